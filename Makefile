@@ -1,0 +1,60 @@
+# Every target creates the environment it needs: .venv, from setup.cfg, pyproject.toml and constraints.txt.
+# `make VENV=/path/to/venv <target>` uses an existing environment instead and installs nothing.
+# Without make, once:
+#     python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e ".[demo,dev]" && . .venv/bin/activate
+# and then the plain command beside each target.
+
+SHELL := /bin/bash
+BASE_PYTHON ?= python3
+
+ifdef VENV
+PYTHON := $(abspath $(VENV))/bin/python
+ENVIRONMENT :=
+else
+PYTHON := .venv/bin/python
+ENVIRONMENT := .venv/installed
+endif
+
+# An environment given by VENV= does not know this checkout; examples and tests run from it either way
+export PYTHONPATH := $(CURDIR)/src$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+.PHONY: demo reproduce test test-all lint bench bench-full help
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo | reproduce | test | test-all | lint | bench | bench-full   [VENV=existing environment]"
+
+# The stamp is the last thing written: an interrupted install is done again
+.venv/installed: setup.cfg pyproject.toml constraints.txt
+	$(BASE_PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -c constraints.txt -e ".[demo,dev]"
+	touch $@
+
+# The whole road on a small scale, about 8 minutes on 2 cores:        python examples/demo.py
+demo: $(ENVIRONMENT)
+	$(PYTHON) examples/demo.py
+
+# Every figure that README and cards quote, hours:                    python examples/reproduce.py
+reproduce: $(ENVIRONMENT)
+	$(PYTHON) examples/reproduce.py
+
+# The tests but the slow ones, under 10 minutes on 2 cores:           python -m pytest -q -m "not slow"
+test: $(ENVIRONMENT)
+	$(PYTHON) -m pytest -q -m "not slow"
+
+# All tests:                                                          python -m pytest -q
+test-all: $(ENVIRONMENT)
+	$(PYTHON) -m pytest -q
+
+# Style and common mistakes:                                          ruff check . && ruff format --check .
+lint: $(ENVIRONMENT)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+# Three speed ratios, under 5 minutes:                                python benchmarks/bench.py
+bench: $(ENVIRONMENT)
+	$(PYTHON) benchmarks/bench.py
+
+# Every size:                                                         python benchmarks/bench.py --full
+bench-full: $(ENVIRONMENT)
+	$(PYTHON) benchmarks/bench.py --full
