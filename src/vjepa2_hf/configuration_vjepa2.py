@@ -1,0 +1,371 @@
+"""Configurations of the four models: what can be set.
+
+Sources: "published" is the V-JEPA 2 code (arXiv 2506.09985), "seed" one of the two documents this project was created
+from. Sizes are ViT-L's unless a field says otherwise. Every value has one default, here.
+"""
+
+import difflib
+import warnings
+from dataclasses import fields
+
+from huggingface_hub.dataclasses import strict
+from packaging.version import Version
+from transformers import PreTrainedConfig
+
+
+VERSION = "0.1.0"
+
+# What transformers and the Hub write into a config file by themselves.
+_FOREIGN_FIELDS = {
+    "architectures",
+    "auto_map",
+    "custom_pipelines",
+    "quantization_config",
+    "dtype",
+    "torch_dtype",
+    "model_type",
+    "transformers_version",
+    "name_or_path",
+    "attn_implementation",
+    "output_attentions",
+    "num_labels",
+    "pipeline_tag",
+}
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _check_choice(name: str, value, choices: tuple) -> None:
+    _check(value in choices, f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}.")
+
+
+def _check_positive(config, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _check(value > 0, f"{name} is {value!r}; expected a number above 0.")
+
+
+def _check_heads(size_name: str, size: int, heads_name: str, heads: int) -> None:
+    _check(heads > 0 and size % heads == 0, f"{heads_name}={heads} must divide {size_name}={size}: choose another.")
+
+
+class _StrictFields:
+    """Refuses unknown fields and marks files with the version that wrote them."""
+
+    def _refuse_unknown(self, kwargs: dict) -> dict:
+        """Drops `vjepa2_hf_version`; raises on a field that nobody knows (warns when the file is newer than we
+        are)."""
+        written_by = kwargs.pop("vjepa2_hf_version", VERSION)
+        known = {field.name for field in fields(self)} | set(self.attribute_map)
+        for name in [n for n in kwargs if n not in _FOREIGN_FIELDS and n not in known and not n.startswith("_")]:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            message = f"{type(self).__name__} has no field {name!r} (value {kwargs[name]!r}).{hint}"
+            if Version(str(written_by)) <= Version(VERSION):
+                raise ValueError(message)
+            warnings.warn(f"{message} The file was written by vjepa2_hf {written_by}; it is left out.", stacklevel=4)
+            kwargs.pop(name)
+        return kwargs
+
+    def to_diff_dict(self) -> dict:
+        return {**super().to_diff_dict(), "vjepa2_hf_version": VERSION}
+
+
+@strict
+class VJepa2EncoderConfig(_StrictFields, PreTrainedConfig):
+    r"""Configuration of [`VJepa2Encoder`]; names are those of transformers' `VJEPA2Config` where they mean the same.
+
+    Clip:
+        patch_size (`int`, defaults to 16): side of a patch in pixels.
+        tubelet_size (`int`, defaults to 2): frames in a token.
+        in_chans (`int`, defaults to 3): colour channels.
+        crop_size (`int`, defaults to 256): side in pixels that the model was trained at; any other works too.
+        frames_per_clip (`int`, defaults to 64): frames that the model was trained with; `num_frames` is its alias.
+    Transformer:
+        hidden_size, num_hidden_layers, num_attention_heads (`int`, default to 1024, 24, 16: ViT-L).
+        mlp_ratio (`float`, defaults to 4.0): width of the MLP over `hidden_size` (48/11 for ViT-g).
+        hidden_act (`str`, defaults to "gelu"), layer_norm_eps (`float`, defaults to 1e-6), qkv_bias (`bool`).
+        attention_probs_dropout_prob, drop_path_rate (`float`, default to 0).
+        initializer_range (`float`, defaults to 0.02): deviation of the truncated normal; the two projections of block
+            l (from 1) are divided by √(2 l), as published.
+    Positions:
+        position_embedding_type (`str`, defaults to "rope"): 3-D rotary embedding.
+        rope_interleave (`bool`, defaults to `False`): `False` is the table that the released weights were trained
+            with: it is tiled ([ω0…ωk, ω0…ωk]) although neighbouring channels are rotated as pairs. `True` is the
+            corrected table, in which both channels of a pair turn by the same angle (V-JEPA 2.1).
+        attention_type (`str`, defaults to "joint"): every token attends to every token.
+    """
+
+    model_type = "vjepa2_hf_encoder"
+    base_config_key = "encoder_config"
+    attribute_map = {"num_frames": "frames_per_clip"}
+
+    patch_size: int = 16
+    tubelet_size: int = 2
+    in_chans: int = 3
+    crop_size: int = 256
+    frames_per_clip: int = 64
+
+    hidden_size: int = 1024
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    mlp_ratio: int | float = 4.0
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    attention_probs_dropout_prob: int | float = 0.0
+    drop_path_rate: int | float = 0.0
+    initializer_range: float = 0.02
+
+    position_embedding_type: str = "rope"
+    rope_interleave: bool = False
+    attention_type: str = "joint"
+
+    def __post_init__(self, **kwargs):
+        _check_positive(self, "patch_size", "tubelet_size", "in_chans", "crop_size", "frames_per_clip", "hidden_size")
+        _check(self.num_hidden_layers >= 0, f"num_hidden_layers is {self.num_hidden_layers}; expected 0 or more.")
+        _check_heads("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        _check_choice("position_embedding_type", self.position_embedding_type, ("rope",))
+        _check_choice("attention_type", self.attention_type, ("joint",))
+        _check(0 <= self.drop_path_rate < 1, f"drop_path_rate is {self.drop_path_rate}; expected 0 <= rate < 1.")
+        super().__post_init__(**self._refuse_unknown(kwargs))
+
+
+class _NestedEncoder(_StrictFields):
+    """What the configs that hold an encoder's have in common."""
+
+    @property
+    def num_frames(self) -> int:
+        """Frames per clip of the encoder (the stock video pipelines ask for it at the top level)."""
+        return self.encoder_config.frames_per_clip
+
+
+@strict
+class VJepa2MaskedLatentPredictionConfig(_NestedEncoder, PreTrainedConfig):
+    r"""Configuration of [`VJepa2ForMaskedLatentPrediction`].
+
+    encoder_config (`dict` or [`VJepa2EncoderConfig`]): the context encoder; the target encoder is its EMA copy.
+    Predictor:
+        predictor_hidden_size, predictor_num_hidden_layers, predictor_num_attention_heads (`int`, default to 384, 12,
+            12, published; seed 000 has 512, 8), predictor_mlp_ratio (`float`, defaults to 4.0).
+        num_mask_tokens (`int`, defaults to 10): learned mask tokens; mask set i uses token i unless told otherwise.
+        zero_init_mask_tokens (`bool`, defaults to `True`): published; otherwise the truncated normal.
+    Loss:
+        loss_exponent (`int`, defaults to 1): p of mean |ẑ − z|^p / p; 1 published, 2 in both seeds.
+        normalize_targets (`str`, defaults to "layer"): "layer" is LayerNorm without affine (published); "batch"
+            standardises every position and channel over the batch, which keeps content in the loss on short runs;
+            "none".
+    """
+
+    model_type = "vjepa2_hf_masked_latent_prediction"
+    sub_configs_defaults = {"encoder_config": VJepa2EncoderConfig}
+
+    encoder_config: dict | PreTrainedConfig | None = None
+
+    predictor_hidden_size: int = 384
+    predictor_num_hidden_layers: int = 12
+    predictor_num_attention_heads: int = 12
+    predictor_mlp_ratio: int | float = 4.0
+    num_mask_tokens: int = 10
+    zero_init_mask_tokens: bool = True
+    initializer_range: float = 0.02
+
+    loss_exponent: int = 1
+    normalize_targets: str = "layer"
+
+    def __post_init__(self, **kwargs):
+        _check_positive(self, "predictor_hidden_size", "num_mask_tokens")
+        _check_heads(
+            "predictor_hidden_size",
+            self.predictor_hidden_size,
+            "predictor_num_attention_heads",
+            self.predictor_num_attention_heads,
+        )
+        _check_choice("loss_exponent", self.loss_exponent, (1, 2))
+        _check_choice("normalize_targets", self.normalize_targets, ("layer", "batch", "none"))
+        super().__post_init__(**self._refuse_unknown(kwargs))
+
+
+@strict
+class VJepa2WorldModelConfig(_NestedEncoder, PreTrainedConfig):
+    r"""Configuration of [`VJepa2WorldModel`].
+
+    encoder_config (`dict` or [`VJepa2EncoderConfig`]): the frozen encoder.
+    Inputs, in environment units; A and S are sizes of one model step:
+        action_dim (`int`, defaults to 7): A. With `actions_per_step` = k an environment's k actions stand one after
+            the other, so A is k times the environment's action size.
+        proprio_dim, extrinsics_dim (`int`, default to 0: no such token): S; camera extrinsics (6 published).
+        action_mean, action_std, proprio_mean, proprio_std (lists or `None`): the model standardises inside.
+        action_low, action_high (lists of A or `None`): bounds that planning searches.
+        fps (`float` or `None`), frame_skip, actions_per_step (`int`, default to 1): frame rate of the environment's
+            video, its frames per model step, and environment actions per model step.
+    State:
+        state_type (`str`, defaults to "tokens"): the encoder's tokens of a frame; "pixels" takes the raw patches
+            instead (the baseline without an encoder).
+        normalize_latents (`str`, defaults to "layer"): LayerNorm without affine on the encoder's tokens, or "none".
+        state_fitted (`bool`): set by `fit_state`; latents are then standardised per position.
+    Dynamics:
+        dynamics_type (`str`, defaults to "transformer"), predictor_hidden_size, predictor_num_hidden_layers,
+            predictor_num_attention_heads, predictor_mlp_ratio: 1024, 24, 16, 4 published; seed 003 has the encoder's
+            width and 6 to 12 layers.
+        action_fusion (`str`, defaults to "concat"): a token of its own, or "add" to every token.
+        action_encoder_num_layers (`int`, defaults to 1): 1 is linear (published); more an MLP with GELU (seed 003).
+        context_frames (`int`, defaults to 8): frames that a prediction sees, in training and in rollout; 1 is the
+            Markov model g(s_t, a_t).
+        residual (`bool`, defaults to `False`): the dynamics predicts the change; its last layer starts at zero.
+        predictor_position_embedding_type (`str`, defaults to "rope"; "learned" fixes the frame's grid),
+            predictor_position_std (`float`, defaults to 0.02): deviation of learned positions at the start.
+        predictor_initializer_range (`float` or `None`, defaults to 0.02): `None` is PyTorch's own initialisation.
+        proprio_transition (`str`, defaults to "hold"): how a proprio state goes on in a rollout: "hold", "add" (state
+            plus action) or "pose_delta" (xyz, Euler angles and gripper moved by the action; published).
+    Loss:
+        loss_exponent (`int`, defaults to 1), teacher_forcing_weight, rollout_weight (`float`, default to 1, 1),
+            rollout_steps (`int`, defaults to 2), rollout_discount (`float`, defaults to 1.0): published; seed 003 is
+            2, 0, 1, 5 and λ of its multi-step loss.
+        freeze_encoder (`bool`, defaults to `True`): the encoder gets no gradient.
+    Planning:
+        planner (`dict` or `None`): solver settings that [`VJepa2Planner`] starts from; its `save_pretrained` writes
+            them.
+    """
+
+    model_type = "vjepa2_hf_world_model"
+    sub_configs_defaults = {"encoder_config": VJepa2EncoderConfig}
+
+    encoder_config: dict | PreTrainedConfig | None = None
+
+    action_dim: int = 7
+    proprio_dim: int = 0
+    extrinsics_dim: int = 0
+    action_mean: list | None = None
+    action_std: list | None = None
+    proprio_mean: list | None = None
+    proprio_std: list | None = None
+    action_low: list | None = None
+    action_high: list | None = None
+    fps: int | float | None = None
+    frame_skip: int = 1
+    actions_per_step: int = 1
+
+    state_type: str = "tokens"
+    normalize_latents: str = "layer"
+    state_fitted: bool = False
+
+    dynamics_type: str = "transformer"
+    predictor_hidden_size: int = 1024
+    predictor_num_hidden_layers: int = 24
+    predictor_num_attention_heads: int = 16
+    predictor_mlp_ratio: int | float = 4.0
+    action_fusion: str = "concat"
+    action_encoder_num_layers: int = 1
+    context_frames: int = 8
+    residual: bool = False
+    predictor_position_embedding_type: str = "rope"
+    predictor_position_std: float = 0.02
+    predictor_initializer_range: float | None = 0.02
+    proprio_transition: str = "hold"
+
+    loss_exponent: int = 1
+    teacher_forcing_weight: int | float = 1.0
+    rollout_weight: int | float = 1.0
+    rollout_steps: int = 2
+    rollout_discount: int | float = 1.0
+    freeze_encoder: bool = True
+
+    planner: dict | None = None
+
+    def __post_init__(self, **kwargs):
+        _check_positive(self, "action_dim", "predictor_hidden_size", "action_encoder_num_layers", "context_frames")
+        _check_positive(self, "frame_skip", "actions_per_step", "rollout_steps", "rollout_discount")
+        _check_heads(
+            "predictor_hidden_size",
+            self.predictor_hidden_size,
+            "predictor_num_attention_heads",
+            self.predictor_num_attention_heads,
+        )
+        _check_choice("loss_exponent", self.loss_exponent, (1, 2))
+        _check_choice("state_type", self.state_type, ("tokens", "pixels"))
+        _check_choice("normalize_latents", self.normalize_latents, ("layer", "none"))
+        _check_choice("dynamics_type", self.dynamics_type, ("transformer",))
+        _check_choice("action_fusion", self.action_fusion, ("concat", "add"))
+        _check_choice("predictor_position_embedding_type", self.predictor_position_embedding_type, ("rope", "learned"))
+        _check_choice("proprio_transition", self.proprio_transition, ("hold", "add", "pose_delta"))
+        _check_choice("freeze_encoder", self.freeze_encoder, (True,))
+        self._check_vectors()
+        super().__post_init__(**self._refuse_unknown(kwargs))
+
+    def _check_vectors(self) -> None:
+        _check(
+            self.action_dim % self.actions_per_step == 0,
+            f"action_dim={self.action_dim} is the size of one model step and must be a multiple of "
+            f"actions_per_step={self.actions_per_step}.",
+        )
+        sizes = {"action": self.action_dim, "proprio": self.proprio_dim}
+        for name in ("action_mean", "action_std", "action_low", "action_high", "proprio_mean", "proprio_std"):
+            value, size = getattr(self, name), sizes[name.split("_")[0]]
+            _check(
+                value is None or len(value) == size,
+                f"{name} has {len(value or [])} numbers; expected {size}, as {name.split('_')[0]}_dim says.",
+            )
+        if self.proprio_transition == "add":
+            _check(
+                self.proprio_dim in (0, self.action_dim),
+                f"proprio_transition='add' needs proprio_dim={self.proprio_dim} equal to "
+                f"action_dim={self.action_dim}.",
+            )
+        if self.proprio_transition == "pose_delta":
+            _check(
+                self.proprio_dim == self.action_dim == 7,
+                "proprio_transition='pose_delta' needs proprio_dim and action_dim 7 (xyz, Euler angles, gripper); got "
+                f"{self.proprio_dim} and {self.action_dim}.",
+            )
+        for name in ("action_std", "proprio_std"):
+            values = getattr(self, name) or []
+            _check(all(v > 0 for v in values), f"{name} is {values}; expected numbers above 0.")
+
+
+@strict
+class VJepa2VideoClassificationConfig(_NestedEncoder, PreTrainedConfig):
+    r"""Configuration of [`VJepa2ForVideoClassification`]: a frozen encoder's tokens, a pooler, a linear head.
+
+    encoder_config (`dict` or [`VJepa2EncoderConfig`]): the encoder.
+    pooler_type (`str`, defaults to "attentive"; "linear" is the global average).
+    num_pooler_layers (`int`, defaults to 3): self-attention blocks before the cross-attention block.
+    pooler_num_attention_heads (`int`, defaults to 16): published for every backbone (transformers takes the
+        backbone's, 22 for ViT-g, which is another function).
+    pooler_layer_norm_eps (`float`, defaults to 1e-5), pooler_mlp_ratio (`float`, defaults to 4.0): published.
+    """
+
+    model_type = "vjepa2_hf_video_classification"
+    sub_configs_defaults = {"encoder_config": VJepa2EncoderConfig}
+
+    encoder_config: dict | PreTrainedConfig | None = None
+
+    pooler_type: str = "attentive"
+    num_pooler_layers: int = 3
+    pooler_num_attention_heads: int = 16
+    pooler_layer_norm_eps: float = 1e-5
+    pooler_mlp_ratio: int | float = 4.0
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        _check_choice("pooler_type", self.pooler_type, ("attentive", "linear"))
+        _check(self.num_pooler_layers >= 0, f"num_pooler_layers is {self.num_pooler_layers}; expected 0 or more.")
+        super().__post_init__(**self._refuse_unknown(kwargs))
+        if self.pooler_type == "attentive":
+            _check_heads(
+                "hidden_size",
+                self.encoder_config.hidden_size,
+                "pooler_num_attention_heads",
+                self.pooler_num_attention_heads,
+            )
+
+
+__all__ = [
+    "VJepa2EncoderConfig",
+    "VJepa2MaskedLatentPredictionConfig",
+    "VJepa2WorldModelConfig",
+    "VJepa2VideoClassificationConfig",
+]

@@ -1,0 +1,283 @@
+"""Learning to see: predict the latents of masked regions from the rest of the clip.
+
+Shapes: B clips, T frames, N tokens of a clip, K tokens of a context, M of a target, D width of the encoder, d of the
+predictor.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2MaskedLatentPredictionConfig
+from .modeling_encoder import (
+    VJepa2Encoder,
+    VJepa2Layer,
+    VJepa2PreTrainedModel,
+    check_token_ids,
+    gather_tokens,
+    grid_positions,
+    rotary_table,
+)
+
+
+@dataclass
+class VJepa2MaskedLatentPredictionOutput(ModelOutput):
+    """Output of [`VJepa2ForMaskedLatentPrediction`].
+
+    loss: mean over mask sets of mean |ẑ − z|^p / p.
+    predicted_latents, target_latents: one (B, M, D) per mask set; targets normalised as configured.
+    mask_losses: (number of mask sets,) without gradient.
+    target_std, effective_rank, prediction_variation: with `output_meters=True`, see `collapse_meters`.
+    """
+
+    loss: torch.Tensor | None = None
+    predicted_latents: list[torch.Tensor] | None = None
+    target_latents: list[torch.Tensor] | None = None
+    mask_losses: torch.Tensor | None = None
+    target_std: torch.Tensor | None = None
+    effective_rank: torch.Tensor | None = None
+    prediction_variation: torch.Tensor | None = None
+
+
+class VJepa2ForMaskedLatentPrediction(VJepa2PreTrainedModel):
+    """Context encoder, predictor and EMA target encoder of V-JEPA 2.
+
+    ::
+
+        clip ── kept tokens ──► encoder ──► predictor (+ mask tokens at hidden places) ──► ẑ ─┐
+          │                        │ EMA                                                      ├─► loss
+          └──── all tokens ─────► target_encoder ──► gather hidden places ──► normalise ─► z ─┘  (no gradient)
+
+    The context encoder never sees a hidden token: tokens are dropped before its first block (arXiv 2506.09985, sec. 2;
+    seed 003, Algorithm 1).
+
+    Args:
+        config ([`VJepa2MaskedLatentPredictionConfig`]): sizes; weights are random, the target encoder is a copy.
+    """
+
+    config: VJepa2MaskedLatentPredictionConfig
+    _can_record_outputs = {}
+
+    def __init__(self, config: VJepa2MaskedLatentPredictionConfig):
+        super().__init__(config)
+        self.encoder = VJepa2Encoder(config.encoder_config)
+        self.predictor = VJepa2Predictor(config)
+        self.target_encoder = VJepa2Encoder(config.encoder_config).requires_grad_(False)
+        self.post_init()
+        self.update_target_encoder(momentum=0.0)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self.target_encoder.eval()  # targets have no dropout
+        return self
+
+    def forward(
+        self,
+        pixel_values_videos: torch.Tensor,
+        context_mask: torch.Tensor | list[torch.Tensor],
+        target_mask: torch.Tensor | list[torch.Tensor],
+        mask_token_index: int | None = None,
+        output_meters: bool = False,
+    ) -> VJepa2MaskedLatentPredictionOutput:
+        """Predicts the target tokens of every mask set and compares them with the target encoder's.
+
+        Args:
+            pixel_values_videos: normalised pixels (B, T, C, H, W).
+            context_mask, target_mask: int64 token ids (B, K) and (B, M); a tensor is one mask set, a list several.
+            mask_token_index: the learned mask token for all sets; `None`: set i uses token i. (The published training
+                run used token 0 for all, its inference code token 1.)
+            output_meters: also compute the collapse meters (they cost a small singular value decomposition).
+        """
+        context_masks, target_masks = _as_mask_sets(context_mask, target_mask)
+        targets = self.encode_targets(pixel_values_videos)
+        normalized = self.normalize_targets(targets)
+        grid = self.encoder.get_grid(self.encoder._fill_tubelet(pixel_values_videos))
+
+        predicted, selected = [], []
+        for i, (context_ids, target_ids) in enumerate(zip(context_masks, target_masks, strict=True)):
+            check_token_ids("target_mask", target_ids, len(targets), math.prod(grid))
+            context = self.encoder(pixel_values_videos, context_mask=context_ids).last_hidden_state
+            token = i if mask_token_index is None else mask_token_index
+            predicted.append(self.predictor(context, context_ids, target_ids, grid, token))
+            selected.append(gather_tokens(normalized, target_ids))
+        losses = torch.stack([self.latent_loss(p, z) for p, z in zip(predicted, selected, strict=True)])
+        meters = collapse_meters(targets, predicted[0].detach(), target_masks[0], grid) if output_meters else {}
+        return VJepa2MaskedLatentPredictionOutput(
+            loss=losses.mean(),
+            predicted_latents=predicted,
+            target_latents=selected,
+            mask_losses=losses.detach(),
+            **meters,
+        )
+
+    @torch.no_grad()
+    def encode_targets(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
+        """The target encoder's tokens (B, N, D) of the whole clip, before normalisation."""
+        return self.target_encoder(pixel_values_videos).last_hidden_state
+
+    @torch.no_grad()
+    def normalize_targets(self, targets: torch.Tensor) -> torch.Tensor:
+        """Targets (B, N, D) normalised as `config.normalize_targets` says.
+
+        Raises:
+            ValueError: for "batch" with a single clip, which has no deviation.
+        """
+        if self.config.normalize_targets == "layer":
+            return nn.functional.layer_norm(targets, targets.shape[-1:])
+        if self.config.normalize_targets == "batch":
+            if len(targets) < 2:
+                raise ValueError("normalize_targets='batch' needs at least 2 clips in a batch; got 1.")
+            std, mean = torch.std_mean(targets, dim=0, keepdim=True)
+            return (targets - mean) / (std + 1e-6)
+        return targets
+
+    def latent_loss(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """mean |ẑ − z|^p / p over clips, tokens and channels (p = 1 published, p = 2 both seeds)."""
+        difference = predicted.float() - target.float()
+        return difference.abs().mean() if self.config.loss_exponent == 1 else difference.square().mean() / 2
+
+    @torch.no_grad()
+    def update_target_encoder(self, momentum: float) -> None:
+        """ξ ← τ ξ + (1 − τ) θ, in place (seed 003, Algorithm 1 line 13)."""
+        targets, sources = list(self.target_encoder.parameters()), list(self.encoder.parameters())
+        torch._foreach_lerp_(targets, [source.detach() for source in sources], 1.0 - momentum)
+
+    @torch.no_grad()
+    def predict_future(
+        self, pixel_values_videos: torch.Tensor, num_future_frames: int, autoregressive: bool = False
+    ) -> torch.Tensor:
+        """Latents of the frames that follow a clip.
+
+        Args:
+            pixel_values_videos: (B, T, C, H, W), the past.
+            num_future_frames: frames to predict, a multiple of the tubelet size.
+            autoregressive: predict one tubelet at a time and take it as context for the next, instead of all at once.
+
+        Returns:
+            (B, num_future_frames / tubelet_size, H'·W', D), in the space of the normalised targets.
+        """
+        tubelet = self.config.encoder_config.tubelet_size
+        if num_future_frames < 1 or num_future_frames % tubelet:
+            raise ValueError(f"num_future_frames is {num_future_frames}; expected a multiple of {tubelet} above 0.")
+        past = self.encoder(pixel_values_videos)
+        context, (past_steps, rows, columns) = past.last_hidden_state, past.grid
+        batch_size, places = len(context), rows * columns
+        steps = num_future_frames // tubelet
+        at_once = 1 if autoregressive else steps
+        future = []
+        for first in range(past_steps, past_steps + steps, at_once):
+            ids = torch.arange((first + at_once) * places, device=context.device).expand(batch_size, -1)
+            known, hidden = ids[:, : context.shape[1]], ids[:, context.shape[1] :]
+            predicted = self.predictor(context, known, hidden, (first + at_once, rows, columns), mask_token_index=0)
+            context = torch.cat([context, predicted], dim=1)
+            future.append(predicted)
+        return torch.cat(future, dim=1).unflatten(1, (steps, places))
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, VJepa2Predictor):
+            if self.config.zero_init_mask_tokens:
+                init.zeros_(module.mask_tokens)
+            else:
+                init.trunc_normal_(module.mask_tokens, std=self.config.initializer_range)
+
+
+class VJepa2Predictor(nn.Module):
+    """Narrow transformer over context tokens and mask tokens, each at its true place in the clip."""
+
+    def __init__(self, config: VJepa2MaskedLatentPredictionConfig):
+        super().__init__()
+        encoder_config: VJepa2EncoderConfig = config.encoder_config
+        size = config.predictor_hidden_size
+        self.config = config
+        self.embed = nn.Linear(encoder_config.hidden_size, size)
+        self.mask_tokens = nn.Parameter(torch.zeros(config.num_mask_tokens, 1, 1, size))
+        self.layer = nn.ModuleList(
+            VJepa2Layer(
+                config,
+                size,
+                config.predictor_num_attention_heads,
+                config.predictor_mlp_ratio,
+                index=i + 1,
+                encoder_config=encoder_config,
+            )
+            for i in range(config.predictor_num_hidden_layers)
+        )
+        self.layernorm = nn.LayerNorm(size, eps=encoder_config.layer_norm_eps)
+        self.proj = nn.Linear(size, encoder_config.hidden_size)
+
+    def forward(
+        self,
+        context: torch.Tensor,
+        context_mask: torch.Tensor,
+        target_mask: torch.Tensor,
+        grid: tuple[int, int, int],
+        mask_token_index: int = 0,
+    ) -> torch.Tensor:
+        """Context tokens (B, K, D) at ids (B, K) -> predictions (B, M, D) at ids (B, M) of the grid (T', H', W')."""
+        token = self.mask_tokens[mask_token_index % len(self.mask_tokens)]
+        hidden_states = torch.cat([self.embed(context), token.expand(*target_mask.shape, -1)], dim=1)
+        head_dim = self.config.predictor_hidden_size // self.config.predictor_num_attention_heads
+        positions = grid_positions(grid, context.device)[torch.cat([context_mask, target_mask], dim=1)]
+        rotary = rotary_table(positions, head_dim, self.config.encoder_config.rope_interleave)
+        for layer in self.layer:  # attention does not mind the order, so tokens are not sorted
+            hidden_states = layer(hidden_states, rotary)[0]
+        return self.proj(self.layernorm(hidden_states[:, context.shape[1] :]))
+
+
+def _as_mask_sets(context_mask, target_mask) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    context_masks = [context_mask] if isinstance(context_mask, torch.Tensor) else context_mask
+    target_masks = [target_mask] if isinstance(target_mask, torch.Tensor) else target_mask
+    if context_masks is None or target_masks is None:
+        raise ValueError("context_mask and target_mask are both required: token ids (B, K), or a list of them.")
+    if len(context_masks) != len(target_masks) or not context_masks:
+        raise ValueError(
+            f"{len(context_masks)} context masks and {len(target_masks)} target masks; expected as many of both."
+        )
+    return list(context_masks), list(target_masks)
+
+
+@torch.no_grad()
+def collapse_meters(
+    targets: torch.Tensor, predicted: torch.Tensor, target_mask: torch.Tensor, grid: tuple[int, int, int]
+) -> dict[str, torch.Tensor]:
+    """Three numbers that fall when the representation collapses.
+
+    Args:
+        targets: raw target tokens (B, N, D).
+        predicted: predictions (B, M, D) at `target_mask` (B, M).
+        grid: (T', H', W').
+
+    Returns:
+        target_std: deviation of the raw targets over the batch, mean over places and channels (0 for one clip).
+        effective_rank: exp of the entropy of the targets' normalised singular values (RankMe, arXiv 2210.02885), of
+            centred tokens; between 1 and D.
+        prediction_variation: deviation of the predictions over time at a place, mean over places with at least two.
+    """
+    targets, predicted = targets.float(), predicted.float()
+    singular = torch.linalg.svdvals((targets - targets.mean(dim=(0, 1))).flatten(0, 1)[:2048])
+    share = singular / singular.sum().clamp_min(1e-12)
+    entropy = -(share * (share + 1e-12).log()).sum()
+
+    steps, places = grid[0], grid[1] * grid[2]
+    ids = target_mask.unsqueeze(-1)
+    filled = predicted.new_zeros(len(predicted), steps * places, predicted.shape[-1])
+    filled = filled.scatter(1, ids.expand_as(predicted), predicted).unflatten(1, (steps, places))
+    known = predicted.new_zeros(len(predicted), steps * places, 1).scatter(1, ids, 1.0).unflatten(1, (steps, places))
+    count = known.sum(dim=1, keepdim=True).clamp_min(1)
+    centred = (filled - filled.sum(dim=1, keepdim=True) / count) * known
+    deviation = (centred.square().sum(dim=1) / count.squeeze(1)).sqrt().mean(dim=-1)  # (B, places)
+    moving = known.sum(dim=1).squeeze(-1) > 1
+    return {
+        "target_std": targets.std(dim=0).mean() if len(targets) > 1 else targets.new_zeros(()),
+        "effective_rank": entropy.exp(),
+        "prediction_variation": (deviation * moving).sum() / moving.sum().clamp_min(1),
+    }
+
+
+__all__ = ["VJepa2ForMaskedLatentPrediction", "VJepa2MaskedLatentPredictionOutput", "collapse_meters"]
