@@ -1,0 +1,39 @@
+"""Arithmetic of arm poses, batched: position (m), extrinsic Euler angles xyz (rad), gripper (0 to 1).
+
+As the published action-conditioned model uses it (RECIPES.md, section 5): an action holds Δxyz, the Euler angles of
+the rotation Δ that is applied on the left, and Δgripper.
+"""
+
+import torch
+
+
+def rotation_from_euler(angles: torch.Tensor) -> torch.Tensor:
+    """Extrinsic Euler angles xyz (..., 3) -> rotation matrices Rz·Ry·Rx (..., 3, 3)."""
+    (cx, cy, cz), (sx, sy, sz) = angles.cos().unbind(-1), angles.sin().unbind(-1)
+    rows = [
+        cz * cy, cz * sy * sx - sz * cx, cz * sy * cx + sz * sx,
+        sz * cy, sz * sy * sx + cz * cx, sz * sy * cx - cz * sx,
+        -sy, cy * sx, cy * cx,
+    ]  # fmt: skip
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
+
+
+def euler_from_rotation(rotation: torch.Tensor) -> torch.Tensor:
+    """Rotation matrices (..., 3, 3) -> extrinsic Euler angles xyz (..., 3); at a pole the third angle is 0."""
+    cy = torch.hypot(rotation[..., 0, 0], rotation[..., 1, 0])
+    at_pole = cy < 1e-7 if rotation.dtype == torch.float64 else cy < 1e-6
+    y = torch.atan2(-rotation[..., 2, 0], cy)
+    x = torch.atan2(rotation[..., 2, 1], rotation[..., 2, 2])
+    z = torch.atan2(rotation[..., 1, 0], rotation[..., 0, 0])
+    x_at_pole = torch.atan2(-rotation[..., 1, 2], rotation[..., 1, 1])
+    return torch.stack([torch.where(at_pole, x_at_pole, x), y, torch.where(at_pole, torch.zeros_like(z), z)], dim=-1)
+
+
+def move_pose(pose: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+    """Pose (..., 7) after an action (..., 7): xyz + Δxyz, Δ·R, gripper + Δgripper within 0 and 1.
+
+    Angles are computed in float64: near the poles float32 loses them.
+    """
+    rotation = rotation_from_euler(action[..., 3:6].double()) @ rotation_from_euler(pose[..., 3:6].double())
+    gripper = (pose[..., 6:] + action[..., 6:]).clamp(0, 1)
+    return torch.cat([pose[..., :3] + action[..., :3], euler_from_rotation(rotation).to(pose.dtype), gripper], dim=-1)
