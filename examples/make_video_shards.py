@@ -1,0 +1,154 @@
+"""Turns a folder of video files, of any size and codec, into parquet shards for training.
+
+    python examples/make_video_shards.py SOURCE_DIR OUT_DIR [--height 256] [--num_proc 2]
+
+The folder is searched recursively. Each video is re-encoded (h264, `--height` pixels high, a key frame every 12
+frames, no sound) into a row with `video`, `path`, `fps`, `num_frames`, and `label` when every video lies in one of
+several class folders. Rows are in a random order that `--seed` sets. Files that do not decode are left out and listed
+in OUT_DIR/skipped.txt. OUT_DIR appears when all is written; a run that was killed leaves no half of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import logging
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+from datasets import ClassLabel, Features, Value, Video
+from tqdm.auto import tqdm
+
+from vjepa2_hf.data import VIDEO_EXTENSIONS, VideoDecodeError, staged_folder, transcode_video, write_shard_files
+from vjepa2_hf.training import exit_on_user_error
+
+
+logger = logging.getLogger("make_video_shards")
+
+
+def find_videos(source_dir: Path) -> list[Path]:
+    """The video files below a folder, by their extension, sorted."""
+    if not source_dir.is_dir():
+        raise FileNotFoundError(f"There is no folder {str(source_dir)!r}; give a folder that holds video files.")
+    files = sorted(path for path in source_dir.rglob("*") if path.suffix.lower() in VIDEO_EXTENSIONS)
+    files = [path for path in files if path.is_file() and not path.name.startswith(".")]
+    if not files:
+        known = " ".join(VIDEO_EXTENSIONS)
+        raise FileNotFoundError(
+            f"There is no video file in {str(source_dir)!r}; files with these names count: {known}."
+        )
+    return files
+
+
+def class_names(source_dir: Path, files: list[Path]) -> list[str] | None:
+    """The class folders, if every video lies in one and there are several."""
+    parts = [path.relative_to(source_dir).parts for path in files]
+    names = sorted({part[0] for part in parts})
+    return names if len(names) > 1 and all(len(part) > 1 for part in parts) else None
+
+
+def transcode(job: tuple[Path, int]) -> tuple[Path, tuple[bytes, int, float] | None, str]:
+    """One file: path, (mp4, frames, fps) or None, and why it was left out."""
+    path, height = job
+    try:
+        return path, transcode_video(path, height=height), ""
+    except (VideoDecodeError, OSError) as error:
+        return path, None, " ".join(str(error).split())
+
+
+def run_in_order(jobs: list, num_proc: int) -> Iterator:
+    """`transcode` over the jobs, in order, in several processes; few results wait at a time, so memory is bounded."""
+    if num_proc == 1 or len(jobs) == 1:
+        yield from map(transcode, jobs)
+        return
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(["vjepa2_hf.data", "vjepa2_hf.training"])  # imported once for all processes
+    with ProcessPoolExecutor(num_proc, mp_context=context) as pool:
+        waiting = collections.deque()
+        try:
+            for job in jobs:
+                waiting.append(pool.submit(transcode, job))
+                if len(waiting) > 2 * num_proc:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise OSError("A worker process died, perhaps for want of memory; try a smaller --num_proc.") from error
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def make_rows(
+    results: Iterable, source_dir: Path, classes: list[str] | None, skipped: dict[str, str]
+) -> Iterator[dict]:
+    """Rows of the videos that decoded; the others go into `skipped`."""
+    for path, encoded, reason in results:
+        name = path.relative_to(source_dir)
+        if encoded is None:
+            skipped[str(name)] = reason
+            logger.warning("skipped %s: %s", name, reason)
+            continue
+        mp4, num_frames, fps = encoded
+        row = {"video": {"bytes": mp4, "path": None}, "path": str(name), "fps": fps, "num_frames": num_frames}
+        yield row | ({"label": name.parts[0]} if classes else {})
+
+
+def make_shards(args: argparse.Namespace) -> None:
+    source_dir = args.source_dir
+    files = find_videos(source_dir)
+    # Neighbours in a folder resemble each other; a stream reads rows in the order written here.
+    files = [files[i] for i in np.random.default_rng(args.seed).permutation(len(files))]
+    classes = class_names(source_dir, files)
+    features = {
+        "video": Video(decode=False), "path": Value("string"), "fps": Value("float32"), "num_frames": Value("int32"),
+    }  # fmt: skip
+    if classes:
+        features["label"] = ClassLabel(names=classes)
+
+    skipped: dict[str, str] = {}
+    with staged_folder(args.out_dir) as folder:
+        results = run_in_order([(path, args.height) for path in files], args.num_proc)
+        results = tqdm(results, total=len(files), unit="video", desc="encoding")
+        count = write_shard_files(
+            make_rows(results, source_dir, classes, skipped), folder, Features(features), args.num_shards
+        )
+        if not count:
+            name, reason = next(iter(skipped.items()))
+            raise ValueError(f"None of the {len(files)} files in {str(source_dir)!r} decodes, e.g. {name}: {reason}")
+        lines = [f"{name}\t{reason}\n" for name, reason in sorted(skipped.items())]
+        (folder / "skipped.txt").write_text("".join(lines), encoding="utf-8")
+    logger.info("%d videos written to %s", count, args.out_dir)
+    if skipped:
+        logger.warning("%d of %d files skipped, listed in %s", len(skipped), len(files), args.out_dir / "skipped.txt")
+
+
+@exit_on_user_error
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source_dir", type=Path, help="folder of video files, searched recursively")
+    parser.add_argument("out_dir", type=Path, help="new folder for the shards")
+    parser.add_argument("--height", type=int, default=256, help="of the stored videos, in pixels, even (default: 256)")
+    parser.add_argument("--num_proc", type=int, default=2, help="processes (default: 2)")
+    parser.add_argument("--num_shards", type=int, default=16, help="at most so many files (default: 16)")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the rows (default: 0)")
+    args = parser.parse_args(arguments)
+    for name in ("height", "num_proc", "num_shards"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} is {getattr(args, name)}, but it must be positive.")
+    if args.height % 2:
+        raise ValueError(f"--height is {args.height}, but h264 needs an even number; try {args.height + 1}.")
+    if args.seed < 0:
+        raise ValueError(f"--seed is {args.seed}, but it must not be negative.")
+    make_shards(args)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    main()

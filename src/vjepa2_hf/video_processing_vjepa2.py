@@ -1,0 +1,295 @@
+"""How pixels arrive: the video processor, and the augmentation of training clips.
+
+Legend: B batch, T frames, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torchvision.transforms.v2 import functional as tvf
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.models.vjepa2.video_processing_vjepa2 import VJEPA2VideoProcessor
+from transformers.video_utils import VideoMetadata
+
+
+IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+
+
+class VJepa2VideoProcessor(VJEPA2VideoProcessor):
+    """Resizes, centre-crops, rescales and normalises videos: transformers' `VJEPA2VideoProcessor`, to the bit.
+
+    It differs in three things. `size` and `crop_size` are taken as given (transformers' class overwrites `size` with
+    256/224 of the crop; here that is only the default). A video may be a path, a URL, bytes, PIL images, a numpy array
+    or a tensor, and files decode with PyAV. What is no video is refused.
+
+    ```python
+    processor = VJepa2VideoProcessor(size=64, crop_size=64)       # exactly 64 x 64, nothing cut off
+    processor("clip.mp4")["pixel_values_videos"]                  # (1, T, 3, 64, 64) float32
+    ```
+
+    A video is (T, H, W, 3) or (T, 3, H, W): uint8, other integers in 0-255, or floats (0-1; above 1 they are read as
+    0-255, as transformers does). An image is a video of one frame; a list of images is one video; a list of videos is
+    a batch. The result is one tensor (B, T, C, H, W), or a list where the videos' shapes differ and no
+    `return_tensors` was asked for.
+
+    Raises:
+        ValueError: no frame, a wrong number of channels, pixels that are not finite or out of range.
+        FileNotFoundError: a path that does not exist.
+    """
+
+    def __init__(self, **kwargs):
+        if kwargs.get("size") is None:
+            crop_size = kwargs.get("crop_size") or type(self).crop_size
+            if isinstance(crop_size, dict):
+                crop_size = crop_size.get("height", crop_size.get("shortest_edge"))
+            elif isinstance(crop_size, (list, tuple)):
+                crop_size = crop_size[0]
+            kwargs["size"] = {"shortest_edge": int(crop_size * 256 / 224)}  # the published recipe's ratio
+        # VJEPA2VideoProcessor.__init__ does nothing but overwrite `size`, so it is stepped over.
+        super(VJEPA2VideoProcessor, self).__init__(**kwargs)
+
+    def preprocess(self, videos: Any, **kwargs):
+        layout = kwargs.pop("input_data_format", None)
+        layout = getattr(layout, "value", layout)
+        sample = kwargs.get("do_sample_frames", self.do_sample_frames)
+        sample_options = {name: kwargs.get(name) for name in ("num_frames", "fps")} if sample else None
+        metadata, tensors = [], []
+        for video in _split_batch(videos):
+            frames, video_metadata = self._load(video, layout, sample_options)
+            tensors.append(_to_pixel_range(frames, kwargs.get("do_rescale", self.do_rescale)))
+            metadata.append(video_metadata)
+        if not tensors:
+            raise ValueError("The batch of videos is empty; give at least one video.")
+        if all(video_metadata is not None for video_metadata in metadata):
+            kwargs.setdefault("video_metadata", metadata)
+            kwargs["do_sample_frames"] = False  # only the sampled frames were decoded
+        wants_type = "return_tensors" in kwargs
+        batch = super().preprocess(tensors, input_data_format="channels_first", **kwargs)
+        clips = batch["pixel_values_videos"]
+        if not wants_type and len({clip.shape for clip in clips}) == 1:
+            batch["pixel_values_videos"] = torch.stack(list(clips))
+        return batch
+
+    def _load(self, video: Any, layout: str | None, sample_options: dict | None):
+        """One video as a tensor (T, 3, H, W), and its metadata if it was decoded here."""
+        if not _is_encoded(video):
+            return _to_frames(video, layout), None
+        image = _open_image(video)
+        if image is not None:
+            return _to_frames(image, None), VideoMetadata(total_num_frames=1, fps=1.0, frames_indices=[0])
+        from .data import VideoReader  # heavy: datasets and PyAV only where a file is decoded
+
+        with VideoReader(video) as reader:
+            metadata = VideoMetadata(
+                total_num_frames=len(reader), fps=reader.fps, duration=reader.duration, video_backend="pyav"
+            )
+            indices = np.arange(len(reader))
+            if sample_options is not None:
+                indices = np.asarray(self.sample_frames(metadata=metadata, **sample_options))
+            metadata.frames_indices = indices
+            return torch.from_numpy(reader.frames(indices)).permute(0, 3, 1, 2).contiguous(), metadata
+
+
+class RandomResizedClip:
+    """Random resized crop, horizontal flip and normalisation of a training clip, one draw for all its frames.
+
+    The crop is torchvision's `RandomResizedCrop` (area `scale`, aspect log-uniform in `ratio`, ten tries), drawn from
+    a generator of its own so that a resumed run sees the same crops.
+
+    Args:
+        crop_size: height and width of the result, or one number for both, in pixels.
+        scale: lowest and highest share of the area. Published: 0.3 to 1; (1, 1) keeps the whole frame.
+        ratio: lowest and highest width / height of the crop. Published: 0.75 to 1.35.
+        flip_probability: of the horizontal flip. Published: 0.5.
+        image_mean, image_std: per channel, on pixels in 0-1. Published: ImageNet's.
+    """
+
+    def __init__(
+        self,
+        crop_size: int | tuple[int, int],
+        scale: tuple[float, float] = (0.3, 1.0),
+        ratio: tuple[float, float] = (0.75, 1.35),
+        flip_probability: float = 0.5,
+        image_mean: tuple[float, ...] = tuple(IMAGENET_DEFAULT_MEAN),
+        image_std: tuple[float, ...] = tuple(IMAGENET_DEFAULT_STD),
+    ):
+        self.crop_size = (crop_size, crop_size) if isinstance(crop_size, int) else tuple(crop_size)
+        self.scale, self.ratio, self.flip_probability = tuple(scale), tuple(ratio), flip_probability
+        if len(self.crop_size) != 2 or min(self.crop_size) < 1:
+            raise ValueError(f"crop_size is {crop_size}, but it must be a positive number of pixels, or two of them.")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale is {scale}, but it must be two shares of the area, 0 < low <= high <= 1.")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio is {ratio}, but it must be two aspect ratios, 0 < low <= high.")
+        if not 0 <= flip_probability <= 1:
+            raise ValueError(f"flip_probability is {flip_probability}, but a probability lies in 0 to 1.")
+        self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
+
+    def __call__(self, frames: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """uint8 (T, C, H, W) -> float32 (T, C, *crop_size), normalised."""
+        top, left, height, width = self.draw_crop(*frames.shape[-2:], generator)
+        flip = torch.rand((), generator=generator).item() < self.flip_probability
+        frames = frames[..., top : top + height, left : left + width]
+        if (height, width) != self.crop_size:
+            frames = tvf.resize(frames, list(self.crop_size), antialias=True)
+        if flip:
+            frames = frames.flip(-1)
+        # One multiplication and one addition a pixel: x / 255, minus the mean, over the deviation.
+        std = torch.tensor(self.image_std)[:, None, None]
+        mean = torch.tensor(self.image_mean)[:, None, None]
+        return frames.float().mul_(1 / (255 * std)).sub_(mean / std)
+
+    def draw_crop(self, height: int, width: int, generator: torch.Generator | None) -> tuple[int, int, int, int]:
+        """Top, left, height and width of the crop, in pixels."""
+        if self.scale == (1.0, 1.0) and self.ratio[0] <= width / height <= self.ratio[1]:
+            return 0, 0, height, width
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for scale, aspect, vertical, horizontal in torch.rand(10, 4, generator=generator).tolist():
+            area = height * width * (self.scale[0] + scale * (self.scale[1] - self.scale[0]))
+            aspect = math.exp(low + aspect * (high - low))
+            crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < crop_width <= width and 0 < crop_height <= height:
+                top = int(vertical * (height - crop_height + 1))
+                return top, int(horizontal * (width - crop_width + 1)), crop_height, crop_width
+        # No try fitted a very long frame: the largest centred crop of an allowed aspect.
+        aspect = min(max(width / height, self.ratio[0]), self.ratio[1])
+        crop_width, crop_height = min(width, round(height * aspect)), min(height, round(width / aspect))
+        return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+    def __repr__(self) -> str:
+        names = ("crop_size", "scale", "ratio", "flip_probability")
+        return f"RandomResizedClip({', '.join(f'{name}={getattr(self, name)}' for name in names)})"
+
+
+def _is_encoded(video: Any) -> bool:
+    return isinstance(video, (str, os.PathLike, bytes, bytearray, dict))
+
+
+def _dimensions(value: Any) -> int | None:
+    """Array dimensions of an image, array or tensor; None for anything else."""
+    if isinstance(value, PIL.Image.Image):
+        return 3
+    return value.ndim if isinstance(value, (np.ndarray, torch.Tensor)) else None
+
+
+def _split_batch(videos: Any) -> list:
+    """The single videos of an input that may be one video, a batch of them, or the frames of one."""
+    if _is_encoded(videos) or _dimensions(videos) in (2, 3, 4):
+        return [videos]
+    if _dimensions(videos) is not None:
+        if videos.ndim == 5:
+            return list(videos)
+        raise ValueError(
+            f"The array has shape {tuple(videos.shape)}, but an image has 3 dimensions, a video 4 and a batch 5."
+        )
+    if not isinstance(videos, (list, tuple)):
+        raise ValueError(
+            f"The video is a {type(videos).__name__}; give a path, URL, bytes, PIL image, array, tensor, or a list."
+        )
+    if videos and all(_dimensions(item) in (2, 3) for item in videos):
+        return [videos]  # the frames of one video
+    batch = []
+    for item in videos:
+        if isinstance(item, (list, tuple)) and (not item or all(_is_encoded(frame) for frame in item)):
+            batch.append(item)  # the frames of one video as image files
+        else:
+            batch.extend(_split_batch(item))
+    return batch
+
+
+def _open_image(source: Any) -> PIL.Image.Image | None:
+    """The image in a file, URL or bytes; None if it is no still image."""
+    if isinstance(source, dict):
+        source = source["bytes"] if source.get("bytes") is not None else source.get("path")
+    if isinstance(source, (str, os.PathLike)):
+        path = os.fspath(source)
+        if not path.split("?")[0].lower().endswith(IMAGE_EXTENSIONS):
+            return None
+        if "://" in path:
+            import fsspec
+
+            with fsspec.open(path, "rb") as file:
+                source = file.read()
+        elif not os.path.isfile(path):
+            raise FileNotFoundError(f"There is no image file at {path!r}; give the path of an existing file.")
+        else:
+            source = path
+    try:
+        image = PIL.Image.open(io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else source)
+        if getattr(image, "n_frames", 1) > 1:
+            return None  # an animation is a video
+        return image.convert("RGB")
+    except (PIL.UnidentifiedImageError, TypeError):
+        return None
+    except OSError as error:
+        raise ValueError(
+            f"The image {source if isinstance(source, str) else ''} does not decode ({error})."
+        ) from error
+
+
+def _to_frames(video: Any, layout: str | None) -> torch.Tensor:
+    """An array, tensor, image or list of frames as a tensor (T, 3, H, W) of its own dtype."""
+    if isinstance(video, (list, tuple)):
+        if not video:
+            raise ValueError("The video is empty: it has no frame; give at least one.")
+        frames = [_to_frames(_open_image(f) if _is_encoded(f) else f, layout) for f in video]
+        if len({tuple(frame.shape[1:]) for frame in frames}) > 1:
+            sizes = sorted({tuple(frame.shape[2:]) for frame in frames})
+            raise ValueError(f"The frames of the video have different sizes {sizes}; give frames of one size.")
+        return torch.cat(frames)
+    if isinstance(video, PIL.Image.Image):
+        # Palettes, grey and alpha become RGB, as PIL defines it.
+        video, layout = np.asarray(video.convert("RGB")), "channels_last"
+    if _dimensions(video) is None:
+        raise ValueError(f"A frame is a {type(video).__name__}; give images, arrays or tensors.")
+    prefer_last = isinstance(video, np.ndarray)
+    if prefer_last:  # copied where torch could not share it: PIL's arrays are read-only
+        video = video if video.flags.writeable and video.flags.c_contiguous else video.copy()
+        frames = torch.from_numpy(video)
+    else:
+        frames = video.detach()
+    if frames.ndim == 3:
+        frames = frames[None]
+    if frames.ndim != 4:
+        raise ValueError(f"A frame has shape {tuple(video.shape)}, but it needs height, width and 3 channels.")
+    if frames.numel() == 0:
+        raise ValueError(f"The video is empty: its shape is {tuple(video.shape)}; give at least one frame.")
+    return _channels_first(frames, layout, prefer_last)
+
+
+def _channels_first(frames: torch.Tensor, layout: str | None, prefer_last: bool) -> torch.Tensor:
+    if layout is None:
+        last, first = frames.shape[3] == 3, frames.shape[1] == 3
+        layout = "channels_last" if last and (prefer_last or not first) else "channels_first"
+    if layout in ("channels_last", "last"):
+        frames = frames.permute(0, 3, 1, 2)
+    if frames.shape[1] != 3:
+        shape = tuple(frames.shape)
+        raise ValueError(f"The video has shape {shape}, where neither axis holds the 3 channels of RGB; convert it.")
+    return frames.contiguous()
+
+
+def _to_pixel_range(frames: torch.Tensor, do_rescale: bool) -> torch.Tensor:
+    """uint8 as it is, other integers as uint8, floats as float32 on 0-255 if rescaling follows."""
+    if frames.dtype == torch.uint8:
+        return frames
+    if frames.dtype == torch.bool or frames.is_complex():
+        raise ValueError(f"The video's pixels are {frames.dtype}, but uint8 or floats are needed.")
+    frames = frames.float() if frames.is_floating_point() else frames
+    low, high = (bound.item() for bound in torch.aminmax(frames))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("The video has pixels that are not finite (NaN or infinite); give finite values.")
+    if not do_rescale:
+        return frames
+    if low < 0 or high > 255:
+        raise ValueError(f"The video's pixels lie in {low:g} to {high:g}; give 0-255 or 0-1, before normalisation.")
+    if not frames.is_floating_point():
+        return frames.to(torch.uint8)
+    return frames * 255 if high <= 1 else frames
