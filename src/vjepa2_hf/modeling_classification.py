@@ -1,0 +1,148 @@
+"""Understanding: a video encoder's tokens, pooled, to labels.
+
+Shapes: B clips, V views, T frames, N tokens, D width, h heads.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput
+
+from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2VideoClassificationConfig
+from .modeling_encoder import VJepa2Encoder, VJepa2Layer, VJepa2MLP, VJepa2PreTrainedModel, eager_attention
+
+
+@dataclass
+class VJepa2VideoClassificationOutput(ModelOutput):
+    """Output of [`VJepa2ForVideoClassification`]: loss (with labels) and logits (B, num_labels)."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+class VJepa2ForVideoClassification(VJepa2PreTrainedModel):
+    """Encoder, pooler and a linear head.
+
+    ::
+
+        clip ──► encoder ──► tokens ──► attentive pooler (or mean) ──► Linear ──► logits
+
+    Args:
+        config ([`VJepa2VideoClassificationConfig`]): sizes; weights are random.
+
+    Example:
+        >>> model = VJepa2ForVideoClassification.from_encoder("runs/demo/pretrain/final", num_labels=10)
+        >>> model(pixel_values_videos, labels=labels).loss  # labels (B,) int64
+    """
+
+    config: VJepa2VideoClassificationConfig
+    _no_split_modules = ["VJepa2Layer", "VJepa2CrossAttentionLayer"]
+    _can_record_outputs = {}
+
+    def __init__(self, config: VJepa2VideoClassificationConfig):
+        super().__init__(config)
+        self.encoder = VJepa2Encoder(config.encoder_config)
+        if config.pooler_type == "attentive":
+            self.pooler = VJepa2AttentivePooler(config)
+        self.classifier = nn.Linear(config.encoder_config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @classmethod
+    def from_encoder(cls, encoder: "str | VJepa2Encoder", **config) -> "VJepa2ForVideoClassification":
+        """A classifier with a new pooler and head on a trained encoder.
+
+        Args:
+            encoder: a [`VJepa2Encoder`], or a folder or Hub id that one loads from.
+            config: fields of [`VJepa2VideoClassificationConfig`], `num_labels` among them.
+        """
+        if not isinstance(encoder, VJepa2Encoder):
+            encoder = VJepa2Encoder.from_pretrained(encoder)
+        model = cls(VJepa2VideoClassificationConfig(encoder_config=encoder.config.to_dict(), **config))
+        model.encoder.load_state_dict(encoder.state_dict())
+        return model
+
+    def forward(
+        self, pixel_values_videos: torch.Tensor, labels: torch.Tensor | None = None
+    ) -> VJepa2VideoClassificationOutput:
+        """Scores clips.
+
+        Args:
+            pixel_values_videos: (B, T, C, H, W), or views of every clip (B, V, T, C, H, W), whose probabilities are
+                averaged (their logarithm is returned).
+            labels: int64 (B,).
+        """
+        views = pixel_values_videos.shape[1] if pixel_values_videos.ndim == 6 else None
+        clips = pixel_values_videos if views is None else pixel_values_videos.flatten(0, 1)
+        tokens = self.encoder(clips).last_hidden_state
+        pooled = self.pooler(tokens) if self.config.pooler_type == "attentive" else tokens.mean(dim=1)
+        logits = self.classifier(pooled)
+        if views is not None:
+            logits = logits.unflatten(0, (-1, views)).log_softmax(dim=-1).logsumexp(dim=1) - math.log(views)
+        loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
+        return VJepa2VideoClassificationOutput(loss=loss, logits=logits)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, VJepa2AttentivePooler):
+            std = self.config.initializer_range
+            init.trunc_normal_(module.query_tokens, std=std)
+            depth = len(module.layer) + 1
+            init.trunc_normal_(module.cross_attention_layer.mlp.fc2.weight, std=std / math.sqrt(2 * depth))
+
+
+class VJepa2AttentivePooler(nn.Module):
+    """Self-attention blocks over the tokens, then one query that attends to them (RECIPES.md, section 7)."""
+
+    def __init__(self, config: VJepa2VideoClassificationConfig):
+        super().__init__()
+        size, heads = config.encoder_config.hidden_size, config.pooler_num_attention_heads
+        pooler_config = VJepa2EncoderConfig(
+            hidden_size=size, num_attention_heads=heads, layer_norm_eps=config.pooler_layer_norm_eps
+        )
+        self.query_tokens = nn.Parameter(torch.zeros(1, 1, size))
+        self.layer = nn.ModuleList(
+            VJepa2Layer(config, size, heads, config.pooler_mlp_ratio, index=i + 1, encoder_config=pooler_config)
+            for i in range(config.num_pooler_layers)
+        )
+        self.cross_attention_layer = VJepa2CrossAttentionLayer(config)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, N, D) -> (B, D)."""
+        for layer in self.layer:
+            tokens = layer(tokens)[0]
+        return self.cross_attention_layer(self.query_tokens.expand(len(tokens), -1, -1), tokens).squeeze(1)
+
+
+class VJepa2CrossAttentionLayer(nn.Module):
+    """Queries that attend to tokens, without an output projection, then an MLP; pre-norm on the tokens alone."""
+
+    is_causal = False
+
+    def __init__(self, config: VJepa2VideoClassificationConfig):
+        super().__init__()
+        size = config.encoder_config.hidden_size
+        self.config = config
+        self.num_heads = config.pooler_num_attention_heads
+        self.scaling = (size // self.num_heads) ** -0.5
+        self.norm1 = nn.LayerNorm(size, eps=config.pooler_layer_norm_eps)
+        self.q = nn.Linear(size, size)
+        self.kv = nn.Linear(size, 2 * size)
+        self.norm2 = nn.LayerNorm(size, eps=config.pooler_layer_norm_eps)
+        self.mlp = VJepa2MLP(size, config.pooler_mlp_ratio, config.encoder_config.hidden_act)
+
+    def forward(self, queries: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Queries (B, M, D), tokens (B, N, D) -> (B, M, D)."""
+        query = self.q(queries).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        key, value = self.kv(self.norm1(tokens)).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        attended, _ = attention(self, query, key, value, None, scaling=self.scaling, dropout=0.0, is_causal=False)
+        queries = queries + attended.reshape(queries.shape)
+        return queries + self.mlp(self.norm2(queries))
+
+
+__all__ = ["VJepa2ForVideoClassification", "VJepa2VideoClassificationOutput"]

@@ -1,0 +1,289 @@
+"""Planning: an observation and a goal in, actions out. Processor, world model and solver put together.
+
+Letters: B problems, T frames, A action, P planning horizon.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Pipeline
+
+from .modeling_world_model import VJepa2WorldModel
+from .planning import build_solver
+from .video_processing_vjepa2 import VJepa2VideoProcessor
+
+
+class VJepa2Planner(Pipeline):
+    """Model-predictive control in latent space (seed 003, Algorithm 3), as a transformers pipeline.
+
+    Encodes observation and goal, lets the solver search for the actions whose imagined outcome lies nearest to the
+    goal, and returns them. It keeps nothing between calls: a warm start is an argument.
+
+    Args:
+        model: a [`VJepa2WorldModel`].
+        video_processor: a [`VJepa2VideoProcessor`].
+        solver: "cem", "random", or an object of the solver protocol (`vjepa2_hf.planning`). Default: what the model
+            was saved with, else "cem".
+        distance: "l2" (squared, seed 003) or "l1" (published), between the last imagined latents and the goal's.
+        candidate_chunk_size: candidates imagined at a time, which bounds memory; `None` chooses by size.
+        solver_settings: `horizon`, `num_candidates`, `num_iterations`, `num_elites`, `momentum`, `init_std`.
+
+    Example:
+        >>> planner = VJepa2Planner.from_pretrained("runs/demo/world_model/final", horizon=3)
+        >>> plan = planner(observation, goal, seed=0)
+        >>> plan["action"], plan["cost"]
+    """
+
+    _load_processor = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+    _load_video_processor = True
+
+    def __init__(
+        self,
+        model: VJepa2WorldModel,
+        video_processor: VJepa2VideoProcessor | None = None,
+        solver: Any = None,
+        distance: str | None = None,
+        candidate_chunk_size: int | None = None,
+        task: str = "latent-planning",
+        device: int | str | torch.device | None = None,
+        **kwargs,
+    ):
+        if not isinstance(model, VJepa2WorldModel):
+            raise ValueError(f"the planner needs a VJepa2WorldModel; got {type(model).__name__}.")
+        if video_processor is None:
+            raise ValueError("the planner needs a video processor: save one beside the model, or give one.")
+        plumbing = ("tokenizer", "feature_extractor", "image_processor", "processor", "binary_output", "args_parser")
+        plumbing = {name: kwargs.pop(name) for name in (*plumbing, "torch_dtype", "dtype") if name in kwargs}
+        saved = dict(model.config.planner or {})
+        self.distance = distance or saved.pop("distance", "l2")
+        if self.distance not in ("l1", "l2"):
+            raise ValueError(f"distance is {self.distance!r}; expected 'l1' or 'l2'.")
+        self.candidate_chunk_size = candidate_chunk_size or saved.pop("candidate_chunk_size", None)
+        saved.pop("distance", None)
+        if solver is not None and solver != saved.get("solver"):
+            saved = {}  # settings of another solver
+        settings = {**saved, **kwargs}
+        saved_name = settings.pop("solver", "cem")
+        self.solver = build_solver(solver or saved_name, **settings)
+        super().__init__(model=model.eval(), video_processor=video_processor, task=task, device=device, **plumbing)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, device=None, **kwargs) -> "VJepa2Planner":
+        """Loads world model, video processor and solver settings from a folder or Hub id; `kwargs` replace
+        settings."""
+        hub = {name: kwargs.pop(name) for name in ("revision", "token", "cache_dir") if name in kwargs}
+        model = VJepa2WorldModel.from_pretrained(pretrained_model_name_or_path, **hub)
+        processor = VJepa2VideoProcessor.from_pretrained(pretrained_model_name_or_path, **hub)
+        return cls(model, processor, device=device, **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
+        """Saves model, video processor and solver settings; `pipeline("latent-planning", model=…)` loads them back.
+
+        Raises:
+            ValueError: for a solver object without `to_dict`, whose settings cannot be saved.
+        """
+        if not hasattr(self.solver, "to_dict"):
+            raise ValueError(f"the solver {self.solver!r} has no to_dict, so its settings cannot be saved.")
+        extra = {"distance": self.distance, "candidate_chunk_size": self.candidate_chunk_size}
+        self.model.config.planner = {**self.solver.to_dict(), **extra}
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.video_processor.save_pretrained(save_directory, **kwargs)
+
+    def __call__(
+        self,
+        observation: Any,
+        goal: Any,
+        proprio_state: Any = None,
+        context_actions: Any = None,
+        seed: int | None = 0,
+        warm_start: Any = None,
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """Plans.
+
+        Args:
+            observation: an image (PIL, uint8 H×W×3 or float 0–1, tensor, path, URL), or a clip of the last
+                T ≤ `context_frames` frames, one model step apart. A list is a batch, planned in one solver call. A
+                tensor (B, T, C, H, W) is taken as processed already.
+            goal: an image, a list of as many as observations, or a processed tensor (B, 1, C, H, W).
+            proprio_state: (S,) or (T, S) in environment units, if the model has proprio states; a list for a batch.
+            context_actions: (T-1, A) between the frames of a clip; a list for a batch.
+            seed: the same seed gives the same plan on the same machine, alone or in a batch; `None` draws anew.
+            warm_start: (P, A), where the search starts, such as the last plan moved on by a step; a list for a batch.
+
+        Returns:
+            `{"action": (A,), "actions": (P, A), "cost": float, "trace": {"cost": [one an iteration], …}}`, float32
+            numpy in environment units; a list of these for a batch. With `actions_per_step` = k an action holds the k
+            environment actions of a model step one after the other.
+        """
+        single = not isinstance(observation, list) and not _is_processed(observation)
+        if single != (not isinstance(goal, list) and not _is_processed(goal)):
+            raise ValueError("observation and goal must both be single, or both be a batch (a list, or processed).")
+        extra = (proprio_state, context_actions, warm_start)
+        inputs = {"observation": observation, "goal": goal, "single": single, "extra": extra}
+        plans = self.run_single(inputs, {}, {"seed": seed}, {})
+        return plans[0] if single else plans
+
+    def _sanitize_parameters(self, **kwargs):
+        if kwargs:
+            raise ValueError(f"the planner has no setting {', '.join(map(repr, kwargs))}.")
+        return {}, {}, {}
+
+    def preprocess(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor | None]:
+        frames = self._pixels("observation", inputs["observation"], inputs["single"])
+        goal = self._pixels("goal", inputs["goal"], inputs["single"])
+        _check_pair(frames, goal, self.model.config.context_frames)
+        if not inputs["single"] and isinstance(inputs["observation"], list) and isinstance(inputs["goal"], list):
+            for pair in zip(inputs["observation"], inputs["goal"], strict=True):
+                _warn_of_aspect_ratio(*pair)
+        elif inputs["single"]:
+            _warn_of_aspect_ratio(inputs["observation"], inputs["goal"])
+        proprio, context_actions, warm_start = (
+            _stacked(name, value, inputs["single"], len(frames))
+            for name, value in zip(("proprio_state", "context_actions", "warm_start"), inputs["extra"], strict=True)
+        )
+        if proprio is not None and proprio.ndim == 2:
+            proprio = proprio.unsqueeze(1)
+        return {
+            "frames": frames,
+            "goal": goal,
+            "proprio_states": proprio,
+            "context_actions": context_actions,
+            "warm_start": warm_start,
+        }
+
+    def _forward(self, inputs: dict[str, torch.Tensor | None], seed: int | None) -> dict[str, Any]:
+        model: VJepa2WorldModel = self.model
+        latents, goal = model.encode(inputs["frames"]), model.encode(inputs["goal"])
+
+        def cost(actions: torch.Tensor) -> torch.Tensor:
+            return model.score(
+                latents,
+                goal,
+                actions.to(latents.device),
+                context_actions=inputs["context_actions"],
+                proprio_states=inputs["proprio_states"],
+                distance=self.distance,
+                candidate_chunk_size=self.candidate_chunk_size,
+            )
+
+        config = model.config
+        result = self.solver(
+            cost,
+            batch_size=len(latents),
+            action_dim=config.action_dim,
+            action_low=-1.0 if config.action_low is None else config.action_low,
+            action_high=1.0 if config.action_high is None else config.action_high,
+            generator=None if seed is None else torch.Generator().manual_seed(seed),
+            warm_start=inputs["warm_start"],
+        )
+        return {"actions": result.actions, "cost": result.cost, "trace": result.trace}
+
+    def postprocess(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
+        actions = outputs["actions"].float().numpy()
+        return [
+            {
+                "action": actions[row, 0],
+                "actions": actions[row],
+                "cost": float(outputs["cost"][row]),
+                "trace": {name: values[:, row].tolist() for name, values in outputs["trace"].items()},
+            }
+            for row in range(len(actions))
+        ]
+
+    def _pixels(self, name: str, value: Any, single: bool) -> torch.Tensor:
+        """Processed frames (B, T, C, H, W) of one input or a batch."""
+        if _is_processed(value):
+            if not torch.isfinite(value).all():
+                raise ValueError(f"the {name} has pixels that are not finite (NaN or infinite).")
+            return value.float()
+        values = [value] if single else value
+        if not values:
+            raise ValueError(f"the {name} is an empty list; expected at least one image.")
+        frames = [self._process(name, item) for item in values]
+        if len({tuple(item.shape) for item in frames}) > 1:
+            shapes = sorted({tuple(item.shape) for item in frames})
+            raise ValueError(f"the {name}s of the batch differ in shape after processing: {shapes}.")
+        return torch.stack(frames)
+
+    def _process(self, name: str, value: Any) -> torch.Tensor:
+        """One image or clip -> (T, C, H, W); warns when a file's frame rate is not the model's."""
+        batch = self.video_processor(value, return_tensors="pt", return_metadata=True)
+        metadata, config = batch.get("video_metadata"), self.model.config
+        expected = config.fps and config.fps / config.frame_skip
+        fps = metadata[0].fps if metadata and isinstance(value, (str, bytes, Path)) else None
+        frames = batch["pixel_values_videos"][0]
+        if expected and fps and len(frames) > 1 and abs(fps / expected - 1) > 0.01:
+            warnings.warn(
+                f"the {name} has {fps:g} frames a second, the model's steps are {expected:g} a second: its motion "
+                "will "
+                "look too slow or too fast to the model.",
+                stacklevel=2,
+            )
+        return frames
+
+
+def _is_processed(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim == 5
+
+
+def _check_pair(frames: torch.Tensor, goal: torch.Tensor, context_frames: int) -> None:
+    if len(frames) != len(goal):
+        raise ValueError(f"{len(frames)} observations and {len(goal)} goals; expected as many of both.")
+    if frames.shape[1] > context_frames:
+        raise ValueError(
+            f"the observation has {frames.shape[1]} frames; the model looks back over {context_frames} "
+            "(context_frames): give the last ones."
+        )
+    if goal.shape[1] != 1:
+        raise ValueError(f"the goal has {goal.shape[1]} frames; expected one image.")
+    if frames.shape[-2:] != goal.shape[-2:]:
+        raise ValueError(
+            f"the processed goal is {tuple(goal.shape[-2:])} pixels, the observation {tuple(frames.shape[-2:])}: "
+            "process "
+            "both to one size, or give raw images, which are resized."
+        )
+
+
+def _warn_of_aspect_ratio(observation: Any, goal: Any) -> None:
+    ratios = [_aspect_ratio(item) for item in (observation, goal)]
+    if None not in ratios and not 1 / 1.1 <= ratios[0] / ratios[1] <= 1.1:
+        warnings.warn(
+            f"observation and goal have aspect ratios {ratios[0]:.2f} and {ratios[1]:.2f}: resizing bends or cuts "
+            "one of "
+            "them, so that the same place looks different.",
+            stacklevel=2,
+        )
+
+
+def _aspect_ratio(image: Any) -> float | None:
+    """Width over height of a raw image, or `None` where it is not known without opening a file."""
+    if hasattr(image, "height"):
+        return image.width / image.height
+    shape = getattr(image, "shape", None)
+    if shape is None or len(shape) < 3:
+        return None
+    channels_last = shape[-1] in (1, 3, 4)
+    height, width = shape[-3:-1] if channels_last else shape[-2:]
+    return width / height
+
+
+def _stacked(name: str, value: Any, single: bool, batch_size: int) -> torch.Tensor | None:
+    """Numbers of one problem or of a batch as a float32 tensor (B, …)."""
+    if value is None:
+        return None
+    rows = [value] if single else list(value)
+    if len(rows) != batch_size:
+        raise ValueError(f"{name} was given for {len(rows)} problems; expected {batch_size}.")
+    stacked = torch.from_numpy(np.stack([np.asarray(row, dtype=np.float32) for row in rows]))
+    if not torch.isfinite(stacked).all():
+        raise ValueError(f"{name} holds numbers that are not finite.")
+    return stacked
+
+
+__all__ = ["VJepa2Planner"]
