@@ -1,0 +1,191 @@
+"""Records episodes of a gymnasium environment under a behaviour policy into parquet shards.
+
+    python examples/record_episodes.py --env vjepa2_hf/Pushing-v0 --policy drawn_to_block --episodes 560 --output data
+
+or, to try it in a second:
+
+    python examples/record_episodes.py --env vjepa2_hf/TwoRooms-v0 --policy wander --episodes 4 --output data/tiny
+
+Any registered environment works that renders "rgb_array" and takes bounded Box actions (`--policy uniform`; an id such
+as `module:Name-v0` imports its module first). A row is an episode: `video` (h264 mp4), `actions` (T-1 rows of A),
+`proprio_states` (T rows of S, where the environment's info has `proprio_state`), `fps`, `episode_id`. The same
+arguments record the same episodes, whatever `--num_proc`.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import environments
+import gymnasium
+import numpy as np
+from datasets import Features, List, Value, Video
+from tqdm.auto import tqdm
+
+from vjepa2_hf.data import encode_video, write_shards
+from vjepa2_hf.training import exit_on_user_error
+
+
+# Twice as fast as the default at this size, and the same bytes every time: with the slower presets' macroblock tree
+# and B-frames, x264 reads memory that it never wrote when pictures are as small as 64 pixels.
+PRESET = "ultrafast"
+
+
+@dataclasses.dataclass
+class EpisodeRecorder:
+    """Plays and encodes single episodes; each depends on `seed` and its number alone.
+
+    Args:
+        env_id: a registered environment.
+        policy: a name of `environments.POLICIES`.
+        length: steps of an episode; it has one frame more. An environment that terminates earlier gives a shorter one.
+        seed: of all episodes together.
+        varied_appearance: for this project's environments.
+    """
+
+    env_id: str
+    policy: str
+    length: int = 40
+    seed: int = 0
+    varied_appearance: bool = False
+
+    def __post_init__(self):
+        if self.length < 1:
+            raise ValueError(f"The length is {self.length} steps, but at least 1 is expected.")
+        self._env = None
+
+    @property
+    def env(self) -> gymnasium.Env:
+        """Made on first use: every process makes its own."""
+        if self._env is None:
+            self._env = self._make_env()
+        return self._env
+
+    def _make_env(self) -> gymnasium.Env:
+        settings: dict[str, Any] = {"max_episode_steps": self.length}
+        if self.env_id in environments.DATA_POLICY:
+            settings |= {"varied_appearance": self.varied_appearance, "terminate_on_success": False}
+        elif self.varied_appearance:
+            known = " and ".join(environments.DATA_POLICY)
+            raise ValueError(f"--varied_appearance is for {known}, but the environment is {self.env_id!r}.")
+        try:
+            return gymnasium.make(self.env_id, render_mode="rgb_array", disable_env_checker=True, **settings)
+        except (gymnasium.error.Error, ImportError, TypeError) as error:
+            raise ValueError(f"The environment {self.env_id!r} can not be made: {error}") from error
+
+    def record(self, number: int) -> dict[str, Any]:
+        """Plays episode `number`; returns its row."""
+        env_seed, policy_seed = np.random.SeedSequence([self.seed, number]).generate_state(2)
+        rng = np.random.default_rng(policy_seed)
+        policy = environments.find_policy(self.policy, self.env)
+        observation, info = self.env.reset(seed=int(env_seed), options=self._options(rng))
+        frames, actions, proprio_states = [self.picture(observation)], [], [info.get("proprio_state")]
+        ended = False
+        while not ended:
+            action = policy(self.env.unwrapped, rng)
+            observation, _, terminated, truncated, info = self.env.step(action)
+            frames.append(self.picture(observation))
+            actions.append(np.asarray(action, np.float32).reshape(-1))
+            proprio_states.append(info.get("proprio_state"))
+            ended = terminated or truncated
+        fps = float(self.env.metadata.get("render_fps") or environments.FRAMES_PER_SECOND)
+        episode_id = f"{self.seed}-{number:06d}"
+        row = {
+            "video": {"bytes": encode_video(frames, fps=fps, preset=PRESET), "path": f"{episode_id}.mp4"},
+            "actions": actions,
+            "fps": fps,
+            "episode_id": episode_id,
+        }
+        if proprio_states[0] is not None:
+            row["proprio_states"] = [np.asarray(state, np.float32).reshape(-1) for state in proprio_states]
+        return row
+
+    def _options(self, rng: np.random.Generator) -> dict[str, Any] | None:
+        """For our own environments any free start: drawing a goal, which a recording has no use for, takes longer."""
+        if self.env_id not in environments.DATA_POLICY:
+            return None
+        start = self.env.unwrapped.sample_starts(rng, 1)[0]
+        return {"state": start, "goal": start}
+
+    def picture(self, observation: Any) -> np.ndarray:
+        """What the environment shows now, uint8 (H, W, 3)."""
+        # Our own environments observe what they render; drawing it twice would double the cost.
+        try:
+            picture = observation if self.env_id in environments.DATA_POLICY else self.env.render()
+        except gymnasium.error.Error as error:  # such as a drawing library that is not installed
+            raise ValueError(f"The environment {self.env_id!r} can not draw itself: {error}") from error
+        if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape[2:] != (3,):
+            raise ValueError(f"The environment {self.env_id!r} renders no uint8 picture (H, W, 3) as 'rgb_array'.")
+        return picture
+
+
+def record_episodes(recorder: EpisodeRecorder, episodes: int, num_proc: int = 1) -> Iterator[dict[str, Any]]:
+    """The rows of episodes 0 .. episodes - 1, in order."""
+    if num_proc <= 1:
+        yield from map(recorder.record, range(episodes))
+        return
+    with concurrent.futures.ProcessPoolExecutor(num_proc, initializer=_start_worker, initargs=(recorder,)) as pool:
+        yield from pool.map(_record_in_worker, range(episodes), chunksize=max(1, min(16, episodes // num_proc)))
+
+
+_worker: EpisodeRecorder | None = None  # of this process: an environment can not travel between processes
+
+
+def _start_worker(recorder: EpisodeRecorder) -> None:
+    global _worker
+    _worker = dataclasses.replace(recorder)
+
+
+def _record_in_worker(number: int) -> dict[str, Any]:
+    return _worker.record(number)
+
+
+def episode_features(with_proprio: bool) -> Features:
+    """The columns of an episode shard."""
+    numbers = List(List(Value("float32")))
+    columns = {
+        "video": Video(decode=False),
+        "actions": numbers,
+        "fps": Value("float32"),
+        "episode_id": Value("string"),
+    }
+    return Features(columns | ({"proprio_states": numbers} if with_proprio else {}))
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", required=True, help="gymnasium id, for example vjepa2_hf/Pushing-v0")
+    parser.add_argument("--policy", required=True, help=f"one of: {', '.join(environments.POLICIES)}")
+    parser.add_argument("--episodes", required=True, type=int, help="number of episodes")
+    parser.add_argument("--output", required=True, help="folder to write; it must not exist or be empty")
+    parser.add_argument("--seed", default=0, type=int, help="same seed, same episodes (default 0)")
+    parser.add_argument("--length", default=40, type=int, help="steps of an episode (default 40, which is 41 frames)")
+    parser.add_argument("--num_shards", default=8, type=int, help="parquet files (default 8)")
+    parser.add_argument("--num_proc", default=2, type=int, help="processes (default 2)")
+    parser.add_argument("--varied_appearance", action="store_true", help="random floors, colors, distractors, light")
+    return parser.parse_args(arguments)
+
+
+@exit_on_user_error
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    for name in ("episodes", "num_shards", "num_proc"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name} is {getattr(options, name)}, but at least 1 is expected.")
+    if options.seed < 0:
+        raise ValueError(f"--seed is {options.seed}, but a number from 0 upwards is expected.")
+    recorder = EpisodeRecorder(options.env, options.policy, options.length, options.seed, options.varied_appearance)
+    environments.find_policy(options.policy, recorder.env)  # refused before any process starts
+    observation, info = recorder.env.reset(seed=0)
+    recorder.picture(observation)
+
+    rows = record_episodes(recorder, options.episodes, min(options.num_proc, options.episodes))
+    progress = tqdm(rows, total=options.episodes, desc="recording", unit="episode")
+    features = episode_features("proprio_state" in info)
+    write_shards(progress, options.output, features=features, num_shards=min(options.num_shards, options.episodes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""The demo's environments: physics, pictures, the frozen tasks, and how often policies and the oracle succeed."""
+
+import time
+
+import environments
+import gymnasium
+import numpy as np
+import pytest
+from environments import IMAGE_SIZE, PUSHING, TWO_ROOMS, PushingEnv, Tasks, TwoRoomsEnv, run_closed_loop
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+ENVIRONMENTS = (PUSHING, TWO_ROOMS)
+
+
+def random_rollout(env: environments.PlaneEnv, seed: int, episodes: int = 64, steps: int = 30) -> np.ndarray:
+    """States (steps + 1, episodes, S) under bold random actions."""
+    rng = np.random.default_rng(seed)
+    states = np.stack([env.sample_task(seed * 1000 + i)[0] for i in range(8)]).repeat(episodes // 8, axis=0)
+    history = [states]
+    for _ in range(steps):
+        history.append(env.dynamics(history[-1], rng.choice([-1.0, 0.0, 1.0], (len(states), 2))))
+    return np.stack(history)
+
+
+@pytest.mark.parametrize("env_id", ENVIRONMENTS)
+def test_gymnasium_api(env_id):
+    env = gymnasium.make(env_id)
+    image, info = env.reset(seed=3)
+    assert env.observation_space.contains(image)
+    assert info["state"].dtype == np.float32 and info["proprio_state"].shape == (2,)
+    for step in range(1, environments.MAX_STEPS + 1):
+        image, reward, terminated, truncated, info = env.step(np.zeros(2, np.float32))
+        assert truncated == (step == environments.MAX_STEPS) and not terminated
+    assert reward == pytest.approx(-info["distance_px"] / IMAGE_SIZE)
+
+
+@pytest.mark.filterwarnings("ignore")  # the checker's advice on spaces, not errors
+@pytest.mark.parametrize("env_id", ENVIRONMENTS)
+def test_gymnasium_checker_accepts(env_id):
+    from gymnasium.utils.env_checker import check_env
+
+    check_env(environments.make_plain(env_id, render_mode="rgb_array"), skip_render_check=True)
+
+
+@pytest.mark.parametrize("env_id", ENVIRONMENTS)
+@pytest.mark.parametrize("varied", [False, True])
+def test_same_seed_same_episode(env_id, varied):
+    first, second = (gymnasium.make(env_id, varied_appearance=varied) for _ in range(2))
+    for a, b in zip(first.reset(seed=5), second.reset(seed=5), strict=True):
+        np.testing.assert_equal(a, b)
+    np.testing.assert_array_equal(first.unwrapped.goal_image, second.unwrapped.goal_image)
+    assert not np.array_equal(first.reset(seed=6)[1]["state"], second.unwrapped.state)
+
+
+@pytest.mark.parametrize("env_id", ENVIRONMENTS)
+def test_state_can_be_read_and_set(env_id):
+    env = gymnasium.make(env_id)
+    start, goal = env.unwrapped.sample_task(11)
+    _, info = env.reset(options={"state": start, "goal": goal})
+    np.testing.assert_array_equal(info["state"], start)
+    np.testing.assert_array_equal(info["goal_state"], goal)
+    action = np.array([0.3, -0.8], np.float32)
+    _, _, _, _, after = env.step(action)
+    env.unwrapped.set_state(start)
+    _, _, _, _, again = env.step(action)
+    np.testing.assert_array_equal(after["state"], again["state"])
+    np.testing.assert_array_equal(after["state"], env.unwrapped.dynamics(start, action))
+    env.unwrapped.set_state(goal)
+    np.testing.assert_array_equal(env.unwrapped.render(), env.unwrapped.goal_image)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "state", "message"),
+    [
+        (PUSHING, [0.5, 0.5], "shape"),
+        (PUSHING, [0.5, 0.5, 0.55, 0.5], "impossible"),
+        (PUSHING, [0.5, 0.01, 0.5, 0.5], "impossible"),
+        (TWO_ROOMS, [np.nan, 0.5], "impossible"),
+        (TWO_ROOMS, [0.5, 0.1], "impossible"),
+    ],
+)
+def test_impossible_states_are_refused(env_id, state, message):
+    with pytest.raises(ValueError, match=message):
+        environments.make_plain(env_id).set_state(state)
+
+
+def test_wrong_actions_options_and_names_are_refused():
+    env = environments.make_plain(PUSHING)
+    env.reset(seed=0)
+    for action in ([0.1], [np.nan, 0.0], np.zeros((1, 2))):
+        with pytest.raises(ValueError, match="two finite numbers"):
+            env.step(action)
+    with pytest.raises(ValueError, match="'gaol'"):
+        env.reset(options={"gaol": None})
+    with pytest.raises(ValueError, match="Pushing-v0 and"):
+        environments.make_plain("Pushing")
+    with pytest.raises(ValueError, match="known policies"):
+        environments.find_policy("unifrom", env)
+    with pytest.raises(ValueError, match="PushingEnv"):
+        environments.find_policy("drawn_to_block", environments.make_plain(TWO_ROOMS))
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 1000))
+def test_discs_never_overlap_nor_leave_the_field(seed):
+    for env in (PushingEnv(), TwoRoomsEnv()):
+        assert env.is_free(random_rollout(env, seed)).all()
+
+
+def test_pusher_pushes_the_block_along_the_line_of_centres():
+    env = PushingEnv()
+    state = np.array([0.2, 0.5, 0.2 + env.CONTACT, 0.5], np.float32)
+    after = env.dynamics(state, np.array([1.0, 0.0]))
+    np.testing.assert_allclose(after, state + [0.1, 0, 0.1, 0], atol=1e-6)
+    away = env.dynamics(state, np.array([-1.0, 0.0]))
+    np.testing.assert_allclose(away, state - [0.1, 0, 0, 0], atol=1e-6)
+
+
+def test_block_stops_at_the_edge_and_stops_the_pusher():
+    env = PushingEnv()
+    state = np.array([0.3, 0.5, 0.3 + env.CONTACT, 0.5], np.float32)
+    for _ in range(10):
+        state = env.dynamics(state, np.array([1.0, 0.0]))
+    assert state[2] == pytest.approx(1 - env.BLOCK_RADIUS)
+    assert state[0] == pytest.approx(1 - env.BLOCK_RADIUS - env.CONTACT, abs=1e-4)
+
+
+def test_the_wall_stops_and_the_door_lets_through():
+    env = TwoRoomsEnv()
+    east = np.array([1.0, 0.0])
+    blocked, through = np.array([0.2, 0.2], np.float32), np.array([0.2, 0.5], np.float32)
+    for _ in range(8):
+        blocked, through = env.dynamics(blocked, east), env.dynamics(through, east)
+    assert blocked[0] == pytest.approx(env.WALL[0] - env.RADIUS, abs=1e-4)
+    assert through[0] > env.WALL[1] + env.RADIUS
+    sliding = env.dynamics(blocked, np.array([1.0, -0.5]))
+    np.testing.assert_allclose(sliding, blocked + [0, -0.05], atol=1e-4)
+
+
+def test_one_state_moves_as_in_a_batch():
+    for env in (PushingEnv(), TwoRoomsEnv()):
+        states = random_rollout(env, 0)[-1]
+        actions = np.random.default_rng(0).uniform(-1, 1, (len(states), 2))
+        batched = env.dynamics(states, actions)
+        single = np.stack([env.dynamics(s, a) for s, a in zip(states, actions, strict=True)])
+        np.testing.assert_array_equal(batched, single)
+
+
+def test_pushing_goals_move_the_block():
+    tasks = Tasks(PUSHING, range(50))
+    moved = np.linalg.norm(tasks.states[:, 2:] - tasks.goals[:, 2:], axis=1)
+    assert moved.min() >= 0.2
+    assert tasks.env.is_free(tasks.goals).all()
+
+
+def test_half_of_the_goals_lie_in_the_other_room():
+    tasks = Tasks(TWO_ROOMS, range(100))
+    other = (tasks.states[:, 0] < 0.5) != (tasks.goals[:, 0] < 0.5)
+    assert other[::2].all() and not other[1::2].all()
+    assert tasks.env.is_free(tasks.states).all() and tasks.env.is_free(tasks.goals).all()
+
+
+def test_pictures_show_sub_pixel_motion():
+    env = TwoRoomsEnv()
+    pictures = [env.render_state(np.array([x, 0.5])).astype(int) for x in (0.2, 0.2 + 0.25 / IMAGE_SIZE)]
+    changed = np.abs(pictures[0] - pictures[1]).max(axis=2)
+    assert changed.max() > 10
+    assert (changed > 0).sum() < 60  # only the edge, not the 113 pixels of the disc
+
+
+def test_pictures_show_each_disc_where_it_is():
+    picture = PushingEnv().render_state(np.array([0.25, 0.25, 0.6, 0.7])).astype(int)
+    red = (picture[..., 0] > 180) & (picture[..., 1] < 90)
+    blue = (picture[..., 2] > 150) & (picture[..., 0] < 90)
+    for mask, radius, center in ((red, 6, (0.25, 0.25)), (blue, 12, (0.6, 0.7))):
+        assert mask.sum() == pytest.approx(np.pi * radius**2, rel=0.15)
+        rows, columns = np.nonzero(mask)
+        np.testing.assert_allclose(
+            ((columns.mean() + 0.5) / IMAGE_SIZE, (rows.mean() + 0.5) / IMAGE_SIZE), center, atol=0.01
+        )
+
+
+@pytest.mark.parametrize("env_id", ENVIRONMENTS)
+def test_varied_appearance_changes_between_episodes_and_not_within(env_id):
+    env = environments.make_plain(env_id, varied_appearance=True, terminate_on_success=False)
+    first, _ = env.reset(seed=0)
+    state = env.state
+    np.testing.assert_array_equal(env.render_state(state), first)
+    env.step(np.ones(2))
+    np.testing.assert_array_equal(env.render_state(state), first)
+    env.reset(seed=1)
+    assert np.abs(env.render_state(state).astype(int) - first).mean() > 5
+
+
+def test_closed_loop_counts_success_at_any_step():
+    tasks = Tasks(TWO_ROOMS, [1, 3])
+    tasks.states = np.array([[0.2, 0.3], [0.2, 0.3]], np.float32)
+    tasks.goals = np.array([[0.2, 0.5], [0.8, 0.5]], np.float32)
+    south = np.tile(np.array([0.0, 1.0], np.float32), (2, 3, 1))
+    result = run_closed_loop(tasks, lambda _: south)
+    assert result.success.tolist() == [True, False]
+    assert result.states.shape == (2, 26, 2) and result.actions.shape == (2, 25, 2)
+    assert result.distances[0, -1] > environments.SUCCESS_PIXELS  # it went past, and that counts
+
+
+@pytest.mark.parametrize(
+    ("env_id", "uniform", "data", "oracle"), [(PUSHING, 0.08, (0.25, 0.55), 0.8), (TWO_ROOMS, 0.18, (0.05, 0.28), 0.8)]
+)
+def test_policies_and_oracle_succeed_as_often_as_quoted(env_id, uniform, data, oracle):
+    pytest.importorskip("torch")
+    seeds = range(10_000, 10_050)  # not those of any evaluation
+
+    def success(plan) -> float:
+        return run_closed_loop(Tasks(env_id, seeds), plan).success.mean()
+
+    assert success(environments.policy_plan("uniform")) <= uniform
+    assert data[0] <= success(environments.policy_plan(environments.DATA_POLICY[env_id])) <= data[1]
+    assert success(environments.Oracle()) >= oracle
+
+
+@pytest.mark.parametrize("env_id", ENVIRONMENTS)
+def test_oracle_repeats_itself(env_id):
+    tasks = Tasks(env_id, range(4))
+    np.testing.assert_array_equal(environments.Oracle(seed=1)(tasks), environments.Oracle(seed=1)(tasks))
+
+
+def test_steps_and_pictures_are_fast():
+    """Not a benchmark: 0.2 ms a step and picture on an idle core, and a wide margin for a busy one."""
+    env = environments.make_plain(PUSHING, terminate_on_success=False)
+    env.reset(seed=0)
+    durations = []
+    for _ in range(200):
+        start = time.perf_counter()
+        env.step(np.array([0.5, 0.1], np.float32))
+        durations.append(time.perf_counter() - start)
+    assert np.median(durations) < 2e-3

@@ -1,0 +1,154 @@
+"""Recording episodes into shards: what a row holds, that seeds decide it, and what is refused."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import environments
+import gymnasium
+import numpy as np
+import pytest
+import record_episodes
+from datasets import Video, load_dataset
+
+from vjepa2_hf.data import read_video
+
+
+class CountingEnv(gymnasium.Env):
+    """Somebody else's environment: vector observations, three joints, ends after five steps."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 25}
+
+    def __init__(self, render_mode=None, discrete=False):
+        self.render_mode = render_mode
+        self.observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+        self.discrete = discrete
+        joints = gymnasium.spaces.Box(np.float32([-2, 0, 5]), np.float32([2, 1, 6]))
+        self.action_space = gymnasium.spaces.Discrete(2) if discrete else joints
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.count += 1
+        return np.zeros(1, np.float32), 0.0, self.count == 5, False, {}
+
+    def render(self):
+        if self.discrete is None:
+            raise gymnasium.error.DependencyNotInstalled("pygame is not installed")
+        return np.full((48, 32, 3), 40 * self.count, np.uint8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    variants = {"Counting-v0": {}, "CountingDiscrete-v0": {"discrete": True}, "CountingUndrawn-v0": {"discrete": None}}
+    for name, settings in variants.items():
+        gymnasium.register(name, CountingEnv, kwargs=settings)
+    yield
+    for name in variants:
+        del gymnasium.registry[name]
+
+
+def record(output: Path, env: str = environments.PUSHING, policy: str = "drawn_to_block", *more: str) -> list[dict]:
+    arguments = ["--env", env, "--policy", policy, "--output", str(output), "--num_proc", "1", "--num_shards", "2"]
+    record_episodes.main([*arguments, *more])
+    return list(load_dataset("parquet", data_files=str(output / "*.parquet"), split="train", streaming=True))
+
+
+def test_rows_hold_video_actions_and_proprio_states(tmp_path):
+    rows = record(tmp_path / "out", environments.PUSHING, "drawn_to_block", "--episodes", "3", "--length", "12")
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "data-00000-of-00002.parquet",
+        "data-00001-of-00002.parquet",
+    ]
+    assert len({row["episode_id"] for row in rows}) == len(rows) == 3
+    for row in rows:
+        actions, states = np.array(row["actions"]), np.array(row["proprio_states"])
+        assert actions.shape == (12, 2) and states.shape == (13, 2) and row["fps"] == 10
+        assert np.abs(actions).max() <= 1
+        moved = np.diff(states, axis=0)
+        assert (np.abs(moved) <= environments.STEP_SIZE * np.abs(actions) + 0.1).all()
+
+
+def test_video_shows_the_recorded_states(tmp_path):
+    row = record(tmp_path / "out", environments.TWO_ROOMS, "wander", "--episodes", "1", "--length", "10")[0]
+    frames = read_video(row["video"])
+    env = environments.make_plain(environments.TWO_ROOMS)
+    expected = np.stack([env.render_state(np.array(state)) for state in row["proprio_states"]])
+    assert np.abs(np.asarray(frames).astype(int) - expected).mean() < 3  # lossy, but in step
+
+
+def test_shards_load_with_a_video_column(tmp_path):
+    record(tmp_path / "out", environments.PUSHING, "uniform", "--episodes", "1", "--length", "3")
+    dataset = load_dataset("parquet", data_files=str(tmp_path / "out/*.parquet"), split="train", streaming=True)
+    assert isinstance(dataset.features["video"], Video)
+
+
+def test_the_seed_decides_the_episodes_and_processes_do_not(tmp_path):
+    settings = {"env_id": environments.PUSHING, "policy": "drawn_to_block", "length": 25, "varied_appearance": True}
+    recorder = record_episodes.EpisodeRecorder(**settings)
+    alone = list(record_episodes.record_episodes(recorder, 3))
+    for one, other in zip(alone, record_episodes.record_episodes(recorder, 3, num_proc=2), strict=True):
+        assert one["video"]["bytes"] == other["video"]["bytes"]
+        np.testing.assert_equal(one["actions"], other["actions"])
+    other_seed = record_episodes.EpisodeRecorder(**settings, seed=1)
+    assert not np.array_equal(other_seed.record(0)["actions"], alone[0]["actions"])
+    # an episode does not depend on those before it
+    np.testing.assert_equal(recorder.record(2)["actions"], alone[2]["actions"])
+
+
+def test_any_environment_with_pictures_and_box_actions_works(tmp_path):
+    rows = record(tmp_path / "out", "Counting-v0", "uniform", "--episodes", "2", "--length", "8")
+    for row in rows:
+        actions = np.array(row["actions"])
+        assert actions.shape == (5, 3) and "proprio_states" not in row and row["fps"] == 25
+        assert (actions >= [-2, 0, 5]).all() and (actions <= [2, 1, 6]).all()
+        assert np.asarray(read_video(row["video"])).shape == (6, 48, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--env", "vjepa2_hf/Pushin-v0", "--policy", "uniform"], "can not be made"),
+        (["--env", environments.PUSHING, "--policy", "unifrom"], "known policies"),
+        (["--env", environments.TWO_ROOMS, "--policy", "drawn_to_block"], "needs PushingEnv"),
+        (["--env", "Counting-v0", "--policy", "wander"], "needs PlaneEnv"),
+        (["--env", "CountingDiscrete-v0", "--policy", "uniform", "--num_proc", "1"], "bounded Box"),
+        (["--env", "CountingUndrawn-v0", "--policy", "uniform", "--num_proc", "1"], "pygame is not installed"),
+        (["--env", environments.PUSHING, "--policy", "uniform", "--length", "0"], "at least 1"),
+        (["--env", environments.PUSHING, "--policy", "uniform", "--num_shards", "0"], "--num_shards is 0"),
+        (["--env", environments.PUSHING, "--policy", "uniform", "--seed", "-1"], "--seed is -1"),
+        (["--env", "Counting-v0", "--policy", "uniform", "--varied_appearance"], "--varied_appearance is for"),
+    ],
+)
+def test_user_errors_are_one_sentence(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        record_episodes.main([*arguments, "--episodes", "1", "--output", str(tmp_path / "out")])
+    assert stopped.value.code not in (0, None)
+    error = capsys.readouterr().err.strip()
+    assert message in error and "Traceback" not in error and "\n" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_in_use_is_refused(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(SystemExit):
+        record(tmp_path, environments.PUSHING, "uniform", "--episodes", "1")
+    assert "not empty" in capsys.readouterr().err
+    assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+def test_the_command_of_the_docstring_runs(tmp_path):
+    script = Path(record_episodes.__file__)
+    command = [sys.executable, str(script), "--env", environments.TWO_ROOMS, "--policy", "wander", "--episodes", "2"]
+    source = script.parent.parent / "src"
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "tiny")],
+        env={"PYTHONPATH": str(source), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "tiny").glob("*.parquet"))) == 2
