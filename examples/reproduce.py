@@ -1,0 +1,158 @@
+"""Every figure that README quotes: three training seeds, both environments, all encoders, in about an hour on 2 cores.
+
+    python examples/reproduce.py [--output runs/reproduce] [--seeds 3] [--lanes 2]
+
+Each environment and seed is a chain of the demo's steps: pretrain, three world models (pretrained encoder, random
+encoder, raw pixels; the same dynamics and as many training steps), planning on 100 tasks of its own. Chains run side
+by side, one thread each. A run that was stopped goes on where it was. At the end the means over seeds, with intervals
+that contain their spread, go to `results/reproduce.json` and into README between its markers.
+"""
+
+import argparse
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from demo import RANDOM_ENCODER, Road, script
+from tqdm import tqdm
+
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "examples" / "configs" / "demo"
+ENVIRONMENTS = {
+    "pushing": {"id": "vjepa2_hf/Pushing-v0", "policy": "drawn_to_block", "plan": "plan.yaml"},
+    "two_rooms": {"id": "vjepa2_hf/TwoRooms-v0", "policy": "wander", "plan": "plan_two_rooms.yaml"},
+}
+ENCODERS = {"pretrained": "CEM, pretrained encoder", "random": "CEM, random encoder", "pixels": "CEM, raw pixels"}
+STUDENT_T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantile by number of seeds
+
+
+def record(output: Path, environment: str) -> None:
+    """Episodes of one environment, which all its seeds share."""
+    settings, episodes = ENVIRONMENTS[environment], output / environment / "episodes"
+    arguments = f"--env {settings['id']} --policy {settings['policy']} --episodes 560 --num_proc 2 --output {episodes}"
+    Road(output / environment, threads=2).run(
+        f"{environment}: episodes", ("record", episodes, script("record_episodes.py", *arguments.split()))
+    )
+
+
+def run_chain(output: Path, environment: str, seed: int, progress: tqdm) -> None:
+    """Pretraining, world models and planning of one environment and seed."""
+    folder, episodes = output / environment / f"seed-{seed}", output / environment / "episodes"
+    road = Road(folder, threads=1, quiet=True)
+    common = [f"data={episodes}", f"seed={seed}", "num_threads=1", "resume=latest"]
+
+    def step(name: str, file: str, config: str, result: str, *settings: str) -> None:
+        command = script(file, "--config", str(CONFIGS / config), f"output_dir={folder / name}", *settings)
+        road.run(f"{environment} seed {seed}: {name}", (name, folder / name / result, command))
+        progress.update()
+
+    step("pretrain", "pretrain.py", "pretrain.yaml", "final", *common)
+    for encoder in ENCODERS:
+        source = [f"encoder={folder / 'pretrain' / 'final'}"]
+        if encoder != "pretrained":
+            source = [f"encoder={encoder}", RANDOM_ENCODER]
+        step(f"world_model_{encoder}", "train_world_model.py", "world_model.yaml", "final", *source, *common)
+    models = {name: str(folder / f"world_model_{encoder}" / "final") for encoder, name in ENCODERS.items()}
+    settings = [f"models={json.dumps(models)}", f"seed={seed}", "num_threads=1", "videos=10"]
+    # tasks of its own, so that the spread over seeds holds the tasks' too
+    settings.append(f"first_task={100_000 + 1000 * seed}")
+    step("plan", "plan.py", ENVIRONMENTS[environment]["plan"], "results.json", *settings)
+
+
+def collect(output: Path, environment: str, seeds: int) -> dict[str, Any]:
+    """Means over seeds of success and of rollout errors of one environment."""
+    folders = [output / environment / f"seed-{seed}" for seed in range(seeds)]
+    tables = [json.loads((folder / "plan" / "results.json").read_text())["rows"] for folder in folders]
+    rows = []
+    for row in tables[0]:
+        success = [next(r for r in table if r["name"] == row["name"])["success"] for table in tables]
+        milliseconds = [next(r for r in table if r["name"] == row["name"])["plan_milliseconds"] for table in tables]
+        low, high = seed_interval(success)
+        rows.append(
+            {
+                "name": row["name"],
+                "success": float(np.mean(success)),
+                "low": low,
+                "high": high,
+                "by_seed": success,
+                "episodes": row["episodes"],
+                "plan_milliseconds": None if milliseconds[0] is None else float(np.mean(milliseconds)),
+            }
+        )
+    errors = {}
+    for encoder in ENCODERS:
+        files = [json.loads((f / f"world_model_{encoder}" / "rollout_error.json").read_text()) for f in folders]
+        errors[encoder] = {
+            str(row["horizon"]): float(np.mean([file[i]["error"] / file[i]["copy_error"] for file in files]))
+            for i, row in enumerate(files[0])
+        }
+    return {"rows": rows, "rollout_error_over_copy": errors}
+
+
+def seed_interval(values: list[float]) -> tuple[float, float]:
+    """95 % t-interval of the mean over seeds, within 0 and 1; the whole range for a single seed."""
+    if len(values) < 2:
+        return 0.0, 1.0
+    half = STUDENT_T.get(len(values), 2.6) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return max(0.0, float(np.mean(values)) - half), min(1.0, float(np.mean(values)) + half)
+
+
+def format_tables(results: dict[str, Any]) -> str:
+    """The results as Markdown, for README."""
+    lines = []
+    for environment, result in results["environments"].items():
+        seeds = len(result["rows"][0]["by_seed"])
+        title = environment.replace("_", " ").capitalize()
+        lines += [f"**{title}** (success; {seeds} training seeds × {result['rows'][0]['episodes']} episodes)", ""]
+        lines += ["| method | mean | 95 % interval over seeds | by seed |", "|---|---|---|---|"]
+        for row in result["rows"]:
+            by_seed = ", ".join(f"{value:.2f}" for value in row["by_seed"])
+            interval = f"{row['low']:.2f}–{row['high']:.2f}"
+            lines.append(f"| {row['name']} | {row['success']:.2f} | {interval} | {by_seed} |")
+        lines += ["", "Rollout error over the error of copying the last state, held out, by model steps ahead:", ""]
+        horizons = list(result["rollout_error_over_copy"]["pretrained"])
+        lines += ["| encoder | " + " | ".join(horizons) + " |", "|---" * (len(horizons) + 1) + "|"]
+        for encoder, errors in result["rollout_error_over_copy"].items():
+            lines.append(f"| {encoder} | " + " | ".join(f"{errors[horizon]:.2f}" for horizon in horizons) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def write_into_readme(text: str, readme: Path) -> None:
+    """Replaces what stands between README's markers."""
+    begin, end = "<!-- reproduce:begin -->", "<!-- reproduce:end -->"
+    before, rest = readme.read_text(encoding="utf-8").split(begin)
+    after = rest.split(end)[1]
+    partial = readme.with_suffix(".tmp")
+    partial.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+    partial.replace(readme)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/reproduce"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--lanes", type=int, default=2, help="chains that run side by side, one thread each")
+    parser.add_argument("--results", type=Path, default=ROOT / "results" / "reproduce.json")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    arguments = parser.parse_args()
+    for environment in ENVIRONMENTS:
+        record(arguments.output, environment)
+    chains = [(environment, seed) for seed in range(arguments.seeds) for environment in ENVIRONMENTS]
+    with tqdm(total=len(chains) * 5, desc="steps") as progress, ThreadPoolExecutor(arguments.lanes) as lanes:
+        for done in [lanes.submit(run_chain, arguments.output, *chain, progress) for chain in chains]:
+            done.result()
+    results = {"environments": {name: collect(arguments.output, name, arguments.seeds) for name in ENVIRONMENTS}}
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
+    arguments.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    text = format_tables(results)
+    write_into_readme(text, arguments.readme)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

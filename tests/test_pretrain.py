@@ -1,0 +1,226 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pretrain
+import pytest
+import torch
+from datasets import Features, Value, Video
+from pretrain import PretrainConfig, build_model_config
+
+from vjepa2_hf import VJepa2Encoder, VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
+from vjepa2_hf.data import encode_video, write_shards
+from vjepa2_hf.masking import build_mask_samplers
+from vjepa2_hf.training import load_config, read_metrics
+
+
+EXAMPLES = Path(pretrain.__file__).parent
+TIMES = ("clips_per_second", "data_wait")
+
+TINY = [
+    "max_steps=6",
+    "batch_size=2",
+    "num_threads=1",
+    "log_every=1",
+    "save_every=3",
+    "frames_per_clip=4",
+    "fps=null",
+    "crop_size=32",
+    "clips_per_video=2",
+    "encoder={hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, drop_path_rate: 0.2, patch_size: 8}",
+    "predictor={hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2}",
+    "masks=[{type: multi_block, num_blocks: 2, spatial_scale: 0.3}, {type: future}]",
+    "ema={schedule: cosine, start: 0.9}",
+    "learning_rate={peak: 1e-3, warmup_steps: 2}",
+]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    """Five videos of a bright square that moves, in two shards."""
+    rng = np.random.default_rng(0)
+
+    def rows():
+        for number in range(5):
+            frames = rng.integers(0, 80, (8, 40, 40, 3), dtype=np.uint8)
+            for t in range(8):
+                frames[t, 4 * t : 4 * t + 8, 5 * number : 5 * number + 8] = 255
+            yield {"video": {"bytes": encode_video(frames, fps=8), "path": None}, "path": f"{number}.mp4"}
+
+    folder = tmp_path_factory.mktemp("shards") / "train"
+    write_shards(rows(), folder, Features({"video": Video(decode=False), "path": Value("string")}), num_shards=2)
+    return folder
+
+
+def run_script(monkeypatch, shards: Path, output_dir: Path, *overrides: str) -> list[dict]:
+    """Runs the script in this process; the metrics without what the clock measured."""
+    arguments = [f"data={shards}", f"output_dir={output_dir}", *TINY, *overrides]
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", *arguments])
+    pretrain.main()
+    return metrics(output_dir)
+
+
+def metrics(output_dir: Path) -> list[dict]:
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in read_metrics(output_dir)]
+
+
+def fails(monkeypatch, capsys, shards: Path, output_dir: Path, *overrides: str) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        run_script(monkeypatch, shards, output_dir, *overrides)
+    assert exit_.value.code == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    return error
+
+
+def test_a_run_leaves_metrics_checkpoints_and_a_model_that_loads(monkeypatch, shards, tmp_path):
+    lines = run_script(monkeypatch, shards, tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert set(lines[0]) == {
+        "step", "loss", "learning_rate", "ema_momentum", "target_std", "effective_rank", "prediction_variation",
+    }  # fmt: skip
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    assert lines[0]["learning_rate"] == pytest.approx(5e-4) and lines[0]["ema_momentum"] == 0.9
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "config.yaml", "metrics.jsonl", "checkpoint-3", "checkpoint-6", "final",
+    }  # fmt: skip
+
+    model = VJepa2ForMaskedLatentPrediction.from_pretrained(tmp_path / "final")
+    encoder = VJepa2Encoder.from_pretrained(tmp_path / "final")
+    processor = VJepa2VideoProcessor.from_pretrained(tmp_path / "final")
+    clip = processor(np.zeros((4, 50, 60, 3), np.uint8), return_tensors="pt")["pixel_values_videos"]
+    assert clip.shape == (1, 4, 3, 32, 32)
+    torch.testing.assert_close(encoder.encode(clip), model.target_encoder.encode(clip))
+    assert load_config(PretrainConfig, tmp_path / "config.yaml").max_steps == 6
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "num_workers=0",
+        "num_workers=2",
+        "gradient_accumulation_steps=2",
+        "final_weight_decay=0.4",
+        "gradient_checkpointing=true",
+    ],
+)
+def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_bit(monkeypatch, shards, tmp_path, setting):
+    uninterrupted = run_script(monkeypatch, shards, tmp_path / "a", setting)
+
+    class Stop(Exception):
+        pass
+
+    def stop_after_three(self, step, *arguments, save=pretrain.Run.save_checkpoint):
+        save(self, step, *arguments)
+        raise Stop
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(pretrain.Run, "save_checkpoint", stop_after_three)
+        run_script(patch, shards, tmp_path / "b", setting)
+    assert not (tmp_path / "b" / "final").exists()
+    torch.manual_seed(99)
+    assert run_script(monkeypatch, shards, tmp_path / "b", setting, "resume=latest") == uninterrupted
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "a/final" / name).read_bytes() == (tmp_path / "b/final" / name).read_bytes()
+
+
+def test_a_killed_run_leaves_whole_checkpoints_and_goes_on(shards, tmp_path):
+    overrides = [*TINY, "max_steps=2000", "save_every=1", "keep_last=3", "resume=latest"]
+    command = [sys.executable, str(EXAMPLES / "pretrain.py"), f"data={shards}", f"output_dir={tmp_path}", *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    for kill in range(2):
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        expected = 3 * (kill + 1)
+        deadline = time.monotonic() + 120
+        while not [path for path in whole_checkpoints(tmp_path) if step_of(path) >= expected]:
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline, "no checkpoint in two minutes"
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stderr.close()
+        for checkpoint in whole_checkpoints(tmp_path):
+            assert json.loads((checkpoint / "progress.json").read_text())["step"] == step_of(checkpoint)
+            files = {path.name for path in checkpoint.iterdir()}
+            assert {"model.safetensors", "optimizer.bin", "random_states_0.pkl", "rank_state_0.pt"} <= files
+    reached = max(map(step_of, whole_checkpoints(tmp_path)))
+    last = [f"max_steps={reached + 1}", "learning_rate.schedule=constant"]
+    subprocess.run([*command, *last], env=environment, check=True, capture_output=True)
+    assert [line["step"] for line in metrics(tmp_path)] == list(range(1, reached + 2))
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("checkpoint-*") if path.suffix != ".tmp"]
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
+
+
+@pytest.mark.slow
+def test_two_processes_resume_to_the_bit(shards, tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command = [*launcher, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(EXAMPLES / "pretrain.py")]
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.pathsep.join(sys.path),
+    }  # fmt: skip
+    for name, steps in (("a", [6]), ("b", [3, 6])):
+        for max_steps in steps:
+            settings = [f"data={shards}", f"output_dir={tmp_path / name}", *TINY, "resume=latest"]
+            settings += [f"max_steps={max_steps}", "learning_rate.schedule=constant", "ema.schedule=constant"]
+            subprocess.run([*command, *settings], env=environment, check=True, capture_output=True, timeout=300)
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+    assert json.loads((tmp_path / "a/checkpoint-6/progress.json").read_text())["num_processes"] == 2
+
+
+def test_started_from_a_saved_model(monkeypatch, shards, tmp_path):
+    run_script(monkeypatch, shards, tmp_path / "a")
+    sizes = ["encoder={}", "predictor={}", "frames_per_clip=8", "max_steps=1", "loss_exponent=2"]
+    run_script(monkeypatch, shards, tmp_path / "b", f"init_from={tmp_path / 'a/final'}", *sizes)
+    model = VJepa2ForMaskedLatentPrediction.from_pretrained(tmp_path / "b" / "final")
+    assert model.config.encoder_config.hidden_size == 16 and model.config.loss_exponent == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data=nowhere"], "nowhere"),
+        (["batch_sze=3"], "'batch_sze'; did you mean 'batch_size'"),
+        (["encoder.hiden_size=3"], "hidden_size"),
+        (["predictor.hidden_sise=3"], "did you mean 'predictor.hidden_size'"),
+        (["masks=[{type: multi_blok}]"], "multi_block"),
+        (["masks=[]"], "masks is empty"),
+        (["batch_size=0"], "batch_size must be at least 1, got 0"),
+        (["resume=checkpoint-9"], "is no checkpoint"),
+        (["init_from=x"], "init_from brings the model's sizes"),
+        (["crop_size=33"], "33"),
+        (["--config", "missing.yaml"], "'missing.yaml' does not exist"),
+    ],
+)
+def test_bad_settings_end_in_one_sentence(monkeypatch, capsys, shards, tmp_path, overrides, message):
+    assert message in fails(monkeypatch, capsys, shards, tmp_path, *overrides)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_are_lost(monkeypatch, capsys, shards, tmp_path):
+    settings = ["learning_rate={schedule: constant, peak: 1e30}", "normalize_targets=none", "log_every=100"]
+    error = fails(monkeypatch, capsys, shards, tmp_path, *settings)
+    assert "lower the learning rate" in error
+    assert not (tmp_path / "final").exists()
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("configs/*/*pretrain*.yaml")), ids=lambda path: path.parent.name)
+def test_every_pretraining_config_describes_a_model_and_masks_of_its_grid(path):
+    config = load_config(PretrainConfig, path)
+    encoder = build_model_config(config).encoder_config
+    side = config.crop_size // encoder.patch_size
+    grid = (config.frames_per_clip // encoder.tubelet_size, side, side)
+    for sampler in build_mask_samplers(config.masks):
+        context, target = sampler(2, grid, torch.Generator().manual_seed(0))
+        assert context.numel() and target.numel()
+    assert config.learning_rate.at(config.max_steps, config.max_steps) >= 0
