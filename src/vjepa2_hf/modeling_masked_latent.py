@@ -72,7 +72,7 @@ class VJepa2ForMaskedLatentPrediction(VJepa2PreTrainedModel):
 
     def train(self, mode: bool = True):
         super().train(mode)
-        self.target_encoder.eval()  # targets have no dropout
+        self.target_encoder.eval().requires_grad_(False)  # no dropout; `from_pretrained` makes new parameters
         return self
 
     def forward(

@@ -112,7 +112,7 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
     def train(self, mode: bool = True):
         super().train(mode)
         if self.config.state_type == "tokens":
-            self.encoder.eval()
+            self.encoder.eval().requires_grad_(False)  # `from_pretrained` makes new parameters
         return self
 
     @property
@@ -417,8 +417,8 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
         return torch.cat([states, last.unsqueeze(1)], dim=1)
 
     def _default_chunk_size(self, batch_size: int, latents: torch.Tensor) -> int:
-        """Candidates whose widest activation fits in 64 MB (1 GB on an accelerator): larger is not faster."""
-        numbers = 2**24 if latents.device.type == "cpu" else 2**28
+        """Candidates whose widest activation fits in 16 MB (1 GB on an accelerator): larger is slower on a CPU."""
+        numbers = 2**22 if latents.device.type == "cpu" else 2**28
         width = int(self.config.predictor_hidden_size * self.config.predictor_mlp_ratio)
         return max(1, numbers // (batch_size * (latents.shape[2] + 3) * width))
 

@@ -1,0 +1,263 @@
+"""Draws what an encoder sees in a clip: its features as colours, and how much of them is position alone.
+
+    python examples/feature_picture.py MODEL VIDEO OUTPUT.png [--frames 16] [--fps F] [--size PIXELS] [--clips 8]
+
+After the demo:
+
+    python examples/feature_picture.py runs/demo/pretrain/final runs/demo/episodes features.png
+
+MODEL is a folder or Hub id that holds an encoder; VIDEO a video file, or a folder of shards (its first row is taken).
+Rows of the picture: the frames; the first three principal components of the tokens as red, green and blue; the same
+after each place's mean over time is taken away (grey: unchanged); both again for an encoder with random weights.
+`OUTPUT.json` beside it holds the shares of variance, which are printed too: of the clip, and over `--clips` rows.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from vjepa2_hf import VJepa2Encoder, VJepa2VideoProcessor
+from vjepa2_hf.data import ShardSource, VideoReader, open_stream
+from vjepa2_hf.training import exit_on_user_error
+
+
+MAX_COLUMNS = 8
+SHARES = ("position", "time", "rest")
+
+
+def read_clips(video: str | Path, num_frames: int, fps: float | None = None, count: int = 1) -> list[np.ndarray]:
+    """The first frames of a video file, or of the first rows of shards: a list of uint8 (T, H, W, 3).
+
+    Args:
+        video: a video file (one clip), or what `vjepa2_hf.data.ShardSource` takes.
+        num_frames: T.
+        fps: frames a second; None takes the video's own.
+        count: clips at most. The first row has to hold one; later rows that are too short are passed over.
+
+    Raises:
+        FileNotFoundError: there is nothing at `video`.
+        ValueError: it does not decode, or is shorter than the clip.
+    """
+    if min(num_frames, count) < 1 or (fps is not None and not fps > 0):
+        raise ValueError(f"frames={num_frames}, fps={fps} and clips={count} were asked for; all must be positive.")
+    if Path(video).is_file() and Path(video).suffix not in (".parquet", ".tar"):
+        return [_read_clip(video, str(video), num_frames, fps)]
+    clips = []
+    for _, _, _, row in open_stream(ShardSource(str(video)), seed=None):
+        try:
+            clips.append(_read_clip(row["video"], f"the first video of {video}", num_frames, fps))
+        except ValueError:
+            if not clips:
+                raise
+        if len(clips) == count:
+            break
+    if not clips:
+        raise ValueError(f"{video} holds no row that reads; give a video file or a folder of shards.")
+    return clips
+
+
+def _read_clip(source: Any, name: str, num_frames: int, fps: float | None) -> np.ndarray:
+    with VideoReader(source) as reader:
+        available = len(reader) if fps is None else int((reader.times[-1] + 5e-4) * fps) + 1
+        if available < num_frames:
+            rate = "" if fps is None else f" at {fps:g} a second"
+            raise ValueError(f"{name} has {available} frames{rate}, but the clip needs {num_frames}: ask for fewer.")
+        indices = np.arange(num_frames)
+        return reader.frames(indices if fps is None else reader.indices_at(indices / fps))
+
+
+def load_processor(model: str | Path, encoder: VJepa2Encoder, size: int | None = None) -> VJepa2VideoProcessor:
+    """The model's own processor, or whole frames at `size` (the encoder's where the model brings no processor)."""
+    if size is None and (Path(model) / "video_preprocessor_config.json").is_file():
+        return VJepa2VideoProcessor.from_pretrained(model)
+    size = size or encoder.config.crop_size
+    return VJepa2VideoProcessor(size=size, crop_size=size)
+
+
+def random_encoder(encoder: VJepa2Encoder, seed: int = 0) -> VJepa2Encoder:
+    """An encoder of the same sizes before any training; torch's random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return VJepa2Encoder(encoder.config).eval()
+
+
+def encode_grid(encoder: VJepa2Encoder, pixel_values_videos: torch.Tensor) -> torch.Tensor:
+    """Features (T', H', W', D) of one clip (1, T, C, H, W).
+
+    Raises:
+        ValueError: the clip has fewer than two time steps, so nothing could be told about position.
+    """
+    grid = encoder.get_grid(pixel_values_videos)
+    if grid[0] < 2:
+        needed = 2 * encoder.config.tubelet_size
+        raise ValueError(f"The clip has {pixel_values_videos.shape[1]} frames, but at least {needed} are needed.")
+    return encoder.encode(pixel_values_videos)[0].unflatten(0, grid).float()
+
+
+def variance_shares(features: torch.Tensor) -> dict[str, float]:
+    """Splits the tokens' variance in what the place alone explains, what the time alone explains, and the rest.
+
+    A two-way analysis of variance without replication; the shares sum to 1. `position` is the variance, between
+    places, of each place's mean over time. It bounds the part of mere position from above: what stands still counts
+    in it too, and even noise has 1 / T' of its variance there. Clips joined along time leave it what is the same in
+    all of them; `time` then is what sets whole frames and clips apart.
+
+    Args:
+        features: (T', H', W', D).
+
+    Raises:
+        ValueError: all tokens are equal.
+    """
+    tokens = features.double().flatten(1, 2)  # (T', P, D)
+    tokens = tokens - tokens.mean(dim=(0, 1))
+    total = tokens.square().sum(-1).mean().item()
+    if total < 1e-20:
+        raise ValueError("All tokens of the clip are equal, so there is no variance to explain; take another clip.")
+    position = tokens.mean(dim=0).square().sum(-1).mean().item() / total
+    time = tokens.mean(dim=1).square().sum(-1).mean().item() / total
+    return {"position": position, "time": time, "rest": 1 - position - time}
+
+
+def pca_colors(features: torch.Tensor, around_zero: bool = False) -> np.ndarray:
+    """The first three principal components as red, green and blue: (T', H', W', D) -> float (T', H', W', 3) in 0..1.
+
+    Args:
+        around_zero: 0 becomes middle grey, and the components keep their relative sizes (for features without their
+            means); else each component fills its range, from its 1st to its 99th percentile.
+    """
+    tokens = features.double().flatten(0, 2)
+    tokens = tokens - tokens.mean(dim=0)
+    _, vectors = torch.linalg.eigh(tokens.T @ tokens)
+    vectors = vectors[:, -3:].flip(1)
+    largest = vectors.abs().argmax(dim=0)
+    vectors = vectors * vectors[largest, torch.arange(vectors.shape[1])].sign()  # else the sign is the solver's whim
+    components = torch.nn.functional.pad(tokens @ vectors, (0, 3 - vectors.shape[1])).numpy()
+    if around_zero:
+        high = np.percentile(np.abs(components), 99.5)
+        low = -high
+    else:
+        low, high = np.percentile(components, [1, 99], axis=0)
+    span = np.asarray(high - low)
+    colors = np.where(span > 1e-12, (components - low) / np.where(span > 1e-12, span, 1), 0.5)
+    return colors.clip(0, 1).reshape(*features.shape[:3], 3)
+
+
+def draw_rows(rows: dict[str, np.ndarray], labels: list[str]) -> Figure:
+    """A figure of pictures: a row a title, (n, H, W, 3) each, with `labels` over its n columns."""
+    count = len(labels)
+    height, width = next(iter(rows.values())).shape[1:3]
+    cell = 1.15  # inches
+    figure = Figure(figsize=(cell * count + 1.7, cell * height / width * len(rows) + 0.35), layout="constrained")
+    axes = figure.subplots(len(rows), count, squeeze=False)
+    for line, (title, pictures) in zip(axes, rows.items(), strict=True):
+        line[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9, labelpad=8)
+        for axis, picture in zip(line, pictures, strict=True):
+            # all rows cover the same field, whatever their number of pixels
+            axis.imshow(picture, extent=(0, width, height, 0), interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+    for axis, label in zip(axes[0], labels, strict=True):
+        axis.set_title(label, fontsize=9)
+    return figure
+
+
+def feature_picture(
+    encoder: VJepa2Encoder, processor: VJepa2VideoProcessor, clips: list[np.ndarray]
+) -> tuple[Figure, dict[str, Any]]:
+    """The picture of the first clip, and the numbers of all.
+
+    Args:
+        encoder: the trained one; one with random weights is made beside it.
+        processor: resizes and normalises the frames.
+        clips: uint8 (T, H, W, 3) each.
+
+    Returns:
+        The figure, and `{"grid": [T', H', W'], "trained": shares, "random": shares}` (see `variance_shares`) of the
+        first clip; with more clips also `"over_clips": {"clips": n, "trained": shares, "random": shares}`, where what
+        stands still in one clip alone is no longer counted as position.
+    """
+    pixels = [processor(clip, return_tensors="pt")["pixel_values_videos"] for clip in clips]  # (1, T, C, H, W) each
+    encoders = {"trained": encoder, "random": random_encoder(encoder)}
+    features = {name: [encode_grid(model, clip) for clip in pixels] for name, model in encoders.items()}
+    first = {name: values[0] for name, values in features.items()}
+    numbers = {"grid": list(first["trained"].shape[:3]), **{name: variance_shares(first[name]) for name in first}}
+    if len(clips) > 1:
+        same = {name: [part for part in values if part.shape == values[0].shape] for name, values in features.items()}
+        numbers["over_clips"] = {
+            "clips": len(same["trained"]),
+            **{name: variance_shares(torch.cat(values)) for name, values in same.items()},
+        }
+    return draw_features(pixels[0][0], first, processor), numbers
+
+
+def draw_features(clip: torch.Tensor, features: dict[str, torch.Tensor], processor: VJepa2VideoProcessor) -> Figure:
+    """The frames (T, C, H, W) that the encoders were given, and their features (T', H', W', D) as colours."""
+    steps = len(next(iter(features.values())))
+    shown = np.unique(np.linspace(0, steps - 1, min(steps, MAX_COLUMNS)).round().astype(int))
+    first_frames = shown * len(clip) // steps
+    mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+    rows = {"frames": (clip[first_frames] * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()}
+    for name, values in features.items():
+        moving = values - values.mean(dim=0)
+        rows[f"{name} encoder:\nfeatures"] = pca_colors(values)[shown]
+        rows[f"{name} encoder:\nwhat changes"] = pca_colors(moving, around_zero=True)[shown]
+    return draw_rows(rows, [f"frame {frame}" for frame in first_frames])
+
+
+def list_shares(numbers: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    """Titled rows of shares, of the drawn clip and over all clips."""
+    rows = [(f"{name} encoder, this clip", numbers[name]) for name in ("trained", "random")]
+    if over := numbers.get("over_clips"):
+        rows += [(f"{name} encoder, over {over['clips']} clips", over[name]) for name in ("trained", "random")]
+    return rows
+
+
+def format_shares(numbers: dict[str, Any]) -> str:
+    """The shares of variance as a Markdown table."""
+    lines = ["| share of variance | " + " | ".join(SHARES) + " |", "|---|" + "---|" * len(SHARES)]
+    for title, shares in list_shares(numbers):
+        lines.append(f"| {title} | " + " | ".join(f"{shares[share]:.3f}" for share in SHARES) + " |")
+    return "\n".join(lines)
+
+
+def write_files(output: Path, figure: Figure, numbers: dict[str, Any]) -> None:
+    """Picture and numbers, each written aside and renamed."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.tmp")
+    figure.savefig(partial, format="png", dpi=150)
+    partial.replace(output)
+    partial.write_text(json.dumps(numbers, indent=1), encoding="utf-8")
+    partial.replace(output.with_suffix(".json"))
+
+
+@exit_on_user_error
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL", help="folder or Hub id of a model that holds an encoder")
+    parser.add_argument("video", metavar="VIDEO", help="video file, or folder of shards (its first row)")
+    parser.add_argument("output", metavar="OUTPUT.png", type=Path)
+    parser.add_argument("--frames", type=int, default=16, help="length of the clip")
+    parser.add_argument("--fps", type=float, help="frames a second; default: the video's own")
+    parser.add_argument("--clips", type=int, default=8, help="rows of the shards that the numbers are taken over")
+    parser.add_argument("--size", type=int, help="pixels of the frame's shorter side; default: the model's")
+    options = parser.parse_args(arguments)
+    if options.output.suffix != ".png":
+        raise ValueError(f"OUTPUT is {str(options.output)!r}, but a name that ends in .png is expected.")
+    clips = read_clips(options.video, options.frames, options.fps, options.clips)
+    if not Path(options.model).is_dir() and options.model.count("/") != 1:
+        raise FileNotFoundError(f"There is no model at {options.model!r}; give a folder or a Hub id.")
+    encoder = VJepa2Encoder.from_pretrained(options.model).eval()
+    figure, numbers = feature_picture(encoder, load_processor(options.model, encoder, options.size), clips)
+    settings = {"model": options.model, "video": options.video, "frames": options.frames, "fps": options.fps}
+    write_files(options.output, figure, {**settings, "size": options.size, **numbers})
+    print(format_shares(numbers))
+    print(f"{options.output} and {options.output.with_suffix('.json')} are written.")
+
+
+if __name__ == "__main__":
+    main()
