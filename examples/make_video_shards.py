@@ -23,8 +23,9 @@ import numpy as np
 from datasets import ClassLabel, Features, Value, Video
 from tqdm.auto import tqdm
 
-from vjepa2_hf.data import VIDEO_EXTENSIONS, VideoDecodeError, staged_folder, transcode_video, write_shard_files
+from vjepa2_hf.data import staged_folder, write_shard_files
 from vjepa2_hf.training import exit_on_user_error
+from vjepa2_hf.video_io import VIDEO_EXTENSIONS, VideoDecodeError, transcode_video
 
 
 logger = logging.getLogger("make_video_shards")

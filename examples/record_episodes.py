@@ -24,8 +24,9 @@ import numpy as np
 from datasets import Features, List, Value, Video
 from tqdm.auto import tqdm
 
-from vjepa2_hf.data import encode_video, write_shards
+from vjepa2_hf.data import write_shards
 from vjepa2_hf.training import exit_on_user_error
+from vjepa2_hf.video_io import encode_video
 
 
 # Twice as fast as the default at this size, and the same bytes every time: with the slower presets' macroblock tree

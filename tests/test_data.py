@@ -14,20 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from vjepa2_hf import data as data_module
-from vjepa2_hf.data import (
-    ClipStream,
-    MaskCollator,
-    VideoDecodeError,
-    VideoReader,
-    encode_video,
-    open_stream,
-    read_episodes,
-    read_video,
-    transcode_video,
-    write_shards,
-)
+from vjepa2_hf import video_io
+from vjepa2_hf.data import ClipStream, MaskCollator, open_stream, read_episodes, write_shards
 from vjepa2_hf.masking import FutureMask
+from vjepa2_hf.video_io import VideoDecodeError, VideoReader, encode_video, read_video, transcode_video
 
 
 CLIP_FEATURES = Features({"video": Video(decode=False), "path": Value("string")})
@@ -168,18 +158,18 @@ class TestVideo:
         package.decoders.VideoDecoder = Decoder
         monkeypatch.setitem(sys.modules, "torchcodec", package)
         monkeypatch.setitem(sys.modules, "torchcodec.decoders", package.decoders)
-        data_module.torchcodec_decoder.cache_clear()
+        video_io.torchcodec_decoder.cache_clear()
         try:
             assert read_video(video, [4, 2, 4]).flatten().tolist() == [4, 2, 4]
         finally:
-            data_module.torchcodec_decoder.cache_clear()
+            video_io.torchcodec_decoder.cache_clear()
 
     def test_torchcodec_that_does_not_import_leaves_pyav(self, video, monkeypatch):
         monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
-        data_module.torchcodec_decoder.cache_clear()
-        assert data_module.torchcodec_decoder() is None
+        video_io.torchcodec_decoder.cache_clear()
+        assert video_io.torchcodec_decoder() is None
         assert numbers_of(read_video(video, [3])) == [3]
-        data_module.torchcodec_decoder.cache_clear()
+        video_io.torchcodec_decoder.cache_clear()
 
 
 class TestShards:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from datasets import load_dataset
 
-from vjepa2_hf.data import ClipStream, VideoReader, encode_video
+from vjepa2_hf.data import ClipStream
+from vjepa2_hf.video_io import VideoReader, encode_video
 
 
 SCRIPT = Path(make_video_shards.__file__)

@@ -9,7 +9,7 @@ from plan import PlanConfig, PlannerPolicy, evaluate, format_table, wilson_inter
 from tqdm import tqdm
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel
-from vjepa2_hf.data import VideoReader
+from vjepa2_hf.video_io import VideoReader
 
 
 SOLVER = {"name": "cem", "horizon": 2, "num_candidates": 4, "num_iterations": 1, "num_elites": 2}

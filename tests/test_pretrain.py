@@ -14,9 +14,10 @@ from datasets import Features, Value, Video
 from pretrain import PretrainConfig, build_model_config
 
 from vjepa2_hf import VJepa2Encoder, VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
-from vjepa2_hf.data import encode_video, write_shards
+from vjepa2_hf.data import write_shards
 from vjepa2_hf.masking import build_mask_samplers
 from vjepa2_hf.training import load_config, read_metrics
+from vjepa2_hf.video_io import encode_video
 
 
 EXAMPLES = Path(pretrain.__file__).parent

@@ -11,7 +11,7 @@ import pytest
 import record_episodes
 from datasets import Video, load_dataset
 
-from vjepa2_hf.data import read_video
+from vjepa2_hf.video_io import read_video
 
 
 class CountingEnv(gymnasium.Env):

@@ -10,8 +10,9 @@ from record_episodes import episode_features
 from train_world_model import Episodes
 
 from vjepa2_hf import VJepa2Planner, VJepa2WorldModel
-from vjepa2_hf.data import encode_video, write_shards
+from vjepa2_hf.data import write_shards
 from vjepa2_hf.training import read_metrics
+from vjepa2_hf.video_io import encode_video
 
 
 ENCODER = (

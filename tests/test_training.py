@@ -363,7 +363,7 @@ def test_final_folder_is_written_aside_and_replaces_the_old_one(tmp_path):
 
 
 def test_importing_the_package_leaves_heavy_imports_to_those_who_train():
-    heavy = ["datasets", "gymnasium", "matplotlib", "vjepa2_hf.data", "vjepa2_hf.training"]
+    heavy = ["datasets", "gymnasium", "matplotlib", "vjepa2_hf.data", "vjepa2_hf.video_io", "vjepa2_hf.training"]
     code = f"import vjepa2_hf, sys; print([name for name in {heavy} if name in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

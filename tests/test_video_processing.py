@@ -9,7 +9,7 @@ import torch
 from torchvision.transforms.v2 import functional as tvf
 from transformers.models.vjepa2.video_processing_vjepa2 import VJEPA2VideoProcessor
 
-from vjepa2_hf.data import encode_video, read_video
+from vjepa2_hf.video_io import encode_video, read_video
 from vjepa2_hf.video_processing_vjepa2 import RandomResizedClip, VJepa2VideoProcessor
 
 

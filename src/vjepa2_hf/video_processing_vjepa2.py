@@ -84,7 +84,7 @@ class VJepa2VideoProcessor(VJEPA2VideoProcessor):
         image = _open_image(video)
         if image is not None:
             return _to_frames(image, None), VideoMetadata(total_num_frames=1, fps=1.0, frames_indices=[0])
-        from .data import VideoReader  # heavy: datasets and PyAV only where a file is decoded
+        from .video_io import VideoReader  # PyAV only where a file is decoded
 
         with VideoReader(video) as reader:
             metadata = VideoMetadata(

@@ -1,0 +1,373 @@
+"""Video files: decoded with PyAV (or torchcodec where it imports), encoded with PyAV.
+
+Legend: T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from typing import Any
+
+import av
+import fsspec
+import numpy as np
+from av.video.frame import PictureType
+from av.video.reformatter import Interpolation, VideoReformatter
+
+
+logger = logging.getLogger(__name__)
+
+# fmt: off
+VIDEO_EXTENSIONS = (
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".3gp",
+    ".ogv", ".vob", ".gif", ".y4m", ".asf", ".mjpeg",
+)
+# fmt: on
+
+
+class VideoDecodeError(ValueError):
+    """A video, or the part of it that was asked for, does not decode."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Encoding and decoding
+# ---------------------------------------------------------------------------------------------------------------------
+def encode_video(
+    frames: np.ndarray | Iterable[np.ndarray],
+    fps: float,
+    crf: int = 10,
+    gop_size: int = 12,
+    pixel_format: str = "yuv444p",
+    preset: str = "veryfast",
+) -> bytes:
+    """Encodes frames as an h264 mp4 held in memory.
+
+    Args:
+        frames: uint8 (T, H, W, 3) RGB, or an iterable of (H, W, 3) frames (a long video never lies in memory whole).
+        fps: frames per second.
+        crf: x264's quality, 0 (lossless in spirit) to 51.
+        gop_size: frames between two key frames; short, so that a clip from the middle decodes few frames in vain.
+        pixel_format: "yuv444p" keeps the colour edges of small pictures, "yuv420p" is what every player reads and
+            needs even sizes.
+        preset: x264's speed preset.
+
+    Raises:
+        ValueError: no frame, frames that are not uint8 RGB, or a frame rate that is not positive.
+    """
+    if not fps > 0:
+        raise ValueError(f"fps is {fps}, but a frame rate must be a positive number of frames per second.")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream, reformatter = None, VideoReformatter()
+        for frame in frames:
+            if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+                found = f"{getattr(frame, 'dtype', type(frame).__name__)} {getattr(frame, 'shape', '')}"
+                raise ValueError(f"A frame is {found}, but encode_video takes uint8 frames (H, W, 3) in RGB.")
+            if stream is None:
+                stream = _add_stream(container, frame.shape, fps, crf, gop_size, pixel_format, preset)
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            container.mux(stream.encode(reformatter.reformat(picture, format=stream.pix_fmt, threads=1)))
+        if stream is None:
+            raise ValueError("There is no frame to encode; encode_video needs at least one.")
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def transcode_video(
+    source: bytes | str | os.PathLike, height: int = 256, gop_size: int = 12, crf: int = 20
+) -> tuple[bytes, int, float]:
+    """Re-encodes a video of any codec and size as h264 mp4 of this height, aspect kept, sizes even, without sound.
+
+    Frame times are kept, variable rates too; a rotation flag is applied. Frames pass through one at a time.
+
+    Returns:
+        The mp4, its number of frames and its average frames per second.
+
+    Raises:
+        VideoDecodeError: it does not decode to its end.
+    """
+    if height < 2 or height % 2:
+        raise ValueError(f"height is {height}, but h264 needs a positive even number of pixels.")
+    buffer, reformatter, last_pts, count = io.BytesIO(), VideoReformatter(), -1, 0
+    with VideoReader(source) as reader, av.open(buffer, "w", format="mp4") as container:
+        stream = None
+        for start, frame in reader.iterate():
+            count += 1
+            turned = frame.rotation % 180 != 0
+            if frame.rotation % 360:
+                frame = av.VideoFrame.from_ndarray(reader.to_rgb(frame), format="rgb24")
+            if stream is None:
+                aspect = frame.width / frame.height * (reader.pixel_aspect if not turned else 1 / reader.pixel_aspect)
+                width = max(2, 2 * round(height * aspect / 2))
+                stream = _add_stream(container, (height, width), reader.fps, crf, gop_size, "yuv420p", "veryfast")
+                stream.codec_context.time_base = _TIME_BASE
+                method = Interpolation.AREA if height < frame.height else Interpolation.BICUBIC
+            picture = reformatter.reformat(frame, width, height, stream.pix_fmt, interpolation=method, threads=1)
+            last_pts = max(last_pts + 1, round(start / _TIME_BASE))
+            picture.pts, picture.time_base, picture.pict_type = last_pts, _TIME_BASE, PictureType.NONE
+            container.mux(stream.encode(picture))
+        if stream is None:
+            raise VideoDecodeError(f"{reader.name} does not decode: no frame appeared.")
+        if count < len(reader):
+            raise VideoDecodeError(f"{reader.name} does not decode: {len(reader) - count} of its frames are missing.")
+        container.mux(stream.encode())
+        fps = reader.fps
+    return buffer.getvalue(), count, fps
+
+
+_TIME_BASE = Fraction(1, 90_000)  # fine enough for every usual frame rate
+
+
+def _add_stream(container, shape, fps: float, crf: int, gop_size: int, pixel_format: str, preset: str):
+    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"  # some system builds of FFmpeg lack x264
+    stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+    stream.height, stream.width = shape[:2]
+    stream.pix_fmt = pixel_format if codec == "libx264" else "yuv420p"
+    stream.gop_size = gop_size
+    stream.thread_count = 1  # callers run several processes
+    if codec == "libx264":
+        stream.options = {"crf": str(crf), "preset": preset, "tune": "fastdecode"}
+    else:
+        stream.options = {"qscale": "2"}
+    return stream
+
+
+@functools.cache
+def torchcodec_decoder() -> type | None:
+    """torchcodec's `VideoDecoder`, or None. Only importing it tells: `find_spec` finds it without its FFmpeg too."""
+    try:
+        from torchcodec.decoders import VideoDecoder
+    except Exception as error:  # it raises ImportError, OSError or RuntimeError, by what is missing
+        logger.debug("torchcodec does not import (%s); videos decode with PyAV", error)
+        return None
+    return VideoDecoder
+
+
+class VideoReader:
+    """Random access to the frames of one video: a table of frame times first, then seek and decode.
+
+    The table comes from the packets, which PyAV reads but does not decode, so frame numbers are exact for variable
+    frame rates, edit lists and B-frames alike. The frames come from torchcodec where it imports and counts the same
+    frames, else from PyAV.
+
+    Args:
+        source: mp4 (or any FFmpeg container) bytes, a path, or datasets' `{"bytes": ..., "path": ...}`.
+
+    Attributes:
+        times: float64 (T,) seconds of each frame, the first at 0.
+        fps: average frames per second.
+        pixel_aspect: width / height of a pixel, before rotation; 1 but for anamorphic video.
+
+    Raises:
+        VideoDecodeError: FFmpeg does not read it, or it holds no video frame.
+        FileNotFoundError: the path does not exist.
+    """
+
+    def __init__(self, source: bytes | str | os.PathLike | dict):
+        self._container = None
+        source, self.name = _resolve_source(source)
+        self._source = source
+        try:
+            self._container = av.open(source)
+            self._open()
+        except (av.FFmpegError, ValueError, OverflowError) as error:
+            self.close()
+            if isinstance(error, VideoDecodeError):
+                raise
+            raise VideoDecodeError(f"{self.name} does not decode as a video ({error}).") from error
+
+    def _open(self) -> None:
+        if not self._container.streams.video:
+            raise VideoDecodeError(f"{self.name} holds no video stream.")
+        self._stream = self._container.streams.video[0]
+        self._stream.thread_type = "NONE"  # frame threads cost more than they give at clip sizes
+        self._stream.thread_count = 1
+        self._reformatter = VideoReformatter()  # one for all frames: building its tables costs more than a small frame
+        packets = [
+            (packet.pts, packet.is_keyframe)
+            for packet in self._container.demux(self._stream)
+            if packet.size and not packet.is_discard
+        ]
+        if not packets:
+            raise VideoDecodeError(f"{self.name} holds no video frame.")
+        self._rewind()
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        # Some containers (avi, raw streams) carry no presentation times: frames are then counted from the start.
+        pts = sorted({pts for pts, _ in packets if pts is not None})
+        self._seekable = len(pts) == len(packets)
+        if self._seekable:
+            self._pts = np.asarray(pts, np.int64)
+            self._key_pts = np.asarray(sorted(pts for pts, key in packets if key) or pts[:1], np.int64)
+            self.times = (self._pts - self._pts[0]) * float(self._stream.time_base)
+        else:
+            self._pts = np.arange(len(packets))
+            self.times = self._pts / float(rate or 25)
+        self.pixel_aspect = float(self._stream.sample_aspect_ratio or 1)
+        span = self.times[-1]
+        self.fps = (len(self.times) - 1) / span if span > 0 else float(rate or 25)
+
+    def __len__(self) -> int:
+        return len(self._pts)
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._container is not None:
+            self._container.close()
+
+    @property
+    def duration(self) -> float:
+        """Seconds, the last frame's own time included."""
+        return float(self.times[-1] + 1 / self.fps)
+
+    def indices_at(self, times: Sequence[float]) -> np.ndarray:
+        """The frames shown at these times (seconds from the first frame): the last one that has begun."""
+        # Half a millisecond of slack: times such as 3 / 30 must not fall before a frame stored at 0.1.
+        return np.clip(np.searchsorted(self.times, np.asarray(times) + 5e-4, side="right") - 1, 0, len(self) - 1)
+
+    def frames(self, indices: Sequence[int] | None = None) -> np.ndarray:
+        """Decodes the frames with these numbers (None: all), uint8 (T, H, W, 3), in the order asked for."""
+        indices = np.arange(len(self)) if indices is None else np.asarray(indices, np.int64)
+        if indices.size == 0 or indices.min() < 0 or indices.max() >= len(self):
+            asked = "none" if indices.size == 0 else f"{indices.min()} to {indices.max()}"
+            raise ValueError(f"Frames {asked} were asked of {self.name}, which has frames 0 to {len(self) - 1}.")
+        wanted, inverse = np.unique(indices, return_inverse=True)
+        found = self._decode_with_torchcodec(wanted)
+        if found is not None:
+            return found[inverse]
+        try:
+            found = self._decode(wanted, seek=self._seekable)
+            if len(found) < len(wanted) and self._seekable:
+                found = self._decode(wanted, seek=False)  # a broken index: from the start, once
+        except av.FFmpegError as error:
+            raise VideoDecodeError(f"{self.name} does not decode ({error}).") from error
+        if len(found) < len(wanted):
+            missing = len(wanted) - len(found)
+            raise VideoDecodeError(f"{self.name} does not decode: {missing} of {len(wanted)} frames did not appear.")
+        if inverse.shape == wanted.shape and (inverse == np.arange(len(wanted))).all():
+            return np.stack(found)
+        return np.stack([found[i] for i in inverse])
+
+    def _decode_with_torchcodec(self, wanted: np.ndarray) -> np.ndarray | None:
+        decoder_class = torchcodec_decoder()
+        if decoder_class is None:
+            return None
+        source = self._source.getvalue() if isinstance(self._source, io.BytesIO) else self._source
+        try:
+            decoder = decoder_class(source, dimension_order="NHWC", num_ffmpeg_threads=1)
+            if len(decoder) != len(self):
+                return None  # it counts frames in another way: numbers would not mean the same
+            return decoder.get_frames_at(indices=wanted.tolist()).data.numpy()
+        except (RuntimeError, ValueError, IndexError) as error:
+            logger.debug("torchcodec does not decode %s (%s); PyAV tries", self.name, error)
+            return None
+
+    def iterate(self) -> Iterator[tuple[float, av.VideoFrame]]:
+        """All frames in order, one at a time and not converted: (seconds from the first frame, PyAV's frame)."""
+        self._rewind()
+        try:
+            for number, frame in enumerate(self._container.decode(self._stream)):
+                timed = self._seekable and frame.pts is not None
+                start = float((frame.pts - self._pts[0]) * self._stream.time_base) if timed else number / self.fps
+                yield start, frame
+        except av.FFmpegError as error:
+            raise VideoDecodeError(f"{self.name} does not decode ({error}).") from error
+
+    def to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
+        """A decoded frame as upright uint8 (H, W, 3)."""
+        picture = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        return np.rot90(picture, frame.rotation // 90) if frame.rotation % 360 else picture  # telephones film sideways
+
+    def _rewind(self) -> None:
+        try:
+            self._container.seek(0, any_frame=False)
+        except av.FFmpegError:
+            # Streams that begin after time 0 refuse it in some containers.
+            self._container.seek(self._stream.start_time or 0, stream=self._stream, any_frame=False)
+
+    def _decode(self, wanted: np.ndarray, seek: bool) -> list[np.ndarray]:
+        """The wanted frames (sorted numbers) that appear, decoding from as few key frames as possible."""
+        found, position, current = [], 0, None
+        if not seek:
+            self._rewind()
+        while position < len(wanted):
+            if seek:
+                keys_before = self._key_pts[self._key_pts <= self._pts[wanted[position]]]
+                if len(keys_before):
+                    self._container.seek(int(keys_before[-1]), stream=self._stream)
+                else:
+                    self._rewind()
+            before = position
+            for number, frame in enumerate(self._container.decode(self._stream)):
+                current = frame.pts if self._seekable else number
+                if current is None or current < self._pts[wanted[position]]:
+                    continue
+                if current == self._pts[wanted[position]]:
+                    found.append(self.to_rgb(frame))
+                    position += 1
+                else:
+                    return found  # a wanted frame was passed over
+                if position == len(wanted) or (seek and self._key_between(current, self._pts[wanted[position]])):
+                    break
+            if position == before or not seek:
+                break
+        return found
+
+    def _key_between(self, current: int, target: int) -> bool:
+        """Whether a jump saves work: a key frame lies well after the current frame and not after the target."""
+        first = np.searchsorted(self._key_pts, current, side="right")
+        last = np.searchsorted(self._key_pts, target, side="right")
+        return last > first and np.searchsorted(self._pts, self._key_pts[last - 1]) > (
+            np.searchsorted(self._pts, current) + 4  # a seek flushes the decoder, which costs about that many frames
+        )
+
+
+def read_video(
+    source: bytes | str | os.PathLike | dict,
+    frame_indices: Sequence[int] | None = None,
+    times: Sequence[float] | None = None,
+) -> np.ndarray:
+    """Decodes a video, or some of its frames, to uint8 (T, H, W, 3) RGB.
+
+    Args:
+        source: bytes, a path, a URL that fsspec opens, or datasets' `{"bytes": ..., "path": ...}`.
+        frame_indices: frame numbers; None decodes all.
+        times: seconds from the first frame instead of numbers; each takes the frame shown at that time.
+
+    Raises:
+        VideoDecodeError: a ValueError with a sentence that names the video.
+        FileNotFoundError: the path does not exist.
+    """
+    if frame_indices is not None and times is not None:
+        raise ValueError("read_video got frame_indices and times; give one of them.")
+    with VideoReader(source) as reader:
+        return reader.frames(reader.indices_at(times) if times is not None else frame_indices)
+
+
+def _resolve_source(source: bytes | str | os.PathLike | dict) -> tuple[Any, str]:
+    """What `av.open` takes, and a name for messages."""
+    if isinstance(source, dict):
+        name = source.get("path") or "the video"
+        if source.get("bytes") is not None:
+            return io.BytesIO(source["bytes"]), str(name)
+        source = source.get("path")
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return io.BytesIO(source), "the video"
+    if not isinstance(source, (str, os.PathLike)):
+        raise ValueError(f"A video is given as bytes, a path or a URL, not as {type(source).__name__}.")
+    source = os.fspath(source)
+    if "://" in source:  # http, hf, s3, ...: whatever fsspec, which datasets brings, can open
+        with fsspec.open(source, "rb") as file:
+            return io.BytesIO(file.read()), source
+    if not os.path.isfile(source):
+        raise FileNotFoundError(f"There is no video file at {source!r}; give the path of an existing file.")
+    return source, source
