@@ -22,8 +22,10 @@ import torch
 from matplotlib.figure import Figure
 
 from vjepa2_hf import VJepa2Encoder, VJepa2VideoProcessor
-from vjepa2_hf.data import ShardSource, VideoReader, open_stream
+from vjepa2_hf.data import ShardSource, open_stream
 from vjepa2_hf.training import exit_on_user_error
+from vjepa2_hf.video_io import VideoReader
+from vjepa2_hf.video_io import VideoReader
 
 
 MAX_COLUMNS = 8
@@ -143,7 +145,8 @@ def pca_colors(features: torch.Tensor, around_zero: bool = False) -> np.ndarray:
     else:
         low, high = np.percentile(components, [1, 99], axis=0)
     span = np.asarray(high - low)
-    colors = np.where(span > 1e-12, (components - low) / np.where(span > 1e-12, span, 1), 0.5)
+    varies = span > 1e-9 * max(span.max(), 1e-9)  # below is rounding
+    colors = np.where(varies, (components - low) / np.where(varies, span, 1), 0.5)
     return colors.clip(0, 1).reshape(*features.shape[:3], 3)
 
 

@@ -110,7 +110,7 @@ class PretrainConfig:
     # Objective
     masks: list[dict[str, Any]] = field(default_factory=lambda: [dict(spec) for spec in PUBLISHED_MASKS])
     loss_exponent: int = 1
-    normalize_targets: Literal["layer", "batch", "none"] = "layer"
+    normalize_targets: Literal["layer", "batch", "batch_channel", "none"] = "layer"
     ema: MomentumSchedule = field(default_factory=MomentumSchedule)
 
     # Optimiser: AdamW

@@ -1,6 +1,7 @@
 """The solvers on cost functions whose answer is known, and the published CEM's own numbers."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -312,3 +313,14 @@ def test_an_object_is_its_own_solver():
 def test_bad_settings_and_arguments_are_refused_with_a_sentence(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+@pytest.mark.parametrize("solver", [CEM(num_iterations=50), RandomShooting(num_iterations=50)])
+def test_no_iteration_begins_after_the_budget(solver):
+    def slow(actions):
+        time.sleep(0.02)
+        return actions.square().sum(dim=(2, 3))
+
+    result = solver(slow, batch_size=1, action_dim=2, budget_ms=50)
+    assert 1 <= len(result.trace["cost"]) < 10
+    assert len(solver(slow, batch_size=1, action_dim=2, budget_ms=0).trace["cost"]) == 1

@@ -156,8 +156,9 @@ class VJepa2MaskedLatentPredictionConfig(_NestedEncoder, PreTrainedConfig):
     Loss:
         loss_exponent (`int`, defaults to 1): p of mean |ẑ − z|^p / p; 1 published, 2 in both seeds.
         normalize_targets (`str`, defaults to "layer"): "layer" is LayerNorm without affine (published); "batch"
-            standardises every position and channel over the batch, which keeps content in the loss on short runs;
-            "none".
+            standardises every place and channel over the batch, which keeps content in the loss on short runs;
+            "batch_channel" also takes away the batch's mean at every place, but divides by the channel's deviation
+            over all places, so that places where nothing ever happens do not become noise of full size; "none".
     """
 
     model_type = "vjepa2_hf_masked_latent_prediction"
@@ -185,7 +186,7 @@ class VJepa2MaskedLatentPredictionConfig(_NestedEncoder, PreTrainedConfig):
             self.predictor_num_attention_heads,
         )
         _check_choice("loss_exponent", self.loss_exponent, (1, 2))
-        _check_choice("normalize_targets", self.normalize_targets, ("layer", "batch", "none"))
+        _check_choice("normalize_targets", self.normalize_targets, ("layer", "batch", "batch_channel", "none"))
         super().__post_init__(**self._refuse_unknown(kwargs))
 
 

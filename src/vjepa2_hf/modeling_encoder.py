@@ -379,27 +379,7 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
         Raises:
             ValueError: for a wrong number of dimensions or channels, or sizes that tubelet and patch do not divide.
         """
-        shape = tuple(pixel_values_videos.shape)
-        if len(shape) != 5:
-            raise ValueError(
-                f"pixel_values_videos has shape {shape}; expected (batch, frames, channels, height, width)."
-            )
-        _, frames, channels, height, width = shape
-        if channels != self.config.in_chans:
-            raise ValueError(
-                f"pixel_values_videos has {channels} channels (shape {shape}); the model takes "
-                f"{self.config.in_chans}. "
-                "Channels come third: (batch, frames, channels, height, width)."
-            )
-        units = {"frames": 1 if frames == 1 else self.config.tubelet_size}
-        units.update(height=self.config.patch_size, width=self.config.patch_size)
-        for (name, unit), size in zip(units.items(), (frames, height, width), strict=True):
-            if size == 0 or size % unit:
-                raise ValueError(
-                    f"pixel_values_videos has {name}={size} (shape {shape}); expected a multiple of {unit}: "
-                    "resize, crop or cut the clip."
-                )
-        return frames // units["frames"], height // units["height"], width // units["width"]
+        return clip_grid(self.config, pixel_values_videos)
 
     def _fill_tubelet(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
         """Repeats the frames of a clip shorter than a tubelet; a single frame is left to the folded kernel."""
@@ -437,6 +417,29 @@ def _components_of(model_type: str | None, path) -> list[str]:
     if model_type not in components:
         raise ValueError(f"{path} holds a model of type {model_type!r}; expected one of {', '.join(components)}.")
     return components[model_type]
+
+
+def clip_grid(config: VJepa2EncoderConfig, pixel_values_videos: torch.Tensor) -> tuple[int, int, int]:
+    """See [`VJepa2Encoder.get_grid`]."""
+    shape = tuple(pixel_values_videos.shape)
+    if len(shape) != 5:
+        raise ValueError(f"pixel_values_videos has shape {shape}; expected (batch, frames, channels, height, width).")
+    _, frames, channels, height, width = shape
+    if channels != config.in_chans:
+        raise ValueError(
+            f"pixel_values_videos has {channels} channels (shape {shape}); the model takes "
+            f"{config.in_chans}. "
+            "Channels come third: (batch, frames, channels, height, width)."
+        )
+    units = {"frames": 1 if frames == 1 else config.tubelet_size}
+    units.update(height=config.patch_size, width=config.patch_size)
+    for (name, unit), size in zip(units.items(), (frames, height, width), strict=True):
+        if size == 0 or size % unit:
+            raise ValueError(
+                f"pixel_values_videos has {name}={size} (shape {shape}); expected a multiple of {unit}: "
+                "resize, crop or cut the clip."
+            )
+    return frames // units["frames"], height // units["height"], width // units["width"]
 
 
 def check_token_ids(name: str, ids: torch.Tensor, batch_size: int, num_tokens: int) -> None:

@@ -124,16 +124,18 @@ class VJepa2ForMaskedLatentPrediction(VJepa2PreTrainedModel):
         """Targets (B, N, D) normalised as `config.normalize_targets` says.
 
         Raises:
-            ValueError: for "batch" with a single clip, which has no deviation.
+            ValueError: for "batch" and "batch_channel" with a single clip, which has no deviation.
         """
         if self.config.normalize_targets == "layer":
             return nn.functional.layer_norm(targets, targets.shape[-1:])
-        if self.config.normalize_targets == "batch":
-            if len(targets) < 2:
-                raise ValueError("normalize_targets='batch' needs at least 2 clips in a batch; got 1.")
-            std, mean = torch.std_mean(targets, dim=0, keepdim=True)
-            return (targets - mean) / (std + 1e-6)
-        return targets
+        if self.config.normalize_targets == "none":
+            return targets
+        if len(targets) < 2:
+            name = self.config.normalize_targets
+            raise ValueError(f"normalize_targets={name!r} needs at least 2 clips in a batch; got 1.")
+        centred = targets - targets.mean(dim=0, keepdim=True)
+        over = 0 if self.config.normalize_targets == "batch" else (0, 1)
+        return centred / (centred.std(dim=over, keepdim=True) + 1e-6)
 
     def latent_loss(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """mean |ẑ − z|^p / p over clips, tokens and channels (p = 1 published, p = 2 both seeds)."""

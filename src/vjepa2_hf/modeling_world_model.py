@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2WorldModelConfig
 from .modeling_dynamics import Inputs, KeyValues, VJepa2Dynamics, latent_size
-from .modeling_encoder import VJepa2Encoder, VJepa2Layer, VJepa2PreTrainedModel
+from .modeling_encoder import VJepa2Encoder, VJepa2Layer, VJepa2PreTrainedModel, clip_grid
 from .pose import move_pose
 
 
@@ -112,11 +112,11 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
         """Frames (B, T, C, H, W), each on its own -> latents (B, T, N, D), standardised once `fit_state` was
         called."""
         batch_size, config = len(pixel_values_videos), self.config
+        clip_grid(config.encoder_config, pixel_values_videos[:, :1])  # refuses wrong shapes before they are flattened
         if config.state_type == "pixels":
             patch = config.encoder_config.patch_size
             latents = rearrange(pixel_values_videos, "b t c (h p) (w q) -> (b t) (h w) (c p q)", p=patch, q=patch)
         else:
-            self.encoder.get_grid(pixel_values_videos[:, :1])  # refuses wrong shapes before they are flattened
             latents = self.encoder(pixel_values_videos.flatten(0, 1).unsqueeze(1)).last_hidden_state
         if config.normalize_latents == "layer":
             latents = nn.functional.layer_norm(latents, latents.shape[-1:])
@@ -135,8 +135,11 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
         """
         if self.config.state_fitted:
             raise ValueError("the state is fitted already: start from a new world model to fit it on other latents.")
-        if latents.shape[-1] != self.latent_size:
-            raise ValueError(f"latents have shape {tuple(latents.shape)}; expected (..., N, {self.latent_size}).")
+        expected = (self.tokens_per_frame, self.latent_size)
+        if tuple(latents.shape[-2:]) != expected:
+            raise ValueError(
+                f"latents have shape {tuple(latents.shape)}; expected (..., {expected[0]}, {expected[1]})."
+            )
         flat = latents.flatten(0, -3)
         mean = flat.mean(dim=0)
         squares = sum((part - mean).square().sum(dtype=torch.float64) for part in flat.split(1024))

@@ -61,11 +61,11 @@ class VJepa2Planner(Pipeline):
         plumbing = ("tokenizer", "feature_extractor", "image_processor", "processor", "binary_output", "args_parser")
         plumbing = {name: kwargs.pop(name) for name in (*plumbing, "torch_dtype", "dtype") if name in kwargs}
         saved = dict(model.config.planner or {})
-        self.distance = distance or saved.pop("distance", "l2")
+        saved_distance, saved_chunk_size = saved.pop("distance", None), saved.pop("candidate_chunk_size", None)
+        self.distance = distance or saved_distance or "l2"
         if self.distance not in ("l1", "l2"):
             raise ValueError(f"distance is {self.distance!r}; expected 'l1' or 'l2'.")
-        self.candidate_chunk_size = candidate_chunk_size or saved.pop("candidate_chunk_size", None)
-        saved.pop("distance", None)
+        self.candidate_chunk_size = candidate_chunk_size or saved_chunk_size
         if solver is not None and solver != saved.get("solver"):
             saved = {}  # settings of another solver
         settings = {**saved, **kwargs}
@@ -103,6 +103,7 @@ class VJepa2Planner(Pipeline):
         context_actions: Any = None,
         seed: int | None = 0,
         warm_start: Any = None,
+        budget_ms: float | None = None,
     ) -> dict[str, Any] | list[dict[str, Any]]:
         """Plans.
 
@@ -115,6 +116,7 @@ class VJepa2Planner(Pipeline):
             context_actions: (T-1, A) between the frames of a clip; a list for a batch.
             seed: the same seed gives the same plan on the same machine, alone or in a batch; `None` draws anew.
             warm_start: (P, A), where the search starts, such as the last plan moved on by a step; a list for a batch.
+            budget_ms: the search begins no further iteration after so many milliseconds; encoding comes on top.
 
         Returns:
             `{"action": (A,), "actions": (P, A), "cost": float, "trace": {"cost": [one an iteration], …}}`, float32
@@ -126,7 +128,7 @@ class VJepa2Planner(Pipeline):
             raise ValueError("observation and goal must both be single, or both be a batch (a list, or processed).")
         extra = (proprio_state, context_actions, warm_start)
         inputs = {"observation": observation, "goal": goal, "single": single, "extra": extra}
-        plans = self.run_single(inputs, {}, {"seed": seed}, {})
+        plans = self.run_single(inputs, {}, {"seed": seed, "budget_ms": budget_ms}, {})
         return plans[0] if single else plans
 
     def _sanitize_parameters(self, **kwargs):
@@ -157,7 +159,9 @@ class VJepa2Planner(Pipeline):
             "warm_start": warm_start,
         }
 
-    def _forward(self, inputs: dict[str, torch.Tensor | None], seed: int | None) -> dict[str, Any]:
+    def _forward(
+        self, inputs: dict[str, torch.Tensor | None], seed: int | None, budget_ms: float | None
+    ) -> dict[str, Any]:
         model: VJepa2WorldModel = self.model
         latents, goal = model.encode(inputs["frames"]), model.encode(inputs["goal"])
 
@@ -181,6 +185,7 @@ class VJepa2Planner(Pipeline):
             action_high=1.0 if config.action_high is None else config.action_high,
             generator=None if seed is None else torch.Generator().manual_seed(seed),
             warm_start=inputs["warm_start"],
+            **({} if budget_ms is None else {"budget_ms": budget_ms}),
         )
         return {"actions": result.actions, "cost": result.cost, "trace": result.trace}
 

@@ -13,7 +13,8 @@ where `cost` maps candidates (B, J, P, A) to costs (B, J), lower being better, a
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,6 +100,7 @@ class CEM:
         warm_start: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         device: torch.device | str | None = None,
+        budget_ms: float | None = None,
     ) -> SolverResult:
         """Plans for B problems at once.
 
@@ -115,6 +117,7 @@ class CEM:
             warm_start: (B, P, A) initial mean, clipped to the bounds. None: zero, clipped.
             noise: standard normal numbers to use in place of drawn ones, (I, J, P, A) or (I, B, J, P, A).
             device: where candidates live when the cost sees them. None: the warm start's device, else the CPU.
+            budget_ms: no iteration begins after so many milliseconds (one is always done). None: all iterations.
 
         Returns:
             The final mean, its cost, and the trace.
@@ -129,7 +132,7 @@ class CEM:
         std = self._initial_std(low, high).expand_as(mean)
         noise = self._check_noise(noise, batch_size, action_dim)
         trace: dict[str, list[torch.Tensor]] = {"cost": [], "best_cost": [], "std": []}
-        for iteration in range(self.num_iterations):
+        for iteration in _within_budget(self.num_iterations, budget_ms):
             step_noise = self._draw_noise(generator, batch_size, action_dim) if noise is None else noise[iteration]
             # line 4; unsqueeze makes room for the candidates
             candidates = (mean.unsqueeze(1) + std.unsqueeze(1) * step_noise.to(device)).clamp(low, high)
@@ -209,6 +212,7 @@ class RandomShooting:
         generator: Generators = None,
         warm_start: torch.Tensor | None = None,
         device: torch.device | str | None = None,
+        budget_ms: float | None = None,
     ) -> SolverResult:
         """Plans for B problems at once; arguments as in `CEM`, but the warm start is one of the first candidates.
 
@@ -222,7 +226,7 @@ class RandomShooting:
         shape = (self.num_candidates, self.horizon, action_dim)
         best_actions, best_cost = None, None
         trace: dict[str, list[torch.Tensor]] = {"cost": [], "best_cost": []}
-        for iteration in range(self.num_iterations):
+        for iteration in _within_budget(self.num_iterations, budget_ms):
             unit = _draw(torch.rand, shape, generator, batch_size).to(device).expand(batch_size, *shape)
             candidates = (low + (high - low) * unit).clamp(low, high)
             if iteration == 0 and warm_start is not None:
@@ -268,6 +272,15 @@ def build_solver(solver: str | Callable[..., SolverResult], **settings: Any) -> 
                 f"solver {solver!r} has no setting {name!r}{_nearest(name, known)}; it has: {', '.join(known)}."
             )
     return SOLVERS[solver](**settings)
+
+
+def _within_budget(num_iterations: int, budget_ms: float | None) -> Iterator[int]:
+    """The iterations that begin within the budget; the first always does."""
+    started = time.perf_counter()
+    for iteration in range(num_iterations):
+        if iteration and budget_ms is not None and 1000 * (time.perf_counter() - started) >= budget_ms:
+            return
+        yield iteration
 
 
 def _evaluate(cost: CostFunction, candidates: torch.Tensor) -> torch.Tensor:

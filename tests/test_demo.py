@@ -1,0 +1,71 @@
+import json
+import sys
+
+import demo
+import pytest
+import reproduce
+from demo import Road
+
+
+def writes(path, seconds: float = 0.0) -> list[str]:
+    return ["-c", f"import time, pathlib; time.sleep({seconds}); pathlib.Path({str(path)!r}).write_text('x')"]
+
+
+def test_road_runs_steps_side_by_side_and_skips_what_is_done(tmp_path, capfd):
+    road = Road(tmp_path, threads=2)
+    steps = [(name, tmp_path / name, writes(tmp_path / name)) for name in ("a", "b")]
+    road.run("two steps", *steps)
+    assert (tmp_path / "a").exists() and (tmp_path / "b").exists()
+    assert list(json.loads((tmp_path / "timings.json").read_text())) == ["two steps"]
+    (tmp_path / "b").unlink()
+    assert "done already" not in capfd.readouterr().out
+    road.run("two steps", steps[0])
+    assert "done already" in capfd.readouterr().out
+    assert not (tmp_path / "b").exists()
+
+
+def test_road_stops_at_a_step_that_fails_and_names_its_log(tmp_path):
+    road = Road(tmp_path, threads=1, quiet=True)
+    with pytest.raises(SystemExit, match="broken.*broken.log"):
+        road.run("broken", ("broken", tmp_path / "never", ["-c", "raise SystemExit('no such thing')"]))
+    assert "no such thing" in (tmp_path / "logs" / "broken.log").read_text()
+
+
+def test_demo_runs_every_script_in_order(tmp_path, monkeypatch):
+    """The commands themselves are tested with their scripts; here: which run, on what, and in which order."""
+    commands = []
+
+    def run(self, title, *steps):
+        commands.extend(command for _, _, command in steps)
+
+    monkeypatch.setattr(Road, "run", run)
+    demo.demo(tmp_path, demo.EXAMPLES / "configs" / "demo", threads=2)
+    names = [command[0].rsplit("/", 1)[-1] for command in commands]
+    assert names == [
+        "record_episodes.py",
+        "pretrain.py",
+        "train_world_model.py",
+        "train_world_model.py",
+        "plan.py",
+        "report.py",
+    ]
+    assert f"encoder={tmp_path / 'pretrain' / 'final'}" in commands[2] and "encoder=random" in commands[3]
+    assert sys.executable not in commands[0]  # the road adds the interpreter
+
+
+def test_interval_over_seeds_contains_their_spread():
+    low, high = reproduce.seed_interval([0.8, 0.9, 0.85])
+    assert low < 0.8 and high > 0.9
+    assert reproduce.seed_interval([0.5]) == (0.0, 1.0)
+
+
+def test_tables_are_written_between_the_markers_and_nowhere_else(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- reproduce:begin -->\nold\n<!-- reproduce:end -->\nafter\n")
+    row = {"name": "CEM", "success": 0.5, "low": 0.4, "high": 0.6, "by_seed": [0.4, 0.6], "episodes": 10}
+    errors = {encoder: {"1": 0.5} for encoder in reproduce.ENCODERS}
+    results = {"environments": {"pushing": {"rows": [row], "rollout_error_over_copy": errors}}}
+    reproduce.write_into_readme(reproduce.format_tables(results), readme)
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| CEM | 0.50 | 0.40–0.60 | 0.40, 0.60 |" in text

@@ -1,0 +1,69 @@
+"""README's promises that a machine can check: the map of files, the commands, the keys of the configs."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from plan import PlanConfig
+from pretrain import PretrainConfig
+from train_world_model import WorldModelTrainingConfig
+
+from vjepa2_hf.training import load_config
+
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONFIGS = sorted((ROOT / "examples" / "configs").rglob("*.yaml"))
+
+
+def test_map_names_every_file_and_no_other():
+    named = set(re.findall(r"^\| `((?:src|examples|benchmarks)/[^`]+\.py)` \|", README, flags=re.MULTILINE))
+    folders = ("src/vjepa2_hf", "examples", "benchmarks")
+    present = {str(path.relative_to(ROOT)) for folder in folders for path in (ROOT / folder).glob("*.py")}
+    assert named == present - {"src/vjepa2_hf/__init__.py"}
+
+
+def test_every_line_of_the_map_says_something():
+    lines = re.findall(r"^\| `[^`]+\.py` \| (.+) \|$", README, flags=re.MULTILINE)
+    assert all(len(line) > 5 for line in lines)
+
+
+def test_make_targets_that_readme_names_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in set(re.findall(r"`?make ([a-z-]+)", README)):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_tables_of_readme_are_those_of_the_last_measurement():
+    """Figures are written by the command that measures them: results/reproduce.json and README say the same."""
+    import json
+
+    from reproduce import format_tables
+
+    results = json.loads((ROOT / "results" / "reproduce.json").read_text(encoding="utf-8"))
+    written = README.split("<!-- reproduce:begin -->")[1].split("<!-- reproduce:end -->")[0]
+    assert written.strip() == format_tables(results).strip()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_config_loads_without_an_unknown_key(path):
+    name = path.stem
+    if name.startswith(("pretrain", "cooldown")):
+        config_class = PretrainConfig
+    else:
+        config_class = PlanConfig if name.startswith("plan") else WorldModelTrainingConfig
+    assert load_config(config_class, path).output_dir.startswith("runs/")
+
+
+def test_example_scripts_compile_and_document_their_command():
+    for path in (ROOT / "examples").glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith('"""'), path
+        if path.name != "environments.py":
+            assert f"examples/{path.name}" in text.split('"""')[1], path
+
+
+def test_nothing_that_a_run_leaves_is_tracked():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    assert not [name for name in tracked if name.startswith(("runs/", ".venv/")) or name.endswith(".pyc")]
