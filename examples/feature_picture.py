@@ -25,7 +25,6 @@ from vjepa2_hf import VJepa2Encoder, VJepa2VideoProcessor
 from vjepa2_hf.data import ShardSource, open_stream
 from vjepa2_hf.training import exit_on_user_error
 from vjepa2_hf.video_io import VideoReader
-from vjepa2_hf.video_io import VideoReader
 
 
 MAX_COLUMNS = 8

@@ -89,8 +89,9 @@ class VJepa2EncoderConfig(_StrictFields, PreTrainedConfig):
         mlp_ratio (`float`, defaults to 4.0): width of the MLP over `hidden_size` (48/11 for ViT-g).
         hidden_act (`str`, defaults to "gelu"), layer_norm_eps (`float`, defaults to 1e-6), qkv_bias (`bool`).
         attention_probs_dropout_prob, drop_path_rate (`float`, default to 0).
-        initializer_range (`float`, defaults to 0.02): deviation of the truncated normal; the two projections of block
-            l (from 1) are divided by √(2 l), as published.
+        initializer_range (`float`, defaults to 0.02): deviation of the truncated normal.
+        depth_scaled_init (`bool`, defaults to `True`): the two output projections of block l (from 1) start divided by
+            √(2 l), as published; in the encoder, the predictor and the dynamics.
     Positions:
         position_embedding_type (`str`, defaults to "rope"): 3-D rotary embedding.
         rope_interleave (`bool`, defaults to `False`): `False` is the table that the released weights were trained
@@ -119,6 +120,7 @@ class VJepa2EncoderConfig(_StrictFields, PreTrainedConfig):
     attention_probs_dropout_prob: int | float = 0.0
     drop_path_rate: int | float = 0.0
     initializer_range: float = 0.02
+    depth_scaled_init: bool = True
 
     position_embedding_type: str = "rope"
     rope_interleave: bool = False

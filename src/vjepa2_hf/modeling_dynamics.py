@@ -64,6 +64,8 @@ class VJepa2Dynamics(nn.Module):
         )
         self.layernorm = nn.LayerNorm(size, eps=config.encoder_config.layer_norm_eps)
         self.proj = nn.Linear(size, latent_size(config))
+        if config.residual:
+            self.proj.init_scale = 0.0  # at the start nothing changes
 
     def forward(
         self, inputs: Inputs, past: KeyValues | None = None, project: bool = True

@@ -172,12 +172,14 @@ class VJepa2Layer(GradientCheckpointingLayer):
     ):
         super().__init__()
         encoder_config = encoder_config or config
-        self.index = index
         self.norm1 = nn.LayerNorm(hidden_size, eps=encoder_config.layer_norm_eps)
         self.attention = VJepa2Attention(config, hidden_size, num_heads, encoder_config)
         self.norm2 = nn.LayerNorm(hidden_size, eps=encoder_config.layer_norm_eps)
         self.mlp = VJepa2MLP(hidden_size, mlp_ratio, encoder_config.hidden_act)
         self.drop_path = _drop_path(drop_path)
+        if encoder_config.depth_scaled_init:
+            # on the projections themselves: transformers does not visit a layer that has no parameters of its own
+            self.attention.proj.init_scale = self.mlp.fc2.init_scale = 1 / math.sqrt(2 * index)
 
     def forward(
         self,
@@ -266,14 +268,11 @@ class VJepa2PreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
         if isinstance(module, (nn.Linear, nn.Conv3d)):
-            init.trunc_normal_(module.weight, std=std)
+            init.trunc_normal_(module.weight, std=std * getattr(module, "init_scale", 1.0))
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             super()._init_weights(module)
-        elif isinstance(module, VJepa2Layer):  # children come first, so this overrides the plain 0.02
-            for projection in (module.attention.proj, module.mlp.fc2):
-                init.trunc_normal_(projection.weight, std=std / math.sqrt(2 * module.index))
 
 
 class VJepa2Encoder(VJepa2PreTrainedModel):

@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2WorldModelConfig
 from .modeling_dynamics import Inputs, KeyValues, VJepa2Dynamics, latent_size
-from .modeling_encoder import VJepa2Encoder, VJepa2Layer, VJepa2PreTrainedModel, clip_grid
+from .modeling_encoder import VJepa2Encoder, VJepa2PreTrainedModel, clip_grid
 from .pose import move_pose
 
 
@@ -112,7 +112,12 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
         """Frames (B, T, C, H, W), each on its own -> latents (B, T, N, D), standardised once `fit_state` was
         called."""
         batch_size, config = len(pixel_values_videos), self.config
-        clip_grid(config.encoder_config, pixel_values_videos[:, :1])  # refuses wrong shapes before they are flattened
+        _, rows, columns = clip_grid(config.encoder_config, pixel_values_videos[:, :1])  # refuses wrong shapes
+        if rows != columns:
+            raise ValueError(
+                f"frames are {tuple(pixel_values_videos.shape[-2:])} pixels; the world model takes squares: crop or "
+                "resize."
+            )
         if config.state_type == "pixels":
             patch = config.encoder_config.patch_size
             latents = rearrange(pixel_values_videos, "b t c (h p) (w q) -> (b t) (h w) (c p q)", p=patch, q=patch)
@@ -400,10 +405,12 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
         return torch.cat([states, last.unsqueeze(1)], dim=1)
 
     def _default_chunk_size(self, batch_size: int, latents: torch.Tensor) -> int:
-        """Candidates whose widest activation fits in 16 MB (1 GB on an accelerator): larger is slower on a CPU."""
-        numbers = 2**22 if latents.device.type == "cpu" else 2**28
+        """Candidates whose widest activation fits in 16 MB and no more than 32 on a CPU (larger chunks are hardly
+        faster and take memory), in 1 GB on an accelerator."""
+        on_cpu = latents.device.type == "cpu"
         width = int(self.config.predictor_hidden_size * self.config.predictor_mlp_ratio)
-        return max(1, numbers // (batch_size * (latents.shape[2] + 3) * width))
+        fitting = max(1, (2**22 if on_cpu else 2**28) // (batch_size * (latents.shape[2] + 3) * width))
+        return min(fitting, 32) if on_cpu else fitting
 
     # ------------------------------------------------------------------------------------------------ inputs
 
@@ -463,22 +470,18 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.predictor_initializer_range
-        if std is None:
-            if isinstance(module, (nn.Linear, nn.LayerNorm)):
-                module.reset_parameters()
-        elif isinstance(module, nn.Linear):
-            init.trunc_normal_(module.weight, std=std)
+        scale = getattr(module, "init_scale", 1.0)
+        if isinstance(module, nn.Linear) and std is not None:
+            init.trunc_normal_(module.weight, std=std * (scale or 1.0))
             init.zeros_(module.bias)
-        elif isinstance(module, VJepa2Layer):
-            for projection in (module.attention.proj, module.mlp.fc2):
-                init.trunc_normal_(projection.weight, std=std / (2 * module.index) ** 0.5)
-        if isinstance(module, VJepa2Dynamics):
-            if self.config.residual:  # at the start nothing changes
-                init.zeros_(module.proj.weight)
-                init.zeros_(module.proj.bias)
-            if self.config.predictor_position_embedding_type == "learned":
-                init.normal_(module.place_embedding, std=self.config.predictor_position_std)
-                init.normal_(module.time_embedding, std=self.config.predictor_position_std)
+        elif isinstance(module, (nn.Linear, nn.LayerNorm)):
+            module.reset_parameters()
+        if isinstance(module, nn.Linear) and scale == 0:
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        if isinstance(module, VJepa2Dynamics) and self.config.predictor_position_embedding_type == "learned":
+            init.normal_(module.place_embedding, std=self.config.predictor_position_std)
+            init.normal_(module.time_embedding, std=self.config.predictor_position_std)
 
 
 def _first_given(value: float | None, default: float) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from transformers import Pipeline
 
@@ -267,7 +268,13 @@ def _warn_of_aspect_ratio(observation: Any, goal: Any) -> None:
 
 
 def _aspect_ratio(image: Any) -> float | None:
-    """Width over height of a raw image, or `None` where it is not known without opening a file."""
+    """Width over height of a raw image or an image file, or `None` where it is not known without decoding."""
+    if isinstance(image, str | Path):
+        try:
+            with PIL.Image.open(image) as picture:
+                return picture.width / picture.height
+        except OSError:
+            return None
     if hasattr(image, "height"):
         return image.width / image.height
     shape = getattr(image, "shape", None)

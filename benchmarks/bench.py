@@ -1,0 +1,178 @@
+"""Three speed ratios in one run: encoder forward, pretraining step, CEM plan, each beside the arithmetic's floor.
+
+    python benchmarks/bench.py                 # under 5 minutes on 2 cores
+    python benchmarks/bench.py --full          # every size, and the memory of plans and pretraining steps
+    python benchmarks/bench.py --tiny          # seconds; shows that everything runs, the numbers mean nothing
+
+Restarts itself with one thread and an allocator that keeps the memory it got (otherwise page faults alone make the
+same call take half as long again), checks that both sides of a comparison give the same result, and only then times
+them, in turn. README.md beside this file says what is compared and how the floor is counted.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+# Read by glibc and by the maths libraries when a process starts, so they must be there before Python is
+ENVIRONMENT = {
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    "MALLOC_MMAP_THRESHOLD_": str(2**34),
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--full", dest="mode", action="store_const", const="full", help="every size, and memory")
+    sizes.add_argument("--tiny", dest="mode", action="store_const", const="tiny", help="as small as it goes")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results.json"), help="JSON file")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="comparisons whose name begins so")
+    parser.add_argument("--seconds", type=float, help="for each comparison (default 40; 3 rounds at least)")
+    parser.set_defaults(mode="default")
+    return parser.parse_args(arguments)
+
+
+def restart_with_fixed_allocator() -> None:
+    """Becomes the same command under `ENVIRONMENT`, unless it is that already."""
+    if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **ENVIRONMENT})
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Runs the comparisons, prints the table, writes the JSON; returns what it wrote."""
+    arguments = parse_arguments(arguments)
+    # after the restart, so that the slow imports happen once
+    import torch
+    from comparisons import COMPARISONS
+    from measure import compare
+
+    torch.set_num_threads(1)
+    chosen = [each for each in COMPARISONS[arguments.mode] if _is_chosen(each.name, arguments.only)]
+    if not chosen:
+        sys.exit(f"error: no comparison begins with {' or '.join(arguments.only)}; see benchmarks/README.md.")
+    rounds = {"max_rounds": 2, "seconds": 0.0} if arguments.mode == "tiny" else {"seconds": arguments.seconds or 40.0}
+    results = {"machine": describe_machine(), "mode": arguments.mode, "comparisons": []}
+    for comparison in chosen:
+        print(f"{comparison.name}: {comparison.size} ...", file=sys.stderr, flush=True)
+        results["comparisons"].append(compare(comparison, **rounds))
+    if arguments.mode == "full":
+        results["peak_memory"] = measure_memory(arguments.only)
+    print(format_report(results))
+    write_json(results, arguments.output)
+    print(f"\nwritten to {arguments.output}")
+    return results
+
+
+def _is_chosen(name: str, only: list[str] | None) -> bool:
+    return not only or any(name.startswith(beginning) for beginning in only)
+
+
+def describe_machine() -> dict[str, Any]:
+    """What a reader needs to judge the seconds; ratios hold more widely."""
+    import torch
+    import transformers
+
+    cpuinfo = Path("/proc/cpuinfo")
+    models = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+    return {
+        "processor": models[0] if models else platform.processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "allocator_fixed": all(os.environ.get(name) == value for name, value in ENVIRONMENT.items()),
+    }
+
+
+def measure_memory(only: list[str] | None) -> list[dict[str, Any]]:
+    """Peak memory above what the imports take, each task in a process of its own and with the usual allocator."""
+    from memory import TASKS
+
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    script = Path(__file__).with_name("memory.py")
+    results = []
+    for name in [name for name in TASKS if _is_chosen(name, only)]:
+        print(f"peak memory: {name} ...", file=sys.stderr, flush=True)
+        done = subprocess.run(
+            [sys.executable, script, name], env=environment, check=True, stdout=subprocess.PIPE, text=True
+        )
+        results.append(json.loads(done.stdout))
+    return results
+
+
+def format_report(results: dict[str, Any]) -> str:
+    """The tables as text."""
+    machine = results["machine"]
+    lines = [
+        f"{machine['processor']} ({machine['instructions']}), 1 thread, torch {machine['torch']}, "
+        f"transformers {machine['transformers']}, load {machine['load_average']:.1f}",
+        "Process CPU time. Ratio: the other way's over ours, of paired rounds, median (minimum to maximum). Floor:",
+        "time of the matrix products at the sgemm rate measured beside them, over the time taken; 1.00 is best.",
+        "Seconds and minor page faults: ours / the other's, medians. Difference: largest of the agreement checks.",
+        "",
+    ]
+    header = ["comparison", "size", "against", "ratio", "floor: ours", "other", "seconds", "faults", "difference"]
+    rows = [header] + [_row(each) for each in results["comparisons"]]
+    lines += _align(rows)
+    for each in results["comparisons"]:
+        rate = each["sgemm_gflops"]
+        lines.append(
+            f"{each['name']}, {each['size']}: {each['operations'] / 1e9:.1f} GFLOP needed, sgemm "
+            f"{rate['median']:.0f} GFLOP/s ({rate['minimum']:.0f} to {rate['maximum']:.0f}), {each['rounds']} rounds. "
+            f"{each['note']}"
+        )
+    if results.get("peak_memory"):
+        lines += ["", "Peak memory above what the imports take (weights included):"]
+        rows = [[each["name"], f"{each['peak_mb']:.0f} MB"] for each in results["peak_memory"]]
+        lines += _align(rows)
+    return "\n".join(lines)
+
+
+def _row(result: dict[str, Any]) -> list[str]:
+    ratio, floor, seconds = result["ratio"], result["fraction_of_floor"], result["seconds"]
+    faults = result["minor_page_faults"]
+    return [
+        result["name"],
+        result["size"],
+        result["baseline"],
+        f"{ratio['median']:.2f} ({ratio['minimum']:.2f} to {ratio['maximum']:.2f})",
+        f"{floor['ours']['median']:.2f}",
+        f"{floor['baseline']['median']:.2f}",
+        f"{seconds['ours']['median']:.3f} / {seconds['baseline']['median']:.3f}",
+        f"{faults['ours']['median']:.0f} / {faults['baseline']['median']:.0f}",
+        f"{max(check['difference'] for check in result['checks']):.0e}",
+    ]
+
+
+def _align(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [*lines, ""]
+
+
+def write_json(results: dict[str, Any], path: Path) -> None:
+    """Written aside and renamed, so that an interrupted run leaves the old results whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.tmp")
+    aside.write_text(json.dumps(results, indent=2) + "\n")
+    os.replace(aside, path)
+
+
+if __name__ == "__main__":
+    parse_arguments()  # a mistake is told before the restart
+    restart_with_fixed_allocator()
+    try:
+        main()
+    except ValueError as error:  # also when the sides disagree
+        sys.exit(f"error: {error}")

@@ -1,0 +1,82 @@
+"""Reference vectors of the published code (`fixtures/`, RECIPES.md section 9) and its state-dict names in ours."""
+
+import functools
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+# Sizes of the models in the fixtures
+ENCODER = {
+    "hidden_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "crop_size": 64,
+    "frames_per_clip": 8,
+}
+PREDICTOR = {"predictor_hidden_size": 48, "predictor_num_hidden_layers": 2, "predictor_num_attention_heads": 3}
+
+# A small model for tests that need no reference
+TINY_ENCODER = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "patch_size": 8,
+    "crop_size": 32,
+    "frames_per_clip": 4,
+}
+TINY_PREDICTOR = {"predictor_hidden_size": 24, "predictor_num_hidden_layers": 2, "predictor_num_attention_heads": 2}
+
+_NAMES = [
+    (r"^patch_embed\.", "patch_embeddings."),
+    (r"^norm\.", "layernorm."),
+    (r"^predictor_embed\.", "embed."),
+    (r"^predictor_norm\.", "layernorm."),
+    (r"^predictor_proj\.", "proj."),
+    (r"^state_encoder\.", "proprio_encoder."),
+    (r"(^|\.)(predictor_)?blocks\.", r"\1layer."),
+    (r"\.attn\.", ".attention."),
+    (r"cross_attention_block\.xattn\.", "cross_attention_layer."),
+    (r"cross_attention_block\.", "cross_attention_layer."),
+    (r"^linear\.", "classifier."),
+]
+
+
+@functools.cache
+def golden(name: str) -> dict[str, torch.Tensor]:
+    return load_file(FIXTURES / f"{name}.safetensors")
+
+
+def our_names(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The published weights below a prefix under the names of our modules."""
+    state, mask_tokens = {}, {}
+    for name, value in tensors.items():
+        if not name.startswith(prefix):
+            continue
+        name = name.removeprefix(prefix)
+        if name.startswith("mask_tokens."):
+            mask_tokens[int(name.rpartition(".")[2])] = value
+            continue
+        for published, ours in _NAMES:
+            name = re.sub(published, ours, name)
+        state[name] = value
+    if mask_tokens:
+        state["mask_tokens"] = torch.stack([mask_tokens[i] for i in range(len(mask_tokens))])
+    return state
+
+
+def transformers_names(encoder_state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of our encoder under the names of transformers' `VJEPA2Model`."""
+    state = {}
+    for name, value in encoder_state.items():
+        name = name.replace("patch_embeddings.", "embeddings.patch_embeddings.")
+        if ".attention.qkv." in name:
+            for part, rows in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                state["encoder." + name.replace("qkv", part)] = rows
+        else:
+            state["encoder." + name] = value
+    return state

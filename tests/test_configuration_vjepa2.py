@@ -1,0 +1,134 @@
+"""What can be set, what is refused, and what a config file remembers."""
+
+import json
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+from published import TINY_ENCODER, TINY_PREDICTOR
+from transformers import AutoConfig
+
+from vjepa2_hf import (
+    VJepa2EncoderConfig,
+    VJepa2MaskedLatentPredictionConfig,
+    VJepa2VideoClassificationConfig,
+    VJepa2WorldModelConfig,
+)
+
+
+MASKED_LATENT = {"encoder_config": TINY_ENCODER, **TINY_PREDICTOR}
+WORLD_MODEL = {"encoder_config": TINY_ENCODER, "action_dim": 2, **TINY_PREDICTOR}
+CLASSIFIER = {"encoder_config": TINY_ENCODER, "num_labels": 5, "pooler_num_attention_heads": 2}
+ALL = [
+    (VJepa2EncoderConfig, TINY_ENCODER),
+    (VJepa2MaskedLatentPredictionConfig, MASKED_LATENT),
+    (VJepa2WorldModelConfig, WORLD_MODEL),
+    (VJepa2VideoClassificationConfig, CLASSIFIER),
+]
+every_config = pytest.mark.parametrize(("config_class", "fields"), ALL, ids=[c.__name__ for c, _ in ALL])
+
+
+@every_config
+def test_a_config_survives_a_folder(config_class, fields, tmp_path):
+    config = config_class(**fields)
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is config_class
+    ours = {
+        name: value
+        for name, value in loaded.to_dict().items()
+        if name not in ("transformers_version", "_name_or_path")
+    }
+    assert {name: config.to_dict().get(name) for name in ours} == ours
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["model_type"] == config_class.model_type and "vjepa2_hf_version" in written
+
+
+@every_config
+def test_defaults_are_vit_l_and_the_published_heads(config_class, fields):
+    config = config_class()
+    encoder = getattr(config, "encoder_config", config)
+    assert (encoder.hidden_size, encoder.num_hidden_layers, encoder.num_attention_heads) == (1024, 24, 16)
+    assert encoder.layer_norm_eps == 1e-6 and not encoder.rope_interleave
+
+
+@every_config
+def test_frames_per_clip_is_readable_as_num_frames_at_the_top_level(config_class, fields):
+    assert config_class(**fields).num_frames == 4
+
+
+def test_num_frames_sets_frames_per_clip():
+    assert VJepa2EncoderConfig(num_frames=8).frames_per_clip == 8
+
+
+@every_config
+def test_a_misspelt_field_is_refused_with_the_nearest_known_one(config_class, fields):
+    name = "hidden_sise" if config_class is VJepa2EncoderConfig else "encoder_confg"
+    with pytest.raises(ValueError, match=f"{config_class.__name__} has no field '{name}' .*Did you mean '"):
+        config_class(**{**fields, name: 3})
+
+
+def test_a_misspelt_field_of_the_nested_encoder_is_refused():
+    with pytest.raises(ValueError, match="VJepa2EncoderConfig has no field 'patchsize'.*'patch_size'"):
+        VJepa2WorldModelConfig(**{**WORLD_MODEL, "encoder_config": {**TINY_ENCODER, "patchsize": 8}})
+
+
+def test_a_misspelt_field_in_a_file_is_refused(tmp_path):
+    VJepa2EncoderConfig(**TINY_ENCODER).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "mlp_ration": 2}))
+    with pytest.raises(ValueError, match="mlp_ration.*mlp_ratio"):
+        VJepa2EncoderConfig.from_pretrained(tmp_path)
+
+
+def test_fields_of_a_file_that_a_newer_version_wrote_warn():
+    with pytest.warns(UserWarning, match="'brand_new'.*written by vjepa2_hf 99.0.0"):
+        config = VJepa2EncoderConfig(**TINY_ENCODER, brand_new=1, vjepa2_hf_version="99.0.0")
+    assert not hasattr(config, "brand_new")
+
+
+def test_what_transformers_and_the_hub_write_is_kept():
+    config = VJepa2EncoderConfig(
+        **TINY_ENCODER, architectures=["VJepa2Encoder"], auto_map={}, _commit_hash=None, dtype="float32"
+    )
+    assert config.architectures == ["VJepa2Encoder"]
+
+
+@pytest.mark.parametrize(
+    ("config_class", "fields", "message"),
+    [
+        (VJepa2EncoderConfig, {"patch_size": 0}, "patch_size is 0; expected a number above 0"),
+        (VJepa2EncoderConfig, {"num_attention_heads": 5}, "num_attention_heads=5 must divide hidden_size=24"),
+        (VJepa2EncoderConfig, {"drop_path_rate": 1.0}, "drop_path_rate is 1.0"),
+        (VJepa2EncoderConfig, {"position_embedding_type": "rop"}, "position_embedding_type is 'rop'; expected one of"),
+        (VJepa2EncoderConfig, {"attention_type": "axial"}, "attention_type is 'axial'"),
+        (VJepa2MaskedLatentPredictionConfig, {"loss_exponent": 3}, "loss_exponent is 3; expected one of 1, 2"),
+        (VJepa2MaskedLatentPredictionConfig, {"normalize_targets": "layers"}, "normalize_targets is 'layers'"),
+        (VJepa2MaskedLatentPredictionConfig, {"num_mask_tokens": 0}, "num_mask_tokens is 0"),
+        (VJepa2MaskedLatentPredictionConfig, {"predictor_num_attention_heads": 7}, "predictor_num_attention_heads=7"),
+        (VJepa2WorldModelConfig, {"context_frames": 0}, "context_frames is 0"),
+        (VJepa2WorldModelConfig, {"state_type": "token"}, "state_type is 'token'"),
+        (VJepa2WorldModelConfig, {"action_fusion": "sum"}, "action_fusion is 'sum'"),
+        (VJepa2WorldModelConfig, {"proprio_transition": "keep"}, "proprio_transition is 'keep'"),
+        (VJepa2WorldModelConfig, {"action_low": [-1.0]}, "action_low has 1 numbers; expected 2, as action_dim says"),
+        (VJepa2WorldModelConfig, {"action_std": [1.0, 0.0]}, "action_std is .*above 0"),
+        (VJepa2WorldModelConfig, {"actions_per_step": 3}, "action_dim=2 .* multiple of actions_per_step=3"),
+        (
+            VJepa2WorldModelConfig,
+            {"proprio_dim": 3, "proprio_transition": "add"},
+            "proprio_dim=3 equal to action_dim=2",
+        ),
+        (VJepa2WorldModelConfig, {"proprio_transition": "pose_delta"}, "needs proprio_dim and action_dim 7"),
+        (VJepa2VideoClassificationConfig, {"pooler_type": "mean"}, "pooler_type is 'mean'"),
+        (VJepa2VideoClassificationConfig, {"num_pooler_layers": -1}, "num_pooler_layers is -1"),
+        (VJepa2VideoClassificationConfig, {"pooler_num_attention_heads": 16}, "pooler_num_attention_heads=16"),
+    ],
+    ids=lambda value: str(list(value)[-1]) if isinstance(value, dict) else None,
+)
+def test_a_wrong_value_is_refused_at_construction(config_class, fields, message):
+    with pytest.raises(ValueError, match=message):
+        config_class(**{**dict(ALL)[config_class], **fields})
+
+
+def test_a_value_of_the_wrong_type_is_refused():
+    with pytest.raises(StrictDataclassError, match="'hidden_size' expected int, got str .value: 'wide'"):
+        VJepa2EncoderConfig(hidden_size="wide")

@@ -1,0 +1,91 @@
+"""The classifier against the published attentive probe, and what it promises about views, labels and folders."""
+
+import pytest
+import torch
+from published import ENCODER, TINY_ENCODER, golden, our_names
+from test_modeling_encoder import TOLERANCE, clips, same_weights, spread
+
+from vjepa2_hf import (
+    VJepa2Encoder,
+    VJepa2EncoderConfig,
+    VJepa2ForVideoClassification,
+    VJepa2VideoClassificationConfig,
+)
+
+
+def build(**fields):
+    torch.manual_seed(0)
+    fields = {"num_labels": 5, "num_pooler_layers": 1, "pooler_num_attention_heads": 2, **fields}
+    config = VJepa2VideoClassificationConfig(encoder_config=TINY_ENCODER, **fields)
+    return spread(VJepa2ForVideoClassification(config).eval())
+
+
+@torch.no_grad()
+def test_published_probe():
+    data = golden("attentive_classifier")
+    config = VJepa2VideoClassificationConfig(
+        encoder_config=ENCODER, num_labels=7, num_pooler_layers=3, pooler_num_attention_heads=3
+    )
+    model = VJepa2ForVideoClassification(config).eval()
+    missing, unexpected = model.load_state_dict(our_names(data, "state/"), strict=False)
+    assert not unexpected and all(name.startswith("encoder.") for name in missing)
+    logits = model.classifier(model.pooler(data["features"]))
+    torch.testing.assert_close(logits, data["logits"], **TOLERANCE)
+
+
+def test_the_published_probe_has_16_heads_and_its_own_norm_eps():
+    config = VJepa2VideoClassificationConfig(encoder_config={"hidden_size": 1408, "num_attention_heads": 22})
+    assert config.pooler_num_attention_heads == 16 and config.pooler_layer_norm_eps == 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pooler_type", ["attentive", "linear"])
+def test_probabilities_of_views_are_averaged(pooler_type):
+    model, labels = build(pooler_type=pooler_type), torch.tensor([4, 0])
+    views = clips(batch_size=6).unflatten(0, (2, 3))
+    output = model(views, labels=labels)
+    alone = torch.stack([model(views[:, v]).logits.softmax(-1) for v in range(3)]).mean(0)
+    torch.testing.assert_close(output.logits.softmax(-1), alone)
+    torch.testing.assert_close(output.loss, -alone[[0, 1], labels].log().mean())
+    one = model(views[:, :1]).logits.softmax(-1)
+    torch.testing.assert_close(one, model(views[:, 0]).logits.softmax(-1))
+
+
+@torch.no_grad()
+def test_linear_probe_is_the_mean_of_the_tokens():
+    model = build(pooler_type="linear")
+    output = model(clips(), labels=torch.tensor([1, 2]))
+    torch.testing.assert_close(output.logits, model.classifier(model.encoder.encode(clips(), pool="clip")))
+    torch.testing.assert_close(output.loss, torch.nn.functional.cross_entropy(output.logits, torch.tensor([1, 2])))
+    assert model(clips()).loss is None and not hasattr(model, "pooler")
+
+
+@torch.no_grad()
+def test_eager_is_sdpa():
+    model = build()
+    expected = model(clips()).logits
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(model(clips()).logits, expected, **TOLERANCE)
+
+
+def test_gradients_reach_everything():
+    model = build().train()
+    model(clips(), labels=torch.tensor([1, 2])).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_from_encoder_takes_an_encoder_or_a_folder(tmp_path):
+    encoder = spread(VJepa2Encoder(VJepa2EncoderConfig(**TINY_ENCODER)))
+    encoder.save_pretrained(tmp_path)
+    for source in (encoder, tmp_path):
+        model = VJepa2ForVideoClassification.from_encoder(source, num_labels=3, pooler_num_attention_heads=2)
+        assert same_weights(model.encoder, encoder) and model.classifier.out_features == 3
+
+
+def test_save_and_load(tmp_path):
+    model = build(id2label={0: "a", 1: "b"}, num_labels=2)
+    model.save_pretrained(tmp_path)
+    loaded, info = VJepa2ForVideoClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert same_weights(model, loaded) and not info["missing_keys"] and not info["unexpected_keys"]
+    assert loaded.config.id2label == {0: "a", 1: "b"}
+    assert same_weights(VJepa2Encoder.from_pretrained(tmp_path), model.encoder)

@@ -1,0 +1,238 @@
+"""The planner: plans repeat themselves, batches are single plans, folders keep settings, doubtful pictures warn."""
+
+import warnings
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from published import TINY_ENCODER, TINY_PREDICTOR
+from test_modeling_encoder import spread
+from transformers import Pipeline, pipeline
+
+from vjepa2_hf import VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel, VJepa2WorldModelConfig
+from vjepa2_hf.planning import CEM, RandomShooting
+from vjepa2_hf.video_io import encode_video
+
+
+SOLVER = {"horizon": 3, "num_candidates": 16, "num_iterations": 2, "num_elites": 4}
+
+
+def picture(seed, height=32, width=32):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+OBSERVATION, GOAL, OTHER = picture(0), picture(1), picture(2)
+
+
+def build(solver=None, **fields):
+    torch.manual_seed(0)
+    settings = {} if isinstance(solver, CEM) else SOLVER
+    fields = {"action_dim": 2, "context_frames": 2, "predictor_initializer_range": 0.2, **TINY_PREDICTOR, **fields}
+    model = spread(VJepa2WorldModel(VJepa2WorldModelConfig(encoder_config=TINY_ENCODER, **fields)))
+    return VJepa2Planner(model, VJepa2VideoProcessor(size=32, crop_size=32), solver=solver, **settings)
+
+
+@pytest.fixture(scope="module")
+def planner():
+    return build(action_low=[-0.5, -1.0], action_high=[0.5, 2.0])
+
+
+def equal(one, other):
+    np.testing.assert_allclose(one["actions"], other["actions"], atol=1e-5)
+    assert one["cost"] == pytest.approx(other["cost"], abs=1e-5)
+
+
+class TestPlan:
+    def test_is_plain_numpy_in_environment_units(self, planner):
+        plan = planner(OBSERVATION, GOAL)
+        assert isinstance(planner, Pipeline)
+        assert plan["actions"].shape == (3, 2) and plan["actions"].dtype == np.float32
+        assert np.array_equal(plan["action"], plan["actions"][0]) and isinstance(plan["cost"], float)
+        assert len(plan["trace"]["cost"]) == 2 and all(isinstance(cost, float) for cost in plan["trace"]["cost"])
+        assert (plan["actions"] >= [-0.5, -1]).all() and (plan["actions"] <= [0.5, 2]).all()
+
+    def test_cost_is_the_models_score_of_the_plan(self, planner):
+        plan = planner(OBSERVATION, GOAL)
+        frames, goal = (
+            planner.video_processor(x, return_tensors="pt")["pixel_values_videos"] for x in (OBSERVATION, GOAL)
+        )
+        score = planner.model.score(frames, goal, torch.from_numpy(plan["actions"])[None, None])
+        assert plan["cost"] == pytest.approx(score.item(), rel=1e-5)
+
+    def test_search_is_better_than_chance(self, planner):
+        plan = planner(OBSERVATION, GOAL)
+        frames, goal = (
+            planner.video_processor(x, return_tensors="pt")["pixel_values_videos"] for x in (OBSERVATION, GOAL)
+        )
+        random = torch.rand(1, 64, 3, 2, generator=torch.Generator().manual_seed(1)) - 0.5
+        assert plan["cost"] < planner.model.score(frames, goal, random).mean()
+
+    def test_same_seed_same_plan(self, planner):
+        one, two, other = (planner(OBSERVATION, GOAL, seed=seed) for seed in (3, 3, 4))
+        assert np.array_equal(one["actions"], two["actions"]) and one["cost"] == two["cost"]
+        assert not np.array_equal(one["actions"], other["actions"])
+
+    def test_the_callers_random_state_is_left_alone(self, planner):
+        torch.manual_seed(5)
+        expected = torch.rand(3)
+        torch.manual_seed(5)
+        planner(OBSERVATION, GOAL)
+        assert torch.equal(torch.rand(3), expected)
+
+    def test_a_batch_is_single_plans(self, planner):
+        batch = planner([OBSERVATION, OTHER, GOAL], [GOAL, OBSERVATION, GOAL], seed=2)
+        assert isinstance(batch, list) and len(batch) == 3
+        for plan, pair in zip(batch, [(OBSERVATION, GOAL), (OTHER, OBSERVATION), (GOAL, GOAL)], strict=True):
+            equal(plan, planner(*pair, seed=2))
+
+    def test_a_warm_start_is_where_the_search_starts(self):
+        planner = build(solver=CEM(3, 4, 1, 4, init_std=0.0))
+        start = np.array([[0.1, 0.2], [0.3, -0.4], [0.5, 0.6]])
+        np.testing.assert_allclose(planner(OBSERVATION, GOAL, warm_start=start)["actions"], start, atol=1e-6)
+        with pytest.raises(ValueError, match=r"warm_start has shape \(1, 2, 2\), expected .* \(1, 3, 2\)"):
+            planner(OBSERVATION, GOAL, warm_start=start[:2])
+
+
+class TestInputs:
+    def test_every_form_of_a_picture_gives_the_same_plan(self, planner, tmp_path):
+        expected = planner(OBSERVATION, GOAL)
+        image, path = PIL.Image.fromarray(OBSERVATION), tmp_path / "observation.png"
+        image.save(path)
+        tensor = torch.from_numpy(OBSERVATION).permute(2, 0, 1)
+        for form in (image, str(path), OBSERVATION / np.float32(255), tensor, OBSERVATION[None]):
+            equal(planner(form, GOAL), expected)
+
+    def test_processed_tensors_are_a_batch(self, planner):
+        frames, goal = (
+            planner.video_processor(x, return_tensors="pt")["pixel_values_videos"] for x in (OBSERVATION, GOAL)
+        )
+        (plan,) = planner(frames, goal)
+        equal(plan, planner(OBSERVATION, GOAL))
+
+    def test_a_clip_of_the_last_frames(self, planner):
+        clip, action = np.stack([OTHER, OBSERVATION]), np.array([[0.3, -0.2]])
+        one = planner(clip, GOAL, context_actions=action)
+        assert one["actions"].shape == (3, 2)
+        assert one["cost"] != planner(clip, GOAL, context_actions=-action)["cost"]
+        batch = planner([clip, clip], [GOAL, GOAL], context_actions=[action, -action])
+        equal(batch[0], one)
+
+    def test_proprio_states(self):
+        planner = build(proprio_dim=2, proprio_transition="add")
+        states = np.array([0.4, 0.6]), np.array([0.1, 0.9])
+        one, two = (planner(OBSERVATION, GOAL, proprio_state=state) for state in states)
+        assert one["cost"] != two["cost"]
+        batch = planner([OBSERVATION] * 2, [GOAL] * 2, proprio_state=list(states))
+        equal(batch[0], one), equal(batch[1], two)
+        clip, action = np.stack([OTHER, OBSERVATION]), np.zeros((1, 2))
+        planner(clip, GOAL, proprio_state=np.stack(states), context_actions=action)
+
+    def test_pictures_of_other_sizes_are_resized(self, planner):
+        assert planner(picture(0, 64, 64), picture(1, 48, 48))["actions"].shape == (3, 2)
+
+
+class TestFolders:
+    def test_pipeline_loads_what_was_saved(self, planner, tmp_path):
+        planner.save_pretrained(tmp_path)
+        loaded = pipeline("latent-planning", model=str(tmp_path))
+        assert type(loaded) is VJepa2Planner and loaded.solver == planner.solver and loaded.distance == "l2"
+        equal(loaded(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
+        again = VJepa2Planner.from_pretrained(tmp_path)
+        equal(again(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
+
+        overridden = VJepa2Planner.from_pretrained(tmp_path, horizon=2, distance="l1", candidate_chunk_size=4)
+        assert overridden.solver == CEM(**{**SOLVER, "horizon": 2})
+        assert (overridden.distance, overridden.candidate_chunk_size) == ("l1", 4)
+        overridden.save_pretrained(tmp_path / "b")
+        twice = VJepa2Planner.from_pretrained(tmp_path / "b", candidate_chunk_size=2)
+        assert (twice.distance, twice.candidate_chunk_size, twice.solver.horizon) == ("l1", 2, 2)
+
+        shooting = VJepa2Planner.from_pretrained(tmp_path, solver="random", horizon=2, num_candidates=8)
+        assert shooting.solver == RandomShooting(2, 8)
+        by_hand = VJepa2Planner.from_pretrained(tmp_path, solver=CEM(4, 8, 1, 2))
+        assert by_hand.solver.horizon == 4
+
+    def test_a_model_that_was_saved_alone_starts_from_the_solvers_defaults(self, planner, tmp_path):
+        config = planner.model.config.planner
+        planner.model.config.planner = None
+        planner.model.save_pretrained(tmp_path)
+        planner.video_processor.save_pretrained(tmp_path)
+        planner.model.config.planner = config
+        assert VJepa2Planner.from_pretrained(tmp_path).solver == CEM()
+
+    def test_chunks_do_not_change_the_plan(self, planner):
+        chunked = VJepa2Planner(planner.model, planner.video_processor, candidate_chunk_size=3, **SOLVER)
+        equal(chunked(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
+
+
+class TestWarnings:
+    @pytest.mark.parametrize(
+        "form", [lambda x: x, PIL.Image.fromarray, lambda x: torch.from_numpy(x).permute(2, 0, 1)]
+    )
+    def test_aspect_ratios_that_differ(self, planner, form):
+        with pytest.warns(UserWarning, match="aspect ratios 1.00 and 1.50"):
+            planner(OBSERVATION, form(picture(1, 32, 48)))
+        with pytest.warns(UserWarning, match="aspect ratios"):
+            planner([OBSERVATION, OBSERVATION], [GOAL, form(picture(1, 48, 32))])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            planner(OBSERVATION, form(picture(1, 50, 54)))  # less than 10 %
+
+    def test_frame_rates_that_differ(self, tmp_path):
+        planner, action = build(fps=10, frame_skip=2), np.zeros((1, 2))
+        for fps in (5, 10):
+            (tmp_path / f"{fps}.mp4").write_bytes(encode_video(np.stack([OTHER, OBSERVATION]), fps=fps))
+        with pytest.warns(
+            UserWarning, match="the observation has 10 frames a second, the model's steps are 5 a second"
+        ):
+            planner(str(tmp_path / "10.mp4"), GOAL, context_actions=action)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            planner(str(tmp_path / "5.mp4"), GOAL, context_actions=action)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("observation", "goal", "extra", "message"),
+        [
+            ([OBSERVATION], GOAL, {}, "must both be single, or both be a batch"),
+            ([OBSERVATION], [GOAL, GOAL], {}, "1 observations and 2 goals"),
+            ([], [], {}, "the observation is an empty list"),
+            (np.stack([OBSERVATION] * 3), GOAL, {}, "the observation has 3 frames; the model looks back over 2"),
+            (OBSERVATION, np.stack([GOAL] * 2), {}, "the goal has 2 frames; expected one image"),
+            (np.stack([OBSERVATION] * 2), GOAL, {}, "2 frames of context need context_actions"),
+            (OBSERVATION, GOAL, {"proprio_state": [0.1, 0.2]}, "proprio_states were given, but the model has none"),
+            ([OBSERVATION] * 2, [GOAL] * 2, {"warm_start": [np.zeros((3, 2))]}, "warm_start was given for 1 problems"),
+            (
+                OBSERVATION,
+                GOAL,
+                {"warm_start": np.full((3, 2), np.nan)},
+                "warm_start holds numbers that are not finite",
+            ),
+            ([OBSERVATION, np.stack([OBSERVATION] * 2)], [GOAL] * 2, {}, "observations of the batch differ in shape"),
+        ],
+    )
+    def test_calls(self, planner, observation, goal, extra, message):
+        with pytest.raises(ValueError, match=message):
+            planner(observation, goal, **extra)
+
+    def test_settings(self, planner):
+        model, processor = planner.model, planner.video_processor
+        for settings, message in [
+            ({"solver": "cme"}, "solver 'cme' is unknown"),
+            ({"horizn": 3}, "has no setting 'horizn'.*horizon"),
+            ({"distance": "cosine"}, "distance is 'cosine'; expected 'l1' or 'l2'"),
+            ({"solver": CEM(), "horizon": 3}, "were given beside a solver object"),
+        ]:
+            with pytest.raises(ValueError, match=message):
+                VJepa2Planner(model, processor, **settings)
+        with pytest.raises(ValueError, match="the planner needs a video processor"):
+            VJepa2Planner(model)
+        with pytest.raises(ValueError, match="the planner needs a VJepa2WorldModel; got VJepa2Encoder"):
+            VJepa2Planner(model.encoder, processor)
+
+    def test_a_solver_without_settings_cannot_be_saved(self, planner, tmp_path):
+        nameless = VJepa2Planner(planner.model, planner.video_processor, solver=lambda cost, **kwargs: None)
+        with pytest.raises(ValueError, match="has no to_dict, so its settings cannot be saved"):
+            nameless.save_pretrained(tmp_path)
