@@ -1,11 +1,12 @@
-"""Every figure that README quotes: three training seeds, both environments, all encoders, in about an hour on 2 cores.
+"""Every figure that README and the model card quote: three training seeds, both environments, all encoders, in about
+an hour on 2 cores.
 
     python examples/reproduce.py [--output runs/reproduce] [--seeds 3] [--lanes 2]
 
 Each environment and seed is a chain of the demo's steps: pretrain, three world models (pretrained encoder, random
 encoder, raw pixels; the same dynamics and as many training steps), planning on 100 tasks of its own. Chains run side
 by side, one thread each. A run that was stopped goes on where it was. At the end the means over seeds, with intervals
-that contain their spread, go to `results/reproduce.json` and into README between its markers.
+that contain their spread, go to `results/reproduce.json` and into README and the model card between their markers.
 """
 
 import argparse
@@ -130,14 +131,14 @@ def format_tables(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_into_readme(text: str, readme: Path) -> None:
-    """Replaces what stands between README's markers."""
+def write_between_markers(text: str, document: Path) -> None:
+    """Replaces what stands between the markers of README or a model card."""
     begin, end = "<!-- reproduce:begin -->", "<!-- reproduce:end -->"
-    before, rest = readme.read_text(encoding="utf-8").split(begin)
+    before, rest = document.read_text(encoding="utf-8").split(begin)
     after = rest.split(end)[1]
-    partial = readme.with_suffix(".tmp")
+    partial = document.with_suffix(".tmp")
     partial.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
-    partial.replace(readme)
+    partial.replace(document)
 
 
 def main() -> None:
@@ -147,7 +148,8 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, default=2, help="chains that run side by side, one thread each")
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "reproduce.json")
     parser.add_argument("--collect", action="store_true", help="run nothing: publish what the runs so far measured")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    documents = [ROOT / "README.md", ROOT / "model_cards" / "demo.md"]
+    parser.add_argument("--documents", type=Path, nargs="*", default=documents, help="files with markers")
     arguments = parser.parse_args()
     if not arguments.collect:
         run_all(arguments)
@@ -170,7 +172,8 @@ def publish(arguments: argparse.Namespace) -> None:
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     arguments.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     text = format_tables(results)
-    write_into_readme(text, arguments.readme)
+    for document in arguments.documents:
+        write_between_markers(text, document)
     print(text)
 
 

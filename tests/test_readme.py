@@ -42,8 +42,9 @@ def test_tables_of_readme_are_those_of_the_last_measurement():
     from reproduce import format_tables
 
     results = json.loads((ROOT / "results" / "reproduce.json").read_text(encoding="utf-8"))
-    written = README.split("<!-- reproduce:begin -->")[1].split("<!-- reproduce:end -->")[0]
-    assert written.strip() == format_tables(results).strip()
+    for document in (README, (ROOT / "model_cards" / "demo.md").read_text(encoding="utf-8")):
+        written = document.split("<!-- reproduce:begin -->")[1].split("<!-- reproduce:end -->")[0]
+        assert written.strip() == format_tables(results).strip()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
