@@ -250,9 +250,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.output.suffix != ".png":
         raise ValueError(f"OUTPUT is {str(options.output)!r}, but a name that ends in .png is expected.")
-    clips = read_clips(options.video, options.frames, options.fps, options.clips)
     if not Path(options.model).is_dir() and options.model.count("/") != 1:
         raise FileNotFoundError(f"There is no model at {options.model!r}; give a folder or a Hub id.")
+    clips = read_clips(options.video, options.frames, options.fps, options.clips)
     encoder = VJepa2Encoder.from_pretrained(options.model).eval()
     figure, numbers = feature_picture(encoder, load_processor(options.model, encoder, options.size), clips)
     settings = {"model": options.model, "video": options.video, "frames": options.frames, "fps": options.fps}

@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import av
 import numpy as np
 from datasets import ClassLabel, Features, Value, Video
 from tqdm.auto import tqdm
@@ -57,7 +58,7 @@ def transcode(job: tuple[Path, int]) -> tuple[Path, tuple[bytes, int, float] | N
     path, height = job
     try:
         return path, transcode_video(path, height=height), ""
-    except (VideoDecodeError, OSError) as error:
+    except (VideoDecodeError, OSError, av.FFmpegError) as error:
         return path, None, " ".join(str(error).split())
 
 

@@ -4,7 +4,8 @@
 
 Small, with a world model of your own:
 
-    python examples/plan.py --config examples/configs/demo/plan.yaml episodes=10 models={mine: runs/mine/final}
+    python examples/plan.py --config examples/configs/demo/plan.yaml episodes=10 \
+        "models={mine: runs/my_world_model/final}"
 
 Writes `OUTPUT_DIR/results.json` (a row a method: success with a 95 % interval, steps, plan time), `episodes.npz` (what
 happened) and `videos/METHOD/episode-000.mp4` (an episode beside its goal).
@@ -58,8 +59,14 @@ class PlanConfig:
     videos: int = 100
     """Episodes of a method to write as video."""
     num_threads: int | None = None
+    device: str | None = None
+    """Of the world models; null: an accelerator where there is one."""
 
     def __post_init__(self):
+        if not self.models and not self.baselines:
+            raise ValueError("models and baselines are both empty: there is nothing to evaluate.")
+        if {"seeds", "file"} & set(self.models):
+            raise ValueError("a row cannot be called 'seeds' or 'file'; choose another name in `models`.")
         for name in ("episodes", "executed_actions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
@@ -132,7 +139,8 @@ def run_model(name: str, path: str, config: PlanConfig, tasks: Tasks) -> tuple[C
     """Episodes under a planner, and seconds a plan."""
     settings = dict(config.solver)
     solver = settings.pop("name", None)
-    planner = VJepa2Planner.from_pretrained(path, solver=solver, distance=config.distance, device="cpu", **settings)
+    settings = {**settings, "distance": config.distance, "device": config.device}
+    planner = VJepa2Planner.from_pretrained(path, solver=solver, **settings)
     calls = -(-MAX_STEPS // config.executed_actions)
     with tqdm(total=calls, desc=name) as progress:
         policy = PlannerPolicy(planner, config.seed, progress)
@@ -185,11 +193,13 @@ def evaluate(config: PlanConfig) -> list[dict[str, Any]]:
         states[name] = result.states
         write_videos(output / "videos" / name.replace(" ", "_").replace("/", "_"), tasks, result, config.videos)
 
+    (output / "config.yaml").write_text(yaml.safe_dump(vars(config), sort_keys=False), encoding="utf-8")
+    partial = output / "partial.npz"
+    np.savez_compressed(partial, seeds=np.array(seeds), **states)
+    partial.replace(output / "episodes.npz")
     partial = output / "results.json.tmp"
     partial.write_text(json.dumps({"env": config.env, "rows": rows}, indent=1), encoding="utf-8")
-    partial.replace(output / "results.json")
-    np.savez_compressed(output / "episodes.npz", seeds=np.array(seeds), **states)
-    (output / "config.yaml").write_text(yaml.safe_dump(vars(config), sort_keys=False), encoding="utf-8")
+    partial.replace(output / "results.json")  # last: who finds it finds the rest
     return rows
 
 

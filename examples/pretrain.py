@@ -78,7 +78,8 @@ class PretrainConfig:
     num_workers: int = 0
     num_threads: int | None = None
     """Threads of torch; None leaves its choice."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    """null: as `accelerate launch` says."""
     gradient_checkpointing: bool = False
     log_every: int = 10
     save_every: int = 500
@@ -136,7 +137,10 @@ def build_model(config: PretrainConfig) -> VJepa2ForMaskedLatentPrediction:
     """A model with random weights, or the one of `init_from` under this run's objective."""
     if config.init_from:
         objective = {"loss_exponent": config.loss_exponent, "normalize_targets": config.normalize_targets}
-        return VJepa2ForMaskedLatentPrediction.from_pretrained(config.init_from, **objective)
+        model = VJepa2ForMaskedLatentPrediction.from_pretrained(config.init_from, **objective)
+        for encoder in (model.config.encoder_config, model.encoder.config, model.target_encoder.config):
+            encoder.frames_per_clip, encoder.crop_size = config.frames_per_clip, config.crop_size
+        return model
     return VJepa2ForMaskedLatentPrediction(build_model_config(config))
 
 
@@ -303,7 +307,8 @@ def train(config: PretrainConfig) -> None:
             if step % config.save_every == 0 or step == config.max_steps:
                 run.save_checkpoint(step, {"loader": loader.state_dict()})
 
-    run.save_final(model, processor)
+    final = run.save_final(model, processor)
+    progress.write(f"saved {final}")
     accelerator.end_training()
 
 

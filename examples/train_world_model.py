@@ -66,7 +66,8 @@ class WorldModelTrainingConfig:
     num_workers: int = 0
     """Unused while latents are cached: batches are cut from memory."""
     num_threads: int | None = None
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    """null: as `accelerate launch` says."""
     log_every: int = 10
     save_every: int = 1000
     keep_last: int | None = 2
@@ -214,7 +215,7 @@ def prepare_data(config: WorldModelTrainingConfig, accelerator: Accelerator):
     if len(rows) < config.validation_episodes + accelerator.num_processes:
         raise ValueError(
             f"{config.data} holds {len(rows)} episodes, of which validation_episodes={config.validation_episodes} are "
-            "held out: record more, or hold out fewer."
+            "held out: record more, or hold out fewer (validation_episodes=2)."
         )
     held_out, training = rows[: config.validation_episodes], rows[config.validation_episodes :]
     model = build_model(config, encoder, training).to(accelerator.device).eval()
@@ -222,6 +223,9 @@ def prepare_data(config: WorldModelTrainingConfig, accelerator: Accelerator):
     quiet = not accelerator.is_main_process
     training = encode_episodes(config, model, processor, training, quiet)
     held_out = encode_episodes(config, model, processor, held_out, quiet=True)
+    longest = max(config.horizons) * model.config.frame_skip + 1
+    if max(map(len, held_out.latents)) < longest:  # said now, and not after the last step
+        raise ValueError(f"no held-out episode has {longest} frames: lower horizons={config.horizons}.")
     if config.fit_state:
         fit_state(model, training, accelerator)
         for episodes in (training, held_out):
@@ -238,8 +242,6 @@ def rollout_errors(model: VJepa2WorldModel, episodes: Episodes, horizons: list[i
         for episode, latents in enumerate(episodes.latents)
         for start in range(0, len(latents) - longest * skip, longest)
     ]
-    if not starts:
-        raise ValueError(f"no held-out episode has {longest * skip + 1} frames: lower horizons={horizons}.")
     batch = {name: part.to(model.device) for name, part in episodes.windows(starts, longest + 1, skip).items()}
     first, true = batch["latents"][:, :1], batch["latents"][:, 1:]
     predicted = model.rollout(first, batch["actions"], proprio_states=batch.get("proprio_states"))
@@ -302,7 +304,8 @@ def train(config: WorldModelTrainingConfig) -> None:
         batch = {name: part.to(accelerator.device, non_blocking=True) for name, part in batch.items()}
 
         output = model(**batch, **weights)
-        check_finite_loss(output.loss.item(), step)
+        # over all processes, so that they stop together
+        loss = check_finite_loss(accelerator.reduce(output.loss.detach().float(), "mean").item(), step)
         accelerator.backward(output.loss)
         if config.gradient_clipping is not None:
             accelerator.clip_grad_norm_(model.parameters(), config.gradient_clipping)
@@ -314,14 +317,14 @@ def train(config: WorldModelTrainingConfig) -> None:
             run.log(
                 {
                     "step": step,
-                    "loss": output.loss,
+                    "loss": loss,
                     "teacher_forcing_loss": output.teacher_forcing_loss,
                     "rollout_loss": output.rollout_loss,
                     "learning_rate": learning_rate,
                     "windows_per_second": config.log_every * config.batch_size * accelerator.num_processes / elapsed,
                 }
             )
-            progress.set_postfix(loss=f"{output.loss.item():.4f}")
+            progress.set_postfix(loss=f"{loss:.4f}")
         if step % config.save_every == 0 or step == config.max_steps:
             run.save_checkpoint(step)
         progress.update()
@@ -332,7 +335,8 @@ def train(config: WorldModelTrainingConfig) -> None:
         partial = Path(config.output_dir) / "rollout_error.json.tmp"
         partial.write_text(json.dumps(rows, indent=1), encoding="utf-8")
         partial.replace(partial.with_suffix(""))
-    run.save_final(model, processor)
+    final = run.save_final(model, processor)
+    progress.write(f"saved {final}")
     accelerator.end_training()
 
 

@@ -139,7 +139,8 @@ def test_picture_and_numbers_of_shards(model, shards, tmp_path, capsys):
     assert numbers["over_clips"]["clips"] == 2
     for shares in (numbers["trained"], numbers["random"], numbers["over_clips"]["trained"]):
         assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) > -1e-9
-    assert PIL.Image.open(output).size[0] > 400
+    with PIL.Image.open(output) as picture:
+        assert picture.size[0] > 400
     printed = capsys.readouterr().out
     assert f"{numbers['trained']['position']:.3f}" in printed and str(output) in printed
     assert sorted(path.name for path in output.parent.iterdir()) == ["features.json", "features.png"]

@@ -321,19 +321,20 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
             component: for a masked-latent model, "target_encoder" (the default: what evaluation and world models use)
                 or "encoder" (the online one).
         """
-        config = kwargs.get("config")
-        if config is None:
-            hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in kwargs}
-            file, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
-            components = _components_of(file.get("model_type"), pretrained_model_name_or_path)
-            if component is not None and component not in components:
-                raise ValueError(
-                    f"component is {component!r}, but {pretrained_model_name_or_path} holds a "
-                    f"{file.get('model_type')!r}; expected one of {components or 'none: leave it out'}."
-                )
-            if components:
-                kwargs["config"] = VJepa2EncoderConfig.from_dict(file["encoder_config"])
-                kwargs["key_mapping"] = {rf"^{component or components[0]}\.(.+)": r"\1"}
+        hub = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
+        hub = {name: kwargs[name] for name in hub if name in kwargs}
+        file, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
+        components = _components_of(file.get("model_type"), pretrained_model_name_or_path)
+        if file.get("state_type") == "pixels":
+            raise ValueError(f"{pretrained_model_name_or_path} is a world model on raw pixels: it holds no encoder.")
+        if component is not None and component not in components:
+            raise ValueError(
+                f"component is {component!r}, but {pretrained_model_name_or_path} holds a "
+                f"{file.get('model_type')!r}; expected one of {components or 'none: leave it out'}."
+            )
+        if components:
+            kwargs.setdefault("config", VJepa2EncoderConfig.from_dict(file["encoder_config"]))
+            kwargs["key_mapping"] = {rf"^{component or components[0]}\.(.+)": r"\1"}
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @merge_with_config_defaults

@@ -193,7 +193,7 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
             raise ValueError("give either pixel_values_videos or latents (and not both).")
         latents = self.encode(pixel_values_videos) if latents is None else latents
         self._check_inputs(latents, actions, latents.shape[1] - 1, proprio_states, extrinsics)
-        inputs = self._normalized(latents, actions, proprio_states, extrinsics)
+        inputs = self._normalized(latents, *_like(latents, actions, proprio_states, extrinsics))
         targets = latents[:, 1:]
 
         predicted, losses = None, {}
@@ -318,6 +318,12 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
         latents = self.encode(observation) if observation.ndim == 5 else observation
         goal = self.encode(goal) if goal.ndim == 5 else goal
         goal = goal.unsqueeze(1) if goal.ndim == 3 else goal  # (B, 1, N, D): one for all candidates
+        if goal.shape[:2] != (len(latents), 1):
+            raise ValueError(
+                f"the goal's latents have shape {tuple(goal.shape)}; expected one frame for each of the "
+                f"{len(latents)} "
+                "observations."
+            )
         if goal.shape[-2:] != latents.shape[-2:]:
             raise ValueError(
                 f"the goal's latents have {goal.shape[-2]} tokens of size {goal.shape[-1]}, the observation's "
@@ -329,7 +335,7 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
         )
         for steps in chunks:
             last = deque(steps, maxlen=1).pop()  # earlier steps are dropped as they come
-            difference = last - goal
+            difference = last.float() - goal.float()
             cost = difference.abs() if distance == "l1" else difference.square()
             costs.append(cost.flatten(2).mean(dim=-1))
         return torch.cat(costs, dim=1)
@@ -343,6 +349,9 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
         tokens attend to the candidate's first action, so they differ from the first layer on.
         """
         past = latents.shape[1] - 1
+        actions, context_actions, proprio_states, extrinsics = _like(
+            latents, actions, context_actions, proprio_states, extrinsics
+        )
         self._check_rollout(latents, actions, context_actions, proprio_states, extrinsics)
         known = torch.cat([context_actions, actions[:, 0, :1]], dim=1) if past else actions[:, 0, :1]
         context = self._normalized(latents, known, proprio_states, extrinsics)
@@ -482,6 +491,12 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
         if isinstance(module, VJepa2Dynamics) and self.config.predictor_position_embedding_type == "learned":
             init.normal_(module.place_embedding, std=self.config.predictor_position_std)
             init.normal_(module.time_embedding, std=self.config.predictor_position_std)
+
+
+def _like(latents: torch.Tensor, *values: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """Numbers in environment units on the latents' device and in their precision (users bring float64 and
+    integers)."""
+    return [value if value is None else value.to(latents) for value in values]
 
 
 def _first_given(value: float | None, default: float) -> float:

@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL.Image
 import torch
 from transformers import Pipeline
@@ -78,8 +77,10 @@ class VJepa2Planner(Pipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, device=None, **kwargs) -> "VJepa2Planner":
         """Loads world model, video processor and solver settings from a folder or Hub id; `kwargs` replace
         settings."""
-        hub = {name: kwargs.pop(name) for name in ("revision", "token", "cache_dir") if name in kwargs}
-        model = VJepa2WorldModel.from_pretrained(pretrained_model_name_or_path, **hub)
+        hub = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
+        hub = {name: kwargs.pop(name) for name in hub if name in kwargs}
+        loading = {name: kwargs.pop(name) for name in ("dtype", "attn_implementation") if name in kwargs}
+        model = VJepa2WorldModel.from_pretrained(pretrained_model_name_or_path, **hub, **loading)
         processor = VJepa2VideoProcessor.from_pretrained(pretrained_model_name_or_path, **hub)
         return cls(model, processor, device=device, **kwargs)
 
@@ -164,7 +165,8 @@ class VJepa2Planner(Pipeline):
         self, inputs: dict[str, torch.Tensor | None], seed: int | None, budget_ms: float | None
     ) -> dict[str, Any]:
         model: VJepa2WorldModel = self.model
-        latents, goal = model.encode(inputs["frames"]), model.encode(inputs["goal"])
+        latents = model.encode(inputs["frames"].to(model.dtype))
+        goal = model.encode(inputs["goal"].to(model.dtype))
 
         def cost(actions: torch.Tensor) -> torch.Tensor:
             return model.score(
@@ -223,6 +225,8 @@ class VJepa2Planner(Pipeline):
         metadata, config = batch.get("video_metadata"), self.model.config
         expected = config.fps and config.fps / config.frame_skip
         fps = metadata[0].fps if metadata and isinstance(value, (str, bytes, Path)) else None
+        if len(batch["pixel_values_videos"]) != 1:
+            raise ValueError(f"the {name} holds {len(batch['pixel_values_videos'])} videos: give a batch as a list.")
         frames = batch["pixel_values_videos"][0]
         if expected and fps and len(frames) > 1 and abs(fps / expected - 1) > 0.01:
             warnings.warn(
@@ -235,7 +239,7 @@ class VJepa2Planner(Pipeline):
 
 
 def _is_processed(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.ndim == 5
+    return isinstance(value, torch.Tensor) and value.ndim == 5 and value.is_floating_point()
 
 
 def _check_pair(frames: torch.Tensor, goal: torch.Tensor, context_frames: int) -> None:
@@ -292,7 +296,7 @@ def _stacked(name: str, value: Any, single: bool, batch_size: int) -> torch.Tens
     rows = [value] if single else list(value)
     if len(rows) != batch_size:
         raise ValueError(f"{name} was given for {len(rows)} problems; expected {batch_size}.")
-    stacked = torch.from_numpy(np.stack([np.asarray(row, dtype=np.float32) for row in rows]))
+    stacked = torch.stack([torch.as_tensor(row, dtype=torch.float32).cpu() for row in rows])
     if not torch.isfinite(stacked).all():
         raise ValueError(f"{name} holds numbers that are not finite.")
     return stacked
