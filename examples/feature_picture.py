@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from vjepa2_hf import VJepa2Encoder, VJepa2VideoProcessor
 from vjepa2_hf.data import ShardSource, open_stream
-from vjepa2_hf.training import exit_on_user_error
+from vjepa2_hf.settings import exit_on_user_error
 from vjepa2_hf.video_io import VideoReader
 
 

@@ -4,8 +4,8 @@
 
 The folder is searched recursively. Each video is re-encoded (h264, `--height` pixels high, a key frame every 12
 frames, no sound) into a row with `video`, `path`, `fps`, `num_frames`, and `label` when every video lies in one of
-several class folders. Rows are in a random order that `--seed` sets. Files that do not decode are left out and listed
-in OUT_DIR/skipped.txt. OUT_DIR appears when all is written; a run that was killed leaves no half of it.
+several class folders. Rows are in a random order that `--seed` sets. Files that do not decode, or not encode, are left
+out and listed in OUT_DIR/skipped.txt. OUT_DIR appears when all is written; a run that was killed leaves no half of it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from datasets import ClassLabel, Features, Value, Video
 from tqdm.auto import tqdm
 
 from vjepa2_hf.data import staged_folder, write_shard_files
-from vjepa2_hf.training import exit_on_user_error
+from vjepa2_hf.settings import exit_on_user_error
 from vjepa2_hf.video_io import VIDEO_EXTENSIONS, VideoDecodeError, transcode_video
 
 
@@ -58,8 +58,11 @@ def transcode(job: tuple[Path, int]) -> tuple[Path, tuple[bytes, int, float] | N
     path, height = job
     try:
         return path, transcode_video(path, height=height), ""
-    except (VideoDecodeError, OSError, av.FFmpegError) as error:
-        return path, None, " ".join(str(error).split())
+    except av.FFmpegError as error:  # the reader's own are VideoDecodeErrors
+        reason = f"it does not encode at a height of {height} pixels ({error})"
+    except (VideoDecodeError, OSError) as error:
+        reason = str(error)
+    return path, None, " ".join(reason.split())
 
 
 def run_in_order(jobs: list, num_proc: int) -> Iterator:
@@ -70,7 +73,7 @@ def run_in_order(jobs: list, num_proc: int) -> Iterator:
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     if method == "forkserver":
-        context.set_forkserver_preload(["vjepa2_hf.data", "vjepa2_hf.training"])  # imported once for all processes
+        context.set_forkserver_preload(["vjepa2_hf.data"])  # imported once for all processes
     with ProcessPoolExecutor(num_proc, mp_context=context) as pool:
         waiting = collections.deque()
         try:
@@ -123,7 +126,9 @@ def make_shards(args: argparse.Namespace) -> None:
         )
         if not count:
             name, reason = next(iter(skipped.items()))
-            raise ValueError(f"None of the {len(files)} files in {str(source_dir)!r} decodes, e.g. {name}: {reason}")
+            raise ValueError(
+                f"None of the {len(files)} files in {str(source_dir)!r} could be taken, e.g. {name}: {reason}"
+            )
         lines = [f"{name}\t{reason}\n" for name, reason in sorted(skipped.items())]
         (folder / "skipped.txt").write_text("".join(lines), encoding="utf-8")
     logger.info("%d videos written to %s", count, args.out_dir)

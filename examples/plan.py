@@ -25,7 +25,7 @@ from environments import run_closed_loop as run_episodes
 from tqdm import tqdm
 
 from vjepa2_hf import VJepa2Planner
-from vjepa2_hf.training import check_known, exit_on_user_error, parse_arguments
+from vjepa2_hf.settings import check_known, exit_on_user_error, parse_arguments
 from vjepa2_hf.video_io import encode_video
 
 

@@ -8,7 +8,8 @@ One process on a CPU, in two minutes (make shards of your own videos first):
     python examples/pretrain.py --config examples/configs/demo/pretrain.yaml data=runs/shards output_dir=runs/mine
 
 Several CPU processes: `torchrun --nproc_per_node 2 examples/pretrain.py ...` (`accelerate launch --cpu` starts one).
-A run that was stopped goes on with `resume=latest`. The result is `OUTPUT_DIR/final`:
+A run that was stopped goes on with `resume=latest` and the settings it began with (`--help` lists them). The result is
+`OUTPUT_DIR/final`:
 
     encoder = VJepa2Encoder.from_pretrained("runs/mine/final")              # the target encoder
 """
@@ -27,21 +28,20 @@ from tqdm import tqdm
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2MaskedLatentPredictionConfig, VJepa2VideoProcessor
 from vjepa2_hf.data import ClipStream, MaskCollator
 from vjepa2_hf.masking import PUBLISHED_MASKS, build_mask_samplers
-from vjepa2_hf.training import (
+from vjepa2_hf.schedules import (
     LearningRateSchedule,
     MomentumSchedule,
-    Run,
-    check_finite_loss,
-    check_known,
     cosine,
-    exit_on_user_error,
     parameter_groups,
-    parse_arguments,
     set_learning_rate,
+    set_weight_decay,
 )
+from vjepa2_hf.settings import check_known, exit_on_user_error, parse_arguments
+from vjepa2_hf.training import Run, check_finite_loss
 from vjepa2_hf.video_processing_vjepa2 import RandomResizedClip
 
 
+RATE_SETTINGS = ("max_steps", "learning_rate", "ema", "weight_decay", "final_weight_decay")
 METERS = ("target_std", "effective_rank", "prediction_variation")
 PREDICTOR_FIELDS = {
     **{name: f"predictor_{name}" for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio")},
@@ -129,8 +129,24 @@ class PretrainConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if not self.masks:
             raise ValueError("masks is empty; give at least one mask set, like {type: multi_block, num_blocks: 8}.")
+        if self.final_weight_decay is not None and not self.weight_decay:
+            raise ValueError(
+                f"final_weight_decay={self.final_weight_decay} needs a weight_decay above 0 to start from."
+            )
         if self.init_from and (self.encoder or self.predictor):
             raise ValueError("init_from brings the model's sizes; remove the fields of `encoder` and `predictor`.")
+
+
+def rates(config: PretrainConfig, step: int) -> dict[str, float]:
+    """What the number of a step decides, from RATE_SETTINGS."""
+    weight_decay = config.weight_decay
+    if config.final_weight_decay is not None:
+        weight_decay = cosine(step, config.max_steps, start=weight_decay, final=config.final_weight_decay)
+    return {
+        "learning_rate": config.learning_rate.at(step, config.max_steps),
+        "ema_momentum": config.ema.at(step, config.max_steps),
+        "weight_decay": weight_decay,
+    }
 
 
 def build_model(config: PretrainConfig) -> VJepa2ForMaskedLatentPrediction:
@@ -278,7 +294,9 @@ def train(config: PretrainConfig) -> None:
     model, optimizer = accelerator.prepare(model, optimizer)
 
     # Go on where the run was
-    start, rank_state = run.resume(config.resume)
+    start, rank_state = run.resume(config.resume, rates, RATE_SETTINGS)
+    for group in optimizer.param_groups:
+        group["betas"] = config.adam_betas  # the checkpoint's may be those of another run
     if "loader" in rank_state:
         loader.load_state_dict(rank_state["loader"])
     batches = iter(loader)
@@ -290,19 +308,17 @@ def train(config: PretrainConfig) -> None:
     ) as progress:
         for step in progress:
             # Schedules are functions of the step alone, so that a resumed run needs no state of them
-            learning_rate = config.learning_rate.at(step, config.max_steps)
-            momentum = config.ema.at(step, config.max_steps)
-            set_learning_rate(optimizer, learning_rate)
-            set_weight_decay(config, optimizer, step)
+            now = rates(config, step)
+            set_learning_rate(optimizer, now["learning_rate"])
+            set_weight_decay(optimizer, now["weight_decay"])
 
             log_now = step % config.log_every == 0 or step == config.max_steps
             loss, output = train_step(config, accelerator, model, optimizer, batches, clock, step, with_meters=log_now)
-            accelerator.unwrap_model(model).update_target_encoder(momentum)
+            accelerator.unwrap_model(model).update_target_encoder(now["ema_momentum"])
 
             if log_now:
                 meters = {name: output[name] for name in METERS}
-                rates = {"learning_rate": learning_rate, "ema_momentum": momentum}
-                run.log({"step": step, "loss": loss, **rates, **meters, **clock.read(accelerator.num_processes)})
+                run.log({"step": step, "loss": loss, **now, **meters, **clock.read(accelerator.num_processes)})
                 progress.set_postfix(loss=f"{loss:.3f}", target_std=f"{meters['target_std'].item():.3f}")
             if step % config.save_every == 0 or step == config.max_steps:
                 run.save_checkpoint(step, {"loader": loader.state_dict()})
@@ -310,16 +326,6 @@ def train(config: PretrainConfig) -> None:
     final = run.save_final(model, processor)
     progress.write(f"saved {final}")
     accelerator.end_training()
-
-
-def set_weight_decay(config: PretrainConfig, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Weight decay of this step for the groups that are decayed."""
-    if config.final_weight_decay is None:
-        return
-    value = cosine(step, config.max_steps, start=config.weight_decay, final=config.final_weight_decay)
-    for group in optimizer.param_groups:
-        if group["weight_decay"] > 0:
-            group["weight_decay"] = value
 
 
 @exit_on_user_error

@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from vjepa2_hf import VJepa2Encoder
-from vjepa2_hf.training import exit_on_user_error
+from vjepa2_hf.settings import exit_on_user_error
 
 
 PRETRAINED, RANDOM = "pretrained encoder", "random encoder"

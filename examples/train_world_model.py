@@ -15,7 +15,7 @@ copying the last state. The result is `OUTPUT_DIR/final`:
 """
 
 import json
-import os
+import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,18 +26,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
 from tqdm import tqdm
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
+from transformers.utils.hub import has_file
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.data import read_episodes
-from vjepa2_hf.training import (
-    LearningRateSchedule,
-    Run,
-    check_finite_loss,
-    exit_on_user_error,
-    parameter_groups,
-    parse_arguments,
-    set_learning_rate,
-)
+from vjepa2_hf.schedules import LearningRateSchedule, parameter_groups, set_learning_rate, set_weight_decay
+from vjepa2_hf.settings import exit_on_user_error, parse_arguments
+from vjepa2_hf.training import Run, check_finite_loss
+
+
+logger = logging.getLogger("train_world_model")
+
+BASELINES = ("random", "pixels")  # in place of a trained encoder
+RATE_SETTINGS = ("max_steps", "learning_rate", "rollout_start")
 
 
 @dataclass
@@ -74,8 +76,9 @@ class WorldModelTrainingConfig:
     resume: str | None = None
     log_with: Literal["tensorboard"] | None = None
 
-    # Model: fields of VJepa2WorldModelConfig; sizes, statistics and bounds of actions come from the data
+    # Model
     world_model: dict[str, Any] = field(default_factory=dict)
+    """Fields of VJepa2WorldModelConfig; sizes, statistics and bounds of actions come from the data."""
     fit_state: bool = True
     """Standardise latents per position (minus the mean, over one deviation), fitted once on the training episodes."""
     normalize_actions: bool = True
@@ -141,9 +144,17 @@ class Episodes:
         return self.windows(list(zip(episodes.tolist(), starts.tolist(), strict=True)), frames, skip)
 
 
+def rates(config: WorldModelTrainingConfig, step: int) -> dict[str, Any]:
+    """What the number of a step decides, from RATE_SETTINGS."""
+    return {
+        "learning_rate": config.learning_rate.at(step, config.max_steps),
+        "one_step": step <= config.rollout_start * config.max_steps,
+    }
+
+
 def build_encoder(config: WorldModelTrainingConfig) -> VJepa2Encoder:
     """The trained encoder, or the one of a baseline."""
-    if config.encoder in ("random", "pixels"):
+    if config.encoder in BASELINES:
         torch.manual_seed(config.seed)
         return VJepa2Encoder(VJepa2EncoderConfig(**config.encoder_config))
     if config.encoder_config:
@@ -153,10 +164,18 @@ def build_encoder(config: WorldModelTrainingConfig) -> VJepa2Encoder:
 
 def build_processor(config: WorldModelTrainingConfig, encoder: VJepa2Encoder) -> VJepa2VideoProcessor:
     """The encoder's own processor where it was saved with one, else the whole frame at the model's size."""
-    if os.path.isfile(os.path.join(config.encoder, "video_preprocessor_config.json")) and config.crop_size is None:
-        return VJepa2VideoProcessor.from_pretrained(config.encoder)
     size = config.crop_size or encoder.config.crop_size
-    return VJepa2VideoProcessor(size=size, crop_size=size)
+    processor = VJepa2VideoProcessor(size=size, crop_size=size)
+    if config.crop_size is not None or config.encoder in BASELINES:
+        return processor
+    if any(has_file(config.encoder, name) for name in (VIDEO_PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)):
+        return VJepa2VideoProcessor.from_pretrained(config.encoder)
+    logger.warning(
+        "%s has no video processor: whole frames are resized to %d x %d pixels and normalised with mean %s and "
+        "deviation %s; is that what the encoder was trained on?",
+        config.encoder, size, size, processor.image_mean, processor.image_std,
+    )  # fmt: skip
+    return processor
 
 
 def build_model(config: WorldModelTrainingConfig, encoder: VJepa2Encoder, episodes: list[dict]) -> VJepa2WorldModel:
@@ -284,14 +303,14 @@ def train(config: WorldModelTrainingConfig) -> None:
     model_config = model.config
     model.train()
     model, optimizer = accelerator.prepare(model, optimizer)
-    start, _ = run.resume(config.resume)
+    start, _ = run.resume(config.resume, rates, RATE_SETTINGS)
+    set_weight_decay(optimizer, config.weight_decay)  # the checkpoint's may be that of another run
 
     clock = time.perf_counter()
     progress = tqdm(total=config.max_steps, initial=start, disable=not accelerator.is_main_process, desc="dynamics")
     for step in range(start + 1, config.max_steps + 1):
-        learning_rate = config.learning_rate.at(step, config.max_steps)
+        learning_rate, one_step = rates(config, step).values()
         set_learning_rate(optimizer, learning_rate)
-        one_step = step <= config.rollout_start * config.max_steps
         weights = {"teacher_forcing_weight": 1.0, "rollout_weight": 0.0}
         if not one_step:
             weights = {name: getattr(model_config, name) for name in weights}

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from vjepa2_hf import data as data_module
 from vjepa2_hf import video_io
 from vjepa2_hf.data import ClipStream, MaskCollator, open_stream, read_episodes, write_shards
 from vjepa2_hf.masking import FutureMask
@@ -211,6 +212,15 @@ class TestShards:
     def test_missing_data_is_one_sentence(self, data):
         with pytest.raises(FileNotFoundError, match="There is no data at"):
             ClipStream(data, 4, crop_size=8)
+
+    def test_missing_data_beside_a_folder_is_not_asked_of_the_hub(self, tmp_path, monkeypatch):
+        (tmp_path / "runs").mkdir()
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(
+            data_module, "load_dataset_builder", lambda name: pytest.fail(f"{name} was asked of the Hub")
+        )
+        with pytest.raises(FileNotFoundError, match="at 'runs/shards': no such folder or file"):
+            ClipStream("runs/shards", 4, crop_size=8)
 
     def test_folder_without_data_is_one_sentence(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="no parquet file, .tar shard or video"):

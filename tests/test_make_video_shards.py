@@ -61,6 +61,18 @@ def test_videos_become_rows_and_the_broken_one_is_listed(source, tmp_path, capfd
     assert len(list(ClipStream(out, 8, crop_size=16, epochs=1))) == 3
 
 
+def test_a_video_that_x264_does_not_take_is_listed_as_well(source, tmp_path, caplog):
+    """A strip 300 times as wide as high, 19,200 pixels at a height of 64."""
+    (source / "b" / "strip.mp4").write_bytes(encode_video(np.zeros((3, 4, 1200, 3), np.uint8), fps=10))
+    out = tmp_path / "out"
+    make_video_shards.main([str(source), str(out), "--height", "64", "--num_proc", "1"])
+    assert sorted(rows(out)) == ["a/one.mp4", "b/c/three.mp4", "b/two.MP4"]
+    lines = (out / "skipped.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines] == ["b/broken.mp4", "b/strip.mp4"]
+    assert "does not encode at a height of 64 pixels" in lines[1]
+    assert "skipped b/strip.mp4: it does not encode" in caplog.text
+
+
 def test_two_processes_from_the_command_line(source, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, SCRIPT, source, out, "--height", "16", "--num_proc", "2"]

@@ -16,7 +16,8 @@ from pretrain import PretrainConfig, build_model_config
 from vjepa2_hf import VJepa2Encoder, VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
 from vjepa2_hf.data import write_shards
 from vjepa2_hf.masking import build_mask_samplers
-from vjepa2_hf.training import load_config, read_metrics
+from vjepa2_hf.settings import load_config
+from vjepa2_hf.training import read_metrics
 from vjepa2_hf.video_io import encode_video
 
 
@@ -70,6 +71,27 @@ def metrics(output_dir: Path) -> list[dict]:
     return [{name: value for name, value in line.items() if name not in TIMES} for line in read_metrics(output_dir)]
 
 
+def run_and_stop_after_three(shards: Path, output_dir: Path, *overrides: str) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop_after_three(self, step, *arguments, save=pretrain.Run.save_checkpoint):
+        save(self, step, *arguments)
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(pretrain.Run, "save_checkpoint", stop_after_three)
+        run_script(patch, shards, output_dir, *overrides)
+
+
+@pytest.fixture(scope="module")
+def stopped(shards, tmp_path_factory) -> Path:
+    """The folder of a run that was stopped after step 3 of 6."""
+    output_dir = tmp_path_factory.mktemp("stopped")
+    run_and_stop_after_three(shards, output_dir)
+    return output_dir
+
+
 def fails(monkeypatch, capsys, shards: Path, output_dir: Path, *overrides: str) -> str:
     with pytest.raises(SystemExit) as exit_:
         run_script(monkeypatch, shards, output_dir, *overrides)
@@ -83,7 +105,8 @@ def test_a_run_leaves_metrics_checkpoints_and_a_model_that_loads(monkeypatch, sh
     lines = run_script(monkeypatch, shards, tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert set(lines[0]) == {
-        "step", "loss", "learning_rate", "ema_momentum", "target_std", "effective_rank", "prediction_variation",
+        "step", "loss", "learning_rate", "ema_momentum", "weight_decay",
+        "target_std", "effective_rank", "prediction_variation",
     }  # fmt: skip
     assert all(np.isfinite(line["loss"]) for line in lines)
     assert lines[0]["learning_rate"] == pytest.approx(5e-4) and lines[0]["ema_momentum"] == 0.9
@@ -112,17 +135,7 @@ def test_a_run_leaves_metrics_checkpoints_and_a_model_that_loads(monkeypatch, sh
 )
 def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_bit(monkeypatch, shards, tmp_path, setting):
     uninterrupted = run_script(monkeypatch, shards, tmp_path / "a", setting)
-
-    class Stop(Exception):
-        pass
-
-    def stop_after_three(self, step, *arguments, save=pretrain.Run.save_checkpoint):
-        save(self, step, *arguments)
-        raise Stop
-
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(pretrain.Run, "save_checkpoint", stop_after_three)
-        run_script(patch, shards, tmp_path / "b", setting)
+    run_and_stop_after_three(shards, tmp_path / "b", setting)
     assert not (tmp_path / "b" / "final").exists()
     torch.manual_seed(99)
     assert run_script(monkeypatch, shards, tmp_path / "b", setting, "resume=latest") == uninterrupted
@@ -132,6 +145,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_bit(monkeypatch, sha
 
 def test_a_killed_run_leaves_whole_checkpoints_and_goes_on(shards, tmp_path):
     overrides = [*TINY, "max_steps=2000", "save_every=1", "keep_last=3", "resume=latest"]
+    overrides += ["learning_rate.schedule=constant", "ema.schedule=constant"]  # max_steps may change later on
     command = [sys.executable, str(EXAMPLES / "pretrain.py"), f"data={shards}", f"output_dir={tmp_path}", *overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     for kill in range(2):
@@ -150,8 +164,7 @@ def test_a_killed_run_leaves_whole_checkpoints_and_goes_on(shards, tmp_path):
             files = {path.name for path in checkpoint.iterdir()}
             assert {"model.safetensors", "optimizer.bin", "random_states_0.pkl", "rank_state_0.pt"} <= files
     reached = max(map(step_of, whole_checkpoints(tmp_path)))
-    last = [f"max_steps={reached + 1}", "learning_rate.schedule=constant"]
-    subprocess.run([*command, *last], env=environment, check=True, capture_output=True)
+    subprocess.run([*command, f"max_steps={reached + 1}"], env=environment, check=True, capture_output=True)
     assert [line["step"] for line in metrics(tmp_path)] == list(range(1, reached + 2))
     assert not list(tmp_path.glob("*.tmp"))
 
@@ -180,6 +193,25 @@ def test_two_processes_resume_to_the_bit(shards, tmp_path):
     assert json.loads((tmp_path / "a/checkpoint-6/progress.json").read_text())["num_processes"] == 2
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("encoder.hidden_size=32", "encoder.hidden_size=32 (was 16)"),
+        ("batch_size=1", "batch_size=1 (was 2)"),
+        ("seed=5", "seed=5 (was 0)"),
+        ("num_workers=1", "num_workers=1 (was 0)"),
+        ("data={shards}/*.parquet", "*.parquet' (was "),
+        ("max_steps=12", "max_steps=12 (was 6)"),
+        ("ema.start=0.5", "ema.start=0.5 (was 0.9)"),
+        ("weight_decay=0.1", "weight_decay=0.1 (was 0.04)"),
+        ("masks.0.num_blocks=3", "masks=[{'type': 'multi_block', 'num_blocks': 3"),
+    ],
+)
+def test_a_run_does_not_go_on_in_silence_with_other_settings(stopped, shards, monkeypatch, capsys, override, message):
+    override = override.replace("{shards}", str(shards))
+    assert message in fails(monkeypatch, capsys, shards, stopped, override, "resume=latest")
+
+
 def test_started_from_a_saved_model(monkeypatch, shards, tmp_path):
     run_script(monkeypatch, shards, tmp_path / "a")
     sizes = ["encoder={}", "predictor={}", "frames_per_clip=8", "max_steps=1", "loss_exponent=2"]
@@ -192,13 +224,16 @@ def test_started_from_a_saved_model(monkeypatch, shards, tmp_path):
     ("overrides", "message"),
     [
         (["data=nowhere"], "nowhere"),
+        (["data=runs/nothing/here"], "There is no data at 'runs/nothing/here': no such folder or file"),
+        (["init_from=runs/nothing/final", "encoder={}", "predictor={}"], "There is no folder 'runs/nothing/final'"),
         (["batch_sze=3"], "'batch_sze'; did you mean 'batch_size'"),
         (["encoder.hiden_size=3"], "hidden_size"),
         (["predictor.hidden_sise=3"], "did you mean 'predictor.hidden_size'"),
         (["masks=[{type: multi_blok}]"], "multi_block"),
         (["masks=[]"], "masks is empty"),
         (["batch_size=0"], "batch_size must be at least 1, got 0"),
-        (["resume=checkpoint-9"], "is no checkpoint"),
+        (["resume=checkpoint-9"], "There is no checkpoint folder 'checkpoint-9'"),
+        (["weight_decay=0.0", "final_weight_decay=0.4"], "final_weight_decay=0.4 needs a weight_decay above 0"),
         (["init_from=x"], "init_from brings the model's sizes"),
         (["crop_size=33"], "33"),
         (["--config", "missing.yaml"], "'missing.yaml' does not exist"),

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 import train_world_model
+from published import TINY_ENCODER
 from record_episodes import episode_features
-from train_world_model import Episodes
+from train_world_model import Episodes, WorldModelTrainingConfig, build_processor
 
-from vjepa2_hf import VJepa2Planner, VJepa2WorldModel
+from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.data import write_shards
 from vjepa2_hf.training import read_metrics
 from vjepa2_hf.video_io import encode_video
@@ -63,6 +64,14 @@ def episodes(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def finished(episodes, tmp_path_factory) -> Path:
+    output_dir = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        run_script(patch, episodes, output_dir)
+    return output_dir
+
+
 def run_script(monkeypatch, episodes: Path, output_dir: Path, *overrides: str) -> list[dict]:
     """Runs the script in this process; the metrics without what the clock measured."""
     arguments = [f"data={episodes}", f"output_dir={output_dir}", *TINY, *overrides]
@@ -109,6 +118,57 @@ def test_stopped_run_resumes_to_the_same_losses(monkeypatch, episodes, tmp_path)
     assert run_script(monkeypatch, episodes, tmp_path / "stopped", "resume=latest") == whole
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("max_steps=12", "max_steps=12 (was 6)"),
+        ("rollout_start=0.2", "rollout_start=0.2 (was 0.5)"),
+        ("world_model.predictor_hidden_size=32", "world_model.predictor_hidden_size=32 (was 16)"),
+        ("fit_state=false", "fit_state=False (was True)"),
+    ],
+)
+def test_finished_run_does_not_go_on_with_other_settings(finished, episodes, monkeypatch, capsys, override, message):
+    with pytest.raises(SystemExit):
+        run_script(monkeypatch, episodes, finished, override, "resume=latest")
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_finished_run_is_evaluated_at_other_horizons(finished, episodes, monkeypatch):
+    run_script(monkeypatch, episodes, finished, "horizons=[1]", "resume=latest")
+    assert [row["horizon"] for row in json.loads((finished / "rollout_error.json").read_text())] == [1]
+
+
+def processor_for(encoder: str, **settings) -> VJepa2VideoProcessor:
+    config = WorldModelTrainingConfig(output_dir="out", data="data", encoder=encoder, **settings)
+    return build_processor(config, VJepa2Encoder(VJepa2EncoderConfig(**TINY_ENCODER)))
+
+
+@pytest.mark.parametrize("name", ["video_preprocessor_config.json", "preprocessor_config.json"])
+def test_an_encoder_of_the_hub_brings_its_processor(monkeypatch, name):
+    """The old file name is that of transformers 4."""
+    asked, own = [], VJepa2VideoProcessor(size=36, crop_size=32)
+    monkeypatch.setattr(train_world_model, "has_file", lambda repo, file: asked.append(repo) or file == name)
+    monkeypatch.setattr(VJepa2VideoProcessor, "from_pretrained", lambda repo: own if repo == "owner/encoder" else None)
+    assert processor_for("owner/encoder") is own and set(asked) == {"owner/encoder"}
+
+
+def test_an_encoder_in_a_folder_brings_its_processor(tmp_path):
+    VJepa2VideoProcessor(size=36, crop_size=32, image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
+    assert list(processor_for(str(tmp_path)).image_mean) == [0.1, 0.2, 0.3]
+    assert processor_for(str(tmp_path), crop_size=16).crop_size["height"] == 16
+
+
+def test_an_encoder_without_a_processor_is_warned_of(tmp_path, caplog):
+    assert processor_for(str(tmp_path)).crop_size["height"] == TINY_ENCODER["crop_size"]
+    assert f"{tmp_path} has no video processor: whole frames are resized to 32 x 32 pixels" in caplog.text
+
+
+@pytest.mark.parametrize("baseline", ["random", "pixels"])
+def test_a_baseline_asks_nobody_for_a_processor(monkeypatch, caplog, baseline):
+    monkeypatch.setattr(train_world_model, "has_file", lambda repo, file: pytest.fail(f"{repo} was asked for"))
+    assert processor_for(baseline).crop_size["height"] == 32 and not caplog.text
+
+
 def test_state_is_standardised_on_the_training_episodes(monkeypatch, episodes, tmp_path):
     captured = {}
     original = train_world_model.prepare_data
@@ -139,6 +199,12 @@ def test_settings_that_do_not_fit_end_in_a_sentence(monkeypatch, capsys, episode
         run_script(monkeypatch, episodes, tmp_path / "run", override, "rollout_start=0.0")
     assert exit_.value.code == 1
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_missing_encoder_is_no_matter_of_the_hub(monkeypatch, capsys, episodes, tmp_path):
+    with pytest.raises(SystemExit):
+        run_script(monkeypatch, episodes, tmp_path / "run", "encoder=runs/nothing/final", "encoder_config={}")
+    assert "There is no folder 'runs/nothing/final'" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_windows_hold_the_actions_between_their_frames():

@@ -251,8 +251,11 @@ def _find_shards(data: str) -> tuple[str, list[str]]:
         raise FileNotFoundError(
             f"There is no parquet file, .tar shard or video in {data!r}; see make_video_shards.py."
         )
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", data):
-        raise FileNotFoundError(f"There is no data at {data!r}; give a folder, a glob or a dataset of the Hub.")
+    # Beside a folder `runs`, `runs/shards` is a path with nothing there and no dataset of an owner called "runs"
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", data) or os.path.isdir(os.path.dirname(data)):
+        raise FileNotFoundError(
+            f"There is no data at {data!r}: no such folder or file; give a folder, a glob or a dataset of the Hub."
+        )
     try:
         builder = load_dataset_builder(data)
     except Exception as error:  # whatever the network, the Hub or datasets raises, the user needs one sentence

@@ -1,10 +1,9 @@
-"""What every training script of this package needs around its own loop: configs, schedules, and a run's folder.
+"""A training run's folder: resolved settings, metrics, checkpoints, the final model.
 
-A run's folder holds `config.yaml` (resolved), `metrics.jsonl` (one object a logged step), `checkpoint-<step>/` and
-`final/`. Checkpoints and `final/` are written aside (`*.tmp`) and renamed, so that whatever kills the process, a
-folder with the final name is whole.
+It holds `config.yaml`, `metrics.jsonl` (one object a logged step), `checkpoint-<step>/` and `final/`. Checkpoints and
+`final/` are written aside (`*.tmp`) and renamed, so that whatever kills the process, a folder with the final name is
+whole.
 
-    config = parse_arguments(PretrainConfig, "Pretrains an encoder.")       # --config FILE key=value ...
     run = Run(config.output_dir, config, accelerator)
     step, rank_state = run.resume(config.resume)                            # after accelerator.prepare(...)
     run.log({"step": step, "loss": 0.7})
@@ -12,357 +11,34 @@ folder with the final name is whole.
     run.save_final(model, processor)
 """
 
-import argparse
 import dataclasses
-import difflib
-import functools
 import json
 import logging
 import math
 import os
 import re
 import shutil
-import sys
-import types
-import typing
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
+
+from .settings import load_config, one_sentence
 
 
 logger = logging.getLogger(__name__)
 
-ConfigType = TypeVar("ConfigType")
-USER_ERRORS = (ValueError, OSError, StrictDataclassError)
-
-
-# --- Configs: YAML and key=value into dataclasses
-
-
-class _YamlLoader(yaml.SafeLoader):
-    """YAML 1.2 numbers: PyYAML reads `1e-3` as a string, which is how learning rates are written."""
-
-
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)$"),
-    list("-+.0123456789"),
-)
-
-
-def load_config(
-    config_class: type[ConfigType], path: str | os.PathLike | None = None, overrides: Iterable[str] = ()
-) -> ConfigType:
-    """Builds a config dataclass from a YAML file and `key=value` overrides, and checks names and types.
-
-    Args:
-        config_class: a dataclass; fields may be dataclasses, `dict`, `list[...]`, unions and `Literal`s.
-        path: a YAML file; None starts from the dataclass's defaults.
-        overrides: strings `key=value`; keys go into dataclasses, dicts and lists with dots (`encoder.hidden_size=96`,
-            `masks.0.num_blocks=4`); values are read as YAML (`resume=null`, `fps=4`, `aspect_ratio=[0.75, 1.5]`).
-
-    Raises:
-        FileNotFoundError: the file is missing.
-        ValueError: not YAML, an unknown key (the nearest known one is named), a missing or wrongly typed value.
-    """
-    values = _read_yaml(path) if path is not None else {}
-    for override in overrides:
-        _apply_override(values, override)
-    return _build(config_class, values, prefix="")
-
-
-def parse_arguments(config_class: type[ConfigType], description: str, argv: list[str] | None = None) -> ConfigType:
-    """The command line of every script: `--config FILE [key=value ...]` into a config (see `load_config`)."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", metavar="FILE", help="YAML file with the settings")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
-    arguments = parser.parse_args(argv)
-    return load_config(config_class, arguments.config, arguments.overrides)
-
-
-def exit_on_user_error(function: Callable) -> Callable:
-    """Decorates a script's `main`: an error that the user can mend ends in one sentence on stderr and exit code 1.
-
-    The traceback is logged at DEBUG level.
-    """
-
-    @functools.wraps(function)
-    def wrapper(*args, **kwargs):
-        try:
-            return function(*args, **kwargs)
-        except USER_ERRORS as error:
-            logger.debug("the error that ended the program", exc_info=True)
-            sys.stderr.write(f"error: {_one_sentence(error)}\n")
-            sys.exit(1)
-
-    return wrapper
-
-
-def _one_sentence(error: BaseException) -> str:
-    text = str(error)
-    if "Original Traceback (most recent call last)" in text:  # an error inside a DataLoader worker
-        text = re.sub(r"^[\w.]*(Error|Exception): ", "", text.strip().splitlines()[-1])
-    return " ".join(text.split())
-
-
-def _read_yaml(path: str | os.PathLike) -> dict[str, Any]:
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"The config file {str(path)!r} does not exist; give the path of a YAML file.")
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_YamlLoader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"The config file {str(path)!r} is not valid YAML: {_one_sentence(error)}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ValueError(
-            f"The config file {str(path)!r} holds a {type(values).__name__}; it must hold `key: value` lines."
-        )
-    return values
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    """Sets one `a.b.c=value` in the nested dicts and lists read from YAML."""
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ValueError(f"The argument {override!r} is not of the form key=value, like `max_steps=100`.")
-    try:
-        value = yaml.load(text, Loader=_YamlLoader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"The value of the argument {override!r} is not valid YAML; quote it.") from error
-    *parents, last = key.split(".")
-    node: Any = values
-    for position, name in enumerate(parents):
-        if isinstance(node, dict) and node.get(name) is None:
-            node[name] = {}
-        node = _step_into(node, name, ".".join(parents[: position + 1]))
-    if isinstance(node, list):
-        _step_into(node, last, key)
-        node[int(last)] = value
-    elif isinstance(node, dict):
-        node[last] = value
-    else:
-        raise ValueError(f"The key {key!r} does not exist: {'.'.join(parents)!r} is the single value {node!r}.")
-
-
-def _step_into(node: Any, name: str, key: str) -> Any:
-    if isinstance(node, dict):
-        return node[name]
-    if isinstance(node, list) and name.isdigit() and int(name) < len(node):
-        return node[int(name)]
-    have = f"a list of {len(node)}, counted from 0" if isinstance(node, list) else f"the single value {node!r}"
-    raise ValueError(f"The key {key!r} does not exist: the part before {name!r} is {have}.")
-
-
-def _build(config_class: type[ConfigType], values: Any, prefix: str) -> ConfigType:
-    if not isinstance(values, dict):
-        raise ValueError(f"The key {prefix[:-1]!r} must hold `key: value` lines, got {values!r}.")
-    known = {field.name: field for field in dataclasses.fields(config_class) if field.init}
-    for name in values:
-        check_known(str(name), known, "key", prefix)
-    hints = typing.get_type_hints(config_class)
-    arguments = {name: _convert(hints[name], value, prefix + name) for name, value in values.items()}
-    for name, field in known.items():
-        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-        if name not in arguments and not has_default:
-            raise ValueError(
-                f"The key {prefix + name!r} is missing; set it in the config file or as `{prefix + name}=...`."
-            )
-    return config_class(**arguments)
-
-
-def check_known(name: str, known: Iterable[str], kind: str, prefix: str = "") -> None:
-    """Refuses `name` if it is not in `known`, with a ValueError that names the nearest known one."""
-    known = list(known)
-    if name in known:
-        return
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {prefix + nearest[0]!r}?" if nearest else f"known ones are {', '.join(sorted(known))}."
-    raise ValueError(f"Unknown {kind} {prefix + name!r}; {hint}")
-
-
-def _convert(expected: Any, value: Any, key: str) -> Any:
-    """Checks `value` against the type `expected` of the dataclass's field and returns it converted."""
-    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
-    if origin in (typing.Union, types.UnionType):
-        return _convert_union(arguments, value, key)
-    if origin is Literal:
-        if value in arguments:
-            return value
-        raise ValueError(f"The key {key!r} must be one of {', '.join(map(repr, arguments))}, got {value!r}.")
-    if dataclasses.is_dataclass(expected):
-        return _build(expected, value, key + ".")
-    if origin in (list, tuple) and isinstance(value, list):
-        types_of_items = arguments if origin is tuple and Ellipsis not in arguments else arguments[:1] * len(value)
-        if len(types_of_items) == len(value):
-            items = [
-                _convert(item_type, item, f"{key}.{i}")
-                for i, (item_type, item) in enumerate(zip(types_of_items, value))
-            ]
-            return origin(items)
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    kind = origin or expected
-    # bool is an int for Python, not for a reader: `seed: true` is a mistake
-    if kind is Any or (isinstance(value, kind) and not (kind in (int, float) and isinstance(value, bool))):
-        return value
-    raise ValueError(f"The key {key!r} must be {_type_name(expected)}, got {value!r} of type {type(value).__name__}.")
-
-
-def _convert_union(alternatives: tuple, value: Any, key: str) -> Any:
-    if value is None and types.NoneType in alternatives:
-        return None
-    alternatives = tuple(alternative for alternative in alternatives if alternative is not types.NoneType)
-    errors = []
-    for alternative in alternatives:
-        try:
-            return _convert(alternative, value, key)
-        except ValueError as error:
-            errors.append(error)
-    if len(errors) == 1 or dataclasses.is_dataclass(alternatives[0]) and isinstance(value, dict):
-        raise errors[0]
-    names = " or ".join(_type_name(alternative) for alternative in alternatives)
-    raise ValueError(f"The key {key!r} must be {names}, got {value!r} of type {type(value).__name__}.")
-
-
-def _type_name(expected: Any) -> str:
-    return expected.__name__ if isinstance(expected, type) and not typing.get_args(expected) else str(expected)
-
-
-# --- Schedules: pure functions of the step. Learning rates count steps from 1, EMA momenta from 0, as published.
-
-
-def linear(step: float, total_steps: float, *, start: float, final: float) -> float:
-    """From `start` at step 0 to `final` at `total_steps`, then `final`."""
-    return start + (final - start) * min(step / max(total_steps, 1), 1.0)
-
-
-def cosine(step: float, total_steps: float, *, start: float, final: float) -> float:
-    """From `start` at step 0 to `final` at `total_steps` along half a cosine, then `final`."""
-    return final + (start - final) * 0.5 * (1.0 + math.cos(math.pi * min(step / max(total_steps, 1), 1.0)))
-
-
-def warmup_cosine(
-    step: float, total_steps: float, *, peak: float, start: float = 0.0, final: float = 0.0, warmup_steps: int = 0
-) -> float:
-    """Linear from `start` to `peak` over `warmup_steps`, then cosine to `final` at `total_steps`."""
-    if step < warmup_steps:
-        return linear(step, warmup_steps, start=start, final=peak)
-    return cosine(step - warmup_steps, total_steps - warmup_steps, start=peak, final=final)
-
-
-def warmup_stable_decay(
-    step: float,
-    total_steps: float,
-    *,
-    peak: float,
-    start: float = 0.0,
-    final: float = 0.0,
-    warmup_steps: int = 0,
-    decay_steps: int = 0,
-) -> float:
-    """Linear from `start` to `peak` over `warmup_steps`, `peak`, linear to `final` over the last `decay_steps`."""
-    if step < warmup_steps:
-        return linear(step, warmup_steps, start=start, final=peak)
-    if step <= total_steps - decay_steps:
-        return peak
-    return linear(step - (total_steps - decay_steps), decay_steps, start=peak, final=final)
-
-
-@dataclass
-class LearningRateSchedule:
-    """A learning rate as a function of the optimiser step.
-
-    Attributes:
-        schedule: "warmup_cosine" (V-JEPA 1, seeds), "warmup_stable_decay" (V-JEPA 2; `decay_steps: 0` never decays),
-            "linear" (from `peak` to `final`: the published cooldown) or "constant" (`peak`).
-        peak: highest value.
-        start: value before the first warm-up step.
-        final: value at the end.
-        warmup_steps: optimiser steps of linear warm-up.
-        decay_steps: optimiser steps of the last, linear part of "warmup_stable_decay".
-        schedule_scale: the schedule is computed for `schedule_scale * max_steps` and stopped at `max_steps`: the
-            published runs use 1.25 and so never reach `final`.
-    """
-
-    schedule: Literal["warmup_cosine", "warmup_stable_decay", "linear", "constant"] = "warmup_cosine"
-    peak: float = 5.25e-4
-    start: float = 0.0
-    final: float = 0.0
-    warmup_steps: int = 0
-    decay_steps: int = 0
-    schedule_scale: float = 1.0
-
-    def __post_init__(self):
-        if min(self.peak, self.start, self.final, self.warmup_steps, self.decay_steps) < 0 or self.schedule_scale <= 0:
-            raise ValueError(f"A learning rate schedule holds no negative numbers and a scale above 0, got {self}.")
-
-    def at(self, step: int, max_steps: int) -> float:
-        """The learning rate of optimiser step `step` (from 1) of `max_steps`."""
-        total_steps = self.schedule_scale * max_steps
-        if self.schedule == "constant":
-            return self.peak
-        if self.schedule == "linear":
-            return linear(step, total_steps, start=self.peak, final=self.final)
-        ramp = {"peak": self.peak, "start": self.start, "final": self.final, "warmup_steps": self.warmup_steps}
-        if self.schedule == "warmup_cosine":
-            return warmup_cosine(step, total_steps, **ramp)
-        return warmup_stable_decay(step, total_steps, **ramp, decay_steps=self.decay_steps)
-
-
-@dataclass
-class MomentumSchedule:
-    """Momentum of an exponential moving average as a function of the optimiser step.
-
-    Attributes:
-        schedule: "constant" (`start`), "linear" (published) or "cosine" (seed 003).
-        start: momentum of the first step; the published value is 0.99925, constant; 0.996 in the seeds.
-        final: momentum at the end of the schedule.
-        schedule_scale: as in `LearningRateSchedule`.
-    """
-
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    start: float = 0.99925
-    final: float = 1.0
-    schedule_scale: float = 1.0
-
-    def __post_init__(self):
-        if not (0.0 <= self.start <= 1.0 and 0.0 <= self.final <= 1.0) or self.schedule_scale <= 0:
-            raise ValueError(f"An EMA momentum lies between 0 and 1, with a scale above 0, got {self}.")
-
-    def at(self, step: int, max_steps: int) -> float:
-        """The momentum after optimiser step `step` (from 1) of `max_steps`."""
-        if self.schedule == "constant":
-            return self.start
-        function = linear if self.schedule == "linear" else cosine
-        return function(step - 1, self.schedule_scale * max_steps, start=self.start, final=self.final)
-
-
-# --- Optimiser
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two AdamW groups of the trainable parameters: decayed, and not decayed (biases and 1-D: norms)."""
-    decayed, kept = [], []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (kept if parameter.ndim <= 1 or name.endswith(".bias") else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Sets the learning rate of every parameter group (schedules are functions of the step and keep no state)."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+# What a run learns does not depend on these: they may be others when it goes on
+FREE_SETTINGS = (
+    "output_dir", "resume", "log_every", "save_every", "keep_last", "log_with", "num_threads",
+    "gradient_checkpointing", "horizons",
+)  # fmt: skip
+CHECKPOINT_PATTERN = re.compile(r"^checkpoint-(\d+)$")
+PARTIAL_SUFFIX = ".tmp"
 
 
 def check_finite_loss(loss: float, step: int) -> float:
@@ -373,12 +49,6 @@ def check_finite_loss(loss: float, step: int) -> float:
         f"The loss of step {step} is {loss}; lower the learning rate, clip gradients (gradient_clipping=1.0), "
         "or look for non-finite pixels in the data, then go on from the last checkpoint with resume=latest."
     )
-
-
-# --- A run's folder
-
-CHECKPOINT_PATTERN = re.compile(r"^checkpoint-(\d+)$")
-PARTIAL_SUFFIX = ".tmp"
 
 
 def checkpoints(output_dir: str | os.PathLike) -> dict[int, Path]:
@@ -433,11 +103,7 @@ def save_checkpoint(
 def load_checkpoint(accelerator: Accelerator, checkpoint: str | os.PathLike) -> tuple[int, dict[str, Any]]:
     """Restores model, optimiser and random states from a folder of `save_checkpoint`; returns (step, rank_state)."""
     checkpoint = Path(checkpoint)
-    if not (checkpoint / "progress.json").is_file():
-        raise FileNotFoundError(
-            f"{str(checkpoint)!r} is no checkpoint of this package; give a `checkpoint-<step>` folder."
-        )
-    progress = json.loads((checkpoint / "progress.json").read_text())
+    progress = _read_progress(checkpoint)
     if progress["num_processes"] != accelerator.num_processes:
         raise ValueError(
             f"{str(checkpoint)!r} was written by {progress['num_processes']} processes and this run has "
@@ -448,10 +114,18 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: str | os.PathLike) -> 
     except RuntimeError as error:  # load_state_dict on another architecture
         raise ValueError(
             f"{str(checkpoint)!r} does not fit the configured model; resume with its run's config.yaml "
-            f"({_one_sentence(error)[:200]})."
+            f"({one_sentence(error)[:200]})."
         ) from error
     rank_state = torch.load(checkpoint / f"rank_state_{accelerator.process_index}.pt", weights_only=True)
     return progress["step"], rank_state
+
+
+def _read_progress(checkpoint: Path) -> dict[str, int]:
+    if not (checkpoint / "progress.json").is_file():
+        raise FileNotFoundError(
+            f"{str(checkpoint)!r} is no checkpoint of this package; give a `checkpoint-<step>` folder."
+        )
+    return json.loads((checkpoint / "progress.json").read_text())
 
 
 def truncate_metrics(path: str | os.PathLike, last_step: int) -> None:
@@ -475,6 +149,23 @@ def read_metrics(output_dir: str | os.PathLike) -> list[dict[str, Any]]:
     """The objects of a run's `metrics.jsonl`, in order."""
     with open(Path(output_dir) / "metrics.jsonl", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
+
+
+def changed_settings(before: Any, now: Any) -> dict[str, tuple[Any, Any]]:
+    """The settings, but for `FREE_SETTINGS`, in which two configs of one dataclass differ: {key: (before, now)}.
+
+    Keys of nested dataclasses and dicts are joined with dots; a value that is not set counts as None.
+    """
+    was, given = (_flatten(_plain(dataclasses.asdict(config))) for config in (before, now))
+    keys = [key for key in {**was, **given} if key.split(".")[0] not in FREE_SETTINGS]
+    return {key: (was.get(key), given.get(key)) for key in keys if was.get(key) != given.get(key)}
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
 
 class Run:
@@ -501,17 +192,34 @@ class Run:
                 _remove_folder(partial) if partial.is_dir() else partial.unlink()
         accelerator.wait_for_everyone()
 
-    def resume(self, resume: str | None) -> tuple[int, dict[str, Any]]:
+    def resume(
+        self,
+        resume: str | None,
+        rates: Callable[[Any, int], Any] | None = None,
+        rate_settings: Collection[str] = (),
+    ) -> tuple[int, dict[str, Any]]:
         """Goes on where a checkpoint stood; call it after `accelerator.prepare`, before the first step.
+
+        A run goes on in its folder with the settings it began with, but for `FREE_SETTINGS` and for those of its
+        schedules while they leave the steps already done as they were: what it learns is what it would have learnt
+        without a stop. A checkpoint of another folder may go on with any settings; what differs is named in the log.
 
         Args:
             resume: "latest" (from the start if there is no checkpoint yet), a checkpoint (path, or name in the run's
                 folder), or None for a new run, which a folder that holds another run's results refuses.
+            rates: (config, step) -> all that the number of a step decides: learning rate, momentum and the like.
+            rate_settings: fields of the config on which `rates` depends and nothing else (`max_steps`, schedules).
 
         Returns:
             (optimiser steps done, rank_state of `save_checkpoint`): (0, {}) at the start.
+
+        Raises:
+            FileNotFoundError: no such checkpoint.
+            ValueError: settings, processes or later checkpoints that do not go with the checkpoint.
         """
         checkpoint = self._find_checkpoint(resume)
+        if checkpoint is not None:
+            self._check_settings(checkpoint, rates, rate_settings)
         step, rank_state = (0, {}) if checkpoint is None else load_checkpoint(self.accelerator, checkpoint)
         later = [path.name for other, path in checkpoints(self.output_dir).items() if other > step]
         if later:
@@ -539,8 +247,40 @@ class Run:
             return None
         if resume == "latest":
             return latest_checkpoint(self.output_dir)
-        inside = self.output_dir / resume
-        return inside if inside.is_dir() else Path(resume)
+        found = [path for path in (self.output_dir / resume, Path(resume)) if path.is_dir()]
+        if not found:
+            known = ", ".join(path.name for path in checkpoints(self.output_dir).values()) or "none"
+            raise FileNotFoundError(
+                f"There is no checkpoint folder {resume!r}, neither as a path nor in {str(self.output_dir)!r}, which "
+                f"holds {known}."
+            )
+        return found[0]
+
+    def _check_settings(self, checkpoint: Path, rates: Callable | None, rate_settings: Collection[str]) -> None:
+        """Compares the settings with those that the checkpoint's run began with, see `resume`."""
+        path = checkpoint.parent / "config.yaml"
+        if not path.is_file():
+            logger.warning("%s is not there: nothing tells whether the settings are those of %s", path, checkpoint)
+            return
+        try:
+            before = load_config(type(self.config), path)
+        except ValueError as error:
+            raise ValueError(f"{str(path)!r} is no config of this script ({error}).") from error
+        changed = changed_settings(before, self.config)
+        if any(key.split(".")[0] in rate_settings for key in changed):
+            steps = range(1, _read_progress(checkpoint)["step"] + 1)
+            if rates is not None and all(rates(before, step) == rates(self.config, step) for step in steps):
+                changed = {key: value for key, value in changed.items() if key.split(".")[0] not in rate_settings}
+        if not changed:
+            return
+        listed = ", ".join(f"{key}={now!r} (was {was!r})" for key, (was, now) in changed.items())
+        if checkpoint.parent.resolve() != self.output_dir.resolve():
+            logger.warning("%s goes on from %s with other settings: %s", self.output_dir, checkpoint, listed)
+            return
+        raise ValueError(
+            f"{str(self.output_dir)!r} cannot go on with settings under which the steps already done would have been "
+            f"others: {listed}; set them back, or go on in another folder with resume={checkpoint}."
+        )
 
     def log(self, metrics: dict[str, float | torch.Tensor | None]) -> None:
         """Appends one object to `metrics.jsonl` (and to the accelerator's trackers); `metrics` holds `step`."""

@@ -1,0 +1,145 @@
+"""What changes an optimiser's numbers over a run: learning rates, EMA momenta, and which parameters decay.
+
+    schedule = LearningRateSchedule("warmup_cosine", peak=5e-4, warmup_steps=100)
+    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.04))
+    set_learning_rate(optimizer, schedule.at(step, max_steps))
+
+Schedules are pure functions of the step: a resumed run needs no state of them. Learning rates count steps from 1, EMA
+momenta from 0, as published.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+
+def linear(step: float, total_steps: float, *, start: float, final: float) -> float:
+    """From `start` at step 0 to `final` at `total_steps`, then `final`."""
+    return start + (final - start) * min(step / max(total_steps, 1), 1.0)
+
+
+def cosine(step: float, total_steps: float, *, start: float, final: float) -> float:
+    """From `start` at step 0 to `final` at `total_steps` along half a cosine, then `final`."""
+    return final + (start - final) * 0.5 * (1.0 + math.cos(math.pi * min(step / max(total_steps, 1), 1.0)))
+
+
+def warmup_cosine(
+    step: float, total_steps: float, *, peak: float, start: float = 0.0, final: float = 0.0, warmup_steps: int = 0
+) -> float:
+    """Linear from `start` to `peak` over `warmup_steps`, then cosine to `final` at `total_steps`."""
+    if step < warmup_steps:
+        return linear(step, warmup_steps, start=start, final=peak)
+    return cosine(step - warmup_steps, total_steps - warmup_steps, start=peak, final=final)
+
+
+def warmup_stable_decay(
+    step: float,
+    total_steps: float,
+    *,
+    peak: float,
+    start: float = 0.0,
+    final: float = 0.0,
+    warmup_steps: int = 0,
+    decay_steps: int = 0,
+) -> float:
+    """Linear from `start` to `peak` over `warmup_steps`, `peak`, linear to `final` over the last `decay_steps`."""
+    if step < warmup_steps:
+        return linear(step, warmup_steps, start=start, final=peak)
+    if step <= total_steps - decay_steps:
+        return peak
+    return linear(step - (total_steps - decay_steps), decay_steps, start=peak, final=final)
+
+
+@dataclass
+class LearningRateSchedule:
+    """A learning rate as a function of the optimiser step.
+
+    Attributes:
+        schedule: "warmup_cosine" (V-JEPA 1, seeds), "warmup_stable_decay" (V-JEPA 2; `decay_steps: 0` never decays),
+            "linear" (from `peak` to `final`: the published cooldown) or "constant" (`peak`).
+        peak: highest value.
+        start: value before the first warm-up step.
+        final: value at the end.
+        warmup_steps: optimiser steps of linear warm-up.
+        decay_steps: optimiser steps of the last, linear part of "warmup_stable_decay".
+        schedule_scale: the schedule is computed for `schedule_scale * max_steps` and stopped at `max_steps`: the
+            published runs use 1.25 and so never reach `final`.
+    """
+
+    schedule: Literal["warmup_cosine", "warmup_stable_decay", "linear", "constant"] = "warmup_cosine"
+    peak: float = 5.25e-4
+    start: float = 0.0
+    final: float = 0.0
+    warmup_steps: int = 0
+    decay_steps: int = 0
+    schedule_scale: float = 1.0
+
+    def __post_init__(self):
+        if min(self.peak, self.start, self.final, self.warmup_steps, self.decay_steps) < 0 or self.schedule_scale <= 0:
+            raise ValueError(f"A learning rate schedule holds no negative numbers and a scale above 0, got {self}.")
+
+    def at(self, step: int, max_steps: int) -> float:
+        """The learning rate of optimiser step `step` (from 1) of `max_steps`."""
+        total_steps = self.schedule_scale * max_steps
+        if self.schedule == "constant":
+            return self.peak
+        if self.schedule == "linear":
+            return linear(step, total_steps, start=self.peak, final=self.final)
+        ramp = {"peak": self.peak, "start": self.start, "final": self.final, "warmup_steps": self.warmup_steps}
+        if self.schedule == "warmup_cosine":
+            return warmup_cosine(step, total_steps, **ramp)
+        return warmup_stable_decay(step, total_steps, **ramp, decay_steps=self.decay_steps)
+
+
+@dataclass
+class MomentumSchedule:
+    """Momentum of an exponential moving average as a function of the optimiser step.
+
+    Attributes:
+        schedule: "constant" (`start`), "linear" (published) or "cosine" (seed 003).
+        start: momentum of the first step; the published value is 0.99925, constant; 0.996 in the seeds.
+        final: momentum at the end of the schedule.
+        schedule_scale: as in `LearningRateSchedule`.
+    """
+
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    start: float = 0.99925
+    final: float = 1.0
+    schedule_scale: float = 1.0
+
+    def __post_init__(self):
+        if not (0.0 <= self.start <= 1.0 and 0.0 <= self.final <= 1.0) or self.schedule_scale <= 0:
+            raise ValueError(f"An EMA momentum lies between 0 and 1, with a scale above 0, got {self}.")
+
+    def at(self, step: int, max_steps: int) -> float:
+        """The momentum after optimiser step `step` (from 1) of `max_steps`."""
+        if self.schedule == "constant":
+            return self.start
+        function = linear if self.schedule == "linear" else cosine
+        return function(step - 1, self.schedule_scale * max_steps, start=self.start, final=self.final)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two AdamW groups of the trainable parameters: decayed, and not decayed (biases and 1-D: norms)."""
+    decayed, kept = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (kept if parameter.ndim <= 1 or name.endswith(".bias") else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:
+    """Sets the weight decay of the groups of `parameter_groups` that are decayed."""
+    for group in optimizer.param_groups:
+        if group["weight_decay"] > 0:
+            group["weight_decay"] = weight_decay
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Sets the learning rate of every parameter group (schedules are functions of the step and keep no state)."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate

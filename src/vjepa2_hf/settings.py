@@ -1,0 +1,280 @@
+"""A script's settings: YAML and `key=value` into dataclasses, the command line, errors in one sentence.
+
+    config = parse_arguments(PretrainConfig, __doc__)            # --config FILE key=value ...
+
+Names and types are checked against the dataclass; whatever does not fit is a ValueError of one sentence that names it.
+"""
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import functools
+import inspect
+import itertools
+import json
+import logging
+import os
+import re
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+
+
+logger = logging.getLogger(__name__)
+
+ConfigType = TypeVar("ConfigType")
+USER_ERRORS = (ValueError, OSError, StrictDataclassError)
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """YAML 1.2 numbers: PyYAML reads `1e-3` as a string, which is how learning rates are written."""
+
+
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)$"),
+    list("-+.0123456789"),
+)
+
+
+def load_config(
+    config_class: type[ConfigType], path: str | os.PathLike | None = None, overrides: Iterable[str] = ()
+) -> ConfigType:
+    """Builds a config dataclass from a YAML file and `key=value` overrides, and checks names and types.
+
+    Args:
+        config_class: a dataclass; fields may be dataclasses, `dict`, `list[...]`, unions and `Literal`s.
+        path: a YAML file; None starts from the dataclass's defaults.
+        overrides: strings `key=value`; keys go into dataclasses, dicts and lists with dots (`encoder.hidden_size=96`,
+            `masks.0.num_blocks=4`); values are read as YAML (`resume=null`, `fps=4`, `aspect_ratio=[0.75, 1.5]`).
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: not YAML, an unknown key (the nearest known one is named), a missing or wrongly typed value.
+    """
+    values = _read_yaml(path) if path is not None else {}
+    for override in overrides:
+        _apply_override(values, override)
+    return _build(config_class, values, prefix="")
+
+
+def parse_arguments(config_class: type[ConfigType], description: str, argv: list[str] | None = None) -> ConfigType:
+    """The command line of every script: `--config FILE [key=value ...]` into a config (see `load_config`).
+
+    `--help` lists the keys with their types and defaults, from the dataclass.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.epilog = "keys:\n" + "\n".join(f"  {line}" for line in describe_keys(config_class))
+    parser.add_argument("--config", metavar="FILE", help="YAML file with the settings")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    arguments = parser.parse_args(argv)
+    return load_config(config_class, arguments.config, arguments.overrides)
+
+
+def describe_keys(config_class: type, prefix: str = "", values: Any = None) -> Iterator[str]:
+    """A line for every key of a config dataclass, nested ones too: name, type, default, and the field's docstring.
+
+    Args:
+        config_class: a dataclass; a string below a field is that field's docstring.
+        prefix: of the keys, with its dot.
+        values: an instance of the class to take defaults from, instead of the class's own.
+    """
+    hints, docs = typing.get_type_hints(config_class), _field_docs(config_class)
+    for field in dataclasses.fields(config_class):
+        hint, key = hints[field.name], prefix + field.name
+        default = _default(field) if values is None else getattr(values, field.name)
+        nested = next((kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)), None)
+        inner = default if dataclasses.is_dataclass(default) else None
+        line = f"{key}: {_type_name(hint)}"
+        if default is dataclasses.MISSING:
+            line += " (required)"
+        elif inner is None:
+            line += f" = {json.dumps(default, default=str)}"
+        yield line + (f"   # {docs[field.name]}" if field.name in docs else "")
+        if nested:
+            yield from describe_keys(nested, key + ".", inner)
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _field_docs(config_class: type) -> dict[str, str]:
+    """The strings below the fields of a class, which Python itself does not keep."""
+    try:
+        source = inspect.getsource(config_class)
+    except (OSError, TypeError):  # a class that was typed in has no file
+        return {}
+    body = ast.parse(textwrap.dedent(source)).body[0].body
+    return {
+        field.target.id: " ".join(doc.value.value.split())
+        for field, doc in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant)
+    }
+
+
+def exit_on_user_error(function: Callable) -> Callable:
+    """Decorates a script's `main`: an error that the user can mend ends in one sentence on stderr and exit code 1.
+
+    The traceback is logged at DEBUG level.
+    """
+
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except USER_ERRORS as error:
+            logger.debug("the error that ended the program", exc_info=True)
+            sys.stderr.write(f"error: {one_sentence(error)}\n")
+            sys.exit(1)
+
+    return wrapper
+
+
+def one_sentence(error: BaseException) -> str:
+    """The text of an error on one line; of an error inside a DataLoader's worker, its last line."""
+    text = str(error)
+    if "Original Traceback (most recent call last)" in text:  # an error inside a DataLoader worker
+        text = re.sub(r"^[\w.]*(Error|Exception): ", "", text.strip().splitlines()[-1])
+    return " ".join(text.split())
+
+
+def _read_yaml(path: str | os.PathLike) -> dict[str, Any]:
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"The config file {str(path)!r} does not exist; give the path of a YAML file.")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_YamlLoader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"The config file {str(path)!r} is not valid YAML: {one_sentence(error)}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"The config file {str(path)!r} holds a {type(values).__name__}; it must hold `key: value` lines."
+        )
+    return values
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    """Sets one `a.b.c=value` in the nested dicts and lists read from YAML."""
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ValueError(f"The argument {override!r} is not of the form key=value, like `max_steps=100`.")
+    try:
+        value = yaml.load(text, Loader=_YamlLoader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"The value of the argument {override!r} is not valid YAML; quote it.") from error
+    *parents, last = key.split(".")
+    node: Any = values
+    for position, name in enumerate(parents):
+        if isinstance(node, dict) and node.get(name) is None:
+            node[name] = {}
+        node = _step_into(node, name, ".".join(parents[: position + 1]))
+    if isinstance(node, list):
+        _step_into(node, last, key)
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise ValueError(f"The key {key!r} does not exist: {'.'.join(parents)!r} is the single value {node!r}.")
+
+
+def _step_into(node: Any, name: str, key: str) -> Any:
+    if isinstance(node, dict):
+        return node[name]
+    if isinstance(node, list) and name.isdigit() and int(name) < len(node):
+        return node[int(name)]
+    have = f"a list of {len(node)}, counted from 0" if isinstance(node, list) else f"the single value {node!r}"
+    raise ValueError(f"The key {key!r} does not exist: the part before {name!r} is {have}.")
+
+
+def _build(config_class: type[ConfigType], values: Any, prefix: str) -> ConfigType:
+    if not isinstance(values, dict):
+        raise ValueError(f"The key {prefix[:-1]!r} must hold `key: value` lines, got {values!r}.")
+    known = {field.name: field for field in dataclasses.fields(config_class) if field.init}
+    for name in values:
+        check_known(str(name), known, "key", prefix)
+    hints = typing.get_type_hints(config_class)
+    arguments = {name: _convert(hints[name], value, prefix + name) for name, value in values.items()}
+    for name, field in known.items():
+        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        if name not in arguments and not has_default:
+            raise ValueError(
+                f"The key {prefix + name!r} is missing; set it in the config file or as `{prefix + name}=...`."
+            )
+    return config_class(**arguments)
+
+
+def check_known(name: str, known: Iterable[str], kind: str, prefix: str = "") -> None:
+    """Refuses `name` if it is not in `known`, with a ValueError that names the nearest known one."""
+    known = list(known)
+    if name in known:
+        return
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {prefix + nearest[0]!r}?" if nearest else f"known ones are {', '.join(sorted(known))}."
+    raise ValueError(f"Unknown {kind} {prefix + name!r}; {hint}")
+
+
+def _convert(expected: Any, value: Any, key: str) -> Any:
+    """Checks `value` against the type `expected` of the dataclass's field and returns it converted."""
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(arguments, value, key)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise ValueError(f"The key {key!r} must be one of {', '.join(map(repr, arguments))}, got {value!r}.")
+    if dataclasses.is_dataclass(expected):
+        return _build(expected, value, key + ".")
+    if origin in (list, tuple) and isinstance(value, list):
+        types_of_items = arguments if origin is tuple and Ellipsis not in arguments else arguments[:1] * len(value)
+        if len(types_of_items) == len(value):
+            items = [
+                _convert(item_type, item, f"{key}.{i}")
+                for i, (item_type, item) in enumerate(zip(types_of_items, value))
+            ]
+            return origin(items)
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    kind = origin or expected
+    # bool is an int for Python, not for a reader: `seed: true` is a mistake
+    if kind is Any or (isinstance(value, kind) and not (kind in (int, float) and isinstance(value, bool))):
+        return value
+    raise ValueError(f"The key {key!r} must be {_type_name(expected)}, got {value!r} of type {type(value).__name__}.")
+
+
+def _convert_union(alternatives: tuple, value: Any, key: str) -> Any:
+    if value is None and types.NoneType in alternatives:
+        return None
+    alternatives = tuple(alternative for alternative in alternatives if alternative is not types.NoneType)
+    errors = []
+    for alternative in alternatives:
+        try:
+            return _convert(alternative, value, key)
+        except ValueError as error:
+            errors.append(error)
+    if len(errors) == 1 or dataclasses.is_dataclass(alternatives[0]) and isinstance(value, dict):
+        raise errors[0]
+    names = " or ".join(_type_name(alternative) for alternative in alternatives)
+    raise ValueError(f"The key {key!r} must be {names}, got {value!r} of type {type(value).__name__}.")
+
+
+def _type_name(expected: Any) -> str:
+    """A type as a reader of YAML says it: `int | null`, `"a" | "b"`."""
+    if expected is types.NoneType:
+        return "null"
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(map(_type_name, arguments))
+    if origin is Literal:
+        return " | ".join(map(json.dumps, arguments))
+    return expected.__name__ if isinstance(expected, type) and not arguments else str(expected).replace("typing.", "")

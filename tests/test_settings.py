@@ -1,0 +1,143 @@
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from vjepa2_hf.settings import exit_on_user_error, load_config, parse_arguments
+
+
+@dataclass
+class Inner:
+    peak: float = 1e-3
+    kind: Literal["cosine", "constant"] = "cosine"
+
+
+@dataclass
+class Config:
+    output_dir: str
+    max_steps: int = 10
+    """Of the
+    optimiser."""
+    rate: Inner = field(default_factory=lambda: Inner(peak=0.5))
+    second_rate: Inner | None = None
+    encoder: dict[str, Any] = field(default_factory=dict)
+    masks: list[dict[str, Any]] = field(default_factory=list)
+    fps: float | None = None
+    scale: tuple[float, float] = (0.3, 1.0)
+    gradient_checkpointing: bool = False
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_config_file_and_overrides_make_one_config(tmp_path):
+    path = write(
+        tmp_path / "c.yaml", "output_dir: runs/a\nmasks: [{type: future}, {num_blocks: 8}]\nscale: [0.5, 1]\n"
+    )
+    overrides = ["encoder.hidden_size=96", "rate.peak=3e-4", "masks.1.num_blocks=2", "fps=4", "max_steps=7"]
+    config = load_config(Config, path, overrides)
+    assert config.encoder == {"hidden_size": 96}
+    assert config.rate.peak == 3e-4 and config.rate.kind == "cosine"
+    assert config.masks == [{"type": "future"}, {"num_blocks": 2}]
+    assert config.fps == 4.0 and isinstance(config.fps, float)
+    assert config.scale == (0.5, 1.0) and config.max_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("", ["output_dr=x"], "'output_dr'; did you mean 'output_dir'"),
+        ("output_dir: x", ["rate.peek=1"], "'rate.peek'; did you mean 'rate.peak'"),
+        ("output_dir: x", ["zzz=1"], "known ones are encoder, "),
+        ("max_steps: 3", [], "'output_dir' is missing"),
+        ("output_dir: x", ["max_steps=many"], "'max_steps' must be int, got 'many'"),
+        ("output_dir: x", ["max_steps=true"], "'max_steps' must be int, got True"),
+        ("output_dir: x", ["max_steps=1.5"], "'max_steps' must be int, got 1.5"),
+        ("output_dir: x", ["rate.kind=cosin"], "must be one of 'cosine', 'constant', got 'cosin'"),
+        ("output_dir: x", ["rate=3"], "'rate' must hold"),
+        ("output_dir: x", ["fps=fast"], "'fps' must be float, got 'fast'"),
+        ("output_dir: x", ["scale=[1, 2, 3]"], "'scale' must be tuple"),
+        ("output_dir: x", ["masks=[1]"], "'masks.0' must be dict"),
+        ("masks: [{}]", ["masks.3.num_blocks=1"], "'masks.3' does not exist: the part before '3' is a list of 1"),
+        ("max_steps: 3", ["max_steps.a=1"], "'max_steps' is the single value 3"),
+        ("output_dir: x", ["max_steps"], "not of the form key=value"),
+        ("output_dir: x", ["max_steps=[1"], "not valid YAML"),
+        ("output_dir: [x", [], "not valid YAML"),
+        ("- a\n- b", [], "holds a list"),
+    ],
+)
+def test_a_wrong_config_is_one_sentence_that_names_it(tmp_path, text, overrides, message):
+    with pytest.raises(ValueError, match=r"^[A-Z]") as error:
+        load_config(Config, write(tmp_path / "c.yaml", text or "{}"), overrides)
+    assert message in str(error.value)
+
+
+def test_missing_config_file_is_named():
+    with pytest.raises(FileNotFoundError, match="'nowhere.yaml' does not exist"):
+        load_config(Config, "nowhere.yaml")
+
+
+def test_command_line(tmp_path):
+    config = parse_arguments(Config, "test", ["--config", write(tmp_path / "c.yaml", "output_dir: a"), "max_steps=3"])
+    assert (config.output_dir, config.max_steps) == ("a", 3)
+
+
+def test_help_lists_every_key_with_its_type_and_default(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(Config, "test", ["--help"])
+    assert capsys.readouterr().out.split("keys:\n")[1].splitlines() == [
+        "  output_dir: str (required)",
+        "  max_steps: int = 10   # Of the optimiser.",
+        "  rate: Inner",
+        "  rate.peak: float = 0.5",
+        '  rate.kind: "cosine" | "constant" = "cosine"',
+        "  second_rate: Inner | null = null",
+        "  second_rate.peak: float = 0.001",
+        '  second_rate.kind: "cosine" | "constant" = "cosine"',
+        "  encoder: dict[str, Any] = {}",
+        "  masks: list[dict[str, Any]] = []",
+        "  fps: float | null = null",
+        "  scale: tuple[float, float] = [0.3, 1.0]",
+        "  gradient_checkpointing: bool = false",
+    ]
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("the value\nis wrong"), FileNotFoundError("no file"), OSError("no disk")]
+)
+def test_user_errors_end_in_one_line_without_a_traceback(error, capsys):
+    @exit_on_user_error
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 1
+    assert capsys.readouterr().err == f"error: {' '.join(str(error).split())}\n"
+
+
+def test_an_error_inside_a_data_worker_is_one_line_too(capsys):
+    class Broken(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            raise FileNotFoundError("The shard 'a' is gone.")
+
+    @exit_on_user_error
+    def main():
+        next(iter(torch.utils.data.DataLoader(Broken(), num_workers=1)))
+
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err == "error: The shard 'a' is gone.\n"
+
+
+def test_a_programming_error_keeps_its_traceback():
+    @exit_on_user_error
+    def main():
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError):
+        main()
