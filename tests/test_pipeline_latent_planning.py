@@ -8,7 +8,7 @@ import pytest
 import torch
 from published import TINY_ENCODER, TINY_PREDICTOR
 from test_modeling_encoder import spread
-from transformers import Pipeline, pipeline
+from transformers import Pipeline, VJEPA2Config, VJEPA2Model, pipeline
 
 from vjepa2_hf import VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel, VJepa2WorldModelConfig
 from vjepa2_hf.planning import CEM, RandomShooting
@@ -38,9 +38,10 @@ def planner():
     return build(action_low=[-0.5, -1.0], action_high=[0.5, 2.0])
 
 
-def equal(one, other):
-    np.testing.assert_allclose(one["actions"], other["actions"], atol=1e-5)
-    assert one["cost"] == pytest.approx(other["cost"], abs=1e-5)
+def same(one, other) -> bool:
+    """Two plans, but for rounding."""
+    close = np.allclose(one["actions"], other["actions"], atol=1e-5)
+    return close and one["cost"] == pytest.approx(other["cost"], abs=1e-5)
 
 
 class TestPlan:
@@ -84,7 +85,7 @@ class TestPlan:
         batch = planner([OBSERVATION, OTHER, GOAL], [GOAL, OBSERVATION, GOAL], seed=2)
         assert isinstance(batch, list) and len(batch) == 3
         for plan, pair in zip(batch, [(OBSERVATION, GOAL), (OTHER, OBSERVATION), (GOAL, GOAL)], strict=True):
-            equal(plan, planner(*pair, seed=2))
+            assert same(plan, planner(*pair, seed=2))
 
     def test_a_warm_start_is_where_the_search_starts(self):
         planner = build(solver=CEM(3, 4, 1, 4, init_std=0.0))
@@ -101,14 +102,14 @@ class TestInputs:
         image.save(path)
         tensor = torch.from_numpy(OBSERVATION).permute(2, 0, 1)
         for form in (image, str(path), OBSERVATION / np.float32(255), tensor, OBSERVATION[None]):
-            equal(planner(form, GOAL), expected)
+            assert same(planner(form, GOAL), expected)
 
     def test_processed_tensors_are_a_batch(self, planner):
         frames, goal = (
             planner.video_processor(x, return_tensors="pt")["pixel_values_videos"] for x in (OBSERVATION, GOAL)
         )
         (plan,) = planner(frames, goal)
-        equal(plan, planner(OBSERVATION, GOAL))
+        assert same(plan, planner(OBSERVATION, GOAL))
 
     def test_a_clip_of_the_last_frames(self, planner):
         clip, action = np.stack([OTHER, OBSERVATION]), np.array([[0.3, -0.2]])
@@ -116,7 +117,7 @@ class TestInputs:
         assert one["actions"].shape == (3, 2)
         assert one["cost"] != planner(clip, GOAL, context_actions=-action)["cost"]
         batch = planner([clip, clip], [GOAL, GOAL], context_actions=[action, -action])
-        equal(batch[0], one)
+        assert same(batch[0], one)
 
     def test_proprio_states(self):
         planner = build(proprio_dim=2, proprio_transition="add")
@@ -124,7 +125,7 @@ class TestInputs:
         one, two = (planner(OBSERVATION, GOAL, proprio_state=state) for state in states)
         assert one["cost"] != two["cost"]
         batch = planner([OBSERVATION] * 2, [GOAL] * 2, proprio_state=list(states))
-        equal(batch[0], one), equal(batch[1], two)
+        assert same(batch[0], one) and same(batch[1], two)
         clip, action = np.stack([OTHER, OBSERVATION]), np.zeros((1, 2))
         planner(clip, GOAL, proprio_state=np.stack(states), context_actions=action)
 
@@ -137,9 +138,9 @@ class TestFolders:
         planner.save_pretrained(tmp_path)
         loaded = pipeline("latent-planning", model=str(tmp_path))
         assert type(loaded) is VJepa2Planner and loaded.solver == planner.solver and loaded.distance == "l2"
-        equal(loaded(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
+        assert same(loaded(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
         again = VJepa2Planner.from_pretrained(tmp_path)
-        equal(again(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
+        assert same(again(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
 
         overridden = VJepa2Planner.from_pretrained(tmp_path, horizon=2, distance="l1", candidate_chunk_size=4)
         assert overridden.solver == CEM(**{**SOLVER, "horizon": 2})
@@ -161,9 +162,61 @@ class TestFolders:
         planner.model.config.planner = config
         assert VJepa2Planner.from_pretrained(tmp_path).solver == CEM()
 
+    def test_pipeline_takes_objects(self, planner):
+        made = pipeline("latent-planning", model=planner.model, video_processor=planner.video_processor, **SOLVER)
+        assert same(made(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
+
+    def test_a_processor_saved_in_its_training_mode_plans_without_random_crops(self, planner, tmp_path):
+        planner.save_pretrained(tmp_path)
+        VJepa2VideoProcessor(size=32, crop_size=32, do_random_resized_crop=True).save_pretrained(tmp_path)
+        trained = VJepa2Planner.from_pretrained(tmp_path)
+        assert trained.video_processor.do_random_resized_crop
+        assert same(trained(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
+
+    def test_a_model_without_a_processor(self, planner, tmp_path):
+        planner.model.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="no video processor loads from .*: save one beside the model, or give"):
+            VJepa2Planner.from_pretrained(tmp_path)
+        given = VJepa2Planner.from_pretrained(tmp_path, video_processor=planner.video_processor, **SOLVER)
+        assert same(given(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
+
+    @pytest.mark.parametrize("make", ["ours", "transformers", "nothing"])
+    def test_folders_that_hold_no_world_model(self, planner, make, tmp_path):
+        if make == "ours":
+            planner.model.encoder.save_pretrained(tmp_path)
+        elif make == "transformers":
+            sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "crop_size": 32}
+            sizes |= {"pred_hidden_size": 24, "pred_num_hidden_layers": 1, "pred_num_attention_heads": 2}
+            VJEPA2Model(VJEPA2Config(**sizes)).save_pretrained(tmp_path)
+        planner.video_processor.save_pretrained(tmp_path)
+        held = {"ours": "'vjepa2_hf_encoder'", "transformers": "'vjepa2'", "nothing": "None"}[make]
+        with pytest.raises(ValueError, match=f"holds a model of type {held}; VJepa2WorldModel loads") as caught:
+            VJepa2Planner.from_pretrained(tmp_path)
+        assert "\n" not in str(caught.value)
+        if make != "nothing":
+            with pytest.raises(ValueError, match="the planner needs a VJepa2WorldModel; got VJ"):
+                pipeline("latent-planning", model=str(tmp_path))
+
+    @pytest.mark.parametrize("path", ["./nowhere", "/nowhere/at/all", "runs/demo/nowhere"])
+    def test_a_folder_that_is_not_there(self, path):
+        with pytest.raises(FileNotFoundError, match=f"There is no folder '{path}'"):
+            VJepa2Planner.from_pretrained(path)
+
+    def test_a_saved_setting_that_clashes_is_named_as_saved(self, tmp_path):
+        planner = build()
+        planner.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="only 3 candidates.*; num_elites=4 was saved with the model.$"):
+            VJepa2Planner.from_pretrained(tmp_path, num_candidates=3)
+        planner.model.config.planner["solver"] = "mine"
+        planner.model.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="solver 'mine' is unknown.*; solver='mine' was saved with the model.$"):
+            VJepa2Planner.from_pretrained(tmp_path)
+        assert VJepa2Planner.from_pretrained(tmp_path, solver=CEM(2, 8, 1, 2)).solver.horizon == 2
+        assert VJepa2Planner.from_pretrained(tmp_path, solver="random").solver == RandomShooting()
+
     def test_chunks_do_not_change_the_plan(self, planner):
         chunked = VJepa2Planner(planner.model, planner.video_processor, candidate_chunk_size=3, **SOLVER)
-        equal(chunked(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
+        assert same(chunked(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
 
 
 class TestWarnings:
@@ -224,6 +277,7 @@ class TestRefusals:
             ({"horizn": 3}, "has no setting 'horizn'.*horizon"),
             ({"distance": "cosine"}, "distance is 'cosine'; expected 'l1' or 'l2'"),
             ({"solver": CEM(), "horizon": 3}, "were given beside a solver object"),
+            ({"candidate_chunk_size": 0}, "candidate_chunk_size is 0; expected 1 or more"),
         ]:
             with pytest.raises(ValueError, match=message):
                 VJepa2Planner(model, processor, **settings)

@@ -26,25 +26,34 @@ from .video_processing_vjepa2 import VJepa2VideoProcessor
 
 __version__ = VERSION
 
-_MODELS = {
-    VJepa2EncoderConfig: VJepa2Encoder,
-    VJepa2MaskedLatentPredictionConfig: VJepa2ForMaskedLatentPrediction,
-    VJepa2WorldModelConfig: VJepa2WorldModel,
-    VJepa2VideoClassificationConfig: VJepa2ForVideoClassification,
-}
+# Config, model, and the Auto class that it has beside or as `AutoModel`
+_MODELS = [
+    (VJepa2EncoderConfig, VJepa2Encoder, AutoModel),
+    (VJepa2MaskedLatentPredictionConfig, VJepa2ForMaskedLatentPrediction, AutoModelForPreTraining),
+    (VJepa2WorldModelConfig, VJepa2WorldModel, AutoModel),
+    (VJepa2VideoClassificationConfig, VJepa2ForVideoClassification, AutoModelForVideoClassification),
+]
+
+
+def register_custom_code() -> None:
+    """From now on `save_pretrained` of our models, configs and processor copies our code into the folder.
+
+    Such a folder loads without this package: `AutoModel.from_pretrained(folder, trust_remote_code=True)`. With it, the
+    code in the folder is not looked at. This is transformers' `register_for_auto_class` for all classes at once; it
+    holds until the process ends.
+    """
+    for config_class, model_class, auto_class in _MODELS:
+        config_class.register_for_auto_class()
+        model_class.register_for_auto_class(auto_class)
+    VJepa2VideoProcessor.register_for_auto_class()
 
 
 def _register() -> None:
-    for config_class, model_class in _MODELS.items():
+    for config_class, model_class, auto_class in _MODELS:
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-        AutoModel.register(config_class, model_class, exist_ok=True)
+        for known_to in {AutoModel, auto_class}:
+            known_to.register(config_class, model_class, exist_ok=True)
         AutoVideoProcessor.register(config_class, VJepa2VideoProcessor, exist_ok=True)
-    AutoModelForPreTraining.register(
-        VJepa2MaskedLatentPredictionConfig, VJepa2ForMaskedLatentPrediction, exist_ok=True
-    )
-    AutoModelForVideoClassification.register(
-        VJepa2VideoClassificationConfig, VJepa2ForVideoClassification, exist_ok=True
-    )
     if "latent-planning" not in PIPELINE_REGISTRY.supported_tasks:
         PIPELINE_REGISTRY.register_pipeline(
             "latent-planning", pipeline_class=VJepa2Planner, pt_model=AutoModel, type="video"
@@ -64,4 +73,5 @@ __all__ = [
     "VJepa2ForVideoClassification",
     "VJepa2VideoProcessor",
     "VJepa2Planner",
+    "register_custom_code",
 ]

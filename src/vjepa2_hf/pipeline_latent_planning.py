@@ -29,7 +29,8 @@ class VJepa2Planner(Pipeline):
             was saved with, else "cem".
         distance: "l2" (squared, seed 003) or "l1" (published), between the last imagined latents and the goal's.
         candidate_chunk_size: candidates imagined at a time, which bounds memory; `None` chooses by size.
-        solver_settings: `horizon`, `num_candidates`, `num_iterations`, `num_elites`, `momentum`, `init_std`.
+        kwargs: settings of the solver, by name: `horizon`, `num_candidates`, `num_iterations`, `num_elites`,
+            `momentum`, `init_std`, …; each replaces what the model was saved with.
 
     Example:
         >>> planner = VJepa2Planner.from_pretrained("runs/demo/world_model/final", horizon=3)
@@ -62,27 +63,42 @@ class VJepa2Planner(Pipeline):
         plumbing = {name: kwargs.pop(name) for name in (*plumbing, "torch_dtype", "dtype") if name in kwargs}
         saved = dict(model.config.planner or {})
         saved_distance, saved_chunk_size = saved.pop("distance", None), saved.pop("candidate_chunk_size", None)
-        self.distance = distance or saved_distance or "l2"
+        self.distance = saved_distance or "l2" if distance is None else distance
         if self.distance not in ("l1", "l2"):
             raise ValueError(f"distance is {self.distance!r}; expected 'l1' or 'l2'.")
-        self.candidate_chunk_size = candidate_chunk_size or saved_chunk_size
-        if solver is not None and solver != saved.get("solver"):
-            saved = {}  # settings of another solver
-        settings = {**saved, **kwargs}
-        saved_name = settings.pop("solver", "cem")
-        self.solver = build_solver(solver or saved_name, **settings)
+        self.candidate_chunk_size = saved_chunk_size if candidate_chunk_size is None else candidate_chunk_size
+        if self.candidate_chunk_size is not None and self.candidate_chunk_size < 1:
+            raise ValueError(f"candidate_chunk_size is {self.candidate_chunk_size}; expected 1 or more, or None.")
+        self.solver = _build_solver(solver, kwargs, saved)
         super().__init__(model=model.eval(), video_processor=video_processor, task=task, device=device, **plumbing)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, device=None, **kwargs) -> "VJepa2Planner":
-        """Loads world model, video processor and solver settings from a folder or Hub id; `kwargs` replace
-        settings."""
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        device: int | str | torch.device | None = None,
+        video_processor: VJepa2VideoProcessor | None = None,
+        **kwargs,
+    ) -> "VJepa2Planner":
+        """Loads world model, video processor and solver settings.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id.
+            device: where the model goes; `None` is the first accelerator, or the CPU.
+            video_processor: in the place of the one that is saved there.
+            kwargs: settings to replace, those that say where to look on the Hub, `dtype`, `attn_implementation`.
+
+        Raises:
+            FileNotFoundError: a local folder that is not there.
+            ValueError: it holds another model, or no video processor.
+        """
         hub = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
         hub = {name: kwargs.pop(name) for name in hub if name in kwargs}
         loading = {name: kwargs.pop(name) for name in ("dtype", "attn_implementation") if name in kwargs}
         model = VJepa2WorldModel.from_pretrained(pretrained_model_name_or_path, **hub, **loading)
-        processor = VJepa2VideoProcessor.from_pretrained(pretrained_model_name_or_path, **hub)
-        return cls(model, processor, device=device, **kwargs)
+        if video_processor is None:
+            video_processor = _load_processor(pretrained_model_name_or_path, hub)
+        return cls(model, video_processor, device=device, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
         """Saves model, video processor and solver settings; `pipeline("latent-planning", model=…)` loads them back.
@@ -94,8 +110,14 @@ class VJepa2Planner(Pipeline):
             raise ValueError(f"the solver {self.solver!r} has no to_dict, so its settings cannot be saved.")
         extra = {"distance": self.distance, "candidate_chunk_size": self.candidate_chunk_size}
         self.model.config.planner = {**self.solver.to_dict(), **extra}
-        self.model.save_pretrained(save_directory, **kwargs)
-        self.video_processor.save_pretrained(save_directory, **kwargs)
+        self.model.save_pretrained(str(save_directory), **kwargs)
+        upload = ("push_to_hub", "repo_id", "token", "private", "commit_message")
+        upload = {name: kwargs[name] for name in upload if name in kwargs}
+        self.video_processor.save_pretrained(str(save_directory), **upload)
+
+    def _upload_modified_files(self, *args, **kwargs):
+        """The last step of `push_to_hub`, which the model does: it puts its card in the place of transformers'."""
+        return self.model._upload_modified_files(*args, **kwargs)
 
     def __call__(
         self,
@@ -221,7 +243,10 @@ class VJepa2Planner(Pipeline):
 
     def _process(self, name: str, value: Any) -> torch.Tensor:
         """One image or clip -> (T, C, H, W); warns when a file's frame rate is not the model's."""
-        batch = self.video_processor(value, return_tensors="pt", return_metadata=True)
+        options = {"return_tensors": "pt", "return_metadata": True}
+        if isinstance(self.video_processor, VJepa2VideoProcessor):
+            options["do_random_resized_crop"] = False  # a processor saved in its training mode
+        batch = self.video_processor(value, **options)
         metadata, config = batch.get("video_metadata"), self.model.config
         expected = config.fps and config.fps / config.frame_skip
         fps = metadata[0].fps if metadata and isinstance(value, (str, bytes, Path)) else None
@@ -231,11 +256,36 @@ class VJepa2Planner(Pipeline):
         if expected and fps and len(frames) > 1 and abs(fps / expected - 1) > 0.01:
             warnings.warn(
                 f"the {name} has {fps:g} frames a second, the model's steps are {expected:g} a second: its motion "
-                "will "
-                "look too slow or too fast to the model.",
+                "will look too slow or too fast to the model.",
                 stacklevel=2,
             )
         return frames
+
+
+def _build_solver(solver: Any, settings: dict[str, Any], saved: dict[str, Any]) -> Any:
+    """The solver that is asked for, with the settings saved with the model where it is the same one."""
+    if solver is not None and solver != saved.get("solver"):
+        saved = {}  # settings of another solver
+    combined = {"solver": "cem", **saved, **settings}
+    name = combined.pop("solver")
+    try:
+        return build_solver(name if solver is None else solver, **combined)
+    except ValueError as error:
+        for name in saved.keys() - settings.keys():
+            if str(error).startswith((f"{name} is ", f"{name} '")):  # the caller may not know of it
+                raise ValueError(
+                    f"{str(error).removesuffix('.')}; {name}={saved[name]!r} was saved with the model."
+                ) from error
+        raise
+
+
+def _load_processor(path: str | Path, hub: dict[str, Any]) -> VJepa2VideoProcessor:
+    try:
+        return VJepa2VideoProcessor.from_pretrained(path, **hub)
+    except OSError as error:
+        raise ValueError(
+            f"no video processor loads from {path}: save one beside the model, or give one as video_processor."
+        ) from error
 
 
 def _is_processed(value: Any) -> bool:
@@ -255,8 +305,7 @@ def _check_pair(frames: torch.Tensor, goal: torch.Tensor, context_frames: int) -
     if frames.shape[-2:] != goal.shape[-2:]:
         raise ValueError(
             f"the processed goal is {tuple(goal.shape[-2:])} pixels, the observation {tuple(frames.shape[-2:])}: "
-            "process "
-            "both to one size, or give raw images, which are resized."
+            "process both to one size, or give raw images, which are resized."
         )
 
 
@@ -265,8 +314,7 @@ def _warn_of_aspect_ratio(observation: Any, goal: Any) -> None:
     if None not in ratios and not 1 / 1.1 <= ratios[0] / ratios[1] <= 1.1:
         warnings.warn(
             f"observation and goal have aspect ratios {ratios[0]:.2f} and {ratios[1]:.2f}: resizing bends or cuts "
-            "one of "
-            "them, so that the same place looks different.",
+            "one of them, so that the same place looks different.",
             stacklevel=2,
         )
 

@@ -3,8 +3,6 @@
 Legend: B batch, T frames, C channels, H W pixels.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import os
@@ -14,24 +12,41 @@ import numpy as np
 import PIL.Image
 import torch
 from torchvision.transforms.v2 import functional as tvf
+from transformers.image_processing_utils import get_size_dict
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.vjepa2.video_processing_vjepa2 import VJEPA2VideoProcessor
+from transformers.processing_utils import VideosKwargs
 from transformers.video_utils import VideoMetadata
+
+from .configuration_vjepa2 import refuse_missing_folder
 
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
+class VJepa2VideosKwargs(VideosKwargs, total=False):
+    """What a call of [`VJepa2VideoProcessor`] takes beside transformers' options."""
+
+    do_random_resized_crop: bool | None
+    random_crop_scale: list[float | int] | tuple[float | int, ...] | None
+    random_crop_ratio: list[float | int] | tuple[float | int, ...] | None
+    random_flip_probability: float | int | None
+
+
 class VJepa2VideoProcessor(VJEPA2VideoProcessor):
     """Resizes, centre-crops, rescales and normalises videos: transformers' `VJEPA2VideoProcessor`, to the bit.
 
-    It differs in three things. `size` and `crop_size` are taken as given (transformers' class overwrites `size` with
+    It differs in these things. `size` and `crop_size` are taken as given (transformers' class overwrites `size` with
     256/224 of the crop; here that is only the default). A video may be a path, a URL, bytes, PIL images, a numpy array
-    or a tensor, and files decode with PyAV. What is no video is refused.
+    or a tensor, and files decode with PyAV. Floats in 0-1 are read as such (transformers takes every number for
+    0-255). What is no video is refused. There is a mode with the published training augmentation.
 
     ```python
     processor = VJepa2VideoProcessor(size=64, crop_size=64)       # exactly 64 x 64, nothing cut off
     processor("clip.mp4")["pixel_values_videos"]                  # (1, T, 3, 64, 64) float32
+
+    processor = VJepa2VideoProcessor(crop_size=256, do_random_resized_crop=True)
+    processor(clips, generator=torch.Generator().manual_seed(0))  # a crop of its own for every clip
     ```
 
     A video is (T, H, W, 3) or (T, 3, H, W): uint8, other integers in 0-255, or floats (0-1; above 1 they are read as
@@ -39,23 +54,69 @@ class VJepa2VideoProcessor(VJEPA2VideoProcessor):
     a batch. The result is one tensor (B, T, C, H, W), or a list where the videos' shapes differ and no
     `return_tensors` was asked for.
 
+    Args:
+        kwargs: transformers' options (`size`, `crop_size`, `do_resize`, `do_center_crop`, `resample`, `do_rescale`,
+            `do_normalize`, `image_mean`, `image_std`, `do_sample_frames`, …), and those of the training augmentation,
+            all of which a call may replace:
+        do_random_resized_crop (`False`): take [`RandomResizedClip`]'s crop and flip, resized to `crop_size`, in place
+            of resize and centre crop; one draw for all frames of a clip.
+        random_crop_scale ((0.3, 1.0)), random_crop_ratio ((0.75, 1.35)), random_flip_probability (0.5): published.
+
     Raises:
-        ValueError: no frame, a wrong number of channels, pixels that are not finite or out of range.
+        ValueError: no frame, a wrong number of channels, pixels that are not finite or out of range; a setting of the
+            augmentation that is out of range.
         FileNotFoundError: a path that does not exist.
     """
 
+    valid_kwargs = VJepa2VideosKwargs
+    do_random_resized_crop = False
+    random_crop_scale = (0.3, 1.0)
+    random_crop_ratio = (0.75, 1.35)
+    random_flip_probability = 0.5
+
     def __init__(self, **kwargs):
         if kwargs.get("size") is None:
-            crop_size = kwargs.get("crop_size") or type(self).crop_size
-            if isinstance(crop_size, dict):
-                crop_size = crop_size.get("height", crop_size.get("shortest_edge"))
-            elif isinstance(crop_size, (list, tuple)):
-                crop_size = crop_size[0]
-            kwargs["size"] = {"shortest_edge": int(crop_size * 256 / 224)}  # the published recipe's ratio
+            kwargs["size"] = _default_size(kwargs.get("crop_size") or type(self).crop_size)
+        clip = self._random_resized_clip(kwargs)
+        kwargs.update(random_crop_scale=clip.scale, random_crop_ratio=clip.ratio)  # tuples, where a file has lists
         # VJEPA2VideoProcessor.__init__ does nothing but overwrite `size`, so it is stepped over.
         super(VJEPA2VideoProcessor, self).__init__(**kwargs)
 
-    def preprocess(self, videos: Any, **kwargs):
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
+        """Loads the settings in a folder or on the Hub, ours or transformers', with `size` as the file has it.
+
+        Args:
+            pretrained_model_name_or_path: folder, file or Hub id.
+            kwargs: settings to replace. `crop_size` alone takes `size` along where that was its default.
+
+        Raises:
+            FileNotFoundError: a local folder that is not there.
+        """
+        refuse_missing_folder(pretrained_model_name_or_path)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs):
+        size, crop_size = (video_processor_dict.get(name) for name in ("size", "crop_size"))
+        if kwargs.get("crop_size") and not kwargs.get("size") and crop_size and size == _default_size(crop_size):
+            video_processor_dict = {**video_processor_dict, "size": None}
+        return super().from_dict(video_processor_dict, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        settings = super().to_dict()
+        if self._auto_class is None:
+            settings.pop("auto_map", None)  # of a loaded file: names code that is not saved along
+        return settings
+
+    def preprocess(self, videos: Any, generator: torch.Generator | None = None, **kwargs):
+        """Videos -> `{"pixel_values_videos": (B, T, C, H, W)}`; see the class for what a video is.
+
+        Args:
+            videos: one video or a batch.
+            generator: what the random crops are drawn from (on the CPU); `None` is torch's global one.
+            kwargs: settings for this call alone, and `return_tensors`.
+        """
         layout = kwargs.pop("input_data_format", None)
         layout = getattr(layout, "value", layout)
         sample = kwargs.get("do_sample_frames", self.do_sample_frames)
@@ -70,12 +131,25 @@ class VJepa2VideoProcessor(VJEPA2VideoProcessor):
         if all(video_metadata is not None for video_metadata in metadata):
             kwargs.setdefault("video_metadata", metadata)
             kwargs["do_sample_frames"] = False  # only the sampled frames were decoded
+        if _setting(kwargs, self, "do_random_resized_crop"):
+            clip = self._random_resized_clip(kwargs)
+            tensors = [clip.crop_and_flip(frames, generator) for frames in tensors]
+            size = {"height": clip.crop_size[0], "width": clip.crop_size[1]}
+            kwargs.update(do_resize=True, size=size, do_center_crop=False)
         wants_type = "return_tensors" in kwargs
         batch = super().preprocess(tensors, input_data_format="channels_first", **kwargs)
         clips = batch["pixel_values_videos"]
         if not wants_type and len({clip.shape for clip in clips}) == 1:
             batch["pixel_values_videos"] = torch.stack(list(clips))
         return batch
+
+    def _random_resized_clip(self, kwargs: dict[str, Any]) -> "RandomResizedClip":
+        """The augmentation by the options of a call (or constructor), and this processor's where it has none."""
+        options = ("crop_size", "random_crop_scale", "random_crop_ratio", "random_flip_probability")
+        crop_size, *random = (_setting(kwargs, self, name) for name in options)
+        size = get_size_dict(crop_size, param_name="crop_size")
+        height = size.get("height", size.get("shortest_edge"))
+        return RandomResizedClip((height, size.get("width", height)), *random)
 
     def _load(self, video: Any, layout: str | None, sample_options: dict | None):
         """One video as a tensor (T, 3, H, W), and its metadata if it was decoded here."""
@@ -95,6 +169,17 @@ class VJepa2VideoProcessor(VJEPA2VideoProcessor):
                 indices = np.asarray(self.sample_frames(metadata=metadata, **sample_options))
             metadata.frames_indices = indices
             return torch.from_numpy(reader.frames(indices)).permute(0, 3, 1, 2).contiguous(), metadata
+
+
+def _setting(options: dict[str, Any], processor: VJepa2VideoProcessor, name: str) -> Any:
+    value = options.get(name)
+    return getattr(processor, name) if value is None else value
+
+
+def _default_size(crop_size: Any) -> dict[str, int]:
+    """The size that goes with a crop: the published recipe's ratio, 256 to 224."""
+    crop_size = get_size_dict(crop_size, param_name="crop_size")
+    return {"shortest_edge": int(crop_size.get("height", crop_size.get("shortest_edge")) * 256 / 224)}
 
 
 class RandomResizedClip:
@@ -121,7 +206,8 @@ class RandomResizedClip:
         image_std: tuple[float, ...] = tuple(IMAGENET_DEFAULT_STD),
     ):
         self.crop_size = (crop_size, crop_size) if isinstance(crop_size, int) else tuple(crop_size)
-        self.scale, self.ratio, self.flip_probability = tuple(scale), tuple(ratio), flip_probability
+        self.scale, self.ratio = _pair("scale", scale), _pair("ratio", ratio)
+        self.flip_probability = flip_probability
         if len(self.crop_size) != 2 or min(self.crop_size) < 1:
             raise ValueError(f"crop_size is {crop_size}, but it must be a positive number of pixels, or two of them.")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -134,17 +220,20 @@ class RandomResizedClip:
 
     def __call__(self, frames: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """uint8 (T, C, H, W) -> float32 (T, C, *crop_size), normalised."""
-        top, left, height, width = self.draw_crop(*frames.shape[-2:], generator)
-        flip = torch.rand((), generator=generator).item() < self.flip_probability
-        frames = frames[..., top : top + height, left : left + width]
-        if (height, width) != self.crop_size:
+        frames = self.crop_and_flip(frames, generator)
+        if frames.shape[-2:] != self.crop_size:
             frames = tvf.resize(frames, list(self.crop_size), antialias=True)
-        if flip:
-            frames = frames.flip(-1)
         # One multiplication and one addition a pixel: x / 255, minus the mean, over the deviation.
         std = torch.tensor(self.image_std)[:, None, None]
         mean = torch.tensor(self.image_mean)[:, None, None]
         return frames.float().mul_(1 / (255 * std)).sub_(mean / std)
+
+    def crop_and_flip(self, frames: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Frames (T, C, H, W) -> (T, C, height, width) of the drawn crop, flipped or not, before any resizing."""
+        top, left, height, width = self.draw_crop(*frames.shape[-2:], generator)
+        flip = torch.rand((), generator=generator).item() < self.flip_probability
+        frames = frames[..., top : top + height, left : left + width]
+        return frames.flip(-1) if flip else frames
 
     def draw_crop(self, height: int, width: int, generator: torch.Generator | None) -> tuple[int, int, int, int]:
         """Top, left, height and width of the crop, in pixels."""
@@ -166,6 +255,12 @@ class RandomResizedClip:
     def __repr__(self) -> str:
         names = ("crop_size", "scale", "ratio", "flip_probability")
         return f"RandomResizedClip({', '.join(f'{name}={getattr(self, name)}' for name in names)})"
+
+
+def _pair(name: str, value: Any) -> tuple[float, float]:
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise ValueError(f"{name} is {value!r}, but it must be two numbers, low and high.")
+    return tuple(value)
 
 
 def _is_encoded(video: Any) -> bool:
@@ -277,12 +372,14 @@ def _channels_first(frames: torch.Tensor, layout: str | None, prefer_last: bool)
 
 
 def _to_pixel_range(frames: torch.Tensor, do_rescale: bool) -> torch.Tensor:
-    """uint8 as it is, other integers as uint8, floats as float32 on 0-255 if rescaling follows."""
+    """Checks the pixels, and brings floats in 0-1 to 0-255 if rescaling follows.
+
+    The dtype stays: transformers resizes each kind of number in its own way, and every bit is to be the same.
+    """
     if frames.dtype == torch.uint8:
         return frames
     if frames.dtype == torch.bool or frames.is_complex():
         raise ValueError(f"The video's pixels are {frames.dtype}, but uint8 or floats are needed.")
-    frames = frames.float() if frames.is_floating_point() else frames
     low, high = (bound.item() for bound in torch.aminmax(frames))
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("The video has pixels that are not finite (NaN or infinite); give finite values.")
@@ -290,6 +387,4 @@ def _to_pixel_range(frames: torch.Tensor, do_rescale: bool) -> torch.Tensor:
         return frames
     if low < 0 or high > 255:
         raise ValueError(f"The video's pixels lie in {low:g} to {high:g}; give 0-255 or 0-1, before normalisation.")
-    if not frames.is_floating_point():
-        return frames.to(torch.uint8)
-    return frames * 255 if high <= 1 else frames
+    return frames * 255 if frames.is_floating_point() and high <= 1 else frames
