@@ -1,0 +1,332 @@
+"""Model cards: what they say, when they are written, and whose README.md wins."""
+
+import json
+import logging
+import os
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import EntryNotFoundError
+from published import TINY_ENCODER, TINY_PREDICTOR
+
+import vjepa2_hf
+from vjepa2_hf import (
+    VJepa2Encoder,
+    VJepa2EncoderConfig,
+    VJepa2ForMaskedLatentPrediction,
+    VJepa2ForVideoClassification,
+    VJepa2MaskedLatentPredictionConfig,
+    VJepa2VideoClassificationConfig,
+    VJepa2VideoProcessor,
+    VJepa2WorldModel,
+    VJepa2WorldModelConfig,
+    model_card,
+)
+from vjepa2_hf.model_card import CardFacts, parameter_counts, published_cards, write_model_card
+from vjepa2_hf.training import Run
+
+
+CARDS = Path(__file__).parents[1] / "model_cards"
+WORLD_MODEL = {"encoder_config": TINY_ENCODER, "action_dim": 7, "context_frames": 2, **TINY_PREDICTOR}
+POOLER = {"pooler_num_attention_heads": 2, "num_pooler_layers": 1}
+BUILD = {
+    "encoder": lambda: VJepa2Encoder(VJepa2EncoderConfig(**TINY_ENCODER)),
+    "masked latent": lambda: VJepa2ForMaskedLatentPrediction(
+        VJepa2MaskedLatentPredictionConfig(encoder_config=TINY_ENCODER, **TINY_PREDICTOR)
+    ),
+    "world model": lambda: VJepa2WorldModel(VJepa2WorldModelConfig(**WORLD_MODEL)),
+    "world model of an arm": lambda: VJepa2WorldModel(
+        VJepa2WorldModelConfig(**WORLD_MODEL, proprio_dim=7, extrinsics_dim=6, proprio_transition="pose_delta")
+    ),
+    "world model of pixels": lambda: VJepa2WorldModel(VJepa2WorldModelConfig(**WORLD_MODEL, state_type="pixels")),
+    "classifier": lambda: VJepa2ForVideoClassification(
+        VJepa2VideoClassificationConfig(encoder_config=TINY_ENCODER, num_labels=5, **POOLER)
+    ),
+}
+TASKS = {"encoder": "feature-extraction", "masked": "feature-extraction", "world": "robotics"}
+USERS = "---\nlicense: cc-by-4.0\n---\n# Mine\n\nWritten by hand.\n"
+
+
+@pytest.fixture
+def encoder():
+    return BUILD["encoder"]()
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A run's folder as the scripts leave it, before `final/`."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    rows = [
+        {
+            "step": step,
+            "loss": 1.0 / (step + 0.37),
+            "learning_rate": 1e-3,
+            "target_std": None if step == 10 else 0.1 * step,
+            "effective_rank": 3.25,
+            "clips_per_second": 12.0 + step,
+        }
+        for step in range(10, 130, 10)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {"output_dir": str(folder), "data": "runs/episodes", "max_steps": 120, "seeds": [str(Path.home() / "x")]}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def read(folder):
+    return (Path(folder) / "README.md").read_text(encoding="utf-8")
+
+
+def table_of(card):
+    lines = [line for line in card.split("## Training")[1].splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return cells[0], cells[2:]
+
+
+class TestContent:
+    @pytest.mark.parametrize("kind", BUILD)
+    def test_facts_are_those_of_config_and_weights(self, kind, tmp_path):
+        model = BUILD[kind]()
+        model.save_pretrained(tmp_path)
+        card = ModelCard.load(tmp_path / "README.md")
+        assert card.data.library_name == "transformers" and "vjepa2_hf" in card.data.tags
+        assert card.data.pipeline_tag == TASKS.get(kind.split()[0], "video-classification")
+        assert f"| Parameters | {sum(p.numel() for p in model.parameters()):,}" in card.text
+        assert f"`{type(model).__name__}`" in card.text and vjepa2_hf.__version__ in card.text
+        assert "Nothing was measured" in card.text and card.data.license is None and "None is stated" in card.text
+        if kind == "world model of pixels":
+            assert "no encoder" in card.text and "24 wide, 2 blocks, 2 heads, MLP" not in card.text
+        else:
+            assert "24 wide, 2 blocks, 2 heads" in card.text and "4 frames, 32 × 32 pixels" in card.text
+
+    @pytest.mark.parametrize("kind", BUILD)
+    def test_the_code_block_runs_in_the_folder(self, kind, tmp_path, monkeypatch):
+        model = BUILD[kind]()
+        model.save_pretrained(tmp_path)
+        (code,) = re.findall(r"```python\n(.*?)```", read(tmp_path), flags=re.DOTALL)
+        monkeypatch.chdir(tmp_path)
+        names = {}
+        exec(code, names)
+        result = {"encoder": "tokens", "masked": "future", "world": "future"}.get(kind.split()[0], "logits")
+        assert isinstance(names[result], torch.Tensor) and len(names[result]) == 1
+
+    def test_counts_are_of_the_full_weights_where_a_process_holds_a_part(self, encoder, tmp_path):
+        full = {name: value.detach().clone() for name, value in encoder.state_dict().items()}
+        expected = sum(value.numel() for value in full.values())
+        for parameter in encoder.parameters():
+            parameter.data = parameter.data.flatten()[:1]
+        encoder.save_pretrained(tmp_path, state_dict=full)
+        assert f"| Parameters | {expected:,} |" in read(tmp_path) and parameter_counts(encoder)["encoder"] < expected
+
+    def test_what_the_model_cannot_know_is_told(self, encoder, tmp_path):
+        encoder.card_facts = CardFacts(license="mit", data="560 episodes of pushing", title="Pusher")
+        encoder.save_pretrained(tmp_path)
+        card = ModelCard.load(tmp_path / "README.md")
+        assert card.data.license == "mit" and "# Pusher" in card.text and "560 episodes of pushing" in card.text
+
+    def test_a_converted_checkpoint_keeps_the_license_of_its_source(self, encoder, tmp_path):
+        encoder.card_facts = CardFacts(source="vitl.pt")
+        encoder.save_pretrained(tmp_path)
+        card = ModelCard.load(tmp_path / "README.md")
+        assert card.data.license is None and "converted from vitl.pt" in card.text
+        assert "See the source checkpoint" in card.text.split("## License")[1]
+
+    def test_the_license_of_the_folder_it_was_loaded_from_stays(self, encoder, tmp_path):
+        encoder.save_pretrained(tmp_path / "a")
+        (tmp_path / "a" / "README.md").write_text(USERS)
+        VJepa2Encoder.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
+        assert ModelCard.load(tmp_path / "b" / "README.md").data.license == "cc-by-4.0"
+
+    def test_a_hub_model_is_named_as_the_base(self, encoder, tmp_path, monkeypatch):
+        cached = {"facebook/vjepa2-vitl-fpc64-256": "/cache/config.json"}
+        monkeypatch.setattr(model_card, "try_to_load_from_cache", lambda name, file: cached.get(name))
+        encoder.name_or_path = "facebook/vjepa2-vitl-fpc64-256"
+        encoder.save_pretrained(tmp_path / "a")
+        assert ModelCard.load(tmp_path / "a" / "README.md").data.base_model == "facebook/vjepa2-vitl-fpc64-256"
+        encoder.name_or_path = "runs/mine"  # a folder that has gone looks like a Hub id, and is none
+        encoder.save_pretrained(tmp_path / "b")
+        assert ModelCard.load(tmp_path / "b" / "README.md").data.base_model is None
+
+
+class TestRun:
+    def test_final_quotes_the_run_and_nothing_else(self, encoder, run_folder):
+        run = Run(run_folder, None, Accelerator(cpu=True))
+        final = run.save_final(encoder, VJepa2VideoProcessor(size=32, crop_size=32))
+        card = read(final)
+        header, rows = table_of(card)
+        logged = {row["step"]: row for row in map(json.loads, (run_folder / "metrics.jsonl").read_text().splitlines())}
+        assert header == ["step", "loss", "target_std", "effective_rank"]
+        assert [row[0] for row in rows] == ["10", "30", "50", "80", "100", "120"] and rows[0][2] == "–"
+        for step, *values in rows:
+            for name, shown in zip(header[1:], values, strict=True):
+                value = logged[int(step)][name]
+                assert shown == "–" if value is None else float(shown) == pytest.approx(value, rel=5e-4)
+        text = card.split("## Training")[1].split("<details>")[0]
+        assert "120 of 120" in text and "`clips_per_second` there: 132" in text and "`runs/episodes`" in text
+        prose = re.findall(r"\d[\d.]*", re.sub(r"(?m)^\|.*$", "", text))
+        assert {number.rstrip(".") for number in prose} <= {"120", "132"}
+
+    def test_paths_of_the_machine_are_not_published(self, encoder, run_folder):
+        encoder.save_pretrained(run_folder / "final")
+        assert str(run_folder) not in read(run_folder / "final") and str(Path.home()) not in read(run_folder / "final")
+        assert "…/run" in read(run_folder / "final") and "max_steps: 120" in read(run_folder / "final")
+
+    def test_a_model_loaded_from_a_run_quotes_it_as_its_past(self, encoder, run_folder, tmp_path):
+        encoder.save_pretrained(run_folder / "final")
+        assert "were loaded from" not in read(run_folder / "final")
+        VJepa2Encoder.from_pretrained(run_folder / "final").save_pretrained(tmp_path / "copy")
+        assert "| 120 |" in read(tmp_path / "copy") and "were loaded from" in read(tmp_path / "copy")
+
+    def test_another_model_in_the_runs_folder_is_not_the_runs(self, encoder, run_folder):
+        encoder.save_pretrained(run_folder / "probe")
+        assert "Nothing was measured" in read(run_folder / "probe")
+
+    def test_a_run_can_be_named(self, encoder, run_folder, tmp_path):
+        encoder.card_facts = CardFacts(run_dir=run_folder)
+        encoder.save_pretrained(tmp_path / "elsewhere")
+        assert "| 120 |" in read(tmp_path / "elsewhere")
+        with pytest.raises(FileNotFoundError, match="run_dir='/nowhere', which holds no metrics.jsonl"):
+            CardFacts(run_dir="/nowhere")
+
+    @pytest.mark.parametrize(("content", "measured"), [("", False), ('{"step": 1}\n', True), ('{"loss"', False)])
+    def test_broken_or_empty_metrics_do_not_stop_a_save(self, encoder, run_folder, content, measured, caplog):
+        (run_folder / "metrics.jsonl").write_text(content)
+        (run_folder / "config.yaml").write_text("a: [")
+        with caplog.at_level(logging.ERROR):
+            encoder.save_pretrained(run_folder / "final")
+        assert ("Nothing was measured" in read(run_folder / "final")) != measured
+
+
+class TestWriting:
+    def test_a_users_card_is_never_overwritten(self, encoder, tmp_path, caplog):
+        (tmp_path / "README.md").write_text(USERS)
+        with caplog.at_level(logging.INFO, logger="vjepa2_hf.model_card"):
+            encoder.save_pretrained(tmp_path)
+        assert read(tmp_path) == USERS and "stays as it is" in caplog.text
+
+    def test_our_card_is_refreshed_and_keeps_the_license(self, encoder, tmp_path):
+        encoder.card_facts = CardFacts(license="mit", title="First")
+        encoder.save_pretrained(tmp_path)
+        encoder.card_facts = None
+        encoder.save_pretrained(tmp_path)
+        assert "# First" not in read(tmp_path) and ModelCard.load(tmp_path / "README.md").data.license == "mit"
+        (tmp_path / "README.md").write_text(re.sub(r"<!-- Written by.*?-->", "my notes", read(tmp_path)))
+        encoder.save_pretrained(tmp_path)
+        assert "my notes" in read(tmp_path)
+
+    def test_only_the_main_process_writes(self, encoder, tmp_path):
+        encoder.save_pretrained(tmp_path, is_main_process=False)
+        assert not (tmp_path / "README.md").exists()
+
+    def test_code_without_its_template_still_saves(self, encoder, tmp_path, monkeypatch, caplog):
+        monkeypatch.setattr(model_card, "TEMPLATE", tmp_path / "missing.md")
+        with caplog.at_level(logging.INFO, logger="vjepa2_hf.model_card"):
+            encoder.save_pretrained(tmp_path)
+        assert not (tmp_path / "README.md").exists() and "missing.md is missing" in caplog.text
+        VJepa2Encoder.from_pretrained(tmp_path)
+
+    def test_a_file_in_the_place_of_the_folder_is_left_to_transformers(self, encoder, tmp_path):
+        (tmp_path / "file").write_text("")
+        encoder.save_pretrained(tmp_path / "file")
+        assert write_model_card(encoder, tmp_path / "file") is None
+
+
+class FakeHub:
+    """What `push_to_hub` needs of the Hub: a repository that may hold a card, and the commit it gets."""
+
+    def __init__(self, monkeypatch, card=None):
+        self.card, self.pushed = card, {}
+        monkeypatch.setattr("transformers.utils.hub.hf_api", lambda: self)
+        monkeypatch.setattr("transformers.modeling_utils.hf_api", lambda: self, raising=False)
+        monkeypatch.setattr("transformers.utils.hub.ModelCard.load", self.load)
+
+    def load(self, repo_id, token=None):
+        if self.card is None:
+            raise EntryNotFoundError("no README.md")
+        return ModelCard(self.card)
+
+    def create_repo(self, repo_id, **kwargs):
+        return SimpleNamespace(repo_id=f"me/{repo_id.rpartition('/')[2]}")
+
+    def create_commit(self, operations, **kwargs):
+        self.pushed = {op.path_in_repo: Path(op.path_or_fileobj).read_bytes() for op in operations}
+
+
+def stock_card(tags=()):
+    data = ModelCardData(tags=list(tags), library_name="transformers")
+    return str(ModelCard.from_template(data, model_description=model_card._STOCK_DESCRIPTION))
+
+
+class TestPush:
+    def test_a_new_repository_gets_our_card_and_not_the_stock_one(self, encoder, monkeypatch):
+        hub = FakeHub(monkeypatch)
+        encoder.card_facts = CardFacts(license="mit")
+        encoder.push_to_hub("enc", tags=["robots"])
+        card = ModelCard(hub.pushed["README.md"].decode())
+        assert "model.safetensors" in hub.pushed and card.data.license == "mit" and "robots" in card.data.tags
+        assert 'from_pretrained("me/enc")' in card.text and "More Information Needed" not in card.text
+
+    @pytest.mark.parametrize("kind", BUILD)
+    def test_every_model_pushes_its_card(self, kind, monkeypatch):
+        hub = FakeHub(monkeypatch)
+        BUILD[kind]().push_to_hub("x")
+        assert model_card.MARK in hub.pushed["README.md"].decode()
+
+    def test_a_card_that_somebody_wrote_on_the_hub_stays(self, encoder, monkeypatch):
+        hub = FakeHub(monkeypatch, card=USERS)
+        encoder.push_to_hub("enc")
+        assert "Written by hand." in hub.pushed["README.md"].decode()
+
+    def test_a_generated_card_on_the_hub_is_renewed_with_its_license_and_tags(self, encoder, monkeypatch):
+        for remote in (stock_card(["robots"]), f"---\ntags: [robots]\n---\n{model_card.MARK} 0.0.1 -->\nold"):
+            hub = FakeHub(monkeypatch, card=remote.replace("---\n", "---\nlicense: mit\n", 1))
+            encoder.push_to_hub("enc")
+            card = ModelCard(hub.pushed["README.md"].decode())
+            assert model_card.MARK in card.text and "old" not in card.text.split() and card.data.license == "mit"
+            assert card.data.tags.count("vjepa2_hf") == 1 and "robots" in card.data.tags
+
+    def test_a_run_is_quoted_after_loading_and_pushing(self, encoder, run_folder, monkeypatch):
+        encoder.save_pretrained(run_folder / "final")
+        hub = FakeHub(monkeypatch)
+        VJepa2Encoder.from_pretrained(run_folder / "final").push_to_hub("enc")
+        assert "| 120 |" in hub.pushed["README.md"].decode()
+
+    def test_saving_with_push_keeps_the_users_file_here_and_there(self, encoder, tmp_path, monkeypatch):
+        hub = FakeHub(monkeypatch)
+        (tmp_path / "README.md").write_text(USERS)
+        os.utime(tmp_path / "README.md", (1, 1))
+        encoder.save_pretrained(tmp_path, push_to_hub=True, repo_id="enc")
+        assert read(tmp_path) == USERS and hub.pushed["README.md"].decode() == USERS
+
+    def test_saving_with_push_writes_one_card_for_both(self, encoder, tmp_path, monkeypatch):
+        hub = FakeHub(monkeypatch)
+        encoder.save_pretrained(tmp_path, push_to_hub=True, repo_id="enc")
+        assert read(tmp_path) == hub.pushed["README.md"].decode() and 'from_pretrained("me/enc")' in read(tmp_path)
+
+
+class TestRepository:
+    def test_cards_of_published_models_are_up_to_date(self):
+        """Otherwise: python -m vjepa2_hf.model_card model_cards"""
+        for name, text in published_cards().items():
+            assert (CARDS / name).read_text(encoding="utf-8") == text, name
+
+    def test_published_sizes(self):
+        for size, millions in (("large", 304), ("huge", 632), ("giant", 1012)):
+            (count,) = re.findall(r"encoder ([\d,]+), predictor", (CARDS / f"vjepa2_{size}.md").read_text())
+            assert round(int(count.replace(",", "")) / 1e6) == millions
+
+    def test_the_command_writes_the_cards(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(model_card, "published_cards", lambda: {"a.md": "text"})
+        model_card.main([str(tmp_path / "cards")])
+        assert (tmp_path / "cards" / "a.md").read_text() == "text"
+
+    def test_the_template_is_the_packages(self):
+        assert (CARDS / "template.md").resolve() == model_card.TEMPLATE.resolve() and model_card.TEMPLATE.is_file()
+        assert not os.path.isabs(os.readlink(CARDS / "template.md"))
