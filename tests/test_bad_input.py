@@ -94,6 +94,10 @@ CASES = {
     "channels, pixel state": (lambda t: t.pixels.encode(clip(channels=4)), "4 channels .*takes 3"),
     "channels, processor": (lambda t: t.processor(np.zeros((4, 32, 32, 2), np.uint8)), r"\(4, 32, 32, 2\).*channels"),
     "channels last": (lambda t: t.encoder(clip().movedim(2, -1)), "32 channels .*Channels come third"),
+    "target in the context": (
+        lambda t: t.masked(clip(), [MASK, MASK], [MASK + 4, torch.tensor([[4, 5], [3, 6]])]),
+        "mask set 1 both hold token 3 of clip 1",
+    ),
     "dimensions": (lambda t: t.encoder(clip()[0]), r"shape \(4, 3, 32, 32\); expected"),
     "T not divisible": (lambda t: t.encoder(clip(frames=5)), "frames=5 .*multiple of 2"),
     "H not divisible": (lambda t: t.encoder(clip(height=30)), "height=30 .*multiple of 8"),

@@ -118,15 +118,60 @@ def test_what_transformers_and_the_hub_write_is_kept():
             "proprio_dim=3 equal to action_dim=2",
         ),
         (VJepa2WorldModelConfig, {"proprio_transition": "pose_delta"}, "needs proprio_dim and action_dim 7"),
+        (VJepa2EncoderConfig, {"hidden_act": "geluu"}, "hidden_act is 'geluu', .*; did you mean 'gelu'"),
+        (VJepa2EncoderConfig, {"mlp_ratio": 0}, "mlp_ratio is 0; expected a number above 0"),
+        (VJepa2EncoderConfig, {"mlp_ratio": float("inf")}, "mlp_ratio is inf"),
+        (VJepa2EncoderConfig, {"layer_norm_eps": 0.0}, "layer_norm_eps is 0.0"),
+        (VJepa2EncoderConfig, {"initializer_range": -0.1}, "initializer_range is -0.1; expected 0 or more"),
+        (VJepa2EncoderConfig, {"initializer_range": float("nan")}, "initializer_range is nan"),
+        (VJepa2EncoderConfig, {"num_hidden_layers": -1}, "num_hidden_layers is -1; expected 0 or more"),
+        (VJepa2EncoderConfig, {"attention_probs_dropout_prob": 1.0}, "attention_probs_dropout_prob is 1.0"),
+        (VJepa2EncoderConfig, {"attention_probs_dropout_prob": -0.1}, "attention_probs_dropout_prob is -0.1"),
+        (VJepa2EncoderConfig, {"drop_path_rate": float("nan")}, "drop_path_rate is nan; expected 0 <= rate < 1"),
+        (VJepa2MaskedLatentPredictionConfig, {"predictor_mlp_ratio": -1.0}, "predictor_mlp_ratio is -1.0"),
+        (VJepa2MaskedLatentPredictionConfig, {"predictor_num_hidden_layers": -2}, "predictor_num_hidden_layers is -2"),
+        (VJepa2MaskedLatentPredictionConfig, {"initializer_range": -1.0}, "initializer_range is -1.0"),
+        (VJepa2WorldModelConfig, {"predictor_mlp_ratio": 0.0}, "predictor_mlp_ratio is 0.0"),
+        (VJepa2WorldModelConfig, {"predictor_num_hidden_layers": -1}, "predictor_num_hidden_layers is -1"),
+        (VJepa2WorldModelConfig, {"predictor_initializer_range": -0.02}, "predictor_initializer_range is -0.02"),
+        (VJepa2WorldModelConfig, {"predictor_position_std": -1.0}, "predictor_position_std is -1.0"),
+        (VJepa2WorldModelConfig, {"proprio_dim": -7}, "proprio_dim is -7"),
+        (VJepa2WorldModelConfig, {"extrinsics_dim": -1}, "extrinsics_dim is -1"),
+        (VJepa2WorldModelConfig, {"fps": 0}, "fps is 0; expected a number above 0"),
+        (VJepa2WorldModelConfig, {"teacher_forcing_weight": -1}, "teacher_forcing_weight is -1; expected 0 or more"),
+        (VJepa2WorldModelConfig, {"rollout_weight": float("nan")}, "rollout_weight is nan"),
+        (VJepa2WorldModelConfig, {"rollout_discount": 0}, "rollout_discount is 0"),
+        (VJepa2WorldModelConfig, {"rollout_discount": float("inf")}, "rollout_discount is inf"),
+        (VJepa2WorldModelConfig, {"action_mean": []}, "action_mean has 0 numbers; expected 2"),
+        (VJepa2WorldModelConfig, {"action_mean": [0.0, float("inf")]}, "action_mean holds inf; expected finite"),
+        (VJepa2WorldModelConfig, {"action_high": [1.0, float("nan")]}, "action_high holds nan"),
+        (VJepa2WorldModelConfig, {"action_std": [1.0, "wide"]}, "action_std holds 'wide'"),
+        (
+            VJepa2WorldModelConfig,
+            {"action_low": [-1.0, 0.5], "action_high": [1.0, -0.5]},
+            "action_low 0.5 exceeds action_high -0.5 in dimension 1",
+        ),
+        (VJepa2VideoClassificationConfig, {"num_labels": 0}, "num_labels is 0; expected a number above 0"),
+        (VJepa2VideoClassificationConfig, {"pooler_mlp_ratio": 0.0}, "pooler_mlp_ratio is 0.0"),
+        (VJepa2VideoClassificationConfig, {"pooler_layer_norm_eps": -1e-5}, "pooler_layer_norm_eps is -1e-05"),
+        (VJepa2VideoClassificationConfig, {"initializer_range": -1.0}, "initializer_range is -1.0"),
         (VJepa2VideoClassificationConfig, {"pooler_type": "mean"}, "pooler_type is 'mean'"),
         (VJepa2VideoClassificationConfig, {"num_pooler_layers": -1}, "num_pooler_layers is -1"),
         (VJepa2VideoClassificationConfig, {"pooler_num_attention_heads": 16}, "pooler_num_attention_heads=16"),
     ],
-    ids=lambda value: str(list(value)[-1]) if isinstance(value, dict) else None,
+    ids=lambda value: "-".join(map(str, list(value.items())[-1])) if isinstance(value, dict) else None,
 )
 def test_a_wrong_value_is_refused_at_construction(config_class, fields, message):
     with pytest.raises(ValueError, match=message):
         config_class(**{**dict(ALL)[config_class], **fields})
+
+
+def test_a_dimension_that_never_moves_and_unbounded_actions_are_possible(tmp_path):
+    """Equal bounds come from episodes whose gripper stays open; infinite ones suit a solver with its own deviation."""
+    bounds = {"action_low": [0.5, float("-inf")], "action_high": [0.5, float("inf")]}
+    VJepa2WorldModelConfig(**{**WORLD_MODEL, **bounds}).save_pretrained(tmp_path)
+    loaded = VJepa2WorldModelConfig.from_pretrained(tmp_path)
+    assert (loaded.action_low, loaded.action_high) == (bounds["action_low"], bounds["action_high"])
 
 
 def test_a_value_of_the_wrong_type_is_refused():

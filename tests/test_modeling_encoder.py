@@ -12,7 +12,7 @@ from vjepa2_hf import (
     VJepa2MaskedLatentPredictionConfig,
     VJepa2WorldModel,
 )
-from vjepa2_hf.modeling_encoder import apply_rotary, grid_positions, rotary_table
+from vjepa2_hf.modeling_positions import apply_rotary, grid_positions, rotary_table
 
 
 TOLERANCE = {"atol": 2e-5, "rtol": 1e-5}  # the published numbers themselves are float32

@@ -5,12 +5,17 @@ from. Sizes are ViT-L's unless a field says otherwise. Every value has one defau
 """
 
 import difflib
+import math
+import os
 import warnings
 from dataclasses import fields
 
 from huggingface_hub.dataclasses import strict
 from packaging.version import Version
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+from .checkpoint_names import TRANSFORMERS_MODEL_TYPE, config_from_transformers
 
 
 VERSION = "0.1.0"
@@ -30,6 +35,7 @@ _FOREIGN_FIELDS = {
     "output_attentions",
     "num_labels",
     "pipeline_tag",
+    "use_cache",  # transformers.Trainer
 }
 
 
@@ -45,15 +51,84 @@ def _check_choice(name: str, value, choices: tuple) -> None:
 def _check_positive(config, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        _check(value > 0, f"{name} is {value!r}; expected a number above 0.")
+        _check(value is None or 0 < value < math.inf, f"{name} is {value!r}; expected a number above 0.")
+
+
+def _check_not_negative(config, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _check(value is None or 0 <= value < math.inf, f"{name} is {value!r}; expected 0 or more.")
+
+
+def _check_rate(config, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _check(0 <= value < 1, f"{name} is {value!r}; expected 0 <= rate < 1.")
+
+
+def _check_vector(name: str, values: list | None, size: int) -> None:
+    """A finite number for each dimension; a bound may be infinite, which solvers take with an `init_std`."""
+    if values is None:
+        return
+    dimension = f"{name.split('_')[0]}_dim"
+    _check(len(values) == size, f"{name} has {len(values)} numbers; expected {size}, as {dimension} says.")
+    for value in values:
+        number = isinstance(value, (int, float)) and not math.isnan(value)
+        infinite = number and math.isinf(value) and not name.endswith(("_low", "_high"))
+        _check(number and not infinite, f"{name} holds {value!r}; expected finite numbers.")
+
+
+def _check_activation(name: str) -> None:
+    nearest = difflib.get_close_matches(name, ACT2FN, n=1, cutoff=0.0)
+    _check(name in ACT2FN, f"hidden_act is {name!r}, which transformers does not know; did you mean {nearest[0]!r}?")
 
 
 def _check_heads(size_name: str, size: int, heads_name: str, heads: int) -> None:
     _check(heads > 0 and size % heads == 0, f"{heads_name}={heads} must divide {size_name}={size}: choose another.")
 
 
+def _check_sincos_size(encoder_config, size_name: str, size: int) -> None:
+    """Sines and cosines in pairs, half of them for time and a quarter for height and width each."""
+    sincos = encoder_config.position_embedding_type == "sincos" and not encoder_config.uniform_power
+    _check(
+        not sincos or size % 8 == 0,
+        f"position_embedding_type='sincos' needs {size_name}={size} to be a multiple of 8: choose another, or "
+        "uniform_power=True.",
+    )
+
+
+def refuse_missing_folder(path: str | os.PathLike) -> None:
+    """Tells a local folder that is not there from a Hub id that does not exist, which transformers does not.
+
+    Raises:
+        FileNotFoundError: the string reads as a local path, and nothing is there.
+    """
+    name = os.fspath(path)
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or os.sep != "/" and os.sep in name
+    if (looks_local or isinstance(path, os.PathLike)) and not os.path.exists(name):
+        raise FileNotFoundError(f"There is no folder {name!r}; give the path of a saved model, or a Hub id.")
+
+
 class _StrictFields:
-    """Refuses unknown fields and marks files with the version that wrote them."""
+    """Refuses unknown fields, marks files with the version that wrote them, and translates transformers' `vjepa2`
+    configs."""
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        refuse_missing_folder(pretrained_model_name_or_path)
+        config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return cls._translated(config), kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        return super().from_dict(cls._translated(config_dict), **kwargs)
+
+    @classmethod
+    def _translated(cls, config: dict) -> dict:
+        """The fields of this class from a `VJEPA2Config` file; anything else as it is."""
+        if config.get("model_type") != TRANSFORMERS_MODEL_TYPE:
+            return config
+        return config_from_transformers(cls.model_type, config)
 
     def _refuse_unknown(self, kwargs: dict) -> dict:
         """Drops `vjepa2_hf_version`; raises on a field that nobody knows (warns when the file is newer than we
@@ -71,7 +146,34 @@ class _StrictFields:
         return kwargs
 
     def to_diff_dict(self) -> dict:
-        return {**super().to_diff_dict(), "vjepa2_hf_version": VERSION}
+        """What `save_pretrained` writes. `auto_map` only where code is saved along (`register_custom_code`), and then
+        every model for `AutoModel` too, beside the one Auto class that transformers notes."""
+        config = {**super().to_diff_dict(), "vjepa2_hf_version": VERSION}
+        code = config.pop("auto_map", None)
+        if code and self._auto_class is not None:
+            model = next((name for auto_class, name in code.items() if auto_class.startswith("AutoModel")), None)
+            config["auto_map"] = {**code, "AutoModel": model} if model else code
+        return config
+
+
+# Released architectures (RECIPES of arXiv 2506.09985, V-JEPA 1 and 2.1): width, blocks, heads, MLP ratio
+PRESETS = {
+    "small": (384, 12, 6, 4.0),
+    "base": (768, 12, 12, 4.0),
+    "large": (1024, 24, 16, 4.0),
+    "huge": (1280, 32, 16, 4.0),
+    "giant": (1408, 40, 22, 48 / 11),
+}
+_SIZE_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio")
+
+
+def _preset_fields(name: str) -> dict:
+    """Encoder fields of a released size, by its name or the letter in its checkpoint's name."""
+    letters = {"s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant"}
+    plain = name.lower().removeprefix("vit").lstrip("-_")
+    plain = letters.get(plain, plain)
+    _check_choice("preset", plain if plain in PRESETS else name, tuple(PRESETS))
+    return dict(zip(_SIZE_FIELDS, PRESETS[plain]))
 
 
 @strict
@@ -93,11 +195,19 @@ class VJepa2EncoderConfig(_StrictFields, PreTrainedConfig):
         depth_scaled_init (`bool`, defaults to `True`): the two output projections of block l (from 1) start divided by
             √(2 l), as published; in the encoder, the predictor and the dynamics.
     Positions:
-        position_embedding_type (`str`, defaults to "rope"): 3-D rotary embedding.
+        position_embedding_type (`str`, defaults to "rope"): "rope" is the 3-D rotary embedding of V-JEPA 2's released
+            weights, at positions of the clip's own grid; "sincos" the fixed 3-D sin-cos table that V-JEPA 1 adds to
+            the tokens; "learned" (the seeds) a table of parameters for the grid of `frames_per_clip` and `crop_size`.
+            Both tables are cut for shorter clips of the configured picture size and interpolated for other sizes, as
+            published for sin-cos. The masked-latent predictor has the same kind.
+        uniform_power (`bool`, defaults to `False`): of "sincos" alone: time, height and width share the channels
+            equally; otherwise time takes half of them. (Published V-JEPA 2 configs set it although RoPE ignores it.)
         rope_interleave (`bool`, defaults to `False`): `False` is the table that the released weights were trained
             with: it is tiled ([ω0…ωk, ω0…ωk]) although neighbouring channels are rotated as pairs. `True` is the
             corrected table, in which both channels of a pair turn by the same angle (V-JEPA 2.1).
-        attention_type (`str`, defaults to "joint"): every token attends to every token.
+        attention_type (`str`, defaults to "joint"): every token attends to every token (released); "factorized"
+            (seed 000) attends within a frame, then to the same place in other frames, then comes the MLP, each
+            pre-norm and with weights of its own. Predictor and dynamics are always joint.
     """
 
     model_type = "vjepa2_hf_encoder"
@@ -123,21 +233,51 @@ class VJepa2EncoderConfig(_StrictFields, PreTrainedConfig):
     depth_scaled_init: bool = True
 
     position_embedding_type: str = "rope"
+    uniform_power: bool = False
     rope_interleave: bool = False
     attention_type: str = "joint"
 
+    @classmethod
+    def from_preset(cls, name: str, **fields) -> "VJepa2EncoderConfig":
+        """A released architecture.
+
+        Args:
+            name: "small", "base", "large", "huge" or "giant" ("vitl", "L" and the like too): ViT-S/B/L/H/g with
+                patches of 16 and tubelets of 2. L, H and g are V-JEPA 2's, at 256 pixels and 64 frames; the g at 384
+                pixels is `from_preset("giant", crop_size=384)`.
+            fields: replace the preset's.
+        """
+        return cls(**{**_preset_fields(name), **fields})
+
     def __post_init__(self, **kwargs):
         _check_positive(self, "patch_size", "tubelet_size", "in_chans", "crop_size", "frames_per_clip", "hidden_size")
-        _check(self.num_hidden_layers >= 0, f"num_hidden_layers is {self.num_hidden_layers}; expected 0 or more.")
+        _check_positive(self, "mlp_ratio", "layer_norm_eps")
+        _check_not_negative(self, "num_hidden_layers", "initializer_range")
+        _check_rate(self, "attention_probs_dropout_prob", "drop_path_rate")
+        _check_activation(self.hidden_act)
         _check_heads("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
-        _check_choice("position_embedding_type", self.position_embedding_type, ("rope",))
-        _check_choice("attention_type", self.attention_type, ("joint",))
-        _check(0 <= self.drop_path_rate < 1, f"drop_path_rate is {self.drop_path_rate}; expected 0 <= rate < 1.")
+        _check_choice("position_embedding_type", self.position_embedding_type, ("rope", "sincos", "learned"))
+        _check_sincos_size(self, "hidden_size", self.hidden_size)
+        _check_choice("attention_type", self.attention_type, ("joint", "factorized"))
         super().__post_init__(**self._refuse_unknown(kwargs))
 
 
 class _NestedEncoder(_StrictFields):
     """What the configs that hold an encoder's have in common."""
+
+    _preset: dict = {}  # fields in which the published model differs from this class's defaults
+
+    @classmethod
+    def from_preset(cls, name: str, encoder_config: dict | None = None, **fields):
+        """The published model around a released encoder.
+
+        Args:
+            name: of the encoder, see [`VJepa2EncoderConfig.from_preset`].
+            encoder_config: replaces fields of the encoder.
+            fields: replace the other fields.
+        """
+        encoder = {**_preset_fields(name), **(encoder_config or {})}
+        return cls(encoder_config=encoder, **{**cls._preset, **fields})
 
     @property
     def num_frames(self) -> int:
@@ -180,7 +320,8 @@ class VJepa2MaskedLatentPredictionConfig(_NestedEncoder, PreTrainedConfig):
     normalize_targets: str = "layer"
 
     def __post_init__(self, **kwargs):
-        _check_positive(self, "predictor_hidden_size", "num_mask_tokens")
+        _check_positive(self, "predictor_hidden_size", "predictor_mlp_ratio", "num_mask_tokens")
+        _check_not_negative(self, "predictor_num_hidden_layers", "initializer_range")
         _check_heads(
             "predictor_hidden_size",
             self.predictor_hidden_size,
@@ -190,6 +331,7 @@ class VJepa2MaskedLatentPredictionConfig(_NestedEncoder, PreTrainedConfig):
         _check_choice("loss_exponent", self.loss_exponent, (1, 2))
         _check_choice("normalize_targets", self.normalize_targets, ("layer", "batch", "batch_channel", "none"))
         super().__post_init__(**self._refuse_unknown(kwargs))
+        _check_sincos_size(self.encoder_config, "predictor_hidden_size", self.predictor_hidden_size)
 
 
 @strict
@@ -201,6 +343,9 @@ class VJepa2WorldModelConfig(_NestedEncoder, PreTrainedConfig):
         action_dim (`int`, defaults to 7): A. With `actions_per_step` = k an environment's k actions stand one after
             the other, so A is k times the environment's action size.
         proprio_dim, extrinsics_dim (`int`, default to 0: no such token): S; camera extrinsics (6 published).
+        stored_extrinsics_dim (`int`, defaults to 0: none): size of an extrinsics encoder whose weights are kept
+            although the model does not use them. Every published action-conditioned file has one (6);
+            `from_pretrained(folder, extrinsics_dim=6)` turns it on.
         action_mean, action_std, proprio_mean, proprio_std (lists or `None`): the model standardises inside.
         action_low, action_high (lists of A or `None`): bounds that planning searches.
         fps (`float` or `None`), frame_skip, actions_per_step (`int`, default to 1): frame rate of the environment's
@@ -235,6 +380,14 @@ class VJepa2WorldModelConfig(_NestedEncoder, PreTrainedConfig):
     """
 
     model_type = "vjepa2_hf_world_model"
+    # V-JEPA 2-AC: poses of an arm and its gripper, 4 frames a second
+    _preset = {
+        "action_dim": 7,
+        "proprio_dim": 7,
+        "stored_extrinsics_dim": 6,
+        "proprio_transition": "pose_delta",
+        "fps": 4,
+    }
     sub_configs_defaults = {"encoder_config": VJepa2EncoderConfig}
 
     encoder_config: dict | PreTrainedConfig | None = None
@@ -242,6 +395,7 @@ class VJepa2WorldModelConfig(_NestedEncoder, PreTrainedConfig):
     action_dim: int = 7
     proprio_dim: int = 0
     extrinsics_dim: int = 0
+    stored_extrinsics_dim: int = 0
     action_mean: list | None = None
     action_std: list | None = None
     proprio_mean: list | None = None
@@ -282,6 +436,10 @@ class VJepa2WorldModelConfig(_NestedEncoder, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         _check_positive(self, "action_dim", "predictor_hidden_size", "action_encoder_num_layers", "context_frames")
         _check_positive(self, "frame_skip", "actions_per_step", "rollout_steps", "rollout_discount")
+        _check_positive(self, "predictor_mlp_ratio", "fps")
+        _check_not_negative(self, "proprio_dim", "extrinsics_dim", "stored_extrinsics_dim")
+        _check_not_negative(self, "predictor_num_hidden_layers", "predictor_position_std")
+        _check_not_negative(self, "predictor_initializer_range", "teacher_forcing_weight", "rollout_weight")
         _check_heads(
             "predictor_hidden_size",
             self.predictor_hidden_size,
@@ -301,17 +459,21 @@ class VJepa2WorldModelConfig(_NestedEncoder, PreTrainedConfig):
 
     def _check_vectors(self) -> None:
         _check(
+            not self.stored_extrinsics_dim or self.extrinsics_dim in (0, self.stored_extrinsics_dim),
+            f"extrinsics_dim is {self.extrinsics_dim}, but the stored extrinsics encoder takes "
+            f"{self.stored_extrinsics_dim} numbers: give extrinsics_dim={self.stored_extrinsics_dim}, or 0 to leave "
+            "extrinsics out.",
+        )
+        _check(
             self.action_dim % self.actions_per_step == 0,
             f"action_dim={self.action_dim} is the size of one model step and must be a multiple of "
             f"actions_per_step={self.actions_per_step}.",
         )
         sizes = {"action": self.action_dim, "proprio": self.proprio_dim}
         for name in ("action_mean", "action_std", "action_low", "action_high", "proprio_mean", "proprio_std"):
-            value, size = getattr(self, name), sizes[name.split("_")[0]]
-            _check(
-                value is None or len(value) == size,
-                f"{name} has {len(value or [])} numbers; expected {size}, as {name.split('_')[0]}_dim says.",
-            )
+            _check_vector(name, getattr(self, name), sizes[name.split("_")[0]])
+        for dimension, (low, high) in enumerate(zip(self.action_low or [], self.action_high or [])):
+            _check(low <= high, f"action_low {low} exceeds action_high {high} in dimension {dimension}.")
         if self.proprio_transition == "add":
             _check(
                 self.proprio_dim in (0, self.action_dim),
@@ -339,6 +501,8 @@ class VJepa2VideoClassificationConfig(_NestedEncoder, PreTrainedConfig):
     pooler_num_attention_heads (`int`, defaults to 16): published for every backbone (transformers takes the
         backbone's, 22 for ViT-g, which is another function).
     pooler_layer_norm_eps (`float`, defaults to 1e-5), pooler_mlp_ratio (`float`, defaults to 4.0): published.
+    encoder_layers (list of `int` or `None`): blocks, from 0, whose outputs (each through the encoder's final norm) are
+        concatenated as one longer sequence of tokens, as published probes on several layers do; `None`: the last.
     """
 
     model_type = "vjepa2_hf_video_classification"
@@ -351,12 +515,17 @@ class VJepa2VideoClassificationConfig(_NestedEncoder, PreTrainedConfig):
     pooler_num_attention_heads: int = 16
     pooler_layer_norm_eps: float = 1e-5
     pooler_mlp_ratio: int | float = 4.0
+    encoder_layers: list | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
         _check_choice("pooler_type", self.pooler_type, ("attentive", "linear"))
-        _check(self.num_pooler_layers >= 0, f"num_pooler_layers is {self.num_pooler_layers}; expected 0 or more.")
+        _check_positive(self, "pooler_mlp_ratio", "pooler_layer_norm_eps")
+        _check_not_negative(self, "num_pooler_layers", "initializer_range")
         super().__post_init__(**self._refuse_unknown(kwargs))
+        _check_positive(self, "num_labels")
+        if self.encoder_layers is not None:
+            self._check_encoder_layers(self.encoder_config.num_hidden_layers)
         if self.pooler_type == "attentive":
             _check_heads(
                 "hidden_size",
@@ -364,6 +533,13 @@ class VJepa2VideoClassificationConfig(_NestedEncoder, PreTrainedConfig):
                 "pooler_num_attention_heads",
                 self.pooler_num_attention_heads,
             )
+
+    def _check_encoder_layers(self, depth: int) -> None:
+        layers = self.encoder_layers
+        _check(
+            bool(layers) and len(set(layers)) == len(layers) and all(layer in range(depth) for layer in layers),
+            f"encoder_layers is {layers}; expected different block numbers from 0 to {depth - 1}, or None.",
+        )
 
 
 __all__ = [

@@ -13,7 +13,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
 from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2VideoClassificationConfig
-from .modeling_encoder import VJepa2Encoder, VJepa2Layer, VJepa2MLP, VJepa2PreTrainedModel, eager_attention
+from .modeling_encoder import VJepa2Encoder, VJepa2PreTrainedModel, as_encoder
+from .modeling_layers import VJepa2MLP, build_layers, eager_attention
 
 
 @dataclass
@@ -40,6 +41,7 @@ class VJepa2ForVideoClassification(VJepa2PreTrainedModel):
     """
 
     config: VJepa2VideoClassificationConfig
+    _keys_to_ignore_on_load_unexpected = [r"^(vjepa2\.)?predictor\."]  # transformers' classifiers hold an idle one
     _no_split_modules = ["VJepa2Layer", "VJepa2CrossAttentionLayer"]
     _can_record_outputs = {}
 
@@ -59,8 +61,7 @@ class VJepa2ForVideoClassification(VJepa2PreTrainedModel):
             encoder: a [`VJepa2Encoder`], or a folder or Hub id that one loads from.
             config: fields of [`VJepa2VideoClassificationConfig`], `num_labels` among them.
         """
-        if not isinstance(encoder, VJepa2Encoder):
-            encoder = VJepa2Encoder.from_pretrained(encoder)
+        encoder = as_encoder(encoder)
         model = cls(VJepa2VideoClassificationConfig(encoder_config=encoder.config.to_dict(), **config))
         model.encoder.load_state_dict(encoder.state_dict())
         return model
@@ -77,13 +78,21 @@ class VJepa2ForVideoClassification(VJepa2PreTrainedModel):
         """
         views = pixel_values_videos.shape[1] if pixel_values_videos.ndim == 6 else None
         clips = pixel_values_videos if views is None else pixel_values_videos.flatten(0, 1)
-        tokens = self.encoder(clips).last_hidden_state
+        tokens = self._tokens(clips)
         pooled = self.pooler(tokens) if self.config.pooler_type == "attentive" else tokens.mean(dim=1)
         logits = self.classifier(pooled)
         if views is not None:
             logits = logits.unflatten(0, (-1, views)).log_softmax(dim=-1).logsumexp(dim=1) - math.log(views)
         loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
         return VJepa2VideoClassificationOutput(loss=loss, logits=logits)
+
+    def _tokens(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
+        """The encoder's tokens (B, N, D), or those of several blocks one after the other (B, layers · N, D)."""
+        layers = self.config.encoder_layers
+        if layers is None:
+            return self.encoder(pixel_values_videos).last_hidden_state
+        states = self.encoder(pixel_values_videos, output_hidden_states=True).hidden_states
+        return torch.cat([self.encoder.layernorm(states[layer + 1]) for layer in layers], dim=1)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -102,12 +111,14 @@ class VJepa2AttentivePooler(nn.Module):
         super().__init__()
         size, heads = config.encoder_config.hidden_size, config.pooler_num_attention_heads
         pooler_config = VJepa2EncoderConfig(
-            hidden_size=size, num_attention_heads=heads, layer_norm_eps=config.pooler_layer_norm_eps
+            hidden_size=size,
+            num_attention_heads=heads,
+            layer_norm_eps=config.pooler_layer_norm_eps,
+            hidden_act=config.encoder_config.hidden_act,
         )
         self.query_tokens = nn.Parameter(torch.zeros(1, 1, size))
-        self.layer = nn.ModuleList(
-            VJepa2Layer(config, size, heads, config.pooler_mlp_ratio, index=i + 1, encoder_config=pooler_config)
-            for i in range(config.num_pooler_layers)
+        self.layer = build_layers(
+            config, size, heads, config.pooler_mlp_ratio, config.num_pooler_layers, pooler_config
         )
         self.cross_attention_layer = VJepa2CrossAttentionLayer(config)
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2WorldModelConfig
-from .modeling_encoder import VJepa2Layer, grid_positions, rotary_table
+from .modeling_layers import build_layers
+from .modeling_positions import grid_positions, rotary_table
 
 
 KeyValues = list[tuple[torch.Tensor, torch.Tensor]]  # one (key, value) (B, h, tokens so far, d) a layer
@@ -45,22 +46,21 @@ class VJepa2Dynamics(nn.Module):
         self.action_encoder = _action_encoder(config)
         if config.proprio_dim:
             self.proprio_encoder = nn.Linear(config.proprio_dim, size)
-        if config.extrinsics_dim:
-            self.extrinsics_encoder = nn.Linear(config.extrinsics_dim, size)
+        extrinsics_dim = config.extrinsics_dim or config.stored_extrinsics_dim
+        if extrinsics_dim:
+            self.extrinsics_encoder = nn.Linear(extrinsics_dim, size)
+            self.extrinsics_encoder.requires_grad_(config.extrinsics_dim > 0)
         if config.predictor_position_embedding_type == "learned":
             side = config.encoder_config.crop_size // config.encoder_config.patch_size
             self.place_embedding = nn.Parameter(torch.zeros(side * side, size))
             self.time_embedding = nn.Parameter(torch.zeros(config.context_frames, size))
-        self.layer = nn.ModuleList(
-            VJepa2Layer(
-                config,
-                size,
-                config.predictor_num_attention_heads,
-                config.predictor_mlp_ratio,
-                index=i + 1,
-                encoder_config=config.encoder_config,
-            )
-            for i in range(config.predictor_num_hidden_layers)
+        self.layer = build_layers(
+            config,
+            size,
+            config.predictor_num_attention_heads,
+            config.predictor_mlp_ratio,
+            config.predictor_num_hidden_layers,
+            config.encoder_config,
         )
         self.layernorm = nn.LayerNorm(size, eps=config.encoder_config.layer_norm_eps)
         self.proj = nn.Linear(size, latent_size(config))

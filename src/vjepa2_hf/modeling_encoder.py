@@ -1,235 +1,28 @@
-"""The video encoder and the layers that every model of the package is made of.
+"""The video encoder, and what loading and saving all models of the package have in common.
 
 Shapes: B clips, T frames, C channels, H W pixels, (T', H', W') grid of tokens, N = T'·H'·W' tokens, K tokens kept,
 D width, h heads, d channels of a head.
 """
 
+import json
 import math
-from collections.abc import Callable
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from einops import rearrange
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, find_adapter_config_file
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_vjepa2 import VJepa2EncoderConfig
-
-
-RotaryTable = tuple[torch.Tensor, torch.Tensor]  # cosine and signed sine, each (L, d) or (B, L, d)
-
-
-def grid_positions(grid: tuple[int, int, int], device=None) -> torch.Tensor:
-    """(time, row, column) of every token of a grid (T', H', W'), in token order: float32 (N, 3)."""
-    axes = [torch.arange(size, device=device, dtype=torch.float32) for size in grid]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2)
-
-
-def rotary_table(positions: torch.Tensor, head_dim: int, interleave: bool = False) -> RotaryTable:
-    """Cosine and sine of 3-D RoPE, made once a forward for all layers.
-
-    A head's channels are split into depth, height and width, 2·((d // 3) // 2) each, and a rest that is not turned;
-    ω_i = 10000^(−i / (size / 2)).
-
-    Args:
-        positions: (..., L, 3) time, row and column.
-        head_dim: d.
-        interleave: `False` tiles the angles ([ω0…ωk, ω0…ωk]) although `apply_rotary` turns neighbouring channels as
-            pairs. The released weights were trained so; only with it do they give their numbers. `True` gives both
-            channels of a pair the same angle.
-
-    Returns:
-        Cosine and sine (..., L, d) in float32, the sine with the sign that `apply_rotary` needs.
-    """
-    size = 2 * ((head_dim // 3) // 2)
-    omega = 10000.0 ** -(torch.arange(size // 2, device=positions.device, dtype=torch.float32) / max(size / 2, 1))
-    omega = omega.repeat_interleave(2) if interleave else omega.repeat(2)
-    angles = (positions.float().unsqueeze(-1) * omega).flatten(-2)  # (..., L, 3 · size)
-    angles = nn.functional.pad(angles, (0, head_dim - angles.shape[-1]))  # angle 0 leaves the rest unturned
-    sign = torch.ones(head_dim, device=positions.device)
-    sign[0::2] = -1.0
-    return angles.cos(), angles.sin() * sign
-
-
-def apply_rotary(states: torch.Tensor, table: RotaryTable) -> torch.Tensor:
-    """Turns neighbouring channels of queries and keys (B, L, 2, h, d) by the table's angles."""
-    cos, sin = (part.to(states.dtype).unflatten(-2, (part.shape[-2], 1, 1)) for part in table)  # (..., L, 1, 1, d)
-    swapped = states.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) if states.shape[-1] % 2 == 0 else _swap_odd(states)
-    return torch.addcmul(states * cos, swapped, sin)
-
-
-def _swap_odd(states: torch.Tensor) -> torch.Tensor:
-    """Swaps neighbours where d is odd; the last channel is never turned, so its own value serves."""
-    return torch.cat([states[..., :-1].unflatten(-1, (-1, 2)).flip(-1).flatten(-2), states[..., -1:]], dim=-1)
-
-
-def gather_tokens(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Tokens (B, N, D) at ids (B, K) -> (B, K, D)."""
-    return tokens.gather(1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
-
-
-def eager_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plain attention over (B, h, L, d), for attention weights; a boolean mask keeps where it is true."""
-    weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
-    if attention_mask is not None:
-        weights = weights.masked_fill(~attention_mask, torch.finfo(weights.dtype).min)
-    weights = weights.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    dropped = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(dropped, value).transpose(1, 2), weights
-
-
-class VJepa2Attention(nn.Module):
-    """Multi-head self-attention with fused q, k, v and rotary positions."""
-
-    is_causal = False
-
-    def __init__(self, config: PreTrainedConfig, hidden_size: int, num_heads: int, encoder_config=None):
-        super().__init__()
-        encoder_config = encoder_config or config
-        self.config = config
-        self.num_heads = num_heads
-        self.scaling = (hidden_size // num_heads) ** -0.5
-        self.dropout = encoder_config.attention_probs_dropout_prob
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=encoder_config.qkv_bias)
-        self.proj = nn.Linear(hidden_size, hidden_size)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,  # (B, L, D)
-        rotary: RotaryTable | None = None,
-        attention_mask: torch.Tensor | None = None,  # boolean, (L, M) or (B, 1, L, M), true: attend
-        past: tuple[torch.Tensor, torch.Tensor] | None = None,  # keys and values (B, h, M - L, d) of earlier tokens
-    ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, torch.Tensor]]:
-        qkv = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1))  # (B, L, 3, h, d)
-        if rotary is None:
-            query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        else:
-            query, key = apply_rotary(qkv[:, :, :2], rotary).permute(2, 0, 3, 1, 4).unbind(0)
-            value = qkv[:, :, 2].transpose(1, 2)
-        if past is not None:
-            key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        output, weights = attention(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=self.scaling,
-            dropout=self.dropout if self.training else 0.0,
-            is_causal=False,
-        )
-        return self.proj(output.reshape(hidden_states.shape)), weights, (key, value)
-
-
-class VJepa2MLP(nn.Module):
-    def __init__(self, hidden_size: int, mlp_ratio: float, hidden_act: str):
-        super().__init__()
-        self.fc1 = nn.Linear(hidden_size, int(hidden_size * mlp_ratio))
-        self.activation = ACT2FN[hidden_act]
-        self.fc2 = nn.Linear(int(hidden_size * mlp_ratio), hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation(self.fc1(hidden_states)))
-
-
-class VJepa2Layer(GradientCheckpointingLayer):
-    """A pre-norm transformer block.
-
-    Args:
-        config: of the model that holds the layer (it chooses the attention implementation).
-        hidden_size, num_heads, mlp_ratio: of this stack.
-        index: 1 for the first block; the initialisation of its two projections depends on it.
-        encoder_config: where activation, norm eps, bias and dropout come from; `config` when `None`.
-        drop_path: chance to skip each branch, per clip.
-    """
-
-    def __init__(
-        self,
-        config: PreTrainedConfig,
-        hidden_size: int,
-        num_heads: int,
-        mlp_ratio: float,
-        index: int,
-        encoder_config: VJepa2EncoderConfig | None = None,
-        drop_path: float = 0.0,
-    ):
-        super().__init__()
-        encoder_config = encoder_config or config
-        self.norm1 = nn.LayerNorm(hidden_size, eps=encoder_config.layer_norm_eps)
-        self.attention = VJepa2Attention(config, hidden_size, num_heads, encoder_config)
-        self.norm2 = nn.LayerNorm(hidden_size, eps=encoder_config.layer_norm_eps)
-        self.mlp = VJepa2MLP(hidden_size, mlp_ratio, encoder_config.hidden_act)
-        self.drop_path = _drop_path(drop_path)
-        if encoder_config.depth_scaled_init:
-            # on the projections themselves: transformers does not visit a layer that has no parameters of its own
-            self.attention.proj.init_scale = self.mlp.fc2.init_scale = 1 / math.sqrt(2 * index)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        rotary: RotaryTable | None = None,
-        attention_mask: torch.Tensor | None = None,
-        past: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-        attended, _, present = self.attention(self.norm1(hidden_states), rotary, attention_mask, past)
-        hidden_states = hidden_states + self.drop_path(attended)
-        return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states))), present
-
-
-def _drop_path(rate: float) -> nn.Module:
-    if rate == 0.0:
-        return nn.Identity()
-    from torchvision.ops import StochasticDepth
-
-    return StochasticDepth(rate, mode="row")
-
-
-class VJepa2PatchEmbeddings(nn.Module):
-    """Tubelets of pixels to tokens. `proj` has the shape of a 3-D convolution, as in every published checkpoint."""
-
-    def __init__(self, config: VJepa2EncoderConfig):
-        super().__init__()
-        self.config = config
-        size = (config.tubelet_size, config.patch_size, config.patch_size)
-        self.proj = nn.Conv3d(config.in_chans, config.hidden_size, kernel_size=size, stride=size)
-
-    def forward(self, pixel_values_videos: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
-        """Clips (B, T, C, H, W) -> (B, N, D), or (B, K, D) for the tokens at `ids` (B, K) alone."""
-        weight = self.proj.weight
-        if pixel_values_videos.shape[1] == 1:  # a still frame fills its tubelet: fold the kernel instead of repeating
-            weight = weight.sum(dim=2, keepdim=True)
-        patches = rearrange(
-            pixel_values_videos.to(weight.dtype),
-            "b (t u) c (h p) (w q) -> b t h w c u p q",
-            u=weight.shape[2],
-            p=weight.shape[3],
-            q=weight.shape[4],
-        )
-        if ids is None:
-            patches = patches.flatten(4).flatten(1, 3)
-        else:
-            rows, columns = patches.shape[2:4]
-            clips = torch.arange(len(ids), device=ids.device).unsqueeze(1)
-            time, place = ids // (rows * columns), ids % (rows * columns)
-            patches = patches[clips, time, place // columns, place % columns].flatten(2)  # only kept pixels are read
-        return nn.functional.linear(patches, weight.flatten(1), self.proj.bias)
+from .checkpoint_names import TRANSFORMERS_KEY_MAPPINGS, TRANSFORMERS_MODEL_TYPE, register_conversions
+from .configuration_vjepa2 import VJepa2EncoderConfig, refuse_missing_folder
+from .modeling_layers import VJepa2Attention, VJepa2FactorizedLayer, VJepa2Layer, VJepa2PatchEmbeddings, build_layers
+from .modeling_positions import RotaryTable, add_positions, grid_positions, position_parameter, rotary_table
 
 
 @dataclass
@@ -239,7 +32,8 @@ class VJepa2EncoderOutput(ModelOutput):
     last_hidden_state: (B, N, D), or (B, K, D) with a context mask; after the final norm.
     grid: (T', H', W') of the clip.
     hidden_states: on request, the input of the first block and every block's output, before the final norm.
-    attentions: on request (eager attention), (B, h, L, L) a layer.
+    attentions: on request (eager attention), (B, h, L, L) a layer; of a factorized layer two, within frames
+        (B·T', h, H'·W', H'·W') and over time (B·H'·W', h, T', T'), or (B, h, K, K) with a context mask.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -256,13 +50,101 @@ class VJepa2PreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values_videos"
     input_modalities = ("video",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["VJepa2Layer"]
+    _no_split_modules = ["VJepa2Layer", "VJepa2FactorizedLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _can_record_outputs = {
         "hidden_states": VJepa2Layer,
         "attentions": OutputRecorder(VJepa2Attention, index=1),
     }
+    accepts_loss_kwargs = False  # Trainer: losses are means, to be divided by the number of micro-batches
+    card_facts = None  # what the model card is told beside config and weights: `vjepa2_hf.model_card.CardFacts`
+    _weight_conversions = ()  # of the file a model was loaded from; `save_pretrained` would undo them, and ours stay
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """Loads a model of ours or, where transformers has such a model, a transformers `vjepa2` checkpoint.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id.
+            args, kwargs: as transformers takes them: `dtype`, `device_map`, `attn_implementation`,
+                `output_loading_info`, …, and config fields to replace.
+
+        Raises:
+            FileNotFoundError: a local folder that is not there.
+            ValueError: a folder of another model, weights that do not fit the config or do not read.
+        """
+        if pretrained_model_name_or_path is None:
+            return super().from_pretrained(None, *args, **kwargs)
+        source = read_config_dict(pretrained_model_name_or_path, kwargs).get("model_type")
+        own = cls.config_class.model_type
+        if source == TRANSFORMERS_MODEL_TYPE and own in TRANSFORMERS_KEY_MAPPINGS:
+            kwargs.setdefault("key_mapping", TRANSFORMERS_KEY_MAPPINGS[own])
+        elif source not in cls._loadable_model_types():
+            loadable = [*cls._loadable_model_types(), *[TRANSFORMERS_MODEL_TYPE][: own in TRANSFORMERS_KEY_MAPPINGS]]
+            hint = " Start one on an encoder with from_encoder." if hasattr(cls, "from_encoder") else ""
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds a model of type {source!r}; {cls.__name__} loads "
+                f"{' or '.join(map(repr, loadable))}.{hint}"
+            )
+        return cls._load(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def _loadable_model_types(cls) -> tuple[str, ...]:
+        """Model types of ours whose folders this class loads from."""
+        return (cls.config_class.model_type,)
+
+    @classmethod
+    def _load(cls, path, *args, output_loading_info: bool = False, ignore_mismatched_sizes: bool = False, **kwargs):
+        """transformers' `from_pretrained`, with one sentence for what does not fit."""
+        try:
+            model, info = super().from_pretrained(
+                path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+        except SafetensorError as error:
+            raise ValueError(
+                f"the weights in {path} do not read ({error}): the file is damaged or cut short; fetch it again."
+            ) from error
+        if info["mismatched_keys"] and not ignore_mismatched_sizes:
+            name, found, expected = sorted(info["mismatched_keys"])[0]
+            raise ValueError(
+                f"{path}: {name} has shape {tuple(found)} in the weights, {tuple(expected)} by the config "
+                f"({len(info['mismatched_keys'])} such in all): config and weights are of different models."
+            )
+        model._weight_conversions = ()
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(
+        self,
+        save_directory,
+        is_main_process: bool = True,
+        state_dict: dict | None = None,
+        push_to_hub: bool = False,
+        *args,
+        **kwargs,
+    ):
+        """Saves as transformers does, and a model card: README.md, unless somebody wrote the one that is there.
+
+        The card holds the config's facts, the figures of the run in the folder above `final/`, and `card_facts`
+        ([`vjepa2_hf.model_card.CardFacts`]).
+        """
+        from .model_card import users_card, write_model_card
+
+        self._users_card = users_card(save_directory)
+        sizes = {name: value.numel() for name, value in (state_dict or {}).items()}  # saving empties the dict
+        super().save_pretrained(save_directory, is_main_process, state_dict, push_to_hub, *args, **kwargs)
+        if self.should_save_on_this_rank(is_main_process) and not push_to_hub:
+            write_model_card(self, save_directory, sizes=sizes)
+
+    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
+        """Puts the card in the place of the one that transformers has just written there: its own, unless the
+        repository has one."""
+        from .model_card import README, write_model_card
+
+        if self._users_card is not None:
+            (Path(working_dir) / README).write_text(self._users_card, encoding="utf-8")
+        write_model_card(self, working_dir, load_from=repo_id)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -276,7 +158,7 @@ class VJepa2PreTrainedModel(PreTrainedModel):
 
 
 class VJepa2Encoder(VJepa2PreTrainedModel):
-    """Vision transformer on tubelets of video, with 3-D rotary positions of the clip's own grid.
+    """Vision transformer on tubelets of video, with positions of the clip's own grid.
 
     Args:
         config ([`VJepa2EncoderConfig`]): sizes; weights are random.
@@ -289,24 +171,22 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
 
     # What the folders of the models that hold an encoder have beside it.
     _keys_to_ignore_on_load_unexpected = [
-        r"^(encoder|target_encoder|predictor|pooler|classifier)\.",
+        r"^(encoder|target_encoder|(vjepa2\.)?predictor|pooler|classifier)\.",
         r"^state_(mean|scale)$",
     ]
 
     def __init__(self, config: VJepa2EncoderConfig):
         super().__init__(config)
         self.patch_embeddings = VJepa2PatchEmbeddings(config)
-        depth = config.num_hidden_layers
-        self.layer = nn.ModuleList(
-            VJepa2Layer(
-                config,
-                config.hidden_size,
-                config.num_attention_heads,
-                config.mlp_ratio,
-                index=i + 1,
-                drop_path=config.drop_path_rate * i / max(depth - 1, 1),
-            )
-            for i in range(depth)
+        self.position_embeddings = position_parameter(config, config.hidden_size)
+        self.layer = build_layers(
+            config,
+            config.hidden_size,
+            config.num_attention_heads,
+            config.mlp_ratio,
+            config.num_hidden_layers,
+            drop_path_rate=config.drop_path_rate,
+            layer_class=VJepa2FactorizedLayer if config.attention_type == "factorized" else VJepa2Layer,
         )
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.gradient_checkpointing = False
@@ -314,17 +194,18 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, component: str | None = None, **kwargs):
-        """Loads an encoder from its own folder or from that of a model that holds one.
+        """Loads an encoder from its own folder, from that of a model of ours that holds one, or from a transformers
+        `vjepa2` checkpoint.
 
         Args:
             pretrained_model_name_or_path: folder or Hub id.
             component: for a masked-latent model, "target_encoder" (the default: what evaluation and world models use)
                 or "encoder" (the online one).
         """
-        hub = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
-        hub = {name: kwargs[name] for name in hub if name in kwargs}
-        file, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
-        components = _components_of(file.get("model_type"), pretrained_model_name_or_path)
+        if pretrained_model_name_or_path is None:
+            return super().from_pretrained(None, *args, **kwargs)
+        file = read_config_dict(pretrained_model_name_or_path, kwargs)
+        components = _COMPONENTS.get(file.get("model_type"), [])
         if file.get("state_type") == "pixels":
             raise ValueError(f"{pretrained_model_name_or_path} is a world model on raw pixels: it holds no encoder.")
         if component is not None and component not in components:
@@ -333,9 +214,12 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
                 f"{file.get('model_type')!r}; expected one of {components or 'none: leave it out'}."
             )
         if components:
-            kwargs.setdefault("config", VJepa2EncoderConfig.from_dict(file["encoder_config"]))
             kwargs["key_mapping"] = {rf"^{component or components[0]}\.(.+)": r"\1"}
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def _loadable_model_types(cls) -> tuple[str, ...]:
+        return tuple(_COMPONENTS)
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -359,19 +243,44 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
         pixel_values_videos = self._fill_tubelet(pixel_values_videos)
         grid = self.get_grid(pixel_values_videos)
         if context_mask is not None:
-            check_token_ids("context_mask", context_mask, len(pixel_values_videos), math.prod(grid))
+            check_token_ids("context_mask", context_mask, pixel_values_videos.shape[0], math.prod(grid))
         hidden_states = self.patch_embeddings(pixel_values_videos, context_mask)
+        hidden_states = add_positions(hidden_states, self.config, grid, context_mask, self.position_embeddings)
         rotary = self.rotary(grid, context_mask, hidden_states.device)
+        neighbours = self._neighbours(grid, context_mask)
         for layer in self.layer:
-            hidden_states = layer(hidden_states, rotary)[0]
+            hidden_states = layer(hidden_states, rotary, *neighbours)[0]
         return VJepa2EncoderOutput(last_hidden_state=self.layernorm(hidden_states), grid=grid)
 
-    def rotary(self, grid: tuple[int, int, int], ids: torch.Tensor | None, device) -> RotaryTable:
-        """Rotary table of a grid (T', H', W'), or of the tokens `ids` (B, K) in it."""
+    def rotary(self, grid: tuple[int, int, int], ids: torch.Tensor | None, device) -> RotaryTable | None:
+        """Rotary table of a grid (T', H', W'), or of the tokens `ids` (B, K) in it; `None` for added positions."""
+        if self.config.position_embedding_type != "rope":
+            return None
         positions = grid_positions(grid, device)
         head_dim = self.config.hidden_size // self.config.num_attention_heads
         cos, sin = rotary_table(positions, head_dim, self.config.rope_interleave)
         return (cos, sin) if ids is None else (cos[ids], sin[ids])
+
+    def _neighbours(self, grid: tuple[int, int, int], ids: torch.Tensor | None) -> tuple:
+        """What a factorized layer wants to know of the tokens: the clip's steps, or masks for the tokens `ids`."""
+        if self.config.attention_type != "factorized":
+            return ()
+        if ids is None:
+            return (grid[0],)
+        if "flash" in (self.config._attn_implementation or ""):
+            raise ValueError(
+                f"attention_type='factorized' with a context_mask needs attention masks, which "
+                f"{self.config._attn_implementation!r} does not take: call set_attn_implementation('sdpa')."
+            )
+        places = grid[1] * grid[2]
+        masks = ((part.unsqueeze(1) == part.unsqueeze(2)).unsqueeze(1) for part in (ids // places, ids % places))
+        return None, tuple(masks)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self and self.position_embeddings is not None:
+            init.trunc_normal_(self.position_embeddings, std=self.config.initializer_range)
 
     def get_grid(self, pixel_values_videos: torch.Tensor) -> tuple[int, int, int]:
         """Grid (T', H', W') of clips (B, T, C, H, W); a clip of one frame is a grid of one step.
@@ -406,17 +315,54 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
         return by_frame if pool == "frame" else by_frame.mean(dim=1)
 
 
-def _components_of(model_type: str | None, path) -> list[str]:
-    """Names under which a model type's folder keeps encoders; the first is the one to take."""
-    components = {
-        "vjepa2_hf_encoder": [],
-        "vjepa2_hf_masked_latent_prediction": ["target_encoder", "encoder"],
-        "vjepa2_hf_world_model": ["encoder"],
-        "vjepa2_hf_video_classification": ["encoder"],
-    }
-    if model_type not in components:
-        raise ValueError(f"{path} holds a model of type {model_type!r}; expected one of {', '.join(components)}.")
-    return components[model_type]
+# Names under which our model types keep encoders; the first is the one to take.
+_COMPONENTS = {
+    "vjepa2_hf_encoder": [],
+    "vjepa2_hf_masked_latent_prediction": ["target_encoder", "encoder"],
+    "vjepa2_hf_world_model": ["encoder"],
+    "vjepa2_hf_video_classification": ["encoder"],
+}
+
+
+def as_encoder(encoder: "str | os.PathLike | VJepa2Encoder") -> VJepa2Encoder:
+    """What `from_encoder` was given, as an encoder whose weights can be copied.
+
+    Raises:
+        ValueError: it is neither an encoder nor a folder or Hub id, or it carries an adapter beside its weights.
+    """
+    if isinstance(encoder, (str, os.PathLike)):
+        encoder = VJepa2Encoder.from_pretrained(encoder)
+    if not isinstance(encoder, VJepa2Encoder):
+        raise ValueError(
+            f"encoder is a {type(encoder).__name__}; expected a VJepa2Encoder, a folder or a Hub id: of a PEFT model "
+            "give `merge_and_unload()`, of another model the encoder in it."
+        )
+    if any(".base_layer." in name for name in encoder.state_dict()):
+        raise ValueError(
+            "encoder carries a PEFT adapter beside its weights; expected plain weights: merge the adapter with "
+            "`merge_and_unload()` of its PEFT model first."
+        )
+    return encoder
+
+
+def read_config_dict(path, options: dict) -> dict:
+    """The config file of a folder or Hub id as it is; of an adapter, that of the model it belongs to.
+
+    Args:
+        path: folder or Hub id.
+        options: of `from_pretrained`; those that say where to look on the Hub are used.
+
+    Raises:
+        FileNotFoundError: a local folder that is not there.
+    """
+    refuse_missing_folder(path)
+    hub = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
+    hub = {key: options[key] for key in hub if key in options}
+    config = PreTrainedConfig.get_config_dict(path, **hub)[0]
+    adapter = None if config else find_adapter_config_file(path, **hub)
+    if adapter is not None:  # a PEFT adapter's folder: transformers loads the model that it belongs to
+        return read_config_dict(json.loads(Path(adapter).read_text())["base_model_name_or_path"], options)
+    return config
 
 
 def clip_grid(config: VJepa2EncoderConfig, pixel_values_videos: torch.Tensor) -> tuple[int, int, int]:
@@ -443,16 +389,22 @@ def clip_grid(config: VJepa2EncoderConfig, pixel_values_videos: torch.Tensor) ->
 
 
 def check_token_ids(name: str, ids: torch.Tensor, batch_size: int, num_tokens: int) -> None:
-    """Refuses masks that are not (B, K) int64 ids. The range is checked on the CPU only, where it costs no wait."""
+    """Refuses masks that are not (B, K) int64 ids. The range is checked on the CPU only, where it costs no wait, and
+    not in a compiled graph, which cannot branch on values."""
     if ids.dtype != torch.int64 or ids.ndim != 2 or ids.shape[0] != batch_size or ids.shape[1] == 0:
         raise ValueError(
             f"{name} has shape {tuple(ids.shape)} and dtype {ids.dtype}; expected int64 token ids ({batch_size}, K) "
             "with K above 0."
         )
-    if ids.device.type == "cpu" and (ids.min() < 0 or ids.max() >= num_tokens):
+    if torch.compiler.is_compiling() or ids.device.type != "cpu":
+        return
+    if ids.min() < 0 or ids.max() >= num_tokens:
         raise ValueError(
             f"{name} holds ids from {ids.min()} to {ids.max()}; the clip has tokens 0 to {num_tokens - 1}."
         )
 
+
+# Class names that transformers looks up while it loads a checkpoint
+register_conversions("VJepa2Encoder", "VJepa2ForMaskedLatentPrediction", "VJepa2ForVideoClassification")
 
 __all__ = ["VJepa2Encoder", "VJepa2EncoderOutput", "VJepa2PreTrainedModel"]

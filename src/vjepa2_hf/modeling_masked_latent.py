@@ -4,6 +4,7 @@ Shapes: B clips, T frames, N tokens of a clip, K tokens of a context, M of a tar
 predictor.
 """
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -13,15 +14,12 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2MaskedLatentPredictionConfig
-from .modeling_encoder import (
-    VJepa2Encoder,
-    VJepa2Layer,
-    VJepa2PreTrainedModel,
-    check_token_ids,
-    gather_tokens,
-    grid_positions,
-    rotary_table,
-)
+from .modeling_encoder import VJepa2Encoder, VJepa2PreTrainedModel, check_token_ids
+from .modeling_layers import build_layers, gather_tokens
+from .modeling_positions import add_positions, grid_positions, position_parameter, rotary_table
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -87,7 +85,8 @@ class VJepa2ForMaskedLatentPrediction(VJepa2PreTrainedModel):
 
         Args:
             pixel_values_videos: normalised pixels (B, T, C, H, W).
-            context_mask, target_mask: int64 token ids (B, K) and (B, M); a tensor is one mask set, a list several.
+            context_mask, target_mask: int64 token ids (B, K) and (B, M); a tensor is one mask set, a list several. No
+                target may be in the context; ids may repeat within a mask (rows padded to one length).
             mask_token_index: the learned mask token for all sets; `None`: set i uses token i. (The published training
                 run used token 0 for all, its inference code token 1.)
             output_meters: also compute the collapse meters (they cost a small singular value decomposition).
@@ -101,6 +100,7 @@ class VJepa2ForMaskedLatentPrediction(VJepa2PreTrainedModel):
         for i, (context_ids, target_ids) in enumerate(zip(context_masks, target_masks, strict=True)):
             check_token_ids("target_mask", target_ids, len(targets), math.prod(grid))
             context = self.encoder(pixel_values_videos, context_mask=context_ids).last_hidden_state
+            _check_hidden(i, context_ids, target_ids, math.prod(grid))
             token = i if mask_token_index is None else mask_token_index
             predicted.append(self.predictor(context, context_ids, target_ids, grid, token))
             selected.append(gather_tokens(normalized, target_ids))
@@ -158,6 +158,8 @@ class VJepa2ForMaskedLatentPrediction(VJepa2PreTrainedModel):
             pixel_values_videos: (B, T, C, H, W), the past.
             num_future_frames: frames to predict, a multiple of the tubelet size.
             autoregressive: predict one tubelet at a time and take it as context for the next, instead of all at once.
+                (Where past and future together are longer than the configured clip, rotary positions go on; sin-cos
+                and learned tables are interpolated over the whole, see `add_positions`.)
 
         Returns:
             (B, num_future_frames / tubelet_size, H'·W', D), in the space of the normalised targets.
@@ -179,6 +181,23 @@ class VJepa2ForMaskedLatentPrediction(VJepa2PreTrainedModel):
             future.append(predicted)
         return torch.cat(future, dim=1).unflatten(1, (steps, places))
 
+    def _initialize_missing_keys(self, is_quantized: bool) -> None:
+        """Where a checkpoint holds one encoder (transformers' `VJEPA2Model`), the target encoder starts as its
+        copy."""
+        self._target_encoder_copied = _loaded(self.encoder) and not _loaded(self.target_encoder, any_of=True)
+        if self._target_encoder_copied:
+            logger.info("the checkpoint holds one encoder: the target encoder starts as its copy")
+            for target, source in zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True):
+                target.data.copy_(source.data)
+                target._is_hf_initialized = True
+        super()._initialize_missing_keys(is_quantized)
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        if self._target_encoder_copied:
+            copied = {name for name in loading_info.missing_keys if name.startswith("target_encoder.")}
+            loading_info.missing_keys -= copied
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -187,10 +206,16 @@ class VJepa2ForMaskedLatentPrediction(VJepa2PreTrainedModel):
                 init.zeros_(module.mask_tokens)
             else:
                 init.trunc_normal_(module.mask_tokens, std=self.config.initializer_range)
+            if module.position_embeddings is not None:
+                init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
 
 
 class VJepa2Predictor(nn.Module):
-    """Narrow transformer over context tokens and mask tokens, each at its true place in the clip."""
+    """Narrow transformer over context tokens and mask tokens, each at its true place in the clip.
+
+    Positions are of the encoder's kind: rotary (published V-JEPA 2), a sin-cos table of the predictor's width added to
+    all tokens (published V-JEPA 1), or a learned table of its own.
+    """
 
     def __init__(self, config: VJepa2MaskedLatentPredictionConfig):
         super().__init__()
@@ -199,16 +224,14 @@ class VJepa2Predictor(nn.Module):
         self.config = config
         self.embed = nn.Linear(encoder_config.hidden_size, size)
         self.mask_tokens = nn.Parameter(torch.zeros(config.num_mask_tokens, 1, 1, size))
-        self.layer = nn.ModuleList(
-            VJepa2Layer(
-                config,
-                size,
-                config.predictor_num_attention_heads,
-                config.predictor_mlp_ratio,
-                index=i + 1,
-                encoder_config=encoder_config,
-            )
-            for i in range(config.predictor_num_hidden_layers)
+        self.position_embeddings = position_parameter(encoder_config, size)
+        self.layer = build_layers(
+            config,
+            size,
+            config.predictor_num_attention_heads,
+            config.predictor_mlp_ratio,
+            config.predictor_num_hidden_layers,
+            encoder_config,
         )
         self.layernorm = nn.LayerNorm(size, eps=encoder_config.layer_norm_eps)
         self.proj = nn.Linear(size, encoder_config.hidden_size)
@@ -224,12 +247,37 @@ class VJepa2Predictor(nn.Module):
         """Context tokens (B, K, D) at ids (B, K) -> predictions (B, M, D) at ids (B, M) of the grid (T', H', W')."""
         token = self.mask_tokens[mask_token_index % len(self.mask_tokens)]
         hidden_states = torch.cat([self.embed(context), token.expand(*target_mask.shape, -1)], dim=1)
-        head_dim = self.config.predictor_hidden_size // self.config.predictor_num_attention_heads
-        positions = grid_positions(grid, context.device)[torch.cat([context_mask, target_mask], dim=1)]
-        rotary = rotary_table(positions, head_dim, self.config.encoder_config.rope_interleave)
+        ids = torch.cat([context_mask, target_mask], dim=1)
+        encoder_config = self.config.encoder_config
+        hidden_states = add_positions(hidden_states, encoder_config, grid, ids, self.position_embeddings)
+        rotary = None
+        if encoder_config.position_embedding_type == "rope":
+            head_dim = self.config.predictor_hidden_size // self.config.predictor_num_attention_heads
+            positions = grid_positions(grid, context.device)[ids]
+            rotary = rotary_table(positions, head_dim, encoder_config.rope_interleave)
         for layer in self.layer:  # attention does not mind the order, so tokens are not sorted
             hidden_states = layer(hidden_states, rotary)[0]
         return self.proj(self.layernorm(hidden_states[:, context.shape[1] :]))
+
+
+def _loaded(module: nn.Module, any_of: bool = False) -> bool:
+    """Whether all (or any) parameters came from the checkpoint that is being loaded."""
+    flags = [getattr(parameter, "_is_hf_initialized", False) for parameter in module.parameters()]
+    return any(flags) if any_of else all(flags)
+
+
+def _check_hidden(index: int, context_ids: torch.Tensor, target_ids: torch.Tensor, num_tokens: int) -> None:
+    """Refuses targets (B, M) that the context (B, K) of a mask set holds; where `check_token_ids` checks values."""
+    if torch.compiler.is_compiling() or {context_ids.device.type, target_ids.device.type} != {"cpu"}:
+        return
+    seen = torch.zeros(len(context_ids), num_tokens, dtype=torch.bool).scatter_(1, context_ids, True)
+    overlap = seen.gather(1, target_ids)
+    if overlap.any():
+        clip, place = overlap.nonzero()[0].tolist()
+        raise ValueError(
+            f"context_mask and target_mask of mask set {index} both hold token {target_ids[clip, place]} of clip "
+            f"{clip}; the encoder would see what it is to predict, so take it out of one of them."
+        )
 
 
 def _as_mask_sets(context_mask, target_mask) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

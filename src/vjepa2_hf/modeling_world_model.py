@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2WorldModelConfig
 from .modeling_dynamics import Inputs, KeyValues, VJepa2Dynamics, latent_size
-from .modeling_encoder import VJepa2Encoder, VJepa2PreTrainedModel, clip_grid
+from .modeling_encoder import VJepa2Encoder, VJepa2PreTrainedModel, as_encoder, clip_grid
 from .pose import move_pose
 
 
@@ -82,8 +82,7 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
                 target encoder is taken).
             config: fields of [`VJepa2WorldModelConfig`].
         """
-        if not isinstance(encoder, VJepa2Encoder):
-            encoder = VJepa2Encoder.from_pretrained(encoder)
+        encoder = as_encoder(encoder)
         model = cls(VJepa2WorldModelConfig(encoder_config=encoder.config.to_dict(), **config))
         if config.get("state_type") != "pixels":
             model.encoder.load_state_dict(encoder.state_dict())
@@ -93,6 +92,8 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
         super().train(mode)
         if self.config.state_type == "tokens":
             self.encoder.eval().requires_grad_(False)  # `from_pretrained` makes new parameters
+        if self.config.stored_extrinsics_dim and not self.config.extrinsics_dim:
+            self.predictor.extrinsics_encoder.requires_grad_(False)  # kept for the way back, without a use
         return self
 
     @property
