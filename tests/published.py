@@ -1,11 +1,12 @@
 """Reference vectors of the published code (`fixtures/`, RECIPES.md section 9) and its state-dict names in ours."""
 
 import functools
-import re
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+
+from vjepa2_hf.published_checkpoints import from_published_names
 
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -31,42 +32,22 @@ TINY_ENCODER = {
 }
 TINY_PREDICTOR = {"predictor_hidden_size": 24, "predictor_num_hidden_layers": 2, "predictor_num_attention_heads": 2}
 
-_NAMES = [
-    (r"^patch_embed\.", "patch_embeddings."),
-    (r"^norm\.", "layernorm."),
-    (r"^predictor_embed\.", "embed."),
-    (r"^predictor_norm\.", "layernorm."),
-    (r"^predictor_proj\.", "proj."),
-    (r"^state_encoder\.", "proprio_encoder."),
-    (r"(^|\.)(predictor_)?blocks\.", r"\1layer."),
-    (r"\.attn\.", ".attention."),
-    (r"cross_attention_block\.xattn\.", "cross_attention_layer."),
-    (r"cross_attention_block\.", "cross_attention_layer."),
-    (r"^linear\.", "classifier."),
-]
-
 
 @functools.cache
 def golden(name: str) -> dict[str, torch.Tensor]:
     return load_file(FIXTURES / f"{name}.safetensors")
 
 
+def below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names start with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
 def our_names(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """The published weights below a prefix under the names of our modules."""
-    state, mask_tokens = {}, {}
-    for name, value in tensors.items():
-        if not name.startswith(prefix):
-            continue
-        name = name.removeprefix(prefix)
-        if name.startswith("mask_tokens."):
-            mask_tokens[int(name.rpartition(".")[2])] = value
-            continue
-        for published, ours in _NAMES:
-            name = re.sub(published, ours, name)
-        state[name] = value
-    if mask_tokens:
-        state["mask_tokens"] = torch.stack([mask_tokens[i] for i in range(len(mask_tokens))])
-    return state
+    state = below(tensors, prefix)
+    probe = "probe" if "linear.weight" in state else "encoder"
+    return from_published_names(state, "predictor" if prefix == "predictor/" else probe)
 
 
 def transformers_names(encoder_state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

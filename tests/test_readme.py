@@ -9,7 +9,7 @@ from plan import PlanConfig
 from pretrain import PretrainConfig
 from train_world_model import WorldModelTrainingConfig
 
-from vjepa2_hf.training import load_config
+from vjepa2_hf.settings import load_config
 
 
 ROOT = Path(__file__).resolve().parent.parent
