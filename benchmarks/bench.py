@@ -67,6 +67,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if arguments.mode == "full":
         results["peak_memory"] = measure_memory(arguments.only)
     print(format_report(results))
+    if arguments.output.exists():
+        previous = json.loads(arguments.output.read_text())
+        results |= {"masks": previous["masks"]} if "masks" in previous else {}  # masks.py's own section
     write_json(results, arguments.output)
     print(f"\nwritten to {arguments.output}")
     return results
@@ -124,7 +127,7 @@ def format_report(results: dict[str, Any]) -> str:
     ]
     header = ["comparison", "size", "against", "ratio", "floor: ours", "other", "seconds", "faults", "difference"]
     rows = [header] + [_row(each) for each in results["comparisons"]]
-    lines += _align(rows)
+    lines += align(rows)
     for each in results["comparisons"]:
         rate = each["sgemm_gflops"]
         lines.append(
@@ -135,7 +138,7 @@ def format_report(results: dict[str, Any]) -> str:
     if results.get("peak_memory"):
         lines += ["", "Peak memory above what the imports take (weights included):"]
         rows = [[each["name"], f"{each['peak_mb']:.0f} MB"] for each in results["peak_memory"]]
-        lines += _align(rows)
+        lines += align(rows)
     return "\n".join(lines)
 
 
@@ -155,7 +158,8 @@ def _row(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def _align(rows: list[list[str]]) -> list[str]:
+def align(rows: list[list[str]]) -> list[str]:
+    """Lines of a table with columns of equal width, and an empty one."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return [*lines, ""]

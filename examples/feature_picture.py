@@ -22,8 +22,8 @@ import torch
 from matplotlib.figure import Figure
 
 from vjepa2_hf import VJepa2Encoder, VJepa2VideoProcessor
-from vjepa2_hf.data import ShardSource, open_stream
 from vjepa2_hf.settings import exit_on_user_error
+from vjepa2_hf.shards import ShardSource, open_stream
 from vjepa2_hf.video_io import VideoReader
 
 
@@ -35,7 +35,7 @@ def read_clips(video: str | Path, num_frames: int, fps: float | None = None, cou
     """The first frames of a video file, or of the first rows of shards: a list of uint8 (T, H, W, 3).
 
     Args:
-        video: a video file (one clip), or what `vjepa2_hf.data.ShardSource` takes.
+        video: a video file (one clip), or what `vjepa2_hf.shards.ShardSource` takes.
         num_frames: T.
         fps: frames a second; None takes the video's own.
         count: clips at most. The first row has to hold one; later rows that are too short are passed over.

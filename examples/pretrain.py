@@ -14,6 +14,7 @@ A run that was stopped goes on with `resume=latest` and the settings it began wi
     encoder = VJepa2Encoder.from_pretrained("runs/mine/final")              # the target encoder
 """
 
+import logging
 import time
 import warnings
 from dataclasses import asdict, dataclass, field
@@ -21,13 +22,17 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torchdata.stateful_dataloader import StatefulDataLoader
 from tqdm import tqdm
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2MaskedLatentPredictionConfig, VJepa2VideoProcessor
-from vjepa2_hf.data import ClipStream, MaskCollator
+from vjepa2_hf.capacity import batch_flops, peak_flops
+from vjepa2_hf.clips import ClipStream, DataSource, MaskCollator
+from vjepa2_hf.health import CollapseWatch, gradient_norm
 from vjepa2_hf.masking import PUBLISHED_MASKS, build_mask_samplers
+from vjepa2_hf.sampling import FrameSampler, FramesCurriculum
 from vjepa2_hf.schedules import (
     LearningRateSchedule,
     MomentumSchedule,
@@ -37,12 +42,20 @@ from vjepa2_hf.schedules import (
     set_weight_decay,
 )
 from vjepa2_hf.settings import check_known, exit_on_user_error, parse_arguments
-from vjepa2_hf.training import Run, check_finite_loss
+from vjepa2_hf.skipped import SkippedList
+from vjepa2_hf.training import Run, check_tracker, read_metrics
 from vjepa2_hf.video_processing_vjepa2 import RandomResizedClip
 
 
+logger = logging.getLogger(__name__)
+
 RATE_SETTINGS = ("max_steps", "learning_rate", "ema", "weight_decay", "final_weight_decay")
 METERS = ("target_std", "effective_rank", "prediction_variation")
+# Settings that VJepa2MaskedLatentPredictionConfig has under the same name
+OBJECTIVE_FIELDS = (
+    "loss_exponent", "normalize_targets", "target_type", "temporal_diversity_weight", "temporal_contrastive_weight",
+    "temporal_contrastive_temperature", "variance_weight", "covariance_weight", "variance_margin",
+)  # fmt: skip
 PREDICTOR_FIELDS = {
     **{name: f"predictor_{name}" for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio")},
     **{name: name for name in ("num_mask_tokens", "zero_init_mask_tokens", "initializer_range")},
@@ -66,8 +79,11 @@ class PretrainConfig:
     """Settings of one pretraining run; published values are in configs/published/."""
 
     output_dir: str
-    data: str
-    """Folder, glob or file of parquet shards, or a dataset on the Hub, with a `Video` column."""
+    data: str | list[DataSource]
+    """Folder, glob or file of shards, videos or images, or a dataset on the Hub; or several with weights:
+    [{path: videos, weight: 0.7}, {path: images, weight: 0.3}]. An image is a clip that stands still."""
+    max_skipped_fraction: float | None = 0.5
+    """Of a source's rows that may fail to read before the run stops; null: any. See skipped.jsonl."""
 
     # Length and speed. A step is one update of the weights.
     max_steps: int = 1000
@@ -81,18 +97,32 @@ class PretrainConfig:
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     """null: as `accelerate launch` says."""
     gradient_checkpointing: bool = False
+    torch_compile: str | None = None
+    """Backend of torch.compile for every block of both encoders and the predictor, like inductor; null: none."""
     log_every: int = 10
     save_every: int = 500
     keep_last: int | None = 2
     """Checkpoints kept; null keeps all."""
     resume: str | None = None
     """"latest", a checkpoint, or null for a new run."""
-    log_with: Literal["tensorboard"] | None = None
+    log_with: Literal["tensorboard", "trackio", "wandb"] | None = None
+    """Tracker that gets the numbers too, where its package is installed."""
 
     # Clips
     frames_per_clip: int = 16
-    fps: float | None = 4.0
-    """Frames a second; null takes the video's own."""
+    frames_curriculum: list[tuple[int, int]] | None = None
+    """Fewer frames at first, [steps done, frames] up to frames_per_clip: [[0, 8], [500, 12], [1000, 16]]."""
+    frames_curriculum_by: Literal["step", "epoch"] = "step"
+    fps: float | list[float] | None = 4.0
+    """Frames a second, or several, one drawn for each clip; null takes the video's own."""
+    speed: tuple[float, float] = (1.0, 1.0)
+    """Lowest and highest factor by which a clip is played faster."""
+    frame_jitter: float = 0.0
+    """Share of the interval between frames by which each one's time moves, at most 0.5."""
+    motion_weight: float = 0.0
+    """0: a clip begins anywhere in its video; 1: in proportion to the motion that it would hold."""
+    short_videos: Literal["repeat", "skip"] = "repeat"
+    """What happens to videos shorter than a clip."""
     crop_size: int = 256
     """Pixels, height and width."""
     clips_per_video: int = 1
@@ -112,6 +142,19 @@ class PretrainConfig:
     masks: list[dict[str, Any]] = field(default_factory=lambda: [dict(spec) for spec in PUBLISHED_MASKS])
     loss_exponent: int = 1
     normalize_targets: Literal["layer", "batch", "batch_channel", "none"] = "layer"
+    target_type: Literal["ema", "online", "pixels"] = "ema"
+    """What is predicted: the target encoder's latents, the encoder's own (they collapse), or pixels."""
+    temporal_diversity_weight: float = 0.0
+    """Of -Var_t of the predictions (seed 000: 0.1)."""
+    temporal_contrastive_weight: float = 0.0
+    """Of InfoNCE between the predictions and the targets of different clips (seed 000)."""
+    temporal_contrastive_temperature: float = 0.1
+    variance_weight: float = 0.0
+    """Of VICReg's variance term on the context encoder's tokens."""
+    covariance_weight: float = 0.0
+    """Of VICReg's covariance term on the context encoder's tokens."""
+    variance_margin: float = 1.0
+    """Deviation between clips below which the variance term acts."""
     ema: MomentumSchedule = field(default_factory=MomentumSchedule)
 
     # Optimiser: AdamW
@@ -120,6 +163,8 @@ class PretrainConfig:
     final_weight_decay: float | None = None
     """Weight decay at the end of half a cosine; null: constant."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
+    decay_mask_tokens: bool = True
+    """Weight decay on the predictor's mask tokens (published); biases and norms never have it."""
     gradient_clipping: float | None = None
     """Largest norm of the gradient; null: none."""
 
@@ -133,6 +178,14 @@ class PretrainConfig:
             raise ValueError(
                 f"final_weight_decay={self.final_weight_decay} needs a weight_decay above 0 to start from."
             )
+        if self.frames_curriculum is not None:
+            last = build_curriculum(self).stages[-1][1]
+            if last != self.frames_per_clip:
+                raise ValueError(
+                    f"frames_curriculum ends with {last} frames, but frames_per_clip is {self.frames_per_clip}."
+                )
+        if self.torch_compile is not None:
+            check_known(self.torch_compile, torch.compiler.list_backends(exclude_tags=()), "backend of torch_compile")
         if self.init_from and (self.encoder or self.predictor):
             raise ValueError("init_from brings the model's sizes; remove the fields of `encoder` and `predictor`.")
 
@@ -142,18 +195,25 @@ def rates(config: PretrainConfig, step: int) -> dict[str, float]:
     weight_decay = config.weight_decay
     if config.final_weight_decay is not None:
         weight_decay = cosine(step, config.max_steps, start=weight_decay, final=config.final_weight_decay)
-    return {
+    decided = {
         "learning_rate": config.learning_rate.at(step, config.max_steps),
         "ema_momentum": config.ema.at(step, config.max_steps),
         "weight_decay": weight_decay,
     }
+    if config.frames_curriculum and config.frames_curriculum_by == "step":
+        decided["frames_per_clip"] = build_curriculum(config).frames_at(step - 1)
+    return decided
+
+
+def target_momentum(config: PretrainConfig, step: int) -> float:
+    """How much of itself the target encoder keeps at a step."""
+    return 0.0 if config.target_type == "online" else config.ema.at(step, config.max_steps)
 
 
 def build_model(config: PretrainConfig) -> VJepa2ForMaskedLatentPrediction:
     """A model with random weights, or the one of `init_from` under this run's objective."""
     if config.init_from:
-        objective = {"loss_exponent": config.loss_exponent, "normalize_targets": config.normalize_targets}
-        model = VJepa2ForMaskedLatentPrediction.from_pretrained(config.init_from, **objective)
+        model = VJepa2ForMaskedLatentPrediction.from_pretrained(config.init_from, **objective(config))
         for encoder in (model.config.encoder_config, model.encoder.config, model.target_encoder.config):
             encoder.frames_per_clip, encoder.crop_size = config.frames_per_clip, config.crop_size
         return model
@@ -168,15 +228,27 @@ def build_model_config(config: PretrainConfig) -> VJepa2MaskedLatentPredictionCo
     return VJepa2MaskedLatentPredictionConfig(
         encoder_config={**sizes, **config.encoder},
         **{PREDICTOR_FIELDS[name]: value for name, value in config.predictor.items()},
-        loss_exponent=config.loss_exponent,
-        normalize_targets=config.normalize_targets,
+        **objective(config),
     )
+
+
+def objective(config: PretrainConfig) -> dict[str, Any]:
+    """What the model is to minimise, as fields of its config."""
+    return {name: getattr(config, name) for name in OBJECTIVE_FIELDS}
 
 
 def build_processor(config: PretrainConfig) -> VJepa2VideoProcessor:
     """What users put videos through: the published centre crop, or the whole square if nothing was augmented."""
     size = {} if config.augmentation else {"size": config.crop_size}
     return VJepa2VideoProcessor(crop_size=config.crop_size, **size)
+
+
+def build_curriculum(config: PretrainConfig) -> FramesCurriculum:
+    """Frames per clip by step or epoch; the workers count their batches, so they know the step."""
+    stages = config.frames_curriculum or [(0, config.frames_per_clip)]
+    return FramesCurriculum(
+        stages, config.batch_size, config.gradient_accumulation_steps, by=config.frames_curriculum_by
+    )
 
 
 def build_loader(config: PretrainConfig, model, processor, accelerator: Accelerator) -> StatefulDataLoader:
@@ -186,24 +258,31 @@ def build_loader(config: PretrainConfig, model, processor, accelerator: Accelera
     crop.setdefault("flip_probability", 0.0)
     stream = ClipStream(
         config.data,
-        frames_per_clip=config.frames_per_clip,
-        fps=config.fps,
+        frames_per_clip=build_curriculum(config) if config.frames_curriculum else config.frames_per_clip,
+        frame_sampler=FrameSampler(
+            fps=config.fps,
+            speed=config.speed,
+            frame_jitter=config.frame_jitter,
+            motion_weight=config.motion_weight,
+            short_videos=config.short_videos,
+            min_frames=encoder.tubelet_size,
+        ),
         transform=RandomResizedClip(
             config.crop_size, **crop, image_mean=processor.image_mean, image_std=processor.image_std
         ),
-        tubelet_size=encoder.tubelet_size,
         clips_per_video=config.clips_per_video,
+        max_skipped_fraction=config.max_skipped_fraction,
         seed=config.seed,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
-    side = config.crop_size // encoder.patch_size
-    grid = (config.frames_per_clip // encoder.tubelet_size, side, side)
+    samplers = build_mask_samplers(config.masks)
+    collator = MaskCollator(samplers, encoder.patch_size, encoder.tubelet_size, seed=config.seed, with_names=True)
     return StatefulDataLoader(
         stream,
         batch_size=config.batch_size,
         num_workers=config.num_workers,
-        collate_fn=MaskCollator(build_mask_samplers(config.masks), grid, seed=config.seed),
+        collate_fn=collator,
         drop_last=True,
         pin_memory=torch.cuda.is_available(),
         # of its own: starting the loader must not shift the random state that a checkpoint has restored
@@ -211,11 +290,18 @@ def build_loader(config: PretrainConfig, model, processor, accelerator: Accelera
     )
 
 
+def read_batches(config: PretrainConfig, loader: StatefulDataLoader, skipped: SkippedList, start: int):
+    """The loader's batches from step `start` on; what was passed over on the way goes to the run's list."""
+    for number, batch in enumerate(loader):
+        skipped.add(start + 1 + number // config.gradient_accumulation_steps, batch.pop("skipped"))
+        yield batch
+
+
 class Clock:
-    """Clips a second and the share of time spent waiting for data, since the last reading."""
+    """Clips a second, and the shares of the time spent waiting and of the device's peak, since the last reading."""
 
     def __init__(self):
-        self.clips, self.waited, self.started = 0, 0.0, time.perf_counter()
+        self.clips, self.flops, self.waited, self.started = 0, 0, 0.0, time.perf_counter()
 
     def next_batch(self, batches):
         """The next batch, with the wait for it counted."""
@@ -226,37 +312,54 @@ class Clock:
         self.waited += time.perf_counter() - before
         return batch
 
-    def read(self, num_processes: int) -> dict[str, float]:
-        """`clips_per_second` over all processes and `data_wait` (0 to 1) of this one; starts over."""
+    def count(self, batch, model_config) -> None:
+        """Counts a batch's clips and arithmetic."""
+        self.clips += len(batch["pixel_values_videos"])
+        self.flops += batch_flops(model_config, batch)
+
+    def read(self, accelerator: Accelerator) -> dict[str, float]:
+        """`clips_per_second` over all processes; `data_wait` (0 to 1) and, where the peak is known,
+        `model_flops_utilization` (0 to 1) of this one. Starts over."""
         elapsed = time.perf_counter() - self.started
-        reading = {"clips_per_second": self.clips * num_processes / elapsed, "data_wait": self.waited / elapsed}
+        clips = self.clips * accelerator.num_processes
+        reading = {"clips_per_second": clips / elapsed, "data_wait": self.waited / elapsed}
+        peak = peak_flops(accelerator.device, accelerator.mixed_precision)
+        if peak is not None:
+            reading["model_flops_utilization"] = self.flops / elapsed / peak
         self.__init__()
         return reading
 
 
-def train_step(config, accelerator, model, optimizer, batches, clock, step, with_meters):
+def train_step(run, model, optimizer, batches, clock, step, with_meters=False):
     """One update of the weights from `gradient_accumulation_steps` micro-batches.
 
-    Returns the mean loss over micro-batches and processes, and the model's output of the last micro-batch.
+    Returns its numbers, means over micro-batches and processes: `loss`, `mask_loss_<i>` by mask set, and
+    `gradient_norm` (before clipping); and the model's output of the last micro-batch.
+
+    Raises a ValueError instead of an update from a loss or gradient that is not finite, see `Run.check_finite`.
     """
-    losses = []
-    for _ in range(config.gradient_accumulation_steps):
+    config, accelerator = run.config, run.accelerator
+    model_config = accelerator.unwrap_model(model).config
+    losses, names = [], []
+    for micro_batch in range(1, config.gradient_accumulation_steps + 1):
         batch = clock.next_batch(batches)
-        clock.clips += len(batch["pixel_values_videos"])
+        clock.count(batch, model_config)
+        names.append(batch.pop("clip_names"))
         batch = {name: move(value, accelerator.device) for name, value in batch.items()}
         with accelerator.accumulate(model):
-            output = model(**batch, output_meters=with_meters)
+            last = micro_batch == config.gradient_accumulation_steps
+            output = model(**batch, output_meters=with_meters and last)
             accelerator.backward(output.loss)
-            losses.append(output.loss.detach().float())
+            losses.append(torch.cat([output.loss.detach().view(1), output.mask_losses]).float())
             if accelerator.sync_gradients:
                 # before the update, and over all processes: they stop together, with the weights still good
-                loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
-                check_finite_loss(loss, step)
-                if config.gradient_clipping is not None:
-                    accelerator.clip_grad_norm_(model.parameters(), config.gradient_clipping)
+                loss, *mask_losses = accelerator.reduce(torch.stack(losses).mean(0), "mean").tolist()
+                norm = gradient_norm(accelerator, model.parameters(), config.gradient_clipping)
+                run.check_finite(step, loss, norm, [part[0] for part in losses], names)
             optimizer.step()
             optimizer.zero_grad()
-    return loss, output
+    by_mask = {f"mask_loss_{i}": value for i, value in enumerate(mask_losses)}
+    return {"loss": loss, **by_mask, "gradient_norm": norm}, output
 
 
 def move(value: torch.Tensor | list[torch.Tensor], device: torch.device) -> torch.Tensor | list[torch.Tensor]:
@@ -270,11 +373,13 @@ def train(config: PretrainConfig) -> None:
     """The whole run: from an empty or interrupted `output_dir` to `final/`."""
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
+    check_tracker(config.log_with)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=config.log_with,
         project_dir=config.output_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # no second copy of them
     )
     accelerator.init_trackers("pretrain")
     run = Run(config.output_dir, config, accelerator, config.keep_last)
@@ -286,7 +391,11 @@ def train(config: PretrainConfig) -> None:
         model.activation_checkpointing_enable()
     processor = build_processor(config)
     loader = build_loader(config, model, processor, accelerator)
-    groups = parameter_groups(model, config.weight_decay)
+    if config.torch_compile is not None:
+        for block in model.modules():  # one by one, so that DDP and FSDP may wrap them; token counts differ by batch
+            if isinstance(block, GradientCheckpointingLayer):
+                block.compile(backend=config.torch_compile, dynamic=True)
+    groups = parameter_groups(model, config.weight_decay, config.decay_mask_tokens)
     optimizer = torch.optim.AdamW(groups, betas=config.adam_betas, fused=True)
     model.train()
     # The loader is not prepared: the stream splits itself among the processes, and Accelerate would write the
@@ -299,8 +408,12 @@ def train(config: PretrainConfig) -> None:
         group["betas"] = config.adam_betas  # the checkpoint's may be those of another run
     if "loader" in rank_state:
         loader.load_state_dict(rank_state["loader"])
-    batches = iter(loader)
+    skipped = SkippedList(config.output_dir, start, accelerator.process_index)
+    batches = read_batches(config, loader, skipped, start)
 
+    watch = CollapseWatch()
+    for line in read_metrics(run.output_dir) if start and run.metrics_path.exists() else []:
+        watch.update(line, config.normalize_targets, target_momentum(config, line["step"]))
     clock = Clock()
     steps = range(start + 1, config.max_steps + 1)
     with tqdm(
@@ -313,17 +426,27 @@ def train(config: PretrainConfig) -> None:
             set_weight_decay(optimizer, now["weight_decay"])
 
             log_now = step % config.log_every == 0 or step == config.max_steps
-            loss, output = train_step(config, accelerator, model, optimizer, batches, clock, step, with_meters=log_now)
+            numbers, output = train_step(run, model, optimizer, batches, clock, step, with_meters=log_now)
             accelerator.unwrap_model(model).update_target_encoder(now["ema_momentum"])
 
             if log_now:
                 meters = {name: output[name] for name in METERS}
-                run.log({"step": step, "loss": loss, **now, **meters, **clock.read(accelerator.num_processes)})
-                progress.set_postfix(loss=f"{loss:.3f}", target_std=f"{meters['target_std'].item():.3f}")
+                meters |= {f"{name}_loss": value for name, value in (output.losses or {}).items()}
+                meters = {name: value.item() for name, value in meters.items()}
+                meters["skipped"] = len(skipped)
+                metrics = {"step": step, **numbers, **now, **meters, **clock.read(accelerator)}
+                warning = watch.update(metrics, config.normalize_targets, target_momentum(config, step))
+                if warning and config.target_type != "pixels" and accelerator.is_main_process:
+                    logger.warning(warning)
+                    metrics["warning"] = warning
+                run.log(metrics)
+                progress.set_postfix(loss=f"{numbers['loss']:.3f}", target_std=f"{meters['target_std']:.3f}")
             if step % config.save_every == 0 or step == config.max_steps:
                 run.save_checkpoint(step, {"loader": loader.state_dict()})
 
     final = run.save_final(model, processor)
+    if accelerator.is_main_process:
+        skipped.merge()
     progress.write(f"saved {final}")
     accelerator.end_training()
 

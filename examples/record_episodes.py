@@ -24,8 +24,8 @@ import numpy as np
 from datasets import Features, List, Value, Video
 from tqdm.auto import tqdm
 
-from vjepa2_hf.data import write_shards
 from vjepa2_hf.settings import exit_on_user_error
+from vjepa2_hf.shards import write_shards
 from vjepa2_hf.video_io import encode_video
 
 

@@ -30,7 +30,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCE
 from transformers.utils.hub import has_file
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, VJepa2WorldModel
-from vjepa2_hf.data import read_episodes
+from vjepa2_hf.episodes import read_episodes
 from vjepa2_hf.schedules import LearningRateSchedule, parameter_groups, set_learning_rate, set_weight_decay
 from vjepa2_hf.settings import exit_on_user_error, parse_arguments
 from vjepa2_hf.training import Run, check_finite_loss

@@ -1,12 +1,15 @@
 """Masked latent prediction against the published code, its formulas on numbers made by hand, meters and folders."""
 
+import json
+
 import pytest
 import torch
 from published import ENCODER, PREDICTOR, TINY_ENCODER, TINY_PREDICTOR, golden, our_names
 from test_modeling_encoder import TOLERANCE, clips, same_weights, spread
 
-from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2MaskedLatentPredictionConfig
-from vjepa2_hf.modeling_masked_latent import collapse_meters
+from vjepa2_hf import VJepa2Encoder, VJepa2ForMaskedLatentPrediction, VJepa2MaskedLatentPredictionConfig
+from vjepa2_hf.losses import covariance_loss, covariance_within_places, temporal_contrastive_loss, variance_loss
+from vjepa2_hf.modeling_masked_latent import collapse_meters, tubelet_pixels
 
 
 CONTEXT = torch.tensor([[0, 1, 5, 17, 30], [2, 3, 16, 20, 31]])
@@ -142,6 +145,165 @@ class TestLoss:
         assert build(normalize_targets="none").normalize_targets(targets) is targets
 
 
+SHARED = torch.tensor([[0, 1, 5, 17, 29], [2, 3, 5, 17, 29]])  # a context in which clips show the same places
+WEIGHTS = {
+    "temporal_diversity_weight": 0.1,
+    "temporal_contrastive_weight": 0.2,
+    "variance_weight": 0.3,
+    "covariance_weight": 0.4,
+}
+
+
+class TestAuxiliaryLosses:
+    def test_none_is_computed_by_default(self, model, monkeypatch):
+        monkeypatch.setattr("vjepa2_hf.modeling_masked_latent.auxiliary_losses", None)
+        output = model(clips(), SHARED, TARGET)
+        assert output.losses is None and torch.equal(output.loss, output.mask_losses.mean())
+
+    def test_loss_is_the_weighted_sum_of_the_named_terms(self):
+        torch.manual_seed(0)
+        model = spread(build(loss_exponent=2, **WEIGHTS)).train()
+        masks = [SHARED, SHARED[:, 2:]], [TARGET, TARGET]
+        output = model(clips(), *masks)
+        names = [name.removesuffix("_weight") for name in WEIGHTS]
+        assert list(output.losses) == ["prediction", *names]
+        assert not any(term.requires_grad for term in output.losses.values()) and output.loss.requires_grad
+        torch.testing.assert_close(output.losses["prediction"], output.mask_losses.mean())
+        weights = {"prediction": 1.0, **{name: WEIGHTS[f"{name}_weight"] for name in names}}
+        expected = sum(weights[name] * term for name, term in output.losses.items())
+        torch.testing.assert_close(output.loss.detach(), expected)
+
+    @torch.no_grad()
+    def test_terms_act_on_the_tokens_they_say_and_are_means_over_mask_sets(self):
+        torch.manual_seed(0)
+        model = spread(build(loss_exponent=2, **WEIGHTS, variance_margin=0.7, temporal_contrastive_temperature=0.3))
+        contexts, targets = [SHARED, SHARED[:, 2:]], [TARGET, TARGET]
+        output = model(clips(), contexts, targets)
+        covariances = [
+            covariance_within_places(model.encoder(clips(), context_mask=ids).last_hidden_state, ids, 32)
+            for ids in contexts
+        ]
+        expected = {
+            "temporal_contrastive": [
+                temporal_contrastive_loss(p, z, 0.3)
+                for p, z in zip(output.predicted_latents, output.target_latents, strict=True)
+            ],
+            "variance": [variance_loss(covariance, 0.7) for covariance in covariances],
+            "covariance": [covariance_loss(covariance) for covariance in covariances],
+        }
+        for name, values in expected.items():
+            torch.testing.assert_close(output.losses[name], sum(values) / 2)
+
+    @pytest.mark.parametrize("weight", WEIGHTS)
+    def test_one_term_alone(self, weight):
+        output = build(loss_exponent=2, **{weight: 0.1})(clips(), SHARED, TARGET)
+        assert list(output.losses) == ["prediction", weight.removesuffix("_weight")]
+
+    @pytest.mark.parametrize("weight", ["variance_weight", "covariance_weight"])
+    def test_variance_and_covariance_reach_the_encoder_and_not_the_predictor(self, weight):
+        torch.manual_seed(0)
+        model = spread(build(**{weight: 1.0})).train()
+        output = model(clips(), SHARED, TARGET)
+        prediction = model.latent_loss(output.predicted_latents[0], output.target_latents[0])
+        (output.loss - prediction).backward()
+        assert model.encoder.layernorm.weight.grad.abs().max() > 0
+        assert model.predictor.proj.weight.grad.abs().max() < 1e-6
+
+    @pytest.mark.parametrize("weight", ["temporal_contrastive_weight", "variance_weight", "covariance_weight"])
+    def test_one_clip_cannot_be_compared(self, weight):
+        with pytest.raises(ValueError, match=f"{weight}=0.5 needs at least 2 clips in a batch to compare; got 1"):
+            build(**{weight: 0.5})(clips(batch_size=1), SHARED[:1], TARGET[:1])
+
+    def test_terms_are_float32_under_autocast(self):
+        torch.manual_seed(0)
+        model = spread(build(loss_exponent=2, **WEIGHTS))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = model(clips(), SHARED, TARGET)
+        assert {term.dtype for term in output.losses.values()} == {torch.float32}
+        exact = model(clips(), SHARED, TARGET).losses
+        for name, term in output.losses.items():
+            torch.testing.assert_close(term, exact[name], atol=2e-2, rtol=5e-2)
+
+    def test_diversity_under_the_absolute_loss_warns(self):
+        with pytest.warns(UserWarning, match="temporal_diversity_weight=0.1 with loss_exponent=1 has no minimum"):
+            build(temporal_diversity_weight=0.1)
+
+
+class TestPixelTargets:
+    @pytest.fixture
+    def model(self):
+        torch.manual_seed(0)
+        return spread(build(target_type="pixels"))
+
+    def test_pixels_stand_in_the_encoders_order_of_tokens(self):
+        """A patch of numbers of its own shows up at its token's id, whole."""
+        config = build().config.encoder_config
+        video = torch.zeros(1, 4, 3, 16, 24)
+        video[:, 2:4, :, 8:16, 16:24] = torch.arange(2 * 3 * 64, dtype=torch.float32).view(2, 3, 8, 8) + 1
+        pixels = tubelet_pixels(config, video)
+        assert pixels.shape == (1, 12, 3 * 2 * 64)
+        assert pixels.sum(-1).nonzero().tolist() == [[0, 11]]  # (1 · 2 + 1) · 3 + 2
+        assert sorted(pixels[0, 11].tolist()) == list(range(1, 385))
+
+    def test_a_linear_map_of_them_is_the_patch_embedding(self):
+        encoder = spread(build()).encoder
+        weight, bias = encoder.patch_embeddings.proj.weight, encoder.patch_embeddings.proj.bias
+        for frames in (4, 1):
+            pixels = tubelet_pixels(encoder.config, clips(frames))
+            expected = encoder.patch_embeddings(clips(frames))
+            torch.testing.assert_close(torch.nn.functional.linear(pixels, weight.flatten(1), bias), expected)
+
+    def test_targets_are_each_hidden_tubelets_pixels_standardised(self, model):
+        output = model(clips(), CONTEXT, TARGET)
+        assert output.predicted_latents[0].shape == output.target_latents[0].shape == (2, 3, 384)
+        # token 18 is frames 2 and 3, row 0, column 2
+        patch = clips()[0, 2:4, :, 0:8, 16:24].flatten()
+        expected = (patch - patch.mean()) / patch.std()
+        found = output.target_latents[0][0, 2]
+        torch.testing.assert_close(found.sort().values, expected.sort().values, atol=1e-2, rtol=0)
+        assert found.mean().abs() < 1e-6
+
+    def test_the_target_encoder_is_not_called_but_for_meters(self, model, monkeypatch):
+        calls = []
+        model.target_encoder.register_forward_hook(lambda *_: calls.append(1))
+        model(clips(), CONTEXT, TARGET)
+        assert not calls
+        output = model(clips(), CONTEXT, TARGET, output_meters=True)
+        assert len(calls) == 1 and output.effective_rank <= 24  # of the latents, not of the pixels
+
+    def test_the_target_encoder_still_follows(self, model):
+        model.update_target_encoder(0.0)
+        assert same_weights(model.encoder, model.target_encoder)
+
+    def test_a_folder_loads_back_with_its_encoder(self, model, tmp_path):
+        model.save_pretrained(tmp_path)
+        assert same_weights(VJepa2ForMaskedLatentPrediction.from_pretrained(tmp_path), model)
+        assert same_weights(VJepa2Encoder.from_pretrained(tmp_path), model.target_encoder)
+        with pytest.raises(ValueError, match="predictor.proj.*config and weights are of different models"):
+            VJepa2ForMaskedLatentPrediction.from_pretrained(tmp_path, target_type="ema")
+
+    def test_the_future_comes_as_pixels_all_at_once(self, model):
+        assert model.predict_future(clips(), 4).shape == (2, 2, 16, 384)
+        with pytest.raises(ValueError, match="autoregressive=True needs predicted latents"):
+            model.predict_future(clips(), 4, autoregressive=True)
+
+
+class TestOnlineTarget:
+    def test_warns_that_it_collapses(self):
+        with pytest.warns(UserWarning, match="target_type='online' .* tends to collapse"):
+            build(target_type="online")
+
+    @pytest.mark.filterwarnings("ignore:target_type='online'")
+    def test_target_is_the_encoder_after_every_update(self):
+        torch.manual_seed(0)
+        model = spread(build(target_type="online"))
+        assert not same_weights(model.encoder, model.target_encoder)
+        model.update_target_encoder(0.999)
+        assert same_weights(model.encoder, model.target_encoder)
+        model.train()(clips(), CONTEXT, TARGET).loss.backward()
+        assert all(parameter.grad is None for parameter in model.target_encoder.parameters())
+
+
 class TestTargetEncoder:
     def test_starts_as_a_copy_without_gradient(self):
         model = build()
@@ -167,8 +329,15 @@ class TestTargetEncoder:
 
 
 class TestGradients:
-    def test_reach_encoder_and_predictor_alone(self):
-        model = build().train()
+    @pytest.mark.filterwarnings("ignore:target_type='online'")
+    @pytest.mark.parametrize(
+        "fields",
+        [{}, {"target_type": "pixels"}, {"target_type": "online"}, {"loss_exponent": 2, **WEIGHTS}],
+        ids=["default", "pixels", "online", "all terms"],
+    )
+    def test_reach_every_trained_parameter_and_no_other(self, fields):
+        """A trained parameter without gradient would stop DistributedDataParallel."""
+        model = build(**fields).train()
         model(clips(), CONTEXT, TARGET).loss.backward()
         without = {name for name, p in model.named_parameters() if p.grad is None}
         assert without == {name for name, _ in model.named_parameters() if name.startswith("target_encoder.")}
@@ -282,6 +451,17 @@ class TestFolder:
         assert same_weights(model, loaded) and not info["missing_keys"] and not info["unexpected_keys"]
         assert not same_weights(loaded.encoder, loaded.target_encoder)
         assert not any(parameter.requires_grad for parameter in loaded.target_encoder.parameters())
+
+    def test_of_an_older_version_loads_with_the_same_loss(self, model, tmp_path):
+        """Written before the objective had more than an exponent and a normalisation."""
+        model.save_pretrained(tmp_path)
+        path = tmp_path / "config.json"
+        new = {"target_type", "variance_margin", "temporal_contrastive_temperature", *WEIGHTS}
+        fields = json.loads(path.read_text())
+        path.write_text(json.dumps({name: value for name, value in fields.items() if name not in new}))
+        loaded = VJepa2ForMaskedLatentPrediction.from_pretrained(tmp_path)
+        assert same_weights(model, loaded)
+        assert torch.equal(loaded(clips(), CONTEXT, TARGET).loss, model(clips(), CONTEXT, TARGET).loss)
 
     @pytest.mark.parametrize("zero", [True, False])
     def test_mask_tokens_at_the_start(self, zero):

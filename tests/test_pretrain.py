@@ -1,5 +1,7 @@
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -7,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pretrain
 import pytest
 import torch
@@ -14,9 +17,9 @@ from datasets import Features, Value, Video
 from pretrain import PretrainConfig, build_model_config
 
 from vjepa2_hf import VJepa2Encoder, VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
-from vjepa2_hf.data import write_shards
 from vjepa2_hf.masking import build_mask_samplers
 from vjepa2_hf.settings import load_config
+from vjepa2_hf.shards import write_shards
 from vjepa2_hf.training import read_metrics
 from vjepa2_hf.video_io import encode_video
 
@@ -106,6 +109,7 @@ def test_a_run_leaves_metrics_checkpoints_and_a_model_that_loads(monkeypatch, sh
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert set(lines[0]) == {
         "step", "loss", "learning_rate", "ema_momentum", "weight_decay",
+        "gradient_norm", "mask_loss_0", "mask_loss_1", "skipped",
         "target_std", "effective_rank", "prediction_variation",
     }  # fmt: skip
     assert all(np.isfinite(line["loss"]) for line in lines)
@@ -141,6 +145,25 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_bit(monkeypatch, sha
     assert run_script(monkeypatch, shards, tmp_path / "b", setting, "resume=latest") == uninterrupted
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "a/final" / name).read_bytes() == (tmp_path / "b/final" / name).read_bytes()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_resumed_run_of_every_kind_of_clip_repeats_the_uninterrupted_one(monkeypatch, shards, tmp_path, num_workers):
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 255, (40, 48, 3), dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(tmp_path / f"images/{number}.png")
+    settings = [
+        f"data=[{{path: {shards}, weight: 0.7}}, {{path: {tmp_path}/images, weight: 0.3}}]",
+        "frames_per_clip=8", "frames_curriculum=[[0, 4], [2, 6], [4, 8]]", "fps=[4, 8]", "speed=[0.5, 1.5]",
+        "frame_jitter=0.3", "motion_weight=0.5", f"num_workers={num_workers}",
+    ]  # fmt: skip
+    uninterrupted = run_script(monkeypatch, shards, tmp_path / "a", *settings)
+    assert [line["frames_per_clip"] for line in uninterrupted] == [4, 4, 6, 6, 8, 8]
+    run_and_stop_after_three(shards, tmp_path / "b", *settings)
+    assert run_script(monkeypatch, shards, tmp_path / "b", *settings, "resume=latest") == uninterrupted
+    weights = [(tmp_path / name / "final/model.safetensors").read_bytes() for name in "ab"]
+    assert weights[0] == weights[1]
 
 
 def test_a_killed_run_leaves_whole_checkpoints_and_goes_on(shards, tmp_path):
@@ -231,9 +254,17 @@ def test_started_from_a_saved_model(monkeypatch, shards, tmp_path):
         (["predictor.hidden_sise=3"], "did you mean 'predictor.hidden_size'"),
         (["masks=[{type: multi_blok}]"], "multi_block"),
         (["masks=[]"], "masks is empty"),
+        (["frames_curriculum=[[0, 2], [9, 3]]"], "ends with 3 frames, but frames_per_clip is 4"),
+        (["frames_curriculum=[[1, 4]]"], "begin at 0"),
+        (["fps=[4, 0]"], "fps is [4.0, 0.0]"),
+        (["data=[{path: nowhere}]"], "nowhere"),
+        (["data=[{path: x, wieght: 2}]"], "data"),
+        (["max_skipped_fraction=2.0"], "max_skipped_fraction is 2.0"),
         (["batch_size=0"], "batch_size must be at least 1, got 0"),
         (["resume=checkpoint-9"], "There is no checkpoint folder 'checkpoint-9'"),
         (["weight_decay=0.0", "final_weight_decay=0.4"], "final_weight_decay=0.4 needs a weight_decay above 0"),
+        (["torch_compile=inductr"], "did you mean 'inductor'"),
+        (["log_with=mlflow"], "log_with"),
         (["init_from=x"], "init_from brings the model's sizes"),
         (["crop_size=33"], "33"),
         (["--config", "missing.yaml"], "'missing.yaml' does not exist"),
@@ -245,9 +276,59 @@ def test_bad_settings_end_in_one_sentence(monkeypatch, capsys, shards, tmp_path,
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_are_lost(monkeypatch, capsys, shards, tmp_path):
     settings = ["learning_rate={schedule: constant, peak: 1e30}", "normalize_targets=none", "log_every=100"]
-    error = fails(monkeypatch, capsys, shards, tmp_path, *settings)
-    assert "lower the learning rate" in error
+    error = fails(monkeypatch, capsys, shards, tmp_path, *settings, "save_every=1", "gradient_accumulation_steps=2")
+    found = json.loads((tmp_path / "offending_batch.json").read_text())
+    last = tmp_path / f"checkpoint-{found['step'] - 1}"
+    assert last.is_dir() and not (tmp_path / f"checkpoint-{found['step']}").exists()
+    assert "lower the learning rate" in error and str(tmp_path / "offending_batch.json") in error
+    assert f"go on in another output_dir with resume={last}" in error
+    assert found["loss"] is None and [len(batch["clips"]) for batch in found["batches"]] == [2, 2]
+    assert all(".mp4" in name and batch["process"] == 0 for batch in found["batches"] for name in batch["clips"])
     assert not (tmp_path / "final").exists()
+
+
+def test_the_mask_losses_are_the_parts_of_the_loss_and_the_gradient_norm_is_logged(monkeypatch, shards, tmp_path):
+    for line in run_script(monkeypatch, shards, tmp_path, "max_steps=2", "gradient_accumulation_steps=2"):
+        assert line["loss"] == pytest.approx((line["mask_loss_0"] + line["mask_loss_1"]) / 2)
+        assert 0 < line["gradient_norm"] < 1e3
+
+
+def test_a_collapse_is_told_once_with_its_likely_cause_also_across_a_resume(monkeypatch, caplog, shards, tmp_path):
+    # a momentum of 0 and updates that flatten everything
+    settings = ["ema={start: 0.0}", "learning_rate={schedule: constant, peak: 0.3}", "weight_decay=3.0"]
+    settings += ["max_steps=20", "save_every=10", "encoder.drop_path_rate=0.0"]
+    lines = run_script(monkeypatch, shards, tmp_path, *settings)
+    (told,) = [line for line in lines if "warning" in line]
+    assert told["warning"].startswith(f"The targets collapse at step {told['step']}: ")
+    assert "follows the encoder too closely (momentum 0)" in told["warning"] and told["warning"] in caplog.text
+    shutil.rmtree(tmp_path / "final")
+    shutil.rmtree(tmp_path / "checkpoint-20")
+    assert run_script(monkeypatch, shards, tmp_path, *settings, "resume=latest") == lines
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # of dynamo's
+def test_compiled_blocks_learn_the_same(monkeypatch, shards, tmp_path):
+    plain = run_script(monkeypatch, shards, tmp_path / "a", "max_steps=2", "encoder.drop_path_rate=0.0")
+    settings = ["max_steps=2", "encoder.drop_path_rate=0.0", "torch_compile=aot_eager"]
+    with patched_compile(monkeypatch) as compiled:
+        lines = run_script(monkeypatch, shards, tmp_path / "b", *settings)
+    assert len(compiled) == 5 and compiled[0] == {"backend": "aot_eager", "dynamic": True}  # 2 + 2 blocks and 1
+    for before, after in zip(plain, lines, strict=True):
+        assert after["loss"] == pytest.approx(before["loss"], rel=1e-5)
+    assert VJepa2Encoder.from_pretrained(tmp_path / "b" / "final").config.hidden_size == 16
+
+
+@contextlib.contextmanager
+def patched_compile(monkeypatch):
+    calls, compile_module = [], torch.nn.Module.compile
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.Module, "compile", lambda m, **how: (calls.append(how), compile_module(m, **how))[1])
+        yield calls
+
+
+def test_tensorboard_gets_the_numbers(monkeypatch, shards, tmp_path):
+    run_script(monkeypatch, shards, tmp_path, "max_steps=1", "log_with=tensorboard")
+    assert list(tmp_path.rglob("events.out.tfevents.*"))
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("configs/*/*pretrain*.yaml")), ids=lambda path: path.parent.name)

@@ -17,7 +17,7 @@ from environments import PUSHING, Tasks
 from report import animate_episodes, read_metrics, sign_test, write_report
 
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2MaskedLatentPredictionConfig, VJepa2VideoProcessor
-from vjepa2_hf.data import write_shards
+from vjepa2_hf.shards import write_shards
 from vjepa2_hf.video_io import encode_video
 
 

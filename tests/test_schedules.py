@@ -43,6 +43,11 @@ def test_published_momenta():
     assert at_every_step(MomentumSchedule(start=0.9)) == [0.9] * 100
 
 
+def test_every_published_schedule_is_compared():
+    compared = Path(__file__).read_text()
+    assert len(GOLDEN) == 6 and all(f'GOLDEN["{name}"]' in compared for name in GOLDEN)
+
+
 def test_published_cooldown_stops_before_its_end():
     """Linear over 15 k steps, stopped after 12 k: 1.06e-4 (RECIPES section 4)."""
     cooldown = LearningRateSchedule("linear", peak=5.25e-4, final=1e-6, schedule_scale=1.25)
@@ -74,6 +79,18 @@ def test_biases_norms_and_frozen_parameters_are_not_decayed():
     decayed, kept = parameter_groups(model, weight_decay=0.04)
     assert decayed["weight_decay"] == 0.04 and [p.ndim for p in decayed["params"]] == [2]
     assert kept["weight_decay"] == 0.0 and len(kept["params"]) == 3
+
+
+@pytest.mark.parametrize("decay_mask_tokens", [True, False])
+def test_mask_tokens_are_decayed_as_published_or_not(decay_mask_tokens):
+    model = nn.Module()
+    model.predictor = nn.Module()
+    model.predictor.mask_tokens = nn.Parameter(torch.zeros(10, 1, 1, 4))
+    model.predictor.proj = nn.Linear(4, 4)
+    decayed, kept = parameter_groups(model, 0.04, decay_mask_tokens)
+    group = decayed if decay_mask_tokens else kept
+    assert any(parameter is model.predictor.mask_tokens for parameter in group["params"])
+    assert len(decayed["params"]) + len(kept["params"]) == 3
 
 
 def test_a_weight_decay_that_changes_leaves_biases_and_norms_alone():

@@ -11,7 +11,7 @@ from record_episodes import episode_features
 from train_world_model import Episodes, WorldModelTrainingConfig, build_processor
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel
-from vjepa2_hf.data import write_shards
+from vjepa2_hf.shards import write_shards
 from vjepa2_hf.training import read_metrics
 from vjepa2_hf.video_io import encode_video
 

@@ -1,3 +1,4 @@
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from vjepa2_hf.settings import load_config
 from vjepa2_hf.training import (
     Run,
     check_finite_loss,
+    check_tracker,
     latest_checkpoint,
     read_metrics,
     save_checkpoint,
@@ -42,6 +44,15 @@ RATE_SETTINGS = ("max_steps", "learning_rate")
 def test_a_loss_that_is_not_finite_is_refused_with_advice(loss):
     with pytest.raises(ValueError, match=f"loss of step 7 is {loss}; lower the learning rate"):
         check_finite_loss(loss, 7)
+
+
+@pytest.mark.parametrize(("name", "package"), [("wandb", "wandb"), ("trackio", "trackio")])
+def test_a_tracker_that_is_not_installed_is_refused(monkeypatch, name, package):
+    monkeypatch.setattr(training, "get_available_trackers", lambda: ["tensorboard"])
+    with pytest.raises(ValueError, match=f"log_with={name} needs the package '{package}', .* or set log_with=null"):
+        check_tracker(name)
+    check_tracker("tensorboard")
+    check_tracker(None)
 
 
 def tiny_run(output_dir, seed=0, width=3, config=None, **settings):
@@ -240,6 +251,44 @@ def test_metrics_hold_plain_json_numbers(tmp_path):
     run, *_ = tiny_run(tmp_path)
     run.log({"step": 1, "loss": torch.tensor(0.5), "target_std": float("nan"), "rank": None})
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 0.5, "target_std": None, "rank": None}]
+
+
+def test_trackers_get_numbers_alone(tmp_path, monkeypatch):
+    run, *_ = tiny_run(tmp_path)
+    tracked = []
+    monkeypatch.setattr(run.accelerator, "log", lambda values, step: tracked.append((step, values)))
+    run.log({"step": 1, "loss": 0.5, "rank": None, "warning": "The targets collapse"})
+    assert tracked == [(1, {"loss": 0.5})]
+    assert read_metrics(tmp_path)[0]["warning"] == "The targets collapse"
+
+
+NAMES = [["a.mp4", "b.mp4"], ["c.mp4", "d.mp4"]]
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "message"),
+    [
+        (float("nan"), float("nan"), "The loss of step 7 is nan; the names of its clips are in"),
+        (0.5, float("inf"), "The gradient norm of step 7 is inf; the names of its clips are in"),
+    ],
+)
+def test_a_step_that_would_lose_the_weights_names_its_clips_and_the_last_checkpoint(tmp_path, loss, norm, message):
+    run, *_ = tiny_run(tmp_path)
+    run.save_checkpoint(6)
+    with pytest.raises(ValueError, match=f"{message} .*offending_batch.json.*resume={tmp_path / 'checkpoint-6'}"):
+        run.check_finite(7, loss, norm, [torch.tensor(0.5), torch.tensor(loss)], NAMES)
+    found = json.loads((tmp_path / "offending_batch.json").read_text())
+    assert found["step"] == 7 and found["gradient_norm"] is None
+    assert [batch["clips"] for batch in found["batches"]] == NAMES
+    assert [batch["loss"] for batch in found["batches"]] == [0.5, 0.5 if loss == 0.5 else None]
+
+
+def test_a_finite_step_and_a_scaled_gradient_go_on(tmp_path, monkeypatch):
+    run, *_ = tiny_run(tmp_path)
+    run.check_finite(1, 0.5, 3.0, [0.5], NAMES[:1])
+    monkeypatch.setattr(run.accelerator, "scaler", object())  # of fp16: it skips the update by itself
+    run.check_finite(1, 0.5, float("inf"), [0.5], NAMES[:1])
+    assert not (tmp_path / "offending_batch.json").exists()
 
 
 def test_final_folder_is_written_aside_and_replaces_the_old_one(tmp_path):

@@ -285,6 +285,10 @@ class _NestedEncoder(_StrictFields):
         return self.encoder_config.frames_per_clip
 
 
+# Terms that may stand beside the prediction loss: the config's `<name>_weight`, in `losses.py` `<name>_loss`
+AUXILIARY_LOSSES = ("temporal_diversity", "temporal_contrastive", "variance", "covariance")
+
+
 @strict
 class VJepa2MaskedLatentPredictionConfig(_NestedEncoder, PreTrainedConfig):
     r"""Configuration of [`VJepa2ForMaskedLatentPrediction`].
@@ -301,6 +305,21 @@ class VJepa2MaskedLatentPredictionConfig(_NestedEncoder, PreTrainedConfig):
             standardises every place and channel over the batch, which keeps content in the loss on short runs;
             "batch_channel" also takes away the batch's mean at every place, but divides by the channel's deviation
             over all places, so that places where nothing ever happens do not become noise of full size; "none".
+        target_type (`str`, defaults to "ema"): what is predicted of hidden tokens. "ema" is the latents of the target
+            encoder, a moving average of the encoder (published, both seeds). "online" (seed 003's ablation "No EMA")
+            makes the target encoder equal to the encoder at every update, whatever the momentum; it tends to collapse.
+            "pixels" (seed 003's ablation) is the pixels of the hidden tubelets, which `normalize_targets="layer"`
+            standardises in each token as masked autoencoders do (arXiv 2111.06377, sec. 3): the target encoder then
+            still follows the encoder, but takes no part in training.
+    Terms beside the prediction loss; a term of weight 0 (the default of all) is not computed. See
+    [`vjepa2_hf.losses`]; all of them but the first compare clips and need at least 2 in a batch:
+        temporal_diversity_weight (`float`): of −Var_t of the predictions (seed 000: 0.1). It has no lower bound, and
+            only with `loss_exponent=2` and a weight well below 0.5 does the prediction loss outgrow it.
+        temporal_contrastive_weight (`float`), temporal_contrastive_temperature (`float`, defaults to 0.1): of InfoNCE
+            between clips' predictions and targets (named by seed 000, without numbers).
+        variance_weight, covariance_weight (`float`), variance_margin (`float`, defaults to 1.0): of VICReg's two terms
+            (arXiv 2105.04906, which has 25 and 1 beside 25 for the squared error, and a margin of 1) on the context
+            encoder's tokens, as they differ between clips at one place.
     """
 
     model_type = "vjepa2_hf_masked_latent_prediction"
@@ -318,10 +337,20 @@ class VJepa2MaskedLatentPredictionConfig(_NestedEncoder, PreTrainedConfig):
 
     loss_exponent: int = 1
     normalize_targets: str = "layer"
+    target_type: str = "ema"
+
+    temporal_diversity_weight: int | float = 0.0
+    temporal_contrastive_weight: int | float = 0.0
+    temporal_contrastive_temperature: int | float = 0.1
+    variance_weight: int | float = 0.0
+    covariance_weight: int | float = 0.0
+    variance_margin: int | float = 1.0
 
     def __post_init__(self, **kwargs):
         _check_positive(self, "predictor_hidden_size", "predictor_mlp_ratio", "num_mask_tokens")
+        _check_positive(self, "temporal_contrastive_temperature", "variance_margin")
         _check_not_negative(self, "predictor_num_hidden_layers", "initializer_range")
+        _check_not_negative(self, *(f"{name}_weight" for name in AUXILIARY_LOSSES))
         _check_heads(
             "predictor_hidden_size",
             self.predictor_hidden_size,
@@ -330,8 +359,15 @@ class VJepa2MaskedLatentPredictionConfig(_NestedEncoder, PreTrainedConfig):
         )
         _check_choice("loss_exponent", self.loss_exponent, (1, 2))
         _check_choice("normalize_targets", self.normalize_targets, ("layer", "batch", "batch_channel", "none"))
+        _check_choice("target_type", self.target_type, ("ema", "online", "pixels"))
         super().__post_init__(**self._refuse_unknown(kwargs))
         _check_sincos_size(self.encoder_config, "predictor_hidden_size", self.predictor_hidden_size)
+
+    @property
+    def auxiliary_weights(self) -> dict[str, float]:
+        """The weights above 0 of `AUXILIARY_LOSSES`, by name."""
+        weights = {name: getattr(self, f"{name}_weight") for name in AUXILIARY_LOSSES}
+        return {name: weight for name, weight in weights.items() if weight > 0}
 
 
 @strict

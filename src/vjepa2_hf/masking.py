@@ -3,7 +3,11 @@
 A sampler is any callable `sampler(batch_size, grid, generator=None) -> (context_mask (B, K), target_mask (B, M))` of
 sorted int64 token ids, where grid is (T', H', W') in tubelets and patches and token (t, h, w) has the id
 `(t * H' + h) * W' + w`. The same seed gives the same masks; context and target never overlap, lie in the grid and
-are never empty.
+are never empty. Frames are counted in tubelets: the smallest step in time that a token can be masked by.
+
+A sampler that draws takes one number from the generator, whatever its settings, the batch and the grid, so none of
+these changes what is drawn after it. Masks are drawn with numpy, at a fraction of torch's time (benchmarks/masks.py),
+and lie on the generator's device, on the CPU without one.
 
 Letters: B batch, T' H' W' the token grid, N = T'·H'·W' tokens, K context tokens, M target tokens, J blocks of a clip.
 """
@@ -15,13 +19,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 
 Grid = tuple[int, int, int]
 NumberOrRange = float | tuple[float, float]
 
-# Tries before a sampler gives up on a grid, and how often block positions are drawn again before the block size is.
+# Batches drawn before a sampler gives up on a grid, and after how many the block size is drawn again.
 MAX_TRIES = 1000
 TRIES_PER_SIZE = 50
 
@@ -71,25 +76,37 @@ class MultiBlockMask:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Draws the masks of one batch: (context_mask (B, K), target_mask (B, M)), sorted int64 ids."""
         _check_batch(batch_size, grid)
-        covered = torch.zeros(batch_size, math.prod(grid), dtype=torch.bool, device=_device(generator))
-        missing = torch.arange(batch_size, device=covered.device)
+        rng = _numpy_generator(generator)
+        context_ids, target_ids = _trim(self._draw_clips(batch_size, grid, rng), rng)
+        device = _device(generator)
+        return torch.from_numpy(context_ids).to(device), torch.from_numpy(target_ids).to(device)
+
+    def _draw_clips(self, batch_size: int, grid: Grid, rng: np.random.Generator) -> np.ndarray:
+        """The tokens that the blocks of each clip cover, bool (B, N), before the batch is made rectangular.
+
+        For every clip refused four more are drawn (a batch at most): one draw is as good as another, so the first B
+        that are accepted serve, and three rounds are enough where one more for each took ten.
+        """
+        clips, missing = [], batch_size
         for attempt in range(MAX_TRIES):
+            rows = min(batch_size, 4 * missing)
             if self.mask_ratio is not None:
-                sizes = self._draw_sizes(len(missing), grid, generator)
+                sizes, exists = self._draw_sizes(rows, grid, rng)
             elif attempt % TRIES_PER_SIZE == 0:
-                sizes = self._draw_sizes(1, grid, generator)
-            covered[missing] = _draw_union(sizes, len(missing), grid, generator)
-            missing = missing[~self._accepts(covered[missing])]
-            if len(missing) == 0:
-                return _random_ids(~covered, generator), _random_ids(covered, generator)
+                sizes, exists = self._draw_sizes(1, grid, rng)
+            drawn = _draw_union(sizes, exists, rows, grid, rng)
+            clips.append(drawn[self._accepts(drawn)][:missing])
+            missing -= len(clips[-1])
+            if missing == 0:
+                return np.concatenate(clips)
         raise ValueError(
             f"{self} found no mask for the grid {tuple(grid)} (frames, height, width in tokens) in {MAX_TRIES} tries: "
             f"{self._condition()}; use a larger grid or other block sizes."
         )
 
-    def _accepts(self, covered: torch.Tensor) -> torch.Tensor:
+    def _accepts(self, covered: np.ndarray) -> np.ndarray:
         """Which clips of (B, N) have a context, a target, and a union within the mask ratio: bool (B,)."""
-        count, num_tokens = covered.sum(1), covered.shape[1]
+        count, num_tokens = _count(covered), covered.shape[1]
         accepted = (count > 0) & (count < num_tokens)
         if self.mask_ratio is not None:
             low, high = self.mask_ratio
@@ -101,23 +118,20 @@ class MultiBlockMask:
             return "the blocks cover every token and leave no context"
         return f"the union of the blocks never lies within {self.mask_ratio[0]:g} to {self.mask_ratio[1]:g}"
 
-    def _draw_sizes(
-        self, rows: int, grid: Grid, generator: torch.Generator | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _draw_sizes(self, rows: int, grid: Grid, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Block sizes (t, h, w) in tokens, int64 (rows, J or 1, 3), and which blocks exist, bool (rows, J).
 
         The arithmetic (rounding down the area, rounding the sides) is the published one.
         """
         low, high = _as_range(self.num_blocks)
-        number = torch.randint(int(low), int(high) + 1, (rows, 1), generator=generator, device=_device(generator))
-        exists = torch.arange(int(high), device=number.device) < number
-        shape = (rows, 1 if self.mask_ratio is None else int(high))
-        length = (grid[0] * _uniform(self.temporal_scale, shape, generator)).floor()
-        area = (grid[1] * grid[2] * _uniform(self.spatial_scale, shape, generator)).floor()
-        aspect = _uniform(self.aspect_ratio, shape, generator)
-        sizes = torch.stack([length, (area * aspect).sqrt().round(), (area / aspect).sqrt().round()], dim=-1)
+        exists = np.arange(high) < rng.integers(low, high + 1, (rows, 1))
+        shape = (rows, 1 if self.mask_ratio is None else high)
+        length = np.floor(grid[0] * rng.uniform(*_as_range(self.temporal_scale), shape))
+        area = np.floor(grid[1] * grid[2] * rng.uniform(*_as_range(self.spatial_scale), shape))
+        aspect = rng.uniform(*_as_range(self.aspect_ratio), shape)
+        sizes = np.stack([length, np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))], axis=-1)
         # a block is at least one token and at most the grid
-        return sizes.long().clamp(min=1).minimum(torch.tensor(grid, device=sizes.device)), exists
+        return sizes.clip(1, grid).astype(np.int64), exists
 
 
 @dataclass(frozen=True)
@@ -135,23 +149,130 @@ class FutureMask:
     context_ratio: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_range(self, "context_ratio", above=0, below=1)
-        if isinstance(self.context_ratio, tuple):
-            raise ValueError(f"context_ratio is {self.context_ratio!r}, expected one number, for example 0.5.")
+        _check_ratio(self, "context_ratio")
 
     def __call__(
         self, batch_size: int, grid: Grid, generator: torch.Generator | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The masks of one batch, the same for every clip: (context_mask (B, K), target_mask (B, M))."""
-        _check_batch(batch_size, grid)
-        if grid[0] < 2:
-            raise ValueError(f"FutureMask needs at least 2 tubelets but the grid is {tuple(grid)}; use longer clips.")
-        num_context = min(max(round(grid[0] * self.context_ratio), 1), grid[0] - 1) * grid[1] * grid[2]
-        ids = torch.arange(math.prod(grid), device=_device(generator)).repeat(batch_size, 1)
-        return ids[:, :num_context].contiguous(), ids[:, num_context:].contiguous()
+        _check_batch(batch_size, grid, self)
+        is_context = np.arange(grid[0]) < _share(grid[0], self.context_ratio)
+        return _frame_masks(is_context, ~is_context, batch_size, grid, generator)
 
 
-MASK_SAMPLERS: dict[str, type] = {"multi_block": MultiBlockMask, "future": FutureMask}
+@dataclass(frozen=True)
+class RandomFrameMask:
+    """Frames drawn at random for each clip are the target, the others the context (seed 000).
+
+    Args:
+        mask_ratio: share of the frames (tubelets) that are target, in (0, 1); rounded to whole tubelets, at least one
+            on either side.
+
+    Raises:
+        ValueError: the ratio is out of its range; when sampling, the grid has fewer than two frames.
+    """
+
+    mask_ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_ratio(self, "mask_ratio")
+
+    def __call__(
+        self, batch_size: int, grid: Grid, generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draws the masks of one batch: (context_mask (B, K), target_mask (B, M)), sorted int64 ids."""
+        _check_batch(batch_size, grid, self)
+        first = np.arange(grid[0]) < _share(grid[0], self.mask_ratio)
+        is_target = _numpy_generator(generator).permuted(np.tile(first, (batch_size, 1)), axis=1)
+        return _frame_masks(~is_target, is_target, batch_size, grid, generator)
+
+
+@dataclass(frozen=True)
+class PeriodicMask:
+    """Every period-th frame, from the first on, is the context, the frames between are the target (seed 000).
+
+    Args:
+        period: in frames (tubelets), an integer of at least 2.
+
+    Raises:
+        ValueError: the period is not such an integer; when sampling, the grid has fewer than two frames.
+    """
+
+    period: int = 2
+
+    def __post_init__(self) -> None:
+        if not _is_integer(self.period) or self.period < 2:
+            raise ValueError(
+                f"period is {self.period!r}, expected an integer of at least 2: of every `period` tubelets one is "
+                f"context and the others are target."
+            )
+
+    def __call__(
+        self, batch_size: int, grid: Grid, generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The masks of one batch, the same for every clip: (context_mask (B, K), target_mask (B, M))."""
+        _check_batch(batch_size, grid, self)
+        is_context = np.arange(grid[0]) % self.period == 0
+        return _frame_masks(is_context, ~is_context, batch_size, grid, generator)
+
+
+@dataclass(frozen=True)
+class MultiRateMask:
+    """The first frames are the context, frames at several distances after the last of them the target (seed 000).
+
+    Of 8 tubelets the defaults keep 0 to 3 and predict 4, 5 and 7. Seed 000 counts frames (context 0 to 7, targets 8,
+    10, 12, 14), which at two frames a tubelet would be the future mask.
+
+    Args:
+        context_ratio: share of the frames (tubelets) that are context, in (0, 1); rounded to whole tubelets, at least
+            one on either side.
+        horizons: distances of the targets from the last context frame, in frames (tubelets), different integers of at
+            least 1.
+
+    Raises:
+        ValueError: a setting is out of its range; when sampling, a horizon lies beyond the clip's end.
+    """
+
+    context_ratio: float = 0.5
+    horizons: tuple[int, ...] = (1, 2, 4)
+
+    def __post_init__(self) -> None:
+        _check_ratio(self, "context_ratio")
+        if isinstance(self.horizons, list):
+            object.__setattr__(self, "horizons", tuple(self.horizons))
+        if (
+            not isinstance(self.horizons, tuple)
+            or len(self.horizons) == 0
+            or not all(_is_integer(horizon) and horizon >= 1 for horizon in self.horizons)
+            or len(set(self.horizons)) < len(self.horizons)
+        ):
+            raise ValueError(
+                f"horizons is {self.horizons!r}, expected different integers of at least 1, for example (1, 2, 4)."
+            )
+
+    def __call__(
+        self, batch_size: int, grid: Grid, generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The masks of one batch, the same for every clip: (context_mask (B, K), target_mask (B, M))."""
+        _check_batch(batch_size, grid, self)
+        num_context, needed = _share(grid[0], self.context_ratio), max(self.horizons)
+        if num_context + needed > grid[0]:
+            raise ValueError(
+                f"{self} needs {needed} tubelets after the {num_context} of the context but the grid {tuple(grid)} "
+                f"has {grid[0]} in all; use longer clips, a smaller context_ratio or shorter horizons."
+            )
+        frames = np.arange(grid[0])
+        is_target = np.isin(frames, np.array(self.horizons) + num_context - 1)
+        return _frame_masks(frames < num_context, is_target, batch_size, grid, generator)
+
+
+MASK_SAMPLERS: dict[str, type] = {
+    "multi_block": MultiBlockMask,
+    "future": FutureMask,
+    "random_frame": RandomFrameMask,
+    "periodic": PeriodicMask,
+    "multi_rate": MultiRateMask,
+}
 
 # The published recipe: both sets in every step, many small blocks and two large ones.
 PUBLISHED_MASKS: list[dict[str, Any]] = [
@@ -193,41 +314,88 @@ def _build_sampler(spec: dict[str, Any]) -> Any:
     return MASK_SAMPLERS[name](**settings)
 
 
-def _draw_union(
-    sizes: tuple[torch.Tensor, torch.Tensor], rows: int, grid: Grid, generator: torch.Generator | None
-) -> torch.Tensor:
+def _draw_union(sizes: np.ndarray, exists: np.ndarray, rows: int, grid: Grid, rng: np.random.Generator) -> np.ndarray:
     """Places the blocks of each clip uniformly and returns the tokens that any of them covers, bool (rows, N)."""
-    size, exists = sizes
-    device = size.device
-    num_blocks = exists.shape[1]
-    size = size.expand(rows, num_blocks, 3)
-    room = torch.tensor(grid, device=device) - size + 1
-    # float64: the product rounds below `room`, so that a start never leaves the grid
-    start = (torch.rand(rows, num_blocks, 3, generator=generator, device=device, dtype=torch.float64) * room).long()
-    end = start + size
-    inside = [
-        (torch.arange(length, device=device) >= start[..., axis, None])
-        & (torch.arange(length, device=device) < end[..., axis, None])
+    sizes = np.broadcast_to(sizes, (rows, exists.shape[1], 3))
+    start = rng.integers(0, np.array(grid) - sizes + 1)
+    end = start + sizes
+    in_time, in_height, in_width = (
+        (np.arange(length) >= start[..., axis, None]) & (np.arange(length) < end[..., axis, None])
         for axis, length in enumerate(grid)
-    ]
-    in_time = inside[0] & exists.unsqueeze(-1)
-    blocks = in_time[:, :, :, None, None] & inside[1][:, :, None, :, None] & inside[2][:, :, None, None, :]
-    return blocks.any(1).flatten(1)
+    )
+    in_time &= exists[..., None]
+    # A matrix product counts the blocks over each token, many times faster than `any` over whole blocks
+    lines = (in_time[..., None] & in_height[:, :, None, :]).reshape(rows, exists.shape[1], -1).astype(np.float32)
+    return (lines.transpose(0, 2, 1) @ in_width.astype(np.float32) > 0).reshape(rows, -1)
 
 
-def _random_ids(chosen: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    """Sorted ids of the chosen tokens (B, N) -> (B, K), K being the smallest count in the batch.
+def _trim(covered: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Makes a batch of covered tokens, bool (B, N), rectangular: context ids (B, K) and target ids (B, M), sorted.
 
-    Clips with more tokens lose some uniformly at random: those with the lowest of random keys.
+    K and M are the smallest counts in the batch; clips with more tokens lose some uniformly at random. Every token has
+    a random key, covered ones a low one and the others a high one: a clip's M lowest keys are its target and its K
+    highest its context. A clip whose last key kept equals its first one dropped draws again, so that ties favour no
+    token either.
     """
-    count = int(chosen.sum(1).min())
-    keys = torch.rand(chosen.shape, generator=generator, device=chosen.device, dtype=torch.float64)
-    return keys.masked_fill(~chosen, -1.0).topk(count, dim=1).indices.sort(dim=1).values
+    rows, num_tokens = covered.shape
+    counts = _count(covered)
+    num_target, num_context = counts.min(), num_tokens - counts.max()
+    # half the size is half the time; up to here one clip in ten has such a tie
+    dtype, bits = (np.uint16, 16) if num_tokens <= 4096 else (np.uint32, 32)
+    high_bit = (~covered).astype(dtype) << (bits - 1)
+    target, context = np.empty((2, rows, num_tokens), dtype=bool)
+    drawing = np.arange(rows)
+    while len(drawing) > 0:
+        keys = _random_keys(len(drawing), num_tokens, dtype, rng) >> 1 | high_bit[drawing]
+        ordered = np.partition(keys, num_target - 1, axis=1)
+        rest = ordered[:, num_target:]
+        rest.partition(rest.shape[1] - num_context, axis=1)
+        target[drawing] = in_target = keys <= ordered[:, num_target - 1, None]
+        context[drawing] = in_context = keys >= rest[:, -num_context, None]
+        drawing = drawing[(_count(in_target) > num_target) | (_count(in_context) > num_context)]
+    return _ids(context), _ids(target)
 
 
-def _uniform(limits: NumberOrRange, shape: tuple[int, ...], generator: torch.Generator | None) -> torch.Tensor:
-    low, high = _as_range(limits)
-    return low + (high - low) * torch.rand(shape, generator=generator, device=_device(generator), dtype=torch.float64)
+def _random_keys(rows: int, num_tokens: int, dtype: type, rng: np.random.Generator) -> np.ndarray:
+    """Random bits (rows, N) of an unsigned type; several keys from each 64-bit number, which takes less time."""
+    size = np.dtype(dtype).itemsize
+    numbers = rng.integers(0, 2**64, -(-rows * num_tokens * size // 8), dtype=np.uint64)
+    return numbers.view(dtype)[: rows * num_tokens].reshape(rows, num_tokens)
+
+
+def _count(chosen: np.ndarray) -> np.ndarray:
+    """How many tokens of each clip are chosen, bool (B, N) -> int64 (B,); four times faster than a sum of bools."""
+    return np.bitwise_count(np.packbits(chosen, axis=1)).sum(axis=1, dtype=np.int64)
+
+
+def _ids(chosen: np.ndarray) -> np.ndarray:
+    """Ids of the chosen tokens, as many in every row: bool (B, N) -> int64 (B, K), sorted."""
+    rows, num_tokens = chosen.shape
+    ids = np.flatnonzero(chosen).reshape(rows, -1)
+    ids -= num_tokens * np.arange(rows)[:, None]
+    return ids
+
+
+def _frame_masks(
+    is_context: np.ndarray, is_target: np.ndarray, batch_size: int, grid: Grid, generator: torch.Generator | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids of the tokens of whole frames, each bool (T',) for every clip or (B, T'): (B, K), (B, M)."""
+    masks = []
+    for frames in (is_context, is_target):
+        frames = np.broadcast_to(frames, (batch_size, grid[0]))
+        masks.append(torch.from_numpy(_ids(frames.repeat(grid[1] * grid[2], axis=1))).to(_device(generator)))
+    return masks[0], masks[1]
+
+
+def _share(num_frames: int, ratio: float) -> int:
+    """That share of the frames in whole frames, at least one, and at least one left."""
+    return min(max(round(num_frames * ratio), 1), num_frames - 1)
+
+
+def _numpy_generator(generator: torch.Generator | None) -> np.random.Generator:
+    """A numpy generator seeded by one number of the torch generator (of the global one without)."""
+    seed = torch.randint(2**63 - 1, (), generator=generator, device=_device(generator))
+    return np.random.default_rng(seed.item())
 
 
 def _as_range(value: NumberOrRange) -> tuple[float, float]:
@@ -268,11 +436,28 @@ def _check_range(
         )
 
 
-def _check_batch(batch_size: int, grid: Grid) -> None:
+def _check_ratio(sampler: Any, name: str) -> None:
+    """Checks one number between 0 and 1 of the sampler."""
+    _check_range(sampler, name, above=0, below=1)
+    if isinstance(getattr(sampler, name), tuple):
+        raise ValueError(f"{name} is {getattr(sampler, name)!r}, expected one number, for example 0.5.")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_batch(batch_size: int, grid: Grid, frame_sampler: Any = None) -> None:
+    """Checks what a sampler is called with; a sampler of whole frames needs two of them."""
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1.")
     if len(grid) != 3 or min(grid) < 1:
         raise ValueError(f"grid is {tuple(grid)}, expected three positive numbers of tokens (frames, height, width).")
+    if frame_sampler is not None and grid[0] < 2:
+        raise ValueError(
+            f"{type(frame_sampler).__name__} needs at least 2 tubelets but the grid is {tuple(grid)}; "
+            f"use longer clips."
+        )
 
 
 def _nearest(name: Any, known: Sequence[str] | dict[str, Any]) -> str:

@@ -6,15 +6,18 @@ predictor.
 
 import logging
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import nn
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2MaskedLatentPredictionConfig
-from .modeling_encoder import VJepa2Encoder, VJepa2PreTrainedModel, check_token_ids
+from .losses import auxiliary_losses, squares_over_time
+from .modeling_encoder import VJepa2Encoder, VJepa2PreTrainedModel, check_token_ids, clip_grid
 from .modeling_layers import build_layers, gather_tokens
 from .modeling_positions import add_positions, grid_positions, position_parameter, rotary_table
 
@@ -26,9 +29,12 @@ logger = logging.getLogger(__name__)
 class VJepa2MaskedLatentPredictionOutput(ModelOutput):
     """Output of [`VJepa2ForMaskedLatentPrediction`].
 
-    loss: mean over mask sets of mean |ẑ − z|^p / p.
-    predicted_latents, target_latents: one (B, M, D) per mask set; targets normalised as configured.
-    mask_losses: (number of mask sets,) without gradient.
+    loss: mean over mask sets of mean |ẑ − z|^p / p, and the other terms times their weights.
+    predicted_latents, target_latents: one (B, M, D) per mask set; targets normalised as configured. For
+        `target_type="pixels"` D is the number of a tubelet's pixel values.
+    mask_losses: (number of mask sets,) the prediction loss of each, without gradient.
+    losses: where the config gives other terms a weight: every term by name without its weight and without gradient,
+        "prediction" and those of `config.auxiliary_weights`, see `vjepa2_hf.losses`.
     target_std, effective_rank, prediction_variation: with `output_meters=True`, see `collapse_meters`.
     """
 
@@ -36,6 +42,7 @@ class VJepa2MaskedLatentPredictionOutput(ModelOutput):
     predicted_latents: list[torch.Tensor] | None = None
     target_latents: list[torch.Tensor] | None = None
     mask_losses: torch.Tensor | None = None
+    losses: dict[str, torch.Tensor] | None = None
     target_std: torch.Tensor | None = None
     effective_rank: torch.Tensor | None = None
     prediction_variation: torch.Tensor | None = None
@@ -67,11 +74,15 @@ class VJepa2ForMaskedLatentPrediction(VJepa2PreTrainedModel):
         self.target_encoder = VJepa2Encoder(config.encoder_config).requires_grad_(False)
         self.post_init()
         self.update_target_encoder(momentum=0.0)
+        _warn_of_collapse(config)
 
     def train(self, mode: bool = True):
         super().train(mode)
         self.target_encoder.eval().requires_grad_(False)  # no dropout; `from_pretrained` makes new parameters
         return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.patch_embeddings  # Accelerate asks when it shards the model (FSDP)
 
     def forward(
         self,
@@ -96,7 +107,8 @@ class VJepa2ForMaskedLatentPrediction(VJepa2PreTrainedModel):
         normalized = self.normalize_targets(targets)
         grid = self.encoder.get_grid(self.encoder._fill_tubelet(pixel_values_videos))
 
-        predicted, selected = [], []
+        has_other_terms = bool(self.config.auxiliary_weights)
+        predicted, selected, auxiliary = [], [], []
         for i, (context_ids, target_ids) in enumerate(zip(context_masks, target_masks, strict=True)):
             check_token_ids("target_mask", target_ids, len(targets), math.prod(grid))
             context = self.encoder(pixel_values_videos, context_mask=context_ids).last_hidden_state
@@ -104,19 +116,35 @@ class VJepa2ForMaskedLatentPrediction(VJepa2PreTrainedModel):
             token = i if mask_token_index is None else mask_token_index
             predicted.append(self.predictor(context, context_ids, target_ids, grid, token))
             selected.append(gather_tokens(normalized, target_ids))
-        losses = torch.stack([self.latent_loss(p, z) for p, z in zip(predicted, selected, strict=True)])
-        meters = collapse_meters(targets, predicted[0].detach(), target_masks[0], grid) if output_meters else {}
+            if has_other_terms:
+                seen, hidden = (context, context_ids), (predicted[-1], selected[-1], target_ids)
+                auxiliary.append(auxiliary_losses(self.config, *seen, *hidden, grid))
+        mask_losses = torch.stack([self.latent_loss(p, z) for p, z in zip(predicted, selected, strict=True)])
+        loss, losses = self.total_loss(mask_losses.mean(), auxiliary)
+        meters = {}
+        if output_meters:
+            latents = self.encode_clip(pixel_values_videos) if self.config.target_type == "pixels" else targets
+            meters = collapse_meters(latents, predicted[0].detach(), target_masks[0], grid)
         return VJepa2MaskedLatentPredictionOutput(
-            loss=losses.mean(),
+            loss=loss,
             predicted_latents=predicted,
             target_latents=selected,
-            mask_losses=losses.detach(),
+            mask_losses=mask_losses.detach(),
+            losses=losses,
             **meters,
         )
 
     @torch.no_grad()
     def encode_targets(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-        """The target encoder's tokens (B, N, D) of the whole clip, before normalisation."""
+        """What is to be predicted, before normalisation: the target encoder's tokens (B, N, D) of the whole clip, or
+        its pixels by tubelet (B, N, values of a tubelet) for `target_type="pixels"`."""
+        if self.config.target_type == "pixels":
+            return tubelet_pixels(self.config.encoder_config, self.encoder._fill_tubelet(pixel_values_videos))
+        return self.encode_clip(pixel_values_videos)
+
+    @torch.no_grad()
+    def encode_clip(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
+        """The target encoder's tokens (B, N, D) of the whole clip."""
         return self.target_encoder(pixel_values_videos).last_hidden_state
 
     @torch.no_grad()
@@ -142,9 +170,25 @@ class VJepa2ForMaskedLatentPrediction(VJepa2PreTrainedModel):
         difference = predicted.float() - target.float()
         return difference.abs().mean() if self.config.loss_exponent == 1 else difference.square().mean() / 2
 
+    def total_loss(
+        self, prediction: torch.Tensor, auxiliary: list[dict[str, torch.Tensor]]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None]:
+        """The prediction loss and the mask sets' other terms, each term its mean over sets times its weight.
+
+        Returns:
+            The sum, and every term by name without its weight and gradient, or `None` if there is no other.
+        """
+        if not auxiliary:
+            return prediction, None
+        weights = self.config.auxiliary_weights
+        terms = {name: torch.stack([terms[name] for terms in auxiliary]).mean() for name in weights}
+        loss = prediction + sum(weight * terms[name] for name, weight in weights.items())
+        return loss, {name: term.detach() for name, term in {"prediction": prediction, **terms}.items()}
+
     @torch.no_grad()
     def update_target_encoder(self, momentum: float) -> None:
-        """ξ ← τ ξ + (1 − τ) θ, in place (seed 003, Algorithm 1 line 13)."""
+        """ξ ← τ ξ + (1 − τ) θ, in place (seed 003, Algorithm 1 line 13); with `target_type="online"` ξ ← θ."""
+        momentum = 0.0 if self.config.target_type == "online" else momentum
         targets, sources = list(self.target_encoder.parameters()), list(self.encoder.parameters())
         torch._foreach_lerp_(targets, [source.detach() for source in sources], 1.0 - momentum)
 
@@ -162,9 +206,15 @@ class VJepa2ForMaskedLatentPrediction(VJepa2PreTrainedModel):
                 and learned tables are interpolated over the whole, see `add_positions`.)
 
         Returns:
-            (B, num_future_frames / tubelet_size, H'·W', D), in the space of the normalised targets.
+            (B, num_future_frames / tubelet_size, H'·W', D), in the space of the normalised targets (pixels for
+            `target_type="pixels"`, and then not `autoregressive`).
         """
         tubelet = self.config.encoder_config.tubelet_size
+        if autoregressive and self.config.target_type == "pixels":
+            raise ValueError(
+                "autoregressive=True needs predicted latents as context, and target_type='pixels' predicts pixels: "
+                "leave it out, which predicts all frames at once."
+            )
         if num_future_frames < 1 or num_future_frames % tubelet:
             raise ValueError(f"num_future_frames is {num_future_frames}; expected a multiple of {tubelet} above 0.")
         past = self.encoder(pixel_values_videos)
@@ -177,8 +227,9 @@ class VJepa2ForMaskedLatentPrediction(VJepa2PreTrainedModel):
             ids = torch.arange((first + at_once) * places, device=context.device).expand(batch_size, -1)
             known, hidden = ids[:, : context.shape[1]], ids[:, context.shape[1] :]
             predicted = self.predictor(context, known, hidden, (first + at_once, rows, columns), mask_token_index=0)
-            context = torch.cat([context, predicted], dim=1)
             future.append(predicted)
+            if autoregressive:
+                context = torch.cat([context, predicted], dim=1)
         return torch.cat(future, dim=1).unflatten(1, (steps, places))
 
     def _initialize_missing_keys(self, is_quantized: bool) -> None:
@@ -234,7 +285,8 @@ class VJepa2Predictor(nn.Module):
             encoder_config,
         )
         self.layernorm = nn.LayerNorm(size, eps=encoder_config.layer_norm_eps)
-        self.proj = nn.Linear(size, encoder_config.hidden_size)
+        pixels = encoder_config.in_chans * encoder_config.tubelet_size * encoder_config.patch_size**2
+        self.proj = nn.Linear(size, pixels if config.target_type == "pixels" else encoder_config.hidden_size)
 
     def forward(
         self,
@@ -258,6 +310,31 @@ class VJepa2Predictor(nn.Module):
         for layer in self.layer:  # attention does not mind the order, so tokens are not sorted
             hidden_states = layer(hidden_states, rotary)[0]
         return self.proj(self.layernorm(hidden_states[:, context.shape[1] :]))
+
+
+def tubelet_pixels(config: VJepa2EncoderConfig, pixel_values_videos: torch.Tensor) -> torch.Tensor:
+    """Clips (B, T, C, H, W) as tokens of pixels (B, N, C · tubelet · patch²), in the encoder's order of tokens; a
+    single frame is repeated to fill its tubelet."""
+    tubelet, patch = config.tubelet_size, config.patch_size
+    clip_grid(config, pixel_values_videos)  # refuses wrong shapes
+    if pixel_values_videos.shape[1] == 1:
+        pixel_values_videos = pixel_values_videos.expand(-1, tubelet, -1, -1, -1)
+    return rearrange(pixel_values_videos, "b (t u) c (h p) (w q) -> b (t h w) (c u p q)", u=tubelet, p=patch, q=patch)
+
+
+def _warn_of_collapse(config: VJepa2MaskedLatentPredictionConfig) -> None:
+    if config.target_type == "online":
+        warnings.warn(
+            "target_type='online' takes the context encoder itself as the target, which tends to collapse (seed 003, "
+            "section 9.4): it is there for that comparison; watch target_std and effective_rank.",
+            stacklevel=3,
+        )
+    if config.temporal_diversity_weight and config.loss_exponent == 1:
+        warnings.warn(
+            f"temporal_diversity_weight={config.temporal_diversity_weight} with loss_exponent=1 has no minimum: far "
+            "from the targets the variance grows faster than the loss; the seed's loss has exponent 2.",
+            stacklevel=3,
+        )
 
 
 def _loaded(module: nn.Module, any_of: bool = False) -> bool:
@@ -314,15 +391,9 @@ def collapse_meters(
     share = singular / singular.sum().clamp_min(1e-12)
     entropy = -(share * (share + 1e-12).log()).sum()
 
-    steps, places = grid[0], grid[1] * grid[2]
-    ids = target_mask.unsqueeze(-1)
-    filled = predicted.new_zeros(len(predicted), steps * places, predicted.shape[-1])
-    filled = filled.scatter(1, ids.expand_as(predicted), predicted).unflatten(1, (steps, places))
-    known = predicted.new_zeros(len(predicted), steps * places, 1).scatter(1, ids, 1.0).unflatten(1, (steps, places))
-    count = known.sum(dim=1, keepdim=True).clamp_min(1)
-    centred = (filled - filled.sum(dim=1, keepdim=True) / count) * known
-    deviation = (centred.square().sum(dim=1) / count.squeeze(1)).sqrt().mean(dim=-1)  # (B, places)
-    moving = known.sum(dim=1).squeeze(-1) > 1
+    squares, count = squares_over_time(predicted, target_mask, grid)
+    deviation = (squares / count.clamp_min(1).unsqueeze(1)).sqrt().mean(dim=-1)  # (B·H'·W',)
+    moving = count > 1
     return {
         "target_std": targets.std(dim=0).mean() if len(targets) > 1 else targets.new_zeros(()),
         "effective_rank": entropy.exp(),

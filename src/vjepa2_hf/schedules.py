@@ -122,12 +122,19 @@ class MomentumSchedule:
         return function(step - 1, self.schedule_scale * max_steps, start=self.start, final=self.final)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two AdamW groups of the trainable parameters: decayed, and not decayed (biases and 1-D: norms)."""
+def parameter_groups(model: nn.Module, weight_decay: float, decay_mask_tokens: bool = True) -> list[dict[str, Any]]:
+    """Two AdamW groups of the trainable parameters: decayed, and not decayed (biases and 1-D: norms).
+
+    Args:
+        model: its parameters by their own names, so before anything wraps it.
+        weight_decay: of the decayed group.
+        decay_mask_tokens: as published; `False` counts the predictor's mask tokens among the not decayed.
+    """
     decayed, kept = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (kept if parameter.ndim <= 1 or name.endswith(".bias") else decayed).append(parameter)
+            spared = name.endswith(".bias") or (not decay_mask_tokens and name.endswith("mask_tokens"))
+            (kept if parameter.ndim <= 1 or spared else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 

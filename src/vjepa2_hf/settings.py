@@ -46,7 +46,10 @@ _YamlLoader.add_implicit_resolver(
 
 
 def load_config(
-    config_class: type[ConfigType], path: str | os.PathLike | None = None, overrides: Iterable[str] = ()
+    config_class: type[ConfigType],
+    path: str | os.PathLike | None = None,
+    overrides: Iterable[str] = (),
+    part: bool = False,
 ) -> ConfigType:
     """Builds a config dataclass from a YAML file and `key=value` overrides, and checks names and types.
 
@@ -55,12 +58,17 @@ def load_config(
         path: a YAML file; None starts from the dataclass's defaults.
         overrides: strings `key=value`; keys go into dataclasses, dicts and lists with dots (`encoder.hidden_size=96`,
             `masks.0.num_blocks=4`); values are read as YAML (`resume=null`, `fps=4`, `aspect_ratio=[0.75, 1.5]`).
+        part: the file is another script's, and this class is the part of it that is looked at: the file's other keys
+            are left to that script. Overrides must be of this class.
 
     Raises:
         FileNotFoundError: the file is missing.
         ValueError: not YAML, an unknown key (the nearest known one is named), a missing or wrongly typed value.
     """
     values = _read_yaml(path) if path is not None else {}
+    if part:
+        known = {field.name for field in dataclasses.fields(config_class)}
+        values = {name: value for name, value in values.items() if name in known}
     for override in overrides:
         _apply_override(values, override)
     return _build(config_class, values, prefix="")

@@ -1,8 +1,8 @@
 """A training run's folder: resolved settings, metrics, checkpoints, the final model.
 
-It holds `config.yaml`, `metrics.jsonl` (one object a logged step), `checkpoint-<step>/` and `final/`. Checkpoints and
-`final/` are written aside (`*.tmp`) and renamed, so that whatever kills the process, a folder with the final name is
-whole.
+It holds `config.yaml`, `metrics.jsonl` (one object a logged step), `checkpoint-<step>/` and `final/`; where a run
+stopped at a loss or gradient that was not finite, also `offending_batch.json`. Checkpoints and `final/` are written
+aside (`*.tmp`) and renamed, so that whatever kills the process, a folder with the final name is whole.
 
     run = Run(config.output_dir, config, accelerator)
     step, rank_state = run.resume(config.resume)                            # after accelerator.prepare(...)
@@ -18,13 +18,15 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import gather_object
 from torch import nn
 
 from .settings import load_config, one_sentence
@@ -35,8 +37,10 @@ logger = logging.getLogger(__name__)
 # What a run learns does not depend on these: they may be others when it goes on
 FREE_SETTINGS = (
     "output_dir", "resume", "log_every", "save_every", "keep_last", "log_with", "num_threads",
-    "gradient_checkpointing", "horizons",
+    "gradient_checkpointing", "horizons", "max_skipped_fraction",
 )  # fmt: skip
+# Trackers of Accelerate that scripts offer, with the package of each
+TRACKERS = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb"}
 CHECKPOINT_PATTERN = re.compile(r"^checkpoint-(\d+)$")
 PARTIAL_SUFFIX = ".tmp"
 
@@ -47,8 +51,36 @@ def check_finite_loss(loss: float, step: int) -> float:
         return loss
     raise ValueError(
         f"The loss of step {step} is {loss}; lower the learning rate, clip gradients (gradient_clipping=1.0), "
-        "or look for non-finite pixels in the data, then go on from the last checkpoint with resume=latest."
+        "or look for values in the data that are not finite, then go on in another output_dir with "
+        "resume=CHECKPOINT, the last one of this run."
     )
+
+
+def check_tracker(log_with: str | None) -> None:
+    """Refuses a tracker whose package is not installed, which Accelerate leaves out in silence."""
+    if log_with is not None and log_with not in map(str, get_available_trackers()):
+        package = TRACKERS.get(log_with, log_with)
+        raise ValueError(
+            f"log_with={log_with} needs the package {package!r}, which is not installed; `pip install {package}`, or "
+            "set log_with=null (metrics.jsonl is written in any case)."
+        )
+
+
+def check_sharding(accelerator: Accelerator) -> None:
+    """Refuses the kinds of FSDP that Accelerate would leave out in silence or that this package does not support."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true" and plugin is None:
+        return
+    if accelerator.device.type == "cpu":
+        raise ValueError(
+            "FSDP is asked for on a CPU, where Accelerate shards nothing and does not say so; launch with torchrun, "
+            "or run on GPUs."
+        )
+    if plugin is not None and plugin.fsdp_version != 2:
+        raise ValueError(
+            f"fsdp_version is {plugin.fsdp_version}, whose flat parameters the target encoder's average cannot "
+            "follow; set fsdp_version: 2, as in examples/configs/accelerate/fsdp.yaml."
+        )
 
 
 def checkpoints(output_dir: str | os.PathLike) -> dict[int, Path]:
@@ -186,6 +218,7 @@ class Run:
         self.accelerator = accelerator
         self.keep_last = keep_last
         self.metrics_path = self.output_dir / "metrics.jsonl"
+        check_sharding(accelerator)
         if accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             for partial in self.output_dir.glob("*" + PARTIAL_SUFFIX):
@@ -282,14 +315,48 @@ class Run:
             f"others: {listed}; set them back, or go on in another folder with resume={checkpoint}."
         )
 
-    def log(self, metrics: dict[str, float | torch.Tensor | None]) -> None:
-        """Appends one object to `metrics.jsonl` (and to the accelerator's trackers); `metrics` holds `step`."""
+    def log(self, metrics: dict[str, float | torch.Tensor | str | None]) -> None:
+        """Appends one object to `metrics.jsonl`; `metrics` holds `step`. Numbers go to the trackers too."""
         plain = {name: _plain_number(value) for name, value in metrics.items()}
         if self.accelerator.is_main_process:
             with open(self.metrics_path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(plain, allow_nan=False) + "\n")
-        numbers = {name: value for name, value in plain.items() if value is not None and name != "step"}
+        numbers = {name: value for name, value in plain.items() if isinstance(value, (int, float)) and name != "step"}
         self.accelerator.log(numbers, step=plain["step"])
+
+    def check_finite(
+        self, step: int, loss: float, gradient_norm: float, losses: Sequence[float], clips: Sequence[list[str]]
+    ) -> None:
+        """Stops before an update that would lose the weights, and says which clips it was computed from.
+
+        Every process calls it with the same `loss` and `gradient_norm`; so they stop together.
+
+        Args:
+            step: the update that is due.
+            loss: its mean over processes and micro-batches.
+            gradient_norm: of all gradients; under fp16 an infinite one is left to the scaler.
+            losses, clips: of each of this process's micro-batches, its loss and the names of its clips.
+
+        Raises:
+            ValueError: loss or gradient norm is not finite. `offending_batch.json` holds the names, and the last
+                checkpoint stays.
+        """
+        scaled = self.accelerator.scaler is not None
+        if math.isfinite(loss) and (scaled or math.isfinite(gradient_norm)):
+            return
+        what = f"gradient norm of step {step} is {gradient_norm}" if math.isfinite(loss) else None
+        own = [{"loss": _plain_number(float(part)), "clips": names} for part, names in zip(losses, clips)]
+        everyone = gather_object([{"process": self.accelerator.process_index, **batch} for batch in own])
+        path, last = self.output_dir / "offending_batch.json", latest_checkpoint(self.output_dir)
+        if self.accelerator.is_main_process:
+            found = {"step": step, "loss": _plain_number(loss), "gradient_norm": _plain_number(gradient_norm)}
+            path.write_text(json.dumps({**found, "batches": everyone}, indent=1) + "\n", encoding="utf-8")
+        onward = f"go on in another output_dir with resume={last}" if last else "start again"
+        raise ValueError(
+            f"The {what or f'loss of step {step} is {loss}'}; the names of its clips are in {str(path)!r}: look for "
+            f"values there that are not finite, or lower the learning rate or clip gradients (gradient_clipping=1.0), "
+            f"and {onward}."
+        )
 
     def save_checkpoint(self, step: int, rank_state: dict[str, Any] | None = None) -> Path:
         """`save_checkpoint` into the run's folder, keeping the last `keep_last`."""

@@ -1,4 +1,4 @@
-"""Video files: decoded with PyAV (or torchcodec where it imports), encoded with PyAV.
+"""Video files, decoded with PyAV (or torchcodec where it imports) and encoded with PyAV; image files, with Pillow.
 
 Legend: T frames, H W pixels.
 """
@@ -16,6 +16,8 @@ from typing import Any
 import av
 import fsspec
 import numpy as np
+import PIL.Image
+import PIL.ImageOps
 from av.video.frame import PictureType
 from av.video.reformatter import Interpolation, VideoReformatter
 
@@ -27,11 +29,12 @@ VIDEO_EXTENSIONS = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".3gp",
     ".ogv", ".vob", ".gif", ".y4m", ".asf", ".mjpeg",
 )
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 # fmt: on
 
 
 class VideoDecodeError(ValueError):
-    """A video, or the part of it that was asked for, does not decode."""
+    """A video, the part of it that was asked for, or an image does not decode."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -189,7 +192,7 @@ class VideoReader:
         self._stream.thread_count = 1
         self._reformatter = VideoReformatter()  # one for all frames: building its tables costs more than a small frame
         packets = [
-            (packet.pts, packet.is_keyframe)
+            (packet.pts, packet.is_keyframe, packet.size)
             for packet in self._container.demux(self._stream)
             if packet.size and not packet.is_discard
         ]
@@ -198,11 +201,14 @@ class VideoReader:
         self._rewind()
         rate = self._stream.average_rate or self._stream.guessed_rate
         # Some containers (avi, raw streams) carry no presentation times: frames are then counted from the start.
-        pts = sorted({pts for pts, _ in packets if pts is not None})
+        pts = {pts for pts, *_ in packets if pts is not None}
         self._seekable = len(pts) == len(packets)
+        packets = sorted(packets) if self._seekable else packets
+        self._is_key = np.array([key for _, key, _ in packets], bool)
+        self._sizes = np.array([size for *_, size in packets], np.float64)
         if self._seekable:
-            self._pts = np.asarray(pts, np.int64)
-            self._key_pts = np.asarray(sorted(pts for pts, key in packets if key) or pts[:1], np.int64)
+            self._pts = np.asarray([pts for pts, *_ in packets], np.int64)
+            self._key_pts = self._pts[self._is_key] if self._is_key.any() else self._pts[:1]
             self.times = (self._pts - self._pts[0]) * float(self._stream.time_base)
         else:
             self._pts = np.arange(len(packets))
@@ -233,6 +239,17 @@ class VideoReader:
         """The frames shown at these times (seconds from the first frame): the last one that has begun."""
         # Half a millisecond of slack: times such as 3 / 30 must not fall before a frame stored at 0.1.
         return np.clip(np.searchsorted(self.times, np.asarray(times) + 5e-4, side="right") - 1, 0, len(self) - 1)
+
+    def motion(self) -> np.ndarray | None:
+        """How much changes at each frame, float64 (T,): the bytes in which it was coded as a difference from others.
+
+        Nothing is decoded for it. Key frames take the value between their neighbours'; None if there are no others.
+        What is new in the picture counts, so strong sensor noise does too (measured in tests/test_sampling.py).
+        """
+        if self._is_key.all():
+            return None
+        others = np.flatnonzero(~self._is_key)
+        return np.interp(np.arange(len(self)), others, self._sizes[others])
 
     def frames(self, indices: Sequence[int] | None = None) -> np.ndarray:
         """Decodes the frames with these numbers (None: all), uint8 (T, H, W, 3), in the order asked for."""
@@ -353,21 +370,43 @@ def read_video(
         return reader.frames(reader.indices_at(times) if times is not None else frame_indices)
 
 
-def _resolve_source(source: bytes | str | os.PathLike | dict) -> tuple[Any, str]:
-    """What `av.open` takes, and a name for messages."""
+def read_image(source: bytes | str | os.PathLike | dict) -> np.ndarray:
+    """Decodes a picture, upright, to uint8 (H, W, 3) RGB; grey is spread over the channels, transparency dropped.
+
+    Args:
+        source: as for `read_video`.
+
+    Raises:
+        VideoDecodeError: Pillow does not read it to its end.
+        FileNotFoundError: the path does not exist.
+    """
+    source, name = _resolve_source(source, "image")
+    try:
+        with PIL.Image.open(source) as image:
+            image = PIL.ImageOps.exif_transpose(image)
+            if image.mode.startswith("I;16"):  # Pillow would cut 16 bits off at 255
+                image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            image = image.convert("RGBA") if image.mode == "P" else image
+            return np.array(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as error:
+        raise VideoDecodeError(f"{name} does not decode as an image ({error}).") from error
+
+
+def _resolve_source(source: bytes | str | os.PathLike | dict, kind: str = "video") -> tuple[Any, str]:
+    """What `av.open` or Pillow takes, and a name for messages."""
     if isinstance(source, dict):
-        name = source.get("path") or "the video"
+        name = source.get("path") or f"the {kind}"
         if source.get("bytes") is not None:
             return io.BytesIO(source["bytes"]), str(name)
         source = source.get("path")
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return io.BytesIO(source), "the video"
+        return io.BytesIO(source), f"the {kind}"
     if not isinstance(source, (str, os.PathLike)):
-        raise ValueError(f"A video is given as bytes, a path or a URL, not as {type(source).__name__}.")
+        raise ValueError(f"The {kind} must be given as bytes, a path or a URL, not as {type(source).__name__}.")
     source = os.fspath(source)
     if "://" in source:  # http, hf, s3, ...: whatever fsspec, which datasets brings, can open
         with fsspec.open(source, "rb") as file:
             return io.BytesIO(file.read()), source
     if not os.path.isfile(source):
-        raise FileNotFoundError(f"There is no video file at {source!r}; give the path of an existing file.")
+        raise FileNotFoundError(f"There is no {kind} file at {source!r}; give the path of an existing file.")
     return source, source

@@ -1,0 +1,103 @@
+"""Whether a pretraining run goes well: the size of its gradients, and a warning when its targets collapse.
+
+watch = CollapseWatch()
+warning = watch.update(metrics, causes)       # at every logged step; a sentence once, when it happens
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+
+# Of the first reading. Prototypes that collapsed ended at 0.22 (layer-normed targets) and 0.02 (the online encoder as
+# target) of theirs (SMALL_SCALE.md); the lowest of eight runs here that planned well was 0.43.
+STD_FRACTION = 0.3
+# RankMe (arXiv 2210.02885) is 1 when all tokens lie on a line and 2 when they spread evenly over a plane; runs here
+# that planned well never fell below 25, at width 96.
+LOWEST_RANK = 2.0
+# One batch may be of look-alike clips; three logged ones in a row are not an accident
+READINGS = 3
+# A gradient so many times its usual size points to the learning rate
+GRADIENT_JUMP = 10.0
+# Below it the target has forgotten the encoder of 10 steps ago: 0.9^10 = 0.35. The published momentum is 0.99925.
+LOWEST_MOMENTUM = 0.9
+
+
+class CollapseWatch:
+    """Sees from a run's metrics when its targets collapse, and says so once.
+
+    The targets have collapsed when `target_std` was below `STD_FRACTION` of its first reading, or `effective_rank`
+    below `LOWEST_RANK`, in `READINGS` readings in a row. A batch of one clip has no deviation; its 0 is left out.
+    """
+
+    def __init__(self):
+        self.first_std: float | None = None
+        self.warned = False
+        self._norms: list[float] = []
+        self._low = 0
+
+    def update(self, metrics: Mapping[str, float | None], normalize_targets: str, momentum: float) -> str | None:
+        """Takes the metrics of one logged step.
+
+        Args:
+            metrics: `step`, and where measured `target_std`, `effective_rank`, `gradient_norm` and `warning`; those of
+                a resumed run's earlier steps are given first, so that it does not warn again.
+            normalize_targets: as configured.
+            momentum: of the target encoder's average; 0 where the target is the online encoder.
+
+        Returns:
+            The warning, in the one step in which it is due.
+        """
+        self.warned |= bool(metrics.get("warning"))
+        deviation, rank = metrics.get("target_std") or None, metrics.get("effective_rank")
+        self.first_std = self.first_std or deviation
+        signs = []
+        if deviation is not None and deviation < STD_FRACTION * self.first_std:
+            signs.append(f"their deviation over the batch is {deviation:.3g}, at first it was {self.first_std:.3g}")
+        if rank is not None and rank < LOWEST_RANK:
+            signs.append(f"their effective rank is {rank:.2f} (1: all tokens on one line)")
+        self._low = self._low + 1 if signs else 0
+        warning = None
+        if self._low >= READINGS and not self.warned:
+            self.warned = True
+            cause = self._likely_cause(metrics, normalize_targets, momentum)
+            warning = f"The targets collapse at step {metrics['step']}: {' and '.join(signs)}. Likely cause: {cause}"
+        if metrics.get("gradient_norm"):
+            self._norms.append(metrics["gradient_norm"])
+        return warning
+
+    def _likely_cause(self, metrics: Mapping[str, float | None], normalize_targets: str, momentum: float) -> str:
+        usual = statistics.median(self._norms) if self._norms else math.inf
+        if momentum < LOWEST_MOMENTUM:
+            return (
+                f"the target encoder follows the encoder too closely (momentum {momentum:g}), so that both agree on a "
+                "constant; use target_type=ema with ema.start=0.99 or more."
+            )
+        if self._norms and max(self._norms[-READINGS:]) > GRADIENT_JUMP * usual:
+            return (
+                f"updates too large (gradient norm {max(self._norms[-READINGS:]):.3g}, usually {usual:.3g}); lower "
+                "learning_rate.peak, warm up for longer, or set gradient_clipping=1.0."
+            )
+        if normalize_targets in ("layer", "none"):
+            return (
+                f"normalize_targets={normalize_targets} leaves in the targets what all clips share, which is the "
+                "easiest to predict; on short runs normalize_targets=batch keeps content in the loss."
+            )
+        return (
+            "clips that hardly differ (look at the data and at fps), or an objective too easy; mask more, or raise "
+            "ema.start."
+        )
+
+
+def gradient_norm(accelerator: Accelerator, parameters: Iterable[nn.Parameter], largest: float | None) -> float:
+    """Norm of all gradients together, which are then scaled down to `largest` if it is above (`None`: never).
+
+    Gradients may be sharded (FSDP). Under fp16 they are unscaled first, and an infinite norm is then no failure: the
+    scaler skips that update.
+    """
+    norm = accelerator.clip_grad_norm_(list(parameters), math.inf if largest is None else largest)
+    return (norm.full_tensor() if hasattr(norm, "full_tensor") else torch.as_tensor(norm)).item()

@@ -1,0 +1,177 @@
+"""Which frames of a video a training clip takes, and how many: rates, speed, jitter, motion, and a curriculum.
+
+Legend: T frames of a clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from .video_io import VideoReader
+
+
+_SLACK = 5e-4  # seconds: a video must not be too short for a clip by rounding
+
+
+@dataclass(frozen=True)
+class FrameSampler:
+    """Draws the frames of a clip: it begins at any frame from which the clip fits into the video.
+
+    Args:
+        fps: frames per second of a clip, or several, one of which is drawn for each clip among those at which the
+            video is long enough (seed 000: 1, 2, 4). None: the video's own frames, one after another.
+        speed: lowest and highest factor by which a clip is played faster, drawn log-uniformly; at 2 its frames lie
+            twice as far apart (seed 000, temporal rescaling, by the nearest frame instead of blending two).
+        frame_jitter: each frame's time moves by up to this share of the interval between frames, either way. At most
+            0.5, which keeps their order (seed 000 moves frames by up to two, across each other).
+        motion_weight: 0 draws the start uniformly, 1 in proportion to the motion in the clip (`VideoReader.motion`),
+            between them a mixture of both (seed 000, "motion-based sampling"). It costs no decoding. A video of key
+            frames only tells nothing about motion: its clips are drawn uniformly.
+        short_videos: a video shorter than the clip is repeated from its start, or refused ("skip").
+        min_frames: the fewest frames, at the clip's rate, that a video must have to be repeated: a tubelet.
+
+    Raises:
+        ValueError: a setting out of range; when called, a video that is too short.
+    """
+
+    fps: float | Sequence[float] | None = None
+    speed: tuple[float, float] = (1.0, 1.0)
+    frame_jitter: float = 0.0
+    motion_weight: float = 0.0
+    short_videos: Literal["repeat", "skip"] = "repeat"
+    min_frames: int = 2
+
+    def __post_init__(self) -> None:
+        rates = self._rates
+        if self.fps is not None and (not rates or not all(rate > 0 for rate in rates)):
+            raise ValueError(f"fps is {self.fps}, but it must be a positive number, several of them, or None.")
+        if len(self.speed) != 2 or not 0 < self.speed[0] <= self.speed[1]:
+            raise ValueError(f"speed is {self.speed}, but it must be two factors, 0 < low <= high.")
+        if not 0 <= self.frame_jitter <= 0.5:
+            raise ValueError(f"frame_jitter is {self.frame_jitter}, but it must lie in 0 to 0.5 of the interval.")
+        if not 0 <= self.motion_weight <= 1:
+            raise ValueError(f"motion_weight is {self.motion_weight}, but it must lie in 0 to 1.")
+        if self.short_videos not in ("repeat", "skip"):
+            raise ValueError(f"short_videos is {self.short_videos!r}, but it must be 'repeat' or 'skip'.")
+        if self.min_frames < 1:
+            raise ValueError(f"min_frames is {self.min_frames}, but a clip has at least 1 frame.")
+
+    @property
+    def _rates(self) -> tuple[float, ...]:
+        if self.fps is None:
+            return ()
+        return tuple(self.fps) if isinstance(self.fps, Sequence) else (self.fps,)
+
+    def __call__(self, reader: VideoReader, num_frames: int, generator: torch.Generator) -> np.ndarray:
+        """Frame numbers int64 (T,) of one clip of `num_frames`."""
+        interval = self._draw_interval(reader, num_frames, generator)
+        steps = np.arange(num_frames)
+        offsets, times = (steps, np.arange(len(reader))) if interval is None else (steps * interval, reader.times)
+        starts = int(np.searchsorted(times + offsets[-1], times[-1] + _SLACK, side="right"))
+        if not starts:
+            return self._repeat(reader, offsets, interval)
+        start = self._draw_start(reader, times, starts, offsets[-1], generator)
+        if interval is None:
+            return start + offsets
+        moments = times[start] + offsets
+        if self.frame_jitter:
+            moved = torch.rand(num_frames, generator=generator, dtype=torch.float64).numpy() * 2 - 1
+            moments = (moments + moved * self.frame_jitter * interval).clip(0, times[-1])
+        return reader.indices_at(moments)
+
+    def _draw_interval(self, reader: VideoReader, num_frames: int, generator: torch.Generator) -> float | None:
+        """Seconds between two frames of the clip; None takes the video's own frames."""
+        low, high = self.speed
+        if self.fps is None and high == low == 1 and not self.frame_jitter:
+            return None
+        rates, length, intervals = self._rates or (reader.fps,), reader.times[-1] + _SLACK, num_frames - 1
+        if len(rates) > 1:
+            fitting = [rate for rate in rates if intervals * low / rate <= length] or [max(rates)]
+            rates = (fitting[int(torch.randint(len(fitting), (), generator=generator))],)
+        speed = low
+        if high > low:
+            highest = min(high, length * rates[0] / intervals) if intervals else high  # that fits into the video
+            share = torch.rand((), generator=generator, dtype=torch.float64).item()
+            speed = low * max(highest / low, 1) ** share
+        return speed / rates[0]
+
+    def _draw_start(
+        self, reader: VideoReader, times: np.ndarray, starts: int, length: float, generator: torch.Generator
+    ) -> int:
+        """The clip's first frame, among the `starts` first ones; `length` is the clip's, in the units of `times`."""
+        motion = reader.motion() if self.motion_weight and starts > 1 else None
+        if motion is None:
+            return int(torch.randint(starts, (), generator=generator))
+        # What changes after a clip's first frame until its last: differences of the running sum
+        total = np.cumsum(motion)
+        ends = np.searchsorted(times, times[:starts] + length + _SLACK, side="right") - 1
+        scores = total[ends] - total[:starts]
+        if not scores.sum() > 0:
+            return int(torch.randint(starts, (), generator=generator))
+        chances = (1 - self.motion_weight) / starts + self.motion_weight * scores / scores.sum()
+        share = torch.rand((), generator=generator, dtype=torch.float64).item()
+        return min(int(np.searchsorted(np.cumsum(chances), share, side="right")), starts - 1)
+
+    def _repeat(self, reader: VideoReader, offsets: np.ndarray, interval: float | None) -> np.ndarray:
+        """What there is of a video shorter than the clip, repeated from its start."""
+        end = (len(reader) - 1 if interval is None else reader.times[-1]) + _SLACK
+        available = offsets[offsets <= end]
+        rate = "" if self.fps is None else f" at {1 / interval:g} fps"
+        if len(available) < self.min_frames:
+            raise ValueError(f"it has {len(available)} frames{rate}, fewer than a tubelet of {self.min_frames}")
+        if self.short_videos == "skip":
+            raise ValueError(f"it has {len(available)} frames{rate}, fewer than the {len(offsets)} of a clip")
+        return np.resize(available if interval is None else reader.indices_at(available), len(offsets))
+
+
+@dataclass(frozen=True)
+class FramesCurriculum:
+    """Frames per clip that grow during training, the same for all clips of a batch (seed 000: 8, 12, 16).
+
+    A worker that decodes ahead does not know the training step. It does not have to: batches are taken from the
+    workers in turn, so the k-th batch of worker w of W is the (k W + w)-th of its process, which belongs to step
+    (k W + w) // gradient_accumulation_steps. Each worker counts its own batches, and the count is part of its state.
+
+    Args:
+        stages: (position, frames) in order; the first position is 0. From that many steps done on, clips have so
+            many frames.
+        batch_size: clips of a batch, as the DataLoader's.
+        gradient_accumulation_steps: batches of a step.
+        by: positions count optimiser "step"s, or "epoch"s: how often the reader of the batch's first clip has read
+            its share of the data.
+
+    Raises:
+        ValueError: stages out of order or empty.
+    """
+
+    stages: Sequence[tuple[int, int]]
+    batch_size: int
+    gradient_accumulation_steps: int = 1
+    by: Literal["step", "epoch"] = "step"
+
+    def __post_init__(self) -> None:
+        positions = [position for position, _ in self.stages]
+        if not positions or positions[0] != 0 or sorted(set(positions)) != positions:
+            raise ValueError(
+                f"The frames curriculum is {list(self.stages)}, but it must hold [{self.by}, frames] with {self.by}s "
+                "that begin at 0 and grow, like [[0, 8], [500, 16]]."
+            )
+        if min(frames for _, frames in self.stages) < 1:
+            raise ValueError(f"The frames curriculum is {list(self.stages)}, but a clip has at least 1 frame.")
+        if self.by not in ("step", "epoch"):
+            raise ValueError(f"The frames curriculum counts {self.by!r}, but it can count 'step' or 'epoch'.")
+
+    def frames_at(self, position: int) -> int:
+        """Frames per clip after so many steps (or epochs) done."""
+        return next(frames for first, frames in reversed(self.stages) if first <= position)
+
+    def frames_of_batch(self, batch: int, worker: int, num_workers: int, epoch: int) -> int:
+        """Frames per clip of a worker's `batch`-th batch (from 0), whose first clip is read in `epoch`."""
+        if self.by == "epoch":
+            return self.frames_at(epoch)
+        return self.frames_at((batch * num_workers + worker) // self.gradient_accumulation_steps)

@@ -1,0 +1,315 @@
+"""Shards of videos or images: written, found, and read row by row through `datasets`, without decoding.
+
+    write_shards -> parquet shards
+    ShardSource  <- parquet or webdataset shards, a folder of videos or images, local or on the Hub
+    open_stream  -> the rows of one epoch that fall to one reader
+
+Where a stream stands is three numbers (epoch, place, row), so that it resumes anywhere.
+"""
+
+from __future__ import annotations
+
+import atexit
+import glob
+import logging
+import os
+import re
+import shutil
+import weakref
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features, IterableDataset, Video, load_dataset, load_dataset_builder
+from datasets.exceptions import DatasetsError
+
+from .video_io import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+
+
+logger = logging.getLogger(__name__)
+
+_ROWS_PER_GROUP = 16  # rows a reader takes at once: 16 videos of 256p are some tens of MB
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing shards
+# ---------------------------------------------------------------------------------------------------------------------
+@contextmanager
+def staged_folder(output_dir: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+    """A folder written aside and renamed to `output_dir` when the block ends well; removed when it fails.
+
+    Raises:
+        FileExistsError: `output_dir` exists and is not empty, and `overwrite` is False.
+    """
+    target = Path(output_dir)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not overwrite:
+        raise FileExistsError(f"{str(target)!r} exists and is not empty; choose another output folder or remove it.")
+    staging = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(staging, ignore_errors=True)  # left by a run that was killed
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        if target.is_dir() and overwrite:
+            shutil.rmtree(target)
+        os.replace(staging, target)  # takes an empty folder's place too
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_shards(
+    rows: Iterable[dict[str, Any]],
+    output_dir: str | os.PathLike,
+    features: Features,
+    num_shards: int = 8,
+    overwrite: bool = False,
+) -> int:
+    """Writes rows in turn into `num_shards` parquet files `data-00000-of-00008.parquet`, aside first, then renamed.
+
+    Args:
+        rows: dicts with the columns of `features`; a video is `{"bytes": mp4, "path": name or None}`.
+        output_dir: a folder that does not exist yet, or is empty (or is replaced, with `overwrite`).
+        features: `datasets.Features`; they are stored in the files, so `load_dataset` gives a `Video` column.
+        num_shards: files; more than rows leaves no empty file. A multiple of processes x workers reads fastest.
+
+    Returns:
+        The number of rows written.
+    """
+    with staged_folder(output_dir, overwrite) as folder:
+        return write_shard_files(rows, folder, features, num_shards)
+
+
+def write_shard_files(rows: Iterable[dict], folder: Path, features: Features, num_shards: int = 8) -> int:
+    """`write_shards` into a folder that is already staged."""
+    if num_shards < 1:
+        raise ValueError(f"num_shards is {num_shards}, but at least 1 shard must be written.")
+    schema = features.arrow_schema
+    writers, pending, total = [], [[] for _ in range(num_shards)], 0
+
+    def flush(shard: int) -> None:
+        writers[shard].write_table(pa.Table.from_pylist(pending[shard], schema=schema))
+        pending[shard] = []
+
+    try:
+        for total, row in enumerate(rows, start=1):
+            shard = (total - 1) % num_shards
+            if shard == len(writers):
+                # Video is compressed already; another pass would only cost time.
+                writers.append(pq.ParquetWriter(folder / f"data-{shard:05d}.parquet", schema, compression="none"))
+            pending[shard].append(_encode_row(row, features))
+            if len(pending[shard]) >= _ROWS_PER_GROUP:
+                flush(shard)
+        for shard in range(len(writers)):
+            if pending[shard]:
+                flush(shard)
+    finally:
+        for writer in writers:
+            writer.close()
+    for shard in range(len(writers)):
+        os.replace(folder / f"data-{shard:05d}.parquet", folder / f"data-{shard:05d}-of-{len(writers):05d}.parquet")
+    return total
+
+
+def _encode_row(row: dict, features: Features) -> dict:
+    # datasets would drop a video's bytes if a file of the same name happened to lie in the working folder.
+    videos = {name: row[name] for name, feature in features.items() if isinstance(feature, Video)}
+    encoded = features.encode_example({**row, **{name: {"bytes": b"", "path": None} for name in videos}})
+    return {**encoded, **videos}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading shards
+# ---------------------------------------------------------------------------------------------------------------------
+_OPEN_READERS: weakref.WeakSet = weakref.WeakSet()
+
+
+@atexit.register
+def _close_readers() -> None:
+    # A stream without end is still open when a program ends; closed later, datasets would find its modules gone.
+    for rows in list(_OPEN_READERS):
+        rows.close()
+
+
+_FILE_COLUMNS = {"videos": "video", "images": "image"}  # kinds whose shards are plain files: the column of each
+
+
+class Skip(NamedTuple):
+    """A row or a shard that was passed over."""
+
+    name: str
+    reason: str
+    rows: int
+    """Rows lost with it; of a shard, an estimate."""
+
+
+class ShardSource:
+    """The shards behind `data`, read row by row with `datasets` (streaming), without decoding.
+
+    Args:
+        data: a folder or glob of parquet or webdataset (.tar) shards or of video or image files, one such file, or a
+            dataset of the Hub.
+
+    Attributes:
+        kind: "parquet", "webdataset", "videos" or "images".
+        shards: paths or URLs, sorted. A video or image file is a shard of one row.
+        skipped: reasons by name of the shards and rows that were passed over.
+
+    Raises:
+        FileNotFoundError: there is nothing at `data`, or nothing that is a shard, a video or an image.
+    """
+
+    def __init__(self, data: str | os.PathLike):
+        self.data = os.fspath(data)
+        self.kind, self.shards = _find_shards(self.data)
+        self.skipped: dict[str, str] = {}
+        self._new_skips: list[Skip] = []
+        self._row_counts: dict[int, int] = {}  # of the shards that were read to their end
+        self._datasets: dict[int, IterableDataset] = {}
+
+    def read(self, shard: int, first_row: int = 0) -> Iterator[tuple[int, dict]]:
+        """(row number, row) of a shard. A shard that does not read is skipped, counted and named in the log."""
+        rows = self._read(shard, first_row)
+        _OPEN_READERS.add(rows)
+        return rows
+
+    def _read(self, shard: int, first_row: int) -> Iterator[tuple[int, dict]]:
+        number = first_row - 1
+        try:
+            if self.kind in _FILE_COLUMNS:
+                rows = [{_FILE_COLUMNS[self.kind]: {"path": self.shards[shard], "bytes": None}}][first_row:]
+            else:
+                rows = self._dataset(shard)
+                rows = rows.skip(first_row) if first_row else rows
+                # Iterated plainly, datasets deals shards to DataLoader workers itself, a second time; `iter` does not.
+                rows = ({name: values[0] for name, values in batch.items()} for batch in rows.iter(batch_size=1))
+            for number, row in enumerate(rows, start=first_row):
+                yield number, _normalise_row(row, self.shards[shard])
+            self._row_counts[shard] = number + 1
+        except (OSError, ValueError, RuntimeError, TypeError, KeyError, DatasetsError, pa.ArrowException) as error:
+            # What a broken shard would have held is not known: as much as the others do
+            counts = list(self._row_counts.values())
+            usual = round(sum(counts) / len(counts)) if counts else 0
+            self.skip(self.shards[shard], f"the shard does not read ({error})", max(usual - number - 1, 1))
+
+    def skip(self, name: str, reason: str, rows: int = 1) -> None:
+        """Counts a shard or row as skipped, and names it in the log the first time."""
+        reason = " ".join(reason.split())
+        if name not in self.skipped:
+            logger.warning("skipped %s: %s", name, reason)
+        self.skipped[name] = reason
+        self._new_skips.append(Skip(name, reason, rows))
+
+    def take_skips(self) -> list[Skip]:
+        """What was skipped since the last call, again or for the first time."""
+        taken, self._new_skips = self._new_skips, []
+        return taken
+
+    @property
+    def fingerprint(self) -> int:
+        """A number that changes with the names of the shards, on which the order of reading depends."""
+        return zlib.crc32("\n".join(os.path.basename(shard) for shard in self.shards).encode())
+
+    def row_name(self, shard: int, row: int, path: str | None = None) -> str:
+        if self.kind in _FILE_COLUMNS:
+            return self.shards[shard]
+        return f"{self.shards[shard]}, row {row}" + (f" ({path})" if path else "")
+
+    def _dataset(self, shard: int) -> IterableDataset:
+        if shard not in self._datasets:
+            path = self.shards[shard]
+            if self.kind == "parquet":  # load_dataset("parquet") would ask the network, to count the download
+                dataset = IterableDataset.from_parquet(path)
+            else:
+                dataset = load_dataset(self.kind, data_files={"train": [path]}, split="train", streaming=True)
+            self._datasets[shard] = dataset.decode(False)  # Video(decode=False): bytes, without torchcodec
+        return self._datasets[shard]
+
+
+def open_stream(
+    data: str | os.PathLike | ShardSource,
+    rank: int = 0,
+    world_size: int = 1,
+    seed: int | None = 0,
+    epoch: int = 0,
+    first: tuple[int, int] = (0, 0),
+) -> Iterator[tuple[int, int, int, dict]]:
+    """The rows of one epoch that fall to one of `world_size` readers, undecoded.
+
+    The order of the shards is permuted from (seed, epoch); rows keep their order within a shard. With fewer shards
+    than readers every reader reads every shard and takes each world_size-th row, so shards should be plenty.
+
+    Args:
+        seed: None keeps the shards in the order of their names.
+        first: (place in this reader's order, row) to begin at.
+
+    Yields:
+        place in this reader's order, shard (its number by name), row number in the shard, row (a dict whose `video`,
+        or where that is None whose `image`, is bytes, a path or `{"bytes": ..., "path": ...}`).
+    """
+    source = data if isinstance(data, ShardSource) else ShardSource(data)
+    order = np.arange(len(source.shards))
+    if seed is not None:
+        order = np.random.default_rng((seed, epoch)).permutation(order)
+    split_rows = len(order) < world_size
+    mine = order if split_rows else order[rank::world_size]
+    for place in range(first[0], len(mine)):
+        for row_number, row in source.read(int(mine[place]), first[1] if place == first[0] else 0):
+            if not split_rows or row_number % world_size == rank:
+                yield place, int(mine[place]), row_number, row
+
+
+def _find_shards(data: str) -> tuple[str, list[str]]:
+    if os.path.isdir(data):
+        files = (os.path.join(root, name) for root, _, names in os.walk(data) for name in names)
+        files = [file for file in files if not os.path.basename(file).startswith(".")]
+    else:
+        files = [file for file in glob.glob(data, recursive=True) if os.path.isfile(file)]
+    kinds = {"parquet": (".parquet",), "webdataset": (".tar",)}
+    for kind, extensions in {**kinds, "videos": VIDEO_EXTENSIONS, "images": IMAGE_EXTENSIONS}.items():
+        found = sorted(file for file in files if file.lower().endswith(extensions))
+        if found:
+            return kind, found
+    if os.path.exists(data):
+        raise FileNotFoundError(
+            f"There is no parquet file, .tar shard, video or image in {data!r}; see make_video_shards.py."
+        )
+    # Beside a folder `runs`, `runs/shards` is a path with nothing there and no dataset of an owner called "runs"
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", data) or os.path.isdir(os.path.dirname(data)):
+        raise FileNotFoundError(
+            f"There is no data at {data!r}: no such folder or file; give a folder, a glob or a dataset of the Hub."
+        )
+    try:
+        builder = load_dataset_builder(data)
+    except Exception as error:  # whatever the network, the Hub or datasets raises, the user needs one sentence
+        raise FileNotFoundError(
+            f"There is no data at {data!r}, and it does not open as a dataset of the Hub ({error})."
+        ) from error
+    splits = builder.config.data_files or {}
+    kind = {"videofolder": "videos", "imagefolder": "images"}.get(builder.name, builder.name)
+    if kind not in ("parquet", "webdataset", *_FILE_COLUMNS) or not splits:
+        raise ValueError(
+            f"The dataset {data!r} is a {builder.name!r} one; parquet, webdataset, videofolder or imagefolder is read."
+        )
+    return kind, sorted(splits["train"] if "train" in splits else next(iter(splits.values())))
+
+
+def _normalise_row(row: dict, shard: str) -> dict:
+    """The row with its video under "video" or its picture under "image"; a relative path is taken from the shard."""
+    for name, extensions in (("video", VIDEO_EXTENSIONS), ("image", IMAGE_EXTENSIONS)):
+        # webdataset names a column by the file's extension
+        column = name if name in row else next((key for key in row if f".{key.lower()}" in extensions), None)
+        if column is not None:
+            return {**row, "video": None, name: _locate(row[column], shard)}
+    raise ValueError(f"it has no column 'video' or 'image', only {sorted(row)}")
+
+
+def _locate(media: Any, shard: str) -> Any:
+    path = media.get("path") if isinstance(media, dict) and media.get("bytes") is None else media
+    if isinstance(path, str) and "://" not in path and not os.path.isabs(path):
+        beside = os.path.join(os.path.dirname(shard), path)
+        return beside if os.path.isfile(beside) else path
+    return media

@@ -1,0 +1,82 @@
+"""What a run passed over in its data: `skipped.jsonl` in its folder, one object a row or shard, each once.
+
+    {"step": 12, "source": "runs/shards", "name": "runs/shards/data-00001.parquet, row 3", "reason": "it has ..."}
+
+`ClipStream` sends what it skipped along with the next clip, so the list is a function of the step: a run that was
+killed and resumed lists the same. Each process writes to a file of its own (`skipped-<rank>.jsonl`, the main one
+`skipped.jsonl`); `merge` joins them when the run ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+class SkippedList:
+    """The list of one process. Entries after `last_step` are dropped: a resumed run meets them again.
+
+    Args:
+        output_dir: the run's folder.
+        last_step: steps done.
+        rank: of the process.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike, last_step: int = 0, rank: int = 0):
+        self.output_dir = Path(output_dir)
+        self.path = self.output_dir / (f"skipped-{rank}.jsonl" if rank else "skipped.jsonl")
+        # its own alone: a process that was never killed does not know the others' either
+        known = [entry for entry in _read(self.path) if entry["step"] <= last_step] if self.path.exists() else []
+        self._known = {(entry["source"], entry["name"]) for entry in known}
+        _write(self.path, known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def add(self, step: int, lines: Iterable[str]) -> None:
+        """Appends what was skipped before the batch of `step` (`skipped` of `MaskCollator`) and is not listed yet."""
+        for line in lines:
+            entry = json.loads(line)
+            if (entry["source"], entry["name"]) not in self._known:
+                self._known.add((entry["source"], entry["name"]))
+                with open(self.path, "a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": step, **entry}) + "\n")
+
+    def merge(self) -> None:
+        """Joins the lists of all processes in `skipped.jsonl`: call it on the main one when the others have ended."""
+        parts = [path for path in _paths(self.output_dir) if path != self.output_dir / "skipped.jsonl"]
+        if parts:
+            _write(self.output_dir / "skipped.jsonl", read_skipped(self.output_dir))
+        for part in parts:
+            part.unlink()
+
+
+def read_skipped(output_dir: str | os.PathLike) -> list[dict[str, Any]]:
+    """The entries of all processes, by step, each row or shard once."""
+    entries = [entry for path in _paths(output_dir) for entry in _read(path)]
+    found = {}
+    for entry in sorted(entries, key=lambda entry: entry["step"]):
+        found.setdefault((entry["source"], entry["name"]), entry)
+    return list(found.values())
+
+
+def _paths(output_dir: str | os.PathLike) -> list[Path]:
+    return [*Path(output_dir).glob("skipped.jsonl"), *sorted(Path(output_dir).glob("skipped-*.jsonl"))]
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]  # a kill may have left the last one without its end
+
+
+def _write(path: Path, entries: list[dict[str, Any]]) -> None:
+    """The entries, written aside and renamed; no file for none."""
+    if not entries:
+        path.unlink(missing_ok=True)
+        return
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,57 @@
+"""The ablations are the demo's run but for one thing, and the objective's settings reach model and metrics."""
+
+import pytest
+import test_pretrain
+from pretrain import PretrainConfig
+from test_pretrain import EXAMPLES, run_script
+
+from vjepa2_hf import VJepa2ForMaskedLatentPrediction
+from vjepa2_hf.settings import load_config
+from vjepa2_hf.training import changed_settings
+
+
+shards = test_pretrain.shards
+
+CHANGES = {
+    "online_target": {"target_type"},
+    "pixels": {"target_type", "normalize_targets", "loss_exponent"},
+    "half_masked": {"masks"},
+    "wide_predictor": {"predictor.hidden_size"},
+}
+
+
+def test_every_ablation_is_listed_here():
+    files = {path.stem.removeprefix("pretrain_") for path in (EXAMPLES / "configs/ablations").glob("*.yaml")}
+    assert files == set(CHANGES)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_an_ablation_differs_from_the_demo_by_its_one_thing(name):
+    demo = load_config(PretrainConfig, EXAMPLES / "configs/demo/pretrain.yaml")
+    ablation = load_config(PretrainConfig, EXAMPLES / f"configs/ablations/pretrain_{name}.yaml")
+    assert ablation.output_dir == f"runs/ablations/{name}"
+    assert set(changed_settings(demo, ablation)) == CHANGES[name]
+
+
+def test_terms_are_logged_by_name_and_saved_with_the_model(monkeypatch, shards, tmp_path):
+    settings = ["loss_exponent=2", "temporal_diversity_weight=0.1", "temporal_contrastive_weight=0.1"]
+    settings += ["variance_weight=0.5", "covariance_weight=0.02", "variance_margin=0.5", "max_steps=2"]
+    lines = run_script(monkeypatch, shards, tmp_path, *settings)
+    weights = {"prediction": 1, "temporal_diversity": 0.1, "temporal_contrastive": 0.1}
+    weights |= {"variance": 0.5, "covariance": 0.02}
+    for line in lines:
+        expected = sum(weight * line[f"{name}_loss"] for name, weight in weights.items())
+        assert line["loss"] == pytest.approx(expected, rel=1e-4)
+    config = VJepa2ForMaskedLatentPrediction.from_pretrained(tmp_path / "final").config
+    assert config.auxiliary_weights == {name: weight for name, weight in weights.items() if name != "prediction"}
+    assert config.variance_margin == 0.5
+
+
+@pytest.mark.filterwarnings("ignore:target_type='online'")
+@pytest.mark.parametrize("target_type", ["online", "pixels"])
+def test_a_run_with_another_target(monkeypatch, shards, tmp_path, target_type):
+    run_script(monkeypatch, shards, tmp_path, f"target_type={target_type}", "max_steps=2")
+    model = VJepa2ForMaskedLatentPrediction.from_pretrained(tmp_path / "final")
+    pairs = zip(model.encoder.parameters(), model.target_encoder.parameters(), strict=True)
+    assert all((a == b).all() for a, b in pairs) == (target_type == "online")
+    assert model.predictor.proj.out_features == (3 * 2 * 8 * 8 if target_type == "pixels" else 16)

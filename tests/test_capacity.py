@@ -1,0 +1,196 @@
+from pathlib import Path
+
+import pretrain
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2MaskedLatentPredictionConfig, capacity
+from vjepa2_hf.capacity import (
+    DEVICES,
+    KEPT_BYTES,
+    PlannedRun,
+    activation_bytes,
+    batch_flops,
+    count_parameters,
+    peak_flops,
+    plan,
+    state_bytes,
+    step_flops,
+)
+from vjepa2_hf.settings import load_config
+
+
+CONFIGS = Path(pretrain.__file__).parent / "configs"
+
+
+def tiny_config(**encoder) -> VJepa2MaskedLatentPredictionConfig:
+    fields = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "mlp_ratio": 3, "patch_size": 8}
+    return VJepa2MaskedLatentPredictionConfig(
+        encoder_config={**fields, "crop_size": 32, "frames_per_clip": 4, **encoder},
+        predictor_hidden_size=16,
+        predictor_num_hidden_layers=2,
+        predictor_num_attention_heads=2,
+    )
+
+
+def tiny_batch(clips: int = 2) -> dict:
+    """Two mask sets, of 10 and 5 context tokens, 20 and 25 targets, on a grid of (2, 4, 4)."""
+    ids = torch.arange(32).repeat(clips, 1)
+    return {
+        "pixel_values_videos": torch.randn(clips, 4, 3, 32, 32),
+        "context_mask": [ids[:, :10], ids[:, :5]],
+        "target_mask": [ids[:, 12:], ids[:, 7:]],
+    }
+
+
+@pytest.mark.parametrize("settings", [{}, {"attention_type": "factorized"}, {"position_embedding_type": "sincos"}])
+def test_the_formula_counts_the_operations_that_torch_counts(settings):
+    config = tiny_config(**settings)
+    model = VJepa2ForMaskedLatentPrediction(config).train()
+    model.set_attn_implementation("eager")  # the counter knows no CPU kernel of sdpa
+    batch = tiny_batch()
+    with FlopCounterMode(display=False) as counter:
+        model(**batch).loss.backward()
+    assert batch_flops(config, batch) == counter.get_total_flops()
+
+
+def test_the_formula_counts_what_checkpointing_repeats():
+    config, batch = tiny_config(), tiny_batch(clips=1)
+    model = VJepa2ForMaskedLatentPrediction(config).train()
+    model.set_attn_implementation("eager")
+    model.activation_checkpointing_enable()
+    with FlopCounterMode(display=False) as counter:
+        model(**batch).loss.backward()
+    flops = step_flops(config, (2, 4, 4), [(10, 20), (5, 25)])
+    assert sum(flops.values()) == counter.get_total_flops()
+
+
+def test_a_run_that_predicts_pixels_has_no_target_forward():
+    config = tiny_config()
+    config.target_type = "pixels"
+    model = VJepa2ForMaskedLatentPrediction(config).train()
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        model(**tiny_batch()).loss.backward()
+    assert batch_flops(config, tiny_batch()) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_block_keeps_the_bytes_of_the_formula(precision):
+    """Of two lengths, so that copies of weights, which are counted elsewhere, fall out."""
+
+    def kept(clips: int) -> int:
+        encoder = VJepa2ForMaskedLatentPrediction(tiny_config(hidden_size=96, num_attention_heads=8)).encoder
+        ids = torch.arange(32).repeat(clips, 1)
+        states, rotary = torch.randn(clips, 32, 96, requires_grad=True), encoder.rotary((2, 4, 4), ids, "cpu")
+        table = {part.untyped_storage().data_ptr() for part in rotary}
+        storages, alive = {}, []
+
+        def pack(tensor):
+            alive.append(tensor)
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in table:
+                storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with hooks, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            encoder.layer[0](states, rotary)
+        return sum(storages.values())
+
+    per_width, per_inside = KEPT_BYTES[precision]
+    formula = 32 * (per_width * 96 + per_inside * 288)
+    assert (kept(6) - kept(2)) / 4 == pytest.approx(formula, rel=0.05)  # statistics of norms are not in it
+
+
+def test_state_is_shared_under_fsdp_and_whole_under_ddp():
+    parameters = count_parameters(tiny_config())
+    model = VJepa2ForMaskedLatentPrediction(tiny_config())
+    assert parameters["encoder"] == sum(p.numel() for p in model.encoder.parameters())
+    assert parameters["predictor"] == sum(p.numel() for p in model.predictor.parameters())
+    whole, shared = state_bytes(parameters, "no"), state_bytes(parameters, "no", shards=4)
+    for name in ("weights", "gradients", "AdamW", "EMA"):
+        assert shared[name] == whole[name] / 4
+    assert whole["AdamW"] == 8 * (parameters["encoder"] + parameters["predictor"])
+
+
+def test_checkpointing_keeps_less():
+    masks = [(500, 1500), (150, 1800)]
+    config = VJepa2MaskedLatentPredictionConfig()
+    whole, checkpointed = (activation_bytes(config, (8, 16, 16), masks, "bf16", kept) for kept in (False, True))
+    assert 0 < checkpointed < whole / 3
+
+
+@pytest.mark.parametrize("size", ["l", "h", "g"])
+def test_published_models_have_their_published_sizes(size):
+    run = load_config(PlannedRun, CONFIGS / "published" / f"pretrain_vit{size}.yaml", part=True)
+    found = plan(run, DEVICES["h100"], 64, 3072, 0.4)
+    encoder = {"l": 304e6, "h": 632e6, "g": 1012e6}[size]
+    assert found["parameters"]["encoder"] == pytest.approx(encoder, rel=0.01)
+    assert found["parameters"]["predictor"] == pytest.approx(22e6, rel=0.03)
+    assert found["accumulation"] == 2
+    assert found["model_flops_utilization"] < 0.4  # checkpointing repeats forwards
+
+
+def test_eight_times_the_devices_take_an_eighth_of_the_time():
+    run = PlannedRun(batch_size=24)
+    few, many = (plan(run, DEVICES["a100"], number, 1536, 0.5) for number in (8, 64))
+    assert few["step_seconds"] == pytest.approx(8 * many["step_seconds"])
+    with pytest.raises(ValueError, match="global_batch=100 is no multiple of num_devices=8 times batch_size=24"):
+        plan(run, DEVICES["a100"], 8, 100, 0.5)
+
+
+def test_the_command_prints_a_table_for_a_config_with_settings_changed(capsys):
+    config = str(CONFIGS / "demo" / "pretrain.yaml")
+    capacity.main(["--config", config, "batch_size=2", "--device", "h100", "--num_devices", "1", "8"])
+    printed = capsys.readouterr().out
+    assert "pretrain.yaml, 16 clips a step" in printed and "| 1 | 8 |" in printed and "| 8 | 1 |" in printed
+    assert printed.count("| DDP |") == printed.count("| FSDP |") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--utilization", "2"], "utilization lies above 0 and at most 1, got 2.0"),
+        (["--num_devices", "0"], "num_devices must be at least 1, got 0"),
+        (["batch_sze=2"], "did you mean 'batch_size'"),
+        (["--global_batch", "5"], "global_batch=5 is no multiple"),
+        (["init_from=nowhere"], "init_from=nowhere is not there, so the model's sizes are not known"),
+    ],
+)
+def test_what_does_not_fit_ends_in_one_sentence(capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        capacity.main(["--config", str(CONFIGS / "demo" / "pretrain.yaml"), "--device", "h100", *arguments])
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bf16", 989e12),
+        ("NVIDIA H100 PCIe", "bf16", 756e12),
+        ("NVIDIA A100-SXM4-40GB", "no", 19.5e12),
+        ("NVIDIA L4", "fp16", 121e12),
+        ("NVIDIA L40S", "bf16", 362e12),
+        ("NVIDIA L40", "bf16", None),
+        ("NVIDIA B200", "bf16", None),
+    ],
+)
+def test_a_peak_is_known_or_not_given(monkeypatch, name, precision, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda"), precision) == expected
+    assert peak_flops(torch.device("cpu"), precision) is None
+
+
+def test_a_run_logs_the_utilization_where_the_peak_is_known(monkeypatch):
+    clock, batch = pretrain.Clock(), tiny_batch()
+    clock.count(batch, tiny_config())
+    accelerator = pretrain.Accelerator(cpu=True)
+    assert "model_flops_utilization" not in clock.read(accelerator)
+    clock.count(batch, tiny_config())
+    clock.started -= 10  # seconds ago
+    monkeypatch.setattr(pretrain, "peak_flops", lambda device, precision: 1e9)
+    expected = batch_flops(tiny_config(), batch) / 10 / 1e9
+    assert clock.read(accelerator)["model_flops_utilization"] == pytest.approx(expected, rel=0.01)

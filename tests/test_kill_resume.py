@@ -1,0 +1,121 @@
+"""A run that SIGKILL ends at random moments, and goes on each time, learns to the bit what one never killed does."""
+
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pretrain
+import pytest
+from numbered_videos import write_numbered_shards
+
+from vjepa2_hf.training import latest_checkpoint, read_metrics
+
+
+SCRIPT = Path(pretrain.__file__)
+TIMES = ("clips_per_second", "data_wait")
+LONGEST_WAIT = 6  # logged steps before a kill
+STEPS_PER_KILL = 15  # a poll may miss some
+TINY = [
+    "batch_size=2",
+    "num_threads=1",
+    "log_every=1",
+    "save_every=2",
+    "frames_per_clip=4",
+    "fps=null",
+    "crop_size=16",
+    "encoder={hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, drop_path_rate: 0.2, patch_size: 8}",
+    "predictor={hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2}",
+    "masks=[{type: future}]",
+    "ema={schedule: cosine, start: 0.9}",
+    "resume=latest",
+]
+
+
+def start(shards: Path, output_dir: Path, num_processes: int, *overrides: str) -> list[subprocess.Popen]:
+    """The script's processes, by themselves: a launcher's workers would outlive it."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.pathsep.join(sys.path),
+        "WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes),
+        "MASTER_ADDR": "localhost", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    command = [sys.executable, str(SCRIPT), f"data={shards}", f"output_dir={output_dir}", *TINY, *overrides]
+    processes = []
+    for rank in range(num_processes):
+        own = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        if num_processes == 1:
+            own = {name: value for name, value in own.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+        log = open(f"{output_dir}.{rank}.log", "a")  # noqa: SIM115 (the process writes it)
+        processes.append(subprocess.Popen(command, env=own, stdout=log, stderr=log))
+        log.close()
+    return processes
+
+
+def finish(processes: list[subprocess.Popen], output_dir: Path) -> None:
+    for rank, process in enumerate(processes):
+        assert process.wait(timeout=900) == 0, Path(f"{output_dir}.{rank}.log").read_text()[-3000:]
+
+
+def step_of_last_line(output_dir: Path) -> int:
+    try:
+        return read_metrics(output_dir)[-1]["step"]
+    except (FileNotFoundError, IndexError, ValueError):  # not there, empty, or a line half written
+        return 0
+
+
+def kill_at_a_random_moment(processes: list[subprocess.Popen], output_dir: Path, draw: random.Random) -> None:
+    """SIGKILL to all, in any order, some logged steps after the checkpoint they went on from, and a moment later."""
+    checkpoint = latest_checkpoint(output_dir)
+    first = int(checkpoint.name.split("-")[1]) if checkpoint else 0
+    target = first + draw.randint(1, LONGEST_WAIT)
+    deadline = time.monotonic() + 300
+    # until the script has truncated the metrics, they may hold later steps of the run that was killed
+    begun = time.time()
+    config = output_dir / "config.yaml"
+    while not config.exists() or config.stat().st_mtime < begun or step_of_last_line(output_dir) < target:
+        assert time.monotonic() < deadline, f"step {target} was not reached in five minutes"
+        for rank, process in enumerate(processes):
+            assert process.poll() is None, Path(f"{output_dir}.{rank}.log").read_text()[-3000:]
+        time.sleep(0.005)
+    time.sleep(draw.uniform(0, 0.1))
+    for process in draw.sample(processes, len(processes)):
+        process.kill()
+    for process in processes:
+        process.wait()
+
+
+def run_with_kills(tmp_path: Path, kills: int, num_processes: int, num_workers: int) -> None:
+    shards = Path(write_numbered_shards(tmp_path / "shards"))
+    settings = [f"max_steps={STEPS_PER_KILL * kills}", f"num_workers={num_workers}"]
+    finish(start(shards, tmp_path / "whole", num_processes, *settings), tmp_path / "whole")
+
+    draw, killed = random.Random(kills), tmp_path / "killed"
+    for _ in range(kills):
+        kill_at_a_random_moment(start(shards, killed, num_processes, *settings), killed, draw)
+        assert not (killed / "final").exists()
+    finish(start(shards, killed, num_processes, *settings), killed)
+
+    expected, found = (
+        [{name: value for name, value in line.items() if name not in TIMES} for line in read_metrics(folder)]
+        for folder in (tmp_path / "whole", killed)
+    )
+    assert found == expected and len(found) == STEPS_PER_KILL * kills
+    for name in ("model.safetensors", "config.json"):
+        assert (killed / "final" / name).read_bytes() == (tmp_path / "whole" / "final" / name).read_bytes()
+    assert not list(killed.glob("*.tmp"))
+
+
+def test_a_run_killed_twice_repeats_the_uninterrupted_one_to_the_bit(tmp_path):
+    run_with_kills(tmp_path, kills=2, num_processes=1, num_workers=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_processes", "num_workers"), [(1, 2), (2, 2)])
+def test_a_run_killed_twenty_times_repeats_the_uninterrupted_one_to_the_bit(tmp_path, num_processes, num_workers):
+    run_with_kills(tmp_path, 20, num_processes, num_workers)

@@ -1,0 +1,74 @@
+"""Shards written and read: every row once, in a known order, and missing data named."""
+
+import pytest
+from datasets import Video, load_dataset
+from numbered_videos import CLIP_FEATURES, numbered_video, write_numbered_shards
+
+from vjepa2_hf import shards as shards_module
+from vjepa2_hf.clips import ClipStream
+from vjepa2_hf.shards import open_stream, write_shards
+
+
+@pytest.fixture(scope="module")
+def video() -> bytes:
+    return numbered_video()
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> str:
+    """13 videos in 4 shards; the one named v05 does not decode."""
+    return write_numbered_shards(tmp_path_factory.mktemp("data") / "shards")
+
+
+class TestShards:
+    def test_load_dataset_finds_a_video_column_and_every_row(self, shards):
+        dataset = load_dataset("parquet", data_files=f"{shards}/*.parquet", split="train", streaming=True)
+        assert isinstance(dataset.features["video"], Video)
+        assert sorted(row["path"] for row in dataset) == [f"v{i:02d}" for i in range(13)]
+
+    def test_a_failed_writing_leaves_nothing(self, tmp_path, video):
+        def rows():
+            yield {"video": {"bytes": video, "path": None}, "path": "a"}
+            raise RuntimeError("killed")
+
+        with pytest.raises(RuntimeError, match="killed"):
+            write_shards(rows(), tmp_path / "out", CLIP_FEATURES)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_what_exists_is_not_overwritten(self, shards):
+        with pytest.raises(FileExistsError, match="not empty"):
+            write_shards([], shards, CLIP_FEATURES)
+
+    def test_a_file_of_the_videos_name_does_not_replace_its_bytes(self, tmp_path, video, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "a.mp4").write_bytes(b"another")
+        write_shards([{"video": {"bytes": video, "path": "a.mp4"}, "path": "a"}], "out", CLIP_FEATURES)
+        assert [row["video"]["bytes"] for *_, row in open_stream("out")] == [video]
+
+    @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
+    def test_readers_are_disjoint_and_complete(self, shards, world_size):
+        read = [row["path"] for rank in range(world_size) for *_, row in open_stream(shards, rank, world_size)]
+        assert sorted(read) == [f"v{i:02d}" for i in range(13)]
+
+    def test_order_changes_with_the_epoch_only(self, shards):
+        orders = [[row["path"] for *_, row in open_stream(shards, epoch=epoch)] for epoch in (0, 0, 1, 2)]
+        assert orders[0] == orders[1]
+        assert len({tuple(order) for order in orders}) > 1
+
+    @pytest.mark.parametrize("data", ["/nowhere/at/all", "/nowhere/*.parquet"])
+    def test_missing_data_is_one_sentence(self, data):
+        with pytest.raises(FileNotFoundError, match="There is no data at"):
+            ClipStream(data, 4, crop_size=8)
+
+    def test_missing_data_beside_a_folder_is_not_asked_of_the_hub(self, tmp_path, monkeypatch):
+        (tmp_path / "runs").mkdir()
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(
+            shards_module, "load_dataset_builder", lambda name: pytest.fail(f"{name} was asked of the Hub")
+        )
+        with pytest.raises(FileNotFoundError, match="at 'runs/shards': no such folder or file"):
+            ClipStream("runs/shards", 4, crop_size=8)
+
+    def test_folder_without_data_is_one_sentence(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="no parquet file, .tar shard, video or image"):
+            ClipStream(tmp_path, 4, crop_size=8)

@@ -1,0 +1,129 @@
+"""Videos and images in and out: the right frames, colours and times, and what is no video named."""
+
+import io
+import sys
+import types
+
+import av
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numbered_videos import numbered_frames, numbered_video, numbers_of
+
+from vjepa2_hf import video_io
+from vjepa2_hf.video_io import VideoDecodeError, VideoReader, encode_video, read_video, transcode_video
+
+
+@pytest.fixture(scope="module")
+def video() -> bytes:
+    return numbered_video()
+
+
+class TestVideo:
+    def test_encoded_video_has_the_same_colours(self):
+        y, x = np.mgrid[:32, :32]
+        disc = np.where((np.hypot(x - 12, y - 20) < 6)[..., None], [200, 40, 40], [230, 225, 215]).astype(np.uint8)
+        decoded = read_video(encode_video(np.stack([disc] * 3), fps=10))
+        assert decoded.shape == (3, 32, 32, 3) and decoded.dtype == np.uint8
+        assert np.abs(decoded.astype(int) - disc).mean() < 1.5
+
+    @settings(max_examples=30, deadline=None)
+    @given(indices=st.lists(st.integers(0, 29), min_size=1, max_size=8))
+    def test_any_frames_in_any_order_are_the_frames_of_the_whole_video(self, video, indices):
+        assert numbers_of(read_video(video, indices)) == indices
+
+    def test_times_take_the_frame_shown_then(self, video):
+        assert numbers_of(read_video(video, times=[0, 0.24, 0.25, 1.0, 99])) == [0, 2, 3, 12, 29]
+
+    def test_reader_knows_rate_and_length(self, video):
+        with VideoReader(video) as reader:
+            assert len(reader) == 30
+            assert reader.fps == pytest.approx(12)
+            assert reader.duration == pytest.approx(2.5)
+
+    def test_container_without_presentation_times(self):
+        buffer = io.BytesIO()
+        with av.open(buffer, "w", format="avi") as container:
+            stream = container.add_stream("mpeg4", rate=10)
+            stream.width = stream.height = 32
+            stream.pix_fmt = "yuv420p"
+            for frame in numbered_frames(20, 32, 32):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+        assert numbers_of(read_video(buffer.getvalue(), [19, 0, 7])) == [19, 0, 7]
+
+    @pytest.mark.parametrize(
+        ("source", "error", "message"),
+        [
+            (b"no video", VideoDecodeError, "does not decode as a video"),
+            (b"", VideoDecodeError, "does not decode as a video"),
+            ("/nowhere/a.mp4", FileNotFoundError, "no video file at '/nowhere/a.mp4'"),
+            (7, ValueError, "bytes, a path or a URL, not as int"),
+        ],
+    )
+    def test_what_is_no_video_is_refused(self, source, error, message):
+        with pytest.raises(error, match=message):
+            read_video(source)
+
+    def test_truncated_video_does_not_decode_in_silence(self):
+        noise = np.random.default_rng(0).integers(0, 255, (24, 32, 32, 3), np.uint8)
+        video = bytearray(encode_video(noise, fps=10))
+        video[len(video) // 4 : len(video) // 4 + 4000] = bytes(4000)
+        with pytest.raises(ValueError, match="does not decode"), VideoReader(bytes(video[:-2000])) as reader:
+            reader.frames()
+
+    def test_frames_beyond_the_end_are_refused(self, video):
+        with pytest.raises(ValueError, match="frames 0 to 29"):
+            read_video(video, [30])
+
+    @pytest.mark.parametrize(
+        ("frames", "fps", "message"),
+        [
+            (np.zeros((0, 8, 8, 3), np.uint8), 10, "no frame to encode"),
+            (np.zeros((2, 8, 8, 3), np.float32), 10, "uint8 frames"),
+            (np.zeros((2, 8, 8, 3), np.uint8), 0, "fps is 0"),
+        ],
+    )
+    def test_encoder_refuses(self, frames, fps, message):
+        with pytest.raises(ValueError, match=message):
+            encode_video(frames, fps)
+
+    def test_transcoding_keeps_aspect_times_and_makes_sizes_even(self):
+        source = encode_video(numbered_frames(20, 30, 45), fps=7.5)
+        mp4, num_frames, fps = transcode_video(source, height=16)
+        with VideoReader(mp4) as reader:
+            frames = reader.frames()
+            assert np.allclose(reader.times, np.arange(20) / 7.5, atol=1e-3)
+        assert (num_frames, frames.shape) == (20, (20, 16, 24, 3)) and fps == pytest.approx(7.5)
+        assert numbers_of(frames) == list(range(20))
+
+    def test_torchcodec_is_used_where_it_imports(self, video, monkeypatch):
+        class Decoder:
+            def __init__(self, source, dimension_order, num_ffmpeg_threads):
+                assert source == video and dimension_order == "NHWC"
+
+            def __len__(self):
+                return 30
+
+            def get_frames_at(self, indices):
+                return types.SimpleNamespace(data=torch.tensor(indices, dtype=torch.uint8)[:, None, None, None])
+
+        package = types.ModuleType("torchcodec")
+        package.decoders = types.ModuleType("torchcodec.decoders")
+        package.decoders.VideoDecoder = Decoder
+        monkeypatch.setitem(sys.modules, "torchcodec", package)
+        monkeypatch.setitem(sys.modules, "torchcodec.decoders", package.decoders)
+        video_io.torchcodec_decoder.cache_clear()
+        try:
+            assert read_video(video, [4, 2, 4]).flatten().tolist() == [4, 2, 4]
+        finally:
+            video_io.torchcodec_decoder.cache_clear()
+
+    def test_torchcodec_that_does_not_import_leaves_pyav(self, video, monkeypatch):
+        monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+        video_io.torchcodec_decoder.cache_clear()
+        assert video_io.torchcodec_decoder() is None
+        assert numbers_of(read_video(video, [3])) == [3]
+        video_io.torchcodec_decoder.cache_clear()
