@@ -455,6 +455,12 @@ class TestParts:
         model = loaded(VJepa2ForMaskedLatentPrediction, tmp_path / "ours")
         assert same_weights(model.target_encoder, model.encoder)
 
+    def test_card_names_the_source(self, tmp_path):
+        source = written(tmp_path, golden_content("pretraining"))
+        convert(source, tmp_path / "ours", settings=PREDICTOR_HEADS)
+        card = (tmp_path / "ours" / "README.md").read_text(encoding="utf-8")
+        assert source.name in card and str(tmp_path) not in card
+
     @pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone.", "module.module.backbone."])
     def test_prefixes(self, tmp_path, prefix):
         state = below(golden("encoder_rope"), "state/")

@@ -28,6 +28,7 @@ from transformers.models.vjepa2.video_processing_vjepa2 import VJEPA2VideoProces
 
 from .checkpoint_names import TRANSFORMERS_MODEL_TYPE, config_to_transformers, to_transformers_state_dict
 from .configuration_vjepa2 import VJepa2EncoderConfig
+from .model_card import CardFacts
 from .modeling_classification import VJepa2ForVideoClassification
 from .modeling_encoder import VJepa2Encoder, read_config_dict
 from .modeling_masked_latent import VJepa2ForMaskedLatentPrediction
@@ -114,6 +115,8 @@ def convert(
         raise ValueError(f"{out_dir} exists and is no empty folder: choose another OUT_DIR.")
     wish = _Wish(to, component, encoder and os.fspath(encoder), dict(settings or {}))
     model, processor = _load(os.fspath(source), wish)
+    if not _is_ours(os.fspath(source)):
+        model.card_facts = CardFacts(source=f"`{Path(source).name if os.path.exists(source) else source}`")
     with _written_aside(out) as folder:
         _WRITERS[to](model, folder, component)
         if to != "published":
@@ -278,6 +281,10 @@ def _class_in_folder(source: str, file: Mapping[str, Any]) -> type[PreTrainedMod
         logger.info("%s has a predictor without layers, a placeholder: the encoder alone is taken", source)
         return VJepa2Encoder
     return VJepa2ForMaskedLatentPrediction
+
+
+def _is_ours(source: str) -> bool:
+    return not os.path.isfile(source) and read_config_dict(source, {}).get("model_type") in _MODELS
 
 
 def _load_processor(source: str, settings: Mapping[str, Any]) -> VJepa2VideoProcessor | None:
