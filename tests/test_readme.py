@@ -75,8 +75,6 @@ def test_every_cell_of_the_table_of_checkpoints_has_its_test():
     rows = [row for row in text.splitlines() if row.startswith("|") and not row.startswith(("|---", "| source"))]
     files = [ROOT / "tests" / f"test_{name}.py" for name in ("checkpoint_names", "convert_checkpoints")]
     tests = "".join(file.read_text(encoding="utf-8") for file in files)
-        (ROOT / "tests" / f"test_{name}.py").read_text() for name in ("checkpoint_names", "convert_checkpoints")
-    )
     for row in rows:
         named = re.findall(r"`(test_\w+)`", row.rsplit("|", 2)[1])
         assert named, row
