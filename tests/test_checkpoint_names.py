@@ -20,6 +20,7 @@ from vjepa2_hf import (
     VJepa2MaskedLatentPredictionConfig,
     VJepa2VideoClassificationConfig,
     VJepa2WorldModel,
+    VJepa2WorldModelConfig,
 )
 from vjepa2_hf.checkpoint_names import config_to_transformers, to_transformers_state_dict
 
@@ -234,6 +235,74 @@ def test_vit_g_classifier_warns_of_its_heads(tmp_path):
     assert model.config.pooler_num_attention_heads == 22
 
 
+@pytest.mark.parametrize(
+    ("problem_type", "labels"),
+    [
+        ("multi_label_classification", [[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]]),
+        ("regression", [[0.5, -1.0, 2.0], [0.0, 1.0, 3.0]]),
+        ("single_label_classification", [2, 0]),
+        (None, [2, 0]),
+    ],
+)
+@torch.no_grad()
+def test_loss_is_transformers(problem_type, labels, tmp_path):
+    fields = {**SIZES["head of 16"], "num_labels": 3, "problem_type": problem_type}
+    reference = transformers_model(VJEPA2ForVideoClassification, tmp_path, **fields)
+    model, video, labels = load(VJepa2ForVideoClassification, tmp_path), clips(reference), torch.tensor(labels)
+    assert torch.allclose(model(video, labels=labels).loss, reference(video, labels=labels).loss, atol=1e-5, rtol=0)
+    views = torch.stack([video, video.flip(-1)], dim=1)
+    one, two, both = (model(v).logits for v in (video, video.flip(-1), views))
+    probabilities = {"multi_label_classification": torch.sigmoid, "regression": lambda scores: scores}
+    to = probabilities.get(problem_type, lambda scores: scores.softmax(-1))
+    assert torch.allclose(to(both), (to(one) + to(two)) / 2, atol=1e-5, rtol=0)
+
+
+def test_classifier_gives_hidden_states_attentions_and_tuples(tmp_path):
+    transformers_model(VJEPA2ForVideoClassification, tmp_path, **SIZES["head of 16"])
+    model = load(VJepa2ForVideoClassification, tmp_path, attn_implementation="eager")
+    video = torch.randn(1, 4, 3, 64, 64)
+    output = model(video, output_hidden_states=True, output_attentions=True)
+    assert len(output.hidden_states) == 3 and len(output.attentions) == 2
+    assert torch.equal(model(video, return_dict=False)[0], output.logits)
+
+
+@torch.no_grad()
+def test_key_mapping_config_and_subfolder_of_the_caller_are_used(tmp_path):
+    reference = transformers_model(VJEPA2Model, tmp_path / "hub" / "inner", **SIZES["head of 16"])
+    expected = load(VJepa2Encoder, tmp_path / "hub" / "inner")(clips(reference)).last_hidden_state
+    by_subfolder = load(VJepa2Encoder, tmp_path / "hub", subfolder="inner")
+    by_config = load(VJepa2Encoder, tmp_path / "hub" / "inner", config=reference.config)
+    mapping = {r"^nothing\.": "nowhere."}
+    by_mapping = load(VJepa2Encoder, tmp_path / "hub" / "inner", key_mapping=mapping)
+    (tmp_path / "hub" / "inner" / "config.json").unlink()
+    weights_alone = load(VJepa2Encoder, tmp_path / "hub" / "inner", config=reference.config)
+    for encoder in (by_subfolder, by_config, by_mapping, weights_alone):
+        assert torch.equal(encoder(clips(reference)).last_hidden_state, expected)
+
+
+def test_wrong_shapes_are_kept_out_on_request(tmp_path):
+    transformers_model(VJEPA2ForVideoClassification, tmp_path, **SIZES["head of 16"])
+    with pytest.raises(ValueError, match="classifier"):
+        VJepa2ForVideoClassification.from_pretrained(tmp_path, num_labels=7)
+    model = VJepa2ForVideoClassification.from_pretrained(tmp_path, num_labels=7, ignore_mismatched_sizes=True)
+    assert model.classifier.out_features == 7
+
+
+def test_dropout_of_a_transformers_pooler_is_not_left_out_in_silence(tmp_path):
+    transformers_model(VJEPA2ForVideoClassification, tmp_path, attention_dropout=0.1, **SIZES["head of 16"])
+    with pytest.warns(UserWarning, match="attention_dropout=0.1"):
+        VJepa2ForVideoClassification.from_pretrained(tmp_path)
+
+
+def test_target_encoder_is_no_copy_of_offloaded_weights(tmp_path):
+    transformers_model(VJEPA2Model, tmp_path / "theirs", **SIZES["head of 16"])
+    places = {"encoder": "disk", "predictor": "cpu", "target_encoder": "cpu"}
+    with pytest.raises(ValueError, match="offloaded to disk"):
+        VJepa2ForMaskedLatentPrediction.from_pretrained(
+            tmp_path / "theirs", device_map=places, offload_folder=tmp_path / "offload"
+        )
+
+
 # ------------------------------------------------------------------------------------------------ the way back
 
 
@@ -316,11 +385,48 @@ def test_missing_folder_is_called_missing():
         VJepa2Encoder.from_pretrained("./nowhere")
 
 
+def test_a_published_file_is_sent_to_the_converter(tmp_path):
+    torch.save({}, tmp_path / "vitl.pt")
+    with pytest.raises(ValueError, match="convert_checkpoints .*vitl.pt OUT_DIR"):
+        VJepa2Encoder.from_pretrained(tmp_path / "vitl.pt")
+
+
 def test_truncated_weights_are_one_sentence(tmp_path):
     transformers_model(VJEPA2Model, tmp_path, **SIZES["head of 16"])
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(ValueError, match="cut short"):
+        VJepa2Encoder.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "code"])
+def test_damaged_bin_file_is_one_sentence(damage, tmp_path):
+    model = transformers_model(VJEPA2Model, tmp_path, **SIZES["head of 16"])
+    (tmp_path / "model.safetensors").unlink()
+    file = tmp_path / "pytorch_model.bin"
+    torch.save(model.state_dict(), file)
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-1000])
+    else:
+        torch.save({"encoder": Code(tmp_path / "ran")}, file)
+    with pytest.raises(ValueError, match="do not read as tensors alone"):
+        VJepa2Encoder.from_pretrained(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+class Code:
+    """What a hostile pickle does when it is opened."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return self.path.write_text, ("it ran",)
+
+
+def test_config_that_is_no_object_is_one_sentence(tmp_path):
+    (tmp_path / "config.json").write_text("[1, 2]")
+    with pytest.raises(ValueError, match="no JSON object"):
         VJepa2Encoder.from_pretrained(tmp_path)
 
 
@@ -349,6 +455,13 @@ def test_presets_know_their_other_names(name):
     config = VJepa2VideoClassificationConfig.from_preset(name, num_labels=174)
     assert config.encoder_config.hidden_size == 1408 and config.pooler_num_attention_heads == 16
     assert VJepa2EncoderConfig.from_preset(name, crop_size=384).crop_size == 384
+
+
+def test_published_arm_plans_by_its_config():
+    config = VJepa2WorldModelConfig.from_preset("giant")
+    assert config.action_high == [0.05, 0.05, 0.05, 0, 0, 0, 0.75] and config.planner["num_candidates"] == 400
+    with pytest.raises(ValueError, match=r"encoder_config=\{'crop_size'"):
+        VJepa2WorldModelConfig.from_preset("giant", crop_size=384)
 
 
 def test_unknown_preset_is_refused():

@@ -156,6 +156,11 @@ def test_what_transformers_and_the_hub_write_is_kept():
         (VJepa2VideoClassificationConfig, {"pooler_layer_norm_eps": -1e-5}, "pooler_layer_norm_eps is -1e-05"),
         (VJepa2VideoClassificationConfig, {"initializer_range": -1.0}, "initializer_range is -1.0"),
         (VJepa2VideoClassificationConfig, {"pooler_type": "mean"}, "pooler_type is 'mean'"),
+        (VJepa2VideoClassificationConfig, {"problem_type": "x"}, "problem_type is 'x'"),
+        (VJepa2VideoClassificationConfig, {"encoder_layers": [2]}, "encoder_layers is .2."),
+        (VJepa2VideoClassificationConfig, {"encoder_layers": [0.0]}, "encoder_layers is .0.0."),
+        (VJepa2VideoClassificationConfig, {"encoder_layers": [True]}, "encoder_layers is .True."),
+        (VJepa2VideoClassificationConfig, {"encoder_layers": []}, "encoder_layers is .."),
         (VJepa2VideoClassificationConfig, {"num_pooler_layers": -1}, "num_pooler_layers is -1"),
         (VJepa2VideoClassificationConfig, {"pooler_num_attention_heads": 16}, "pooler_num_attention_heads=16"),
     ],
@@ -172,6 +177,11 @@ def test_a_dimension_that_never_moves_and_unbounded_actions_are_possible(tmp_pat
     VJepa2WorldModelConfig(**{**WORLD_MODEL, **bounds}).save_pretrained(tmp_path)
     loaded = VJepa2WorldModelConfig.from_pretrained(tmp_path)
     assert (loaded.action_low, loaded.action_high) == (bounds["action_low"], bounds["action_high"])
+
+
+def test_labels_with_a_gap_are_refused():
+    with pytest.raises(ValueError, match="id2label names .0, 5.; expected every number from 0 to 1"):
+        VJepa2VideoClassificationConfig(encoder_config=TINY_ENCODER, pooler_type="linear", id2label={0: "a", 5: "b"})
 
 
 def test_a_value_of_the_wrong_type_is_refused():

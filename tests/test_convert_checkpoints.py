@@ -1,14 +1,19 @@
 """Every format into every other one: the same weights to the bit, the published numbers, and one sentence for each
 file that does not convert."""
 
+import io
 import logging
 import os
+import pickle
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from published import TINY_ENCODER, TINY_PREDICTOR, below, golden
@@ -33,6 +38,7 @@ from vjepa2_hf import (
     VJepa2VideoProcessor,
     VJepa2WorldModel,
     VJepa2WorldModelConfig,
+    convert_checkpoints,
 )
 from vjepa2_hf.checkpoint_names import config_to_transformers, to_transformers_state_dict
 from vjepa2_hf.convert_checkpoints import convert, main
@@ -455,6 +461,12 @@ class TestParts:
         model = loaded(VJepa2ForMaskedLatentPrediction, tmp_path / "ours")
         assert same_weights(model.target_encoder, model.encoder)
 
+    def test_card_names_the_source(self, tmp_path):
+        source = written(tmp_path, golden_content("pretraining"))
+        convert(source, tmp_path / "ours", settings=PREDICTOR_HEADS)
+        card = (tmp_path / "ours" / "README.md").read_text(encoding="utf-8")
+        assert source.name in card and str(tmp_path) not in card
+
     @pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone.", "module.module.backbone."])
     def test_prefixes(self, tmp_path, prefix):
         state = below(golden("encoder_rope"), "state/")
@@ -467,6 +479,32 @@ class TestParts:
         torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
         convert(tmp_path / "old.pth", tmp_path / "ours", settings=HEADS)
         assert torch.equal(loaded(VJepa2Encoder, tmp_path / "ours").layernorm.bias, state["norm.bias"])
+
+    def test_tensors_beside_the_parts_make_no_bare_state_dict(self, tmp_path, notes):
+        content = {**golden_content("encoder"), "loss": torch.tensor(0.5), "mean": torch.zeros(3)}
+        convert(written(tmp_path, content), tmp_path / "ours", settings=HEADS)
+        loaded(VJepa2Encoder, tmp_path / "ours")
+        assert "left out of" in notes() and "loss, mean" in notes()
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_numpy_numbers_among_the_counters(self, tmp_path, zipped):
+        counters = {"lr": np.float64(1e-4), "epoch": np.int64(3), "loss": np.float32(0.5), "amp": np.bool_(True)}
+        torch.save(
+            {**golden_content("encoder"), **counters},
+            tmp_path / "published.pt",
+            _use_new_zipfile_serialization=zipped,
+        )
+        convert(tmp_path / "published.pt", tmp_path / "ours", settings=HEADS)
+        loaded(VJepa2Encoder, tmp_path / "ours")
+
+    def test_planning_bounds_from_the_command_line(self, tmp_path):
+        source = str(written(tmp_path, golden_content("action-conditioned")))
+        settings = [f"{name}={value}" for name, value in AC.items()]
+        settings += ["action_low=[-1, -1, -1, -1, -1, -1, -0.5]", "action_high=[1, 1, 1, 1, 1, 1, 2]"]
+        main([source, str(tmp_path / "ours"), "--set", *settings])
+        config = loaded(VJepa2WorldModel, tmp_path / "ours").config
+        assert (config.action_low, config.action_high) == ([-1.0] * 6 + [-0.5], [1.0] * 6 + [2.0])
+        assert config.planner["solver"] == "cem"  # the rest stays as published
 
     def test_world_model_starts_from_the_target_encoder_unless_told_otherwise(self, tmp_path):
         content = golden_content("action-conditioned")
@@ -535,8 +573,8 @@ class TestParts:
             "--encoder",
             str(encoder),
         ]
-        labels = [f"id2label.{i}=action {i}" for i in range(7)]
-        main([*arguments, "--set", "num_attention_heads=3", "pooler_num_attention_heads=3", *labels])
+        labels = "id2label={" + ", ".join(f"{i}: action {i}" for i in range(7)) + "}"
+        main([*arguments, "--set", "num_attention_heads=3", "pooler_num_attention_heads=3", labels])
         config = loaded(VJepa2ForVideoClassification, tmp_path / "ours").config
         assert config.id2label[6] == "action 6"
 
@@ -719,13 +757,61 @@ class _Code:
         return open, (self.path, "w")
 
 
+def write_hostile_files(folder: Path) -> None:
+    code = _Code(folder / "proof")
+    written(folder, {"encoder": code}, "hostile.pt")
+    written(folder, {**golden_content("encoder"), "opt": {"state": [code]}}, "nested.pt")
+    torch.save({"encoder": code}, folder / "legacy.pt", _use_new_zipfile_serialization=False)
+    for protocol in (2, 4):
+        (folder / f"pickle{protocol}.pt").write_bytes(pickle.dumps({"encoder": code}, protocol=protocol))
+    (folder / "dotted.pt").write_bytes(  # a global that is an attribute of an attribute
+        b"\x80\x04\x8c\x05torch\x8c\x17serialization.os.system\x93\x8c\x0btouch proof\x85R."
+    )
+    with tarfile.open(folder / "tar.pt", "w") as tar:  # as torch wrote before 0.2
+        for name in ("sys_info", "pickle", "storages", "tensors"):
+            body = pickle.dumps({"encoder": code}, protocol=2)
+            info = tarfile.TarInfo(name)
+            info.size = len(body)
+            tar.addfile(info, io.BytesIO(body))
+
+
+WEIGHT = "module.backbone.blocks.0.mlp.fc1.weight"
+MALFORMED = {  # what stands for that weight, and what is said of it
+    "single number": (torch.tensor(1.0), r"shape \(\)"),
+    "no number": (torch.zeros(0, 96), r"shape \(0, 96\)"),
+    "int32": (torch.ones(384, 96, dtype=torch.int32), "torch.int32"),
+    "int64": (torch.ones(384, 96, dtype=torch.int64), "torch.int64"),
+    "complex64": (torch.ones(384, 96, dtype=torch.complex64), "torch.complex64"),
+    "float8": (torch.ones(384, 96).to(torch.float8_e4m3fn), "torch.float8_e4m3fn"),
+    "sparse": (torch.ones(384, 96).to_sparse(), "layout torch.sparse_coo"),
+    "meta": (torch.ones(384, 96, device="meta"), "a meta tensor"),
+    "expanded": (torch.ones(96).expand(2_000_000, 96), r"shape \(2000000, 96\) on 384 bytes"),
+    "text": ("weights", "a str"),
+}
+
+
+@pytest.mark.parametrize(("value", "fault"), MALFORMED.values(), ids=MALFORMED)
+def test_weight_that_is_none_is_named(tmp_path, value, fault, capsys):
+    state = {**golden_content("encoder")["target_encoder"], WEIGHT: value}
+    source = written(tmp_path, {"target_encoder": state})
+    said = error_of([str(source), str(tmp_path / "ours"), "--set", "num_attention_heads=3"], capsys)
+    assert re.search(f"{WEIGHT}' of 'target_encoder' is no weight \\({fault}", said)
+    assert list(tmp_path.iterdir()) == [source]
+
+
 def write_bad_files(folder: Path) -> None:
     """The files that `BAD` names, and the good ones that it needs."""
+    write_hostile_files(folder)
     good, ours = golden_content("pretraining"), folder / "ours"
     for name, kind in (("good", "pretraining"), ("encoder", "encoder"), ("probe", "probe"), ("v1", "uniform")):
         written(folder, golden_content(kind), f"{name}.pt")
-    written(folder, {"encoder": _Code(folder / "proof")}, "hostile.pt")
     (folder / "cut.pt").write_bytes((folder / "good.pt").read_bytes()[:100_000])
+    damaged = bytearray((folder / "good.pt").read_bytes())
+    middle = len(damaged) // 2
+    damaged[middle : middle + 64] = b"\xff" * 64
+    (folder / "damaged.pt").write_bytes(damaged)
+    written(folder, {"encoder": {**good["encoder"], 7: torch.zeros(7)}}, "number.pt")
+    (folder / "dir.pt").mkdir()
     (folder / "text.pt").write_text("no checkpoint")
     written(folder, {"model": {"a": 1}, "step": 3}, "other.pt")
     new = {"patch_embed.proj.weight": torch.zeros(1), "norms_block.0.weight": torch.zeros(1)}
@@ -744,10 +830,50 @@ def write_bad_files(folder: Path) -> None:
     BertConfig().save_pretrained(folder / "bert")
     (folder / "empty").mkdir()
     random_model("action-conditioned").save_pretrained(folder / "world_model")
+    random_model("pretraining").save_pretrained(folder / "pretraining")
+    random_model("probe").save_pretrained(folder / "classifier")
 
 
 BAD = {  # arguments of the command beside OUT_DIR, and what stderr has to say
     "hostile": ("hostile.pt", r"hostile.pt holds code or objects \(.*open\)"),
+    "hostile beside tensors": ("nested.pt", r"nested.pt holds code or objects \(.*open\)"),
+    "hostile legacy file": ("legacy.pt", r"legacy.pt holds code or objects \(.*open\)"),
+    "hostile pickle": ("pickle2.pt", r"pickle2.pt (holds code|does not read)"),
+    "hostile pickle of protocol 4": ("pickle4.pt", r"pickle4.pt (holds code|does not read)"),
+    "hostile dotted global": ("dotted.pt", r"dotted.pt (holds code|does not read)"),
+    "hostile tar": ("tar.pt", "tar.pt is no torch file"),
+    "damaged": ("damaged.pt", r"damaged.pt is damaged: the checksum of \S+ is not that of its bytes"),
+    "name that is a number": ("number.pt", "7 of 'encoder' is no weight .its name is no string"),
+    "device": ("/dev/null", "/dev/null is neither a file nor a folder"),
+    "device as encoder": ("probe.pt --encoder /dev/null", "/dev/null is neither a file nor a folder"),
+    "folder called .pt": ("dir.pt", "dir.pt is a folder without config.json"),
+    "dtype": ("encoder.pt --set num_attention_heads=3 dtype=bfloat16", "dtype is that of the weights"),
+    "transformers' field": ("encoder.pt --set is_encoder_decoder=true", "Unknown config field 'is_encoder_decoder'"),
+    "labels without a classifier": ("good.pt --set id2label={0:a}", "id2label is a classifier's field"),
+    "labels without numbers": (
+        "probe.pt --encoder ours --set id2label=[a,b]",
+        r"id2label is \['a', 'b'\]; expected names",
+    ),
+    "labels of another number": (
+        "probe.pt --encoder ours --set pooler_num_attention_heads=3 id2label.0=a",
+        r"linear.weight of 'probe' has shape \(7, 96\), .*\(1, 96\)",
+    ),
+    "fewer blocks": ("pretraining --set num_hidden_layers=1", "holds 24 weights without a place"),
+    "fewer blocks of the predictor": (
+        "pretraining --set predictor_num_hidden_layers=1",
+        "holds 12 weights .*predictor.layer.1",
+    ),
+    "no bias": ("pretraining --set qkv_bias=false", r"holds \d+ weights .*attention.qkv.bias"),
+    "fewer blocks of a component": (
+        "pretraining --component encoder --set num_hidden_layers=1",
+        "holds 12 weights without a place in the model, such as layer.1",
+    ),
+    "fewer blocks of a world model": ("world_model --set num_hidden_layers=1", "holds 12 weights without a place"),
+    "fewer blocks of a classifier": ("classifier --set num_hidden_layers=1", "holds 12 weights without a place"),
+    "fewer blocks of a probe's encoder": (
+        "probe.pt --encoder pretraining --set num_hidden_layers=1 pooler_num_attention_heads=3",
+        "pretraining holds 12 weights without a place",
+    ),
     "truncated": ("cut.pt", "cut.pt is cut short"),
     "text": ("text.pt", "text.pt is no torch file"),
     "missing file": ("nowhere.pt", "There is no file 'nowhere.pt'"),
@@ -857,9 +983,71 @@ def test_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_empty_out_dir_is_used(tmp_path):
-    (tmp_path / "ours").mkdir()
-    converted("encoder", tmp_path)
+def test_sigterm_while_writing_leaves_nothing(tmp_path, monkeypatch):
+    def terminated(self, folder):
+        (Path(folder) / "model.safetensors").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    source, caught = written(tmp_path, golden_content("encoder")), []
+    monkeypatch.setattr(VJepa2Encoder, "save_pretrained", terminated)
+    before = signal.signal(signal.SIGTERM, lambda *signals: caught.append(signals))
+    own = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main([str(source), str(tmp_path / "ours"), "--set", "num_attention_heads=3"])
+        assert signal.getsignal(signal.SIGTERM) is own  # put back
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 128 + signal.SIGTERM and not caught
+    assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_out_dir_that_another_process_fills_meanwhile_keeps_its_files(tmp_path, monkeypatch, capsys, there):
+    out = tmp_path / "ours"
+    save = VJepa2Encoder.save_pretrained
+
+    def overtaken(self, folder):
+        save(self, folder)
+        out.mkdir(exist_ok=True)
+        (out / "theirs").touch()
+
+    source = written(tmp_path, golden_content("encoder"))
+    if there:
+        out.mkdir()
+    monkeypatch.setattr(VJepa2Encoder, "save_pretrained", overtaken)
+    said = error_of([str(source), str(out), "--set", "num_attention_heads=3"], capsys)
+    assert "another process wrote" in said and "the result of this conversion was removed" in said
+    assert sorted(tmp_path.iterdir()) == [out, source] and list(out.iterdir()) == [out / "theirs"]
+
+
+def test_empty_out_dir_is_filled_and_not_replaced(tmp_path, monkeypatch):
+    """As a working directory or a mount has to be."""
+    source, out, moved = written(tmp_path, golden_content("encoder")), tmp_path / "ours", []
+    out.mkdir()
+    monkeypatch.chdir(out)
+    inode, move = out.stat().st_ino, convert_checkpoints.shutil.move
+    monkeypatch.setattr(convert_checkpoints.shutil, "move", lambda a, b: (moved.append(Path(b).name), move(a, b)))
+    convert(source, ".", settings=HEADS)
+    assert out.stat().st_ino == inode and sorted(tmp_path.iterdir()) == [out, source]
+    assert moved[-1] == "config.json" and sorted(moved) == sorted(os.listdir("."))
+    loaded(VJepa2Encoder, Path.cwd())
+
+
+def test_failure_while_filling_an_out_dir_leaves_it_empty(tmp_path, monkeypatch):
+    source, out = written(tmp_path, golden_content("encoder")), tmp_path / "ours"
+    out.mkdir()
+    move = convert_checkpoints.shutil.move
+
+    def full_disk(file, target):
+        if file.name == "model.safetensors":
+            raise OSError("No space left on device")
+        move(file, target)
+
+    monkeypatch.setattr(convert_checkpoints.shutil, "move", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        convert(source, out, settings=HEADS)
+    assert sorted(tmp_path.iterdir()) == [out, source] and not list(out.iterdir())
 
 
 COMMAND_AND_PEAK = """

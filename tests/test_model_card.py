@@ -7,13 +7,15 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import PIL.Image
 import pytest
-import torch
 import yaml
 from accelerate import Accelerator
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError
 from published import TINY_ENCODER, TINY_PREDICTOR
+from transformers import VJEPA2Config, VJEPA2Model
 
 import vjepa2_hf
 from vjepa2_hf import (
@@ -22,6 +24,7 @@ from vjepa2_hf import (
     VJepa2ForMaskedLatentPrediction,
     VJepa2ForVideoClassification,
     VJepa2MaskedLatentPredictionConfig,
+    VJepa2Planner,
     VJepa2VideoClassificationConfig,
     VJepa2VideoProcessor,
     VJepa2WorldModel,
@@ -30,10 +33,12 @@ from vjepa2_hf import (
 )
 from vjepa2_hf.model_card import CardFacts, parameter_counts, published_cards, write_model_card
 from vjepa2_hf.training import Run
+from vjepa2_hf.video_io import encode_video
 
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 WORLD_MODEL = {"encoder_config": TINY_ENCODER, "action_dim": 7, "context_frames": 2, **TINY_PREDICTOR}
+PLANNER = {"solver": "cem", "horizon": 2, "num_candidates": 20, "num_iterations": 2, "num_elites": 4}
 POOLER = {"pooler_num_attention_heads": 2, "num_pooler_layers": 1}
 BUILD = {
     "encoder": lambda: VJepa2Encoder(VJepa2EncoderConfig(**TINY_ENCODER)),
@@ -42,9 +47,16 @@ BUILD = {
     ),
     "world model": lambda: VJepa2WorldModel(VJepa2WorldModelConfig(**WORLD_MODEL)),
     "world model of an arm": lambda: VJepa2WorldModel(
-        VJepa2WorldModelConfig(**WORLD_MODEL, proprio_dim=7, extrinsics_dim=6, proprio_transition="pose_delta")
+        VJepa2WorldModelConfig(
+            **WORLD_MODEL, proprio_dim=7, extrinsics_dim=6, proprio_transition="pose_delta", planner=PLANNER
+        )
     ),
-    "world model of pixels": lambda: VJepa2WorldModel(VJepa2WorldModelConfig(**WORLD_MODEL, state_type="pixels")),
+    "world model that is told its planner": lambda: VJepa2WorldModel(
+        VJepa2WorldModelConfig(**WORLD_MODEL, action_low=[-0.25] * 7, action_high=[0.5] * 7, planner=PLANNER)
+    ),
+    "world model of pixels": lambda: VJepa2WorldModel(
+        VJepa2WorldModelConfig(**WORLD_MODEL, state_type="pixels", planner=PLANNER)
+    ),
     "classifier": lambda: VJepa2ForVideoClassification(
         VJepa2VideoClassificationConfig(encoder_config=TINY_ENCODER, num_labels=5, **POOLER)
     ),
@@ -104,18 +116,69 @@ class TestContent:
         if kind == "world model of pixels":
             assert "no encoder" in card.text and "24 wide, 2 blocks, 2 heads, MLP" not in card.text
         else:
-            assert "24 wide, 2 blocks, 2 heads" in card.text and "4 frames, 32 × 32 pixels" in card.text
+            frames = "| 32 × 32 pixels, each encoded" if "world" in kind else "| 4 frames, 32 × 32 pixels"
+            assert "24 wide, 2 blocks, 2 heads" in card.text and frames in card.text
+
+    def test_a_world_models_card_has_no_clip_length(self, tmp_path):
+        VJepa2WorldModel(VJepa2WorldModelConfig(**WORLD_MODEL)).save_pretrained(tmp_path)
+        assert "4 frames" not in read(tmp_path) and "Clips" not in read(tmp_path)
 
     @pytest.mark.parametrize("kind", BUILD)
     def test_the_code_block_runs_in_the_folder(self, kind, tmp_path, monkeypatch):
-        model = BUILD[kind]()
-        model.save_pretrained(tmp_path)
+        """With the files that it names: a video of other sizes than the model's, two images."""
+        BUILD[kind]().save_pretrained(tmp_path)
+        VJepa2VideoProcessor(size=32, crop_size=32).save_pretrained(tmp_path)  # as conversion and runs do
+        pixels = np.random.default_rng(0).integers(0, 256, (9, 40, 48, 3), dtype=np.uint8)
+        (tmp_path / "clip.mp4").write_bytes(encode_video(pixels, fps=8))
+        for name, image in zip(("now.png", "goal.png"), pixels, strict=False):
+            PIL.Image.fromarray(image).save(tmp_path / name)
         (code,) = re.findall(r"```python\n(.*?)```", read(tmp_path), flags=re.DOTALL)
         monkeypatch.chdir(tmp_path)
         names = {}
         exec(code, names)
-        result = {"encoder": "tokens", "masked": "future", "world": "future"}.get(kind.split()[0], "logits")
-        assert isinstance(names[result], torch.Tensor) and len(names[result]) == 1
+        if "world" in kind:
+            assert names["action"].shape == (7,) and np.isfinite(names["action"]).all()
+            return
+        assert names["videos"].shape == (1, 4, 3, 32, 32)
+        result = {"encoder": "tokens", "masked": "future"}.get(kind.split()[0], "logits")
+        assert len(names[result]) == 1 and names[result].isfinite().all()
+        if kind == "classifier":
+            assert names["label"].startswith("LABEL_")
+
+    def test_a_processor_can_be_made_as_the_code_block_says(self, encoder, tmp_path):
+        encoder.save_pretrained(tmp_path)
+        (code,) = re.findall(r"none was saved\? (.*)", read(tmp_path))
+        processor = eval(code, {"VJepa2VideoProcessor": VJepa2VideoProcessor})
+        videos = processor(np.zeros((4, 40, 48, 3), np.uint8), return_tensors="pt")["pixel_values_videos"]
+        assert encoder.encode(videos).shape[-1] == 24 and videos.shape == (1, 4, 3, 32, 32)
+
+    def test_bounds_and_planner_settings_of_the_config_stand_in_the_table(self, tmp_path):
+        BUILD["world model that is told its planner"]().save_pretrained(tmp_path / "told")
+        card = read(tmp_path / "told")
+        assert f"| `action_low` | [{', '.join(['-0.25'] * 7)}] |" in card
+        assert f"| `action_high` | [{', '.join(['0.5'] * 7)}] |" in card
+        assert "| Planner | solver cem, horizon 2, num_candidates 20, num_iterations 2, num_elites 4 |" in card
+        assert "does not say which actions to search" not in card and "action_low=" not in card
+        BUILD["world model"]().save_pretrained(tmp_path / "untold")
+        card = read(tmp_path / "untold")
+        assert "does not say which actions to search" in card and "action_low=[-1.0] * 7" in card
+        assert "| Planner" not in card and "| `action_low`" not in card
+
+    @pytest.mark.parametrize(
+        ("folder", "title"),
+        [
+            ("pusher", "pusher"),
+            ("pusher.tmp-123", "pusher"),
+            ("pusher/final", "pusher"),
+            ("pusher/final.tmp", "pusher"),
+            ("pusher/checkpoint-20", "pusher"),
+            ("pusher/tmpab12", "VJepa2Encoder"),
+            ("tmp/final", "VJepa2Encoder"),
+        ],
+    )
+    def test_the_title_is_the_folders_name_where_it_says_something(self, encoder, tmp_path, folder, title):
+        encoder.save_pretrained(tmp_path / folder)
+        assert f"\n# {title}\n" in read(tmp_path / folder)
 
     def test_counts_are_of_the_full_weights_where_a_process_holds_a_part(self, encoder, tmp_path):
         full = {name: value.detach().clone() for name, value in encoder.state_dict().items()}
@@ -144,15 +207,90 @@ class TestContent:
         VJepa2Encoder.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
         assert ModelCard.load(tmp_path / "b" / "README.md").data.license == "cc-by-4.0"
 
-    def test_a_hub_model_is_named_as_the_base(self, encoder, tmp_path, monkeypatch):
-        cached = {"facebook/vjepa2-vitl-fpc64-256": "/cache/config.json"}
-        monkeypatch.setattr(model_card, "try_to_load_from_cache", lambda name, file: cached.get(name))
-        encoder.name_or_path = "facebook/vjepa2-vitl-fpc64-256"
+
+class TestOrigin:
+    """Where weights come from, from card to card."""
+
+    @pytest.mark.parametrize("times", [1, 2, 3])
+    def test_source_and_data_outlive_loading_and_saving(self, encoder, tmp_path, times):
+        encoder.card_facts = CardFacts(source="`ac_small.pt`", data="62 hours of an arm")
+        encoder.save_pretrained(tmp_path / "0")
+        for generation in range(times):
+            model = VJepa2Encoder.from_pretrained(tmp_path / str(generation))
+            model.save_pretrained(tmp_path / str(generation + 1))
+        card = read(tmp_path / str(times))
+        assert "come from `ac_small.pt`; whether they were trained further since is not known" in card
+        assert "**Data.** 62 hours of an arm; what else was used since is not known here." in card
+        assert "See the source checkpoint" in card.split("## License")[1] and "None is stated" not in card
+        assert "Not stated" not in card and str(tmp_path) not in card and "were converted" not in card
+
+    def test_a_planner_that_is_saved_again_keeps_the_source(self, tmp_path):
+        model = BUILD["world model that is told its planner"]()
+        model.card_facts = CardFacts(source="`ac_small.pt`")
+        VJepa2Planner(model, VJepa2VideoProcessor(size=32, crop_size=32), device="cpu").save_pretrained(tmp_path / "a")
+        assert "were converted from `ac_small.pt`" in read(tmp_path / "a")
+        VJepa2Planner.from_pretrained(tmp_path / "a", device="cpu").save_pretrained(tmp_path / "b")
+        assert "come from `ac_small.pt`" in read(tmp_path / "b")
+        assert "**Data.** See the source checkpoint; what else" in read(tmp_path / "b")
+
+    def test_saving_in_place_keeps_the_source(self, encoder, tmp_path):
+        encoder.card_facts = CardFacts(source="`ac_small.pt`")
         encoder.save_pretrained(tmp_path / "a")
-        assert ModelCard.load(tmp_path / "a" / "README.md").data.base_model == "facebook/vjepa2-vitl-fpc64-256"
+        VJepa2Encoder.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "a")
+        assert "come from `ac_small.pt`" in read(tmp_path / "a")
+
+    def test_a_folder_that_goes_back_into_itself_is_not_its_own_source(self, encoder, tmp_path):
+        encoder.save_pretrained(tmp_path / "a")
+        VJepa2Encoder.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "a")
+        assert "come from" not in read(tmp_path / "a").split("## License")[0]
+
+    def test_a_transformers_folder_is_named_without_its_path(self, tmp_path):
+        sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "crop_size": 32}
+        predictor = {f"pred_{name}": value for name, value in sizes.items() if name != "crop_size"}
+        VJEPA2Model(VJEPA2Config(**sizes, **predictor, patch_size=8)).save_pretrained(tmp_path / "theirs")
+        for name in ("first", "second"):
+            source = tmp_path / ("theirs" if name == "first" else "first")
+            VJepa2Encoder.from_pretrained(source).save_pretrained(tmp_path / name)
+            card = ModelCard.load(tmp_path / name / "README.md")
+            assert "come from `theirs`" in card.text and str(tmp_path) not in card.content
+            assert card.data.base_model is None and "Not stated" not in card.text
+
+    def test_a_hub_model_is_named_as_the_base(self, encoder, tmp_path, monkeypatch):
+        hub_id = "facebook/vjepa2-vitl-fpc64-256"
+        cached = {hub_id: "/cache/config.json"}
+        monkeypatch.setattr(model_card, "try_to_load_from_cache", lambda name, file: cached.get(name))
+        encoder.name_or_path = hub_id
+        encoder.save_pretrained(tmp_path / "a")
+        VJepa2Encoder.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
+        for name in ("a", "b"):
+            card = ModelCard.load(tmp_path / name / "README.md")
+            assert card.data.base_model == hub_id and f"come from `{hub_id}`" in card.text
         encoder.name_or_path = "runs/mine"  # a folder that has gone looks like a Hub id, and is none
-        encoder.save_pretrained(tmp_path / "b")
-        assert ModelCard.load(tmp_path / "b" / "README.md").data.base_model is None
+        encoder.save_pretrained(tmp_path / "c")
+        card = ModelCard.load(tmp_path / "c" / "README.md")
+        assert card.data.base_model is None and "come from `mine`" in card.text
+
+    def test_training_from_a_source_names_both(self, encoder, run_folder, tmp_path):
+        encoder.card_facts = CardFacts(source="`vitl.pt`", data="a million videos")
+        encoder.save_pretrained(tmp_path / "vitl")
+        VJepa2Encoder.from_pretrained(tmp_path / "vitl").save_pretrained(run_folder / "final")
+        card = read(run_folder / "final")
+        assert "this run started from come from `vitl.pt`" in card and "| 120 |" in card
+        assert "`runs/episodes`, as the run's config names it. Before this run: a million videos." in card
+        VJepa2Encoder.from_pretrained(run_folder / "final").save_pretrained(tmp_path / "copy")
+        assert "`final` folder of this run (source: `vitl.pt`)" in read(tmp_path / "copy")
+
+    def test_a_checkpoint_of_the_run_itself_is_no_source(self, encoder, run_folder):
+        encoder.save_pretrained(run_folder / "checkpoint-20")
+        VJepa2Encoder.from_pretrained(run_folder / "checkpoint-20").save_pretrained(run_folder / "final")
+        assert "started from" not in read(run_folder / "final") and "None is stated" in read(run_folder / "final")
+
+    @pytest.mark.parametrize("metadata", ["vjepa2_hf: 3", "vjepa2_hf: [", "vjepa2_hf: {source: null}", "\xff: 1"])
+    def test_a_card_with_other_notes_does_not_stop_a_save(self, encoder, tmp_path, metadata):
+        encoder.save_pretrained(tmp_path / "a")
+        (tmp_path / "a" / "README.md").write_bytes(f"---\n{metadata}\n---\n# Mine\n".encode("latin-1"))
+        VJepa2Encoder.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
+        assert "come from `a`" in read(tmp_path / "b")
 
 
 class TestRun:
@@ -271,7 +409,11 @@ class TestPush:
         encoder.push_to_hub("enc", tags=["robots"])
         card = ModelCard(hub.pushed["README.md"].decode())
         assert "model.safetensors" in hub.pushed and card.data.license == "mit" and "robots" in card.data.tags
-        assert 'from_pretrained("me/enc")' in card.text and "More Information Needed" not in card.text
+        assert (
+            'from_pretrained("me/enc")' in card.text
+            and "\n# enc\n" in card.text
+            and "More Information Needed" not in card.text
+        )
 
     @pytest.mark.parametrize("kind", BUILD)
     def test_every_model_pushes_its_card(self, kind, monkeypatch):

@@ -12,6 +12,7 @@ from vjepa2_hf import (
     VJepa2MaskedLatentPredictionConfig,
     VJepa2WorldModel,
 )
+from vjepa2_hf.modeling_layers import VJepa2FactorizedLayer, VJepa2Layer
 from vjepa2_hf.modeling_positions import apply_rotary, grid_positions, rotary_table
 
 
@@ -247,6 +248,23 @@ class TestTraining:
         torch.manual_seed(0)
         with torch.no_grad():
             video = clips(batch_size=16)
+            assert torch.equal(encoder.eval()(video)[0], encoder(video)[0])
+            assert not torch.equal(encoder.train()(video)[0], encoder(video)[0])
+
+    @pytest.mark.parametrize("layer_class", [VJepa2Layer, VJepa2FactorizedLayer])
+    def test_drop_path_skips_every_branch(self, layer_class):
+        config = VJepa2EncoderConfig(**TINY_ENCODER)
+        layer = layer_class(config, 24, 2, 4.0, index=1, drop_path=1 - 1e-9).train()
+        tokens = torch.randn(2, 8, 24)
+        arguments = (None, 2) if layer_class is VJepa2FactorizedLayer else ()
+        assert torch.equal(layer(tokens, *arguments)[0], tokens)
+
+    @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+    def test_attention_dropout_only_in_training(self, implementation):
+        config = VJepa2EncoderConfig(**TINY_ENCODER, attention_probs_dropout_prob=0.5)
+        encoder = spread(VJepa2Encoder._from_config(config, attn_implementation=implementation))
+        with torch.no_grad():
+            video = clips(batch_size=2)
             assert torch.equal(encoder.eval()(video)[0], encoder(video)[0])
             assert not torch.equal(encoder.train()(video)[0], encoder(video)[0])
 

@@ -255,7 +255,7 @@ class TestRefusals:
             (np.stack([OBSERVATION] * 3), GOAL, {}, "the observation has 3 frames; the model looks back over 2"),
             (OBSERVATION, np.stack([GOAL] * 2), {}, "the goal has 2 frames; expected one image"),
             (np.stack([OBSERVATION] * 2), GOAL, {}, "2 frames of context need context_actions"),
-            (OBSERVATION, GOAL, {"proprio_state": [0.1, 0.2]}, "proprio_states were given, but the model has none"),
+            (OBSERVATION, GOAL, {"proprio_state": [0.1, 0.2]}, "proprio_state was given, but the model has none"),
             ([OBSERVATION] * 2, [GOAL] * 2, {"warm_start": [np.zeros((3, 2))]}, "warm_start was given for 1 problems"),
             (
                 OBSERVATION,
@@ -290,3 +290,66 @@ class TestRefusals:
         nameless = VJepa2Planner(planner.model, planner.video_processor, solver=lambda cost, **kwargs: None)
         with pytest.raises(ValueError, match="has no to_dict, so its settings cannot be saved"):
             nameless.save_pretrained(tmp_path)
+
+
+class TestArm:
+    """What a converted action-conditioned checkpoint needs: bounds, poses, extrinsics."""
+
+    POSE = [0.3, 0.0, 0.4, 0.1, 0.2, 0.3, 0.5]
+
+    def config(self, **fields):
+        arm = {**VJepa2WorldModelConfig.published, "context_frames": 2, **TINY_PREDICTOR, **fields}
+        return VJepa2WorldModelConfig(encoder_config=TINY_ENCODER, **arm)
+
+    def planner(self, **settings):
+        torch.manual_seed(0)
+        fields = settings.pop("fields", {})
+        processor = VJepa2VideoProcessor(size=32, crop_size=32)
+        return VJepa2Planner(VJepa2WorldModel(self.config(**fields)), processor, **settings)
+
+    def pictures(self):
+        return np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+
+    def test_published_settings_hold_the_rotation_still_and_keep_the_bounds(self):
+        planner = self.planner(num_candidates=20, num_iterations=2)
+        assert (planner.solver.horizon, planner.solver.num_elites, planner.distance) == (2, 10, "l1")
+        actions = planner(*self.pictures(), proprio_state=self.POSE)["actions"]
+        assert actions.shape == (2, 7) and (actions[:, 3:6] == 0).all() and np.abs(actions[:, :3]).max() > 0
+        assert np.abs(actions[:, :3]).max() <= 0.05 + 1e-6 and np.abs(actions[:, 6]).max() <= 0.75
+
+    def test_an_arm_without_bounds_is_refused(self):
+        with pytest.raises(ValueError, match="action_low is missing.*no safe default"):
+            self.planner(fields={"action_low": None})
+
+    def test_bounds_are_arguments_and_are_saved(self, tmp_path):
+        low, high = [-0.01] * 3 + [0.0] * 4, [0.01] * 3 + [0.0] * 4
+        planner = self.planner(
+            fields={"action_low": None, "action_high": None}, action_low=low, action_high=high, num_candidates=20
+        )
+        expected = planner(*self.pictures(), proprio_state=self.POSE)["actions"]
+        assert 0 < np.abs(expected).max() <= 0.01 + 1e-6
+        planner.save_pretrained(tmp_path)
+        again = VJepa2Planner.from_pretrained(tmp_path)
+        assert again.action_low == low and again.action_high == high
+        np.testing.assert_allclose(again(*self.pictures(), proprio_state=self.POSE)["actions"], expected, atol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("bounds", "message"),
+        [({"action_low": [0.0] * 3}, "action_low has 3 numbers; expected 7"), ({"action_low": [1.0] * 7}, "above")],
+    )
+    def test_bounds_that_do_not_fit(self, bounds, message):
+        with pytest.raises(ValueError, match=message):
+            self.planner(**bounds)
+
+    def test_missing_pose_is_named_as_the_argument_is(self):
+        with pytest.raises(ValueError, match=r"proprio_state is missing.* shape \(7,\)"):
+            self.planner()(*self.pictures())
+        with pytest.raises(ValueError, match=r"proprio_state has shape \(1, 3\); expected \(7,\)"):
+            self.planner()(*self.pictures(), proprio_state=[0.0] * 3)
+
+    def test_extrinsics_reach_the_dynamics(self):
+        planner = self.planner(fields={"extrinsics_dim": 6}, num_candidates=20, num_iterations=2)
+        with pytest.raises(ValueError, match="extrinsics is missing"):
+            planner(*self.pictures(), proprio_state=self.POSE)
+        plans = [planner(*self.pictures(), proprio_state=self.POSE, extrinsics=[float(i)] * 6) for i in (0, 3)]
+        assert plans[0]["cost"] != plans[1]["cost"]

@@ -68,3 +68,14 @@ def test_example_scripts_compile_and_document_their_command():
 def test_nothing_that_a_run_leaves_is_tracked():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     assert not [name for name in tracked if name.startswith(("runs/", ".venv/")) or name.endswith(".pyc")]
+
+
+def test_every_cell_of_the_table_of_checkpoints_has_its_test():
+    text = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    rows = [row for row in text.splitlines() if row.startswith("|") and not row.startswith(("|---", "| source"))]
+    files = [ROOT / "tests" / f"test_{name}.py" for name in ("checkpoint_names", "convert_checkpoints")]
+    tests = "".join(file.read_text(encoding="utf-8") for file in files)
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row.rsplit("|", 2)[1])
+        assert named, row
+        assert all(f"def {name}(" in tests for name in named), row

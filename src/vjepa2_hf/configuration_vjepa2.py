@@ -133,11 +133,13 @@ class _StrictFields:
     def _refuse_unknown(self, kwargs: dict) -> dict:
         """Drops `vjepa2_hf_version`; raises on a field that nobody knows (warns when the file is newer than we
         are)."""
-        written_by = kwargs.pop("vjepa2_hf_version", VERSION)
+        written_by = kwargs.pop("vjepa2_hf_version", None) or VERSION
         known = {field.name for field in fields(self)} | set(self.attribute_map)
         for name in [n for n in kwargs if n not in _FOREIGN_FIELDS and n not in known and not n.startswith("_")]:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            if "encoder_config" in known and name in {field.name for field in fields(VJepa2EncoderConfig)}:
+                hint = f" It is the encoder's: encoder_config={{{name!r}: …}}."
             message = f"{type(self).__name__} has no field {name!r} (value {kwargs[name]!r}).{hint}"
             if Version(str(written_by)) <= Version(VERSION):
                 raise ValueError(message)
@@ -169,6 +171,7 @@ _SIZE_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_
 
 def _preset_fields(name: str) -> dict:
     """Encoder fields of a released size, by its name or the letter in its checkpoint's name."""
+    _check(isinstance(name, str), f"preset is {name!r}; expected one of {', '.join(map(repr, PRESETS))}.")
     letters = {"s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant"}
     plain = name.lower().removeprefix("vit").lstrip("-_")
     plain = letters.get(plain, plain)
@@ -265,7 +268,7 @@ class VJepa2EncoderConfig(_StrictFields, PreTrainedConfig):
 class _NestedEncoder(_StrictFields):
     """What the configs that hold an encoder's have in common."""
 
-    _preset: dict = {}  # fields in which the published model differs from this class's defaults
+    published: dict = {}  # fields in which the published model differs from this class's defaults
 
     @classmethod
     def from_preset(cls, name: str, encoder_config: dict | None = None, **fields):
@@ -277,7 +280,7 @@ class _NestedEncoder(_StrictFields):
             fields: replace the other fields.
         """
         encoder = {**_preset_fields(name), **(encoder_config or {})}
-        return cls(encoder_config=encoder, **{**cls._preset, **fields})
+        return cls(encoder_config=encoder, **{**cls.published, **fields})
 
     @property
     def num_frames(self) -> int:
@@ -416,13 +419,25 @@ class VJepa2WorldModelConfig(_NestedEncoder, PreTrainedConfig):
     """
 
     model_type = "vjepa2_hf_world_model"
-    # V-JEPA 2-AC: poses of an arm and its gripper, 4 frames a second
-    _preset = {
+    # V-JEPA 2-AC: poses of an arm and its gripper at 4 frames a second; planning searches ±5 cm a step and the gripper
+    published = {
         "action_dim": 7,
         "proprio_dim": 7,
         "stored_extrinsics_dim": 6,
         "proprio_transition": "pose_delta",
         "fps": 4,
+        "action_low": [-0.05, -0.05, -0.05, 0.0, 0.0, 0.0, -0.75],
+        "action_high": [0.05, 0.05, 0.05, 0.0, 0.0, 0.0, 0.75],
+        "planner": {
+            "solver": "cem",
+            "horizon": 2,
+            "num_candidates": 400,
+            "num_iterations": 10,
+            "num_elites": 10,
+            "momentum": 0.15,
+            "init_std": [0.05, 0.05, 0.05, 0.0, 0.0, 0.0, 1.0],
+            "distance": "l1",
+        },
     }
     sub_configs_defaults = {"encoder_config": VJepa2EncoderConfig}
 
@@ -560,6 +575,15 @@ class VJepa2VideoClassificationConfig(_NestedEncoder, PreTrainedConfig):
         _check_not_negative(self, "num_pooler_layers", "initializer_range")
         super().__post_init__(**self._refuse_unknown(kwargs))
         _check_positive(self, "num_labels")
+        _check_choice(
+            "problem_type",
+            self.problem_type,
+            (None, "regression", "single_label_classification", "multi_label_classification"),
+        )
+        _check(
+            sorted(self.id2label) == list(range(self.num_labels)),
+            f"id2label names {list(self.id2label)[:8]}; expected every number from 0 to {self.num_labels - 1}.",
+        )
         if self.encoder_layers is not None:
             self._check_encoder_layers(self.encoder_config.num_hidden_layers)
         if self.pooler_type == "attentive":
@@ -573,7 +597,9 @@ class VJepa2VideoClassificationConfig(_NestedEncoder, PreTrainedConfig):
     def _check_encoder_layers(self, depth: int) -> None:
         layers = self.encoder_layers
         _check(
-            bool(layers) and len(set(layers)) == len(layers) and all(layer in range(depth) for layer in layers),
+            bool(layers)
+            and all(type(layer) is int and 0 <= layer < depth for layer in layers)
+            and len(set(layers)) == len(layers),
             f"encoder_layers is {layers}; expected different block numbers from 0 to {depth - 1}, or None.",
         )
 

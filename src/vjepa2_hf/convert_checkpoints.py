@@ -13,7 +13,9 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
@@ -28,6 +30,7 @@ from transformers.models.vjepa2.video_processing_vjepa2 import VJEPA2VideoProces
 
 from .checkpoint_names import TRANSFORMERS_MODEL_TYPE, config_to_transformers, to_transformers_state_dict
 from .configuration_vjepa2 import VJepa2EncoderConfig
+from .model_card import CardFacts
 from .modeling_classification import VJepa2ForVideoClassification
 from .modeling_encoder import VJepa2Encoder, read_config_dict
 from .modeling_masked_latent import VJepa2ForMaskedLatentPrediction
@@ -69,13 +72,19 @@ examples:
   an action-conditioned file: a world model; with the camera's extrinsics in use
     python -m vjepa2_hf.convert_checkpoints vjepa2-ac-vitg.pt vjepa2-ac
     python -m vjepa2_hf.convert_checkpoints vjepa2-ac-vitg.pt vjepa2-ac --set extrinsics_dim=6
-  a probe (it holds no encoder)
+  one with other actions: the bounds that planning searches
+    python -m vjepa2_hf.convert_checkpoints mine-ac.pt mine-ac --set 'action_low=[-1, -1]' 'action_high=[1, 1]'
+  a probe (it holds no encoder); with its labels' names
     python -m vjepa2_hf.convert_checkpoints ssv2-vitl-16x2x3.pt vjepa2-large-ssv2 --encoder vitl.pt
+    python -m vjepa2_hf.convert_checkpoints mine-probe.pt mine-probe --encoder vitl.pt --set 'id2label={0: a, 1: b}'
   a transformers folder or Hub id into ours, and back
     python -m vjepa2_hf.convert_checkpoints facebook/vjepa2-vitl-fpc64-256 vjepa2-large
     python -m vjepa2_hf.convert_checkpoints vjepa2-large for-transformers --to transformers
   into the published format (OUT_DIR/model.pt)
     python -m vjepa2_hf.convert_checkpoints runs/pretrain/final published --to published
+
+Everything is written into OUT_DIR.tmp-PID first; only a run that was killed outright (kill -9) leaves such a folder
+behind, and it can be deleted.
 """
 
 
@@ -91,7 +100,8 @@ def convert(
 
     Args:
         source: a published `.pt`, a folder of ours or transformers', or a Hub id.
-        out_dir: new or empty folder; it appears when everything is written.
+        out_dir: new or empty folder; its files appear when everything is written. Until then they are in
+            `OUT_DIR.tmp-PID` beside it, which a process that was killed outright leaves behind: it can be deleted.
         to: "ours", "transformers" or "published".
         component: "target_encoder" or "encoder": that encoder alone. For a probe or an action-conditioned file, the
             encoder that goes into the model; for a masked-latent model on its way to transformers, the one that goes
@@ -114,6 +124,8 @@ def convert(
         raise ValueError(f"{out_dir} exists and is no empty folder: choose another OUT_DIR.")
     wish = _Wish(to, component, encoder and os.fspath(encoder), dict(settings or {}))
     model, processor = _load(os.fspath(source), wish)
+    if not _is_ours(os.fspath(source)):
+        model.card_facts = CardFacts(source=f"`{Path(source).name if os.path.exists(source) else source}`")
     with _written_aside(out) as folder:
         _WRITERS[to](model, folder, component)
         if to != "published":
@@ -138,13 +150,27 @@ class _Wish:
 
 def _load(source: str, wish: _Wish) -> tuple[PreTrainedModel, VJepa2VideoProcessor | None]:
     """The model in a source, and the video processor beside it, if there is one."""
-    if os.path.isfile(source):
+    if _is_file(source):
         return _load_published(source, wish), None
-    if Path(source).suffix in (".pt", ".pth", ".tar", ".bin", ".safetensors"):
-        raise FileNotFoundError(f"There is no file {source!r}; give a published `.pt`, a model folder or a Hub id.")
     if wish.encoder is not None:
         raise ValueError(f"--encoder is for a published probe or action-conditioned file; {source} is a folder.")
     return _load_folder(source, wish), _load_processor(source, wish.settings)
+
+
+def _is_file(source: str) -> bool:
+    """Tells a file from a folder or a Hub id.
+
+    Raises:
+        FileNotFoundError: the name of a file that is not there.
+        ValueError: neither file nor folder, but a device or the like.
+    """
+    if os.path.exists(source):
+        if not os.path.isfile(source) and not os.path.isdir(source):
+            raise ValueError(f"{source} is neither a file nor a folder: give a published `.pt` or a model folder.")
+        return os.path.isfile(source)
+    if Path(source).suffix in (".pt", ".pth", ".tar", ".bin", ".safetensors"):
+        raise FileNotFoundError(f"There is no file {source!r}; give a published `.pt`, a model folder or a Hub id.")
+    return False
 
 
 # ------------------------------------------------------------------------------------------------ published files
@@ -178,7 +204,7 @@ def _load_on_encoder(file: PublishedFile, path: str, component: str | None, sett
     _, of_encoder = split_settings(settings, CONFIGS[file.kind])
     for name in {"encoder", "target_encoder"} & set(file.parts):
         logger.info("left out of %s: %s, since --encoder gives another", file.path, name)
-    if os.path.isfile(path):
+    if _is_file(path):
         encoders = read_published(path)
         part = encoders.encoder_part(component)
         if part is None:
@@ -255,11 +281,32 @@ def _load_folder(source: str, wish: _Wish, model_class: type | None = None) -> P
         if of_encoder:
             fields["encoder_config"] = {**fields["encoder_config"], **of_encoder}
         config = model_class.config_class.from_dict(fields)
-    model, info = model_class.from_pretrained(source, config=config, dtype="auto", output_loading_info=True, **options)
+    with contextlib.nullcontext() if model_class is VJepa2Encoder else _every_weight_counted():
+        model, info = model_class.from_pretrained(
+            source, config=config, dtype="auto", output_loading_info=True, **options
+        )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ValueError(f"{source} lacks {len(missing)} weights of a {model_class.__name__}, such as {missing[0]}.")
+    if info["unexpected_keys"]:
+        unexpected = sorted(info["unexpected_keys"])
+        raise ValueError(
+            f"{source} holds {len(unexpected)} weights without a place in the model, such as {unexpected[0]}: with "
+            "--set or without, its config is of a smaller or another model."
+        )
     return model
+
+
+@contextlib.contextmanager
+def _every_weight_counted() -> Iterator[None]:
+    """What an encoder leaves out of the folders of larger models, transformers leaves unmentioned in a larger model
+    with an encoder inside, too: its own weights."""
+    left_out = VJepa2Encoder._keys_to_ignore_on_load_unexpected
+    VJepa2Encoder._keys_to_ignore_on_load_unexpected = None
+    try:
+        yield
+    finally:
+        VJepa2Encoder._keys_to_ignore_on_load_unexpected = left_out
 
 
 def _class_in_folder(source: str, file: Mapping[str, Any]) -> type[PreTrainedModel]:
@@ -280,6 +327,10 @@ def _class_in_folder(source: str, file: Mapping[str, Any]) -> type[PreTrainedMod
     return VJepa2ForMaskedLatentPrediction
 
 
+def _is_ours(source: str) -> bool:
+    return not os.path.isfile(source) and read_config_dict(source, {}).get("model_type") in _MODELS
+
+
 def _load_processor(source: str, settings: Mapping[str, Any]) -> VJepa2VideoProcessor | None:
     if "crop_size" in settings:
         return None
@@ -294,16 +345,38 @@ def _load_processor(source: str, settings: Mapping[str, Any]) -> VJepa2VideoProc
 
 @contextlib.contextmanager
 def _written_aside(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when all went well, and goes when not."""
+    """A folder beside `out` that takes its place when all went well, or fills it, and goes when not."""
     aside = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     aside.mkdir(parents=True)
     try:
         yield aside
-        if out.exists():
-            out.rmdir()
-        aside.rename(out)
-    except BaseException:
+        _put_in_place(aside, out)
+    finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put_in_place(aside: Path, out: Path) -> None:
+    """Renames a folder, or moves its files into an empty one that is there already (it may be somebody's working
+    directory, or a mount); config.json, which makes it a model's, comes last."""
+    try:
+        if not out.exists():
+            aside.rename(out)
+            return
+    except OSError:
+        if not out.exists():
+            raise
+    if any(out.iterdir()):
+        raise FileExistsError(
+            f"another process wrote {out} meanwhile: its files stay, and the result of this conversion was removed."
+        )
+    moved = []
+    try:
+        for file in sorted(aside.iterdir(), key=lambda file: file.name == "config.json"):
+            moved.append(out / file.name)
+            shutil.move(file, moved[-1])
+    except BaseException:
+        for file in moved:
+            file.unlink(missing_ok=True)
         raise
 
 
@@ -440,7 +513,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     arguments = parser.parse_args(argv)
     settings = load_config(_Settings, overrides=[f"set.{setting}" for setting in arguments.set]).set
-    with _notes_on_stdout():
+    with _notes_on_stdout(), _sigterm_raises():
         folder = convert(
             arguments.source, arguments.out_dir, arguments.to, arguments.component, arguments.encoder, settings
         )
@@ -459,6 +532,23 @@ def _notes_on_stdout() -> Iterator[None]:
     finally:
         package.removeHandler(handler)
         package.setLevel(level)
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM as an exception, so that half a conversion is cleared away."""
+
+    def end(number: int, frame: Any) -> None:
+        sys.exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # others get no signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 if __name__ == "__main__":

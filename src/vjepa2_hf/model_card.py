@@ -5,14 +5,17 @@
     python -m vjepa2_hf.model_card model_cards                          # cards of the published models
 
 A card says what the config, the weights and the run's own files say: `metrics.jsonl` and `config.yaml` in the folder
-above `final/`, or above the `final/` that the model was loaded from. A README.md that somebody wrote is left alone;
-one of ours carries a comment and is written anew.
+above `final/`, or above the `final/` that the model was loaded from. Where the weights come from, and the data, go
+from card to card: each notes them in its metadata under `vjepa2_hf`, and the next is told so by the folder that the
+model was loaded from. A README.md that somebody wrote is left alone; one of ours carries a comment and is written
+anew.
 """
 
 import argparse
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +33,7 @@ logger = logging.getLogger(__name__)
 README = "README.md"
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 MARK = "<!-- Written by vjepa2_hf"
+NOTES = "vjepa2_hf"  # in a card's metadata: `source` and `data`, for the card of whoever loads the folder
 
 # By model type: what the Hub files a model under, and what else it is found by
 _TASKS = {
@@ -59,10 +63,11 @@ class CardFacts:
     Attributes:
         license: of the weights, by the Hub's identifier ("apache-2.0"). Without it: that of the card which is
             replaced, or of the local folder that the model was loaded from; or the card says that none is stated.
-        source: the published checkpoint that the weights were converted from.
-        data: what the model was trained on; without it, the `data` of the run's config.yaml.
+        source: the published checkpoint that the weights were converted from; without it, that of the card of the
+            folder that the model was loaded from, or this folder or Hub id by its name.
+        data: what the model was trained on; without it, the `data` of the run's config.yaml, or of that card.
         run_dir: folder with the run's metrics.jsonl; without it, it is looked for above `final/`.
-        title: heading of the card; without it, the class's name.
+        title: heading of the card; without it, the name of the folder or of the run, if it has one, or the class's.
 
     Raises:
         FileNotFoundError: `run_dir` holds no metrics.jsonl.
@@ -139,7 +144,7 @@ def _body(text: str) -> str:
 
 
 def _metadata_of(text: str | None) -> dict[str, Any]:
-    """License and tags of the card that is replaced: what a user may have set on the Hub's page."""
+    """What stands above a card's text, as the Hub reads it."""
     if text is None:
         return {}
     try:
@@ -164,36 +169,41 @@ def build_model_card(
 
     Args:
         model, folder, load_from, sizes: as for `write_model_card`.
-        previous: metadata of a card that this one replaces.
+        previous: metadata of a card that this one replaces: what a user may have set on the Hub's page.
         published: a card for everybody's conversion of a released file, not for weights at hand.
     """
     config, previous = model.config, previous or {}
     facts = model.card_facts or CardFacts()
-    hub_source = _hub_source(model.name_or_path)
-    license = facts.license or previous.get("license") or _license_in(model.name_or_path)
+    found = find_run(model, folder)
+    run = _describe_run(found)
+    origin = _origin_of(model, folder, found)
+    data = _data_of(facts, origin, run)
+    license = facts.license or previous.get("license") or origin.license
     pipeline_tag, tags = _TASKS[config.model_type]
     own_tags = [*_TAGS, *tags]
     known = {tag for _, others in _TASKS.values() for tag in others} | {*_TAGS}
-    data = ModelCardData(
+    notes = {name: value for name, value in (("source", origin.source), ("data", data)) if value}
+    metadata = ModelCardData(
         library_name="transformers",  # the Hub's "Use this model" then shows from_pretrained
         license=license,
         pipeline_tag=pipeline_tag,
-        base_model=hub_source,
+        base_model=origin.base_model,
         tags=own_tags + [tag for tag in previous.get("tags") or [] if tag not in known],
+        **({NOTES: notes} if notes else {}),
     )
     card = ModelCard.from_template(
-        data,
+        metadata,
         template_path=str(TEMPLATE),
         version=VERSION,
         kind=config.model_type.removeprefix("vjepa2_hf_"),
-        title=facts.title or type(model).__name__,
+        title=facts.title or _title(folder, load_from) or type(model).__name__,
         config=config,
         encoder=getattr(config, "encoder_config", config),
         facts=_facts_of(model, sizes),
-        run=_describe_run(find_run(model, folder)),
-        data_source=facts.data,
-        source=facts.source,
-        hub_source=hub_source,
+        run=run,
+        data=data,
+        data_is_whole=bool(facts.data or run and run["config"].get("data")),
+        origin=origin,
         license=license,
         load_from=load_from,
         auto_class=next((name for name in getattr(config, "auto_map", None) or () if "Model" in name), None),
@@ -203,6 +213,76 @@ def build_model_card(
     return card
 
 
+def _title(folder: str | os.PathLike | None, load_from: str) -> str | None:
+    """The name of the Hub's repository or of the folder that is written; while a card is pushed, `folder` is a
+    temporary one."""
+    if load_from != ".":
+        return load_from.rpartition("/")[2]
+    return folder_name(folder) if folder else None
+
+
+def folder_name(folder: str | os.PathLike) -> str | None:
+    """What a model's folder is called: its name, that of the run above `final` and `checkpoint-*`, or `None` where it
+    says nothing. Never a path: a card is read by others."""
+    place = Path(folder).resolve()
+    name = re.sub(r"\.tmp(-\d+)?$", "", place.name)  # written aside, renamed later
+    if re.fullmatch(r"final|checkpoint-.*", name):
+        name = place.parent.name
+    return None if not name.isprintable() or re.fullmatch(r"(tmp\w*)?", name) else name
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where weights come from.
+
+    `source`: by name, in Markdown; `converted`: they are as they were there; `base_model`: Hub id; `license` and
+    `data`: by the card of the folder that they were loaded from.
+    """
+
+    source: str | None
+    converted: bool
+    base_model: str | list[str] | None
+    license: str | None
+    data: str | None
+
+
+def _origin_of(model, folder: str | os.PathLike | None, run: "FoundRun | None") -> _Origin:
+    """Reads the card of the folder that the model was loaded from, if there is one."""
+    facts, name = model.card_facts or CardFacts(), model.name_or_path
+    card = _metadata_in(name)
+    notes = card.get(NOTES) if isinstance(card.get(NOTES), dict) else {}
+    hub_id = _hub_source(name)
+    nearest = hub_id or _folder_loaded_from(name, folder, run)
+    return _Origin(
+        source=facts.source or notes.get("source") or (f"`{nearest}`" if nearest else None),
+        converted=facts.source is not None,
+        base_model=hub_id or card.get("base_model"),
+        license=card.get("license"),
+        data=notes.get("data"),
+    )
+
+
+def _folder_loaded_from(name: str | None, folder: str | os.PathLike | None, run: "FoundRun | None") -> str | None:
+    """Its name, unless the model goes back into it, or comes from a checkpoint of the run that is being saved."""
+    if not name:
+        return None
+    place = Path(name).resolve()
+    own = [Path(folder).resolve()] if folder else []
+    if run and not run.loaded:
+        own.append(run.folder.resolve())
+    return None if set(own) & {place, *place.parents} else folder_name(place)
+
+
+def _data_of(facts: CardFacts, origin: _Origin, run: Mapping[str, Any] | None) -> str | None:
+    """What the weights were trained on, as far as it is told: by `facts`, the run, or the card of their folder."""
+    if facts.data or not (run and run["config"].get("data")):
+        return facts.data or origin.data
+    own = f"`{run['config']['data']}`, as the run's config names it"
+    if run["loaded"] or not origin.source:
+        return own
+    return f"{own}. Before this run: {origin.data or 'see the source checkpoint'}"
+
+
 def _hub_source(name: str | None) -> str | None:
     """The Hub id that a model was loaded from: a name that stands in the Hub's cache, and so is no local folder."""
     if not name or os.path.exists(name) or name.count("/") != 1 or name.startswith((".", "/", "~")):
@@ -210,10 +290,10 @@ def _hub_source(name: str | None) -> str | None:
     return name if isinstance(try_to_load_from_cache(name, "config.json"), str) else None
 
 
-def _license_in(name: str | None) -> str | None:
-    """What the README.md of the folder says that a model was loaded from."""
+def _metadata_in(name: str | None) -> dict[str, Any]:
+    """Metadata of the README.md in a local folder."""
     path = Path(name or "") / README
-    return _metadata_of(path.read_text(encoding="utf-8")).get("license") if name and path.is_file() else None
+    return _metadata_of(path.read_text(encoding="utf-8", errors="replace")) if name and path.is_file() else {}
 
 
 def _facts_of(model, sizes: Mapping[str, int] | None) -> dict[str, str]:
@@ -227,7 +307,7 @@ def _facts_of(model, sizes: Mapping[str, int] | None) -> dict[str, str]:
     if getattr(config, "state_type", "tokens") == "pixels":
         facts["State"] = f"raw patches of {encoder.patch_size}×{encoder.patch_size} pixels, no encoder"
     else:
-        facts |= _encoder_facts(encoder)
+        facts |= _encoder_facts(encoder, by_frame=config.model_type == "vjepa2_hf_world_model")
     others = {
         "vjepa2_hf_masked_latent_prediction": _masked_latent_facts,
         "vjepa2_hf_world_model": _world_model_facts,
@@ -251,7 +331,9 @@ def parameter_counts(model, sizes: Mapping[str, int] | None = None) -> dict[str,
     return counts
 
 
-def _encoder_facts(encoder) -> dict[str, str]:
+def _encoder_facts(encoder, by_frame: bool) -> dict[str, str]:
+    """`by_frame`: the model encodes every frame on its own, so that the length of its encoder's clips says nothing."""
+    pixels = f"{encoder.crop_size} × {encoder.crop_size} pixels"
     table = "corrected" if encoder.rope_interleave else "tiled"
     positions = {
         "rope": f"3-D rotary, {table} angle table",
@@ -262,9 +344,13 @@ def _encoder_facts(encoder) -> dict[str, str]:
         "Encoder": f"{encoder.hidden_size} wide, {_stack(encoder.num_hidden_layers, encoder.num_attention_heads)}, "
         f"MLP ratio {encoder.mlp_ratio:.4g}, {encoder.attention_type} attention",
         "Positions": positions[encoder.position_embedding_type],
-        "Token": f"{encoder.tubelet_size} frames × {encoder.patch_size} × {encoder.patch_size} pixels, "
-        f"{encoder.in_chans} channels",
-        "Clips": f"{encoder.frames_per_clip} frames, {encoder.crop_size} × {encoder.crop_size} pixels",
+        "Token": ("" if by_frame else f"{encoder.tubelet_size} frames × ")
+        + f"{encoder.patch_size} × {encoder.patch_size} pixels, {encoder.in_chans} channels",
+        **(
+            {"Frames": f"{pixels}, each encoded on its own"}
+            if by_frame
+            else {"Clips": f"{encoder.frames_per_clip} frames, {pixels}"}
+        ),
     }
 
 
@@ -289,9 +375,20 @@ def _world_model_facts(config) -> dict[str, str]:
     }
     if config.stored_extrinsics_dim and not config.extrinsics_dim:
         facts["Extrinsics"] = f"not used; weights for {_count(config.stored_extrinsics_dim, 'number')} are kept"
-    if config.action_low is not None and config.action_high is not None:
-        facts["Action bounds"] = f"{config.action_low} to {config.action_high}"
+    for bound in ("action_low", "action_high"):
+        if getattr(config, bound) is not None:
+            facts[f"`{bound}`"] = _setting(getattr(config, bound))
+    if config.planner:
+        settings = [f"{name} {_setting(value)}" for name, value in config.planner.items() if value is not None]
+        facts["Planner"] = ", ".join(settings)
     return facts
+
+
+def _setting(value: Any) -> str:
+    """A number, word or list of a setting; floats to four digits, as float32 ones have many."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_setting, value))}]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _classification_facts(config) -> dict[str, str]:

@@ -10,19 +10,22 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2VideoClassificationConfig
-from .modeling_encoder import VJepa2Encoder, VJepa2PreTrainedModel, as_encoder
+from .modeling_encoder import VJepa2Encoder, VJepa2EncoderOutput, VJepa2PreTrainedModel, as_encoder
 from .modeling_layers import VJepa2MLP, build_layers, eager_attention
 
 
 @dataclass
 class VJepa2VideoClassificationOutput(ModelOutput):
-    """Output of [`VJepa2ForVideoClassification`]: loss (with labels) and logits (B, num_labels)."""
+    """Output of [`VJepa2ForVideoClassification`]: loss (with labels), logits (B, num_labels), and on request the
+    encoder's hidden states and attentions."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class VJepa2ForVideoClassification(VJepa2PreTrainedModel):
@@ -55,7 +58,7 @@ class VJepa2ForVideoClassification(VJepa2PreTrainedModel):
 
     @classmethod
     def from_encoder(cls, encoder: "str | VJepa2Encoder", **config) -> "VJepa2ForVideoClassification":
-        """A classifier with a new pooler and head on a trained encoder.
+        """A classifier with a new pooler and head on a trained encoder, in float32 whatever the encoder's dtype.
 
         Args:
             encoder: a [`VJepa2Encoder`], or a folder or Hub id that one loads from.
@@ -66,33 +69,57 @@ class VJepa2ForVideoClassification(VJepa2PreTrainedModel):
         model.encoder.load_state_dict(encoder.state_dict())
         return model
 
+    @can_return_tuple
     def forward(
-        self, pixel_values_videos: torch.Tensor, labels: torch.Tensor | None = None
+        self, pixel_values_videos: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
     ) -> VJepa2VideoClassificationOutput:
         """Scores clips.
 
         Args:
             pixel_values_videos: (B, T, C, H, W), or views of every clip (B, V, T, C, H, W), whose probabilities are
-                averaged (their logarithm is returned).
-            labels: int64 (B,).
+                averaged (their logarithm is returned; of regression, the scores).
+            labels: what `config.problem_type` takes, as transformers' classifiers do: int64 (B,); floats
+                (B, num_labels) of 0 and 1 for several labels a clip; or numbers for regression.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
         """
+        if not isinstance(pixel_values_videos, torch.Tensor) or pixel_values_videos.ndim not in (5, 6):
+            raise ValueError(
+                "pixel_values_videos must be a tensor (batch, frames, channels, height, width), or (batch, views, …) "
+                f"with views of one size; got {getattr(pixel_values_videos, 'shape', type(pixel_values_videos))}."
+            )
         views = pixel_values_videos.shape[1] if pixel_values_videos.ndim == 6 else None
+        if views == 0:
+            raise ValueError("pixel_values_videos has 0 views; expected at least one.")
         clips = pixel_values_videos if views is None else pixel_values_videos.flatten(0, 1)
-        tokens = self._tokens(clips)
+        output, tokens = self._encode(clips, kwargs)
         pooled = self.pooler(tokens) if self.config.pooler_type == "attentive" else tokens.mean(dim=1)
         logits = self.classifier(pooled)
         if views is not None:
-            logits = logits.unflatten(0, (-1, views)).log_softmax(dim=-1).logsumexp(dim=1) - math.log(views)
-        loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
-        return VJepa2VideoClassificationOutput(loss=loss, logits=logits)
+            logits = self._mean_over_views(logits.unflatten(0, (-1, views)))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits.float(), config=self.config)
+        return VJepa2VideoClassificationOutput(
+            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
+        )
 
-    def _tokens(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-        """The encoder's tokens (B, N, D), or those of several blocks one after the other (B, layers · N, D)."""
+    def _encode(self, clips: torch.Tensor, options: dict) -> tuple[VJepa2EncoderOutput, torch.Tensor]:
+        """The encoder's output, and its tokens (B, N, D) or those of several blocks in a row (B, layers · N, D)."""
         layers = self.config.encoder_layers
         if layers is None:
-            return self.encoder(pixel_values_videos).last_hidden_state
-        states = self.encoder(pixel_values_videos, output_hidden_states=True).hidden_states
-        return torch.cat([self.encoder.layernorm(states[layer + 1]) for layer in layers], dim=1)
+            output = self.encoder(clips, **options)
+            return output, output.last_hidden_state
+        output = self.encoder(clips, **{**options, "output_hidden_states": True})
+        states = [self.encoder.layernorm(output.hidden_states[layer + 1]) for layer in layers]
+        return output, torch.cat(states, dim=1)
+
+    def _mean_over_views(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits (B, V, num_labels) -> (B, num_labels) of the mean probabilities."""
+        if self.config.problem_type == "regression":
+            return logits.mean(dim=1)
+        if self.config.problem_type == "multi_label_classification":
+            return logits.sigmoid().mean(dim=1).logit()
+        return logits.log_softmax(dim=-1).logsumexp(dim=1) - math.log(logits.shape[1])
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -7,6 +7,7 @@ D width, h heads, d channels of a head.
 import json
 import math
 import os
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,10 +77,13 @@ class VJepa2PreTrainedModel(PreTrainedModel):
         """
         if pretrained_model_name_or_path is None:
             return super().from_pretrained(None, *args, **kwargs)
-        source = read_config_dict(pretrained_model_name_or_path, kwargs).get("model_type")
-        own = cls.config_class.model_type
+        own, by_hand = cls.config_class.model_type, getattr(kwargs.get("config"), "model_type", None)
+        if by_hand == TRANSFORMERS_MODEL_TYPE:
+            kwargs["config"] = cls.config_class.from_dict(kwargs["config"].to_dict())
+        # a folder may hold weights alone, with the config given by hand
+        source = read_config_dict(pretrained_model_name_or_path, kwargs).get("model_type") or by_hand
         if source == TRANSFORMERS_MODEL_TYPE and own in TRANSFORMERS_KEY_MAPPINGS:
-            kwargs.setdefault("key_mapping", TRANSFORMERS_KEY_MAPPINGS[own])
+            kwargs["key_mapping"] = {**(kwargs.get("key_mapping") or {}), **TRANSFORMERS_KEY_MAPPINGS[own]}
         elif source not in cls._loadable_model_types():
             loadable = [*cls._loadable_model_types(), *[TRANSFORMERS_MODEL_TYPE][: own in TRANSFORMERS_KEY_MAPPINGS]]
             hint = " Start one on an encoder with from_encoder." if hasattr(cls, "from_encoder") else ""
@@ -101,9 +105,16 @@ class VJepa2PreTrainedModel(PreTrainedModel):
             model, info = super().from_pretrained(
                 path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
-        except SafetensorError as error:
+        except (SafetensorError, json.JSONDecodeError, EOFError) as error:
             raise ValueError(
                 f"the weights in {path} do not read ({error}): the file is damaged or cut short; fetch it again."
+            ) from error
+        except (RuntimeError, pickle.UnpicklingError) as error:
+            if "PytorchStreamReader" not in str(error) and not isinstance(error, pickle.UnpicklingError):
+                raise
+            raise ValueError(
+                f"the weights in {path} do not read as tensors alone: the file is damaged, cut short, or holds code, "
+                "which was not run; fetch it from its publisher again."
             ) from error
         if info["mismatched_keys"] and not ignore_mismatched_sizes:
             name, found, expected = sorted(info["mismatched_keys"])[0]
@@ -214,7 +225,8 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
                 f"{file.get('model_type')!r}; expected one of {components or 'none: leave it out'}."
             )
         if components:
-            kwargs["key_mapping"] = {rf"^{component or components[0]}\.(.+)": r"\1"}
+            own = {rf"^{component or components[0]}\.(.+)": r"\1"}
+            kwargs["key_mapping"] = {**(kwargs.get("key_mapping") or {}), **own}
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
@@ -356,9 +368,16 @@ def read_config_dict(path, options: dict) -> dict:
         FileNotFoundError: a local folder that is not there.
     """
     refuse_missing_folder(path)
+    if os.path.isfile(path) and not os.fspath(path).endswith(".json"):
+        raise ValueError(
+            f"{path} is a file; from_pretrained takes a folder or a Hub id. A published `.pt` becomes one with "
+            f"`python -m vjepa2_hf.convert_checkpoints {path} OUT_DIR`."
+        )
     hub = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
     hub = {key: options[key] for key in hub if key in options}
     config = PreTrainedConfig.get_config_dict(path, **hub)[0]
+    if not isinstance(config, dict):
+        raise ValueError(f"config.json of {path} holds no JSON object; expected the config of a model.")
     adapter = None if config else find_adapter_config_file(path, **hub)
     if adapter is not None:  # a PEFT adapter's folder: transformers loads the model that it belongs to
         return read_config_dict(json.loads(Path(adapter).read_text())["base_model_name_or_path"], options)
@@ -370,6 +389,11 @@ def clip_grid(config: VJepa2EncoderConfig, pixel_values_videos: torch.Tensor) ->
     shape = tuple(pixel_values_videos.shape)
     if len(shape) != 5:
         raise ValueError(f"pixel_values_videos has shape {shape}; expected (batch, frames, channels, height, width).")
+    if not pixel_values_videos.is_floating_point():
+        raise ValueError(
+            f"pixel_values_videos are {pixel_values_videos.dtype}; expected normalised floats: put videos through a "
+            "VJepa2VideoProcessor."
+        )
     _, frames, channels, height, width = shape
     if channels != config.in_chans:
         raise ValueError(

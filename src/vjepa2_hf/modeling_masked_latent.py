@@ -235,7 +235,14 @@ class VJepa2ForMaskedLatentPrediction(VJepa2PreTrainedModel):
     def _initialize_missing_keys(self, is_quantized: bool) -> None:
         """Where a checkpoint holds one encoder (transformers' `VJEPA2Model`), the target encoder starts as its
         copy."""
-        self._target_encoder_copied = _loaded(self.encoder) and not _loaded(self.target_encoder, any_of=True)
+        missing = not _loaded(self.target_encoder, any_of=True)
+        offloaded, waiting = (next(part.parameters()).is_meta for part in (self.encoder, self.target_encoder))
+        if missing and offloaded and not waiting:
+            raise ValueError(
+                "the checkpoint holds one encoder, and weights offloaded to disk cannot be copied to the target "
+                "encoder: convert it first (python -m vjepa2_hf.convert_checkpoints), or load without offload."
+            )
+        self._target_encoder_copied = missing and _loaded(self.encoder)
         if self._target_encoder_copied:
             logger.info("the checkpoint holds one encoder: the target encoder starts as its copy")
             for target, source in zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True):

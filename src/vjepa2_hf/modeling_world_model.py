@@ -75,7 +75,7 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
 
     @classmethod
     def from_encoder(cls, encoder: "str | VJepa2Encoder", **config) -> "VJepa2WorldModel":
-        """A world model with new dynamics on a trained encoder.
+        """A world model with new dynamics on a trained encoder, in float32 whatever the encoder's dtype.
 
         Args:
             encoder: a [`VJepa2Encoder`], or a folder or Hub id that one loads from (of a masked-latent model the

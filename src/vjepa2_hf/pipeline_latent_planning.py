@@ -51,6 +51,8 @@ class VJepa2Planner(Pipeline):
         solver: Any = None,
         distance: str | None = None,
         candidate_chunk_size: int | None = None,
+        action_low: list[float] | None = None,
+        action_high: list[float] | None = None,
         task: str = "latent-planning",
         device: int | str | torch.device | None = None,
         **kwargs,
@@ -69,6 +71,7 @@ class VJepa2Planner(Pipeline):
         self.candidate_chunk_size = saved_chunk_size if candidate_chunk_size is None else candidate_chunk_size
         if self.candidate_chunk_size is not None and self.candidate_chunk_size < 1:
             raise ValueError(f"candidate_chunk_size is {self.candidate_chunk_size}; expected 1 or more, or None.")
+        self.action_low, self.action_high = _search_bounds(model.config, action_low, action_high)
         self.solver = _build_solver(solver, kwargs, saved)
         super().__init__(model=model.eval(), video_processor=video_processor, task=task, device=device, **plumbing)
 
@@ -109,6 +112,7 @@ class VJepa2Planner(Pipeline):
         if not hasattr(self.solver, "to_dict"):
             raise ValueError(f"the solver {self.solver!r} has no to_dict, so its settings cannot be saved.")
         extra = {"distance": self.distance, "candidate_chunk_size": self.candidate_chunk_size}
+        self.model.config.action_low, self.model.config.action_high = self.action_low, self.action_high
         self.model.config.planner = {**self.solver.to_dict(), **extra}
         self.model.save_pretrained(str(save_directory), **kwargs)
         upload = ("push_to_hub", "repo_id", "token", "private", "commit_message")
@@ -128,6 +132,7 @@ class VJepa2Planner(Pipeline):
         seed: int | None = 0,
         warm_start: Any = None,
         budget_ms: float | None = None,
+        extrinsics: Any = None,
     ) -> dict[str, Any] | list[dict[str, Any]]:
         """Plans.
 
@@ -141,6 +146,7 @@ class VJepa2Planner(Pipeline):
             seed: the same seed gives the same plan on the same machine, alone or in a batch; `None` draws anew.
             warm_start: (P, A), where the search starts, such as the last plan moved on by a step; a list for a batch.
             budget_ms: the search begins no further iteration after so many milliseconds; encoding comes on top.
+            extrinsics: (E,) or (T, E), if the model has them; a list for a batch.
 
         Returns:
             `{"action": (A,), "actions": (P, A), "cost": float, "trace": {"cost": [one an iteration], …}}`, float32
@@ -150,7 +156,7 @@ class VJepa2Planner(Pipeline):
         single = not isinstance(observation, list) and not _is_processed(observation)
         if single != (not isinstance(goal, list) and not _is_processed(goal)):
             raise ValueError("observation and goal must both be single, or both be a batch (a list, or processed).")
-        extra = (proprio_state, context_actions, warm_start)
+        extra = (proprio_state, extrinsics, context_actions, warm_start)
         inputs = {"observation": observation, "goal": goal, "single": single, "extra": extra}
         plans = self.run_single(inputs, {}, {"seed": seed, "budget_ms": budget_ms}, {})
         return plans[0] if single else plans
@@ -169,16 +175,19 @@ class VJepa2Planner(Pipeline):
                 _warn_of_aspect_ratio(*pair)
         elif inputs["single"]:
             _warn_of_aspect_ratio(inputs["observation"], inputs["goal"])
-        proprio, context_actions, warm_start = (
+        names = ("proprio_state", "extrinsics", "context_actions", "warm_start")
+        proprio, extrinsics, context_actions, warm_start = (
             _stacked(name, value, inputs["single"], len(frames))
-            for name, value in zip(("proprio_state", "context_actions", "warm_start"), inputs["extra"], strict=True)
+            for name, value in zip(names, inputs["extra"], strict=True)
         )
-        if proprio is not None and proprio.ndim == 2:
-            proprio = proprio.unsqueeze(1)
+        config, steps = self.model.config, frames.shape[1]
+        proprio = _per_frame("proprio_state", proprio, steps, config.proprio_dim)
+        extrinsics = _per_frame("extrinsics", extrinsics, steps, config.extrinsics_dim)
         return {
             "frames": frames,
             "goal": goal,
             "proprio_states": proprio,
+            "extrinsics": extrinsics,
             "context_actions": context_actions,
             "warm_start": warm_start,
         }
@@ -197,17 +206,17 @@ class VJepa2Planner(Pipeline):
                 actions.to(latents.device),
                 context_actions=inputs["context_actions"],
                 proprio_states=inputs["proprio_states"],
+                extrinsics=inputs["extrinsics"],
                 distance=self.distance,
                 candidate_chunk_size=self.candidate_chunk_size,
             )
 
-        config = model.config
         result = self.solver(
             cost,
             batch_size=len(latents),
-            action_dim=config.action_dim,
-            action_low=-1.0 if config.action_low is None else config.action_low,
-            action_high=1.0 if config.action_high is None else config.action_high,
+            action_dim=model.config.action_dim,
+            action_low=-1.0 if self.action_low is None else self.action_low,
+            action_high=1.0 if self.action_high is None else self.action_high,
             generator=None if seed is None else torch.Generator().manual_seed(seed),
             warm_start=inputs["warm_start"],
             **({} if budget_ms is None else {"budget_ms": budget_ms}),
@@ -286,6 +295,46 @@ def _load_processor(path: str | Path, hub: dict[str, Any]) -> VJepa2VideoProcess
         raise ValueError(
             f"no video processor loads from {path}: save one beside the model, or give one as video_processor."
         ) from error
+
+
+def _search_bounds(config, low: list[float] | None, high: list[float] | None) -> tuple[list | None, list | None]:
+    """Bounds given to the planner, or those of the model's config.
+
+    Raises:
+        ValueError: not A numbers, a low one above a high one, or none at all for an arm.
+    """
+    bounds = {"action_low": low, "action_high": high}
+    for name, value in bounds.items():
+        value = getattr(config, name) if value is None else value
+        if value is None and config.proprio_transition == "pose_delta":
+            raise ValueError(
+                f"{name} is missing: actions of an arm are metres and radians, so there is no safe default; give "
+                f"{name}=[…] ({config.action_dim} numbers; published: ±0.05 m, rotation 0, gripper ±0.75)."
+            )
+        if value is not None:
+            value = [float(number) for number in value]
+            if len(value) != config.action_dim:
+                raise ValueError(f"{name} has {len(value)} numbers; expected {config.action_dim} (action_dim).")
+        bounds[name] = value
+    if None not in bounds.values() and any(a > b for a, b in zip(*bounds.values())):
+        raise ValueError(f"action_low={bounds['action_low']} lies above action_high={bounds['action_high']}.")
+    return bounds["action_low"], bounds["action_high"]
+
+
+def _per_frame(name: str, value: torch.Tensor | None, frames: int, size: int) -> torch.Tensor | None:
+    """A state (B, size) or (B, T, size) as (B, T, size); asked for exactly when the model has such states."""
+    if value is not None and value.ndim == 2:
+        value = value.unsqueeze(1)
+    if size == 0:
+        if value is not None:
+            raise ValueError(f"{name} was given, but the model has none.")
+        return None
+    expected = f"({size},)" if frames == 1 else f"({frames}, {size})"
+    if value is None:
+        raise ValueError(f"{name} is missing: the model plans from it; give {name} of shape {expected}.")
+    if tuple(value.shape[1:]) != (frames, size):
+        raise ValueError(f"{name} has shape {tuple(value.shape[1:])}; expected {expected}.")
+    return value
 
 
 def _is_processed(value: Any) -> bool:

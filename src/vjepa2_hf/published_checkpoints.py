@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedConfig
 
@@ -34,6 +35,15 @@ logger = logging.getLogger(__name__)
 State = dict[str, torch.Tensor]
 
 # ------------------------------------------------------------------------------------------------ files
+
+_MODELS = ("encoder", "target_encoder", "predictor")
+_WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_NUMPY_SCALARS = [  # what numbers among the counters are pickled as, by NumPy 1 and 2
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *{type(np.dtype(code)) for code in f"?{np.typecodes['AllInteger']}{np.typecodes['Float']}"},
+]
 
 
 @dataclass
@@ -74,15 +84,18 @@ def read_published(path: str, classifier_index: int = 0) -> PublishedFile:
         classifier_index: which of a probe file's classifiers to take.
 
     Raises:
-        ValueError: no torch file, a damaged one, one with code, or none of the known kinds (with what was found).
+        ValueError: no torch file, a damaged one, one with code, none of the known kinds (with what was found), or
+            weights that are no plain floating-point tensors.
     """
     content = _load(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a dict of state dicts.")
-    if any(isinstance(value, torch.Tensor) for value in content.values()):
-        content = {"encoder": content}  # a bare state dict
+    # beside parts, a single tensor is a counter
+    bare = "classifiers" not in content and not any(isinstance(content.get(name), dict) for name in _MODELS)
+    if bare and any(isinstance(value, torch.Tensor) for value in content.values()):
+        content = {"encoder": content}
     parts = {}
-    for name in ("encoder", "target_encoder", "predictor"):
+    for name in _MODELS:
         if content.get(name) is not None:
             parts[name] = _without_prefixes(content[name], name, path)
     if "classifiers" in content:
@@ -93,7 +106,7 @@ def read_published(path: str, classifier_index: int = 0) -> PublishedFile:
         raise ValueError(f"{path} is no published V-JEPA 2 file: {_found(content, parts)}.")
     left_out = [name for name in content if name not in (*parts, "classifiers")]
     if left_out:
-        logger.info("left out of %s: %s", path, _listed(left_out))
+        logger.info("left out of %s: %s", path, _listed(left_out, limit=20))
     return PublishedFile(path, kind, parts)
 
 
@@ -109,7 +122,11 @@ def _load(path: str) -> Any:
             "saved model."
         )
     try:
-        with warnings.catch_warnings():
+        if packed:  # torch itself checks no sums; costs one reading of the file
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise zipfile.BadZipFile(damaged)
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY_SCALARS):
             warnings.simplefilter("ignore")  # of pickles of another protocol, which then fail anyway
             return torch.load(path, map_location="cpu", weights_only=True, mmap=packed)
     except pickle.UnpicklingError as error:
@@ -119,6 +136,11 @@ def _load(path: str) -> Any:
             "such a file can run anything: get it from its publisher, or, where you trust it, save its state dicts "
             "alone with torch.save."
         ) from error
+    except zipfile.BadZipFile as error:
+        raise ValueError(
+            f"{path} is damaged: the checksum of {error} is not that of its bytes; fetch it again (torch.save after "
+            "set_crc32_options(False) writes none: save it with them)."
+        ) from error
     except Exception as error:  # torch raises what the bytes lead it to
         raise ValueError(
             f"{path} does not read as a torch file: it is damaged or cut short; fetch it again."
@@ -126,9 +148,33 @@ def _load(path: str) -> Any:
 
 
 def _without_prefixes(state: Any, part: str, path: str) -> State:
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict):
         raise ValueError(f"{path}: {part!r} is a {type(state).__name__}; expected a dict of tensors.")
+    for name, value in state.items():
+        fault = "its name is no string" if not isinstance(name, str) else _fault_of_weight(value)
+        if fault:
+            raise ValueError(
+                f"{path}: {name!r} of {part!r} is no weight ({fault}); expected plain tensors of float16, bfloat16, "
+                "float32 or float64 under names."
+            )
     return {re.sub(r"^((module|backbone)\.)+", "", name): value for name, value in state.items()}
+
+
+def _fault_of_weight(value: Any) -> str | None:
+    """Why a value cannot be a weight: what comes after may take shapes and dtypes as they stand."""
+    if not isinstance(value, torch.Tensor):
+        return f"a {type(value).__name__}"
+    if value.is_nested or value.layout != torch.strided:
+        return f"layout {'nested' if value.is_nested else value.layout}"
+    if value.device.type == "meta":
+        return "a meta tensor, without values"
+    if value.dtype not in _WEIGHT_DTYPES:
+        return str(value.dtype)
+    if value.ndim == 0 or value.numel() == 0:
+        return f"shape {tuple(value.shape)}"
+    if value.nbytes > value.untyped_storage().nbytes():  # an expanded one: small on disk, of any size in memory
+        return f"shape {tuple(value.shape)} on {value.untyped_storage().nbytes()} bytes"
+    return None
 
 
 def _choose_classifier(classifiers: Any, index: int, path: str) -> State:
@@ -355,6 +401,11 @@ CONFIGS = {
     "probe": VJepa2VideoClassificationConfig,
 }
 _COMMON_FIELDS = {f.name for f in fields(PreTrainedConfig)}
+_LABEL_FIELDS = {"id2label", "label2id", "problem_type"}
+_NOT_SET = {
+    "num_labels": "num_labels follows from the weights; to name the labels, give id2label.",
+    "dtype": "dtype is that of the weights, which are written as they are: load them in another with from_pretrained.",
+}
 
 
 @dataclass
@@ -433,12 +484,23 @@ def split_settings(settings: Mapping[str, Any], config_class: type) -> tuple[dic
     """Settings for a config itself and for the encoder inside; a field of both is the config's own.
 
     Raises:
-        ValueError: a name that is neither's, with the nearest known one.
+        ValueError: a name that is neither's, with the nearest known one; labels where none belong or that are none.
     """
-    own_names, encoder_names = ({f.name for f in fields(c)} for c in (config_class, VJepa2EncoderConfig))
+    own_names, encoder_names = (
+        {f.name for f in fields(c)} - _COMMON_FIELDS for c in (config_class, VJepa2EncoderConfig)
+    )
+    if config_class is VJepa2VideoClassificationConfig:
+        own_names |= _LABEL_FIELDS
+    elif of_labels := _LABEL_FIELDS & set(settings):
+        raise ValueError(f"{min(of_labels)} is a classifier's field; this becomes a {config_class.model_type}.")
+    labels = settings.get("id2label", {})
+    if not isinstance(labels, dict) or not all(str(number).isdigit() for number in labels):
+        raise ValueError(f"id2label is {labels!r}; expected names by their numbers, like {{0: a, 1: b}}.")
     aliases = VJepa2EncoderConfig.attribute_map
     own, of_encoder = {}, {}
     for name, value in settings.items():
+        if name in _NOT_SET:
+            raise ValueError(_NOT_SET[name])
         check_known(name, sorted((own_names | encoder_names | set(aliases)) - {"encoder_config"}), "config field")
         name = aliases.get(name, name)
         (own if name in own_names else of_encoder)[name] = value
@@ -521,7 +583,8 @@ def _tell_head(file: PublishedFile) -> _Told:
     sizes = {name: state[f"{name}.weight"].shape[-1] for name in _ACTION_INPUTS if f"{name}.weight" in state}
     told.fields.update({_ACTION_INPUTS[name]: size for name, size in sizes.items()})
     if sizes.get("action_encoder") == sizes.get("state_encoder") == 7:
-        told.assumed["proprio_transition"] = "pose_delta"
+        arm = ("proprio_transition", "action_low", "action_high", "planner")
+        told.assumed.update({name: VJepa2WorldModelConfig.published[name] for name in arm})
     if released:
         told.assumed["fps"] = 4  # DROID's frames as V-JEPA 2-AC took them
     return told
