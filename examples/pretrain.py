@@ -369,6 +369,20 @@ def move(value: torch.Tensor | list[torch.Tensor], device: torch.device) -> torc
     return value.to(device, non_blocking=True)
 
 
+def compile_blocks(model, backend: str) -> None:
+    """Compiles the blocks one by one, so that DDP and FSDP may wrap them; token counts differ by batch."""
+    for block in model.modules():
+        if isinstance(block, GradientCheckpointingLayer):
+            block.compile(backend=backend, dynamic=True)
+
+
+def read_meters(output) -> dict[str, float]:
+    """The collapse meters and the terms of the loss by name."""
+    meters = {name: output[name] for name in METERS}
+    meters |= {f"{name}_loss": value for name, value in (output.losses or {}).items()}
+    return {name: value.item() for name, value in meters.items()}
+
+
 def train(config: PretrainConfig) -> None:
     """The whole run: from an empty or interrupted `output_dir` to `final/`."""
     if config.num_threads is not None:
@@ -392,9 +406,7 @@ def train(config: PretrainConfig) -> None:
     processor = build_processor(config)
     loader = build_loader(config, model, processor, accelerator)
     if config.torch_compile is not None:
-        for block in model.modules():  # one by one, so that DDP and FSDP may wrap them; token counts differ by batch
-            if isinstance(block, GradientCheckpointingLayer):
-                block.compile(backend=config.torch_compile, dynamic=True)
+        compile_blocks(model, config.torch_compile)
     groups = parameter_groups(model, config.weight_decay, config.decay_mask_tokens)
     optimizer = torch.optim.AdamW(groups, betas=config.adam_betas, fused=True)
     model.train()
@@ -430,17 +442,14 @@ def train(config: PretrainConfig) -> None:
             accelerator.unwrap_model(model).update_target_encoder(now["ema_momentum"])
 
             if log_now:
-                meters = {name: output[name] for name in METERS}
-                meters |= {f"{name}_loss": value for name, value in (output.losses or {}).items()}
-                meters = {name: value.item() for name, value in meters.items()}
-                meters["skipped"] = len(skipped)
-                metrics = {"step": step, **numbers, **now, **meters, **clock.read(accelerator)}
+                metrics = {"step": step, **numbers, **now, **read_meters(output), "skipped": len(skipped)}
+                metrics |= clock.read(accelerator)
                 warning = watch.update(metrics, config.normalize_targets, target_momentum(config, step))
                 if warning and config.target_type != "pixels" and accelerator.is_main_process:
                     logger.warning(warning)
                     metrics["warning"] = warning
                 run.log(metrics)
-                progress.set_postfix(loss=f"{numbers['loss']:.3f}", target_std=f"{meters['target_std']:.3f}")
+                progress.set_postfix(loss=f"{numbers['loss']:.3f}", target_std=f"{metrics['target_std']:.3f}")
             if step % config.save_every == 0 or step == config.max_steps:
                 run.save_checkpoint(step, {"loader": loader.state_dict()})
 

@@ -1076,3 +1076,12 @@ def test_command_in_a_process_of_its_own_is_lean(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "its encoder is taken" in done.stdout and "left out of" in done.stdout and "written: " in done.stdout
     assert int(done.stdout.split()[-1]) * 1024 < 1.5 * weights
+
+
+@pytest.mark.parametrize("to", ["transformers", "published"])
+def test_predictor_of_pixels_stays_in_our_format(to, tmp_path):
+    config = VJepa2MaskedLatentPredictionConfig(encoder_config=TINY_ENCODER, target_type="pixels", **TINY_PREDICTOR)
+    VJepa2ForMaskedLatentPrediction(config).save_pretrained(tmp_path / "pixels")
+    with pytest.raises(ValueError, match="target_type is 'pixels'.*--component"):
+        convert(tmp_path / "pixels", tmp_path / "out", to=to)
+    assert not (tmp_path / "out").exists()

@@ -130,6 +130,7 @@ def config_to_transformers(config) -> dict[str, Any]:
     _refuse_unless(encoder, position_embedding_type="rope", rope_interleave=False, attention_type="joint")
     fields = {name: getattr(encoder, name) for name in _ENCODER_FIELDS}
     if config.model_type == "vjepa2_hf_masked_latent_prediction":
+        refuse_pixel_predictor(config, "transformers' VJEPA2")
         fields.update({name: getattr(config, ours) for name, ours in _PREDICTOR_FIELDS.items()})
         fields["architectures"] = ["VJEPA2Model"]
     elif config.model_type == "vjepa2_hf_video_classification":
@@ -149,6 +150,15 @@ def config_to_transformers(config) -> dict[str, Any]:
     else:
         raise ValueError(f"transformers has no counterpart of a {config.model_type}: only ours can hold it.")
     return {**fields, "model_type": TRANSFORMERS_MODEL_TYPE, "dtype": config.dtype}
+
+
+def refuse_pixel_predictor(config, program: str) -> None:
+    """Refuses a predictor of pixels, which neither transformers nor the published code knows."""
+    if config.target_type == "pixels":
+        raise ValueError(
+            f"target_type is 'pixels', but the predictor of {program} predicts latents: convert one encoder with "
+            "--component, or keep our format."
+        )
 
 
 def _refuse_unless(config, **expected: Any) -> None:

@@ -28,7 +28,12 @@ from transformers.models.vjepa2.configuration_vjepa2 import VJEPA2Config
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2ForVideoClassification, VJEPA2Model
 from transformers.models.vjepa2.video_processing_vjepa2 import VJEPA2VideoProcessor
 
-from .checkpoint_names import TRANSFORMERS_MODEL_TYPE, config_to_transformers, to_transformers_state_dict
+from .checkpoint_names import (
+    TRANSFORMERS_MODEL_TYPE,
+    config_to_transformers,
+    refuse_pixel_predictor,
+    to_transformers_state_dict,
+)
 from .configuration_vjepa2 import VJepa2EncoderConfig
 from .model_card import CardFacts
 from .modeling_classification import VJepa2ForVideoClassification
@@ -452,6 +457,8 @@ def _write_published(model: PreTrainedModel, folder: Path, component: str | None
     kind = kinds[config.model_type]
     _refuse_unpublished(getattr(config, "encoder_config", config), _PUBLISHED_ENCODER)
     _refuse_unpublished(config, _PUBLISHED_HEADS.get(config.model_type, {}))
+    if kind == "pretraining":
+        refuse_pixel_predictor(config, "the published code")
     parts = add_tables(model_to_parts(model.state_dict(), config.model_type), config)
     prefix = "module." if kind in ("action-conditioned", "probe") else "module.backbone."
     content = {part: {prefix + n: _compact(v) for n, v in state.items()} for part, state in parts.items()}

@@ -359,7 +359,9 @@ def _masked_latent_facts(config) -> dict[str, str]:
         "Predictor": f"{config.predictor_hidden_size} wide, "
         f"{_stack(config.predictor_num_hidden_layers, config.predictor_num_attention_heads)}, "
         f"{config.num_mask_tokens} mask tokens",
-        "Loss": f"exponent {config.loss_exponent}, targets normalised: {config.normalize_targets}",
+        "Loss": f"exponent {config.loss_exponent}, target {config.target_type} "
+        f"normalised by {config.normalize_targets}"
+        + "".join(f", {name} {weight:g}" for name, weight in config.auxiliary_weights.items()),
     }
 
 
