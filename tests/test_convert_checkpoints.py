@@ -495,7 +495,8 @@ class TestParts:
             _use_new_zipfile_serialization=zipped,
         )
         convert(tmp_path / "published.pt", tmp_path / "ours", settings=HEADS)
-        loaded(VJepa2Encoder, tmp_path / "ours")
+        norm = loaded(VJepa2Encoder, tmp_path / "ours").layernorm
+        assert torch.equal(norm.bias, below(golden("encoder_rope"), "state/")["norm.bias"])
 
     def test_planning_bounds_from_the_command_line(self, tmp_path):
         source = str(written(tmp_path, golden_content("action-conditioned")))

@@ -155,12 +155,11 @@ class VJepa2FactorizedLayer(VJepa2Layer):
         config: PreTrainedConfig,
         hidden_size: int,
         num_heads: int,
-        mlp_ratio: float,
-        index: int,
+        *args,
         encoder_config: VJepa2EncoderConfig | None = None,
-        drop_path: float = 0.0,
+        **kwargs,
     ):
-        super().__init__(config, hidden_size, num_heads, mlp_ratio, index, encoder_config, drop_path)
+        super().__init__(config, hidden_size, num_heads, *args, encoder_config=encoder_config, **kwargs)
         encoder_config = encoder_config or config
         self.norm_time = nn.LayerNorm(hidden_size, eps=encoder_config.layer_norm_eps)
         self.attention_time = VJepa2Attention(config, hidden_size, num_heads, encoder_config)
@@ -226,7 +225,7 @@ def build_layers(
     """A stack of blocks; the chance to skip one grows linearly to `drop_path_rate`. Arguments as of `VJepa2Layer`."""
     rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
     return nn.ModuleList(
-        layer_class(config, hidden_size, num_heads, mlp_ratio, i + 1, encoder_config, rate)
+        layer_class(config, hidden_size, num_heads, mlp_ratio, i + 1, encoder_config=encoder_config, drop_path=rate)
         for i, rate in enumerate(rates)
     )
 
