@@ -8,8 +8,8 @@ or, to try it in a second:
 
 Any registered environment works that renders "rgb_array" and takes bounded Box actions (`--policy uniform`; an id such
 as `module:Name-v0` imports its module first). A row is an episode: `video` (h264 mp4), `actions` (T-1 rows of A),
-`proprio_states` (T rows of S, where the environment's info has `proprio_state`), `fps`, `episode_id`. The same
-arguments record the same episodes, whatever `--num_proc`.
+`proprio_states` (T rows of S, where the environment's info has `proprio_state`), `fps`, `episode_id`, and with
+`--rewards` the environment's `rewards` (T-1). The same arguments record the same episodes, whatever `--num_proc`.
 """
 
 import argparse
@@ -44,6 +44,8 @@ class EpisodeRecorder:
         length: steps of an episode; it has one frame more. An environment that terminates earlier gives a shorter one.
         seed: of all episodes together.
         varied_appearance: for this project's environments.
+        rewards: keep the environment's. In this project's environments, whose reward is minus the distance to a goal
+            that no picture shows, all episodes then have one goal, so that pictures tell the reward.
     """
 
     env_id: str
@@ -51,6 +53,7 @@ class EpisodeRecorder:
     length: int = 40
     seed: int = 0
     varied_appearance: bool = False
+    rewards: bool = False
 
     def __post_init__(self):
         if self.length < 1:
@@ -82,13 +85,14 @@ class EpisodeRecorder:
         rng = np.random.default_rng(policy_seed)
         policy = environments.find_policy(self.policy, self.env)
         observation, info = self.env.reset(seed=int(env_seed), options=self._options(rng))
-        frames, actions, proprio_states = [self.picture(observation)], [], [info.get("proprio_state")]
+        frames, actions, rewards, proprio_states = [self.picture(observation)], [], [], [info.get("proprio_state")]
         ended = False
         while not ended:
             action = policy(self.env.unwrapped, rng)
-            observation, _, terminated, truncated, info = self.env.step(action)
+            observation, reward, terminated, truncated, info = self.env.step(action)
             frames.append(self.picture(observation))
             actions.append(np.asarray(action, np.float32).reshape(-1))
+            rewards.append(float(reward))
             proprio_states.append(info.get("proprio_state"))
             ended = terminated or truncated
         fps = float(self.env.metadata.get("render_fps") or environments.FRAMES_PER_SECOND)
@@ -99,6 +103,8 @@ class EpisodeRecorder:
             "fps": fps,
             "episode_id": episode_id,
         }
+        if self.rewards:
+            row["rewards"] = rewards
         if proprio_states[0] is not None:
             row["proprio_states"] = [np.asarray(state, np.float32).reshape(-1) for state in proprio_states]
         return row
@@ -107,8 +113,9 @@ class EpisodeRecorder:
         """For our own environments any free start: drawing a goal, which a recording has no use for, takes longer."""
         if self.env_id not in environments.DATA_POLICY:
             return None
-        start = self.env.unwrapped.sample_starts(rng, 1)[0]
-        return {"state": start, "goal": start}
+        sample_starts = self.env.unwrapped.sample_starts
+        start = sample_starts(rng, 1)[0]
+        return {"state": start, "goal": sample_starts(np.random.default_rng(0), 1)[0] if self.rewards else start}
 
     def picture(self, observation: Any) -> np.ndarray:
         """What the environment shows now, uint8 (H, W, 3)."""
@@ -143,7 +150,7 @@ def _record_in_worker(number: int) -> dict[str, Any]:
     return _worker.record(number)
 
 
-def episode_features(with_proprio: bool) -> Features:
+def episode_features(with_proprio: bool, with_rewards: bool = False) -> Features:
     """The columns of an episode shard."""
     numbers = List(List(Value("float32")))
     columns = {
@@ -152,7 +159,8 @@ def episode_features(with_proprio: bool) -> Features:
         "fps": Value("float32"),
         "episode_id": Value("string"),
     }
-    return Features(columns | ({"proprio_states": numbers} if with_proprio else {}))
+    columns |= {"proprio_states": numbers} if with_proprio else {}
+    return Features(columns | ({"rewards": List(Value("float32"))} if with_rewards else {}))
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -166,6 +174,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_shards", default=8, type=int, help="parquet files (default 8)")
     parser.add_argument("--num_proc", default=2, type=int, help="processes (default 2)")
     parser.add_argument("--varied_appearance", action="store_true", help="random floors, colors, distractors, light")
+    parser.add_argument("--rewards", action="store_true", help="keep rewards (of one goal for all episodes, in ours)")
     return parser.parse_args(arguments)
 
 
@@ -177,14 +186,16 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError(f"--{name} is {getattr(options, name)}, but at least 1 is expected.")
     if options.seed < 0:
         raise ValueError(f"--seed is {options.seed}, but a number from 0 upwards is expected.")
-    recorder = EpisodeRecorder(options.env, options.policy, options.length, options.seed, options.varied_appearance)
+    recorder = EpisodeRecorder(
+        options.env, options.policy, options.length, options.seed, options.varied_appearance, options.rewards
+    )
     environments.find_policy(options.policy, recorder.env)  # refused before any process starts
     observation, info = recorder.env.reset(seed=0)
     recorder.picture(observation)
 
     rows = record_episodes(recorder, options.episodes, min(options.num_proc, options.episodes))
     progress = tqdm(rows, total=options.episodes, desc="recording", unit="episode")
-    features = episode_features("proprio_state" in info)
+    features = episode_features("proprio_state" in info, options.rewards)
     write_shards(progress, options.output, features=features, num_shards=min(options.num_shards, options.episodes))
 
 

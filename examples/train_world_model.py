@@ -7,16 +7,24 @@ One process on a CPU, after `examples/record_episodes.py` and `examples/pretrain
     python examples/train_world_model.py --config examples/configs/demo/world_model.yaml
     encoder=runs/demo/pretrain/final
 
-The encoder is frozen, so each frame is encoded once, at the start; the dynamics trains on those latents. A run that
-was stopped goes on with `resume=latest`. `OUTPUT_DIR/rollout_error.json` compares rollouts on held-out episodes with
-copying the last state. The result is `OUTPUT_DIR/final`:
+The encoder is frozen, so each frame is encoded once; its latents stay in `cache_dir`, where runs on the same encoder
+and data find them (delete it when you like). With `world_model.freeze_encoder=false` frames are kept there instead. A
+run that was stopped goes on with `resume=latest`, and an encoding that was stopped goes on by itself. Several CPU
+processes: `torchrun --nproc_per_node 2 examples/train_world_model.py ...`.
+
+`OUTPUT_DIR/rollout_error.json` compares rollouts on held-out episodes with copying the last state,
+`OUTPUT_DIR/statistics.json` tells what the data holds. The result is `OUTPUT_DIR/final`:
 
     planner = VJepa2Planner.from_pretrained("runs/demo/world_model/final")
 """
 
+import contextlib
+import dataclasses
 import json
 import logging
+import os
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,22 +32,50 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, set_seed
+from accelerate.utils import set_seed
+from filelock import FileLock, Timeout
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
 from transformers.utils.hub import has_file
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, VJepa2WorldModel
-from vjepa2_hf.episodes import read_episodes
-from vjepa2_hf.schedules import LearningRateSchedule, parameter_groups, set_learning_rate, set_weight_decay
+from vjepa2_hf.episodes import split_episodes
+from vjepa2_hf.latent_cache import (
+    CacheWriter,
+    EpisodeCache,
+    EpisodeSource,
+    EpisodeStream,
+    WindowBatches,
+    WindowMixture,
+    cache_key,
+    data_fingerprint,
+    finish_cache,
+    is_finished,
+    weights_fingerprint,
+)
+from vjepa2_hf.metrics.latent_rollout.latent_rollout import RolloutScores
+from vjepa2_hf.modeling_world_model import VJepa2WorldModelOutput
+from vjepa2_hf.schedules import (
+    LearningRateSchedule,
+    MomentumSchedule,
+    parameter_groups,
+    set_learning_rate,
+    set_weight_decay,
+)
 from vjepa2_hf.settings import exit_on_user_error, parse_arguments
-from vjepa2_hf.training import Run, check_finite_loss
+from vjepa2_hf.training import Run, check_finite_loss, check_tracker
 
 
 logger = logging.getLogger("train_world_model")
 
 BASELINES = ("random", "pixels")  # in place of a trained encoder
-RATE_SETTINGS = ("max_steps", "learning_rate", "rollout_start")
+RATE_SETTINGS = ("max_steps", "learning_rate", "rollout_start", "ema")
+FIT_BYTES = 2**30  # of latents that a state is fitted on, spread over the training episodes
+FIT_FRAMES = 64  # that follow one another
+ENCODED_AT_ONCE = 64  # frames
+EVALUATED_WINDOWS = 1024
+LOSSES = [field.name for field in dataclasses.fields(VJepa2WorldModelOutput) if field.name.endswith("loss")]
 
 
 @dataclass
@@ -47,8 +83,9 @@ class WorldModelTrainingConfig:
     """Settings of one run; published values are in configs/published/action_conditioned.yaml."""
 
     output_dir: str
-    data: str
-    """Folder, glob or file of episode shards, or a dataset on the Hub."""
+    data: str | list[EpisodeSource]
+    """Folder, glob or file of episode shards, a LeRobot folder, or a dataset on the Hub; or several with weights:
+    [{path: here, weight: 0.7}, {path: there, weight: 0.3, camera: wrist}]."""
     encoder: str
     """Folder or Hub id; "random" (sizes in `encoder_config`) and "pixels" (raw patches) are the baselines."""
     encoder_config: dict[str, Any] = field(default_factory=dict)
@@ -56,31 +93,39 @@ class WorldModelTrainingConfig:
     crop_size: int | None = None
     """Pixels; null takes the encoder's."""
 
-    # Length and speed
+    # Length and speed. A step is one update of the weights.
     max_steps: int = 3000
     batch_size: int = 64
-    """Windows a process."""
+    """Windows a process and micro-batch."""
+    gradient_accumulation_steps: int = 1
     max_episodes: int | None = None
-    """null: all."""
-    validation_episodes: int = 40
-    """Held out, the first of the data."""
+    """Of each source; null: all."""
+    validation_fraction: float = 0.07
+    """Share of the episodes held out, chosen by a hash of their ids: more data moves none to the other side."""
+    cache_dir: str | None = None
+    """Where encoded episodes are kept; null: `latents` beside output_dir, for the runs there to share."""
+    cache_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the latents there."""
     seed: int = 0
     num_workers: int = 0
-    """Unused while latents are cached: batches are cut from memory."""
+    """Processes that decode videos while encoding, and that read batches while training."""
     num_threads: int | None = None
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
-    """null: as `accelerate launch` says."""
+    """null: as `accelerate launch` says. Of the encoder, too."""
     log_every: int = 10
     save_every: int = 1000
+    eval_every: int | None = None
+    """Steps after which rollouts on held-out episodes are measured and logged; null: only at the end."""
     keep_last: int | None = 2
     resume: str | None = None
-    log_with: Literal["tensorboard"] | None = None
+    log_with: Literal["tensorboard", "trackio", "wandb"] | None = None
 
     # Model
     world_model: dict[str, Any] = field(default_factory=dict)
     """Fields of VJepa2WorldModelConfig; sizes, statistics and bounds of actions come from the data."""
     fit_state: bool = True
-    """Standardise latents per position (minus the mean, over one deviation), fitted once on the training episodes."""
+    """Fit the fixed map of the state once, on the training episodes: minus the mean at every position, over one
+    deviation; and the linear map of merged and projected states."""
     normalize_actions: bool = True
     """Actions and proprio states are standardised by their statistics."""
     use_proprio: bool = False
@@ -98,58 +143,51 @@ class WorldModelTrainingConfig:
     weight_decay: float = 0.04
     gradient_clipping: float | None = None
 
+    # With world_model.freeze_encoder=false alone
+    encoder_learning_rate: float = 0.1
+    """Share of the learning rate that the encoder gets."""
+    ema: MomentumSchedule = field(default_factory=lambda: MomentumSchedule(start=0.9999))
+    """How much of itself the target encoder keeps at a step (seed 003: 0.9999)."""
+
     horizons: list[int] = field(default_factory=lambda: [1, 2, 4, 5, 8, 10])
     """Model steps at which rollouts are compared with copying, on held-out episodes."""
 
     def __post_init__(self):
-        for name in ("max_steps", "batch_size", "log_every", "save_every", "validation_episodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if not 0 <= self.rollout_start <= 1:
-            raise ValueError(f"rollout_start is {self.rollout_start}, expected a share of the steps, 0 to 1.")
+        for name in (
+            "max_steps",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "log_every",
+            "save_every",
+            "eval_every",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        for name in ("rollout_start", "validation_fraction", "encoder_learning_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a share, 0 to 1.")
 
+    @property
+    def sources(self) -> list[EpisodeSource]:
+        return [EpisodeSource(self.data)] if isinstance(self.data, str) else self.data
 
-@dataclass
-class Episodes:
-    """Cached episodes: latents (T, N, D), actions (T-1, a) and proprio states (T, S) or None, one of each an
-    episode."""
+    @property
+    def freeze_encoder(self) -> bool:
+        return self.world_model.get("freeze_encoder", True)
 
-    latents: list[torch.Tensor]
-    actions: list[torch.Tensor]
-    proprio_states: list[torch.Tensor] | None
-    fps: float
-
-    def windows(self, starts: list[tuple[int, int]], frames: int, skip: int) -> dict[str, torch.Tensor]:
-        """Windows of `frames` frames, `skip` apart, that start at (episode, frame): a batch for the world model."""
-        spans = [(episode, start, start + (frames - 1) * skip) for episode, start in starts]
-        batch = {
-            "latents": torch.stack([self.latents[e][start : stop + 1 : skip] for e, start, stop in spans]),
-            "actions": torch.stack([self.actions[e][start:stop].unflatten(0, (-1, skip)) for e, start, stop in spans]),
-        }
-        batch["actions"] = batch["actions"].flatten(2)  # the actions of a step one after the other
-        if self.proprio_states is not None:
-            states = [self.proprio_states[e][start : stop + 1 : skip] for e, start, stop in spans]
-            batch["proprio_states"] = torch.stack(states)
-        return batch
-
-    def draw(self, count: int, frames: int, skip: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Random windows, every window of every episode equally likely."""
-        room = torch.tensor([max(0, len(latents) - (frames - 1) * skip) for latents in self.latents])
-        if room.sum() == 0:
-            raise ValueError(f"No episode has the {(frames - 1) * skip + 1} frames of a window; record longer ones.")
-        ends = room.cumsum(0)
-        draws = torch.randint(int(ends[-1]), (count,), generator=generator)
-        episodes = torch.searchsorted(ends, draws, right=True)
-        starts = draws - (ends - room)[episodes]
-        return self.windows(list(zip(episodes.tolist(), starts.tolist(), strict=True)), frames, skip)
+    @property
+    def frame_skip(self) -> int:
+        return self.world_model.get("frame_skip", 1)
 
 
 def rates(config: WorldModelTrainingConfig, step: int) -> dict[str, Any]:
     """What the number of a step decides, from RATE_SETTINGS."""
-    return {
+    decided = {
         "learning_rate": config.learning_rate.at(step, config.max_steps),
         "one_step": step <= config.rollout_start * config.max_steps,
     }
+    return decided if config.freeze_encoder else {**decided, "ema_momentum": config.ema.at(step, config.max_steps)}
 
 
 def build_encoder(config: WorldModelTrainingConfig) -> VJepa2Encoder:
@@ -178,182 +216,417 @@ def build_processor(config: WorldModelTrainingConfig, encoder: VJepa2Encoder) ->
     return processor
 
 
-def build_model(config: WorldModelTrainingConfig, encoder: VJepa2Encoder, episodes: list[dict]) -> VJepa2WorldModel:
-    """A world model with new dynamics; sizes, statistics and bounds come from the episodes."""
-    actions = np.concatenate([episode["actions"] for episode in episodes])
-    skip = config.world_model.get("frame_skip", 1)
-    fields = {
-        "action_dim": actions.shape[1] * skip,
-        "actions_per_step": skip,
-        "action_low": actions.min(0).tolist() * skip,
-        "action_high": actions.max(0).tolist() * skip,
-        "fps": episodes[0]["fps"],
-        "state_type": "pixels" if config.encoder == "pixels" else "tokens",
+# ---------------------------------------------------------------------------------------------------------------------
+# Data
+# ---------------------------------------------------------------------------------------------------------------------
+def open_caches(config: WorldModelTrainingConfig, accelerator: Accelerator, encoder, processor) -> list[EpisodeCache]:
+    """The cache of every source, filled first where no run has done so."""
+    depends_on = {
+        "version": 1,
+        "processor": processor.to_dict(),
+        "max_episodes": config.max_episodes,
+        "latents": describe_latents(config, accelerator, encoder) if config.freeze_encoder else None,
     }
-    if config.normalize_actions:
-        fields["action_mean"] = actions.mean(0).tolist() * skip
-        fields["action_std"] = np.maximum(actions.std(0), 1e-6).tolist() * skip
-    if config.use_proprio:
-        if episodes[0]["proprio_states"] is None:
-            raise ValueError("use_proprio is true, but the episodes have no proprio_states.")
-        states = np.concatenate([episode["proprio_states"] for episode in episodes])
-        fields["proprio_dim"] = states.shape[1]
+    root = Path(config.cache_dir) if config.cache_dir else Path(config.output_dir).resolve().parent / "latents"
+    columns = ["latents" if config.freeze_encoder else "frames", "actions"]
+    columns += ["proprio_states"] if config.use_proprio else []
+    columns += ["rewards"] if config.world_model.get("reward_head") else []
+    caches, encode = [], None
+    for source in config.sources:
+        described = {"data": data_fingerprint(source.path), "camera": source.camera, **depends_on}
+        folder = root / f"{Path(source.path).name}-{cache_key(described)}"
+        with locked(folder, accelerator):
+            if not is_finished(folder):
+                encode = encode or build_encode(config, accelerator, encoder, processor)
+                fill_cache(config, accelerator, source, folder, processor, encode)
+                if accelerator.is_main_process:
+                    finish_cache(folder, {"path": source.path, **described})
+            accelerator.wait_for_everyone()
+        caches.append(EpisodeCache(folder, columns))
+    return caches
+
+
+def describe_latents(config: WorldModelTrainingConfig, accelerator: Accelerator, encoder: VJepa2Encoder) -> dict:
+    """What latents depend on, beside the pixels."""
+    sizes = {name: value for name, value in encoder.config.to_diff_dict().items() if name != "transformers_version"}
+    weights = None if config.encoder == "pixels" else weights_fingerprint(encoder)
+    return {
+        **arrangement(config),
+        "encoder": sizes,
+        "weights": weights,
+        "dtype": config.cache_dtype,
+        "precision": accelerator.mixed_precision,
+    }
+
+
+@contextlib.contextmanager
+def locked(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Holds the folder for this run: of two runs that need the same cache, one fills it and the other waits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    if accelerator.is_main_process:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.warning("another run is filling %s: waiting for it to end", folder)
+            lock.acquire()
+    accelerator.wait_for_everyone()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def fill_cache(config, accelerator: Accelerator, source: EpisodeSource, folder: Path, processor, encode) -> None:
+    """Puts this process's share of a source's episodes into its cache; pictures are dropped as they go."""
+    writer = CacheWriter(folder, accelerator.process_index)
+    stream = EpisodeStream(
+        source, processor, config.max_episodes, writer.done, accelerator.process_index, accelerator.num_processes
+    )
+    loader = DataLoader(stream, batch_size=None, num_workers=config.num_workers)
+    title = f"encode {Path(source.path).name}"
+    for episode in tqdm(loader, disable=not accelerator.is_main_process, desc=title, initial=len(writer.done)):
+        name, fps = episode.pop("episode_id"), episode.pop("fps")
+        frames = episode.pop("frames")
+        column = {"latents": encode(frames)} if config.freeze_encoder else {"frames": frames}
+        writer.add(name, fps, {**column, **episode})
+    writer.flush()
+    accelerator.wait_for_everyone()
+
+
+def build_encode(config, accelerator: Accelerator, encoder, processor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function from the uint8 frames of an episode (T, C, H, W) to its latents (T, N, D), before any fitted map."""
+    dtype = getattr(torch, config.cache_dtype)
+    no_dynamics = {"predictor_hidden_size": 8, "predictor_num_attention_heads": 1, "predictor_num_hidden_layers": 0}
+    no_dynamics |= {"predictor_position_embedding_type": "learned", "context_frames": 1}
+    model = VJepa2WorldModel.from_encoder(encoder, **arrangement(config), **no_dynamics)
+    model.to(accelerator.device).eval()
+
+    def encode(frames: torch.Tensor) -> torch.Tensor:
+        parts = []
+        for part in frames.split(ENCODED_AT_ONCE):
+            with accelerator.autocast():
+                latents = model.encode(normalize(part.to(accelerator.device).unsqueeze(0), processor))
+            parts.append(latents[0].to("cpu", dtype))
+        return torch.cat(parts)
+
+    return encode
+
+
+def arrangement(config: WorldModelTrainingConfig) -> dict[str, Any]:
+    """Fields of a world model on which latents before any fitted map depend."""
+    kind = "pixels" if config.encoder == "pixels" else config.world_model.get("state_type", "tokens")
+    fields = {"state_type": "tokens" if kind == "projected" else kind}  # projected states are mapped tokens
+    return fields | {name: value for name, value in config.world_model.items() if name == "normalize_latents"}
+
+
+def normalize(frames: torch.Tensor, processor: VJepa2VideoProcessor) -> torch.Tensor:
+    """uint8 frames -> what the processor makes of them after cropping."""
+    return processor.rescale_and_normalize(
+        frames,
+        processor.do_rescale,
+        processor.rescale_factor,
+        processor.do_normalize,
+        processor.image_mean,
+        processor.image_std,
+    )
+
+
+def split_data(config: WorldModelTrainingConfig, caches: list[EpisodeCache]) -> tuple[WindowMixture, WindowMixture]:
+    """Training and held-out episodes of all sources."""
+    held_out = [torch.tensor(split_episodes(cache.ids, config.validation_fraction)) for cache in caches]
+    weights = [source.weight for source in config.sources]
+    training, validation = (
+        WindowMixture(caches, [mask.nonzero().squeeze(1) for mask in masks], weights)
+        for masks in ([~mask for mask in held_out], held_out)
+    )
+    count = len(training) + len(validation)
+    if not all(map(len, training.episodes)):
+        raise ValueError(
+            f"validation_fraction={config.validation_fraction} holds out every episode of a source ({count} in all): "
+            "lower it, or record more."
+        )
+    if not len(validation):
+        logger.warning(
+            "validation_fraction=%s holds out none of the %d episodes: no rollout errors are measured",
+            config.validation_fraction, count,
+        )  # fmt: skip
+        return training, validation
+    longest = max(config.horizons) * config.frame_skip + 1
+    lengths = torch.cat([cache.lengths[chosen] for cache, chosen in zip(caches, validation.episodes)])
+    if lengths.max() < longest:  # said now, and not after the last step
+        raise ValueError(f"no held-out episode has {longest} frames: lower horizons={config.horizons}.")
+    return training, validation
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Model
+# ---------------------------------------------------------------------------------------------------------------------
+def mixed_statistics(mixture: WindowMixture, column: str) -> dict[str, Any]:
+    """Mean, deviation and bounds of a column over the mixture that training draws, and those of each source."""
+    sources = [cache.statistics(column, chosen) for cache, chosen in zip(mixture.caches, mixture.episodes)]
+    sizes = {len(source["mean"]) for source in sources}
+    if len(sizes) > 1:
+        raise ValueError(f"The sources have {column} of sizes {sorted(sizes)}; one model needs one size.")
+    mean, std, low, high = (np.array([source[key] for source in sources]) for key in ("mean", "std", "low", "high"))
+    weights = mixture.weights[:, None]
+    mixed = (weights * mean).sum(0)
+    deviation = np.sqrt((weights * (std**2 + (mean - mixed) ** 2)).sum(0))
+    return {
+        "mean": mixed.tolist(),
+        "std": np.maximum(deviation, 1e-6).tolist(),
+        "low": low.min(0).tolist(),
+        "high": high.max(0).tolist(),
+        "sources": sources,
+    }
+
+
+def common_fps(training: WindowMixture) -> float:
+    """Frames a second of the episodes; a warning where they differ."""
+    rates_found = np.concatenate([np.asarray(cache.fps) for cache in training.caches])
+    if rates_found.max() > 1.01 * rates_found.min():
+        logger.warning(
+            "episodes have %g to %g frames a second, so that a model step is no fixed time; the model is told %g",
+            rates_found.min(), rates_found.max(), rates_found[0],
+        )  # fmt: skip
+    return float(rates_found[0])
+
+
+def build_model(config: WorldModelTrainingConfig, encoder, statistics: dict, fps: float) -> VJepa2WorldModel:
+    """A world model with new dynamics; sizes, statistics and bounds come from the data."""
+    actions, skip = statistics["actions"], config.frame_skip
+    fields = {"action_dim": len(actions["mean"]) * skip, "actions_per_step": skip, "fps": fps}
+    if config.encoder == "pixels":
+        fields["state_type"] = "pixels"
+    if config.world_model.get("action_type") != "discrete":
+        fields |= {"action_low": actions["low"] * skip, "action_high": actions["high"] * skip}
         if config.normalize_actions:
-            fields["proprio_mean"] = states.mean(0).tolist()
-            fields["proprio_std"] = np.maximum(states.std(0), 1e-6).tolist()
+            fields |= {"action_mean": actions["mean"] * skip, "action_std": actions["std"] * skip}
+    if config.use_proprio:
+        states = statistics["proprio_states"]
+        fields["proprio_dim"] = len(states["mean"])
+        if config.normalize_actions:
+            fields |= {"proprio_mean": states["mean"], "proprio_std": states["std"]}
+    if "rewards" in statistics:  # a model step's reward is the sum over its frames
+        fields |= {f"reward_{name}": statistics["rewards"][name][0] * skip for name in ("mean", "std")}
     set_seed(config.seed)
     return VJepa2WorldModel.from_encoder(encoder, **{**fields, **config.world_model})
 
 
-@torch.no_grad()
-def encode_episodes(
-    config: WorldModelTrainingConfig, model: VJepa2WorldModel, processor, episodes: list[dict], quiet: bool
-) -> Episodes:
-    """Encodes each frame once; pictures are dropped as they go."""
-    latents, device = [], model.device
-    for episode in tqdm(episodes, disable=quiet, desc="encode"):
-        frames = processor(episode.pop("frames"), return_tensors="pt")["pixel_values_videos"]
-        latents.append(torch.cat([model.encode(part.to(device)).cpu()[0] for part in frames.split(64, dim=1)]))
-    states = [torch.from_numpy(episode["proprio_states"]) for episode in episodes] if config.use_proprio else None
-    actions = [torch.from_numpy(np.array(episode["actions"])) for episode in episodes]
-    return Episodes(latents, actions, states, episodes[0]["fps"])
+def model_inputs(batch: dict[str, torch.Tensor], model: VJepa2WorldModel, processor) -> dict[str, torch.Tensor]:
+    """A batch of windows as the model takes it, on its device: the actions of a step one after the other, and its
+    rewards' sum."""
+    batch = {name: values.to(model.device, non_blocking=True) for name, values in batch.items()}
+    batch["actions"] = batch["actions"].flatten(2)
+    if "rewards" in batch:
+        batch["rewards"] = batch["rewards"].sum(dim=(2, 3))
+    if "frames" in batch:
+        batch["pixel_values_videos"] = normalize(batch.pop("frames"), processor)
+    else:
+        batch["latents"] = model.standardize(batch["latents"].float())
+    return batch
 
 
-def fit_state(model: VJepa2WorldModel, episodes: Episodes, accelerator: Accelerator) -> None:
-    """Fits the state's map; the main process's is everyone's."""
-    model.fit_state(torch.cat(episodes.latents).to(model.device))
-    broadcast([model.state_mean, model.state_scale])
-    accelerator.wait_for_everyone()
+def fit_state(model: VJepa2WorldModel, training: WindowMixture, processor) -> None:
+    """Fits the state's map on stretches of training episodes, evenly spread, as many as FIT_BYTES holds."""
+    lengths = torch.cat([cache.lengths[chosen] for cache, chosen in zip(training.caches, training.episodes)])
+    frames = min(FIT_FRAMES, int(lengths.float().quantile(0.1)))  # the shortest tenth may be left out
+
+    def latents(places: torch.Tensor) -> torch.Tensor:
+        inputs = model_inputs(training.read(places, frames, 1), model, processor)
+        return inputs["latents"] if "latents" in inputs else model.encode(inputs["pixel_values_videos"])
+
+    limit = max(1, FIT_BYTES // latents(training.tile(frames, 1, frames, limit=1)).nbytes)
+    places = training.tile(frames, 1, frames, limit)
+    model.fit_state(torch.cat([latents(part) for part in places.split(16)]))
 
 
 def prepare_data(config: WorldModelTrainingConfig, accelerator: Accelerator):
-    """Model, processor, and the cached training and validation episodes of this process."""
+    """Model, processor, and the windows of training and held-out episodes."""
     encoder = build_encoder(config)
     processor = build_processor(config, encoder)
-    rows = list(read_episodes(config.data, max_episodes=config.max_episodes))
-    if len(rows) < config.validation_episodes + accelerator.num_processes:
-        raise ValueError(
-            f"{config.data} holds {len(rows)} episodes, of which validation_episodes={config.validation_episodes} are "
-            "held out: record more, or hold out fewer (validation_episodes=2)."
-        )
-    held_out, training = rows[: config.validation_episodes], rows[config.validation_episodes :]
-    model = build_model(config, encoder, training).to(accelerator.device).eval()
-    training = training[accelerator.process_index :: accelerator.num_processes]
-    quiet = not accelerator.is_main_process
-    training = encode_episodes(config, model, processor, training, quiet)
-    held_out = encode_episodes(config, model, processor, held_out, quiet=True)
-    longest = max(config.horizons) * model.config.frame_skip + 1
-    if max(map(len, held_out.latents)) < longest:  # said now, and not after the last step
-        raise ValueError(f"no held-out episode has {longest} frames: lower horizons={config.horizons}.")
+    caches = open_caches(config, accelerator, encoder, processor)
+    training, held_out = split_data(config, caches)
+    measured = [name for name in caches[0].columns if name not in ("latents", "frames")]
+    statistics = {name: mixed_statistics(training, name) for name in measured}
+    if accelerator.is_main_process:
+        named = [dataclasses.asdict(source) for source in config.sources]
+        write_json(Path(config.output_dir) / "statistics.json", {"data": named, **statistics})
+    model = build_model(config, encoder, statistics, common_fps(training)).to(accelerator.device).eval()
     if config.fit_state:
-        fit_state(model, training, accelerator)
-        for episodes in (training, held_out):
-            episodes.latents = [model.standardize(part.to(model.device)).cpu() for part in episodes.latents]
-    return model, processor, training, held_out
-
-
-@torch.no_grad()
-def rollout_errors(model: VJepa2WorldModel, episodes: Episodes, horizons: list[int]) -> list[dict[str, float]]:
-    """Mean squared error and cosine of rollouts by horizon, beside copying the last state, on held-out episodes."""
-    skip, longest = model.config.frame_skip, max(horizons)
-    starts = [
-        (episode, start)
-        for episode, latents in enumerate(episodes.latents)
-        for start in range(0, len(latents) - longest * skip, longest)
-    ]
-    batch = {name: part.to(model.device) for name, part in episodes.windows(starts, longest + 1, skip).items()}
-    first, true = batch["latents"][:, :1], batch["latents"][:, 1:]
-    predicted = model.rollout(first, batch["actions"], proprio_states=batch.get("proprio_states"))
-    rows = []
-    for horizon in horizons:
-        truth, guess, copy = true[:, horizon - 1], predicted[:, horizon - 1], first[:, 0]
-        rows.append(
-            {
-                "horizon": horizon,
-                "error": (guess - truth).square().mean().item(),
-                "copy_error": (copy - truth).square().mean().item(),
-                "cosine": torch.cosine_similarity(guess, truth, dim=-1).mean().item(),
-                "copy_cosine": torch.cosine_similarity(copy, truth, dim=-1).mean().item(),
-                "windows": len(starts),
-            }
-        )
-    return rows
-
-
-def train(config: WorldModelTrainingConfig) -> None:
-    """The whole run: from an empty or interrupted `output_dir` to `final/`."""
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision, log_with=config.log_with, project_dir=config.output_dir
-    )
-    accelerator.init_trackers("world_model")
-    run = Run(config.output_dir, config, accelerator, config.keep_last)
-    model, processor, episodes, held_out = prepare_data(config, accelerator)
+        fit_state(model, training, processor)
     horizon_room = config.frames_per_window - 1
     if config.rollout_start < 1 and model.config.rollout_weight and model.config.rollout_steps > horizon_room:
         raise ValueError(
             f"frames_per_window={config.frames_per_window} holds {horizon_room} steps; rollout_steps="
             f"{model.config.rollout_steps} needs {model.config.rollout_steps + 1} frames."
         )
+    training.draw(1, config.frames_per_window, config.frame_skip, np.random.default_rng(0))  # or no window is so long
+    return model, processor, training, held_out
 
-    # Only the dynamics learns; every process starts from the same weights
-    groups = parameter_groups(model, config.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate.peak, fused=True)
-    model_config = model.config
+
+def write_json(path: Path, value: Any) -> None:
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    os.replace(partial, path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measuring and training
+# ---------------------------------------------------------------------------------------------------------------------
+@torch.no_grad()
+def rollout_errors(
+    model: VJepa2WorldModel, held_out: WindowMixture, processor, horizons: list[int], batch_size: int = 64
+) -> list[dict[str, float]]:
+    """Mean squared error and cosine of rollouts by horizon, beside copying the last state, on held-out episodes."""
+    skip, longest = model.config.frame_skip, max(horizons)
+    places = held_out.tile(longest + 1, skip, longest, EVALUATED_WINDOWS)
+    scores = RolloutScores()
+    for part in places.split(batch_size):
+        batch = model_inputs(held_out.read(part, longest + 1, skip), model, processor)
+        if "latents" in batch:
+            first, true = batch["latents"][:, :1], batch["latents"][:, 1:]
+        else:
+            first = model.encode(batch["pixel_values_videos"][:, :1])
+            true = model.encode_targets(batch["pixel_values_videos"][:, 1:])
+        predicted = model.rollout(first, batch["actions"], proprio_states=batch.get("proprio_states"))
+        scores.add(predicted, true, copies=first[:, 0])
+    return scores.rows(horizons)
+
+
+def validation_metrics(accelerator: Accelerator, model, held_out: WindowMixture, processor, horizons) -> dict:
+    """Rollout errors by horizon for the log, measured by the main process."""
+    if not accelerator.is_main_process or not len(held_out):
+        return {}
+    rows = rollout_errors(model.eval(), held_out, processor, horizons)
     model.train()
+    return {f"validation_error_{row['horizon']}": row["error"] for row in rows}
+
+
+def optimizer_groups(config: WorldModelTrainingConfig, model: VJepa2WorldModel) -> list[dict[str, Any]]:
+    """Decayed and other parameters; an encoder that learns along has groups with its own share of the rate."""
+    groups = parameter_groups(model, config.weight_decay)
+    if config.freeze_encoder:
+        return groups
+    slow = {id(parameter) for parameter in model.encoder.parameters()}
+    split = []
+    for group in groups:
+        for share, wanted in ((1.0, False), (config.encoder_learning_rate, True)):
+            parameters = [parameter for parameter in group["params"] if (id(parameter) in slow) == wanted]
+            split += [{**group, "params": parameters, "rate_share": share}] if parameters else []
+    return split
+
+
+def build_loader(config, model_config, training: WindowMixture, accelerator: Accelerator, start: int) -> DataLoader:
+    """Batches from the step after `start` on."""
+
+    def frames_at(step: int) -> int:
+        whole = config.frames_per_window
+        return min(whole, model_config.context_frames + 1) if rates(config, step)["one_step"] else whole
+
+    micro_batches = config.gradient_accumulation_steps
+    batches = WindowBatches(
+        training,
+        config.batch_size,
+        frames_at,
+        model_config.frame_skip,
+        config.seed,
+        accelerator.process_index,
+        accelerator.num_processes,
+        micro_batches,
+    )
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(start * micro_batches, config.max_steps * micro_batches),
+        num_workers=config.num_workers,
+        pin_memory=torch.cuda.is_available(),
+        # of its own: starting the loader must not shift the random state that a checkpoint has restored
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+
+
+def train_step(run: Run, model, plain: VJepa2WorldModel, optimizer, inputs, step: int) -> dict[str, Any]:
+    """One update of the weights from `gradient_accumulation_steps` micro-batches of `inputs`.
+
+    `plain` is the model inside `model`, which Accelerate may have wrapped.
+
+    Returns the losses by name, means over micro-batches and processes; None for one that is not computed.
+    """
+    config, accelerator = run.config, run.accelerator
+    now = rates(config, step)
+    set_learning_rate(optimizer, now["learning_rate"])
+    for group in optimizer.param_groups:
+        group["lr"] *= group.get("rate_share", 1.0)
+    weights = {"teacher_forcing_weight": 1.0, "rollout_weight": 0.0}
+    if not now["one_step"]:
+        weights = {name: getattr(plain.config, name) for name in weights}
+    losses = []
+    for _ in range(config.gradient_accumulation_steps):
+        with accelerator.accumulate(model):
+            output = model(**next(inputs), **weights)
+            losses.append({name: output[name].detach().float() for name in LOSSES if name in output})
+            accelerator.backward(output.loss)
+            if accelerator.sync_gradients:
+                stacked = torch.stack([torch.stack(list(part.values())) for part in losses]).mean(0)
+                means = dict(zip(losses[0], accelerator.reduce(stacked, "mean").tolist(), strict=True))
+                # before the update, and over all processes, so that they stop together
+                check_finite_loss(means["loss"], step)
+                if config.gradient_clipping is not None:
+                    accelerator.clip_grad_norm_(model.parameters(), config.gradient_clipping)
+            optimizer.step()
+            optimizer.zero_grad()
+    if not config.freeze_encoder:
+        plain.update_target_encoder(now["ema_momentum"])
+    return {**{name: means.get(name) for name in LOSSES}, **now}
+
+
+def train(config: WorldModelTrainingConfig) -> None:
+    """The whole run: from an empty or interrupted `output_dir` to `final/`."""
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    check_tracker(config.log_with)
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=config.log_with,
+        project_dir=config.output_dir,
+    )
+    accelerator.init_trackers("world_model")
+    run = Run(config.output_dir, config, accelerator, config.keep_last)
+    model, processor, training, held_out = prepare_data(config, accelerator)
+    optimizer = torch.optim.AdamW(optimizer_groups(config, model), lr=config.learning_rate.peak, fused=True)
+    model.train()
+    # With several processes this gives all of them the weights and the fitted state of the first
+    plain = model
     model, optimizer = accelerator.prepare(model, optimizer)
     start, _ = run.resume(config.resume, rates, RATE_SETTINGS)
     set_weight_decay(optimizer, config.weight_decay)  # the checkpoint's may be that of another run
+    loader = build_loader(config, plain.config, training, accelerator, start)
+    inputs = (model_inputs(batch, plain, processor) for batch in loader)
 
-    clock = time.perf_counter()
-    progress = tqdm(total=config.max_steps, initial=start, disable=not accelerator.is_main_process, desc="dynamics")
-    for step in range(start + 1, config.max_steps + 1):
-        learning_rate, one_step = rates(config, step).values()
-        set_learning_rate(optimizer, learning_rate)
-        weights = {"teacher_forcing_weight": 1.0, "rollout_weight": 0.0}
-        if not one_step:
-            weights = {name: getattr(model_config, name) for name in weights}
-        frames = config.frames_per_window
-        frames = min(frames, model_config.context_frames + 1) if one_step else frames
+    windows_a_step = config.batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+    clock, logged = time.perf_counter(), start
+    steps = range(start + 1, config.max_steps + 1)
+    with tqdm(
+        steps, initial=start, total=config.max_steps, disable=not accelerator.is_main_process, desc="dynamics"
+    ) as progress:
+        for step in progress:
+            numbers = train_step(run, model, plain, optimizer, inputs, step)
+            measured = {}
+            if config.eval_every and step % config.eval_every == 0:
+                measured = validation_metrics(accelerator, plain, held_out, processor, config.horizons)
+            if measured or step % config.log_every == 0 or step == config.max_steps:
+                speed = (step - logged) * windows_a_step / (time.perf_counter() - clock)
+                run.log({"step": step, **numbers, **measured, "windows_per_second": speed})
+                progress.set_postfix(loss=f"{numbers['loss']:.4f}")
+                clock, logged = time.perf_counter(), step
+            if step % config.save_every == 0 or step == config.max_steps:
+                run.save_checkpoint(step)
 
-        # Windows depend on the step and the process alone, so that a resumed run draws the same
-        generator = torch.Generator().manual_seed(hash((config.seed, step, accelerator.process_index)) % 2**63)
-        batch = episodes.draw(config.batch_size, frames, model_config.frame_skip, generator)
-        batch = {name: part.to(accelerator.device, non_blocking=True) for name, part in batch.items()}
-
-        output = model(**batch, **weights)
-        # over all processes, so that they stop together
-        loss = check_finite_loss(accelerator.reduce(output.loss.detach().float(), "mean").item(), step)
-        accelerator.backward(output.loss)
-        if config.gradient_clipping is not None:
-            accelerator.clip_grad_norm_(model.parameters(), config.gradient_clipping)
-        optimizer.step()
-        optimizer.zero_grad()
-
-        if step % config.log_every == 0 or step == config.max_steps:
-            elapsed, clock = time.perf_counter() - clock, time.perf_counter()
-            run.log(
-                {
-                    "step": step,
-                    "loss": loss,
-                    "teacher_forcing_loss": output.teacher_forcing_loss,
-                    "rollout_loss": output.rollout_loss,
-                    "learning_rate": learning_rate,
-                    "windows_per_second": config.log_every * config.batch_size * accelerator.num_processes / elapsed,
-                }
-            )
-            progress.set_postfix(loss=f"{loss:.4f}")
-        if step % config.save_every == 0 or step == config.max_steps:
-            run.save_checkpoint(step)
-        progress.update()
-    progress.close()
-
-    if accelerator.is_main_process:
-        rows = rollout_errors(accelerator.unwrap_model(model).eval(), held_out, config.horizons)
-        partial = Path(config.output_dir) / "rollout_error.json.tmp"
-        partial.write_text(json.dumps(rows, indent=1), encoding="utf-8")
-        partial.replace(partial.with_suffix(""))
+    if accelerator.is_main_process and len(held_out):
+        rows = rollout_errors(plain.eval(), held_out, processor, config.horizons)
+        write_json(run.output_dir / "rollout_error.json", rows)
     final = run.save_final(model, processor)
     progress.write(f"saved {final}")
     accelerator.end_training()

@@ -424,6 +424,8 @@ UNPUBLISHED = {
     "added actions": ("action-conditioned", {"action_fusion": "add"}, "action_fusion is 'add'"),
     "residual": ("action-conditioned", {"residual": True}, "residual is True"),
     "pixels": ("action-conditioned", {"state_type": "pixels"}, "state_type is 'pixels'"),
+    "adapting encoder": ("action-conditioned", {"freeze_encoder": False}, "freeze_encoder is False"),
+    "reward head": ("action-conditioned", {"reward_head": True}, "reward_head is True"),
     "standardised actions": ("action-conditioned", {"action_std": [2.0] * 4}, "action_std is"),
 }
 

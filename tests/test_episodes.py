@@ -1,11 +1,11 @@
-"""Episodes from shards: frames, actions and states that belong together, and wrong ones named."""
+"""Episodes from shards: frames, actions and states that belong together, wrong ones named; the split by episode."""
 
 import numpy as np
 import pytest
 from datasets import Features, List, Value, Video
 from numbered_videos import numbered_frames, numbers_of
 
-from vjepa2_hf.episodes import read_episodes
+from vjepa2_hf.episodes import read_episodes, split_episodes
 from vjepa2_hf.shards import write_shards
 from vjepa2_hf.video_io import encode_video
 
@@ -19,6 +19,7 @@ EPISODE_FEATURES = Features(
         "episode_id": Value("string"),
     }
 )
+REWARD_FEATURES = Features(EPISODE_FEATURES | {"rewards": List(Value("float32")), "task": Value("string")})
 
 
 def episode(number: int, num_frames: int = 8, **changes) -> dict:
@@ -65,10 +66,14 @@ class TestEpisodes:
             ({"actions": [[1.0], [1.0, 2.0]]}, "episode-1 has actions whose rows differ in size"),
             ({"actions": None}, "episode-1 has no actions"),
             ({"proprio_states": np.zeros((7, 1))}, "episode-1 has proprio_states of shape"),
+            ({"rewards": np.zeros(8)}, "episode-1 has rewards of shape"),
         ],
     )
     def test_wrong_actions_are_refused_with_the_episodes_name(self, tmp_path, changes, message):
-        write_shards([episode(0), episode(1, **changes)], tmp_path / "out", EPISODE_FEATURES, num_shards=1)
+        features = REWARD_FEATURES if "rewards" in changes else EPISODE_FEATURES
+        rows = [{"rewards": None, "task": None, **episode(i, **more)} for i, more in enumerate(({}, changes))]
+        rows = [{name: row[name] for name in features} for row in rows]
+        write_shards(rows, tmp_path / "out", features, num_shards=1)
         with pytest.raises(ValueError, match=message):
             list(read_episodes(tmp_path / "out"))
 
@@ -78,7 +83,69 @@ class TestEpisodes:
         write_shards([row], tmp_path / "out", features)
         assert next(read_episodes(tmp_path / "out"))["proprio_states"] is None
 
+    def test_rewards_and_task_come_along(self, tmp_path):
+        row = episode(0, rewards=np.arange(7), task="push")
+        write_shards([row], tmp_path / "out", REWARD_FEATURES)
+        (whole,), (joined,) = read_episodes(tmp_path / "out"), read_episodes(tmp_path / "out", frame_skip=3)
+        assert whole["rewards"].tolist() == list(range(7)) and whole["rewards"].dtype == np.float32
+        assert joined["rewards"].tolist() == [0 + 1 + 2, 3 + 4 + 5]
+        assert whole["task"] == "push"
+
+    def test_unwanted_episodes_are_not_decoded(self, tmp_path, caplog):
+        rows = [episode(0, video={"bytes": b"x", "path": None}), episode(1), episode(2)]
+        write_shards(rows, tmp_path / "out", EPISODE_FEATURES, num_shards=1)
+        found = read_episodes(tmp_path / "out", wanted=lambda name: name == "episode-2")
+        assert [e["episode_id"] for e in found] == ["episode-2"]
+        assert "episode-0" not in caplog.text
+        assert list(read_episodes(tmp_path / "out", wanted=lambda name: False)) == []
+
+    def test_episodes_without_id_keep_their_name_when_the_data_moves(self, tmp_path):
+        features = Features({k: v for k, v in EPISODE_FEATURES.items() if k != "episode_id"})
+        rows = [{k: v for k, v in episode(i).items() if k != "episode_id"} for i in range(3)]
+        write_shards(rows, tmp_path / "here", features, num_shards=2)
+        before = [e["episode_id"] for e in read_episodes(tmp_path / "here")]
+        (tmp_path / "here").rename(tmp_path / "there")
+        assert [e["episode_id"] for e in read_episodes(tmp_path / "there")] == before
+        assert len(set(before)) == 3
+
+    def test_camera_of_plain_shards_is_refused(self, tmp_path):
+        write_shards([episode(0)], tmp_path / "out", EPISODE_FEATURES)
+        with pytest.raises(ValueError, match="camera='front' is for LeRobot datasets"):
+            next(read_episodes(tmp_path / "out", camera="front"))
+
+    @pytest.mark.parametrize("settings", [{"frame_skip": 0}, {"max_episodes": 0}])
+    def test_settings_below_one_are_refused(self, tmp_path, settings):
+        with pytest.raises(ValueError, match=f"{next(iter(settings))} is 0"):
+            next(read_episodes(tmp_path, **settings))
+
     def test_no_episode_is_refused(self, tmp_path):
         write_shards([episode(0, video={"bytes": b"x", "path": None})], tmp_path / "out", EPISODE_FEATURES)
         with pytest.raises(ValueError, match=r"No episode could be read.*episode-0"):
             list(read_episodes(tmp_path / "out"))
+
+
+class TestSplit:
+    def test_more_episodes_or_another_order_move_nobody(self):
+        ids = [f"episode-{i}" for i in range(300)]
+        sides = dict(zip(ids, split_episodes(ids, 0.2)))
+        more = [f"new-{i}" for i in range(50)] + ids[::-1]
+        assert {name: side for name, side in zip(more, split_episodes(more, 0.2)) if name in sides} == sides
+
+    def test_share_held_out_is_the_fraction(self):
+        ids = [f"{seed}-{i:06d}" for seed in range(4) for i in range(2500)]  # as record_episodes.py names them
+        held_out = split_episodes(ids, 0.1)
+        assert abs(sum(held_out) - 1000) < 150  # five deviations
+        assert not any(split_episodes(ids, 0.0)) and all(split_episodes(ids, 1.0))
+
+    def test_larger_fraction_holds_out_the_same_and_more(self):
+        ids = [f"episode-{i}" for i in range(300)]
+        small, large = split_episodes(ids, 0.1), split_episodes(ids, 0.3)
+        assert all(b for a, b in zip(small, large) if a) and sum(large) > sum(small)
+
+    def test_split_is_the_same_on_every_machine_and_in_every_process(self):
+        ids = ["a", "b", "c", "d", "e", "f"]  # sha256 begins ca 3e 2e 18 3f 25
+        assert split_episodes(ids, 0.2) == [False, False, True, True, False, True]
+
+    def test_fraction_that_is_no_share_is_refused(self):
+        with pytest.raises(ValueError, match="validation_fraction is 20"):
+            split_episodes(["a"], 20)

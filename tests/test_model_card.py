@@ -103,6 +103,15 @@ def table_of(card):
 
 
 class TestContent:
+    def test_a_world_models_state_actions_and_target_are_told(self, tmp_path):
+        fields = {"action_dim": 6, "actions_per_step": 2, "action_type": "discrete", "freeze_encoder": False}
+        fields |= {"state_type": "projected", "state_dim": 5, "state_projection": "slow", "dynamics_type": "mlp"}
+        VJepa2WorldModel(VJepa2WorldModelConfig(**{**WORLD_MODEL, **fields})).save_pretrained(tmp_path)
+        card = read(tmp_path)
+        assert "a frame's tokens, mapped by slow, 5 wide" in card and "mlp, 24 wide, 2 blocks, sees 2 frames" in card
+        assert "6 numbers a model step: one-hot, 3 categories" in card
+        assert "latents of an EMA copy of the encoder, which was trained along" in card
+
     @pytest.mark.parametrize("kind", BUILD)
     def test_facts_are_those_of_config_and_weights(self, kind, tmp_path):
         model = BUILD[kind]()

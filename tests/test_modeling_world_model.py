@@ -220,15 +220,15 @@ class TestSharedContext:
         latents, context_actions, _ = episode(3)
         calls = []
 
-        def note(module, args, kwargs, output):
+        def note(module, args, output):
             inputs = args[0]
-            calls.append((len(inputs.latents), inputs.latents.shape[1], kwargs.get("project", True)))
+            calls.append((len(inputs.latents), inputs.latents.shape[1]))
 
-        model.predictor.register_forward_hook(note, with_kwargs=True)
+        model.predictor.register_forward_hook(note)
         model.score(
             latents, latents[:, :1], random(2, 6, 1, 2), context_actions=context_actions, candidate_chunk_size=2
         )
-        assert calls == [(2, 2, False)] + [(4, 1, True)] * 3  # context: 2 episodes; then 3 chunks of 2 · 2, last frame
+        assert calls == [(2, 2)] + [(4, 1)] * 3  # context: 2 episodes; then 3 chunks of 2 · 2, last frame
 
     def test_steps_within_the_window_compute_only_the_newest_frame(self):
         model, frames = build(context_frames=4), []

@@ -11,7 +11,7 @@ from test_modeling_encoder import spread
 from transformers import Pipeline, VJEPA2Config, VJEPA2Model, pipeline
 
 from vjepa2_hf import VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel, VJepa2WorldModelConfig
-from vjepa2_hf.planning import CEM, RandomShooting
+from vjepa2_hf.planning import CEM, CategoricalCEM, RandomShooting
 from vjepa2_hf.video_io import encode_video
 
 
@@ -93,6 +93,33 @@ class TestPlan:
         np.testing.assert_allclose(planner(OBSERVATION, GOAL, warm_start=start)["actions"], start, atol=1e-6)
         with pytest.raises(ValueError, match=r"warm_start has shape \(1, 2, 2\), expected .* \(1, 3, 2\)"):
             planner(OBSERVATION, GOAL, warm_start=start[:2])
+
+
+class TestDiscreteActions:
+    def test_plans_are_one_hot_and_keep_their_settings(self, tmp_path):
+        planner = build(action_type="discrete", action_dim=6, actions_per_step=2)
+        assert isinstance(planner.solver, CategoricalCEM) and planner.solver.actions_per_step == 2
+        plan = planner(OBSERVATION, GOAL)
+        groups = plan["actions"].reshape(3, 2, 3)
+        assert plan["actions"].shape == (3, 6) and ((groups == 0) | (groups == 1)).all()
+        assert (groups.sum(axis=-1) == 1).all()
+        planner.save_pretrained(tmp_path)
+        loaded = VJepa2Planner.from_pretrained(tmp_path)
+        assert loaded.solver == planner.solver and same(loaded(OBSERVATION, GOAL), plan)
+
+    def test_solvers_of_the_other_kind_of_actions_are_refused(self):
+        with pytest.raises(ValueError, match="solver is 'cem', but the model's actions are discrete: take 'categor"):
+            build(solver="cem", action_type="discrete", action_dim=3)
+        with pytest.raises(ValueError, match="solver is 'categorical_cem', but the model's actions are continuous"):
+            build(solver="categorical_cem")
+
+
+def test_the_goal_of_an_adapting_encoder_is_its_target_encoders():
+    planner = build(freeze_encoder=False)
+    plan = planner(OBSERVATION, GOAL)
+    assert same(planner(OBSERVATION, GOAL), plan)
+    spread(planner.model.target_encoder)
+    assert abs(planner(OBSERVATION, GOAL)["cost"] - plan["cost"]) > 1e-3
 
 
 class TestInputs:

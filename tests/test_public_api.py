@@ -60,6 +60,7 @@ def test_all_names_are_there():
     promised = {f"VJepa2{name}" for name in ("Encoder", "WorldModel", "VideoProcessor", "Planner")}
     promised |= {f"VJepa2{name}Config" for name in ("Encoder", "MaskedLatentPrediction", "WorldModel")}
     promised |= {"VJepa2ForMaskedLatentPrediction", "VJepa2ForVideoClassification", "VJepa2VideoClassificationConfig"}
+    promised |= {"VJepa2PixelDecoder", "VJepa2PixelDecoderConfig"}
     assert set(vjepa2_hf.__all__) == promised | {"register_custom_code"}
     assert all(hasattr(vjepa2_hf, name) for name in vjepa2_hf.__all__)
 

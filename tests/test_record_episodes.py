@@ -33,7 +33,7 @@ class CountingEnv(gymnasium.Env):
 
     def step(self, action):
         self.count += 1
-        return np.zeros(1, np.float32), 0.0, self.count == 5, False, {}
+        return np.zeros(1, np.float32), self.count / 2, self.count == 5, False, {}
 
     def render(self):
         if self.discrete is None:
@@ -152,3 +152,19 @@ def test_the_command_of_the_docstring_runs(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "tiny").glob("*.parquet"))) == 2
+
+
+def test_rewards_are_of_one_goal_for_all_episodes(tmp_path):
+    """In two rooms the reward is minus the agent's distance to the goal, and its place is the proprio state."""
+    rows = record(tmp_path / "data", environments.TWO_ROOMS, "wander", "--episodes", "3", "--length", "4", "--rewards")
+    goal = gymnasium.make(environments.TWO_ROOMS).unwrapped.sample_starts(np.random.default_rng(0), 1)[0]
+    for row in rows:
+        places = np.asarray(row["proprio_states"])[1:]
+        np.testing.assert_allclose(row["rewards"], -np.linalg.norm(places - goal[:2], axis=1), atol=1e-5)
+    assert len({tuple(row["proprio_states"][0]) for row in rows}) == 3
+
+
+def test_rewards_of_somebody_elses_environment_are_kept(tmp_path):
+    rows = record(tmp_path / "data", "Counting-v0", "uniform", "--episodes", "1", "--rewards")
+    assert rows[0]["rewards"] == [0.5, 1.0, 1.5, 2.0, 2.5]
+    assert "rewards" not in record(tmp_path / "without", "Counting-v0", "uniform", "--episodes", "1")[0]

@@ -1,4 +1,6 @@
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import torch
 import train_world_model
 from published import TINY_ENCODER
 from record_episodes import episode_features
-from train_world_model import Episodes, WorldModelTrainingConfig, build_processor
+from train_world_model import WorldModelTrainingConfig, build_processor, normalize
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.shards import write_shards
@@ -27,7 +29,7 @@ TINY = [
     "num_threads=1",
     "log_every=1",
     "save_every=3",
-    "validation_episodes=2",
+    "validation_fraction=0.4",  # episodes 000 and 005, by the hash of their ids
     "frames_per_window=3",
     "rollout_start=0.5",
     "horizons=[1, 2]",
@@ -179,7 +181,12 @@ def test_state_is_standardised_on_the_training_episodes(monkeypatch, episodes, t
 
     monkeypatch.setattr(train_world_model, "prepare_data", capture)
     run_script(monkeypatch, episodes, tmp_path / "run", "max_steps=1")
-    latents = torch.cat(captured["data"][2].latents)
+    model, processor, training, held_out = captured["data"]
+    assert (training.caches[0].ids, len(training), held_out.episodes[0].tolist()) == (
+        [f"{number:03d}" for number in range(6)], 4, [0, 5],
+    )  # fmt: skip
+    raw = training.read(training.tile(9, 1, 9, 100), 9, 1)
+    latents = train_world_model.model_inputs(raw, model, processor)["latents"].flatten(0, 1)
     torch.testing.assert_close(latents.mean(0), torch.zeros_like(latents[0]), atol=1e-5, rtol=0)
     assert latents.square().mean().sqrt().item() == pytest.approx(1.0, abs=1e-4)
 
@@ -187,7 +194,8 @@ def test_state_is_standardised_on_the_training_episodes(monkeypatch, episodes, t
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("validation_episodes=6", "holds 6 episodes"),
+        ("validation_fraction=1.0", "holds out every episode of a source (6 in all)"),
+        ("validation_fraction=1.5", "validation_fraction is 1.5, expected a share"),
         ("world_model.rollout_steps=5", "rollout_steps=5 needs 6 frames"),
         ("world_model.rolout_steps=2", "rolout_steps"),
         ("horizons=[9]", "no held-out episode has 19 frames"),
@@ -207,12 +215,139 @@ def test_missing_encoder_is_no_matter_of_the_hub(monkeypatch, capsys, episodes, 
     assert "There is no folder 'runs/nothing/final'" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_windows_hold_the_actions_between_their_frames():
-    """Frame t of the cache is the number t, action t leads from t to t + 1: a window must keep them together."""
-    frames = torch.arange(10.0).view(10, 1, 1)
-    episodes = Episodes([frames], [torch.arange(9.0).view(9, 1)], None, fps=10.0)
-    batch = episodes.windows([(0, 1), (0, 3)], frames=3, skip=2)
-    assert batch["latents"].flatten(1).tolist() == [[1, 3, 5], [3, 5, 7]]
-    assert batch["actions"].tolist() == [[[1, 2], [3, 4]], [[3, 4], [5, 6]]]
-    starts = {episodes.draw(1, 3, 2, torch.Generator().manual_seed(i))["latents"][0, 0].item() for i in range(200)}
-    assert starts == {0.0, 1.0, 2.0, 3.0, 4.0, 5.0}
+def test_frames_are_normalised_as_the_processor_does():
+    processor = VJepa2VideoProcessor(size=40, crop_size=32)
+    frames = np.random.default_rng(0).integers(0, 255, (3, 48, 60, 3), np.uint8)
+    cropped = processor(frames, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values_videos"]
+    assert cropped.dtype == torch.uint8 and cropped.shape[-2:] == (32, 32)
+    whole = processor(frames, return_tensors="pt")["pixel_values_videos"]
+    torch.testing.assert_close(normalize(cropped, processor), whole, rtol=0, atol=0)
+
+
+def cache_files(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+
+
+def test_runs_on_one_encoder_share_its_latents(monkeypatch, episodes, tmp_path):
+    run_script(monkeypatch, episodes, tmp_path / "a", "max_steps=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(train_world_model, "build_encode", lambda *arguments: pytest.fail("encoded again"))
+        run_script(monkeypatch, episodes, tmp_path / "b", "max_steps=1", "world_model.residual=false")
+    assert len(cache_files(tmp_path / "latents")) == 1
+    run_script(monkeypatch, episodes, tmp_path / "c", "max_steps=1", "seed=1")  # another random encoder
+    assert len(cache_files(tmp_path / "latents")) == 2
+
+
+def test_an_encoding_that_was_stopped_goes_on_to_the_same_run(monkeypatch, episodes, tmp_path):
+    whole = run_script(monkeypatch, episodes, tmp_path / "one" / "run")
+    original, encoded = train_world_model.CacheWriter.add, []
+
+    def add(self, name, fps, columns):
+        if len(encoded) == 2:
+            raise KeyboardInterrupt
+        encoded.append(name)
+        self.part_bytes = 1  # every episode is a part of its own
+        original(self, name, fps, columns)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_world_model.CacheWriter, "add", add)
+        run_script(monkeypatch, episodes, tmp_path / "two" / "run")
+    before = cache_files(tmp_path / "two" / "latents")
+    assert len(before) == 2
+    assert run_script(monkeypatch, episodes, tmp_path / "two" / "run") == whole
+    after = cache_files(tmp_path / "two" / "latents")
+    assert len(after) == 3 and before.items() <= after.items()
+
+
+def test_workers_change_nothing(monkeypatch, episodes, tmp_path):
+    plain = run_script(monkeypatch, episodes, tmp_path / "one" / "run", "gradient_accumulation_steps=2")
+    workers = ["gradient_accumulation_steps=2", "num_workers=1"]
+    assert run_script(monkeypatch, episodes, tmp_path / "two" / "run", *workers) == plain
+
+
+def test_two_sources_are_mixed_and_their_statistics_kept(monkeypatch, episodes, tmp_path):
+    files = sorted(episodes.glob("*.parquet"))
+    sources = json.dumps([{"path": str(file), "weight": weight} for file, weight in zip(files, (3, 1), strict=True)])
+    run_script(monkeypatch, episodes, tmp_path / "run", f"data={sources}", "max_steps=1", "use_proprio=true")
+    found = json.loads((tmp_path / "run" / "statistics.json").read_text())
+    one, two = found["actions"]["sources"]
+    mean = [0.75 * a + 0.25 * b for a, b in zip(one["mean"], two["mean"], strict=True)]
+    assert found["actions"]["mean"] == pytest.approx(mean) and one["mean"] != two["mean"]
+    config = VJepa2WorldModel.from_pretrained(tmp_path / "run" / "final").config
+    assert config.action_mean == pytest.approx(mean * 2) and config.action_std == found["actions"]["std"] * 2
+    assert config.action_low == [min(pair) for pair in zip(one["low"], two["low"], strict=True)] * 2
+    assert config.proprio_mean == found["proprio_states"]["mean"]
+
+
+def test_held_out_error_is_logged_at_intervals(monkeypatch, episodes, tmp_path):
+    metrics = run_script(monkeypatch, episodes, tmp_path / "run", "eval_every=3", "log_every=2")
+    assert [row["step"] for row in metrics] == [2, 3, 4, 6]
+    assert ["validation_error_2" in row for row in metrics] == [False, True, False, True]
+    final = json.loads((tmp_path / "run" / "rollout_error.json").read_text())
+    assert metrics[-1]["validation_error_2"] == final[1]["error"]
+
+
+def test_without_held_out_episodes_nothing_is_measured_and_that_is_said(monkeypatch, caplog, episodes, tmp_path):
+    run_script(monkeypatch, episodes, tmp_path / "run", "validation_fraction=0.0", "max_steps=1")
+    assert "validation_fraction=0.0 holds out none of the 6 episodes" in caplog.text
+    assert not (tmp_path / "run" / "rollout_error.json").exists() and (tmp_path / "run" / "final").is_dir()
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        "world_model={state_type: projected, state_dim: 4, state_projection: slow, dynamics_type: mlp, "
+        "predictor_hidden_size: 16, predictor_num_hidden_layers: 1, rollout_steps: 2, context_frames: 1}",
+        "world_model={state_type: merged, state_dim: 6, predictor_hidden_size: 16, predictor_num_hidden_layers: 1, "
+        "predictor_num_attention_heads: 2, rollout_steps: 2, context_frames: 2}",
+        "world_model={state_type: pooled, dynamics_type: mlp, predictor_hidden_size: 16, "
+        "predictor_num_hidden_layers: 1, rollout_steps: 2, context_frames: 2}",
+    ],
+)
+def test_every_kind_of_state_trains_and_loads(monkeypatch, episodes, tmp_path, state):
+    metrics = run_script(monkeypatch, episodes, tmp_path / "run", state, "cache_dtype=bfloat16")
+    assert metrics[-1]["rollout_loss"] > 0
+    model = VJepa2WorldModel.from_pretrained(tmp_path / "run" / "final")
+    assert model.config.state_fitted
+    latents = model.encode(torch.zeros(1, 1, 3, 32, 32))
+    assert latents.shape == (1, 1, model.tokens_per_frame, model.latent_size)
+
+
+def test_an_encoder_that_learns_along_moves_slowly_and_its_target_behind_it(monkeypatch, episodes, tmp_path):
+    settings = ["world_model.freeze_encoder=false", "ema.start=0.9", "encoder_learning_rate=0.5"]
+    whole = run_script(monkeypatch, episodes, tmp_path / "whole", *settings)
+    assert all(row["ema_momentum"] == 0.9 for row in whole)
+    model = VJepa2WorldModel.from_pretrained(tmp_path / "whole" / "final")
+    torch.manual_seed(0)
+    start = VJepa2Encoder(model.config.encoder_config).state_dict()
+    moved = {name: (value - start[name]).abs().max().item() for name, value in model.encoder.state_dict().items()}
+    behind = {
+        name: (value - start[name]).abs().max().item() for name, value in model.target_encoder.state_dict().items()
+    }
+    assert 0 < max(moved.values()) < 6 * 0.5 * 1.5e-3  # six steps of Adam, at half of at most 1e-3
+    assert 0 < max(behind.values()) < max(moved.values())
+    names = {path.name for path in next((tmp_path / "latents").iterdir()).iterdir()}
+    assert names == {".lock", "index.json", "part-000-00000.safetensors"}
+
+
+@pytest.mark.slow
+def test_two_processes_learn_as_one_with_the_whole_batch(monkeypatch, episodes, tmp_path):
+    """They also share the encoding."""
+    one = run_script(monkeypatch, episodes, tmp_path / "one" / "run", "batch_size=4")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
+    script = str(Path(train_world_model.__file__))
+    settings = [f"data={episodes}", f"output_dir={tmp_path / 'two' / 'run'}", *TINY, "batch_size=2"]
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.pathsep.join(sys.path),
+    }  # fmt: skip
+    command = [*launcher, "--rdzv-endpoint", "localhost:0", script, *settings]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = read_metrics(tmp_path / "two" / "run")
+    assert len(cache_files(tmp_path / "two" / "latents")) == 2
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-4)
+    weights = [
+        VJepa2WorldModel.from_pretrained(tmp_path / name / "run" / "final").state_dict() for name in ("one", "two")
+    ]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=0, atol=1e-5, msg=name)

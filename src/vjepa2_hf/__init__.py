@@ -13,10 +13,12 @@ from .configuration_vjepa2 import (
     VERSION,
     VJepa2EncoderConfig,
     VJepa2MaskedLatentPredictionConfig,
+    VJepa2PixelDecoderConfig,
     VJepa2VideoClassificationConfig,
     VJepa2WorldModelConfig,
 )
 from .modeling_classification import VJepa2ForVideoClassification
+from .modeling_decoder import VJepa2PixelDecoder
 from .modeling_encoder import VJepa2Encoder
 from .modeling_masked_latent import VJepa2ForMaskedLatentPrediction
 from .modeling_world_model import VJepa2WorldModel
@@ -32,6 +34,7 @@ _MODELS = [
     (VJepa2MaskedLatentPredictionConfig, VJepa2ForMaskedLatentPrediction, AutoModelForPreTraining),
     (VJepa2WorldModelConfig, VJepa2WorldModel, AutoModel),
     (VJepa2VideoClassificationConfig, VJepa2ForVideoClassification, AutoModelForVideoClassification),
+    (VJepa2PixelDecoderConfig, VJepa2PixelDecoder, AutoModel),
 ]
 
 
@@ -71,6 +74,8 @@ __all__ = [
     "VJepa2WorldModel",
     "VJepa2VideoClassificationConfig",
     "VJepa2ForVideoClassification",
+    "VJepa2PixelDecoderConfig",
+    "VJepa2PixelDecoder",
     "VJepa2VideoProcessor",
     "VJepa2Planner",
     "register_custom_code",

@@ -377,10 +377,12 @@ class VJepa2MaskedLatentPredictionConfig(_NestedEncoder, PreTrainedConfig):
 class VJepa2WorldModelConfig(_NestedEncoder, PreTrainedConfig):
     r"""Configuration of [`VJepa2WorldModel`].
 
-    encoder_config (`dict` or [`VJepa2EncoderConfig`]): the frozen encoder.
+    encoder_config (`dict` or [`VJepa2EncoderConfig`]): the encoder of single frames.
     Inputs, in environment units; A and S are sizes of one model step:
         action_dim (`int`, defaults to 7): A. With `actions_per_step` = k an environment's k actions stand one after
             the other, so A is k times the environment's action size.
+        action_type (`str`, defaults to "continuous"): "discrete" actions are one-hot vectors of A / k categories, k of
+            them one after the other, and have no statistics; a category whose `action_high` is 0 is not planned.
         proprio_dim, extrinsics_dim (`int`, default to 0: no such token): S; camera extrinsics (6 published).
         stored_extrinsics_dim (`int`, defaults to 0: none): size of an extrinsics encoder whose weights are kept
             although the model does not use them. Every published action-conditioned file has one (6);
@@ -390,15 +392,23 @@ class VJepa2WorldModelConfig(_NestedEncoder, PreTrainedConfig):
         fps (`float` or `None`), frame_skip, actions_per_step (`int`, default to 1): frame rate of the environment's
             video, its frames per model step, and environment actions per model step.
     State:
-        state_type (`str`, defaults to "tokens"): the encoder's tokens of a frame; "pixels" takes the raw patches
-            instead (the baseline without an encoder).
+        state_type (`str`, defaults to "tokens"): what N tokens of D numbers a frame becomes. "tokens": the encoder's;
+            "merged": 2×2 neighbours concatenated (a quarter of the tokens, four times as wide) and, with `state_dim`,
+            mapped to it; "pooled": their mean (N = 1); "projected": all concatenated, through a linear map to
+            `state_dim` (N = 1); "pixels": the raw patches (the baseline without an encoder).
+        state_dim (`int` or `None`): D of merged and projected states. The map is fitted by `fit_state`.
+        state_projection (`str`, defaults to "pca"): that map: principal components, or "slow" (projected states
+            alone): the directions that change least over time within an episode.
         normalize_latents (`str`, defaults to "layer"): LayerNorm without affine on the encoder's tokens, or "none".
-        state_fitted (`bool`): set by `fit_state`; latents are then standardised per position.
+        state_fitted (`bool`): set by `fit_state`; latents are then standardised per position (and mapped).
     Dynamics:
         dynamics_type (`str`, defaults to "transformer"), predictor_hidden_size, predictor_num_hidden_layers,
             predictor_num_attention_heads, predictor_mlp_ratio: 1024, 24, 16, 4 published; seed 003 has the encoder's
-            width and 6 to 12 layers.
-        action_fusion (`str`, defaults to "concat"): a token of its own, or "add" to every token.
+            width and 6 to 12 layers. "mlp" is a residual MLP on the states of the window's frames one after the other,
+            for pooled and projected states; it has no attention heads.
+        action_fusion (`str`, defaults to "concat"): how action, proprio state and extrinsics come in: each as a token
+            of its own (the MLP: beside the state), "add" to every token, or "cross_attention" of a frame's tokens to
+            them in every block (transformer alone).
         action_encoder_num_layers (`int`, defaults to 1): 1 is linear (published); more an MLP with GELU (seed 003).
         context_frames (`int`, defaults to 8): frames that a prediction sees, in training and in rollout; 1 is the
             Markov model g(s_t, a_t).
@@ -412,7 +422,18 @@ class VJepa2WorldModelConfig(_NestedEncoder, PreTrainedConfig):
         loss_exponent (`int`, defaults to 1), teacher_forcing_weight, rollout_weight (`float`, default to 1, 1),
             rollout_steps (`int`, defaults to 2), rollout_discount (`float`, defaults to 1.0): published; seed 003 is
             2, 0, 1, 5 and λ of its multi-step loss.
-        freeze_encoder (`bool`, defaults to `True`): the encoder gets no gradient.
+        freeze_encoder (`bool`, defaults to `True`): the encoder gets no gradient. `False` trains it along (slowly: it
+            is the learning rate that says how), and the targets come from its EMA copy, see
+            [`VJepa2WorldModel.update_target_encoder`] (seed 003: momentum 0.9999).
+    Optional parts (seed 000, "Limitations", 2 and 3):
+        reward_head (`bool`, defaults to `False`): a head that says the reward of a step, which may then be planned
+            for. It reads latents and changes nothing in them.
+        reward_mean, reward_std (`float` or `None`): the head's rewards are standardised by them inside.
+        reward_weight (`float`, defaults to 1.0): of its squared error in the loss.
+        stochastic_dim (`int`, defaults to 0: none): Z, size of a Gaussian latent z for what latents and action leave
+            open (DreamerV3, arXiv 2301.04104, has a categorical one; PlaNet's, arXiv 1811.04551, is Gaussian).
+        kl_weight (`float`, defaults to 1.0), free_bits (`float`, defaults to 1.0): weight of KL(posterior, prior), and
+            the nats a step below which it is not pressed (DreamerV3's number).
     Planning:
         planner (`dict` or `None`): solver settings that [`VJepa2Planner`] starts from; its `save_pretrained` writes
             them.
@@ -444,6 +465,7 @@ class VJepa2WorldModelConfig(_NestedEncoder, PreTrainedConfig):
     encoder_config: dict | PreTrainedConfig | None = None
 
     action_dim: int = 7
+    action_type: str = "continuous"
     proprio_dim: int = 0
     extrinsics_dim: int = 0
     stored_extrinsics_dim: int = 0
@@ -458,6 +480,8 @@ class VJepa2WorldModelConfig(_NestedEncoder, PreTrainedConfig):
     actions_per_step: int = 1
 
     state_type: str = "tokens"
+    state_dim: int | None = None
+    state_projection: str = "pca"
     normalize_latents: str = "layer"
     state_fitted: bool = False
 
@@ -482,31 +506,96 @@ class VJepa2WorldModelConfig(_NestedEncoder, PreTrainedConfig):
     rollout_discount: int | float = 1.0
     freeze_encoder: bool = True
 
+    reward_head: bool = False
+    reward_mean: int | float | None = None
+    reward_std: int | float | None = None
+    reward_weight: int | float = 1.0
+    stochastic_dim: int = 0
+    kl_weight: int | float = 1.0
+    free_bits: int | float = 1.0
+
     planner: dict | None = None
 
     def __post_init__(self, **kwargs):
         _check_positive(self, "action_dim", "predictor_hidden_size", "action_encoder_num_layers", "context_frames")
         _check_positive(self, "frame_skip", "actions_per_step", "rollout_steps", "rollout_discount")
-        _check_positive(self, "predictor_mlp_ratio", "fps")
+        _check_positive(self, "predictor_mlp_ratio", "fps", "reward_std")
+        _check_not_negative(self, "reward_weight", "stochastic_dim", "kl_weight", "free_bits")
         _check_not_negative(self, "proprio_dim", "extrinsics_dim", "stored_extrinsics_dim")
         _check_not_negative(self, "predictor_num_hidden_layers", "predictor_position_std")
         _check_not_negative(self, "predictor_initializer_range", "teacher_forcing_weight", "rollout_weight")
-        _check_heads(
-            "predictor_hidden_size",
-            self.predictor_hidden_size,
-            "predictor_num_attention_heads",
-            self.predictor_num_attention_heads,
-        )
+        if self.dynamics_type != "mlp":
+            _check_heads(
+                "predictor_hidden_size",
+                self.predictor_hidden_size,
+                "predictor_num_attention_heads",
+                self.predictor_num_attention_heads,
+            )
         _check_choice("loss_exponent", self.loss_exponent, (1, 2))
-        _check_choice("state_type", self.state_type, ("tokens", "pixels"))
+        _check_choice("action_type", self.action_type, ("continuous", "discrete"))
+        _check_choice("state_type", self.state_type, ("tokens", "merged", "pooled", "projected", "pixels"))
+        _check_choice("state_projection", self.state_projection, ("pca", "slow"))
         _check_choice("normalize_latents", self.normalize_latents, ("layer", "none"))
-        _check_choice("dynamics_type", self.dynamics_type, ("transformer",))
-        _check_choice("action_fusion", self.action_fusion, ("concat", "add"))
+        _check_choice("dynamics_type", self.dynamics_type, ("transformer", "mlp"))
+        _check_choice("action_fusion", self.action_fusion, ("concat", "add", "cross_attention"))
         _check_choice("predictor_position_embedding_type", self.predictor_position_embedding_type, ("rope", "learned"))
         _check_choice("proprio_transition", self.proprio_transition, ("hold", "add", "pose_delta"))
-        _check_choice("freeze_encoder", self.freeze_encoder, (True,))
         self._check_vectors()
+        self._check_discrete_actions()
         super().__post_init__(**self._refuse_unknown(kwargs))
+        self._check_state()
+
+    def _check_state(self) -> None:
+        """What state, dynamics and encoder ask of each other; the encoder's config is known by now."""
+        kind = self.state_type
+        _check_positive(self, "state_dim")
+        _check(
+            self.state_dim is None or kind in ("merged", "projected"),
+            f"state_dim is {self.state_dim}, but state_type={kind!r} has a size of its own: leave it out, or take "
+            "'merged' or 'projected'.",
+        )
+        _check(
+            kind != "projected" or self.state_dim is not None,
+            "state_type='projected' needs state_dim, the size of the state: for example state_dim=64.",
+        )
+        _check(
+            self.state_projection == "pca" or kind == "projected",
+            f"state_projection={self.state_projection!r} is for state_type='projected'; state_type is {kind!r}.",
+        )
+        side = self.encoder_config.crop_size // self.encoder_config.patch_size
+        _check(
+            kind != "merged" or side % 2 == 0,
+            f"state_type='merged' joins 2×2 tokens, but a frame has {side}×{side}: choose a crop_size that twice "
+            "patch_size divides.",
+        )
+        _check(
+            self.dynamics_type != "mlp" or kind in ("pooled", "projected"),
+            f"dynamics_type='mlp' works on one vector a frame, but state_type is {kind!r}: take 'pooled' or "
+            "'projected'.",
+        )
+        _check(
+            self.dynamics_type != "mlp" or self.action_fusion != "cross_attention",
+            "action_fusion='cross_attention' needs dynamics_type='transformer'; got 'mlp': take 'concat' or 'add'.",
+        )
+        _check(
+            self.freeze_encoder or kind != "pixels",
+            "freeze_encoder=False with state_type='pixels': raw patches have no encoder to train.",
+        )
+
+    def _check_discrete_actions(self) -> None:
+        if self.action_type != "discrete":
+            return
+        for name in ("action_mean", "action_std"):
+            value = getattr(self, name)
+            _check(
+                value is None,
+                f"{name} is {value}, but action_type='discrete' takes one-hot actions as they are: leave it out.",
+            )
+        _check(
+            self.proprio_transition == "hold",
+            f"proprio_transition={self.proprio_transition!r} adds actions to states, which action_type='discrete' "
+            "cannot: take 'hold'.",
+        )
 
     def _check_vectors(self) -> None:
         _check(
@@ -604,9 +693,77 @@ class VJepa2VideoClassificationConfig(_NestedEncoder, PreTrainedConfig):
         )
 
 
+@strict
+class VJepa2PixelDecoderConfig(_StrictFields, PreTrainedConfig):
+    r"""Configuration of [`VJepa2PixelDecoder`].
+
+    Latents, as a world model's `encode` and `rollout` give them:
+        num_latents (`int`, defaults to 256): N, tokens of a frame; a square number that divides the picture evenly.
+        latent_size (`int`, defaults to 1024): D.
+    Picture:
+        crop_size (`int`, defaults to 256), in_chans (`int`, defaults to 3): side in pixels; colour channels.
+        patch_size (`int`, defaults to 16): side of the square that an output token paints. It may be smaller than the
+            encoder's: a latent then serves several squares.
+        image_mean, image_std (lists): what pixels were normalised by; `decode` undoes it.
+    Transformer:
+        hidden_size, num_hidden_layers, num_attention_heads, mlp_ratio (default to 512, 4, 8, 4.0: about VideoMAE's,
+            arXiv 2203.12602), hidden_act, layer_norm_eps, initializer_range. No layers: a linear map of each latent.
+    Loss:
+        loss_exponent (`int`, defaults to 2): p of mean |x̂ − x|^p / p on normalised pixels.
+    """
+
+    model_type = "vjepa2_hf_pixel_decoder"
+
+    num_latents: int = 256
+    latent_size: int = 1024
+    crop_size: int = 256
+    in_chans: int = 3
+    patch_size: int = 16
+    image_mean: list | tuple = (0.485, 0.456, 0.406)
+    image_std: list | tuple = (0.229, 0.224, 0.225)
+
+    hidden_size: int = 512
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 8
+    mlp_ratio: int | float = 4.0
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+
+    loss_exponent: int = 2
+
+    def __post_init__(self, **kwargs):
+        _check_positive(self, "num_latents", "latent_size", "crop_size", "in_chans", "patch_size", "hidden_size")
+        _check_positive(self, "mlp_ratio", "layer_norm_eps")
+        _check_not_negative(self, "num_hidden_layers", "initializer_range")
+        _check_activation(self.hidden_act)
+        _check_heads("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        _check_choice("loss_exponent", self.loss_exponent, (1, 2))
+        _check(self.hidden_size % 8 == 0, f"hidden_size is {self.hidden_size}; expected a multiple of 8 (sin-cos).")
+        for name in ("image_mean", "image_std"):
+            values = getattr(self, name)
+            _check(
+                len(values) == self.in_chans and all(math.isfinite(value) for value in values),
+                f"{name} is {values}; expected {self.in_chans} finite numbers, as in_chans says.",
+            )
+        _check(all(value > 0 for value in self.image_std), f"image_std is {self.image_std}; expected numbers above 0.")
+        _check(
+            self.crop_size % self.patch_size == 0,
+            f"patch_size={self.patch_size} must divide crop_size={self.crop_size}: choose another.",
+        )
+        side, painted = math.isqrt(self.num_latents), self.crop_size // self.patch_size
+        _check(
+            side**2 == self.num_latents and painted % side == 0,
+            f"num_latents={self.num_latents} is no square grid that divides the {painted} × {painted} squares of "
+            f"crop_size={self.crop_size} and patch_size={self.patch_size}: choose another patch_size.",
+        )
+        super().__post_init__(**self._refuse_unknown(kwargs))
+
+
 __all__ = [
     "VJepa2EncoderConfig",
     "VJepa2MaskedLatentPredictionConfig",
     "VJepa2WorldModelConfig",
     "VJepa2VideoClassificationConfig",
+    "VJepa2PixelDecoderConfig",
 ]

@@ -1,86 +1,133 @@
-"""Episodes for the world model, from shards: frames, actions and proprio states.
+"""Episodes for the world model, from shards or LeRobot datasets: frames, actions, proprio states, rewards.
 
 Legend: T frames, A action size, S proprio size.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from .lerobot import open_lerobot
 from .shards import ShardSource, open_stream
 from .video_io import VideoDecodeError, VideoReader
 
 
 def read_episodes(
-    data: str | os.PathLike, frame_skip: int = 1, max_episodes: int | None = None
+    data: str | os.PathLike,
+    frame_skip: int = 1,
+    max_episodes: int | None = None,
+    camera: str | None = None,
+    wanted: Callable[[str], bool] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Episodes in the order of the shards, each `frame_skip`-th frame kept.
+    """Episodes in the order of the shards or of the LeRobot dataset, each `frame_skip`-th frame kept.
 
     An episode whose video does not decode, or that is too short for one step, is skipped and named in the log.
 
     Args:
-        data: as for `ShardSource`, with rows as in API.md ("Data on disk").
+        data: as for `ShardSource`, with rows as in API.md ("Data on disk"); or a LeRobot v3 dataset, a folder or an
+            id of the Hub (its files are then downloaded one by one, as the reading gets to them).
         frame_skip: k; the k actions between two kept frames are joined to one of size k*A, the earliest first, and a
             rest that does not fill a step is dropped.
         max_episodes: stop after so many.
+        camera: of a LeRobot dataset, see `LeRobotDataset`.
+        wanted: told each `episode_id` in order, before anything of it is decoded; False passes it over, and it does
+            not count for `max_episodes`.
 
     Yields:
         `frames` uint8 (T, H, W, 3), `actions` float32 (T-1, k*A) in environment units, `proprio_states` float32
-        (T, S) or None, `fps` of the kept frames, `episode_id`.
+        (T, S) or None, `states` likewise (the environment's true ones, which models are only measured by), `rewards`
+        float32 (T-1,) of the steps (of joined ones their sum) or None, `task` (its text, or None), `fps` of the kept
+        frames, `episode_id`. A row of a shard that has no `episode_id` is called after its file within `data` and its
+        number there.
 
     Raises:
-        ValueError: an episode, named, whose actions or states have a wrong length or size or are not finite; or no
-            episode at all.
+        ValueError: an episode, named, whose actions, states or rewards have a wrong length or size or are not finite;
+            no episode at all; or a camera that is not there.
     """
     if frame_skip < 1:
         raise ValueError(f"frame_skip is {frame_skip}, but at least every frame (1) is kept.")
-    source, count, sizes = ShardSource(data), 0, None
-    for _, shard, row_number, row in open_stream(source, seed=None):
-        if count == max_episodes:
-            return
-        name = str(row.get("episode_id") or source.row_name(shard, row_number))
+    if max_episodes is not None and max_episodes < 1:
+        raise ValueError(f"max_episodes is {max_episodes}, but at least 1 must be read; None reads all.")
+    lerobot = open_lerobot(data, camera)
+    if lerobot is None and camera is not None:
+        raise ValueError(f"camera={camera!r} is for LeRobot datasets, but {os.fspath(data)!r} is none.")
+    source = lerobot or ShardSource(data)
+    count, sizes = 0, None
+    for row in source.episodes(wanted) if lerobot else _shard_episodes(source, wanted):
         try:
-            with VideoReader(row["video"]) as reader:
-                actions, states = _episode_arrays(row, name, len(reader))
-                frames = reader.frames(np.arange(0, len(reader), frame_skip))
-                video_fps = reader.fps
+            episode = _read_episode(row, frame_skip)
         except (VideoDecodeError, OSError) as error:
-            source.skip(name, str(error))
+            source.skip(row["episode_id"], str(error))
             continue
-        steps = len(actions) // frame_skip
-        if steps < 1:
-            source.skip(name, f"{len(actions)} actions do not fill one step of {frame_skip}")
-            continue
-        found = (actions.shape[1], None if states is None else states.shape[1])
+        found = tuple(None if episode[name] is None else episode[name].shape[1] for name in _SIZED)
         sizes = sizes or found
         if found != sizes:
-            raise ValueError(f"Episode {name} has (action, proprio) sizes {found}, but the ones before had {sizes}.")
+            raise ValueError(
+                f"Episode {row['episode_id']} has (action, proprio) sizes {found}, but the ones before had {sizes}."
+            )
         count += 1
-        yield {
-            "frames": frames[: steps + 1],
-            "actions": actions[: steps * frame_skip].reshape(steps, -1),
-            "proprio_states": None if states is None else states[: steps * frame_skip + 1 : frame_skip],
-            "fps": float(row.get("fps") or video_fps) / frame_skip,
-            "episode_id": name,
-        }
-    if not count:
+        yield episode
+        if count == max_episodes:
+            return  # before the next one is read, perhaps from a file that is not downloaded yet
+    if not count and wanted is None:
         reasons = [f"{name}: {reason}" for name, reason in source.skipped.items()]
         raise ValueError(f"No episode could be read from {source.data!r}{f' ({reasons[0]})' if reasons else ''}.")
 
 
-def _episode_arrays(row: dict, name: str, num_frames: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Actions (T-1, A) and proprio states (T, S) of a row, checked."""
-    arrays = []
-    for column, length in (("actions", num_frames - 1), ("proprio_states", num_frames)):
+_SIZED = ("actions", "proprio_states")  # columns whose size all episodes share
+
+
+def _shard_episodes(source: ShardSource, wanted: Callable[[str], bool] | None) -> Iterator[dict[str, Any]]:
+    """The rows of all shards, with `open_video` and a name each, which does not change when the data is moved."""
+    for _, shard, row_number, row in open_stream(source, seed=None):
+        path = source.shards[shard]
+        inside = os.path.relpath(path, source.data) if os.path.isdir(source.data) else os.path.basename(path)
+        name = str(row.get("episode_id") or f"{inside}, row {row_number}")
+        if wanted is None or wanted(name):
+            yield {**row, "episode_id": name, "open_video": functools.partial(VideoReader, row["video"])}
+
+
+def _read_episode(row: dict[str, Any], frame_skip: int) -> dict[str, Any]:
+    """What `read_episodes` yields for a row; a VideoDecodeError if it is not even one step long."""
+    with row["open_video"]() as video:
+        arrays = _episode_arrays(row, len(video))
+        actions, rewards = arrays["actions"], arrays["rewards"]
+        steps = len(actions) // frame_skip
+        if steps < 1:
+            raise VideoDecodeError(f"{len(actions)} actions do not fill one step of {frame_skip}")
+        taken = steps * frame_skip
+        of_frames = {name: arrays[name] for name in ("proprio_states", "states")}
+        return {
+            "frames": video.frames(np.arange(0, taken + 1, frame_skip)),
+            "actions": actions[:taken].reshape(steps, -1),
+            **{name: None if rows is None else rows[: taken + 1 : frame_skip] for name, rows in of_frames.items()},
+            "rewards": None if rewards is None else rewards[:taken].reshape(steps, -1).sum(1),
+            "task": row.get("task"),
+            "fps": float(row.get("fps") or video.fps) / frame_skip,
+            "episode_id": row["episode_id"],
+        }
+
+
+def _episode_arrays(row: dict, num_frames: int) -> dict[str, np.ndarray | None]:
+    """Actions (T-1, A), proprio and true states (T, S), rewards (T-1, 1) of a row, checked; None for what it lacks."""
+    arrays, name = {}, row["episode_id"]
+    lengths = {"actions": num_frames - 1, "rewards": num_frames - 1}
+    for column in ("actions", "proprio_states", "states", "rewards"):
+        length = lengths.get(column, num_frames)
         values = row.get(column)
         if values is None:
             if column == "actions":
-                raise ValueError(f"Episode {name} has no actions; record it with examples/record_episodes.py.")
-            arrays.append(None)
+                raise ValueError(
+                    f"Episode {name} has no actions; record it with examples/record_episodes.py, or import it with "
+                    "examples/import_episodes.py."
+                )
+            arrays[column] = None
             continue
         try:
             array = np.asarray(values, np.float32)
@@ -88,10 +135,30 @@ def _episode_arrays(row: dict, name: str, num_frames: int) -> tuple[np.ndarray, 
             raise ValueError(
                 f"Episode {name} has {column} whose rows differ in size; give each step as many."
             ) from None
+        if column == "rewards":
+            array = array.reshape(len(array), -1) if array.size == len(array) else array
         if array.ndim != 2 or len(array) != length or array.shape[1] == 0:
             wanted = f"{length} rows for {num_frames} frames"
             raise ValueError(f"Episode {name} has {column} of shape {array.shape}, but {wanted} are needed.")
         if not np.isfinite(array).all():
             raise ValueError(f"Episode {name} has {column} that are not finite (NaN or infinite).")
-        arrays.append(array)
-    return arrays[0], arrays[1]
+        arrays[column] = array
+    return arrays
+
+
+def split_episodes(ids: Sequence[str], validation_fraction: float) -> list[bool]:
+    """Which episodes are held out, by a hash of each id alone: more data, or another order, moves no episode.
+
+    The share held out is `validation_fraction` in expectation; of a few episodes it can be none, or all of them.
+
+    Args:
+        ids: `episode_id` of each episode; equal ids fall on the same side.
+        validation_fraction: 0 (none) to 1 (all).
+
+    Returns:
+        For each id, whether its episode is held out.
+    """
+    if not 0 <= validation_fraction <= 1:
+        raise ValueError(f"validation_fraction is {validation_fraction}, but a share from 0 to 1 is expected.")
+    bound = validation_fraction * 2**64
+    return [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") < bound for name in ids]

@@ -41,6 +41,7 @@ _TASKS = {
     "vjepa2_hf_masked_latent_prediction": ("feature-extraction", ["video-encoder", "pretraining"]),
     "vjepa2_hf_world_model": ("robotics", ["world-model", "planning"]),
     "vjepa2_hf_video_classification": ("video-classification", []),
+    "vjepa2_hf_pixel_decoder": (None, ["world-model", "visualization"]),
 }
 _TAGS = ["vjepa2_hf", "v-jepa-2", "video"]
 
@@ -95,7 +96,7 @@ def write_model_card(
     """Writes the README.md of a model's folder; says in the log (info) why, where it does not.
 
     Args:
-        model: one of the four models; its `card_facts` are used.
+        model: any of the package's; its `card_facts` are used.
         folder: where its weights are.
         load_from: what the card's code loads: the folder itself, or a Hub id.
         sizes: numbers in every weight by its name, where the model at hand holds a part of them only.
@@ -306,12 +307,13 @@ def _facts_of(model, sizes: Mapping[str, int] | None) -> dict[str, str]:
     facts["Parameters"] = f"{sum(counts.values()):,}" + (f" ({parts})" if len(counts) > 1 else "")
     if getattr(config, "state_type", "tokens") == "pixels":
         facts["State"] = f"raw patches of {encoder.patch_size}×{encoder.patch_size} pixels, no encoder"
-    else:
+    elif config.model_type != "vjepa2_hf_pixel_decoder":
         facts |= _encoder_facts(encoder, by_frame=config.model_type == "vjepa2_hf_world_model")
     others = {
         "vjepa2_hf_masked_latent_prediction": _masked_latent_facts,
         "vjepa2_hf_world_model": _world_model_facts,
         "vjepa2_hf_video_classification": _classification_facts,
+        "vjepa2_hf_pixel_decoder": _decoder_facts,
     }
     return facts | others[config.model_type](config) if config.model_type in others else facts
 
@@ -320,7 +322,7 @@ def parameter_counts(model, sizes: Mapping[str, int] | None = None) -> dict[str,
     """Parameters of every part of a model, by its name; of an encoder, all as one.
 
     Args:
-        model: any of the four.
+        model: any of the package's.
         sizes: numbers in every weight by its name; without it the model's own parameters are counted.
     """
     single = model.config.model_type == "vjepa2_hf_encoder"
@@ -367,9 +369,16 @@ def _masked_latent_facts(config) -> dict[str, str]:
 
 def _world_model_facts(config) -> dict[str, str]:
     sizes = {"Action": config.action_dim, "Proprio state": config.proprio_dim, "Extrinsics": config.extrinsics_dim}
-    facts = {
+    blocks, heads = config.predictor_num_hidden_layers, config.predictor_num_attention_heads
+    state = {
+        "merged": "2×2 neighbouring tokens as one",
+        "pooled": "the mean of a frame's tokens",
+        "projected": f"a frame's tokens, mapped by {config.state_projection}",
+    }.get(config.state_type)
+    facts = {} if state is None else {"State": state + (f", {config.state_dim} wide" if config.state_dim else "")}
+    facts |= {
         "Dynamics": f"{config.dynamics_type}, {config.predictor_hidden_size} wide, "
-        f"{_stack(config.predictor_num_hidden_layers, config.predictor_num_attention_heads)}, sees "
+        f"{_count(blocks, 'block') if config.dynamics_type == 'mlp' else _stack(blocks, heads)}, sees "
         f"{_count(config.context_frames, 'frame')}, actions joined by {config.action_fusion}",
         **{name: f"{_count(size, 'number')} a model step" if size else "none" for name, size in sizes.items()},
         "Model step": f"{_count(config.frame_skip, 'frame')}, {_count(config.actions_per_step, 'action')}"
@@ -377,6 +386,14 @@ def _world_model_facts(config) -> dict[str, str]:
     }
     if config.stored_extrinsics_dim and not config.extrinsics_dim:
         facts["Extrinsics"] = f"not used; weights for {_count(config.stored_extrinsics_dim, 'number')} are kept"
+    if config.action_type == "discrete":
+        facts["Action"] += f": one-hot, {config.action_dim // config.actions_per_step} categories"
+    if not config.freeze_encoder:
+        facts["Target"] = "latents of an EMA copy of the encoder, which was trained along"
+    parts = [f"latent of {_count(config.stochastic_dim, 'number')} for chance"] if config.stochastic_dim else []
+    parts += ["reward head"] if config.reward_head else []
+    if parts:
+        facts["Optional parts"] = ", ".join(parts)
     for bound in ("action_low", "action_high"):
         if getattr(config, bound) is not None:
             facts[f"`{bound}`"] = _setting(getattr(config, bound))
@@ -400,6 +417,15 @@ def _classification_facts(config) -> dict[str, str]:
         else "mean over tokens"
     )
     return {"Pooler": pooler, "Labels": str(config.num_labels)}
+
+
+def _decoder_facts(config) -> dict[str, str]:
+    return {
+        "Latents": f"{_count(config.num_latents, 'latent')} of {config.latent_size} numbers a frame",
+        "Picture": f"{config.crop_size} × {config.crop_size} pixels, {config.in_chans} channels, painted in squares "
+        f"of {config.patch_size} pixels",
+        "Decoder": f"{config.hidden_size} wide, {_stack(config.num_hidden_layers, config.num_attention_heads)}",
+    }
 
 
 def _stack(blocks: int, heads: int) -> str:

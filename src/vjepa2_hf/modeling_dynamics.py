@@ -1,48 +1,42 @@
-"""The dynamics of the world model: a block-causal transformer over frames of tokens.
+"""The dynamics of the world model: a block-causal transformer over frames of tokens, or an MLP on one vector a frame.
 
 Shapes: B episodes, F frames of a window, N tokens of a frame, D width of a latent, d width of the dynamics, A action,
-S proprio state, E extrinsics, h heads.
+S proprio state, E extrinsics, Z numbers that chance decides, C conditions of a frame (action, proprio state,
+extrinsics, z), h heads, W frames of the longest window.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2WorldModelConfig
-from .modeling_layers import build_layers
-from .modeling_positions import grid_positions, rotary_table
-
-
-KeyValues = list[tuple[torch.Tensor, torch.Tensor]]  # one (key, value) (B, h, tokens so far, d) a layer
-
-
-@dataclass
-class Inputs:
-    """What the dynamics sees of F frames: latents (B, F, N, D), actions (B, F, A), and the optional states."""
-
-    latents: torch.Tensor
-    actions: torch.Tensor
-    proprio_states: torch.Tensor | None = None  # (B, F, S)
-    extrinsics: torch.Tensor | None = None  # (B, F, E)
-
-    def map(self, function) -> "Inputs":
-        parts = (self.latents, self.actions, self.proprio_states, self.extrinsics)
-        return Inputs(*(None if part is None else function(part) for part in parts))
-
-    def append(self, frame: "Inputs") -> "Inputs":
-        pairs = zip(vars(self).values(), vars(frame).values(), strict=True)
-        return Inputs(*(None if a is None else torch.cat([a, b], dim=1) for a, b in pairs))
+from .configuration_vjepa2 import VJepa2WorldModelConfig
+from .modeling_inputs import Inputs
+from .modeling_layers import VJepa2Layer, VJepa2MLP, build_layers, eager_attention
+from .modeling_positions import RotaryTable, grid_positions, rotary_table
+from .modeling_state import state_shape
 
 
-class VJepa2Dynamics(nn.Module):
-    """Block-causal transformer over frames of [action, proprio state, extrinsics, latents] tokens."""
+# What the dynamics keeps of earlier frames, tensors (B, …): the transformer's keys and values (B, h, tokens so far, d)
+# of every layer, the MLP's frames (B, F, …)
+Cache = list[tuple[torch.Tensor, ...]]
+
+
+class Dynamics(nn.Module):
+    """What the dynamics have in common: latents and conditions in, the next latents (or their change) out.
+
+    A subclass maps F frames of a window to hidden states of every frame, from that frame and the earlier ones alone,
+    and takes up what it computed for earlier frames from a cache.
+    """
 
     def __init__(self, config: VJepa2WorldModelConfig):
         super().__init__()
         size = config.predictor_hidden_size
         self.config = config
-        self.embed = nn.Linear(latent_size(config), size)
+        self.embed = nn.Linear(state_shape(config)[1], size)
         self.action_encoder = _action_encoder(config)
         if config.proprio_dim:
             self.proprio_encoder = nn.Linear(config.proprio_dim, size)
@@ -50,9 +44,45 @@ class VJepa2Dynamics(nn.Module):
         if extrinsics_dim:
             self.extrinsics_encoder = nn.Linear(extrinsics_dim, size)
             self.extrinsics_encoder.requires_grad_(config.extrinsics_dim > 0)
+        if config.stochastic_dim:
+            self.stochastic_encoder = nn.Linear(config.stochastic_dim, size)
+
+    def _build_output(self) -> None:
+        """The last layers; modules are made in the order of the data's way."""
+        config, size = self.config, self.config.predictor_hidden_size
+        self.layernorm = nn.LayerNorm(size, eps=config.encoder_config.layer_norm_eps)
+        self.proj = nn.Linear(size, state_shape(config)[1])
+        if config.residual:
+            self.proj.init_scale = 0.0  # at the start nothing changes
+
+    def condition_tokens(self, inputs: Inputs) -> list[torch.Tensor]:
+        """Embedded action, proprio state, extrinsics and z of every frame, (B, F, d) each."""
+        tokens = [self.action_encoder(inputs.actions)]
+        if inputs.proprio_states is not None:
+            tokens.append(self.proprio_encoder(inputs.proprio_states))
+        if inputs.extrinsics is not None:
+            tokens.append(self.extrinsics_encoder(inputs.extrinsics))
+        if inputs.stochastic is not None:
+            tokens.append(self.stochastic_encoder(inputs.stochastic))
+        return tokens
+
+    def project(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Hidden states (B, F, N, d) -> outputs (B, F, N, D)."""
+        return self.proj(self.layernorm(hidden_states))
+
+
+class VJepa2Dynamics(Dynamics):
+    """Block-causal transformer over frames of latents and conditions.
+
+    Conditions are tokens [action, proprio state, extrinsics, z] before a frame's latents ("concat"), added to every
+    one of them, or what they attend to in every block ("cross_attention").
+    """
+
+    def __init__(self, config: VJepa2WorldModelConfig):
+        super().__init__(config)
+        size = config.predictor_hidden_size
         if config.predictor_position_embedding_type == "learned":
-            side = config.encoder_config.crop_size // config.encoder_config.patch_size
-            self.place_embedding = nn.Parameter(torch.zeros(side * side, size))
+            self.place_embedding = nn.Parameter(torch.zeros(state_shape(config)[0], size))
             self.time_embedding = nn.Parameter(torch.zeros(config.context_frames, size))
         self.layer = build_layers(
             config,
@@ -61,28 +91,26 @@ class VJepa2Dynamics(nn.Module):
             config.predictor_mlp_ratio,
             config.predictor_num_hidden_layers,
             config.encoder_config,
+            layer_class=VJepa2ConditionedLayer if config.action_fusion == "cross_attention" else VJepa2Layer,
         )
-        self.layernorm = nn.LayerNorm(size, eps=config.encoder_config.layer_norm_eps)
-        self.proj = nn.Linear(size, latent_size(config))
-        if config.residual:
-            self.proj.init_scale = 0.0  # at the start nothing changes
+        self._build_output()
 
-    def forward(
-        self, inputs: Inputs, past: KeyValues | None = None, project: bool = True
-    ) -> tuple[torch.Tensor | None, KeyValues]:
-        """Frames (B, F, N, D), which follow the cached ones, -> outputs (B, F, N, D) and keys and values of all.
+    def forward(self, inputs: Inputs, past: Cache | None = None) -> tuple[torch.Tensor, Cache]:
+        """Frames (B, F, N, D), which follow the cached ones, -> hidden states (B, F, N, d) for `project`, and keys and
+        values of all.
 
         Args:
             inputs: standardised actions and states.
             past: keys and values of earlier frames.
-            project: `False` returns `None` for the outputs, for a context of which only keys and values are needed.
         """
-        batch_size, frames, places, _ = inputs.latents.shape
-        extra = self._extra_tokens(inputs)
-        patches = self.embed(inputs.latents)
+        frames, places = inputs.latents.shape[1:3]
+        conditions, patches, extra, crossed = self.condition_tokens(inputs), self.embed(inputs.latents), [], ()
         if self.config.action_fusion == "add":
-            patches = patches + sum(extra).unsqueeze(2)
-            extra = []
+            patches = patches + sum(conditions).unsqueeze(2)
+        elif self.config.action_fusion == "concat":
+            extra = conditions
+        else:
+            crossed = (torch.stack(conditions, dim=2),)
         tokens_per_frame = places + len(extra)
         first = past[0][0].shape[2] // tokens_per_frame if past else 0
         patches = self._with_positions(patches, first)
@@ -92,21 +120,9 @@ class VJepa2Dynamics(nn.Module):
 
         hidden_states, present = tokens.flatten(1, 2), []
         for i, layer in enumerate(self.layer):
-            hidden_states, key_value = layer(hidden_states, rotary, mask, past[i] if past else None)
+            hidden_states, key_value = layer(hidden_states, rotary, mask, past[i] if past else None, *crossed)
             present.append(key_value)
-        if not project:
-            return None, present
-        patches = hidden_states.unflatten(1, (frames, tokens_per_frame))[:, :, len(extra) :]
-        return self.proj(self.layernorm(patches)), present
-
-    def _extra_tokens(self, inputs: Inputs) -> list[torch.Tensor]:
-        """Embedded action, proprio state and extrinsics, (B, F, d) each."""
-        extra = [self.action_encoder(inputs.actions)]
-        if inputs.proprio_states is not None:
-            extra.append(self.proprio_encoder(inputs.proprio_states))
-        if inputs.extrinsics is not None:
-            extra.append(self.extrinsics_encoder(inputs.extrinsics))
-        return extra
+        return hidden_states.unflatten(1, (frames, tokens_per_frame))[:, :, len(extra) :], present
 
     def _with_positions(self, patches: torch.Tensor, first: int) -> torch.Tensor:
         if self.config.predictor_position_embedding_type != "learned":
@@ -115,8 +131,7 @@ class VJepa2Dynamics(nn.Module):
         if places != len(self.place_embedding):
             raise ValueError(
                 f"the frame has {places} tokens, but learned positions are for {len(self.place_embedding)}: resize it "
-                "to "
-                f"{self.config.encoder_config.crop_size} pixels, or use predictor_position_embedding_type='rope'."
+                f"to {self.config.encoder_config.crop_size} pixels, or use predictor_position_embedding_type='rope'."
             )
         return patches + self.place_embedding + self.time_embedding[first : first + frames].unsqueeze(1)
 
@@ -125,8 +140,8 @@ class VJepa2Dynamics(nn.Module):
         configured grid (published; no change for square frames of that size)."""
         if self.config.predictor_position_embedding_type != "rope":
             return None
-        side = self.config.encoder_config.crop_size // self.config.encoder_config.patch_size
-        rows = columns = int(places**0.5)
+        side = math.isqrt(state_shape(self.config)[0])
+        rows = columns = math.isqrt(places)
         if rows * columns != places:
             raise ValueError(f"the frame has {places} tokens, which is no square grid: crop frames to squares.")
         patches = grid_positions((frames, rows, columns), device).unflatten(0, (frames, places))
@@ -137,6 +152,107 @@ class VJepa2Dynamics(nn.Module):
         positions[:, 0] += first
         head_dim = self.config.predictor_hidden_size // self.config.predictor_num_attention_heads
         return rotary_table(positions, head_dim, self.config.encoder_config.rope_interleave)
+
+
+class VJepa2CrossAttention(nn.Module):
+    """Multi-head attention of tokens to conditions."""
+
+    is_causal = False
+
+    def __init__(self, config: VJepa2WorldModelConfig, hidden_size: int, num_heads: int):
+        super().__init__()
+        bias = config.encoder_config.qkv_bias
+        self.config = config
+        self.num_heads = num_heads
+        self.scaling = (hidden_size // num_heads) ** -0.5
+        self.q = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.kv = nn.Linear(hidden_size, 2 * hidden_size, bias=bias)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, tokens: torch.Tensor, conditions: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, N, d), conditions (B, C, d) -> (B, N, d)."""
+        query = self.q(tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        key, value = self.kv(conditions).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        attended, _ = attention(self, query, key, value, None, scaling=self.scaling, dropout=0.0, is_causal=False)
+        return self.proj(attended.reshape(tokens.shape))
+
+
+class VJepa2ConditionedLayer(VJepa2Layer):
+    """A block whose tokens attend to the conditions of their own frame between self-attention and MLP, each pre-norm
+    and added (seed 003, sec. 4.4 c)."""
+
+    def __init__(self, config, hidden_size: int, num_heads: int, mlp_ratio: float, index: int, **kwargs):
+        super().__init__(config, hidden_size, num_heads, mlp_ratio, index, **kwargs)
+        self.norm_condition = nn.LayerNorm(hidden_size, eps=config.encoder_config.layer_norm_eps)
+        self.cross_attention = VJepa2CrossAttention(config, hidden_size, num_heads)
+        self.cross_attention.proj.init_scale = getattr(self.attention.proj, "init_scale", 1.0)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # (B, F · N, d)
+        rotary: RotaryTable | None,
+        attention_mask: torch.Tensor | None,
+        past: tuple[torch.Tensor, torch.Tensor] | None,
+        conditions: torch.Tensor,  # (B, F, C, d)
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        attended, _, present = self.attention(self.norm1(hidden_states), rotary, attention_mask, past)
+        hidden_states = hidden_states + self.drop_path(attended)
+        frames = self.norm_condition(hidden_states).unflatten(1, (conditions.shape[1], -1)).flatten(0, 1)
+        attended = self.cross_attention(frames, conditions.flatten(0, 1)).reshape(hidden_states.shape)
+        hidden_states = hidden_states + self.drop_path(attended)
+        return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states))), present
+
+
+class VJepa2MLPDynamics(Dynamics):
+    """Residual MLP on the window's frames one after the other, for states of one vector (N = 1).
+
+    A frame is its embedded state beside its conditions ("concat"), or with them added. The newest frame always stands
+    at the same end; places of frames that a short window does not have are zero.
+    """
+
+    def __init__(self, config: VJepa2WorldModelConfig):
+        super().__init__(config)
+        size = config.predictor_hidden_size
+        conditions = 1 + sum(size > 0 for size in (config.proprio_dim, config.extrinsics_dim, config.stochastic_dim))
+        frame_size = size * (1 + conditions if config.action_fusion == "concat" else 1)
+        self.mix = nn.Linear(config.context_frames * frame_size, size)
+        self.layer = nn.ModuleList(VJepa2MLPLayer(config) for _ in range(config.predictor_num_hidden_layers))
+        self._build_output()
+
+    def forward(self, inputs: Inputs, past: Cache | None = None) -> tuple[torch.Tensor, Cache]:
+        """States (B, F, 1, D), which follow the cached frames, -> hidden states (B, F, 1, d) for `project`, and the
+        embedded frames.
+
+        Args:
+            inputs: standardised actions and states.
+            past: embedded frames before them; with them no more than W.
+        """
+        tokens = [self.embed(inputs.latents.squeeze(2)), *self.condition_tokens(inputs)]
+        new = torch.cat(tokens, dim=-1) if self.config.action_fusion == "concat" else sum(tokens)
+        frames = torch.cat([past[0][0], new], dim=1) if past else new
+        window = self.config.context_frames
+        windows = nn.functional.pad(frames, (0, 0, window - 1, 0)).unfold(1, window, 1)  # (B, frames, …, W)
+        hidden_states = self.mix(windows[:, -new.shape[1] :].flatten(2))
+        for layer in self.layer:
+            hidden_states = layer(hidden_states)
+        return hidden_states.unsqueeze(2), [(frames,)]
+
+
+class VJepa2MLPLayer(GradientCheckpointingLayer):
+    """A pre-norm MLP that is added to its input."""
+
+    def __init__(self, config: VJepa2WorldModelConfig):
+        super().__init__()
+        size, encoder_config = config.predictor_hidden_size, config.encoder_config
+        self.norm = nn.LayerNorm(size, eps=encoder_config.layer_norm_eps)
+        self.mlp = VJepa2MLP(size, config.predictor_mlp_ratio, encoder_config.hidden_act)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states + self.mlp(self.norm(hidden_states))
+
+
+DYNAMICS = {"transformer": VJepa2Dynamics, "mlp": VJepa2MLPDynamics}  # by `dynamics_type`
 
 
 def _block_causal_mask(frames: int, first: int, tokens_per_frame: int, device) -> torch.Tensor:
@@ -153,10 +269,3 @@ def _action_encoder(config: VJepa2WorldModelConfig) -> nn.Module:
         layers += [nn.GELU()] if i else []
         layers.append(nn.Linear(size if i else config.action_dim, size))
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
-
-
-def latent_size(config: VJepa2WorldModelConfig) -> int:
-    encoder_config: VJepa2EncoderConfig = config.encoder_config
-    if config.state_type == "pixels":
-        return encoder_config.in_chans * encoder_config.patch_size**2
-    return encoder_config.hidden_size

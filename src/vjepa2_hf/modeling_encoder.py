@@ -5,6 +5,7 @@ D width, h heads, d channels of a head.
 """
 
 import json
+import logging
 import math
 import os
 import pickle
@@ -24,6 +25,9 @@ from .checkpoint_names import TRANSFORMERS_KEY_MAPPINGS, TRANSFORMERS_MODEL_TYPE
 from .configuration_vjepa2 import VJepa2EncoderConfig, refuse_missing_folder
 from .modeling_layers import VJepa2Attention, VJepa2FactorizedLayer, VJepa2Layer, VJepa2PatchEmbeddings, build_layers
 from .modeling_positions import RotaryTable, add_positions, grid_positions, position_parameter, rotary_table
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -182,8 +186,8 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
 
     # What the folders of the models that hold an encoder have beside it.
     _keys_to_ignore_on_load_unexpected = [
-        r"^(encoder|target_encoder|(vjepa2\.)?predictor|pooler|classifier)\.",
-        r"^state_(mean|scale)$",
+        r"^(encoder|target_encoder|(vjepa2\.)?predictor|pooler|classifier|reward_head|prior|posterior)\.",
+        r"^state_(mean|map|scale)$",
     ]
 
     def __init__(self, config: VJepa2EncoderConfig):
@@ -428,7 +432,51 @@ def check_token_ids(name: str, ids: torch.Tensor, batch_size: int, num_tokens: i
         )
 
 
+class TargetEncoderMixin:
+    """What models with an `encoder` and an EMA copy of it, `target_encoder`, have in common."""
+
+    @torch.no_grad()
+    def update_target_encoder(self, momentum: float) -> None:
+        """ξ ← τ ξ + (1 − τ) θ, in place (seed 003, Algorithm 1 line 13)."""
+        targets, sources = list(self.target_encoder.parameters()), list(self.encoder.parameters())
+        torch._foreach_lerp_(targets, [source.detach() for source in sources], 1.0 - momentum)
+
+    def _initialize_missing_keys(self, is_quantized: bool) -> None:
+        """Where a checkpoint holds one encoder (transformers' `VJEPA2Model`), the target encoder starts as its
+        copy."""
+        self._target_encoder_copied = hasattr(self, "target_encoder") and self._copy_missing_target_encoder()
+        super()._initialize_missing_keys(is_quantized)
+
+    def _copy_missing_target_encoder(self) -> bool:
+        missing = not _loaded(self.target_encoder, any_of=True)
+        offloaded, waiting = (next(part.parameters()).is_meta for part in (self.encoder, self.target_encoder))
+        if missing and offloaded and not waiting:
+            raise ValueError(
+                "the checkpoint holds one encoder, and weights offloaded to disk cannot be copied to the target "
+                "encoder: convert it first (python -m vjepa2_hf.convert_checkpoints), or load without offload."
+            )
+        if not missing or not _loaded(self.encoder):
+            return False
+        logger.info("the checkpoint holds one encoder: the target encoder starts as its copy")
+        for target, source in zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True):
+            target.data.copy_(source.data)
+            target._is_hf_initialized = True
+        return True
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        if self._target_encoder_copied:
+            copied = {name for name in loading_info.missing_keys if name.startswith("target_encoder.")}
+            loading_info.missing_keys -= copied
+
+
+def _loaded(module: nn.Module, any_of: bool = False) -> bool:
+    """Whether all (or any) parameters came from the checkpoint that is being loaded."""
+    flags = [getattr(parameter, "_is_hf_initialized", False) for parameter in module.parameters()]
+    return any(flags) if any_of else all(flags)
+
+
 # Class names that transformers looks up while it loads a checkpoint
 register_conversions("VJepa2Encoder", "VJepa2ForMaskedLatentPrediction", "VJepa2ForVideoClassification")
 
-__all__ = ["VJepa2Encoder", "VJepa2EncoderOutput", "VJepa2PreTrainedModel"]
+__all__ = ["TargetEncoderMixin", "VJepa2Encoder", "VJepa2EncoderOutput", "VJepa2PreTrainedModel"]

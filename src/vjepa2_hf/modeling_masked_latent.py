@@ -4,7 +4,6 @@ Shapes: B clips, T frames, N tokens of a clip, K tokens of a context, M of a tar
 predictor.
 """
 
-import logging
 import math
 import warnings
 from dataclasses import dataclass
@@ -17,12 +16,9 @@ from transformers.utils import ModelOutput
 
 from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2MaskedLatentPredictionConfig
 from .losses import auxiliary_losses, squares_over_time
-from .modeling_encoder import VJepa2Encoder, VJepa2PreTrainedModel, check_token_ids, clip_grid
+from .modeling_encoder import TargetEncoderMixin, VJepa2Encoder, VJepa2PreTrainedModel, check_token_ids, clip_grid
 from .modeling_layers import build_layers, gather_tokens
 from .modeling_positions import add_positions, grid_positions, position_parameter, rotary_table
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -48,7 +44,7 @@ class VJepa2MaskedLatentPredictionOutput(ModelOutput):
     prediction_variation: torch.Tensor | None = None
 
 
-class VJepa2ForMaskedLatentPrediction(VJepa2PreTrainedModel):
+class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel):
     """Context encoder, predictor and EMA target encoder of V-JEPA 2.
 
     ::
@@ -185,12 +181,9 @@ class VJepa2ForMaskedLatentPrediction(VJepa2PreTrainedModel):
         loss = prediction + sum(weight * terms[name] for name, weight in weights.items())
         return loss, {name: term.detach() for name, term in {"prediction": prediction, **terms}.items()}
 
-    @torch.no_grad()
     def update_target_encoder(self, momentum: float) -> None:
         """ξ ← τ ξ + (1 − τ) θ, in place (seed 003, Algorithm 1 line 13); with `target_type="online"` ξ ← θ."""
-        momentum = 0.0 if self.config.target_type == "online" else momentum
-        targets, sources = list(self.target_encoder.parameters()), list(self.encoder.parameters())
-        torch._foreach_lerp_(targets, [source.detach() for source in sources], 1.0 - momentum)
+        super().update_target_encoder(0.0 if self.config.target_type == "online" else momentum)
 
     @torch.no_grad()
     def predict_future(
@@ -231,30 +224,6 @@ class VJepa2ForMaskedLatentPrediction(VJepa2PreTrainedModel):
             if autoregressive:
                 context = torch.cat([context, predicted], dim=1)
         return torch.cat(future, dim=1).unflatten(1, (steps, places))
-
-    def _initialize_missing_keys(self, is_quantized: bool) -> None:
-        """Where a checkpoint holds one encoder (transformers' `VJEPA2Model`), the target encoder starts as its
-        copy."""
-        missing = not _loaded(self.target_encoder, any_of=True)
-        offloaded, waiting = (next(part.parameters()).is_meta for part in (self.encoder, self.target_encoder))
-        if missing and offloaded and not waiting:
-            raise ValueError(
-                "the checkpoint holds one encoder, and weights offloaded to disk cannot be copied to the target "
-                "encoder: convert it first (python -m vjepa2_hf.convert_checkpoints), or load without offload."
-            )
-        self._target_encoder_copied = missing and _loaded(self.encoder)
-        if self._target_encoder_copied:
-            logger.info("the checkpoint holds one encoder: the target encoder starts as its copy")
-            for target, source in zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True):
-                target.data.copy_(source.data)
-                target._is_hf_initialized = True
-        super()._initialize_missing_keys(is_quantized)
-
-    def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
-        super()._adjust_missing_and_unexpected_keys(loading_info)
-        if self._target_encoder_copied:
-            copied = {name for name in loading_info.missing_keys if name.startswith("target_encoder.")}
-            loading_info.missing_keys -= copied
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -342,12 +311,6 @@ def _warn_of_collapse(config: VJepa2MaskedLatentPredictionConfig) -> None:
             "from the targets the variance grows faster than the loss; the seed's loss has exponent 2.",
             stacklevel=3,
         )
-
-
-def _loaded(module: nn.Module, any_of: bool = False) -> bool:
-    """Whether all (or any) parameters came from the checkpoint that is being loaded."""
-    flags = [getattr(parameter, "_is_hf_initialized", False) for parameter in module.parameters()]
-    return any(flags) if any_of else all(flags)
 
 
 def _check_hidden(index: int, context_ids: torch.Tensor, target_ids: torch.Tensor, num_tokens: int) -> None:

@@ -1,7 +1,8 @@
-"""Learning to predict: an action-conditioned model of how a frozen encoder's latents change.
+"""Learning to predict: an action-conditioned model of how an encoder's latents change.
 
 Shapes: B episodes, T frames, N tokens of a frame, D width of a latent, d width of the dynamics, A action, S proprio
-state, E extrinsics, J candidates, P steps of a rollout, W frames of the window (`context_frames`).
+state, E extrinsics, Z numbers that chance decides, J candidates, K samples, P steps of a rollout, W frames of the
+window (`context_frames`).
 """
 
 from collections import deque
@@ -9,14 +10,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from torch import nn
+from torch.distributions import Normal, kl_divergence
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2WorldModelConfig
-from .modeling_dynamics import Inputs, KeyValues, VJepa2Dynamics, latent_size
-from .modeling_encoder import VJepa2Encoder, VJepa2PreTrainedModel, as_encoder, clip_grid
+from .configuration_vjepa2 import VJepa2WorldModelConfig
+from .modeling_dynamics import DYNAMICS, Cache, VJepa2Dynamics
+from .modeling_encoder import VJepa2Encoder, as_encoder
+from .modeling_inputs import Inputs, WorldModelInputsMixin, like, standardized
+from .modeling_state import VJepa2StateModel, token_size
+from .modeling_transitions import VJepa2GaussianHead, VJepa2TransitionHead
 from .pose import move_pose
 
 
@@ -24,31 +28,44 @@ from .pose import move_pose
 class VJepa2WorldModelOutput(ModelOutput):
     """Output of [`VJepa2WorldModel`].
 
-    loss: teacher_forcing_weight · teacher_forcing_loss + rollout_weight · rollout_loss.
+    loss: teacher_forcing_weight · teacher_forcing_loss + rollout_weight · rollout_loss, and what the optional parts
+        add (see `forward`).
     teacher_forcing_loss: one step ahead from true latents.
     rollout_loss: the first `rollout_steps` steps from the first frame, fed with predictions; `None` when its weight
         is 0.
     predicted_latents: (B, T-1, N, D), one step ahead from true latents.
+    reward_loss: mean (r̂ − r)² / 2 of standardised rewards, with a reward head.
+    kl_loss: KL(posterior, prior) of z in nats a step, with a stochastic latent.
     """
 
     loss: torch.Tensor | None = None
     teacher_forcing_loss: torch.Tensor | None = None
     rollout_loss: torch.Tensor | None = None
     predicted_latents: torch.Tensor | None = None
+    reward_loss: torch.Tensor | None = None
+    kl_loss: torch.Tensor | None = None
 
 
-class VJepa2WorldModel(VJepa2PreTrainedModel):
-    """A frozen encoder and a transformer that says what a frame's latents become under an action.
+class VJepa2WorldModel(WorldModelInputsMixin, VJepa2StateModel):
+    """An encoder and dynamics that say what a frame's latents become under an action.
 
     ::
 
-        frames ──► encoder, each frame alone ──► LayerNorm ──► (standardise) ──► latents s_t ─┐
-        actions ─► action token a_t ──────────────────────────────────────────────────────────┼─► dynamics ─► ŝ_{t+1}
-        proprio states, extrinsics ─► their tokens ───────────────────────────────────────────┘
+        frames ──► encoder, each frame alone ──► LayerNorm ──► (fitted map) ──► latents s_t ─┐
+        actions ─► action token a_t ─────────────────────────────────────────────────────────┼─► dynamics ─► ŝ_{t+1}
+        proprio states, extrinsics ─► their tokens ──────────────────────────────────────────┘
 
     A prediction sees the last `context_frames` frames and nothing earlier: in training, in rollouts, in planning.
     Within the window attention is block-causal: a frame's tokens see each other and all earlier frames
     (arXiv 2506.09985, sec. 3). With `context_frames=1` it is seed 003's Markov model g(s_t, a_t).
+
+    The encoder is frozen, or with `freeze_encoder=False` trained along: s_t is then the online encoder's, with
+    gradient, and the targets are those of its EMA copy `target_encoder`, without; call `update_target_encoder(0.9999)`
+    after every step (seed 003, Algorithm 2 line 10).
+
+    With `stochastic_dim` the dynamics has one condition more, z_t ~ N(μ, σ²). In training it comes from the posterior
+    q(z_t | s_t, a_t, s_{t+1}), which sees what happened, and the prior p(z_t | s_t, a_t) learns to say the same
+    without; a rollout draws from the prior. With `reward_head` a head reads the reward off (s_t, a_t, s_{t+1}).
 
     Args:
         config ([`VJepa2WorldModelConfig`]): sizes; weights are random.
@@ -65,13 +82,15 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
 
     def __init__(self, config: VJepa2WorldModelConfig):
         super().__init__(config)
-        encoder_config: VJepa2EncoderConfig = config.encoder_config
-        if config.state_type == "tokens":
-            self.encoder = VJepa2Encoder(encoder_config).requires_grad_(False)
-        self.predictor = VJepa2Dynamics(config)
-        if config.state_fitted:
-            self._register_state(torch.zeros(self.tokens_per_frame, self.latent_size), torch.ones(()))
+        self.predictor = DYNAMICS[config.dynamics_type](config)
+        if config.reward_head:
+            self.reward_head = VJepa2TransitionHead(config, num_states=2, output_size=1)
+        if config.stochastic_dim:
+            self.prior = VJepa2GaussianHead(config, num_states=1)
+            self.posterior = VJepa2GaussianHead(config, num_states=2)
         self.post_init()
+        if not config.freeze_encoder:
+            self.update_target_encoder(momentum=0.0)
 
     @classmethod
     def from_encoder(cls, encoder: "str | VJepa2Encoder", **config) -> "VJepa2WorldModel":
@@ -86,87 +105,15 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
         model = cls(VJepa2WorldModelConfig(encoder_config=encoder.config.to_dict(), **config))
         if config.get("state_type") != "pixels":
             model.encoder.load_state_dict(encoder.state_dict())
+        if not model.config.freeze_encoder:
+            model.update_target_encoder(momentum=0.0)
         return model
 
     def train(self, mode: bool = True):
         super().train(mode)
-        if self.config.state_type == "tokens":
-            self.encoder.eval().requires_grad_(False)  # `from_pretrained` makes new parameters
         if self.config.stored_extrinsics_dim and not self.config.extrinsics_dim:
             self.predictor.extrinsics_encoder.requires_grad_(False)  # kept for the way back, without a use
         return self
-
-    @property
-    def tokens_per_frame(self) -> int:
-        """N of a square frame of the configured size."""
-        return (self.config.encoder_config.crop_size // self.config.encoder_config.patch_size) ** 2
-
-    @property
-    def latent_size(self) -> int:
-        """D."""
-        return latent_size(self.config)
-
-    # ------------------------------------------------------------------------------------------------ state
-
-    @torch.no_grad()
-    def encode(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-        """Frames (B, T, C, H, W), each on its own -> latents (B, T, N, D), standardised once `fit_state` was
-        called."""
-        batch_size, config = len(pixel_values_videos), self.config
-        _, rows, columns = clip_grid(config.encoder_config, pixel_values_videos[:, :1])  # refuses wrong shapes
-        if rows != columns:
-            raise ValueError(
-                f"frames are {tuple(pixel_values_videos.shape[-2:])} pixels; the world model takes squares: crop or "
-                "resize."
-            )
-        if config.state_type == "pixels":
-            patch = config.encoder_config.patch_size
-            latents = rearrange(pixel_values_videos, "b t c (h p) (w q) -> (b t) (h w) (c p q)", p=patch, q=patch)
-        else:
-            latents = self.encoder(pixel_values_videos.flatten(0, 1).unsqueeze(1)).last_hidden_state
-        if config.normalize_latents == "layer":
-            latents = nn.functional.layer_norm(latents, latents.shape[-1:])
-        return self.standardize(latents.unflatten(0, (batch_size, -1)))
-
-    @torch.no_grad()
-    def fit_state(self, latents: torch.Tensor) -> None:
-        """Fits the fixed map of the state, which is saved with the weights: minus the mean at every place and channel,
-        divided by one deviation of all.
-
-        Args:
-            latents: (..., N, D) as `encode` gave them before; put them through `standardize` afterwards.
-
-        Raises:
-            ValueError: when the state is fitted already, or the latents have another shape.
-        """
-        if self.config.state_fitted:
-            raise ValueError("the state is fitted already: start from a new world model to fit it on other latents.")
-        expected = (self.tokens_per_frame, self.latent_size)
-        if tuple(latents.shape[-2:]) != expected:
-            raise ValueError(
-                f"latents have shape {tuple(latents.shape)}; expected (..., {expected[0]}, {expected[1]})."
-            )
-        flat = latents.flatten(0, -3)
-        mean = flat.mean(dim=0)
-        squares = sum((part - mean).square().sum(dtype=torch.float64) for part in flat.split(1024))
-        self._register_state(mean, (squares / flat.numel()).sqrt().to(mean.dtype))
-        self.config.state_fitted = True
-
-    def standardize(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (..., N, D) of an encoder -> the state that the dynamics works on. Unchanged before `fit_state`."""
-        if not self.config.state_fitted:
-            return latents
-        if latents.shape[-2] != len(self.state_mean):
-            raise ValueError(
-                f"the frame has {latents.shape[-2]} tokens, but the state was fitted on {len(self.state_mean)}: "
-                "resize "
-                f"frames to {self.config.encoder_config.crop_size} pixels."
-            )
-        return (latents - self.state_mean) / self.state_scale
-
-    def _register_state(self, mean: torch.Tensor, scale: torch.Tensor) -> None:
-        self.register_buffer("state_mean", mean)
-        self.register_buffer("state_scale", scale)
 
     # ------------------------------------------------------------------------------------------------ training
 
@@ -179,27 +126,38 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
         extrinsics: torch.Tensor | None = None,
         teacher_forcing_weight: float | None = None,
         rollout_weight: float | None = None,
+        rewards: torch.Tensor | None = None,
     ) -> VJepa2WorldModelOutput:
-        """Teacher-forced and rollout loss of episodes.
+        """Teacher-forced and rollout loss of episodes, and those of the optional parts.
+
+        A reward head adds reward_weight · reward_loss, whose gradient goes to the head alone. A stochastic latent adds
+        kl_weight · (KL(sg(q), p) + p · sg(ℓ) · max(KL(q, sg(p)), free_bits) / (N · D)) with ℓ the sum of the two
+        losses above. The second term makes of ℓ the evidence lower bound of a decoder whose noise is as large as its
+        error (arXiv 2006.13202); in the first the prior, which nothing else trains, learns at a pace of its own
+        (DreamerV3 parts the two likewise, arXiv 2301.04104).
 
         Args:
             pixel_values_videos: frames (B, T, C, H, W), or
-            latents: (B, T, N, D) as `encode` gives them (cached).
-            actions: (B, T-1, A) in environment units.
+            latents: (B, T, N, D) as `encode` gives them (cached), with a frozen encoder.
+            actions: (B, T-1, A) in environment units; discrete ones as one-hot floats, or as int64 categories
+                (B, T-1), with several actions a step (B, T-1, k).
             proprio_states: (B, T, S) in environment units, when the model has them; extrinsics (B, T, E) likewise.
             teacher_forcing_weight, rollout_weight: replace the configured weights, for schedules; a loss whose weight
                 is given as 0 is not computed.
+            rewards: (B, T-1) in environment units, when the model has a reward head.
         """
-        if (pixel_values_videos is None) == (latents is None):
-            raise ValueError("give either pixel_values_videos or latents (and not both).")
-        latents = self.encode(pixel_values_videos) if latents is None else latents
-        self._check_inputs(latents, actions, latents.shape[1] - 1, proprio_states, extrinsics)
-        inputs = self._normalized(latents, *_like(latents, actions, proprio_states, extrinsics))
-        targets = latents[:, 1:]
+        latents, targets = self._training_latents(pixel_values_videos, latents)
+        actions = self._action_vectors("actions", actions)
+        self._check_inputs(latents, targets.shape[1] + 1, actions, proprio_states, extrinsics)
+        inputs = self._normalized(latents, *like(latents, actions, proprio_states, extrinsics))
+        inputs = inputs.map(lambda part: part[:, : targets.shape[1]])
+        added = self._reward_loss(inputs, targets, rewards)
+        if self.config.stochastic_dim:
+            inputs.stochastic, added["kl_loss"], kl_penalty = self._posterior_sample(inputs, targets)
 
         predicted, losses = None, {}
         if teacher_forcing_weight != 0:
-            predicted = self._predict(inputs.map(lambda part: part[:, : targets.shape[1]]))
+            predicted = self._predict(inputs)
             losses["teacher_forcing_loss"] = self.latent_loss(predicted, targets)
         if rollout_weight is None and self.config.rollout_weight or rollout_weight:
             losses["rollout_loss"] = self._rollout_loss(inputs, predicted, targets)
@@ -208,7 +166,33 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
             "rollout_loss": _first_given(rollout_weight, self.config.rollout_weight),
         }
         loss = sum(weights[name] * value for name, value in losses.items())
-        return VJepa2WorldModelOutput(loss=loss, predicted_latents=predicted, **losses)
+        if "kl_loss" in added:
+            noise = self.config.loss_exponent * torch.as_tensor(loss).detach()
+            loss = loss + self.config.kl_weight * (added["kl_loss"] + noise / targets[0, 0].numel() * kl_penalty)
+        if "reward_loss" in added:
+            loss = loss + self.config.reward_weight * added["reward_loss"]
+        return VJepa2WorldModelOutput(loss=loss, predicted_latents=predicted, **losses, **added)
+
+    def _training_latents(
+        self, pixel_values_videos: torch.Tensor | None, latents: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """States that predictions start from and those they are compared with, (B, T-1, N, D) each, of frames or of
+        cached latents."""
+        if (pixel_values_videos is None) == (latents is None):
+            raise ValueError("give either pixel_values_videos or latents (and not both).")
+        given = pixel_values_videos if latents is None else latents
+        if given.ndim > 1 and given.shape[1] < 2:
+            raise ValueError(f"episodes have {given.shape[1]} frames; training needs 2 or more.")
+        if self.config.freeze_encoder:
+            latents = self.encode(pixel_values_videos) if latents is None else latents
+            return latents[:, :-1], latents[:, 1:]
+        if latents is not None:
+            raise ValueError(
+                "latents were given, but with freeze_encoder=False the encoder changes with every step, so that they "
+                "would be out of date: give pixel_values_videos."
+            )
+        seen = self._encode_with(self.encoder, pixel_values_videos[:, :-1])
+        return seen, self.encode_targets(pixel_values_videos[:, 1:])
 
     def latent_loss(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """mean |ŝ − s|^p / p over episodes, steps, tokens and channels (p = 1 published, p = 2 seed 003)."""
@@ -234,24 +218,53 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
             losses.append(self.latent_loss(step, targets[:, k : k + 1]))
         return sum(discount**k * loss for k, loss in enumerate(losses)) / horizon
 
+    def _reward_loss(
+        self, inputs: Inputs, targets: torch.Tensor, rewards: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        """The loss of the reward head, by its name; nothing without a head."""
+        expected = targets.shape[:2]
+        if not self.config.reward_head:
+            if rewards is not None:
+                raise ValueError("rewards were given, but the model has no reward head: set reward_head=True.")
+            return {}
+        if rewards is None or rewards.shape != expected:
+            found = "missing" if rewards is None else f"of shape {tuple(rewards.shape)}"
+            raise ValueError(f"rewards are {found}; the reward head needs {tuple(expected)}.")
+        wanted = standardized(rewards.to(targets), self.config.reward_mean, self.config.reward_std)
+        found = self.reward_head(inputs.actions, inputs.latents.detach(), targets)[..., 0]
+        return {"reward_loss": (found - wanted.float()).square().mean() / 2}
+
+    def _posterior_sample(
+        self, inputs: Inputs, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """z (B, F, Z) of transitions that are known, KL(sg(q), p), and max(KL(q, sg(p)), free bits)."""
+        posterior = self.posterior(inputs.actions, inputs.latents, targets)
+        prior = self.prior(inputs.actions, inputs.latents.detach())
+        kl = kl_divergence(_without_gradient(posterior), prior).sum(dim=-1)
+        penalty = kl_divergence(posterior, _without_gradient(prior)).sum(dim=-1)
+        return posterior.rsample().to(targets), kl.mean(), penalty.clamp(min=self.config.free_bits).mean()
+
     def _predict(self, inputs: Inputs) -> torch.Tensor:
         """The next latents of every frame (B, F, N, D), each from the window that ends with it."""
         frames, window = inputs.latents.shape[1], self.config.context_frames
         if frames <= window:
-            return self._finish(self.predictor(inputs)[0], inputs.latents)
+            return self._next_latents(self.predictor(inputs)[0], inputs.latents)
         windows = inputs.map(lambda part: part.unfold(1, window, 1).movedim(-1, 2).flatten(0, 1))
-        output = self._finish(self.predictor(windows)[0], windows.latents)
+        output = self._next_latents(self.predictor(windows)[0], windows.latents)
         output = output.unflatten(0, (-1, frames - window + 1))  # (B, windows, W, N, D)
         return torch.cat([output[:, 0], output[:, 1:, -1]], dim=1)  # the first window serves the first frames too
 
-    def _finish(self, output: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        """The dynamics' output (…, N, D) as the next latents: a change, or latents to be normalised like the
-        encoder's."""
+    def _next_latents(self, hidden_states: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """The dynamics' hidden states (B, F, N, d) -> the latents that follow (B, F, N, D): a change, or latents to be
+        normalised like the encoder's."""
+        output = self.predictor.project(hidden_states)
         if self.config.residual:
             return latents + output
-        if self.config.normalize_latents == "layer" and not self.config.state_fitted:
-            return nn.functional.layer_norm(output, output.shape[-1:])
-        return output
+        normalized = self.config.normalize_latents == "layer" and not self.config.state_fitted
+        if not normalized or self.config.state_type == "pooled":  # a mean of normalised tokens is not normalised
+            return output
+        size = token_size(self.config)  # of merged tokens each was normalised on its own
+        return nn.functional.layer_norm(output.unflatten(-1, (-1, size)), (size,)).flatten(-2)
 
     # ------------------------------------------------------------------------------------------------ rollout
 
@@ -264,12 +277,17 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
         extrinsics: torch.Tensor | None = None,
         candidate_chunk_size: int | None = None,
         use_cache: bool = True,
+        generator: torch.Generator | None = None,
     ) -> torch.Tensor:
         """Imagines what follows.
 
+        A model with a stochastic latent imagines the middle of what may follow; with a generator it draws a future for
+        every candidate. So K samples are K equal candidates: `actions.unsqueeze(1).expand(-1, K, -1, -1)`.
+
         Args:
             latents: (B, T0, N, D) as `encode` gives them; the last is the present.
-            actions: (B, P, A), or (B, J, P, A) for J candidates; environment units.
+            actions: (B, P, A), or (B, J, P, A) for J candidates; environment units. Discrete ones also as int64
+                categories, see `forward`.
             context_actions: (B, T0-1, A), needed when T0 > 1.
             proprio_states: (B, T0, S), going on by `proprio_transition`; or (B, T0+P, S), taken as given.
             extrinsics: (B, T0, E) or (B, T0+P, E); the last is held.
@@ -277,14 +295,19 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
                 result does not depend on it.
             use_cache: keep keys and values of earlier steps instead of computing them again. The result does not
                 depend on it.
+            generator: where chance comes from, for a model with `stochastic_dim`.
 
         Returns:
             (B, P, N, D), or (B, J, P, N, D).
         """
+        actions = self._action_vectors("actions", actions)
         single = actions.ndim == 3
         candidates = actions.unsqueeze(1) if single else actions
+        noise = None
+        if generator is not None:
+            noise = self._noise((*candidates.shape[:-1], self.config.stochastic_dim), generator)
         chunks = self._rollout_chunks(
-            latents, candidates, context_actions, proprio_states, extrinsics, candidate_chunk_size, use_cache
+            latents, candidates, context_actions, proprio_states, extrinsics, candidate_chunk_size, use_cache, noise
         )
         future = torch.cat([torch.stack(list(steps), dim=2) for steps in chunks], dim=1)
         return future.squeeze(1) if single else future
@@ -293,23 +316,33 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
     def score(
         self,
         observation: torch.Tensor,
-        goal: torch.Tensor,
+        goal: torch.Tensor | None,
         actions: torch.Tensor,
         context_actions: torch.Tensor | None = None,
         proprio_states: torch.Tensor | None = None,
         extrinsics: torch.Tensor | None = None,
         distance: str = "l2",
         candidate_chunk_size: int | None = None,
+        num_samples: int = 1,
+        uncertainty_weight: float = 0.0,
+        generator: torch.Generator | None = None,
     ) -> torch.Tensor:
-        """Planning cost of given actions: the distance of the last imagined latents to the goal's.
+        """Planning cost of given actions: the distance of the last imagined latents to the goal's, or without a goal
+        minus the imagined rewards.
 
         Args:
             observation: frames (B, T0, C, H, W) or latents (B, T0, N, D); the last is the present.
-            goal: a frame (B, 1, C, H, W) or latents (B, 1, N, D) or (B, N, D).
+            goal: a frame (B, 1, C, H, W) or latents (B, 1, N, D) or (B, N, D); `None` for a model with a reward head.
             actions: (B, J, P, A) in environment units.
             context_actions, proprio_states, extrinsics, candidate_chunk_size: as in `rollout`.
             distance: "l2", mean squared difference (seed 003, Algorithm 3 line 10, up to a constant factor), or "l1",
                 mean absolute difference (published).
+            num_samples: K futures over which the cost is averaged, for a model with a stochastic latent; with 1 it is
+                that of the middle one.
+            uncertainty_weight: of a penalty, the deviation of the last latents over the samples (root mean square over
+                tokens and channels, the size of a latent's own deviation).
+            generator: where the samples' chance comes from; `None`: the same draws in every call. All candidates share
+                the draws, so that costs compare actions and not luck.
 
         Returns:
             (B, J), lower is better.
@@ -317,59 +350,116 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
         if distance not in ("l1", "l2"):
             raise ValueError(f"distance is {distance!r}; expected 'l1' or 'l2'.")
         latents = self.encode(observation) if observation.ndim == 5 else observation
-        goal = self.encode(goal) if goal.ndim == 5 else goal
-        goal = goal.unsqueeze(1) if goal.ndim == 3 else goal  # (B, 1, N, D): one for all candidates
+        goal = self._goal_latents(goal, latents)
+        actions, noise = self._action_vectors("actions", actions), None
+        self._check_candidates(latents, actions)
+        chunk_size = candidate_chunk_size or self._default_chunk_size(len(latents), latents)
+        if num_samples != 1 or uncertainty_weight:
+            noise = self._shared_noise(actions, num_samples, generator)
+            actions = actions.repeat_interleave(num_samples, dim=1)
+            chunk_size = max(1, chunk_size // num_samples) * num_samples  # samples of a candidate stay together
+        chunks = self._rollout_chunks(
+            latents, actions, context_actions, proprio_states, extrinsics, chunk_size, use_cache=True, noise=noise
+        )
+        costs = []
+        for steps, chunk in zip(chunks, actions.split(chunk_size, dim=1), strict=True):
+            if goal is None:
+                cost, last = self._reward_cost(latents[:, -1:], steps, chunk.to(latents))
+            else:
+                last = deque(steps, maxlen=1).pop()  # earlier steps are dropped as they come
+                difference = last.float() - goal.float()
+                difference = difference.abs() if distance == "l1" else difference.square()
+                cost = difference.flatten(2).mean(dim=-1)
+            if num_samples > 1:
+                cost, last = (part.unflatten(1, (-1, num_samples)) for part in (cost, last.float()))
+                cost = cost.mean(dim=2) + uncertainty_weight * last.var(dim=2).flatten(2).mean(dim=-1).sqrt()
+            costs.append(cost)
+        return torch.cat(costs, dim=1)
+
+    def _goal_latents(self, goal: torch.Tensor | None, latents: torch.Tensor) -> torch.Tensor | None:
+        """The goal's latents (B, 1, N, D), one for all candidates."""
+        if goal is None:
+            if not self.config.reward_head:
+                raise ValueError("goal is missing: only a model with a reward head (reward_head=True) plans without.")
+            return None
+        goal = self.encode_targets(goal) if goal.ndim == 5 else goal
+        goal = goal.unsqueeze(1) if goal.ndim == 3 else goal
         if goal.shape[:2] != (len(latents), 1):
             raise ValueError(
                 f"the goal's latents have shape {tuple(goal.shape)}; expected one frame for each of the "
-                f"{len(latents)} "
-                "observations."
+                f"{len(latents)} observations."
             )
         if goal.shape[-2:] != latents.shape[-2:]:
             raise ValueError(
                 f"the goal's latents have {goal.shape[-2]} tokens of size {goal.shape[-1]}, the observation's "
                 f"{latents.shape[-2]} of {latents.shape[-1]}: bring both pictures to one size."
             )
-        costs = []
-        chunks = self._rollout_chunks(
-            latents, actions, context_actions, proprio_states, extrinsics, candidate_chunk_size, use_cache=True
-        )
-        for steps in chunks:
-            last = deque(steps, maxlen=1).pop()  # earlier steps are dropped as they come
-            difference = last.float() - goal.float()
-            cost = difference.abs() if distance == "l1" else difference.square()
-            costs.append(cost.flatten(2).mean(dim=-1))
-        return torch.cat(costs, dim=1)
+        return goal
+
+    def _reward_cost(
+        self, present: torch.Tensor, steps: Iterator[torch.Tensor], actions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Minus the sum of the rewards (B, j) of imagined steps (B, j, N, D) from the present (B, 1, N, D), and the
+        last step."""
+        latents, cost = present.expand(-1, actions.shape[1], -1, -1), 0.0
+        for i, following in enumerate(steps):
+            cost = cost - self.predict_rewards(torch.stack([latents, following], dim=2), actions[:, :, i : i + 1])
+            latents = following
+        return cost.squeeze(-1), latents
+
+    @torch.no_grad()
+    def predict_rewards(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Rewards of the steps between latents, true or imagined ones.
+
+        Args:
+            latents: (..., T, N, D): a present and what `rollout` makes follow it, joined.
+            actions: (..., T-1, A) in environment units.
+
+        Returns:
+            float32 (..., T-1), in environment units.
+        """
+        if not self.config.reward_head:
+            raise ValueError("the model has no reward head: train one with reward_head=True and rewards in the data.")
+        actions = self._normalized_actions(self._action_vectors("actions", actions).to(latents))
+        expected = (*latents.shape[:-3], latents.shape[-3] - 1, self.config.action_dim)
+        if tuple(actions.shape) != expected:
+            raise ValueError(f"actions have shape {tuple(actions.shape)}; expected {expected}, as latents say.")
+        rewards = self.reward_head(actions, latents[..., :-1, :, :], latents[..., 1:, :, :])[..., 0]
+        std, mean = self.config.reward_std, self.config.reward_mean
+        return rewards * (1 if std is None else std) + (mean or 0)
 
     def _rollout_chunks(
-        self, latents, actions, context_actions, proprio_states, extrinsics, chunk_size, use_cache
+        self, latents, actions, context_actions, proprio_states, extrinsics, chunk_size, use_cache, noise=None
     ) -> Iterator[Iterator[torch.Tensor]]:
         """For every chunk of candidates, an iterator over the steps' latents (B, j, N, D).
 
-        Keys and values of the frames before the present are computed once for all candidates; the present frame's
-        tokens attend to the candidate's first action, so they differ from the first layer on.
+        The cache of the frames before the present is computed once for all candidates; the present frame's tokens
+        depend on the candidate's first action, so they differ from the first layer on.
         """
         past = latents.shape[1] - 1
-        actions, context_actions, proprio_states, extrinsics = _like(
+        context_actions = self._action_vectors("context_actions", context_actions)
+        actions, context_actions, proprio_states, extrinsics = like(
             latents, actions, context_actions, proprio_states, extrinsics
         )
         self._check_rollout(latents, actions, context_actions, proprio_states, extrinsics)
         known = torch.cat([context_actions, actions[:, 0, :1]], dim=1) if past else actions[:, 0, :1]
         context = self._normalized(latents, known, proprio_states, extrinsics)
         context = context.map(lambda part: part[:, : past + 1])  # states of the future stay outside
+        context.stochastic = self._known_stochastic(context)
         context = context.map(lambda part: part[:, -self.config.context_frames :])
         earlier = context.map(lambda part: part[:, :-1])
         use_cache = use_cache and self.config.context_frames > 1
-        cache = self.predictor(earlier, project=False)[1] if use_cache and earlier.latents.shape[1] else None
+        cache = self.predictor(earlier)[1] if use_cache and earlier.latents.shape[1] else None
         chunk_size = chunk_size or self._default_chunk_size(len(latents), latents)
-        for chunk in actions.split(chunk_size, dim=1):
-            states = (proprio_states, extrinsics)
-            yield self._rollout_chunk(context, chunk, states, past + 1, cache, use_cache)
+        for first in range(0, actions.shape[1], chunk_size):
+            states, chunk = (proprio_states, extrinsics), slice(first, first + chunk_size)
+            chunk_noise = None if noise is None else noise[:, chunk].flatten(0, 1)
+            yield self._rollout_chunk(context, actions[:, chunk], states, past + 1, cache, use_cache, chunk_noise)
 
     def _rollout_chunk(
-        self, context: Inputs, actions: torch.Tensor, states, frames: int, cache: KeyValues | None, use_cache: bool
+        self, context: Inputs, actions: torch.Tensor, states, frames: int, cache: Cache | None, use_cache: bool, noise
     ) -> Iterator[torch.Tensor]:
-        """Steps of a chunk of candidates: actions (B, j, P, A) -> P times (B, j, N, D)."""
+        """Steps of a chunk of candidates: actions (B, j, P, A), noise (B·j, P, Z) -> P times (B, j, N, D)."""
         batch_size, candidates, horizon, _ = actions.shape
 
         def expand(part: torch.Tensor) -> torch.Tensor:
@@ -378,15 +468,16 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
         raw_actions = actions.flatten(0, 1)  # (B·j, P, A)
         proprio, extrinsics = (None if part is None else expand(part) for part in states)
         window = context.map(expand)
-        cache = [(expand(key), expand(value)) for key, value in cache] if cache else None
+        cache = [tuple(map(expand, layer)) for layer in cache] if cache else None
         window.actions = torch.cat([window.actions[:, :-1], self._normalized_actions(raw_actions[:, :1])], dim=1)
         for step in range(horizon):
+            self._draw(window, None if noise is None else noise[:, step : step + 1])
             if use_cache and (cache or window.latents.shape[1] == 1):
                 present = window.map(lambda part: part[:, -1:])
-                output, cache = self.predictor(present, past=cache)
+                hidden_states, cache = self.predictor(present, past=cache)
             else:  # the window has moved, so the positions of all its frames have changed
-                output, cache = self.predictor(window)
-            latents = self._finish(output[:, -1:], window.latents[:, -1:])
+                hidden_states, cache = self.predictor(window)
+            latents = self._next_latents(hidden_states[:, -1:], window.latents[:, -1:])
             yield latents.squeeze(1).unflatten(0, (batch_size, candidates))
             if step + 1 == horizon:
                 return
@@ -399,9 +490,40 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
                 if extrinsics is None
                 else extrinsics[:, min(frames + step, extrinsics.shape[1] - 1)].unsqueeze(1),
             )
+            if window.stochastic is not None:
+                frame.stochastic = window.stochastic[:, -1:]  # a place; drawn as its step begins
             window = window.append(frame)
             if window.latents.shape[1] > self.config.context_frames:
                 window, cache = window.map(lambda part: part[:, 1:]), None
+
+    def _noise(self, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+        if not self.config.stochastic_dim:
+            raise ValueError("samples are asked for, but the model leaves nothing to chance (stochastic_dim is 0).")
+        return torch.randn(shape, generator=generator, device=generator.device).to(self.device)
+
+    def _shared_noise(self, actions: torch.Tensor, num_samples: int, generator) -> torch.Tensor:
+        """Noise (B, J · K, P, Z) for K samples of every candidate (B, J, P, A), the same for all of them."""
+        if num_samples < 2:
+            raise ValueError(f"num_samples is {num_samples}; expected 2 or more to tell an uncertainty.")
+        generator = torch.Generator().manual_seed(0) if generator is None else generator
+        noise = self._noise((num_samples, actions.shape[2], self.config.stochastic_dim), generator)
+        return noise.expand(len(actions), actions.shape[1], *noise.shape).flatten(1, 2)
+
+    def _known_stochastic(self, context: Inputs) -> torch.Tensor | None:
+        """z (B, T0, Z) of a context: the posterior's mean for what has happened, and a place for the present's."""
+        if not self.config.stochastic_dim:
+            return None
+        known, following = context.map(lambda part: part[:, :-1]), context.latents[:, 1:]
+        mean = self.posterior(known.actions, known.latents, following).mean.to(context.latents)
+        return nn.functional.pad(mean, (0, 0, 0, 1))
+
+    def _draw(self, window: Inputs, noise: torch.Tensor | None) -> None:
+        """Sets z of the window's last frame from its prior: the mean, or with noise (B, 1, Z) a sample."""
+        if not self.config.stochastic_dim:
+            return
+        prior = self.prior(window.actions[:, -1:], window.latents[:, -1:])
+        drawn = prior.mean if noise is None else prior.mean + prior.stddev * noise
+        window.stochastic = torch.cat([window.stochastic[:, :-1], drawn.to(window.latents)], dim=1)
 
     def _next_proprio(self, states: torch.Tensor | None, action: torch.Tensor, index: int) -> torch.Tensor | None:
         """Proprio states (B, ≥ index + 1, S) with the one at `index` added by `proprio_transition` if not given."""
@@ -422,68 +544,14 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
         fitting = max(1, (2**22 if on_cpu else 2**28) // (batch_size * (latents.shape[2] + 3) * width))
         return min(fitting, 32) if on_cpu else fitting
 
-    # ------------------------------------------------------------------------------------------------ inputs
-
-    def _normalized_actions(self, actions: torch.Tensor) -> torch.Tensor:
-        return _standardized(actions, self.config.action_mean, self.config.action_std)
-
-    def _normalized(self, latents, actions, proprio_states, extrinsics) -> Inputs:
-        """Inputs of the dynamics from environment units."""
-        if proprio_states is not None:
-            proprio_states = _standardized(proprio_states, self.config.proprio_mean, self.config.proprio_std)
-        return Inputs(latents, self._normalized_actions(actions), proprio_states, extrinsics)
-
-    def _check_rollout(self, latents, actions, context_actions, proprio_states, extrinsics) -> None:
-        frames = latents.shape[1]
-        if actions.ndim != 4 or actions.shape[-1] != self.config.action_dim or len(actions) != len(latents):
-            raise ValueError(
-                f"actions have shape {tuple(actions.shape)}; expected ({len(latents)}, steps, "
-                f"{self.config.action_dim}) "
-                f"or ({len(latents)}, candidates, steps, {self.config.action_dim})."
-            )
-        if min(actions.shape[1:3]) == 0:
-            raise ValueError(
-                f"actions have shape {tuple(actions.shape)}; expected at least one candidate and one step."
-            )
-        if frames > 1 and context_actions is None:
-            raise ValueError(f"{frames} frames of context need context_actions ({len(latents)}, {frames - 1}, A).")
-        context_actions = actions[:, 0, :0] if context_actions is None else context_actions
-        given = frames + actions.shape[2]
-        for name, states in (("proprio_states", proprio_states), ("extrinsics", extrinsics)):
-            if states is not None and states.shape[1] not in (frames, given):
-                raise ValueError(
-                    f"{name} cover {states.shape[1]} frames; expected {frames} (context) or {given} (all)."
-                )
-        cut = [None if part is None else part[:, :frames] for part in (proprio_states, extrinsics)]
-        self._check_inputs(latents, context_actions, frames - 1, *cut)
-
-    def _check_inputs(self, latents, actions, num_actions: int, proprio_states, extrinsics) -> None:
-        batch_size, frames, _, size = latents.shape
-        if size != self.latent_size:
-            raise ValueError(f"latents have shape {tuple(latents.shape)}; expected (B, T, N, {self.latent_size}).")
-        expected = {
-            "actions": (actions, num_actions, self.config.action_dim),
-            "proprio_states": (proprio_states, frames, self.config.proprio_dim),
-            "extrinsics": (extrinsics, frames, self.config.extrinsics_dim),
-        }
-        for name, (value, length, width) in expected.items():
-            if width == 0:
-                if value is not None:
-                    raise ValueError(f"{name} were given, but the model has none (its size for them is 0).")
-            elif value is None:
-                raise ValueError(f"{name} are missing; expected ({batch_size}, {length}, {width}).")
-            elif tuple(value.shape) != (batch_size, length, width):
-                raise ValueError(
-                    f"{name} have shape {tuple(value.shape)}; expected ({batch_size}, {length}, {width})."
-                )
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.predictor_initializer_range
         scale = getattr(module, "init_scale", 1.0)
         if isinstance(module, nn.Linear) and std is not None:
             init.trunc_normal_(module.weight, std=std * (scale or 1.0))
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, (nn.Linear, nn.LayerNorm)):
             module.reset_parameters()
         if isinstance(module, nn.Linear) and scale == 0:
@@ -494,20 +562,12 @@ class VJepa2WorldModel(VJepa2PreTrainedModel):
             init.normal_(module.time_embedding, std=self.config.predictor_position_std)
 
 
-def _like(latents: torch.Tensor, *values: torch.Tensor | None) -> list[torch.Tensor | None]:
-    """Numbers in environment units on the latents' device and in their precision (users bring float64 and
-    integers)."""
-    return [value if value is None else value.to(latents) for value in values]
+def _without_gradient(gaussian: Normal) -> Normal:
+    return Normal(gaussian.mean.detach(), gaussian.stddev.detach(), validate_args=False)
 
 
 def _first_given(value: float | None, default: float) -> float:
     return default if value is None else value
-
-
-def _standardized(values: torch.Tensor, mean: list | None, std: list | None) -> torch.Tensor:
-    if mean is not None:
-        values = values - values.new_tensor(mean)
-    return values if std is None else values / values.new_tensor(std)
 
 
 __all__ = ["VJepa2WorldModel", "VJepa2WorldModelOutput"]

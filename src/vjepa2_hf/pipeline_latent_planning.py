@@ -12,8 +12,11 @@ import torch
 from transformers import Pipeline
 
 from .modeling_world_model import VJepa2WorldModel
-from .planning import build_solver
+from .planning import SOLVERS, build_solver
 from .video_processing_vjepa2 import VJepa2VideoProcessor
+
+
+DISCRETE_SOLVER = "categorical_cem"  # the one in the place of "cem" where actions are one-hot
 
 
 class VJepa2Planner(Pipeline):
@@ -25,10 +28,12 @@ class VJepa2Planner(Pipeline):
     Args:
         model: a [`VJepa2WorldModel`].
         video_processor: a [`VJepa2VideoProcessor`].
-        solver: "cem", "random", or an object of the solver protocol (`vjepa2_hf.planning`). Default: what the model
-            was saved with, else "cem".
+        solver: "cem", "random", "categorical_cem", or an object of the solver protocol (`vjepa2_hf.planning`).
+            Default: what the model was saved with, else "cem", and "categorical_cem" where its actions are discrete.
         distance: "l2" (squared, seed 003) or "l1" (published), between the last imagined latents and the goal's.
         candidate_chunk_size: candidates imagined at a time, which bounds memory; `None` chooses by size.
+        num_samples, uncertainty_weight: for a model with a stochastic latent: futures that a candidate's cost is
+            averaged over (default 1, the middle one), and weight of their deviation as a penalty (default 0).
         kwargs: settings of the solver, by name: `horizon`, `num_candidates`, `num_iterations`, `num_elites`,
             `momentum`, `init_std`, …; each replaces what the model was saved with.
 
@@ -51,6 +56,8 @@ class VJepa2Planner(Pipeline):
         solver: Any = None,
         distance: str | None = None,
         candidate_chunk_size: int | None = None,
+        num_samples: int | None = None,
+        uncertainty_weight: float | None = None,
         action_low: list[float] | None = None,
         action_high: list[float] | None = None,
         task: str = "latent-planning",
@@ -71,8 +78,12 @@ class VJepa2Planner(Pipeline):
         self.candidate_chunk_size = saved_chunk_size if candidate_chunk_size is None else candidate_chunk_size
         if self.candidate_chunk_size is not None and self.candidate_chunk_size < 1:
             raise ValueError(f"candidate_chunk_size is {self.candidate_chunk_size}; expected 1 or more, or None.")
+        saved_samples, saved_weight = saved.pop("num_samples", 1), saved.pop("uncertainty_weight", 0.0)
+        self.num_samples = saved_samples if num_samples is None else num_samples
+        self.uncertainty_weight = saved_weight if uncertainty_weight is None else uncertainty_weight
+        _check_samples(model.config, self.num_samples, self.uncertainty_weight)
         self.action_low, self.action_high = _search_bounds(model.config, action_low, action_high)
-        self.solver = _build_solver(solver, kwargs, saved)
+        self.solver = _build_solver(model.config, solver, kwargs, saved)
         super().__init__(model=model.eval(), video_processor=video_processor, task=task, device=device, **plumbing)
 
     @classmethod
@@ -112,6 +123,8 @@ class VJepa2Planner(Pipeline):
         if not hasattr(self.solver, "to_dict"):
             raise ValueError(f"the solver {self.solver!r} has no to_dict, so its settings cannot be saved.")
         extra = {"distance": self.distance, "candidate_chunk_size": self.candidate_chunk_size}
+        if self.model.config.stochastic_dim:
+            extra |= {"num_samples": self.num_samples, "uncertainty_weight": self.uncertainty_weight}
         self.model.config.action_low, self.model.config.action_high = self.action_low, self.action_high
         self.model.config.planner = {**self.solver.to_dict(), **extra}
         self.model.save_pretrained(str(save_directory), **kwargs)
@@ -151,7 +164,7 @@ class VJepa2Planner(Pipeline):
         Returns:
             `{"action": (A,), "actions": (P, A), "cost": float, "trace": {"cost": [one an iteration], …}}`, float32
             numpy in environment units; a list of these for a batch. With `actions_per_step` = k an action holds the k
-            environment actions of a model step one after the other.
+            environment actions of a model step one after the other. Discrete actions are one-hot.
         """
         single = not isinstance(observation, list) and not _is_processed(observation)
         if single != (not isinstance(goal, list) and not _is_processed(goal)):
@@ -197,7 +210,7 @@ class VJepa2Planner(Pipeline):
     ) -> dict[str, Any]:
         model: VJepa2WorldModel = self.model
         latents = model.encode(inputs["frames"].to(model.dtype))
-        goal = model.encode(inputs["goal"].to(model.dtype))
+        goal = model.encode_targets(inputs["goal"].to(model.dtype))
 
         def cost(actions: torch.Tensor) -> torch.Tensor:
             return model.score(
@@ -209,13 +222,16 @@ class VJepa2Planner(Pipeline):
                 extrinsics=inputs["extrinsics"],
                 distance=self.distance,
                 candidate_chunk_size=self.candidate_chunk_size,
+                num_samples=self.num_samples,
+                uncertainty_weight=self.uncertainty_weight,
             )
 
+        default_low = 0.0 if model.config.action_type == "discrete" else -1.0
         result = self.solver(
             cost,
             batch_size=len(latents),
             action_dim=model.config.action_dim,
-            action_low=-1.0 if self.action_low is None else self.action_low,
+            action_low=default_low if self.action_low is None else self.action_low,
             action_high=1.0 if self.action_high is None else self.action_high,
             generator=None if seed is None else torch.Generator().manual_seed(seed),
             warm_start=inputs["warm_start"],
@@ -271,14 +287,25 @@ class VJepa2Planner(Pipeline):
         return frames
 
 
-def _build_solver(solver: Any, settings: dict[str, Any], saved: dict[str, Any]) -> Any:
-    """The solver that is asked for, with the settings saved with the model where it is the same one."""
+def _build_solver(config, solver: Any, settings: dict[str, Any], saved: dict[str, Any]) -> Any:
+    """The solver that is asked for, with the settings saved with the model where it is the same one.
+
+    Raises:
+        ValueError: the solver or a setting is unknown, or the solver searches other actions than the model's.
+    """
     if solver is not None and solver != saved.get("solver"):
         saved = {}  # settings of another solver
-    combined = {"solver": "cem", **saved, **settings}
+    discrete = config.action_type == "discrete"
+    combined = {"solver": DISCRETE_SOLVER if discrete else "cem", **saved, **settings}
     name = combined.pop("solver")
+    name = name if solver is None else solver
+    if isinstance(name, str) and name in SOLVERS and discrete != (name == DISCRETE_SOLVER):
+        fitting = repr(DISCRETE_SOLVER) if discrete else "'cem'"
+        raise ValueError(f"solver is {name!r}, but the model's actions are {config.action_type}: take {fitting}.")
+    if name == DISCRETE_SOLVER:
+        combined = {"actions_per_step": config.actions_per_step, **combined}
     try:
-        return build_solver(name if solver is None else solver, **combined)
+        return build_solver(name, **combined)
     except ValueError as error:
         for name in saved.keys() - settings.keys():
             if str(error).startswith((f"{name} is ", f"{name} '")):  # the caller may not know of it
@@ -295,6 +322,18 @@ def _load_processor(path: str | Path, hub: dict[str, Any]) -> VJepa2VideoProcess
         raise ValueError(
             f"no video processor loads from {path}: save one beside the model, or give one as video_processor."
         ) from error
+
+
+def _check_samples(config, num_samples: int, uncertainty_weight: float) -> None:
+    if num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}; expected 1 or more.")
+    if (num_samples > 1 or uncertainty_weight) and not config.stochastic_dim:
+        raise ValueError(
+            f"num_samples={num_samples} and uncertainty_weight={uncertainty_weight} are for a model with a stochastic "
+            "latent, and this one leaves nothing to chance (stochastic_dim is 0)."
+        )
+    if uncertainty_weight and num_samples < 2:
+        raise ValueError(f"uncertainty_weight={uncertainty_weight} needs num_samples of 2 or more, such as 8.")
 
 
 def _search_bounds(config, low: list[float] | None, high: list[float] | None) -> tuple[list | None, list | None]:

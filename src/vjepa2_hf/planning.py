@@ -75,13 +75,8 @@ class CEM:
 
     def __post_init__(self) -> None:
         _check_counts(self, "horizon", "num_candidates", "num_iterations", "num_elites")
-        if self.num_elites > self.num_candidates:
-            raise ValueError(
-                f"num_elites is {self.num_elites} but there are only {self.num_candidates} candidates; "
-                "lower num_elites or raise num_candidates."
-            )
-        if not isinstance(self.momentum, (int, float)) or not 0.0 <= self.momentum < 1.0:
-            raise ValueError(f"momentum is {self.momentum!r}, expected a number in [0, 1), for example 0.15.")
+        _check_elites(self)
+        _check_share("momentum", self.momentum)
         if self.init_std is not None:
             self.init_std = _plain_numbers("init_std", self.init_std)
             values = torch.tensor(self.init_std)
@@ -248,7 +243,115 @@ class RandomShooting:
         return _settings("random", self)
 
 
-SOLVERS: dict[str, type] = {"cem": CEM, "random": RandomShooting}
+@dataclass
+class CategoricalCEM:
+    """Cross-entropy method for discrete actions: sample categories, keep the cheapest, refit their probabilities.
+
+    Candidates are one-hot vectors. The probabilities of every step start equal and become the shares of the
+    categories among the elites (Rubinstein & Kroese 2004, The Cross-Entropy Method, sec. 4); the plan is the
+    likeliest category of every step.
+
+    Args:
+        horizon: P, the number of actions planned.
+        num_candidates: J, action sequences sampled in an iteration.
+        num_iterations: I, rounds of sampling and refitting.
+        num_elites: M <= J, the cheapest candidates that the probabilities are refitted to.
+        momentum: share of the old probabilities that a refit keeps, in [0, 1).
+        min_probability: share of the refitted probabilities that is spread over all categories, in [0, 1), so that
+            none is lost for good while few elites speak.
+        actions_per_step: k environment actions of A / k categories each, one after the other in a vector of A.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    horizon: int = 5
+    num_candidates: int = 256
+    num_iterations: int = 4
+    num_elites: int = 26
+    momentum: float = 0.0
+    min_probability: float = 0.05
+    actions_per_step: int = 1
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "horizon", "num_candidates", "num_iterations", "num_elites", "actions_per_step")
+        _check_elites(self)
+        _check_share("momentum", self.momentum)
+        _check_share("min_probability", self.min_probability)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        cost: CostFunction,
+        batch_size: int,
+        action_dim: int,
+        action_low: PerDimension = 0.0,
+        action_high: PerDimension = 1.0,
+        generator: Generators = None,
+        warm_start: torch.Tensor | None = None,
+        device: torch.device | str | None = None,
+        budget_ms: float | None = None,
+    ) -> SolverResult:
+        """Plans for B problems at once; arguments as in `CEM`.
+
+        Args:
+            action_low, action_high: a category whose upper bound is 0 is never tried; one-hot vectors have no other
+                bounds than 0 and 1.
+            warm_start: (B, P, A) a plan that starts with half of the probability of every step.
+
+        Raises:
+            ValueError: an argument has a wrong shape, nothing may be tried, or no candidate has a finite cost.
+        """
+        device = _device(device, warm_start)
+        _, high = _bounds(action_low, action_high, action_dim, device)
+        if action_dim % self.actions_per_step:
+            raise ValueError(
+                f"action_dim={action_dim} is no multiple of actions_per_step={self.actions_per_step}; expected that "
+                "many groups of categories."
+            )
+        allowed = self._grouped((high > 0).float())  # (k, A / k)
+        if not allowed.any(dim=-1).all():
+            raise ValueError(f"action_high is {high.tolist()}; expected at least one category above 0 in every group.")
+        uniform = allowed / allowed.sum(dim=-1, keepdim=True)
+        shape = (batch_size, self.horizon, action_dim)
+        probability = uniform.expand(*shape[:2], *uniform.shape)  # (B, P, k, A / k)
+        if warm_start is not None:
+            start = self._grouped(_initial_mean(warm_start, shape, high * 0, high))
+            probability = (probability + self._one_hot(start)) / 2 * allowed
+        trace: dict[str, list[torch.Tensor]] = {"cost": [], "best_cost": [], "std": []}
+        for _ in _within_budget(self.num_iterations, budget_ms):
+            candidates = self._sample(probability, generator, batch_size)
+            costs = _evaluate(cost, candidates)
+            elites, elite_costs, is_elite = _select_elites(candidates, costs, self.num_elites)
+            share = self._grouped(_fit(elites, is_elite)[0])
+            share = (1 - self.min_probability) * share + self.min_probability * uniform
+            probability = self.momentum * probability + (1 - self.momentum) * share
+            trace["cost"].append((elite_costs * is_elite).sum(1) / is_elite.sum(1))
+            trace["best_cost"].append(elite_costs[:, 0])
+            trace["std"].append((probability * (1 - probability)).sqrt().mean(dim=(1, 2, 3)))
+        actions = self._one_hot(probability).flatten(-2)
+        return SolverResult(actions, _evaluate(cost, actions.unsqueeze(1))[:, 0], _stack(trace))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values, `"solver"` among them; `build_solver(**settings)` makes the same solver."""
+        return _settings("categorical_cem", self)
+
+    def _sample(self, probability: torch.Tensor, generator: Generators, batch_size: int) -> torch.Tensor:
+        """One-hot candidates (B, J, P, A) by probabilities (B, P, k, A / k): the largest of log p + Gumbel noise."""
+        uniform = _draw(torch.rand, (self.num_candidates, *probability.shape[1:]), generator, batch_size)
+        gumbel = -(-uniform.to(probability).clamp_min(torch.finfo(torch.float32).tiny).log()).log()
+        return self._one_hot(probability.log().unsqueeze(1) + gumbel).flatten(-2)
+
+    def _grouped(self, vectors: torch.Tensor) -> torch.Tensor:
+        """(..., A) -> (..., k, A / k)."""
+        return vectors.unflatten(-1, (self.actions_per_step, -1))
+
+    def _one_hot(self, scores: torch.Tensor) -> torch.Tensor:
+        """1 at the largest score of every group (..., k, A / k), 0 elsewhere."""
+        return torch.zeros_like(scores).scatter_(-1, scores.argmax(dim=-1, keepdim=True), 1.0)
+
+
+SOLVERS: dict[str, type] = {"cem": CEM, "random": RandomShooting, "categorical_cem": CategoricalCEM}
 
 
 def build_solver(solver: str | Callable[..., SolverResult], **settings: Any) -> Callable[..., SolverResult]:
@@ -388,6 +491,19 @@ def _check_counts(solver: Any, *names: str) -> None:
         value = getattr(solver, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} is {value!r}, expected an integer of at least 1.")
+
+
+def _check_elites(solver: Any) -> None:
+    if solver.num_elites > solver.num_candidates:
+        raise ValueError(
+            f"num_elites is {solver.num_elites} but there are only {solver.num_candidates} candidates; "
+            "lower num_elites or raise num_candidates."
+        )
+
+
+def _check_share(name: str, value: Any) -> None:
+    if not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
+        raise ValueError(f"{name} is {value!r}, expected a number in [0, 1), for example 0.15.")
 
 
 def _settings(solver_name: str, solver: Any) -> dict[str, Any]:

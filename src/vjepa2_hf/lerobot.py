@@ -1,0 +1,274 @@
+"""LeRobot v3 datasets read as they are, a local folder or one of the Hub, without LeRobot.
+
+    meta/info.json                                   frame rate, features, path templates
+    meta/episodes/chunk-000/file-000.parquet         an episode a row: where its data and videos lie
+    data/chunk-000/file-000.parquet                  a frame a row, many episodes a file
+    videos/<camera>/chunk-000/file-000.mp4           many episodes a file, AV1 by default
+
+Source of the format: lerobot 0.4.4, `datasets/lerobot_dataset.py`. Files are opened when their first episode is
+reached and one of each kind is open at a time; those of the Hub are downloaded then, into its cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .video_io import VideoDecodeError, VideoReader, read_image
+
+
+logger = logging.getLogger(__name__)
+
+_INFO = "meta/info.json"
+_EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+_COLUMNS = {"actions": "action", "proprio_states": "observation.state", "rewards": "next.reward"}  # theirs by ours
+
+
+class LeRobotDataset:
+    """The episodes of a LeRobot v3 dataset, seen by one camera.
+
+    Args:
+        data: the folder that holds `meta/info.json`, or the id of a dataset of the Hub ("lerobot/pusht").
+        camera: one of `cameras`, whole ("observation.images.front") or by its last part ("front"); None takes the
+            only one.
+
+    Attributes:
+        cameras: names of the features that are videos or images.
+        fps: frames per second.
+        revision: commit of a dataset of the Hub, None for a folder.
+        skipped: reasons by name of the episodes that were passed over.
+
+    Raises:
+        FileNotFoundError: there is no `meta/info.json`.
+        ValueError: another version of the format, no such camera, or several and none named.
+    """
+
+    def __init__(self, data: str | os.PathLike, camera: str | None = None):
+        self.data, self.revision = os.fspath(data), None
+        path = self._path(_INFO)
+        if not os.path.isdir(self.data):
+            self.revision = Path(path).parents[1].name  # .../snapshots/<commit>/meta/info.json
+        self.info = _read_info(path, self.data)
+        self.fps = float(self.info["fps"])
+        features = self.info["features"]
+        self.cameras = [name for name, feature in features.items() if feature["dtype"] in ("video", "image")]
+        self.camera = self._choose_camera(camera)
+        self._in_video = features[self.camera]["dtype"] == "video"
+        self.columns = {ours: theirs for ours, theirs in _COLUMNS.items() if theirs in features}
+        if "actions" not in self.columns:
+            raise ValueError(f"{self.data!r} has no feature 'action', only {', '.join(sorted(features))}.")
+        self.skipped: dict[str, str] = {}
+        self._table: tuple[str, pa.Table | Exception] = ("", pa.table({}))
+        self._reader: tuple[str, VideoReader | None] = ("", None)
+
+    def skip(self, name: str, reason: str) -> None:
+        """Notes an episode as passed over, and names it in the log."""
+        self.skipped[name] = " ".join(reason.split())
+        logger.warning("skipped %s: %s", name, self.skipped[name])
+
+    def episodes(self, wanted: Callable[[str], bool] | None = None) -> Iterator[dict[str, Any]]:
+        """The episodes in their order; one whose file does not read is skipped.
+
+        Args:
+            wanted: told each `episode_id` before anything of the episode is read; False passes it over.
+
+        Yields:
+            `episode_id` ("episode_000012"), `open_video` (a function that gives frames as a `VideoReader` does),
+            `actions` (T-1 rows: the last of LeRobot's T is dropped, for no frame shows what it did),
+            `proprio_states` (T rows) and `rewards` (T-1 rows) where the dataset has them, `fps`, and `task`, its text
+            (joined by "; " where it has several).
+        """
+        try:
+            for episode in self._episode_rows():
+                name = f"episode_{episode['episode_index']:06d}"
+                if wanted is not None and not wanted(name):
+                    continue
+                try:
+                    frames = self._frames(episode)
+                except (OSError, pa.ArrowException, ValueError) as error:
+                    self.skip(name, str(error))
+                    continue
+                row = {ours: _rows(frames[theirs]) for ours, theirs in self.columns.items()}
+                yield {
+                    **row,
+                    **{column: row[column][:-1] for column in ("actions", "rewards") if column in row},
+                    "episode_id": name,
+                    "open_video": functools.partial(self._open, episode, frames),
+                    "fps": self.fps,
+                    "task": "; ".join(episode.get("tasks") or []) or None,
+                }
+        finally:
+            self._close_reader()
+
+    def _choose_camera(self, camera: str | None) -> str:
+        if camera is None:
+            found = self.cameras
+        elif camera in self.cameras:
+            found = [camera]
+        else:
+            found = [name for name in self.cameras if name.endswith(f".{camera}")]
+        if len(found) == 1:
+            return found[0]
+        if not self.cameras:
+            raise ValueError(f"{self.data!r} has no camera, only {', '.join(sorted(self.info['features']))}.")
+        known = ", ".join(self.cameras)
+        if camera is None:
+            raise ValueError(f"{self.data!r} has several cameras, {known}; name one with camera=.")
+        raise ValueError(f"camera={camera!r} is {'several' if found else 'none'} of those of {self.data!r}: {known}.")
+
+    def _path(self, name: str) -> str:
+        """The local path of a file of the dataset; one of the Hub is downloaded unless it is in the cache."""
+        if os.path.isdir(self.data):
+            return os.path.join(self.data, name)
+        return huggingface_hub.hf_hub_download(self.data, name, repo_type="dataset", revision=self.revision)
+
+    def _episode_rows(self) -> Iterator[dict[str, Any]]:
+        """The rows of meta/episodes, without their statistics."""
+        count, chunk, file = 0, 0, 0
+        while count < self.info["total_episodes"]:
+            name = _EPISODES.format(chunk_index=chunk, file_index=file)
+            try:
+                path = self._path(name)
+                columns = [column for column in pq.read_schema(path).names if not column.startswith("stats/")]
+                rows = pq.read_table(path, columns=columns).to_pylist()
+            except (OSError, pa.ArrowException) as error:
+                raise ValueError(
+                    f"{name} of {self.data!r} does not read ({error}), but {self.info['total_episodes'] - count} of "
+                    f"the {self.info['total_episodes']} episodes of {_INFO} are still to come."
+                ) from error
+            yield from rows
+            count += len(rows)
+            chunk, file = (chunk + 1, 0) if file + 1 == self.info["chunks_size"] else (chunk, file + 1)
+
+    def _frames(self, episode: dict[str, Any]) -> pa.Table:
+        """The rows of an episode, one a frame."""
+        name = self.info["data_path"].format(
+            chunk_index=episode["data/chunk_index"], file_index=episode["data/file_index"]
+        )
+        if self._table[0] != name:
+            columns = ["episode_index", "timestamp", *self.columns.values()]
+            columns += [] if self._in_video else [self.camera]
+            self._table = ("", pa.table({}))  # two files at once would be too many
+            self._table = (name, _read_table(self._path(name), columns))
+        frames = self._table[1].filter(pc.field("episode_index") == episode["episode_index"])
+        if len(frames) != episode["length"]:
+            raise ValueError(f"{name} holds {len(frames)} of its {episode['length']} frames")
+        return frames
+
+    def _open(self, episode: dict[str, Any], frames: pa.Table) -> EpisodeFrames:
+        if not self._in_video:
+            pictures = frames[self.camera].to_pylist()
+            return EpisodeFrames(len(frames), lambda wanted: np.stack([read_image(pictures[i]) for i in wanted]))
+        place = {name: episode[f"videos/{self.camera}/{name}"] for name in ("chunk_index", "file_index")}
+        reader = self._open_reader(self.info["video_path"].format(video_key=self.camera, **place))
+        begin = episode[f"videos/{self.camera}/from_timestamp"]
+        numbers = _frames_at(reader, begin + frames["timestamp"].to_numpy().astype(np.float64), self.fps)
+        return EpisodeFrames(len(frames), lambda wanted: reader.frames(numbers[np.asarray(wanted)]))
+
+    def _open_reader(self, name: str) -> VideoReader:
+        if self._reader[0] != name:
+            self._close_reader()
+            self._reader = (name, VideoReader(self._path(name)))
+        return self._reader[1]
+
+    def _close_reader(self) -> None:
+        if self._reader[1] is not None:
+            self._reader[1].close()
+        self._reader = ("", None)
+
+
+class EpisodeFrames:
+    """The frames of one episode within a file that holds several; what `read_episodes` needs of a `VideoReader`.
+
+    Args:
+        num_frames: T.
+        frames: gives the frames of these numbers (0 .. T-1), uint8 (len, H, W, 3).
+    """
+
+    def __init__(self, num_frames: int, frames: Callable[[Sequence[int]], np.ndarray]):
+        self.num_frames, self.frames = num_frames, frames
+
+    def __len__(self) -> int:
+        return self.num_frames
+
+    def __enter__(self) -> EpisodeFrames:
+        return self
+
+    def __exit__(self, *_) -> None:
+        """The file stays open for the next episode; the dataset closes it."""
+
+
+def open_lerobot(data: str | os.PathLike, camera: str | None = None) -> LeRobotDataset | None:
+    """The dataset at `data`, or None if what is there, in a folder or on the Hub, is not LeRobot's."""
+    return LeRobotDataset(data, camera) if find_info(data) else None
+
+
+def find_info(data: str | os.PathLike) -> str | None:
+    """The path of a LeRobot dataset's `meta/info.json`, of the Hub's with its commit; None if `data` has none."""
+    data = os.fspath(data)
+    if os.path.isdir(data):
+        path = os.path.join(data, _INFO)
+        return path if os.path.isfile(path) else None
+    # As in `shards`: beside a folder `runs`, `runs/shards` is a path with nothing there
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", data) or os.path.exists(data) or os.path.isdir(os.path.dirname(data)):
+        return None
+    try:
+        return huggingface_hub.hf_hub_download(data, _INFO, repo_type="dataset")
+    except (OSError, ValueError) as error:  # no such dataset, no such file in it, no network, no valid id
+        logger.debug("%s is no LeRobot dataset of the Hub (%s)", data, error)
+        return None
+
+
+def _read_info(path: str, data: str) -> dict[str, Any]:
+    try:
+        info = json.loads(Path(path).read_text(encoding="utf-8"))
+        version = str(info["codebase_version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{_INFO} of {data!r} is not that of a LeRobot dataset ({error!r}).") from error
+    if not version.startswith("v3."):
+        raise ValueError(
+            f"{data!r} is a LeRobot dataset of version {version}, but v3 is read; convert it with "
+            f"`python -m lerobot.datasets.v30.convert_dataset_v21_to_v30 --repo-id=...`."
+        )
+    missing = {"fps", "features", "total_episodes", "chunks_size", "data_path"} - set(info)
+    if missing:
+        raise ValueError(f"{_INFO} of {data!r} lacks {', '.join(sorted(missing))}.")
+    return info
+
+
+def _read_table(path: str, columns: list[str]) -> pa.Table:
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"there is no file {path!r}")
+    return pq.read_table(path, columns=columns)
+
+
+def _rows(column: pa.ChunkedArray) -> list:
+    """A list of numbers a row; LeRobot stores features of size 1 as plain numbers."""
+    values = column.to_pylist()
+    return values if pa.types.is_nested(column.type) else [[value] for value in values]
+
+
+def _frames_at(reader: VideoReader, times: np.ndarray, fps: float) -> np.ndarray:
+    """The numbers of the frames nearest to these times (seconds), each within half a frame and none twice."""
+    between = (reader.times[1:] + reader.times[:-1]) / 2
+    numbers = np.searchsorted(between, times)
+    far = np.abs(reader.times[numbers] - times)
+    if far.max() > 0.5 / fps or (np.diff(numbers) < 1).any():
+        worst = int(far.argmax())
+        raise VideoDecodeError(
+            f"{reader.name} has no frame of its own for each time: at {times[worst]:.3f} s the nearest is "
+            f"{far[worst]:.3f} s away"
+        )
+    return numbers

@@ -1,0 +1,158 @@
+"""Looking: a decoder from a frozen model's latents to pixels, for pictures of what a world model imagines.
+
+Shapes: B episodes, T frames, N latents of a frame, D their width, C channels, H W pixels, M squares that are painted,
+d width of the decoder.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import nn
+from transformers.utils import ModelOutput
+
+from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2PixelDecoderConfig
+from .modeling_encoder import VJepa2PreTrainedModel
+from .modeling_layers import build_layers
+from .modeling_positions import sincos_table
+
+
+@dataclass
+class VJepa2PixelDecoderOutput(ModelOutput):
+    """Output of [`VJepa2PixelDecoder`].
+
+    loss: where pixels were given, mean |x̂ − x|^p / p over pixels and channels.
+    predicted_pixels: (..., C, H, W), normalised as the processor's.
+    """
+
+    loss: torch.Tensor | None = None
+    predicted_pixels: torch.Tensor | None = None
+
+
+class VJepa2PixelDecoder(VJepa2PreTrainedModel):
+    """A small transformer that paints a frame from its latents.
+
+    ::
+
+        latents s_t (N, D) ──► Linear ──► each to the squares it covers ──► + position ──► blocks ──► Linear ──► pixels
+
+    It shows what a prediction holds, and takes no part in predicting or planning: encoder and dynamics stay as they
+    are (seed 000, "Limitations", 4: an "optional decoder for visualization (like VideoMAE)", arXiv 2203.12602, which
+    like MAE, arXiv 2111.06377, paints every patch by a few blocks and one linear layer). A latent that stands for
+    several squares is given to each of them, and the position tells them apart (arXiv 1901.07017); so one decoder does
+    for tokens, for merged tokens and for a state of one vector.
+
+    Args:
+        config ([`VJepa2PixelDecoderConfig`]): sizes; weights are random.
+
+    Example:
+        >>> decoder = VJepa2PixelDecoder.from_pretrained("runs/demo/decoder/final")
+        >>> pictures = decoder.decode(wm.rollout(latents, actions))  # (B, P, N, D) -> (B, P, C, H, W) in 0 to 1
+    """
+
+    config: VJepa2PixelDecoderConfig
+    main_input_name = "latents"
+    _can_record_outputs = {}
+
+    def __init__(self, config: VJepa2PixelDecoderConfig):
+        super().__init__(config)
+        size = config.hidden_size
+        layer_config = VJepa2EncoderConfig(
+            hidden_size=size,
+            num_attention_heads=config.num_attention_heads,
+            hidden_act=config.hidden_act,
+            layer_norm_eps=config.layer_norm_eps,
+        )
+        self.embed = nn.Linear(config.latent_size, size)
+        self.layer = build_layers(
+            config, size, config.num_attention_heads, config.mlp_ratio, config.num_hidden_layers, layer_config
+        )
+        self.layernorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.proj = nn.Linear(size, config.in_chans * config.patch_size**2)
+        self.post_init()
+
+    @classmethod
+    def from_world_model(cls, world_model: VJepa2PreTrainedModel, **config) -> "VJepa2PixelDecoder":
+        """A decoder with random weights of the sizes that a world model's latents and frames have.
+
+        Args:
+            world_model: a [`VJepa2WorldModel`], whose `encode` and `rollout` give the latents.
+            config: other fields of [`VJepa2PixelDecoderConfig`].
+        """
+        encoder_config = world_model.config.encoder_config
+        sizes = {
+            "num_latents": world_model.tokens_per_frame,
+            "latent_size": world_model.latent_size,
+            "crop_size": encoder_config.crop_size,
+            "patch_size": encoder_config.patch_size,
+            "in_chans": encoder_config.in_chans,
+        }
+        return cls(VJepa2PixelDecoderConfig(**{**sizes, **config}))
+
+    def forward(
+        self, latents: torch.Tensor, pixel_values_videos: torch.Tensor | None = None
+    ) -> VJepa2PixelDecoderOutput:
+        """Paints frames, each from its own latents alone.
+
+        Args:
+            latents: (..., N, D) as the world model's `encode` gives them: frames (B, T), candidates (B, J, P), or one.
+            pixel_values_videos: the true frames (..., C, H, W), normalised, for the loss.
+        """
+        config = self.config
+        expected = (config.num_latents, config.latent_size)
+        if latents.ndim < 2 or tuple(latents.shape[-2:]) != expected:
+            raise ValueError(
+                f"latents have shape {tuple(latents.shape)}; this decoder is made for (..., {expected[0]}, "
+                f"{expected[1]}): those of the world model it was trained on."
+            )
+        leading = latents.shape[:-2]
+        hidden_states = self._spread(self.embed(latents.reshape(-1, *expected).to(self.embed.weight.dtype)))
+        for layer in self.layer:
+            hidden_states = layer(hidden_states)[0]
+        squares = self.proj(self.layernorm(hidden_states))
+        side, patch = config.crop_size // config.patch_size, config.patch_size
+        pixels = rearrange(squares, "b (h w) (c p q) -> b c (h p) (w q)", h=side, p=patch, q=patch)
+        pixels = pixels.reshape(*leading, *pixels.shape[1:])
+        loss = None if pixel_values_videos is None else self.pixel_loss(pixels, pixel_values_videos)
+        return VJepa2PixelDecoderOutput(loss=loss, predicted_pixels=pixels)
+
+    def _spread(self, embedded: torch.Tensor) -> torch.Tensor:
+        """Embedded latents (B, N, d) -> (B, M, d): each to all squares that it covers, with their positions."""
+        latent_side = math.isqrt(self.config.num_latents)
+        side = self.config.crop_size // self.config.patch_size
+        grid = embedded.unflatten(1, (latent_side, latent_side))
+        grid = grid.repeat_interleave(side // latent_side, dim=1).repeat_interleave(side // latent_side, dim=2)
+        positions = sincos_table((1, side, side), self.config.hidden_size, device=embedded.device)
+        return grid.flatten(1, 2) + positions.to(embedded.dtype)
+
+    def pixel_loss(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """mean |x̂ − x|^p / p over frames, pixels and channels."""
+        if predicted.shape != target.shape:
+            raise ValueError(
+                f"pixel_values_videos has shape {tuple(target.shape)}; expected {tuple(predicted.shape)}, as the "
+                "latents and the config say."
+            )
+        difference = predicted.float() - target.float()
+        return difference.abs().mean() if self.config.loss_exponent == 1 else difference.square().mean() / 2
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor, chunk_size: int = 256) -> torch.Tensor:
+        """Pictures to look at.
+
+        Args:
+            latents: (..., N, D), as for `forward`.
+            chunk_size: frames painted at a time, which bounds memory; the result does not depend on it.
+
+        Returns:
+            float32 (..., C, H, W) in 0 to 1, no longer normalised.
+        """
+        leading, frames = latents.shape[:-2], latents.reshape(-1, *latents.shape[-2:])
+        pixels = torch.cat([self(part).predicted_pixels.float() for part in frames.split(chunk_size)])
+        mean, std = (
+            pixels.new_tensor(values)[:, None, None] for values in (self.config.image_mean, self.config.image_std)
+        )
+        return (pixels * std + mean).clamp(0, 1).reshape(*leading, *pixels.shape[1:])
+
+
+__all__ = ["VJepa2PixelDecoder", "VJepa2PixelDecoderOutput"]
