@@ -1,14 +1,14 @@
 """Measures how well a saved world model predicts episodes that it was not trained on, beside guesses without a model.
 
-    python examples/evaluate_world_model.py model=runs/demo/world_model/final data=data/pushing/train
+    python examples/evaluate_world_model.py model=runs/demo/world_model/final data=runs/demo/episodes
     output=runs/demo/world_model/evaluation.json [key=value ...]
 
-By horizon: error and cosine of imagined latents, beside copying the last known ones and moving on from the last two in
-a straight line (`latent_rollout`, an `evaluate` module). Where the episodes have `states` (the environment's true ones,
-see `examples/record_episodes.py`), a linear probe, fitted on true latents of training episodes, reads them off
+By horizon: error and cosine of imagined latents, beside copying the last known ones and moving on from the last two
+in a straight line (`latent_rollout`, an `evaluate` module). Where the episodes have `states` (the environment's true
+ones, see `examples/record_episodes.py`), a linear probe, fitted on true latents of training episodes, reads them off
 predicted latents, and the distance to the true ones is told in the states' units. With a reward head, the error of its
-rewards. With a stochastic latent, how often the truth lies within the intervals of samples. Of proprio states the model
-is told those of known frames alone, as in planning.
+rewards. With a stochastic latent, how often the truth lies within the intervals of samples. Of proprio states the
+model is told those of known frames alone, as in planning.
 
 Writes a JSON file and prints a Markdown table. Columns, each a mean over windows at that horizon:
 
@@ -107,8 +107,8 @@ def find_validation_fraction(config: EvaluationConfig) -> float:
     settings = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if "validation_fraction" not in settings:
         raise ValueError(
-            f"nothing at {str(path)!r} tells which episodes training held out: give validation_fraction (1.0 if all of "
-            "data is new to the model)."
+            f"nothing at {str(path)!r} tells which episodes training held out: give validation_fraction (1.0 if all "
+            "of data is new to the model)."
         )
     return settings["validation_fraction"]
 
@@ -212,7 +212,7 @@ def choose_probe(latents: list[torch.Tensor], states: list[torch.Tensor]) -> tup
 def fit_probe(
     config: EvaluationConfig, model: VJepa2WorldModel, processor, fraction: float
 ) -> tuple[LinearProbe | None, dict[str, Any]]:
-    """The probe and what it was fitted on; without `states` there is none."""
+    """The probe and what it was fitted on; there is none without training episodes with `states`."""
     latents, states = [], []
     frames = max(2, PROBE_BYTES // (4 * model.tokens_per_frame * model.latent_size * config.probe_episodes))
     for episode in tqdm(training_episodes(config, model, fraction), desc="probe", total=config.probe_episodes):
@@ -223,10 +223,7 @@ def fit_probe(
         latents.append(encode(model, processor, episode["frames"][chosen]).float().flatten(1))
         states.append(torch.from_numpy(episode["states"][chosen]).to(model.device))
     if not latents:
-        raise ValueError(
-            f"no episode of {config.data!r} is left to fit the probe on: give probe_data, episodes that the model was "
-            "trained on."
-        )
+        return None, {}
     probe, ridge = choose_probe(latents, states)
     return probe, {"episodes": len(latents), "frames": sum(map(len, latents)), "ridge": ridge}
 
@@ -386,6 +383,27 @@ def measure_calibration(
     return {name: torch.stack(shares) for name, shares in rows.items()}
 
 
+def measure_windows(
+    config: EvaluationConfig, model: VJepa2WorldModel, probe, windows: Windows, predicted, generator, name: str
+) -> dict[str, torch.Tensor]:
+    """All that the model and the episode called `name` allow to measure beside the latents: (B, P) each."""
+    if (probe is None) != (windows.states is None):
+        raise ValueError(
+            f"Episode {name} has no states, but those that the probe was fitted on had."
+            if windows.states is None
+            else f"Episode {name} has states, but no training episode has, for the probe to be fitted on: give "
+            "probe_data, episodes that the model was trained on."
+        )
+    measured = {} if probe is None else measure_positions(config, probe, windows, predicted)
+    if model.config.reward_head:
+        if windows.rewards is None:
+            raise ValueError(f"Episode {name} has no rewards, which those of the reward head are compared with.")
+        measured |= measure_rewards(model, windows, predicted)
+    if model.config.stochastic_dim:
+        measured |= measure_calibration(config, model, probe, windows, generator)
+    return measured
+
+
 @torch.no_grad()
 def evaluate_model(config: EvaluationConfig, model: VJepa2WorldModel, processor: VJepa2VideoProcessor) -> dict:
     """All measures; see the head of this file."""
@@ -406,31 +424,18 @@ def evaluate_model(config: EvaluationConfig, model: VJepa2WorldModel, processor:
             copies=windows.known[:, -1],
             previous=windows.known[:, -2],
         )
-        measured: dict[str, torch.Tensor] = {}
-        if probe is not None:
-            require(windows.states, "states", episode)
-            measured |= measure_positions(config, probe, windows, predicted)
-        if model.config.reward_head:
-            require(windows.rewards, "rewards", episode)
-            measured |= measure_rewards(model, windows, predicted)
-        if model.config.stochastic_dim:
-            measured |= measure_calibration(config, model, probe, windows, generator)
+        measured = measure_windows(config, model, probe, windows, predicted, generator, episode["episode_id"])
         for name, values in measured.items():
             tables.setdefault(name, []).append(values.double().cpu())
     if not episodes:
         raise ValueError(
-            f"no held-out episode of {config.data!r} has the {config.past_frames + max(config.horizons)} model steps of "
-            f"a window ({short} are shorter; validation_fraction is {fraction}): lower horizons={config.horizons}, or "
-            "record more or longer ones."
+            f"no held-out episode of {config.data!r} has the {config.past_frames + max(config.horizons)} frames of a "
+            f"window, {model.config.frame_skip} apart ({short} are shorter; validation_fraction is {fraction}): lower "
+            f"horizons={config.horizons}, or record more or longer ones."
         )
-    rows = tabulate(latent_rollout.compute(horizons=config.horizons), tables)
-    facts = {"episodes": episodes, "episodes_too_short": short, "windows": sum(map(len, next(iter(tables.values()), [])))}
-    return {"model": config.model, "data": config.data, **facts, "probe": probe_facts, "horizons": rows}
-
-
-def require(values: torch.Tensor | None, name: str, episode: dict[str, Any]) -> None:
-    if values is None:
-        raise ValueError(f"Episode {episode['episode_id']} has no {name}, which others have or the model needs.")
+    scores = latent_rollout.compute(horizons=config.horizons)
+    facts = {"episodes": episodes, "episodes_too_short": short, "windows": scores["windows"], "probe": probe_facts}
+    return {"model": config.model, "data": config.data, **facts, "horizons": tabulate(scores, tables)}
 
 
 def tabulate(scores: dict[str, Any], tables: dict[str, list[torch.Tensor]]) -> list[dict[str, float]]:

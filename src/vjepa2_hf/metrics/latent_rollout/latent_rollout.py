@@ -30,8 +30,8 @@ Args:
     horizons: of `compute`: steps to report; all by default.
 
 Returns:
-    `horizon` and `windows`, and means over windows, a number for each horizon: `error` and `cosine` of the predictions;
-    with `copies` also `copy_error` and `copy_cosine`; with `previous` `extrapolation_error` and
+    `horizon` and `windows`, and means over windows, a number for each horizon: `error` and `cosine` of the
+    predictions; with `copies` also `copy_error` and `copy_cosine`; with `previous` `extrapolation_error` and
     `extrapolation_cosine`.
 """
 

@@ -1,0 +1,312 @@
+"""What the evaluation of a world model says, against numbers worked out by hand in a world of two-number frames."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import evaluate
+import evaluate_world_model
+import numpy as np
+import pytest
+import torch
+from datasets import Features, List, Value, Video
+from evaluate_world_model import EvaluationConfig, choose_probe, evaluate_model, fit_ridge, interval_coverage
+from published import TINY_ENCODER
+
+from vjepa2_hf import VJepa2VideoProcessor, VJepa2WorldModel, VJepa2WorldModelConfig
+from vjepa2_hf.metrics.latent_rollout import latent_rollout
+from vjepa2_hf.metrics.latent_rollout.latent_rollout import RolloutScores
+from vjepa2_hf.shards import write_shards
+from vjepa2_hf.video_io import encode_video
+
+
+# one window of two steps, one token of two numbers: 3-4-5 triangles
+LATENTS = {
+    "references": [[[[3.0, 4.0]], [[6.0, 8.0]]]],
+    "predictions": [[[[3.0, 4.0]], [[8.0, 6.0]]]],
+    "copies": [[[0.0, 2.0]]],
+    "previous": [[[-3.0, 0.0]]],  # so the straight line goes on to (3, 4), (6, 6)
+}
+SCORES = {
+    "error": [0.0, 4.0],
+    "cosine": [1.0, 0.96],
+    "copy_error": [6.5, 36.0],
+    "copy_cosine": [0.8, 0.8],
+    "extrapolation_error": [0.0, 2.0],
+    "extrapolation_cosine": [1.0, 84 / (10 * 72**0.5)],
+}
+
+
+@pytest.fixture
+def metric(monkeypatch, tmp_path):
+    """Loaded as users do, from the package's folder, without the Hub."""
+    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path / "metrics"))
+    monkeypatch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return evaluate.load(str(Path(latent_rollout.__file__).parent))
+
+
+def test_loaded_module_gives_the_numbers_worked_out_by_hand(metric):
+    found = metric.compute(**LATENTS)
+    assert (found.pop("horizon"), found.pop("windows")) == ([1, 2], 1)
+    assert found == {name: pytest.approx(values, abs=1e-6) for name, values in SCORES.items()}
+    assert metric.compute(**LATENTS, horizons=[2])["error"] == [4.0]  # the first windows are forgotten
+
+
+def test_batches_give_what_all_windows_at_once_give(metric):
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"predictions": (5, 3, 4, 6), "references": (5, 3, 4, 6), "copies": (5, 4, 6), "previous": (5, 4, 6)}
+    given = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    whole = metric.compute(**given)
+    metric.add_batch(**{name: value[:3].numpy() for name, value in given.items()})
+    one = {name: value[3] for name, value in given.items() if name not in ("predictions", "references")}
+    metric.add(prediction=given["predictions"][3], reference=given["references"][3], **one)
+    parts = metric.compute(**{name: value[4:] for name, value in given.items()})
+    assert parts.keys() == whole.keys() and parts["windows"] == 5
+    assert all(parts[name] == pytest.approx(whole[name], rel=1e-6) for name in whole)
+    truth = torch.nn.functional.mse_loss(given["predictions"][:, 2], given["references"][:, 2])
+    assert whole["error"][2] == pytest.approx(truth.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"predictions": [[[[3.0, 4.0]]]]}, r"predictions have shape \(1, 1, 1, 2\)"),
+        ({"copies": [[0.0, 2.0]]}, r"copies have shape \(1, 2\)"),
+        ({"copies": None}, "previous is given without copies"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        RolloutScores().add(**{**LATENTS, **change})
+
+
+def test_batches_of_different_inputs_are_refused():
+    scores = RolloutScores()
+    scores.add(**LATENTS)
+    with pytest.raises(ValueError, match="give the same inputs every time"):
+        scores.add(LATENTS["predictions"], LATENTS["references"])
+    with pytest.raises(ValueError, match="a horizon is 3"):
+        scores.means([3])
+
+
+class TwoNumbers:
+    """A world model of frames that are their latents: an action moves them by `gain` times itself, plus chance."""
+
+    tokens_per_frame, latent_size, device = 1, 2, torch.device("cpu")
+
+    def __init__(self, gain: float, noise: float = 0.0, **config):
+        self.gain, self.noise = gain, noise
+        fields = {"frame_skip": 1, "freeze_encoder": True, "context_frames": 1, "proprio_dim": 0, "reward_mean": None}
+        optional = {"reward_head": False, "stochastic_dim": int(noise > 0)}
+        self.config = SimpleNamespace(**{**fields, **optional, **config})
+
+    def encode_targets(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.flatten(2).unsqueeze(2)
+
+    def rollout(self, latents, actions, context_actions=None, proprio_states=None, generator=None):
+        assert latents.shape[1] == self.config.context_frames
+        if context_actions is not None:  # they belong to the frames that are seen
+            torch.testing.assert_close(latents[:, 1:, 0] - latents[:, :-1, 0], context_actions)
+        present = latents[:, -1, 0].view(len(latents), *[1] * (actions.ndim - 2), 2)
+        future = present + self.gain * actions.cumsum(-2)
+        if generator is not None:
+            future = future + self.noise * torch.randn(future.shape, generator=generator)
+        return future.unsqueeze(-2)
+
+    def predict_rewards(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        assert latents.shape[1] == actions.shape[1] + 1
+        return self.gain * actions.sum(-1)
+
+
+def two_number_pixels(frames: np.ndarray, return_tensors: str) -> dict[str, torch.Tensor]:
+    return {"pixel_values_videos": torch.from_numpy(frames).float().unsqueeze(0)}
+
+
+def make_episode(start: np.ndarray, actions: np.ndarray, name: str, with_states: bool = True) -> dict:
+    """States are the frames' two numbers in tenths."""
+    places = start + np.concatenate([np.zeros((1, 2)), actions.cumsum(0)])
+    states = (places / 10).astype(np.float32)
+    return {
+        "frames": places.astype(np.uint8).reshape(-1, 1, 1, 2),
+        "actions": actions.astype(np.float32),
+        "proprio_states": None,
+        "states": states if with_states else None,
+        "rewards": actions.sum(1).astype(np.float32),
+        "episode_id": name,
+    }
+
+
+@pytest.fixture
+def world(monkeypatch):
+    """Training episodes that wander, and held-out ones that move by (2, 0) a step."""
+    rng = np.random.default_rng(0)
+    wander = [make_episode(np.array([100, 100]), rng.integers(-9, 10, (8, 2)), f"t{n}") for n in range(6)]
+    moving = [make_episode(np.array([10 * n, 50]), np.tile([2, 0], (9, 1)), f"h{n}") for n in (1, 2, 3)]
+    episodes = {"train": wander, "held_out": moving}
+
+    def read_episodes(data, frame_skip, max_episodes, camera, wanted=None):
+        yield from (one for one in episodes[data] if wanted is None or wanted(one["episode_id"]))
+
+    monkeypatch.setattr(evaluate_world_model, "read_episodes", read_episodes)
+    return episodes
+
+
+def settings(**changes) -> EvaluationConfig:
+    fields = {"data": "held_out", "probe_data": "train", "validation_fraction": 1.0, "horizons": [1, 4]}
+    return EvaluationConfig(model="none", output="none", **{**fields, **changes})
+
+
+@pytest.mark.parametrize("context_frames", [1, 2])
+def test_perfect_model_scores_zero(world, context_frames):
+    result = evaluate_model(settings(), TwoNumbers(gain=1.0, context_frames=context_frames), two_number_pixels)
+    assert (result["episodes"], result["windows"]) == (3, 15)  # 10 frames, 2 known and 4 to come
+    for row in result["horizons"]:
+        assert row["error"] == 0 and row["cosine"] == pytest.approx(1, abs=1e-6)
+        assert row["state_error"] == row["state_probe_error"] < 0.01
+
+
+def test_wrong_model_and_guesses_are_off_by_what_they_miss(world):
+    """Half a step of (2, 0) is missed each step, copying misses all of it, the straight line nothing."""
+    groups = {"across": [0], "down": [1]}
+    result = evaluate_model(settings(state_groups=groups), TwoNumbers(gain=0.5), two_number_pixels)
+    for row, horizon in zip(result["horizons"], (1, 4), strict=True):
+        assert (row["horizon"], row["error"]) == (horizon, pytest.approx(horizon**2 / 2))
+        assert (row["copy_error"], row["extrapolation_error"]) == (pytest.approx(2 * horizon**2), 0)
+        assert row["across_error"] == pytest.approx(0.1 * horizon, abs=0.01)
+        assert row["across_copy_error"] == pytest.approx(0.2 * horizon, abs=0.01)
+        assert row["across_extrapolation_error"] < 0.01 and row["down_error"] < 0.01
+
+
+def test_reward_errors_are_those_of_each_step(world):
+    model = TwoNumbers(gain=0.5, reward_head=True, reward_mean=-1.0)
+    result = evaluate_model(settings(), model, two_number_pixels)
+    assert [(row["reward_error"], row["reward_mean_error"]) for row in result["horizons"]] == [(1.0, 3.0)] * 2
+
+
+def test_samples_around_the_truth_cover_it_and_samples_beside_it_do_not(world):
+    right = evaluate_model(settings(), TwoNumbers(gain=1.0, noise=1.0), two_number_pixels)["horizons"]
+    assert all(row["coverage_50"] == row["coverage_90"] == row["state_coverage_90"] == 1 for row in right)
+    wrong = evaluate_model(settings(), TwoNumbers(gain=0.0, noise=0.01), two_number_pixels)["horizons"]
+    assert all(row["coverage_90"] == 0.5 for row in wrong)  # the second number does not move
+    assert "coverage_90" not in evaluate_model(settings(), TwoNumbers(1.0), two_number_pixels)["horizons"][0]
+
+
+def test_interval_ends_at_the_fifth_sample_of_99():
+    samples = torch.arange(1, 100.0).view(99, 1, 1).expand(-1, 1, 4)
+    truth = torch.tensor([[4.9, 5.0, 95.0, 95.1]])
+    assert interval_coverage(samples, truth, [0.9])[0.9].tolist() == [0.5]
+
+
+@pytest.mark.parametrize("count", [19, 30, 99])
+def test_intervals_cover_what_they_claim_however_few_the_samples(count):
+    drawn = torch.randn(count + 1, 1, 20000, generator=torch.Generator().manual_seed(0))
+    for level, share in interval_coverage(drawn[1:], drawn[0], [0.5, 0.9]).items():
+        assert share.item() == pytest.approx(level, abs=0.015)
+
+
+def test_probe_is_the_same_from_few_frames_and_from_many():
+    """Ridge regression in its two forms, against the textbook's."""
+    generator = torch.Generator().manual_seed(0)
+    latents, states = torch.randn(12, 5, generator=generator) + 3, torch.randn(12, 2, generator=generator)
+    for columns in (5, 4):
+        for rows in (12, 3):
+            x, y = latents[:rows, :columns], states[:rows]
+            centred, share = x - x.mean(0), 0.1
+            penalty = share * centred.square().sum() / min(rows, columns)
+            inverse = torch.linalg.inv(centred.T @ centred + penalty * torch.eye(columns))
+            weights = inverse @ centred.T @ (y - y.mean(0))
+            torch.testing.assert_close(fit_ridge(x, y, share).weights, weights, rtol=0, atol=1e-5)
+
+
+def test_strength_of_the_probe_is_chosen_on_episodes_that_it_has_not_seen():
+    """States that have nothing to do with the latents want a strong one, exact functions of them a weak one."""
+    generator = torch.Generator().manual_seed(0)
+    latents = [torch.randn(4, 12, generator=generator) for _ in range(5)]
+    unrelated = [torch.randn(4, 1, generator=generator) for _ in range(5)]
+    assert choose_probe(latents, unrelated)[1] == 1.0
+    assert choose_probe(latents, [part[:, :1] - part[:, 3:4] for part in latents])[1] == 1e-4
+    with pytest.raises(ValueError, match="needs 2 or more training episodes with states, but found 1"):
+        choose_probe(latents[:1], unrelated[:1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"horizons": [9]},
+            r"no held-out episode of 'held_out' has the 11 frames of a window, 1 apart \(3 are shorter",
+        ),
+        ({"probe_data": None}, "Episode h1 has states, but no training episode has"),
+        ({"validation_fraction": None}, "tells which episodes training held out"),
+        ({"state_groups": {"block": [2, 3]}}, r"state_groups.block is \[2, 3\], but the columns are 0 to 1"),
+    ],
+)
+def test_what_can_not_be_measured_is_said(world, changes, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_model(settings(**changes), TwoNumbers(gain=1.0), two_number_pixels)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_samples": 18}, "levels contain 0.9, whose interval 18 samples do not have"),
+        ({"past_frames": 1}, "past_frames must be at least 2"),
+        ({"horizons": [0]}, r"horizons are \[0\]"),
+    ],
+)
+def test_wrong_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        settings(**changes)
+
+
+def write_episodes(folder: Path) -> None:
+    """Six episodes of 13 frames, of noise, with all that can be measured by."""
+    rng = np.random.default_rng(0)
+    numbers = List(List(Value("float32")))
+    columns = {"video": Video(decode=False), "actions": numbers, "proprio_states": numbers, "states": numbers}
+    columns |= {"rewards": List(Value("float32")), "fps": Value("float32"), "episode_id": Value("string")}
+    rows = (
+        {
+            "video": {"bytes": encode_video(rng.integers(0, 256, (13, 32, 32, 3), np.uint8), fps=10), "path": None},
+            "actions": rng.uniform(-1, 1, (12, 2)),
+            "proprio_states": rng.uniform(size=(13, 2)),
+            "states": rng.uniform(size=(13, 4)),
+            "rewards": rng.uniform(size=12),
+            "fps": 10.0,
+            "episode_id": f"{number:03d}",
+        }
+        for number in range(6)
+    )
+    write_shards(rows, folder, Features(columns), num_shards=1)
+
+
+def test_script_measures_a_saved_model_on_the_episodes_its_run_held_out(monkeypatch, tmp_path, capsys):
+    write_episodes(tmp_path / "data")
+    torch.manual_seed(0)
+    dynamics = {"predictor_hidden_size": 16, "predictor_num_hidden_layers": 1, "predictor_num_attention_heads": 2}
+    sizes = {"action_dim": 4, "actions_per_step": 2, "frame_skip": 2, "proprio_dim": 2, "context_frames": 2}
+    config = VJepa2WorldModelConfig(
+        encoder_config=TINY_ENCODER, **sizes, **dynamics, reward_head=True, stochastic_dim=2, fps=10.0
+    )
+    VJepa2WorldModel(config).save_pretrained(tmp_path / "run" / "final")
+    size = TINY_ENCODER["crop_size"]
+    VJepa2VideoProcessor(size=size, crop_size=size).save_pretrained(tmp_path / "run" / "final")
+    (tmp_path / "run" / "config.yaml").write_text("validation_fraction: 0.4\nseed: 0\n")  # 000 and 005
+    output = tmp_path / "results" / "evaluation.json"
+    arguments = [f"model={tmp_path / 'run' / 'final'}", f"data={tmp_path / 'data'}", f"output={output}"]
+    arguments += ["horizons=[1, 2]", "num_samples=19", "levels=[0.9]", "windows_per_episode=2", "num_threads=1"]
+    monkeypatch.setattr(sys, "argv", ["evaluate_world_model.py", *arguments])
+    evaluate_world_model.main()
+
+    result = json.loads(output.read_text())
+    assert [path.name for path in output.parent.iterdir()] == ["evaluation.json"]
+    assert (result["episodes"], result["windows"], result["probe"]["episodes"]) == (2, 4, 4)
+    assert [row["horizon"] for row in result["horizons"]] == [1, 2]
+    for row in result["horizons"]:
+        assert row["error"] > 0 and row["copy_error"] > 0 and row["state_error"] > 0 and row["reward_error"] > 0
+        assert 0 <= row["coverage_90"] <= 1 and 0 <= row["state_coverage_90"] <= 1
+    printed = capsys.readouterr().out
+    assert f"| error | {result['horizons'][0]['error']:.3g} | {result['horizons'][1]['error']:.3g} |" in printed
