@@ -131,9 +131,9 @@ def format_tables(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_between_markers(text: str, document: Path) -> None:
-    """Replaces what stands between the markers of README or a model card."""
-    begin, end = "<!-- reproduce:begin -->", "<!-- reproduce:end -->"
+def write_between_markers(text: str, document: Path, name: str = "reproduce") -> None:
+    """Replaces what stands between the markers of README, a model card or a page of docs."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     before, rest = document.read_text(encoding="utf-8").split(begin)
     after = rest.split(end)[1]
     partial = document.with_suffix(".tmp")

@@ -152,7 +152,7 @@ class VJepa2ForMaskedLatentPrediction(VJepa2PreTrainedModel):
         """Targets (B, N, D) normalised as `config.normalize_targets` says.
 
         Raises:
-            ValueError: for "batch" and "batch_channel" with a single clip, which has no deviation.
+            ValueError: for those over the batch with a single clip, which has no deviation.
         """
         if self.config.normalize_targets == "layer":
             return nn.functional.layer_norm(targets, targets.shape[-1:])
@@ -162,6 +162,8 @@ class VJepa2ForMaskedLatentPrediction(VJepa2PreTrainedModel):
             name = self.config.normalize_targets
             raise ValueError(f"normalize_targets={name!r} needs at least 2 clips in a batch; got 1.")
         centred = targets - targets.mean(dim=0, keepdim=True)
+        if self.config.normalize_targets == "clip":
+            centred = centred - centred.mean(dim=1, keepdim=True)
         over = 0 if self.config.normalize_targets == "batch" else (0, 1)
         return centred / (centred.std(dim=over, keepdim=True) + 1e-6)
 
@@ -291,6 +293,8 @@ class VJepa2Predictor(nn.Module):
             config.predictor_num_hidden_layers,
             encoder_config,
         )
+        for layer in self.layer:
+            layer.attention.qkv.init_query_key_bias = config.predictor_query_key_bias
         self.layernorm = nn.LayerNorm(size, eps=encoder_config.layer_norm_eps)
         pixels = encoder_config.in_chans * encoder_config.tubelet_size * encoder_config.patch_size**2
         self.proj = nn.Linear(size, pixels if config.target_type == "pixels" else encoder_config.hidden_size)
@@ -390,11 +394,13 @@ def collapse_meters(
     Returns:
         target_std: deviation of the raw targets over the batch, mean over places and channels (0 for one clip).
         effective_rank: exp of the entropy of the targets' normalised singular values (RankMe, arXiv 2210.02885), of
-            centred tokens; between 1 and D.
+            centred tokens; between 1 and D, NaN of targets that are not finite.
         prediction_variation: deviation of the predictions over time at a place, mean over places with at least two.
     """
     targets, predicted = targets.float(), predicted.float()
-    singular = torch.linalg.svdvals((targets - targets.mean(dim=(0, 1))).flatten(0, 1)[:2048])
+    centred = (targets - targets.mean(dim=(0, 1))).flatten(0, 1)[:2048]
+    # Of values that are not finite svdvals raises; the loss, not a meter, is to stop such a run
+    singular = torch.linalg.svdvals(centred) if centred.isfinite().all() else torch.full_like(centred[0], math.nan)
     share = singular / singular.sum().clamp_min(1e-12)
     entropy = -(share * (share + 1e-12).log()).sum()
 
