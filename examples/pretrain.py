@@ -14,6 +14,7 @@ A run that was stopped goes on with `resume=latest` and the settings it began wi
     encoder = VJepa2Encoder.from_pretrained("runs/mine/final")              # the target encoder
 """
 
+import contextlib
 import logging
 import time
 import warnings
@@ -32,6 +33,7 @@ from vjepa2_hf.capacity import batch_flops, peak_flops
 from vjepa2_hf.clips import ClipStream, DataSource, MaskCollator
 from vjepa2_hf.health import CollapseWatch, gradient_norm
 from vjepa2_hf.masking import PUBLISHED_MASKS, build_mask_samplers
+from vjepa2_hf.modeling_masked_latent import VJepa2MaskedLatentPredictionOutput
 from vjepa2_hf.sampling import FrameSampler, FramesCurriculum
 from vjepa2_hf.schedules import (
     LearningRateSchedule,
@@ -348,9 +350,8 @@ def train_step(run, model, optimizer, batches, clock, step, with_meters=False):
         batch = {name: move(value, accelerator.device) for name, value in batch.items()}
         with accelerator.accumulate(model):
             last = micro_batch == config.gradient_accumulation_steps
-            output = model(**batch, output_meters=with_meters and last)
-            accelerator.backward(output.loss)
-            losses.append(torch.cat([output.loss.detach().view(1), output.mask_losses]).float())
+            output = forward_backward(accelerator, model, batch, with_meters and last)
+            losses.append(torch.cat([output.loss.view(1), output.mask_losses]).float())
             if accelerator.sync_gradients:
                 # before the update, and over all processes: they stop together, with the weights still good
                 loss, *mask_losses = accelerator.reduce(torch.stack(losses).mean(0), "mean").tolist()
@@ -360,6 +361,30 @@ def train_step(run, model, optimizer, batches, clock, step, with_meters=False):
             optimizer.zero_grad()
     by_mask = {f"mask_loss_{i}": value for i, value in enumerate(mask_losses)}
     return {"loss": loss, **by_mask, "gradient_norm": norm}, output
+
+
+def forward_backward(accelerator: Accelerator, model, batch, with_meters: bool) -> VJepa2MaskedLatentPredictionOutput:
+    """Adds a batch's gradients, going backward after each mask set: the loss is a mean over sets, so the gradients are
+    the same, and memory holds the activations of one set at a time. Returns the losses of all sets without their
+    graph, and the meters of the first set."""
+    clips, masks = batch["pixel_values_videos"], list(zip(batch["context_mask"], batch["target_mask"], strict=True))
+    targets, meters, parts = None, {}, []
+    for i, (context, target) in enumerate(masks):
+        meters_now = with_meters and i == 0
+        more = i + 1 < len(masks) and not accelerator.is_fsdp2  # DDP exchanges gradients once, FSDP keeps none whole
+        with accelerator.no_sync(model) if more else contextlib.nullcontext():
+            output = model(clips, context, target, i, meters_now, output_targets=True, targets=targets)
+            accelerator.backward(output.loss / len(masks))
+        targets = output.targets
+        meters |= {name: output[name] for name in METERS if meters_now}
+        parts.append((output.loss.detach(), output.mask_losses, output.losses or {}))
+    losses, mask_losses, terms = zip(*parts, strict=True)
+    return VJepa2MaskedLatentPredictionOutput(
+        loss=torch.stack(losses).mean(),
+        mask_losses=torch.cat(mask_losses),
+        losses={name: torch.stack([of_set[name] for of_set in terms]).mean() for name in terms[0]},
+        **meters,
+    )
 
 
 def move(value: torch.Tensor | list[torch.Tensor], device: torch.device) -> torch.Tensor | list[torch.Tensor]:
@@ -379,7 +404,7 @@ def compile_blocks(model, backend: str) -> None:
 def read_meters(output) -> dict[str, float]:
     """The collapse meters and the terms of the loss by name."""
     meters = {name: output[name] for name in METERS}
-    meters |= {f"{name}_loss": value for name, value in (output.losses or {}).items()}
+    meters |= {f"{name}_loss": value for name, value in output.losses.items()}
     return {name: value.item() for name, value in meters.items()}
 
 
