@@ -18,6 +18,7 @@ is the sum over processes; `target_std`, `effective_rank` and `prediction_variat
 micro-batch.
 """
 
+import contextlib
 import logging
 import time
 import warnings
@@ -37,6 +38,7 @@ from vjepa2_hf.checkpoints import check_keep_last
 from vjepa2_hf.clips import ClipStream, DataSource, MaskCollator
 from vjepa2_hf.health import CollapseWatch, gradient_norm
 from vjepa2_hf.masking import PUBLISHED_MASKS, build_mask_samplers
+from vjepa2_hf.modeling_masked_latent import VJepa2MaskedLatentPredictionOutput
 from vjepa2_hf.sampling import FrameSampler, FramesCurriculum
 from vjepa2_hf.schedules import (
     LearningRateSchedule,
@@ -396,8 +398,7 @@ def train_step(run, model, optimizer, batches, clock, step, with_meters=False):
         batch = {name: move(value, accelerator.device) for name, value in batch.items()}
         with accelerator.accumulate(model):
             last = micro_batch == config.gradient_accumulation_steps
-            output = model(**batch, mask_token_index=config.mask_token_index, output_meters=with_meters and last)
-            accelerator.backward(output.loss)
+            output = forward_backward(accelerator, model, batch, config.mask_token_index, with_meters and last)
             parts = loss_parts(output)
             losses.append(torch.stack(list(parts.values())).float())
             if accelerator.sync_gradients:
@@ -412,9 +413,36 @@ def train_step(run, model, optimizer, batches, clock, step, with_meters=False):
 
 def loss_parts(output) -> dict[str, torch.Tensor]:
     """A micro-batch's loss, then the losses it is made of, by the names they are logged under."""
-    parts = {"loss": output.loss.detach()}
+    parts = {"loss": output.loss}
     parts |= {f"mask_loss_{i}": value for i, value in enumerate(output.mask_losses)}
-    return parts | {f"{name}_loss": value for name, value in (output.losses or {}).items()}
+    return parts | {f"{name}_loss": value for name, value in output.losses.items()}
+
+
+def forward_backward(
+    accelerator: Accelerator, model, batch, mask_token_index: int | None, with_meters: bool
+) -> VJepa2MaskedLatentPredictionOutput:
+    """Adds a batch's gradients, going backward after each mask set: the loss is a mean over sets, so the gradients are
+    the same, and memory holds the activations of one set at a time. Returns the losses of all sets without their
+    graph, and the meters of the first set."""
+    clips, masks = batch["pixel_values_videos"], list(zip(batch["context_mask"], batch["target_mask"], strict=True))
+    targets, meters, parts = None, {}, []
+    for i, (context, target) in enumerate(masks):
+        meters_now = with_meters and i == 0
+        more = i + 1 < len(masks) and not accelerator.is_fsdp2  # DDP exchanges gradients once, FSDP keeps none whole
+        with accelerator.no_sync(model) if more else contextlib.nullcontext():
+            token = i if mask_token_index is None else mask_token_index
+            output = model(clips, context, target, token, meters_now, output_targets=True, targets=targets)
+            accelerator.backward(output.loss / len(masks))
+        targets = output.targets
+        meters |= {name: output[name] for name in METERS if meters_now}
+        parts.append((output.loss.detach(), output.mask_losses, output.losses or {}))
+    losses, mask_losses, terms = zip(*parts, strict=True)
+    return VJepa2MaskedLatentPredictionOutput(
+        loss=torch.stack(losses).mean(),
+        mask_losses=torch.cat(mask_losses),
+        losses={name: torch.stack([of_set[name] for of_set in terms]).mean() for name in terms[0]},
+        **meters,
+    )
 
 
 def move(value: torch.Tensor | list[torch.Tensor], device: torch.device) -> torch.Tensor | list[torch.Tensor]:

@@ -384,6 +384,30 @@ class TestGradients:
         for plain, checkpointed in zip(*gradients, strict=True):
             torch.testing.assert_close(plain, checkpointed)
 
+    @pytest.mark.parametrize("fields", [{}, {"loss_exponent": 2, **WEIGHTS}], ids=["default", "all terms"])
+    def test_backward_after_each_mask_set_gives_the_same(self, fields, monkeypatch):
+        torch.manual_seed(0)
+        model = spread(build(**fields).train())
+        contexts, hidden = [CONTEXT, CONTEXT[:, :3]], [TARGET, TARGET[:, :2]]
+        whole = model(clips(), contexts, hidden)
+        whole.loss.backward()
+        expected = [p.grad.clone() for p in model.parameters() if p.requires_grad]
+        model.zero_grad()
+
+        first = model(clips(), contexts[0], hidden[0], 0, output_targets=True)
+        assert whole.targets is None and not first.targets.requires_grad
+        monkeypatch.setattr(model.target_encoder, "forward", None)  # not called again
+        second = model(clips(), contexts[1], hidden[1], 1, targets=first.targets)
+        for output in (first, second):
+            (output.loss / 2).backward()
+        torch.testing.assert_close((first.loss + second.loss) / 2, whole.loss)
+        for parameter, gradient in zip([p for p in model.parameters() if p.requires_grad], expected, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient)
+
+    def test_targets_of_other_clips_are_refused(self, model):
+        with pytest.raises(ValueError, match=r"targets have shape \(2, 7, 24\); expected .* with \(2, 32\) in front"):
+            model(clips(), CONTEXT, TARGET, targets=torch.zeros(2, 7, 24))
+
     def test_a_few_steps_lower_the_loss(self):
         torch.manual_seed(0)
         model = build().train()

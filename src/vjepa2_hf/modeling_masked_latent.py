@@ -36,6 +36,7 @@ class VJepa2MaskedLatentPredictionOutput(ModelOutput):
     losses: where the config gives other terms a weight: every term by name without its weight and without gradient,
         "prediction" and those of `config.auxiliary_weights`, see `vjepa2_hf.losses`.
     target_std, effective_rank, prediction_variation: with `output_meters=True`, see `collapse_meters`.
+    targets: with `output_targets=True`, (B, N, D) of the whole clip before normalisation.
     """
 
     loss: torch.Tensor | None = None
@@ -46,6 +47,7 @@ class VJepa2MaskedLatentPredictionOutput(ModelOutput):
     target_std: torch.Tensor | None = None
     effective_rank: torch.Tensor | None = None
     prediction_variation: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
 
 
 class VJepa2ForMaskedLatentPrediction(VJepa2PreTrainedModel):
@@ -91,6 +93,8 @@ class VJepa2ForMaskedLatentPrediction(VJepa2PreTrainedModel):
         target_mask: torch.Tensor | list[torch.Tensor],
         mask_token_index: int | None = None,
         output_meters: bool = False,
+        output_targets: bool = False,
+        targets: torch.Tensor | None = None,
     ) -> VJepa2MaskedLatentPredictionOutput:
         """Predicts the target tokens of every mask set and compares them with the target encoder's.
 
@@ -101,11 +105,20 @@ class VJepa2ForMaskedLatentPrediction(VJepa2PreTrainedModel):
             mask_token_index: the learned mask token for all sets; `None`: set i uses token i. (The published training
                 run used token 0 for all, its inference code token 1.)
             output_meters: also compute the collapse meters (they cost a small singular value decomposition).
+            output_targets: return the raw targets, for `targets` of the next forward of these clips.
+            targets: of such a forward, instead of making them again: a step that goes forward and backward one mask
+                set at a time keeps the activations of one alone in memory.
         """
         context_masks, target_masks = _as_mask_sets(context_mask, target_mask)
-        targets = self.encode_targets(pixel_values_videos)
-        normalized = self.normalize_targets(targets)
         grid = self.encoder.get_grid(self.encoder._fill_tubelet(pixel_values_videos))
+        if targets is None:
+            targets = self.encode_targets(pixel_values_videos)
+        elif targets.shape[:2] != (len(pixel_values_videos), math.prod(grid)):
+            raise ValueError(
+                f"targets have shape {tuple(targets.shape)}; expected (batch, tokens, width) with "
+                f"{(len(pixel_values_videos), math.prod(grid))} in front: the `output.targets` of these clips."
+            )
+        normalized = self.normalize_targets(targets)
 
         has_other_terms = bool(self.config.auxiliary_weights)
         predicted, selected, auxiliary = [], [], []
@@ -131,6 +144,7 @@ class VJepa2ForMaskedLatentPrediction(VJepa2PreTrainedModel):
             target_latents=selected,
             mask_losses=mask_losses.detach(),
             losses=losses,
+            targets=targets if output_targets else None,
             **meters,
         )
 
