@@ -308,7 +308,7 @@ class TestMixture:
                 assert batch["clip_name"] == again["clip_name"]
                 assert torch.equal(batch["pixel_values_videos"], again["pixel_values_videos"])
 
-    @pytest.mark.parametrize("readers", [1, 3, 8])
+    @pytest.mark.parametrize("readers", [1, 5])
     @pytest.mark.parametrize("kind", ["files", "parquet"])
     def test_a_source_with_fewer_rows_than_readers_keeps_its_share_for_each(self, data, tmp_path, kind, readers):
         """Two images, weight a half: as many for every reader, and each of the two."""
@@ -321,8 +321,8 @@ class TestMixture:
         mixed = [DataSource(str(tmp_path / ("out" if kind == "parquet" else ""))), DataSource(data[1].path)]
         for rank in range(readers):
             stream = ClipStream(mixed, 2, transform=raw, rank=rank, world_size=readers)
-            clips = [clip for clip in itertools.islice(stream, 60) if clip["clip_name"].startswith(str(tmp_path))]
-            assert 14 <= len(clips) <= 46  # 30, and 4 deviations
+            clips = [clip for clip in itertools.islice(stream, 30) if clip["clip_name"].startswith(str(tmp_path))]
+            assert 4 <= len(clips) <= 26  # 15, and 4 deviations
             assert {clip["pixel_values_videos"].unique().item() for clip in clips} == {80, 120}
 
     def test_readers_that_are_more_than_rows_resume_exactly(self, data):
