@@ -59,8 +59,8 @@ DEVICES = {
 }
 
 # Bytes that a block keeps of a token for its backward pass, per channel of width D and of its MLP's inside F. float32:
-# the inputs of both norms and of four linear layers (one of them the attention's output), rotated queries and keys, and
-# values. bf16 under autocast: the same in 2 bytes, but norms, which work on copies of 4. A test measures both.
+# the inputs of both norms and of three linear layers, rotated queries and keys, values, and the inside's two. bf16
+# under autocast: the same in 2 bytes, but norms, which work on copies of 4. A test measures both.
 KEPT_BYTES = {"no": (32, 8), "bf16": (20, 4), "fp16": (20, 4)}
 # float32 weights, gradients, and two moments of AdamW
 STATE_BYTES = {"weights": 4, "gradients": 4, "AdamW": 8}
@@ -222,8 +222,8 @@ def activation_bytes(
     mixed_precision: str,
     checkpointing: bool,
 ) -> float:
-    """Bytes that one clip keeps on the device at most: targets, and what one mask set keeps for its backward pass, which
-    comes before the next set's forward.
+    """Bytes that one clip keeps on the device at most: targets, and what one mask set keeps for its backward pass,
+    which comes before the next set's forward.
 
     With checkpointing a block keeps its input, and one block at a time is computed again.
     """
