@@ -80,13 +80,18 @@ class Chain:
         self.data = arguments.output / dataset / "data"
         self.folder = arguments.output / dataset / ("shared" if seed is None else f"seed-{seed}")
         self.dataset, self.seed, self.steps = dataset, seed, arguments.steps
-        self.road = Road(self.folder, threads=1, quiet=True)
+
+    def road(self, row: str) -> Road:
+        """Of a row's own folder: rows of one seed run side by side, and would overwrite each other's times."""
+        return Road(self.folder / "logs" / slug(row), threads=1, quiet=True)
 
     def prepare(self) -> None:
         """Recordings, and the probes of raw pixels, which depend on no seed."""
         for split in ("videos", "train", "test"):
             target = self.data / split
-            self.road.run(f"record {split}", (f"record_{split}", target, DATASETS[self.dataset](split, target)))
+            self.road("data").run(
+                f"record {split}", (f"record_{split}", target, DATASETS[self.dataset](split, target))
+            )
         self.probe(PIXELS, "pixels")
 
     def run(self, row: str, config: str) -> None:
@@ -96,7 +101,7 @@ class Chain:
         command += [f"output_dir={self.folder / name}", f"seed={self.seed}", f"max_steps={self.steps}"]
         command += ["num_workers=0", "num_threads=1", "save_every=1000000", "resume=latest"]
         encoder = self.folder / name / "final"
-        self.road.run(row, (name, encoder, command))
+        self.road(row).run(row, (name, encoder, command))
         self.probe(row, str(encoder))
         if row == RECIPE:
             self.probe(RANDOM, str(encoder), "--weights", "random", "--seed", str(self.seed))
@@ -105,7 +110,7 @@ class Chain:
         result = self.folder / f"{slug(row)}.json"
         command = script("linear_probes.py", "--encoder", encoder, "--output", str(result), *more)
         command += ["--train", str(self.data / "train"), "--test", str(self.data / "test")]
-        self.road.run(f"probe {row}", (f"probe_{slug(row)}", result, command))
+        self.road(row).run(f"probe {row}", (f"probe_{slug(row)}", result, command))
 
 
 def slug(row: str) -> str:
@@ -163,8 +168,8 @@ def summarise(scores: list[dict[str, Any]]) -> dict[str, Any]:
 
 def pretraining_minutes(output: Path) -> list[float]:
     """Shortest and longest wall time of the recipe's pretraining, as its chains took it side by side."""
-    timings = [json.loads(path.read_text()) for path in output.glob("*/seed-*/timings.json")]
-    minutes = [timing[RECIPE] / 60 for timing in timings if RECIPE in timing]
+    timings = [json.loads(path.read_text()) for path in output.glob(f"*/seed-*/logs/{slug(RECIPE)}/timings.json")]
+    minutes = [timing[RECIPE] / 60 for timing in timings]
     return [min(minutes), max(minutes)] if minutes else []
 
 

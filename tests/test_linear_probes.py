@@ -1,5 +1,6 @@
 """Moving Digits show what their labels say, and linear probes measure what a known feature holds."""
 
+import argparse
 import json
 
 import ablate_pretraining
@@ -146,6 +147,16 @@ class TestCommand:
 
 
 class TestTable:
+    def test_rows_of_one_seed_keep_their_own_times(self, tmp_path):
+        options = argparse.Namespace(output=tmp_path, steps=1)
+        roads = [
+            ablate_pretraining.Chain(options, "pushing", 0).road(row) for row in ("pretrained", "pixels as target")
+        ]
+        for road in roads:
+            road.run(road.output.name, ("nothing", tmp_path / "never", ["-c", ""]))
+        found = [json.loads(road.timings_path.read_text()) for road in roads]
+        assert [list(timings) for timings in found] == [["pretrained"], ["pixels_as_target"]]
+
     def test_every_ablation_is_a_row(self):
         files = {
             f"ablations/{path.name}" for path in (ablate_pretraining.CONFIGS / "ablations").glob("pretrain_*.yaml")
@@ -160,10 +171,10 @@ class TestTable:
         }
         for seed, content in enumerate((0.4, 0.6)):
             folder = tmp_path / "runs" / "moving_digits" / f"seed-{seed}"
-            folder.mkdir(parents=True)
+            (folder / "logs" / "pretrained").mkdir(parents=True)
             row = {**score, "average": {"content": content, "motion": 0.75}}
             (folder / "pretrained.json").write_text(json.dumps(row))
-            (folder / "timings.json").write_text(json.dumps({"pretrained": 90 + 30 * seed}))
+            (folder / "logs" / "pretrained" / "timings.json").write_text(json.dumps({"pretrained": 90 + 30 * seed}))
         document = tmp_path / "page.md"
         document.write_text("before\n<!-- pretraining:begin -->\nold\n<!-- pretraining:end -->\nafter\n")
         monkeypatch.setattr(ablate_pretraining, "DATASETS", {"moving_digits": None})
