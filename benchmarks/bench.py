@@ -1,7 +1,7 @@
 """Three speed ratios in one run: encoder forward, pretraining step, CEM plan, each beside the arithmetic's floor.
 
-    python benchmarks/bench.py                 # under 5 minutes on 2 cores
-    python benchmarks/bench.py --full          # every size, and the memory of plans and pretraining steps
+    python benchmarks/bench.py                 # under 5 minutes on 2 cores; with the memory of a pretraining step
+    python benchmarks/bench.py --full          # every size, and the memory of plans
     python benchmarks/bench.py --tiny          # seconds; shows that everything runs, the numbers mean nothing
 
 Restarts itself with one thread and an allocator that keeps the memory it got (otherwise page faults alone make the
@@ -32,7 +32,9 @@ ENVIRONMENT = {
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument("--full", dest="mode", action="store_const", const="full", help="every size, and memory")
+    sizes.add_argument(
+        "--full", dest="mode", action="store_const", const="full", help="every size, and the memory of all"
+    )
     sizes.add_argument("--tiny", dest="mode", action="store_const", const="tiny", help="as small as it goes")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results.json"), help="JSON file")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="comparisons whose name begins so")
@@ -54,6 +56,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     import torch
     from comparisons import COMPARISONS
     from measure import compare
+    from memory import TASKS
 
     torch.set_num_threads(1)
     chosen = [each for each in COMPARISONS[arguments.mode] if _is_chosen(each.name, arguments.only)]
@@ -64,8 +67,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     for comparison in chosen:
         print(f"{comparison.name}: {comparison.size} ...", file=sys.stderr, flush=True)
         results["comparisons"].append(compare(comparison, **rounds))
-    if arguments.mode == "full":
-        results["peak_memory"] = measure_memory(arguments.only)
+    tasks = {"tiny": [], "default": list(TASKS)[:1], "full": list(TASKS)}[arguments.mode]
+    results["peak_memory"] = [measure_memory(name) for name in tasks if _is_chosen(name, arguments.only)]
     print(format_report(results))
     if arguments.output.exists():
         previous = json.loads(arguments.output.read_text())
@@ -98,20 +101,18 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def measure_memory(only: list[str] | None) -> list[dict[str, Any]]:
-    """Peak memory above what the imports take, each task in a process of its own and with the usual allocator."""
-    from memory import TASKS
-
+def measure_memory(name: str) -> dict[str, Any]:
+    """Peak memory above what the imports take of both ways of a task, each in a process of its own and with the usual
+    allocator; the ratio is ours over the other's."""
+    print(f"peak memory: {name} ...", file=sys.stderr, flush=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    script = Path(__file__).with_name("memory.py")
-    results = []
-    for name in [name for name in TASKS if _is_chosen(name, only)]:
-        print(f"peak memory: {name} ...", file=sys.stderr, flush=True)
-        done = subprocess.run(
-            [sys.executable, script, name], env=environment, check=True, stdout=subprocess.PIPE, text=True
-        )
-        results.append(json.loads(done.stdout))
-    return results
+    command = [sys.executable, Path(__file__).with_name("memory.py"), name]
+    result: dict[str, Any] = {"name": name}
+    for side in ("ours", "baseline"):
+        done = subprocess.run([*command, side], env=environment, check=True, stdout=subprocess.PIPE, text=True)
+        result[side] = json.loads(done.stdout)
+    result["ratio"] = result["ours"]["peak_mb"] / result["baseline"]["peak_mb"]
+    return result
 
 
 def format_report(results: dict[str, Any]) -> str:
@@ -135,11 +136,22 @@ def format_report(results: dict[str, Any]) -> str:
             f"{rate['median']:.0f} GFLOP/s ({rate['minimum']:.0f} to {rate['maximum']:.0f}), {each['rounds']} rounds. "
             f"{each['note']}"
         )
-    if results.get("peak_memory"):
-        lines += ["", "Peak memory above what the imports take (weights included):"]
-        rows = [[each["name"], f"{each['peak_mb']:.0f} MB"] for each in results["peak_memory"]]
-        lines += align(rows)
+    for each in results["comparisons"]:
+        if "profile" in each:
+            wall, rows = each["profile"]["wall_over_cpu"], each["profile"]["operators"]
+            lines += ["", f"Where the time of {each['name']}, {each['size']}, goes (fraction: of sgemm's rate; the"]
+            lines += [f"profiled call took {wall:.2f} of its CPU time; far above 1 the shares mean little):"]
+            lines += align([["operator", "calls", "share", "fraction"], *map(_operator_row, rows)])
+    if results["peak_memory"]:
+        lines += ["", "Peak memory above what the imports take (weights included): ours / the other's, ratio"]
+        sides = [(each, each["ours"]["peak_mb"], each["baseline"]["peak_mb"]) for each in results["peak_memory"]]
+        lines += align([[each["name"], f"{a:.0f} / {b:.0f} MB", f"{each['ratio']:.2f}"] for each, a, b in sides])
     return "\n".join(lines)
+
+
+def _operator_row(row: dict[str, Any]) -> list[str]:
+    fraction = f"{row['fraction_of_sgemm']:.2f}" if "fraction_of_sgemm" in row else ""
+    return [row["operator"], str(row["calls"]), f"{100 * row['share']:.1f} %", fraction]
 
 
 def _row(result: dict[str, Any]) -> list[str]:

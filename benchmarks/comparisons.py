@@ -162,26 +162,36 @@ class PretrainingPair:
         drawn = [sampler(batch_size, self.grid, generator) for sampler in build_mask_samplers(PUBLISHED_MASKS)]
         self.context_masks, self.target_masks = map(list, zip(*drawn, strict=True))
 
-    def our_loss(self, context_masks: list[torch.Tensor]) -> torch.Tensor:
-        return self.model(self.clips, context_masks, self.target_masks, mask_token_index=MASK_TOKEN).loss
+    def our_backward(self) -> None:
+        """Backward after each mask set, as in examples/pretrain.py."""
+        targets = None
+        for masks in zip(self.context_masks, self.target_masks, strict=True):
+            output = self.model(self.clips, *masks, MASK_TOKEN, output_targets=True, targets=targets)
+            (output.loss / len(self.target_masks)).backward()
+            targets = output.targets
 
     def other_loss(self, context_masks: list[torch.Tensor]) -> torch.Tensor:
         return transformers_loss(self.other, self.other_target, self.clips, context_masks, self.target_masks)
 
+    def other_backward(self) -> None:
+        self.other_loss(self.context_masks).backward()
+
     def our_step(self, learning_rate: float = 1e-4) -> Callable[[], None]:
-        return self._step(self.model, self.our_loss, self.model.update_target_encoder, learning_rate)
+        return self._step(self.model, self.our_backward, self.model.update_target_encoder, learning_rate)
 
     def other_step(self, learning_rate: float = 1e-4) -> Callable[[], None]:
         update = partial(update_target, self.other, self.other_target)
-        return self._step(self.other, self.other_loss, update, learning_rate)
+        return self._step(self.other, self.other_backward, update, learning_rate)
 
-    def _step(self, model: nn.Module, loss: Callable, update: Callable, learning_rate: float) -> Callable[[], None]:
+    def _step(
+        self, model: nn.Module, backward: Callable, update: Callable, learning_rate: float
+    ) -> Callable[[], None]:
         """Forward, backward, AdamW (fused, the same on both sides) and EMA."""
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.04, fused=True)
 
         def step() -> None:
-            loss(self.context_masks).backward()
+            backward()
             optimizer.step()
             optimizer.zero_grad()
             update(momentum=0.998)
@@ -337,7 +347,9 @@ def _encoder(size: ModelSize, batch_size: int, frames: int, side: int) -> Compar
 
 def _pretraining(size: ModelSize, batch_size: int, frames: int, side: int) -> Comparison:
     build = partial(compare_pretraining, size, batch_size, frames, side)
-    return Comparison("pretraining_step", f"{batch_size} x {frames}x{side}^2", "transformers way", build)
+    return Comparison(
+        "pretraining_step", f"{batch_size} x {frames}x{side}^2", "transformers way", build, profiled=True
+    )
 
 
 def _planning(size: ModelSize, side: int, horizon: int, candidates: int) -> Comparison:

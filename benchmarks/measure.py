@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from operators import profile_operators
 
 
 @dataclass
@@ -44,12 +45,14 @@ class Workload:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison by name: `build` makes models and inputs and checks that the sides agree."""
+    """A comparison by name: `build` makes models and inputs and checks that the sides agree; `profiled` adds the
+    operators of our side."""
 
     name: str
     size: str
     baseline: str
     build: Callable[[], Workload]
+    profiled: bool = False
 
 
 class DisagreementError(ValueError):
@@ -92,7 +95,7 @@ def compare(comparison: Comparison, seconds: float, min_rounds: int = 3, max_rou
         rates.append((before + sgemm.rate()) / 2)
     floors = [workload.operations / rate for rate in rates]
     fractions = {name: [floor / taken for floor, taken in zip(floors, times[name], strict=True)] for name in sides}
-    return {
+    result = {
         "name": comparison.name,
         "size": comparison.size,
         "baseline": comparison.baseline,
@@ -106,6 +109,11 @@ def compare(comparison: Comparison, seconds: float, min_rounds: int = 3, max_rou
         "sgemm_gflops": summary(rate / 1e9 for rate in rates),
         "checks": [vars(check) for check in workload.checks],
     }
+    if comparison.profiled:
+        result["profile"] = profile_operators(
+            workload.ours, statistics.median(times["ours"]), statistics.median(rates)
+        )
+    return result
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, int]:

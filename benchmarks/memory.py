@@ -1,6 +1,6 @@
-"""Peak memory of one task above what the imports take; `bench.py --full` runs every task in a process of its own.
+"""Peak memory of one task above what the imports take; `bench.py` runs every task in a process of its own.
 
-python benchmarks/memory.py cem_plan_chunked
+python benchmarks/memory.py "pretraining_step, 2 x 16x128^2" ours
 """
 
 import json
@@ -17,10 +17,10 @@ def plan(baseline: bool, horizon: int = 5, candidates: int = 256) -> None:
     pair.plan(pair.other_cost if baseline else pair.our_cost)
 
 
-def pretrain(baseline: bool) -> None:
+def pretrain(baseline: bool, batch_size: int, side: int) -> None:
     from comparisons import VIT_S, PretrainingPair
 
-    pair = PretrainingPair(VIT_S, 2, 16, 128)
+    pair = PretrainingPair(VIT_S, batch_size, 16, side)
     if baseline:
         del pair.model
         step = pair.other_step()
@@ -31,11 +31,11 @@ def pretrain(baseline: bool) -> None:
         step()
 
 
+# Each is run once for our way and once, with `baseline=True`, for the other
 TASKS = {
-    "cem_plan, 256 candidates in chunks of 8, H=5": partial(plan, baseline=False),
-    "cem_plan, 256 candidates, recompute all, unchunked, H=5": partial(plan, baseline=True),
-    "pretraining_step, 2 x 16x128^2": partial(pretrain, baseline=False),
-    "pretraining_step, 2 x 16x128^2, transformers way": partial(pretrain, baseline=True),
+    "pretraining_step, 2 x 16x128^2": partial(pretrain, batch_size=2, side=128),
+    "pretraining_step, 1 x 16x224^2": partial(pretrain, batch_size=1, side=224),
+    "cem_plan, 256 candidates (ours: chunks of 8), H=5": plan,
 }
 
 
@@ -55,9 +55,9 @@ def main() -> None:
 
     torch.set_num_threads(1)
     imports = peak_bytes()
-    TASKS[sys.argv[1]]()
-    megabytes = {"imports_mb": imports / 2**20, "peak_mb": (peak_bytes() - imports) / 2**20}
-    print(json.dumps({"name": sys.argv[1], **megabytes}))
+    _, name, side = sys.argv
+    TASKS[name](baseline=side == "baseline")
+    print(json.dumps({"imports_mb": imports / 2**20, "peak_mb": (peak_bytes() - imports) / 2**20}))
 
 
 if __name__ == "__main__":

@@ -54,6 +54,8 @@ class PlanConfig:
     solver: dict[str, Any] = field(default_factory=dict)
     """`name` and settings of the solver; empty: what the model was saved with."""
     distance: str = "l2"
+    varied_appearance: bool = False
+    """Each task has its own floor, colours, distractors and light."""
     executed_actions: int = 2
     """Environment actions of a plan that are carried out before planning again."""
     videos: int = 100
@@ -183,7 +185,7 @@ def evaluate(config: PlanConfig) -> list[dict[str, Any]]:
     methods = [(name, None) for name in config.baselines if name != "oracle"]
     methods += list(config.models.items()) + [("oracle", None)] * ("oracle" in config.baselines)
     for name, path in methods:
-        tasks = Tasks(config.env, seeds)
+        tasks = Tasks(config.env, seeds, config.varied_appearance)
         if path is None:
             result, seconds = run_baseline(name, config, tasks), None
             name = BASELINES[name]

@@ -12,8 +12,13 @@ A run that was stopped goes on with `resume=latest` and the settings it began wi
 `OUTPUT_DIR/final`:
 
     encoder = VJepa2Encoder.from_pretrained("runs/mine/final")              # the target encoder
+
+In `OUTPUT_DIR/metrics.jsonl` losses (`*loss*`) are means over the micro-batches and processes of a step, and `skipped`
+is the sum over processes; `target_std`, `effective_rank` and `prediction_variation` are of the main process's last
+micro-batch.
 """
 
+import contextlib
 import logging
 import time
 import warnings
@@ -29,19 +34,21 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2MaskedLatentPredictionConfig, VJepa2VideoProcessor
 from vjepa2_hf.capacity import batch_flops, peak_flops
+from vjepa2_hf.checkpoints import check_keep_last
 from vjepa2_hf.clips import ClipStream, DataSource, MaskCollator
 from vjepa2_hf.health import CollapseWatch, gradient_norm
 from vjepa2_hf.masking import PUBLISHED_MASKS, build_mask_samplers
+from vjepa2_hf.modeling_masked_latent import VJepa2MaskedLatentPredictionOutput
 from vjepa2_hf.sampling import FrameSampler, FramesCurriculum
 from vjepa2_hf.schedules import (
     LearningRateSchedule,
     MomentumSchedule,
-    cosine,
+    WeightDecaySchedule,
     parameter_groups,
     set_learning_rate,
     set_weight_decay,
 )
-from vjepa2_hf.settings import check_known, exit_on_user_error, parse_arguments
+from vjepa2_hf.settings import check_known, exit_on_user_error, one_sentence, parse_arguments
 from vjepa2_hf.skipped import SkippedList
 from vjepa2_hf.training import Run, check_tracker, read_metrics
 from vjepa2_hf.video_processing_vjepa2 import RandomResizedClip
@@ -49,7 +56,7 @@ from vjepa2_hf.video_processing_vjepa2 import RandomResizedClip
 
 logger = logging.getLogger(__name__)
 
-RATE_SETTINGS = ("max_steps", "learning_rate", "ema", "weight_decay", "final_weight_decay")
+RATE_SETTINGS = ("max_steps", "learning_rate", "ema", "weight_decay")
 METERS = ("target_std", "effective_rank", "prediction_variation")
 # Settings that VJepa2MaskedLatentPredictionConfig has under the same name
 OBJECTIVE_FIELDS = (
@@ -57,7 +64,10 @@ OBJECTIVE_FIELDS = (
     "temporal_contrastive_temperature", "variance_weight", "covariance_weight", "variance_margin",
 )  # fmt: skip
 PREDICTOR_FIELDS = {
-    **{name: f"predictor_{name}" for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio")},
+    **{
+        name: f"predictor_{name}"
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "query_key_bias")
+    },
     **{name: name for name in ("num_mask_tokens", "zero_init_mask_tokens", "initializer_range")},
 }
 
@@ -83,7 +93,8 @@ class PretrainConfig:
     """Folder, glob or file of shards, videos or images, or a dataset on the Hub; or several with weights:
     [{path: videos, weight: 0.7}, {path: images, weight: 0.3}]. An image is a clip that stands still."""
     max_skipped_fraction: float | None = 0.5
-    """Of a source's rows that may fail to read before the run stops; null: any. See skipped.jsonl."""
+    """Share of a source's rows that may fail to read before the run stops, counted by each reader (a worker of a
+    process) of its own rows, from 20 on; null: any. See skipped.jsonl."""
 
     # Length and speed. A step is one update of the weights.
     max_steps: int = 1000
@@ -102,7 +113,7 @@ class PretrainConfig:
     log_every: int = 10
     save_every: int = 500
     keep_last: int | None = 2
-    """Checkpoints kept; null keeps all."""
+    """Checkpoints kept, at least 1; null keeps all."""
     resume: str | None = None
     """"latest", a checkpoint, or null for a new run."""
     log_with: Literal["tensorboard", "trackio", "wandb"] | None = None
@@ -132,7 +143,7 @@ class PretrainConfig:
 
     # Model
     encoder: dict[str, Any] = field(default_factory=dict)
-    """Fields of VJepa2EncoderConfig."""
+    """Fields of VJepa2EncoderConfig, but for frames_per_clip and crop_size, which stand above."""
     predictor: dict[str, Any] = field(default_factory=dict)
     """The other fields of VJepa2MaskedLatentPredictionConfig, without their prefix `predictor_`."""
     init_from: str | None = None
@@ -140,8 +151,10 @@ class PretrainConfig:
 
     # Objective
     masks: list[dict[str, Any]] = field(default_factory=lambda: [dict(spec) for spec in PUBLISHED_MASKS])
+    mask_token_index: int | None = None
+    """The learned mask token of all mask sets (the published training shares token 0); null: set i has token i."""
     loss_exponent: int = 1
-    normalize_targets: Literal["layer", "batch", "batch_channel", "none"] = "layer"
+    normalize_targets: Literal["layer", "batch", "batch_channel", "clip", "none"] = "layer"
     target_type: Literal["ema", "online", "pixels"] = "ema"
     """What is predicted: the target encoder's latents, the encoder's own (they collapse), or pixels."""
     temporal_diversity_weight: float = 0.0
@@ -159,25 +172,30 @@ class PretrainConfig:
 
     # Optimiser: AdamW
     learning_rate: LearningRateSchedule = field(default_factory=LearningRateSchedule)
-    weight_decay: float = 0.04
-    final_weight_decay: float | None = None
-    """Weight decay at the end of half a cosine; null: constant."""
+    weight_decay: WeightDecaySchedule | float = 0.04
+    """A number is a constant one."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
     decay_mask_tokens: bool = True
     """Weight decay on the predictor's mask tokens (published); biases and norms never have it."""
     gradient_clipping: float | None = None
-    """Largest norm of the gradient; null: none."""
+    """Largest norm of the gradient, above 0; null: any."""
 
     def __post_init__(self):
         for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.num_threads is not None and self.num_threads < 1:
+            raise ValueError(f"num_threads must be at least 1, got {self.num_threads}; null leaves torch's choice.")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must lie in 0 to {2**32 - 1}, got {self.seed}.")
+        check_keep_last(self.keep_last)
+        if self.gradient_clipping is not None and not self.gradient_clipping > 0:
+            raise ValueError(f"gradient_clipping must be above 0, got {self.gradient_clipping}; null clips nothing.")
+        weight_decay_schedule(self)
+        for name in {"crop_size", "frames_per_clip"} & self.encoder.keys():
+            raise ValueError(f"encoder.{name} is the {name} of the clips; set {name}={self.encoder[name]} alone.")
         if not self.masks:
             raise ValueError("masks is empty; give at least one mask set, like {type: multi_block, num_blocks: 8}.")
-        if self.final_weight_decay is not None and not self.weight_decay:
-            raise ValueError(
-                f"final_weight_decay={self.final_weight_decay} needs a weight_decay above 0 to start from."
-            )
         if self.frames_curriculum is not None:
             last = build_curriculum(self).stages[-1][1]
             if last != self.frames_per_clip:
@@ -192,32 +210,63 @@ class PretrainConfig:
 
 def rates(config: PretrainConfig, step: int) -> dict[str, float]:
     """What the number of a step decides, from RATE_SETTINGS."""
-    weight_decay = config.weight_decay
-    if config.final_weight_decay is not None:
-        weight_decay = cosine(step, config.max_steps, start=weight_decay, final=config.final_weight_decay)
     decided = {
         "learning_rate": config.learning_rate.at(step, config.max_steps),
-        "ema_momentum": config.ema.at(step, config.max_steps),
-        "weight_decay": weight_decay,
+        # the online encoder is its own target: an average that keeps nothing
+        "ema_momentum": 0.0 if config.target_type == "online" else config.ema.at(step, config.max_steps),
+        "weight_decay": weight_decay_schedule(config).at(step, config.max_steps),
     }
     if config.frames_curriculum and config.frames_curriculum_by == "step":
         decided["frames_per_clip"] = build_curriculum(config).frames_at(step - 1)
     return decided
 
 
-def target_momentum(config: PretrainConfig, step: int) -> float:
-    """How much of itself the target encoder keeps at a step."""
-    return 0.0 if config.target_type == "online" else config.ema.at(step, config.max_steps)
+def weight_decay_schedule(config: PretrainConfig) -> WeightDecaySchedule:
+    """`weight_decay` as a schedule; a number is a constant one."""
+    given = config.weight_decay
+    return given if isinstance(given, WeightDecaySchedule) else WeightDecaySchedule(start=given)
 
 
 def build_model(config: PretrainConfig) -> VJepa2ForMaskedLatentPrediction:
     """A model with random weights, or the one of `init_from` under this run's objective."""
     if config.init_from:
+        model = load_model(config)
+    else:
+        model = VJepa2ForMaskedLatentPrediction(build_model_config(config))
+    check_model(config, model.config)
+    return model
+
+
+def load_model(config: PretrainConfig) -> VJepa2ForMaskedLatentPrediction:
+    """The model of `init_from`; its encoder remembers the clips it is trained on from now on."""
+    try:
         model = VJepa2ForMaskedLatentPrediction.from_pretrained(config.init_from, **objective(config))
-        for encoder in (model.config.encoder_config, model.encoder.config, model.target_encoder.config):
-            encoder.frames_per_clip, encoder.crop_size = config.frames_per_clip, config.crop_size
-        return model
-    return VJepa2ForMaskedLatentPrediction(build_model_config(config))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"init_from={config.init_from} does not load: {one_sentence(error)}") from error
+    for encoder in (model.config.encoder_config, model.encoder.config, model.target_encoder.config):
+        encoder.frames_per_clip, encoder.crop_size = config.frames_per_clip, config.crop_size
+    return model
+
+
+def check_model(config: PretrainConfig, model_config: VJepa2MaskedLatentPredictionConfig) -> None:
+    """Refuses clips that hold no whole patch or tubelet, and mask sets without a mask token of their own."""
+    encoder, tokens = model_config.encoder_config, model_config.num_mask_tokens
+    for name, value, unit in (
+        ("crop_size", config.crop_size, encoder.patch_size),
+        ("frames_per_clip", config.frames_per_clip, encoder.tubelet_size),
+    ):
+        if value < unit or value % unit:
+            raise ValueError(f"{name}={value} is no multiple of the encoder's {unit} (patch or tubelet) above 0.")
+    index = config.mask_token_index
+    if index is not None and not 0 <= index < tokens:
+        raise ValueError(
+            f"mask_token_index={index} is none of the predictor's {tokens} mask tokens, 0 to {tokens - 1}."
+        )
+    if index is None and len(config.masks) > tokens:
+        raise ValueError(
+            f"{len(config.masks)} mask sets are more than the predictor's {tokens} mask tokens; set "
+            f"predictor.num_mask_tokens={len(config.masks)}, or mask_token_index=0 to share one."
+        )
 
 
 def build_model_config(config: PretrainConfig) -> VJepa2MaskedLatentPredictionConfig:
@@ -333,8 +382,9 @@ class Clock:
 def train_step(run, model, optimizer, batches, clock, step, with_meters=False):
     """One update of the weights from `gradient_accumulation_steps` micro-batches.
 
-    Returns its numbers, means over micro-batches and processes: `loss`, `mask_loss_<i>` by mask set, and
-    `gradient_norm` (before clipping); and the model's output of the last micro-batch.
+    Returns its numbers, means over micro-batches and processes: `loss`, `mask_loss_<i>` by mask set, where the loss
+    has several terms `<term>_loss` without its weight, and `gradient_norm` (before clipping); and the model's output
+    of the last micro-batch.
 
     Raises a ValueError instead of an update from a loss or gradient that is not finite, see `Run.check_finite`.
     """
@@ -348,18 +398,51 @@ def train_step(run, model, optimizer, batches, clock, step, with_meters=False):
         batch = {name: move(value, accelerator.device) for name, value in batch.items()}
         with accelerator.accumulate(model):
             last = micro_batch == config.gradient_accumulation_steps
-            output = model(**batch, output_meters=with_meters and last)
-            accelerator.backward(output.loss)
-            losses.append(torch.cat([output.loss.detach().view(1), output.mask_losses]).float())
+            output = forward_backward(accelerator, model, batch, config.mask_token_index, with_meters and last)
+            parts = loss_parts(output)
+            losses.append(torch.stack(list(parts.values())).float())
             if accelerator.sync_gradients:
                 # before the update, and over all processes: they stop together, with the weights still good
-                loss, *mask_losses = accelerator.reduce(torch.stack(losses).mean(0), "mean").tolist()
+                means = accelerator.reduce(torch.stack(losses).mean(0), "mean").tolist()
                 norm = gradient_norm(accelerator, model.parameters(), config.gradient_clipping)
-                run.check_finite(step, loss, norm, [part[0] for part in losses], names)
+                run.check_finite(step, means[0], norm, [part[0] for part in losses], names)
             optimizer.step()
             optimizer.zero_grad()
-    by_mask = {f"mask_loss_{i}": value for i, value in enumerate(mask_losses)}
-    return {"loss": loss, **by_mask, "gradient_norm": norm}, output
+    return {**dict(zip(parts, means, strict=True)), "gradient_norm": norm}, output
+
+
+def loss_parts(output) -> dict[str, torch.Tensor]:
+    """A micro-batch's loss, then the losses it is made of, by the names they are logged under."""
+    parts = {"loss": output.loss}
+    parts |= {f"mask_loss_{i}": value for i, value in enumerate(output.mask_losses)}
+    return parts | {f"{name}_loss": value for name, value in output.losses.items()}
+
+
+def forward_backward(
+    accelerator: Accelerator, model, batch, mask_token_index: int | None, with_meters: bool
+) -> VJepa2MaskedLatentPredictionOutput:
+    """Adds a batch's gradients, going backward after each mask set: the loss is a mean over sets, so the gradients are
+    the same, and memory holds the activations of one set at a time. Returns the losses of all sets without their
+    graph, and the meters of the first set."""
+    clips, masks = batch["pixel_values_videos"], list(zip(batch["context_mask"], batch["target_mask"], strict=True))
+    targets, meters, parts = None, {}, []
+    for i, (context, target) in enumerate(masks):
+        meters_now = with_meters and i == 0
+        more = i + 1 < len(masks) and not accelerator.is_fsdp2  # DDP exchanges gradients once, FSDP keeps none whole
+        with accelerator.no_sync(model) if more else contextlib.nullcontext():
+            token = i if mask_token_index is None else mask_token_index
+            output = model(clips, context, target, token, meters_now, output_targets=True, targets=targets)
+            accelerator.backward(output.loss / len(masks))
+        targets = output.targets
+        meters |= {name: output[name] for name in METERS if meters_now}
+        parts.append((output.loss.detach(), output.mask_losses, output.losses or {}))
+    losses, mask_losses, terms = zip(*parts, strict=True)
+    return VJepa2MaskedLatentPredictionOutput(
+        loss=torch.stack(losses).mean(),
+        mask_losses=torch.cat(mask_losses),
+        losses={name: torch.stack([of_set[name] for of_set in terms]).mean() for name in terms[0]},
+        **meters,
+    )
 
 
 def move(value: torch.Tensor | list[torch.Tensor], device: torch.device) -> torch.Tensor | list[torch.Tensor]:
@@ -376,11 +459,26 @@ def compile_blocks(model, backend: str) -> None:
             block.compile(backend=backend, dynamic=True)
 
 
-def read_meters(output) -> dict[str, float]:
-    """The collapse meters and the terms of the loss by name."""
-    meters = {name: output[name] for name in METERS}
-    meters |= {f"{name}_loss": value for name, value in (output.losses or {}).items()}
-    return {name: value.item() for name, value in meters.items()}
+def restore_loader(loader: StatefulDataLoader, config: PretrainConfig, rank_state: dict[str, Any]) -> None:
+    """Goes on where a checkpoint's loader stood. With other workers or sources there is no such place: the data then
+    starts anew, which a frames curriculum, counted in the batches of each worker, does not survive."""
+    if "loader" not in rank_state:
+        return
+    was, now = rank_state.get("readers"), describe_readers(config)
+    if was != now and config.frames_curriculum:
+        raise ValueError(
+            f"frames_curriculum is counted in the batches of {was} and would begin again with {now}; set these back, "
+            "or frames_curriculum=null."
+        )
+    if was != now:
+        logger.warning("the data starts anew: it was read by %s then and is read by %s now", was, now)
+        return
+    loader.load_state_dict(rank_state["loader"])
+
+
+def describe_readers(config: PretrainConfig) -> dict[str, int]:
+    """What the state of a loader belongs to."""
+    return {"num_workers": config.num_workers, "sources": 1 if isinstance(config.data, str) else len(config.data)}
 
 
 def train(config: PretrainConfig) -> None:
@@ -395,8 +493,8 @@ def train(config: PretrainConfig) -> None:
         project_dir=config.output_dir,
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # no second copy of them
     )
-    accelerator.init_trackers("pretrain")
     run = Run(config.output_dir, config, accelerator, config.keep_last)
+    accelerator.init_trackers("pretrain")  # after the folder is this run's alone
 
     # Every process starts from the same weights; what differs between processes is the data
     set_seed(config.seed)
@@ -407,7 +505,7 @@ def train(config: PretrainConfig) -> None:
     loader = build_loader(config, model, processor, accelerator)
     if config.torch_compile is not None:
         compile_blocks(model, config.torch_compile)
-    groups = parameter_groups(model, config.weight_decay, config.decay_mask_tokens)
+    groups = parameter_groups(model, rates(config, 1)["weight_decay"], config.decay_mask_tokens)
     optimizer = torch.optim.AdamW(groups, betas=config.adam_betas, fused=True)
     model.train()
     # The loader is not prepared: the stream splits itself among the processes, and Accelerate would write the
@@ -418,14 +516,13 @@ def train(config: PretrainConfig) -> None:
     start, rank_state = run.resume(config.resume, rates, RATE_SETTINGS)
     for group in optimizer.param_groups:
         group["betas"] = config.adam_betas  # the checkpoint's may be those of another run
-    if "loader" in rank_state:
-        loader.load_state_dict(rank_state["loader"])
-    skipped = SkippedList(config.output_dir, start, accelerator.process_index)
+    restore_loader(loader, config, rank_state)
+    skipped = SkippedList(config.output_dir, start, accelerator.process_index, accelerator.num_processes)
     batches = read_batches(config, loader, skipped, start)
 
     watch = CollapseWatch()
     for line in read_metrics(run.output_dir) if start and run.metrics_path.exists() else []:
-        watch.update(line, config.normalize_targets, target_momentum(config, line["step"]))
+        watch.update(line, config.normalize_targets, line["ema_momentum"])
     clock = Clock()
     steps = range(start + 1, config.max_steps + 1)
     with tqdm(
@@ -442,16 +539,17 @@ def train(config: PretrainConfig) -> None:
             accelerator.unwrap_model(model).update_target_encoder(now["ema_momentum"])
 
             if log_now:
-                metrics = {"step": step, **numbers, **now, **read_meters(output), "skipped": len(skipped)}
-                metrics |= clock.read(accelerator)
-                warning = watch.update(metrics, config.normalize_targets, target_momentum(config, step))
+                everyones = accelerator.reduce(torch.tensor(len(skipped), device=accelerator.device), "sum").item()
+                metrics = {"step": step, **numbers, **now, **{name: output[name].item() for name in METERS}}
+                metrics |= {"skipped": everyones, **clock.read(accelerator)}
+                warning = watch.update(metrics, config.normalize_targets, now["ema_momentum"])
                 if warning and config.target_type != "pixels" and accelerator.is_main_process:
                     logger.warning(warning)
                     metrics["warning"] = warning
                 run.log(metrics)
                 progress.set_postfix(loss=f"{numbers['loss']:.3f}", target_std=f"{metrics['target_std']:.3f}")
             if step % config.save_every == 0 or step == config.max_steps:
-                run.save_checkpoint(step, {"loader": loader.state_dict()})
+                run.save_checkpoint(step, {"loader": loader.state_dict(), "readers": describe_readers(config)})
 
     final = run.save_final(model, processor)
     if accelerator.is_main_process:

@@ -8,8 +8,9 @@ or, to try it in a second:
 
 Any registered environment works that renders "rgb_array" and takes bounded Box actions (`--policy uniform`; an id such
 as `module:Name-v0` imports its module first). A row is an episode: `video` (h264 mp4), `actions` (T-1 rows of A),
-`proprio_states` (T rows of S, where the environment's info has `proprio_state`), `fps`, `episode_id`, and with
-`--rewards` the environment's `rewards` (T-1). The same arguments record the same episodes, whatever `--num_proc`.
+`proprio_states` and `states` (T rows each, where the environment's info has `proprio_state`, which a model may see,
+and `state`, which probes are scored by), `fps`, `episode_id`, and with `--rewards` the environment's `rewards` (T-1).
+The same arguments record the same episodes, whatever `--num_proc`.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from vjepa2_hf.video_io import encode_video
 # Twice as fast as the default at this size, and the same bytes every time: with the slower presets' macroblock tree
 # and B-frames, x264 reads memory that it never wrote when pictures are as small as 64 pixels.
 PRESET = "ultrafast"
+STATE_COLUMNS = {"proprio_state": "proprio_states", "state": "states"}  # keys of an environment's info
 
 
 @dataclasses.dataclass
@@ -85,7 +87,7 @@ class EpisodeRecorder:
         rng = np.random.default_rng(policy_seed)
         policy = environments.find_policy(self.policy, self.env)
         observation, info = self.env.reset(seed=int(env_seed), options=self._options(rng))
-        frames, actions, rewards, proprio_states = [self.picture(observation)], [], [], [info.get("proprio_state")]
+        frames, actions, rewards, infos = [self.picture(observation)], [], [], [info]
         ended = False
         while not ended:
             action = policy(self.env.unwrapped, rng)
@@ -93,7 +95,7 @@ class EpisodeRecorder:
             frames.append(self.picture(observation))
             actions.append(np.asarray(action, np.float32).reshape(-1))
             rewards.append(float(reward))
-            proprio_states.append(info.get("proprio_state"))
+            infos.append(info)
             ended = terminated or truncated
         fps = float(self.env.metadata.get("render_fps") or environments.FRAMES_PER_SECOND)
         episode_id = f"{self.seed}-{number:06d}"
@@ -105,8 +107,9 @@ class EpisodeRecorder:
         }
         if self.rewards:
             row["rewards"] = rewards
-        if proprio_states[0] is not None:
-            row["proprio_states"] = [np.asarray(state, np.float32).reshape(-1) for state in proprio_states]
+        for name, column in STATE_COLUMNS.items():
+            if name in info:
+                row[column] = [np.asarray(one[name], np.float32).reshape(-1) for one in infos]
         return row
 
     def _options(self, rng: np.random.Generator) -> dict[str, Any] | None:
@@ -150,8 +153,8 @@ def _record_in_worker(number: int) -> dict[str, Any]:
     return _worker.record(number)
 
 
-def episode_features(with_proprio: bool, with_rewards: bool = False) -> Features:
-    """The columns of an episode shard."""
+def episode_features(info: dict[str, Any], with_rewards: bool = False) -> Features:
+    """The columns of an episode shard, for an environment that gives such an info."""
     numbers = List(List(Value("float32")))
     columns = {
         "video": Video(decode=False),
@@ -159,7 +162,7 @@ def episode_features(with_proprio: bool, with_rewards: bool = False) -> Features
         "fps": Value("float32"),
         "episode_id": Value("string"),
     }
-    columns |= {"proprio_states": numbers} if with_proprio else {}
+    columns |= {column: numbers for name, column in STATE_COLUMNS.items() if name in info}
     return Features(columns | ({"rewards": List(Value("float32"))} if with_rewards else {}))
 
 
@@ -195,7 +198,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     rows = record_episodes(recorder, options.episodes, min(options.num_proc, options.episodes))
     progress = tqdm(rows, total=options.episodes, desc="recording", unit="episode")
-    features = episode_features("proprio_state" in info, options.rewards)
+    features = episode_features(info, options.rewards)
     write_shards(progress, options.output, features=features, num_shards=min(options.num_shards, options.episodes))
 
 

@@ -25,13 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "examples" / "configs" / "demo"
 ENVIRONMENTS = {
     "pushing": {"id": "vjepa2_hf/Pushing-v0", "policy": "drawn_to_block", "plan": "plan.yaml"},
-    # Most of the picture never changes there, so that targets standardised place by place would be mostly noise
-    "two_rooms": {
-        "id": "vjepa2_hf/TwoRooms-v0",
-        "policy": "wander",
-        "plan": "plan_two_rooms.yaml",
-        "pretrain": ["normalize_targets=batch_channel"],
-    },
+    "two_rooms": {"id": "vjepa2_hf/TwoRooms-v0", "policy": "wander", "plan": "plan_two_rooms.yaml"},
 }
 ENCODERS = {"pretrained": "CEM, pretrained encoder", "random": "CEM, random encoder", "pixels": "CEM, raw pixels"}
 STUDENT_T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantile by number of seeds
@@ -57,7 +51,7 @@ def run_chain(output: Path, environment: str, seed: int, progress: tqdm) -> None
         road.run(f"{environment} seed {seed}: {name}", (name, folder / name / result, command))
         progress.update()
 
-    step("pretrain", "pretrain.py", "pretrain.yaml", "final", *common, *ENVIRONMENTS[environment].get("pretrain", []))
+    step("pretrain", "pretrain.py", "pretrain.yaml", "final", *common)
     for encoder in ENCODERS:
         source = [f"encoder={folder / 'pretrain' / 'final'}"]
         if encoder != "pretrained":
@@ -131,9 +125,9 @@ def format_tables(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_between_markers(text: str, document: Path) -> None:
-    """Replaces what stands between the markers of README or a model card."""
-    begin, end = "<!-- reproduce:begin -->", "<!-- reproduce:end -->"
+def write_between_markers(text: str, document: Path, name: str = "reproduce") -> None:
+    """Replaces what stands between the markers of README, a model card or a page of docs."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     before, rest = document.read_text(encoding="utf-8").split(begin)
     after = rest.split(end)[1]
     partial = document.with_suffix(".tmp")

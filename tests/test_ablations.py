@@ -14,9 +14,12 @@ shards = test_pretrain.shards
 
 CHANGES = {
     "online_target": {"target_type"},
-    "pixels": {"target_type", "normalize_targets", "loss_exponent"},
-    "half_masked": {"masks"},
+    "pixels": {"target_type", "normalize_targets"},
+    "seed_masked": {"masks"},
     "wide_predictor": {"predictor.hidden_size"},
+    "layer_targets": {"normalize_targets"},
+    "variance": {"variance_weight", "variance_margin", "covariance_weight"},
+    "no_locality": {"predictor.query_key_bias"},
 }
 
 

@@ -63,6 +63,25 @@ def test_a_side_that_computes_something_else_is_not_timed(bench, monkeypatch, in
         comparisons.COMPARISONS["tiny"][index].build()
 
 
+def test_the_profile_of_a_step_covers_its_time_and_counts_its_products(results):
+    encoder, step, plan = results["comparisons"]
+    assert "profile" not in encoder and "profile" not in plan
+    rows = {row["operator"]: row for row in step["profile"]["operators"]}
+    assert sum(row["share"] for row in rows.values()) == pytest.approx(1.0)
+    products = [row for row in rows.values() if "fraction_of_sgemm" in row]
+    kinds, ways = ("linear layers", "attention"), ("forward", "backward")
+    assert {row["operator"] for row in products} == {f"{kind}, {way}" for kind in kinds for way in ways}
+    taken, rate = step["seconds"]["ours"]["median"], step["sgemm_gflops"]["median"] * 1e9
+    operations = sum(row["fraction_of_sgemm"] * row["share"] for row in products) * taken * rate
+    assert operations == pytest.approx(step["operations"], rel=0.02)  # the patch projection's pixels need no gradient
+
+
+@pytest.mark.slow
+def test_a_pretraining_step_holds_three_quarters_of_the_other_ways_memory_at_most(bench):
+    result = bench.measure_memory("pretraining_step, 2 x 16x128^2")
+    assert result["ratio"] == result["ours"]["peak_mb"] / result["baseline"]["peak_mb"] <= 0.75
+
+
 def test_restart_fixes_the_allocator_once(bench, monkeypatch):
     calls = []
     monkeypatch.setattr(os, "execve", lambda *arguments: calls.append(arguments))
@@ -104,7 +123,7 @@ def test_operations_are_those_that_torch_counts(bench):
     pair = comparisons.PretrainingPair(size, 1, frames, side=64)
     masks = [(c.shape[1], t.shape[1]) for c, t in zip(pair.context_masks, pair.target_masks)]
     expected = comparisons.pretraining_operations(size, pair.num_tokens, masks)
-    assert expected == counted(lambda: pair.our_loss(pair.context_masks).backward())
+    assert expected == counted(pair.our_backward)
 
 
 def test_an_unknown_comparison_is_refused(bench):

@@ -1,3 +1,5 @@
+import dataclasses
+import typing
 from pathlib import Path
 
 import pretrain
@@ -133,6 +135,21 @@ def test_published_models_have_their_published_sizes(size):
     assert found["model_flops_utilization"] < 0.4  # checkpointing repeats forwards
 
 
+def test_the_keys_of_a_plan_are_those_of_the_script_with_its_defaults():
+    config, types = pretrain.PretrainConfig(output_dir="", data=""), typing.get_type_hints(pretrain.PretrainConfig)
+    run, own_types = PlannedRun(), typing.get_type_hints(PlannedRun)
+    for field in dataclasses.fields(PlannedRun):
+        assert getattr(run, field.name) == getattr(config, field.name), field.name
+        assert own_types[field.name] == types[field.name], field.name
+
+
+def test_the_model_of_a_plan_is_the_one_that_the_script_builds():
+    settings = {"encoder": {"hidden_size": 48, "num_attention_heads": 4}, "predictor": {"hidden_size": 24}}
+    settings |= {"frames_per_clip": 8, "crop_size": 64, "target_type": "pixels"}
+    built = pretrain.build_model_config(pretrain.PretrainConfig(output_dir="", data="", **settings))
+    assert PlannedRun(**settings).model_config().to_dict() == built.to_dict()
+
+
 def test_eight_times_the_devices_take_an_eighth_of_the_time():
     run = PlannedRun(batch_size=24)
     few, many = (plan(run, DEVICES["a100"], number, 1536, 0.5) for number in (8, 64))
@@ -190,7 +207,7 @@ def test_a_run_logs_the_utilization_where_the_peak_is_known(monkeypatch):
     accelerator = pretrain.Accelerator(cpu=True)
     assert "model_flops_utilization" not in clock.read(accelerator)
     clock.count(batch, tiny_config())
-    clock.started -= 10  # seconds ago
+    monkeypatch.setattr(pretrain.time, "perf_counter", lambda: clock.started + 10)
     monkeypatch.setattr(pretrain, "peak_flops", lambda device, precision: 1e9)
     expected = batch_flops(tiny_config(), batch) / 10 / 1e9
     assert clock.read(accelerator)["model_flops_utilization"] == pytest.approx(expected, rel=0.01)

@@ -535,12 +535,15 @@ def test_specs_as_yaml_gives_them():
         (lambda: FutureMask()(0, (2, 4, 4)), "batch_size is 0"),
         (lambda: MultiBlockMask()(1, (2, 4)), "three positive numbers"),
         (lambda: MultiBlockMask()(1, (0, 4, 4)), "three positive numbers"),
-        (lambda: build_mask_samplers([{"type": "multiblock"}]), r"unknown \(did you mean 'multi_block'\?\)"),
+        (
+            lambda: build_mask_samplers([{"type": "multiblock"}]),
+            "Unknown mask type 'multiblock'; did you mean 'multi_block'",
+        ),
         (lambda: build_mask_samplers([{"num_blocks": 8}]), "has no 'type'"),
         (lambda: build_mask_samplers(["future"]), "has no 'type'"),
         (
             lambda: build_mask_samplers([{"type": "multi_block", "spacial_scale": 0.15}]),
-            r"no setting 'spacial_scale' \(did you mean 'spatial_scale'\?\)",
+            "'multi_block.spacial_scale'; did you mean 'multi_block.spatial_scale'",
         ),
     ],
 )

@@ -13,7 +13,7 @@ from vjepa2_hf import (
     VJepa2WorldModel,
 )
 from vjepa2_hf.modeling_layers import VJepa2FactorizedLayer, VJepa2Layer
-from vjepa2_hf.modeling_positions import apply_rotary, grid_positions, rotary_table
+from vjepa2_hf.modeling_positions import grid_positions, rotary_table, rotate_queries_keys
 
 
 TOLERANCE = {"atol": 2e-5, "rtol": 1e-5}  # the published numbers themselves are float32
@@ -150,20 +150,31 @@ class TestPositions:
 
     @torch.no_grad()
     def test_attention_depends_on_differences_of_positions_alone_with_the_corrected_table(self):
-        states = torch.randn(1, 2, 2, 1, 26, generator=torch.Generator().manual_seed(0))
+        qkv = torch.randn(1, 2, 3, 1, 26, generator=torch.Generator().manual_seed(0))
         products = []
         for shift in (0.0, 3.0):
             positions = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 1.0]]) + shift
-            query, key = apply_rotary(states, rotary_table(positions, 26, interleave=True)).unbind(2)
+            query, key, _ = rotate_queries_keys(qkv, rotary_table(positions, 26, interleave=True))
             products.append((query[0, 0] * key[0, 1]).sum())
         torch.testing.assert_close(*products)
 
     @torch.no_grad()
     def test_the_last_channels_are_not_turned(self):
-        states = torch.randn(1, 3, 2, 1, 32, generator=torch.Generator().manual_seed(0))
-        turned = apply_rotary(states, rotary_table(torch.ones(3, 3), 32))
-        assert torch.equal(turned[..., 30:], states[..., 30:])
-        assert ((turned - states)[..., :30].abs() > 0).all()
+        qkv = torch.randn(1, 3, 3, 1, 32, generator=torch.Generator().manual_seed(0))
+        query, key, value = rotate_queries_keys(qkv, rotary_table(torch.ones(3, 3), 32))
+        for states, turned in ((qkv[:, :, 0], query), (qkv[:, :, 1], key)):
+            assert torch.equal(turned[..., 30:], states[..., 30:])
+            assert ((turned - states)[..., :30].abs() > 0).all()
+        assert torch.equal(value, qkv[:, :, 2])
+
+    @pytest.mark.parametrize("head_dim", [8, 9])
+    def test_gradients_of_turned_queries_and_keys(self, head_dim):
+        """The backward is written by hand; odd head widths leave the last channel without a neighbour."""
+        generator = torch.Generator().manual_seed(0)
+        qkv = torch.randn(2, 3, 3, 2, head_dim, dtype=torch.float64, generator=generator, requires_grad=True)
+        positions = torch.randint(0, 5, (2, 3, 3), generator=generator)
+        table = tuple(part.double() for part in rotary_table(positions, head_dim))
+        assert torch.autograd.gradcheck(lambda qkv: rotate_queries_keys(qkv, table), qkv)
 
     @torch.no_grad()
     def test_kept_tokens_keep_their_place(self, encoder):

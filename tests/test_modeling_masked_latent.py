@@ -108,6 +108,25 @@ class TestForward:
             model(clips(), context, target)
 
 
+class TestPredictorStart:
+    def test_query_and_key_biases_start_where_they_are_told_and_load_as_they_were_saved(self, tmp_path):
+        model = build(predictor_query_key_bias=2.0)
+        for layer in model.predictor.layer:
+            query, key, value = layer.attention.qkv.bias.chunk(3)
+            assert (query == 2).all() and (key == 2).all() and (value == 0).all()
+        assert all((layer.attention.qkv.bias == 0).all() for layer in model.encoder.layer)
+        with torch.no_grad():
+            model.predictor.layer[0].attention.qkv.bias.add_(1)
+        model.save_pretrained(tmp_path)
+        loaded = VJepa2ForMaskedLatentPrediction.from_pretrained(tmp_path)
+        assert torch.equal(loaded.predictor.layer[0].attention.qkv.bias, model.predictor.layer[0].attention.qkv.bias)
+
+    def test_without_biases_it_is_refused(self):
+        with pytest.raises(ValueError, match="predictor_query_key_bias=2.0 needs biases"):
+            sizes = {"encoder_config": {**TINY_ENCODER, "qkv_bias": False}, **TINY_PREDICTOR}
+            VJepa2MaskedLatentPredictionConfig(**sizes, predictor_query_key_bias=2.0)
+
+
 class TestLoss:
     @pytest.mark.parametrize(("exponent", "expected"), [(1, (1 + 2 + 0 + 3) / 4), (2, (1 + 4 + 0 + 9) / 4 / 2)])
     def test_four_numbers_by_hand(self, exponent, expected):
@@ -139,6 +158,18 @@ class TestLoss:
         assert (normal[:, 2].std(0) > 50 * normal[:, 0].std(0)).all()
         with pytest.raises(ValueError, match="'batch_channel' needs at least 2 clips"):
             model.normalize_targets(torch.randn(1, 3, 5))
+
+    def test_clip_normalisation_says_nothing_of_what_a_clip_shows_everywhere(self):
+        model = build(normalize_targets="clip")
+        targets = torch.randn(64, 3, 5) * 4 + 7
+        normal = model.normalize_targets(targets)
+        torch.testing.assert_close(normal.mean(0), torch.zeros(3, 5), atol=1e-4, rtol=0)
+        torch.testing.assert_close(normal.mean(1), torch.zeros(64, 5), atol=1e-4, rtol=0)
+        torch.testing.assert_close(normal.std((0, 1)), torch.ones(5), atol=1e-4, rtol=0)
+        appearance = torch.randn(64, 1, 5) * 100
+        torch.testing.assert_close(model.normalize_targets(targets + appearance), normal, atol=1e-3, rtol=0)
+        with pytest.raises(ValueError, match="'clip' needs at least 2 clips"):
+            model.normalize_targets(targets[:1])
 
     def test_no_normalisation_of_targets(self):
         targets = torch.randn(2, 3, 5)
@@ -352,6 +383,30 @@ class TestGradients:
             gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
         for plain, checkpointed in zip(*gradients, strict=True):
             torch.testing.assert_close(plain, checkpointed)
+
+    @pytest.mark.parametrize("fields", [{}, {"loss_exponent": 2, **WEIGHTS}], ids=["default", "all terms"])
+    def test_backward_after_each_mask_set_gives_the_same(self, fields, monkeypatch):
+        torch.manual_seed(0)
+        model = spread(build(**fields).train())
+        contexts, hidden = [CONTEXT, CONTEXT[:, :3]], [TARGET, TARGET[:, :2]]
+        whole = model(clips(), contexts, hidden)
+        whole.loss.backward()
+        expected = [p.grad.clone() for p in model.parameters() if p.requires_grad]
+        model.zero_grad()
+
+        first = model(clips(), contexts[0], hidden[0], 0, output_targets=True)
+        assert whole.targets is None and not first.targets.requires_grad
+        monkeypatch.setattr(model.target_encoder, "forward", None)  # not called again
+        second = model(clips(), contexts[1], hidden[1], 1, targets=first.targets)
+        for output in (first, second):
+            (output.loss / 2).backward()
+        torch.testing.assert_close((first.loss + second.loss) / 2, whole.loss)
+        for parameter, gradient in zip([p for p in model.parameters() if p.requires_grad], expected, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient)
+
+    def test_targets_of_other_clips_are_refused(self, model):
+        with pytest.raises(ValueError, match=r"targets have shape \(2, 7, 24\); expected .* with \(2, 32\) in front"):
+            model(clips(), CONTEXT, TARGET, targets=torch.zeros(2, 7, 24))
 
     def test_a_few_steps_lower_the_loss(self):
         torch.manual_seed(0)

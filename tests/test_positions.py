@@ -14,7 +14,7 @@ from vjepa2_hf import (
     VJepa2MaskedLatentPredictionConfig,
     VJepa2WorldModel,
 )
-from vjepa2_hf.modeling_positions import apply_rotary, configured_grid, sincos_table
+from vjepa2_hf.modeling_positions import configured_grid, rotate_queries_keys, sincos_table
 
 
 TOLERANCE = {"atol": 1e-5, "rtol": 0}
@@ -252,11 +252,11 @@ def written_out(encoder, video, ids):
         steps = [(layer.norm1, layer.attention, time), (layer.norm_time, layer.attention_time, place)]
         for norm, attention, group in steps:
             qkv = attention.qkv(norm(tokens)).unflatten(-1, (3, attention.num_heads, -1))
-            query_key = qkv[:, :, :2] if rotary is None else apply_rotary(qkv[:, :, :2], rotary)
-            scores = torch.einsum("bihc,bjhc->bhij", query_key[:, :, 0], query_key[:, :, 1]) * attention.scaling
+            query, key, value = qkv.unbind(2) if rotary is None else rotate_queries_keys(qkv, rotary)
+            scores = torch.einsum("bihc,bjhc->bhij", query, key) * attention.scaling
             weights = scores.exp() * (group.unsqueeze(1) == group.unsqueeze(2)).unsqueeze(1)
             weights = weights / weights.sum(dim=-1, keepdim=True)
-            tokens = tokens + attention.proj(torch.einsum("bhij,bjhc->bihc", weights, qkv[:, :, 2]).flatten(2))
+            tokens = tokens + attention.proj(torch.einsum("bhij,bjhc->bihc", weights, value).flatten(2))
         tokens = tokens + layer.mlp(layer.norm2(tokens))
     return encoder.layernorm(tokens)
 

@@ -115,7 +115,7 @@ def test_a_run_leaves_metrics_checkpoints_and_a_model_that_loads(monkeypatch, sh
     assert all(np.isfinite(line["loss"]) for line in lines)
     assert lines[0]["learning_rate"] == pytest.approx(5e-4) and lines[0]["ema_momentum"] == 0.9
     assert {path.name for path in tmp_path.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "checkpoint-3", "checkpoint-6", "final",
+        ".lock", "config.yaml", "metrics.jsonl", "checkpoint-3", "checkpoint-6", "final",
     }  # fmt: skip
 
     model = VJepa2ForMaskedLatentPrediction.from_pretrained(tmp_path / "final")
@@ -133,7 +133,7 @@ def test_a_run_leaves_metrics_checkpoints_and_a_model_that_loads(monkeypatch, sh
         "num_workers=0",
         "num_workers=2",
         "gradient_accumulation_steps=2",
-        "final_weight_decay=0.4",
+        "weight_decay={schedule: cosine, final: 0.4}",
         "gradient_checkpointing=true",
     ],
 )
@@ -248,7 +248,10 @@ def test_started_from_a_saved_model(monkeypatch, shards, tmp_path):
     [
         (["data=nowhere"], "nowhere"),
         (["data=runs/nothing/here"], "There is no data at 'runs/nothing/here': no such folder or file"),
-        (["init_from=runs/nothing/final", "encoder={}", "predictor={}"], "There is no folder 'runs/nothing/final'"),
+        (
+            ["init_from=runs/nothing/final", "encoder={}", "predictor={}"],
+            "init_from=runs/nothing/final does not load: There is no folder 'runs/nothing/final'",
+        ),
         (["batch_sze=3"], "'batch_sze'; did you mean 'batch_size'"),
         (["encoder.hiden_size=3"], "hidden_size"),
         (["predictor.hidden_sise=3"], "did you mean 'predictor.hidden_size'"),
@@ -262,7 +265,20 @@ def test_started_from_a_saved_model(monkeypatch, shards, tmp_path):
         (["max_skipped_fraction=2.0"], "max_skipped_fraction is 2.0"),
         (["batch_size=0"], "batch_size must be at least 1, got 0"),
         (["resume=checkpoint-9"], "There is no checkpoint folder 'checkpoint-9'"),
-        (["weight_decay=0.0", "final_weight_decay=0.4"], "final_weight_decay=0.4 needs a weight_decay above 0"),
+        (["weight_decay=-1.0"], "A weight decay is a number of at least 0"),
+        (["weight_decay={schedule: cosine, final: -1.0}"], "final=-1.0"),
+        (["weight_decay={finale: 1.0}"], "did you mean 'weight_decay.final'"),
+        (["gradient_clipping=0.0"], "gradient_clipping must be above 0, got 0.0"),
+        (["gradient_clipping=-1.0"], "gradient_clipping must be above 0, got -1.0"),
+        (["keep_last=-1"], "keep_last is -1, expected at least 1"),
+        (["num_threads=0"], "num_threads must be at least 1, got 0"),
+        (["seed=-1"], "seed must lie in 0 to 4294967295, got -1"),
+        (["crop_size=4"], "crop_size=4 is no multiple of the encoder's 8"),
+        (["frames_per_clip=1"], "frames_per_clip=1 is no multiple of the encoder's 2"),
+        (["encoder.crop_size=64"], "set crop_size=64 alone"),
+        (["encoder.frames_per_clip=8"], "set frames_per_clip=8 alone"),
+        (["mask_token_index=10"], "mask_token_index=10 is none of the predictor's 10 mask tokens"),
+        (["predictor.num_mask_tokens=1"], "2 mask sets are more than the predictor's 1 mask tokens"),
         (["torch_compile=inductr"], "did you mean 'inductor'"),
         (["log_with=mlflow"], "log_with"),
         (["init_from=x"], "init_from brings the model's sizes"),
@@ -291,6 +307,76 @@ def test_the_mask_losses_are_the_parts_of_the_loss_and_the_gradient_norm_is_logg
     for line in run_script(monkeypatch, shards, tmp_path, "max_steps=2", "gradient_accumulation_steps=2"):
         assert line["loss"] == pytest.approx((line["mask_loss_0"] + line["mask_loss_1"]) / 2)
         assert 0 < line["gradient_norm"] < 1e3
+
+
+def test_the_terms_of_the_loss_are_means_over_micro_batches_as_the_loss_is(monkeypatch, shards, tmp_path):
+    settings = ["max_steps=2", "gradient_accumulation_steps=2", "variance_weight=0.5", "covariance_weight=0.25"]
+    for line in run_script(monkeypatch, shards, tmp_path, *settings):
+        terms = line["prediction_loss"] + 0.5 * line["variance_loss"] + 0.25 * line["covariance_loss"]
+        assert line["loss"] == pytest.approx(terms)
+
+
+def test_what_was_skipped_is_summed_over_processes(monkeypatch, shards, tmp_path):
+    monkeypatch.setattr(pretrain.SkippedList, "__len__", lambda self: 3)
+    as_of_two = {"sum": 2, "mean": 1}
+    monkeypatch.setattr(pretrain.Accelerator, "reduce", lambda self, part, how: part * as_of_two[how])
+    assert run_script(monkeypatch, shards, tmp_path, "max_steps=1")[0]["skipped"] == 6
+
+
+@pytest.mark.parametrize(("setting", "learnt"), [("null", [True, True, False]), ("0", [True, False, False])])
+def test_mask_sets_have_tokens_of_their_own_or_share_one_as_published(monkeypatch, shards, tmp_path, setting, learnt):
+    run_script(monkeypatch, shards, tmp_path, "max_steps=1", f"mask_token_index={setting}")
+    model = VJepa2ForMaskedLatentPrediction.from_pretrained(tmp_path / "final")
+    moved = [bool(token.any()) for token in model.predictor.mask_tokens]  # they begin at zero
+    assert moved == learnt + [False] * 7
+
+
+def test_a_target_without_an_average_has_momentum_zero():
+    settings = ["output_dir=a", "data=b", "target_type=online", "ema.start=0.9"]
+    assert pretrain.rates(load_config(PretrainConfig, None, settings), 1)["ema_momentum"] == 0
+
+
+def test_a_run_elsewhere_with_another_number_of_sources_reads_its_data_anew(
+    stopped, shards, monkeypatch, caplog, tmp_path
+):
+    two = f"data=[{{path: {shards}}}, {{path: {shards}}}]"
+    lines = run_script(monkeypatch, shards, tmp_path, two, f"resume={stopped / 'checkpoint-3'}")
+    assert [line["step"] for line in lines] == [4, 5, 6]
+    assert "the data starts anew: it was read by {'num_workers': 0, 'sources': 1} then" in caplog.text
+
+
+class Loader:
+    """Refuses a state, as a loader of other workers does."""
+
+    def load_state_dict(self, state):
+        raise AssertionError
+
+
+def test_a_loader_of_other_workers_starts_anew_but_for_a_curriculum(caplog):
+    settings, state = ["output_dir=a", "data=b", "num_workers=2"], {"loader": {}, "readers": {"num_workers": 0}}
+    pretrain.restore_loader(Loader(), load_config(PretrainConfig, None, settings), state)
+    assert "the data starts anew" in caplog.text
+    settings += ["frames_curriculum=[[0, 8], [5, 16]]"]
+    with pytest.raises(ValueError, match="frames_curriculum is counted in the batches of .*'num_workers': 0"):
+        pretrain.restore_loader(Loader(), load_config(PretrainConfig, None, settings), state)
+
+
+def test_an_optimiser_with_other_groups_ends_in_one_sentence(stopped, shards, monkeypatch, capsys, tmp_path):
+    settings = ["decay_mask_tokens=false", f"resume={stopped / 'checkpoint-3'}"]
+    error = fails(monkeypatch, capsys, shards, tmp_path, *settings)
+    assert "does not fit the configured model or its optimiser's groups" in error
+
+
+def test_a_run_that_had_ended_leaves_its_final_model_when_it_is_resumed(monkeypatch, shards, tmp_path):
+    lines = run_script(monkeypatch, shards, tmp_path, "max_steps=1")
+    (tmp_path / "final" / "README.md").write_text("a card")
+    assert run_script(monkeypatch, shards, tmp_path, "max_steps=1", "resume=latest") == lines
+    assert (tmp_path / "final" / "README.md").read_text() == "a card"
+
+
+def test_published_runs_share_one_mask_token():
+    paths = [path for path in EXAMPLES.glob("configs/published/*.yaml") if path.stem != "action_conditioned"]
+    assert len(paths) == 4 and all(load_config(PretrainConfig, path).mask_token_index == 0 for path in paths)
 
 
 def test_a_collapse_is_told_once_with_its_likely_cause_also_across_a_resume(monkeypatch, caplog, shards, tmp_path):

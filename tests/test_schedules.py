@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from vjepa2_hf.schedules import LearningRateSchedule, MomentumSchedule, cosine, parameter_groups, set_weight_decay
+from vjepa2_hf.schedules import (
+    LearningRateSchedule,
+    MomentumSchedule,
+    WeightDecaySchedule,
+    parameter_groups,
+    set_weight_decay,
+)
 
 
 GOLDEN = json.loads((Path(__file__).parent / "fixtures" / "schedules.json").read_text())
@@ -31,8 +37,9 @@ def test_published_learning_rates():
 
 
 def test_published_weight_decay():
-    values = [cosine(step, 125, start=0.04, final=0.4) for step in range(1, 101)]
-    assert values == close(GOLDEN["cosine_weight_decay"]["values"])
+    schedule = WeightDecaySchedule("cosine", start=0.04, final=0.4, schedule_scale=1.25)
+    assert at_every_step(schedule) == close(GOLDEN["cosine_weight_decay"]["values"])
+    assert at_every_step(WeightDecaySchedule()) == [0.04] * 100
 
 
 def test_published_momenta():
@@ -71,6 +78,9 @@ def test_schedules_refuse_impossible_numbers():
         LearningRateSchedule(peak=-1)
     with pytest.raises(ValueError, match="between 0 and 1.*start=1.5"):
         MomentumSchedule(start=1.5)
+    for wrong in ({"start": -1.0}, {"final": -1.0}, {"start": float("nan")}, {"schedule_scale": 0.0}):
+        with pytest.raises(ValueError, match="A weight decay is a number of at least 0, with a scale above 0"):
+            WeightDecaySchedule(**wrong)
 
 
 def test_biases_norms_and_frozen_parameters_are_not_decayed():
@@ -97,3 +107,12 @@ def test_a_weight_decay_that_changes_leaves_biases_and_norms_alone():
     optimizer = torch.optim.AdamW(parameter_groups(nn.Linear(4, 4), weight_decay=0.04))
     set_weight_decay(optimizer, 0.4)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.4, 0.0]
+
+
+def test_a_weight_decay_that_was_zero_comes_back():
+    """Of a checkpoint whose run had none, or ended with none."""
+    before = torch.optim.AdamW(parameter_groups(nn.Linear(4, 4), weight_decay=0.0))
+    optimizer = torch.optim.AdamW(parameter_groups(nn.Linear(4, 4), weight_decay=0.04))
+    optimizer.load_state_dict(before.state_dict())
+    set_weight_decay(optimizer, 0.04)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.04, 0.0]

@@ -26,6 +26,7 @@ class Config:
     masks: list[dict[str, Any]] = field(default_factory=list)
     fps: float | None = None
     scale: tuple[float, float] = (0.3, 1.0)
+    data: str | list[Inner] = "x"
     gradient_checkpointing: bool = False
 
 
@@ -52,7 +53,7 @@ def test_config_file_and_overrides_make_one_config(tmp_path):
     [
         ("", ["output_dr=x"], "'output_dr'; did you mean 'output_dir'"),
         ("output_dir: x", ["rate.peek=1"], "'rate.peek'; did you mean 'rate.peak'"),
-        ("output_dir: x", ["zzz=1"], "known ones are encoder, "),
+        ("output_dir: x", ["zzz=1"], "known ones are data, encoder, "),
         ("max_steps: 3", [], "'output_dir' is missing"),
         ("output_dir: x", ["max_steps=many"], "'max_steps' must be int, got 'many'"),
         ("output_dir: x", ["max_steps=true"], "'max_steps' must be int, got True"),
@@ -62,6 +63,9 @@ def test_config_file_and_overrides_make_one_config(tmp_path):
         ("output_dir: x", ["fps=fast"], "'fps' must be float, got 'fast'"),
         ("output_dir: x", ["scale=[1, 2, 3]"], "'scale' must be tuple"),
         ("output_dir: x", ["masks=[1]"], "'masks.0' must be dict"),
+        ("output_dir: x", ["data=[{peek: 1}]"], "'data.0.peek'; did you mean 'data.0.peak'"),
+        ("output_dir: x", ["data=[{peak: 1}, {peak: many}]"], "'data.1.peak' must be float, got 'many'"),
+        ("output_dir: x", ["data={peak: 1}"], "'data' must be str or list"),
         ("masks: [{}]", ["masks.3.num_blocks=1"], "'masks.3' does not exist: the part before '3' is a list of 1"),
         ("max_steps: 3", ["max_steps.a=1"], "'max_steps' is the single value 3"),
         ("output_dir: x", ["max_steps"], "not of the form key=value"),
@@ -102,6 +106,7 @@ def test_help_lists_every_key_with_its_type_and_default(capsys):
         "  masks: list[dict[str, Any]] = []",
         "  fps: float | null = null",
         "  scale: tuple[float, float] = [0.3, 1.0]",
+        '  data: str | list[test_settings.Inner] = "x"',
         "  gradient_checkpointing: bool = false",
     ]
 
@@ -118,6 +123,19 @@ def test_user_errors_end_in_one_line_without_a_traceback(error, capsys):
         main()
     assert exit_.value.code == 1
     assert capsys.readouterr().err == f"error: {' '.join(str(error).split())}\n"
+
+
+def test_ctrl_c_ends_in_one_line_without_a_traceback(capsys):
+    @exit_on_user_error
+    def main():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err.splitlines() == [
+        "error: interrupted by the user before the end; what was saved until then stays."
+    ]
 
 
 def test_an_error_inside_a_data_worker_is_one_line_too(capsys):

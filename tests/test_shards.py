@@ -1,12 +1,17 @@
 """Shards written and read: every row once, in a known order, and missing data named."""
 
+import io
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Video, load_dataset
 from numbered_videos import CLIP_FEATURES, numbered_video, write_numbered_shards
 
 from vjepa2_hf import shards as shards_module
 from vjepa2_hf.clips import ClipStream
-from vjepa2_hf.shards import open_stream, write_shards
+from vjepa2_hf.shards import ShardSource, open_stream, write_shards
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +77,50 @@ class TestShards:
     def test_folder_without_data_is_one_sentence(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="no parquet file, .tar shard, video or image"):
             ClipStream(tmp_path, 4, crop_size=8)
+
+    @pytest.mark.parametrize(
+        ("files", "kinds"),
+        [
+            (["a.mp4", "b.png", "c.png"], r"videos \(1, like .*a.mp4'\) and images \(2, like .*b.png"),
+            (["a.mp4", "metadata.parquet"], r"parquet \(1, .* and videos \(1, "),
+        ],
+    )
+    def test_files_of_several_kinds_are_refused_by_name_and_count(self, tmp_path, video, files, kinds):
+        for name in files:
+            (tmp_path / name).write_bytes(video)
+        if "metadata.parquet" in files:
+            pq.write_table(pa.table({"file_name": ["a.mp4"], "label": [0]}), tmp_path / "metadata.parquet")
+        with pytest.raises(ValueError, match=kinds):
+            ShardSource(tmp_path)
+        assert ShardSource(tmp_path / "**" / "*.mp4").shards == [str(tmp_path / "a.mp4")]
+
+    def test_parquet_with_paths_of_the_videos_beside_it_is_read(self, tmp_path, video):
+        (tmp_path / "a.mp4").write_bytes(video)
+        pq.write_table(pa.table({"video": ["a.mp4"]}), tmp_path / "videos.parquet")
+        assert [row["video"] for *_, row in open_stream(tmp_path)] == [str(tmp_path / "a.mp4")]
+
+    def test_links_to_folders_are_followed_and_no_folder_is_read_twice(self, tmp_path, video):
+        for folder in ("data/own", "other", "data/.hidden"):
+            (tmp_path / folder).mkdir(parents=True)
+            (tmp_path / folder / "a.mp4").write_bytes(video)
+        (tmp_path / "data/linked").symlink_to(tmp_path / "other")
+        (tmp_path / "data/own/back").symlink_to(tmp_path / "data")
+        names = [str(tmp_path / "data" / folder / "a.mp4") for folder in ("linked", "own")]
+        assert ShardSource(tmp_path / "data").shards == names
+
+    @pytest.mark.parametrize("damage", ["cut", "random bytes", "empty"])
+    def test_a_broken_tar_is_skipped_and_named(self, tmp_path, video, damage):
+        for name in ("good.tar", "broken.tar"):
+            with tarfile.open(tmp_path / name, "w") as tar:
+                for number in range(3):
+                    member = tarfile.TarInfo(f"{number}.mp4")
+                    member.size = len(video)
+                    tar.addfile(member, io.BytesIO(video))
+        whole = (tmp_path / "broken.tar").read_bytes()
+        second = 512 + -(-len(video) // 512) * 512 + 512  # where its data begins; tar goes by blocks of 512
+        damaged = {"cut": whole[: second + len(video) // 2], "random bytes": bytes(range(256)) * 40, "empty": b""}
+        (tmp_path / "broken.tar").write_bytes(damaged[damage])
+        stream = ClipStream(tmp_path, 4, crop_size=8, epochs=1)
+        names = [clip["clip_name"] for clip in stream]
+        assert sum("good.tar" in name for name in names) == 3
+        assert "does not read" in stream.sources[0].skipped[str(tmp_path / "broken.tar")]

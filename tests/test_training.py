@@ -1,6 +1,9 @@
 import json
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -131,6 +134,116 @@ def test_latest_without_a_checkpoint_starts_from_the_beginning(tmp_path):
     assert run.resume("latest") == (0, {})
     assert read_metrics(tmp_path) == []
     assert load_config(Config, tmp_path / "config.yaml") == run.config
+
+
+LOCK = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB); print('locked')"
+
+
+def test_two_processes_do_not_run_in_one_folder(tmp_path):
+    (tmp_path / "checkpoint-1.tmp").mkdir()  # which the other may be writing
+    command = [sys.executable, "-c", f"{LOCK}; sys.stdout.flush(); sys.stdin.read()", str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(ValueError, match=f"Another process runs in '{tmp_path}'"):
+            tiny_run(tmp_path)
+        assert (tmp_path / "checkpoint-1.tmp").exists()
+        other.kill()
+    run, *_ = tiny_run(tmp_path)
+    refused = subprocess.run(
+        [sys.executable, "-c", LOCK, str(run.output_dir / ".lock")], capture_output=True, text=True
+    )
+    assert "BlockingIOError" in refused.stderr
+
+
+def test_fp16_on_a_cpu_is_refused_because_accelerate_would_leave_it_out(tmp_path):
+    accelerator = SimpleNamespace(mixed_precision="fp16", device=torch.device("cpu"), state=None)
+    with pytest.raises(ValueError, match="mixed_precision=fp16 is asked for on a CPU"):
+        Run(tmp_path / "a", None, accelerator)
+
+
+@pytest.mark.parametrize("keep_last", [0, -1])
+def test_a_run_that_would_keep_no_checkpoint_is_refused(tmp_path, keep_last):
+    with pytest.raises(ValueError, match=f"keep_last is {keep_last}, expected at least 1"):
+        tiny_run(tmp_path, keep_last=keep_last)
+
+
+def test_a_crash_leaves_the_old_config_and_no_half_of_a_list_of_clips(tmp_path, monkeypatch):
+    run, *_ = tiny_run(tmp_path)
+    run.resume(None)
+    before = (tmp_path / "config.yaml").read_text()
+
+    def crash(*args):
+        raise KeyboardInterrupt
+
+    again, *_ = tiny_run(tmp_path, config={"batch_size": 8})
+    monkeypatch.setattr(training.os, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        again.resume(None)
+    with pytest.raises(KeyboardInterrupt):
+        again.check_finite(1, float("nan"), 1.0, [float("nan")], NAMES[:1])
+    assert (tmp_path / "config.yaml").read_text() == before
+    assert not (tmp_path / "offending_batch.json").exists()
+
+
+def test_a_new_run_does_not_inherit_the_lists_of_one_that_left_no_checkpoint(tmp_path):
+    for name in ("offending_batch.json", "skipped.jsonl", "skipped-1.jsonl"):
+        (tmp_path / name).write_text("{}\n")
+    tiny_run(tmp_path)[0].resume("latest")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.yaml"]
+
+
+def test_a_resumed_run_keeps_the_list_of_what_it_skipped(tmp_path):
+    run_of(tmp_path, {})
+    (tmp_path / "skipped-1.jsonl").write_text("{}\n")
+    tiny_run(tmp_path)[0].resume("latest")
+    assert (tmp_path / "skipped-1.jsonl").exists()
+
+
+def test_no_process_goes_on_before_the_main_one_has_truncated_the_metrics(tmp_path, monkeypatch):
+    run_of(tmp_path, {})
+    run, *_ = tiny_run(tmp_path)
+    run.log({"step": 5, "loss": 1.0})
+    seen = []
+    monkeypatch.setattr(run.accelerator, "wait_for_everyone", lambda: seen.append(len(read_metrics(tmp_path))))
+    run.resume("latest")
+    assert seen[0] == 1 and seen[-1] == 0
+
+
+def test_a_run_does_not_end_before_the_steps_it_has_done(tmp_path):
+    constant = {"learning_rate": LearningRateSchedule("constant")}
+    run_of(tmp_path, constant)
+    before = (tmp_path / "config.yaml").read_text()
+    with pytest.raises(ValueError, match="max_steps=3 is below the 4 steps that are done; set max_steps=4 or more"):
+        tiny_run(tmp_path, config={**constant, "max_steps": 3})[0].resume("latest", rates, RATE_SETTINGS)
+    assert (tmp_path / "config.yaml").read_text() == before
+
+
+class Saveable(nn.Linear):
+    def save_pretrained(self, path, state_dict):
+        torch.save(state_dict, Path(path) / "model.bin")
+
+
+def test_the_final_model_of_a_run_that_had_ended_is_left_as_it_is(tmp_path):
+    run_of(tmp_path, {"max_steps": 4})
+    tiny_run(tmp_path)[0].save_final(Saveable(2, 1))
+    (tmp_path / "final" / "README.md").write_text("a card")
+    ended, *_ = tiny_run(tmp_path, config={"max_steps": 4})
+    ended.resume("latest")
+    ended.save_final(Saveable(2, 1))
+    assert (tmp_path / "final" / "README.md").read_text() == "a card"
+
+
+def test_a_run_that_went_on_after_its_end_replaces_the_final_model(tmp_path):
+    run_of(tmp_path, {"max_steps": 4})
+    tiny_run(tmp_path)[0].save_final(Saveable(2, 1))
+    (tmp_path / "final" / "README.md").write_text("a card of the shorter run")
+    longer, *_ = tiny_run(tmp_path, config={"max_steps": 6})
+    longer.resume("latest", rates, RATE_SETTINGS)
+    longer.save_checkpoint(6)
+    again, *_ = tiny_run(tmp_path, config={"max_steps": 6})  # killed before `final/` was written
+    again.resume("latest")
+    again.save_final(Saveable(2, 1))
+    assert not (tmp_path / "final" / "README.md").exists()
 
 
 def test_a_new_run_does_not_overwrite_another(tmp_path):
@@ -304,4 +417,4 @@ def test_final_folder_is_written_aside_and_replaces_the_old_one(tmp_path):
         nn.init.constant_(model.weight, value)
         final = run.save_final(accelerator.prepare(model))
     assert torch.load(final / "model.bin")["weight"].unique() == 2.0
-    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "final"]

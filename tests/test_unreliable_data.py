@@ -1,6 +1,7 @@
 """Data that is broken in every usual way: what reads is read right, the rest is passed over and listed, each once."""
 
 import io
+import itertools
 import json
 import logging
 import shutil
@@ -218,6 +219,24 @@ def test_a_run_stops_when_too_much_is_bad_and_names_the_source(monkeypatch, caps
     assert {entry["source"] for entry in read_skipped(tmp_path / "run")} == {str(shards)}
 
 
+def test_targets_that_are_not_finite_stop_a_run_that_logs_every_step(monkeypatch, capsys, tmp_path):
+    """Its meters, measured before the loss is looked at, must not raise in its place."""
+    good = write_numbered_shards(tmp_path / "good", bad=())
+    settings = ["max_steps=9", "learning_rate={schedule: constant, peak: 1e30}", "ema.start=0.0"]
+    with pytest.raises(SystemExit):
+        run_script(monkeypatch, good, tmp_path / "run", *settings)
+    assert "offending_batch.json" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert json.loads((tmp_path / "run/offending_batch.json").read_text())["loss"] is None
+
+
+def test_a_broken_shard_that_readers_share_counts_by_its_part(tmp_path):
+    """One of two rows is lost, however many readers meet the shard in every epoch."""
+    write_numbered_shards(tmp_path / "shards", num_videos=1, num_shards=1, bad=())
+    (tmp_path / "shards/broken.parquet").write_bytes(b"broken")
+    stream = ClipStream(tmp_path / "shards", 4, transform=raw, rank=1, world_size=6, max_skipped_fraction=0.6)
+    assert len(list(itertools.islice(stream, 30))) == 30
+
+
 def test_the_bound_is_on_rows_and_a_broken_shard_counts_as_many(tmp_path):
     folder = Path(write_numbered_shards(tmp_path / "shards", num_videos=40, num_shards=4, bad=()))
     broken = sorted(folder.iterdir())[2]
@@ -283,6 +302,22 @@ class TestSkippedList:
         lists[0].merge()
         assert [path.name for path in tmp_path.iterdir()] == ["skipped.jsonl"]
         assert [(entry["step"], entry["name"]) for entry in read_skipped(tmp_path)] == [(1, "a"), (1, "b"), (2, "c")]
+
+    def test_lists_of_an_abandoned_run_of_more_processes_are_not_merged_into_a_new_one(self, tmp_path):
+        for rank in (1, 3):
+            SkippedList(tmp_path, rank=rank).add(1, self.LINES[:1])
+        new = [SkippedList(tmp_path, rank=rank, world_size=2) for rank in range(2)]
+        new[1].add(2, self.LINES[1:2])
+        new[0].merge()
+        assert [(entry["step"], entry["name"]) for entry in read_skipped(tmp_path)] == [(2, "b")]
+
+    @pytest.mark.parametrize("line", ["nonsense", "{}", "3"])
+    def test_a_line_that_is_no_entry_names_file_and_line(self, tmp_path, line):
+        SkippedList(tmp_path).add(1, self.LINES[:1])
+        with open(tmp_path / "skipped.jsonl", "a") as file:
+            file.write(line + "\n")
+        with pytest.raises(ValueError, match=rf"Line 2 of '.*skipped.jsonl' is no entry .*{line}"):
+            SkippedList(tmp_path, last_step=3)
 
     def test_nothing_skipped_leaves_no_file(self, tmp_path):
         SkippedList(tmp_path).add(1, [])

@@ -1,8 +1,10 @@
 """Videos and images in and out: the right frames, colours and times, and what is no video named."""
 
+import base64
 import io
 import sys
 import types
+import zlib
 
 import av
 import numpy as np
@@ -14,6 +16,16 @@ from numbered_videos import numbered_frames, numbered_video, numbers_of
 
 from vjepa2_hf import video_io
 from vjepa2_hf.video_io import VideoDecodeError, VideoReader, encode_video, read_video, transcode_video
+
+
+# An MPEG-TS file in which damage makes a stream appear that is not there at first, as small as it goes
+STREAM_FROM_NOWHERE = (
+    "eNrVlzFOwzAUhn8HEIIqQqqQOAAbIzsSTFnpCRhZEBIdGDrAAhN3YOAEBcQBOAJH4Aa9wSO2g2MndqFu7DiWmqqv6cv3/vfXeSnOQBNCuQjU2Q"
+    "IYz0i7MinPDWjfig+/0epdxqDOseTMzEhRsYtcXbJXV1cH7RIlOvvYF8Trsh8HYdd0l4QGOxm6i0jFzhLQ3WDfwHJ28maf1p2NtURxpBV3ofDd"
+    "/E36SLpTKN3Ds2/thfL7fefsa1Z66TZQXQFi6R5sn5nG171Z3DY8/6uz/jzTquGa1B3eWoPOn4ru5K87JaL7Dqy6g72oXxjsJ33dm3Tm2z+8Mg"
+    "TdaUW/P/TH7q5iJMdMRpbpsiqAs9+0nBQd9M7DMkjMM6OVPHOKMTDPwT55hxY4et18o2GsZP2ew90Bw+/o2e/5o6/fJ52zN9lk6L2exdCaxZjf"
+    "s3YqnrE8nrsGYcWONNhpCXt9ktad4hwHyOZjsc98Y4GMH56fDr8GsM+Ur6uYuov+/0NfW18a6weXd9nA"
+)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +85,25 @@ class TestVideo:
         video[len(video) // 4 : len(video) // 4 + 4000] = bytes(4000)
         with pytest.raises(ValueError, match="does not decode"), VideoReader(bytes(video[:-2000])) as reader:
             reader.frames()
+
+    def test_a_stream_that_appears_in_a_damaged_file_is_no_index_error(self):
+        with pytest.raises(VideoDecodeError, match="does not decode as a video"):
+            VideoReader(zlib.decompress(base64.b64decode(STREAM_FROM_NOWHERE)))
+
+    @pytest.mark.parametrize("read", [VideoReader.frames, lambda reader: list(reader.iterate())])
+    @pytest.mark.parametrize("error", [IndexError, OverflowError, ValueError])
+    def test_whatever_pyav_raises_while_it_decodes_names_the_video(self, video, monkeypatch, read, error):
+        class Damaged:
+            def seek(self, *arguments, **settings):
+                raise error("list index out of range")
+
+            def close(self):
+                pass
+
+        with VideoReader({"bytes": video, "path": "a.ts"}) as reader:
+            monkeypatch.setattr(reader, "_container", Damaged())
+            with pytest.raises(VideoDecodeError, match="a.ts does not decode .list index"):
+                read(reader)
 
     def test_frames_beyond_the_end_are_refused(self, video):
         with pytest.raises(ValueError, match="frames 0 to 29"):

@@ -59,9 +59,9 @@ DEVICES = {
 }
 
 # Bytes that a block keeps of a token for its backward pass, per channel of width D and of its MLP's inside F. float32:
-# the inputs of both norms and of four linear layers, rotated queries and keys, q k v, and the attention's output. bf16
+# the inputs of both norms and of three linear layers, rotated queries and keys, values, and the inside's two. bf16
 # under autocast: the same in 2 bytes, but norms, which work on copies of 4. A test measures both.
-KEPT_BYTES = {"no": (40, 8), "bf16": (24, 4), "fp16": (24, 4)}
+KEPT_BYTES = {"no": (32, 8), "bf16": (20, 4), "fp16": (20, 4)}
 # float32 weights, gradients, and two moments of AdamW
 STATE_BYTES = {"weights": 4, "gradients": 4, "AdamW": 8}
 
@@ -222,7 +222,8 @@ def activation_bytes(
     mixed_precision: str,
     checkpointing: bool,
 ) -> float:
-    """Bytes that one clip keeps on the device until its backward pass, all mask sets together.
+    """Bytes that one clip keeps on the device at most: targets, and what one mask set keeps for its backward pass,
+    which comes before the next set's forward.
 
     With checkpointing a block keeps its input, and one block at a time is computed again.
     """
@@ -231,26 +232,27 @@ def activation_bytes(
     encoder, width = config.encoder_config, config.predictor_hidden_size
     attentions = 2 if encoder.attention_type == "factorized" else 1
     in_encoder = per_inside * int(encoder.hidden_size * encoder.mlp_ratio)
-    # of the bytes per width, a norm and a linear layer's input (a fifth) belong to the MLP
-    in_encoder += per_width * encoder.hidden_size * (1 + 0.8 * (attentions - 1))
+    # of the bytes per width, a norm and a linear layer's input (a quarter) belong to the MLP
+    in_encoder += per_width * encoder.hidden_size * (1 + 0.75 * (attentions - 1))
     in_predictor = per_inside * int(width * config.predictor_mlp_ratio) + per_width * width
     patch = encoder.in_chans * encoder.tubelet_size * encoder.patch_size**2
-    total = 4 * math.prod(grid) * patch  # pixels
+    common = 4 * math.prod(grid) * patch  # pixels
     if config.target_type != "pixels":
-        total += 2 * 4 * math.prod(grid) * encoder.hidden_size  # targets, raw and normalised
-    largest = 0.0
+        common += 2 * 4 * math.prod(grid) * encoder.hidden_size  # targets, raw and normalised
+    by_set = []
     for context, target in masks:
         tokens = context + target
-        total += size * context * patch  # kept pixels, for the gradient of the embedding
+        total = size * context * patch  # kept pixels, for the gradient of the embedding
         total += 4 * (context + 4 * target) * encoder.hidden_size  # last norm; predictions, targets, differences
         if checkpointing:
             total += size * encoder.num_hidden_layers * context * encoder.hidden_size
             total += 4 * config.predictor_num_hidden_layers * tokens * width  # float32: mask tokens are
-            largest = max(largest, context * in_encoder, tokens * in_predictor)
+            total += max(context * in_encoder, tokens * in_predictor)
         else:
             total += encoder.num_hidden_layers * context * in_encoder
             total += config.predictor_num_hidden_layers * tokens * in_predictor
-    return total + largest
+        by_set.append(total)
+    return common + max(by_set)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import copy
 import itertools
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,8 @@ class ClipStream(torch.utils.data.IterableDataset):
     `StatefulDataLoader`, whose state then holds the place of every worker.
 
     An image is a clip that stands still. Of several sources one is drawn for each row, by their weights; all are read
-    again when they end. Skipped are rows and shards that do not read, and videos that `frame_sampler` refuses.
+    again when they end. Readers that are more than a source's rows take turns at them, so that the weights hold for
+    any number of readers. Skipped are rows and shards that do not read, and videos that `frame_sampler` refuses.
 
     Args:
         data: as for `ShardSource`, or several `DataSource`s.
@@ -152,8 +154,8 @@ def _open_sources(data: str | os.PathLike | Sequence[DataSource]) -> tuple[list[
     if not data:
         raise ValueError("There is no data source; give a folder, or a list with at least one path and weight.")
     for source in data:
-        if not source.weight > 0:
-            raise ValueError(f"The weight of {source.path!r} is {source.weight}, but it must be positive.")
+        if not 0 < source.weight < math.inf:
+            raise ValueError(f"The weight of {source.path!r} is {source.weight}, but it must be positive and finite.")
     return [ShardSource(source.path) for source in data], [source.weight for source in data]
 
 
@@ -179,11 +181,6 @@ class _Reader:
                 self._move(number, place)
                 sample["skipped"], self.skips = "\n".join(self.skips), []
                 yield sample
-        if self.stream.epochs is None and isinstance(self.stream.frames_per_clip, FramesCurriculum):
-            raise ValueError(
-                f"{self.readers} readers (processes x workers) are more than there are rows, and a frames curriculum "
-                "needs clips from each of them; use fewer workers, or more data."
-            )
 
     def _choose_source(self, ended: set[int]) -> int:
         """The source of the next row, drawn by weight from (seed, reader, rows so far); a row begun is finished."""
@@ -226,11 +223,10 @@ class _Reader:
         now, empty = dict(self.state["sources"][number]), 0
         for epoch in itertools.count(now["epoch"]) if stream.epochs is None else range(now["epoch"], stream.epochs):
             whole = not (now["place"] or now["row"] or now["clip"])
-            used, num_rows, first = now["used"], 0, (now["place"], now["row"])
+            used, first = now["used"], (now["place"], now["row"])
             for place, shard, row_number, row in open_stream(
                 source, self.number, self.readers, stream.seed, epoch, first
             ):
-                num_rows += 1
                 first_clip, now["clip"] = now["clip"], 0
                 now |= {"epoch": epoch, "place": place, "row": row_number + 1}
                 name = source.row_name(shard, row_number, row.get("path"))
@@ -247,39 +243,38 @@ class _Reader:
                     yield self._finish(drawn, row, name, dict(now), first_clip)
             self._count_skips(source, now)
             empty = empty + 1 if whole and now["used"] == used else 0
-            if empty and self._has_no_share(source, num_rows, empty):
-                return
+            self._check_empty(source, empty)
             now |= {"epoch": epoch + 1, "place": 0, "row": 0, "clip": 0}
 
     def _count_skips(self, source: ShardSource, now: dict[str, int]) -> None:
         """Notes what was passed over since the last call, and stops when it is too much."""
         skips = source.take_skips()
-        share = 1 / self.readers if len(source.shards) < self.readers else 1  # such a shard is every reader's
         for skip in skips:
             line = {"source": source.data, "name": skip.name, "reason": skip.reason}
             self.skips.append(json.dumps(line))
-            now["skipped"] += max(round(skip.rows * share), 1)
+            now["skipped"] += skip.rows / self.readers if skip.is_shard and self._shares_shards(source) else skip.rows
         self._check_skipped(source, now, skips)
 
     def _check_skipped(self, source: ShardSource, now: dict[str, int], skips: list[Skip]) -> None:
         bound, tried = self.stream.max_skipped_fraction, now["used"] + now["skipped"]
         if skips and bound is not None and now["skipped"] > bound * max(tried, _FEWEST_ROWS):
             raise ValueError(
-                f"About {now['skipped']} of {tried} rows of {source.data!r} had to be skipped, more than "
+                f"About {now['skipped']:.0f} of {tried:.0f} rows of {source.data!r} had to be skipped, more than "
                 f"max_skipped_fraction={bound:g} allows; the last was {skips[-1].name}: {skips[-1].reason}; mend the "
                 "data or raise max_skipped_fraction."
             )
 
-    def _has_no_share(self, source: ShardSource, num_rows: int, empty: int) -> bool:
-        """Whether this reader has no row to read, after `empty` epochs without a clip; raises if it merely fails."""
-        if not num_rows and not source.skipped and len(source.shards) < self.readers:
-            logger.warning("a reader of %s has no row: %d readers are more than rows", source.data, self.readers)
-            return True
-        if empty == _EMPTY_EPOCHS or self.readers == 1:
+    def _shares_shards(self, source: ShardSource) -> bool:
+        """Whether every reader reads every shard, and takes its part of the rows, see `open_stream`."""
+        return len(source.shards) < self.readers
+
+    def _check_empty(self, source: ShardSource, empty: int) -> None:
+        """Raises after so many epochs without a clip that there is none to come."""
+        # In as many epochs as there are readers, each has met every row of shards that they share
+        if empty and empty == (self.readers if self._shares_shards(source) or self.readers == 1 else _EMPTY_EPOCHS):
             reasons = [f"{name}: {reason}" for name, reason in source.skipped.items()]
             told = f" ({len(reasons)} skipped, the first {reasons[0]})" if reasons else ""
             raise ValueError(f"No clip could be read from {source.data!r}{told}; look at the data.")
-        return False
 
     def _decode(self, row: dict, epoch: int, key: tuple, first_clip: int) -> list[tuple]:
         """(draw, generator, its frames uint8 (T, C, H, W), frame numbers) of the row's clips, decoded in one pass."""
@@ -354,9 +349,19 @@ class MaskCollator:
         self.seed, self.with_names = seed, with_names
 
     def __call__(self, clips: list[dict[str, Any]]) -> dict[str, Any]:
-        """`pixel_values_videos` (B, T, C, H, W); `context_mask` and `target_mask`, lists of int64 (B, K)."""
+        """`pixel_values_videos` (B, T, C, H, W); `context_mask` and `target_mask`, lists of int64 (B, K).
+
+        Raises:
+            ValueError: the clips are smaller than a token.
+        """
         pixels = torch.stack([clip["pixel_values_videos"] for clip in clips])
         grid = (pixels.shape[1] // self.tubelet_size, *(size // self.patch_size for size in pixels.shape[-2:]))
+        if min(grid) < 1:
+            raise ValueError(
+                f"A clip of {pixels.shape[1]} frames of {pixels.shape[3]} x {pixels.shape[4]} pixels holds no token "
+                f"of tubelet_size={self.tubelet_size} frames and patch_size={self.patch_size} pixels; raise "
+                "frames_per_clip or crop_size."
+            )
         generator = torch.Generator().manual_seed(_draw(self.seed, clips[0]["draw"]))
         masks = [sampler(len(clips), grid, generator) for sampler in self.mask_samplers]
         batch = {

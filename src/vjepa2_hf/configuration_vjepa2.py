@@ -302,12 +302,18 @@ class VJepa2MaskedLatentPredictionConfig(_NestedEncoder, PreTrainedConfig):
             12, published; seed 000 has 512, 8), predictor_mlp_ratio (`float`, defaults to 4.0).
         num_mask_tokens (`int`, defaults to 10): learned mask tokens; mask set i uses token i unless told otherwise.
         zero_init_mask_tokens (`bool`, defaults to `True`): published; otherwise the truncated normal.
+        predictor_query_key_bias (`float`, defaults to 0.0, published): where the biases of the predictor's queries and
+            keys start. Equal biases under rotary positions make every token look at its neighbours first: above 0
+            (2.0 at head size 16) a small predictor learns from the first steps what it otherwise takes hundreds to
+            find, that a hidden token is best told from those around it (docs/pretraining.md).
     Loss:
         loss_exponent (`int`, defaults to 1): p of mean |ẑ − z|^p / p; 1 published, 2 in both seeds.
         normalize_targets (`str`, defaults to "layer"): "layer" is LayerNorm without affine (published); "batch"
             standardises every place and channel over the batch, which keeps content in the loss on short runs;
             "batch_channel" also takes away the batch's mean at every place, but divides by the channel's deviation
-            over all places, so that places where nothing ever happens do not become noise of full size; "none".
+            over all places, so that places where nothing ever happens do not become noise of full size; "clip" takes
+            away the clip's mean token after the place's, so that nothing is gained by telling a clip's constant
+            appearance, and divides by the channel's deviation; "none".
         target_type (`str`, defaults to "ema"): what is predicted of hidden tokens. "ema" is the latents of the target
             encoder, a moving average of the encoder (published, both seeds). "online" (seed 003's ablation "No EMA")
             makes the target encoder equal to the encoder at every update, whatever the momentum; it tends to collapse.
@@ -336,6 +342,7 @@ class VJepa2MaskedLatentPredictionConfig(_NestedEncoder, PreTrainedConfig):
     predictor_mlp_ratio: int | float = 4.0
     num_mask_tokens: int = 10
     zero_init_mask_tokens: bool = True
+    predictor_query_key_bias: int | float = 0.0
     initializer_range: float = 0.02
 
     loss_exponent: int = 1
@@ -361,10 +368,15 @@ class VJepa2MaskedLatentPredictionConfig(_NestedEncoder, PreTrainedConfig):
             self.predictor_num_attention_heads,
         )
         _check_choice("loss_exponent", self.loss_exponent, (1, 2))
-        _check_choice("normalize_targets", self.normalize_targets, ("layer", "batch", "batch_channel", "none"))
+        _check_choice("normalize_targets", self.normalize_targets, ("layer", "batch", "batch_channel", "clip", "none"))
         _check_choice("target_type", self.target_type, ("ema", "online", "pixels"))
         super().__post_init__(**self._refuse_unknown(kwargs))
         _check_sincos_size(self.encoder_config, "predictor_hidden_size", self.predictor_hidden_size)
+        _check(
+            not self.predictor_query_key_bias or self.encoder_config.qkv_bias,
+            f"predictor_query_key_bias={self.predictor_query_key_bias} needs biases to set: qkv_bias=True in "
+            "encoder_config.",
+        )
 
     @property
     def auxiliary_weights(self) -> dict[str, float]:

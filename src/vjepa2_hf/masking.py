@@ -13,14 +13,15 @@ Letters: B batch, T' H' W' the token grid, N = T'·H'·W' tokens, K context toke
 """
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+
+from .settings import check_known
 
 
 Grid = tuple[int, int, int]
@@ -301,16 +302,10 @@ def _build_sampler(spec: dict[str, Any]) -> Any:
         raise ValueError(f"mask spec {spec!r} has no 'type'; expected one of {', '.join(MASK_SAMPLERS)}.")
     settings = dict(spec)
     name = settings.pop("type")
-    if name not in MASK_SAMPLERS:
-        raise ValueError(
-            f"mask type {name!r} is unknown{_nearest(name, MASK_SAMPLERS)}; known: {', '.join(MASK_SAMPLERS)}."
-        )
+    check_known(str(name), MASK_SAMPLERS, "mask type")
     known = [entry.name for entry in dataclasses.fields(MASK_SAMPLERS[name])]
     for key in settings:
-        if key not in known:
-            raise ValueError(
-                f"mask {name!r} has no setting {key!r}{_nearest(key, known)}; it has: {', '.join(known)}."
-            )
+        check_known(str(key), known, "setting of a mask", f"{name}.")
     return MASK_SAMPLERS[name](**settings)
 
 
@@ -458,8 +453,3 @@ def _check_batch(batch_size: int, grid: Grid, frame_sampler: Any = None) -> None
             f"{type(frame_sampler).__name__} needs at least 2 tubelets but the grid is {tuple(grid)}; "
             f"use longer clips."
         )
-
-
-def _nearest(name: Any, known: Sequence[str] | dict[str, Any]) -> str:
-    matches = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""

@@ -168,6 +168,9 @@ class VJepa2PreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.weight, std=std * getattr(module, "init_scale", 1.0))
             if module.bias is not None:
                 init.zeros_(module.bias)
+            if start := getattr(module, "init_query_key_bias", 0.0):
+                thirds = torch.tensor([start, start, 0.0], device=module.bias.device)
+                init.copy_(module.bias, thirds.repeat_interleave(len(module.bias) // 3))
         elif isinstance(module, nn.LayerNorm):
             super()._init_weights(module)
 

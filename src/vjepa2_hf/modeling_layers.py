@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_vjepa2 import VJepa2EncoderConfig
-from .modeling_positions import RotaryTable, apply_rotary
+from .modeling_positions import RotaryTable, rotate_queries_keys
 
 
 def gather_tokens(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -66,10 +66,7 @@ class VJepa2Attention(nn.Module):
         past: tuple[torch.Tensor, torch.Tensor] | None = None,  # keys and values (B, h, M - L, d) of earlier tokens
     ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, torch.Tensor]]:
         qkv = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1))  # (..., L, 3, h, d)
-        query_key, value = qkv[..., :2, :, :], qkv[..., 2, :, :]
-        if rotary is not None:
-            query_key = apply_rotary(query_key, rotary)
-        parts = (*query_key.unbind(-3), value)
+        parts = qkv.unbind(-3) if rotary is None else rotate_queries_keys(qkv, rotary)
         query, key, value = (part.flatten(0, -4).transpose(1, 2) for part in parts)  # (B or B·G, h, L, d)
         if past is not None:
             key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)

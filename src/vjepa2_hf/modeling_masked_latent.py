@@ -32,6 +32,7 @@ class VJepa2MaskedLatentPredictionOutput(ModelOutput):
     losses: where the config gives other terms a weight: every term by name without its weight and without gradient,
         "prediction" and those of `config.auxiliary_weights`, see `vjepa2_hf.losses`.
     target_std, effective_rank, prediction_variation: with `output_meters=True`, see `collapse_meters`.
+    targets: with `output_targets=True`, (B, N, D) of the whole clip before normalisation.
     """
 
     loss: torch.Tensor | None = None
@@ -42,6 +43,7 @@ class VJepa2MaskedLatentPredictionOutput(ModelOutput):
     target_std: torch.Tensor | None = None
     effective_rank: torch.Tensor | None = None
     prediction_variation: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
 
 
 class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel):
@@ -87,6 +89,8 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
         target_mask: torch.Tensor | list[torch.Tensor],
         mask_token_index: int | None = None,
         output_meters: bool = False,
+        output_targets: bool = False,
+        targets: torch.Tensor | None = None,
     ) -> VJepa2MaskedLatentPredictionOutput:
         """Predicts the target tokens of every mask set and compares them with the target encoder's.
 
@@ -97,11 +101,20 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
             mask_token_index: the learned mask token for all sets; `None`: set i uses token i. (The published training
                 run used token 0 for all, its inference code token 1.)
             output_meters: also compute the collapse meters (they cost a small singular value decomposition).
+            output_targets: return the raw targets, for `targets` of the next forward of these clips.
+            targets: of such a forward, instead of making them again: a step that goes forward and backward one mask
+                set at a time keeps the activations of one alone in memory.
         """
         context_masks, target_masks = _as_mask_sets(context_mask, target_mask)
-        targets = self.encode_targets(pixel_values_videos)
-        normalized = self.normalize_targets(targets)
         grid = self.encoder.get_grid(self.encoder._fill_tubelet(pixel_values_videos))
+        if targets is None:
+            targets = self.encode_targets(pixel_values_videos)
+        elif targets.shape[:2] != (len(pixel_values_videos), math.prod(grid)):
+            raise ValueError(
+                f"targets have shape {tuple(targets.shape)}; expected (batch, tokens, width) with "
+                f"{(len(pixel_values_videos), math.prod(grid))} in front: the `output.targets` of these clips."
+            )
+        normalized = self.normalize_targets(targets)
 
         has_other_terms = bool(self.config.auxiliary_weights)
         predicted, selected, auxiliary = [], [], []
@@ -127,6 +140,7 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
             target_latents=selected,
             mask_losses=mask_losses.detach(),
             losses=losses,
+            targets=targets if output_targets else None,
             **meters,
         )
 
@@ -148,7 +162,7 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
         """Targets (B, N, D) normalised as `config.normalize_targets` says.
 
         Raises:
-            ValueError: for "batch" and "batch_channel" with a single clip, which has no deviation.
+            ValueError: for those over the batch with a single clip, which has no deviation.
         """
         if self.config.normalize_targets == "layer":
             return nn.functional.layer_norm(targets, targets.shape[-1:])
@@ -158,6 +172,8 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
             name = self.config.normalize_targets
             raise ValueError(f"normalize_targets={name!r} needs at least 2 clips in a batch; got 1.")
         centred = targets - targets.mean(dim=0, keepdim=True)
+        if self.config.normalize_targets == "clip":
+            centred = centred - centred.mean(dim=1, keepdim=True)
         over = 0 if self.config.normalize_targets == "batch" else (0, 1)
         return centred / (centred.std(dim=over, keepdim=True) + 1e-6)
 
@@ -260,6 +276,8 @@ class VJepa2Predictor(nn.Module):
             config.predictor_num_hidden_layers,
             encoder_config,
         )
+        for layer in self.layer:
+            layer.attention.qkv.init_query_key_bias = config.predictor_query_key_bias
         self.layernorm = nn.LayerNorm(size, eps=encoder_config.layer_norm_eps)
         pixels = encoder_config.in_chans * encoder_config.tubelet_size * encoder_config.patch_size**2
         self.proj = nn.Linear(size, pixels if config.target_type == "pixels" else encoder_config.hidden_size)
@@ -353,11 +371,13 @@ def collapse_meters(
     Returns:
         target_std: deviation of the raw targets over the batch, mean over places and channels (0 for one clip).
         effective_rank: exp of the entropy of the targets' normalised singular values (RankMe, arXiv 2210.02885), of
-            centred tokens; between 1 and D.
+            centred tokens; between 1 and D, NaN of targets that are not finite.
         prediction_variation: deviation of the predictions over time at a place, mean over places with at least two.
     """
     targets, predicted = targets.float(), predicted.float()
-    singular = torch.linalg.svdvals((targets - targets.mean(dim=(0, 1))).flatten(0, 1)[:2048])
+    centred = (targets - targets.mean(dim=(0, 1))).flatten(0, 1)[:2048]
+    # Of values that are not finite svdvals raises; the loss, not a meter, is to stop such a run
+    singular = torch.linalg.svdvals(centred) if centred.isfinite().all() else torch.full_like(centred[0], math.nan)
     share = singular / singular.sum().clamp_min(1e-12)
     entropy = -(share * (share + 1e-12).log()).sum()
 

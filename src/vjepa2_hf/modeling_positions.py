@@ -30,12 +30,12 @@ def rotary_table(positions: torch.Tensor, head_dim: int, interleave: bool = Fals
     Args:
         positions: (..., L, 3) time, row and column.
         head_dim: d.
-        interleave: `False` tiles the angles ([ω0…ωk, ω0…ωk]) although `apply_rotary` turns neighbouring channels as
-            pairs. The released weights were trained so; only with it do they give their numbers. `True` gives both
-            channels of a pair the same angle.
+        interleave: `False` tiles the angles ([ω0…ωk, ω0…ωk]) although `rotate_queries_keys` turns neighbouring
+            channels as pairs. The released weights were trained so; only with it do they give their numbers. `True`
+            gives both channels of a pair the same angle.
 
     Returns:
-        Cosine and sine (..., L, d) in float32, the sine with the sign that `apply_rotary` needs.
+        Cosine and sine (..., L, d) in float32, the sine with the sign that `rotate_queries_keys` needs.
     """
     size = 2 * ((head_dim // 3) // 2)
     omega = 10000.0 ** -(torch.arange(size // 2, device=positions.device, dtype=torch.float32) / max(size / 2, 1))
@@ -47,16 +47,48 @@ def rotary_table(positions: torch.Tensor, head_dim: int, interleave: bool = Fals
     return angles.cos(), angles.sin() * sign
 
 
-def apply_rotary(states: torch.Tensor, table: RotaryTable) -> torch.Tensor:
-    """Turns neighbouring channels of queries and keys (..., L, 2, h, d) by the angles of a table (..., L, d)."""
-    cos, sin = (part.to(states.dtype).unflatten(-2, (part.shape[-2], 1, 1)) for part in table)  # (..., L, 1, 1, d)
-    swapped = states.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) if states.shape[-1] % 2 == 0 else _swap_odd(states)
-    return torch.addcmul(states * cos, swapped, sin)
+def rotate_queries_keys(qkv: torch.Tensor, table: RotaryTable) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries and keys of `qkv` (..., L, 3, h, d) with neighbouring channels turned by the angles of a table
+    (..., L, d), and its values: (..., L, h, d) each."""
+    cos, sin = (part.to(qkv.dtype).unsqueeze(-2) for part in table)  # (..., L, 1, d)
+    return _RotateQueriesKeys.apply(qkv, cos, *_next_and_previous(sin))
 
 
-def _swap_odd(states: torch.Tensor) -> torch.Tensor:
-    """Swaps neighbours where d is odd; the last channel is never turned, so its own value serves."""
-    return torch.cat([states[..., :-1].unflatten(-1, (-1, 2)).flip(-1).flatten(-2), states[..., -1:]], dim=-1)
+class _RotateQueriesKeys(torch.autograd.Function):
+    """Written out because of its backward: autograd's own fills and adds a tensor of the size of `qkv` for every part
+    taken from it. Values are copied, so that `qkv` need not be kept for them."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(qkv, cos, following, preceding):
+        query, key, value = qkv.unbind(-3)
+        return _turn(query, cos, following, preceding), _turn(key, cos, following, preceding), value.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx, query, key, value):
+        cos, following, preceding = ctx.saved_tensors
+        transposed = cos, preceding, following  # of the linear map that `_turn` is
+        return torch.stack([_turn(query, *transposed), _turn(key, *transposed), value], dim=-3), None, None, None
+
+
+def _next_and_previous(sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The signed sine (..., d) as the factors (..., d - 1) of a channel's next and of its previous neighbour."""
+    even = torch.arange(sin.shape[-1], device=sin.device) % 2 == 0
+    return (sin * even)[..., :-1], (sin * ~even)[..., 1:]
+
+
+def _turn(states: torch.Tensor, cos: torch.Tensor, following: torch.Tensor, preceding: torch.Tensor) -> torch.Tensor:
+    """Adds to channels (..., d) times `cos` the next and the previous one times their factors: three passes over
+    memory in order, where swapping neighbours would cost one out of order."""
+    turned = states * cos
+    turned[..., :-1].addcmul_(states[..., 1:], following)
+    turned[..., 1:].addcmul_(states[..., :-1], preceding)
+    return turned
 
 
 def configured_grid(config: VJepa2EncoderConfig) -> tuple[int, int, int]:

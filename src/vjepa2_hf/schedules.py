@@ -1,11 +1,12 @@
-"""What changes an optimiser's numbers over a run: learning rates, EMA momenta, and which parameters decay.
+"""What changes an optimiser's numbers over a run: learning rates, weight decay, EMA momenta, and which parameters
+decay.
 
     schedule = LearningRateSchedule("warmup_cosine", peak=5e-4, warmup_steps=100)
     optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.04))
     set_learning_rate(optimizer, schedule.at(step, max_steps))
 
-Schedules are pure functions of the step: a resumed run needs no state of them. Learning rates count steps from 1, EMA
-momenta from 0, as published.
+Schedules are pure functions of the step: a resumed run needs no state of them. Learning rates and weight decays count
+steps from 1, EMA momenta from 0, as published.
 """
 
 import math
@@ -122,8 +123,36 @@ class MomentumSchedule:
         return function(step - 1, self.schedule_scale * max_steps, start=self.start, final=self.final)
 
 
+@dataclass
+class WeightDecaySchedule:
+    """Weight decay as a function of the optimiser step.
+
+    Attributes:
+        schedule: "constant" (`start`; published, 0.04) or "cosine" (half a cosine from `start` to `final`).
+        start: value at the start.
+        final: value at the end of the schedule.
+        schedule_scale: as in `LearningRateSchedule`.
+    """
+
+    schedule: Literal["constant", "cosine"] = "constant"
+    start: float = 0.04
+    final: float = 0.4
+    schedule_scale: float = 1.0
+
+    def __post_init__(self):
+        finite = all(0 <= value < math.inf for value in (self.start, self.final))
+        if not finite or not self.schedule_scale > 0:
+            raise ValueError(f"A weight decay is a number of at least 0, with a scale above 0, got {self}.")
+
+    def at(self, step: int, max_steps: int) -> float:
+        """The weight decay of optimiser step `step` (from 1) of `max_steps`."""
+        if self.schedule == "constant":
+            return self.start
+        return cosine(step, self.schedule_scale * max_steps, start=self.start, final=self.final)
+
+
 def parameter_groups(model: nn.Module, weight_decay: float, decay_mask_tokens: bool = True) -> list[dict[str, Any]]:
-    """Two AdamW groups of the trainable parameters: decayed, and not decayed (biases and 1-D: norms).
+    """Two AdamW groups of the trainable parameters: decayed, then not decayed (biases and 1-D: norms).
 
     Args:
         model: its parameters by their own names, so before anything wraps it.
@@ -135,15 +164,12 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_mask_tokens: b
         if parameter.requires_grad:
             spared = name.endswith(".bias") or (not decay_mask_tokens and name.endswith("mask_tokens"))
             (kept if parameter.ndim <= 1 or spared else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
 
 
 def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:
-    """Sets the weight decay of the groups of `parameter_groups` that are decayed."""
-    for group in optimizer.param_groups:
-        if group["weight_decay"] > 0:
-            group["weight_decay"] = weight_decay
+    """Sets the weight decay of an optimiser of `parameter_groups`: of the first group, whatever it was (0 too)."""
+    optimizer.param_groups[0]["weight_decay"] = weight_decay
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -132,7 +132,7 @@ def _field_docs(config_class: type) -> dict[str, str]:
 def exit_on_user_error(function: Callable) -> Callable:
     """Decorates a script's `main`: an error that the user can mend ends in one sentence on stderr and exit code 1.
 
-    The traceback is logged at DEBUG level.
+    The traceback is logged at DEBUG level. Ctrl-C ends in one sentence, too, with the shell's exit code 130.
     """
 
     @functools.wraps(function)
@@ -143,6 +143,10 @@ def exit_on_user_error(function: Callable) -> Callable:
             logger.debug("the error that ended the program", exc_info=True)
             sys.stderr.write(f"error: {one_sentence(error)}\n")
             sys.exit(1)
+        except KeyboardInterrupt:
+            logger.debug("where the program was interrupted", exc_info=True)
+            sys.stderr.write("error: interrupted by the user before the end; what was saved until then stays.\n")
+            sys.exit(130)
 
     return wrapper
 
@@ -270,10 +274,20 @@ def _convert_union(alternatives: tuple, value: Any, key: str) -> Any:
             return _convert(alternative, value, key)
         except ValueError as error:
             errors.append(error)
-    if len(errors) == 1 or dataclasses.is_dataclass(alternatives[0]) and isinstance(value, dict):
-        raise errors[0]
+    # What is wrong inside says more than that the whole fits none of them
+    meant = [error for alternative, error in zip(alternatives, errors) if _has_form(value, alternative)]
+    if len(errors) == 1 or len(meant) == 1:
+        raise (meant or errors)[0]
     names = " or ".join(_type_name(alternative) for alternative in alternatives)
     raise ValueError(f"The key {key!r} must be {names}, got {value!r} of type {type(value).__name__}.")
+
+
+def _has_form(value: Any, expected: Any) -> bool:
+    """Whether `value` is a list or a dict, and a value of type `expected` is one, too."""
+    origin = typing.get_origin(expected) or expected
+    if isinstance(value, list):
+        return origin in (list, tuple)
+    return isinstance(value, dict) and (origin is dict or dataclasses.is_dataclass(expected))
 
 
 def _type_name(expected: Any) -> str:

@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import shutil
+import tarfile
 import weakref
 import zlib
 from collections.abc import Iterable, Iterator
@@ -135,6 +136,12 @@ def _close_readers() -> None:
 
 
 _FILE_COLUMNS = {"videos": "video", "images": "image"}  # kinds whose shards are plain files: the column of each
+_EXTENSIONS = {
+    "parquet": (".parquet",), "webdataset": (".tar",), "videos": VIDEO_EXTENSIONS, "images": IMAGE_EXTENSIONS
+}  # fmt: skip
+_SHARD_ERRORS = (
+    OSError, ValueError, RuntimeError, TypeError, KeyError, DatasetsError, pa.ArrowException, tarfile.TarError
+)  # fmt: skip
 
 
 class Skip(NamedTuple):
@@ -144,6 +151,7 @@ class Skip(NamedTuple):
     reason: str
     rows: int
     """Rows lost with it; of a shard, an estimate."""
+    is_shard: bool = False
 
 
 class ShardSource:
@@ -151,7 +159,7 @@ class ShardSource:
 
     Args:
         data: a folder or glob of parquet or webdataset (.tar) shards or of video or image files, one such file, or a
-            dataset of the Hub.
+            dataset of the Hub. A folder is searched with those in it, links too, but for hidden ones.
 
     Attributes:
         kind: "parquet", "webdataset", "videos" or "images".
@@ -160,6 +168,7 @@ class ShardSource:
 
     Raises:
         FileNotFoundError: there is nothing at `data`, or nothing that is a shard, a video or an image.
+        ValueError: there are files of several kinds.
     """
 
     def __init__(self, data: str | os.PathLike):
@@ -189,19 +198,19 @@ class ShardSource:
             for number, row in enumerate(rows, start=first_row):
                 yield number, _normalise_row(row, self.shards[shard])
             self._row_counts[shard] = number + 1
-        except (OSError, ValueError, RuntimeError, TypeError, KeyError, DatasetsError, pa.ArrowException) as error:
+        except _SHARD_ERRORS as error:
             # What a broken shard would have held is not known: as much as the others do
             counts = list(self._row_counts.values())
             usual = round(sum(counts) / len(counts)) if counts else 0
-            self.skip(self.shards[shard], f"the shard does not read ({error})", max(usual - number - 1, 1))
+            self.skip(self.shards[shard], f"the shard does not read ({error})", max(usual - number - 1, 1), True)
 
-    def skip(self, name: str, reason: str, rows: int = 1) -> None:
+    def skip(self, name: str, reason: str, rows: int = 1, is_shard: bool = False) -> None:
         """Counts a shard or row as skipped, and names it in the log the first time."""
         reason = " ".join(reason.split())
         if name not in self.skipped:
             logger.warning("skipped %s: %s", name, reason)
         self.skipped[name] = reason
-        self._new_skips.append(Skip(name, reason, rows))
+        self._new_skips.append(Skip(name, reason, rows, is_shard))
 
     def take_skips(self) -> list[Skip]:
         """What was skipped since the last call, again or for the first time."""
@@ -240,7 +249,9 @@ def open_stream(
     """The rows of one epoch that fall to one of `world_size` readers, undecoded.
 
     The order of the shards is permuted from (seed, epoch); rows keep their order within a shard. With fewer shards
-    than readers every reader reads every shard and takes each world_size-th row, so shards should be plenty.
+    than readers every reader reads every shard and takes each world_size-th row, so shards should be plenty. Which
+    rows these are moves on with the epoch: in `world_size` epochs every reader meets every row once, even if there
+    are fewer rows than readers.
 
     Args:
         seed: None keeps the shards in the order of their names.
@@ -258,21 +269,47 @@ def open_stream(
     mine = order if split_rows else order[rank::world_size]
     for place in range(first[0], len(mine)):
         for row_number, row in source.read(int(mine[place]), first[1] if place == first[0] else 0):
-            if not split_rows or row_number % world_size == rank:
+            # With the shard's number: shards of one row each are dealt out, too
+            if not split_rows or (row_number + int(mine[place]) + epoch) % world_size == rank:
                 yield place, int(mine[place]), row_number, row
+
+
+def _files_in(folder: str) -> Iterator[str]:
+    """The files in a folder and those below it, but for hidden ones. Links are followed; a folder is read once."""
+    seen = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        # Sorted, so that of two ways to a folder it is always the same one that counts
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if os.path.realpath(root) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(root))
+        yield from (os.path.join(root, name) for name in names if not name.startswith("."))
+
+
+def _is_table_of_files(found: dict[str, list[str]]) -> bool:
+    """Whether there is parquet with paths of videos or images, which then lie beside it with reason."""
+    try:
+        return not {"video", "image"}.isdisjoint(pq.read_schema(found["parquet"][0]).names)
+    except (KeyError, OSError, pa.ArrowException):  # no parquet, or none that reads
+        return False
 
 
 def _find_shards(data: str) -> tuple[str, list[str]]:
     if os.path.isdir(data):
-        files = (os.path.join(root, name) for root, _, names in os.walk(data) for name in names)
-        files = [file for file in files if not os.path.basename(file).startswith(".")]
+        files = list(_files_in(data))
     else:
         files = [file for file in glob.glob(data, recursive=True) if os.path.isfile(file)]
-    kinds = {"parquet": (".parquet",), "webdataset": (".tar",)}
-    for kind, extensions in {**kinds, "videos": VIDEO_EXTENSIONS, "images": IMAGE_EXTENSIONS}.items():
-        found = sorted(file for file in files if file.lower().endswith(extensions))
-        if found:
-            return kind, found
+    found = {kind: [file for file in files if file.lower().endswith(end)] for kind, end in _EXTENSIONS.items()}
+    found = {kind: sorted(paths) for kind, paths in found.items() if paths}
+    if len(found) > 1 and not _is_table_of_files(found):
+        counts = " and ".join(f"{kind} ({len(paths)}, like {paths[0]!r})" for kind, paths in found.items())
+        raise ValueError(
+            f"{data!r} holds files of several kinds: {counts}; give a source for each kind that is wanted, by a glob "
+            "like 'FOLDER/**/*.mp4'."
+        )
+    if found:
+        return next(iter(found.items()))
     if os.path.exists(data):
         raise FileNotFoundError(
             f"There is no parquet file, .tar shard, video or image in {data!r}; see make_video_shards.py."

@@ -23,11 +23,19 @@ class SkippedList:
         output_dir: the run's folder.
         last_step: steps done.
         rank: of the process.
+        world_size: number of processes, so that the main one removes the lists that an abandoned run of more has left.
     """
 
-    def __init__(self, output_dir: str | os.PathLike, last_step: int = 0, rank: int = 0):
+    def __init__(
+        self, output_dir: str | os.PathLike, last_step: int = 0, rank: int = 0, world_size: int | None = None
+    ):
         self.output_dir = Path(output_dir)
         self.path = self.output_dir / (f"skipped-{rank}.jsonl" if rank else "skipped.jsonl")
+        if rank == 0 and world_size is not None:
+            for path in self.output_dir.glob("skipped-*.jsonl"):
+                number = path.stem.partition("-")[2]
+                if number.isdigit() and int(number) >= world_size:  # no process of this run writes it
+                    path.unlink()
         # its own alone: a process that was never killed does not know the others' either
         known = [entry for entry in _read(self.path) if entry["step"] <= last_step] if self.path.exists() else []
         self._known = {(entry["source"], entry["name"]) for entry in known}
@@ -68,8 +76,17 @@ def _paths(output_dir: str | os.PathLike) -> list[Path]:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]  # a kill may have left the last one without its end
+    entries = []
+    # A kill may have left the last line without its end
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], start=1):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if not isinstance(entry, dict) or not {"step", "source", "name"} <= entry.keys():
+            raise ValueError(f"Line {number} of {str(path)!r} is no entry of skipped rows: {line!r:.80}; remove it.")
+        entries.append(entry)
+    return entries
 
 
 def _write(path: Path, entries: list[dict[str, Any]]) -> None:

@@ -1,8 +1,9 @@
 """A training run's folder: resolved settings, metrics, checkpoints, the final model.
 
 It holds `config.yaml`, `metrics.jsonl` (one object a logged step), `checkpoint-<step>/` and `final/`; where a run
-stopped at a loss or gradient that was not finite, also `offending_batch.json`. Checkpoints and `final/` are written
-aside (`*.tmp`) and renamed, so that whatever kills the process, a folder with the final name is whole.
+stopped at a loss or gradient that was not finite, also `offending_batch.json`. They are written aside (`*.tmp`) and
+renamed, so that whatever kills the process, what has the final name is whole. `.lock` is locked while a run uses the
+folder.
 
     run = Run(config.output_dir, config, accelerator)
     step, rank_state = run.resume(config.resume)                            # after accelerator.prepare(...)
@@ -12,12 +13,13 @@ aside (`*.tmp`) and renamed, so that whatever kills the process, a folder with t
 """
 
 import dataclasses
+import errno
+import fcntl
 import json
 import logging
 import math
 import os
-import re
-import shutil
+import weakref
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,21 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
 from torch import nn
 
-from .settings import load_config, one_sentence
+from .checkpoints import (
+    PARTIAL_SUFFIX,
+    check_keep_last,
+    checkpoints,
+    empty_folder,
+    latest_checkpoint,
+    load_checkpoint,
+    publish,
+    read_progress,
+    remove_folder,
+    save_checkpoint,
+    write_text,
+    writing,
+)
+from .settings import load_config
 
 
 logger = logging.getLogger(__name__)
@@ -41,8 +57,6 @@ FREE_SETTINGS = (
 )  # fmt: skip
 # Trackers of Accelerate that scripts offer, with the package of each
 TRACKERS = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb"}
-CHECKPOINT_PATTERN = re.compile(r"^checkpoint-(\d+)$")
-PARTIAL_SUFFIX = ".tmp"
 
 
 def check_finite_loss(loss: float, step: int) -> float:
@@ -83,81 +97,13 @@ def check_sharding(accelerator: Accelerator) -> None:
         )
 
 
-def checkpoints(output_dir: str | os.PathLike) -> dict[int, Path]:
-    """Whole checkpoints of a run's folder: {step: path}, by step."""
-    folder = Path(output_dir)
-    if not folder.is_dir():
-        return {}
-    found = ((CHECKPOINT_PATTERN.match(path.name), path) for path in folder.iterdir())
-    return dict(sorted((int(match[1]), path) for match, path in found if match))
-
-
-def latest_checkpoint(output_dir: str | os.PathLike) -> Path | None:
-    """The whole checkpoint with the highest step, or None."""
-    return next(reversed(checkpoints(output_dir).values()), None)
-
-
-def save_checkpoint(
-    accelerator: Accelerator,
-    output_dir: str | os.PathLike,
-    step: int,
-    rank_state: dict[str, Any] | None = None,
-    keep_last: int | None = None,
-) -> Path:
-    """Writes `checkpoint-<step>/` atomically: aside, synced to disk, then renamed. Every process calls it.
-
-    Args:
-        accelerator: holds the prepared model and optimiser; random states of all processes are saved too.
-        step: optimiser steps done.
-        rank_state: what this process needs to go on (the position of its data loader): tensors and plain values.
-            Accelerate writes the data loaders of all processes to one file, so theirs would be lost there.
-        keep_last: older checkpoints beyond this number are removed after the new one stands; None keeps all.
-    """
-    whole = Path(output_dir) / f"checkpoint-{step}"
-    partial = whole.with_name(whole.name + PARTIAL_SUFFIX)
-    if accelerator.is_main_process:
-        _empty_folder(partial)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
-    torch.save(rank_state or {}, partial / f"rank_state_{accelerator.process_index}.pt")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        progress = {"step": step, "num_processes": accelerator.num_processes}
-        (partial / "progress.json").write_text(json.dumps(progress) + "\n")
-        _publish(partial, whole)
-        if keep_last is not None:
-            for old in list(checkpoints(output_dir).values())[:-keep_last]:
-                _remove_folder(old)
-    accelerator.wait_for_everyone()
-    return whole
-
-
-def load_checkpoint(accelerator: Accelerator, checkpoint: str | os.PathLike) -> tuple[int, dict[str, Any]]:
-    """Restores model, optimiser and random states from a folder of `save_checkpoint`; returns (step, rank_state)."""
-    checkpoint = Path(checkpoint)
-    progress = _read_progress(checkpoint)
-    if progress["num_processes"] != accelerator.num_processes:
+def check_precision(accelerator: Accelerator) -> None:
+    """Refuses fp16 on a CPU, where Accelerate computes in float32 and does not say so."""
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError(
-            f"{str(checkpoint)!r} was written by {progress['num_processes']} processes and this run has "
-            f"{accelerator.num_processes}; an exact continuation needs the same number."
+            "mixed_precision=fp16 is asked for on a CPU, where Accelerate computes in float32 and does not say so; "
+            "set mixed_precision=bf16 or no, or run on a GPU."
         )
-    try:
-        accelerator.load_state(str(checkpoint))
-    except RuntimeError as error:  # load_state_dict on another architecture
-        raise ValueError(
-            f"{str(checkpoint)!r} does not fit the configured model; resume with its run's config.yaml "
-            f"({one_sentence(error)[:200]})."
-        ) from error
-    rank_state = torch.load(checkpoint / f"rank_state_{accelerator.process_index}.pt", weights_only=True)
-    return progress["step"], rank_state
-
-
-def _read_progress(checkpoint: Path) -> dict[str, int]:
-    if not (checkpoint / "progress.json").is_file():
-        raise FileNotFoundError(
-            f"{str(checkpoint)!r} is no checkpoint of this package; give a `checkpoint-<step>` folder."
-        )
-    return json.loads((checkpoint / "progress.json").read_text())
 
 
 def truncate_metrics(path: str | os.PathLike, last_step: int) -> None:
@@ -172,9 +118,7 @@ def truncate_metrics(path: str | os.PathLike, last_step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError):
             logger.warning("dropped a line of %s that is no metrics object: %.80r", path, line)
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
-    partial.write_text("".join(kept), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, "".join(kept))
 
 
 def read_metrics(output_dir: str | os.PathLike) -> list[dict[str, Any]]:
@@ -205,9 +149,12 @@ class Run:
 
     Args:
         output_dir: created if it does not exist; what an interrupted write left there (`*.tmp`) is removed.
-        config: a dataclass, written resolved to `config.yaml`.
+        config: a dataclass, written resolved to `config.yaml`; its `max_steps`, where it has that field, ends the run.
         accelerator: only the main process writes; with `log_with` set, metrics go to its trackers too.
-        keep_last: number of checkpoints to keep; None keeps all.
+        keep_last: number of checkpoints to keep, at least 1; None keeps all.
+
+    Raises:
+        ValueError: another process runs in the folder, or the run asks for what Accelerate would leave out in silence.
     """
 
     def __init__(
@@ -218,11 +165,15 @@ class Run:
         self.accelerator = accelerator
         self.keep_last = keep_last
         self.metrics_path = self.output_dir / "metrics.jsonl"
+        self._finished = False
+        check_keep_last(keep_last)
         check_sharding(accelerator)
+        check_precision(accelerator)
         if accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
+            weakref.finalize(self, os.close, _lock(self.output_dir / ".lock"))
             for partial in self.output_dir.glob("*" + PARTIAL_SUFFIX):
-                _remove_folder(partial) if partial.is_dir() else partial.unlink()
+                remove_folder(partial) if partial.is_dir() else partial.unlink()
         accelerator.wait_for_everyone()
 
     def resume(
@@ -248,26 +199,49 @@ class Run:
 
         Raises:
             FileNotFoundError: no such checkpoint.
-            ValueError: settings, processes or later checkpoints that do not go with the checkpoint.
+            ValueError: settings, processes or later checkpoints that do not go with the checkpoint, `max_steps` below
+                its step, or a damaged one. Nothing has been written then.
         """
         checkpoint = self._find_checkpoint(resume)
         if checkpoint is not None:
             self._check_settings(checkpoint, rates, rate_settings)
         step, rank_state = (0, {}) if checkpoint is None else load_checkpoint(self.accelerator, checkpoint)
+        self._check_steps(step)
+        own = checkpoint is not None and checkpoint.parent.resolve() == self.output_dir.resolve()
+        self._finished = own and self._holds_final_of(checkpoint, step)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            for path in [] if own else self.output_dir.glob("skipped*.jsonl"):
+                path.unlink()  # of a run that left no checkpoint
+            (self.output_dir / "offending_batch.json").unlink(missing_ok=True)
+            truncate_metrics(self.metrics_path, step)
+            text = yaml.safe_dump(_plain(dataclasses.asdict(self.config)), sort_keys=False)
+            write_text(self.output_dir / "config.yaml", text)
+        self.accelerator.wait_for_everyone()  # the others may read them now
+        if step:
+            logger.info("resumed %s at step %d", checkpoint, step)
+        return step, rank_state
+
+    def _check_steps(self, step: int) -> None:
+        """Refuses to go on from `step` where later results stand or where none are to come."""
         later = [path.name for other, path in checkpoints(self.output_dir).items() if other > step]
         if later:
             raise ValueError(
                 f"{str(self.output_dir)!r} holds {', '.join(later)}, later than step {step} to go on from; "
                 "remove them, set resume=latest, or choose another output_dir."
             )
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            truncate_metrics(self.metrics_path, step)
-            text = yaml.safe_dump(_plain(dataclasses.asdict(self.config)), sort_keys=False)
-            (self.output_dir / "config.yaml").write_text(text, encoding="utf-8")
-        if step:
-            logger.info("resumed %s at step %d", checkpoint, step)
-        return step, rank_state
+        max_steps = getattr(self.config, "max_steps", step)
+        if step > max_steps:
+            raise ValueError(
+                f"max_steps={max_steps} is below the {step} steps that are done; set max_steps={step} or more, or go "
+                "on from an earlier checkpoint in another output_dir."
+            )
+
+    def _holds_final_of(self, checkpoint: Path, step: int) -> bool:
+        """Whether the run ended with this checkpoint and `final/` was written after it."""
+        final = self.output_dir / "final"
+        ended = step == getattr(self.config, "max_steps", None) and final.is_dir()
+        return ended and final.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns
 
     def _find_checkpoint(self, resume: str | None) -> Path | None:
         if resume is None:
@@ -301,7 +275,7 @@ class Run:
             raise ValueError(f"{str(path)!r} is no config of this script ({error}).") from error
         changed = changed_settings(before, self.config)
         if any(key.split(".")[0] in rate_settings for key in changed):
-            steps = range(1, _read_progress(checkpoint)["step"] + 1)
+            steps = range(1, read_progress(checkpoint)["step"] + 1)
             if rates is not None and all(rates(before, step) == rates(self.config, step) for step in steps):
                 changed = {key: value for key, value in changed.items() if key.split(".")[0] not in rate_settings}
         if not changed:
@@ -319,13 +293,18 @@ class Run:
         """Appends one object to `metrics.jsonl`; `metrics` holds `step`. Numbers go to the trackers too."""
         plain = {name: _plain_number(value) for name, value in metrics.items()}
         if self.accelerator.is_main_process:
-            with open(self.metrics_path, "a", encoding="utf-8") as file:
+            with writing(self.metrics_path), open(self.metrics_path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(plain, allow_nan=False) + "\n")
         numbers = {name: value for name, value in plain.items() if isinstance(value, (int, float)) and name != "step"}
         self.accelerator.log(numbers, step=plain["step"])
 
     def check_finite(
-        self, step: int, loss: float, gradient_norm: float, losses: Sequence[float], clips: Sequence[list[str]]
+        self,
+        step: int,
+        loss: float,
+        gradient_norm: float = 0.0,
+        losses: Sequence[float] = (),
+        clips: Sequence[list[str]] = (),
     ) -> None:
         """Stops before an update that would lose the weights, and says which clips it was computed from.
 
@@ -350,7 +329,7 @@ class Run:
         path, last = self.output_dir / "offending_batch.json", latest_checkpoint(self.output_dir)
         if self.accelerator.is_main_process:
             found = {"step": step, "loss": _plain_number(loss), "gradient_norm": _plain_number(gradient_norm)}
-            path.write_text(json.dumps({**found, "batches": everyone}, indent=1) + "\n", encoding="utf-8")
+            write_text(path, json.dumps({**found, "batches": everyone}, indent=1) + "\n")
         onward = f"go on in another output_dir with resume={last}" if last else "start again"
         raise ValueError(
             f"The {what or f'loss of step {step} is {loss}'}; the names of its clips are in {str(path)!r}: look for "
@@ -363,50 +342,43 @@ class Run:
         return save_checkpoint(self.accelerator, self.output_dir, step, rank_state, self.keep_last)
 
     def save_final(self, model: nn.Module, *processors: Any) -> Path:
-        """Writes `final/` with `save_pretrained` of the model and of each processor: aside, then renamed."""
+        """Writes `final/` with `save_pretrained` of the model and of each processor: aside, then renamed.
+
+        Where a run that had ended was resumed, its `final/` is left as it is, with what was put there since.
+        """
         final = self.output_dir / "final"
+        if self._finished:
+            logger.info("%s had ended: %s is left as it is", self.output_dir, final)
+            return final
         partial = final.with_name(final.name + PARTIAL_SUFFIX)
         state_dict = self.accelerator.get_state_dict(model)  # gathers shards: every process takes part
         if self.accelerator.is_main_process:
-            _empty_folder(partial)
-            self.accelerator.unwrap_model(model).save_pretrained(partial, state_dict=state_dict)
-            for processor in processors:
-                processor.save_pretrained(partial)
-            _publish(partial, final)
+            with writing(final):
+                empty_folder(partial)
+                self.accelerator.unwrap_model(model).save_pretrained(partial, state_dict=state_dict)
+                for processor in processors:
+                    processor.save_pretrained(partial)
+                publish(partial, final)
         self.accelerator.wait_for_everyone()
         return final
 
 
-def _empty_folder(path: Path) -> None:
-    if path.exists():
-        shutil.rmtree(path)
-    path.mkdir(parents=True)
+def _lock(path: Path) -> int:
+    """Locks a file until this process ends, however it ends, or closes the descriptor that is returned.
 
-
-def _remove_folder(path: Path) -> None:
-    """Removes a folder; renamed first, so that a kill half way leaves no part of it under its own name."""
-    doomed = path if path.name.endswith(PARTIAL_SUFFIX) else path.with_name(f"{path.name}.old{PARTIAL_SUFFIX}")
-    if doomed != path:
-        os.replace(path, doomed)
-    shutil.rmtree(doomed)
-
-
-def _publish(partial: Path, whole: Path) -> None:
-    """Gives a fully written folder its final name, after its bytes have reached the disk."""
-    for path in (*partial.rglob("*"), partial):
-        _sync(path)
-    if whole.exists():
-        _remove_folder(whole)
-    os.replace(partial, whole)
-    _sync(whole.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    The lock is the process's (POSIX): one of the open file (flock) would go on to a killed run's DataLoader workers.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            os.close(descriptor)
+            raise ValueError(
+                f"Another process runs in {str(path.parent)!r}; wait for its end, or choose another output_dir."
+            ) from error
+        logger.warning("%s cannot be locked (%s): nothing keeps another run out of its folder", path, error)
+    return descriptor
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ import io
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
@@ -151,6 +152,20 @@ def torchcodec_decoder() -> type | None:
     return VideoDecoder
 
 
+@contextmanager
+def _refuse_damage(name: str, what: str = "") -> Iterator[None]:
+    """Whatever PyAV raises for a damaged video becomes a VideoDecodeError that names it.
+
+    An IndexError comes from streams that appear only within the file, which PyAV does not know (MPEG-TS).
+    """
+    try:
+        yield
+    except VideoDecodeError:
+        raise
+    except (av.FFmpegError, ValueError, OverflowError, IndexError) as error:
+        raise VideoDecodeError(f"{name} does not decode{what} ({error}).") from error
+
+
 class VideoReader:
     """Random access to the frames of one video: a table of frame times first, then seek and decode.
 
@@ -176,13 +191,12 @@ class VideoReader:
         source, self.name = _resolve_source(source)
         self._source = source
         try:
-            self._container = av.open(source)
-            self._open()
-        except (av.FFmpegError, ValueError, OverflowError) as error:
+            with _refuse_damage(self.name, " as a video"):
+                self._container = av.open(source)
+                self._open()
+        except VideoDecodeError:
             self.close()
-            if isinstance(error, VideoDecodeError):
-                raise
-            raise VideoDecodeError(f"{self.name} does not decode as a video ({error}).") from error
+            raise
 
     def _open(self) -> None:
         if not self._container.streams.video:
@@ -261,12 +275,10 @@ class VideoReader:
         found = self._decode_with_torchcodec(wanted)
         if found is not None:
             return found[inverse]
-        try:
+        with _refuse_damage(self.name):
             found = self._decode(wanted, seek=self._seekable)
             if len(found) < len(wanted) and self._seekable:
                 found = self._decode(wanted, seek=False)  # a broken index: from the start, once
-        except av.FFmpegError as error:
-            raise VideoDecodeError(f"{self.name} does not decode ({error}).") from error
         if len(found) < len(wanted):
             missing = len(wanted) - len(found)
             raise VideoDecodeError(f"{self.name} does not decode: {missing} of {len(wanted)} frames did not appear.")
@@ -290,14 +302,12 @@ class VideoReader:
 
     def iterate(self) -> Iterator[tuple[float, av.VideoFrame]]:
         """All frames in order, one at a time and not converted: (seconds from the first frame, PyAV's frame)."""
-        self._rewind()
-        try:
+        with _refuse_damage(self.name):
+            self._rewind()
             for number, frame in enumerate(self._container.decode(self._stream)):
                 timed = self._seekable and frame.pts is not None
                 start = float((frame.pts - self._pts[0]) * self._stream.time_base) if timed else number / self.fps
                 yield start, frame
-        except av.FFmpegError as error:
-            raise VideoDecodeError(f"{self.name} does not decode ({error}).") from error
 
     def to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
         """A decoded frame as upright uint8 (H, W, 3)."""

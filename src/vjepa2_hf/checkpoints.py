@@ -1,0 +1,197 @@
+"""A run's checkpoints: folders that stand whole or not at all, whatever kills the process.
+
+    save_checkpoint(accelerator, "runs/mine", step=500, rank_state={"loader": loader.state_dict()}, keep_last=2)
+    step, rank_state = load_checkpoint(accelerator, latest_checkpoint("runs/mine"))
+
+Files and folders are written aside (`*.tmp`), folders synced to disk too, and then renamed.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import load
+from safetensors import SafetensorError
+
+from .settings import one_sentence
+
+
+CHECKPOINT_PATTERN = re.compile(r"^checkpoint-(\d+)$")
+PARTIAL_SUFFIX = ".tmp"
+# How torch says that weights or an optimiser's groups are of other sizes
+MISFITS = ("loading state_dict", "parameter group")
+
+
+def checkpoints(output_dir: str | os.PathLike) -> dict[int, Path]:
+    """Whole checkpoints of a run's folder: {step: path}, by step."""
+    folder = Path(output_dir)
+    if not folder.is_dir():
+        return {}
+    found = ((CHECKPOINT_PATTERN.match(path.name), path) for path in folder.iterdir())
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+
+def latest_checkpoint(output_dir: str | os.PathLike) -> Path | None:
+    """The whole checkpoint with the highest step, or None."""
+    return next(reversed(checkpoints(output_dir).values()), None)
+
+
+def check_keep_last(keep_last: int | None) -> None:
+    """Refuses a number of checkpoints that would keep none."""
+    if keep_last is not None and keep_last < 1:
+        raise ValueError(f"keep_last is {keep_last}, expected at least 1 checkpoint to keep, or null to keep all.")
+
+
+def save_checkpoint(
+    accelerator: Accelerator,
+    output_dir: str | os.PathLike,
+    step: int,
+    rank_state: dict[str, Any] | None = None,
+    keep_last: int | None = None,
+) -> Path:
+    """Writes `checkpoint-<step>/` atomically: aside, synced to disk, then renamed. Every process calls it.
+
+    Args:
+        accelerator: holds the prepared model and optimiser; random states of all processes are saved too.
+        step: optimiser steps done.
+        rank_state: what this process needs to go on (the position of its data loader): tensors and plain values.
+            Accelerate writes the data loaders of all processes to one file, so theirs would be lost there.
+        keep_last: older checkpoints beyond this number (at least 1) are removed after the new one stands; None keeps
+            all.
+
+    Raises:
+        OSError: the disk is full or does not take the files; what stood before stands.
+    """
+    check_keep_last(keep_last)
+    whole = Path(output_dir) / f"checkpoint-{step}"
+    partial = whole.with_name(whole.name + PARTIAL_SUFFIX)
+    if accelerator.is_main_process:
+        empty_folder(partial)
+    accelerator.wait_for_everyone()
+    with writing(whole):
+        accelerator.save_state(str(partial))
+        torch.save(rank_state or {}, partial / f"rank_state_{accelerator.process_index}.pt")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        progress = {"step": step, "num_processes": accelerator.num_processes}
+        with writing(whole):
+            (partial / "progress.json").write_text(json.dumps(progress) + "\n")
+            publish(partial, whole)
+        if keep_last is not None:
+            for old in list(checkpoints(output_dir).values())[:-keep_last]:
+                remove_folder(old)
+    accelerator.wait_for_everyone()
+    return whole
+
+
+def load_checkpoint(accelerator: Accelerator, checkpoint: str | os.PathLike) -> tuple[int, dict[str, Any]]:
+    """Restores model, optimiser and random states from a folder of `save_checkpoint`; returns (step, rank_state).
+
+    Raises:
+        FileNotFoundError: the folder is no checkpoint.
+        ValueError: it is of another number of processes, of another model, or damaged.
+    """
+    checkpoint = Path(checkpoint)
+    progress = read_progress(checkpoint)
+    if progress["num_processes"] != accelerator.num_processes:
+        raise ValueError(
+            f"{str(checkpoint)!r} was written by {progress['num_processes']} processes and this run has "
+            f"{accelerator.num_processes}; an exact continuation needs the same number."
+        )
+    rank = accelerator.process_index
+    try:
+        load(checkpoint / f"random_states_{rank}.pkl")  # where they do not read, Accelerate goes on in silence
+        rank_state = torch.load(checkpoint / f"rank_state_{rank}.pt", weights_only=True)
+        accelerator.load_state(str(checkpoint))
+    except Exception as error:  # whatever torch, pickle and safetensors make of a file that was cut
+        if any(misfit in str(error) for misfit in MISFITS):
+            raise ValueError(
+                f"{str(checkpoint)!r} does not fit the configured model or its optimiser's groups; resume with its "
+                f"run's config.yaml ({one_sentence(error)[:200]})."
+            ) from error
+        raise _damaged(checkpoint, error) from error
+    # Checkpoints lie between steps, whatever number of micro-batches a step of that run had
+    accelerator.step = 0
+    return progress["step"], rank_state
+
+
+def read_progress(checkpoint: Path) -> dict[str, int]:
+    """`step` and `num_processes` of a checkpoint."""
+    path = checkpoint / "progress.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{str(checkpoint)!r} is no checkpoint of this package; give a `checkpoint-<step>` folder."
+        )
+    try:
+        progress = json.loads(path.read_text())
+        return {name: int(progress[name]) for name in ("step", "num_processes")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(checkpoint, error) from error
+
+
+def _damaged(checkpoint: Path, error: Exception) -> ValueError:
+    match = CHECKPOINT_PATTERN.match(checkpoint.name)
+    earlier = [path for step, path in checkpoints(checkpoint.parent).items() if match and step < int(match[1])]
+    onward = f"remove it and go on with resume={earlier[-1]}" if earlier else "there is none before it to go on from"
+    reason = f"{type(error).__name__}: {one_sentence(error)[:200]}"
+    return ValueError(f"The checkpoint {str(checkpoint)!r} is damaged, it does not load ({reason}); {onward}.")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Whatever a write of `path` fails with inside the block ends in an OSError of one sentence that names it."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # of a full disk torch makes a RuntimeError
+        raise OSError(
+            f"{str(path)!r} could not be written ({one_sentence(error)[:200]}); see whether the disk is full, then go "
+            "on with resume=latest."
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file aside and renames it: whoever reads it finds the old text or the new one, whole."""
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    with writing(path):
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+
+
+def empty_folder(path: Path) -> None:
+    """Makes an empty folder, in place of one that is there."""
+    if path.exists():
+        shutil.rmtree(path)
+    path.mkdir(parents=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder; renamed first, so that a kill half way leaves no part of it under its own name."""
+    doomed = path if path.name.endswith(PARTIAL_SUFFIX) else path.with_name(f"{path.name}.old{PARTIAL_SUFFIX}")
+    if doomed != path:
+        os.replace(path, doomed)
+    shutil.rmtree(doomed)
+
+
+def publish(partial: Path, whole: Path) -> None:
+    """Gives a fully written folder its final name, after its bytes have reached the disk."""
+    for path in (*partial.rglob("*"), partial):
+        _sync(path)
+    if whole.exists():
+        remove_folder(whole)
+    os.replace(partial, whole)
+    _sync(whole.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
