@@ -34,7 +34,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2MaskedLatentPredictionConfig, VJepa2VideoProcessor
 from vjepa2_hf.capacity import batch_flops, peak_flops
-from vjepa2_hf.checkpoints import check_keep_last
 from vjepa2_hf.clips import ClipStream, DataSource, MaskCollator
 from vjepa2_hf.health import CollapseWatch, gradient_norm
 from vjepa2_hf.masking import PUBLISHED_MASKS, build_mask_samplers
@@ -50,7 +49,7 @@ from vjepa2_hf.schedules import (
 )
 from vjepa2_hf.settings import check_known, exit_on_user_error, one_sentence, parse_arguments
 from vjepa2_hf.skipped import SkippedList
-from vjepa2_hf.training import Run, check_tracker, read_metrics
+from vjepa2_hf.training import Run, check_run_settings, check_tracker, read_metrics
 from vjepa2_hf.video_processing_vjepa2 import RandomResizedClip
 
 
@@ -181,16 +180,7 @@ class PretrainConfig:
     """Largest norm of the gradient, above 0; null: any."""
 
     def __post_init__(self):
-        for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.num_threads is not None and self.num_threads < 1:
-            raise ValueError(f"num_threads must be at least 1, got {self.num_threads}; null leaves torch's choice.")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must lie in 0 to {2**32 - 1}, got {self.seed}.")
-        check_keep_last(self.keep_last)
-        if self.gradient_clipping is not None and not self.gradient_clipping > 0:
-            raise ValueError(f"gradient_clipping must be above 0, got {self.gradient_clipping}; null clips nothing.")
+        check_run_settings(self)
         weight_decay_schedule(self)
         for name in {"crop_size", "frames_per_clip"} & self.encoder.keys():
             raise ValueError(f"encoder.{name} is the {name} of the clips; set {name}={self.encoder[name]} alone.")

@@ -27,10 +27,12 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 from vjepa2_hf import VJepa2PixelDecoder, VJepa2VideoProcessor, VJepa2WorldModel
+from vjepa2_hf.checkpoints import write_text
 from vjepa2_hf.episodes import read_episodes, split_episodes
+from vjepa2_hf.health import gradient_norm
 from vjepa2_hf.schedules import LearningRateSchedule, parameter_groups, set_learning_rate, set_weight_decay
 from vjepa2_hf.settings import exit_on_user_error, parse_arguments
-from vjepa2_hf.training import Run, check_finite_loss
+from vjepa2_hf.training import Run, check_run_settings, check_tracker
 
 
 RATE_SETTINGS = ("max_steps", "learning_rate")
@@ -78,9 +80,7 @@ class DecoderTrainingConfig:
     gradient_clipping: float | None = 1.0
 
     def __post_init__(self):
-        for name in ("max_steps", "batch_size", "log_every", "save_every", "frames_per_episode", "max_episodes"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        check_run_settings(self)
 
 
 def rates(config: DecoderTrainingConfig, step: int) -> dict[str, float]:
@@ -134,9 +134,7 @@ def write_reconstruction(output_dir: Path, painted: torch.Tensor, true: torch.Te
     """The errors of painted frames, beside those of the mean training picture, and eight of them as a picture."""
     error, mean_error = ((true - guess).square().mean().item() for guess in (painted, mean))
     numbers = {"error": error, "mean_picture_error": mean_error, "psnr": -10 * math.log10(error), "frames": len(true)}
-    partial = output_dir / "reconstruction_error.json.tmp"
-    partial.write_text(json.dumps(numbers, indent=1), encoding="utf-8")
-    partial.replace(partial.with_suffix(""))
+    write_text(output_dir / "reconstruction_error.json", json.dumps(numbers, indent=1))
     shown = torch.linspace(0, len(true) - 1, min(len(true), 8)).long()
     partial = output_dir / "reconstruction.png.tmp"
     save_image(torch.cat([true[shown], painted[shown]]), partial, nrow=len(shown), format="png")
@@ -147,11 +145,12 @@ def train(config: DecoderTrainingConfig) -> None:
     """The whole run: from an empty or interrupted `output_dir` to `final/`."""
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
+    check_tracker(config.log_with)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision, log_with=config.log_with, project_dir=config.output_dir
     )
-    accelerator.init_trackers("decoder")
     run = Run(config.output_dir, config, accelerator, config.keep_last)
+    accelerator.init_trackers("decoder")  # after the folder is this run's alone
     world_model = VJepa2WorldModel.from_pretrained(config.world_model).to(accelerator.device).eval()
     processor = VJepa2VideoProcessor.from_pretrained(config.world_model)
     frames, held_out = read_frames(config, processor, accelerator)
@@ -178,16 +177,16 @@ def train(config: DecoderTrainingConfig) -> None:
         pixels = normalized(processor, frames[drawn]).to(accelerator.device)
 
         output = model(world_model.encode(pixels), pixels)
-        # over all processes, so that they stop together
-        loss = check_finite_loss(accelerator.reduce(output.loss.detach().float(), "mean").item(), step)
         accelerator.backward(output.loss)
-        if config.gradient_clipping is not None:
-            accelerator.clip_grad_norm_(model.parameters(), config.gradient_clipping)
+        # before the update, and over all processes, so that they stop together
+        loss = accelerator.reduce(output.loss.detach().float(), "mean").item()
+        norm = gradient_norm(accelerator, model.parameters(), config.gradient_clipping)
+        run.check_finite(step, loss, norm)
         optimizer.step()
         optimizer.zero_grad()
 
         if step % config.log_every == 0 or step == config.max_steps:
-            run.log({"step": step, "loss": loss, "learning_rate": learning_rate})
+            run.log({"step": step, "loss": loss, "gradient_norm": norm, "learning_rate": learning_rate})
             progress.set_postfix(loss=f"{loss:.4f}")
         if step % config.save_every == 0 or step == config.max_steps:
             run.save_checkpoint(step)

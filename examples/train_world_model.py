@@ -22,7 +22,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -40,7 +39,9 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCE
 from transformers.utils.hub import has_file
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, VJepa2WorldModel
+from vjepa2_hf.checkpoints import write_text
 from vjepa2_hf.episodes import split_episodes
+from vjepa2_hf.health import gradient_norm
 from vjepa2_hf.latent_cache import (
     CacheWriter,
     EpisodeCache,
@@ -64,7 +65,7 @@ from vjepa2_hf.schedules import (
     set_weight_decay,
 )
 from vjepa2_hf.settings import exit_on_user_error, parse_arguments
-from vjepa2_hf.training import Run, check_finite_loss, check_tracker
+from vjepa2_hf.training import Run, check_run_settings, check_tracker
 
 
 logger = logging.getLogger("train_world_model")
@@ -153,17 +154,7 @@ class WorldModelTrainingConfig:
     """Model steps at which rollouts are compared with copying, on held-out episodes."""
 
     def __post_init__(self):
-        for name in (
-            "max_steps",
-            "batch_size",
-            "gradient_accumulation_steps",
-            "log_every",
-            "save_every",
-            "eval_every",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+        check_run_settings(self)
         for name in ("rollout_start", "validation_fraction", "encoder_learning_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a share, 0 to 1.")
@@ -466,9 +457,7 @@ def prepare_data(config: WorldModelTrainingConfig, accelerator: Accelerator):
 
 
 def write_json(path: Path, value: Any) -> None:
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(value, indent=1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -546,12 +535,15 @@ def build_loader(config, model_config, training: WindowMixture, accelerator: Acc
     )
 
 
-def train_step(run: Run, model, plain: VJepa2WorldModel, optimizer, inputs, step: int) -> dict[str, Any]:
-    """One update of the weights from `gradient_accumulation_steps` micro-batches of `inputs`.
+def train_step(run: Run, model, plain: VJepa2WorldModel, optimizer, batches, step: int) -> dict[str, Any]:
+    """One update of the weights from `gradient_accumulation_steps` micro-batches, (names of windows, model inputs).
 
     `plain` is the model inside `model`, which Accelerate may have wrapped.
 
-    Returns the losses by name, means over micro-batches and processes; None for one that is not computed.
+    Returns the losses by name, means over micro-batches and processes, None for one that is not computed, and
+    `gradient_norm` (before clipping).
+
+    Raises a ValueError instead of an update from a loss or gradient that is not finite, see `Run.check_finite`.
     """
     config, accelerator = run.config, run.accelerator
     now = rates(config, step)
@@ -561,24 +553,25 @@ def train_step(run: Run, model, plain: VJepa2WorldModel, optimizer, inputs, step
     weights = {"teacher_forcing_weight": 1.0, "rollout_weight": 0.0}
     if not now["one_step"]:
         weights = {name: getattr(plain.config, name) for name in weights}
-    losses = []
+    losses, names = [], []
     for _ in range(config.gradient_accumulation_steps):
+        windows, batch = next(batches)
+        names.append(windows)
         with accelerator.accumulate(model):
-            output = model(**next(inputs), **weights)
-            losses.append({name: output[name].detach().float() for name in LOSSES if name in output})
+            output = model(**batch, **weights)
+            losses.append(torch.stack([output[name].detach().float() for name in LOSSES if name in output]))
             accelerator.backward(output.loss)
             if accelerator.sync_gradients:
-                stacked = torch.stack([torch.stack(list(part.values())) for part in losses]).mean(0)
-                means = dict(zip(losses[0], accelerator.reduce(stacked, "mean").tolist(), strict=True))
-                # before the update, and over all processes, so that they stop together
-                check_finite_loss(means["loss"], step)
-                if config.gradient_clipping is not None:
-                    accelerator.clip_grad_norm_(model.parameters(), config.gradient_clipping)
+                # before the update, and over all processes: they stop together, with the weights still good
+                means = accelerator.reduce(torch.stack(losses).mean(0), "mean").tolist()
+                norm = gradient_norm(accelerator, model.parameters(), config.gradient_clipping)
+                run.check_finite(step, means[LOSSES.index("loss")], norm, [part[0] for part in losses], names)
             optimizer.step()
             optimizer.zero_grad()
     if not config.freeze_encoder:
         plain.update_target_encoder(now["ema_momentum"])
-    return {**{name: means.get(name) for name in LOSSES}, **now}
+    found = dict(zip([name for name in LOSSES if name in output], means, strict=True))
+    return {**{name: found.get(name) for name in LOSSES}, "gradient_norm": norm, **now}
 
 
 def train(config: WorldModelTrainingConfig) -> None:
@@ -592,8 +585,8 @@ def train(config: WorldModelTrainingConfig) -> None:
         log_with=config.log_with,
         project_dir=config.output_dir,
     )
-    accelerator.init_trackers("world_model")
     run = Run(config.output_dir, config, accelerator, config.keep_last)
+    accelerator.init_trackers("world_model")  # after the folder is this run's alone
     model, processor, training, held_out = prepare_data(config, accelerator)
     optimizer = torch.optim.AdamW(optimizer_groups(config, model), lr=config.learning_rate.peak, fused=True)
     model.train()
@@ -603,7 +596,7 @@ def train(config: WorldModelTrainingConfig) -> None:
     start, _ = run.resume(config.resume, rates, RATE_SETTINGS)
     set_weight_decay(optimizer, config.weight_decay)  # the checkpoint's may be that of another run
     loader = build_loader(config, plain.config, training, accelerator, start)
-    inputs = (model_inputs(batch, plain, processor) for batch in loader)
+    batches = ((training.names(batch.pop("places")), model_inputs(batch, plain, processor)) for batch in loader)
 
     windows_a_step = config.batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     clock, logged = time.perf_counter(), start
@@ -612,7 +605,7 @@ def train(config: WorldModelTrainingConfig) -> None:
         steps, initial=start, total=config.max_steps, disable=not accelerator.is_main_process, desc="dynamics"
     ) as progress:
         for step in progress:
-            numbers = train_step(run, model, plain, optimizer, inputs, step)
+            numbers = train_step(run, model, plain, optimizer, batches, step)
             measured = {}
             if config.eval_every and step % config.eval_every == 0:
                 measured = validation_metrics(accelerator, plain, held_out, processor, config.horizons)

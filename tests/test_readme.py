@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from plan import PlanConfig
 from pretrain import PretrainConfig
+from train_decoder import DecoderTrainingConfig
 from train_world_model import WorldModelTrainingConfig
 
 from vjepa2_hf.settings import load_config
@@ -50,11 +51,9 @@ def test_tables_of_readme_are_those_of_the_last_measurement():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_config_loads_without_an_unknown_key(path):
-    name = path.stem
-    if name.startswith(("pretrain", "cooldown")):
-        config_class = PretrainConfig
-    else:
-        config_class = PlanConfig if name.startswith("plan") else WorldModelTrainingConfig
+    classes = {"pretrain": PretrainConfig, "cooldown": PretrainConfig, "plan": PlanConfig}
+    classes |= {"decoder": DecoderTrainingConfig}
+    config_class = classes.get(path.stem.split("_")[0], WorldModelTrainingConfig)
     assert load_config(config_class, path).output_dir.startswith("runs/")
 
 

@@ -20,7 +20,7 @@ from vjepa2_hf import (
     VJepa2WorldModel,
 )
 from vjepa2_hf.shards import write_shards
-from vjepa2_hf.training import read_metrics
+from vjepa2_hf.training import Run, read_metrics
 from vjepa2_hf.video_io import encode_video
 
 
@@ -107,15 +107,15 @@ def test_training_leaves_the_world_model_as_it_is(monkeypatch, inputs, tmp_path)
 
 def test_stopped_run_resumes_to_the_same_losses(monkeypatch, inputs, tmp_path):
     whole = run_script(monkeypatch, inputs, tmp_path / "whole")
-    original = train_decoder.check_finite_loss
+    original = Run.check_finite
 
-    def stop(loss, step):
+    def stop(run, step, *numbers):
         if step == 4:
             raise KeyboardInterrupt
-        return original(loss, step)
+        return original(run, step, *numbers)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train_decoder, "check_finite_loss", stop)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Run, "check_finite", stop)
         run_script(patch, inputs, tmp_path / "stopped")
     assert len(read_metrics(tmp_path / "stopped")) == 3
     assert run_script(monkeypatch, inputs, tmp_path / "stopped", "resume=latest") == whole

@@ -14,7 +14,7 @@ from train_world_model import WorldModelTrainingConfig, build_processor, normali
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.shards import write_shards
-from vjepa2_hf.training import read_metrics
+from vjepa2_hf.training import Run, read_metrics
 from vjepa2_hf.video_io import encode_video
 
 
@@ -106,15 +106,15 @@ def test_run_leaves_a_planner_and_its_rollout_errors(monkeypatch, episodes, tmp_
 def test_stopped_run_resumes_to_the_same_losses(monkeypatch, episodes, tmp_path):
     whole = run_script(monkeypatch, episodes, tmp_path / "whole")
     # stopped in step 4: the checkpoint of step 3 is there, and metrics of a step that will be done again
-    original = train_world_model.check_finite_loss
+    original = Run.check_finite
 
-    def stop(loss, step):
+    def stop(run, step, *numbers):
         if step == 5:
             raise KeyboardInterrupt
-        return original(loss, step)
+        return original(run, step, *numbers)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(train_world_model, "check_finite_loss", stop)
+        patch.setattr(Run, "check_finite", stop)
         run_script(monkeypatch, episodes, tmp_path / "stopped")
     assert len(read_metrics(tmp_path / "stopped")) == 4
     assert run_script(monkeypatch, episodes, tmp_path / "stopped", "resume=latest") == whole
@@ -249,7 +249,7 @@ def test_an_encoding_that_was_stopped_goes_on_to_the_same_run(monkeypatch, episo
         self.part_bytes = 1  # every episode is a part of its own
         original(self, name, fps, columns)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(train_world_model.CacheWriter, "add", add)
         run_script(monkeypatch, episodes, tmp_path / "two" / "run")
     before = cache_files(tmp_path / "two" / "latents")

@@ -1,7 +1,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +16,7 @@ from vjepa2_hf.schedules import LearningRateSchedule, set_learning_rate
 from vjepa2_hf.settings import load_config
 from vjepa2_hf.training import (
     Run,
-    check_finite_loss,
+    check_run_settings,
     check_tracker,
     latest_checkpoint,
     read_metrics,
@@ -43,10 +43,23 @@ def rates(config, step):
 RATE_SETTINGS = ("max_steps", "learning_rate")
 
 
-@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_is_refused_with_advice(loss):
-    with pytest.raises(ValueError, match=f"loss of step 7 is {loss}; lower the learning rate"):
-        check_finite_loss(loss, 7)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"num_threads": -1}, "num_threads must be at least 1, got -1"),
+        ({"seed": -1}, "seed must lie in 0 to"),
+        ({"keep_last": 0}, "keep_last"),
+        ({"gradient_clipping": float("nan")}, "gradient_clipping must be above 0, got nan"),
+        ({"weight_decay": -0.1}, "A weight decay is a number of at least 0, but weight_decay is -0.1"),
+    ],
+)
+def test_settings_that_no_run_can_follow_are_refused(settings, message):
+    names = {"seed": 0, "keep_last": None, "gradient_clipping": None, "weight_decay": 0.04, "num_threads": None}
+    config = make_dataclass("Config", ["batch_size", *names])
+    check_run_settings(config(**{"batch_size": 1, **names}))
+    with pytest.raises(ValueError, match=message):
+        check_run_settings(config(**{"batch_size": 1, **names, **settings}))
 
 
 @pytest.mark.parametrize(("name", "package"), [("wandb", "wandb"), ("trackio", "trackio")])

@@ -423,6 +423,10 @@ class WindowMixture:
         places = torch.tensor(places, dtype=torch.int64).view(-1, 3)
         return places if len(places) <= limit else places[torch.linspace(0, len(places) - 1, limit).long()]
 
+    def names(self, places: torch.Tensor) -> list[str]:
+        """The windows at places (B, 3) in words: episode and first frame."""
+        return [f"{self.caches[cache].ids[episode]}, frame {start}" for cache, episode, start in places.tolist()]
+
     def read(self, places: torch.Tensor, frames: int, skip: int) -> dict[str, torch.Tensor]:
         """The windows at places (B, 3), by column; see `EpisodeCache.windows`."""
         return _gather_by(
@@ -433,6 +437,8 @@ class WindowMixture:
 
 class WindowBatches(torch.utils.data.Dataset):
     """Item n is this process's micro-batch of windows number n: it depends on the seed and n alone.
+
+    Beside the windows' columns it holds their `places` (B, 3), see `WindowMixture`.
 
     For a DataLoader with `batch_size=None` and a range as sampler: a resumed run begins the range later, and any
     number of workers gives the same. Processes and micro-batches share out one drawing of the whole step's windows,
@@ -468,7 +474,8 @@ class WindowBatches(torch.utils.data.Dataset):
         everyone = self.batch_size * self.world_size * self.micro_batches
         places = self.mixture.draw(everyone, frames, self.skip, np.random.default_rng((self.seed, step)))
         first = (micro_batch * self.world_size + self.rank) * self.batch_size
-        return self.mixture.read(places[first : first + self.batch_size], frames, self.skip)
+        places = places[first : first + self.batch_size]
+        return {"places": places, **self.mixture.read(places, frames, self.skip)}
 
 
 def _gather_by(groups: torch.Tensor, read: Callable[[int, Any], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

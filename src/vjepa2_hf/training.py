@@ -53,21 +53,35 @@ logger = logging.getLogger(__name__)
 # What a run learns does not depend on these: they may be others when it goes on
 FREE_SETTINGS = (
     "output_dir", "resume", "log_every", "save_every", "keep_last", "log_with", "num_threads",
-    "gradient_checkpointing", "horizons", "max_skipped_fraction",
+    "gradient_checkpointing", "horizons", "max_skipped_fraction", "cache_dir", "eval_every",
+)  # fmt: skip
+# Settings of the training scripts that count something
+COUNTS = (
+    "max_steps", "batch_size", "gradient_accumulation_steps", "log_every", "save_every", "eval_every", "num_threads",
+    "max_episodes", "frames_per_episode",
 )  # fmt: skip
 # Trackers of Accelerate that scripts offer, with the package of each
 TRACKERS = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb"}
 
 
-def check_finite_loss(loss: float, step: int) -> float:
-    """Returns `loss`, or raises a ValueError: after one non-finite step the weights are lost."""
-    if math.isfinite(loss):
-        return loss
-    raise ValueError(
-        f"The loss of step {step} is {loss}; lower the learning rate, clip gradients (gradient_clipping=1.0), "
-        "or look for values in the data that are not finite, then go on in another output_dir with "
-        "resume=CHECKPOINT, the last one of this run."
-    )
+def check_run_settings(config: Any) -> None:
+    """Refuses settings that all training scripts share and that no run can follow; a field that is missing is fine.
+
+    Raises:
+        ValueError: a count below 1, a seed that numpy does not take, a clipping or weight decay below 0.
+    """
+    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    for name in COUNTS:
+        if given.get(name) is not None and given[name] < 1:
+            raise ValueError(f"{name} must be at least 1, got {given[name]}.")
+    if not 0 <= given["seed"] < 2**32:
+        raise ValueError(f"seed must lie in 0 to {2**32 - 1}, got {given['seed']}.")
+    check_keep_last(given["keep_last"])
+    clipping, decay = given.get("gradient_clipping"), given.get("weight_decay")
+    if clipping is not None and not clipping > 0:
+        raise ValueError(f"gradient_clipping must be above 0, got {clipping}; null clips nothing.")
+    if isinstance(decay, (int, float)) and not decay >= 0:
+        raise ValueError(f"A weight decay is a number of at least 0, but weight_decay is {decay}.")
 
 
 def check_tracker(log_with: str | None) -> None:
