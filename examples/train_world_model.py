@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import import_episodes
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -86,7 +87,9 @@ class WorldModelTrainingConfig:
     output_dir: str
     data: str | list[EpisodeSource]
     """Folder, glob or file of episode shards, a LeRobot folder, or a dataset on the Hub; or several with weights:
-    [{path: here, weight: 0.7}, {path: there, weight: 0.3, camera: wrist}]."""
+    [{path: here, weight: 0.7}, {path: there, weight: 0.3, camera: wrist}]. HDF5 and npz files need their frames a
+    second, [{path: robomimic, fps: 20, camera: obs/agentview_image}]; examples/import_episodes.py tells their layouts
+    and has more options."""
     encoder: str
     """Folder or Hub id; "random" (sizes in `encoder_config`) and "pixels" (raw patches) are the baselines."""
     encoder_config: dict[str, Any] = field(default_factory=dict)
@@ -224,6 +227,7 @@ def open_caches(config: WorldModelTrainingConfig, accelerator: Accelerator, enco
     columns += ["rewards"] if config.world_model.get("reward_head") else []
     caches, encode = [], None
     for source in config.sources:
+        source = as_shards(source, root, accelerator)
         described = {"data": data_fingerprint(source.path), "camera": source.camera, **depends_on}
         folder = root / f"{Path(source.path).name}-{cache_key(described)}"
         with locked(folder, accelerator):
@@ -235,6 +239,21 @@ def open_caches(config: WorldModelTrainingConfig, accelerator: Accelerator, enco
             accelerator.wait_for_everyone()
         caches.append(EpisodeCache(folder, columns))
     return caches
+
+
+def as_shards(source: EpisodeSource, root: Path, accelerator: Accelerator) -> EpisodeSource:
+    """HDF5 and npz files as shards beside the caches, imported once; any other source as it is."""
+    if source.fps is None:
+        return source
+    key = cache_key({"data": data_fingerprint(source.path), "fps": source.fps, "camera": source.camera})
+    folder = root / f"{Path(source.path).stem}-{key}-shards"
+    with locked(folder, accelerator):
+        if accelerator.is_main_process and not folder.exists():
+            named = ["--frames_key", source.camera] if source.camera else []
+            arguments = [source.path, str(folder), "--fps", str(source.fps), *named]
+            import_episodes.import_episodes(import_episodes.parse_arguments(arguments))
+        accelerator.wait_for_everyone()
+    return dataclasses.replace(source, path=str(folder), camera=None, fps=None)
 
 
 def describe_latents(config: WorldModelTrainingConfig, accelerator: Accelerator, encoder: VJepa2Encoder) -> dict:
@@ -252,9 +271,9 @@ def describe_latents(config: WorldModelTrainingConfig, accelerator: Accelerator,
 
 @contextlib.contextmanager
 def locked(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Holds the folder for this run: of two runs that need the same cache, one fills it and the other waits."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    """Holds the folder for this run: of two runs that need the same one, one fills it and the other waits."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(folder.name + ".lock"))
     if accelerator.is_main_process:
         try:
             lock.acquire(timeout=0)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vjepa2_hf.episodes import read_episodes
+from vjepa2_hf.latent_cache import data_fingerprint
 from vjepa2_hf.lerobot import LeRobotDataset, find_info, open_lerobot
 
 
@@ -220,6 +221,14 @@ class TestHub:
         ]  # and not the second files, nor the other camera's
         assert {name for name, revision in hub if revision is None} == {"meta/info.json"}
         assert COMMIT in find_info("someone/blocks")
+
+    def test_fingerprint_of_a_dataset_of_the_hub_is_that_of_its_commit(self, hub, tmp_path):
+        first = data_fingerprint("someone/blocks")
+        assert data_fingerprint("someone/blocks") == first
+        repository, other = tmp_path / "hub" / "datasets--someone--blocks", COMMIT[::-1]
+        (repository / "snapshots" / COMMIT).rename(repository / "snapshots" / other)
+        (repository / "refs" / "main").write_text(other)
+        assert data_fingerprint("someone/blocks") != first
 
     def test_dataset_of_the_hub_that_is_not_there_is_told_in_one_sentence(self, hub):
         assert open_lerobot("someone/else") is None

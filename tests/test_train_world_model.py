@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -279,6 +280,58 @@ def test_two_sources_are_mixed_and_their_statistics_kept(monkeypatch, episodes, 
     assert config.proprio_mean == found["proprio_states"]["mean"]
 
 
+def test_lerobot_dataset_trains_as_it_is(monkeypatch, tmp_path):
+    dataset = Path(__file__).parent / "fixtures" / "lerobot_v3"
+    data = f"data=[{{path: {dataset}, camera: front}}]"
+    # the fixture's pictures are grey, its episodes 5 to 11 frames long; state and action have two numbers
+    metrics = run_script(monkeypatch, dataset, tmp_path / "run", data, "use_proprio=true", "validation_fraction=0.3")
+    assert len(metrics) == 6
+    index = json.loads(next((tmp_path / "latents").glob("*/index.json")).read_text())
+    assert sorted(index["episodes"]["length"]) == [5, 6, 7, 11]
+    config = VJepa2WorldModel.from_pretrained(tmp_path / "run" / "final").config
+    assert (config.action_dim, config.proprio_dim, config.fps) == (4, 2, 30.0)
+
+
+def test_hdf5_episodes_train_with_one_command(monkeypatch, capsys, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    rng, source = np.random.default_rng(0), tmp_path / "robomimic"
+    source.mkdir()
+    with h5py.File(source / "demos.hdf5", "w") as file:
+        for number in range(6):
+            group = file.create_group(f"data/demo_{number}")
+            for camera in ("agentview_image", "wrist_image"):
+                group[f"obs/{camera}"] = rng.integers(0, 255, (9, 32, 32, 3), dtype=np.uint8)
+            group["actions"] = rng.uniform(-1, 1, (9, 2))
+    data = f"data=[{{path: {source}, fps: 5, camera: obs/wrist_image}}]"
+    metrics = run_script(monkeypatch, source, tmp_path / "run", data, "validation_fraction=0.3")
+    shards = next((tmp_path / "latents").glob("robomimic-*-shards"))
+    written = shards.stat().st_mtime_ns
+    assert VJepa2WorldModel.from_pretrained(tmp_path / "run" / "final").config.fps == 5.0
+    assert run_script(monkeypatch, source, tmp_path / "again", data, "validation_fraction=0.3") == metrics
+    assert shards.stat().st_mtime_ns == written  # imported once
+    with pytest.raises(SystemExit):  # two cameras, none named: no shards are left
+        run_script(monkeypatch, source, tmp_path / "third", f"data=[{{path: {source}, fps: 5}}]")
+    assert "name one with --frames_key" in capsys.readouterr().err
+    assert list((tmp_path / "latents").glob("robomimic-*-shards")) == [shards]
+
+
+def test_windows_of_a_loss_that_is_not_finite_are_named(monkeypatch, capsys, episodes, tmp_path):
+    forward = VJepa2WorldModel.forward
+
+    def spoilt(model, *args, **kwargs):
+        output = forward(model, *args, **kwargs)
+        output.loss = output.loss * float("nan")
+        return output
+
+    monkeypatch.setattr(VJepa2WorldModel, "forward", spoilt)
+    with pytest.raises(SystemExit):
+        run_script(monkeypatch, episodes, tmp_path / "run")
+    assert "loss of step 1 is nan" in capsys.readouterr().err
+    found = json.loads((tmp_path / "run" / "offending_batch.json").read_text())
+    windows = found["batches"][0]["clips"]
+    assert len(windows) == 4 and all(re.fullmatch(r"00[0-5], frame [0-9]", window) for window in windows)
+
+
 def test_held_out_error_is_logged_at_intervals(monkeypatch, episodes, tmp_path):
     metrics = run_script(monkeypatch, episodes, tmp_path / "run", "eval_every=3", "log_every=2")
     assert [row["step"] for row in metrics] == [2, 3, 4, 6]
@@ -326,8 +379,8 @@ def test_an_encoder_that_learns_along_moves_slowly_and_its_target_behind_it(monk
     }
     assert 0 < max(moved.values()) < 6 * 0.5 * 1.5e-3  # six steps of Adam, at half of at most 1e-3
     assert 0 < max(behind.values()) < max(moved.values())
-    names = {path.name for path in next((tmp_path / "latents").iterdir()).iterdir()}
-    assert names == {".lock", "index.json", "part-000-00000.safetensors"}
+    names = {path.name for path in next((tmp_path / "latents").glob("*/index.json")).parent.iterdir()}
+    assert names == {"index.json", "part-000-00000.safetensors"}
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .episodes import read_episodes
+from .lerobot import find_info
 from .shards import ShardSource
 
 
@@ -48,7 +49,9 @@ class EpisodeSource:
     weight: float = 1.0
     """Share of the windows drawn, relative to the other sources'."""
     camera: str | None = None
-    """Which of several cameras."""
+    """Which of several cameras: of a LeRobot dataset, or the key of the pictures in HDF5 and npz files."""
+    fps: float | None = None
+    """Frames a second of HDF5 and npz files, which do not tell it: such files are imported first."""
 
     def __post_init__(self):
         if not self.weight > 0:
@@ -86,7 +89,9 @@ def data_fingerprint(data: str | os.PathLike) -> str:
     else:
         files = [(os.path.basename(file), file) for file in sorted(glob.glob(data, recursive=True))]
     if not files:
-        return hashlib.sha256("\n".join(ShardSource(data).shards).encode()).hexdigest()
+        info = find_info(data)  # of a LeRobot dataset of the Hub: its path holds the commit
+        remote = ["/".join(Path(info).parts[-4:])] if info else ShardSource(data).shards
+        return hashlib.sha256("\n".join(remote).encode()).hexdigest()
     lines = []
     for name, file in files:
         if not os.path.basename(name).startswith("."):
