@@ -24,7 +24,7 @@ CHANGES = {
 
 
 def test_every_ablation_is_listed_here():
-    files = {path.stem.removeprefix("pretrain_") for path in (EXAMPLES / "configs/ablations").glob("*.yaml")}
+    files = {path.stem.removeprefix("pretrain_") for path in (EXAMPLES / "configs/ablations").glob("pretrain_*.yaml")}
     assert files == set(CHANGES)
 
 
