@@ -31,10 +31,11 @@ class TargetEncoderCallback(TrainerCallback):
         self.schedule = momentum if isinstance(momentum, MomentumSchedule) else MomentumSchedule(start=momentum)
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        if not hasattr(unwrap_model(model), "update_target_encoder"):
+        if not hasattr(unwrap_model(model), "target_encoder"):
             raise ValueError(
                 f"TargetEncoderCallback got a {type(unwrap_model(model)).__name__}, which has no target encoder; "
-                "train a VJepa2ForMaskedLatentPrediction, or leave the callback out."
+                "train a VJepa2ForMaskedLatentPrediction, or a VJepa2WorldModel with freeze_encoder=False, or leave the "
+                "callback out."
             )
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
