@@ -139,6 +139,8 @@ class PlaneEnv(gymnasium.Env):
     Args:
         varied_appearance: a random textured floor, colors, distractors and light, drawn from the episode's seed.
         terminate_on_success: False goes on after success (recording episodes of a fixed length).
+        random_force: chance in the physics of `step`: after every action the agent is pushed once more, as by an
+            action that nobody sees, normal with this deviation. 0 leaves nothing to chance.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": FRAMES_PER_SECOND}
@@ -148,13 +150,20 @@ class PlaneEnv(gymnasium.Env):
     target: slice  # the part of a state that has to reach the goal
 
     def __init__(
-        self, render_mode: str | None = None, varied_appearance: bool = False, terminate_on_success: bool = True
+        self,
+        render_mode: str | None = None,
+        varied_appearance: bool = False,
+        terminate_on_success: bool = True,
+        random_force: float = 0.0,
     ):
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode is {render_mode!r}, but this environment only has 'rgb_array' (or None).")
+        if not isinstance(random_force, (int, float)) or not 0 <= random_force <= 1:
+            raise ValueError(f"random_force is {random_force!r}, but a share of an action, 0 to 1, is expected.")
         self.render_mode = render_mode
         self.varied_appearance = varied_appearance
         self.terminate_on_success = terminate_on_success
+        self.random_force = random_force
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.observation_space = gymnasium.spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
         self.appearance = self.make_appearance(None)
@@ -190,6 +199,8 @@ class PlaneEnv(gymnasium.Env):
             raise ValueError(f"The action is {action.tolist()}, but two finite numbers in [-1, 1] are expected.")
         self.last_action = action
         self.state = self.dynamics(self.state, action)
+        if self.random_force:
+            self.state = self.dynamics(self.state, self.random_force * self.np_random.standard_normal(2))
         info = self._info()
         terminated = bool(info["success"] and self.terminate_on_success)
         return self.render(), -info["distance_px"] / IMAGE_SIZE, terminated, False, info

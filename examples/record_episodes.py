@@ -10,12 +10,14 @@ Any registered environment works that renders "rgb_array" and takes bounded Box 
 as `module:Name-v0` imports its module first). A row is an episode: `video` (h264 mp4), `actions` (T-1 rows of A),
 `proprio_states` and `states` (T rows each, where the environment's info has `proprio_state`, which a model may see,
 and `state`, which probes are scored by), `fps`, `episode_id`, and with `--rewards` the environment's `rewards` (T-1).
+`--env_kwargs` are settings of the environment, such as '{"random_force": 0.3}' of those of this project.
 The same arguments record the same episodes, whatever `--num_proc`.
 """
 
 import argparse
 import concurrent.futures
 import dataclasses
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,6 +50,7 @@ class EpisodeRecorder:
         varied_appearance: for this project's environments.
         rewards: keep the environment's. In this project's environments, whose reward is minus the distance to a goal
             that no picture shows, all episodes then have one goal, so that pictures tell the reward.
+        env_kwargs: settings with which the environment is made.
     """
 
     env_id: str
@@ -56,6 +59,7 @@ class EpisodeRecorder:
     seed: int = 0
     varied_appearance: bool = False
     rewards: bool = False
+    env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.length < 1:
@@ -76,6 +80,7 @@ class EpisodeRecorder:
         elif self.varied_appearance:
             known = " and ".join(environments.DATA_POLICY)
             raise ValueError(f"--varied_appearance is for {known}, but the environment is {self.env_id!r}.")
+        settings |= self.env_kwargs
         try:
             return gymnasium.make(self.env_id, render_mode="rgb_array", disable_env_checker=True, **settings)
         except (gymnasium.error.Error, ImportError, TypeError) as error:
@@ -178,7 +183,19 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_proc", default=2, type=int, help="processes (default 2)")
     parser.add_argument("--varied_appearance", action="store_true", help="random floors, colors, distractors, light")
     parser.add_argument("--rewards", action="store_true", help="keep rewards (of one goal for all episodes, in ours)")
+    parser.add_argument("--env_kwargs", default="{}", help="settings of the environment, a JSON object")
     return parser.parse_args(arguments)
+
+
+def read_env_kwargs(text: str) -> dict[str, Any]:
+    """The JSON object of `--env_kwargs`."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--env_kwargs is {text!r}, which is no JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"--env_kwargs is {text!r}, but a JSON object of settings is expected.")
+    return values
 
 
 @exit_on_user_error
@@ -190,7 +207,13 @@ def main(arguments: list[str] | None = None) -> None:
     if options.seed < 0:
         raise ValueError(f"--seed is {options.seed}, but a number from 0 upwards is expected.")
     recorder = EpisodeRecorder(
-        options.env, options.policy, options.length, options.seed, options.varied_appearance, options.rewards
+        options.env,
+        options.policy,
+        options.length,
+        options.seed,
+        options.varied_appearance,
+        options.rewards,
+        read_env_kwargs(options.env_kwargs),
     )
     environments.find_policy(options.policy, recorder.env)  # refused before any process starts
     observation, info = recorder.env.reset(seed=0)

@@ -44,6 +44,38 @@ def test_gymnasium_checker_accepts(env_id):
     check_env(environments.make_plain(env_id, render_mode="rgb_array"), skip_render_check=True)
 
 
+def play(env, seed: int, steps: int = 30) -> np.ndarray:
+    """States (steps + 1, S) of an episode in which the agent never acts."""
+    _, info = env.reset(seed=seed)
+    return np.stack([info["state"], *(env.step(np.zeros(2))[-1]["state"] for _ in range(steps))])
+
+
+def test_random_force_moves_an_agent_that_does_nothing_as_much_as_it_says():
+    env = environments.make_plain(environments.PUSHING, random_force=0.3, terminate_on_success=False)
+    moved = np.concatenate([np.diff(play(env, seed)[:, :2], axis=0) for seed in range(20)])
+    # 0.3 actions of 0.1 of the field; a block or the edge that stops it makes it a little less
+    assert 0.025 < moved.std() < 0.0305 and abs(moved.mean()) < 0.003
+    np.testing.assert_array_equal(play(env, 3), play(env, 3))  # the episode's seed decides
+    env.reset(seed=0)
+    for _ in range(50):
+        state = env.step(np.ones(2))[-1]["state"]
+        assert env.is_free(state)
+
+
+def test_without_random_force_nothing_is_left_to_chance():
+    env = environments.make_plain(environments.TWO_ROOMS, terminate_on_success=False)
+    assert (np.diff(play(env, 0), axis=0) == 0).all()
+    before = env.np_random.bit_generator.state
+    env.step(np.ones(2))
+    assert env.np_random.bit_generator.state == before
+
+
+@pytest.mark.parametrize("force", [-0.1, 1.5, float("nan"), "much"])
+def test_a_wrong_random_force_is_refused(force):
+    with pytest.raises(ValueError, match="random_force is"):
+        environments.make_plain(environments.PUSHING, random_force=force)
+
+
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
 @pytest.mark.parametrize("varied", [False, True])
 def test_same_seed_same_episode(env_id, varied):

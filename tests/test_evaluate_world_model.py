@@ -11,10 +11,25 @@ import numpy as np
 import pytest
 import torch
 from datasets import Features, List, Value, Video
-from evaluate_world_model import EvaluationConfig, choose_probe, evaluate_model, fit_ridge, interval_coverage
+from environments import IMAGE_SIZE, PUSHING, PushingEnv, make_plain
+from evaluate_world_model import (
+    EvaluationConfig,
+    central_interval,
+    choose_probe,
+    evaluate_model,
+    find_object,
+    fit_ridge,
+    score_interval,
+)
+from PIL import Image
 from published import TINY_ENCODER
 
-from vjepa2_hf import VJepa2VideoProcessor, VJepa2WorldModel, VJepa2WorldModelConfig
+from vjepa2_hf import (
+    VJepa2PixelDecoder,
+    VJepa2VideoProcessor,
+    VJepa2WorldModel,
+    VJepa2WorldModelConfig,
+)
 from vjepa2_hf.metrics.latent_rollout import latent_rollout
 from vjepa2_hf.metrics.latent_rollout.latent_rollout import RolloutScores
 from vjepa2_hf.shards import write_shards
@@ -182,8 +197,16 @@ def test_wrong_model_and_guesses_are_off_by_what_they_miss(world):
 
 def test_reward_errors_are_those_of_each_step(world):
     model = TwoNumbers(gain=0.5, reward_head=True, reward_mean=-1.0)
-    result = evaluate_model(settings(), model, two_number_pixels)
-    assert [(row["reward_error"], row["reward_mean_error"]) for row in result["horizons"]] == [(1.0, 3.0)] * 2
+    columns = [f"reward_{name}error" for name in ("", "head_", "mean_", "copy_")]
+    rows = evaluate_model(settings(), model, two_number_pixels)["horizons"]
+    assert [[row[name] for name in columns] for row in rows] == [[1.0, 1.0, 3.0, 0.0]] * 2  # every step gives 2
+
+
+def test_guess_of_the_last_reward_is_the_one_before_the_first_imagined_step(world):
+    for episode in world["held_out"]:
+        episode["rewards"] = 2 * np.arange(9, dtype=np.float32)  # grow by 2 a step
+    rows = evaluate_model(settings(), TwoNumbers(gain=1.0, reward_head=True), two_number_pixels)["horizons"]
+    assert [row["reward_copy_error"] for row in rows] == [2, 8]
 
 
 def test_samples_around_the_truth_cover_it_and_samples_beside_it_do_not(world):
@@ -194,17 +217,112 @@ def test_samples_around_the_truth_cover_it_and_samples_beside_it_do_not(world):
     assert "coverage_90" not in evaluate_model(settings(), TwoNumbers(1.0), two_number_pixels)["horizons"][0]
 
 
+def test_model_without_chance_has_intervals_of_its_one_step_errors(world):
+    """It misses half of every action; actions of training episodes are -9 to 9, each as likely."""
+    groups = {"across": [0]}
+    config = settings(residual_intervals=True, state_groups=groups, levels=[0.5])
+    rows = evaluate_model(config, TwoNumbers(gain=0.5), two_number_pixels)["horizons"]
+    for row, horizon in zip(rows, (1, 4), strict=True):
+        # so the middle half of what it misses is about -2.4 to 2.4
+        assert row["residual_width_50"] == pytest.approx(4.75 * horizon**0.5, rel=0.35)
+        assert row["across_residual_width_50"] == pytest.approx(0.475 * horizon**0.5, rel=0.35)
+        # moving by 2 a step it is off by 1 a step across and by nothing down, which the intervals hold
+        assert row["residual_coverage_50"] == row["across_residual_coverage_50"] == 1
+        # without them it has but one future, right down and wrong across
+        assert (row["coverage_50"], row["width_50"], row["across_coverage_50"]) == (0.5, 0, 0)
+        assert row["score_50"] == pytest.approx(horizon / 2 * 4, abs=1e-4)
+    assert (
+        "coverage_50" not in evaluate_model(settings(levels=[0.5]), TwoNumbers(0.5), two_number_pixels)["horizons"][0]
+    )
+
+
 def test_interval_ends_at_the_fifth_sample_of_99():
-    samples = torch.arange(1, 100.0).view(99, 1, 1).expand(-1, 1, 4)
-    truth = torch.tensor([[4.9, 5.0, 95.0, 95.1]])
-    assert interval_coverage(samples, truth, [0.9])[0.9].tolist() == [0.5]
+    samples = torch.arange(1, 100.0).view(99, 1)
+    assert [end.item() for end in central_interval(samples, 0.9)] == [5.0, 95.0]
 
 
 @pytest.mark.parametrize("count", [19, 30, 99])
 def test_intervals_cover_what_they_claim_however_few_the_samples(count):
-    drawn = torch.randn(count + 1, 1, 20000, generator=torch.Generator().manual_seed(0))
-    for level, share in interval_coverage(drawn[1:], drawn[0], [0.5, 0.9]).items():
-        assert share.item() == pytest.approx(level, abs=0.015)
+    drawn = torch.randn(count + 1, 20000, generator=torch.Generator().manual_seed(0))
+    samples, truth = drawn[1:].sort(dim=0).values, drawn[:1]
+    for level in (0.5, 0.9):
+        ends = tuple(end.view(1, 1, -1) for end in central_interval(samples, level))
+        scores = score_interval(ends, truth.view(1, 1, -1), level)
+        assert scores[f"coverage_{100 * level:g}"].item() == pytest.approx(level, abs=0.015)
+
+
+def test_score_of_an_interval_is_its_width_and_what_it_misses():
+    """Of 0 to 2 at 80 %: 1 lies inside, 3 is 1 outside, which counts 2 / 0.2 times."""
+    ends = torch.zeros(1, 1, 2), torch.full((1, 1, 2), 2.0)
+    scores = score_interval(ends, torch.tensor([[[1.0, 3.0]]]), 0.8)
+    assert {name: round(value.item(), 4) for name, value in scores.items()} == {
+        "coverage_80": 0.5,
+        "width_80": 2.0,
+        "score_80": 7.0,
+    }
+
+
+def test_objects_are_found_where_the_environment_draws_them():
+    env = make_plain(PUSHING)
+    states = env.sample_starts(np.random.default_rng(0), 8)
+    pictures = np.stack([env.render_state(state) for state in states])
+    blurred = [Image.fromarray(picture).resize((16, 16)).resize((64, 64)) for picture in pictures]
+    for shown, error in ((pictures, 0.15), (np.stack(blurred), 1.0)):
+        shown = torch.from_numpy(shown).movedim(-1, -3) / 255
+        found = find_object(shown, list(PushingEnv.plain_colors[1]), 100.0)
+        assert (found - torch.from_numpy(states[:, 2:]) * IMAGE_SIZE).norm(dim=-1).max() < error
+    assert find_object(torch.full((2, 3, 8, 8), 0.9), [45.0, 90.0, 200.0], 100.0).isnan().all()
+
+
+class Painter:
+    """A decoder of latents that are states of pushing: paints every disc 3 pixels too far right, or only the floor."""
+
+    env = make_plain(PUSHING)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        shift = torch.tensor([3.0, 0.0]).repeat(2) / IMAGE_SIZE
+        states = (latents[..., 0, :] + shift).numpy()
+        blank = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), 225, np.uint8)
+        shown = [self.env.render_state(one) if one[0] < 1 else blank for one in states.reshape(-1, 4)]
+        return torch.from_numpy(np.stack(shown)).movedim(-1, 1).reshape(*states.shape[:-1], 3, 64, 64) / 255
+
+
+def test_objects_in_decoded_pictures_are_off_by_what_prediction_and_decoder_miss():
+    """The block moves down by 4 pixels a step, is predicted to stay, and in the second window is not painted."""
+    start = torch.tensor([0.1, 0.1, 0.5, 0.5])
+    down = torch.tensor([0.0, 0.0, 0.0, 4 / IMAGE_SIZE])
+    states = start + torch.arange(5.0).unsqueeze(1) * down
+    states = torch.stack([states, states])  # (2 windows, 2 known and 3 future, 4)
+    frames = np.stack([[Painter.env.render_state(one) for one in window] for window in states.numpy()])
+    latents = states.unsqueeze(2)
+    predicted = latents[:, 1:2].expand(-1, 3, -1, -1).clone()
+    predicted[1, :, :, 0] = 2.0
+    windows = evaluate_world_model.Windows(
+        latents[:, 1:2], latents[:, :2], latents[:, 2:], torch.zeros(2, 4, 2), None, states[:, 2:], None, frames
+    )
+    config = settings(
+        decoder="painter",
+        horizons=[1, 3],
+        object_colors={"block": list(PushingEnv.plain_colors[1])},
+        state_groups={"block": [2, 3]},
+        pixels_per_unit=IMAGE_SIZE,
+    )
+    processor = VJepa2VideoProcessor(size=IMAGE_SIZE, crop_size=IMAGE_SIZE)
+    instruments = evaluate_world_model.Instruments(config, None, processor, None, None, {}, {}, Painter())
+    measured = evaluate_world_model.measure_pictures(instruments, windows, predicted)
+
+    steps = torch.tensor([1.0, 2.0, 3.0])
+    exact = {"rtol": 0, "atol": 0.1}
+    torch.testing.assert_close(measured["block_painted_px"][0], (9 + (4 * steps).square()).sqrt(), **exact)
+    assert measured["block_painted_px"][1].isnan().all()
+    torch.testing.assert_close(measured["block_decoder_px"], torch.full((2, 3), 3.0), **exact)
+    torch.testing.assert_close(measured["block_copy_px"], (4 * steps).expand(2, 3), **exact)
+    assert measured["block_locator_px"].max() < 0.1
+    assert measured["block_not_painted"].tolist() == [[0, 0, 0], [1, 1, 1]]
+    assert measured["block_not_decoded"].sum() == measured["block_not_seen"].sum() == 0
+    assert instruments.strips[0].shape == (3, 3, 3, 64, 64)  # the present and two horizons
+    row = evaluate_world_model.tabulate({"horizon": [3], "windows": 2}, {k: [v] for k, v in measured.items()})[0]
+    assert row["block_painted_px"] == pytest.approx(153**0.5, abs=0.1) and row["block_not_painted"] == 0.5
 
 
 def test_probe_is_the_same_from_few_frames_and_from_many():
@@ -242,6 +360,10 @@ def test_strength_of_the_probe_is_chosen_on_episodes_that_it_has_not_seen():
         ({"probe_data": None}, "Episode h1 has states, but no training episode has"),
         ({"validation_fraction": None}, "tells which episodes training held out"),
         ({"state_groups": {"block": [2, 3]}}, r"state_groups.block is \[2, 3\], but the columns are 0 to 1"),
+        (
+            {"residual_intervals": True, "levels": [0.98], "num_samples": 99},
+            "have 42 windows of one step, but residual_intervals",
+        ),
     ],
 )
 def test_what_can_not_be_measured_is_said(world, changes, message):
@@ -255,6 +377,8 @@ def test_what_can_not_be_measured_is_said(world, changes, message):
         ({"num_samples": 18}, "levels contain 0.9, whose interval 18 samples do not have"),
         ({"past_frames": 1}, "past_frames must be at least 2"),
         ({"horizons": [0]}, r"horizons are \[0\]"),
+        ({"object_colors": {"block": [0, 0, 0]}}, "give the decoder"),
+        ({"object_colors": {"block": [0, 0]}, "decoder": "folder"}, r"object_colors.block is \[0, 0\]"),
     ],
 )
 def test_wrong_settings_are_refused(changes, message):
@@ -291,22 +415,30 @@ def test_script_measures_a_saved_model_on_the_episodes_its_run_held_out(monkeypa
     config = VJepa2WorldModelConfig(
         encoder_config=TINY_ENCODER, **sizes, **dynamics, reward_head=True, stochastic_dim=2, fps=10.0
     )
-    VJepa2WorldModel(config).save_pretrained(tmp_path / "run" / "final")
+    model = VJepa2WorldModel(config)
+    model.save_pretrained(tmp_path / "run" / "final")
+    decoder = {"patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    VJepa2PixelDecoder.from_world_model(model, **decoder).save_pretrained(tmp_path / "decoder")
     size = TINY_ENCODER["crop_size"]
     VJepa2VideoProcessor(size=size, crop_size=size).save_pretrained(tmp_path / "run" / "final")
     (tmp_path / "run" / "config.yaml").write_text("validation_fraction: 0.4\nseed: 0\n")  # 000 and 005
     output = tmp_path / "results" / "evaluation.json"
     arguments = [f"model={tmp_path / 'run' / 'final'}", f"data={tmp_path / 'data'}", f"output={output}"]
     arguments += ["horizons=[1, 2]", "num_samples=19", "levels=[0.9]", "windows_per_episode=2", "num_threads=1"]
+    arguments += ["residual_intervals=true", f"decoder={tmp_path / 'decoder'}", "picture_windows=2"]
+    arguments += ["object_colors={grey: [128, 128, 128]}"]
     monkeypatch.setattr(sys, "argv", ["evaluate_world_model.py", *arguments])
     evaluate_world_model.main()
 
     result = json.loads(output.read_text())
-    assert [path.name for path in output.parent.iterdir()] == ["evaluation.json"]
+    assert sorted(path.name for path in output.parent.iterdir()) == ["evaluation.json", "evaluation.png"]
+    with Image.open(output.with_suffix(".png")) as picture:  # present and two horizons, three rows for two episodes
+        assert picture.size == (3 * (size + 2) + 2, 6 * (size + 2) + 2)
     assert (result["episodes"], result["windows"], result["probe"]["episodes"]) == (2, 4, 4)
     assert [row["horizon"] for row in result["horizons"]] == [1, 2]
     for row in result["horizons"]:
         assert row["error"] > 0 and row["copy_error"] > 0 and row["state_error"] > 0 and row["reward_error"] > 0
         assert 0 <= row["coverage_90"] <= 1 and 0 <= row["state_coverage_90"] <= 1
+        assert row["residual_width_90"] > 0 and row["grey_not_painted"] in (0, 0.5, 1)
     printed = capsys.readouterr().out
     assert f"| error | {result['horizons'][0]['error']:.3g} | {result['horizons'][1]['error']:.3g} |" in printed

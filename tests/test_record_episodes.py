@@ -108,6 +108,20 @@ def test_any_environment_with_pictures_and_box_actions_works(tmp_path):
         assert np.asarray(read_video(row["video"])).shape == (6, 48, 32, 3)
 
 
+def test_settings_of_the_environment_reach_it(tmp_path):
+    settings = ["--episodes", "1", "--length", "6"]
+    plain = record(tmp_path / "plain", environments.PUSHING, "uniform", *settings)[0]
+    same = record(
+        tmp_path / "same", environments.PUSHING, "uniform", *settings, "--env_kwargs", '{"random_force": 0}'
+    )[0]
+    pushed = record(
+        tmp_path / "pushed", environments.PUSHING, "uniform", *settings, "--env_kwargs", '{"random_force": 0.5}'
+    )[0]
+    assert same == plain
+    assert pushed["actions"] == plain["actions"] and pushed["states"][0] == plain["states"][0]
+    assert np.abs(np.subtract(pushed["states"], plain["states"])[:, :2]).max() > 0.02
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -121,6 +135,9 @@ def test_any_environment_with_pictures_and_box_actions_works(tmp_path):
         (["--env", environments.PUSHING, "--policy", "uniform", "--num_shards", "0"], "--num_shards is 0"),
         (["--env", environments.PUSHING, "--policy", "uniform", "--seed", "-1"], "--seed is -1"),
         (["--env", "Counting-v0", "--policy", "uniform", "--varied_appearance"], "--varied_appearance is for"),
+        (["--env", environments.PUSHING, "--policy", "uniform", "--env_kwargs", "{'a': 1}"], "which is no JSON"),
+        (["--env", environments.PUSHING, "--policy", "uniform", "--env_kwargs", "[1]"], "JSON object of settings"),
+        (["--env", environments.PUSHING, "--policy", "uniform", "--env_kwargs", '{"forse": 1}'], "argument 'forse'"),
     ],
 )
 def test_user_errors_are_one_sentence(tmp_path, capsys, arguments, message):
