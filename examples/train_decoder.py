@@ -127,7 +127,7 @@ def reconstruct(
 ) -> torch.Tensor:
     """uint8 frames (F, C, H, W) -> painted from their latents, float32 (F, C, H, W) in 0 to 1."""
     parts = [normalized(processor, part).to(world_model.device) for part in frames.split(64)]
-    return torch.cat([model.decode(world_model.encode(part))[:, 0].cpu() for part in parts])
+    return torch.cat([model.decode(world_model.encode_targets(part))[:, 0].cpu() for part in parts])
 
 
 def write_reconstruction(output_dir: Path, painted: torch.Tensor, true: torch.Tensor, mean: torch.Tensor) -> None:
@@ -151,6 +151,7 @@ def train(config: DecoderTrainingConfig) -> None:
     )
     run = Run(config.output_dir, config, accelerator, config.keep_last)
     accelerator.init_trackers("decoder")  # after the folder is this run's alone
+    run.check(config.resume, rates, RATE_SETTINGS)
     world_model = VJepa2WorldModel.from_pretrained(config.world_model).to(accelerator.device).eval()
     processor = VJepa2VideoProcessor.from_pretrained(config.world_model)
     frames, held_out = read_frames(config, processor, accelerator)
@@ -176,7 +177,7 @@ def train(config: DecoderTrainingConfig) -> None:
         drawn = torch.randint(len(frames), (config.batch_size,), generator=generator)
         pixels = normalized(processor, frames[drawn]).to(accelerator.device)
 
-        output = model(world_model.encode(pixels), pixels)
+        output = model(world_model.encode_targets(pixels), pixels)  # predictions are compared with these
         accelerator.backward(output.loss)
         # before the update, and over all processes, so that they stop together
         loss = accelerator.reduce(output.loss.detach().float(), "mean").item()
@@ -195,7 +196,7 @@ def train(config: DecoderTrainingConfig) -> None:
 
     if accelerator.is_main_process:
         painted = reconstruct(accelerator.unwrap_model(model).eval(), world_model, processor, held_out)
-        mean = frames.float().mean(0) / 255
+        mean = sum(part.sum(0, dtype=torch.float64) for part in frames.split(256)).float() / (255 * len(frames))
         write_reconstruction(run.output_dir, painted, held_out / 255, mean)
     final = run.save_final(model, processor)
     progress.write(f"saved {final}")

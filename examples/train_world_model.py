@@ -20,6 +20,7 @@ processes: `torchrun --nproc_per_node 2 examples/train_world_model.py ...`.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import time
@@ -384,7 +385,8 @@ def mixed_statistics(mixture: WindowMixture, column: str) -> dict[str, Any]:
     deviation = np.sqrt((weights * (std**2 + (mean - mixed) ** 2)).sum(0))
     return {
         "mean": mixed.tolist(),
-        "std": np.maximum(deviation, 1e-6).tolist(),
+        # what never varies says nothing: over a tiny deviation, its first change would drown everything else
+        "std": np.where(deviation > 1e-6 * np.maximum(1.0, np.abs(mixed)), deviation, 1.0).tolist(),
         "low": low.min(0).tolist(),
         "high": high.max(0).tolist(),
         "sources": sources,
@@ -408,7 +410,9 @@ def build_model(config: WorldModelTrainingConfig, encoder, statistics: dict, fps
     fields = {"action_dim": len(actions["mean"]) * skip, "actions_per_step": skip, "fps": fps}
     if config.encoder == "pixels":
         fields["state_type"] = "pixels"
-    if config.world_model.get("action_type") != "discrete":
+    if config.world_model.get("action_type") == "discrete":
+        check_one_hot(actions)
+    else:
         fields |= {"action_low": actions["low"] * skip, "action_high": actions["high"] * skip}
         if config.normalize_actions:
             fields |= {"action_mean": actions["mean"] * skip, "action_std": actions["std"] * skip}
@@ -421,6 +425,16 @@ def build_model(config: WorldModelTrainingConfig, encoder, statistics: dict, fps
         fields |= {f"reward_{name}": statistics["rewards"][name][0] * skip for name in ("mean", "std")}
     set_seed(config.seed)
     return VJepa2WorldModel.from_encoder(encoder, **{**fields, **config.world_model})
+
+
+def check_one_hot(actions: dict[str, Any]) -> None:
+    """Refuses discrete actions that are stored as category numbers."""
+    size, total = len(actions["mean"]), sum(actions["mean"])
+    if size < 2 or min(actions["low"]) < 0 or max(actions["high"]) > 1 or abs(total - 1) > 1e-3:
+        raise ValueError(
+            f"action_type is discrete, but the data's actions have {size} numbers from {min(actions['low']):g} to "
+            f"{max(actions['high']):g} that add up to {total:g}: store them one-hot, a number for every category."
+        )
 
 
 def model_inputs(batch: dict[str, torch.Tensor], model: VJepa2WorldModel, processor) -> dict[str, torch.Tensor]:
@@ -452,16 +466,13 @@ def fit_state(model: VJepa2WorldModel, training: WindowMixture, processor) -> No
 
 
 def prepare_data(config: WorldModelTrainingConfig, accelerator: Accelerator):
-    """Model, processor, and the windows of training and held-out episodes."""
+    """Model, processor, the windows of training and held-out episodes, and what the data holds."""
     encoder = build_encoder(config)
     processor = build_processor(config, encoder)
     caches = open_caches(config, accelerator, encoder, processor)
     training, held_out = split_data(config, caches)
     measured = [name for name in caches[0].columns if name not in ("latents", "frames")]
     statistics = {name: mixed_statistics(training, name) for name in measured}
-    if accelerator.is_main_process:
-        named = [dataclasses.asdict(source) for source in config.sources]
-        write_json(Path(config.output_dir) / "statistics.json", {"data": named, **statistics})
     model = build_model(config, encoder, statistics, common_fps(training)).to(accelerator.device).eval()
     if config.fit_state:
         fit_state(model, training, processor)
@@ -471,8 +482,18 @@ def prepare_data(config: WorldModelTrainingConfig, accelerator: Accelerator):
             f"frames_per_window={config.frames_per_window} holds {horizon_room} steps; rollout_steps="
             f"{model.config.rollout_steps} needs {model.config.rollout_steps + 1} frames."
         )
+    weights = model.config.teacher_forcing_weight, model.config.rollout_weight
+    if config.rollout_start < 1 and not any(weights):
+        raise ValueError("teacher_forcing_weight and rollout_weight are both 0: nothing is left to learn.")
+    if model.config.context_frames > horizon_room:
+        logger.warning(
+            "context_frames=%d, but windows of frames_per_window=%d show the model %d frames at most: in longer "
+            "rollouts it sees places that were never trained", model.config.context_frames,
+            config.frames_per_window, horizon_room,
+        )  # fmt: skip
     training.draw(1, config.frames_per_window, config.frame_skip, np.random.default_rng(0))  # or no window is so long
-    return model, processor, training, held_out
+    named = [dataclasses.asdict(source) for source in config.sources]
+    return model, processor, training, held_out, {"data": named, **statistics}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -493,12 +514,14 @@ def rollout_errors(
     for part in places.split(batch_size):
         batch = model_inputs(held_out.read(part, longest + 1, skip), model, processor)
         if "latents" in batch:
-            first, true = batch["latents"][:, :1], batch["latents"][:, 1:]
-        else:
-            first = model.encode(batch["pixel_values_videos"][:, :1])
-            true = model.encode_targets(batch["pixel_values_videos"][:, 1:])
-        predicted = model.rollout(first, batch["actions"], proprio_states=batch.get("proprio_states"))
-        scores.add(predicted, true, copies=first[:, 0])
+            seen, true = batch["latents"][:, :1], batch["latents"]
+        else:  # predictions start from the encoder that learns, and are compared with the target encoder's latents
+            seen = model.encode(batch["pixel_values_videos"][:, :1])
+            true = model.encode_targets(batch["pixel_values_videos"])
+        states = batch.get("proprio_states")
+        states = None if states is None else states[:, :1]  # those of the future are not known in planning either
+        predicted = model.rollout(seen, batch["actions"], proprio_states=states)
+        scores.add(predicted, true[:, 1:], copies=true[:, 0])
     return scores.rows(horizons)
 
 
@@ -525,18 +548,20 @@ def optimizer_groups(config: WorldModelTrainingConfig, model: VJepa2WorldModel) 
     return split
 
 
+def frames_at(config: WorldModelTrainingConfig, context_frames: int, step: int) -> int:
+    """Frames of a step's windows: while the loss is of one step alone, no more than the model sees."""
+    whole = config.frames_per_window
+    return min(whole, context_frames + 1) if rates(config, step)["one_step"] else whole
+
+
 def build_loader(config, model_config, training: WindowMixture, accelerator: Accelerator, start: int) -> DataLoader:
     """Batches from the step after `start` on."""
-
-    def frames_at(step: int) -> int:
-        whole = config.frames_per_window
-        return min(whole, model_config.context_frames + 1) if rates(config, step)["one_step"] else whole
 
     micro_batches = config.gradient_accumulation_steps
     batches = WindowBatches(
         training,
         config.batch_size,
-        frames_at,
+        functools.partial(frames_at, config, model_config.context_frames),
         model_config.frame_skip,
         config.seed,
         accelerator.process_index,
@@ -606,13 +631,16 @@ def train(config: WorldModelTrainingConfig) -> None:
     )
     run = Run(config.output_dir, config, accelerator, config.keep_last)
     accelerator.init_trackers("world_model")  # after the folder is this run's alone
-    model, processor, training, held_out = prepare_data(config, accelerator)
+    run.check(config.resume, rates, RATE_SETTINGS)  # before hours of encoding
+    model, processor, training, held_out, statistics = prepare_data(config, accelerator)
     optimizer = torch.optim.AdamW(optimizer_groups(config, model), lr=config.learning_rate.peak, fused=True)
     model.train()
     # With several processes this gives all of them the weights and the fitted state of the first
     plain = model
     model, optimizer = accelerator.prepare(model, optimizer)
     start, _ = run.resume(config.resume, rates, RATE_SETTINGS)
+    if accelerator.is_main_process:
+        write_json(run.output_dir / "statistics.json", statistics)
     set_weight_decay(optimizer, config.weight_decay)  # the checkpoint's may be that of another run
     loader = build_loader(config, plain.config, training, accelerator, start)
     batches = ((training.names(batch.pop("places")), model_inputs(batch, plain, processor)) for batch in loader)

@@ -57,6 +57,11 @@ class TestEpisodes:
         assert [e["episode_id"] for e in read_episodes(tmp_path / "out")] == ["episode-0"]
         assert "episode-1" in caplog.text
 
+    def test_episode_of_one_frame_is_skipped_and_named(self, tmp_path, caplog):
+        write_shards([episode(0), episode(1, num_frames=1, actions=[])], tmp_path / "out", EPISODE_FEATURES)
+        assert [e["episode_id"] for e in read_episodes(tmp_path / "out")] == ["episode-0"]
+        assert "skipped episode-1: 1 frames do not fill one step" in caplog.text
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [

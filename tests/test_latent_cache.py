@@ -141,6 +141,21 @@ def test_two_episodes_of_one_name_are_refused(tmp_path):
         finish_cache(tmp_path / "two", {})
 
 
+def test_columns_that_differ_between_episodes_or_processes_are_refused(tmp_path):
+    writer, other = CacheWriter(tmp_path, 0), CacheWriter(tmp_path, 1)
+    writer.add("1", 10.0, episode(1, 5))
+    rewarded = {**episode(2, 5), "rewards": torch.zeros(4, 1)}
+    with pytest.raises(ValueError, match="Episode '2' has columns .* but the ones before had"):
+        writer.add("2", 10.0, rewarded)
+    with pytest.raises(ValueError, match="Episode '3' has 5 rows of 'actions' for 5 frames"):
+        writer.add("3", 10.0, {**episode(3, 5), "actions": torch.zeros(5, *episode(3, 5)["actions"].shape[1:])})
+    other.add("2", 10.0, rewarded)
+    writer.flush()
+    other.flush()
+    with pytest.raises(ValueError, match="part-001-00000.safetensors has columns"):
+        finish_cache(tmp_path, {})
+
+
 def test_a_cache_of_nothing_and_a_missing_column_are_refused(tmp_path):
     with pytest.raises(ValueError, match="No episode was written to the cache"):
         finish_cache(tmp_path, {})

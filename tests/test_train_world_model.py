@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -182,7 +183,7 @@ def test_state_is_standardised_on_the_training_episodes(monkeypatch, episodes, t
 
     monkeypatch.setattr(train_world_model, "prepare_data", capture)
     run_script(monkeypatch, episodes, tmp_path / "run", "max_steps=1")
-    model, processor, training, held_out = captured["data"]
+    model, processor, training, held_out, _ = captured["data"]
     assert (training.caches[0].ids, len(training), held_out.episodes[0].tolist()) == (
         [f"{number:03d}" for number in range(6)], 4, [0, 5],
     )  # fmt: skip
@@ -330,6 +331,30 @@ def test_windows_of_a_loss_that_is_not_finite_are_named(monkeypatch, capsys, epi
     found = json.loads((tmp_path / "run" / "offending_batch.json").read_text())
     windows = found["batches"][0]["clips"]
     assert len(windows) == 4 and all(re.fullmatch(r"00[0-5], frame [0-9]", window) for window in windows)
+
+
+def test_a_refused_run_encodes_nothing_and_leaves_the_folder_as_it_was(finished, episodes, monkeypatch, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
+    monkeypatch.setattr(train_world_model, "build_encode", lambda *arguments: pytest.fail("encoded"))
+    for overrides in (["resume=null"], ["resume=latest", "fit_state=false"]):
+        with pytest.raises(SystemExit):
+            run_script(monkeypatch, episodes, finished, f"cache_dir={tmp_path}", *overrides)
+    assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
+
+
+def test_categories_that_are_not_one_hot_are_refused(monkeypatch, capsys, episodes, tmp_path):
+    with pytest.raises(SystemExit):
+        run_script(monkeypatch, episodes, tmp_path / "run", "world_model.action_type=discrete")
+    assert "store them one-hot" in capsys.readouterr().err
+
+
+def test_a_dimension_that_never_varies_keeps_its_unit():
+    class Constant:
+        def statistics(self, column, chosen):
+            return {"mean": [5.0, 1.0], "std": [0.0, 0.5], "low": [5.0, 0.0], "high": [5.0, 2.0]}
+
+    mixture = SimpleNamespace(caches=[Constant()], episodes=[None], weights=np.ones(1))
+    assert train_world_model.mixed_statistics(mixture, "actions")["std"] == [1.0, 0.5]
 
 
 def test_held_out_error_is_logged_at_intervals(monkeypatch, episodes, tmp_path):

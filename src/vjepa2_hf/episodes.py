@@ -96,11 +96,11 @@ def _shard_episodes(source: ShardSource, wanted: Callable[[str], bool] | None) -
 def _read_episode(row: dict[str, Any], frame_skip: int) -> dict[str, Any]:
     """What `read_episodes` yields for a row; a VideoDecodeError if it is not even one step long."""
     with row["open_video"]() as video:
+        if len(video) - 1 < frame_skip:
+            raise VideoDecodeError(f"{len(video)} frames do not fill one step of {frame_skip}")
         arrays = _episode_arrays(row, len(video))
         actions, rewards = arrays["actions"], arrays["rewards"]
         steps = len(actions) // frame_skip
-        if steps < 1:
-            raise VideoDecodeError(f"{len(actions)} actions do not fill one step of {frame_skip}")
         taken = steps * frame_skip
         of_frames = {name: arrays[name] for name in ("proprio_states", "states")}
         return {

@@ -32,7 +32,7 @@ from torch import nn
 
 from .episodes import read_episodes
 from .lerobot import find_info
-from .shards import ShardSource
+from .shards import ShardSource, files_in
 
 
 INDEX = "index.json"
@@ -84,8 +84,7 @@ def data_fingerprint(data: str | os.PathLike) -> str:
     """
     data = os.fspath(data)
     if os.path.isdir(data):
-        files = sorted(os.path.join(root, name) for root, _, names in os.walk(data) for name in names)
-        files = [(os.path.relpath(file, data), file) for file in files]
+        files = [(os.path.relpath(file, data), file) for file in sorted(files_in(data))]
     else:
         files = [(os.path.basename(file), file) for file in sorted(glob.glob(data, recursive=True))]
     if not files:
@@ -94,9 +93,8 @@ def data_fingerprint(data: str | os.PathLike) -> str:
         return hashlib.sha256("\n".join(remote).encode()).hexdigest()
     lines = []
     for name, file in files:
-        if not os.path.basename(name).startswith("."):
-            found = os.stat(file)
-            lines.append(f"{name} {found.st_size} {found.st_mtime_ns}")
+        found = os.stat(file)
+        lines.append(f"{name} {found.st_size} {found.st_mtime_ns}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -187,6 +185,7 @@ class CacheWriter:
             partial.unlink()
         self.done = {episode["id"] for part in _parts(self.folder) for episode in _read_header(part)}
         self._written: set[str] = set()
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._pending: list[tuple[dict[str, Any], dict[str, torch.Tensor]]] = []
         self._bytes = 0
 
@@ -199,16 +198,27 @@ class CacheWriter:
             columns: name -> (T, ...), or (T-1, ...) of STEP_COLUMNS.
 
         Raises:
-            ValueError: a second episode of that id.
+            ValueError: a second episode of that id, or columns that do not fit those of the episodes before.
         """
         if name in self.done or name in self._written:
             raise ValueError(f"Two episodes are called {name!r}; give every row an episode_id of its own.")
-        self._written.add(name)
         length = max(len(values) for values in columns.values())
+        self._check(name, length, columns)
+        self._written.add(name)
         self._pending.append(({"id": name, "length": length, "fps": fps}, columns))
         self._bytes += sum(values.nbytes for values in columns.values())
         if self._bytes >= self.part_bytes:
             self.flush()
+
+    def _check(self, name: str, length: int, columns: dict[str, torch.Tensor]) -> None:
+        """Refuses an episode that does not fit those before: in one file they lie one after the other."""
+        found = {key: tuple(values.shape[1:]) for key, values in columns.items()}
+        self._shapes = self._shapes or found
+        if found != self._shapes:
+            raise ValueError(f"Episode {name!r} has columns {found}, but the ones before had {self._shapes}.")
+        for key, values in columns.items():
+            if len(values) != length - (key in STEP_COLUMNS):
+                raise ValueError(f"Episode {name!r} has {len(values)} rows of {key!r} for {length} frames.")
 
     def flush(self) -> None:
         """Writes what is held as a part, aside, then renamed."""
@@ -232,12 +242,15 @@ def finish_cache(folder: str | os.PathLike, description: dict[str, Any]) -> None
         description: what its key was made of, for people to read.
 
     Raises:
-        ValueError: no episode, or two of one id (from two processes).
+        ValueError: no episode, two of one id (from two processes), or columns that differ between parts.
     """
     folder = Path(folder)
-    episodes = []
+    episodes, shapes = [], {}
     for part in _parts(folder):
-        frame = 0
+        frame, found = 0, _read_shapes(part)
+        shapes = shapes or found
+        if found != shapes:
+            raise ValueError(f"{part.name} has columns {found}, but the parts before had {shapes}.")
         for number, episode in enumerate(_read_header(part)):
             # an episode has one row less in the step columns
             episodes.append({**episode, "file": part.name, "frame": frame, "step": frame - number})
@@ -265,6 +278,12 @@ def _read_header(part: Path) -> list[dict[str, Any]]:
     """Id, length and fps of the episodes of a part."""
     with safe_open(part, framework="pt") as file:
         return json.loads(file.metadata()["episodes"])
+
+
+def _read_shapes(part: Path) -> dict[str, tuple[int, ...]]:
+    """The columns of a part: a row's shape by name."""
+    with safe_open(part, framework="pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()[1:]) for name in sorted(file.keys())}
 
 
 def _publish(partial: Path, whole: Path) -> None:

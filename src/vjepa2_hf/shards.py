@@ -274,7 +274,7 @@ def open_stream(
                 yield place, int(mine[place]), row_number, row
 
 
-def _files_in(folder: str) -> Iterator[str]:
+def files_in(folder: str) -> Iterator[str]:
     """The files in a folder and those below it, but for hidden ones. Links are followed; a folder is read once."""
     seen = set()
     for root, folders, names in os.walk(folder, followlinks=True):
@@ -297,7 +297,7 @@ def _is_table_of_files(found: dict[str, list[str]]) -> bool:
 
 def _find_shards(data: str) -> tuple[str, list[str]]:
     if os.path.isdir(data):
-        files = list(_files_in(data))
+        files = list(files_in(data))
     else:
         files = [file for file in glob.glob(data, recursive=True) if os.path.isfile(file)]
     found = {kind: [file for file in files if file.lower().endswith(end)] for kind, end in _EXTENSIONS.items()}

@@ -34,7 +34,7 @@ class TargetEncoderCallback(TrainerCallback):
         if not hasattr(unwrap_model(model), "target_encoder"):
             raise ValueError(
                 f"TargetEncoderCallback got a {type(unwrap_model(model)).__name__}, which has no target encoder; "
-                "train a VJepa2ForMaskedLatentPrediction, or a VJepa2WorldModel with freeze_encoder=False, or leave the "
+                "train a VJepa2ForMaskedLatentPrediction, a VJepa2WorldModel with freeze_encoder=False, or leave the "
                 "callback out."
             )
 

@@ -190,6 +190,17 @@ class Run:
                 remove_folder(partial) if partial.is_dir() else partial.unlink()
         accelerator.wait_for_everyone()
 
+    def check(
+        self,
+        resume: str | None,
+        rates: Callable[[Any, int], Any] | None = None,
+        rate_settings: Collection[str] = (),
+    ) -> None:
+        """Raises what `resume` would raise about folder and settings, for scripts that have long work before it."""
+        checkpoint = self._find_checkpoint(resume)
+        if checkpoint is not None and checkpoint.parent.resolve() == self.output_dir.resolve():
+            self._check_settings(checkpoint, rates, rate_settings)
+
     def resume(
         self,
         resume: str | None,
