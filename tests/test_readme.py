@@ -1,5 +1,6 @@
 """README's promises that a machine can check: the map of files, the commands, the keys of the configs."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -39,14 +40,24 @@ def test_make_targets_that_readme_names_exist():
 
 def test_tables_of_readme_are_those_of_the_last_measurement():
     """Figures are written by the command that measures them: results/reproduce.json and README say the same."""
-    import json
-
     from reproduce import format_tables
 
     results = json.loads((ROOT / "results" / "reproduce.json").read_text(encoding="utf-8"))
     for document in (README, (ROOT / "model_cards" / "demo.md").read_text(encoding="utf-8")):
         written = document.split("<!-- reproduce:begin -->")[1].split("<!-- reproduce:end -->")[0]
         assert written.strip() == format_tables(results).strip()
+
+
+@pytest.mark.parametrize("name", ["world_model", "optional_parts"])
+def test_tables_of_the_world_model_are_those_of_the_last_measurement(name):
+    import ablate_world_model
+    import measure_optional_parts
+
+    scripts = {"world_model": ablate_world_model, "optional_parts": measure_optional_parts}
+    results = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "world_model.md").read_text(encoding="utf-8")
+    written = page.split(f"<!-- {name}:begin -->")[1].split(f"<!-- {name}:end -->")[0]
+    assert written.strip() == scripts[name].format_tables(results).strip()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
