@@ -38,7 +38,7 @@ demo: $(ENVIRONMENT)
 reproduce: $(ENVIRONMENT)
 	$(PYTHON) examples/reproduce.py
 
-# The tests but the slow ones, under 10 minutes on 2 cores:           python -m pytest -q -m "not slow"
+# The tests but the slow ones:                                      python -m pytest -q -m "not slow"
 test: $(ENVIRONMENT)
 	$(PYTHON) -m pytest -q -m "not slow"
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from demo import Road, script
-from reproduce import ROOT, seed_interval, write_between_markers
+from reproduce import ROOT, publish_tables, seed_interval
 from tqdm import tqdm
 
 
@@ -212,11 +212,7 @@ def main() -> None:
     if not arguments.collect:
         run_all(arguments)
     results = collect(arguments)
-    arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    arguments.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    text = format_tables(results)
-    write_between_markers(text, arguments.document, "pretraining")
-    print(text)
+    publish_tables(results, format_tables(results), arguments.results, [arguments.document], "pretraining")
 
 
 if __name__ == "__main__":

@@ -10,9 +10,8 @@ number of steps and plan on the same tasks, those of the seed.
 
 Rows run in the order of the table, each with all its seeds, side by side on one thread each; a stopped command goes on
 where it was, and leaves whole rows. Latents are encoded once for all of them, into `OUTPUT/ENVIRONMENT/latents`. The
-encoder that learns along runs only by name (`--rows learning_encoder`): its steps take five times as long as the
-recipe's, about ten minutes a seed on an idle core. Results go to `results/world_model.json` and into
-docs/world_model.md between its markers.
+encoder that learns along runs only by name (`--rows learning_encoder`): it encodes every frame at every step. Results go
+to `results/world_model.json` and into docs/world_model.md between its markers.
 """
 
 import argparse
@@ -27,7 +26,7 @@ import numpy as np
 import yaml
 from ablate_pretraining import cell
 from demo import RANDOM_ENCODER, Road, script
-from reproduce import ENVIRONMENTS, ROOT, record, seed_interval, write_between_markers
+from reproduce import ENVIRONMENTS, ROOT, publish_tables, record, seed_interval
 from safetensors import safe_open
 from tqdm import tqdm
 
@@ -268,8 +267,8 @@ def format_tables(results: dict[str, Any]) -> str:
         seeds = max(len(row["seeds"]) for row in rows)
         lines += [
             f"**{environment.replace('_', ' ').capitalize()}**: {results['steps']} steps of training in every row, "
-            f"{seeds} training seeds, {results['episodes']} tasks a seed. Means over seeds; success with its 95 % "
-            "interval over seeds. Minutes of training and milliseconds a plan: wall time, as runs went side by side.",
+            f"up to {seeds} training seeds, {results['episodes']} tasks a seed. Means over seeds; success with its 95 "
+            "% interval over seeds. Minutes of training and milliseconds a plan: wall time, as runs went side by side.",
             "",
             *format_rows(rows),
             "",
@@ -343,11 +342,7 @@ def main() -> None:
     if not arguments.collect:
         run_all(arguments)
     results = collect(arguments)
-    arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    arguments.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    text = format_tables(results)
-    write_between_markers(text, arguments.document, "world_model")
-    print(text)
+    publish_tables(results, format_tables(results), arguments.results, [arguments.document], "world_model")
 
 
 if __name__ == "__main__":

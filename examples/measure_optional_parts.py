@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from demo import Road, script
 from environments import IMAGE_SIZE, PUSHING, PushingEnv
-from reproduce import CONFIGS, ROOT, write_between_markers
+from reproduce import CONFIGS, ROOT, publish_tables
 
 from vjepa2_hf.settings import exit_on_user_error
 
@@ -183,7 +183,7 @@ def reward_table(model: dict[str, Any]) -> list[str]:
 def format_tables(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     seeds, models = results["seeds"], results["models"]
-    head = f"{seeds} seed{'s' if seeds > 1 else ''}, {results['minutes']:.0f} minutes on one thread."
+    head = f"{seeds} seed{'s' if seeds > 1 else ''}, {results['minutes']:.0f} minutes of wall time."
     lines = [head, "", *decoder_table(models["world_model"]), *interval_table(models, 90)]
     return "\n".join([*lines, *reward_table(models["world_model"])]).rstrip()
 
@@ -206,11 +206,7 @@ def main() -> None:
         for seed in range(arguments.seeds):
             Chain(arguments, seed).run()
     results = collect(arguments)
-    arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    arguments.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    text = format_tables(results)
-    write_between_markers(text, arguments.document, "optional_parts")
-    print(text)
+    publish_tables(results, format_tables(results), arguments.results, [arguments.document], "optional_parts")
 
 
 if __name__ == "__main__":

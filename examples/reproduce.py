@@ -125,6 +125,15 @@ def format_tables(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def publish_tables(results: dict[str, Any], text: str, path: Path, documents: list[Path], name: str) -> None:
+    """Writes results to their JSON file and their tables between the markers of documents, and prints these."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    for document in documents:
+        write_between_markers(text, document, name)
+    print(text)
+
+
 def write_between_markers(text: str, document: Path, name: str = "reproduce") -> None:
     """Replaces what stands between the markers of README, a model card or a page of docs."""
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
@@ -163,12 +172,7 @@ def run_all(arguments: argparse.Namespace) -> None:
 def publish(arguments: argparse.Namespace) -> None:
     """Writes what the runs measured to `results/reproduce.json` and into README."""
     results = {"environments": {name: collect(arguments.output, name, arguments.seeds) for name in ENVIRONMENTS}}
-    arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    arguments.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    text = format_tables(results)
-    for document in arguments.documents:
-        write_between_markers(text, document)
-    print(text)
+    publish_tables(results, format_tables(results), arguments.results, arguments.documents, "reproduce")
 
 
 if __name__ == "__main__":

@@ -78,6 +78,7 @@ FIT_BYTES = 2**30  # of latents that a state is fitted on, spread over the train
 FIT_FRAMES = 64  # that follow one another
 ENCODED_AT_ONCE = 64  # frames
 EVALUATED_WINDOWS = 1024
+# `loss` first, then its parts
 LOSSES = [field.name for field in dataclasses.fields(VJepa2WorldModelOutput) if field.name.endswith("loss")]
 
 
@@ -609,7 +610,7 @@ def train_step(run: Run, model, plain: VJepa2WorldModel, optimizer, batches, ste
                 # before the update, and over all processes: they stop together, with the weights still good
                 means = accelerator.reduce(torch.stack(losses).mean(0), "mean").tolist()
                 norm = gradient_norm(accelerator, model.parameters(), config.gradient_clipping)
-                run.check_finite(step, means[LOSSES.index("loss")], norm, [part[0] for part in losses], names)
+                run.check_finite(step, means[0], norm, [part[0] for part in losses], names)
             optimizer.step()
             optimizer.zero_grad()
     if not config.freeze_encoder:
