@@ -1,7 +1,7 @@
 """What matters in the world model, by planning: every variant and ablation on three seeds, in one table.
 
-    python examples/ablate_world_model.py [--output runs/reproduce] [--seeds 3] [--lanes 2] [--steps 2400]
-        [--episodes 50] [--rows recipe addition ...] [--collect]
+    python examples/ablate_world_model.py [--output runs/reproduce] [--seeds 3] [--first_seed 0] [--lanes 2]
+        [--steps 2400] [--episodes 50] [--rows recipe addition ...] [--collect]
 
 Episodes and encoders are those of `reproduce.py`, in its folders; the ones that are missing are made there. The
 recipe is examples/configs/demo/world_model.yaml; a row changes one thing: the dynamics by a file
@@ -9,7 +9,8 @@ examples/configs/ablations/world_model_*.yaml, or the encoder under the recipe's
 number of steps and plan on the same tasks, those of the seed.
 
 Rows run in the order of the table, each with all its seeds, side by side on one thread each; a stopped command goes on
-where it was, and leaves whole rows. Latents are encoded once for all of them, into `OUTPUT/ENVIRONMENT/latents`. The
+where it was, and leaves whole rows. Seeds of a row that `results/world_model.json` has already, with the same numbers
+of steps and tasks, and `OUTPUT` has not (other seeds, or runs of another machine) stay in the table. Latents are encoded once for all of them, into `OUTPUT/ENVIRONMENT/latents`. The
 encoder that learns along runs only by name (`--rows learning_encoder`): it encodes every frame at every step. Results go
 to `results/world_model.json` and into docs/world_model.md between its markers.
 """
@@ -190,7 +191,8 @@ def run_all(arguments: argparse.Namespace) -> None:
     """Episodes, encoders, then every row with all its seeds, `lanes` runs at a time."""
     for environment in arguments.environments:
         record(arguments.output, environment)
-    chains = [Chain(arguments, name, seed) for name in arguments.environments for seed in range(arguments.seeds)]
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    chains = [Chain(arguments, name, seed) for name in arguments.environments for seed in seeds]
     todo = [(chain, row) for row in arguments.rows for chain in chains]
     with tqdm(total=len(todo), desc="runs") as progress, ThreadPoolExecutor(arguments.lanes) as lanes:
 
@@ -206,11 +208,14 @@ def run_all(arguments: argparse.Namespace) -> None:
 
 
 def collect(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Means over seeds, and the values by seed, of every row that is finished in every environment."""
+    """Means over seeds, and the values by seed, of every row that is finished in every environment, with those that
+    are in the results already."""
     results: dict[str, Any] = {"steps": arguments.steps, "episodes": arguments.episodes, "environments": {}}
+    known = known_rows(arguments.results, results)
     for environment in ENVIRONMENTS:
-        chains = [Chain(arguments, environment, seed) for seed in range(arguments.seeds)]
-        rows = [summarise(name, chains) for name in ROWS]
+        folders = (arguments.output / environment).glob("seed-*")
+        chains = [Chain(arguments, environment, seed) for seed in sorted(int(path.name[5:]) for path in folders)]
+        rows = [joined(known.get((environment, name)), summarise(name, chains)) for name in ROWS]
         rows = [row for row in rows if row["seeds"]]
         if rows:
             results["environments"][environment] = {"rows": rows, "differences": differences(rows)}
@@ -233,6 +238,42 @@ def summarise(name: str, chains: list[Chain]) -> dict[str, Any]:
     for column in ("error_over_copy", "baselines"):
         row[column] = {key: over_seeds([one[column][key] for one in found]) for key in found[0][column]}
     return row
+
+
+def known_rows(path: Path, settings: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Rows of an earlier table by environment and name, if it was measured with the same steps and tasks."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if any(known.get(name) != settings[name] for name in ("steps", "episodes")):
+        return {}
+    return {
+        (environment, row["name"]): row
+        for environment, result in known["environments"].items()
+        for row in result["rows"]
+    }
+
+
+def joined(known: dict[str, Any] | None, measured: dict[str, Any]) -> dict[str, Any]:
+    """A row with the seeds of both; those of a seed that both have are the measured ones.
+
+    Columns that have no values by seed are averaged by the number of seeds.
+    """
+    if not known or not measured["seeds"]:
+        return known or measured
+    kept = [i for i, seed in enumerate(known["seeds"]) if seed not in measured["seeds"]]
+    counts = len(kept), len(measured["seeds"])
+
+    def join(old: Any, new: Any) -> Any:
+        if not isinstance(new, dict):
+            return (old * counts[0] + new * counts[1]) / sum(counts)
+        if "by_seed" in new:
+            return over_seeds([old["by_seed"][i] for i in kept] + new["by_seed"])
+        return {key: join(old[key], value) for key, value in new.items()}
+
+    same = {name: measured[name] for name in ("name", "title", "parameters")}
+    seeds = {"seeds": [known["seeds"][i] for i in kept] + measured["seeds"]}
+    return (
+        same | seeds | {name: join(known[name], value) for name, value in measured.items() if name not in same | seeds}
+    )
 
 
 def over_seeds(values: list[float]) -> dict[str, Any]:
@@ -311,8 +352,7 @@ def format_differences(compared: list[dict[str, Any]]) -> list[str]:
     if not compared:
         return []
     lines = [
-        "**Differences of success**, paired by seed (the same tasks, and the same encoder where that is not what "
-        "changes), beside what seed 003 says:",
+        "**Differences of success**, paired by seed (the same tasks), beside what seed 003 says:",
         "",
     ]
     lines += ["| row | minus | seed 003 | here | 95 % interval | by seed |", "|---|---|---|---|---|---|"]
@@ -330,6 +370,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/reproduce"), help="the folder of reproduce.py")
     parser.add_argument("--environments", nargs="+", choices=list(ENVIRONMENTS), default=["pushing"])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--lanes", type=int, default=2, help="runs side by side, one thread each")
     parser.add_argument("--steps", type=int, default=2400, help="of training, in every row")
     parser.add_argument("--episodes", type=int, default=50, help="tasks a row and seed")

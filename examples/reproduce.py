@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from demo import RANDOM_ENCODER, Road, script
+from scipy.stats import t as student_t
 from tqdm import tqdm
 
 
@@ -28,7 +29,6 @@ ENVIRONMENTS = {
     "two_rooms": {"id": "vjepa2_hf/TwoRooms-v0", "policy": "wander", "plan": "plan_two_rooms.yaml"},
 }
 ENCODERS = {"pretrained": "CEM, pretrained encoder", "random": "CEM, random encoder", "pixels": "CEM, raw pixels"}
-STUDENT_T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantile by number of seeds
 
 
 def record(output: Path, environment: str) -> None:
@@ -99,7 +99,7 @@ def seed_interval(values: list[float]) -> tuple[float, float]:
     """95 % t-interval of the mean over seeds, within 0 and 1; the whole range for a single seed."""
     if len(values) < 2:
         return 0.0, 1.0
-    half = STUDENT_T.get(len(values), 2.6) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    half = float(student_t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1)) / math.sqrt(len(values))
     return max(0.0, float(np.mean(values)) - half), min(1.0, float(np.mean(values)) + half)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 
 import ablate_world_model
 import pytest
@@ -195,8 +196,24 @@ class TestTable:
         by_seed = {"recipe": [0.5, 0.5, 0.5], "wide": [0.4, 0.5, 0.6]}
         rows = [{"name": name, "seeds": [0, 1, 2], "success": {"by_seed": values}} for name, values in by_seed.items()]
         (found,) = ablate_world_model.differences(rows)
-        half = 4.303 * 0.1 / 3**0.5  # Student's t with two degrees of freedom, deviation 0.1
+        half = 4.30265 * 0.1 / 3**0.5  # Student's t with two degrees of freedom, deviation 0.1
         assert (found["low"], found["high"]) == pytest.approx((-half, half))
+
+    def test_seeds_of_an_earlier_table_stay_beside_new_ones(self, monkeypatch, options, tmp_path):
+        first = tmp_path / "runs/pushing/seed-0/ablations-7-steps/recipe"
+        finish(first, 0.5, {"data policy": 0.25})
+        finish(tmp_path / "runs/pushing/seed-1/ablations-7-steps/recipe", 0.75, {"data policy": 0.25})
+        finish(tmp_path / "runs/pushing/seed-0/ablations-7-steps/wide", 0.25, {})
+        run_main(monkeypatch, *options, "--collect")
+        shutil.rmtree(tmp_path / "runs")
+        finish(tmp_path / "runs/pushing/seed-1/ablations-7-steps/recipe", 1.0, {"data policy": 0.5}, error=2.0)
+        run_main(monkeypatch, *options, "--collect")
+        recipe, wide = json.loads((tmp_path / "r.json").read_text())["environments"]["pushing"]["rows"]
+        assert (recipe["seeds"], recipe["success"]["by_seed"]) == ([0, 1], [0.5, 1.0])  # measured again: the new one
+        assert recipe["error_over_copy"]["1"]["by_seed"] == [0.25, 1.0]
+        assert recipe["baselines"]["data policy"]["by_seed"] == [0.25, 0.5]
+        assert recipe["plan_milliseconds"] == pytest.approx(20.0)
+        assert (wide["seeds"], wide["success"]["by_seed"]) == ([0], [0.25])
 
     def test_runs_of_another_length_are_not_taken_for_these(self, monkeypatch, options, tmp_path):
         finish(tmp_path / "runs/pushing/seed-0/ablations-8-steps/recipe", 0.5, {})
