@@ -11,8 +11,8 @@ number of steps and plan on the same tasks, those of the seed.
 Rows run in the order of the table, each with all its seeds, side by side on one thread each; a stopped command goes on
 where it was, and leaves whole rows. Seeds that the results file has already, with the same numbers of steps and tasks,
 and `OUTPUT` has not (other seeds, or runs of another machine) stay in the table. Latents are encoded once for all of
-them, into `OUTPUT/ENVIRONMENT/latents`. The encoder that learns along runs only by name (`--rows learning_encoder`): it
-encodes every frame at every step. Results go to `results/world_model.json` and into docs/world_model.md between its
+them, into `OUTPUT/ENVIRONMENT/latents`. The encoder that learns along runs only by name (`--rows learning_encoder`):
+it encodes every frame at every step. Results go to `results/world_model.json` and into docs/world_model.md between its
 markers.
 """
 
