@@ -240,7 +240,18 @@ def open_caches(config: WorldModelTrainingConfig, accelerator: Accelerator, enco
                     finish_cache(folder, {"path": source.path, **described})
             accelerator.wait_for_everyone()
         caches.append(EpisodeCache(folder, columns))
+        warn_of_skipped(caches[-1])
     return caches
+
+
+def warn_of_skipped(cache: EpisodeCache) -> None:
+    """Names what is not in a cache, in the run that filled it and in every later one."""
+    if cache.skipped:
+        name, reason = next(iter(cache.skipped.items()))
+        logger.warning(
+            "%s lacks %d episodes or shards that did not read when it was filled, such as %s (%s): delete it to try "
+            "again", cache.folder, len(cache.skipped), name, reason,
+        )  # fmt: skip
 
 
 def as_shards(source: EpisodeSource, root: Path, accelerator: Accelerator) -> EpisodeSource:
@@ -298,6 +309,9 @@ def fill_cache(config, accelerator: Accelerator, source: EpisodeSource, folder: 
     loader = DataLoader(stream, batch_size=None, num_workers=config.num_workers)
     title = f"encode {Path(source.path).name}"
     for episode in tqdm(loader, disable=not accelerator.is_main_process, desc=title, initial=len(writer.done)):
+        if "skipped" in episode:
+            writer.skip(episode["skipped"])
+            continue
         name, fps = episode.pop("episode_id"), episode.pop("fps")
         frames = episode.pop("frames")
         column = {"latents": encode(frames)} if config.freeze_encoder else {"frames": frames}

@@ -242,3 +242,18 @@ def test_the_index_tells_what_the_cache_was_made_of(tmp_path):
     CacheWriter(tmp_path, part_bytes=1).add("1", 10.0, episode(1, 5))
     finish_cache(tmp_path, {"path": "runs/demo/episodes"})
     assert json.loads((tmp_path / "index.json").read_text())["description"] == {"path": "runs/demo/episodes"}
+
+
+def test_what_did_not_read_is_listed_until_it_does(tmp_path):
+    writer = CacheWriter(tmp_path)
+    writer.add("1", 10.0, episode(1, 5))
+    writer.flush()
+    writer.skip({"2": "the video is cut"})
+    writer.skip({"3": "no such file"})
+    writer = CacheWriter(tmp_path)  # stopped, and going on: all of it is tried again
+    writer.add("2", 10.0, episode(2, 5))
+    writer.flush()
+    writer.skip({"3": "still no such file"})
+    finish_cache(tmp_path, {})
+    assert EpisodeCache(tmp_path).ids == ["1", "2"]
+    assert EpisodeCache(tmp_path).skipped == {"3": "still no such file"}

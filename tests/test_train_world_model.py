@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -259,6 +260,17 @@ def test_an_encoding_that_was_stopped_goes_on_to_the_same_run(monkeypatch, episo
     assert run_script(monkeypatch, episodes, tmp_path / "two" / "run") == whole
     after = cache_files(tmp_path / "two" / "latents")
     assert len(after) == 3 and before.items() <= after.items()
+
+
+def test_what_did_not_read_is_named_in_every_run_on_the_cache(monkeypatch, caplog, episodes, tmp_path):
+    shard, data = sorted(episodes.glob("*.parquet"))[1], tmp_path / "data"
+    shutil.copytree(episodes, data)
+    (data / shard.name).write_bytes(shard.read_bytes()[:-100])  # a cut file
+    for run in ("first", "second"):
+        caplog.clear()
+        run_script(monkeypatch, data, tmp_path / run, "validation_fraction=0")
+        assert "lacks 1 episodes or shards that did not read when it was filled" in caplog.text
+        assert shard.name in caplog.text
 
 
 def test_workers_change_nothing(monkeypatch, episodes, tmp_path):

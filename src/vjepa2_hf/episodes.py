@@ -24,6 +24,7 @@ def read_episodes(
     max_episodes: int | None = None,
     camera: str | None = None,
     wanted: Callable[[str], bool] | None = None,
+    skipped: dict[str, str] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Episodes in the order of the shards or of the LeRobot dataset, each `frame_skip`-th frame kept.
 
@@ -38,6 +39,7 @@ def read_episodes(
         camera: of a LeRobot dataset, see `LeRobotDataset`.
         wanted: told each `episode_id` in order, before anything of it is decoded; False passes it over, and it does
             not count for `max_episodes`.
+        skipped: filled with the reasons, by name, of what is skipped.
 
     Yields:
         `frames` uint8 (T, H, W, 3), `actions` float32 (T-1, k*A) in environment units, `proprio_states` float32
@@ -58,6 +60,7 @@ def read_episodes(
     if lerobot is None and camera is not None:
         raise ValueError(f"camera={camera!r} is for LeRobot datasets, but {os.fspath(data)!r} is none.")
     source = lerobot or ShardSource(data)
+    source.skipped = source.skipped if skipped is None else skipped
     count, sizes = 0, None
     for row in source.episodes(wanted) if lerobot else _shard_episodes(source, wanted):
         try:

@@ -110,7 +110,7 @@ class EpisodeStream(torch.utils.data.IterableDataset):
 
     Each is a dict: `frames` uint8 (T, C, H, W) as the processor crops them, before it normalises; `actions` float32
     (T-1, A) and, where the data has them, `proprio_states` float32 (T, S) and `rewards` float32 (T-1, 1); `fps`;
-    `episode_id`.
+    `episode_id`. The last item, where something did not read, is `{"skipped": reasons by name}`.
 
     Args:
         source: what `read_episodes` reads.
@@ -135,7 +135,7 @@ class EpisodeStream(torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = torch.utils.data.get_worker_info()
         workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
-        places = itertools.count()
+        places, skipped = itertools.count(), {}
 
         def wanted(name: str) -> bool:
             place = next(places)
@@ -145,8 +145,11 @@ class EpisodeStream(torch.utils.data.IterableDataset):
             return mine and name not in self.done
 
         with contextlib.suppress(_EnoughEpisodes):
-            for episode in read_episodes(self.source.path, camera=self.source.camera, wanted=wanted):
+            episodes = read_episodes(self.source.path, camera=self.source.camera, wanted=wanted, skipped=skipped)
+            for episode in episodes:
                 yield self._cropped(episode)
+        if skipped:
+            yield {"skipped": skipped}
 
     def _cropped(self, episode: dict[str, Any]) -> dict[str, Any]:
         arrays = {name: episode[name] for name in ("actions", "proprio_states", "rewards")}
@@ -181,8 +184,8 @@ class CacheWriter:
     def __init__(self, folder: str | os.PathLike, rank: int = 0, part_bytes: int = PART_BYTES):
         self.folder, self.rank, self.part_bytes = Path(folder), rank, part_bytes
         self.folder.mkdir(parents=True, exist_ok=True)
-        for partial in self.folder.glob(f"part-{rank:03d}-*.tmp"):
-            partial.unlink()
+        for path in [*self.folder.glob(f"part-{rank:03d}-*.tmp"), self._skipped_path]:
+            path.unlink(missing_ok=True)  # what did not read before is tried again
         self.done = {episode["id"] for part in _parts(self.folder) for episode in _read_header(part)}
         self._written: set[str] = set()
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -219,6 +222,17 @@ class CacheWriter:
         for key, values in columns.items():
             if len(values) != length - (key in STEP_COLUMNS):
                 raise ValueError(f"Episode {name!r} has {len(values)} rows of {key!r} for {length} frames.")
+
+    @property
+    def _skipped_path(self) -> Path:
+        return self.folder / f"skipped-{self.rank:03d}.json"
+
+    def skip(self, reasons: dict[str, str]) -> None:
+        """Notes what did not read, by name, for the index."""
+        known = json.loads(self._skipped_path.read_text()) if self._skipped_path.exists() else {}
+        partial = self._skipped_path.with_suffix(".json.tmp")
+        partial.write_text(json.dumps(known | reasons), encoding="utf-8")
+        _publish(partial, self._skipped_path)
 
     def flush(self) -> None:
         """Writes what is held as a part, aside, then renamed."""
@@ -264,10 +278,19 @@ def finish_cache(folder: str | os.PathLike, description: dict[str, Any]) -> None
     for before, after in zip(episodes, episodes[1:]):
         if before["id"] == after["id"]:
             raise ValueError(f"Two episodes are called {after['id']!r}; give every row an episode_id of its own.")
-    index = {"description": description, "episodes": {key: [e[key] for e in episodes] for key in episodes[0]}}
+    columns = {key: [episode[key] for episode in episodes] for key in episodes[0]}
+    index = {"description": description, "episodes": columns, "skipped": _skipped(folder, columns["id"])}
     partial = folder / f"{INDEX}.tmp"
     partial.write_text(json.dumps(index), encoding="utf-8")
     _publish(partial, folder / INDEX)
+
+
+def _skipped(folder: Path, written: list[str]) -> dict[str, str]:
+    """Reasons by name of what no process could read."""
+    found = {}
+    for path in sorted(folder.glob("skipped-*.json")):
+        found |= json.loads(path.read_text(encoding="utf-8"))
+    return {name: reason for name, reason in found.items() if name not in written}
 
 
 def _parts(folder: Path) -> list[Path]:
@@ -306,6 +329,7 @@ class EpisodeCache:
     Attributes:
         ids, fps: of each episode, in the order of the ids.
         lengths: T of each episode, int64 (E,).
+        skipped: reasons by name of what did not read when the cache was filled.
 
     Raises:
         FileNotFoundError: the cache is not finished.
@@ -316,7 +340,9 @@ class EpisodeCache:
         self.folder, self.columns = Path(folder), tuple(columns)
         if not is_finished(folder):
             raise FileNotFoundError(f"The cache {str(folder)!r} has no {INDEX}: it is not finished, or no cache.")
-        index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))["episodes"]
+        index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
+        self.skipped: dict[str, str] = index.get("skipped", {})
+        index = index["episodes"]
         self.ids: list[str] = index["id"]
         self.fps: list[float] = index["fps"]
         self.lengths = torch.tensor(index["length"])
