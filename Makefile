@@ -38,13 +38,13 @@ demo: $(ENVIRONMENT)
 reproduce: $(ENVIRONMENT)
 	$(PYTHON) examples/reproduce.py
 
-# The tests but the slow ones:                                      python -m pytest -q -m "not slow"
+# The tests but the slow ones, two files at a time:                  python -m pytest -q -m "not slow" -n 2 --dist loadfile
 test: $(ENVIRONMENT)
-	$(PYTHON) -m pytest -q -m "not slow"
+	$(PYTHON) -m pytest -q -m "not slow" -n 2 --dist loadfile
 
-# All tests:                                                          python -m pytest -q
+# All tests, two files at a time:                                    python -m pytest -q -n 2 --dist loadfile
 test-all: $(ENVIRONMENT)
-	$(PYTHON) -m pytest -q
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile
 
 # Style and common mistakes:                                          ruff check . && ruff format --check .
 lint: $(ENVIRONMENT)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -194,27 +195,28 @@ SCRIPTS = {
         ],
         "nowhere",
     ),
-    "make_video_shards.py": (["nowhere", "shards"], "nowhere"),
 }
 
 
-@pytest.fixture(scope="module")
-def ended(tmp_path_factory):
-    """Every script with bad arguments, side by side: exit code and stderr."""
-    folder = tmp_path_factory.mktemp("scripts")
-    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent / "src"), "OMP_NUM_THREADS": "1"}
-    running = {}
-    for script, (arguments, _) in SCRIPTS.items():
-        arguments = arguments if script == "make_video_shards.py" else [*arguments, f"output_dir={folder / script}"]
-        command = [sys.executable, str(EXAMPLES / script), *arguments]
-        running[script] = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
-    return {script: (process.communicate()[1], process.returncode) for script, process in running.items()}
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_scripts_end_in_one_sentence_and_an_exit_code(ended, script):
-    stderr, code = ended[script]
+def ends_in_one_sentence(stderr: str, code: int | None, message: str) -> None:
     assert code not in (0, None) and "Traceback" not in stderr
     last = stderr.strip().splitlines()[-1]
     assert last.startswith("error: ")
-    assert re.search(SCRIPTS[script][1], last)
+    assert re.search(message, last)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_end_in_one_sentence_and_an_exit_code(monkeypatch, capfd, tmp_path, script):
+    arguments, message = SCRIPTS[script]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [script, *arguments, f"output_dir={tmp_path / 'out'}"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+    ends_in_one_sentence(capfd.readouterr().err, ended.value.code, message)
+
+
+def test_the_exit_code_and_the_sentence_reach_the_shell(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent / "src")}
+    command = [sys.executable, str(EXAMPLES / "make_video_shards.py"), "nowhere", "shards"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    ends_in_one_sentence(done.stderr, done.returncode, "nowhere")

@@ -1,5 +1,7 @@
-"""A run that SIGKILL ends at random moments, and goes on each time, learns to the bit what one never killed does."""
+"""A run that SIGKILL ends at random moments leaves whole checkpoints; it goes on each time, and learns to the bit what
+one never killed does."""
 
+import json
 import os
 import random
 import socket
@@ -17,13 +19,14 @@ from vjepa2_hf.training import latest_checkpoint, read_metrics
 
 SCRIPT = Path(pretrain.__file__)
 TIMES = ("clips_per_second", "data_wait")
-LONGEST_WAIT = 6  # logged steps before a kill
+WAIT = (2, 6)  # logged steps before a kill: the first of them is saved by then
 STEPS_PER_KILL = 15  # a poll may miss some
 TINY = [
     "batch_size=2",
     "num_threads=1",
     "log_every=1",
-    "save_every=2",
+    "save_every=1",
+    "keep_last=3",
     "frames_per_clip=4",
     "fps=null",
     "crop_size=16",
@@ -73,7 +76,7 @@ def kill_at_a_random_moment(processes: list[subprocess.Popen], output_dir: Path,
     """SIGKILL to all, in any order, some logged steps after the checkpoint they went on from, and a moment later."""
     checkpoint = latest_checkpoint(output_dir)
     first = int(checkpoint.name.split("-")[1]) if checkpoint else 0
-    target = first + draw.randint(1, LONGEST_WAIT)
+    target = first + draw.randint(*WAIT)
     deadline = time.monotonic() + 300
     # until the script has truncated the metrics, they may hold later steps of the run that was killed
     begun = time.time()
@@ -90,6 +93,16 @@ def kill_at_a_random_moment(processes: list[subprocess.Popen], output_dir: Path,
         process.wait()
 
 
+def check_whole(output_dir: Path) -> None:
+    """A checkpoint that has its name is all there, whenever the run was killed."""
+    checkpoints = [path for path in output_dir.glob("checkpoint-*") if path.suffix != ".tmp"]
+    assert checkpoints
+    for checkpoint in checkpoints:
+        assert json.loads((checkpoint / "progress.json").read_text())["step"] == int(checkpoint.name.split("-")[1])
+        files = {path.name for path in checkpoint.iterdir()}
+        assert {"model.safetensors", "optimizer.bin", "random_states_0.pkl", "rank_state_0.pt"} <= files
+
+
 def run_with_kills(tmp_path: Path, kills: int, num_processes: int, num_workers: int) -> tuple[Path, Path]:
     """The folders of a run that was left alone and of one killed so many times on its way."""
     shards = Path(write_numbered_shards(tmp_path / "shards"))
@@ -99,6 +112,7 @@ def run_with_kills(tmp_path: Path, kills: int, num_processes: int, num_workers: 
     draw, killed = random.Random(kills), tmp_path / "killed"
     for _ in range(kills):
         kill_at_a_random_moment(start(shards, killed, num_processes, *settings), killed, draw)
+        check_whole(killed)
         assert not (killed / "final").exists()
     finish(start(shards, killed, num_processes, *settings), killed)
 
@@ -117,7 +131,7 @@ def differing_files(whole: Path, killed: Path) -> list[str]:
     return differ + [str(path) for path in killed.glob("*.tmp")]
 
 
-def test_a_run_killed_twice_repeats_the_uninterrupted_one_to_the_bit(tmp_path):
+def test_a_run_killed_twice_leaves_whole_checkpoints_and_repeats_the_uninterrupted_one_to_the_bit(tmp_path):
     whole, killed = run_with_kills(tmp_path, kills=2, num_processes=1, num_workers=0)
     assert len(metrics_of(whole)) == 2 * STEPS_PER_KILL and metrics_of(killed) == metrics_of(whole)
     assert differing_files(whole, killed) == []
