@@ -279,8 +279,8 @@ class VJepa2WorldModel(WorldModelInputsMixin, VJepa2StateModel):
     ) -> torch.Tensor:
         """Imagines what follows.
 
-        With a stochastic latent this is the middle of what may follow, too; with a generator a future is drawn for every
-        candidate. So K samples are K equal candidates: `actions.unsqueeze(1).expand(-1, K, -1, -1)`.
+        With a stochastic latent this is the middle of what may follow, too; with a generator a future is drawn for
+        every candidate. So K samples are K equal candidates: `actions.unsqueeze(1).expand(-1, K, -1, -1)`.
 
         Args:
             latents: (B, T0, N, D) as `encode` gives them; the last is the present.
