@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=560, help="with rewards, and as many with chance")
     parser.add_argument("--steps", type=int, default=2000, help="of every world model")
     parser.add_argument("--decoder_steps", type=int, default=1000)
-    parser.add_argument("--stochastic_dim", type=int, default=8, help="numbers that chance decides")
+    parser.add_argument("--stochastic_dim", type=int, default=16, help="numbers that chance decides")
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "optional_parts.json")
     parser.add_argument("--document", type=Path, default=ROOT / "docs" / "world_model.md", help="file with markers")
     parser.add_argument("--collect", action="store_true", help="run nothing: publish what the runs so far measured")

@@ -9,7 +9,7 @@ from published import TINY_ENCODER
 from test_modeling_encoder import same_weights
 
 from vjepa2_hf import VJepa2Encoder, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel, VJepa2WorldModelConfig
-from vjepa2_hf.modeling_transitions import MIN_DEVIATION, VJepa2GaussianHead, VJepa2TransitionHead
+from vjepa2_hf.modeling_transitions import MIN_DEVIATION, VJepa2GaussianHead, VJepa2RewardHead
 
 
 SIZES = {
@@ -62,16 +62,16 @@ def gradients(model: VJepa2WorldModel, loss: torch.Tensor) -> dict[str, float]:
 class TestHead:
     def test_it_knows_the_place(self):
         """The mean over places comes after a layer that knows them: swapping two tokens is noticed."""
-        head, states = VJepa2TransitionHead(build().config, 1, 3), torch.randn(2, 16, 24)
-        swapped = states[:, [1, 0, *range(2, 16)]]
+        head, states = VJepa2RewardHead(build().config), torch.randn(2, 2, 16, 24)
+        swapped = states[:, :, [1, 0, *range(2, 16)]]
         actions = torch.zeros(2, 2)
-        assert (head(actions, states) - head(actions, swapped)).abs().max() > 1e-4
+        assert (head(actions, *states) - head(actions, *swapped)).abs().max() > 1e-4
 
     def test_it_reads_action_and_every_state(self):
-        head = VJepa2TransitionHead(build().config, 2, 1)
+        head = VJepa2RewardHead(build().config)
         parts = [torch.randn(2, 5, 2), torch.randn(2, 5, 16, 24), torch.randn(2, 5, 16, 24)]
         base = head(*parts)
-        assert base.shape == (2, 5, 1)
+        assert base.shape == (2, 5)
         for i in range(3):
             changed = [part + (i == j) for j, part in enumerate(parts)]
             assert (head(*changed) - base).abs().min() > 0

@@ -1,7 +1,6 @@
-"""Optional parts of the world model that read a transition (s_t, a_t, s_{t+1}): its reward, and what chance decides.
+"""Optional heads of the world model: the reward of a transition, and what chance adds to a prediction.
 
-Shapes: B episodes, F frames, N tokens of a frame, D width of a latent, d width of the dynamics, A action, Z numbers
-that chance decides.
+Shapes: N tokens of a frame, D width of a latent, d width of the dynamics, A action, Z numbers of chance.
 """
 
 import math
@@ -19,44 +18,42 @@ from .modeling_state import state_shape
 MIN_DEVIATION = 0.01  # of a number; latents have about 1
 
 
-class VJepa2TransitionHead(nn.Module):
-    """An action and one state or two to a few numbers.
+class VJepa2RewardHead(nn.Module):
+    """A transition to its reward.
 
     ::
 
         [s_t, s_{t+1}] at a place ──► Linear ─┐
-        action a_t ──► Linear ────────────────┼─► MLP ──► mean over places ──► MLP ──► Linear ──► numbers
+        action a_t ──► Linear ────────────────┼─► MLP ──► mean over places ──► MLP ──► Linear ──► reward
         position of the place ────────────────┘
 
     The mean comes after a layer that knows the place: means of the latents themselves lose where things are.
 
     Args:
         config: of the world model.
-        num_states: 1 for (s_t, a_t), 2 for (s_t, a_t, s_{t+1}).
-        output_size: numbers a frame.
     """
 
-    def __init__(self, config: VJepa2WorldModelConfig, num_states: int, output_size: int):
+    def __init__(self, config: VJepa2WorldModelConfig):
         super().__init__()
         size, encoder_config = config.predictor_hidden_size, config.encoder_config
-        self.embed = nn.Linear(num_states * state_shape(config)[1], size)
+        self.embed = nn.Linear(2 * state_shape(config)[1], size)
         self.action_embed = nn.Linear(config.action_dim, size)
         self.norm1 = nn.LayerNorm(size, eps=encoder_config.layer_norm_eps)
         self.mlp1 = VJepa2MLP(size, config.predictor_mlp_ratio, encoder_config.hidden_act)
         self.norm2 = nn.LayerNorm(size, eps=encoder_config.layer_norm_eps)
         self.mlp2 = VJepa2MLP(size, config.predictor_mlp_ratio, encoder_config.hidden_act)
-        self.proj = nn.Linear(size, output_size)
+        self.proj = nn.Linear(size, 1)
 
-    def forward(self, actions: torch.Tensor, *states: torch.Tensor) -> torch.Tensor:
-        """Standardised actions (..., A), states (..., N, D) -> float32 (..., output_size)."""
-        tokens = self.embed(torch.cat(states, dim=-1)) + self.action_embed(actions).unsqueeze(-2)
+    def forward(self, actions: torch.Tensor, latents: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+        """Standardised actions (..., A), latents before and after (..., N, D) -> standardised rewards (...)."""
+        tokens = self.embed(torch.cat([latents, following], dim=-1)) + self.action_embed(actions).unsqueeze(-2)
         rows = math.isqrt(tokens.shape[-2])
         columns = -(-tokens.shape[-2] // rows)
         positions = sincos_table((1, rows, columns), tokens.shape[-1], uniform_power=True, device=tokens.device)
         tokens = tokens + positions[: tokens.shape[-2]].to(tokens.dtype)
         tokens = tokens + self.mlp1(self.norm1(tokens))
         pooled = tokens.mean(dim=-2)
-        return self.proj(pooled + self.mlp2(self.norm2(pooled))).float()
+        return self.proj(pooled + self.mlp2(self.norm2(pooled))).squeeze(-1).float()
 
 
 class VJepa2GaussianHead(nn.Module):
@@ -119,4 +116,4 @@ class VJepa2GaussianHead(nn.Module):
         return drawn.unflatten(-1, (-1, self.latent_size)).to(hidden_states)
 
 
-__all__ = ["VJepa2GaussianHead", "VJepa2TransitionHead"]
+__all__ = ["VJepa2GaussianHead", "VJepa2RewardHead"]

@@ -19,7 +19,7 @@ from .modeling_dynamics import DYNAMICS, Cache, VJepa2Dynamics
 from .modeling_encoder import VJepa2Encoder, as_encoder
 from .modeling_inputs import Inputs, WorldModelInputsMixin, like, standardized
 from .modeling_state import VJepa2StateModel, token_size
-from .modeling_transitions import VJepa2GaussianHead, VJepa2TransitionHead
+from .modeling_transitions import VJepa2GaussianHead, VJepa2RewardHead
 from .pose import move_pose
 
 
@@ -83,7 +83,7 @@ class VJepa2WorldModel(WorldModelInputsMixin, VJepa2StateModel):
         super().__init__(config)
         self.predictor = DYNAMICS[config.dynamics_type](config)
         if config.reward_head:
-            self.reward_head = VJepa2TransitionHead(config, num_states=2, output_size=1)
+            self.reward_head = VJepa2RewardHead(config)
         if config.stochastic_dim:
             self.chance_head = VJepa2GaussianHead(config)
         self.post_init()
@@ -225,7 +225,7 @@ class VJepa2WorldModel(WorldModelInputsMixin, VJepa2StateModel):
             found = "missing" if rewards is None else f"of shape {tuple(rewards.shape)}"
             raise ValueError(f"rewards are {found}; the reward head needs {tuple(expected)}.")
         wanted = standardized(rewards.to(targets), self.config.reward_mean, self.config.reward_std)
-        found = self.reward_head(inputs.actions, inputs.latents.detach(), targets)[..., 0]
+        found = self.reward_head(inputs.actions, inputs.latents.detach(), targets)
         return {"reward_loss": (found - wanted.float()).square().mean() / 2}
 
     def _chance_losses(
@@ -422,7 +422,7 @@ class VJepa2WorldModel(WorldModelInputsMixin, VJepa2StateModel):
         expected = (*latents.shape[:-3], latents.shape[-3] - 1, self.config.action_dim)
         if tuple(actions.shape) != expected:
             raise ValueError(f"actions have shape {tuple(actions.shape)}; expected {expected}, as latents say.")
-        rewards = self.reward_head(actions, latents[..., :-1, :, :], latents[..., 1:, :, :])[..., 0]
+        rewards = self.reward_head(actions, latents[..., :-1, :, :], latents[..., 1:, :, :])
         std, mean = self.config.reward_std, self.config.reward_mean
         return rewards * (1 if std is None else std) + (mean or 0)
 
