@@ -184,7 +184,8 @@ def format_tables(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     seeds, models = results["seeds"], results["models"]
     head = f"{seeds} seed{'s' if seeds > 1 else ''}, {results['minutes']:.0f} minutes of wall time."
-    lines = [head, "", *decoder_table(models["world_model"]), *interval_table(models, 90)]
+    lines = [head, "", *decoder_table(models["world_model"])]
+    lines += [*interval_table(models, 90), *interval_table(models, 50)]
     return "\n".join([*lines, *reward_table(models["world_model"])]).rstrip()
 
 
@@ -197,7 +198,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=560, help="with rewards, and as many with chance")
     parser.add_argument("--steps", type=int, default=2000, help="of every world model")
     parser.add_argument("--decoder_steps", type=int, default=1000)
-    parser.add_argument("--stochastic_dim", type=int, default=8, help="numbers that chance decides")
+    parser.add_argument("--stochastic_dim", type=int, default=16, help="rank of what chance moves together")
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "optional_parts.json")
     parser.add_argument("--document", type=Path, default=ROOT / "docs" / "world_model.md", help="file with markers")
     parser.add_argument("--collect", action="store_true", help="run nothing: publish what the runs so far measured")

@@ -9,7 +9,7 @@ from published import TINY_ENCODER
 from test_modeling_encoder import same_weights
 
 from vjepa2_hf import VJepa2Encoder, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel, VJepa2WorldModelConfig
-from vjepa2_hf.modeling_transitions import MIN_DEVIATION, VJepa2TransitionHead
+from vjepa2_hf.modeling_transitions import MIN_DEVIATION, VJepa2GaussianHead, VJepa2RewardHead
 
 
 SIZES = {
@@ -62,16 +62,16 @@ def gradients(model: VJepa2WorldModel, loss: torch.Tensor) -> dict[str, float]:
 class TestHead:
     def test_it_knows_the_place(self):
         """The mean over places comes after a layer that knows them: swapping two tokens is noticed."""
-        head, states = VJepa2TransitionHead(build().config, 1, 3), torch.randn(2, 16, 24)
-        swapped = states[:, [1, 0, *range(2, 16)]]
+        head, states = VJepa2RewardHead(build().config), torch.randn(2, 2, 16, 24)
+        swapped = states[:, :, [1, 0, *range(2, 16)]]
         actions = torch.zeros(2, 2)
-        assert (head(actions, states) - head(actions, swapped)).abs().max() > 1e-4
+        assert (head(actions, *states) - head(actions, *swapped)).abs().max() > 1e-4
 
     def test_it_reads_action_and_every_state(self):
-        head = VJepa2TransitionHead(build().config, 2, 1)
+        head = VJepa2RewardHead(build().config)
         parts = [torch.randn(2, 5, 2), torch.randn(2, 5, 16, 24), torch.randn(2, 5, 16, 24)]
         base = head(*parts)
-        assert base.shape == (2, 5, 1)
+        assert base.shape == (2, 5)
         for i in range(3):
             changed = [part + (i == j) for j, part in enumerate(parts)]
             assert (head(*changed) - base).abs().min() > 0
@@ -185,50 +185,78 @@ class TestStochastic:
         assert torch.equal(samples, again)
 
     @torch.no_grad()
-    def test_a_step_is_the_dynamics_of_a_draw_from_the_prior(self):
-        model = build(stochastic_dim=3)
-        latents, actions = episodes(model)["latents"][:, :1], torch.randn(2, 1, 2)
-        prior = model.prior(actions, latents)
-        noise = torch.randn(2, 1, 1, 3, generator=torch.Generator().manual_seed(5))[:, 0]
-        drawn = prior.mean + prior.stddev * noise
-        inputs = model._normalized(latents, actions, None, None)
-        inputs.stochastic = drawn
-        found = model.rollout(latents, actions, generator=torch.Generator().manual_seed(5))
-        torch.testing.assert_close(found, model._predict(inputs))
-        assert prior.stddev.min() > MIN_DEVIATION
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_a_step_is_the_middle_plus_what_chance_adds_to_it(self, variant):
+        """And the next one starts from there."""
+        model = build(variant, stochastic_dim=3)
+        latents, actions = episodes(model)["latents"][:, :1], torch.randn(2, 2, 2)
+        places, size = latents.shape[2:]
+        noise = torch.randn(2, 1, 2, 3 + places * size, generator=torch.Generator().manual_seed(5))[:, 0]
+        samples = model.rollout(latents, actions, generator=torch.Generator().manual_seed(5))
+        inputs = model._normalized(latents, actions[:, :1], None, None)
+        for step in range(2):
+            deviation, together, alone = model.chance_head(model._hidden_states(inputs)[:, -1])
+            z, e = noise[:, step].split([3, places * size], dim=-1)
+            added = deviation * ((together * z.unsqueeze(1)).sum(-1) + alone * e)
+            expected = model._predict(inputs)[:, -1] + added.view(2, places, size)
+            torch.testing.assert_close(samples[:, step], expected, atol=1e-5, rtol=0)
+            following = model._normalized(samples[:, :1], actions[:, 1:], None, None)
+            inputs = inputs.append(following).map(lambda part: part[:, -model.config.context_frames :])
+        assert deviation.min() > MIN_DEVIATION
 
     @torch.no_grad()
-    def test_z_of_a_known_step_is_the_posteriors(self):
-        """The past of a context is known: what happened then reaches the prediction through q(z | s, a, s')."""
-        model = build(("transformer", "concat", "tokens", 2), stochastic_dim=3)
-        batch, actions = episodes(model, frames=2), torch.randn(2, 1, 2)
-        inputs = model._normalized(batch["latents"], torch.cat([batch["actions"], actions], dim=1), None, None)
-        posterior = model.posterior(batch["actions"], batch["latents"][:, :1], batch["latents"][:, 1:])
-        prior = model.prior(actions, batch["latents"][:, 1:])
-        inputs.stochastic = torch.cat([posterior.mean, prior.mean], dim=1)
-        found = model.rollout(batch["latents"], actions, batch["actions"])
-        torch.testing.assert_close(found, model._predict(inputs)[:, 1:], atol=1e-5, rtol=0)
+    @pytest.mark.parametrize("variant", VARIANTS)
+    @pytest.mark.parametrize("one_step", [True, False])
+    def test_loss_is_the_likelihood_of_a_full_covariance(self, variant, one_step):
+        """-log N(s' | ŝ', L Lᵀ + diag d²) / (N · D), one step ahead whichever losses are asked for."""
+        model = build(variant, stochastic_dim=3, nll_weight=0.5)
+        batch = episodes(model)
+        output = model(**batch, teacher_forcing_weight=float(one_step), rollout_weight=float(not one_step))
+        inputs = model._normalized(batch["latents"][:, :-1], batch["actions"], None, None)
+        deviation, together, alone = model.chance_head(model._hidden_states(inputs))
+        factor = deviation.unsqueeze(-1) * together
+        covariance = factor @ factor.mT + torch.diag_embed((deviation * alone).square())
+        torch.testing.assert_close(covariance.diagonal(dim1=-2, dim2=-1), deviation.square())
+        middle = model._predict(inputs).flatten(2)
+        gaussian = torch.distributions.MultivariateNormal(middle.double(), covariance.double())
+        expected = -gaussian.log_prob(batch["latents"][:, 1:].flatten(2).double()).mean() / middle.shape[-1]
+        torch.testing.assert_close(output.nll_loss.double(), expected, rtol=1e-4, atol=1e-5)
+        latents = output.teacher_forcing_loss if one_step else output.rollout_loss
+        margins = -torch.distributions.Normal(middle, deviation).log_prob(batch["latents"][:, 1:].flatten(2)).mean()
+        torch.testing.assert_close(output.loss, latents + 0.5 * (output.nll_loss + margins))
 
-    def test_each_part_learns_from_its_own_loss(self):
-        model = build(stochastic_dim=3, free_bits=0.0).train()
-        output = model(**episodes(model))
-        assert gradients(model, output.kl_loss) == {"encoder": 0, "predictor": 0, "posterior": 0} | {
-            "prior": pytest.approx(gradients(model, model(**episodes(model)).kl_loss)["prior"], rel=1)
-        }
-        found = gradients(model, model(**episodes(model)).teacher_forcing_loss)
-        assert found["predictor"] > 0 and found["posterior"] > 0 and found["prior"] == 0
-        found = gradients(model, model(**episodes(model)).loss)
-        assert found["predictor"] > 0 and found["posterior"] > 0 and found["prior"] > 0
+    def test_chance_changes_nothing_in_the_dynamics(self):
+        model, plain = build(stochastic_dim=3).train(), build().train()
+        plain.load_state_dict({name: model.state_dict()[name] for name in plain.state_dict()})
+        batch = episodes(model)
+        output, without = model(**batch), plain(**batch)
+        assert torch.equal(output.rollout_loss, without.rollout_loss)
+        found = gradients(model, output.nll_loss)
+        assert found["chance_head"] > 0 and found["predictor"] == 0
+        assert gradients(model, model(**batch).loss)["predictor"] == gradients(plain, without.loss)["predictor"]
+        assert torch.equal(
+            model.rollout(batch["latents"][:, :1], batch["actions"]),
+            plain.rollout(batch["latents"][:, :1], batch["actions"]),
+        )
 
-    def test_loss_by_hand(self):
-        """KL(sg(q), p) + p · ℓ · max(KL(q, sg(p)), free bits) / (N · D), for p = 1 and free bits above the KL."""
-        model = build(stochastic_dim=3, free_bits=50.0, kl_weight=0.5)
-        torch.manual_seed(0)
-        output = model(**episodes(model))
-        latents = output.teacher_forcing_loss + output.rollout_loss
-        assert 0 < output.kl_loss < 50
-        expected = latents + 0.5 * (output.kl_loss + latents * 50.0 / (16 * 24))
-        torch.testing.assert_close(output.loss, expected)
+    def test_chance_changes_nothing_in_an_encoder_that_learns(self):
+        model = build(stochastic_dim=3, freeze_encoder=False).train()
+        output = model(torch.rand(2, 3, 3, 32, 32), actions=torch.randn(2, 2, 2))
+        found = gradients(model, output.nll_loss)
+        assert found["chance_head"] > 0 and found["encoder"] == 0 and found["predictor"] == 0
+
+    def test_likelihood_is_float32_for_bfloat16_latents(self):
+        """A small deviation of 384 numbers has a determinant that bfloat16 does not hold."""
+        head = VJepa2GaussianHead(build(stochastic_dim=3).config).bfloat16()
+        hidden_states, errors = torch.randn(2, 16, 24).bfloat16(), 0.1 * torch.randn(2, 16, 24).bfloat16()
+        found = torch.stack(head.negative_log_likelihood(hidden_states, errors))
+        head.float()
+        exact = torch.stack(head.negative_log_likelihood(hidden_states.float(), errors.float()))
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = torch.stack(head.negative_log_likelihood(hidden_states.float(), errors.float()))
+        assert found.dtype == mixed.dtype == torch.float32
+        torch.testing.assert_close(found, exact, rtol=0.02, atol=0.02)
+        torch.testing.assert_close(mixed, exact, rtol=0.02, atol=0.02)
 
     def test_intervals_cover_what_they_claim_where_the_middle_alone_does_not(self):
         """s' = 0.9 s + a + noise along one direction: 90 % intervals of one and of three steps hold nearly that."""
@@ -274,8 +302,9 @@ class TestStochastic:
         model = build(variant, stochastic_dim=3)
         batch, actions = episodes(model), torch.randn(2, 3, 2, 2)
         latents, goal = batch["latents"][:, :1], batch["latents"][:, 1:2]
-        noise = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0))  # shared by all candidates
-        original, model._noise = model._noise, lambda shape, generator: noise.expand(2, 4, 2, 3)
+        size = 3 + latents[0, 0].numel()
+        noise = torch.randn(4, 2, size, generator=torch.Generator().manual_seed(0))  # shared by all candidates
+        original, model._noise = model._noise, lambda shape, tokens, generator: noise.expand(2, 4, 2, size)
         costs, deviations = [], []
         for j in range(3):
             candidate = actions[:, j : j + 1].expand(-1, 4, -1, -1)
@@ -328,7 +357,7 @@ def test_a_model_without_the_parts_has_none_of_their_weights():
     ("fields", "message"),
     [
         ({"stochastic_dim": -1}, "stochastic_dim is -1; expected 0 or more"),
-        ({"free_bits": -0.5}, "free_bits is -0.5"),
+        ({"nll_weight": -0.5}, "nll_weight is -0.5"),
         ({"reward_std": 0.0}, "reward_std is 0.0"),
         ({"reward_hed": True}, "Did you mean 'reward_head'"),
     ],

@@ -37,7 +37,7 @@ PARTS = ["world_model.reward_head=true", "world_model.stochastic_dim=2"]
 def test_run_trains_reward_head_and_stochastic_latent(monkeypatch, tmp_path):
     data = write_episodes(tmp_path / "data", with_rewards=True)
     metrics = run_script(monkeypatch, data, tmp_path / "run", *PARTS)
-    assert all(row["reward_loss"] > 0 and row["kl_loss"] >= 0 for row in metrics)
+    assert all(row["reward_loss"] > 0 and np.isfinite(row["nll_loss"]) for row in metrics)
     model = VJepa2WorldModel.from_pretrained(tmp_path / "run" / "final").eval()
     config = model.config
     # frame_skip 2: a step's reward is the sum of two; single rewards lie between 2 and 14

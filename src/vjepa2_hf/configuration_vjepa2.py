@@ -442,10 +442,9 @@ class VJepa2WorldModelConfig(_NestedEncoder, PreTrainedConfig):
             for. It reads latents and changes nothing in them.
         reward_mean, reward_std (`float` or `None`): the head's rewards are standardised by them inside.
         reward_weight (`float`, defaults to 1.0): of its squared error in the loss.
-        stochastic_dim (`int`, defaults to 0: none): Z, size of a Gaussian latent z for what latents and action leave
-            open (DreamerV3, arXiv 2301.04104, has a categorical one; PlaNet's, arXiv 1811.04551, is Gaussian).
-        kl_weight (`float`, defaults to 1.0), free_bits (`float`, defaults to 1.0): weight of KL(posterior, prior), and
-            the nats a step below which it is not pressed (DreamerV3's number).
+        stochastic_dim (`int`, defaults to 0: none): Z, size of the Gaussian z of what one step leaves open, see
+            [`VJepa2WorldModel`]: rank of its covariance beside the diagonal.
+        nll_weight (`float`, defaults to 1.0): of its negative log-likelihood, nats a number, in the loss.
     Planning:
         planner (`dict` or `None`): solver settings that [`VJepa2Planner`] starts from; its `save_pretrained` writes
             them.
@@ -523,8 +522,7 @@ class VJepa2WorldModelConfig(_NestedEncoder, PreTrainedConfig):
     reward_std: int | float | None = None
     reward_weight: int | float = 1.0
     stochastic_dim: int = 0
-    kl_weight: int | float = 1.0
-    free_bits: int | float = 1.0
+    nll_weight: int | float = 1.0
 
     planner: dict | None = None
 
@@ -532,7 +530,7 @@ class VJepa2WorldModelConfig(_NestedEncoder, PreTrainedConfig):
         _check_positive(self, "action_dim", "predictor_hidden_size", "action_encoder_num_layers", "context_frames")
         _check_positive(self, "frame_skip", "actions_per_step", "rollout_steps", "rollout_discount")
         _check_positive(self, "predictor_mlp_ratio", "fps", "reward_std")
-        _check_not_negative(self, "reward_weight", "stochastic_dim", "kl_weight", "free_bits")
+        _check_not_negative(self, "reward_weight", "stochastic_dim", "nll_weight")
         _check_not_negative(self, "proprio_dim", "extrinsics_dim", "stored_extrinsics_dim")
         _check_not_negative(self, "predictor_num_hidden_layers", "predictor_position_std")
         _check_not_negative(self, "predictor_initializer_range", "teacher_forcing_weight", "rollout_weight")

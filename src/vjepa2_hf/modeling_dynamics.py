@@ -1,8 +1,8 @@
 """The dynamics of the world model: a block-causal transformer over frames of tokens, or an MLP on one vector a frame.
 
 Shapes: B episodes, F frames of a window, N tokens of a frame, D width of a latent, d width of the dynamics, A action,
-S proprio state, E extrinsics, Z numbers that chance decides, C conditions of a frame (action, proprio state,
-extrinsics, z), h heads, W frames of the longest window.
+S proprio state, E extrinsics, C conditions of a frame (action, proprio state, extrinsics), h heads, W frames of the
+longest window.
 """
 
 import math
@@ -44,8 +44,6 @@ class Dynamics(nn.Module):
         if extrinsics_dim:
             self.extrinsics_encoder = nn.Linear(extrinsics_dim, size)
             self.extrinsics_encoder.requires_grad_(config.extrinsics_dim > 0)
-        if config.stochastic_dim:
-            self.stochastic_encoder = nn.Linear(config.stochastic_dim, size)
 
     def _build_output(self) -> None:
         """The last layers; modules are made in the order of the data's way."""
@@ -56,14 +54,12 @@ class Dynamics(nn.Module):
             self.proj.init_scale = 0.0  # at the start nothing changes
 
     def condition_tokens(self, inputs: Inputs) -> list[torch.Tensor]:
-        """Embedded action, proprio state, extrinsics and z of every frame, (B, F, d) each."""
+        """Embedded action, proprio state and extrinsics of every frame, (B, F, d) each."""
         tokens = [self.action_encoder(inputs.actions)]
         if inputs.proprio_states is not None:
             tokens.append(self.proprio_encoder(inputs.proprio_states))
         if inputs.extrinsics is not None:
             tokens.append(self.extrinsics_encoder(inputs.extrinsics))
-        if inputs.stochastic is not None:
-            tokens.append(self.stochastic_encoder(inputs.stochastic))
         return tokens
 
     def project(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -74,7 +70,7 @@ class Dynamics(nn.Module):
 class VJepa2Dynamics(Dynamics):
     """Block-causal transformer over frames of latents and conditions.
 
-    Conditions are tokens [action, proprio state, extrinsics, z] before a frame's latents ("concat"), added to every
+    Conditions are tokens [action, proprio state, extrinsics] before a frame's latents ("concat"), added to every
     one of them, or what they attend to in every block ("cross_attention").
     """
 
@@ -214,7 +210,7 @@ class VJepa2MLPDynamics(Dynamics):
     def __init__(self, config: VJepa2WorldModelConfig):
         super().__init__(config)
         size = config.predictor_hidden_size
-        conditions = 1 + sum(size > 0 for size in (config.proprio_dim, config.extrinsics_dim, config.stochastic_dim))
+        conditions = 1 + sum(size > 0 for size in (config.proprio_dim, config.extrinsics_dim))
         frame_size = size * (1 + conditions if config.action_fusion == "concat" else 1)
         self.mix = nn.Linear(config.context_frames * frame_size, size)
         self.layer = nn.ModuleList(VJepa2MLPLayer(config) for _ in range(config.predictor_num_hidden_layers))

@@ -189,7 +189,7 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
 
     # What the folders of the models that hold an encoder have beside it.
     _keys_to_ignore_on_load_unexpected = [
-        r"^(encoder|target_encoder|(vjepa2\.)?predictor|pooler|classifier|reward_head|prior|posterior)\.",
+        r"^(encoder|target_encoder|(vjepa2\.)?predictor|pooler|classifier|reward_head|chance_head)\.",
         r"^state_(mean|map|scale)$",
     ]
 

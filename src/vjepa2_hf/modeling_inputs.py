@@ -1,7 +1,7 @@
 """What the dynamics sees of episodes: from environment units to its inputs, and what is refused on the way.
 
 Shapes: B episodes, T frames, F frames of a window, N tokens of a frame, D width of a latent, A action, S proprio
-state, E extrinsics, Z numbers that chance decides.
+state, E extrinsics.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,6 @@ class Inputs:
     actions: torch.Tensor
     proprio_states: torch.Tensor | None = None  # (B, F, S)
     extrinsics: torch.Tensor | None = None  # (B, F, E)
-    stochastic: torch.Tensor | None = None  # (B, F, Z)
 
     def map(self, function) -> "Inputs":
         return Inputs(*(None if part is None else function(part) for part in vars(self).values()))

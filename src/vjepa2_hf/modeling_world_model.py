@@ -1,7 +1,7 @@
 """Learning to predict: an action-conditioned model of how an encoder's latents change.
 
 Shapes: B episodes, T frames, N tokens of a frame, D width of a latent, d width of the dynamics, A action, S proprio
-state, E extrinsics, Z numbers that chance decides, J candidates, K samples, P steps of a rollout, W frames of the
+state, E extrinsics, Z numbers of chance, J candidates, K samples, P steps of a rollout, W frames of the
 window (`context_frames`).
 """
 
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.distributions import Normal, kl_divergence
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -20,7 +19,7 @@ from .modeling_dynamics import DYNAMICS, Cache, VJepa2Dynamics
 from .modeling_encoder import VJepa2Encoder, as_encoder
 from .modeling_inputs import Inputs, WorldModelInputsMixin, like, standardized
 from .modeling_state import VJepa2StateModel, token_size
-from .modeling_transitions import VJepa2GaussianHead, VJepa2TransitionHead
+from .modeling_transitions import VJepa2GaussianHead, VJepa2RewardHead
 from .pose import move_pose
 
 
@@ -35,7 +34,7 @@ class VJepa2WorldModelOutput(ModelOutput):
         is 0.
     predicted_latents: (B, T-1, N, D), one step ahead from true latents.
     reward_loss: mean (r̂ − r)² / 2 of standardised rewards, with a reward head.
-    kl_loss: KL(posterior, prior) of z in nats a step, with a stochastic latent.
+    nll_loss: -log p(s_{t+1} | s_t, a_t) in nats a number of the latents, with a stochastic latent.
     """
 
     loss: torch.Tensor | None = None
@@ -43,7 +42,7 @@ class VJepa2WorldModelOutput(ModelOutput):
     rollout_loss: torch.Tensor | None = None
     predicted_latents: torch.Tensor | None = None
     reward_loss: torch.Tensor | None = None
-    kl_loss: torch.Tensor | None = None
+    nll_loss: torch.Tensor | None = None
 
 
 class VJepa2WorldModel(WorldModelInputsMixin, VJepa2StateModel):
@@ -63,9 +62,9 @@ class VJepa2WorldModel(WorldModelInputsMixin, VJepa2StateModel):
     gradient, and the targets are those of its EMA copy `target_encoder`, without; call `update_target_encoder(0.9999)`
     after every step (seed 003, Algorithm 2 line 10).
 
-    With `stochastic_dim` the dynamics has one condition more, z_t ~ N(μ, σ²). In training it comes from the posterior
-    q(z_t | s_t, a_t, s_{t+1}), which sees what happened, and the prior p(z_t | s_t, a_t) learns to say the same
-    without; a rollout draws from the prior. With `reward_head` a head reads the reward off (s_t, a_t, s_{t+1}).
+    With `stochastic_dim` a head says how far off the prediction may be, as a Gaussian of low rank:
+    s_{t+1} = ŝ_{t+1} + L z + d · e ([`VJepa2GaussianHead`]); a rollout may draw from it in every step and goes on from
+    there. With `reward_head` a head reads the reward off (s_t, a_t, s_{t+1}). Neither changes the dynamics.
 
     Args:
         config ([`VJepa2WorldModelConfig`]): sizes; weights are random.
@@ -84,10 +83,9 @@ class VJepa2WorldModel(WorldModelInputsMixin, VJepa2StateModel):
         super().__init__(config)
         self.predictor = DYNAMICS[config.dynamics_type](config)
         if config.reward_head:
-            self.reward_head = VJepa2TransitionHead(config, num_states=2, output_size=1)
+            self.reward_head = VJepa2RewardHead(config)
         if config.stochastic_dim:
-            self.prior = VJepa2GaussianHead(config, num_states=1)
-            self.posterior = VJepa2GaussianHead(config, num_states=2)
+            self.chance_head = VJepa2GaussianHead(config)
         self.post_init()
         if not config.freeze_encoder:
             self.update_target_encoder(momentum=0.0)
@@ -130,11 +128,8 @@ class VJepa2WorldModel(WorldModelInputsMixin, VJepa2StateModel):
     ) -> VJepa2WorldModelOutput:
         """Teacher-forced and rollout loss of episodes, and those of the optional parts.
 
-        A reward head adds reward_weight · reward_loss, whose gradient goes to the head alone. A stochastic latent adds
-        kl_weight · (KL(sg(q), p) + p · sg(ℓ) · max(KL(q, sg(p)), free_bits) / (N · D)) with ℓ the sum of the two
-        losses above. The second term makes of ℓ the evidence lower bound of a decoder whose noise is as large as its
-        error (arXiv 2006.13202); in the first the prior, which nothing else trains, learns at a pace of its own
-        (DreamerV3 parts the two likewise, arXiv 2301.04104).
+        A reward head adds reward_weight · reward_loss, a stochastic latent nll_weight · (nll_loss + that of every
+        number alone), see [`VJepa2GaussianHead`]; their gradients go to their heads alone.
 
         Args:
             pixel_values_videos: frames (B, T, C, H, W), or
@@ -152,12 +147,11 @@ class VJepa2WorldModel(WorldModelInputsMixin, VJepa2StateModel):
         inputs = self._normalized(latents, *like(latents, actions, proprio_states, extrinsics))
         inputs = inputs.map(lambda part: part[:, : targets.shape[1]])
         added = self._reward_loss(inputs, targets, rewards)
-        if self.config.stochastic_dim:
-            inputs.stochastic, added["kl_loss"], kl_penalty = self._posterior_sample(inputs, targets)
 
-        predicted, losses = None, {}
+        hidden_states, predicted, losses = None, None, {}
         if teacher_forcing_weight != 0:
-            predicted = self._predict(inputs)
+            hidden_states = self._hidden_states(inputs)
+            predicted = self._next_latents(hidden_states, inputs.latents)
             losses["teacher_forcing_loss"] = self.latent_loss(predicted, targets)
         if rollout_weight is None and self.config.rollout_weight or rollout_weight:
             losses["rollout_loss"] = self._rollout_loss(inputs, predicted, targets)
@@ -166,9 +160,9 @@ class VJepa2WorldModel(WorldModelInputsMixin, VJepa2StateModel):
             "rollout_loss": _first_given(rollout_weight, self.config.rollout_weight),
         }
         loss = sum(weights[name] * value for name, value in losses.items())
-        if "kl_loss" in added:
-            noise = self.config.loss_exponent * torch.as_tensor(loss).detach()
-            loss = loss + self.config.kl_weight * (added["kl_loss"] + noise / targets[0, 0].numel() * kl_penalty)
+        if self.config.stochastic_dim:
+            added["nll_loss"], margins = self._chance_losses(inputs, hidden_states, targets)
+            loss = loss + self.config.nll_weight * (added["nll_loss"] + margins)
         if "reward_loss" in added:
             loss = loss + self.config.reward_weight * added["reward_loss"]
         return VJepa2WorldModelOutput(loss=loss, predicted_latents=predicted, **losses, **added)
@@ -231,28 +225,32 @@ class VJepa2WorldModel(WorldModelInputsMixin, VJepa2StateModel):
             found = "missing" if rewards is None else f"of shape {tuple(rewards.shape)}"
             raise ValueError(f"rewards are {found}; the reward head needs {tuple(expected)}.")
         wanted = standardized(rewards.to(targets), self.config.reward_mean, self.config.reward_std)
-        found = self.reward_head(inputs.actions, inputs.latents.detach(), targets)[..., 0]
+        found = self.reward_head(inputs.actions, inputs.latents.detach(), targets)
         return {"reward_loss": (found - wanted.float()).square().mean() / 2}
 
-    def _posterior_sample(
-        self, inputs: Inputs, targets: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """z (B, F, Z) of transitions that are known, KL(sg(q), p), and max(KL(q, sg(p)), free bits)."""
-        posterior = self.posterior(inputs.actions, inputs.latents, targets)
-        prior = self.prior(inputs.actions, inputs.latents.detach())
-        kl = kl_divergence(_without_gradient(posterior), prior).sum(dim=-1)
-        penalty = kl_divergence(posterior, _without_gradient(prior)).sum(dim=-1)
-        return posterior.rsample().to(targets), kl.mean(), penalty.clamp(min=self.config.free_bits).mean()
+    def _chance_losses(
+        self, inputs: Inputs, hidden_states: torch.Tensor | None, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """-log p(s_{t+1} | s_t, a_t) of a frame's numbers together and alone, from the dynamics' hidden states
+        (B, F, N, d), which are computed where they are not given; their gradient goes to the head alone."""
+        with torch.no_grad():
+            hidden_states = self._hidden_states(inputs) if hidden_states is None else hidden_states.detach()
+            errors = targets.float() - self._next_latents(hidden_states, inputs.latents).float()
+        joint, margins = self.chance_head.negative_log_likelihood(hidden_states, errors)
+        return joint.mean(), margins.mean()
 
-    def _predict(self, inputs: Inputs) -> torch.Tensor:
-        """The next latents of every frame (B, F, N, D), each from the window that ends with it."""
+    def _hidden_states(self, inputs: Inputs) -> torch.Tensor:
+        """What the dynamics makes of every frame (B, F, N, d), each from the window that ends with it."""
         frames, window = inputs.latents.shape[1], self.config.context_frames
         if frames <= window:
-            return self._next_latents(self.predictor(inputs)[0], inputs.latents)
+            return self.predictor(inputs)[0]
         windows = inputs.map(lambda part: part.unfold(1, window, 1).movedim(-1, 2).flatten(0, 1))
-        output = self._next_latents(self.predictor(windows)[0], windows.latents)
-        output = output.unflatten(0, (-1, frames - window + 1))  # (B, windows, W, N, D)
+        output = self.predictor(windows)[0].unflatten(0, (-1, frames - window + 1))  # (B, windows, W, N, d)
         return torch.cat([output[:, 0], output[:, 1:, -1]], dim=1)  # the first window serves the first frames too
+
+    def _predict(self, inputs: Inputs) -> torch.Tensor:
+        """The next latents of every frame (B, F, N, D)."""
+        return self._next_latents(self._hidden_states(inputs), inputs.latents)
 
     def _next_latents(self, hidden_states: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """The dynamics' hidden states (B, F, N, d) -> the latents that follow (B, F, N, D): a change, or latents to be
@@ -281,7 +279,7 @@ class VJepa2WorldModel(WorldModelInputsMixin, VJepa2StateModel):
     ) -> torch.Tensor:
         """Imagines what follows.
 
-        A model with a stochastic latent imagines the middle of what may follow; with a generator it draws a future for
+        With a stochastic latent this is the middle of what may follow, too; with a generator a future is drawn for
         every candidate. So K samples are K equal candidates: `actions.unsqueeze(1).expand(-1, K, -1, -1)`.
 
         Args:
@@ -305,7 +303,7 @@ class VJepa2WorldModel(WorldModelInputsMixin, VJepa2StateModel):
         candidates = actions.unsqueeze(1) if single else actions
         noise = None
         if generator is not None:
-            noise = self._noise((*candidates.shape[:-1], self.config.stochastic_dim), generator)
+            noise = self._noise(candidates.shape[:-1], latents.shape[2], generator)
         chunks = self._rollout_chunks(
             latents, candidates, context_actions, proprio_states, extrinsics, candidate_chunk_size, use_cache, noise
         )
@@ -355,7 +353,7 @@ class VJepa2WorldModel(WorldModelInputsMixin, VJepa2StateModel):
         self._check_candidates(latents, actions)
         chunk_size = candidate_chunk_size or self._default_chunk_size(len(latents), latents)
         if num_samples != 1 or uncertainty_weight:
-            noise = self._shared_noise(actions, num_samples, generator)
+            noise = self._shared_noise(actions, latents.shape[2], num_samples, generator)
             actions = actions.repeat_interleave(num_samples, dim=1)
             chunk_size = max(1, chunk_size // num_samples) * num_samples  # samples of a candidate stay together
         chunks = self._rollout_chunks(
@@ -424,7 +422,7 @@ class VJepa2WorldModel(WorldModelInputsMixin, VJepa2StateModel):
         expected = (*latents.shape[:-3], latents.shape[-3] - 1, self.config.action_dim)
         if tuple(actions.shape) != expected:
             raise ValueError(f"actions have shape {tuple(actions.shape)}; expected {expected}, as latents say.")
-        rewards = self.reward_head(actions, latents[..., :-1, :, :], latents[..., 1:, :, :])[..., 0]
+        rewards = self.reward_head(actions, latents[..., :-1, :, :], latents[..., 1:, :, :])
         std, mean = self.config.reward_std, self.config.reward_mean
         return rewards * (1 if std is None else std) + (mean or 0)
 
@@ -445,21 +443,21 @@ class VJepa2WorldModel(WorldModelInputsMixin, VJepa2StateModel):
         known = torch.cat([context_actions, actions[:, 0, :1]], dim=1) if past else actions[:, 0, :1]
         context = self._normalized(latents, known, proprio_states, extrinsics)
         context = context.map(lambda part: part[:, : past + 1])  # states of the future stay outside
-        context.stochastic = self._known_stochastic(context)
         context = context.map(lambda part: part[:, -self.config.context_frames :])
         earlier = context.map(lambda part: part[:, :-1])
         use_cache = use_cache and self.config.context_frames > 1
         cache = self.predictor(earlier)[1] if use_cache and earlier.latents.shape[1] else None
         chunk_size = chunk_size or self._default_chunk_size(len(latents), latents)
         for first in range(0, actions.shape[1], chunk_size):
-            states, chunk = (proprio_states, extrinsics), slice(first, first + chunk_size)
-            chunk_noise = None if noise is None else noise[:, chunk].flatten(0, 1)
-            yield self._rollout_chunk(context, actions[:, chunk], states, past + 1, cache, use_cache, chunk_noise)
+            states, chunk = (proprio_states, extrinsics), actions[:, first : first + chunk_size]
+            turns = torch.arange(first, first + chunk.shape[1], device=actions.device)
+            chunk_noise = None if noise is None else noise[:, turns % noise.shape[1]].flatten(0, 1)
+            yield self._rollout_chunk(context, chunk, states, past + 1, cache, use_cache, chunk_noise)
 
     def _rollout_chunk(
         self, context: Inputs, actions: torch.Tensor, states, frames: int, cache: Cache | None, use_cache: bool, noise
     ) -> Iterator[torch.Tensor]:
-        """Steps of a chunk of candidates: actions (B, j, P, A), noise (B·j, P, Z) -> P times (B, j, N, D)."""
+        """Steps of a chunk of candidates: actions (B, j, P, A), noise (B·j, P, Z + N·D) -> P times (B, j, N, D)."""
         batch_size, candidates, horizon, _ = actions.shape
 
         def expand(part: torch.Tensor) -> torch.Tensor:
@@ -471,13 +469,14 @@ class VJepa2WorldModel(WorldModelInputsMixin, VJepa2StateModel):
         cache = [tuple(map(expand, layer)) for layer in cache] if cache else None
         window.actions = torch.cat([window.actions[:, :-1], self._normalized_actions(raw_actions[:, :1])], dim=1)
         for step in range(horizon):
-            self._draw(window, None if noise is None else noise[:, step : step + 1])
             if use_cache and (cache or window.latents.shape[1] == 1):
                 present = window.map(lambda part: part[:, -1:])
                 hidden_states, cache = self.predictor(present, past=cache)
             else:  # the window has moved, so the positions of all its frames have changed
                 hidden_states, cache = self.predictor(window)
             latents = self._next_latents(hidden_states[:, -1:], window.latents[:, -1:])
+            if noise is not None:
+                latents = latents + self.chance_head.sample(hidden_states[:, -1:], noise[:, step : step + 1])
             yield latents.squeeze(1).unflatten(0, (batch_size, candidates))
             if step + 1 == horizon:
                 return
@@ -490,40 +489,23 @@ class VJepa2WorldModel(WorldModelInputsMixin, VJepa2StateModel):
                 if extrinsics is None
                 else extrinsics[:, min(frames + step, extrinsics.shape[1] - 1)].unsqueeze(1),
             )
-            if window.stochastic is not None:
-                frame.stochastic = window.stochastic[:, -1:]  # a place; drawn as its step begins
             window = window.append(frame)
             if window.latents.shape[1] > self.config.context_frames:
                 window, cache = window.map(lambda part: part[:, 1:]), None
 
-    def _noise(self, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    def _noise(self, shape: tuple[int, ...], num_tokens: int, generator: torch.Generator) -> torch.Tensor:
+        """Standard normal numbers (*shape, Z + N · D)."""
         if not self.config.stochastic_dim:
             raise ValueError("samples are asked for, but the model leaves nothing to chance (stochastic_dim is 0).")
-        return torch.randn(shape, generator=generator, device=generator.device).to(self.device)
+        size = self.config.stochastic_dim + num_tokens * self.latent_size
+        return torch.randn(*shape, size, generator=generator, device=generator.device).to(self.device)
 
-    def _shared_noise(self, actions: torch.Tensor, num_samples: int, generator) -> torch.Tensor:
-        """Noise (B, J · K, P, Z) for K samples of every candidate (B, J, P, A), the same for all of them."""
+    def _shared_noise(self, actions: torch.Tensor, num_tokens: int, num_samples: int, generator) -> torch.Tensor:
+        """Noise (B, K, P, Z + N · D) for K samples of every candidate (B, J, P, A), the same for all of them."""
         if num_samples < 2:
             raise ValueError(f"num_samples is {num_samples}; expected 2 or more to tell an uncertainty.")
         generator = torch.Generator().manual_seed(0) if generator is None else generator
-        noise = self._noise((num_samples, actions.shape[2], self.config.stochastic_dim), generator)
-        return noise.expand(len(actions), actions.shape[1], *noise.shape).flatten(1, 2)
-
-    def _known_stochastic(self, context: Inputs) -> torch.Tensor | None:
-        """z (B, T0, Z) of a context: the posterior's mean for what has happened, and a place for the present's."""
-        if not self.config.stochastic_dim:
-            return None
-        known, following = context.map(lambda part: part[:, :-1]), context.latents[:, 1:]
-        mean = self.posterior(known.actions, known.latents, following).mean.to(context.latents)
-        return nn.functional.pad(mean, (0, 0, 0, 1))
-
-    def _draw(self, window: Inputs, noise: torch.Tensor | None) -> None:
-        """Sets z of the window's last frame from its prior: the mean, or with noise (B, 1, Z) a sample."""
-        if not self.config.stochastic_dim:
-            return
-        prior = self.prior(window.actions[:, -1:], window.latents[:, -1:])
-        drawn = prior.mean if noise is None else prior.mean + prior.stddev * noise
-        window.stochastic = torch.cat([window.stochastic[:, :-1], drawn.to(window.latents)], dim=1)
+        return self._noise((num_samples, actions.shape[2]), num_tokens, generator).expand(len(actions), -1, -1, -1)
 
     def _next_proprio(self, states: torch.Tensor | None, action: torch.Tensor, index: int) -> torch.Tensor | None:
         """Proprio states (B, ≥ index + 1, S) with the one at `index` added by `proprio_transition` if not given."""
@@ -541,6 +523,8 @@ class VJepa2WorldModel(WorldModelInputsMixin, VJepa2StateModel):
         faster and take memory), in 1 GB on an accelerator."""
         on_cpu = latents.device.type == "cpu"
         width = int(self.config.predictor_hidden_size * self.config.predictor_mlp_ratio)
+        if self.config.stochastic_dim:
+            width = max(width, self.latent_size * (self.config.stochastic_dim + 1))
         fitting = max(1, (2**22 if on_cpu else 2**28) // (batch_size * (latents.shape[2] + 3) * width))
         return min(fitting, 32) if on_cpu else fitting
 
@@ -560,10 +544,6 @@ class VJepa2WorldModel(WorldModelInputsMixin, VJepa2StateModel):
         if isinstance(module, VJepa2Dynamics) and self.config.predictor_position_embedding_type == "learned":
             init.normal_(module.place_embedding, std=self.config.predictor_position_std)
             init.normal_(module.time_embedding, std=self.config.predictor_position_std)
-
-
-def _without_gradient(gaussian: Normal) -> Normal:
-    return Normal(gaussian.mean.detach(), gaussian.stddev.detach(), validate_args=False)
 
 
 def _first_given(value: float | None, default: float) -> float:
