@@ -27,10 +27,11 @@ import numpy as np
 import yaml
 from ablate_pretraining import cell
 from demo import RANDOM_ENCODER, Road, script
-from reproduce import ENVIRONMENTS, ROOT, publish_tables, record, seed_interval
+from reproduce import ENVIRONMENTS, ROOT, publish_tables, record
 from safetensors import safe_open
 from tqdm import tqdm
 
+from vjepa2_hf.metrics.planning_success.planning_success import seed_interval
 from vjepa2_hf.training import read_metrics
 
 

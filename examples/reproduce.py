@@ -11,15 +11,15 @@ that contain their spread, go to `results/reproduce.json` and into README and th
 
 import argparse
 import json
-import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from demo import RANDOM_ENCODER, Road, script
-from scipy.stats import t as student_t
 from tqdm import tqdm
+
+from vjepa2_hf.metrics.planning_success.planning_success import seed_interval
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,14 +93,6 @@ def collect(output: Path, environment: str, seeds: int) -> dict[str, Any]:
             for i, row in enumerate(measured[0])
         }
     return {"rows": rows, "rollout_error_over_copy": errors}
-
-
-def seed_interval(values: list[float]) -> tuple[float, float]:
-    """95 % t-interval of the mean over seeds, within 0 and 1; the whole range for a single seed."""
-    if len(values) < 2:
-        return 0.0, 1.0
-    half = float(student_t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1)) / math.sqrt(len(values))
-    return max(0.0, float(np.mean(values)) - half), min(1.0, float(np.mean(values)) + half)
 
 
 def format_tables(results: dict[str, Any]) -> str:

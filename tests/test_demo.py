@@ -53,12 +53,6 @@ def test_demo_runs_every_script_in_order(tmp_path, monkeypatch):
     assert sys.executable not in commands[0]  # the road adds the interpreter
 
 
-def test_interval_over_seeds_contains_their_spread():
-    low, high = reproduce.seed_interval([0.8, 0.9, 0.85])
-    assert low < 0.8 and high > 0.9
-    assert reproduce.seed_interval([0.5]) == (0.0, 1.0)
-
-
 def test_tables_are_written_between_the_markers_and_nowhere_else(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- reproduce:begin -->\nold\n<!-- reproduce:end -->\nafter\n")
