@@ -10,9 +10,10 @@ number of steps and plan on the same tasks, those of the seed.
 
 Rows run in the order of the table, each with all its seeds, side by side on one thread each; a stopped command goes on
 where it was, and leaves whole rows. Seeds of a row that `results/world_model.json` has already, with the same numbers
-of steps and tasks, and `OUTPUT` has not (other seeds, or runs of another machine) stay in the table. Latents are encoded once for all of them, into `OUTPUT/ENVIRONMENT/latents`. The
-encoder that learns along runs only by name (`--rows learning_encoder`): it encodes every frame at every step. Results go
-to `results/world_model.json` and into docs/world_model.md between its markers.
+of steps and tasks, and `OUTPUT` has not (other seeds, or runs of another machine) stay in the table. Latents are
+encoded once for all of them, into `OUTPUT/ENVIRONMENT/latents`. The encoder that learns along runs only by name
+(`--rows learning_encoder`): it encodes every frame at every step. Results go to `results/world_model.json` and into
+docs/world_model.md between its markers.
 """
 
 import argparse
@@ -309,8 +310,9 @@ def format_tables(results: dict[str, Any]) -> str:
         seeds = max(len(row["seeds"]) for row in rows)
         lines += [
             f"**{environment.replace('_', ' ').capitalize()}**: {results['steps']} steps of training in every row, "
-            f"up to {seeds} training seeds, {results['episodes']} tasks a seed. Means over seeds; success with its 95 "
-            "% interval over seeds. Minutes of training and milliseconds a plan: wall time, as runs went side by side.",
+            f"up to {seeds} training seeds, {results['episodes']} tasks a seed. Means over seeds; success with its "
+            "95 % interval over seeds. Minutes of training and milliseconds a plan: wall time, as runs went side by "
+            "side.",
             "",
             *format_rows(rows),
             "",

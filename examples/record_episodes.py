@@ -81,10 +81,7 @@ class EpisodeRecorder:
             known = " and ".join(environments.DATA_POLICY)
             raise ValueError(f"--varied_appearance is for {known}, but the environment is {self.env_id!r}.")
         settings |= self.env_kwargs
-        try:
-            return gymnasium.make(self.env_id, render_mode="rgb_array", disable_env_checker=True, **settings)
-        except (gymnasium.error.Error, ImportError, TypeError) as error:
-            raise ValueError(f"The environment {self.env_id!r} can not be made: {error}") from error
+        return environments.make_env(self.env_id, **settings)
 
     def record(self, number: int) -> dict[str, Any]:
         """Plays episode `number`; returns its row."""
@@ -92,12 +89,12 @@ class EpisodeRecorder:
         rng = np.random.default_rng(policy_seed)
         policy = environments.find_policy(self.policy, self.env)
         observation, info = self.env.reset(seed=int(env_seed), options=self._options(rng))
-        frames, actions, rewards, infos = [self.picture(observation)], [], [], [info]
+        frames, actions, rewards, infos = [environments.read_picture(self.env, observation)], [], [], [info]
         ended = False
         while not ended:
             action = policy(self.env.unwrapped, rng)
             observation, reward, terminated, truncated, info = self.env.step(action)
-            frames.append(self.picture(observation))
+            frames.append(environments.read_picture(self.env, observation))
             actions.append(np.asarray(action, np.float32).reshape(-1))
             rewards.append(float(reward))
             infos.append(info)
@@ -124,17 +121,6 @@ class EpisodeRecorder:
         sample_starts = self.env.unwrapped.sample_starts
         start = sample_starts(rng, 1)[0]
         return {"state": start, "goal": sample_starts(np.random.default_rng(0), 1)[0] if self.rewards else start}
-
-    def picture(self, observation: Any) -> np.ndarray:
-        """What the environment shows now, uint8 (H, W, 3)."""
-        # Our own environments observe what they render; drawing it twice would double the cost.
-        try:
-            picture = observation if self.env_id in environments.DATA_POLICY else self.env.render()
-        except gymnasium.error.Error as error:  # such as a drawing library that is not installed
-            raise ValueError(f"The environment {self.env_id!r} can not draw itself: {error}") from error
-        if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape[2:] != (3,):
-            raise ValueError(f"The environment {self.env_id!r} renders no uint8 picture (H, W, 3) as 'rgb_array'.")
-        return picture
 
 
 def record_episodes(recorder: EpisodeRecorder, episodes: int, num_proc: int = 1) -> Iterator[dict[str, Any]]:
@@ -217,7 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     environments.find_policy(options.policy, recorder.env)  # refused before any process starts
     observation, info = recorder.env.reset(seed=0)
-    recorder.picture(observation)
+    environments.read_picture(recorder.env, observation)
 
     rows = record_episodes(recorder, options.episodes, min(options.num_proc, options.episodes))
     progress = tqdm(rows, total=options.episodes, desc="recording", unit="episode")

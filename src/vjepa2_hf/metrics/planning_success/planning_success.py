@@ -160,8 +160,8 @@ class PlanningSuccess(evaluate.Metric):
         _check(given)
         if self._inputs and set(self._inputs) != set(given):
             raise ValueError(
-                f"a batch gives {sorted(given)}, but the ones before gave {sorted(self._inputs)}: give the same inputs "
-                "every time."
+                f"a batch gives {sorted(given)}, but the ones before gave {sorted(self._inputs)}: give the same "
+                "inputs every time."
             )
         for name, values in given.items():
             self._inputs.setdefault(name, []).extend(values.tolist())
