@@ -89,11 +89,11 @@ class TestPolicy:
         torch.manual_seed(0)
         policy = GoalPolicy(4, 8, **BOUNDS, world_model="w", hidden_size=8)
         with torch.no_grad():
-            policy.action[-1].weight.mul_(100)
+            policy.action[-1].weight.mul_(1000)
         actions = policy(torch.randn(50, 4, 8), torch.randn(50, 4, 8))
         assert actions.shape == (50, 2)
         assert (actions >= torch.tensor([-1.0, 0.0])).all() and (actions <= torch.tensor([1.0, 0.5])).all()
-        assert actions[:, 0].std() > 0.5  # it is not stuck at one of them
+        assert actions[:, 0].abs().max() > 0.99 and actions.std() > 0.1  # they are reached
 
     def test_a_saved_policy_acts_the_same(self, tmp_path):
         policy = GoalPolicy(4, 8, **BOUNDS, world_model="somewhere", hidden_size=8, num_hidden_layers=3)
