@@ -74,7 +74,7 @@ class PlanConfig:
     """`name` and settings of the solver; empty: what the model was saved with."""
     distance: str = "l2"
     planner: dict[str, Any] = field(default_factory=dict)
-    """Other settings of VJepa2Planner, such as candidate_chunk_size."""
+    """Other settings of VJepa2Planner, such as candidate_chunk_size; a `cost` takes the place of `distance`."""
     varied_appearance: bool = False
     """Each task has its own floor, colours, distractors and light."""
     executed_actions: int = 2
@@ -153,7 +153,8 @@ def baseline_plan(config: PlanConfig, name: str, group: int) -> Plan:
 
 
 def model_policy(config: PlanConfig, name: str, progress: tqdm) -> PlannerPolicy:
-    settings = {**config.solver, "distance": config.distance, "device": config.device, **config.planner}
+    settings = {**config.solver, "device": config.device, **config.planner}
+    settings |= {} if "cost" in config.planner else {"distance": config.distance}
     planner = VJepa2Planner.from_pretrained(config.models[name], solver=settings.pop("name", None), **settings)
     return PlannerPolicy(
         planner, config.seed, progress, config.executed_actions, config.warm_start, config.budget_ms,
