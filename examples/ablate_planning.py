@@ -7,8 +7,8 @@ World models are those that `reproduce.py` trained (or, with `--model ablations-
 `ablate_world_model.py`) in the folders `OUTPUT/ENVIRONMENT/seed-*`; nothing is trained here. The recipe is the demo's
 config of plan.py; a row lays a few settings over it. All rows of a seed plan on the same tasks, which no choice was
 made on. Rows run in the order of the table, each with all its seeds, side by side on one thread each; a stopped
-command goes on where it was. Seeds of a row that `results/planning.json` has already, measured with the same settings, stay.
-Results go there and into docs/planning_evaluation.md between its markers.
+command goes on where it was. Seeds of a row that `results/planning.json` has already, measured with the same settings,
+stay. Results go there and into docs/planning_evaluation.md between its markers.
 """
 
 import argparse

@@ -9,11 +9,11 @@ examples/configs/ablations/world_model_*.yaml, or the encoder under the recipe's
 number of steps and plan on the same tasks, those of the seed.
 
 Rows run in the order of the table, each with all its seeds, side by side on one thread each; a stopped command goes on
-where it was, and leaves whole rows. Seeds of a row that `results/world_model.json` has already, with the same numbers
-of steps and tasks, and `OUTPUT` has not (other seeds, or runs of another machine) stay in the table. Latents are
-encoded once for all of them, into `OUTPUT/ENVIRONMENT/latents`. The encoder that learns along runs only by name
-(`--rows learning_encoder`): it encodes every frame at every step. Results go to `results/world_model.json` and into
-docs/world_model.md between its markers.
+where it was, and leaves whole rows. Seeds that the results file has already, with the same numbers of steps and tasks,
+and `OUTPUT` has not (other seeds, or runs of another machine) stay in the table. Latents are encoded once for all of
+them, into `OUTPUT/ENVIRONMENT/latents`. The encoder that learns along runs only by name (`--rows learning_encoder`):
+it encodes every frame at every step. Results go to `results/world_model.json` and into docs/world_model.md between its
+markers.
 """
 
 import argparse
@@ -301,7 +301,8 @@ def format_differences(compared: list[dict[str, Any]]) -> list[str]:
     if not compared:
         return []
     lines = [
-        "**Differences of success**, paired by seed (the same tasks), beside what seed 003 says:",
+        "**Differences of success**, paired by seed (the same tasks, and the same encoder where that is not what "
+        "changes), beside what seed 003 says:",
         "",
     ]
     lines += ["| row | minus | seed 003 | here | 95 % interval | by seed |", "|---|---|---|---|---|---|"]
