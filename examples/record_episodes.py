@@ -8,8 +8,9 @@ or, to try it in a second:
 
 Any registered environment works that renders "rgb_array" and takes bounded Box actions (`--policy uniform`; an id such
 as `module:Name-v0` imports its module first). A row is an episode: `video` (h264 mp4), `actions` (T-1 rows of A),
-`proprio_states` and `states` (T rows each, where the environment's info has `proprio_state`, which a model may see,
-and `state`, which probes are scored by), `fps`, `episode_id`, and with `--rewards` the environment's `rewards` (T-1).
+`proprio_states` and `states` (T rows each: what a model may see, and what probes are scored by; `--proprio_state` and
+`--state` name what the environment tells of them in its info or a dict of observations, by default `proprio_state` and
+`state` where it has such), `fps`, `episode_id`, and with `--rewards` the environment's `rewards` (T-1).
 `--env_kwargs` are settings of the environment, such as '{"random_force": 0.3}' of those of this project.
 The same arguments record the same episodes, whatever `--num_proc`.
 """
@@ -18,7 +19,7 @@ import argparse
 import concurrent.futures
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import environments
@@ -35,7 +36,7 @@ from vjepa2_hf.video_io import encode_video
 # Twice as fast as the default at this size, and the same bytes every time: with the slower presets' macroblock tree
 # and B-frames, x264 reads memory that it never wrote when pictures are as small as 64 pixels.
 PRESET = "ultrafast"
-STATE_COLUMNS = {"proprio_state": "proprio_states", "state": "states"}  # keys of an environment's info
+STATE_COLUMNS = {"proprio_states": "proprio_state", "states": "state"}  # and what an environment may tell of itself
 
 
 @dataclasses.dataclass
@@ -51,6 +52,8 @@ class EpisodeRecorder:
         rewards: keep the environment's. In this project's environments, whose reward is minus the distance to a goal
             that no picture shows, all episodes then have one goal, so that pictures tell the reward.
         env_kwargs: settings with which the environment is made.
+        state_names: of a column of `STATE_COLUMNS`, names of what the environment tells, joined; a column that is not
+            named is recorded where the environment has such an entry.
     """
 
     env_id: str
@@ -60,6 +63,7 @@ class EpisodeRecorder:
     varied_appearance: bool = False
     rewards: bool = False
     env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    state_names: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.length < 1:
@@ -89,7 +93,8 @@ class EpisodeRecorder:
         rng = np.random.default_rng(policy_seed)
         policy = environments.find_policy(self.policy, self.env)
         observation, info = self.env.reset(seed=int(env_seed), options=self._options(rng))
-        frames, actions, rewards, infos = [environments.read_picture(self.env, observation)], [], [], [info]
+        frames, actions, rewards = [environments.read_picture(self.env, observation)], [], []
+        states = [self.read_states(info, observation)]
         ended = False
         while not ended:
             action = policy(self.env.unwrapped, rng)
@@ -97,7 +102,7 @@ class EpisodeRecorder:
             frames.append(environments.read_picture(self.env, observation))
             actions.append(np.asarray(action, np.float32).reshape(-1))
             rewards.append(float(reward))
-            infos.append(info)
+            states.append(self.read_states(info, observation))
             ended = terminated or truncated
         fps = float(self.env.metadata.get("render_fps") or environments.FRAMES_PER_SECOND)
         episode_id = f"{self.seed}-{number:06d}"
@@ -109,10 +114,13 @@ class EpisodeRecorder:
         }
         if self.rewards:
             row["rewards"] = rewards
-        for name, column in STATE_COLUMNS.items():
-            if name in info:
-                row[column] = [np.asarray(one[name], np.float32).reshape(-1) for one in infos]
-        return row
+        return row | {column: [one[column] for one in states] for column in states[0]}
+
+    def read_states(self, info: dict[str, Any], observation: Any) -> dict[str, np.ndarray]:
+        """What the environment tells now, float32 (S,) by column."""
+        default = {column: [name] for column, name in STATE_COLUMNS.items() if name in info}
+        names = {**default, **self.state_names}
+        return {column: environments.read_numbers(given, info, observation) for column, given in names.items()}
 
     def _options(self, rng: np.random.Generator) -> dict[str, Any] | None:
         """For our own environments any free start: drawing a goal, which a recording has no use for, takes longer."""
@@ -144,8 +152,8 @@ def _record_in_worker(number: int) -> dict[str, Any]:
     return _worker.record(number)
 
 
-def episode_features(info: dict[str, Any], with_rewards: bool = False) -> Features:
-    """The columns of an episode shard, for an environment that gives such an info."""
+def episode_features(states: Collection[str], with_rewards: bool = False) -> Features:
+    """The columns of an episode shard with these of `STATE_COLUMNS`."""
     numbers = List(List(Value("float32")))
     columns = {
         "video": Video(decode=False),
@@ -153,7 +161,7 @@ def episode_features(info: dict[str, Any], with_rewards: bool = False) -> Featur
         "fps": Value("float32"),
         "episode_id": Value("string"),
     }
-    columns |= {column: numbers for name, column in STATE_COLUMNS.items() if name in info}
+    columns |= {column: numbers for column in STATE_COLUMNS if column in states}
     return Features(columns | ({"rewards": List(Value("float32"))} if with_rewards else {}))
 
 
@@ -169,6 +177,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_proc", default=2, type=int, help="processes (default 2)")
     parser.add_argument("--varied_appearance", action="store_true", help="random floors, colors, distractors, light")
     parser.add_argument("--rewards", action="store_true", help="keep rewards (of one goal for all episodes, in ours)")
+    for name in STATE_COLUMNS.values():
+        told = f"names of what the environment tells of it (default: {name}, if there is such)"
+        parser.add_argument(f"--{name}", nargs="+", metavar="NAME", help=told)
     parser.add_argument("--env_kwargs", default="{}", help="settings of the environment, a JSON object")
     return parser.parse_args(arguments)
 
@@ -200,6 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
         options.varied_appearance,
         options.rewards,
         read_env_kwargs(options.env_kwargs),
+        {column: getattr(options, name) for column, name in STATE_COLUMNS.items() if getattr(options, name)},
     )
     environments.find_policy(options.policy, recorder.env)  # refused before any process starts
     observation, info = recorder.env.reset(seed=0)
@@ -207,7 +219,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     rows = record_episodes(recorder, options.episodes, min(options.num_proc, options.episodes))
     progress = tqdm(rows, total=options.episodes, desc="recording", unit="episode")
-    features = episode_features(info, options.rewards)
+    features = episode_features(recorder.read_states(info, observation), options.rewards)
     write_shards(progress, options.output, features=features, num_shards=min(options.num_shards, options.episodes))
 
 

@@ -71,7 +71,7 @@ def inputs(tmp_path_factory) -> tuple[Path, Path]:
             video = {"bytes": encode_video(frames, fps=10), "path": None}
             yield {"video": video, "actions": actions, "fps": 10.0, "episode_id": f"{number:03d}"}
 
-    write_shards(rows(), folder / "data", episode_features({}), num_shards=1)
+    write_shards(rows(), folder / "data", episode_features([]), num_shards=1)
     save_model(make_model(reward_head=True), folder / "world_model")
     return folder / "data", folder / "world_model"
 
