@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import gymnasium
 import numpy as np
-from environments import find_policy, is_picture, make_env, read_numbers, read_picture
+from environments import find_policy
+from gym_environments import is_picture, make_env, read_numbers, read_picture
 
 
 GOAL_TRIES = 100  # episodes of the policy until a goal lies far enough away
@@ -252,3 +253,8 @@ class GymTasks:
         pairs = zip(self._policies[name], self.episodes, strict=True)
         actions = [np.asarray(policy(episode.env.unwrapped, rng), np.float32) for policy, episode in pairs]
         return np.stack(actions).reshape(len(self), -1)
+
+    def close(self) -> None:
+        """Closes the environments, such as their windows and GPU contexts."""
+        for episode in self.episodes:
+            episode.env.close()

@@ -142,6 +142,7 @@ def run_method(config: PlanConfig, plan_of: Callable[[int], Plan]) -> tuple[Clos
         tasks, shown = make_tasks(config, seeds), max(0, config.videos - first)
         results.append(run_closed_loop(tasks, plan_of(group), config.executed_actions, shown))
         goals.append(tasks.goal_images[:shown])
+        tasks.close()
     return join_results(results), np.concatenate(goals)
 
 

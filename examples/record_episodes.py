@@ -26,6 +26,7 @@ import environments
 import gymnasium
 import numpy as np
 from datasets import Features, List, Value, Video
+from gym_environments import make_env, read_numbers, read_picture
 from tqdm.auto import tqdm
 
 from vjepa2_hf.settings import exit_on_user_error
@@ -85,7 +86,7 @@ class EpisodeRecorder:
             known = " and ".join(environments.DATA_POLICY)
             raise ValueError(f"--varied_appearance is for {known}, but the environment is {self.env_id!r}.")
         settings |= self.env_kwargs
-        return environments.make_env(self.env_id, **settings)
+        return make_env(self.env_id, **settings)
 
     def record(self, number: int) -> dict[str, Any]:
         """Plays episode `number`; returns its row."""
@@ -93,13 +94,13 @@ class EpisodeRecorder:
         rng = np.random.default_rng(policy_seed)
         policy = environments.find_policy(self.policy, self.env)
         observation, info = self.env.reset(seed=int(env_seed), options=self._options(rng))
-        frames, actions, rewards = [environments.read_picture(self.env, observation)], [], []
+        frames, actions, rewards = [read_picture(self.env, observation)], [], []
         states = [self.read_states(info, observation)]
         ended = False
         while not ended:
             action = policy(self.env.unwrapped, rng)
             observation, reward, terminated, truncated, info = self.env.step(action)
-            frames.append(environments.read_picture(self.env, observation))
+            frames.append(read_picture(self.env, observation))
             actions.append(np.asarray(action, np.float32).reshape(-1))
             rewards.append(float(reward))
             states.append(self.read_states(info, observation))
@@ -120,7 +121,7 @@ class EpisodeRecorder:
         """What the environment tells now, float32 (S,) by column."""
         default = {column: [name] for column, name in STATE_COLUMNS.items() if name in info}
         names = {**default, **self.state_names}
-        return {column: environments.read_numbers(given, info, observation) for column, given in names.items()}
+        return {column: read_numbers(given, info, observation) for column, given in names.items()}
 
     def _options(self, rng: np.random.Generator) -> dict[str, Any] | None:
         """For our own environments any free start: drawing a goal, which a recording has no use for, takes longer."""
@@ -215,7 +216,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     environments.find_policy(options.policy, recorder.env)  # refused before any process starts
     observation, info = recorder.env.reset(seed=0)
-    environments.read_picture(recorder.env, observation)
+    read_picture(recorder.env, observation)
 
     rows = record_episodes(recorder, options.episodes, min(options.num_proc, options.episodes))
     progress = tqdm(rows, total=options.episodes, desc="recording", unit="episode")

@@ -59,6 +59,9 @@ class TaskBatch(Protocol):
     def policy_actions(self, name: str, rng: np.random.Generator) -> np.ndarray:
         """Actions (N, A) of one of `environments.POLICIES`."""
 
+    def close(self) -> None:
+        """Gives back what the environments hold; nothing is asked of the tasks afterwards."""
+
 
 class Tasks:
     """The frozen tasks side by side: one vectorised physics step moves all of them. A `TaskBatch`.
@@ -131,6 +134,9 @@ class Tasks:
         if name not in draw:
             raise ValueError(f"The policy is {name!r}, but only {', '.join(draw)} are known.")
         return draw[name]()
+
+    def close(self) -> None:
+        """There is nothing to give back."""
 
 
 @dataclasses.dataclass(frozen=True)

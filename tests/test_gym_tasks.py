@@ -38,6 +38,9 @@ class Counter(gymnasium.Env):
         done = self.value >= 1
         return np.float32([self.value]), 0.0, done, False, info | ({"is_success": done} if self.tells_success else {})
 
+    def close(self):
+        self.value = None
+
     def render(self):
         return np.full((16, 16, 3), np.clip(255 * self.value, 0, 255), np.uint8)
 
@@ -168,8 +171,15 @@ def test_actions_of_a_wrong_shape_are_refused():
         tasks.step(np.zeros((2, 2)))
 
 
+def test_closing_reaches_the_environments():
+    tasks = GymTasks("test/Counter-v0", GymTasksConfig(goal="info", success="info"), range(2))
+    tasks.close()
+    assert all(episode.env.unwrapped.value is None for episode in tasks.episodes)
+
+
 def test_our_environments_tell_their_goal():
     config = GymTasksConfig(goal="info", success="info", state=["state"], goal_state=["goal_state"])
     tasks = GymTasks(PUSHING, config, range(1))
+    tasks.close()
     np.testing.assert_array_equal(tasks.goal_images[0], tasks.episodes[0].env.unwrapped.goal_image)
     assert tasks.distances[0] > 0 and tasks.max_steps == environments.MAX_STEPS

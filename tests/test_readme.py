@@ -19,7 +19,7 @@ from vjepa2_hf.settings import load_config
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Examples that scripts are made of, without a command of their own
-PARTS = ("environments.py", "tasks.py", "gym_tasks.py", "goal_policies.py", "planner_policy.py")
+PARTS = ("environments.py", "tasks.py", "gym_environments.py", "gym_tasks.py", "goal_policies.py", "planner_policy.py")
 PARTS += ("rollout_measures.py", "seed_tables.py")
 CONFIGS = sorted((ROOT / "examples" / "configs").rglob("*.yaml"))
 CONFIGS = [path for path in CONFIGS if path.parent.name != "accelerate"]  # of `accelerate launch`, not of a script
