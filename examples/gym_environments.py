@@ -1,4 +1,4 @@
-"""Any gymnasium environment: made, drawn, and read by names. Parts of `examples/record_episodes.py` and `gym_tasks.py`.
+"""Any gymnasium environment: made, drawn, and read by names; of `examples/record_episodes.py` and `gym_tasks.py`.
 
 Letters: H and W pixels, S numbers of a state.
 """
