@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 from demo import Road, script
-from reproduce import ROOT, publish_tables, seed_interval
+from reproduce import ROOT, publish_tables
 from tqdm import tqdm
+
+from vjepa2_hf.metrics.planning_success.planning_success import seed_interval
 
 
 ABLATED = "moving_digits"  # the dataset on which the ablations run

@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 import yaml
-from ablate_pretraining import cell
 from demo import RANDOM_ENCODER, Road, script
-from reproduce import ENVIRONMENTS, ROOT, publish_tables, record, seed_interval
+from reproduce import ENVIRONMENTS, ROOT, publish_tables, record
 from safetensors import safe_open
+from seed_tables import interval_cell, joined, known_rows, over_seeds, paired, success_cells
 from tqdm import tqdm
 
 from vjepa2_hf.training import read_metrics
@@ -241,48 +241,6 @@ def summarise(name: str, chains: list[Chain]) -> dict[str, Any]:
     return row
 
 
-def known_rows(path: Path, settings: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
-    """Rows of an earlier table by environment and name, if it was measured with the same steps and tasks."""
-    known = json.loads(path.read_text()) if path.exists() else {}
-    if any(known.get(name) != settings[name] for name in ("steps", "episodes")):
-        return {}
-    return {
-        (environment, row["name"]): row
-        for environment, result in known["environments"].items()
-        for row in result["rows"]
-    }
-
-
-def joined(known: dict[str, Any] | None, measured: dict[str, Any]) -> dict[str, Any]:
-    """A row with the seeds of both; those of a seed that both have are the measured ones.
-
-    Columns that have no values by seed are averaged by the number of seeds.
-    """
-    if not known or not measured["seeds"]:
-        return known or measured
-    kept = [i for i, seed in enumerate(known["seeds"]) if seed not in measured["seeds"]]
-    counts = len(kept), len(measured["seeds"])
-
-    def join(old: Any, new: Any) -> Any:
-        if not isinstance(new, dict):
-            return (old * counts[0] + new * counts[1]) / sum(counts)
-        if "by_seed" in new:
-            return over_seeds([old["by_seed"][i] for i in kept] + new["by_seed"])
-        return {key: join(old[key], value) for key, value in new.items()}
-
-    same = {name: measured[name] for name in ("name", "title", "parameters")}
-    seeds = {"seeds": [known["seeds"][i] for i in kept] + measured["seeds"]}
-    return (
-        same | seeds | {name: join(known[name], value) for name, value in measured.items() if name not in same | seeds}
-    )
-
-
-def over_seeds(values: list[float]) -> dict[str, Any]:
-    """Mean, interval over seeds, and values by seed."""
-    low, high = seed_interval(values)
-    return {"mean": float(np.mean(values)), "low": low, "high": high, "by_seed": values}
-
-
 def differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Success of one row minus another's on the same seeds and tasks: the comparisons that seed 003 makes, then every
     other row against the recipe."""
@@ -290,14 +248,9 @@ def differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     pairs = [*SEED_003, *((name, RECIPE) for name in ROWS if name != RECIPE and (name, RECIPE) not in SEED_003)]
     compared = []
     for one, other in pairs:
-        mine, others = found.get(one, {}), found.get(other, {})
-        values = [mine[seed] - others[seed] for seed in mine if seed in others]
-        if values:
-            # half of 1 + difference lies between 0 and 1, as `seed_interval` has it
-            interval = over_seeds([(1 + value) / 2 for value in values])
-            low, high = (2 * interval[end] - 1 for end in ("low", "high"))
-            row = {"row": one, "minus": other, "mean": float(np.mean(values)), "low": low, "high": high}
-            compared.append({**row, "by_seed": values, "seed_003": SEED_003.get((one, other))})
+        difference = paired(found.get(one, {}), found.get(other, {}))
+        if difference:
+            compared.append({"row": one, "minus": other, **difference, "seed_003": SEED_003.get((one, other))})
     return compared
 
 
@@ -343,24 +296,19 @@ def format_rows(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def success_cells(success: dict[str, Any]) -> list[str]:
-    """Mean with interval, and values by seed."""
-    by_seed = success["by_seed"]
-    return [cell(success, len(by_seed)), ", ".join(f"{value:.2f}" for value in by_seed)]
-
-
 def format_differences(compared: list[dict[str, Any]]) -> list[str]:
     """The comparisons; nothing where there are none."""
     if not compared:
         return []
     lines = [
-        "**Differences of success**, paired by seed (the same tasks), beside what seed 003 says:",
+        "**Differences of success**, paired by seed (the same tasks, and the same encoder where that is not what "
+        "changes), beside what seed 003 says:",
         "",
     ]
     lines += ["| row | minus | seed 003 | here | 95 % interval | by seed |", "|---|---|---|---|---|---|"]
     for row in compared:
         said = "" if row["seed_003"] is None else f"{row['seed_003']:+.2f}"
-        interval = f"{row['low']:+.2f} to {row['high']:+.2f}" if len(row["by_seed"]) > 1 else "one seed"
+        interval = interval_cell(row)
         minus = "the recipe" if row["minus"] == RECIPE else ROWS[row["minus"]].title
         by_seed = ", ".join(f"{value:+.2f}" for value in row["by_seed"])
         lines.append(f"| {ROWS[row['row']].title} | {minus} | {said} | {row['mean']:+.2f} | {interval} | {by_seed} |")

@@ -7,10 +7,7 @@
     image, reward, terminated, truncated, info = env.step(action)              # action (2,) in [-1, 1]
     env.unwrapped.goal_image
 
-For closed-loop evaluation of many episodes at once, without wrappers:
-
-    tasks = Tasks("vjepa2_hf/Pushing-v0", seeds=range(100))
-    result = run_closed_loop(tasks, plan)       # result.success (N,), result.states (N, 26, S)
+Closed-loop evaluation of many episodes at once is in `examples/tasks.py`.
 
 Units: positions are in field units, 0 to 1 from the left (x) and from the top (y); the field is the whole picture of
 64 x 64 pixels. An action of 1.0 moves the agent by 0.1 of the field. The tasks (25 steps, success within 5 pixels at
@@ -492,6 +489,23 @@ def uniform(env: gymnasium.Env, rng: np.random.Generator) -> np.ndarray:
     return rng.uniform(space.low, space.high).astype(space.dtype)
 
 
+class Held:
+    """Uniform random actions, each kept for as long as `KEEP` says, so that they lead somewhere; for any bounded Box.
+
+    It remembers its action: `find_policy` makes one for each episode.
+    """
+
+    KEEP = 0.8  # probability of going on with the last action
+
+    def __init__(self):
+        self.action = None
+
+    def __call__(self, env: gymnasium.Env, rng: np.random.Generator) -> np.ndarray:
+        if self.action is None or rng.random() >= self.KEEP:
+            self.action = uniform(env, rng)
+        return self.action
+
+
 def drawn_to_block(env: PushingEnv, rng: np.random.Generator) -> np.ndarray:
     """The data policy of pushing: random, drawn to the block."""
     return drawn_to_block_actions(env.state, rng)
@@ -503,8 +517,13 @@ def wander(env: PlaneEnv, rng: np.random.Generator) -> np.ndarray:
 
 
 Policy = Callable[[gymnasium.Env, np.random.Generator], np.ndarray]
-POLICIES: dict[str, Policy] = {"uniform": uniform, "drawn_to_block": drawn_to_block, "wander": wander}
-_POLICY_ENVIRONMENT = {"uniform": gymnasium.Env, "drawn_to_block": PushingEnv, "wander": PlaneEnv}
+POLICIES: dict[str, Policy | type[Held]] = {
+    "uniform": uniform,
+    "held": Held,
+    "drawn_to_block": drawn_to_block,
+    "wander": wander,
+}
+_POLICY_ENVIRONMENT = {"drawn_to_block": PushingEnv, "wander": PlaneEnv}  # others act anywhere
 DATA_POLICY = {PUSHING: "drawn_to_block", TWO_ROOMS: "wander"}
 
 
@@ -519,179 +538,14 @@ def find_policy(name: str, env: gymnasium.Env) -> Policy:
     space = env.action_space
     if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded():
         raise ValueError(f"The environment's action space is {space}, but a bounded Box is expected.")
-    if not isinstance(env.unwrapped, _POLICY_ENVIRONMENT[name]):
+    needed = _POLICY_ENVIRONMENT.get(name, gymnasium.Env)
+    if not isinstance(env.unwrapped, needed):
         raise ValueError(
-            f"The policy {name!r} needs {_POLICY_ENVIRONMENT[name].__name__}, but the environment is "
-            f"{type(env.unwrapped).__name__}; use the policy 'uniform'."
+            f"The policy {name!r} needs {needed.__name__}, but the environment is {type(env.unwrapped).__name__}; use "
+            "the policy 'uniform' or 'held'."
         )
-    return POLICIES[name]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Many episodes at once
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class Tasks:
-    """Episodes of the frozen tasks side by side: one vectorised physics step moves all of them.
-
-    Args:
-        env_id: `PUSHING` or `TWO_ROOMS`.
-        seeds: one task each.
-        varied_appearance: each task has its own appearance, drawn from its seed.
-
-    Attributes (N episodes):
-        states, goals: float32 (N, S), field units.
-        goal_images: uint8 (N, 64, 64, 3).
-        reached: bool (N,), within `SUCCESS_PIXELS` of the goal after any step so far.
-    """
-
-    def __init__(self, env_id: str, seeds: Sequence[int], varied_appearance: bool = False):
-        self.env: PlaneEnv = make_plain(env_id)
-        self.seeds = [int(seed) for seed in seeds]
-        drawn = [self.env.sample_task(seed) for seed in self.seeds]
-        self.states = np.stack([start for start, _ in drawn])
-        self.goals = np.stack([goal for _, goal in drawn])
-        self.appearances = [self.env.make_appearance(seed if varied_appearance else None) for seed in self.seeds]
-        self.goal_images = self.render(self.goals)
-        self.last_actions = np.zeros((len(self), 2), np.float32)
-        self.reached = np.zeros(len(self), bool)
-
-    def __len__(self) -> int:
-        return len(self.seeds)
-
-    def render(self, states: np.ndarray | None = None) -> np.ndarray:
-        """The current states, or those given (N, S), as pictures: uint8 (N, 64, 64, 3)."""
-        states = self.states if states is None else states
-        pairs = zip(states, self.appearances, strict=True)
-        return np.stack([self.env.render_state(state, appearance) for state, appearance in pairs])
-
-    @property
-    def proprio_states(self) -> np.ndarray:
-        """The agents' positions, float32 (N, 2)."""
-        return self.states[:, :2]
-
-    @property
-    def distances(self) -> np.ndarray:
-        """Pixels to the goals (N,)."""
-        return self.env.distance_px(self.states, self.goals)
-
-    def step(self, actions: np.ndarray) -> None:
-        """Moves every episode by one action, (N, 2)."""
-        actions = np.asarray(actions, np.float32)
-        if actions.shape != (len(self), 2):
-            raise ValueError(f"The actions have shape {actions.shape}, but ({len(self)}, 2) is expected.")
-        self.last_actions = actions
-        self.states = self.env.dynamics(self.states, actions)
-        self.reached |= self.distances <= SUCCESS_PIXELS
-
-
-@dataclasses.dataclass(frozen=True)
-class ClosedLoopResult:
-    """Outcome of N episodes of T steps.
-
-    Attributes:
-        success: bool (N,), within 5 pixels of the goal at any step after the first action.
-        distances: float (N, T + 1), pixels to the goal, the start included.
-        states: float32 (N, T + 1, S).
-        actions: float32 (N, T, 2).
-    """
-
-    success: np.ndarray
-    distances: np.ndarray
-    states: np.ndarray
-    actions: np.ndarray
-
-
-def run_closed_loop(
-    tasks: Tasks,
-    plan: Callable[[Tasks], np.ndarray],
-    num_steps: int = MAX_STEPS,
-    executed_actions: int = EXECUTED_ACTIONS,
-) -> ClosedLoopResult:
-    """Plans, executes the first actions, plans again, until the steps are used up.
-
-    Args:
-        tasks: the episodes; left in their final states. `plan` may read `tasks.render()`, `tasks.goal_images`,
-            `tasks.proprio_states`, and, if it is an oracle, `tasks.states` and `tasks.goals`.
-        plan: called before every `executed_actions` steps; returns actions (N, P, 2), P >= 1. A plan shorter than
-            `executed_actions` is executed whole.
-    """
-    states, distances, actions = [tasks.states], [tasks.distances], []
-    while len(actions) < num_steps:
-        planned = np.asarray(plan(tasks), np.float32)
-        for step in range(min(executed_actions, planned.shape[1], num_steps - len(actions))):
-            tasks.step(planned[:, step])
-            actions.append(planned[:, step])
-            states.append(tasks.states)
-            distances.append(tasks.distances)
-    distance = np.stack(distances, axis=1)
-    return ClosedLoopResult(
-        success=(distance[:, 1:] <= SUCCESS_PIXELS).any(axis=1),
-        distances=distance,
-        states=np.stack(states, axis=1),
-        actions=np.stack(actions, axis=1),
-    )
-
-
-def policy_plan(name: str, seed: int = 0) -> Callable[[Tasks], np.ndarray]:
-    """One of `POLICIES` as a `plan` for `run_closed_loop`: (N, 1, 2) actions, fresh at every step."""
-    rng = np.random.default_rng(seed)
-    draw = {
-        "uniform": lambda tasks: rng.uniform(-1, 1, (len(tasks), 2)),
-        "drawn_to_block": lambda tasks: drawn_to_block_actions(tasks.states, rng),
-        "wander": lambda tasks: wandering_actions(tasks.last_actions, rng),
-    }
-    if name not in draw:
-        raise ValueError(f"The policy is {name!r}, but only {', '.join(draw)} are known.")
-    return lambda tasks: draw[name](tasks)[:, None]
-
-
-class Oracle:
-    """CEM on the true states and the true dynamics: what planning could reach. A `plan` for `run_closed_loop`.
-
-    Its cost is `state_cost` of the last state: plain squared distance in both environments, no way round the wall.
-
-    Args:
-        horizon: environment steps planned ahead; longer ones find worse plans with so few candidates.
-        num_candidates, num_iterations, num_elites: of the cross-entropy method.
-        seed: of its noise.
-    """
-
-    def __init__(
-        self,
-        horizon: int = 6,
-        num_candidates: int = 128,
-        num_iterations: int = 3,
-        num_elites: int = 12,
-        seed: int = 0,
-    ):
-        # torch is wanted here only: recording episodes starts faster without it
-        import torch
-
-        from vjepa2_hf.planning import CEM
-
-        self.solver = CEM(
-            horizon=horizon, num_candidates=num_candidates, num_iterations=num_iterations, num_elites=num_elites
-        )
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, tasks: Tasks) -> np.ndarray:
-        return self.plan(tasks.env, tasks.states, tasks.goals)
-
-    def plan(self, env: PlaneEnv, states: np.ndarray, goals: np.ndarray) -> np.ndarray:
-        """Plans from states (N, S) to goals (N, S); returns actions float32 (N, P, 2)."""
-        import torch
-
-        def cost(actions: "torch.Tensor") -> "torch.Tensor":  # (N, J, P, 2) -> (N, J)
-            candidates = actions.numpy()
-            reached = np.broadcast_to(states[:, None], (*candidates.shape[:2], states.shape[-1]))
-            for step in range(candidates.shape[2]):
-                reached = env.dynamics(reached, candidates[:, :, step])
-            return torch.from_numpy(env.state_cost(reached, goals[:, None]).astype(np.float32))
-
-        result = self.solver(cost, batch_size=len(states), action_dim=2, generator=self.generator)
-        return result.actions.numpy()
+    policy = POLICIES[name]
+    return policy() if isinstance(policy, type) else policy
 
 
 def make_plain(env_id: str, **settings: Any) -> PlaneEnv:

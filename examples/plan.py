@@ -7,12 +7,17 @@ Small, with a world model of your own:
     python examples/plan.py --config examples/configs/demo/plan.yaml episodes=10 \
         "models={mine: runs/my_world_model/final}"
 
-Writes `OUTPUT_DIR/results.json` (a row a method: success with a 95 % interval, steps, plan time), `episodes.npz` (what
-happened) and `videos/METHOD/episode-000.mp4` (an episode beside its goal).
+In any other gymnasium environment that renders and takes a bounded Box action, with `gym` saying what a goal and a
+success are, such as examples/configs/pusht/plan.yaml (docs/planning_evaluation.md).
+
+Writes `OUTPUT_DIR/results.json` (a row a method, see `summarize`), `by_episode.json` (success, steps and goal distance
+of every episode, as the `evaluate` module `planning_success` takes them), `episodes.npz` (states) and
+`videos/METHOD/episode-000.mp4` (an episode beside its goal).
 """
 
+import dataclasses
 import json
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +25,17 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from environments import DATA_POLICY, MAX_STEPS, SUCCESS_PIXELS, ClosedLoopResult, Oracle, Tasks, policy_plan
-from environments import run_closed_loop as run_episodes
+from environments import DATA_POLICY
+from goal_policies import PolicyPlan
+from gym_tasks import GymTasks, GymTasksConfig
+from planner_policy import PlannerPolicy
+from rollout_measures import HORIZONS, measure_world_model
+from tasks import ClosedLoopResult, Oracle, TaskBatch, Tasks, join_results, policy_plan, run_closed_loop
 from tqdm import tqdm
 
 from vjepa2_hf import VJepa2Planner
+from vjepa2_hf.checkpoints import write_text
+from vjepa2_hf.metrics.planning_success.planning_success import summarize_success
 from vjepa2_hf.settings import check_known, exit_on_user_error, parse_arguments
 from vjepa2_hf.video_io import encode_video
 
@@ -43,10 +54,18 @@ class PlanConfig:
     output_dir: str
     models: dict[str, str]
     """Name of the row: folder or Hub id of a world model."""
+    policies: dict[str, str] = field(default_factory=dict)
+    """Name of the row: folder of a policy of train_cloning.py or train_actor.py."""
+    proposals: dict[str, str] = field(default_factory=dict)
+    """Name of a row of `models`: folder of a policy whose imagined actions its planner starts from."""
     env: str = "vjepa2_hf/Pushing-v0"
+    gym: GymTasksConfig | None = None
+    """What is a goal and a success; null: the frozen tasks of this repository's environments."""
     baselines: list[str] = field(default_factory=lambda: list(BASELINES))
-    """Rows without a world model: uniform, data_policy, oracle."""
+    """Rows without a world model: uniform, data_policy, and for this repository's environments oracle."""
     episodes: int = 100
+    parallel: int | None = None
+    """Episodes side by side, planned in one call; null: all."""
     first_task: int = 100_000
     """Seed of the first task; tasks are numbered upwards. Choices are made on other tasks than figures."""
     seed: int = 0
@@ -54,10 +73,16 @@ class PlanConfig:
     solver: dict[str, Any] = field(default_factory=dict)
     """`name` and settings of the solver; empty: what the model was saved with."""
     distance: str = "l2"
+    planner: dict[str, Any] = field(default_factory=dict)
+    """Other settings of VJepa2Planner, such as candidate_chunk_size; a `cost` takes the place of `distance`."""
     varied_appearance: bool = False
     """Each task has its own floor, colours, distractors and light."""
     executed_actions: int = 2
     """Environment actions of a plan that are carried out before planning again."""
+    warm_start: bool = False
+    """A plan starts from the last one, moved on by what was carried out."""
+    budget_ms: float | None = None
+    """Milliseconds of a planning call, after which no iteration begins; of one episode with parallel=1."""
     videos: int = 100
     """Episodes of a method to write as video."""
     num_threads: int | None = None
@@ -65,113 +90,158 @@ class PlanConfig:
     """Of the world models; null: an accelerator where there is one."""
 
     def __post_init__(self):
-        if not self.models and not self.baselines:
-            raise ValueError("models and baselines are both empty: there is nothing to evaluate.")
-        if {"seeds", "file"} & set(self.models):
-            raise ValueError("a row cannot be called 'seeds' or 'file'; choose another name in `models`.")
-        for name in ("episodes", "executed_actions"):
-            if getattr(self, name) < 1:
+        if not (self.models or self.baselines or self.policies):
+            raise ValueError("models, policies and baselines are all empty: there is nothing to evaluate.")
+        rows = [*self.models, *self.policies, *(BASELINES.get(name, name) for name in self.baselines)]
+        for name in rows:
+            if name in ("seeds", "file") or rows.count(name) > 1:
+                raise ValueError(f"a row cannot be called {name!r}, or two rows the same; choose another name.")
+        for name in ("episodes", "executed_actions", "parallel"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         for name in self.baselines:
             check_known(name, BASELINES, "baseline")
-
-
-class PlannerPolicy:
-    """A planner as a plan for `run_closed_loop`; episodes that have reached their goal are not planned any more."""
-
-    def __init__(self, planner: VJepa2Planner, seed: int, progress: tqdm):
-        self.planner, self.seed, self.progress = planner, seed, progress
-        self.calls, self.plans, self.seconds = 0, 0, 0.0
-
-    def __call__(self, tasks: Tasks) -> np.ndarray:
-        config = self.planner.model.config
-        active = np.flatnonzero(~tasks.reached)
-        actions = np.zeros((len(tasks), self.planner.solver.horizon * config.actions_per_step, 2), np.float32)
-        if len(active):
-            proprio = list(tasks.proprio_states[active]) if config.proprio_dim else None
-            started = time.perf_counter()
-            plans = self.planner(
-                list(tasks.render()[active]),
-                list(tasks.goal_images[active]),
-                proprio_state=proprio,
-                seed=self.seed * 1000 + self.calls,
+        for name in self.proposals:
+            check_known(name, self.models, "row of models in proposals")
+        if self.warm_start and self.proposals:
+            raise ValueError(
+                "a plan starts from the last one (warm_start) or from a policy (proposals), not from both."
             )
-            self.seconds += time.perf_counter() - started
-            self.plans += len(active)
-            chunks = np.stack([plan["actions"] for plan in plans])  # (n, P, A): k environment actions a model step
-            actions[active] = chunks.reshape(len(active), -1, 2)
-        self.calls += 1
-        self.progress.set_postfix(reached=int(tasks.reached.sum()))
-        self.progress.update()
-        return actions
+        if self.gym is None and self.env not in DATA_POLICY:
+            raise ValueError(f"env is {self.env!r}: say in `gym` what its goals and successes are (gym.success, …).")
+        if self.gym is not None and ("oracle" in self.baselines or self.varied_appearance):
+            raise ValueError(
+                "gym tasks have no oracle (true dynamics to plan with) and no varied_appearance: set "
+                "baselines=[uniform, data_policy] and leave out varied_appearance."
+            )
+
+    @property
+    def data_policy(self) -> str:
+        return DATA_POLICY[self.env] if self.gym is None else self.gym.policy
 
 
-def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
-    """95 % interval of a rate (Wilson's score interval): of the episodes, not of another training run."""
-    z, rate = 1.96, successes / episodes
-    centre = (rate + z**2 / (2 * episodes)) / (1 + z**2 / episodes)
-    half = z / (1 + z**2 / episodes) * np.sqrt(rate * (1 - rate) / episodes + z**2 / (4 * episodes**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+Plan = Callable[[TaskBatch], np.ndarray]
 
 
-def summarize(name: str, result: ClosedLoopResult, plan_seconds: float | None) -> dict[str, Any]:
-    """A row of the table."""
-    episodes, reached = len(result.success), result.distances[:, 1:] <= SUCCESS_PIXELS
-    steps = reached.argmax(axis=1)[result.success] + 1
-    low, high = wilson_interval(int(result.success.sum()), episodes)
-    return {
-        "name": name,
-        "success": float(result.success.mean()),
-        "low": low,
-        "high": high,
-        "episodes": episodes,
-        "steps_to_success": float(steps.mean()) if len(steps) else None,
-        "plan_milliseconds": None if plan_seconds is None else 1000 * plan_seconds,
-    }
+def make_tasks(config: PlanConfig, seeds: range) -> TaskBatch:
+    if config.gym is None:
+        return Tasks(config.env, seeds, config.varied_appearance)
+    return GymTasks(config.env, config.gym, seeds)
 
 
-def run_baseline(name: str, config: PlanConfig, tasks: Tasks) -> ClosedLoopResult:
+def run_method(config: PlanConfig, plan_of: Callable[[int], Plan]) -> tuple[ClosedLoopResult, np.ndarray]:
+    """All episodes of a method, `parallel` at a time; also goal pictures (n, H, W, 3) of those that are shown.
+
+    Args:
+        plan_of: number of a group of episodes -> its plan.
+    """
+    size = config.parallel or config.episodes
+    results, goals = [], []
+    for group, first in enumerate(range(0, config.episodes, size)):
+        seeds = range(config.first_task + first, config.first_task + min(first + size, config.episodes))
+        tasks, shown = make_tasks(config, seeds), max(0, config.videos - first)
+        results.append(run_closed_loop(tasks, plan_of(group), config.executed_actions, shown))
+        goals.append(tasks.goal_images[:shown])
+        tasks.close()
+    return join_results(results), np.concatenate(goals)
+
+
+def baseline_plan(config: PlanConfig, name: str, group: int) -> Plan:
+    """Each group of episodes has its own noise."""
     if name == "oracle":
-        return run_episodes(tasks, Oracle(seed=config.seed), executed_actions=config.executed_actions)
-    policy = "uniform" if name == "uniform" else DATA_POLICY[config.env]
-    return run_episodes(tasks, policy_plan(policy, config.seed), executed_actions=config.executed_actions)
+        return Oracle(seed=config.seed + group)
+    return policy_plan("uniform" if name == "uniform" else config.data_policy, config.seed + group)
 
 
-def run_model(name: str, path: str, config: PlanConfig, tasks: Tasks) -> tuple[ClosedLoopResult, float]:
-    """Episodes under a planner, and seconds a plan."""
-    settings = dict(config.solver)
-    solver = settings.pop("name", None)
-    settings = {**settings, "distance": config.distance, "device": config.device}
-    planner = VJepa2Planner.from_pretrained(path, solver=solver, **settings)
-    calls = -(-MAX_STEPS // config.executed_actions)
-    with tqdm(total=calls, desc=name) as progress:
-        policy = PlannerPolicy(planner, config.seed, progress)
-        result = run_episodes(tasks, policy, executed_actions=config.executed_actions)
-    return result, policy.seconds / policy.plans
+def model_policy(config: PlanConfig, name: str, progress: tqdm) -> PlannerPolicy:
+    settings = {**config.solver, "device": config.device, **config.planner}
+    settings |= {} if "cost" in config.planner else {"distance": config.distance}
+    planner = VJepa2Planner.from_pretrained(config.models[name], solver=settings.pop("name", None), **settings)
+    return PlannerPolicy(
+        planner, config.seed, progress, config.executed_actions, config.warm_start, config.budget_ms,
+        config.proposals.get(name),
+    )  # fmt: skip
 
 
-def write_videos(folder: Path, tasks: Tasks, result: ClosedLoopResult, count: int) -> None:
-    """Episodes beside their goals, enlarged, up to their success."""
+def run_row(config: PlanConfig, name: str) -> tuple[dict[str, Any], ClosedLoopResult, np.ndarray]:
+    """One method by the name of its row: the row, what happened, and goal pictures."""
+    extra: dict[str, Any] = {"plan_milliseconds": None}
+    if name in config.models:
+        with tqdm(desc=name) as progress:
+            policy = model_policy(config, name, progress)
+            result, goals = run_method(config, policy.begin)
+        extra = {**policy.timings(), **measure_world_model(policy.planner, config.models[name])}
+    elif name in config.policies:
+        plan = PolicyPlan(config.policies[name], config.device)
+        result, goals = run_method(config, lambda group: plan)
+        extra = {"plan_milliseconds": 1000 * plan.seconds / plan.plans}
+    else:
+        (baseline,) = [key for key in config.baselines if BASELINES[key] == name]
+        result, goals = run_method(config, lambda group: baseline_plan(config, baseline, group))
+    return {**summarize(name, result), **extra}, result, goals
+
+
+def summarize(name: str, result: ClosedLoopResult) -> dict[str, Any]:
+    """A row: `success` with its interval, `steps_to_success`, `by_distance`, and of each score the means over episodes
+    of its largest and last value (`scores`)."""
+    start = None if result.distances is None else result.distances[:, 0]
+    row = {"name": name, **summarize_success(result.success, result.steps, start)}
+    for score, values in result.scores.items():
+        values = {"max": float(np.nanmax(values, axis=1).mean()), "last": float(values[:, -1].mean())}
+        row.setdefault("scores", {})[score] = values
+    return row
+
+
+def write_videos(folder: Path, result: ClosedLoopResult, goals: np.ndarray) -> None:
+    """Episodes beside their goals, small pictures enlarged, up to their success."""
+    if result.frames is None:
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    for episode in range(min(count, len(tasks))):
-        reached = result.distances[episode] <= SUCCESS_PIXELS
-        length = int(reached[1:].argmax()) + 2 if result.success[episode] else len(reached)
-        states, appearance = result.states[episode, :length], tasks.appearances[episode]
-        frames = np.stack([tasks.env.render_state(state, appearance) for state in states])
-        goal = np.broadcast_to(tasks.goal_images[episode], frames.shape)
-        picture = np.concatenate([frames, goal], axis=2).repeat(3, axis=1).repeat(3, axis=2)
+    for episode, (frames, goal) in enumerate(zip(result.frames, goals, strict=True)):
+        frames = frames[: result.steps[episode] + 1] if result.success[episode] else frames
+        picture = np.concatenate([frames, np.broadcast_to(goal, frames.shape)], axis=2)
+        scale = max(1, 192 // goal.shape[0])
+        picture = picture.repeat(scale, axis=1).repeat(scale, axis=2)
         (folder / f"episode-{episode:03d}.mp4").write_bytes(encode_video(picture, fps=10))
+
+
+def _cells(row: dict[str, Any]) -> dict[str, str]:
+    """The cells of a row by column; columns that no row has are left out of the table."""
+    cells = {
+        "method": row["name"],
+        "success": f"{row['success']:.2f}",
+        "95 % interval": f"{row['low']:.2f}–{row['high']:.2f}",
+        "episodes": str(row["episodes"]),
+    }
+    if row["steps_to_success"] is not None:
+        cells["steps"] = f"{row['steps_to_success']:.1f}"
+    if row.get("plan_milliseconds") is not None:
+        cells["ms a plan"] = f"{row['plan_milliseconds']:.1f}"
+    if "within_budget" in row:
+        cells["calls within budget"] = f"{row['within_budget']:.2f}"
+    if "by_distance" in row:
+        cells["near to far goals"] = " / ".join(f"{part['success']:.2f}" for part in row["by_distance"])
+    for name, values in row.get("scores", {}).items():
+        cells |= {f"{name}, largest": f"{values['max']:.2f}", f"{name}, last": f"{values['last']:.2f}"}
+    for horizon, error in row.get("rollout_error", {}).items():
+        cells[f"error {horizon} / copying's"] = f"{error['error'] / error['copy_error']:.2f}"
+        cells[f"cosine {horizon} (copying)"] = f"{error['cosine']:.2f} ({error['copy_cosine']:.2f})"
+    if "parameters" in row:
+        cells["parameters"] = f"{row['parameters']:,}"
+        cells["MFLOP a step"] = f"{row['rollout_flops'] / 1e6:.1f}"
+        cells["ms a step of all candidates"] = f"{row['rollout_milliseconds']:.1f} ({row['rollout_candidates']})"
+    return cells
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| method | success | 95 % interval | episodes | steps | ms a plan |", "|---|---|---|---|---|---|"]
-    for row in rows:
-        steps = "–" if row["steps_to_success"] is None else f"{row['steps_to_success']:.1f}"
-        plan = "–" if row["plan_milliseconds"] is None else f"{row['plan_milliseconds']:.0f}"
-        interval = f"{row['low']:.2f}–{row['high']:.2f}"
-        lines.append(f"| {row['name']} | {row['success']:.2f} | {interval} | {row['episodes']} | {steps} | {plan} |")
-    return "\n".join(lines)
+    cells = [_cells(row) for row in rows]
+    order = ["method", "success", "95 % interval", "episodes", "steps", "ms a plan", "near to far goals"]
+    order += [name for h in HORIZONS for name in (f"error {h} / copying's", f"cosine {h} (copying)")]
+    found = list(dict.fromkeys(name for row in cells for name in row))
+    titles = [name for name in order if name in found] + [name for name in found if name not in order]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    return "\n".join(lines + [f"| {' | '.join(row.get(title, '–') for title in titles)} |" for row in cells])
 
 
 def evaluate(config: PlanConfig) -> list[dict[str, Any]]:
@@ -180,28 +250,26 @@ def evaluate(config: PlanConfig) -> list[dict[str, Any]]:
         torch.set_num_threads(config.num_threads)
     output = Path(config.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    seeds = range(config.first_task, config.first_task + config.episodes)
-    rows, states = [], {}
-    methods = [(name, None) for name in config.baselines if name != "oracle"]
-    methods += list(config.models.items()) + [("oracle", None)] * ("oracle" in config.baselines)
-    for name, path in methods:
-        tasks = Tasks(config.env, seeds, config.varied_appearance)
-        if path is None:
-            result, seconds = run_baseline(name, config, tasks), None
-            name = BASELINES[name]
-        else:
-            result, seconds = run_model(name, path, config, tasks)
-        rows.append(summarize(name, result, seconds))
-        states[name] = result.states
-        write_videos(output / "videos" / name.replace(" ", "_").replace("/", "_"), tasks, result, config.videos)
+    names = [BASELINES[name] for name in config.baselines if name != "oracle"] + [*config.policies, *config.models]
+    names += [BASELINES["oracle"]] * ("oracle" in config.baselines)
+    rows, states, by_episode = [], {}, {}
+    for name in names:
+        row, result, goals = run_row(config, name)
+        rows.append(row)
+        by_episode[name] = {"successes": result.success.tolist(), "steps": result.steps.tolist()}
+        if result.distances is not None:
+            by_episode[name]["distances"] = result.distances[:, 0].tolist()
+        if result.states is not None:
+            states[name] = result.states
+        write_videos(output / "videos" / name.replace(" ", "_").replace("/", "_"), result, goals)
 
-    (output / "config.yaml").write_text(yaml.safe_dump(vars(config), sort_keys=False), encoding="utf-8")
-    partial = output / "partial.npz"
+    write_text(output / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+    seeds, partial = range(config.first_task, config.first_task + config.episodes), output / "partial.npz"
     np.savez_compressed(partial, seeds=np.array(seeds), **states)
     partial.replace(output / "episodes.npz")
-    partial = output / "results.json.tmp"
-    partial.write_text(json.dumps({"env": config.env, "rows": rows}, indent=1), encoding="utf-8")
-    partial.replace(output / "results.json")  # last: who finds it finds the rest
+    write_text(output / "by_episode.json", json.dumps(by_episode))
+    # last: who finds it finds the rest
+    write_text(output / "results.json", json.dumps({"env": config.env, "rows": rows}, indent=1))
     return rows
 
 

@@ -8,8 +8,9 @@ or, to try it in a second:
 
 Any registered environment works that renders "rgb_array" and takes bounded Box actions (`--policy uniform`; an id such
 as `module:Name-v0` imports its module first). A row is an episode: `video` (h264 mp4), `actions` (T-1 rows of A),
-`proprio_states` and `states` (T rows each, where the environment's info has `proprio_state`, which a model may see,
-and `state`, which probes are scored by), `fps`, `episode_id`, and with `--rewards` the environment's `rewards` (T-1).
+`proprio_states` and `states` (T rows each: what a model may see, and what probes are scored by; `--proprio_state` and
+`--state` name what the environment tells of them in its info or a dict of observations, by default `proprio_state` and
+`state` where it has such), `fps`, `episode_id`, and with `--rewards` the environment's `rewards` (T-1).
 `--env_kwargs` are settings of the environment, such as '{"random_force": 0.3}' of those of this project.
 The same arguments record the same episodes, whatever `--num_proc`.
 """
@@ -18,13 +19,14 @@ import argparse
 import concurrent.futures
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import environments
 import gymnasium
 import numpy as np
 from datasets import Features, List, Value, Video
+from gym_environments import make_env, read_numbers, read_picture
 from tqdm.auto import tqdm
 
 from vjepa2_hf.settings import exit_on_user_error
@@ -35,7 +37,7 @@ from vjepa2_hf.video_io import encode_video
 # Twice as fast as the default at this size, and the same bytes every time: with the slower presets' macroblock tree
 # and B-frames, x264 reads memory that it never wrote when pictures are as small as 64 pixels.
 PRESET = "ultrafast"
-STATE_COLUMNS = {"proprio_state": "proprio_states", "state": "states"}  # keys of an environment's info
+STATE_COLUMNS = {"proprio_states": "proprio_state", "states": "state"}  # and what an environment may tell of itself
 
 
 @dataclasses.dataclass
@@ -51,6 +53,8 @@ class EpisodeRecorder:
         rewards: keep the environment's. In this project's environments, whose reward is minus the distance to a goal
             that no picture shows, all episodes then have one goal, so that pictures tell the reward.
         env_kwargs: settings with which the environment is made.
+        state_names: of a column of `STATE_COLUMNS`, names of what the environment tells, joined; a column that is not
+            named is recorded where the environment has such an entry.
     """
 
     env_id: str
@@ -60,6 +64,7 @@ class EpisodeRecorder:
     varied_appearance: bool = False
     rewards: bool = False
     env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    state_names: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.length < 1:
@@ -81,10 +86,7 @@ class EpisodeRecorder:
             known = " and ".join(environments.DATA_POLICY)
             raise ValueError(f"--varied_appearance is for {known}, but the environment is {self.env_id!r}.")
         settings |= self.env_kwargs
-        try:
-            return gymnasium.make(self.env_id, render_mode="rgb_array", disable_env_checker=True, **settings)
-        except (gymnasium.error.Error, ImportError, TypeError) as error:
-            raise ValueError(f"The environment {self.env_id!r} can not be made: {error}") from error
+        return make_env(self.env_id, **settings)
 
     def record(self, number: int) -> dict[str, Any]:
         """Plays episode `number`; returns its row."""
@@ -92,15 +94,16 @@ class EpisodeRecorder:
         rng = np.random.default_rng(policy_seed)
         policy = environments.find_policy(self.policy, self.env)
         observation, info = self.env.reset(seed=int(env_seed), options=self._options(rng))
-        frames, actions, rewards, infos = [self.picture(observation)], [], [], [info]
+        frames, actions, rewards = [read_picture(self.env, observation)], [], []
+        states = [self.read_states(info, observation)]
         ended = False
         while not ended:
             action = policy(self.env.unwrapped, rng)
             observation, reward, terminated, truncated, info = self.env.step(action)
-            frames.append(self.picture(observation))
+            frames.append(read_picture(self.env, observation))
             actions.append(np.asarray(action, np.float32).reshape(-1))
             rewards.append(float(reward))
-            infos.append(info)
+            states.append(self.read_states(info, observation))
             ended = terminated or truncated
         fps = float(self.env.metadata.get("render_fps") or environments.FRAMES_PER_SECOND)
         episode_id = f"{self.seed}-{number:06d}"
@@ -112,10 +115,13 @@ class EpisodeRecorder:
         }
         if self.rewards:
             row["rewards"] = rewards
-        for name, column in STATE_COLUMNS.items():
-            if name in info:
-                row[column] = [np.asarray(one[name], np.float32).reshape(-1) for one in infos]
-        return row
+        return row | {column: [one[column] for one in states] for column in states[0]}
+
+    def read_states(self, info: dict[str, Any], observation: Any) -> dict[str, np.ndarray]:
+        """What the environment tells now, float32 (S,) by column."""
+        default = {column: [name] for column, name in STATE_COLUMNS.items() if name in info}
+        names = {**default, **self.state_names}
+        return {column: read_numbers(given, info, observation) for column, given in names.items()}
 
     def _options(self, rng: np.random.Generator) -> dict[str, Any] | None:
         """For our own environments any free start: drawing a goal, which a recording has no use for, takes longer."""
@@ -124,17 +130,6 @@ class EpisodeRecorder:
         sample_starts = self.env.unwrapped.sample_starts
         start = sample_starts(rng, 1)[0]
         return {"state": start, "goal": sample_starts(np.random.default_rng(0), 1)[0] if self.rewards else start}
-
-    def picture(self, observation: Any) -> np.ndarray:
-        """What the environment shows now, uint8 (H, W, 3)."""
-        # Our own environments observe what they render; drawing it twice would double the cost.
-        try:
-            picture = observation if self.env_id in environments.DATA_POLICY else self.env.render()
-        except gymnasium.error.Error as error:  # such as a drawing library that is not installed
-            raise ValueError(f"The environment {self.env_id!r} can not draw itself: {error}") from error
-        if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape[2:] != (3,):
-            raise ValueError(f"The environment {self.env_id!r} renders no uint8 picture (H, W, 3) as 'rgb_array'.")
-        return picture
 
 
 def record_episodes(recorder: EpisodeRecorder, episodes: int, num_proc: int = 1) -> Iterator[dict[str, Any]]:
@@ -158,8 +153,8 @@ def _record_in_worker(number: int) -> dict[str, Any]:
     return _worker.record(number)
 
 
-def episode_features(info: dict[str, Any], with_rewards: bool = False) -> Features:
-    """The columns of an episode shard, for an environment that gives such an info."""
+def episode_features(states: Collection[str], with_rewards: bool = False) -> Features:
+    """The columns of an episode shard with these of `STATE_COLUMNS`."""
     numbers = List(List(Value("float32")))
     columns = {
         "video": Video(decode=False),
@@ -167,7 +162,7 @@ def episode_features(info: dict[str, Any], with_rewards: bool = False) -> Featur
         "fps": Value("float32"),
         "episode_id": Value("string"),
     }
-    columns |= {column: numbers for name, column in STATE_COLUMNS.items() if name in info}
+    columns |= {column: numbers for column in STATE_COLUMNS if column in states}
     return Features(columns | ({"rewards": List(Value("float32"))} if with_rewards else {}))
 
 
@@ -183,6 +178,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_proc", default=2, type=int, help="processes (default 2)")
     parser.add_argument("--varied_appearance", action="store_true", help="random floors, colors, distractors, light")
     parser.add_argument("--rewards", action="store_true", help="keep rewards (of one goal for all episodes, in ours)")
+    for name in STATE_COLUMNS.values():
+        told = f"names of what the environment tells of it (default: {name}, if there is such)"
+        parser.add_argument(f"--{name}", nargs="+", metavar="NAME", help=told)
     parser.add_argument("--env_kwargs", default="{}", help="settings of the environment, a JSON object")
     return parser.parse_args(arguments)
 
@@ -214,14 +212,15 @@ def main(arguments: list[str] | None = None) -> None:
         options.varied_appearance,
         options.rewards,
         read_env_kwargs(options.env_kwargs),
+        {column: getattr(options, name) for column, name in STATE_COLUMNS.items() if getattr(options, name)},
     )
     environments.find_policy(options.policy, recorder.env)  # refused before any process starts
     observation, info = recorder.env.reset(seed=0)
-    recorder.picture(observation)
+    read_picture(recorder.env, observation)
 
     rows = record_episodes(recorder, options.episodes, min(options.num_proc, options.episodes))
     progress = tqdm(rows, total=options.episodes, desc="recording", unit="episode")
-    features = episode_features(info, options.rewards)
+    features = episode_features(recorder.read_states(info, observation), options.rewards)
     write_shards(progress, options.output, features=features, num_shards=min(options.num_shards, options.episodes))
 
 

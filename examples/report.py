@@ -24,10 +24,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 import yaml
-from environments import SUCCESS_PIXELS, Tasks
+from environments import SUCCESS_PIXELS
 from feature_picture import SHARES, feature_picture, list_shares, load_processor, read_clips
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
+from tasks import Tasks
 
 from vjepa2_hf import VJepa2Encoder
 from vjepa2_hf.settings import exit_on_user_error

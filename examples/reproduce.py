@@ -1,25 +1,26 @@
-"""Every figure that README and the model card quote: three training seeds, both environments, all encoders, in about
-an hour on 2 cores.
+"""Every figure that README and the model card quote: three training seeds, both environments, all encoders and
+baselines, in hours on 2 cores.
 
     python examples/reproduce.py [--output runs/reproduce] [--seeds 3] [--lanes 2]
 
 Each environment and seed is a chain of the demo's steps: pretrain, three world models (pretrained encoder, random
-encoder, raw pixels; the same dynamics and as many training steps), planning on 100 tasks of its own. Chains run side
-by side, one thread each. A run that was stopped goes on where it was. At the end the means over seeds, with intervals
-that contain their spread, go to `results/reproduce.json` and into README and the model card between their markers.
+encoder, raw pixels; the same dynamics and as many training steps), cloning and an actor learned in imagination on the
+first, planning on 100 tasks of its own. Chains run side by side, one thread each. A run that was stopped goes on where
+it was. At the end the means over seeds, with intervals that contain their spread, go to `results/reproduce.json` and
+into README and the model card between their markers.
 """
 
 import argparse
 import json
-import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from demo import RANDOM_ENCODER, Road, script
-from scipy.stats import t as student_t
 from tqdm import tqdm
+
+from vjepa2_hf.metrics.planning_success.planning_success import seed_interval
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +29,7 @@ ENVIRONMENTS = {
     "pushing": {"id": "vjepa2_hf/Pushing-v0", "policy": "drawn_to_block", "plan": "plan.yaml"},
     "two_rooms": {"id": "vjepa2_hf/TwoRooms-v0", "policy": "wander", "plan": "plan_two_rooms.yaml"},
 }
+POLICIES = {"cloning": "goal-conditioned behaviour cloning", "actor": "actor learned in imagination"}
 ENCODERS = {"pretrained": "CEM, pretrained encoder", "random": "CEM, random encoder", "pixels": "CEM, raw pixels"}
 
 
@@ -57,8 +59,13 @@ def run_chain(output: Path, environment: str, seed: int, progress: tqdm) -> None
         if encoder != "pretrained":
             source = [f"encoder={encoder}", RANDOM_ENCODER]
         step(f"world_model_{encoder}", "train_world_model.py", "world_model.yaml", "final", *source, *common)
+    world_model = f"world_model={folder / 'world_model_pretrained' / 'final'}"
+    for policy in POLICIES:
+        step(policy, f"train_{policy}.py", f"{policy}.yaml", "final", world_model, *common)
+    policies = {name: str(folder / policy / "final") for policy, name in POLICIES.items()}
     models = {name: str(folder / f"world_model_{encoder}" / "final") for encoder, name in ENCODERS.items()}
-    settings = [f"models={json.dumps(models)}", f"seed={seed}", "num_threads=1", "videos=10"]
+    settings = [f"models={json.dumps(models)}", f"policies={json.dumps(policies)}"]
+    settings += [f"seed={seed}", "num_threads=1", "videos=10"]
     # tasks of its own, so that the spread over seeds holds the tasks' too
     settings.append(f"first_task={100_000 + 1000 * seed}")
     step("plan", "plan.py", ENVIRONMENTS[environment]["plan"], "results.json", *settings)
@@ -93,14 +100,6 @@ def collect(output: Path, environment: str, seeds: int) -> dict[str, Any]:
             for i, row in enumerate(measured[0])
         }
     return {"rows": rows, "rollout_error_over_copy": errors}
-
-
-def seed_interval(values: list[float]) -> tuple[float, float]:
-    """95 % t-interval of the mean over seeds, within 0 and 1; the whole range for a single seed."""
-    if len(values) < 2:
-        return 0.0, 1.0
-    half = float(student_t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1)) / math.sqrt(len(values))
-    return max(0.0, float(np.mean(values)) - half), min(1.0, float(np.mean(values)) + half)
 
 
 def format_tables(results: dict[str, Any]) -> str:
@@ -164,7 +163,10 @@ def run_all(arguments: argparse.Namespace) -> None:
     for environment in ENVIRONMENTS:
         record(arguments.output, environment)
     chains = [(environment, seed) for seed in range(arguments.seeds) for environment in ENVIRONMENTS]
-    with tqdm(total=len(chains) * 5, desc="steps") as progress, ThreadPoolExecutor(arguments.lanes) as lanes:
+    with (
+        tqdm(total=len(chains) * (2 + len(ENCODERS) + len(POLICIES)), desc="steps") as progress,
+        ThreadPoolExecutor(arguments.lanes) as lanes,
+    ):
         for done in [lanes.submit(run_chain, arguments.output, *chain, progress) for chain in chains]:
             done.result()
 

@@ -5,6 +5,12 @@ import demo
 import pytest
 import reproduce
 from demo import Road
+from goal_policies import PolicyTrainingConfig
+from plan import PlanConfig
+from tqdm import tqdm
+from train_actor import ActorConfig
+
+from vjepa2_hf.settings import load_config
 
 
 def writes(path, seconds: float = 0.0) -> list[str]:
@@ -53,12 +59,6 @@ def test_demo_runs_every_script_in_order(tmp_path, monkeypatch):
     assert sys.executable not in commands[0]  # the road adds the interpreter
 
 
-def test_interval_over_seeds_contains_their_spread():
-    low, high = reproduce.seed_interval([0.8, 0.9, 0.85])
-    assert low < 0.8 and high > 0.9
-    assert reproduce.seed_interval([0.5]) == (0.0, 1.0)
-
-
 def test_tables_are_written_between_the_markers_and_nowhere_else(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- reproduce:begin -->\nold\n<!-- reproduce:end -->\nafter\n")
@@ -69,3 +69,20 @@ def test_tables_are_written_between_the_markers_and_nowhere_else(tmp_path):
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "| CEM | 0.50 | 0.40–0.60 | 0.40, 0.60 |" in text
+
+
+def test_reproduce_trains_every_row_of_its_tables_and_plans_with_it(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(Road, "run", lambda self, title, *steps: commands.extend(step[2] for step in steps))
+    reproduce.run_chain(tmp_path, "two_rooms", 1, tqdm(disable=True))
+    scripts = [command[0].rsplit("/", 1)[-1] for command in commands]
+    models = ["train_world_model.py"] * 3
+    assert scripts == ["pretrain.py", *models, "train_cloning.py", "train_actor.py", "plan.py"]
+    configs = [load_config(PlanConfig, commands[-1][2], commands[-1][3:])]
+    folder = tmp_path / "two_rooms" / "seed-1"
+    assert set(configs[0].policies.values()) == {str(folder / name / "final") for name in ("cloning", "actor")}
+    assert set(configs[0].models) == set(reproduce.ENCODERS.values())
+    world_model = f"world_model={folder / 'world_model_pretrained' / 'final'}"
+    assert world_model in commands[4] and world_model in commands[5]
+    for command in commands[4:6]:
+        load_config(PolicyTrainingConfig if "cloning" in command[0] else ActorConfig, command[2], command[3:])

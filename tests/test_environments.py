@@ -6,9 +6,10 @@ import environments
 import gymnasium
 import numpy as np
 import pytest
-from environments import IMAGE_SIZE, PUSHING, TWO_ROOMS, PushingEnv, Tasks, TwoRoomsEnv, run_closed_loop
+from environments import IMAGE_SIZE, PUSHING, TWO_ROOMS, PushingEnv, TwoRoomsEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tasks import Tasks
 
 
 ENVIRONMENTS = (PUSHING, TWO_ROOMS)
@@ -224,38 +225,6 @@ def test_varied_appearance_changes_between_episodes_and_not_within(env_id):
     np.testing.assert_array_equal(env.render_state(state), first)
     env.reset(seed=1)
     assert np.abs(env.render_state(state).astype(int) - first).mean() > 5
-
-
-def test_closed_loop_counts_success_at_any_step():
-    tasks = Tasks(TWO_ROOMS, [1, 3])
-    tasks.states = np.array([[0.2, 0.3], [0.2, 0.3]], np.float32)
-    tasks.goals = np.array([[0.2, 0.5], [0.8, 0.5]], np.float32)
-    south = np.tile(np.array([0.0, 1.0], np.float32), (2, 3, 1))
-    result = run_closed_loop(tasks, lambda _: south)
-    assert result.success.tolist() == [True, False]
-    assert result.states.shape == (2, 26, 2) and result.actions.shape == (2, 25, 2)
-    assert result.distances[0, -1] > environments.SUCCESS_PIXELS  # it went past, and that counts
-
-
-@pytest.mark.parametrize(
-    ("env_id", "uniform", "data", "oracle"), [(PUSHING, 0.08, (0.25, 0.55), 0.8), (TWO_ROOMS, 0.18, (0.05, 0.28), 0.8)]
-)
-def test_policies_and_oracle_succeed_as_often_as_quoted(env_id, uniform, data, oracle):
-    pytest.importorskip("torch")
-    seeds = range(10_000, 10_050)  # not those of any evaluation
-
-    def success(plan) -> float:
-        return run_closed_loop(Tasks(env_id, seeds), plan).success.mean()
-
-    assert success(environments.policy_plan("uniform")) <= uniform
-    assert data[0] <= success(environments.policy_plan(environments.DATA_POLICY[env_id])) <= data[1]
-    assert success(environments.Oracle()) >= oracle
-
-
-@pytest.mark.parametrize("env_id", ENVIRONMENTS)
-def test_oracle_repeats_itself(env_id):
-    tasks = Tasks(env_id, range(4))
-    np.testing.assert_array_equal(environments.Oracle(seed=1)(tasks), environments.Oracle(seed=1)(tasks))
 
 
 def test_steps_and_pictures_are_fast():

@@ -4,11 +4,13 @@ import sys
 import numpy as np
 import plan
 import pytest
-from environments import PUSHING, Tasks
-from plan import PlanConfig, PlannerPolicy, evaluate, format_table, wilson_interval
-from tqdm import tqdm
+from environments import PUSHING
+from goal_policies import GoalPolicy
+from gym_tasks import GymTasksConfig
+from plan import PlanConfig, evaluate, format_table
 
-from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel
+from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, VJepa2WorldModel
+from vjepa2_hf.metrics.planning_success.planning_success import summarize_success
 from vjepa2_hf.video_io import VideoReader
 
 
@@ -21,10 +23,23 @@ def model_dir(tmp_path_factory):
     sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "crop_size": 64}
     encoder = VJepa2Encoder(VJepa2EncoderConfig(**sizes))
     dynamics = {"predictor_hidden_size": 12, "predictor_num_hidden_layers": 1, "predictor_num_attention_heads": 2}
-    model = VJepa2WorldModel.from_encoder(encoder, action_dim=4, actions_per_step=2, frame_skip=2, **dynamics)
-    folder = tmp_path_factory.mktemp("model")
+    actions = {"action_dim": 4, "actions_per_step": 2, "action_low": [-1.0] * 4, "action_high": [1.0] * 4}
+    model = VJepa2WorldModel.from_encoder(encoder, frame_skip=2, **actions, **dynamics)
+    folder = tmp_path_factory.mktemp("run") / "final"
     model.save_pretrained(folder)
     VJepa2VideoProcessor(size=64, crop_size=64).save_pretrained(folder)
+    errors = {"error": 0.5, "copy_error": 1.0, "cosine": 0.75, "copy_cosine": 0.25}
+    rows = [{"horizon": horizon, **errors} for horizon in (1, 2, 5, 10)]
+    (folder.parent / "rollout_error.json").write_text(json.dumps(rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def policy_dir(model_dir, tmp_path_factory):
+    """A policy with random weights on that world model."""
+    folder = tmp_path_factory.mktemp("policy")
+    model = VJepa2WorldModel.from_pretrained(model_dir)
+    GoalPolicy.from_world_model(model, str(model_dir), hidden_size=8).save_pretrained(folder)
     return folder
 
 
@@ -40,31 +55,20 @@ def test_evaluation_writes_table_episodes_and_videos(model_dir, tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["rows"] == rows
     assert all(row["low"] <= row["success"] <= row["high"] for row in rows)
     assert rows[2]["plan_milliseconds"] > 0 and rows[0]["plan_milliseconds"] is None
-    assert format_table(rows).count("\n") == 1 + len(rows)
+    table = format_table(rows)
+    assert table.count("\n") == 1 + len(rows)
+    assert "| error 1 / copying's | cosine 1 (copying) |" in table and "| 0.50 | 0.75 (0.25) |" in table
+    assert rows[2]["rollout_flops"] > 0 and rows[2]["rollout_milliseconds"] > 0 and rows[2]["parameters"] > 0
+    by_episode = json.loads((tmp_path / "by_episode.json").read_text())
+    assert list(by_episode) == [row["name"] for row in rows]
+    assert len({tuple(one["distances"]) for one in by_episode.values()}) == 1  # the same tasks for all methods
+    assert [summarize_success(**one)["success"] for one in by_episode.values()] == [row["success"] for row in rows]
     episodes = np.load(tmp_path / "episodes.npz")
     assert episodes["CEM"].shape == (3, 26, 4)
     videos = sorted((tmp_path / "videos" / "CEM").iterdir())
     assert len(videos) == 2
     with VideoReader(str(videos[0])) as reader:
         assert reader.frames([0]).shape == (1, 192, 384, 3)
-
-
-def test_episodes_that_reached_their_goal_are_not_planned_any_more(model_dir):
-    settings = {name: value for name, value in SOLVER.items() if name != "name"}
-    planner = VJepa2Planner.from_pretrained(model_dir, solver="cem", **settings)
-    tasks = Tasks(PUSHING, range(4))
-    tasks.reached[:] = [True, False, True, False]
-    policy = PlannerPolicy(planner, seed=0, progress=tqdm(disable=True))
-    actions = policy(tasks)
-    assert actions.shape == (4, 4, 2)  # 2 model steps of 2 environment actions
-    assert policy.plans == 2
-    assert not actions[[0, 2]].any() and actions[[1, 3]].any()
-
-
-def test_wilson_interval_holds_the_rate_and_stays_within_0_and_1():
-    assert wilson_interval(0, 100) == (0.0, pytest.approx(0.037, abs=1e-3))
-    low, high = wilson_interval(50, 100)
-    assert (low, high) == (pytest.approx(0.404, abs=1e-3), pytest.approx(0.596, abs=1e-3))
 
 
 def test_unknown_baseline_names_the_nearest():
@@ -80,3 +84,62 @@ def test_missing_model_is_a_sentence(monkeypatch, capsys, tmp_path):
     assert exit_.value.code == 1
     assert "absent" in capsys.readouterr().err
     assert not (tmp_path / "results.json").exists()
+
+
+GYM = GymTasksConfig(
+    env_kwargs={"terminate_on_success": False},
+    max_steps=4,
+    policy="drawn_to_block",
+    state=["state"],
+    distance_columns=[2, 3],
+    success_distance=0.08,
+    scores=["distance_px"],
+)
+
+
+def test_any_gymnasium_environment_is_planned_in_groups(model_dir, policy_dir, tmp_path):
+    """One of ours through the general road, as if it were foreign."""
+    rows = ["uniform", "data_policy"]
+    settings = {"env": PUSHING, "gym": GYM, "baselines": rows, "solver": SOLVER, "episodes": 3, "parallel": 2}
+    models, policies = {"CEM": str(model_dir)}, {"cloning": str(policy_dir)}
+    rows = evaluate(PlanConfig(str(tmp_path), models, policies=policies, videos=3, **settings))
+    assert [row["name"] for row in rows] == ["uniform random", "data policy", "cloning", "CEM"]
+    assert all(row["episodes"] == 3 and row["scores"]["distance_px"]["max"] > 0 for row in rows)
+    assert "| distance_px, largest | distance_px, last |" in format_table(rows)
+    assert rows[2]["plan_milliseconds"] > 0
+    assert len(list((tmp_path / "videos" / "cloning").iterdir())) == 3
+    together = evaluate(PlanConfig(str(tmp_path / "all"), models, videos=0, **{**settings, "parallel": None}))
+    np.testing.assert_allclose(
+        np.load(tmp_path / "episodes.npz")["CEM"], np.load(tmp_path / "all" / "episodes.npz")["CEM"], atol=1e-5
+    )
+    assert not (tmp_path / "all" / "videos").exists()
+    assert together[-1]["success"] == rows[-1]["success"]
+
+
+def test_budget_warm_start_and_proposals_reach_the_planner(model_dir, policy_dir, tmp_path):
+    settings = {"baselines": [], "solver": SOLVER, "episodes": 2, "videos": 0}
+    models = {"plain": str(model_dir), "proposed": str(model_dir)}
+    proposals = {"proposed": str(policy_dir)}
+    rows = evaluate(PlanConfig(str(tmp_path / "a"), models, proposals=proposals, budget_ms=1e6, **settings))
+    assert [row["within_budget"] for row in rows] == [1.0, 1.0]
+    assert "calls within budget" in format_table(rows)
+    evaluate(PlanConfig(str(tmp_path / "b"), {"plain": str(model_dir)}, warm_start=True, **settings))
+    plain, proposed = (np.load(tmp_path / "a" / "episodes.npz")[name] for name in models)
+    warm = np.load(tmp_path / "b" / "episodes.npz")["plain"]
+    assert not np.array_equal(plain, proposed) and not np.array_equal(plain, warm)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"env": "Pendulum-v1"}, "say in `gym`"),
+        ({"gym": GYM}, "no oracle"),
+        ({"proposals": {"CME": "x"}, "models": {"CEM": "y"}}, "did you mean 'CEM'"),
+        ({"models": {"CEM": "y"}, "policies": {"CEM": "y"}}, "two rows the same"),
+        ({"models": {"CEM": "y"}, "proposals": {"CEM": "x"}, "warm_start": True}, "not from both"),
+        ({"parallel": 0}, "parallel must be at least 1"),
+    ],
+)
+def test_settings_that_do_not_fit_are_a_sentence(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PlanConfig("out", **{"models": {}, **settings})

@@ -29,11 +29,12 @@ class CountingEnv(gymnasium.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.count = 0
-        return np.zeros(1, np.float32), {}
+        return np.zeros(1, np.float32), {"joints": np.arange(3.0), "hand": 0}
 
     def step(self, action):
         self.count += 1
-        return np.zeros(1, np.float32), self.count / 2, self.count == 5, False, {}
+        info = {"joints": np.arange(3.0) + self.count, "hand": self.count}
+        return np.zeros(1, np.float32), self.count / 2, self.count == 5, False, info
 
     def render(self):
         if self.discrete is None:
@@ -108,6 +109,12 @@ def test_any_environment_with_pictures_and_box_actions_works(tmp_path):
         assert np.asarray(read_video(row["video"])).shape == (6, 48, 32, 3)
 
 
+def test_what_the_environment_tells_becomes_columns_by_name(tmp_path):
+    named = ["--state", "hand", "joints", "--proprio_state", "joints"]
+    (row,) = record(tmp_path / "out", "Counting-v0", "held", "--episodes", "1", *named)
+    assert row["states"][2] == [2, 2, 3, 4] and row["proprio_states"][2] == [2, 3, 4] and len(row["states"]) == 6
+
+
 def test_settings_of_the_environment_reach_it(tmp_path):
     settings = ["--episodes", "1", "--length", "6"]
     plain = record(tmp_path / "plain", environments.PUSHING, "uniform", *settings)[0]
@@ -127,6 +134,7 @@ def test_settings_of_the_environment_reach_it(tmp_path):
     [
         (["--env", "vjepa2_hf/Pushin-v0", "--policy", "uniform"], "can not be made"),
         (["--env", environments.PUSHING, "--policy", "unifrom"], "known policies"),
+        (["--env", environments.PUSHING, "--policy", "uniform", "--state", "stat"], "tells no 'stat'"),
         (["--env", environments.TWO_ROOMS, "--policy", "drawn_to_block"], "needs PushingEnv"),
         (["--env", "Counting-v0", "--policy", "wander"], "needs PlaneEnv"),
         (["--env", "CountingDiscrete-v0", "--policy", "uniform", "--num_proc", "1"], "bounded Box"),

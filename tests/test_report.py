@@ -13,8 +13,9 @@ import pytest
 import report
 import yaml
 from datasets import Features, Video
-from environments import PUSHING, Tasks
+from environments import PUSHING
 from report import animate_episodes, read_metrics, sign_test, write_report
+from tasks import Tasks
 
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2MaskedLatentPredictionConfig, VJepa2VideoProcessor
 from vjepa2_hf.shards import write_shards

@@ -159,3 +159,16 @@ def test_a_programming_error_keeps_its_traceback():
 
     with pytest.raises(KeyError):
         main()
+
+
+@dataclass
+class Special(Config):
+    depth: int = 2
+    """Of the special part."""
+
+
+def test_help_tells_what_inherited_keys_mean(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(Special, "Script.", ["--help"])
+    printed = capsys.readouterr().out
+    assert "max_steps: int = 10   # Of the optimiser." in printed and "# Of the special part." in printed

@@ -52,7 +52,7 @@ def inputs(tmp_path_factory) -> tuple[Path, Path]:
             actions = np.zeros((4, 2), np.float32)
             yield {"video": video, "actions": actions, "fps": 10.0, "episode_id": f"{number:03d}"}
 
-    write_shards(rows(), folder / "data", episode_features({}), num_shards=1)
+    write_shards(rows(), folder / "data", episode_features([]), num_shards=1)
     torch.manual_seed(0)
     sizes = {"predictor_hidden_size": 16, "predictor_num_hidden_layers": 1, "predictor_num_attention_heads": 2}
     encoder = VJepa2Encoder(VJepa2EncoderConfig(**TINY_ENCODER))

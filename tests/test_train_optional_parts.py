@@ -27,7 +27,7 @@ def write_episodes(folder: Path, with_rewards: bool) -> Path:
             }
             yield row | ({"rewards": [2.0 + number + step for step in range(8)]} if with_rewards else {})
 
-    write_shards(rows(), folder, episode_features({}, with_rewards), num_shards=1)
+    write_shards(rows(), folder, episode_features([], with_rewards), num_shards=1)
     return folder
 
 

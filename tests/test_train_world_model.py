@@ -65,7 +65,7 @@ def episodes(tmp_path_factory) -> Path:
             }
 
     folder = tmp_path_factory.mktemp("episodes") / "train"
-    write_shards(rows(), folder, episode_features({"proprio_state": None}), num_shards=2)
+    write_shards(rows(), folder, episode_features(["proprio_states"]), num_shards=2)
     return folder
 
 

@@ -405,9 +405,8 @@ class VJepa2WorldModel(WorldModelInputsMixin, VJepa2StateModel):
             latents = following
         return cost.squeeze(-1), latents
 
-    @torch.no_grad()
     def predict_rewards(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Rewards of the steps between latents, true or imagined ones.
+        """Rewards of the steps between latents, true or imagined ones; with gradient, like `rollout`.
 
         Args:
             latents: (..., T, N, D): a present and what `rollout` makes follow it, joined.

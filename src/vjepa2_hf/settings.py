@@ -117,12 +117,13 @@ def _default(field: dataclasses.Field) -> Any:
 
 def _field_docs(config_class: type) -> dict[str, str]:
     """The strings below the fields of a class, which Python itself does not keep."""
+    inherited = _field_docs(config_class.__base__) if dataclasses.is_dataclass(config_class.__base__) else {}
     try:
         source = inspect.getsource(config_class)
     except (OSError, TypeError):  # a class that was typed in has no file
-        return {}
+        return inherited
     body = ast.parse(textwrap.dedent(source)).body[0].body
-    return {
+    return inherited | {
         field.target.id: " ".join(doc.value.value.split())
         for field, doc in itertools.pairwise(body)
         if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant)

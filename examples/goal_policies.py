@@ -1,0 +1,331 @@
+"""Small policies a = π(s, s_goal) on a frozen world model's latents: what `examples/train_cloning.py` and
+`examples/train_actor.py` train, and `examples/plan.py` runs.
+
+    policy = GoalPolicy.from_pretrained("runs/demo/cloning/final")
+    actions = policy(latents, goal)     # (B, N, D), (B, N, D) -> (B, A)
+
+Letters: B batch, F frames of all episodes, N tokens, D width of a latent, A action of a model step, P model steps.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from evaluate_world_model import encode
+from huggingface_hub import PyTorchModelHubMixin
+from tasks import TaskBatch
+from torch import nn
+from tqdm import tqdm
+
+from vjepa2_hf import VJepa2VideoProcessor, VJepa2WorldModel
+from vjepa2_hf.checkpoints import write_text
+from vjepa2_hf.episodes import read_episodes, split_episodes
+from vjepa2_hf.health import gradient_norm
+from vjepa2_hf.schedules import LearningRateSchedule, set_learning_rate
+from vjepa2_hf.training import Run, check_run_settings
+
+
+RATE_SETTINGS = ("max_steps", "learning_rate")
+HELD_OUT_PAIRS = 512
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The policy
+# ---------------------------------------------------------------------------------------------------------------------
+class GoalPolicy(nn.Module, PyTorchModelHubMixin):
+    """An MLP over the latents of what is seen and of the goal, both through the same first layer.
+
+    Args:
+        tokens, latent_size: N and D.
+        action_low, action_high: bounds (A,) in environment units, which its actions keep.
+        world_model: folder or Hub id of the world model whose latents it reads.
+        hidden_size, num_hidden_layers: of the MLP.
+    """
+
+    def __init__(
+        self,
+        tokens: int,
+        latent_size: int,
+        action_low: list[float],
+        action_high: list[float],
+        world_model: str,
+        hidden_size: int = 256,
+        num_hidden_layers: int = 2,
+    ):
+        super().__init__()
+        self.tokens, self.latent_size, self.world_model = tokens, latent_size, world_model
+        low, high = torch.tensor(action_low), torch.tensor(action_high)
+        self.register_buffer("middle", (low + high) / 2, persistent=False)
+        self.register_buffer("reach", (high - low) / 2, persistent=False)
+        self.state = nn.Sequential(nn.Linear(tokens * latent_size, hidden_size), nn.GELU())
+        layers: list[nn.Module] = []
+        for number in range(num_hidden_layers):
+            layers += [nn.Linear((1 if number else 2) * hidden_size, hidden_size), nn.GELU()]
+        self.action = nn.Sequential(*layers, nn.Linear(hidden_size, len(action_low)))
+
+    @classmethod
+    def from_world_model(cls, model: VJepa2WorldModel, path: str, **settings: Any) -> "GoalPolicy":
+        """A policy with new weights for the latents and actions of a world model.
+
+        Raises:
+            ValueError: the model has discrete actions, or no bounds of its actions.
+        """
+        config = model.config
+        if config.action_type == "discrete" or config.action_low is None or config.action_high is None:
+            raise ValueError(
+                f"the world model at {path!r} has {config.action_type} actions with bounds from {config.action_low} "
+                f"to {config.action_high}; a policy needs continuous ones with bounds."
+            )
+        bounds = {"action_low": list(config.action_low), "action_high": list(config.action_high)}
+        return cls(model.tokens_per_frame, model.latent_size, **bounds, world_model=path, **settings)
+
+    def forward(self, latents: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
+        """(B, N, D), (B, N, D) -> actions (B, A) in environment units."""
+        joined = torch.cat([self.state(part.flatten(1)) for part in (latents, goal)], dim=-1)
+        return self.middle + self.reach * torch.tanh(self.action(joined))
+
+
+def load_policy(path: str) -> GoalPolicy:
+    """A trained policy.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if not (Path(path) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"There is no policy in {path!r}; train one with examples/train_cloning.py or examples/train_actor.py."
+        )
+    return GoalPolicy.from_pretrained(path).eval()
+
+
+def imagine(
+    policy: GoalPolicy, model: VJepa2WorldModel, latents: torch.Tensor, goal: torch.Tensor, steps: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the policy would do and see in the world model, with gradient.
+
+    Args:
+        latents, goal: (B, N, D).
+
+    Returns:
+        actions (B, P, A) and the latents that follow them (B, P, N, D).
+
+    Raises:
+        ValueError: the model needs proprio states or extrinsics, which the policy does not know.
+    """
+    config = model.config
+    if config.proprio_dim or config.extrinsics_dim:
+        raise ValueError(
+            "the world model has proprio states or extrinsics, but policies act on latents alone: train one without."
+        )
+    seen, actions = [latents], []
+    for _ in range(steps):
+        actions.append(policy(seen[-1], goal))
+        window = seen[-config.context_frames :]
+        earlier = actions[-len(window) : -1]
+        context = {"context_actions": torch.stack(earlier, dim=1)} if earlier else {}
+        following = model.rollout(torch.stack(window, dim=1), actions[-1].unsqueeze(1), **context)
+        seen.append(following[:, 0])
+    return torch.stack(actions, dim=1), torch.stack(seen[1:], dim=1)
+
+
+class PolicyPlan:
+    """A policy as a `plan` for `tasks.run_closed_loop`: one model step, from what is seen now.
+
+    Args:
+        path: of the policy; its world model is loaded from where it was trained.
+        device: null: the CPU.
+    """
+
+    def __init__(self, path: str, device: str | None = None):
+        self.policy = load_policy(path).to(device or "cpu")
+        self.model = VJepa2WorldModel.from_pretrained(self.policy.world_model).to(device or "cpu").eval()
+        self.processor = VJepa2VideoProcessor.from_pretrained(self.policy.world_model)
+        self.plans, self.seconds = 0, 0.0
+
+    @torch.no_grad()
+    def __call__(self, tasks: TaskBatch) -> np.ndarray:
+        active, steps = np.flatnonzero(tasks.active), self.model.config.actions_per_step
+        actions = np.zeros((len(tasks), steps, tasks.action_dim), np.float32)
+        if len(active):
+            pictures = tasks.render(active)
+            started = time.perf_counter()
+            seen = encode(self.model, self.processor, pictures, targets=False)
+            found = self.policy(seen, encode(self.model, self.processor, tasks.goal_images[active]))
+            actions[active] = found.cpu().numpy().reshape(len(active), steps, -1)
+            self.seconds += time.perf_counter() - started
+            self.plans += len(active)
+        return actions
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data: hindsight goals
+# ---------------------------------------------------------------------------------------------------------------------
+@dataclass
+class HindsightPairs:
+    """Frames of episodes, of which any later one is a goal that was reached (hindsight).
+
+    Attributes:
+        latents, goals: (F, N, D), of all episodes one after the other: as seen, and as goals are encoded.
+        actions: (F, A); those of an episode's last frame are not used.
+        remaining: (F,) int64, model steps that follow in the same episode.
+    """
+
+    latents: torch.Tensor
+    goals: torch.Tensor
+    actions: torch.Tensor
+    remaining: torch.Tensor
+
+    def sample(self, count: int, longest: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """`latents` and `goal` (B, N, D), `actions` (B, A) of the first step, and `steps` (B,) between them, drawn
+        uniformly from 1 to `longest` or to the episode's end."""
+        places = torch.nonzero(self.remaining).flatten()
+        start = places[torch.randint(len(places), (count,), generator=generator)]
+        room = self.remaining[start].clamp(max=longest)
+        steps = 1 + (torch.rand(count, generator=generator) * room).long().clamp(max=room - 1)
+        return {
+            "latents": self.latents[start],
+            "goal": self.goals[start + steps],
+            "actions": self.actions[start],
+            "steps": steps,
+        }
+
+
+def read_pairs(config: "PolicyTrainingConfig", model: VJepa2WorldModel) -> tuple[HindsightPairs, HindsightPairs]:
+    """Training and held-out episodes, each frame encoded once.
+
+    Raises:
+        ValueError: no episode on one of the two sides.
+    """
+    processor = VJepa2VideoProcessor.from_pretrained(config.world_model)
+    sides: tuple[list, list] = ([], [])
+    for episode in tqdm(
+        read_episodes(config.data, model.config.frame_skip, config.max_episodes, config.camera), desc="encode"
+    ):
+        seen = encode(model, processor, episode["frames"], targets=False).cpu()
+        goals = seen if model.config.freeze_encoder else encode(model, processor, episode["frames"]).cpu()
+        actions = torch.nn.functional.pad(torch.from_numpy(episode["actions"]), (0, 0, 0, 1))
+        held_out = split_episodes([episode["episode_id"]], config.validation_fraction)[0]
+        sides[held_out].append((seen, goals, actions, torch.arange(len(seen) - 1, -1, -1)))
+    if not all(sides):
+        raise ValueError(
+            f"{config.data} gave {len(sides[0])} training episodes and {len(sides[1])} held-out ones: record more, or "
+            f"change validation_fraction={config.validation_fraction}."
+        )
+    return tuple(HindsightPairs(*map(torch.cat, zip(*side, strict=True))) for side in sides)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+# ---------------------------------------------------------------------------------------------------------------------
+@dataclass
+class PolicyTrainingConfig:
+    """Settings of one run."""
+
+    output_dir: str
+    data: str
+    """Folder, glob or file of episode shards, a LeRobot folder, or a dataset on the Hub."""
+    world_model: str
+    """Folder or Hub id of the trained world model, with its video processor. It stays as it is."""
+    camera: str | None = None
+    """Of a LeRobot dataset with several."""
+    policy: dict[str, Any] = field(default_factory=dict)
+    """`hidden_size` and `num_hidden_layers` of the policy."""
+    goal_steps: int = 10
+    """Goals lie up to so many model steps after what is seen, in the same episode."""
+    max_episodes: int | None = None
+    """The first of the data; null: all. Their latents are held in memory."""
+    validation_fraction: float = 0.07
+    """Share of the episodes held out, by a hash of their ids."""
+
+    max_steps: int = 3000
+    batch_size: int = 128
+    """Pairs a process."""
+    seed: int = 0
+    num_threads: int | None = None
+    log_every: int = 50
+    save_every: int = 1000
+    keep_last: int | None = 2
+    resume: str | None = None
+
+    learning_rate: LearningRateSchedule = field(default_factory=LearningRateSchedule)
+    weight_decay: float = 0.01
+    gradient_clipping: float | None = 1.0
+
+    def __post_init__(self):
+        check_run_settings(self)
+        if self.goal_steps < 1:
+            raise ValueError(f"goal_steps must be at least 1, got {self.goal_steps}.")
+
+
+Loss = Callable[[nn.Module, VJepa2WorldModel, dict[str, torch.Tensor]], torch.Tensor]
+
+
+def rates(config: PolicyTrainingConfig, step: int) -> dict[str, float]:
+    """What the number of a step decides, from RATE_SETTINGS."""
+    return {"learning_rate": config.learning_rate.at(step, config.max_steps)}
+
+
+def train_policy(config: PolicyTrainingConfig, loss_of: Loss) -> None:
+    """The whole run of a policy, from an empty or interrupted `output_dir` to `final/`.
+
+    Besides, `held_out.json` has the loss on held-out episodes `before` and `after` training.
+
+    Args:
+        loss_of: (policy, world model, batch of `HindsightPairs.sample`) -> a number.
+    """
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    accelerator = Accelerator()
+    run = Run(config.output_dir, config, accelerator, config.keep_last)
+    run.check(config.resume, rates, RATE_SETTINGS)
+    world_model = VJepa2WorldModel.from_pretrained(config.world_model).to(accelerator.device).eval()
+    world_model.requires_grad_(False)  # gradient goes through it, not into it
+    training, held_out = read_pairs(config, world_model)
+
+    set_seed(config.seed)
+    policy = GoalPolicy.from_world_model(world_model, config.world_model, **config.policy)
+    optimizer = torch.optim.AdamW(policy.parameters(), config.learning_rate.peak, weight_decay=config.weight_decay)
+    policy, optimizer = accelerator.prepare(policy, optimizer)
+
+    def held_out_loss() -> float:
+        batch = _batch(held_out, config, HELD_OUT_PAIRS, 0, accelerator)
+        with torch.no_grad():
+            return loss_of(policy, world_model, batch).item()
+
+    before = held_out_loss()  # weights that a seed begins with, also in a run that goes on
+    start, _ = run.resume(config.resume, rates, RATE_SETTINGS)
+    steps = range(start + 1, config.max_steps + 1)
+    for step in tqdm(steps, initial=start, total=config.max_steps, disable=not accelerator.is_main_process):
+        learning_rate = rates(config, step)["learning_rate"]
+        set_learning_rate(optimizer, learning_rate)
+        loss = loss_of(policy, world_model, _batch(training, config, config.batch_size, step, accelerator))
+        accelerator.backward(loss)
+        mean = accelerator.reduce(loss.detach(), "mean").item()
+        norm = gradient_norm(accelerator, policy.parameters(), config.gradient_clipping)
+        run.check_finite(step, mean, norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % config.log_every == 0 or step == config.max_steps:
+            run.log({"step": step, "loss": mean, "gradient_norm": norm, "learning_rate": learning_rate})
+        if step % config.save_every == 0 or step == config.max_steps:
+            run.save_checkpoint(step)
+
+    if accelerator.is_main_process:
+        write_text(run.output_dir / "held_out.json", json.dumps({"before": before, "after": held_out_loss()}))
+    run.save_final(policy)
+
+
+def _batch(
+    pairs: HindsightPairs, config: PolicyTrainingConfig, count: int, step: int, accelerator: Accelerator
+) -> dict[str, torch.Tensor]:
+    """Pairs that depend on the seed, the step and the process alone, so that a resumed run draws the same."""
+    seed = hash((config.seed, step, accelerator.process_index)) % 2**63
+    batch = pairs.sample(count, config.goal_steps, torch.Generator().manual_seed(seed))
+    return {name: values.to(accelerator.device) for name, values in batch.items()}

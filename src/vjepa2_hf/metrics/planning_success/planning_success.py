@@ -1,0 +1,181 @@
+"""How often plans reach their goals, with intervals: an `evaluate` module that needs nothing from the Hub.
+
+    metric = evaluate.load("FOLDER_OF_THE_PACKAGE/metrics/planning_success")
+    metric.add_batch(successes=successes, steps=steps, distances=distances, groups=seeds)
+    metric.compute()
+
+Legend: N episodes, of one or several groups (training seeds).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+import scipy.stats
+
+
+_DESCRIPTION = """
+Share of episodes that reached their goal, with its 95 % interval over episodes (Wilson's score interval), and over
+groups such as training seeds (Student's t), steps to success, and success by the distance of the goal.
+"""
+
+_INPUTS = """
+Args:
+    successes: (N,), whether an episode reached its goal.
+    steps: (N,), environment steps until it did; what failed episodes say is not read.
+    distances: (N,), of the goals from the starts, in any unit.
+    groups: (N,), a number or name for each episode: the training seed of what planned it.
+    bins: of `compute`: parts of as many episodes that `by_distance` has, default 3; or a list of inner edges.
+
+Returns:
+    `success`, `low` and `high` (of the episodes: they do not say what another training run would reach), `episodes`;
+    with steps `steps_to_success`, the mean over successful episodes (None without any); with distances `by_distance`,
+    a list of `from`, `to`, `success`, `low`, `high`, `episodes`; with groups `by_group` (success of each, in the order
+    in which they came), `group_mean`, `group_low` and `group_high`.
+"""
+
+BINS = 3
+
+
+def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
+    """95 % interval of a rate (Wilson's score interval): of the episodes, not of another training run."""
+    interval = scipy.stats.binomtest(successes, episodes).proportion_ci(0.95, "wilson")
+    return float(interval.low), float(interval.high)
+
+
+def seed_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % t-interval of the mean over seeds, within 0 and 1; the whole range for a single seed."""
+    if len(values) < 2:
+        return 0.0, 1.0
+    error = np.std(values, ddof=1) / math.sqrt(len(values))
+    half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * error)
+    return max(0.0, float(np.mean(values)) - half), min(1.0, float(np.mean(values)) + half)
+
+
+def success_rate(successes: np.ndarray) -> dict[str, Any]:
+    """`success`, `low`, `high`, `episodes` of bool (N,)."""
+    low, high = wilson_interval(int(successes.sum()), len(successes))
+    return {"success": float(successes.mean()), "low": low, "high": high, "episodes": len(successes)}
+
+
+def success_by_distance(
+    successes: np.ndarray, distances: np.ndarray, bins: int | Sequence[float] = BINS
+) -> list[dict[str, Any]]:
+    """Success rates of near to far goals, (N,) each; parts without an episode are left out.
+
+    Args:
+        bins: number of parts with as many episodes each, or the edges between parts.
+    """
+    if isinstance(bins, int):
+        if bins < 1:
+            raise ValueError(f"bins is {bins}; expected at least 1 part, or a list of edges.")
+        bins = np.quantile(distances, np.arange(1, bins) / bins)
+    place = np.searchsorted(np.asarray(bins, float), distances, side="right")
+    parts = [place == number for number in range(len(bins) + 1)]
+    return [
+        {"from": float(distances[part].min()), "to": float(distances[part].max()), **success_rate(successes[part])}
+        for part in parts
+        if part.any()
+    ]
+
+
+def summarize_success(
+    successes: Sequence[bool],
+    steps: Sequence[float] | None = None,
+    distances: Sequence[float] | None = None,
+    groups: Sequence[Any] | None = None,
+    bins: int | Sequence[float] = BINS,
+) -> dict[str, Any]:
+    """What the module's `compute` returns, see there.
+
+    Raises:
+        ValueError: no episode, inputs of other lengths, successes that are neither true nor false, or distances that
+            are not finite.
+    """
+    given = {"successes": successes, "steps": steps, "distances": distances, "groups": groups}
+    given = {name: np.asarray(values) for name, values in given.items() if values is not None}
+    _check(given)
+    reached = given["successes"].astype(bool)
+    found = success_rate(reached)
+    if "steps" in given:
+        found["steps_to_success"] = float(given["steps"][reached].mean()) if reached.any() else None
+    if "distances" in given:
+        found["by_distance"] = success_by_distance(reached, given["distances"], bins)
+    if "groups" in given:
+        names = list(dict.fromkeys(given["groups"].tolist()))
+        rates = [float(reached[given["groups"] == name].mean()) for name in names]
+        low, high = seed_interval(rates)
+        found |= {"by_group": rates, "group_mean": float(np.mean(rates)), "group_low": low, "group_high": high}
+    return found
+
+
+def _check(given: dict[str, np.ndarray]) -> None:
+    successes = given["successes"]
+    if successes.ndim != 1 or not len(successes):
+        raise ValueError(f"successes have shape {successes.shape}; expected (N,), at least one episode.")
+    if not np.isin(successes, (0, 1)).all():
+        raise ValueError(f"successes hold {successes[~np.isin(successes, (0, 1))][0]!r}; expected true or false.")
+    for name, values in given.items():
+        if values.shape != successes.shape:
+            raise ValueError(f"{name} have shape {values.shape}; {len(successes)} successes need ({len(successes)},).")
+    if "distances" in given and not np.isfinite(given["distances"]).all():
+        raise ValueError("distances hold numbers that are not finite; leave out the episodes without one.")
+
+
+class PlanningSuccess(evaluate.Metric):
+    """The `evaluate` module. Only `successes` must be given, which evaluate's own storage does not allow, so that it
+    keeps its inputs itself, in one process."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.num_process != 1:
+            raise ValueError(f"num_process is {self.num_process}, but planning_success adds up in one process.")
+        self._inputs: dict[str, list] = {}
+
+    def _info(self) -> evaluate.MetricInfo:
+        columns = {"successes": "bool", "steps": "float32", "distances": "float32", "groups": "string"}
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description=_INPUTS,
+            features=datasets.Features({name: datasets.Value(kind) for name, kind in columns.items()}),
+        )
+
+    def __len__(self) -> int:
+        return len(self._inputs.get("successes", []))
+
+    def add_batch(self, *, successes=None, steps=None, distances=None, groups=None) -> None:
+        """Adds episodes.
+
+        Raises:
+            ValueError: other inputs than the batches before had, or of other lengths.
+        """
+        given = {"successes": successes, "steps": steps, "distances": distances, "groups": groups}
+        given = {name: np.asarray(values) for name, values in given.items() if values is not None}
+        if "successes" not in given:
+            raise ValueError("successes are missing: give one for every episode.")
+        _check(given)
+        if self._inputs and set(self._inputs) != set(given):
+            raise ValueError(
+                f"a batch gives {sorted(given)}, but the ones before gave {sorted(self._inputs)}: give the same "
+                "inputs every time."
+            )
+        for name, values in given.items():
+            self._inputs.setdefault(name, []).extend(values.tolist())
+
+    def add(self, *, success=None, step=None, distance=None, group=None) -> None:
+        """Adds one episode."""
+        given = {"successes": success, "steps": step, "distances": distance, "groups": group}
+        self.add_batch(**{name: [value] for name, value in given.items() if value is not None})
+
+    def compute(self, *, successes=None, steps=None, distances=None, groups=None, bins=BINS) -> dict[str, Any]:
+        """Sums up what was added, and episodes given here, and begins anew."""
+        if successes is not None:
+            self.add_batch(successes=successes, steps=steps, distances=distances, groups=groups)
+        if not self._inputs:
+            raise ValueError("there are no episodes to sum up: add successes first.")
+        inputs, self._inputs = self._inputs, {}
+        return summarize_success(**inputs, bins=bins)

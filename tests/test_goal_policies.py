@@ -1,0 +1,200 @@
+"""Policies on latents: bounds, hindsight goals, imagination, and both trainings at their tiny size."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import train_actor
+import train_cloning
+from goal_policies import GoalPolicy, HindsightPairs, PolicyPlan, imagine, load_policy
+from published import TINY_ENCODER
+from record_episodes import episode_features
+from tasks import Tasks
+
+from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, VJepa2WorldModel
+from vjepa2_hf.shards import write_shards
+from vjepa2_hf.training import read_metrics
+from vjepa2_hf.video_io import encode_video
+
+
+DYNAMICS = {"predictor_hidden_size": 16, "predictor_num_hidden_layers": 1, "predictor_num_attention_heads": 2}
+BOUNDS = {"action_low": [-1.0, 0.0], "action_high": [1.0, 0.5]}
+TINY = [
+    "max_steps=30",
+    "batch_size=16",
+    "num_threads=1",
+    "log_every=5",
+    "save_every=20",
+    "validation_fraction=0.4",
+    "goal_steps=3",
+    "policy={hidden_size: 16}",
+    "learning_rate={peak: 3e-3, warmup_steps: 2}",
+]
+
+
+def make_model(**fields) -> VJepa2WorldModel:
+    torch.manual_seed(0)
+    encoder = VJepa2Encoder(VJepa2EncoderConfig(**TINY_ENCODER))
+    # wide dynamics noise, so that actions show in what follows
+    fields = {"action_dim": 2, "predictor_initializer_range": 0.3, "residual": True, **BOUNDS, **DYNAMICS, **fields}
+    model = VJepa2WorldModel.from_encoder(encoder, **fields).eval()
+    with torch.no_grad():
+        for parameter in model.predictor.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))  # the residual's last layer begins at zero
+    return model
+
+
+def save_model(model: VJepa2WorldModel, folder: Path) -> None:
+    model.save_pretrained(folder)
+    processor = VJepa2VideoProcessor(size=32, crop_size=32, image_mean=[0.4] * 3, image_std=[0.2] * 3)
+    processor.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> tuple[Path, Path]:
+    """Episodes whose actions are where the square moves, and a world model that was never trained."""
+    folder = tmp_path_factory.mktemp("policies")
+    rng = np.random.default_rng(0)
+
+    def rows():
+        for number in range(8):
+            frames = np.full((7, 32, 32, 3), 40, np.uint8)
+            side = 1 if number % 2 else -1
+            for step, frame in enumerate(frames):
+                x = 16 + side * 2 * step
+                frame[10:22, max(0, x - 4) : x + 4] = 220
+            actions = np.float32([[side, 0.25]] * 6) + rng.normal(0, 0.01, (6, 2)).astype(np.float32)
+            video = {"bytes": encode_video(frames, fps=10), "path": None}
+            yield {"video": video, "actions": actions, "fps": 10.0, "episode_id": f"{number:03d}"}
+
+    write_shards(rows(), folder / "data", episode_features([]), num_shards=1)
+    save_model(make_model(reward_head=True), folder / "world_model")
+    return folder / "data", folder / "world_model"
+
+
+def train(monkeypatch, script, inputs, output_dir: Path, *overrides: str) -> dict[str, float]:
+    data, world_model = inputs
+    arguments = [f"data={data}", f"world_model={world_model}", f"output_dir={output_dir}", *TINY, *overrides]
+    monkeypatch.setattr(sys, "argv", [script.__name__, *arguments])
+    script.main()
+    return json.loads((output_dir / "held_out.json").read_text())
+
+
+class TestPolicy:
+    def test_actions_keep_their_bounds(self):
+        torch.manual_seed(0)
+        policy = GoalPolicy(4, 8, **BOUNDS, world_model="w", hidden_size=8)
+        with torch.no_grad():
+            policy.action[-1].weight.mul_(1000)
+        actions = policy(torch.randn(50, 4, 8), torch.randn(50, 4, 8))
+        assert actions.shape == (50, 2)
+        assert (actions >= torch.tensor([-1.0, 0.0])).all() and (actions <= torch.tensor([1.0, 0.5])).all()
+        assert actions[:, 0].abs().max() > 0.99 and actions.std() > 0.1  # they are reached
+
+    def test_a_saved_policy_acts_the_same(self, tmp_path):
+        policy = GoalPolicy(4, 8, **BOUNDS, world_model="somewhere", hidden_size=8, num_hidden_layers=3)
+        policy.save_pretrained(tmp_path)
+        assert (tmp_path / "model.safetensors").exists()
+        loaded = load_policy(str(tmp_path))
+        latents = torch.randn(3, 4, 8)
+        torch.testing.assert_close(loaded(latents, -latents), policy(latents, -latents))
+        assert loaded.world_model == "somewhere"
+
+    def test_a_folder_without_one_is_a_sentence(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="train_cloning.py"):
+            load_policy(str(tmp_path / "absent"))
+
+    def test_it_needs_bounds(self):
+        with pytest.raises(ValueError, match="continuous ones with bounds"):
+            GoalPolicy.from_world_model(make_model(action_low=None, action_high=None), "there")
+
+    def test_in_closed_loop_it_acts_where_a_task_is_active(self, tmp_path):
+        bounds = {"action_low": [-1.0] * 4, "action_high": [1.0] * 4}
+        model = make_model(action_dim=4, actions_per_step=2, frame_skip=2, **bounds)
+        save_model(model, tmp_path / "model")
+        GoalPolicy.from_world_model(model, str(tmp_path / "model")).save_pretrained(tmp_path / "policy")
+        tasks = Tasks("vjepa2_hf/Pushing-v0", range(3))
+        tasks.reached[1] = True
+        plan = PolicyPlan(str(tmp_path / "policy"))
+        actions = plan(tasks)
+        assert actions.shape == (3, 2, 2) and plan.plans == 2
+        assert actions[[0, 2]].any(axis=(1, 2)).all() and not actions[1].any()
+
+
+class TestImagination:
+    @pytest.mark.parametrize("context_frames", [1, 2])
+    def test_it_is_the_rollout_of_its_own_actions(self, context_frames):
+        model = make_model(context_frames=context_frames)
+        policy = GoalPolicy.from_world_model(model, "w", hidden_size=8)
+        latents, goal = torch.randn(2, 3, model.tokens_per_frame, model.latent_size)[:, :2].unbind(1)
+        actions, future = imagine(policy, model, latents, goal, steps=3)
+        torch.testing.assert_close(future, model.rollout(latents.unsqueeze(1), actions))
+        torch.testing.assert_close(actions[:, 1], policy(future[:, 0], goal))
+
+    def test_gradient_reaches_the_policy_through_the_world_model(self):
+        model = make_model().requires_grad_(False)
+        policy = GoalPolicy.from_world_model(model, "w", hidden_size=8)
+        latents = torch.randn(2, model.tokens_per_frame, model.latent_size)
+        _, future = imagine(policy, model, latents, latents, steps=2)
+        future.square().mean().backward()
+        assert all(parameter.grad.abs().sum() > 0 for parameter in policy.parameters())
+
+    def test_models_that_need_states_are_refused(self):
+        model = make_model(proprio_dim=2)
+        policy = GoalPolicy.from_world_model(model, "w")
+        latents = torch.randn(2, model.tokens_per_frame, model.latent_size)
+        with pytest.raises(ValueError, match="latents alone"):
+            imagine(policy, model, latents, latents, steps=1)
+
+
+def test_hindsight_goals_lie_ahead_in_the_same_episode():
+    # two episodes of 4 and 2 frames; a latent says (episode, frame)
+    frames = torch.tensor([[0, 0], [0, 1], [0, 2], [0, 3], [1, 0], [1, 1]]).float().unsqueeze(1)
+    pairs = HindsightPairs(frames, frames, torch.arange(6.0).unsqueeze(1), torch.tensor([3, 2, 1, 0, 1, 0]))
+    batch = pairs.sample(500, longest=2, generator=torch.Generator().manual_seed(0))
+    start, goal = batch["latents"][:, 0], batch["goal"][:, 0]
+    assert (start[:, 0] == goal[:, 0]).all()
+    assert torch.equal(goal[:, 1] - start[:, 1], batch["steps"].float())
+    assert set(batch["steps"].tolist()) == {1, 2}
+    assert set(batch["actions"].flatten().tolist()) == {0, 1, 2, 4}  # the last frames have no action
+
+
+class TestTraining:
+    def test_cloning_learns_the_actions_of_the_data(self, monkeypatch, inputs, tmp_path):
+        held_out = train(monkeypatch, train_cloning, inputs, tmp_path)
+        assert held_out["after"] < 0.5 * held_out["before"]
+        policy = load_policy(str(tmp_path / "final"))
+        assert policy.world_model == str(inputs[1])
+        losses = [line["loss"] for line in read_metrics(tmp_path)]
+        assert losses[-1] < losses[0] and len(losses) == 6
+
+    @pytest.mark.parametrize("settings", [["cost=summed"], ["cost=final"], ["objective=reward"]])
+    def test_the_imagined_cost_of_an_actor_falls(self, monkeypatch, inputs, tmp_path, settings):
+        held_out = train(monkeypatch, train_actor, inputs, tmp_path, "horizon=2", *settings)
+        assert held_out["after"] < held_out["before"]
+        assert isinstance(load_policy(str(tmp_path / "final")), GoalPolicy)
+
+    def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(self, monkeypatch, inputs, tmp_path):
+        whole = train(monkeypatch, train_cloning, inputs, tmp_path / "whole", "max_steps=8", "save_every=4")
+        train(monkeypatch, train_cloning, inputs, tmp_path / "parts", "max_steps=8", "save_every=4")
+        for path in ("final", "checkpoint-8"):
+            shutil.rmtree(tmp_path / "parts" / path)
+        again = train(
+            monkeypatch, train_cloning, inputs, tmp_path / "parts", "max_steps=8", "save_every=4", "resume=latest"
+        )
+        assert again == pytest.approx(whole, abs=1e-6)
+
+    def test_settings_that_do_not_fit_are_a_sentence(self, monkeypatch, inputs, tmp_path, capsys):
+        for override, message in (
+            ("goal_steps=0", "goal_steps must be"),
+            ("validation_fraction=0.0", "0 held-out ones"),
+        ):
+            with pytest.raises(SystemExit):
+                train(monkeypatch, train_cloning, inputs, tmp_path, override)
+            assert message in capsys.readouterr().err
+        with pytest.raises(ValueError, match="horizon must be"):
+            train_actor.ActorConfig("out", "data", "model", horizon=0)

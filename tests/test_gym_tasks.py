@@ -1,0 +1,185 @@
+"""Tasks of any gymnasium environment: starts, goals and successes as the config says, and refusals in one sentence."""
+
+import environments
+import gymnasium
+import numpy as np
+import pytest
+from environments import PUSHING, TWO_ROOMS
+from gym_tasks import GymTasks, GymTasksConfig
+from tasks import Tasks, policy_plan, run_closed_loop
+
+
+OURS = {"env_kwargs": {"terminate_on_success": False}, "state": ["state"]}  # our environments as if they were foreign
+
+
+class Counter(gymnasium.Env):
+    """A number that its action moves, drawn as brightness; the episode ends at 1, and the picture of that is told."""
+
+    metadata = {"render_modes": ["rgb_array"]}
+    action_space = gymnasium.spaces.Box(-0.5, 0.5, (1, 1), np.float32)  # a shape that is no vector
+    observation_space = gymnasium.spaces.Box(-1, 2, (1,), np.float32)
+    resets = 0
+    goal_image = np.full((16, 16, 3), 255, np.uint8)
+
+    def __init__(self, render_mode=None, steady=True, tells_success=True):
+        self.render_mode, self.steady, self.tells_success, self.value = render_mode, steady, tells_success, 0.0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        drawn = 0.2 * self.np_random.random()
+        self.resets += 1
+        self.value = float((options or {}).get("value", drawn if self.steady else self.resets / 10))
+        return np.float32([self.value]), {"value": self.value}
+
+    def step(self, action):
+        assert action.shape == (1, 1) and np.abs(action).max() <= 0.5
+        self.value += float(action.sum())
+        info = {"value": self.value, "reading": 2 * self.value}
+        done = self.value >= 1
+        return np.float32([self.value]), 0.0, done, False, info | ({"is_success": done} if self.tells_success else {})
+
+    def close(self):
+        self.value = None
+
+    def render(self):
+        return np.full((16, 16, 3), np.clip(255 * self.value, 0, 255), np.uint8)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def counter():
+    gymnasium.register("test/Counter-v0", entry_point=Counter, max_episode_steps=6)
+    yield
+    del gymnasium.registry["test/Counter-v0"]
+
+
+def upwards(tasks) -> np.ndarray:
+    return np.full((len(tasks), 1, 1), 9.0)  # beyond the bounds, into which actions are brought
+
+
+def test_goals_of_a_policy_lie_ahead_of_the_same_start():
+    config = GymTasksConfig(**OURS, goal="policy", goal_steps=5, success_distance=0.05, min_goal_distance=0.1)
+    tasks = GymTasks(TWO_ROOMS, config, range(3))
+    assert tasks.goal_images.shape == (3, 64, 64, 3) and tasks.max_steps == 25 and tasks.action_dim == 2
+    assert (tasks.distances >= 0.1).all()
+    again = GymTasks(TWO_ROOMS, config, range(3))
+    np.testing.assert_array_equal(tasks.goal_images, again.goal_images)
+    np.testing.assert_array_equal(tasks.render(), again.render())  # the start, not the goal
+    assert not np.array_equal(tasks.render(), tasks.goal_images)
+
+
+def test_physics_is_that_of_the_environment():
+    """Our own environment step by step as gymnasium runs it, beside the vectorised tasks."""
+    config = GymTasksConfig(**OURS, success_distance=0.05)
+    tasks, plain = GymTasks(PUSHING, config, range(2)), Tasks(PUSHING, range(2))
+    plain.states = tasks.states
+    actions = np.random.default_rng(0).uniform(-1, 1, (10, 2, 2))
+    for action in actions:
+        tasks.step(action)
+        plain.step(action)
+    np.testing.assert_array_equal(tasks.states, plain.states)
+    np.testing.assert_array_equal(tasks.render(np.array([1])), plain.render(np.array([1])))
+
+
+def test_an_episode_that_comes_near_enough_succeeds_and_is_not_active_any_more():
+    tasks = GymTasks(TWO_ROOMS, GymTasksConfig(**OURS, success_distance=0.05), range(2))
+    tasks.goal_states[0] = tasks.states[0] + np.float32([0.0, 0.1])
+    tasks.goal_states[1] = 5.0  # nowhere
+    south = np.tile(np.float32([0.0, 1.0]), (2, 1, 1))
+    result = run_closed_loop(tasks, lambda _: south)
+    assert result.success.tolist() == [True, False] and result.steps.tolist() == [1, -1]
+    assert result.distances.shape == (2, 26) and result.states.shape == (2, 26, 2)
+    assert tasks.active.tolist() == [False, False]  # the second has used up its steps
+    np.testing.assert_array_equal(result.states[0, 1], result.states[0, -1])  # it stands still
+
+
+def test_success_is_what_the_environment_says_with_its_scores():
+    config = GymTasksConfig(goal="info", success="info", scores=["reading"], state=["value"])
+    result = run_closed_loop(GymTasks("test/Counter-v0", config, range(3)), upwards, executed_actions=1)
+    assert result.success.all() and set(result.steps) <= {2}
+    assert result.distances is None and result.states.shape == (3, 7, 1)
+    assert np.isnan(result.scores["reading"][:, 0]).all() and (result.scores["reading"][:, -1] >= 2).all()
+
+
+def test_an_end_counts_only_if_it_is_asked_for():
+    ended = GymTasksConfig(goal="info", success="terminated", max_steps=3, env_kwargs={"tells_success": False})
+    tasks = GymTasks("test/Counter-v0", ended, range(2))
+    assert tasks.max_steps == 3
+    assert run_closed_loop(tasks, upwards).success.all()
+    silent = GymTasksConfig(goal="info", success="info", env_kwargs={"tells_success": False})
+    with pytest.raises(ValueError, match="neither success nor is_success"):
+        run_closed_loop(GymTasks("test/Counter-v0", silent, range(1)), upwards)
+
+
+def test_a_goal_may_be_another_reset():
+    config = GymTasksConfig(goal="reset", goal_options={"value": 1.0}, state=["value"], success_distance=0.25)
+    tasks = GymTasks("test/Counter-v0", config, range(2))
+    assert (tasks.goal_images == 255).all() and (tasks.distances > 0.7).all()
+
+
+def test_policies_act_in_any_environment_and_held_ones_keep_their_action():
+    tasks = GymTasks("test/Counter-v0", GymTasksConfig(goal="info", success="info"), range(2))
+    rng = np.random.default_rng(0)
+    drawn = np.stack([tasks.policy_actions("held", rng) for _ in range(50)])
+    kept = (drawn[1:] == drawn[:-1]).mean()
+    assert drawn.shape == (50, 2, 1) and 0.65 < kept < 0.95
+    assert len(np.unique([policy_plan("uniform", 0)(tasks) for _ in range(3)])) == 2  # the same seed, the same actions
+    with pytest.raises(ValueError, match="'uniform' or 'held'"):
+        tasks.policy_actions("drawn_to_block", rng)
+
+
+@pytest.mark.parametrize(
+    ("env", "settings", "message"),
+    [
+        ("test/Counter-v0", {"state": ["valve"], "success_distance": 1.0}, "tells no 'valve'; it tells value"),
+        (
+            "test/Counter-v0",
+            {"goal": "info", "success": "info", "env_kwargs": {"x": 1}},
+            "can not be made",
+        ),
+        (
+            "test/Counter-v0",
+            {"state": ["value"], "success_distance": 1.0, "env_kwargs": {"steady": False}, "goal_steps": 1},
+            "starts differently from the same seed",
+        ),
+        (
+            "test/Counter-v0",
+            {"state": ["value"], "success_distance": 0.1, "min_goal_distance": 50.0},
+            "less than gym.min_goal_distance=50.0",
+        ),
+        ("CartPole-v1", {"goal": "info", "success": "info"}, "a bounded Box is expected"),
+        (
+            TWO_ROOMS,
+            {"goal": "info", "success": "distance", "state": ["state"], "success_distance": 1.0},
+            "goal_state",
+        ),
+        (TWO_ROOMS, {}, "needs gym.state"),
+        (TWO_ROOMS, {"success": "info"}, "a goal that the environment does not know"),
+        (TWO_ROOMS, {"success": "info", "goal": "reset"}, "goal_options is empty"),
+        (TWO_ROOMS, {"success": "info", "goal": "info", "max_steps": 0}, "max_steps must be at least 1"),
+        (TWO_ROOMS, {"success": "info", "goal": "info", "min_goal_distance": 1.0}, "is for gym.goal 'policy'"),
+        (TWO_ROOMS, {"success": "info", "goal": "info", "goal_state": ["state"]}, "beside gym.state"),
+    ],
+)
+def test_what_does_not_fit_is_a_sentence(env, settings, message):
+    with pytest.raises(ValueError, match=message):
+        GymTasks(env, GymTasksConfig(**settings), range(8))
+
+
+def test_actions_of_a_wrong_shape_are_refused():
+    tasks = GymTasks("test/Counter-v0", GymTasksConfig(goal="info", success="info"), range(2))
+    with pytest.raises(ValueError, match=r"\(2, 1\) is expected"):
+        tasks.step(np.zeros((2, 2)))
+
+
+def test_closing_reaches_the_environments():
+    tasks = GymTasks("test/Counter-v0", GymTasksConfig(goal="info", success="info"), range(2))
+    tasks.close()
+    assert all(episode.env.unwrapped.value is None for episode in tasks.episodes)
+
+
+def test_our_environments_tell_their_goal():
+    config = GymTasksConfig(goal="info", success="info", state=["state"], goal_state=["goal_state"])
+    tasks = GymTasks(PUSHING, config, range(1))
+    tasks.close()
+    np.testing.assert_array_equal(tasks.goal_images[0], tasks.episodes[0].env.unwrapped.goal_image)
+    assert tasks.distances[0] > 0 and tasks.max_steps == environments.MAX_STEPS

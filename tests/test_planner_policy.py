@@ -1,0 +1,97 @@
+"""A planner in closed loop: who is planned for, where searches start, and models that do not fit."""
+
+import numpy as np
+import pytest
+import torch
+from environments import PUSHING
+from goal_policies import GoalPolicy
+from planner_policy import PlannerPolicy
+from tasks import Tasks
+from tqdm import tqdm
+
+from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel
+
+
+QUIET = tqdm(disable=True)
+BOUNDS = {"action_low": [-1.0] * 4, "action_high": [1.0] * 4}
+
+
+def make_planner(**fields) -> VJepa2Planner:
+    """Random weights; model steps of two environment actions."""
+    sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "crop_size": 64}
+    dynamics = {"predictor_hidden_size": 12, "predictor_num_hidden_layers": 1, "predictor_num_attention_heads": 2}
+    torch.manual_seed(0)
+    fields = {"action_dim": 4, "actions_per_step": 2, "frame_skip": 2, **BOUNDS, **dynamics, **fields}
+    model = VJepa2WorldModel.from_encoder(VJepa2Encoder(VJepa2EncoderConfig(**sizes)), **fields)
+    solver = {"horizon": 3, "num_candidates": 4, "num_iterations": 1, "num_elites": 2}
+    return VJepa2Planner(model, VJepa2VideoProcessor(size=64, crop_size=64), solver="cem", device="cpu", **solver)
+
+
+def test_episodes_that_reached_their_goal_are_not_planned_any_more():
+    tasks = Tasks(PUSHING, range(4))
+    tasks.reached[:] = [True, False, True, False]
+    policy = PlannerPolicy(make_planner(), 0, QUIET)
+    actions = policy(tasks)
+    assert actions.shape == (4, 6, 2)  # 3 model steps of 2 environment actions
+    assert policy.plans == 2
+    assert not actions[[0, 2]].any() and actions[[1, 3]].any()
+
+
+def test_a_warm_start_is_the_last_plan_moved_on(monkeypatch):
+    tasks, planner, starts = Tasks(PUSHING, range(2)), make_planner(), []
+    policy = PlannerPolicy(planner, 0, QUIET, executed_actions=2, warm_start=True)
+    plain = VJepa2Planner.__call__
+
+    def call(self, *arguments, warm_start=None, **settings):
+        starts.append(warm_start)
+        return plain(self, *arguments, warm_start=warm_start, **settings)
+
+    monkeypatch.setattr(VJepa2Planner, "__call__", call)
+    first = policy(tasks).reshape(2, 3, 4)
+    policy(tasks)
+    assert starts[0] is None
+    np.testing.assert_array_equal(np.stack(starts[1])[:, :2], first[:, 1:])
+    assert not np.stack(starts[1])[:, 2].any()
+    policy.begin(1)(tasks)
+    assert starts[2] is None  # other episodes
+
+
+def test_a_proposal_is_what_the_policy_would_do(tmp_path, monkeypatch):
+    planner, starts = make_planner(), []
+    GoalPolicy.from_world_model(planner.model, "nowhere", hidden_size=8).save_pretrained(tmp_path)
+    policy = PlannerPolicy(planner, 0, QUIET, proposal=str(tmp_path))
+    plain = VJepa2Planner.__call__
+
+    def call(self, *arguments, warm_start=None, **settings):
+        starts.extend(warm_start)
+        return plain(self, *arguments, warm_start=warm_start, **settings)
+
+    monkeypatch.setattr(VJepa2Planner, "__call__", call)
+    tasks = Tasks(PUSHING, range(2))
+    policy(tasks)
+    pixels = planner.video_processor(list(tasks.render()), return_tensors="pt")["pixel_values_videos"]
+    goals = planner.video_processor(list(tasks.goal_images), return_tensors="pt")["pixel_values_videos"]
+    latents = [planner.model.encode(part.flatten(0, 1).unsqueeze(1))[:, 0] for part in (pixels, goals)]
+    np.testing.assert_allclose(np.stack(starts)[:, 0], policy.proposal(*latents).detach(), atol=1e-5)
+
+
+def test_calls_are_timed_and_compared_with_their_budget():
+    tasks = Tasks(PUSHING, range(2))
+    policy = PlannerPolicy(make_planner(), 0, QUIET, budget_ms=0.001)
+    policy(tasks)
+    found = policy.timings()
+    assert found["within_budget"] == 0.0  # one iteration is always done
+    assert found["plan_milliseconds"] == pytest.approx(found["call_milliseconds"]["median"] / 2)
+
+
+def test_what_does_not_fit_is_a_sentence(tmp_path):
+    planner = make_planner()
+    with pytest.raises(ValueError, match="executed_actions is 3"):
+        PlannerPolicy(planner, 0, QUIET, executed_actions=3, warm_start=True)
+    other = make_planner(state_type="pooled")
+    GoalPolicy.from_world_model(other.model, "nowhere", hidden_size=8).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="reads 1 tokens of 12"):
+        PlannerPolicy(planner, 0, QUIET, proposal=str(tmp_path))
+    bounds = {"action_low": [-1.0] * 6, "action_high": [1.0] * 6}
+    with pytest.raises(ValueError, match="actions of 6 numbers"):
+        PlannerPolicy(make_planner(action_dim=6, **bounds), 0, QUIET)(Tasks(PUSHING, range(1)))

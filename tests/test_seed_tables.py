@@ -1,0 +1,33 @@
+"""Differences are paired by seed, and an earlier table is taken only with the same settings."""
+
+import json
+
+import pytest
+from seed_tables import interval_cell, joined, known_rows, over_seeds, paired
+
+
+def test_differences_are_of_the_seeds_that_both_have():
+    difference = paired({0: 0.5, 1: 0.75, 3: 0.5}, {0: 0.25, 1: 0.75, 2: 1.0})
+    assert difference["by_seed"] == [0.25, 0.0] and difference["mean"] == 0.125
+    assert difference["low"] < 0 < difference["high"]
+    assert paired({0: 0.5}, {1: 0.5}) == {}
+    assert interval_cell(paired({0: 0.5}, {0: 0.25})) == "one seed"
+
+
+def test_an_earlier_table_counts_only_with_the_same_settings(tmp_path):
+    path = tmp_path / "results.json"
+    row = {"name": "recipe", "seeds": [0]}
+    path.write_text(json.dumps({"episodes": 4, "environments": {"pushing": {"rows": [row]}}}))
+    assert known_rows(path, {"episodes": 4, "environments": {}}) == {("pushing", "recipe"): row}
+    assert known_rows(path, {"episodes": 5, "environments": {}}) == {}
+    assert known_rows(tmp_path / "absent.json", {"episodes": 4}) == {}
+
+
+def test_joined_rows_have_each_seed_once():
+    def row(seeds, values, milliseconds):
+        return {"name": "a", "title": "A", "seeds": seeds, "success": over_seeds(values), "ms": milliseconds}
+
+    both = joined(row([0, 1], [0.5, 0.25], 10.0), row([1, 2], [0.75, 1.0], 40.0))
+    assert (both["seeds"], both["success"]["by_seed"]) == ([0, 1, 2], [0.5, 0.75, 1.0])
+    assert both["ms"] == pytest.approx(30.0)  # one seed of the old, two of the new
+    assert joined(None, row([0], [0.5], 1.0))["seeds"] == [0]

@@ -1,0 +1,72 @@
+"""Closed loops over many episodes: what counts, and how often policies and the oracle succeed in the frozen tasks."""
+
+import environments
+import numpy as np
+import pytest
+from environments import PUSHING, TWO_ROOMS
+from tasks import Oracle, Tasks, join_results, policy_plan, run_closed_loop
+
+
+ENVIRONMENTS = (PUSHING, TWO_ROOMS)
+
+
+def test_closed_loop_counts_success_at_any_step():
+    tasks = Tasks(TWO_ROOMS, [1, 3])
+    tasks.states = np.array([[0.2, 0.3], [0.2, 0.3]], np.float32)
+    tasks.goals = np.array([[0.2, 0.5], [0.8, 0.5]], np.float32)
+    south = np.tile(np.array([0.0, 1.0], np.float32), (2, 3, 1))
+    result = run_closed_loop(tasks, lambda _: south)
+    assert result.success.tolist() == [True, False]
+    assert result.states.shape == (2, 26, 2) and result.actions.shape == (2, 25, 2)
+    assert result.distances[0, -1] > environments.SUCCESS_PIXELS  # it went past, and that counts
+
+
+@pytest.mark.parametrize(
+    ("env_id", "uniform", "data", "oracle"), [(PUSHING, 0.08, (0.25, 0.55), 0.8), (TWO_ROOMS, 0.18, (0.05, 0.28), 0.8)]
+)
+def test_policies_and_oracle_succeed_as_often_as_quoted(env_id, uniform, data, oracle):
+    pytest.importorskip("torch")
+    seeds = range(10_000, 10_050)  # not those of any evaluation
+
+    def success(plan) -> float:
+        return run_closed_loop(Tasks(env_id, seeds), plan).success.mean()
+
+    assert success(policy_plan("uniform")) <= uniform
+    assert data[0] <= success(policy_plan(environments.DATA_POLICY[env_id])) <= data[1]
+    assert success(Oracle()) >= oracle
+
+
+@pytest.mark.parametrize("env_id", ENVIRONMENTS)
+def test_oracle_repeats_itself(env_id):
+    tasks = Tasks(env_id, range(4))
+    np.testing.assert_array_equal(Oracle(seed=1)(tasks), Oracle(seed=1)(tasks))
+
+
+def test_steps_to_success_are_counted_from_the_first_action():
+    tasks = Tasks(TWO_ROOMS, [1, 3])
+    tasks.states = np.array([[0.2, 0.3], [0.2, 0.3]], np.float32)
+    tasks.goals = np.array([[0.2, 0.5], [0.8, 0.5]], np.float32)
+    result = run_closed_loop(tasks, lambda _: np.tile(np.float32([0.0, 1.0]), (2, 1, 1)))
+    # 0.2 of the field less 5 pixels at 0.1 a step: the second action gets there
+    assert result.steps.tolist() == [2, -1]
+    assert result.frames is None
+
+
+def test_pictures_are_kept_of_as_many_episodes_as_asked():
+    tasks = Tasks(TWO_ROOMS, range(3))
+    result = run_closed_loop(tasks, policy_plan("uniform"), kept_frames=2)
+    assert result.frames.shape == (2, 26, 64, 64, 3)
+    np.testing.assert_array_equal(result.frames[1, -1], tasks.render(np.array([1]))[0])
+
+
+def test_results_of_groups_are_joined_in_order():
+    groups = [run_closed_loop(Tasks(PUSHING, seeds), policy_plan("uniform")) for seeds in (range(2), range(2, 5))]
+    joined = join_results(groups)
+    assert joined.states.shape == (5, 26, 4) and joined.frames is None
+    np.testing.assert_array_equal(joined.states[2:], groups[1].states)
+    np.testing.assert_array_equal(joined.steps[:2], groups[0].steps)
+
+
+def test_unknown_policy_of_the_frozen_tasks_is_a_sentence():
+    with pytest.raises(ValueError, match="'unifrom'.*drawn_to_block"):
+        policy_plan("unifrom")(Tasks(PUSHING, range(1)))
