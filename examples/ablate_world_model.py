@@ -301,8 +301,7 @@ def format_differences(compared: list[dict[str, Any]]) -> list[str]:
     if not compared:
         return []
     lines = [
-        "**Differences of success**, paired by seed (the same tasks, and the same encoder where that is not what "
-        "changes), beside what seed 003 says:",
+        "**Differences of success**, paired by seed (the same tasks), beside what seed 003 says:",
         "",
     ]
     lines += ["| row | minus | seed 003 | here | 95 % interval | by seed |", "|---|---|---|---|---|---|"]
