@@ -529,7 +529,7 @@ def test_wrong_frames_and_goals_are_refused():
         model.encode(clips(2, 20, 32))
     with pytest.raises(ValueError, match="the goal's latents have 4 tokens of size 24, the observation's 16 of 24"):
         model.score(clips(1), clips(1, 16, 16), random(2, 3, 4, 2))
-    with pytest.raises(ValueError, match="distance is 'l3'; expected 'l1' or 'l2'"):
+    with pytest.raises(ValueError, match="distance is 'l3'; expected one of 'l1', 'l2', 'cosine'"):
         model.score(clips(1), clips(1), random(2, 3, 4, 2), distance="l3")
 
 
