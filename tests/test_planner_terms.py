@@ -135,7 +135,7 @@ def test_constraints_hold_are_saved_and_replaced_in_a_call(remade, name, tmp_pat
     planner = remade(solver=SMALL[name], constraints=constraints)
     plan = planner(OBSERVATION, GOAL, **STATE)
     assert (plan["actions"][:, 1] == np.float32(0.05)).all()
-    assert (np.abs(plan["actions"][:, 0]) <= [0.1, 0.2, 0.2]).all() and plan["actions"][:, 0].any()
+    assert (np.abs(plan["actions"][:, 0]) <= np.float32([0.1, 0.2, 0.2])).all() and plan["actions"][:, 0].any()
     planner.save_pretrained(tmp_path)
     loaded = pipeline("latent-planning", model=str(tmp_path))
     assert loaded.constraints == constraints and same(loaded(OBSERVATION, GOAL, **STATE), plan)
@@ -225,8 +225,8 @@ class TestLandscape:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"dims": (0, 0)}, "dims are .0, 0.; expected two of an action's 2 dimensions"),
-            ({"dims": (0, 2)}, "expected two of an action's 2"),
+            ({"dims": (0, 0)}, "dims are .0, 0.; expected two of the 2 dimensions"),
+            ({"dims": (0, 2)}, "dims are .0, 2.; expected two of the 2"),
             ({"points": 1}, "points is 1; expected 2 or more"),
             ({"step": 1}, "step is 1; expected 0 to 0"),
             ({"actions": np.zeros(2)}, r"actions have shape \(2,\); expected \(P, 2\)"),

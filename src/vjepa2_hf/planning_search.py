@@ -102,9 +102,10 @@ class Search:
         return plan
 
     def start(self) -> torch.Tensor:
-        """The first mean (B, P, A): the (first) warm start, or zero, within limits."""
+        """The first mean (B, P, A): the (first) warm start, or zero, within the bounds. Constraints are the
+        candidates': the published mean starts at 0 where candidates have a closed gripper."""
         if self.warm_start is None:
-            return self.project(torch.zeros(self.shape, device=self.device))
+            return torch.zeros(self.shape, device=self.device).clamp(self.low, self.high)
         return self.warm_start[:, 0]
 
     def evaluate(self, candidates: torch.Tensor) -> torch.Tensor:
@@ -183,7 +184,7 @@ class Search:
             raise ValueError(f"noise has shape {tuple(self.noise.shape)}, expected {shared} or {own}.")
 
     def _check_warm_start(self, warm_start: torch.Tensor | None) -> torch.Tensor | None:
-        """(B, E, P, A) within limits."""
+        """(B, E, P, A) within the bounds."""
         if warm_start is None:
             return None
         starts = warm_start.unsqueeze(1) if warm_start.dim() == 3 else warm_start
@@ -194,7 +195,7 @@ class Search:
             )
         if not torch.isfinite(starts).all():
             raise ValueError("warm_start holds numbers that are not finite; give a finite plan or None.")
-        return self.project(starts.to(self.low))
+        return starts.to(self.low).clamp(self.low, self.high)
 
 
 class Clock:
