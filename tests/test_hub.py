@@ -277,7 +277,7 @@ classify = pipeline("video-classification", model=plain, device="cpu")
 label = classify(f"{plain}/long.mp4", top_k=1)[0]["label"]
 print(json.dumps({
     "actions": plan["actions"].tolist(), "cost": plan["cost"], "solver": planner.solver.to_dict(),
-    "distance": planner.distance, "chunk": planner.candidate_chunk_size,
+    "cost_term": planner.cost.to_dict(), "chunk": planner.candidate_chunk_size,
     "size": dict(planner.video_processor.size), "label": label,
 }))
 """
@@ -337,7 +337,11 @@ class TestFreshProcesses:
         np.testing.assert_allclose(found["actions"], plan["actions"], atol=1e-6)
         assert found["cost"] == pytest.approx(plan["cost"], abs=1e-6)
         assert CEM(**{name: value for name, value in found["solver"].items() if name != "solver"}) == CEM(**SOLVER)
-        assert (found["distance"], found["chunk"], found["size"]) == ("l1", 8, {"height": 40, "width": 40})
+        assert (found["cost_term"]["distance"], found["chunk"], found["size"]) == (
+            "l1",
+            8,
+            {"height": 40, "width": 40},
+        )
         for file in ("config.json", "video_preprocessor_config.json"):  # loaded from a folder with code, saved without
             assert "auto_map" not in json.loads((exported / "saved_without_code" / file).read_text())
         assert not list((exported / "saved_without_code").glob("*.py"))

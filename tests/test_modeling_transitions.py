@@ -390,7 +390,7 @@ class TestPlanner:
 
     def test_settings_that_do_not_fit_are_refused(self):
         model = build(stochastic_dim=3)
-        with pytest.raises(ValueError, match="needs num_samples of 2 or more"):
+        with pytest.raises(ValueError, match="num_samples is 1, and a cost of uncertainty .* of 2 or more"):
             self.planner(model, uncertainty_weight=1.0)
         with pytest.raises(ValueError, match="num_samples is 0"):
             self.planner(model, num_samples=0)

@@ -11,7 +11,7 @@ from test_modeling_encoder import spread
 from transformers import Pipeline, VJEPA2Config, VJEPA2Model, pipeline
 
 from vjepa2_hf import VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel, VJepa2WorldModelConfig
-from vjepa2_hf.planning import CEM, CategoricalCEM, RandomShooting
+from vjepa2_hf.planning import CEM, CategoricalCEM, LatentDistance, RandomShooting
 from vjepa2_hf.video_io import encode_video
 
 
@@ -164,17 +164,19 @@ class TestFolders:
     def test_pipeline_loads_what_was_saved(self, planner, tmp_path):
         planner.save_pretrained(tmp_path)
         loaded = pipeline("latent-planning", model=str(tmp_path))
-        assert type(loaded) is VJepa2Planner and loaded.solver == planner.solver and loaded.distance == "l2"
+        assert (
+            type(loaded) is VJepa2Planner and loaded.solver == planner.solver and loaded.cost == LatentDistance("l2")
+        )
         assert same(loaded(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
         again = VJepa2Planner.from_pretrained(tmp_path)
         assert same(again(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
 
         overridden = VJepa2Planner.from_pretrained(tmp_path, horizon=2, distance="l1", candidate_chunk_size=4)
         assert overridden.solver == CEM(**{**SOLVER, "horizon": 2})
-        assert (overridden.distance, overridden.candidate_chunk_size) == ("l1", 4)
+        assert (overridden.cost, overridden.candidate_chunk_size) == (LatentDistance("l1"), 4)
         overridden.save_pretrained(tmp_path / "b")
         twice = VJepa2Planner.from_pretrained(tmp_path / "b", candidate_chunk_size=2)
-        assert (twice.distance, twice.candidate_chunk_size, twice.solver.horizon) == ("l1", 2, 2)
+        assert (twice.cost, twice.candidate_chunk_size, twice.solver.horizon) == (LatentDistance("l1"), 2, 2)
 
         shooting = VJepa2Planner.from_pretrained(tmp_path, solver="random", horizon=2, num_candidates=8)
         assert shooting.solver == RandomShooting(2, 8)
@@ -302,7 +304,7 @@ class TestRefusals:
         for settings, message in [
             ({"solver": "cme"}, "solver 'cme' is unknown"),
             ({"horizn": 3}, "has no setting 'horizn'.*horizon"),
-            ({"distance": "cosine"}, "distance is 'cosine'; expected 'l1' or 'l2'"),
+            ({"distance": "l3"}, "distance is 'l3'; expected one of 'l1', 'l2', 'cosine'"),
             ({"solver": CEM(), "horizon": 3}, "were given beside a solver object"),
             ({"candidate_chunk_size": 0}, "candidate_chunk_size is 0; expected 1 or more"),
         ]:
@@ -339,7 +341,7 @@ class TestArm:
 
     def test_published_settings_hold_the_rotation_still_and_keep_the_bounds(self):
         planner = self.planner(num_candidates=20, num_iterations=2)
-        assert (planner.solver.horizon, planner.solver.num_elites, planner.distance) == (2, 10, "l1")
+        assert (planner.solver.horizon, planner.solver.num_elites, planner.cost) == (2, 10, LatentDistance("l1"))
         actions = planner(*self.pictures(), proprio_state=self.POSE)["actions"]
         assert actions.shape == (2, 7) and (actions[:, 3:6] == 0).all() and np.abs(actions[:, :3]).max() > 0
         assert np.abs(actions[:, :3]).max() <= 0.05 + 1e-6 and np.abs(actions[:, 6]).max() <= 0.75

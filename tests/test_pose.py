@@ -5,7 +5,7 @@ import math
 import torch
 from published import golden
 
-from vjepa2_hf.pose import euler_from_rotation, move_pose, rotation_from_euler
+from vjepa2_hf.pose import euler_from_rotation, move_pose, pose_difference, rotation_from_euler
 
 
 def test_published_poses():
@@ -17,6 +17,15 @@ def test_published_poses():
     away = data["new"][:, 4].cos() > 0.01  # at a pole many angles are one rotation
     assert away.sum() > 30
     torch.testing.assert_close(moved[away], data["new"][away], atol=1e-5, rtol=0)
+
+
+def test_published_differences():
+    data = golden("pose")
+    action = pose_difference(data["pose"], data["new"])
+    torch.testing.assert_close(action.double(), data["difference"], atol=1e-6, rtol=0)
+    moved = move_pose(data["pose"], action)
+    rotations = [rotation_from_euler(each[:, 3:6].double()) for each in (moved, data["new"])]
+    torch.testing.assert_close(*rotations, atol=1e-5, rtol=0)  # the difference leads back to the new pose
 
 
 def test_rotations_of_a_right_angle():

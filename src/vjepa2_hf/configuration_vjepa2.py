@@ -451,7 +451,8 @@ class VJepa2WorldModelConfig(_NestedEncoder, PreTrainedConfig):
     """
 
     model_type = "vjepa2_hf_world_model"
-    # V-JEPA 2-AC: poses of an arm and its gripper at 4 frames a second; planning searches ±5 cm a step and the gripper
+    # V-JEPA 2-AC: poses of an arm and its gripper at 4 frames a second; planning searches ±5 cm a
+    # step and the gripper; the rotation is 0, and a planned gripper value below 0.25 in size becomes 0
     published = {
         "action_dim": 7,
         "proprio_dim": 7,
@@ -468,7 +469,12 @@ class VJepa2WorldModelConfig(_NestedEncoder, PreTrainedConfig):
             "num_elites": 10,
             "momentum": 0.15,
             "init_std": [0.05, 0.05, 0.05, 0.0, 0.0, 0.0, 1.0],
-            "distance": "l1",
+            "draw_noise_per_step": True,
+            "cost": "l1",
+            "constraints": [
+                {"constraint": "fixed", "dims": [3, 4, 5], "value": 0.0},
+                {"constraint": "dead_zone", "dim": 6, "below": 0.25},
+            ],
         },
     }
     sub_configs_defaults = {"encoder_config": VJepa2EncoderConfig}

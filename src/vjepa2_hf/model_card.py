@@ -404,7 +404,11 @@ def _world_model_facts(config) -> dict[str, str]:
 
 
 def _setting(value: Any) -> str:
-    """A number, word or list of a setting; floats to four digits, as float32 ones have many."""
+    """A number, word, list or term of a setting; floats to four digits, as float32 ones have many."""
+    if isinstance(value, dict):
+        name, *settings = value.items()
+        settings = [f"{key} {_setting(each)}" for key, each in settings if each not in (None, False)]
+        return f"{name[1]} ({', '.join(settings)})" if settings else str(name[1])
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_setting, value))}]"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

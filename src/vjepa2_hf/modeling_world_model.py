@@ -5,7 +5,6 @@ state, E extrinsics, Z numbers of chance, J candidates, K samples, P steps of a 
 window (`context_frames`).
 """
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from .configuration_vjepa2 import VJepa2WorldModelConfig
 from .modeling_dynamics import DYNAMICS, Cache, VJepa2Dynamics
 from .modeling_encoder import VJepa2Encoder, as_encoder
 from .modeling_inputs import Inputs, WorldModelInputsMixin, like, standardized
+from .modeling_scores import WorldModelScoresMixin
 from .modeling_state import VJepa2StateModel, token_size
 from .modeling_transitions import VJepa2GaussianHead, VJepa2RewardHead
 from .pose import move_pose
@@ -45,7 +45,7 @@ class VJepa2WorldModelOutput(ModelOutput):
     nll_loss: torch.Tensor | None = None
 
 
-class VJepa2WorldModel(WorldModelInputsMixin, VJepa2StateModel):
+class VJepa2WorldModel(WorldModelScoresMixin, WorldModelInputsMixin, VJepa2StateModel):
     """An encoder and dynamics that say what a frame's latents become under an action.
 
     ::
@@ -309,121 +309,6 @@ class VJepa2WorldModel(WorldModelInputsMixin, VJepa2StateModel):
         )
         future = torch.cat([torch.stack(list(steps), dim=2) for steps in chunks], dim=1)
         return future.squeeze(1) if single else future
-
-    @torch.no_grad()
-    def score(
-        self,
-        observation: torch.Tensor,
-        goal: torch.Tensor | None,
-        actions: torch.Tensor,
-        context_actions: torch.Tensor | None = None,
-        proprio_states: torch.Tensor | None = None,
-        extrinsics: torch.Tensor | None = None,
-        distance: str = "l2",
-        candidate_chunk_size: int | None = None,
-        num_samples: int = 1,
-        uncertainty_weight: float = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> torch.Tensor:
-        """Planning cost of given actions: the distance of the last imagined latents to the goal's, or without a goal
-        minus the imagined rewards.
-
-        Args:
-            observation: frames (B, T0, C, H, W) or latents (B, T0, N, D); the last is the present.
-            goal: a frame (B, 1, C, H, W) or latents (B, 1, N, D) or (B, N, D); `None` for a model with a reward head.
-            actions: (B, J, P, A) in environment units.
-            context_actions, proprio_states, extrinsics, candidate_chunk_size: as in `rollout`.
-            distance: "l2", mean squared difference (seed 003, Algorithm 3 line 10, up to a constant factor), or "l1",
-                mean absolute difference (published).
-            num_samples: K futures over which the cost is averaged, for a model with a stochastic latent; with 1 it is
-                that of the middle one.
-            uncertainty_weight: of a penalty, the deviation of the last latents over the samples (root mean square over
-                tokens and channels, the size of a latent's own deviation).
-            generator: where the samples' chance comes from; `None`: the same draws in every call. All candidates share
-                the draws, so that costs compare actions and not luck.
-
-        Returns:
-            (B, J), lower is better.
-        """
-        if distance not in ("l1", "l2"):
-            raise ValueError(f"distance is {distance!r}; expected 'l1' or 'l2'.")
-        latents = self.encode(observation) if observation.ndim == 5 else observation
-        goal = self._goal_latents(goal, latents)
-        actions, noise = self._action_vectors("actions", actions), None
-        self._check_candidates(latents, actions)
-        chunk_size = candidate_chunk_size or self._default_chunk_size(len(latents), latents)
-        if num_samples != 1 or uncertainty_weight:
-            noise = self._shared_noise(actions, latents.shape[2], num_samples, generator)
-            actions = actions.repeat_interleave(num_samples, dim=1)
-            chunk_size = max(1, chunk_size // num_samples) * num_samples  # samples of a candidate stay together
-        chunks = self._rollout_chunks(
-            latents, actions, context_actions, proprio_states, extrinsics, chunk_size, use_cache=True, noise=noise
-        )
-        costs = []
-        for steps, chunk in zip(chunks, actions.split(chunk_size, dim=1), strict=True):
-            if goal is None:
-                cost, last = self._reward_cost(latents[:, -1:], steps, chunk.to(latents))
-            else:
-                last = deque(steps, maxlen=1).pop()  # earlier steps are dropped as they come
-                difference = last.float() - goal.float()
-                difference = difference.abs() if distance == "l1" else difference.square()
-                cost = difference.flatten(2).mean(dim=-1)
-            if num_samples > 1:
-                cost, last = (part.unflatten(1, (-1, num_samples)) for part in (cost, last.float()))
-                cost = cost.mean(dim=2) + uncertainty_weight * last.var(dim=2).flatten(2).mean(dim=-1).sqrt()
-            costs.append(cost)
-        return torch.cat(costs, dim=1)
-
-    def _goal_latents(self, goal: torch.Tensor | None, latents: torch.Tensor) -> torch.Tensor | None:
-        """The goal's latents (B, 1, N, D), one for all candidates."""
-        if goal is None:
-            if not self.config.reward_head:
-                raise ValueError("goal is missing: only a model with a reward head (reward_head=True) plans without.")
-            return None
-        goal = self.encode_targets(goal) if goal.ndim == 5 else goal
-        goal = goal.unsqueeze(1) if goal.ndim == 3 else goal
-        if goal.shape[:2] != (len(latents), 1):
-            raise ValueError(
-                f"the goal's latents have shape {tuple(goal.shape)}; expected one frame for each of the "
-                f"{len(latents)} observations."
-            )
-        if goal.shape[-2:] != latents.shape[-2:]:
-            raise ValueError(
-                f"the goal's latents have {goal.shape[-2]} tokens of size {goal.shape[-1]}, the observation's "
-                f"{latents.shape[-2]} of {latents.shape[-1]}: bring both pictures to one size."
-            )
-        return goal
-
-    def _reward_cost(
-        self, present: torch.Tensor, steps: Iterator[torch.Tensor], actions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Minus the sum of the rewards (B, j) of imagined steps (B, j, N, D) from the present (B, 1, N, D), and the
-        last step."""
-        latents, cost = present.expand(-1, actions.shape[1], -1, -1), 0.0
-        for i, following in enumerate(steps):
-            cost = cost - self.predict_rewards(torch.stack([latents, following], dim=2), actions[:, :, i : i + 1])
-            latents = following
-        return cost.squeeze(-1), latents
-
-    def predict_rewards(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Rewards of the steps between latents, true or imagined ones; with gradient, like `rollout`.
-
-        Args:
-            latents: (..., T, N, D): a present and what `rollout` makes follow it, joined.
-            actions: (..., T-1, A) in environment units.
-
-        Returns:
-            float32 (..., T-1), in environment units.
-        """
-        if not self.config.reward_head:
-            raise ValueError("the model has no reward head: train one with reward_head=True and rewards in the data.")
-        actions = self._normalized_actions(self._action_vectors("actions", actions).to(latents))
-        expected = (*latents.shape[:-3], latents.shape[-3] - 1, self.config.action_dim)
-        if tuple(actions.shape) != expected:
-            raise ValueError(f"actions have shape {tuple(actions.shape)}; expected {expected}, as latents say.")
-        rewards = self.reward_head(actions, latents[..., :-1, :, :], latents[..., 1:, :, :])
-        std, mean = self.config.reward_std, self.config.reward_mean
-        return rewards * (1 if std is None else std) + (mean or 0)
 
     def _rollout_chunks(
         self, latents, actions, context_actions, proprio_states, extrinsics, chunk_size, use_cache, noise=None

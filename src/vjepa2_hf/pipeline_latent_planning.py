@@ -1,18 +1,30 @@
 """Planning: an observation and a goal in, actions out. Processor, world model and solver put together.
 
-Letters: B problems, T frames, A action, P planning horizon.
+Letters: B problems, T frames, N tokens of a frame, D width of a latent, A action, P planning horizon, E plans to start
+from, G goals in sequence.
 """
 
+import time
 import warnings
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
+import numpy as np
 import torch
 from transformers import Pipeline
 
 from .modeling_world_model import VJepa2WorldModel
-from .planning import SOLVERS, build_solver
+from .pipeline_inputs import (
+    check_pair,
+    goal_indices,
+    goal_states,
+    is_processed,
+    per_frame,
+    stacked,
+    warn_of_aspect_ratio,
+)
+from .planning import SOLVERS, Cost, LatentDistance, build_constraints, build_cost, build_solver, shift_plan
+from .planning_landscape import Grid, draw_landscape
 from .video_processing_vjepa2 import VJepa2VideoProcessor
 
 
@@ -28,12 +40,17 @@ class VJepa2Planner(Pipeline):
     Args:
         model: a [`VJepa2WorldModel`].
         video_processor: a [`VJepa2VideoProcessor`].
-        solver: "cem", "random", "categorical_cem", or an object of the solver protocol (`vjepa2_hf.planning`).
-            Default: what the model was saved with, else "cem", and "categorical_cem" where its actions are discrete.
-        distance: "l2" (squared, seed 003) or "l1" (published), between the last imagined latents and the goal's.
+        solver: "cem", "icem", "mppi", "gradient", "random", "categorical_cem", or an object of the solver protocol
+            (`vjepa2_hf.planning`). Default: what the model was saved with, else "cem", and "categorical_cem" where its
+            actions are discrete.
+        distance: "l2" (squared, seed 003), "l1" (published) or "cosine", between the last imagined latents and the
+            goal's; short for `cost=LatentDistance(distance)`.
         candidate_chunk_size: candidates imagined at a time, which bounds memory; `None` chooses by size.
         num_samples, uncertainty_weight: for a model with a stochastic latent: futures that a candidate's cost is
-            averaged over (default 1, the middle one), and weight of their deviation as a penalty (default 0).
+            averaged over (default 1, the middle one), and w, short for adding `w * Uncertainty()` to the cost.
+        action_low, action_high: what the search keeps to, A numbers each. Default: the config's.
+        cost: terms of `vjepa2_hf.planning`, such as `LatentDistance("l1") + 0.1 * ActionPenalty()`, or a name.
+        constraints: what actions obey beyond their bounds, a list of terms such as `Fixed([3, 4, 5], 0.0)`.
         kwargs: settings of the solver, by name: `horizon`, `num_candidates`, `num_iterations`, `num_elites`,
             `momentum`, `init_std`, …; each replaces what the model was saved with.
 
@@ -60,6 +77,8 @@ class VJepa2Planner(Pipeline):
         uncertainty_weight: float | None = None,
         action_low: list[float] | None = None,
         action_high: list[float] | None = None,
+        cost: Any = None,
+        constraints: Any = None,
         task: str = "latent-planning",
         device: int | str | torch.device | None = None,
         **kwargs,
@@ -71,17 +90,17 @@ class VJepa2Planner(Pipeline):
         plumbing = ("tokenizer", "feature_extractor", "image_processor", "processor", "binary_output", "args_parser")
         plumbing = {name: kwargs.pop(name) for name in (*plumbing, "torch_dtype", "dtype") if name in kwargs}
         saved = dict(model.config.planner or {})
-        saved_distance, saved_chunk_size = saved.pop("distance", None), saved.pop("candidate_chunk_size", None)
-        self.distance = saved_distance or "l2" if distance is None else distance
-        if self.distance not in ("l1", "l2"):
-            raise ValueError(f"distance is {self.distance!r}; expected 'l1' or 'l2'.")
+        self.cost = _choose_cost(cost, distance, saved)
+        saved_constraints = saved.pop("constraints", None)
+        self.constraints = build_constraints(saved_constraints if constraints is None else constraints)
+        saved_chunk_size = saved.pop("candidate_chunk_size", None)
         self.candidate_chunk_size = saved_chunk_size if candidate_chunk_size is None else candidate_chunk_size
         if self.candidate_chunk_size is not None and self.candidate_chunk_size < 1:
             raise ValueError(f"candidate_chunk_size is {self.candidate_chunk_size}; expected 1 or more, or None.")
         saved_samples, saved_weight = saved.pop("num_samples", 1), saved.pop("uncertainty_weight", 0.0)
         self.num_samples = saved_samples if num_samples is None else num_samples
         self.uncertainty_weight = saved_weight if uncertainty_weight is None else uncertainty_weight
-        _check_samples(model.config, self.num_samples, self.uncertainty_weight)
+        _check_samples(model.config, self.num_samples, self.uncertainty_weight, self.cost)
         self.action_low, self.action_high = _search_bounds(model.config, action_low, action_high)
         self.solver = _build_solver(model.config, solver, kwargs, saved)
         super().__init__(model=model.eval(), video_processor=video_processor, task=task, device=device, **plumbing)
@@ -118,11 +137,16 @@ class VJepa2Planner(Pipeline):
         """Saves model, video processor and solver settings; `pipeline("latent-planning", model=…)` loads them back.
 
         Raises:
-            ValueError: for a solver object without `to_dict`, whose settings cannot be saved.
+            ValueError: for a solver, cost or constraint of your own without `to_dict`, whose settings cannot be saved.
         """
         if not hasattr(self.solver, "to_dict"):
             raise ValueError(f"the solver {self.solver!r} has no to_dict, so its settings cannot be saved.")
-        extra = {"distance": self.distance, "candidate_chunk_size": self.candidate_chunk_size}
+        for constraint in self.constraints:
+            if not hasattr(constraint, "to_dict"):
+                raise ValueError(f"the constraint {constraint!r} has no to_dict, so its settings cannot be saved.")
+        extra = {"cost": self.cost.to_dict(), "candidate_chunk_size": self.candidate_chunk_size}
+        if self.constraints:
+            extra["constraints"] = [constraint.to_dict() for constraint in self.constraints]
         if self.model.config.stochastic_dim:
             extra |= {"num_samples": self.num_samples, "uncertainty_weight": self.uncertainty_weight}
         self.model.config.action_low, self.model.config.action_high = self.action_low, self.action_high
@@ -139,13 +163,19 @@ class VJepa2Planner(Pipeline):
     def __call__(
         self,
         observation: Any,
-        goal: Any,
+        goal: Any = None,
         proprio_state: Any = None,
         context_actions: Any = None,
         seed: int | None = 0,
         warm_start: Any = None,
         budget_ms: float | None = None,
         extrinsics: Any = None,
+        goals: list[Any] | None = None,
+        goal_index: int | list[int] = 0,
+        goal_threshold: float = 0.1,
+        goal_proprio_state: Any = None,
+        cost: Any = None,
+        constraints: Any = None,
     ) -> dict[str, Any] | list[dict[str, Any]]:
         """Plans.
 
@@ -153,25 +183,98 @@ class VJepa2Planner(Pipeline):
             observation: an image (PIL, uint8 H×W×3 or float 0–1, tensor, path, URL), or a clip of the last
                 T ≤ `context_frames` frames, one model step apart. A list is a batch, planned in one solver call. A
                 tensor (B, T, C, H, W) is taken as processed already.
-            goal: an image, a list of as many as observations, or a processed tensor (B, 1, C, H, W).
+            goal: an image, a list of as many as observations, or a processed tensor (B, 1, C, H, W). `None` for a cost
+                that needs none, or with `goals`.
             proprio_state: (S,) or (T, S) in environment units, if the model has proprio states; a list for a batch.
             context_actions: (T-1, A) between the frames of a clip; a list for a batch.
             seed: the same seed gives the same plan on the same machine, alone or in a batch; `None` draws anew.
-            warm_start: (P, A), where the search starts, such as the last plan moved on by a step; a list for a batch.
-            budget_ms: the search begins no further iteration after so many milliseconds; encoding comes on top.
+            warm_start: (P, A) or (E, P, A), where the search starts, such as the last plan's "warm_start"; a list for
+                a batch.
+            budget_ms: milliseconds from this call's start, with pictures and encoding. The search begins no iteration
+                that would end later if it took as long as the last one; one is always done.
             extrinsics: (E,) or (T, E), if the model has them; a list for a batch.
+            goals: G goals in sequence, each as `goal` would be given. The plan is for the first one from `goal_index`
+                on that the observation has not reached.
+            goal_index: the last plan's "goal_index", from 0; a list for a batch.
+            goal_threshold: a goal is reached when its distance from the observation is at most this share of its
+                distance from the next goal, in the cost's latent distance.
+            goal_proprio_state: (S,), what `ProprioDistance` compares with, or (G, S), one a goal; a list for a batch.
+            cost, constraints: for this call, in the place of the planner's.
 
         Returns:
-            `{"action": (A,), "actions": (P, A), "cost": float, "trace": {"cost": [one an iteration], …}}`, float32
-            numpy in environment units; a list of these for a batch. With `actions_per_step` = k an action holds the k
-            environment actions of a model step one after the other. Discrete actions are one-hot.
+            `{"action": (A,), "actions": (P, A), "cost": float, "trace": {"cost": [one an iteration], …},
+            "warm_start": …}`, float32 numpy in environment units; a list of these for a batch. With `actions_per_step`
+            = k an action holds the k environment actions of a model step one after the other. Discrete actions are
+            one-hot. "warm_start" is (P, A), the plan as it goes on after its first step, or (E, P, A) with what else
+            the solver starts from (ICEM's elites). With `goals` also "goal_index", of the goal planned for, and
+            "goal_distance", of the observation from it.
         """
-        single = not isinstance(observation, list) and not _is_processed(observation)
-        if single != (not isinstance(goal, list) and not _is_processed(goal)):
-            raise ValueError("observation and goal must both be single, or both be a batch (a list, or processed).")
-        extra = (proprio_state, extrinsics, context_actions, warm_start)
-        inputs = {"observation": observation, "goal": goal, "single": single, "extra": extra}
-        plans = self.run_single(inputs, {}, {"seed": seed, "budget_ms": budget_ms}, {})
+        started = time.perf_counter()
+        given = {"goals": goals, "goal_index": goal_index, "goal_proprio_state": goal_proprio_state}
+        given |= {"proprio_state": proprio_state, "context_actions": context_actions, "extrinsics": extrinsics}
+        end = None if budget_ms is None else started + budget_ms / 1000
+        settings = {"seed": seed, "end": end, "goal_threshold": goal_threshold, "solver": self.solver}
+        settings["cost"] = self.cost if cost is None else build_cost(cost)
+        settings["constraints"] = self.constraints if constraints is None else build_constraints(constraints)
+        return self._plan(observation, goal, {**given, "warm_start": warm_start}, settings)
+
+    def energy_landscape(
+        self,
+        observation: Any,
+        goal: Any = None,
+        dims: tuple[int, int] = (0, 1),
+        points: int = 21,
+        actions: Any = None,
+        step: int = 0,
+        cost: Any = None,
+        **given: Any,
+    ) -> dict[str, Any]:
+        """The cost over two dimensions of an action, from bound to bound, the others as given.
+
+        Args:
+            observation, goal: one of each, as in a call.
+            dims: the two dimensions.
+            points: of each.
+            actions: (P, A) that do not vary, in environment units, such as a plan's. Default: one step of zeros.
+            step: whose action varies.
+            cost: in the place of the planner's. Constraints do not count here.
+            given: `proprio_state`, `context_actions`, `extrinsics`, `goal_proprio_state`, as in a call.
+
+        Returns:
+            `{"x": (points,), "y": (points,), "costs": (points, points), "figure": …}`: values of the first and of the
+            second dimension, costs with a row a y, float32 numpy, and a matplotlib figure.
+        """
+        unknown = given.keys() - {"proprio_state", "context_actions", "extrinsics", "goal_proprio_state"}
+        if unknown or isinstance(observation, list):
+            wrong = f"it has no argument {sorted(unknown)[0]!r}" if unknown else "the observation is a batch"
+            raise ValueError(f"energy_landscape takes one observation and what a call takes beside it; {wrong}.")
+        size = self.model.config.action_dim
+        base = torch.zeros(1, size) if actions is None else torch.as_tensor(actions, dtype=torch.float32)
+        if base.ndim != 2 or base.shape[1] != size:
+            raise ValueError(f"actions have shape {tuple(base.shape)}; expected (P, {size}).")
+        grid = Grid(base, dims, points, step)
+        settings = {"seed": 0, "end": None, "goal_threshold": 0.0, "solver": grid, "constraints": []}
+        settings["cost"] = self.cost if cost is None else build_cost(cost)
+        plan = self._plan(observation, goal, given, settings)
+        plan = plan if isinstance(plan, dict) else plan[0]
+        costs = np.array(plan["trace"]["cost"], np.float32).reshape(points, points)
+        x, y = (axis.numpy() for axis in grid.axes)
+        return {"x": x, "y": y, "costs": costs, "figure": draw_landscape((x, y), costs, dims)}
+
+    def _plan(self, observation: Any, goal: Any, given: dict[str, Any], settings: dict[str, Any]) -> Any:
+        goals = given.get("goals")
+        if goals is not None and (goal is not None or not isinstance(goals, list | tuple) or not goals):
+            raise ValueError("give either goal, or goals as a list of at least one.")
+        if goals is None and goal is not None:
+            goals = [goal]
+        single = not isinstance(observation, list) and not is_processed(observation)
+        for each in goals or []:
+            if single != (not isinstance(each, list) and not is_processed(each)):
+                raise ValueError(
+                    "observation and goal must both be single, or both be a batch (a list, or processed)."
+                )
+        inputs = {"observation": observation, "single": single, "sequence": given.get("goals") is not None}
+        plans = self.run_single({**given, **inputs, "goals": goals}, {}, settings, {})
         return plans[0] if single else plans
 
     def _sanitize_parameters(self, **kwargs):
@@ -179,40 +282,58 @@ class VJepa2Planner(Pipeline):
             raise ValueError(f"the planner has no setting {', '.join(map(repr, kwargs))}.")
         return {}, {}, {}
 
-    def preprocess(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor | None]:
-        frames = self._pixels("observation", inputs["observation"], inputs["single"])
-        goal = self._pixels("goal", inputs["goal"], inputs["single"])
-        _check_pair(frames, goal, self.model.config.context_frames)
-        if not inputs["single"] and isinstance(inputs["observation"], list) and isinstance(inputs["goal"], list):
-            for pair in zip(inputs["observation"], inputs["goal"], strict=True):
-                _warn_of_aspect_ratio(*pair)
-        elif inputs["single"]:
-            _warn_of_aspect_ratio(inputs["observation"], inputs["goal"])
-        names = ("proprio_state", "extrinsics", "context_actions", "warm_start")
-        proprio, extrinsics, context_actions, warm_start = (
-            _stacked(name, value, inputs["single"], len(frames))
-            for name, value in zip(names, inputs["extra"], strict=True)
-        )
+    def preprocess(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        observation, single, goals = inputs["observation"], inputs["single"], inputs["goals"] or []
+        frames = self._pixels("observation", observation, single)
+        processed = [self._pixels("goal", goal, single) for goal in goals]
+        for goal, pixels in zip(goals, processed, strict=True):
+            check_pair(frames, pixels, self.model.config.context_frames)
+            if single:
+                warn_of_aspect_ratio(observation, goal)
+            elif isinstance(observation, list) and isinstance(goal, list):
+                for pair in zip(observation, goal, strict=True):
+                    warn_of_aspect_ratio(*pair)
+        names = ("proprio_state", "extrinsics", "context_actions", "warm_start", "goal_proprio_state")
+        numbers = {name: stacked(name, inputs.get(name), single, len(frames)) for name in names}
         config, steps = self.model.config, frames.shape[1]
-        proprio = _per_frame("proprio_state", proprio, steps, config.proprio_dim)
-        extrinsics = _per_frame("extrinsics", extrinsics, steps, config.extrinsics_dim)
+        proprio = per_frame("proprio_state", numbers["proprio_state"], steps, config.proprio_dim)
+        extrinsics = per_frame("extrinsics", numbers["extrinsics"], steps, config.extrinsics_dim)
         return {
             "frames": frames,
-            "goal": goal,
+            "goals": torch.cat(processed, dim=1) if processed else None,  # (B, G, C, H, W)
+            "goal_index": goal_indices(inputs.get("goal_index", 0), len(frames), len(goals)),
+            "goal_proprio_states": goal_states(numbers["goal_proprio_state"], len(goals)),
+            "sequence": inputs["sequence"],
             "proprio_states": proprio,
             "extrinsics": extrinsics,
-            "context_actions": context_actions,
-            "warm_start": warm_start,
+            "context_actions": numbers["context_actions"],
+            "warm_start": numbers["warm_start"],
         }
 
     def _forward(
-        self, inputs: dict[str, torch.Tensor | None], seed: int | None, budget_ms: float | None
+        self,
+        inputs: dict[str, Any],
+        seed: int | None,
+        end: float | None,
+        goal_threshold: float,
+        solver: Any,
+        cost: Cost,
+        constraints: list[Any],
     ) -> dict[str, Any]:
         model: VJepa2WorldModel = self.model
         latents = model.encode(inputs["frames"].to(model.dtype))
-        goal = model.encode_targets(inputs["goal"].to(model.dtype))
+        goals, outputs, goal, goal_proprio_states = inputs["goals"], {}, None, inputs["goal_proprio_states"]
+        if goals is not None:
+            goals = model.encode_targets(goals.to(model.dtype))
+            index, problems = inputs["goal_index"], torch.arange(len(latents))
+            if inputs["sequence"]:
+                distance = _latent_distance(cost)
+                index, outputs = _unreached(distance, latents[:, -1], goals, index.to(goals.device), goal_threshold)
+            goal = goals[problems, index].unsqueeze(1)
+            if goal_proprio_states is not None:
+                goal_proprio_states = goal_proprio_states[problems, index.to(goal_proprio_states.device)]
 
-        def cost(actions: torch.Tensor) -> torch.Tensor:
+        def score(actions: torch.Tensor) -> torch.Tensor:
             return model.score(
                 latents,
                 goal,
@@ -220,40 +341,52 @@ class VJepa2Planner(Pipeline):
                 context_actions=inputs["context_actions"],
                 proprio_states=inputs["proprio_states"],
                 extrinsics=inputs["extrinsics"],
-                distance=self.distance,
                 candidate_chunk_size=self.candidate_chunk_size,
                 num_samples=self.num_samples,
                 uncertainty_weight=self.uncertainty_weight,
+                cost=cost,
+                goal_proprio_states=goal_proprio_states,
             )
 
         default_low = 0.0 if model.config.action_type == "discrete" else -1.0
-        result = self.solver(
-            cost,
+        optional = {} if end is None else {"budget_ms": 1000 * (end - time.perf_counter())}
+        if constraints:
+            optional["constraints"] = constraints
+        result = solver(
+            score,
             batch_size=len(latents),
             action_dim=model.config.action_dim,
             action_low=default_low if self.action_low is None else self.action_low,
             action_high=1.0 if self.action_high is None else self.action_high,
             generator=None if seed is None else torch.Generator().manual_seed(seed),
             warm_start=inputs["warm_start"],
-            **({} if budget_ms is None else {"budget_ms": budget_ms}),
+            **optional,
         )
-        return {"actions": result.actions, "cost": result.cost, "trace": result.trace}
+        starts = getattr(result, "warm_start", None)
+        starts = result.actions.unsqueeze(1) if starts is None else starts
+        parts = {"actions": result.actions, "cost": result.cost, "trace": result.trace}
+        return {**parts, "warm_start": shift_plan(starts), **outputs}
 
     def postprocess(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
-        actions = outputs["actions"].float().numpy()
-        return [
-            {
+        actions, starts = outputs["actions"].float().numpy(), outputs["warm_start"].float().numpy()
+        plans = []
+        for row in range(len(actions)):
+            plan = {
                 "action": actions[row, 0],
                 "actions": actions[row],
                 "cost": float(outputs["cost"][row]),
                 "trace": {name: values[:, row].tolist() for name, values in outputs["trace"].items()},
+                "warm_start": starts[row, 0] if starts.shape[1] == 1 else starts[row],
             }
-            for row in range(len(actions))
-        ]
+            if "goal_index" in outputs:
+                plan["goal_index"] = int(outputs["goal_index"][row])
+                plan["goal_distance"] = float(outputs["goal_distance"][row])
+            plans.append(plan)
+        return plans
 
     def _pixels(self, name: str, value: Any, single: bool) -> torch.Tensor:
         """Processed frames (B, T, C, H, W) of one input or a batch."""
-        if _is_processed(value):
+        if is_processed(value):
             if not torch.isfinite(value).all():
                 raise ValueError(f"the {name} has pixels that are not finite (NaN or infinite).")
             return value.float()
@@ -324,16 +457,51 @@ def _load_processor(path: str | Path, hub: dict[str, Any]) -> VJepa2VideoProcess
         ) from error
 
 
-def _check_samples(config, num_samples: int, uncertainty_weight: float) -> None:
+def _choose_cost(cost: Any, distance: str | None, saved: dict[str, Any]) -> Cost:
+    """The cost that is given, the distance that is short for one, or what was saved, which is taken out of `saved`."""
+    if cost is not None and distance is not None:
+        raise ValueError(f"both cost and distance={distance!r} were given; the distance is a part of the cost.")
+    saved_cost, saved_distance = saved.pop("cost", None), saved.pop("distance", None)  # saved before costs were
+    if distance is not None:
+        return LatentDistance(distance)
+    return build_cost(next(each for each in (cost, saved_cost, saved_distance, "l2") if each is not None))
+
+
+def _latent_distance(cost: Cost) -> LatentDistance:
+    for _, term in cost.terms():
+        if isinstance(term, LatentDistance):
+            return term
+    raise ValueError("goals need a cost with a LatentDistance, which tells when one is reached.")
+
+
+def _unreached(
+    distance: LatentDistance, present: torch.Tensor, goals: torch.Tensor, index: torch.Tensor, threshold: float
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The first goals (B,) of (B, G, N, D) from `index` on that the present (B, N, D) has not reached, and how far
+    they are."""
+    problems, last = torch.arange(len(present), device=goals.device), goals.shape[1] - 1
+    away = distance.between(present.unsqueeze(1), goals)
+    apart = distance.between(goals[:, :-1], goals[:, 1:])
+    for _ in range(last):
+        following = (index + 1).clamp(max=last)
+        near = away[problems, index] <= threshold * apart[problems, index.clamp(max=last - 1)]
+        index = torch.where(near, following, index)
+    return index, {"goal_index": index, "goal_distance": away[problems, index]}
+
+
+def _check_samples(config, num_samples: int, uncertainty_weight: float, cost: Cost) -> None:
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}; expected 1 or more.")
-    if (num_samples > 1 or uncertainty_weight) and not config.stochastic_dim:
+    if (num_samples > 1 or uncertainty_weight or cost.needs_samples) and not config.stochastic_dim:
         raise ValueError(
             f"num_samples={num_samples} and uncertainty_weight={uncertainty_weight} are for a model with a stochastic "
             "latent, and this one leaves nothing to chance (stochastic_dim is 0)."
         )
-    if uncertainty_weight and num_samples < 2:
-        raise ValueError(f"uncertainty_weight={uncertainty_weight} needs num_samples of 2 or more, such as 8.")
+    if (uncertainty_weight or cost.needs_samples) and num_samples < 2:
+        raise ValueError(
+            f"num_samples is {num_samples}, and a cost of uncertainty (uncertainty_weight) "
+            "needs num_samples of 2 or more, such as 8."
+        )
 
 
 def _search_bounds(config, low: list[float] | None, high: list[float] | None) -> tuple[list | None, list | None]:
@@ -358,84 +526,6 @@ def _search_bounds(config, low: list[float] | None, high: list[float] | None) ->
     if None not in bounds.values() and any(a > b for a, b in zip(*bounds.values())):
         raise ValueError(f"action_low={bounds['action_low']} lies above action_high={bounds['action_high']}.")
     return bounds["action_low"], bounds["action_high"]
-
-
-def _per_frame(name: str, value: torch.Tensor | None, frames: int, size: int) -> torch.Tensor | None:
-    """A state (B, size) or (B, T, size) as (B, T, size); asked for exactly when the model has such states."""
-    if value is not None and value.ndim == 2:
-        value = value.unsqueeze(1)
-    if size == 0:
-        if value is not None:
-            raise ValueError(f"{name} was given, but the model has none.")
-        return None
-    expected = f"({size},)" if frames == 1 else f"({frames}, {size})"
-    if value is None:
-        raise ValueError(f"{name} is missing: the model plans from it; give {name} of shape {expected}.")
-    if tuple(value.shape[1:]) != (frames, size):
-        raise ValueError(f"{name} has shape {tuple(value.shape[1:])}; expected {expected}.")
-    return value
-
-
-def _is_processed(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.ndim == 5 and value.is_floating_point()
-
-
-def _check_pair(frames: torch.Tensor, goal: torch.Tensor, context_frames: int) -> None:
-    if len(frames) != len(goal):
-        raise ValueError(f"{len(frames)} observations and {len(goal)} goals; expected as many of both.")
-    if frames.shape[1] > context_frames:
-        raise ValueError(
-            f"the observation has {frames.shape[1]} frames; the model looks back over {context_frames} "
-            "(context_frames): give the last ones."
-        )
-    if goal.shape[1] != 1:
-        raise ValueError(f"the goal has {goal.shape[1]} frames; expected one image.")
-    if frames.shape[-2:] != goal.shape[-2:]:
-        raise ValueError(
-            f"the processed goal is {tuple(goal.shape[-2:])} pixels, the observation {tuple(frames.shape[-2:])}: "
-            "process both to one size, or give raw images, which are resized."
-        )
-
-
-def _warn_of_aspect_ratio(observation: Any, goal: Any) -> None:
-    ratios = [_aspect_ratio(item) for item in (observation, goal)]
-    if None not in ratios and not 1 / 1.1 <= ratios[0] / ratios[1] <= 1.1:
-        warnings.warn(
-            f"observation and goal have aspect ratios {ratios[0]:.2f} and {ratios[1]:.2f}: resizing bends or cuts "
-            "one of them, so that the same place looks different.",
-            stacklevel=2,
-        )
-
-
-def _aspect_ratio(image: Any) -> float | None:
-    """Width over height of a raw image or an image file, or `None` where it is not known without decoding."""
-    if isinstance(image, str | Path):
-        try:
-            with PIL.Image.open(image) as picture:
-                return picture.width / picture.height
-        except OSError:
-            return None
-    if hasattr(image, "height"):
-        return image.width / image.height
-    shape = getattr(image, "shape", None)
-    if shape is None or len(shape) < 3:
-        return None
-    channels_last = shape[-1] in (1, 3, 4)
-    height, width = shape[-3:-1] if channels_last else shape[-2:]
-    return width / height
-
-
-def _stacked(name: str, value: Any, single: bool, batch_size: int) -> torch.Tensor | None:
-    """Numbers of one problem or of a batch as a float32 tensor (B, …)."""
-    if value is None:
-        return None
-    rows = [value] if single else list(value)
-    if len(rows) != batch_size:
-        raise ValueError(f"{name} was given for {len(rows)} problems; expected {batch_size}.")
-    stacked = torch.stack([torch.as_tensor(row, dtype=torch.float32).cpu() for row in rows])
-    if not torch.isfinite(stacked).all():
-        raise ValueError(f"{name} holds numbers that are not finite.")
-    return stacked
 
 
 __all__ = ["VJepa2Planner"]

@@ -37,3 +37,10 @@ def move_pose(pose: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
     rotation = rotation_from_euler(action[..., 3:6].double()) @ rotation_from_euler(pose[..., 3:6].double())
     gripper = (pose[..., 6:] + action[..., 6:]).clamp(0, 1)
     return torch.cat([pose[..., :3] + action[..., :3], euler_from_rotation(rotation).to(pose.dtype), gripper], dim=-1)
+
+
+def pose_difference(pose: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """The action (..., 7) that leads from a pose (..., 7) to a new one: Δxyz, Euler angles of R₁·R₀ᵀ, Δgripper."""
+    before, after = (rotation_from_euler(each[..., 3:6].double()) for each in (pose, new))
+    angles = euler_from_rotation(after @ before.transpose(-1, -2)).to(pose.dtype)
+    return torch.cat([new[..., :3] - pose[..., :3], angles, new[..., 6:] - pose[..., 6:]], dim=-1)

@@ -1,0 +1,236 @@
+"""What a plan costs: terms that are added with weights and look at imagined steps one at a time.
+
+Letters: B problems, J candidates, K samples of a candidate, P planning horizon, N tokens of a frame, D width of a
+latent, A action, S proprio state.
+
+    cost = LatentDistance("l1") + 0.1 * ActionPenalty() + 2.0 * Uncertainty()
+
+A term is a `Cost` with `step(imagined) -> (B, J)`, called for every imagined step in order, whose numbers are summed;
+`None` is nothing to add. So a distance of the last step never holds the latents of the others.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+
+DISTANCES = ("l1", "l2", "cosine")
+
+
+@dataclass
+class ImaginedStep:
+    """What a term may look at.
+
+    Attributes:
+        index: of the step, from 0.
+        is_last: whether it is the last.
+        latents: (B, J, K, N, D) after the step; K is 1 where nothing is left to chance.
+        actions: (B, J, A) of the step, environment units.
+        goal: (B, 1, 1, N, D), or `None`.
+        proprio_states: (B, J, S) after the step, environment units; `None` unless a term asks (`needs_proprio`).
+        goal_proprio_states: (B, 1, S), or `None`.
+        rewards: a function that tells the step's imagined rewards (B, J, K).
+    """
+
+    index: int
+    is_last: bool
+    latents: torch.Tensor
+    actions: torch.Tensor
+    goal: torch.Tensor | None = None
+    proprio_states: torch.Tensor | None = None
+    goal_proprio_states: torch.Tensor | None = None
+    rewards: Callable[[], torch.Tensor] | None = None
+
+
+class Cost:
+    """The base of terms; a subclass implements `step` and says what it needs.
+
+    Attributes:
+        needs_goal: a goal's latents.
+        needs_proprio: proprio states, and a goal's.
+        needs_samples: several samples of every candidate.
+    """
+
+    needs_goal = False
+    needs_proprio = False
+    needs_samples = False
+
+    def step(self, imagined: ImaginedStep) -> torch.Tensor | None:
+        """The step's share of the cost (B, J), lower being better, or `None`."""
+        raise NotImplementedError
+
+    def terms(self) -> "list[tuple[float, Cost]]":
+        """Weights and terms that this cost is the sum of."""
+        return [(1.0, self)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values, `"cost"` among them, for `build_cost`."""
+        names = {kind: name for name, kind in COSTS.items()}
+        if type(self) not in names:
+            raise ValueError(f"the cost {self!r} is none of {sorted(COSTS)}, so it cannot be saved.")
+        return {"cost": names[type(self)], **asdict(self)}
+
+    def __add__(self, other: "Cost") -> "WeightedSum":
+        return WeightedSum([*self.terms(), *other.terms()]) if isinstance(other, Cost) else NotImplemented
+
+    def __mul__(self, weight: float) -> "WeightedSum":
+        return WeightedSum([(weight * own, term) for own, term in self.terms()])
+
+    __rmul__ = __mul__
+
+
+@dataclass
+class WeightedSum(Cost):
+    """Terms times their weights; made by `+` and `*`.
+
+    Args:
+        parts: (weight, term) pairs; terms also as names or dicts.
+    """
+
+    parts: list[tuple[float, Cost]]
+
+    def __post_init__(self) -> None:
+        self.parts = [(_weight(weight), build_cost(term)) for weight, term in self.parts]
+        if not self.parts:
+            raise ValueError("a weighted sum has no terms; expected at least one.")
+
+    needs_goal = property(lambda self: any(term.needs_goal for _, term in self.parts))
+    needs_proprio = property(lambda self: any(term.needs_proprio for _, term in self.parts))
+    needs_samples = property(lambda self: any(term.needs_samples for _, term in self.parts))
+
+    def terms(self) -> list[tuple[float, Cost]]:
+        return self.parts
+
+    def step(self, imagined: ImaginedStep) -> torch.Tensor | None:
+        values = [(weight, term.step(imagined)) for weight, term in self.parts]
+        values = [weight * value for weight, value in values if value is not None]
+        return sum(values) if values else None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"cost": "sum", "parts": [[weight, term.to_dict()] for weight, term in self.parts]}
+
+
+@dataclass
+class LatentDistance(Cost):
+    """Distance of imagined latents to the goal's, averaged over samples.
+
+    Args:
+        distance: "l2", mean squared difference (seed 003, Algorithm 3 line 10, up to a constant factor), "l1", mean
+            absolute difference (published), or "cosine", 1 − cosine of a token's latents, averaged over tokens.
+        summed: the sum over all steps, which asks for the goal soon; `False`: of the last step.
+    """
+
+    distance: str = "l2"
+    summed: bool = False
+    needs_goal = True
+
+    def __post_init__(self) -> None:
+        if self.distance not in DISTANCES:
+            raise ValueError(f"distance is {self.distance!r}; expected one of {', '.join(map(repr, DISTANCES))}.")
+
+    def step(self, imagined: ImaginedStep) -> torch.Tensor | None:
+        if not (imagined.is_last or self.summed):
+            return None
+        return self.between(imagined.latents, imagined.goal).mean(dim=2)
+
+    def between(self, latents: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
+        """Distance (...) of latents (..., N, D) to a goal's, which broadcast."""
+        latents, goal = latents.float(), goal.float()
+        if self.distance == "cosine":
+            return 1 - torch.nn.functional.cosine_similarity(latents, goal, dim=-1).mean(dim=-1)
+        difference = latents - goal
+        difference = difference.abs() if self.distance == "l1" else difference.square()
+        return difference.mean(dim=(-2, -1))
+
+
+@dataclass
+class ProprioDistance(Cost):
+    """Mean squared difference of imagined proprio states to the goal's, in environment units.
+
+    The states are those that the model's `proprio_transition` makes of the actions ("hold" makes none).
+
+    Args:
+        dims: numbers of the state that count; `None`: all. Angles are compared as they are: leave out those that wrap.
+        summed: the sum over all steps; `False`: of the last step.
+    """
+
+    dims: list[int] | None = None
+    summed: bool = False
+    needs_proprio = True
+
+    def __post_init__(self) -> None:
+        self.dims = None if self.dims is None else [int(dim) for dim in self.dims]
+
+    def step(self, imagined: ImaginedStep) -> torch.Tensor | None:
+        if not (imagined.is_last or self.summed):
+            return None
+        difference = imagined.proprio_states.float() - imagined.goal_proprio_states.float()
+        return (difference if self.dims is None else difference[..., self.dims]).square().mean(dim=-1)
+
+
+@dataclass
+class ActionPenalty(Cost):
+    """Mean squared action, in environment units, summed over the steps."""
+
+    def step(self, imagined: ImaginedStep) -> torch.Tensor:
+        return imagined.actions.float().square().mean(dim=-1)
+
+
+@dataclass
+class Uncertainty(Cost):
+    """Deviation of the last latents over a candidate's samples: the root of their variance, averaged over tokens and
+    channels, which is the size of a latent's own deviation. For a model with a stochastic latent."""
+
+    needs_samples = True
+
+    def step(self, imagined: ImaginedStep) -> torch.Tensor | None:
+        if not imagined.is_last:
+            return None
+        return imagined.latents.float().var(dim=2).flatten(2).mean(dim=-1).sqrt()
+
+
+@dataclass
+class Reward(Cost):
+    """Minus the sum of the imagined rewards, in environment units. For a model with a reward head."""
+
+    def step(self, imagined: ImaginedStep) -> torch.Tensor:
+        return -imagined.rewards().mean(dim=2)
+
+
+COSTS: dict[str, type[Cost]] = {
+    "latent": LatentDistance,
+    "proprio": ProprioDistance,
+    "action": ActionPenalty,
+    "uncertainty": Uncertainty,
+    "reward": Reward,
+    "sum": WeightedSum,
+}
+
+
+def build_cost(cost: Any) -> Cost:
+    """A cost from a cost, a dict of `to_dict`, or a name: of a term with its defaults, or of a latent distance.
+
+    Raises:
+        ValueError: none of these, or a setting that does not fit.
+    """
+    if isinstance(cost, Cost):
+        return cost
+    if isinstance(cost, str):
+        cost = {"cost": "latent", "distance": cost} if cost in DISTANCES else {"cost": cost}
+    names = [*DISTANCES, *(name for name in COSTS if name != "sum")]
+    if not isinstance(cost, dict) or cost.get("cost") not in COSTS:
+        wrong = cost.get("cost") if isinstance(cost, dict) else cost
+        raise ValueError(f"cost is {wrong!r}; expected one of {', '.join(map(repr, names))}, or a `Cost`.")
+    settings = {name: value for name, value in cost.items() if name != "cost"}
+    try:
+        return COSTS[cost["cost"]](**settings)
+    except TypeError as error:
+        raise ValueError(f"the cost {cost!r} does not fit: {error}.") from error
+
+
+def _weight(weight: Any) -> float:
+    if not isinstance(weight, (int, float)) or not -float("inf") < weight < float("inf"):
+        raise ValueError(f"the weight of a cost is {weight!r}; expected a finite number.")
+    return float(weight)

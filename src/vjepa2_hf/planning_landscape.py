@@ -1,0 +1,68 @@
+"""The cost over two dimensions of an action, as numbers and as a picture.
+
+Letters: P planning horizon, A action size, J candidates.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .planning_search import CostFunction, PerDimension, Search, SolverResult
+
+
+class Grid:
+    """A solver that tries a grid and nothing else; its trace holds every candidate's cost.
+
+    Args:
+        actions: (P, A), the dimensions that do not vary.
+        dims: the two that do.
+        points: of each, evenly from bound to bound.
+        step: whose action varies.
+    """
+
+    def __init__(self, actions: torch.Tensor, dims: tuple[int, int], points: int, step: int):
+        if len(set(dims)) != 2 or not all(0 <= dim < actions.shape[-1] for dim in dims):
+            raise ValueError(
+                f"dims are {tuple(dims)}; expected two of the {actions.shape[-1]} dimensions of an action."
+            )
+        if points < 2:
+            raise ValueError(f"points is {points}; expected 2 or more in each dimension.")
+        if not 0 <= step < len(actions):
+            raise ValueError(f"step is {step}; expected 0 to {len(actions) - 1}, as there are {len(actions)} actions.")
+        self.actions, self.dims, self.points, self.step, self.horizon = actions, dims, points, step, len(actions)
+        self.axes: list[torch.Tensor] = []
+
+    def __call__(
+        self,
+        cost: CostFunction,
+        batch_size: int,
+        action_dim: int,
+        action_low: PerDimension = -1.0,
+        action_high: PerDimension = 1.0,
+        **unused: Any,
+    ) -> SolverResult:
+        search = Search(cost, (batch_size, *self.actions.shape), action_low, action_high)
+        low, high = search.low[list(self.dims)], search.high[list(self.dims)]
+        if not torch.isfinite(high - low).all():
+            raise ValueError("a landscape goes from bound to bound: give finite action_low and action_high.")
+        self.axes = [torch.linspace(*ends, self.points) for ends in zip(low.tolist(), high.tolist(), strict=True)]
+        y, x = torch.meshgrid(self.axes[1], self.axes[0], indexing="ij")
+        candidates = self.actions.repeat(self.points**2, 1, 1)
+        candidates[:, self.step, self.dims[0]], candidates[:, self.step, self.dims[1]] = x.flatten(), y.flatten()
+        costs = search.evaluate(candidates.expand(batch_size, -1, -1, -1))
+        return SolverResult(search.best_actions, search.best_cost, {"cost": costs.T})
+
+
+def draw_landscape(axes: Sequence[Any], costs: Any, dims: tuple[int, int]) -> Any:
+    """A matplotlib figure of costs (points of the second axis, of the first), the lowest marked."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axis = figure.add_subplot()
+    colours = axis.contourf(*axes, costs, levels=20)
+    row, column = divmod(int(costs.argmin()), costs.shape[1])
+    axis.plot(axes[0][column], axes[1][row], "r+", markersize=12)
+    axis.set(xlabel=f"action[{dims[0]}]", ylabel=f"action[{dims[1]}]")
+    figure.colorbar(colours, label="cost")
+    return figure

@@ -1,0 +1,435 @@
+"""The loop that all solvers share, and what a search needs: bounds, constraints, chance, costs, a clock, checks.
+
+Letters: B batch (problems planned in one call), J candidates, P planning horizon, A action size, E plans to start
+from, F dimensions that are searched, I iterations, M elites.
+"""
+
+import dataclasses
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+CostFunction = Callable[[torch.Tensor], torch.Tensor]
+Generators = torch.Generator | Sequence[torch.Generator] | None
+PerDimension = float | Sequence[float] | torch.Tensor
+Row = dict[str, torch.Tensor]  # an iteration's entries of the trace, (B,) each
+
+
+@dataclass
+class SolverResult:
+    """What a solver returns.
+
+    Attributes:
+        actions: (B, P, A) float32, the plan, within the bounds and the constraints.
+        cost: (B,) float32, the cost of that plan itself, infinite where the cost function gave no finite number.
+        trace: how the search went, each entry a float32 tensor (I, B) with one row an iteration: "cost" is the mean
+            cost of the elites (of all restarts, or weighted, where there are none), "best_cost" the lowest cost seen
+            in that iteration, "std" the mean over P and A of the standard deviation after the refit.
+        warm_start: (B, E, P, A) what the next search may start from, the mean first; `shift_plan` moves it on.
+            `None`: the plan.
+    """
+
+    actions: torch.Tensor
+    cost: torch.Tensor
+    trace: dict[str, torch.Tensor] = field(default_factory=dict)
+    warm_start: torch.Tensor | None = None
+
+
+def shift_plan(actions: torch.Tensor, steps: int = 1) -> torch.Tensor:
+    """Plans (..., P, A) as they go on after `steps` of their steps were carried out; the last action is repeated."""
+    index = torch.arange(actions.shape[-2]) + steps
+    return actions[..., index.clamp(max=actions.shape[-2] - 1), :]
+
+
+class Search:
+    """One call of a solver: its problems, limits and source of chance, and the best candidate seen.
+
+    Args:
+        cost: candidates (B, J, P, A) -> costs (B, J).
+        shape: (B, P, A).
+        low, high: bounds, a number or one a dimension.
+        constraints: objects of `vjepa2_hf.planning_constraints`, applied after the bounds.
+        generator: one that all problems share, or B.
+        warm_start: (B, P, A) or (B, E, P, A).
+        noise: standard normal numbers in the place of drawn ones, (I, J, P, F) or (I, B, J, P, F).
+        device: of the candidates. `None`: the warm start's, else the CPU.
+    """
+
+    def __init__(
+        self,
+        cost: CostFunction,
+        shape: tuple[int, int, int],
+        low: PerDimension,
+        high: PerDimension,
+        constraints: Sequence[Any] = (),
+        generator: Generators = None,
+        warm_start: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        device: torch.device | str | None = None,
+    ):
+        self.cost, self.shape, self.constraints, self.generator = cost, shape, list(constraints), generator
+        batch_size, _, action_dim = shape
+        if isinstance(generator, Sequence) and len(generator) != batch_size:
+            raise ValueError(f"{len(generator)} generators were given for a batch of {batch_size}; give one for each.")
+        if device is None:
+            device = "cpu" if warm_start is None else warm_start.device
+        self.device = torch.device(device)
+        self.low, self.high = _bounds(low, high, action_dim, self.device)
+        fixed = {dim for each in self.constraints for dim in getattr(each, "fixed_dims", lambda _: [])(action_dim)}
+        self.free = [dim for dim in range(action_dim) if dim not in fixed]
+        self.warm_start = self._check_warm_start(warm_start)
+        self.noise = noise
+        self.best_actions = self.best_cost = None
+
+    def project(self, actions: torch.Tensor) -> torch.Tensor:
+        """Actions (..., P, A) within the bounds, then under the constraints."""
+        actions = actions.clamp(self.low, self.high)
+        for constraint in self.constraints:
+            actions = constraint.apply(actions)
+        return actions
+
+    def finish(self, mean: torch.Tensor) -> torch.Tensor:
+        """The plan (B, P, A) that is returned, from the one that was found."""
+        plan = mean.clamp(self.low, self.high)
+        for constraint in self.constraints:
+            finish = getattr(constraint, "finish", None)
+            plan = constraint.apply(plan) if finish is None else finish(plan, mean)
+        return plan
+
+    def start(self) -> torch.Tensor:
+        """The first mean (B, P, A): the (first) warm start, or zero, within the bounds. Constraints are the
+        candidates': the published mean starts at 0 where candidates have a closed gripper."""
+        if self.warm_start is None:
+            return torch.zeros(self.shape, device=self.device).clamp(self.low, self.high)
+        return self.warm_start[:, 0]
+
+    def evaluate(self, candidates: torch.Tensor) -> torch.Tensor:
+        """Costs (B, J) of candidates (B, J, P, A), everything that is not finite made infinite; keeps the best.
+
+        Raises:
+            ValueError: a problem has no candidate with a finite cost.
+        """
+        costs = self.costs_of(candidates)
+        with torch.no_grad():
+            lowest, index = costs.min(dim=1)
+            if not torch.isfinite(lowest).all():
+                row = int((~torch.isfinite(lowest)).nonzero()[0])
+                raise ValueError(
+                    f"no candidate of batch row {row} has a finite cost; "
+                    "check the observation, the goal and the model for non-finite numbers."
+                )
+            best = candidates.detach()[torch.arange(len(costs), device=costs.device), index]
+            if self.best_cost is None:
+                self.best_actions, self.best_cost = best, lowest.detach()
+            improved = lowest < self.best_cost
+            self.best_actions = torch.where(improved[:, None, None], best, self.best_actions)
+            self.best_cost = torch.where(improved, lowest, self.best_cost)
+        return costs
+
+    def costs_of(self, candidates: torch.Tensor) -> torch.Tensor:
+        """As `evaluate`, but nothing is kept, and nothing is refused."""
+        costs = torch.as_tensor(self.cost(candidates)).to(candidates)
+        if costs.shape != candidates.shape[:2]:
+            raise ValueError(
+                f"the cost function returned shape {tuple(costs.shape)} for candidates of shape "
+                f"{tuple(candidates.shape)}; expected {tuple(candidates.shape[:2])}, one number a candidate."
+            )
+        return costs.masked_fill(~torch.isfinite(costs), float("inf"))
+
+    def normal(self, count: int, iteration: int, per_step: bool = False) -> torch.Tensor:
+        """Standard normal noise (1 or B, count, P, A), 0 in fixed dimensions; given, or drawn."""
+        horizon, size = self.shape[1], len(self.free)
+        if self.noise is not None:
+            noise = self.noise[iteration][..., :count, :, :]
+            noise = noise.unsqueeze(0) if noise.dim() == 3 else noise
+        elif per_step:
+            # one call for all steps would give other numbers: torch fills a tensor in blocks of 16
+            noise = torch.stack([self.draw(torch.randn, (count, size)) for _ in range(horizon)], dim=-2)
+        else:
+            noise = self.draw(torch.randn, (count, horizon, size))
+        noise = noise.to(self.device)
+        if size == self.shape[2]:
+            return noise
+        padded = noise.new_zeros(*noise.shape[:-1], self.shape[2])
+        padded[..., self.free] = noise
+        return padded
+
+    def draw(self, sample: Callable, shape: tuple[int, ...]) -> torch.Tensor:
+        """Random numbers (1, *shape) that all problems share, or (B, *shape) from a list of B generators."""
+        generator = self.generator
+        if generator is None or isinstance(generator, torch.Generator):
+            return sample(1, *shape, generator=generator, device=None if generator is None else generator.device)
+        return torch.cat([sample(1, *shape, generator=each, device=each.device) for each in generator])
+
+    def std(self, init_std: PerDimension | None) -> torch.Tensor:
+        """The first standard deviation (A,): as given, or half the range."""
+        if init_std is not None:
+            return _per_dimension("init_std", init_std, self.shape[2], self.device)
+        std = (self.high - self.low) / 2
+        if not torch.isfinite(std).all():
+            raise ValueError("init_std is None but the action bounds are not finite; give init_std or finite bounds.")
+        return std
+
+    def check_noise(self, num_iterations: int, num_candidates: int) -> None:
+        if self.noise is None:
+            return
+        shared = (num_iterations, num_candidates, self.shape[1], len(self.free))
+        own = (num_iterations, self.shape[0], *shared[1:])
+        if tuple(self.noise.shape) not in (shared, own):
+            raise ValueError(f"noise has shape {tuple(self.noise.shape)}, expected {shared} or {own}.")
+
+    def _check_warm_start(self, warm_start: torch.Tensor | None) -> torch.Tensor | None:
+        """(B, E, P, A) within the bounds."""
+        if warm_start is None:
+            return None
+        starts = warm_start.unsqueeze(1) if warm_start.dim() == 3 else warm_start
+        if starts.dim() != 4 or (starts.shape[0], *starts.shape[2:]) != self.shape or not starts.shape[1]:
+            raise ValueError(
+                f"warm_start has shape {tuple(warm_start.shape)}, expected (B, P, A) = {self.shape}, or (B, E, P, A) "
+                "for E plans to start from."
+            )
+        if not torch.isfinite(starts).all():
+            raise ValueError("warm_start holds numbers that are not finite; give a finite plan or None.")
+        return starts.to(self.low).clamp(self.low, self.high)
+
+
+class Clock:
+    """Says whether another iteration fits into a budget, from the time that the last one took.
+
+    Args:
+        budget_ms: from now; `None`: everything fits.
+    """
+
+    def __init__(self, budget_ms: float | None):
+        self.now = time.perf_counter()
+        self.end = None if budget_ms is None else self.now + budget_ms / 1000
+        self.last = self.reserve = 0.0
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        before, self.now = self.now, time.perf_counter()
+        return self.now - before
+
+    def fits(self) -> bool:
+        return self.end is None or self.now + self.last + self.reserve <= self.end
+
+
+class Solver:
+    """The protocol, and the loop that solvers share.
+
+    A subclass is a dataclass of its settings with `horizon`, `num_candidates` and `num_iterations`, and says how a
+    search begins (`_begin`), what an iteration tries (`_candidates`), what it learns (`_refit`) and what is found
+    (`_found`); the state is whatever it passes from one to the next.
+    """
+
+    name: str
+    takes_noise = False  # normal numbers may be given
+    returns_best = False  # the best candidate seen, whose cost is known; otherwise what `_found` says, evaluated
+    needs_gradient = False
+
+    def __call__(
+        self,
+        cost: CostFunction,
+        batch_size: int,
+        action_dim: int,
+        action_low: PerDimension = -1.0,
+        action_high: PerDimension = 1.0,
+        generator: Generators = None,
+        warm_start: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        device: torch.device | str | None = None,
+        budget_ms: float | None = None,
+        constraints: Sequence[Any] = (),
+    ) -> SolverResult:
+        """Plans for B problems at once.
+
+        With one generator (or none) every problem sees the same noise, so that a problem's plan depends on the seed
+        and not on the batch it is planned in; with a list of B generators each has its own.
+
+        Args:
+            cost: candidates (B, J, P, A) in action units -> costs (B, J). Called once an iteration, and by solvers
+                that return a mean once with J=1.
+            batch_size: B.
+            action_dim: A.
+            action_low: lower bound, a number or one a dimension (A,).
+            action_high: upper bound, likewise.
+            generator: source of the noise: a `torch.Generator`, a list of B of them, or None for the global one.
+            warm_start: (B, P, A) initial mean, clipped to the bounds, or (B, E, P, A), the mean first, of which ICEM,
+                RandomShooting and GradientDescent take the others too. None: zero, clipped.
+            noise: standard normal numbers to use in place of drawn ones, (I, J, P, F) or (I, B, J, P, F), F being the
+                dimensions that no constraint fixes; for CEM, ICEM and MPPI.
+            device: where candidates live when the cost sees them. None: the warm start's device, else the CPU.
+            budget_ms: milliseconds from now. No iteration begins that would end later if it took as long as the last
+                one, with the evaluation of the plan; one is always done. None: all iterations.
+            constraints: what candidates and plan obey beyond the bounds (`vjepa2_hf.planning_constraints`).
+
+        Returns:
+            The plan, its cost, and the trace.
+
+        Raises:
+            ValueError: an argument has a wrong shape, or an iteration has no candidate with a finite cost.
+        """
+        clock, shape = Clock(budget_ms), (batch_size, self.horizon, action_dim)
+        if noise is not None and not self.takes_noise:
+            raise ValueError(f"solver {self.name!r} takes no noise; only those with normal noise do.")
+        with torch.set_grad_enabled(self.needs_gradient):
+            search = Search(cost, shape, action_low, action_high, constraints, generator, warm_start, noise, device)
+            search.check_noise(self.num_iterations, self.num_candidates)
+            return self._search(search, clock)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values, `"solver"` among them; `build_solver(**settings)` makes the same solver."""
+        settings = {"solver": self.name, **dataclasses.asdict(self)}
+        if settings.get("num_elites") == default_elites(self.num_candidates):
+            settings["num_elites"] = None  # goes on following the candidates
+        return settings
+
+    def _search(self, search: Search, clock: Clock) -> SolverResult:
+        trace: dict[str, list[torch.Tensor]] = defaultdict(list)
+        state, result = self._begin(search), None
+        clock.lap()
+        for iteration in range(self.num_iterations):
+            if iteration and not clock.fits():
+                break
+            candidates = search.project(self._candidates(search, state, iteration))
+            candidates = candidates.detach().requires_grad_(self.needs_gradient)
+            costs = search.evaluate(candidates)
+            state, row = self._refit(search, state, candidates, costs)
+            row["best_cost"] = costs.detach().min(dim=1).values
+            for name, value in row.items():
+                trace[name].append(value)
+            clock.last = clock.lap()
+            result = None
+            if clock.end is not None and iteration == 0:  # the plan so far; and how long that takes
+                result = self._result(search, state)
+                clock.reserve = clock.lap()
+        result = self._result(search, state) if result is None else result
+        result.trace = {name: torch.stack(values) for name, values in trace.items()}
+        return result
+
+    def _result(self, search: Search, state: Any) -> SolverResult:
+        found = search.best_actions if self.returns_best else self._found(state)
+        plan = search.finish(found)
+        if self.returns_best and torch.equal(plan, found):
+            cost = search.best_cost
+        else:
+            with torch.no_grad():
+                cost = search.costs_of(plan.unsqueeze(1))[:, 0]
+        return SolverResult(plan, cost, warm_start=self._warm_start(state, plan))
+
+    def _warm_start(self, state: Any, plan: torch.Tensor) -> torch.Tensor:
+        return plan.unsqueeze(1)
+
+
+def select_elites(
+    candidates: torch.Tensor, costs: torch.Tensor, num_elites: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The cheapest candidates, Algorithm 3, line 12: (B, M, P, A), costs (B, M) ascending, and which count (B, M).
+
+    Only finite costs count; the others' costs are returned as 0.
+    """
+    elite_costs, index = costs.topk(num_elites, dim=1, largest=False, sorted=True)
+    is_elite = torch.isfinite(elite_costs)
+    elites = candidates[torch.arange(len(candidates), device=candidates.device).unsqueeze(1), index]
+    return elites, elite_costs.masked_fill(~is_elite, 0.0), is_elite
+
+
+def fit(elites: torch.Tensor, is_elite: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and unbiased standard deviation (0 for one elite), each (B, P, A); Algorithm 3, line 13."""
+    weight = is_elite[:, :, None, None].to(elites)
+    count = weight.sum(1)
+    mean = (elites * weight).sum(1) / count
+    squares = (elites - mean.unsqueeze(1)).square() * weight
+    return mean, (squares.sum(1) / (count - 1).clamp(min=1)).sqrt()
+
+
+def coloured(noise: torch.Tensor, exponent: float) -> torch.Tensor:
+    """White standard normal noise (..., P, A) -> noise of unit variance whose power falls with frequency as
+    1 / f^exponent along P (Timmer & König 1995; Pinneri et al. 2020, sec. 3.1). Frequency 0 counts as 1 / P."""
+    steps = noise.shape[-2]
+    frequencies = torch.fft.rfftfreq(steps, device=noise.device).clamp(min=1 / steps)
+    scale = frequencies.pow(-exponent / 2)
+    every = torch.fft.fftfreq(steps, device=noise.device).abs().clamp(min=1 / steps).pow(-exponent)
+    spectrum = torch.fft.rfft(noise, dim=-2) * scale.unsqueeze(-1)
+    return torch.fft.irfft(spectrum, n=steps, dim=-2) / every.mean().sqrt()
+
+
+def _bounds(
+    action_low: PerDimension, action_high: PerDimension, action_dim: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    low = _per_dimension("action_low", action_low, action_dim, device)
+    high = _per_dimension("action_high", action_high, action_dim, device)
+    # written so that NaN is refused too
+    if not (low <= high).all():
+        raise ValueError(f"action_low {low.tolist()} must not exceed action_high {high.tolist()} in any dimension.")
+    return low, high
+
+
+def _per_dimension(name: str, value: PerDimension, action_dim: int, device: torch.device) -> torch.Tensor:
+    """A number, or one a dimension, as float32 (A,)."""
+    # numpy bounds may be read-only, which as_tensor warns about: copy them
+    tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value)
+    tensor = tensor.to(device=device, dtype=torch.float32)
+    if tensor.dim() > 1 or tensor.numel() not in (1, action_dim):
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)}, expected a number or {action_dim}, one a dimension."
+        )
+    return tensor.reshape(-1).expand(action_dim)
+
+
+def check_std(value: PerDimension | None) -> float | list[float] | None:
+    """`init_std` as a float or a list of floats, so that it can be compared and written to JSON."""
+    if value is None:
+        return None
+    try:
+        tensor = value.double() if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"init_std is {value!r}, expected a number or a list of numbers, one a dimension.") from None
+    if tensor.dim() > 1 or tensor.numel() == 0:
+        raise ValueError(f"init_std has shape {tuple(tensor.shape)}, expected a number or one a dimension.")
+    if not (torch.isfinite(tensor).all() and (tensor >= 0).all()):
+        raise ValueError(f"init_std is {tensor.tolist()}, expected finite numbers that are not negative.")
+    return tensor.tolist()
+
+
+def check_counts(solver: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(solver, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} is {value!r}, expected an integer of at least 1.")
+
+
+def default_elites(num_candidates: int) -> int:
+    """A tenth of the candidates, at least 2 where there are as many."""
+    return min(num_candidates, max(2, round(num_candidates / 10)))
+
+
+def check_elites(solver: Any) -> None:
+    """Sets `num_elites` that are not given; refuses more than candidates."""
+    if solver.num_elites is None:
+        solver.num_elites = default_elites(solver.num_candidates)
+    check_counts(solver, "num_elites")
+    if solver.num_elites > solver.num_candidates:
+        raise ValueError(
+            f"num_elites is {solver.num_elites} but there are only {solver.num_candidates} candidates; "
+            "lower num_elites or raise num_candidates."
+        )
+
+
+def check_share(name: str, value: Any) -> None:
+    if not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
+        raise ValueError(f"{name} is {value!r}, expected a number in [0, 1), for example 0.15.")
+
+
+def check_number(name: str, value: Any, least: float = 0.0, above: bool = True) -> None:
+    """A finite number above (or at least) `least`."""
+    fits = isinstance(value, (int, float)) and value < float("inf") and (value > least if above else value >= least)
+    if not fits:
+        raise ValueError(
+            f"{name} is {value!r}, expected a finite number {'above' if above else 'of at least'} {least}."
+        )

@@ -1,0 +1,123 @@
+"""Planning costs of the world model: terms against rollouts by hand, gradient, and what is refused."""
+
+import pytest
+import torch
+from published import TINY_ENCODER, TINY_PREDICTOR
+from test_modeling_encoder import spread
+
+from vjepa2_hf import VJepa2WorldModel, VJepa2WorldModelConfig
+from vjepa2_hf.planning import (
+    ActionPenalty,
+    GradientDescent,
+    LatentDistance,
+    ProprioDistance,
+    Reward,
+    Uncertainty,
+)
+
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+
+
+def build(**fields) -> VJepa2WorldModel:
+    torch.manual_seed(0)
+    fields = {"action_dim": 2, "context_frames": 2, "predictor_initializer_range": 0.2, **TINY_PREDICTOR, **fields}
+    return spread(VJepa2WorldModel(VJepa2WorldModelConfig(encoder_config=TINY_ENCODER, **fields))).eval()
+
+
+def numbers(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+LATENTS, GOAL, ACTIONS = numbers(2, 1, 16, 24), numbers(2, 1, 16, 24, seed=1), numbers(2, 5, 3, 2, seed=2)
+STATES, GOAL_STATES = numbers(2, 1, 2, seed=3), numbers(2, 2, seed=4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_terms_are_those_of_the_rollout(chunk):
+    model = build(proprio_dim=2, proprio_transition="add", reward_head=True)
+    future = model.rollout(LATENTS, ACTIONS, proprio_states=STATES)  # (B, J, P, N, D)
+    reached = STATES + ACTIONS.sum(dim=2)
+    present = LATENTS.unsqueeze(1).expand(-1, 5, -1, -1, -1)
+    rewards = model.predict_rewards(torch.cat([present, future], dim=2), ACTIONS).sum(dim=-1)
+    cases = [
+        (LatentDistance("cosine"), 1 - torch.cosine_similarity(future[:, :, -1], GOAL, dim=-1).mean(dim=-1)),
+        (LatentDistance("l1", summed=True), (future - GOAL.unsqueeze(1)).abs().mean(dim=(3, 4)).sum(dim=2)),
+        (ProprioDistance(), (reached - GOAL_STATES.unsqueeze(1)).square().mean(dim=-1)),
+        (ActionPenalty(), ACTIONS.square().mean(dim=-1).sum(dim=-1)),
+        (Reward(), -rewards),
+    ]
+    settings = {"proprio_states": STATES, "goal_proprio_states": GOAL_STATES, "candidate_chunk_size": chunk}
+    for cost, expected in cases:
+        found = model.score(LATENTS, GOAL, ACTIONS, cost=cost, **settings)
+        torch.testing.assert_close(found, expected, **CLOSE)
+    whole = sum((0.5 * cost for cost, _ in cases[1:]), cases[0][0])
+    expected = cases[0][1] + sum(0.5 * value for _, value in cases[1:])
+    torch.testing.assert_close(model.score(LATENTS, GOAL, ACTIONS, cost=whole, **settings), expected, **CLOSE)
+
+
+def test_a_cost_of_the_last_step_projects_every_step():
+    """Every step's latents are the next step's input: a plan of P steps projects P times, whatever the cost."""
+    model, projected = build(proprio_dim=2, proprio_transition="add"), []
+    model.predictor.proj.register_forward_hook(lambda *_: projected.append(1))
+    model.score(LATENTS, GOAL, ACTIONS, proprio_states=STATES, candidate_chunk_size=5)
+    assert len(projected) == 3
+
+
+@pytest.mark.parametrize("context_frames", [1, 2, 4])
+def test_gradient_is_that_of_small_differences_and_chunks_do_not_matter(context_frames):
+    model = build(context_frames=context_frames)
+    actions = ACTIONS.clone().requires_grad_()
+    costs = model.score(LATENTS, GOAL, actions)
+    (gradient,) = torch.autograd.grad(costs.sum(), actions)
+    direction = numbers(*ACTIONS.shape, seed=9)
+    ahead, behind = (model.score(LATENTS, GOAL, ACTIONS + sign * 1e-2 * direction).sum() for sign in (1, -1))
+    torch.testing.assert_close((gradient * direction).sum(), (ahead - behind) / 2e-2, rtol=2e-2, atol=1e-4)
+    chunked = model.score(LATENTS, GOAL, actions, candidate_chunk_size=2)
+    torch.testing.assert_close(torch.autograd.grad(chunked.sum(), actions)[0], gradient, **CLOSE)
+
+
+def test_no_gradient_is_kept_where_none_is_asked_for():
+    model, actions = build(), ACTIONS.clone().requires_grad_()
+    assert not model.score(LATENTS, GOAL, ACTIONS).requires_grad
+    with torch.no_grad():
+        assert not model.score(LATENTS, GOAL, actions).requires_grad
+
+
+def test_gradient_descent_through_the_rollout_lowers_the_cost():
+    model = build()
+    goal = model.rollout(LATENTS, numbers(2, 3, 2, seed=5).clamp(-1, 1))[:, -1:].detach()
+    solver = GradientDescent(3, 4, 40)
+    result = solver(
+        lambda actions: model.score(LATENTS, goal, actions, candidate_chunk_size=2),
+        2,
+        2,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert (result.cost < 0.2 * result.trace["cost"][0]).all() and result.actions.abs().max() <= 1
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cost": "l1", "distance": "l1"}, "both cost and distance='l1' were given"),
+        ({"cost": "reward"}, "the model has no reward head"),
+        ({"cost": Uncertainty()}, "num_samples is 1; expected 2 or more"),
+        ({"cost": "proprio"}, "the cost compares proprio states, but the model has none"),
+        ({"goal": None}, "goal is missing"),
+        ({"goal": None, "cost": "l2"}, "goal is missing"),
+    ],
+)
+def test_costs_that_a_model_cannot_tell_are_refused(settings, message):
+    settings = {"goal": GOAL, **settings}
+    with pytest.raises(ValueError, match=message):
+        build().score(LATENTS, actions=ACTIONS, **settings)
+
+
+def test_missing_states_of_the_goal_are_refused():
+    model = build(proprio_dim=2)
+    for states, found in ((None, "missing"), (torch.zeros(2, 3), r"of shape \(2, 3\)")):
+        with pytest.raises(ValueError, match=rf"the goal's proprio states are {found}; the cost needs \(2, 2\)"):
+            model.score(LATENTS, None, ACTIONS, proprio_states=STATES, cost="proprio", goal_proprio_states=states)

@@ -1,0 +1,111 @@
+"""Terms of the planning cost: their numbers by hand, sums, saving."""
+
+import json
+
+import pytest
+import torch
+
+from vjepa2_hf.planning import (
+    ActionPenalty,
+    Cost,
+    ImaginedStep,
+    LatentDistance,
+    ProprioDistance,
+    Reward,
+    Uncertainty,
+    WeightedSum,
+    build_cost,
+)
+
+
+torch.manual_seed(0)
+LATENTS, GOAL = torch.randn(2, 3, 4, 5, 6), torch.randn(2, 1, 1, 5, 6)  # (B, J, K, N, D)
+ACTIONS, STATES, GOAL_STATES = torch.randn(2, 3, 2), torch.randn(2, 3, 4), torch.randn(2, 1, 4)
+REWARDS = torch.randn(2, 3, 4)
+
+
+def imagined(is_last: bool) -> ImaginedStep:
+    return ImaginedStep(1, is_last, LATENTS, ACTIONS, GOAL, STATES, GOAL_STATES, lambda: REWARDS)
+
+
+NUMBERS = {
+    "l1": (LATENTS - GOAL).abs().mean(dim=(2, 3, 4)),
+    "l2": (LATENTS - GOAL).square().mean(dim=(2, 3, 4)),
+    "cosine": 1 - ((LATENTS * GOAL).sum(-1) / LATENTS.norm(dim=-1) / GOAL.norm(dim=-1)).mean(dim=(2, 3)),
+    "proprio": (STATES - GOAL_STATES).square().mean(dim=-1),
+    "action": ACTIONS.square().mean(dim=-1),
+    "uncertainty": LATENTS.var(dim=2).mean(dim=(2, 3)).sqrt(),
+    "reward": -REWARDS.mean(dim=-1),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_by_hand(name):
+    term = build_cost(name)
+    torch.testing.assert_close(term.step(imagined(is_last=True)), NUMBERS[name])
+    before = term.step(imagined(is_last=False))
+    if name in ("action", "reward"):
+        torch.testing.assert_close(before, NUMBERS[name])
+    else:
+        assert before is None
+    if name in ("l1", "proprio"):
+        summed = LatentDistance("l1", summed=True) if name == "l1" else ProprioDistance(summed=True)
+        torch.testing.assert_close(summed.step(imagined(is_last=False)), NUMBERS[name])
+
+
+def test_proprio_numbers_that_do_not_count_change_nothing():
+    expected = (STATES - GOAL_STATES)[..., [0, 2]].square().mean(dim=-1)
+    torch.testing.assert_close(ProprioDistance(dims=[0, 2]).step(imagined(True)), expected)
+
+
+def test_weighted_sums():
+    cost = LatentDistance("l1") + 0.5 * ActionPenalty() * 4 + 2 * (Reward() + Uncertainty())
+    expected = NUMBERS["l1"] + 2 * NUMBERS["action"] + 2 * (NUMBERS["reward"] + NUMBERS["uncertainty"])
+    torch.testing.assert_close(cost.step(imagined(True)), expected)
+    before = 2 * NUMBERS["action"] + 2 * NUMBERS["reward"]
+    torch.testing.assert_close(cost.step(imagined(False)), before)
+    assert (LatentDistance() + Uncertainty()).step(imagined(False)) is None
+    assert (cost.needs_goal, cost.needs_samples, cost.needs_proprio) == (True, True, False)
+    assert (ActionPenalty() + ProprioDistance()).needs_proprio and not ActionPenalty().needs_goal
+
+
+@pytest.mark.parametrize(
+    "cost",
+    [
+        LatentDistance("cosine", summed=True),
+        ProprioDistance([0, 1]),
+        ActionPenalty() + 0.25 * Uncertainty() + Reward() + 3 * LatentDistance("l1"),
+    ],
+)
+def test_settings_survive_json(cost):
+    assert build_cost(json.loads(json.dumps(cost.to_dict()))) == cost
+
+
+def test_a_term_of_ones_own():
+    class Last(Cost):
+        def step(self, imagined):
+            return imagined.actions[..., 0] if imagined.is_last else None
+
+    cost = build_cost(Last() + 2.0 * ActionPenalty())
+    expected = ACTIONS[..., 0] + 2 * NUMBERS["action"]
+    torch.testing.assert_close(cost.step(imagined(True)), expected)
+    with pytest.raises(ValueError, match="is none of .*so it cannot be saved"):
+        cost.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: LatentDistance("l3"), "distance is 'l3'; expected one of 'l1', 'l2', 'cosine'"),
+        (lambda: build_cost("l3"), "cost is 'l3'; expected one of 'l1', 'l2', 'cosine', 'latent'"),
+        (lambda: build_cost(None), "cost is None; expected one of"),
+        (lambda: build_cost({"cost": "latent", "power": 2}), "does not fit: .*power"),
+        (lambda: float("nan") * Reward(), "the weight of a cost is nan; expected a finite number"),
+        (lambda: WeightedSum([]), "a weighted sum has no terms"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_a_sentence(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+    with pytest.raises(TypeError):
+        LatentDistance() + 1.0
