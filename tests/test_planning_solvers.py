@@ -298,6 +298,12 @@ class TestGradientDescent:
         torch.testing.assert_close(seen[0][:, 0], start)
         assert seen[0].shape == (1, 3, 2, 1) and not torch.equal(seen[0][:, 1], seen[0][:, 0])
 
+    def test_a_dimension_without_deviation_stays_where_it_starts(self):
+        start = torch.tensor([[[100.0, 0.0]]])  # in units of a vanishing deviation: beyond float32
+        solver = GradientDescent(1, 2, 100, init_std=[0.0, 1.0])
+        result = solver(quadratic([3.0, 3.0]), 1, 2, 0.0, 512.0, generator=seeded(), warm_start=start)
+        assert result.actions[0, 0, 0] == 100 and result.actions[0, 0, 1].item() == pytest.approx(3, abs=0.1)
+
     def test_a_cost_without_gradient_is_refused(self):
         with pytest.raises(ValueError, match="costs without gradient, which GradientDescent needs"):
             GradientDescent(2, 2, 2)(lambda actions: quadratic([0.0])(actions.detach()), 1, 1, generator=seeded())

@@ -287,6 +287,7 @@ class Descent:
 
     places: torch.nn.Parameter
     scale: torch.Tensor
+    moves: torch.Tensor  # (A,), whether a dimension does
     optimizer: torch.optim.Optimizer
 
 
@@ -299,10 +300,11 @@ class GradientDescent(Solver):
 
     Args:
         horizon: P, the number of actions planned.
-        num_candidates: J, restarts: the warm starts, or the middle, then others at normal distance from the first.
+        num_candidates: J, restarts: the warm starts, or zero, then others at normal distance from the first.
         num_iterations: I, steps of Adam.
         learning_rate: in units of the start's standard deviation (half the action range).
-        init_std: of the other starts, in action units, a number or one a dimension. None: half the action range.
+        init_std: of the other starts, in action units, a number or one a dimension; a dimension with 0 stays where
+            it starts. None: half the action range.
 
     Raises:
         ValueError: a setting is out of its range; at a call also a cost function that has no gradient.
@@ -329,9 +331,9 @@ class GradientDescent(Solver):
         others = self.num_candidates - starts.shape[1]
         if others:
             starts = torch.cat([starts, around(starts[:, 0], std, search.normal(others, 0))], dim=1)
-        scale = std.clamp_min(torch.finfo(std.dtype).tiny)
+        scale = torch.where(std > 0, std, 1.0)
         places = torch.nn.Parameter(search.project(starts) / scale)
-        return Descent(places, scale, torch.optim.Adam([places], lr=self.learning_rate))
+        return Descent(places, scale, std > 0, torch.optim.Adam([places], lr=self.learning_rate))
 
     def _candidates(self, search: Search, state: Descent, iteration: int) -> torch.Tensor:
         return state.places.detach() * state.scale
@@ -349,7 +351,7 @@ class GradientDescent(Solver):
         (gradient,) = torch.autograd.grad(total, candidates)
         with torch.no_grad():
             state.places.copy_(candidates / state.scale)  # as projected
-            state.places.grad = torch.nan_to_num(gradient * state.scale, 0.0, 0.0, 0.0)
+            state.places.grad = torch.nan_to_num(gradient * state.scale * state.moves, 0.0, 0.0, 0.0)
             state.optimizer.step()
             return state, {"cost": mean_cost(costs.masked_fill(~finite, 0.0), finite)}
 
