@@ -116,6 +116,27 @@ def test_costs_that_a_model_cannot_tell_are_refused(settings, message):
         build().score(LATENTS, actions=ACTIONS, **settings)
 
 
+@torch.no_grad()
+def test_states_and_actions_of_a_bfloat16_models_costs_keep_their_digits():
+    model = build(proprio_dim=2, proprio_transition="add").to(torch.bfloat16)
+    states, actions = 0.5 + 0 * STATES, torch.full((2, 1, 3, 2), 0.0011)  # less than bfloat16 tells from 0.5
+    settings = {"proprio_states": states, "goal_proprio_states": torch.full((2, 2), 0.5033)}
+    for cost in (ProprioDistance(), ActionPenalty()):
+        found = model.score(LATENTS.to(torch.bfloat16), None, actions, cost=cost, **settings)
+        expected = 3 * 0.0011**2 if isinstance(cost, ActionPenalty) else 0.0
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, torch.full((2, 1), expected), atol=1e-9, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5])
+def test_chunks_of_nothing_are_refused(size):
+    message = f"candidate_chunk_size is {size}; expected an integer of at least 1"
+    with pytest.raises(ValueError, match=message):
+        build().score(LATENTS, GOAL, ACTIONS, candidate_chunk_size=size)
+    with pytest.raises(ValueError, match=message):
+        build().rollout(LATENTS, ACTIONS, candidate_chunk_size=size)
+
+
 def test_missing_states_of_the_goal_are_refused():
     model = build(proprio_dim=2)
     for states, found in ((None, "missing"), (torch.zeros(2, 3), r"of shape \(2, 3\)")):

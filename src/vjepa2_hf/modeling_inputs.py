@@ -118,6 +118,11 @@ class WorldModelInputsMixin:
                 )
 
 
+def check_chunk_size(size: int | None) -> None:
+    if size is not None and (not isinstance(size, int) or size < 1):
+        raise ValueError(f"candidate_chunk_size is {size!r}; expected an integer of at least 1, or None.")
+
+
 def like(latents: torch.Tensor, *values: torch.Tensor | None) -> list[torch.Tensor | None]:
     """Numbers in environment units on the latents' device and in their precision (users bring float64 and
     integers)."""

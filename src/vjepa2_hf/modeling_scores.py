@@ -12,7 +12,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from .configuration_vjepa2 import VJepa2WorldModelConfig
-from .modeling_inputs import like
+from .modeling_inputs import check_chunk_size
 from .planning_costs import Cost, ImaginedStep, LatentDistance, Reward, Uncertainty, build_cost
 
 
@@ -62,6 +62,7 @@ class WorldModelScoresMixin:
         Returns:
             (B, J), lower is better.
         """
+        check_chunk_size(candidate_chunk_size)
         terms = self._cost_terms(cost, distance, uncertainty_weight, goal)
         latents = self.encode(observation) if observation.ndim == 5 else observation
         goal = self._goal_latents(goal, latents)
@@ -108,7 +109,7 @@ class WorldModelScoresMixin:
         before, horizon = present.unsqueeze(2), actions.shape[2]
         for index, latents in enumerate(steps):
             latents = latents.unflatten(1, (-1, samples))
-            action = actions[:, :, index].to(latents)
+            action = actions[:, :, index].to(latents.device)
             rewards = functools.partial(self._step_rewards, before, latents, action)
             yield ImaginedStep(index, index + 1 == horizon, latents, action, rewards=rewards)
             before = latents
@@ -122,9 +123,9 @@ class WorldModelScoresMixin:
     def _imagined_proprio(
         self, states: torch.Tensor, actions: torch.Tensor, latents: torch.Tensor
     ) -> Iterator[torch.Tensor]:
-        """Proprio states (B, j, S) after each of actions (B, j, P, A)."""
+        """Proprio states (B, j, S) after each of actions (B, j, P, A), in float32 whatever the model's precision."""
         frames, batch = latents.shape[1], actions.shape[:2]
-        states, actions = like(latents, states, actions)
+        states, actions = (part.to(latents.device, torch.float32) for part in (states, actions))
         states = states.repeat_interleave(batch[1], dim=0)
         for step in range(actions.shape[2]):
             states = self._next_proprio(states, actions[:, :, step].flatten(0, 1), frames + step)
@@ -154,7 +155,7 @@ class WorldModelScoresMixin:
         if goal_states is None or goal_states.reshape(len(goal_states), -1).shape != (len(latents), size):
             found = "missing" if goal_states is None else f"of shape {tuple(goal_states.shape)}"
             raise ValueError(f"the goal's proprio states are {found}; the cost needs ({len(latents)}, {size}).")
-        return goal_states.reshape(-1, 1, size).to(latents)
+        return goal_states.reshape(-1, 1, size).to(latents.device)
 
     def _goal_latents(self, goal: torch.Tensor | None, latents: torch.Tensor) -> torch.Tensor | None:
         """The goal's latents (B, 1, N, D), one for all candidates."""

@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 from .configuration_vjepa2 import VJepa2WorldModelConfig
 from .modeling_dynamics import DYNAMICS, Cache, VJepa2Dynamics
 from .modeling_encoder import VJepa2Encoder, as_encoder
-from .modeling_inputs import Inputs, WorldModelInputsMixin, like, standardized
+from .modeling_inputs import Inputs, WorldModelInputsMixin, check_chunk_size, like, standardized
 from .modeling_scores import WorldModelScoresMixin
 from .modeling_state import VJepa2StateModel, token_size
 from .modeling_transitions import VJepa2GaussianHead, VJepa2RewardHead
@@ -298,6 +298,7 @@ class VJepa2WorldModel(WorldModelScoresMixin, WorldModelInputsMixin, VJepa2State
         Returns:
             (B, P, N, D), or (B, J, P, N, D).
         """
+        check_chunk_size(candidate_chunk_size)
         actions = self._action_vectors("actions", actions)
         single = actions.ndim == 3
         candidates = actions.unsqueeze(1) if single else actions
