@@ -95,6 +95,7 @@ def test_a_constraint_of_ones_own_needs_apply_alone():
         (lambda: Fixed([4]).apply(ACTIONS), "on dimension 4, but actions have 4"),
         (lambda: ClosedGripper(-1), "from_step is -1; expected a step, 0 or later"),
         (lambda: StepBounds([0.0, 1.0], [1.0]), r"low has shape \(2,\) and high \(1,\)"),
+        (lambda: StepBounds([], []), "at least one step"),
         (lambda: StepBounds([1.0], [0.0]), r"low \[1.0\] must not exceed high \[0.0\]"),
         (lambda: StepBounds([float("nan")], [0.0]), "not NaN"),
         (lambda: StepBounds([[0.0] * 3], [[1.0] * 3]).apply(ACTIONS), "low of StepBounds has 3 numbers a step"),

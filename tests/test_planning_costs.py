@@ -101,6 +101,8 @@ def test_a_term_of_ones_own():
         (lambda: build_cost(None), "cost is None; expected one of"),
         (lambda: build_cost({"cost": "latent", "power": 2}), "does not fit: .*power"),
         (lambda: float("nan") * Reward(), "the weight of a cost is nan; expected a finite number"),
+        (lambda: ProprioDistance([]), "dims is empty"),
+        (lambda: ProprioDistance([7]).step(imagined(True)), r"dims are \[7\], but a proprio state has \d numbers"),
         (lambda: WeightedSum([]), "a weighted sum has no terms"),
     ],
 )

@@ -120,9 +120,10 @@ class StepBounds(Constraint):
     def __post_init__(self) -> None:
         self.low, self.high = _numbers("low", self.low), _numbers("high", self.high)
         low, high = torch.tensor(self.low), torch.tensor(self.high)
-        if low.dim() not in (1, 2) or low.shape != high.shape:
+        if low.dim() not in (1, 2) or low.shape != high.shape or not low.numel():
             raise ValueError(
-                f"low has shape {tuple(low.shape)} and high {tuple(high.shape)}; expected (P,) or (P, A) of both."
+                f"low has shape {tuple(low.shape)} and high {tuple(high.shape)}; expected (P,) or (P, A) of both, at "
+                "least one step."
             )
         if not (low <= high).all():
             raise ValueError(f"low {self.low} must not exceed high {self.high} at any step.")

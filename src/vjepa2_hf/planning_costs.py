@@ -162,11 +162,16 @@ class ProprioDistance(Cost):
 
     def __post_init__(self) -> None:
         self.dims = None if self.dims is None else [int(dim) for dim in self.dims]
+        if self.dims == []:
+            raise ValueError("dims is empty; expected at least one number of the state, or None for all.")
 
     def step(self, imagined: ImaginedStep) -> torch.Tensor | None:
         if not (imagined.is_last or self.summed):
             return None
         difference = imagined.proprio_states.float() - imagined.goal_proprio_states.float()
+        size = difference.shape[-1]
+        if self.dims is not None and not all(-size <= dim < size for dim in self.dims):
+            raise ValueError(f"dims are {self.dims}, but a proprio state has {size} numbers.")
         return (difference if self.dims is None else difference[..., self.dims]).square().mean(dim=-1)
 
 
