@@ -11,7 +11,7 @@ from test_modeling_encoder import spread
 from transformers import Pipeline, VJEPA2Config, VJEPA2Model, pipeline
 
 from vjepa2_hf import VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel, VJepa2WorldModelConfig
-from vjepa2_hf.planning import CEM, CategoricalCEM, LatentDistance, RandomShooting
+from vjepa2_hf.planning import CEM, CategoricalCEM, LatentDistance, RandomShooting, Uncertainty
 from vjepa2_hf.video_io import encode_video
 
 
@@ -292,6 +292,21 @@ class TestRefusals:
                 {"warm_start": np.full((3, 2), np.nan)},
                 "warm_start holds numbers that are not finite",
             ),
+            (
+                [OBSERVATION] * 2,
+                [GOAL] * 2,
+                {"warm_start": [np.zeros((3, 2)), np.zeros((2, 3, 2))]},
+                r"warm_start has shapes \[\(2, 3, 2\), \(3, 2\)\] in one batch",
+            ),
+            (
+                [OBSERVATION] * 2,
+                [GOAL] * 2,
+                {"warm_start": [None, np.zeros((3, 2))]},
+                "warm_start is, or holds, None; expected numbers",
+            ),
+            (OBSERVATION, GOAL, {"warm_start": "last"}, "warm_start is, or holds, 'last'; expected"),
+            ([OBSERVATION], [GOAL], {"proprio_state": 0.5}, "proprio_state is 0.5; expected a list"),
+            (OBSERVATION, GOAL, {"cost": Uncertainty()}, "leaves nothing to chance"),
             ([OBSERVATION, np.stack([OBSERVATION] * 2)], [GOAL] * 2, {}, "observations of the batch differ in shape"),
         ],
     )
@@ -306,7 +321,8 @@ class TestRefusals:
             ({"horizn": 3}, "has no setting 'horizn'.*horizon"),
             ({"distance": "l3"}, "distance is 'l3'; expected one of 'l1', 'l2', 'cosine'"),
             ({"solver": CEM(), "horizon": 3}, "were given beside a solver object"),
-            ({"candidate_chunk_size": 0}, "candidate_chunk_size is 0; expected 1 or more"),
+            ({"candidate_chunk_size": 0}, "candidate_chunk_size is 0; expected an integer of at least 1"),
+            ({"solver": CategoricalCEM()}, "the model's actions are continuous: take 'cem'"),
         ]:
             with pytest.raises(ValueError, match=message):
                 VJepa2Planner(model, processor, **settings)

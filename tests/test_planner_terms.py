@@ -18,6 +18,7 @@ from vjepa2_hf.planning import (
     MPPI,
     SOLVERS,
     ActionPenalty,
+    CategoricalCEM,
     ClosedGripper,
     Cost,
     DeadZone,
@@ -142,6 +143,26 @@ def test_constraints_hold_are_saved_and_replaced_in_a_call(remade, name, tmp_pat
     assert same(remade(solver=SMALL[name])(OBSERVATION, GOAL, constraints=constraints, **STATE), plan)
 
 
+def test_gradient_descent_plans_in_inference_mode(remade):
+    planner = remade(solver=SMALL["gradient"])
+    with torch.inference_mode():
+        plan = planner(OBSERVATION, GOAL, **STATE)
+    assert same(plan, planner(OBSERVATION, GOAL, **STATE))
+
+
+@pytest.mark.parametrize(
+    ("solver", "message"),
+    [
+        (SMALL["cem"], "the model's actions are discrete: take 'categorical_cem'"),
+        (CategoricalCEM(3, 8, 2, 3), "the model has actions_per_step=2"),
+    ],
+)
+def test_solvers_of_other_actions_than_the_models_are_refused(solver, message):
+    planner = build(action_type="discrete", action_dim=4, actions_per_step=2)
+    with pytest.raises(ValueError, match=message):
+        VJepa2Planner(planner.model, planner.video_processor, solver=solver)
+
+
 class TestGoals:
     @pytest.fixture
     def quick(self, remade):
@@ -236,6 +257,8 @@ class TestLandscape:
     def test_what_does_not_fit_is_refused(self, planner, arguments, message):
         with pytest.raises(ValueError, match=message):
             planner.energy_landscape(OBSERVATION, GOAL, **arguments, **STATE)
+        with pytest.raises(ValueError, match="the observation is a batch"):
+            planner.energy_landscape(*torch.zeros(2, 2, 1, 3, 32, 32), proprio_state=[[0.0, 0.0]] * 2)
 
 
 def test_the_budget_holds_encoding_too(remade, monkeypatch):

@@ -80,13 +80,25 @@ def stacked(name: str, value: Any, single: bool, batch_size: int) -> torch.Tenso
     """Numbers of one problem or of a batch as a float32 tensor (B, …)."""
     if value is None:
         return None
-    rows = [value] if single else list(value)
+    if not single and not hasattr(value, "__iter__"):
+        raise ValueError(f"{name} is {value!r}; expected a list, with numbers for each problem.")
+    rows = [_numbers(name, row) for row in ([value] if single else value)]
     if len(rows) != batch_size:
         raise ValueError(f"{name} was given for {len(rows)} problems; expected {batch_size}.")
-    stacked = torch.stack([torch.as_tensor(row, dtype=torch.float32).cpu() for row in rows])
+    shapes = sorted({tuple(row.shape) for row in rows})
+    if len(shapes) > 1:
+        raise ValueError(f"{name} has shapes {shapes} in one batch; expected one shape.")
+    stacked = torch.stack(rows)
     if not torch.isfinite(stacked).all():
         raise ValueError(f"{name} holds numbers that are not finite.")
     return stacked
+
+
+def _numbers(name: str, value: Any) -> torch.Tensor:
+    try:
+        return torch.as_tensor(value, dtype=torch.float32).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name} is, or holds, {value!r}; expected numbers.") from None
 
 
 def goal_indices(value: int | list[int], batch_size: int, num_goals: int) -> torch.Tensor:

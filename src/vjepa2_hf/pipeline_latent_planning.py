@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import Pipeline
 
+from .modeling_inputs import check_chunk_size
 from .modeling_world_model import VJepa2WorldModel
 from .pipeline_inputs import (
     check_pair,
@@ -23,7 +24,16 @@ from .pipeline_inputs import (
     stacked,
     warn_of_aspect_ratio,
 )
-from .planning import SOLVERS, Cost, LatentDistance, build_constraints, build_cost, build_solver, shift_plan
+from .planning import (
+    SOLVERS,
+    Cost,
+    LatentDistance,
+    Solver,
+    build_constraints,
+    build_cost,
+    build_solver,
+    shift_plan,
+)
 from .planning_landscape import Grid, draw_landscape
 from .video_processing_vjepa2 import VJepa2VideoProcessor
 
@@ -95,8 +105,7 @@ class VJepa2Planner(Pipeline):
         self.constraints = build_constraints(saved_constraints if constraints is None else constraints)
         saved_chunk_size = saved.pop("candidate_chunk_size", None)
         self.candidate_chunk_size = saved_chunk_size if candidate_chunk_size is None else candidate_chunk_size
-        if self.candidate_chunk_size is not None and self.candidate_chunk_size < 1:
-            raise ValueError(f"candidate_chunk_size is {self.candidate_chunk_size}; expected 1 or more, or None.")
+        check_chunk_size(self.candidate_chunk_size)
         saved_samples, saved_weight = saved.pop("num_samples", 1), saved.pop("uncertainty_weight", 0.0)
         self.num_samples = saved_samples if num_samples is None else num_samples
         self.uncertainty_weight = saved_weight if uncertainty_weight is None else uncertainty_weight
@@ -245,7 +254,8 @@ class VJepa2Planner(Pipeline):
             second dimension, costs with a row a y, float32 numpy, and a matplotlib figure.
         """
         unknown = given.keys() - {"proprio_state", "context_actions", "extrinsics", "goal_proprio_state"}
-        if unknown or isinstance(observation, list):
+        several = isinstance(observation, list) or is_processed(observation) and len(observation) != 1
+        if unknown or several:
             wrong = f"it has no argument {sorted(unknown)[0]!r}" if unknown else "the observation is a batch"
             raise ValueError(f"energy_landscape takes one observation and what a call takes beside it; {wrong}.")
         size = self.model.config.action_dim
@@ -273,8 +283,10 @@ class VJepa2Planner(Pipeline):
                 raise ValueError(
                     "observation and goal must both be single, or both be a batch (a list, or processed)."
                 )
+        _check_samples(self.model.config, self.num_samples, self.uncertainty_weight, settings["cost"])
         inputs = {"observation": observation, "single": single, "sequence": given.get("goals") is not None}
-        plans = self.run_single({**given, **inputs, "goals": goals}, {}, settings, {})
+        with torch.inference_mode(False):  # within which a solver could not ask for gradient
+            plans = self.run_single({**given, **inputs, "goals": goals}, {}, settings, {})
         return plans[0] if single else plans
 
     def _sanitize_parameters(self, **kwargs):
@@ -432,9 +444,13 @@ def _build_solver(config, solver: Any, settings: dict[str, Any], saved: dict[str
     combined = {"solver": DISCRETE_SOLVER if discrete else "cem", **saved, **settings}
     name = combined.pop("solver")
     name = name if solver is None else solver
-    if isinstance(name, str) and name in SOLVERS and discrete != (name == DISCRETE_SOLVER):
+    kind = getattr(name, "name", None) if isinstance(name, Solver) else name
+    if isinstance(kind, str) and kind in SOLVERS and discrete != (kind == DISCRETE_SOLVER):
         fitting = repr(DISCRETE_SOLVER) if discrete else "'cem'"
         raise ValueError(f"solver is {name!r}, but the model's actions are {config.action_type}: take {fitting}.")
+    steps = getattr(name, "actions_per_step", config.actions_per_step)
+    if steps != config.actions_per_step:
+        raise ValueError(f"solver is {name!r}, but the model has actions_per_step={config.actions_per_step}.")
     if name == DISCRETE_SOLVER:
         combined = {"actions_per_step": config.actions_per_step, **combined}
     try:
