@@ -72,7 +72,8 @@ class PlanConfig:
     """Of the planner's noise and of the policies."""
     solver: dict[str, Any] = field(default_factory=dict)
     """`name` and settings of the solver; empty: what the model was saved with."""
-    distance: str = "l2"
+    distance: str | None = None
+    """Of the cost, l2, l1 or cosine; null: what the model was saved with."""
     planner: dict[str, Any] = field(default_factory=dict)
     """Other settings of VJepa2Planner, such as candidate_chunk_size; a `cost` takes the place of `distance`."""
     varied_appearance: bool = False
@@ -103,6 +104,9 @@ class PlanConfig:
             check_known(name, BASELINES, "baseline")
         for name in self.proposals:
             check_known(name, self.models, "row of models in proposals")
+        for name in ("solver", "distance", "device"):
+            if name in self.planner:
+                raise ValueError(f"planner has {name}, which is a setting of its own: set {name}, not planner.{name}.")
         if self.warm_start and self.proposals:
             raise ValueError(
                 "a plan starts from the last one (warm_start) or from a policy (proposals), not from both."
@@ -155,7 +159,7 @@ def baseline_plan(config: PlanConfig, name: str, group: int) -> Plan:
 
 def model_policy(config: PlanConfig, name: str, progress: tqdm) -> PlannerPolicy:
     settings = {**config.solver, "device": config.device, **config.planner}
-    settings |= {} if "cost" in config.planner else {"distance": config.distance}
+    settings |= {} if "cost" in config.planner else {"distance": config.distance}  # None: as it was saved
     planner = VJepa2Planner.from_pretrained(config.models[name], solver=settings.pop("name", None), **settings)
     return PlannerPolicy(
         planner, config.seed, progress, config.executed_actions, config.warm_start, config.budget_ms,

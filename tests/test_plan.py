@@ -7,10 +7,11 @@ import pytest
 from environments import PUSHING
 from goal_policies import GoalPolicy
 from gym_tasks import GymTasksConfig
-from plan import PlanConfig, evaluate, format_table
+from plan import PlanConfig, evaluate, format_table, model_policy
 
-from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, VJepa2WorldModel
+from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.metrics.planning_success.planning_success import summarize_success
+from vjepa2_hf.planning import LatentDistance
 from vjepa2_hf.video_io import VideoReader
 
 
@@ -69,6 +70,18 @@ def test_evaluation_writes_table_episodes_and_videos(model_dir, tmp_path):
     assert len(videos) == 2
     with VideoReader(str(videos[0])) as reader:
         assert reader.frames([0]).shape == (1, 192, 384, 3)
+
+
+def test_a_cost_that_a_model_was_saved_with_is_planned_with(model_dir, tmp_path):
+    saved = VJepa2Planner.from_pretrained(model_dir, cost=LatentDistance("l1", summed=True))
+    saved.save_pretrained(tmp_path)
+    for settings, cost in (
+        ({}, saved.cost),
+        ({"distance": "cosine"}, LatentDistance("cosine")),
+        ({"distance": "l2", "planner": {"cost": "l1"}}, LatentDistance("l1")),
+    ):
+        config = PlanConfig("out", {"CEM": str(tmp_path)}, **settings)
+        assert model_policy(config, "CEM", None).planner.cost == cost
 
 
 def test_unknown_baseline_names_the_nearest():
@@ -138,6 +151,7 @@ def test_budget_warm_start_and_proposals_reach_the_planner(model_dir, policy_dir
         ({"models": {"CEM": "y"}, "policies": {"CEM": "y"}}, "two rows the same"),
         ({"models": {"CEM": "y"}, "proposals": {"CEM": "x"}, "warm_start": True}, "not from both"),
         ({"parallel": 0}, "parallel must be at least 1"),
+        ({"models": {"CEM": "y"}, "planner": {"distance": "l1"}}, "set distance, not planner.distance"),
     ],
 )
 def test_settings_that_do_not_fit_are_a_sentence(settings, message):
