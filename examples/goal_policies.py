@@ -208,6 +208,11 @@ def read_pairs(config: "PolicyTrainingConfig", model: VJepa2WorldModel) -> tuple
     for episode in tqdm(
         read_episodes(config.data, model.config.frame_skip, config.max_episodes, config.camera), desc="encode"
     ):
+        if episode["actions"].shape[1] != model.config.action_dim:
+            raise ValueError(
+                f"Episode {episode['episode_id']} has actions of {episode['actions'].shape[1]} numbers a model step, "
+                f"but the world model's have {model.config.action_dim}: take the data it was trained on."
+            )
         seen = encode(model, processor, episode["frames"], targets=False).cpu()
         goals = seen if model.config.freeze_encoder else encode(model, processor, episode["frames"]).cpu()
         actions = torch.nn.functional.pad(torch.from_numpy(episode["actions"]), (0, 0, 0, 1))

@@ -95,7 +95,8 @@ class EpisodeRecorder:
         policy = environments.find_policy(self.policy, self.env)
         observation, info = self.env.reset(seed=int(env_seed), options=self._options(rng))
         frames, actions, rewards = [read_picture(self.env, observation)], [], []
-        states = [self.read_states(info, observation)]
+        named = self.named_states(info)
+        states = [read_states(named, info, observation)]
         ended = False
         while not ended:
             action = policy(self.env.unwrapped, rng)
@@ -103,7 +104,7 @@ class EpisodeRecorder:
             frames.append(read_picture(self.env, observation))
             actions.append(np.asarray(action, np.float32).reshape(-1))
             rewards.append(float(reward))
-            states.append(self.read_states(info, observation))
+            states.append(read_states(named, info, observation))
             ended = terminated or truncated
         fps = float(self.env.metadata.get("render_fps") or environments.FRAMES_PER_SECOND)
         episode_id = f"{self.seed}-{number:06d}"
@@ -115,13 +116,11 @@ class EpisodeRecorder:
         }
         if self.rewards:
             row["rewards"] = rewards
-        return row | {column: [one[column] for one in states] for column in states[0]}
+        return row | {column: [one[column] for one in states] for column in named}
 
-    def read_states(self, info: dict[str, Any], observation: Any) -> dict[str, np.ndarray]:
-        """What the environment tells now, float32 (S,) by column."""
-        default = {column: [name] for column, name in STATE_COLUMNS.items() if name in info}
-        names = {**default, **self.state_names}
-        return {column: read_numbers(given, info, observation) for column, given in names.items()}
+    def named_states(self, info: dict[str, Any]) -> dict[str, list[str]]:
+        """By column, names of what is recorded of an environment with such an info at its start."""
+        return {column: [name] for column, name in STATE_COLUMNS.items() if name in info} | self.state_names
 
     def _options(self, rng: np.random.Generator) -> dict[str, Any] | None:
         """For our own environments any free start: drawing a goal, which a recording has no use for, takes longer."""
@@ -130,6 +129,11 @@ class EpisodeRecorder:
         sample_starts = self.env.unwrapped.sample_starts
         start = sample_starts(rng, 1)[0]
         return {"state": start, "goal": sample_starts(np.random.default_rng(0), 1)[0] if self.rewards else start}
+
+
+def read_states(named: dict[str, list[str]], info: dict[str, Any], observation: Any) -> dict[str, np.ndarray]:
+    """What the environment tells now, float32 (S,) by column."""
+    return {column: read_numbers(names, info, observation) for column, names in named.items()}
 
 
 def record_episodes(recorder: EpisodeRecorder, episodes: int, num_proc: int = 1) -> Iterator[dict[str, Any]]:
@@ -220,7 +224,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     rows = record_episodes(recorder, options.episodes, min(options.num_proc, options.episodes))
     progress = tqdm(rows, total=options.episodes, desc="recording", unit="episode")
-    features = episode_features(recorder.read_states(info, observation), options.rewards)
+    named = recorder.named_states(info)
+    read_states(named, info, observation)  # refused before any process starts
+    features = episode_features(named, options.rewards)
     write_shards(progress, options.output, features=features, num_shards=min(options.num_shards, options.episodes))
 
 

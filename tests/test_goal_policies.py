@@ -188,6 +188,12 @@ class TestTraining:
         )
         assert again == pytest.approx(whole, abs=1e-6)
 
+    def test_data_of_other_actions_than_the_models_is_refused(self, monkeypatch, inputs, tmp_path, capsys):
+        save_model(make_model(action_dim=1, action_low=[-1.0], action_high=[1.0]), tmp_path / "other")
+        with pytest.raises(SystemExit):
+            train(monkeypatch, train_cloning, (inputs[0], tmp_path / "other"), tmp_path / "run")
+        assert "has actions of 2 numbers a model step, but the world model's have 1" in capsys.readouterr().err
+
     def test_settings_that_do_not_fit_are_a_sentence(self, monkeypatch, inputs, tmp_path, capsys):
         for override, message in (
             ("goal_steps=0", "goal_steps must be"),

@@ -19,8 +19,8 @@ class CountingEnv(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 25}
 
-    def __init__(self, render_mode=None, discrete=False):
-        self.render_mode = render_mode
+    def __init__(self, render_mode=None, discrete=False, told=()):
+        self.render_mode, self.told = render_mode, told
         self.observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
         self.discrete = discrete
         joints = gymnasium.spaces.Box(np.float32([-2, 0, 5]), np.float32([2, 1, 6]))
@@ -29,7 +29,7 @@ class CountingEnv(gymnasium.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.count = 0
-        return np.zeros(1, np.float32), {"joints": np.arange(3.0), "hand": 0}
+        return np.zeros(1, np.float32), {"joints": np.arange(3.0), "hand": 0, **dict.fromkeys(self.told, 1.0)}
 
     def step(self, action):
         self.count += 1
@@ -113,6 +113,12 @@ def test_what_the_environment_tells_becomes_columns_by_name(tmp_path):
     named = ["--state", "hand", "joints", "--proprio_state", "joints"]
     (row,) = record(tmp_path / "out", "Counting-v0", "held", "--episodes", "1", *named)
     assert row["states"][2] == [2, 2, 3, 4] and row["proprio_states"][2] == [2, 3, 4] and len(row["states"]) == 6
+
+
+def test_a_state_that_is_told_only_at_the_start_is_a_sentence(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        record(tmp_path, "Counting-v0", "uniform", "--episodes", "1", "--env_kwargs", '{"told": ["state"]}')
+    assert "The environment tells no 'state'; it tells hand, joints" in capsys.readouterr().err
 
 
 def test_settings_of_the_environment_reach_it(tmp_path):
