@@ -13,7 +13,6 @@ stay. Results go there and into docs/planning_evaluation.md between its markers.
 
 import argparse
 import dataclasses
-import inspect
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,6 @@ from reproduce import CONFIGS, ENVIRONMENTS, ROOT, publish_tables
 from seed_tables import interval_cell, joined, known_rows, over_seeds, paired, success_cells
 from tqdm import tqdm
 
-from vjepa2_hf import VJepa2Planner
 from vjepa2_hf.planning import SOLVERS
 from vjepa2_hf.settings import load_config
 
@@ -74,9 +72,8 @@ def make_rows() -> dict[str, Row]:
         rows[f"iterations_{iterations}"] = Row(f"I = {iterations} iterations", {"solver.num_iterations": iterations})
     rows |= {f"solver_{name}": solver_row(name) for name in OTHER_SOLVERS}
     rows["l1"] = Row("absolute instead of squared distance", {"distance": "l1"})
-    if "cost" in inspect.signature(VJepa2Planner.__init__).parameters:
-        summed = {"cost": "latent", "distance": "l2", "summed": True}
-        rows["summed"] = Row("distance of all imagined steps instead of the last", {"planner.cost": summed})
+    summed = {"cost": "latent", "distance": "l2", "summed": True}
+    rows["summed"] = Row("distance of all imagined steps instead of the last", {"planner.cost": summed})
     rows["warm_start"] = Row("starts from the last plan", {"warm_start": True})
     return rows
 

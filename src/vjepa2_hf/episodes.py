@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .lerobot import open_lerobot
+from .lerobot import LeRobotDataset, open_lerobot
 from .shards import ShardSource, open_stream
 from .video_io import VideoDecodeError, VideoReader
 
@@ -56,13 +56,10 @@ def read_episodes(
         raise ValueError(f"frame_skip is {frame_skip}, but at least every frame (1) is kept.")
     if max_episodes is not None and max_episodes < 1:
         raise ValueError(f"max_episodes is {max_episodes}, but at least 1 must be read; None reads all.")
-    lerobot = open_lerobot(data, camera)
-    if lerobot is None and camera is not None:
-        raise ValueError(f"camera={camera!r} is for LeRobot datasets, but {os.fspath(data)!r} is none.")
-    source = lerobot or ShardSource(data)
+    source = _open_source(data, camera)
     source.skipped = source.skipped if skipped is None else skipped
     count, sizes = 0, None
-    for row in source.episodes(wanted) if lerobot else _shard_episodes(source, wanted):
+    for row in _shard_episodes(source, wanted) if isinstance(source, ShardSource) else source.episodes(wanted):
         try:
             episode = _read_episode(row, frame_skip)
         except (VideoDecodeError, OSError) as error:
@@ -81,6 +78,13 @@ def read_episodes(
     if not count and wanted is None:
         reasons = [f"{name}: {reason}" for name, reason in source.skipped.items()]
         raise ValueError(f"No episode could be read from {source.data!r}{f' ({reasons[0]})' if reasons else ''}.")
+
+
+def _open_source(data: str | os.PathLike, camera: str | None) -> ShardSource | LeRobotDataset:
+    lerobot = open_lerobot(data, camera)
+    if lerobot is None and camera is not None:
+        raise ValueError(f"camera={camera!r} is for LeRobot datasets, but {os.fspath(data)!r} is none.")
+    return lerobot or ShardSource(data)
 
 
 _SIZED = ("actions", "proprio_states")  # columns whose size all episodes share
