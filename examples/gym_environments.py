@@ -51,10 +51,14 @@ def read_numbers(names: Sequence[str], info: dict[str, Any], observation: Any = 
         names: of entries of its info, or else of a dict of observations.
 
     Raises:
-        ValueError: an entry is not there, with those that are.
+        ValueError: an entry is not there, with those that are, or is not finite.
     """
     told = {**(observation if isinstance(observation, dict) else {}), **info}
     for name in names:
         if name not in told:
             raise ValueError(f"The environment tells no {name!r}; it tells {', '.join(sorted(told)) or 'nothing'}.")
-    return np.concatenate([np.asarray(told[name], np.float32).reshape(-1) for name in names])
+    found = {name: np.asarray(told[name], np.float32).reshape(-1) for name in names}
+    for name, numbers in found.items():
+        if not np.isfinite(numbers).all():
+            raise ValueError(f"The environment tells {name!r} as {told[name]!r}; expected finite numbers.")
+    return np.concatenate([found[name] for name in names])

@@ -78,6 +78,10 @@ class GymTasksConfig:
             raise ValueError("gym.goal is 'info' and gym.success 'distance': name the goal's state in gym.goal_state.")
         if self.min_goal_distance and (self.goal != "policy" or not self.state):
             raise ValueError("gym.min_goal_distance is for gym.goal 'policy', with gym.state.")
+        if self.success_distance is not None and not self.success_distance > 0:
+            raise ValueError(f"gym.success_distance must be above 0, got {self.success_distance}.")
+        if self.distance_columns == []:
+            raise ValueError("gym.distance_columns is empty, so that every distance would be 0; null takes all.")
         for name in ("max_steps", "goal_steps"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"gym.{name} must be at least 1, got {getattr(self, name)}.")
@@ -187,7 +191,12 @@ class GymTasks:
 
     def _distance(self, states: np.ndarray, goals: np.ndarray) -> np.ndarray:
         """(..., S), (..., S) -> (...)."""
-        columns = slice(None) if self.config.distance_columns is None else self.config.distance_columns
+        columns, size = self.config.distance_columns, states.shape[-1]
+        columns = list(range(size)) if columns is None else columns
+        if not all(-size <= column < size for column in columns):
+            raise ValueError(f"gym.distance_columns are {columns}, but the state has {size} numbers.")
+        if goals.shape[-1] != size:
+            raise ValueError(f"gym.goal_state is {goals.shape[-1]} numbers, but the state has {size}: name the same.")
         return np.linalg.norm((states - goals)[..., columns], axis=-1)
 
     @property
@@ -229,10 +238,16 @@ class GymTasks:
             terminated = self.episodes[i].step(actions[i])
             succeeded[i] = self._succeeded(self.episodes[i], terminated)
             for name in self.scores:
-                self.scores[name][i] = self.episodes[i].numbers([name]).item()
+                self.scores[name][i] = self._score(self.episodes[i], name)
         if self.config.success == "distance":
             succeeded = self.distances <= self.config.success_distance
         self.reached = self.reached | succeeded
+
+    def _score(self, episode: _Episode, name: str) -> float:
+        numbers = episode.numbers([name])
+        if len(numbers) != 1:
+            raise ValueError(f"The score {name!r} of {self.env_id!r} is {len(numbers)} numbers; expected one.")
+        return float(numbers[0])
 
     def _succeeded(self, episode: _Episode, terminated: bool) -> bool:
         """What the environment says, where it is asked."""

@@ -146,6 +146,13 @@ def test_policies_act_in_any_environment_and_held_ones_keep_their_action():
             {"state": ["value"], "success_distance": 0.1, "min_goal_distance": 50.0},
             "less than gym.min_goal_distance=50.0",
         ),
+        (
+            "test/Counter-v0",
+            {"state": ["value"], "success_distance": 1.0, "distance_columns": [1]},
+            r"distance_columns are \[1\], but the state has 1 numbers",
+        ),
+        (TWO_ROOMS, {**OURS, "success_distance": 1.0, "distance_columns": []}, "every distance would be 0"),
+        (TWO_ROOMS, {**OURS, "success_distance": -1.0}, "success_distance must be above 0"),
         ("CartPole-v1", {"goal": "info", "success": "info"}, "a bounded Box is expected"),
         (
             TWO_ROOMS,
@@ -163,6 +170,25 @@ def test_policies_act_in_any_environment_and_held_ones_keep_their_action():
 def test_what_does_not_fit_is_a_sentence(env, settings, message):
     with pytest.raises(ValueError, match=message):
         GymTasks(env, GymTasksConfig(**settings), range(8))
+
+
+@pytest.mark.parametrize(
+    ("told", "settings", "message"),
+    [
+        ({"extra": np.zeros(2)}, {"scores": ["extra"]}, "The score 'extra' of .* is 2 numbers; expected one"),
+        ({"extra": None}, {"scores": ["extra"]}, "tells 'extra' as None; expected finite numbers"),
+        ({"extra": np.zeros(2)}, {"goal_state": ["extra"]}, "goal_state is 2 numbers, but the state has 1"),
+    ],
+)
+def test_what_the_environment_tells_is_checked(monkeypatch, told, settings, message):
+    reset, step = Counter.reset, Counter.step
+    monkeypatch.setattr(Counter, "reset", lambda self, **given: (*reset(self, **given)[:1], {"value": 0.0, **told}))
+    monkeypatch.setattr(Counter, "step", lambda self, action: (*step(self, action)[:4], {"value": 0.0, **told}))
+    config = GymTasksConfig(
+        goal="info", state=["value"], success_distance=1.0, **{"goal_state": ["value"], **settings}
+    )
+    with pytest.raises(ValueError, match=message):
+        run_closed_loop(GymTasks("test/Counter-v0", config, range(2)), upwards)
 
 
 def test_actions_of_a_wrong_shape_are_refused():
