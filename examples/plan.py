@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import yaml
 from environments import DATA_POLICY
-from goal_policies import PolicyPlan
+from goal_policies import PolicyPlan, load_policy
 from gym_tasks import GymTasks, GymTasksConfig
 from planner_policy import PlannerPolicy
 from rollout_measures import HORIZONS, measure_world_model
@@ -248,6 +248,14 @@ def format_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines + [f"| {' | '.join(row.get(title, '–') for title in titles)} |" for row in cells])
 
 
+def check_models(config: PlanConfig) -> None:
+    """Loads what the rows need once, so that a missing folder or a wrong setting shows before hours of other rows."""
+    for name in config.models:
+        model_policy(config, name, tqdm(disable=True))
+    for path in config.policies.values():
+        load_policy(path)
+
+
 def evaluate(config: PlanConfig) -> list[dict[str, Any]]:
     """Runs every method on the same tasks and writes what came of it."""
     if config.num_threads is not None:
@@ -256,6 +264,7 @@ def evaluate(config: PlanConfig) -> list[dict[str, Any]]:
     output.mkdir(parents=True, exist_ok=True)
     names = [BASELINES[name] for name in config.baselines if name != "oracle"] + [*config.policies, *config.models]
     names += [BASELINES["oracle"]] * ("oracle" in config.baselines)
+    check_models(config)
     rows, states, by_episode = [], {}, {}
     for name in names:
         row, result, goals = run_row(config, name)

@@ -99,6 +99,20 @@ def test_missing_model_is_a_sentence(monkeypatch, capsys, tmp_path):
     assert not (tmp_path / "results.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"models": {"CEM": "/nowhere/absent"}}, "absent"),
+        ({"models": {}, "policies": {"cloning": "absent"}}, "There is no policy in 'absent'"),
+        ({"solver": {"nam": "cem"}}, "no setting 'nam'"),
+    ],
+)
+def test_what_cannot_be_planned_with_shows_before_any_row_has_run(monkeypatch, model_dir, tmp_path, rows, message):
+    monkeypatch.setattr(plan, "run_row", lambda *args: pytest.fail("a row ran"))
+    with pytest.raises((ValueError, OSError), match=message):
+        evaluate(PlanConfig(str(tmp_path), **{"models": {"CEM": str(model_dir)}, **rows}))
+
+
 GYM = GymTasksConfig(
     env_kwargs={"terminate_on_success": False},
     max_steps=4,
