@@ -31,7 +31,7 @@ from vjepa2_hf import (
     VJepa2WorldModelConfig,
     model_card,
 )
-from vjepa2_hf.model_card import CardFacts, parameter_counts, published_cards, write_model_card
+from vjepa2_hf.model_card import CardFacts, _setting, parameter_counts, published_cards, write_model_card
 from vjepa2_hf.training import Run
 from vjepa2_hf.video_io import encode_video
 
@@ -172,6 +172,10 @@ class TestContent:
         card = read(tmp_path / "untold")
         assert "does not say which actions to search" in card and "action_low=[-1.0] * 7" in card
         assert "| Planner" not in card and "| `action_low`" not in card
+
+    def test_settings_that_are_0_stand_in_the_table(self):
+        assert _setting({"constraint": "dead_zone", "dim": 0, "below": 0.25}) == "dead_zone (dim 0, below 0.25)"
+        assert _setting({"cost": "latent", "distance": "l1", "summed": False}) == "latent (distance l1)"
 
     @pytest.mark.parametrize(
         ("folder", "title"),

@@ -407,7 +407,7 @@ def _setting(value: Any) -> str:
     """A number, word, list or term of a setting; floats to four digits, as float32 ones have many."""
     if isinstance(value, dict):
         name, *settings = value.items()
-        settings = [f"{key} {_setting(each)}" for key, each in settings if each not in (None, False)]
+        settings = [f"{key} {_setting(each)}" for key, each in settings if each is not None and each is not False]
         return f"{name[1]} ({', '.join(settings)})" if settings else str(name[1])
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_setting, value))}]"
