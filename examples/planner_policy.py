@@ -14,6 +14,7 @@ from tasks import TaskBatch
 from tqdm import tqdm
 
 from vjepa2_hf import VJepa2Planner
+from vjepa2_hf.planning import shift_plan
 
 
 class PlannerPolicy:
@@ -24,7 +25,7 @@ class PlannerPolicy:
         seed: of its noise; each call has its own, counted from `begin`.
         progress: shows calls and episodes that have reached their goal.
         executed_actions: environment actions between two calls.
-        warm_start: start from the last plan, moved on.
+        warm_start: start from the last plan's "warm_start", moved on by what was carried out.
         budget_ms: of a call, see `VJepa2Planner.__call__`.
         proposal: folder of a policy on the latents of this planner's world model, which proposes where to start.
 
@@ -58,11 +59,11 @@ class PlannerPolicy:
                 f"world model has {latents[0]} of {latents[1]}: take one that was trained on it."
             )
         self.calls, self.plans, self.call_seconds = 0, 0, []
-        self.last_plans: np.ndarray | None = None
+        self.last_starts: dict[int, np.ndarray] = {}  # by episode
 
     def begin(self, group: int) -> "PlannerPolicy":
         """Forgets the episodes before, for the next group of them."""
-        self.calls, self.last_plans = 0, None
+        self.calls, self.last_starts = 0, {}
         return self
 
     def __call__(self, tasks: TaskBatch) -> np.ndarray:
@@ -89,22 +90,20 @@ class PlannerPolicy:
             self.call_seconds.append(time.perf_counter() - started)
             self.plans += len(active)
             plans[active] = np.stack([plan["actions"] for plan in found])
-            self.last_plans = plans
+            self.last_starts = {episode: one["warm_start"] for episode, one in zip(active, found, strict=True)}
         self.calls += 1
         self.progress.set_postfix(reached=int(tasks.reached.sum()))
         self.progress.update()
         return plans.reshape(len(tasks), -1, tasks.action_dim)  # k environment actions a model step
 
     def _starts(self, observations: list, goals: list, active: np.ndarray) -> list[np.ndarray] | None:
-        """Where the search starts, (P, A) for each active episode."""
-        horizon = self.planner.solver.horizon
+        """Where the search starts, (P, A) or (E, P, A) for each active episode."""
         if self.proposal is not None:
-            return list(self._propose(observations, goals, horizon))
-        if not self.moved_on or self.last_plans is None:
+            return list(self._propose(observations, goals, self.planner.solver.horizon))
+        if not self.moved_on or not self.last_starts:
             return None
-        kept = self.last_plans[active, self.moved_on :]
-        rest = np.zeros((len(active), horizon - kept.shape[1], kept.shape[2]), np.float32)
-        return list(np.concatenate([kept, rest], axis=1))
+        steps = self.moved_on - 1  # a plan's own warm start is one step on already
+        return [shift_plan(torch.from_numpy(self.last_starts[episode]), steps).numpy() for episode in active]
 
     @torch.no_grad()
     def _propose(self, observations: list, goals: list, horizon: int) -> np.ndarray:

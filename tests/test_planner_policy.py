@@ -10,6 +10,7 @@ from tasks import Tasks
 from tqdm import tqdm
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel
+from vjepa2_hf.planning import ICEM
 
 
 QUIET = tqdm(disable=True)
@@ -51,9 +52,24 @@ def test_a_warm_start_is_the_last_plan_moved_on(monkeypatch):
     policy(tasks)
     assert starts[0] is None
     np.testing.assert_array_equal(np.stack(starts[1])[:, :2], first[:, 1:])
-    assert not np.stack(starts[1])[:, 2].any()
+    np.testing.assert_array_equal(np.stack(starts[1])[:, 2], first[:, 2])  # as the planner's own go on
     policy.begin(1)(tasks)
     assert starts[2] is None  # other episodes
+    two_steps = PlannerPolicy(planner, 0, QUIET, executed_actions=4, warm_start=True)
+    first = two_steps(tasks).reshape(2, 3, 4)
+    two_steps(tasks)
+    np.testing.assert_array_equal(np.stack(starts[4]), first[:, [2, 2, 2]])
+
+
+def test_the_elites_of_icem_go_on(monkeypatch):
+    planner = make_planner()
+    planner.solver = ICEM(3, 4, 1, 2)
+    policy, tasks = PlannerPolicy(planner, 0, QUIET, executed_actions=2, warm_start=True), Tasks(PUSHING, range(2))
+    policy(tasks)
+    tasks.reached[0] = True  # the one that is left keeps its own
+    (start,) = policy._starts([], [], np.array([1]))
+    assert start.shape == (3, 3, 4) and np.array_equal(start, policy.last_starts[1])
+    policy(tasks)
 
 
 def test_a_proposal_is_what_the_policy_would_do(tmp_path, monkeypatch):

@@ -253,7 +253,7 @@ class Solver:
 
         Args:
             cost: candidates (B, J, P, A) in action units -> costs (B, J). Called once an iteration, and by solvers
-                that return a mean once with J=1.
+                that return a mean with J=1 at the end (with a budget after the first iteration, too).
             batch_size: B.
             action_dim: A.
             action_low: lower bound, a number or one a dimension (A,).
