@@ -80,7 +80,7 @@ def test_input_that_does_not_fit_is_a_sentence(metric):
 
 def test_edges_between_parts_can_be_given():
     successes, distances = np.array([True, False, True]), np.array([1.0, 5.0, 9.0])
-    parts = success_by_distance(successes, distances, bins=[3.0, 20.0])
+    parts = success_by_distance(successes, distances, bins=[20.0, 3.0])  # in any order
     assert [(part["episodes"], part["success"]) for part in parts] == [(1, 1.0), (2, 0.5)]  # nothing beyond 20
 
 

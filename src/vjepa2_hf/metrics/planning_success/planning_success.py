@@ -73,7 +73,7 @@ def success_by_distance(
         if bins < 1:
             raise ValueError(f"bins is {bins}; expected at least 1 part, or a list of edges.")
         bins = np.quantile(distances, np.arange(1, bins) / bins)
-    place = np.searchsorted(np.asarray(bins, float), distances, side="right")
+    place = np.searchsorted(np.sort(np.asarray(bins, float)), distances, side="right")
     parts = [place == number for number in range(len(bins) + 1)]
     return [
         {"from": float(distances[part].min()), "to": float(distances[part].max()), **success_rate(successes[part])}
