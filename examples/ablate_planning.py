@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,7 @@ import numpy as np
 from demo import Road, script
 from plan import PlanConfig
 from reproduce import CONFIGS, ENVIRONMENTS, ROOT, publish_tables
-from seed_tables import interval_cell, joined, known_rows, over_seeds, paired, success_cells
-from tqdm import tqdm
+from seed_tables import interval_cell, joined, known_rows, over_seeds, paired, run_lanes, success_cells
 
 from vjepa2_hf.planning import SOLVERS
 from vjepa2_hf.settings import load_config
@@ -146,15 +144,7 @@ def run_all(arguments: argparse.Namespace) -> None:
             f"there is no {arguments.model} in {arguments.output}/ENVIRONMENT/seed-*: train world models with "
             "examples/reproduce.py, or name others with --model."
         )
-    todo = [(chain, row) for row in arguments.rows for chain in chains]
-    with tqdm(total=len(todo), desc="runs") as progress, ThreadPoolExecutor(arguments.lanes) as lanes:
-
-        def run(chain: Chain, row: str) -> None:
-            chain.run(row)
-            progress.update()
-
-        for done in [lanes.submit(run, *one) for one in todo]:
-            done.result()
+    run_lanes(chains, arguments.rows, arguments.lanes)
 
 
 def collect(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -29,8 +29,7 @@ import yaml
 from demo import RANDOM_ENCODER, Road, script
 from reproduce import ENVIRONMENTS, ROOT, publish_tables, record
 from safetensors import safe_open
-from seed_tables import interval_cell, joined, known_rows, over_seeds, paired, success_cells
-from tqdm import tqdm
+from seed_tables import interval_cell, joined, known_rows, over_seeds, paired, run_lanes, success_cells
 
 from vjepa2_hf.training import read_metrics
 
@@ -194,18 +193,11 @@ def run_all(arguments: argparse.Namespace) -> None:
         record(arguments.output, environment)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     chains = [Chain(arguments, name, seed) for name in arguments.environments for seed in seeds]
-    todo = [(chain, row) for row in arguments.rows for chain in chains]
-    with tqdm(total=len(todo), desc="runs") as progress, ThreadPoolExecutor(arguments.lanes) as lanes:
-
-        def run(chain: Chain, row: str) -> None:
-            chain.run(row)
-            progress.update()
-
+    with ThreadPoolExecutor(arguments.lanes) as lanes:
         # first: rows of one seed that run side by side would both make its encoder
         for done in [lanes.submit(chain.pretrain, chain.folder, ROWS[RECIPE].encoder) for chain in chains]:
             done.result()
-        for done in [lanes.submit(run, *one) for one in todo]:
-            done.result()
+    run_lanes(chains, arguments.rows, arguments.lanes)
 
 
 def collect(arguments: argparse.Namespace) -> dict[str, Any]:

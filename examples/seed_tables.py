@@ -4,13 +4,29 @@ What `examples/ablate_world_model.py` and `examples/ablate_planning.py` share.
 """
 
 import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ablate_pretraining import cell
+from tqdm import tqdm
 
 from vjepa2_hf.metrics.planning_success.planning_success import seed_interval
+
+
+def run_lanes(chains: Sequence[Any], rows: Sequence[str], lanes: int) -> None:
+    """`chain.run(row)` of every row with all its chains, in the order of the rows, `lanes` at a time."""
+    todo = [(chain, row) for row in rows for chain in chains]
+    with tqdm(total=len(todo), desc="runs") as progress, ThreadPoolExecutor(lanes) as pool:
+
+        def run(chain: Any, row: str) -> None:
+            chain.run(row)
+            progress.update()
+
+        for done in [pool.submit(run, *one) for one in todo]:
+            done.result()
 
 
 def known_rows(path: Path, settings: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
