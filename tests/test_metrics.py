@@ -1,4 +1,4 @@
-"""The `evaluate` modules of probes: values checked against scikit-learn or by hand, loaded from the package offline."""
+"""The `evaluate` modules of probes: values checked against scikit-learn or by hand, and loaded offline."""
 
 from pathlib import Path
 

@@ -11,6 +11,7 @@ from vjepa2_hf import (
     VJepa2ForVideoClassification,
     VJepa2VideoClassificationConfig,
 )
+from vjepa2_hf.modeling_classification import VJepa2ProbeHead
 
 
 def build(**fields):
@@ -89,3 +90,36 @@ def test_save_and_load(tmp_path):
     assert same_weights(model, loaded) and not info["missing_keys"] and not info["unexpected_keys"]
     assert loaded.config.id2label == {0: "a", 1: "b"}
     assert same_weights(VJepa2Encoder.from_pretrained(tmp_path), model.encoder)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fields", [{}, {"pooler_type": "linear"}, {"encoder_layers": [0, 1]}])
+def test_a_label_per_frame_is_read_from_the_frames_own_tokens(fields):
+    model = build(labels_per_frame=True, num_pooler_layers=0, **fields)
+    tokens, steps = model.encode_tokens(clips())
+    assert steps == 2 and model(clips()).logits.shape == (2, 2, 5)
+    other = tokens.unflatten(1, (-1, steps, 16)).clone()  # 4 frames of 32 x 32 pixels: 2 tubelets of 16 tokens
+    other[:, :, 1] += torch.randn(other[:, :, 1].shape)
+    before, after = model.classify(tokens, steps), model.classify(other.flatten(1, 3), steps)
+    assert torch.equal(before[:, 0], after[:, 0]) and not torch.allclose(before[:, 1], after[:, 1])
+    labels = torch.tensor([[0, 1], [4, 4]])
+    expected = torch.nn.functional.cross_entropy(before.flatten(0, 1), labels.flatten())
+    torch.testing.assert_close(model(clips(), labels=labels).loss, expected)
+
+
+def test_labels_per_frame_of_views_are_refused():
+    with pytest.raises(ValueError, match="give them one by one"):
+        build(labels_per_frame=True)(clips().unsqueeze(1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fields", [{}, {"pooler_type": "linear"}])
+def test_a_head_reads_cached_tokens_as_its_classifier_does(fields):
+    model = build(**fields)
+    head = VJepa2ProbeHead(model)
+    tokens, _ = model.encode_tokens(clips())
+    torch.testing.assert_close(head(tokens), model(clips()).logits)
+    torch.nn.init.ones_(head.classifier.bias)
+    assert not torch.equal(head.classifier.bias, model.classifier.bias)  # a copy
+    missing, unexpected = model.load_state_dict(head.state_dict(), strict=False)
+    assert not unexpected and all(name.startswith("encoder.") for name in missing)
