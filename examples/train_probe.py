@@ -27,7 +27,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -37,6 +36,7 @@ from tqdm import tqdm
 from vjepa2_hf import VJepa2Encoder, VJepa2ForVideoClassification, VJepa2VideoProcessor
 from vjepa2_hf.cache_lock import locked
 from vjepa2_hf.checkpoints import write_text
+from vjepa2_hf.clips import Augmentation
 from vjepa2_hf.episodes import split_episodes
 from vjepa2_hf.health import gradient_norm
 from vjepa2_hf.latent_cache import (
@@ -49,12 +49,8 @@ from vjepa2_hf.latent_cache import (
     is_finished,
     weights_fingerprint,
 )
-from vjepa2_hf.metrics.class_mean_recall.class_mean_recall import ClassMeanRecall
-from vjepa2_hf.metrics.confusion_matrix.confusion_matrix import ConfusionMatrix, draw_confusion
-from vjepa2_hf.metrics.mean_average_precision.mean_average_precision import MeanAveragePrecision
-from vjepa2_hf.metrics.r_squared.r_squared import RSquared
-from vjepa2_hf.metrics.top_k_accuracy.top_k_accuracy import TopKAccuracy
-from vjepa2_hf.probe_data import ClipViews, LabelledClips, Labels, ProblemType, fill_cache
+from vjepa2_hf.probe_data import ClipViews, LabelledClips, LabelledPart, Labels, ProblemType, fill_cache
+from vjepa2_hf.probe_scores import SCORES, draw_confusion_picture, guess_without_looking, measure
 from vjepa2_hf.probe_sweep import FineTuning, ProbeSweep, nearest_neighbours
 from vjepa2_hf.schedules import warmup_cosine
 from vjepa2_hf.settings import exit_on_user_error, parse_arguments
@@ -64,25 +60,7 @@ from vjepa2_hf.training import Run, check_run_settings, check_tracker
 logger = logging.getLogger("train_probe")
 
 RATE_SETTINGS = ("max_steps", "warmup_steps")
-# What heads are chosen by, of each problem: the first number of its metrics
-SCORES = {
-    "single_label_classification": "accuracy",
-    "multi_label_classification": "mean_average_precision",
-    "regression": "r_squared",
-}
 PARTS = ("training", "held_out", "validation")
-
-
-@dataclass
-class Augmentation:
-    """Random crops and flips of training views; the published values."""
-
-    scale: tuple[float, float] = (0.3, 1.0)
-    """Area of the crop as a fraction of the frame's."""
-    ratio: tuple[float, float] = (0.75, 1.35)
-    """Width over height of the crop."""
-    flip_probability: float = 0.5
-    """Of a horizontal flip; 0 where left and right matter."""
 
 
 @dataclass
@@ -234,12 +212,6 @@ def build_classifier(
     return VJepa2ForVideoClassification.from_encoder(encoder, **fields)
 
 
-def normalized(processor: VJepa2VideoProcessor, frames: torch.Tensor) -> torch.Tensor:
-    """uint8 views (B, T, C, H, W) -> what the processor makes of them after cropping."""
-    options = {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
-    return processor(frames.flatten(0, 1), **options)["pixel_values_videos"].view(frames.shape)
-
-
 def build_encode(config: ProbeConfig, accelerator: Accelerator, encoder: VJepa2Encoder, processor):
     """A function from uint8 views (B, T, C, H, W) to the cache's column: features, or for fine-tuning the frames."""
     if config.kind == "finetune":
@@ -252,7 +224,7 @@ def build_encode(config: ProbeConfig, accelerator: Accelerator, encoder: VJepa2E
         parts = []
         for part in frames.split(config.encode_batch_size):
             with accelerator.autocast():
-                tokens, steps = model.encode_tokens(normalized(processor, part).to(accelerator.device))
+                tokens, steps = model.encode_tokens(processor.normalize_cropped(part.to(accelerator.device)))
                 parts.append((model.pool(tokens, steps) if config.pooled else tokens).to("cpu", dtype))
         return {"features": torch.cat(parts)}
 
@@ -343,28 +315,6 @@ def describe_features(config: ProbeConfig, accelerator: Accelerator, encoder: VJ
 # ---------------------------------------------------------------------------------------------------------------------
 # Clips and labels
 # ---------------------------------------------------------------------------------------------------------------------
-class Part:
-    """The clips of one part: a cache, the numbers of its clips, and their labels.
-
-    Attributes:
-        clips: int64, numbers in the cache.
-        targets: by number in the cache, as `Labels.targets` gives them for `clips`.
-    """
-
-    def __init__(self, cache: EpisodeCache, clips: torch.Tensor, labels: Labels, tubelet: int):
-        self.cache, self.clips, self.tubelet = cache, clips, tubelet
-        rows = [cache.notes["row"][i] for i in clips.tolist()]
-        frames = self.read(clips, "frame_indices")[:, :, tubelet - 1 :: tubelet] if labels.per_frame else None
-        found = labels.targets(rows, frames)
-        self.targets = found.new_zeros((len(cache.ids), *found.shape[1:]))
-        self.targets[clips] = found
-
-    def read(self, clips: torch.Tensor, column: str) -> torch.Tensor:
-        """A column of all views, (E, V, ...)."""
-        views = int(self.cache.lengths[0])
-        return self.cache.windows(clips, torch.zeros_like(clips), views)[column]
-
-
 def split_clips(config: ProbeConfig, caches: dict[str, EpisodeCache]) -> dict[str, torch.Tensor]:
     """Numbers of each part's clips in its cache; of the training clips only the labelled share.
 
@@ -393,12 +343,14 @@ def split_clips(config: ProbeConfig, caches: dict[str, EpisodeCache]) -> dict[st
     return clips
 
 
-def open_parts(config, caches: dict[str, EpisodeCache], tubelet: int) -> tuple[dict[str, Part], Labels]:
+def open_parts(config, caches: dict[str, EpisodeCache], tubelet: int) -> tuple[dict[str, LabelledPart], Labels]:
     """The parts with their labels, whose classes are those of all parts together."""
     clips = split_clips(config, caches)
     rows = [caches[part].notes["row"][i] for part in PARTS for i in clips[part].tolist()]
     labels = Labels.describe(rows, config.label, config.problem_type, config.labels_per_frame)
-    return {part: Part(caches[part], clips[part], labels, tubelet) for part in PARTS if len(clips[part])}, labels
+    return {
+        part: LabelledPart(caches[part], clips[part], labels, tubelet) for part in PARTS if len(clips[part])
+    }, labels
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -409,7 +361,7 @@ def one_view(step: int) -> int:
     return 1
 
 
-def build_loader(config: ProbeConfig, training: Part, accelerator: Accelerator, start: int) -> DataLoader:
+def build_loader(config: ProbeConfig, training: LabelledPart, accelerator: Accelerator, start: int) -> DataLoader:
     """Batches of views from the step after `start` on."""
     mixture = WindowMixture([training.cache], [training.clips], [1.0])
     rank, processes = accelerator.process_index, accelerator.num_processes
@@ -427,10 +379,11 @@ def build_loader(config: ProbeConfig, training: Part, accelerator: Accelerator, 
 
 def model_inputs(config: ProbeConfig, values: torch.Tensor, processor, device) -> torch.Tensor:
     """A column's rows (B, ...) as the heads take them."""
-    return (normalized(processor, values) if config.kind == "finetune" else values.float()).to(device)
+    values = values.to(device)
+    return processor.normalize_cropped(values) if config.kind == "finetune" else values.float()
 
 
-def feature_statistics(config: ProbeConfig, training: Part) -> tuple[torch.Tensor, torch.Tensor] | None:
+def feature_statistics(config: ProbeConfig, training: LabelledPart) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Mean and deviation (D,) of the training clips' averages."""
     if not (config.standardize and config.pooled):
         return None
@@ -438,7 +391,7 @@ def feature_statistics(config: ProbeConfig, training: Part) -> tuple[torch.Tenso
     return values.mean(0), values.std(0).clamp(min=1e-6)
 
 
-def label_statistics(labels: Labels, training: Part) -> tuple[torch.Tensor, torch.Tensor] | None:
+def label_statistics(labels: Labels, training: LabelledPart) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Mean and deviation (C,) of the labels of a regression."""
     if labels.problem_type != "regression":
         return None
@@ -448,7 +401,7 @@ def label_statistics(labels: Labels, training: Part) -> tuple[torch.Tensor, torc
 
 
 def build_sweep(
-    config: ProbeConfig, model: VJepa2ForVideoClassification, labels: Labels, training: Part
+    config: ProbeConfig, model: VJepa2ForVideoClassification, labels: Labels, training: LabelledPart
 ) -> ProbeSweep:
     """All heads, or the classifier that is fine-tuned."""
     scale = label_statistics(labels, training)
@@ -459,7 +412,7 @@ def build_sweep(
     return ProbeSweep(model, config.sweep, feature_statistics(config, training), scale, config.gradient_checkpointing)
 
 
-def train_step(run: Run, sweep, optimizer, batch, training: Part, processor, step: int) -> dict[str, Any]:
+def train_step(run: Run, sweep, optimizer, batch, training: LabelledPart, processor, step: int) -> dict[str, Any]:
     """One update of all heads. Returns the mean and the lowest of their losses, means over processes."""
     config, accelerator = run.config, run.accelerator
     share = rates(config, step)["share"]
@@ -485,7 +438,7 @@ def train_step(run: Run, sweep, optimizer, batch, training: Part, processor, ste
     return {"loss": loss, "best_loss": best, "gradient_norm": norm, "learning_rate": learning_rate}
 
 
-def train_heads(run: Run, sweep, optimizer, training: Part, processor, start: int) -> None:
+def train_heads(run: Run, sweep, optimizer, training: LabelledPart, processor, start: int) -> None:
     """The steps from `start` to the end, with logs and checkpoints."""
     config, accelerator = run.config, run.accelerator
     batches = iter(build_loader(config, training, accelerator, start))
@@ -509,7 +462,7 @@ def train_heads(run: Run, sweep, optimizer, training: Part, processor, start: in
 # Scores
 # ---------------------------------------------------------------------------------------------------------------------
 @torch.no_grad()
-def score_clips(config: ProbeConfig, sweep: ProbeSweep, model, part: Part, processor, device) -> torch.Tensor:
+def score_clips(config: ProbeConfig, sweep: ProbeSweep, model, part: LabelledPart, processor, device) -> torch.Tensor:
     """What each head says of a part's clips, float32 (H, E, C): probabilities, the mean over views, or numbers. With
     labels per frame every view's tubelets stand one after the other, (H, E · V · T', C)."""
     column = "frames" if config.kind == "finetune" else "features"
@@ -529,45 +482,16 @@ def score_clips(config: ProbeConfig, sweep: ProbeSweep, model, part: Part, proce
     return logits.sigmoid() if kind == "multi_label_classification" else logits.softmax(dim=-1)
 
 
-def measure(labels: Labels, scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """The metrics of one head's scores (E, C), by `evaluate` modules."""
-    if labels.problem_type == "regression":
-        return RSquared().compute(predictions=scores, references=targets)
-    if labels.problem_type == "multi_label_classification":
-        return MeanAveragePrecision().compute(predictions=scores, references=targets.astype(np.int64))
-    found = {}
-    for k in (1, 5) if len(labels.names) > 5 else (1,):
-        found |= TopKAccuracy().compute(predictions=scores, references=targets, k=k)
-        found |= ClassMeanRecall().compute(predictions=scores, references=targets, k=k)
-    return found
-
-
-def flat_targets(labels: Labels, part: Part) -> np.ndarray:
-    """Labels in the order of the scores: (E,) or (E, C)."""
-    targets = part.targets[part.clips]
-    return targets.flatten(0, 2 if labels.per_frame else 0).numpy()
-
-
-def guess_without_looking(labels: Labels, training: np.ndarray, targets: np.ndarray) -> float:
-    """The score of the answer that is best on the training clips for all of them: their commonest class, how often
-    each label occurs, the mean."""
-    classes = len(labels.names)
-    single = labels.problem_type == "single_label_classification"
-    answer = np.bincount(training, minlength=classes) if single else training.mean(axis=0)
-    scores = np.repeat(answer[None].astype(np.float64), len(targets), axis=0)
-    if single:  # of equally common classes the first
-        scores = np.eye(classes)[scores.argmax(axis=1)]
-    return measure(labels, scores, targets)[SCORES[labels.problem_type]]
-
-
-def report(config: ProbeConfig, parts: dict[str, Part], labels: Labels, scores: dict, settings: list[dict]) -> dict:
+def report(
+    config: ProbeConfig, parts: dict[str, LabelledPart], labels: Labels, scores: dict, settings: list[dict]
+) -> dict:
     """What is written to results.json: the chosen setting on validation, and all others.
 
     Args:
         scores: of "held_out" (where there are such clips) and "validation", (H, E, C).
         settings: what differs between the H rows.
     """
-    targets = {part: flat_targets(labels, parts[part]) for part in parts}
+    targets = {part: parts[part].flat_targets for part in parts}
     heads = [
         {**setting, **{part: measure(labels, values[i].numpy(), targets[part]) for part, values in scores.items()}}
         for i, setting in enumerate(settings)
@@ -595,25 +519,14 @@ def report(config: ProbeConfig, parts: dict[str, Part], labels: Labels, scores: 
     }
 
 
-def draw_picture(path: Path, labels: Labels, scores: np.ndarray, targets: np.ndarray) -> None:
-    """The confusion matrix of single labels."""
-    arguments = {"predictions": scores.argmax(axis=1), "references": targets, "classes": len(labels.names)}
-    counts = ConfusionMatrix().compute(**arguments)["confusion_matrix"]
-    try:
-        figure = draw_confusion(counts, labels.names)
-    except ImportError:
-        logger.warning("matplotlib is not installed, so there is no %s; `pip install matplotlib`", path.name)
-        return
-    figure.savefig(path.with_suffix(".tmp"), format="png")
-    path.with_suffix(".tmp").replace(path)
-
-
-def write_results(config: ProbeConfig, results: dict, labels: Labels, parts: dict[str, Part], scores: dict) -> None:
+def write_results(
+    config: ProbeConfig, results: dict, labels: Labels, parts: dict[str, LabelledPart], scores: dict
+) -> None:
     """results.json, confusion.png, and a line for people."""
     folder = Path(config.output_dir)
     if labels.problem_type == "single_label_classification":
         chosen = scores["validation"][results["chosen"]].numpy()
-        draw_picture(folder / "confusion.png", labels, chosen, flat_targets(labels, parts["validation"]))
+        draw_confusion_picture(folder / "confusion.png", labels, chosen, parts["validation"].flat_targets)
     write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
     name = results["score"]
     tqdm.write(
@@ -622,11 +535,11 @@ def write_results(config: ProbeConfig, results: dict, labels: Labels, parts: dic
     )
 
 
-def neighbour_scores(config: ProbeConfig, parts: dict[str, Part], labels: Labels) -> dict[str, torch.Tensor]:
+def neighbour_scores(config: ProbeConfig, parts: dict[str, LabelledPart], labels: Labels) -> dict[str, torch.Tensor]:
     """Of each evaluated part, what `neighbours` of each number say, (H, E, C): the mean over views."""
     mean, std = feature_statistics(config, parts["training"]) or (0.0, 1.0)
 
-    def features(part: Part) -> torch.Tensor:
+    def features(part: LabelledPart) -> torch.Tensor:
         return (part.read(part.clips, "features").float() - mean) / std
 
     training = parts["training"]

@@ -303,7 +303,7 @@ def build_encode(config, accelerator: Accelerator, encoder, processor) -> Callab
         parts = []
         for part in frames.split(ENCODED_AT_ONCE):
             with accelerator.autocast():
-                latents = model.encode(normalize(part.to(accelerator.device).unsqueeze(0), processor))
+                latents = model.encode(processor.normalize_cropped(part.to(accelerator.device).unsqueeze(0)))
             parts.append(latents[0].to("cpu", dtype))
         return torch.cat(parts)
 
@@ -315,18 +315,6 @@ def arrangement(config: WorldModelTrainingConfig) -> dict[str, Any]:
     kind = "pixels" if config.encoder == "pixels" else config.world_model.get("state_type", "tokens")
     fields = {"state_type": "tokens" if kind == "projected" else kind}  # projected states are mapped tokens
     return fields | {name: value for name, value in config.world_model.items() if name == "normalize_latents"}
-
-
-def normalize(frames: torch.Tensor, processor: VJepa2VideoProcessor) -> torch.Tensor:
-    """uint8 frames -> what the processor makes of them after cropping."""
-    return processor.rescale_and_normalize(
-        frames,
-        processor.do_rescale,
-        processor.rescale_factor,
-        processor.do_normalize,
-        processor.image_mean,
-        processor.image_std,
-    )
 
 
 def split_data(config: WorldModelTrainingConfig, caches: list[EpisodeCache]) -> tuple[WindowMixture, WindowMixture]:
@@ -431,7 +419,7 @@ def model_inputs(batch: dict[str, torch.Tensor], model: VJepa2WorldModel, proces
     if "rewards" in batch:
         batch["rewards"] = batch["rewards"].sum(dim=(2, 3))
     if "frames" in batch:
-        batch["pixel_values_videos"] = normalize(batch.pop("frames"), processor)
+        batch["pixel_values_videos"] = processor.normalize_cropped(batch.pop("frames"))
     else:
         batch["latents"] = model.standardize(batch["latents"].float())
     return batch

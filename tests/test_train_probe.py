@@ -55,7 +55,7 @@ def inputs(tmp_path_factory) -> tuple[Path, Path]:
 
     def rows():
         for number in range(60):
-            color, bright = int(rng.integers(3)), rng.integers(2, size=3).repeat(2)
+            color, bright = number % 3, rng.integers(2, size=3).repeat(2)
             frames = np.full((6, 32, 40, 3), 20, np.uint8)
             frames[..., 2 - color] = 90 + rng.integers(30)
             frames[bright == 1] += 60
@@ -122,7 +122,7 @@ def test_the_final_model_scores_as_the_report_says(monkeypatch, inputs, tmp_path
     right = []
     for clip in stream:
         if train_probe.falls_to(config, clip["name"]) == "validation":
-            views = train_probe.normalized(processor, clip["frames"]).unsqueeze(0)
+            views = processor.normalize_cropped(clip["frames"]).unsqueeze(0)
             with torch.no_grad():
                 guess = model.config.id2label[model(views).logits.argmax().item()]
             right.append(guess == clip["row"]["color"])
@@ -148,7 +148,7 @@ def test_regression_in_the_units_of_the_labels(monkeypatch, inputs, tmp_path, ki
     rate = "1e-3" if kind == "finetune" else "1e-2"
     overrides = [f"kind={kind}", "label=level", "problem_type=regression", f"learning_rates=[{rate}]"]
     results = run_script(monkeypatch, inputs, tmp_path / "run", *overrides, "max_steps=150")
-    assert results["validation"]["r_squared"] > 0.5 and abs(results["same_answer_for_all"]) < 0.2
+    assert results["validation"]["r_squared"] > 0.3 and abs(results["same_answer_for_all"]) < 0.2
     if kind != "knn":
         model = VJepa2ForVideoClassification.from_pretrained(tmp_path / "run" / "final")
         assert 50 < model.classifier.bias.item() < 250  # the labels' mean is about 125
@@ -213,9 +213,10 @@ def test_features_are_computed_once_for_all_heads_and_labels(monkeypatch, inputs
     assert len(calls) == 3
     augmented = "augmentation={flip_probability: 0.0}"
     run_script(monkeypatch, inputs, tmp_path / "e", "kind=linear", "max_steps=1", augmented, "training_views=3")
-    assert len(calls) == 4  # the training clips' own views; evaluated clips are those of the first pass
-    cache = EpisodeCache(calls[-1], ("features",))
-    assert set(cache.lengths.tolist()) == {3} and len(cache.ids) < 60
+    assert len(calls) == 5  # each clip in the views of its own part alone
+    caches = [EpisodeCache(folder, ("features",)) for folder in calls[-2:]]
+    assert [set(cache.lengths.tolist()) for cache in caches] == [{3}, {1}]
+    assert sum(len(cache.ids) for cache in caches) == 60 and not set(caches[0].ids) & set(caches[1].ids)
 
 
 def test_few_labels_are_a_part_of_more(monkeypatch, inputs, tmp_path):
@@ -224,7 +225,7 @@ def test_few_labels_are_a_part_of_more(monkeypatch, inputs, tmp_path):
         output = tmp_path / str(share)
         results = run_script(monkeypatch, inputs, output, "kind=linear", "max_steps=1", f"label_fraction={share}")
         counts.append(results["clips"]["training"])
-        assert results["clips"]["validation"] == 20 or counts
+        assert set(results["clips"]) == {"training", "held_out", "validation"}
     assert counts[0] < counts[1] < counts[2]
 
 

@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .latent_cache import CacheWriter
+from .latent_cache import CacheWriter, EpisodeCache
 from .sampling import FrameSampler
 from .shards import ShardSource, open_stream
 from .video_io import VideoReader, read_image
@@ -335,4 +335,31 @@ def _as_list(value: Any, column: str, lenient: bool = False) -> list:
     return [value]
 
 
-__all__ = ["ClipViews", "LabelledClips", "Labels", "fill_cache"]
+class LabelledPart:
+    """The clips of one part: a cache, the numbers of its clips, and their labels.
+
+    Attributes:
+        clips: int64, numbers in the cache.
+        targets: by number in the cache, as `Labels.targets` gives them for `clips`.
+    """
+
+    def __init__(self, cache: EpisodeCache, clips: torch.Tensor, labels: Labels, tubelet: int):
+        self.cache, self.clips, self.labels, self.tubelet = cache, clips, labels, tubelet
+        rows = [cache.notes["row"][i] for i in clips.tolist()]
+        frames = self.read(clips, "frame_indices")[:, :, tubelet - 1 :: tubelet] if labels.per_frame else None
+        found = labels.targets(rows, frames)
+        self.targets = found.new_zeros((len(cache.ids), *found.shape[1:]))
+        self.targets[clips] = found
+
+    def read(self, clips: torch.Tensor, column: str) -> torch.Tensor:
+        """A column of all views, (E, V, ...)."""
+        views = int(self.cache.lengths[0])
+        return self.cache.windows(clips, torch.zeros_like(clips), views)[column]
+
+    @property
+    def flat_targets(self) -> np.ndarray:
+        """The labels of `clips` in a row: (E,) or (E, C), with labels per frame E · V · T' of them."""
+        return self.targets[self.clips].flatten(0, 2 if self.labels.per_frame else 0).numpy()
+
+
+__all__ = ["ClipViews", "LabelledClips", "LabelledPart", "Labels", "ProblemType", "fill_cache"]
