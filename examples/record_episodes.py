@@ -10,6 +10,9 @@ Any registered environment works that renders "rgb_array" and takes bounded Box 
 as `module:Name-v0` imports its module first). A row is an episode: `video` (h264 mp4), `actions` (T-1 rows of A),
 `proprio_states` and `states` (T rows each, where the environment's info has `proprio_state`, which a model may see,
 and `state`, which probes are scored by), `fps`, `episode_id`, and with `--rewards` the environment's `rewards` (T-1).
+`--labels` adds three labels of the agent, for probes: `place` (of 3 x 3 fields, in the last frame), `direction` (of 8,
+from the first frame to the last) and `first_motion` (0: it moved more sideways, against up and down, in the first half
+than in the second; 1: less. An episode played backwards has the other).
 `--env_kwargs` are settings of the environment, such as '{"random_force": 0.3}' of those of this project.
 The same arguments record the same episodes, whatever `--num_proc`.
 """
@@ -51,6 +54,7 @@ class EpisodeRecorder:
         rewards: keep the environment's. In this project's environments, whose reward is minus the distance to a goal
             that no picture shows, all episodes then have one goal, so that pictures tell the reward.
         env_kwargs: settings with which the environment is made.
+        labels: add `motion_labels`, for this project's environments.
     """
 
     env_id: str
@@ -60,6 +64,7 @@ class EpisodeRecorder:
     varied_appearance: bool = False
     rewards: bool = False
     env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    labels: bool = False
 
     def __post_init__(self):
         if self.length < 1:
@@ -115,6 +120,8 @@ class EpisodeRecorder:
         for name, column in STATE_COLUMNS.items():
             if name in info:
                 row[column] = [np.asarray(one[name], np.float32).reshape(-1) for one in infos]
+        if self.labels:
+            row |= motion_labels(np.array(row["states"]))
         return row
 
     def _options(self, rng: np.random.Generator) -> dict[str, Any] | None:
@@ -135,6 +142,24 @@ class EpisodeRecorder:
         if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape[2:] != (3,):
             raise ValueError(f"The environment {self.env_id!r} renders no uint8 picture (H, W, 3) as 'rgb_array'.")
         return picture
+
+
+LABELS = ("place", "direction", "first_motion")
+
+
+def motion_labels(states: np.ndarray) -> dict[str, int]:
+    """Where the agent is and how it moved, of states (T, S) that begin with its x and y in units of the field."""
+    positions = states[:, :2].astype(np.float64)
+    column, row = (np.clip(positions[-1], 0, 1 - 1e-9) * 3).astype(int)
+    moved = positions[-1] - positions[0]
+    steps = np.abs(np.diff(positions, axis=0))
+    half = len(steps) // 2
+    first, second = (part.sum(axis=0) / max(part.sum(), 1e-9) for part in (steps[:half], steps[len(steps) - half :]))
+    return {
+        "place": int(3 * row + column),
+        "direction": int(np.round(np.arctan2(moved[1], moved[0]) / (np.pi / 4))) % 8,
+        "first_motion": int(first[0] < second[0]),
+    }
 
 
 def record_episodes(recorder: EpisodeRecorder, episodes: int, num_proc: int = 1) -> Iterator[dict[str, Any]]:
@@ -158,7 +183,7 @@ def _record_in_worker(number: int) -> dict[str, Any]:
     return _worker.record(number)
 
 
-def episode_features(info: dict[str, Any], with_rewards: bool = False) -> Features:
+def episode_features(info: dict[str, Any], with_rewards: bool = False, with_labels: bool = False) -> Features:
     """The columns of an episode shard, for an environment that gives such an info."""
     numbers = List(List(Value("float32")))
     columns = {
@@ -168,6 +193,7 @@ def episode_features(info: dict[str, Any], with_rewards: bool = False) -> Featur
         "episode_id": Value("string"),
     }
     columns |= {column: numbers for name, column in STATE_COLUMNS.items() if name in info}
+    columns |= {name: Value("int64") for name in LABELS} if with_labels else {}
     return Features(columns | ({"rewards": List(Value("float32"))} if with_rewards else {}))
 
 
@@ -183,6 +209,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_proc", default=2, type=int, help="processes (default 2)")
     parser.add_argument("--varied_appearance", action="store_true", help="random floors, colors, distractors, light")
     parser.add_argument("--rewards", action="store_true", help="keep rewards (of one goal for all episodes, in ours)")
+    parser.add_argument("--labels", action="store_true", help="labels of the agent's place and motion, for probes")
     parser.add_argument("--env_kwargs", default="{}", help="settings of the environment, a JSON object")
     return parser.parse_args(arguments)
 
@@ -214,14 +241,18 @@ def main(arguments: list[str] | None = None) -> None:
         options.varied_appearance,
         options.rewards,
         read_env_kwargs(options.env_kwargs),
+        options.labels,
     )
     environments.find_policy(options.policy, recorder.env)  # refused before any process starts
     observation, info = recorder.env.reset(seed=0)
     recorder.picture(observation)
+    if options.labels and options.env not in environments.DATA_POLICY:
+        known = " and ".join(environments.DATA_POLICY)
+        raise ValueError(f"--labels is for {known}, but the environment is {options.env!r}.")
 
     rows = record_episodes(recorder, options.episodes, min(options.num_proc, options.episodes))
     progress = tqdm(rows, total=options.episodes, desc="recording", unit="episode")
-    features = episode_features(info, options.rewards)
+    features = episode_features(info, options.rewards, options.labels)
     write_shards(progress, options.output, features=features, num_shards=min(options.num_shards, options.episodes))
 
 
