@@ -5,10 +5,10 @@
 Data: Moving Digits, and recordings of pushing under varied appearance. Each seed pretrains an encoder of its own (the
 recipe of docs/pretraining.md for seeing) and has a random one of the same architecture. Linear, attentive, k-NN and
 fine-tuned probes (`train_probe.py`) are fitted on 2000 clips, a tenth of them held out to choose the setting, and
-reported on 1000 others. `first motion` is which of two motions came first: an order that no single frame shows, and that the
-column with shuffled frames cannot know. Then: linear probes on a part of the labels, and the time that a sweep of 20
-heads takes beside one head. Runs go side by side, one thread each; a stopped command goes on where it was. Results go
-to `results/probes.json` and into docs/probes.md between its markers.
+reported on 1000 others. `first motion` is which of two motions came first: an order that no single frame shows, and
+that the column with shuffled frames cannot know. Then: linear probes on a part of the labels, and the time that a
+sweep of 20 heads takes beside one head. Runs go side by side, one thread each; a stopped command goes on where it was.
+Results go to `results/probes.json` and into docs/probes.md between its markers.
 """
 
 import argparse
@@ -260,9 +260,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--lanes", type=int, default=2, help="runs side by side, one thread each")
     parser.add_argument("--steps", type=int, default=600, help="of pretraining")
     parser.add_argument("--probe_steps", type=int, default=400, help="of every probe")
-    parser.add_argument(
-        "--clips", type=int, default=2000, help="that probes are fitted on; half as many for the scores"
-    )
+    parser.add_argument("--clips", type=int, default=2000, help="to fit probes on; half as many for scores")
     parser.add_argument("--datasets", nargs="*", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "probes.json")
     parser.add_argument("--document", type=Path, default=ROOT / "docs" / "probes.md", help="file with markers")

@@ -118,6 +118,8 @@ class ClipViews:
             side = min(frames.shape[-2:])
             top, left = (round((length - side) * crop / (self.crops - 1)) for length in frames.shape[-2:])
             frames = frames[..., top : top + side, left : left + side]
+            size = {name: processor.crop_size[name] for name in ("height", "width")}
+            options |= {"size": size, "do_center_crop": False}  # the square itself, nothing cut off
         return processor(frames, **options)["pixel_values_videos"][0]
 
 
