@@ -1,6 +1,8 @@
 """examples/train_probe.py at its tiny size: every kind and kind of label, what a run leaves, resuming, the cache."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -196,6 +198,24 @@ def test_stopped_run_resumes_to_the_same_heads(monkeypatch, inputs, tmp_path):
         VJepa2ForVideoClassification.from_pretrained(tmp_path / name / "final") for name in ("whole", "stopped")
     ]
     assert torch.equal(weights[0].classifier.weight, weights[1].classifier.weight)
+
+
+def test_two_processes_with_half_the_views_each_learn_as_one(monkeypatch, inputs, tmp_path):
+    few = ["max_steps=6", "log_every=1", "learning_rates=[1e-3, 1e-4]"]
+    one = run_script(monkeypatch, inputs, tmp_path / "one" / "run", *few)
+    arguments = [f"data={inputs[0]}", f"encoder={inputs[1]}", f"output_dir={tmp_path / 'two' / 'run'}", *TINY, *few]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
+    command += ["--rdzv-endpoint", "localhost:0", train_probe.__file__, *arguments, "batch_size=4"]
+    paths = os.pathsep.join([str(Path(train_probe.__file__).parent), *sys.path])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": paths}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads((tmp_path / "two" / "run" / "results.json").read_text())
+    assert two["clips"] == one["clips"] and two["heads"] == one["heads"]
+    losses = [[row["loss"] for row in read_metrics(tmp_path / name / "run")] for name in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    parts = list((tmp_path / "two" / "features").glob("*/part-*.safetensors"))
+    assert {path.name[:8] for path in parts} == {"part-000", "part-001"}
 
 
 def test_features_are_computed_once_for_all_heads_and_labels(monkeypatch, inputs, tmp_path):
