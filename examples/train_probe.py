@@ -14,7 +14,7 @@ runs on the same encoder, views and data find them (delete it when you like); th
 
 The best head is chosen on training clips held out for that, and `OUTPUT_DIR/results.json` reports it on the validation
 clips, with all others. `choose_on=validation`, as published numbers are chosen, is optimistic, and the report says so.
-The result is `OUTPUT_DIR/final` (k-NN, which is no model, leaves none):
+The result is `OUTPUT_DIR/final` (of k-NN it holds the training clips' features):
 
     pipeline("video-classification", model="runs/probe/final")("clip.mp4")       # after `import vjepa2_hf`
 """
@@ -51,7 +51,7 @@ from vjepa2_hf.latent_cache import (
 )
 from vjepa2_hf.probe_data import ClipViews, LabelledClips, LabelledPart, Labels, ProblemType, fill_cache
 from vjepa2_hf.probe_scores import SCORES, draw_confusion_picture, guess_without_looking, measure
-from vjepa2_hf.probe_sweep import FineTuning, ProbeSweep, nearest_neighbours
+from vjepa2_hf.probe_sweep import FineTuning, ProbeSweep
 from vjepa2_hf.schedules import warmup_cosine
 from vjepa2_hf.settings import exit_on_user_error, parse_arguments
 from vjepa2_hf.training import Run, check_run_settings, check_tracker
@@ -199,11 +199,11 @@ def build_encoder(config: ProbeConfig) -> VJepa2Encoder:
 
 
 def build_classifier(
-    config: ProbeConfig, encoder: VJepa2Encoder, labels: Labels | None
+    config: ProbeConfig, encoder: VJepa2Encoder, labels: Labels | None, **more: int
 ) -> VJepa2ForVideoClassification:
-    """The classifier that the settings describe, with a new head; without labels, for its features alone."""
+    """The classifier that the settings, and `more` fields, describe; without labels, for its features alone."""
     pooler = {"linear": "linear", "knn": "linear", "attentive": "attentive"}.get(config.kind)
-    fields = {**config.head, "labels_per_frame": config.labels_per_frame}
+    fields = {**config.head, **more, "labels_per_frame": config.labels_per_frame}
     fields |= {"pooler_type": pooler} if pooler else {}
     if labels is not None:
         names = dict(enumerate(labels.names))
@@ -535,26 +535,25 @@ def write_results(
     )
 
 
-def neighbour_scores(config: ProbeConfig, parts: dict[str, LabelledPart], labels: Labels) -> dict[str, torch.Tensor]:
-    """Of each evaluated part, what `neighbours` of each number say, (H, E, C): the mean over views."""
-    mean, std = feature_statistics(config, parts["training"]) or (0.0, 1.0)
-
-    def features(part: LabelledPart) -> torch.Tensor:
-        return (part.read(part.clips, "features").float() - mean) / std
-
-    training = parts["training"]
-    bank = features(training)
+def build_neighbours(config, encoder, labels: Labels, training: LabelledPart) -> VJepa2ForVideoClassification:
+    """A classifier that stores all views of the training clips."""
+    features = training.read(training.clips, "features").float()
     targets = training.targets[training.clips]
     if labels.problem_type == "single_label_classification":
         targets = torch.nn.functional.one_hot(targets, len(labels.names))
-    targets = targets.float().repeat_interleave(bank.shape[1], dim=0)
-    found = {}
-    for name, part in parts.items():
-        if name != "training":
-            queries = features(part)
-            near = nearest_neighbours(bank.flatten(0, 1), targets, queries.flatten(0, 1), config.neighbours)
-            found[name] = near.unflatten(1, queries.shape[:2]).mean(dim=2)
-    return found
+    stored = {"num_neighbours": max(config.neighbours), "num_stored_views": features.shape[0] * features.shape[1]}
+    model = build_classifier(config, encoder, labels, **stored)
+    targets = targets.float().repeat_interleave(features.shape[1], dim=0)
+    model.classifier.store(features.flatten(0, 1), targets, config.standardize)
+    return model
+
+
+@torch.no_grad()
+def neighbour_scores(config: ProbeConfig, model, part: LabelledPart, device) -> torch.Tensor:
+    """What each number of `neighbours` says of a part's clips, (H, E, C): the mean over views."""
+    features = part.read(part.clips, "features").float()
+    scores = model.classifier.scores(features.flatten(0, 1).to(device), config.neighbours)
+    return scores.unflatten(1, features.shape[:2]).mean(dim=2).cpu()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -578,14 +577,16 @@ def train(config: ProbeConfig) -> None:
     parts, labels = open_parts(config, caches, encoder.config.tubelet_size)
 
     set_seed(config.seed)
-    model = build_classifier(config, encoder, labels)
     started = time.perf_counter()
+    evaluated = {name: part for name, part in parts.items() if name != "training"}
     if config.kind == "knn":
         run.resume(config.resume, rates, RATE_SETTINGS)
         settings = [{"neighbours": count} for count in config.neighbours]
-        scores = neighbour_scores(config, parts, labels)
+        model = build_neighbours(config, encoder, labels, parts["training"]).to(accelerator.device).eval()
+        scores = {name: neighbour_scores(config, model, part, accelerator.device) for name, part in evaluated.items()}
     else:
         settings = [{"learning_rate": rate, "weight_decay": decay} for rate, decay in config.sweep]
+        model = build_classifier(config, encoder, labels)
         sweep = build_sweep(config, model, labels, parts["training"])
         optimizer = torch.optim.AdamW(sweep.optimizer_groups(), fused=True)
         sweep, optimizer = accelerator.prepare(sweep.train(), optimizer)
@@ -593,7 +594,6 @@ def train(config: ProbeConfig) -> None:
         train_heads(run, sweep, optimizer, parts["training"], processor, start)
         plain = accelerator.unwrap_model(sweep).eval()
         model.to(accelerator.device)
-        evaluated = {name: part for name, part in parts.items() if name != "training"}
         scores = {
             name: score_clips(config, plain, model, part, processor, accelerator.device)
             for name, part in evaluated.items()
@@ -603,10 +603,12 @@ def train(config: ProbeConfig) -> None:
     results = report(config, parts, labels, scores, settings) | {"seconds": seconds}
     if accelerator.is_main_process:
         write_results(config, results, labels, parts, scores)
-    if config.kind != "knn":
+    if config.kind == "knn":
+        model.config.num_neighbours = config.neighbours[results["chosen"]]
+    else:
         model.load_state_dict(plain.head_weights(results["chosen"]), strict=False)
-        final = run.save_final(model.eval(), processor)
-        tqdm.write(f"saved {final}")
+    final = run.save_final(model.eval(), processor)
+    tqdm.write(f"saved {final}")
     accelerator.end_training()
 
 

@@ -1,13 +1,11 @@
-"""Heads of a sweep learn as they would alone; standardising is folded exactly; neighbours; rates by depth."""
+"""Heads of a sweep learn as they would alone; standardising is folded exactly; rates by depth."""
 
-import numpy as np
 import pytest
 import torch
 from published import TINY_ENCODER
-from sklearn.neighbors import KNeighborsClassifier
 
 from vjepa2_hf import VJepa2ForVideoClassification, VJepa2VideoClassificationConfig
-from vjepa2_hf.probe_sweep import FineTuning, ProbeSweep, depth_of, nearest_neighbours
+from vjepa2_hf.probe_sweep import FineTuning, ProbeSweep, depth_of
 
 
 def build(pooler_type: str, **fields) -> VJepa2ForVideoClassification:
@@ -93,17 +91,3 @@ def test_lower_blocks_learn_slower():
     assert {depth for name, depth in depths.items() if name.startswith("encoder.layer.1.")} == {2}
     assert {depth for name, depth in depths.items() if "embeddings" in name} == {0}
     assert {depth for name, depth in depths.items() if name.startswith(("classifier", "pooler"))} == {3}
-
-
-def test_one_neighbour_is_scikit_learns_and_many_are_a_weighted_mean():
-    rng = np.random.default_rng(0)
-    bank, queries, labels = rng.normal(size=(40, 8)), rng.normal(size=(15, 8)), rng.integers(3, size=40)
-    targets = torch.nn.functional.one_hot(torch.from_numpy(labels), 3).float()
-    found = nearest_neighbours(torch.from_numpy(bank), targets, torch.from_numpy(queries), [1, 5, 100])
-    assert found.shape == (3, 15, 3) and torch.allclose(found.sum(-1), torch.ones(3, 15))
-    expected = KNeighborsClassifier(1, metric="cosine").fit(bank, labels).predict(queries)
-    assert (found[0].argmax(-1).numpy() == expected).all()
-    unit = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in (bank, queries)]
-    weights = np.exp(unit[1] @ unit[0].T / 0.07)
-    expected = torch.from_numpy(weights @ targets.numpy() / weights.sum(axis=1, keepdims=True))
-    torch.testing.assert_close(found[2].double(), expected, rtol=1e-3, atol=1e-5)

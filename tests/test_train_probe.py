@@ -135,6 +135,13 @@ def test_the_final_model_scores_as_the_report_says(monkeypatch, inputs, tmp_path
 def test_neighbours_need_no_training(monkeypatch, inputs, tmp_path):
     results = run_script(monkeypatch, inputs, tmp_path / "run", "kind=knn", "neighbours=[1, 3]", "training_views=2")
     assert results["validation"]["accuracy"] > 0.9 and [head["neighbours"] for head in results["heads"]] == [1, 3]
+    model = VJepa2ForVideoClassification.from_pretrained(tmp_path / "run" / "final").eval()
+    assert model.config.num_neighbours == [1, 3][results["chosen"]]
+    assert model.config.num_stored_views == 2 * results["clips"]["training"]
+    green = np.full((4, 32, 32, 3), 20, np.uint8)
+    green[..., 1] = 100
+    pixels = VJepa2VideoProcessor.from_pretrained(tmp_path / "run" / "final")(green, return_tensors="pt")
+    assert model.config.id2label[model(**pixels).logits.argmax().item()] == "green"
 
 
 @pytest.mark.parametrize("kind", ["linear", "attentive", "knn"])
@@ -151,7 +158,7 @@ def test_regression_in_the_units_of_the_labels(monkeypatch, inputs, tmp_path, ki
     overrides = [f"kind={kind}", "label=level", "problem_type=regression", f"learning_rates=[{rate}]"]
     results = run_script(monkeypatch, inputs, tmp_path / "run", *overrides, "max_steps=150")
     assert results["validation"]["r_squared"] > 0.3 and abs(results["same_answer_for_all"]) < 0.2
-    if kind != "knn":
+    if kind != "knn":  # whose labels are stored
         model = VJepa2ForVideoClassification.from_pretrained(tmp_path / "run" / "final")
         assert 50 < model.classifier.bias.item() < 250  # the labels' mean is about 125
 

@@ -139,6 +139,7 @@ def config_to_transformers(config) -> dict[str, Any]:
             pooler_type="attentive",
             encoder_layers=None,
             labels_per_frame=False,
+            num_neighbours=0,
             pooler_num_attention_heads=encoder.num_attention_heads,
             pooler_layer_norm_eps=encoder.layer_norm_eps,
             pooler_mlp_ratio=4.0,

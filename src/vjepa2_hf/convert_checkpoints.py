@@ -454,6 +454,7 @@ _PUBLISHED_HEADS = {
         "pooler_type": "attentive",
         "encoder_layers": None,
         "labels_per_frame": False,
+        "num_neighbours": 0,
     },
 }
 

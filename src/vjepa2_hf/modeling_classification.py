@@ -1,10 +1,12 @@
 """Understanding: a video encoder's tokens, pooled, to labels.
 
-Shapes: B clips, V views, T frames, T' tubelets, N tokens, D width, h heads, C labels.
+Shapes: B clips, V views, T frames, T' tubelets, N tokens, D width, h heads, C labels,
+M stored views.
 """
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,7 +83,10 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
         self.encoder = VJepa2Encoder(config.encoder_config)
         if config.pooler_type == "attentive":
             self.pooler = VJepa2AttentivePooler(config)
-        self.classifier = nn.Linear(config.encoder_config.hidden_size, config.num_labels)
+        if config.num_neighbours:
+            self.classifier = VJepa2Neighbours(config)
+        else:
+            self.classifier = nn.Linear(config.encoder_config.hidden_size, config.num_labels)
         self.post_init()
 
     @classmethod
@@ -168,6 +173,71 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
             init.trunc_normal_(module.query_tokens, std=std)
             depth = len(module.layer) + 1
             init.trunc_normal_(module.cross_attention_layer.mlp.fc2.weight, std=std / math.sqrt(2 * depth))
+        elif isinstance(module, VJepa2Neighbours):
+            init.ones_(module.std)
+            for buffer in (module.mean, module.features, module.targets):
+                init.zeros_(buffer)
+
+
+class VJepa2Neighbours(nn.Module):
+    """In place of a linear layer: the labels of the nearest stored views, weighted by exp(cosine / temperature) (DINO,
+    arXiv 2104.14294).
+
+    Its logits are logarithms of probabilities (log-odds of several labels; numbers of a regression).
+    """
+
+    def __init__(self, config: VJepa2VideoClassificationConfig):
+        super().__init__()
+        self.config, size = config, config.encoder_config.hidden_size
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("std", torch.ones(size))
+        self.register_buffer("features", torch.zeros(config.num_stored_views, size))
+        self.register_buffer("targets", torch.zeros(config.num_stored_views, config.num_labels))
+
+    def store(self, features: torch.Tensor, targets: torch.Tensor, standardize: bool = False) -> None:
+        """Takes the views to compare with.
+
+        Args:
+            features: (M, D), averages of tokens.
+            targets: (M, C), one-hot classes, several labels, or numbers.
+            standardize: compare features minus their mean over their deviation.
+        """
+        if standardize:
+            self.mean.copy_(features.mean(0))
+            self.std.copy_(features.std(0).clamp(min=1e-6))
+        self.features.copy_((features - self.mean) / self.std)
+        self.targets.copy_(targets)
+
+    def scores(self, features: torch.Tensor, neighbours: Sequence[int]) -> torch.Tensor:
+        """Weighted means of the targets of the nearest views, for several numbers of them (at most M count).
+
+        Args:
+            features: (B, D).
+            neighbours: how many, at least 1 each.
+
+        Returns:
+            (len(neighbours), B, C).
+        """
+        stored = nn.functional.normalize(self.features, dim=-1)
+        found = []
+        for part in features.split(1024):
+            cosines = nn.functional.normalize((part.float() - self.mean) / self.std, dim=-1) @ stored.T
+            nearest, places = cosines.topk(min(max(neighbours), len(stored)), dim=-1)
+            weights = ((nearest - nearest[:, :1]) / self.config.neighbour_temperature).exp()
+            weighted = weights.unsqueeze(-1) * self.targets[places]
+            sums = [weighted[:, :k].sum(1) / weights[:, :k].sum(1, keepdim=True) for k in neighbours]
+            found.append(torch.stack(sums))
+        return torch.cat(found, dim=1)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Features (B, D) -> logits (B, C)."""
+        (scores,) = self.scores(features, [self.config.num_neighbours])
+        if self.config.problem_type == "regression":
+            return scores
+        tiny = torch.finfo(scores.dtype).eps
+        if self.config.problem_type == "multi_label_classification":
+            return scores.logit(eps=tiny)
+        return scores.clamp(min=tiny).log()
 
 
 class VJepa2ProbeHead(_ReadOut, nn.Module):

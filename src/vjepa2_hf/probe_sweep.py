@@ -1,10 +1,10 @@
-"""Many heads of a probe trained at once on the same features, nearest neighbours, and rates by depth for fine-tuning.
+"""Many heads of a probe trained at once on the same features, and rates by depth for fine-tuning.
 
     sweep = ProbeSweep(model, [(lr, wd), ...])     # model: VJepa2ForVideoClassification, whose head all heads begin as
     losses = sweep(features, labels, steps)        # (H,), one a head: their sum trains each by itself
     model.load_state_dict(sweep.head_weights(best), strict=False)
 
-Shapes: H heads, B clips, N tokens, D width, C labels, M clips of a bank.
+Shapes: H heads, B clips, N tokens, D width, C labels.
 """
 
 from __future__ import annotations
@@ -168,38 +168,4 @@ def depth_of(name: str, num_layers: int) -> int:
     return num_layers + 1 if "layernorm" in parts else 0
 
 
-def nearest_neighbours(
-    bank: torch.Tensor,
-    targets: torch.Tensor,
-    queries: torch.Tensor,
-    neighbours: Sequence[int],
-    temperature: float = 0.07,
-) -> torch.Tensor:
-    """Labels of the nearest clips, weighted by exp(cosine / temperature) (DINO, arXiv 2104.14294).
-
-    Args:
-        bank, queries: features (M, D) and (B, D).
-        targets: (M, C): one-hot classes, several labels, or numbers.
-        neighbours: how many, at most M count; several at once.
-        temperature: DINO's.
-
-    Returns:
-        (len(neighbours), B, C): weighted means of the neighbours' targets.
-    """
-    bank, queries = (nn.functional.normalize(part.float(), dim=-1) for part in (bank, queries))
-    found = []
-    for part in queries.split(1024):
-        similar, places = (part @ bank.T).topk(min(max(neighbours), len(bank)), dim=-1)
-        weights = (similar / temperature).sub(similar[:, :1] / temperature).exp()
-        found.append(
-            torch.stack(
-                [
-                    (weights[:, :k, None] * targets[places[:, :k]]).sum(1) / weights[:, :k].sum(1, keepdim=True)
-                    for k in neighbours
-                ]
-            )
-        )
-    return torch.cat(found, dim=1)
-
-
-__all__ = ["FineTuning", "ProbeSweep", "depth_of", "nearest_neighbours"]
+__all__ = ["FineTuning", "ProbeSweep", "depth_of"]
