@@ -109,6 +109,18 @@ def test_a_label_per_frame_is_read_from_the_frames_own_tokens(fields):
     torch.testing.assert_close(model(clips(), labels=labels).loss, expected)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("fields", [{}, {"encoder_layers": [0, 1]}])
+def test_with_positions_in_time_an_attentive_pooler_knows_the_order_of_frames(fields):
+    for positions in (False, True):
+        model = build(pooler_time_positions=positions, **fields)
+        tokens, steps = model.encode_tokens(clips())
+        turned = tokens.unflatten(1, (-1, steps, 16)).flip(2).flatten(1, 3)
+        before, after = model.classify(tokens, steps), model.classify(turned, steps)
+        assert torch.allclose(before, after, atol=1e-4) != positions
+    torch.testing.assert_close(before, model(clips()).logits)
+
+
 def test_labels_per_frame_of_views_are_refused():
     with pytest.raises(ValueError, match="give them one by one"):
         build(labels_per_frame=True)(clips().unsqueeze(1))

@@ -138,6 +138,7 @@ def config_to_transformers(config) -> dict[str, Any]:
             config,
             pooler_type="attentive",
             encoder_layers=None,
+            pooler_time_positions=False,
             labels_per_frame=False,
             num_neighbours=0,
             pooler_num_attention_heads=encoder.num_attention_heads,

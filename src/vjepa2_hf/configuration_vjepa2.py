@@ -655,6 +655,9 @@ class VJepa2VideoClassificationConfig(_NestedEncoder, PreTrainedConfig):
     pooler_layer_norm_eps (`float`, defaults to 1e-5), pooler_mlp_ratio (`float`, defaults to 4.0): published.
     encoder_layers (list of `int` or `None`): blocks, from 0, whose outputs (each through the encoder's final norm) are
         concatenated as one longer sequence of tokens, as published probes on several layers do; `None`: the last.
+    pooler_time_positions (`bool`, defaults to `False`, as published): an attentive pooler's tokens get a sin-cos
+        position in time. Its attention knows no order but what the encoder's tokens say of it; those of a small
+        encoder say little.
     labels_per_frame (`bool`, defaults to `False`): logits for each tubelet, read from its own tokens (after the
         pooler's self-attention over the whole clip, if it is attentive): when something happens (seed 000, event
         detection).
@@ -674,6 +677,7 @@ class VJepa2VideoClassificationConfig(_NestedEncoder, PreTrainedConfig):
     pooler_layer_norm_eps: float = 1e-5
     pooler_mlp_ratio: int | float = 4.0
     encoder_layers: list | None = None
+    pooler_time_positions: bool = False
     labels_per_frame: bool = False
     num_neighbours: int = 0
     num_stored_views: int = 0

@@ -453,6 +453,7 @@ _PUBLISHED_HEADS = {
     "vjepa2_hf_video_classification": {
         "pooler_type": "attentive",
         "encoder_layers": None,
+        "pooler_time_positions": False,
         "labels_per_frame": False,
         "num_neighbours": 0,
     },

@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2VideoClassificationConfig
 from .modeling_encoder import VJepa2Encoder, VJepa2EncoderOutput, VJepa2PreTrainedModel, as_encoder
 from .modeling_layers import VJepa2MLP, build_layers, eager_attention
+from .modeling_positions import sincos_table
 
 
 @dataclass
@@ -40,7 +41,7 @@ class _ReadOut:
 
         Args:
             tokens: (B, N, D), as `encode_tokens` gives them; of several layers one after the other.
-            steps: T', needed with `labels_per_frame`.
+            steps: T', needed with `labels_per_frame` and `pooler_time_positions`.
 
         Returns:
             (B, num_labels), or (B, T', num_labels) with `labels_per_frame`.
@@ -49,10 +50,12 @@ class _ReadOut:
 
     def pool(self, tokens: torch.Tensor, steps: int | None = None) -> torch.Tensor:
         """What the linear layer reads, (B, D) or (B, T', D); arguments as of `classify`."""
-        attentive = self.config.pooler_type == "attentive"
+        attentive, layers = self.config.pooler_type == "attentive", len(self.config.encoder_layers or [None])
+        if attentive and self.config.pooler_time_positions:
+            times = sincos_table((steps, 1, 1), tokens.shape[-1], device=tokens.device).to(tokens.dtype)
+            tokens = (tokens.unflatten(1, (layers, steps, -1)) + times.unsqueeze(1)).flatten(1, 3)
         if not self.config.labels_per_frame:
             return self.pooler(tokens) if attentive else tokens.mean(dim=1)
-        layers = len(self.config.encoder_layers or [None])
         if attentive:
             return self.pooler(tokens, steps, layers)
         return _by_step(tokens, steps, layers).mean(dim=2)

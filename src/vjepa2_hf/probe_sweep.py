@@ -55,7 +55,7 @@ class ProbeSweep(nn.Module):
 
         Args:
             features: of attentive heads tokens (B, N, D); of linear ones `model.pool` of them, (B, D) or (B, T', D).
-            steps: T', needed by attentive heads with labels per frame.
+            steps: T', needed by attentive heads with labels per frame or positions in time.
         """
         if self.config.pooler_type == "attentive":
             return torch.stack([self._one(head, features, steps) for head in self.heads])
