@@ -104,7 +104,8 @@ def test_the_table_holds_what_the_runs_measured(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_whole_command_runs_at_tiny_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare_probes, "KINDS", ("linear", "knn"))
+    some = {kind: compare_probes.KINDS[kind] for kind in ("linear", "attentive", "knn")}
+    monkeypatch.setattr(compare_probes, "KINDS", some)
     monkeypatch.setattr(compare_probes, "FRACTIONS", (0.5, 1.0))
     tasks = {
         "pushing": compare_probes.TASKS["pushing"][:1],
@@ -118,5 +119,5 @@ def test_the_whole_command_runs_at_tiny_size(tmp_path, monkeypatch):
     found = json.loads((tmp_path / "r.json").read_text())["datasets"]
     for dataset in ("pushing", "moving_digits"):
         probes = found[dataset]["probes"]
-        assert all(value for name, row in probes.items() for value in row.values()) and len(probes) == 4
+        assert all(value for name, row in probes.items() for value in row.values()) and len(probes) == 6
     assert set(found["pushing"]["seconds"]) == {"linear", "attentive"}
