@@ -19,6 +19,7 @@ import glob
 import hashlib
 import itertools
 import json
+import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ from .episodes import read_episodes
 from .lerobot import find_info
 from .shards import ShardSource, files_in
 
+
+logger = logging.getLogger(__name__)
 
 INDEX = "index.json"
 STEP_COLUMNS = ("actions", "rewards")  # T-1 rows an episode; every other column has T
@@ -192,13 +195,14 @@ class CacheWriter:
         self._pending: list[tuple[dict[str, Any], dict[str, torch.Tensor]]] = []
         self._bytes = 0
 
-    def add(self, name: str, fps: float, columns: dict[str, torch.Tensor]) -> None:
+    def add(self, name: str, fps: float, columns: dict[str, torch.Tensor], **notes: Any) -> None:
         """Adds an episode.
 
         Args:
             name: its id.
             fps: of its frames.
             columns: name -> (T, ...), or (T-1, ...) of STEP_COLUMNS.
+            notes: more of the episode that JSON holds, of the same names for all; `EpisodeCache.notes` gives them.
 
         Raises:
             ValueError: a second episode of that id, or columns that do not fit those of the episodes before.
@@ -208,7 +212,7 @@ class CacheWriter:
         length = max(len(values) for values in columns.values())
         self._check(name, length, columns)
         self._written.add(name)
-        self._pending.append(({"id": name, "length": length, "fps": fps}, columns))
+        self._pending.append(({"id": name, "length": length, "fps": fps, **notes}, columns))
         self._bytes += sum(values.nbytes for values in columns.values())
         if self._bytes >= self.part_bytes:
             self.flush()
@@ -329,6 +333,7 @@ class EpisodeCache:
     Attributes:
         ids, fps: of each episode, in the order of the ids.
         lengths: T of each episode, int64 (E,).
+        notes: what else the writer was given of each episode, lists by name.
         skipped: reasons by name of what did not read when the cache was filled.
 
     Raises:
@@ -346,6 +351,8 @@ class EpisodeCache:
         self.ids: list[str] = index["id"]
         self.fps: list[float] = index["fps"]
         self.lengths = torch.tensor(index["length"])
+        known = ("id", "fps", "length", "file", "frame", "step")
+        self.notes: dict[str, list] = {name: values for name, values in index.items() if name not in known}
         self.files = sorted(set(index["file"]))
         numbers = {name: number for number, name in enumerate(self.files)}
         self._file = torch.tensor([numbers[name] for name in index["file"]])
@@ -356,6 +363,15 @@ class EpisodeCache:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # a DataLoader worker maps the files itself
+
+    def warn_of_skipped(self) -> None:
+        """Names what is not in the cache, in the run that filled it and in every later one."""
+        if self.skipped:
+            name, reason = next(iter(self.skipped.items()))
+            logger.warning(
+                "%s lacks %d rows or shards that did not read when it was filled, such as %s (%s): delete it to try "
+                "again", self.folder, len(self.skipped), name, reason,
+            )  # fmt: skip
 
     def windows(self, episodes: torch.Tensor, starts: torch.Tensor, frames: int, skip: int = 1) -> dict:
         """Windows of `frames` frames, `skip` apart.
