@@ -94,6 +94,7 @@ def test_pipeline_task():
     [
         (VJepa2Encoder.forward, "pixel_values_videos context_mask"),
         (VJepa2Encoder.encode, "video pool"),
+        (VJepa2Encoder.encode_long, "video chunk_frames overlap stride output_dir"),
         (
             VJepa2ForMaskedLatentPrediction.forward,
             "pixel_values_videos context_mask target_mask mask_token_index",
