@@ -46,7 +46,10 @@ def encode_long(
 ) -> "torch.Tensor | LongFeatures":
     """See [`VJepa2Encoder.encode_long`]."""
     _check(encoder.config.tubelet_size, chunk_frames, overlap, pool)
-    source = FrameSource(video, processor, encoder.name_or_path, stride)
+    if isinstance(video, FrameSource):
+        source = video
+    else:
+        source = FrameSource(video, processor, encoder.name_or_path, stride)
     if output_dir is not None:
         return _encode_to_folder(encoder, source, chunk_frames, overlap, pool, Path(output_dir))
     parts = [features for features, _, _ in _encoded(encoder, source, chunk_frames, overlap, pool)]

@@ -27,7 +27,7 @@ class FrameSource:
             or any iterable of frames: normalised float tensors (C, H, W), uint8 tensors (3, H, W), uint8 arrays
             (H, W, 3), or PIL images. An iterator is read once.
         processor: a `VJepa2VideoProcessor` for pictures.
-        model_name: folder or Hub id whose processor is taken where none is given.
+        fallback: for pictures where no processor is given: one, or the folder or Hub id that holds one.
         stride: every stride-th frame is kept, the first one first.
 
     Attributes:
@@ -38,9 +38,7 @@ class FrameSource:
         ValueError: what is no video, a stride below 1; pictures without a processor, or floats with one.
     """
 
-    def __init__(
-        self, video: Any, processor: Any = None, model_name: str | os.PathLike | None = None, stride: int = 1
-    ):
+    def __init__(self, video: Any, processor: Any = None, fallback: Any = None, stride: int = 1):
         if stride < 1:
             raise ValueError(f"stride is {stride}; expected 1 (every frame) or more.")
         self.stride, self.fps = stride, None
@@ -49,7 +47,7 @@ class FrameSource:
         self.is_array = isinstance(self.video, (torch.Tensor, np.ndarray))
         if isinstance(video, (str, os.PathLike)) and "://" not in os.fspath(video) and not os.path.isfile(video):
             raise FileNotFoundError(f"There is no video file at {os.fspath(video)!r}; give the path of a video file.")
-        self._processor, self._model_name = processor, model_name
+        self._processor, self._fallback = processor, fallback
 
     @property
     def name(self) -> str:
@@ -100,14 +98,16 @@ class FrameSource:
 
     @property
     def processor(self) -> Any:
-        """The one given, or the one saved beside the model.
+        """The one given, or the fallback.
 
         Raises:
             ValueError: there is neither.
         """
-        if self._processor is None:
-            self._processor = _saved_processor(self._model_name, self.name)
-        return self._processor
+        if self._processor is not None:
+            return self._processor
+        if self._fallback is None or isinstance(self._fallback, (str, os.PathLike)):
+            self._fallback = _saved_processor(self._fallback, self.name)
+        return self._fallback
 
     @property
     def processes(self) -> bool | None:
@@ -119,7 +119,9 @@ class FrameSource:
     @property
     def has_processor(self) -> bool:
         """Whether one was given, or one is saved beside the model."""
-        return self._processor is not None or _holds_processor(self._model_name)
+        if self._processor is not None or not isinstance(self._fallback, (str, os.PathLike, type(None))):
+            return True
+        return _holds_processor(self._fallback)
 
     def _frames(self, start: int, watch: Callable[[Any], None] | None) -> Iterator[Any]:
         """The kept frames from number `start` on."""
