@@ -9,7 +9,6 @@ one a chunk, and `index.json` comes last: without it the folder is unfinished, a
 Shapes: T kept frames, C channels, H W pixels, (T', H', W') grid, P = H'·W' places, N = T'·P tokens, D width.
 """
 
-import contextlib
 import hashlib
 import itertools
 import json
@@ -20,17 +19,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .fingerprints import cache_key, config_fingerprint, publish, weights_fingerprint, write_json
+from .fingerprints import (
+    cache_key,
+    claim_folder,
+    config_fingerprint,
+    locked,
+    publish,
+    weights_fingerprint,
+    write_json,
+)
 from .video_chunks import FrameSource, frame_bytes
 
 
 logger = logging.getLogger(__name__)
 
-MANIFEST, INDEX, LOCK = "manifest.json", "index.json", ".lock"
+MANIFEST, INDEX = "manifest.json", "index.json"
 
 
 @torch.no_grad()
@@ -101,8 +107,8 @@ def _encode_to_folder(
     _refuse_dropout(encoder)
     settings = {"chunk_frames": chunk_frames, "overlap": overlap, "stride": source.stride, "pool": pool}
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        _check_manifest(folder, _description(encoder, source, settings))
+    with locked(folder):
+        claim_folder(folder / MANIFEST, _description(encoder, source, settings))
         ends = [_read_part(part) for part in _parts(folder)]
         is_finished, witness = (folder / INDEX).is_file(), None
         if not (source.is_file or source.is_array):
@@ -139,24 +145,6 @@ def _description(encoder: Any, source: FrameSource, settings: dict[str, Any]) ->
         "video": source.fingerprint(),
         **settings,
     }
-
-
-def _check_manifest(folder: Path, description: dict[str, Any]) -> None:
-    """Writes the manifest of a new folder; refuses one that belongs to something else."""
-    if not (folder / MANIFEST).is_file():
-        if any(path.name not in (LOCK, f"{MANIFEST}.tmp") for path in folder.iterdir()):
-            raise FileExistsError(f"{str(folder)!r} holds files, but no features; choose another output_dir.")
-        write_json(folder / MANIFEST, description)
-        return
-    found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    names = (found.keys() | description.keys()) - {"model"}
-    different = sorted(name for name in names if found.get(name) != description.get(name))
-    if different:
-        raise ValueError(
-            f"{str(folder)!r} holds features with other "
-            + ", ".join(f"{name} ({found.get(name)!s:.12}, now {description.get(name)!s:.12})" for name in different)
-            + "; choose another output_dir, or remove it."
-        )
 
 
 class _Witness:
@@ -233,15 +221,6 @@ def _parts(folder: Path) -> list[Path]:
     """The whole parts from the first on."""
     numbered = (folder / f"part-{number:05d}.safetensors" for number in itertools.count())
     return list(itertools.takewhile(Path.is_file, numbered))
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        with FileLock(folder / LOCK, blocking=False):
-            yield
-    except Timeout as error:
-        raise OSError(f"Another process writes features to {str(folder)!r}; wait for it, or stop it.") from error
 
 
 class LongFeatures:

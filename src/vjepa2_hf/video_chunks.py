@@ -106,7 +106,7 @@ class FrameSource:
         if self._processor is not None:
             return self._processor
         if self._fallback is None or isinstance(self._fallback, (str, os.PathLike)):
-            self._fallback = _saved_processor(self._fallback, self.name)
+            self._fallback = saved_processor(self._fallback, self.name)
         return self._fallback
 
     @property
@@ -228,7 +228,16 @@ def _check_sizes(tail: torch.Tensor, pixels: torch.Tensor, name: str) -> None:
         )
 
 
-def _saved_processor(model_name: str | os.PathLike | None, video: str) -> Any:
+def saved_processor(model_name: str | os.PathLike | None, video: str = "the video") -> Any:
+    """The processor in a model's folder or on the Hub.
+
+    Args:
+        model_name: folder or Hub id.
+        video: what it is needed for, for the message.
+
+    Raises:
+        ValueError: there is none.
+    """
     from .video_processing_vjepa2 import VJepa2VideoProcessor
 
     if not model_name or (Path(model_name).exists() and not _holds_processor(model_name)):
@@ -252,4 +261,4 @@ def _no_processor(model_name: str | os.PathLike | None, video: str) -> str:
     )
 
 
-__all__ = ["FrameSource", "frame_bytes", "process_frames"]
+__all__ = ["FrameSource", "frame_bytes", "process_frames", "saved_processor"]
