@@ -22,8 +22,8 @@ from tqdm.auto import tqdm
 
 import vjepa2_hf
 from vjepa2_hf import VJepa2AnomalyDetector, VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
-from vjepa2_hf.anomaly import Calibration, calibrate
-from vjepa2_hf.settings import exit_on_user_error
+from vjepa2_hf.anomaly import Calibration, calibrate, prediction_errors
+from vjepa2_hf.settings import exit_on_user_error, refuse_missing_model
 from vjepa2_hf.video_chunks import FrameSource
 from vjepa2_hf.video_io import VideoReader, encode_video
 
@@ -92,7 +92,9 @@ class Scorers:
 
     def errors(self, frames: torch.Tensor) -> dict[str, torch.Tensor]:
         """(T', H', W') of the model, and of the change between frames where the model has any."""
-        model = torch.from_numpy(self.detector(frames)["tubelet_scores"])
+        window = (self.detector.settings["context_frames"], self.detector.settings["future_frames"])
+        statistics = self.detector.calibration.statistics
+        model = prediction_errors(self.detector.model, FrameSource(frames), *window, statistics=statistics)
         change = frame_changes(frames, self.config.tubelet_size, self.config.patch_size)
         return {"model": model, "change": torch.where(model.isnan().any(dim=(1, 2), keepdim=True), torch.nan, change)}
 
@@ -212,6 +214,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError(f"--{name} is {getattr(args, name)}, but it must be positive.")
     if args.segment < 3 * args.length:
         raise ValueError(f"--segment is {args.segment}; expected at least three times --length ({args.length}).")
+    refuse_missing_model(args.model)
     detect(args)
 
 

@@ -34,7 +34,7 @@ from tqdm.auto import tqdm
 from vjepa2_hf import VJepa2Encoder, VJepa2VideoProcessor
 from vjepa2_hf.fingerprints import cache_key, claim_folder, config_fingerprint, locked, publish, weights_fingerprint
 from vjepa2_hf.pipeline_video_features import default_chunk_frames
-from vjepa2_hf.settings import exit_on_user_error
+from vjepa2_hf.settings import exit_on_user_error, refuse_missing_model
 from vjepa2_hf.video_chunks import FrameSource, saved_processor
 
 
@@ -299,6 +299,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("frames", "stride", "size", "batch_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} is {getattr(args, name)}, but it must be positive.")
+    refuse_missing_model(args.model)
     extract(args)
 
 

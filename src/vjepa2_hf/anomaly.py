@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CALIBRATION_FILE = "anomaly_calibration.safetensors"
+_TENSORS = ("place_mean", "place_std", "statistics")  # fields of a calibration that are kept as tensors
 
 
 @dataclass
@@ -53,14 +54,19 @@ class TargetStatistics:
 
 @dataclass
 class Calibration:
-    """What normal video looks like to a model: how its errors are spread, and above which score 1 − `quantile` of its
-    time steps lie.
+    """What normal video looks like to a model.
 
-    rise_mean, rise_std, fall_mean, fall_std: of `step_statistics` over normal time steps.
-    threshold: of the scores of `Calibration.scores`.
+    Some places are hard to predict in every video of a camera, others easy, so that a token's error is told as z: the
+    deviation of its log from that of its place. A time step has two numbers, see `step_statistics`.
+
+    place_mean, place_std: (H', W') of the log errors.
+    rise_mean, rise_std, fall_mean, fall_std: of the two numbers over normal time steps.
+    threshold: above it lies 1 − `quantile` of the scores of normal time steps.
     settings: of the detector that was calibrated.
     """
 
+    place_mean: torch.Tensor
+    place_std: torch.Tensor
     rise_mean: float
     rise_std: float
     fall_mean: float
@@ -69,10 +75,26 @@ class Calibration:
     settings: dict[str, Any]
     statistics: TargetStatistics | None = None
 
+    def deviations(self, errors: torch.Tensor) -> torch.Tensor:
+        """Errors -> z, (T', H', W').
+
+        Raises:
+            ValueError: a grid other than that of the normal video.
+        """
+        if errors.shape[1:] != self.place_mean.shape:
+            raise ValueError(
+                f"the video has a grid of {tuple(errors.shape[1:])} places, but the detector was calibrated on "
+                f"{tuple(self.place_mean.shape)}: give video of the same size, or calibrate again."
+            )
+        return (errors.log() - self.place_mean) / self.place_std
+
     def scores(self, errors: torch.Tensor) -> torch.Tensor:
-        """Errors (T', H', W') -> (T',): deviations above what is normal; with `two_sided` the larger of that of the
-        highest errors and that of their mean below what is normal (a picture that stands still is easy to predict)."""
-        rise, fall = step_statistics(errors, self.settings["top_share"])
+        """Errors (T', H', W') -> (T',): deviations of the highest z from what is normal.
+
+        With `two_sided` the larger of that and how far the mean z is below what is normal: a picture that stands still
+        is easy to predict.
+        """
+        rise, fall = step_statistics(self.deviations(errors), self.settings["top_share"])
         rise = (rise - self.rise_mean) / self.rise_std
         if not self.settings["two_sided"]:
             return rise
@@ -80,8 +102,9 @@ class Calibration:
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes `anomaly_calibration.safetensors` into a folder."""
-        numbers = {key: value for key, value in asdict(self).items() if key != "statistics"}
-        tensors = {"none": torch.empty(0)} if self.statistics is None else dict(vars(self.statistics))
+        numbers = {name: value for name, value in vars(self).items() if name not in _TENSORS}
+        tensors = {"place_mean": self.place_mean, "place_std": self.place_std}
+        tensors |= vars(self.statistics) if self.statistics else {}
         partial = Path(folder) / f"{CALIBRATION_FILE}.tmp"
         save_file(tensors, partial, metadata={"calibration": json.dumps(numbers)})
         os.replace(partial, Path(folder) / CALIBRATION_FILE)
@@ -95,17 +118,17 @@ class Calibration:
         with safe_open(path, framework="pt") as file:
             numbers = json.loads(file.metadata()["calibration"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict
-        if numbers.keys() != {field.name for field in fields(cls)} - {"statistics"}:
+        places = {name: tensors.pop(name) for name in ("place_mean", "place_std") if name in tensors}
+        if numbers.keys() | places.keys() != {field.name for field in fields(cls)} - {"statistics"}:
             raise ValueError(f"{str(path)!r} is of another version: calibrate again.")
-        return cls(**numbers, statistics=TargetStatistics(**tensors) if "mean" in tensors else None)
+        return cls(**numbers, **places, statistics=TargetStatistics(**tensors) if tensors else None)
 
 
-def step_statistics(errors: torch.Tensor, top_share: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Errors (T', H', W') -> two (T',): log of the mean of the highest `top_share` of the places, log of the mean of
-    all."""
-    by_place = errors.flatten(1).sort(dim=1, descending=True).values
+def step_statistics(values: torch.Tensor, top_share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(T', H', W') -> two (T',): the mean of the highest `top_share` of the places, the mean of all."""
+    by_place = values.flatten(1).sort(dim=1, descending=True).values
     count = max(round(top_share * by_place.shape[1]), 1)
-    return by_place[:, :count].mean(dim=1).log(), by_place.mean(dim=1).log()
+    return by_place[:, :count].mean(dim=1), by_place.mean(dim=1)
 
 
 @torch.no_grad()
@@ -234,15 +257,21 @@ def calibrate(errors: Sequence[torch.Tensor], quantile: float, settings: dict[st
         settings: `top_share`, `two_sided`, and what else the detector wants to be told.
 
     Raises:
-        ValueError: a quantile out of (0, 1], or fewer than two time steps that were predicted.
+        ValueError: a quantile out of (0, 1], videos of several sizes, fewer than two time steps that were predicted,
+            or nothing that varies.
     """
     if not 0 < quantile <= 1:
         raise ValueError(f"quantile is {quantile}; expected a share of normal time steps, above 0 and up to 1.")
-    errors = torch.cat([one.flatten(1) for one in errors]).unsqueeze(2)
-    errors = errors[~errors.isnan().any(dim=1).squeeze(1)]
+    if len({one.shape[1:] for one in errors}) > 1:
+        grids = sorted({tuple(one.shape[1:]) for one in errors})
+        raise ValueError(f"normal videos have grids of {grids} places; expected one size.")
+    errors = torch.cat(list(errors))
+    errors = errors[~errors.isnan().any(dim=(1, 2))]
     if len(errors) < 2:
         raise ValueError(f"normal video gives {len(errors)} predicted time steps; expected at least 2.")
-    rise, fall = step_statistics(errors, settings["top_share"])
+    place_std, place_mean = torch.std_mean(errors.log(), dim=0)
+    place_std = place_std.clamp_min(1e-3)  # where nothing ever changes
+    rise, fall = step_statistics((errors.log() - place_mean) / place_std, settings["top_share"])
     spread = {"rise_std": rise.std().item(), "fall_std": fall.std().item()}
     for name, value in spread.items():
         if not 0 < value < math.inf:
@@ -250,7 +279,8 @@ def calibrate(errors: Sequence[torch.Tensor], quantile: float, settings: dict[st
                 f"the errors of normal video have {name}={value}; expected errors above 0 that vary: give more video, "
                 "in which something moves."
             )
-    found = Calibration(rise.mean().item(), spread["rise_std"], fall.mean().item(), spread["fall_std"], 0.0, settings)
+    means = {"rise_mean": rise.mean().item(), "fall_mean": fall.mean().item()}
+    found = Calibration(place_mean, place_std, **means, **spread, threshold=0.0, settings=settings)
     found.threshold = torch.quantile(found.scores(errors), quantile).item()
     return found
 
@@ -264,7 +294,7 @@ def draw_heat_map(
     threshold: float | None = None,
     labels: np.ndarray | None = None,
 ) -> "Figure":
-    """Frames with the errors of their tubelets over them, above the curve of the scores.
+    """Frames with the scores of their tubelets over them, above the curve of the frames' scores.
 
     Args:
         frames: uint8 (k, H, W, 3), as the model sees them.
@@ -279,7 +309,7 @@ def draw_heat_map(
 
     figure = Figure(figsize=(1.6 * len(shown), 3.6), layout="constrained")
     pictures, curve = figure.subfigures(2, 1, height_ratios=(1, 1))
-    low, high = np.nanpercentile(tubelet_scores, [50, 99.9])
+    low, high = np.nanpercentile(tubelet_scores, [90, 99.9])  # the usual stays without colour
     axes = np.ravel(pictures.subplots(1, len(shown), squeeze=False))
     for axis, frame, number in zip(axes, frames, shown, strict=True):
         scores = tubelet_scores[min(number // frames_per_step, len(tubelet_scores) - 1)]

@@ -101,9 +101,9 @@ class VJepa2AnomalyDetector(Pipeline):
 
         Returns:
             A dict of numpy arrays, or a list of them: `frame_scores` (T,), NaN for the first `context_frames`, which
-            nothing predicted; `tubelet_scores` (T', H', W'), errors; `frames` (T,), the numbers of the kept frames in
-            the video; `times` (T,) in seconds, where it is a file, else `None`; calibrated also `is_anomaly` (T,) bool
-            and the `threshold`, else `None`.
+            nothing predicted; `tubelet_scores` (T', H', W'), errors, or calibrated their deviations from what is usual
+            at their place; `frames` (T,), the numbers of the kept frames in the video; `times` (T,) in seconds, where
+            it is a file, else `None`; calibrated also `is_anomaly` (T,) bool and the `threshold`, else `None`.
 
         Raises:
             ValueError: the video is shorter than context and future, does not decode, or needs a processor; targets
@@ -116,7 +116,8 @@ class VJepa2AnomalyDetector(Pipeline):
         """Learns from normal video what errors are usual, and sets the threshold.
 
         Args:
-            normal_videos: a video or a list of them, each a file or array (they may be read twice).
+            normal_videos: a video or a list of them, each a file or array (they may be read twice), best of the camera
+                that will be watched: places are compared with themselves.
             quantile: share of the normal time steps that lie below the threshold. The video should not be one that the
                 model was trained on: there its errors are too low.
 
@@ -138,7 +139,7 @@ class VJepa2AnomalyDetector(Pipeline):
         shown: Sequence[int] | None = None,
         labels: np.ndarray | None = None,
     ) -> "Figure":
-        """Frames with the tubelets' errors over them, above the curve of the scores.
+        """Frames with the tubelets' scores over them, above the curve of the scores.
 
         Args:
             video: a file or array, the one that gave `result`.
@@ -177,16 +178,17 @@ class VJepa2AnomalyDetector(Pipeline):
     def postprocess(self, outputs: dict[str, Any]) -> dict[str, Any]:
         errors, source = outputs["errors"], outputs["source"]
         if self.calibration is None:
-            scores, threshold = step_statistics(errors, self.settings["top_share"])[0].exp(), None
+            tubelets, scores, threshold = errors, step_statistics(errors, self.settings["top_share"])[0], None
         else:
-            scores, threshold = self.calibration.scores(errors), self.calibration.threshold
+            tubelets, scores = self.calibration.deviations(errors), self.calibration.scores(errors)
+            threshold = self.calibration.threshold
         tubelet = self.model.config.encoder_config.tubelet_size
         steps = (np.arange(source.count) // tubelet).clip(max=len(scores) - 1)  # a last frame without a partner
         frame_scores = scores.numpy()[steps]
         frames = np.arange(source.count) * self.settings["stride"]
         return {
             "frame_scores": frame_scores,
-            "tubelet_scores": errors.numpy(),
+            "tubelet_scores": tubelets.numpy(),
             "frames": frames,
             "times": None if source.fps is None else frames / source.fps,
             "is_anomaly": None if threshold is None else frame_scores > threshold,
