@@ -177,7 +177,8 @@ def detect(args: argparse.Namespace) -> None:
     names = ("placements", "seed", "segment", "length", "stride")
     results = {"settings": {name: getattr(args, name) for name in names}, "auc": aucs}
     documents = [args.document] if args.document else []
-    publish_tables(results, format_tables(results), args.out_dir / "anomalies.json", documents, "anomalies")
+    path = args.results or args.out_dir / "anomalies.json"
+    publish_tables(results, format_tables(results), path, documents, "anomalies")
 
 
 def cut(video: str, path: Path) -> None:
@@ -202,6 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--length", type=int, default=20, help="frames of an anomaly (default: 20)")
     parser.add_argument("--stride", type=int, default=1, help="every stride-th frame is kept (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the placements (default: 0)")
+    parser.add_argument("--results", type=Path, help="JSON of the results; default: OUT_DIR/anomalies.json")
     parser.add_argument("--document", type=Path, help="a page with markers that the table is written into")
     args = parser.parse_args(arguments)
     if args.cut is not None:

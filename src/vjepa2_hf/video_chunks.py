@@ -23,9 +23,9 @@ class FrameSource:
 
     Args:
         video: a tensor (T, C, H, W) or (1, T, C, H, W) of normalised floats; uint8 frames as a tensor of those shapes
-            or a numpy array (T, H, W, 3); a video file as path, URL or bytes (of a URL the whole file is read first);
-            or any iterable of frames: normalised float tensors (C, H, W), uint8 tensors (3, H, W), uint8 arrays
-            (H, W, 3), or PIL images. An iterator is read once.
+            or a numpy array (T, H, W, 3); a video file as path, URL, bytes or datasets' `{"bytes": …, "path": …}`
+            (of a URL the whole file is read first); or any iterable of frames: normalised float tensors (C, H, W),
+            uint8 tensors (3, H, W), uint8 arrays (H, W, 3), or PIL images. An iterator is read once.
         processor: a `VJepa2VideoProcessor` for pictures.
         fallback: for pictures where no processor is given: one, or the folder or Hub id that holds one.
         stride: every stride-th frame is kept, the first one first.
@@ -41,6 +41,8 @@ class FrameSource:
     def __init__(self, video: Any, processor: Any = None, fallback: Any = None, stride: int = 1):
         if stride < 1:
             raise ValueError(f"stride is {stride}; expected 1 (every frame) or more.")
+        if isinstance(video, dict):  # a row's video as datasets gives it undecoded
+            video = video["path"] if video.get("bytes") is None else video["bytes"]
         self.stride, self.fps = stride, None
         self.is_file = isinstance(video, (str, os.PathLike, bytes, bytearray))
         self.video = video if self.is_file else _as_frames(video)
@@ -192,7 +194,7 @@ def _as_frames(video: Any) -> Iterable:
             )
         _as_frame(video[0])
         return video
-    if isinstance(video, dict) or not hasattr(video, "__iter__"):
+    if not hasattr(video, "__iter__"):
         raise ValueError(f"video is a {type(video).__name__}; expected a tensor, an array, a path, or frames.")
     return video
 
