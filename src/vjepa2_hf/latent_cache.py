@@ -29,9 +29,9 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
 
 from .episodes import read_episodes
+from .fingerprints import cache_key, publish, weights_fingerprint  # noqa: F401, what a cache depends on
 from .lerobot import find_info
 from .shards import ShardSource, files_in
 
@@ -64,21 +64,6 @@ class EpisodeSource:
 # ---------------------------------------------------------------------------------------------------------------------
 # What a cache depends on
 # ---------------------------------------------------------------------------------------------------------------------
-def cache_key(description: dict[str, Any]) -> str:
-    """16 hex digits of a description that JSON can hold."""
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def weights_fingerprint(module: nn.Module) -> str:
-    """A hash of all weights and buffers of a module: names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        value = value.detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def data_fingerprint(data: str | os.PathLike) -> str:
     """A hash of the files behind `data`: names, sizes and times of change; of the Hub's, names with their revision.
 
@@ -236,7 +221,7 @@ class CacheWriter:
         known = json.loads(self._skipped_path.read_text()) if self._skipped_path.exists() else {}
         partial = self._skipped_path.with_suffix(".json.tmp")
         partial.write_text(json.dumps(known | reasons), encoding="utf-8")
-        _publish(partial, self._skipped_path)
+        publish(partial, self._skipped_path)
 
     def flush(self) -> None:
         """Writes what is held as a part, aside, then renamed."""
@@ -248,7 +233,7 @@ class CacheWriter:
         whole = self.folder / f"part-{self.rank:03d}-{number:05d}.safetensors"
         partial = whole.with_suffix(".safetensors.tmp")
         save_file(tensors, partial, metadata={"episodes": json.dumps(episodes)})
-        _publish(partial, whole)
+        publish(partial, whole)
         self._pending, self._bytes = [], 0
 
 
@@ -286,7 +271,7 @@ def finish_cache(folder: str | os.PathLike, description: dict[str, Any]) -> None
     index = {"description": description, "episodes": columns, "skipped": _skipped(folder, columns["id"])}
     partial = folder / f"{INDEX}.tmp"
     partial.write_text(json.dumps(index), encoding="utf-8")
-    _publish(partial, folder / INDEX)
+    publish(partial, folder / INDEX)
 
 
 def _skipped(folder: Path, written: list[str]) -> dict[str, str]:
@@ -311,13 +296,6 @@ def _read_shapes(part: Path) -> dict[str, tuple[int, ...]]:
     """The columns of a part: a row's shape by name."""
     with safe_open(part, framework="pt") as file:
         return {name: tuple(file.get_slice(name).get_shape()[1:]) for name in sorted(file.keys())}
-
-
-def _publish(partial: Path, whole: Path) -> None:
-    """Gives a file its final name after its bytes have reached the disk."""
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, whole)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
