@@ -29,7 +29,7 @@ from vjepa2_hf.planning import SOLVERS
 from vjepa2_hf.settings import load_config
 
 
-FIRST_TASK = 200_000  # of seed 0; a seed has 1000 of its own. Recipes were chosen on others, figures are of 100,000 up
+FIRST_TASK = 200_000  # of seed 0; a seed has 1000 of its own. Recipes and figures have others
 RECIPE = "recipe"
 MODEL = "world model"  # its name among the rows of plan.py
 SHARED_SETTINGS = ("horizon", "num_candidates", "num_iterations", "num_elites")  # that solvers have from the recipe

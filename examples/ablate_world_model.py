@@ -146,7 +146,7 @@ class Chain:
         config = CONFIGS / "demo" / ENVIRONMENTS[self.environment]["plan"]
         command = script("plan.py", "--config", str(config), f"output_dir={self.results(name).parent}", "videos=0")
         command += [f"models={json.dumps({MODEL: str(model / 'final')})}", f"seed={self.seed}", "num_threads=1"]
-        # the tasks with which `reproduce.py` begins
+        # others than `reproduce.py`'s: a table of choices must not wear those out
         command += [f"first_task={100_000 + 1000 * self.seed}", f"episodes={self.episodes}"]
         command += [] if name == RECIPE else ["baselines=[]"]
         road.run("plan", ("plan", self.results(name), command))

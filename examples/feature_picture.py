@@ -22,7 +22,7 @@ import torch
 from matplotlib.figure import Figure
 
 from vjepa2_hf import VJepa2Encoder, VJepa2VideoProcessor
-from vjepa2_hf.settings import exit_on_user_error
+from vjepa2_hf.settings import exit_on_user_error, refuse_missing_model
 from vjepa2_hf.shards import ShardSource, open_stream
 from vjepa2_hf.video_io import VideoReader
 
@@ -250,8 +250,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.output.suffix != ".png":
         raise ValueError(f"OUTPUT is {str(options.output)!r}, but a name that ends in .png is expected.")
-    if not Path(options.model).is_dir() and options.model.count("/") != 1:
-        raise FileNotFoundError(f"There is no model at {options.model!r}; give a folder or a Hub id.")
+    refuse_missing_model(options.model)
     clips = read_clips(options.video, options.frames, options.fps, options.clips)
     encoder = VJepa2Encoder.from_pretrained(options.model).eval()
     figure, numbers = feature_picture(encoder, load_processor(options.model, encoder, options.size), clips)

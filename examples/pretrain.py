@@ -34,7 +34,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2MaskedLatentPredictionConfig, VJepa2VideoProcessor
 from vjepa2_hf.capacity import batch_flops, peak_flops
-from vjepa2_hf.clips import ClipStream, DataSource, MaskCollator
+from vjepa2_hf.clips import Augmentation, ClipStream, DataSource, MaskCollator
 from vjepa2_hf.health import CollapseWatch, gradient_norm
 from vjepa2_hf.masking import PUBLISHED_MASKS, build_mask_samplers
 from vjepa2_hf.modeling_masked_latent import VJepa2MaskedLatentPredictionOutput
@@ -69,18 +69,6 @@ PREDICTOR_FIELDS = {
     },
     **{name: name for name in ("num_mask_tokens", "zero_init_mask_tokens", "initializer_range")},
 }
-
-
-@dataclass
-class Augmentation:
-    """Random resized crop and flip, the same for all frames of a clip; the published values."""
-
-    scale: tuple[float, float] = (0.3, 1.0)
-    """Area of the crop as a fraction of the frame's."""
-    ratio: tuple[float, float] = (0.75, 1.35)
-    """Width over height of the crop."""
-    flip_probability: float = 0.5
-    """Of a horizontal flip."""
 
 
 @dataclass

@@ -11,6 +11,9 @@ as `module:Name-v0` imports its module first). A row is an episode: `video` (h26
 `proprio_states` and `states` (T rows each: what a model may see, and what probes are scored by; `--proprio_state` and
 `--state` name what the environment tells of them in its info or a dict of observations, by default `proprio_state` and
 `state` where it has such), `fps`, `episode_id`, and with `--rewards` the environment's `rewards` (T-1).
+`--labels` adds three labels of the agent, for probes: `place` (of 3 x 3 fields, in the last frame), `direction` (of 8,
+from the first frame to the last) and `first_motion` (0: it moved more sideways, against up and down, in the first half
+than in the second; 1: less. An episode played backwards has the other).
 `--env_kwargs` are settings of the environment, such as '{"random_force": 0.3}' of those of this project.
 The same arguments record the same episodes, whatever `--num_proc`.
 """
@@ -55,6 +58,7 @@ class EpisodeRecorder:
         env_kwargs: settings with which the environment is made.
         state_names: of a column of `STATE_COLUMNS`, names of what the environment tells, joined; a column that is not
             named is recorded where the environment has such an entry.
+        labels: add `motion_labels`, for this project's environments.
     """
 
     env_id: str
@@ -65,6 +69,7 @@ class EpisodeRecorder:
     rewards: bool = False
     env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     state_names: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    labels: bool = False
 
     def __post_init__(self):
         if self.length < 1:
@@ -116,7 +121,8 @@ class EpisodeRecorder:
         }
         if self.rewards:
             row["rewards"] = rewards
-        return row | {column: [one[column] for one in states] for column in named}
+        row |= {column: [one[column] for one in states] for column in named}
+        return row | (motion_labels(np.array(row["states"])) if self.labels else {})
 
     def named_states(self, info: dict[str, Any]) -> dict[str, list[str]]:
         """By column, names of what is recorded of an environment with such an info at its start."""
@@ -134,6 +140,24 @@ class EpisodeRecorder:
 def read_states(named: dict[str, list[str]], info: dict[str, Any], observation: Any) -> dict[str, np.ndarray]:
     """What the environment tells now, float32 (S,) by column."""
     return {column: read_numbers(names, info, observation) for column, names in named.items()}
+
+
+LABELS = ("place", "direction", "first_motion")
+
+
+def motion_labels(states: np.ndarray) -> dict[str, int]:
+    """Where the agent is and how it moved, of states (T, S) that begin with its x and y in units of the field."""
+    positions = states[:, :2].astype(np.float64)
+    column, row = (np.clip(positions[-1], 0, 1 - 1e-9) * 3).astype(int)
+    moved = positions[-1] - positions[0]
+    steps = np.abs(np.diff(positions, axis=0))
+    half = len(steps) // 2
+    first, second = (part.sum(axis=0) / max(part.sum(), 1e-9) for part in (steps[:half], steps[len(steps) - half :]))
+    return {
+        "place": int(3 * row + column),
+        "direction": int(np.round(np.arctan2(moved[1], moved[0]) / (np.pi / 4))) % 8,
+        "first_motion": int(first[0] < second[0]),
+    }
 
 
 def record_episodes(recorder: EpisodeRecorder, episodes: int, num_proc: int = 1) -> Iterator[dict[str, Any]]:
@@ -157,7 +181,7 @@ def _record_in_worker(number: int) -> dict[str, Any]:
     return _worker.record(number)
 
 
-def episode_features(states: Collection[str], with_rewards: bool = False) -> Features:
+def episode_features(states: Collection[str], with_rewards: bool = False, with_labels: bool = False) -> Features:
     """The columns of an episode shard with these of `STATE_COLUMNS`."""
     numbers = List(List(Value("float32")))
     columns = {
@@ -167,6 +191,7 @@ def episode_features(states: Collection[str], with_rewards: bool = False) -> Fea
         "episode_id": Value("string"),
     }
     columns |= {column: numbers for column in STATE_COLUMNS if column in states}
+    columns |= {name: Value("int64") for name in LABELS} if with_labels else {}
     return Features(columns | ({"rewards": List(Value("float32"))} if with_rewards else {}))
 
 
@@ -185,6 +210,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     for name in STATE_COLUMNS.values():
         told = f"names of what the environment tells of it (default: {name}, if there is such)"
         parser.add_argument(f"--{name}", nargs="+", metavar="NAME", help=told)
+    parser.add_argument("--labels", action="store_true", help="labels of the agent's place and motion, for probes")
     parser.add_argument("--env_kwargs", default="{}", help="settings of the environment, a JSON object")
     return parser.parse_args(arguments)
 
@@ -217,16 +243,20 @@ def main(arguments: list[str] | None = None) -> None:
         options.rewards,
         read_env_kwargs(options.env_kwargs),
         {column: getattr(options, name) for column, name in STATE_COLUMNS.items() if getattr(options, name)},
+        options.labels,
     )
     environments.find_policy(options.policy, recorder.env)  # refused before any process starts
     observation, info = recorder.env.reset(seed=0)
     read_picture(recorder.env, observation)
+    if options.labels and options.env not in environments.DATA_POLICY:
+        known = " and ".join(environments.DATA_POLICY)
+        raise ValueError(f"--labels is for {known}, but the environment is {options.env!r}.")
 
     rows = record_episodes(recorder, options.episodes, min(options.num_proc, options.episodes))
     progress = tqdm(rows, total=options.episodes, desc="recording", unit="episode")
     named = recorder.named_states(info)
     read_states(named, info, observation)  # refused before any process starts
-    features = episode_features(named, options.rewards)
+    features = episode_features(named, options.rewards, options.labels)
     write_shards(progress, options.output, features=features, num_shards=min(options.num_shards, options.episodes))
 
 

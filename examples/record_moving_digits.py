@@ -2,12 +2,17 @@
 
     python examples/record_moving_digits.py --output runs/digits/train --split train --videos 1500
     python examples/record_moving_digits.py --output runs/digits/test --split test --videos 1000 --frames 8
+    python examples/record_moving_digits.py --output runs/turns --split train --videos 1500 --frames 8 --two_motions
 
 The digits are scikit-learn's 1797 scans of 8 x 8 pixels; `train` takes the first 1297, `test` the last 500, so that no
 scan is in both. A row is a video: `video` (h264 mp4, 64 x 64), `fps`, `digit` (0 to 9), `direction` (0 to 7: the
 heading of the first frames in steps of 45 degrees, 0 to the right, 2 down). A digit moves straight for
 `STRAIGHT_FRAMES` frames, around a place that is drawn alike for all directions, so that only the order of the frames
 tells the direction; later it bounces. The same arguments record the same videos.
+
+With `--two_motions` a digit moves along one axis for half of the video and along the other for the rest, and
+`first_motion` takes the place of `direction`: 0 if it moves sideways first, 1 if up or down first. A path of the one
+kind, played backwards, is one of the other: without their order, the frames tell nothing.
 """
 
 import argparse
@@ -31,9 +36,14 @@ SPEED = (1.5, 3.0)  # pixels a frame, lowest and highest
 STRAIGHT_FRAMES = 8  # frames without a bounce at the start: `direction` holds for them
 TRAIN_DIGITS = 1297  # of 1797
 FRAMES_PER_SECOND = 10.0
-FEATURES = Features(
-    {"video": Video(decode=False), "fps": Value("float32"), "digit": Value("int64"), "direction": Value("int64")}
-)
+MOTIONS = {False: "direction", True: "first_motion"}  # the column, without and with --two_motions
+
+
+def features(two_motions: bool = False) -> Features:
+    """The columns of the shards."""
+    number = Value("int64")
+    columns = {"video": Video(decode=False), "fps": Value("float32"), "digit": number, MOTIONS[two_motions]: number}
+    return Features(columns)
 
 
 def enlarge(digit: np.ndarray, offset: np.ndarray) -> np.ndarray:
@@ -63,27 +73,45 @@ def draw_path(rng: np.random.Generator, frames: int, direction: int) -> np.ndarr
     return room - np.abs(position % (2 * room) - room)  # reflected at 0 and at `room`
 
 
-def draw_video(rng: np.random.Generator, digit: np.ndarray, frames: int, direction: int) -> np.ndarray:
-    """A video (frames, 64, 64, 3) uint8 of a white digit on black."""
-    brightness = np.stack([enlarge(digit, offset) for offset in draw_path(rng, frames, direction)])
+def draw_turn(rng: np.random.Generator, frames: int, first_motion: int) -> np.ndarray:
+    """Offsets (frames, 2) of a digit that moves sideways, then up or down (0), or such a path backwards (1)."""
+    room = IMAGE_SIZE - DIGIT_SIZE
+    steps = np.zeros((frames, 2))
+    half = frames // 2
+    longest = room / max(half, frames - half)  # pixels a frame, so that the path stays inside
+    for axis, part in enumerate((slice(1, half + 1), slice(half + 1, None))):
+        speed = rng.uniform(SPEED[0], max(SPEED[0], min(SPEED[1], longest)))
+        steps[part, axis] = rng.choice([-1, 1]) * min(speed, longest)
+    path = steps.cumsum(axis=0)
+    path += rng.uniform(-path.min(axis=0), room - path.max(axis=0))
+    return path[::-1] if first_motion else path
+
+
+def draw_video(digit: np.ndarray, path: np.ndarray) -> np.ndarray:
+    """A video (frames, 64, 64, 3) uint8 of a white digit on black that follows a path (frames, 2)."""
+    brightness = np.stack([enlarge(digit, offset) for offset in path])
     return np.repeat((255 * brightness + 0.5).astype(np.uint8)[..., None], 3, axis=-1)
 
 
-def record_videos(split: str, videos: int, frames: int, seed: int) -> Iterator[dict[str, Any]]:
+def record_videos(
+    split: str, videos: int, frames: int, seed: int, two_motions: bool = False
+) -> Iterator[dict[str, Any]]:
     """The rows of videos 0 .. videos - 1; each depends on the seed and its number alone."""
     digits = load_digits()
     chosen = slice(0, TRAIN_DIGITS) if split == "train" else slice(TRAIN_DIGITS, None)
     images, names = digits.images[chosen], digits.target[chosen]
     for number in range(videos):
         rng = np.random.default_rng([seed, number])
-        index, direction = int(rng.integers(len(images))), int(rng.integers(DIRECTIONS))
-        video = draw_video(rng, images[index], frames, direction)
+        index = int(rng.integers(len(images)))
+        motion = int(rng.integers(2 if two_motions else DIRECTIONS))
+        path = (draw_turn if two_motions else draw_path)(rng, frames, motion)
+        video = draw_video(images[index], path)
         data = encode_video(video, fps=FRAMES_PER_SECOND, preset="ultrafast")
         yield {
             "video": {"bytes": data, "path": f"{split}-{seed}-{number:06d}.mp4"},
             "fps": FRAMES_PER_SECOND,
             "digit": int(names[index]),
-            "direction": direction,
+            MOTIONS[two_motions]: motion,
         }
 
 
@@ -96,13 +124,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--frames", default=24, type=int, help="frames of a video (default 24)")
     parser.add_argument("--seed", default=0, type=int, help="same seed, same videos (default 0)")
     parser.add_argument("--num_shards", default=8, type=int, help="parquet files (default 8)")
+    parser.add_argument("--two_motions", action="store_true", help="two motions, and which came first")
     options = parser.parse_args(arguments)
-    for name, least in (("videos", 1), ("frames", 1), ("num_shards", 1), ("seed", 0)):
+    least_frames = 4 if options.two_motions else 1
+    for name, least in (("videos", 1), ("frames", least_frames), ("num_shards", 1), ("seed", 0)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name} is {getattr(options, name)}, but at least {least} is expected.")
-    rows = record_videos(options.split, options.videos, options.frames, options.seed)
+    rows = record_videos(options.split, options.videos, options.frames, options.seed, options.two_motions)
     progress = tqdm(rows, total=options.videos, desc="recording", unit="video")
-    write_shards(progress, options.output, features=FEATURES, num_shards=min(options.num_shards, options.videos))
+    columns, shards = features(options.two_motions), min(options.num_shards, options.videos)
+    write_shards(progress, options.output, features=columns, num_shards=shards)
 
 
 if __name__ == "__main__":

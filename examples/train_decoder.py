@@ -117,8 +117,7 @@ def read_frames(
 
 def normalized(processor: VJepa2VideoProcessor, frames: torch.Tensor) -> torch.Tensor:
     """uint8 (B, C, H, W) -> (B, 1, C, H, W), as the encoder takes frames on their own."""
-    pixels = processor(frames, do_resize=False, do_center_crop=False, return_tensors="pt")["pixel_values_videos"]
-    return pixels.transpose(0, 1)
+    return processor.normalize_cropped(frames).unsqueeze(1)
 
 
 @torch.no_grad()

@@ -18,13 +18,12 @@ processes: `torchrun --nproc_per_node 2 examples/train_world_model.py ...`.
     planner = VJepa2Planner.from_pretrained("runs/demo/world_model/final")
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -34,13 +33,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
 from transformers.utils.hub import has_file
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, VJepa2WorldModel
+from vjepa2_hf.cache_lock import locked
 from vjepa2_hf.checkpoints import write_text
 from vjepa2_hf.episodes import split_episodes
 from vjepa2_hf.health import gradient_norm
@@ -240,18 +239,8 @@ def open_caches(config: WorldModelTrainingConfig, accelerator: Accelerator, enco
                     finish_cache(folder, {"path": source.path, **described})
             accelerator.wait_for_everyone()
         caches.append(EpisodeCache(folder, columns))
-        warn_of_skipped(caches[-1])
+        caches[-1].warn_of_skipped()
     return caches
-
-
-def warn_of_skipped(cache: EpisodeCache) -> None:
-    """Names what is not in a cache, in the run that filled it and in every later one."""
-    if cache.skipped:
-        name, reason = next(iter(cache.skipped.items()))
-        logger.warning(
-            "%s lacks %d episodes or shards that did not read when it was filled, such as %s (%s): delete it to try "
-            "again", cache.folder, len(cache.skipped), name, reason,
-        )  # fmt: skip
 
 
 def as_shards(source: EpisodeSource, root: Path, accelerator: Accelerator) -> EpisodeSource:
@@ -280,24 +269,6 @@ def describe_latents(config: WorldModelTrainingConfig, accelerator: Accelerator,
         "dtype": config.cache_dtype,
         "precision": accelerator.mixed_precision,
     }
-
-
-@contextlib.contextmanager
-def locked(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Holds the folder for this run: of two runs that need the same one, one fills it and the other waits."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(folder.name + ".lock"))
-    if accelerator.is_main_process:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            logger.warning("another run is filling %s: waiting for it to end", folder)
-            lock.acquire()
-    accelerator.wait_for_everyone()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def fill_cache(config, accelerator: Accelerator, source: EpisodeSource, folder: Path, processor, encode) -> None:
@@ -332,7 +303,7 @@ def build_encode(config, accelerator: Accelerator, encoder, processor) -> Callab
         parts = []
         for part in frames.split(ENCODED_AT_ONCE):
             with accelerator.autocast():
-                latents = model.encode(normalize(part.to(accelerator.device).unsqueeze(0), processor))
+                latents = model.encode(processor.normalize_cropped(part.to(accelerator.device).unsqueeze(0)))
             parts.append(latents[0].to("cpu", dtype))
         return torch.cat(parts)
 
@@ -344,18 +315,6 @@ def arrangement(config: WorldModelTrainingConfig) -> dict[str, Any]:
     kind = "pixels" if config.encoder == "pixels" else config.world_model.get("state_type", "tokens")
     fields = {"state_type": "tokens" if kind == "projected" else kind}  # projected states are mapped tokens
     return fields | {name: value for name, value in config.world_model.items() if name == "normalize_latents"}
-
-
-def normalize(frames: torch.Tensor, processor: VJepa2VideoProcessor) -> torch.Tensor:
-    """uint8 frames -> what the processor makes of them after cropping."""
-    return processor.rescale_and_normalize(
-        frames,
-        processor.do_rescale,
-        processor.rescale_factor,
-        processor.do_normalize,
-        processor.image_mean,
-        processor.image_std,
-    )
 
 
 def split_data(config: WorldModelTrainingConfig, caches: list[EpisodeCache]) -> tuple[WindowMixture, WindowMixture]:
@@ -460,7 +419,7 @@ def model_inputs(batch: dict[str, torch.Tensor], model: VJepa2WorldModel, proces
     if "rewards" in batch:
         batch["rewards"] = batch["rewards"].sum(dim=(2, 3))
     if "frames" in batch:
-        batch["pixel_values_videos"] = normalize(batch.pop("frames"), processor)
+        batch["pixel_values_videos"] = processor.normalize_cropped(batch.pop("frames"))
     else:
         batch["latents"] = model.standardize(batch["latents"].float())
     return batch

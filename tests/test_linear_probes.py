@@ -71,6 +71,37 @@ class TestMovingDigits:
             assert path.min() >= 0 and path.max() <= record_moving_digits.IMAGE_SIZE - record_moving_digits.DIGIT_SIZE
             assert np.abs(np.diff(path, axis=0)).max() < 3.1
 
+    def test_two_motions_follow_each_other_as_the_label_says(self):
+        for frames in (8, 15, 60):
+            for first_motion in (0, 1):
+                path = record_moving_digits.draw_turn(np.random.default_rng(frames), frames, first_motion)
+                assert path.min() >= 0 and path.max() <= 64 - record_moving_digits.DIGIT_SIZE
+                moved = np.abs(np.diff(path, axis=0)) > 1e-9
+                assert (moved.sum(axis=1) == 1).all()  # along one axis at a time
+                along = moved.argmax(axis=1)
+                assert along[0] == first_motion and along[-1] == 1 - first_motion
+                assert np.abs(np.diff(along)).sum() == 1  # one turn
+
+    def test_the_frames_without_their_order_tell_nothing_of_which_motion_was_first(self):
+        paths = [record_moving_digits.draw_turn(np.random.default_rng(3), 8, first) for first in (0, 1)]
+        assert np.array_equal(paths[0], paths[1][::-1])
+        rng = np.random.default_rng(0)
+        middles, corners = (
+            np.array([[place(record_moving_digits.draw_turn(rng, 9, k)) for _ in range(400)] for k in (0, 1)])
+            for place in (lambda path: path.mean(axis=0), lambda path: path[4] - (path[0] + path[-1]) / 2)
+        )
+        for values in (middles, corners):
+            assert np.abs(values.mean(axis=1) - values.mean(axis=(0, 1))).max() < 4 * values.std() / 20
+
+    def test_two_motions_are_recorded_with_their_label(self, tmp_path):
+        arguments = f"--split train --videos 6 --frames 8 --two_motions --num_shards 1 --output {tmp_path / 'turns'}"
+        record_moving_digits.main(arguments.split())
+        for row in load_dataset(str(tmp_path / "turns"), split="train"):
+            assert "direction" not in row
+            with VideoReader(row["video"]["bytes"]) as reader:
+                moved = np.abs(np.diff(centre(reader.frames()), axis=0))
+            assert moved[0].argmax() == row["first_motion"] and moved[-1].argmax() == 1 - row["first_motion"]
+
     def test_no_digit_is_in_both_splits(self):
         firsts = {}
         for split in ("train", "test"):

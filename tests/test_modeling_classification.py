@@ -1,8 +1,10 @@
 """The classifier against the published attentive probe, and what it promises about views, labels and folders."""
 
+import numpy as np
 import pytest
 import torch
 from published import ENCODER, TINY_ENCODER, golden, our_names
+from sklearn.neighbors import KNeighborsClassifier
 from test_modeling_encoder import TOLERANCE, clips, same_weights, spread
 
 from vjepa2_hf import (
@@ -11,6 +13,7 @@ from vjepa2_hf import (
     VJepa2ForVideoClassification,
     VJepa2VideoClassificationConfig,
 )
+from vjepa2_hf.modeling_classification import VJepa2ProbeHead
 
 
 def build(**fields):
@@ -89,3 +92,92 @@ def test_save_and_load(tmp_path):
     assert same_weights(model, loaded) and not info["missing_keys"] and not info["unexpected_keys"]
     assert loaded.config.id2label == {0: "a", 1: "b"}
     assert same_weights(VJepa2Encoder.from_pretrained(tmp_path), model.encoder)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fields", [{}, {"pooler_type": "linear"}, {"encoder_layers": [0, 1]}])
+def test_a_label_per_frame_is_read_from_the_frames_own_tokens(fields):
+    model = build(labels_per_frame=True, num_pooler_layers=0, **fields)
+    tokens, steps = model.encode_tokens(clips())
+    assert steps == 2 and model(clips()).logits.shape == (2, 2, 5)
+    other = tokens.unflatten(1, (-1, steps, 16)).clone()  # 4 frames of 32 x 32 pixels: 2 tubelets of 16 tokens
+    other[:, :, 1] += torch.randn(other[:, :, 1].shape)
+    before, after = model.classify(tokens, steps), model.classify(other.flatten(1, 3), steps)
+    assert torch.equal(before[:, 0], after[:, 0]) and not torch.allclose(before[:, 1], after[:, 1])
+    labels = torch.tensor([[0, 1], [4, 4]])
+    expected = torch.nn.functional.cross_entropy(before.flatten(0, 1), labels.flatten())
+    torch.testing.assert_close(model(clips(), labels=labels).loss, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fields", [{}, {"encoder_layers": [0, 1]}])
+def test_with_positions_in_time_an_attentive_pooler_knows_the_order_of_frames(fields):
+    for positions in (False, True):
+        model = build(pooler_time_positions=positions, **fields)
+        tokens, steps = model.encode_tokens(clips())
+        turned = tokens.unflatten(1, (-1, steps, 16)).flip(2).flatten(1, 3)
+        before, after = model.classify(tokens, steps), model.classify(turned, steps)
+        assert torch.allclose(before, after, atol=1e-4) != positions
+    torch.testing.assert_close(before, model(clips()).logits)
+
+
+def test_labels_per_frame_of_views_are_refused():
+    with pytest.raises(ValueError, match="give them one by one"):
+        build(labels_per_frame=True)(clips().unsqueeze(1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fields", [{}, {"pooler_type": "linear"}])
+def test_a_head_reads_cached_tokens_as_its_classifier_does(fields):
+    model = build(**fields)
+    head = VJepa2ProbeHead(model)
+    tokens, _ = model.encode_tokens(clips())
+    torch.testing.assert_close(head(tokens), model(clips()).logits)
+    torch.nn.init.ones_(head.classifier.bias)
+    assert not torch.equal(head.classifier.bias, model.classifier.bias)  # a copy
+    missing, unexpected = model.load_state_dict(head.state_dict(), strict=False)
+    assert not unexpected and all(name.startswith("encoder.") for name in missing)
+
+
+def build_neighbours(views: int = 40, **fields) -> VJepa2ForVideoClassification:
+    fields = {"pooler_type": "linear", "num_neighbours": 1, "num_stored_views": views, "num_labels": 3, **fields}
+    return build(**fields)
+
+
+def test_one_neighbour_is_scikit_learns_and_many_are_a_weighted_mean():
+    rng = np.random.default_rng(0)
+    stored, queries = (rng.normal(size=(count, 24)).astype(np.float32) for count in (40, 15))
+    labels = rng.integers(3, size=40)
+    targets = torch.nn.functional.one_hot(torch.from_numpy(labels), 3).float()
+    neighbours = build_neighbours().classifier
+    neighbours.store(torch.from_numpy(stored), targets)
+    found = neighbours.scores(torch.from_numpy(queries), [1, 5, 100])
+    assert found.shape == (3, 15, 3) and torch.allclose(found.sum(-1), torch.ones(3, 15))
+    expected = KNeighborsClassifier(1, metric="cosine").fit(stored, labels).predict(queries)
+    assert (found[0].argmax(-1).numpy() == expected).all()
+    unit = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in (stored, queries)]
+    weights = np.exp(unit[1] @ unit[0].T / 0.07)
+    expected = torch.from_numpy(weights @ targets.numpy() / weights.sum(axis=1, keepdims=True))
+    torch.testing.assert_close(found[2], expected.float(), rtol=1e-3, atol=1e-5)
+    neighbours.store(torch.from_numpy(stored * 3 + 100), targets, standardize=True)
+    moved = neighbours.scores(torch.from_numpy(queries * 3 + 100), [1])[0]
+    assert (moved.argmax(-1) == found[0].argmax(-1)).float().mean() > 0.8  # as before, but for the means taken away
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [None, "multi_label_classification", "regression"])
+def test_neighbours_save_load_and_speak_as_a_classifier(tmp_path, kind):
+    model = build_neighbours(num_neighbours=3, problem_type=kind)
+    targets = torch.eye(3).repeat(14, 1)[:40]
+    model.classifier.store(torch.randn(40, 24), targets)
+    scores = model.classifier.scores(model.encoder.encode(clips(), pool="clip"), [3])[0]
+    model.save_pretrained(tmp_path)
+    logits = VJepa2ForVideoClassification.from_pretrained(tmp_path).eval()(clips()).logits
+    said = {None: logits.softmax(-1), "multi_label_classification": logits.sigmoid(), "regression": logits}[kind]
+    torch.testing.assert_close(said, scores, rtol=1e-3, atol=1e-4)
+
+
+def test_neighbours_need_stored_views_and_a_linear_pooler():
+    for wrong in ({"num_stored_views": 0}, {"pooler_type": "attentive"}, {"labels_per_frame": True}):
+        with pytest.raises(ValueError, match="num_neighbours is 1"):
+            build_neighbours(**wrong)

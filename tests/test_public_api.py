@@ -60,7 +60,7 @@ def test_all_names_are_there():
     promised = {f"VJepa2{name}" for name in ("Encoder", "WorldModel", "VideoProcessor", "Planner")}
     promised |= {f"VJepa2{name}Config" for name in ("Encoder", "MaskedLatentPrediction", "WorldModel")}
     promised |= {"VJepa2ForMaskedLatentPrediction", "VJepa2ForVideoClassification", "VJepa2VideoClassificationConfig"}
-    promised |= {"VJepa2PixelDecoder", "VJepa2PixelDecoderConfig"}
+    promised |= {"VJepa2PixelDecoder", "VJepa2PixelDecoderConfig", "VJepa2FeatureExtractor", "VJepa2AnomalyDetector"}
     assert set(vjepa2_hf.__all__) == promised | {"register_custom_code"}
     assert all(hasattr(vjepa2_hf, name) for name in vjepa2_hf.__all__)
 
@@ -84,9 +84,17 @@ def test_auto_classes(model_type, config_class, model_class, fields, tmp_path):
         assert type(special[model_class].from_pretrained(tmp_path)) is model_class
 
 
-def test_pipeline_task():
-    assert "latent-planning" in PIPELINE_REGISTRY.get_supported_tasks()
-    assert PIPELINE_REGISTRY.check_task("latent-planning")[1]["impl"] is VJepa2Planner
+@pytest.mark.parametrize(
+    ("task", "pipeline_class"),
+    [
+        ("latent-planning", VJepa2Planner),
+        ("video-feature-extraction", vjepa2_hf.VJepa2FeatureExtractor),
+        ("video-anomaly-detection", vjepa2_hf.VJepa2AnomalyDetector),
+    ],
+)
+def test_pipeline_tasks(task, pipeline_class):
+    assert task in PIPELINE_REGISTRY.get_supported_tasks()
+    assert PIPELINE_REGISTRY.check_task(task)[1]["impl"] is pipeline_class
 
 
 @pytest.mark.parametrize(
@@ -94,6 +102,7 @@ def test_pipeline_task():
     [
         (VJepa2Encoder.forward, "pixel_values_videos context_mask"),
         (VJepa2Encoder.encode, "video pool"),
+        (VJepa2Encoder.encode_long, "video chunk_frames overlap stride output_dir"),
         (
             VJepa2ForMaskedLatentPrediction.forward,
             "pixel_values_videos context_mask target_mask mask_token_index",

@@ -11,6 +11,7 @@ from plan import PlanConfig
 from pretrain import PretrainConfig
 from train_actor import ActorConfig
 from train_decoder import DecoderTrainingConfig
+from train_probe import ProbeConfig
 from train_world_model import WorldModelTrainingConfig
 
 from vjepa2_hf.settings import load_config
@@ -69,6 +70,7 @@ def test_tables_of_the_world_model_are_those_of_the_last_measurement(name):
 def test_config_loads_without_an_unknown_key(path):
     classes = {"pretrain": PretrainConfig, "cooldown": PretrainConfig, "plan": PlanConfig}
     classes |= {"decoder": DecoderTrainingConfig, "cloning": PolicyTrainingConfig, "actor": ActorConfig}
+    classes |= {"probe": ProbeConfig}
     config_class = classes.get(path.stem.split("_")[0], WorldModelTrainingConfig)
     assert load_config(config_class, path).output_dir.startswith("runs/")
 

@@ -199,3 +199,30 @@ def test_rewards_of_somebody_elses_environment_are_kept(tmp_path):
     rows = record(tmp_path / "data", "Counting-v0", "uniform", "--episodes", "1", "--rewards")
     assert rows[0]["rewards"] == [0.5, 1.0, 1.5, 2.0, 2.5]
     assert "rewards" not in record(tmp_path / "without", "Counting-v0", "uniform", "--episodes", "1")[0]
+
+
+def test_labels_say_where_the_agent_is_and_how_it_moved(tmp_path):
+    arguments = "--env vjepa2_hf/Pushing-v0 --policy uniform --episodes 12 --length 7 --num_proc 1 --labels"
+    record_episodes.main([*arguments.split(), "--output", str(tmp_path / "data")])
+    rows = list(load_dataset(str(tmp_path / "data"), split="train"))
+    assert len({row["first_motion"] for row in rows}) == 2 and len({row["direction"] for row in rows}) > 2
+    for row in rows:
+        states = np.array(row["states"])
+        assert {name: row[name] for name in record_episodes.LABELS} == record_episodes.motion_labels(states)
+
+
+def test_labels_of_a_known_path():
+    sideways, down = np.array([0.1, 0.0]), np.array([0.0, 0.1])
+    path = np.cumsum([[0.2, 0.2], sideways, sideways, sideways, sideways, down, down], axis=0)
+    labels = record_episodes.motion_labels(path)
+    assert labels == {"place": 3 * 1 + 1, "direction": 1, "first_motion": 0}  # (0.6, 0.4); 27 degrees
+    assert record_episodes.motion_labels(path[::-1])["first_motion"] == 1
+    assert record_episodes.motion_labels(path[::-1])["direction"] == 5
+
+
+def test_labels_of_another_environment_are_refused(tmp_path, capsys):
+    gymnasium.register("vjepa2_hf_tests/Labels-v0", CountingEnv)
+    arguments = "--env vjepa2_hf_tests/Labels-v0 --policy uniform --episodes 1 --labels"
+    with pytest.raises(SystemExit):
+        record_episodes.main([*arguments.split(), "--output", str(tmp_path / "data")])
+    assert "--labels is for vjepa2_hf/Pushing-v0 and vjepa2_hf/TwoRooms-v0" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import torch
 import train_world_model
 from published import TINY_ENCODER
 from record_episodes import episode_features
-from train_world_model import WorldModelTrainingConfig, build_processor, normalize
+from train_world_model import WorldModelTrainingConfig, build_processor
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.shards import write_shards
@@ -224,7 +224,7 @@ def test_frames_are_normalised_as_the_processor_does():
     cropped = processor(frames, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values_videos"]
     assert cropped.dtype == torch.uint8 and cropped.shape[-2:] == (32, 32)
     whole = processor(frames, return_tensors="pt")["pixel_values_videos"]
-    torch.testing.assert_close(normalize(cropped, processor), whole, rtol=0, atol=0)
+    torch.testing.assert_close(processor.normalize_cropped(cropped), whole, rtol=0, atol=0)
 
 
 def cache_files(folder: Path) -> dict[str, int]:
@@ -269,7 +269,7 @@ def test_what_did_not_read_is_named_in_every_run_on_the_cache(monkeypatch, caplo
     for run in ("first", "second"):
         caplog.clear()
         run_script(monkeypatch, data, tmp_path / run, "validation_fraction=0")
-        assert "lacks 1 episodes or shards that did not read when it was filled" in caplog.text
+        assert "lacks 1 rows or shards that did not read when it was filled" in caplog.text
         assert shard.name in caplog.text
 
 

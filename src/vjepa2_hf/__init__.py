@@ -22,7 +22,9 @@ from .modeling_decoder import VJepa2PixelDecoder
 from .modeling_encoder import VJepa2Encoder
 from .modeling_masked_latent import VJepa2ForMaskedLatentPrediction
 from .modeling_world_model import VJepa2WorldModel
+from .pipeline_anomaly_detection import VJepa2AnomalyDetector
 from .pipeline_latent_planning import VJepa2Planner
+from .pipeline_video_features import VJepa2FeatureExtractor
 from .video_processing_vjepa2 import VJepa2VideoProcessor
 
 
@@ -36,6 +38,12 @@ _MODELS = [
     (VJepa2VideoClassificationConfig, VJepa2ForVideoClassification, AutoModelForVideoClassification),
     (VJepa2PixelDecoderConfig, VJepa2PixelDecoder, AutoModel),
 ]
+
+_PIPELINES = {
+    "latent-planning": VJepa2Planner,
+    "video-feature-extraction": VJepa2FeatureExtractor,
+    "video-anomaly-detection": VJepa2AnomalyDetector,
+}
 
 
 def register_custom_code() -> None:
@@ -57,10 +65,9 @@ def _register() -> None:
         for known_to in {AutoModel, auto_class}:
             known_to.register(config_class, model_class, exist_ok=True)
         AutoVideoProcessor.register(config_class, VJepa2VideoProcessor, exist_ok=True)
-    if "latent-planning" not in PIPELINE_REGISTRY.supported_tasks:
-        PIPELINE_REGISTRY.register_pipeline(
-            "latent-planning", pipeline_class=VJepa2Planner, pt_model=AutoModel, type="video"
-        )
+    for task, pipeline_class in _PIPELINES.items():
+        if task not in PIPELINE_REGISTRY.supported_tasks:
+            PIPELINE_REGISTRY.register_pipeline(task, pipeline_class=pipeline_class, pt_model=AutoModel, type="video")
 
 
 _register()
@@ -78,5 +85,7 @@ __all__ = [
     "VJepa2PixelDecoder",
     "VJepa2VideoProcessor",
     "VJepa2Planner",
+    "VJepa2FeatureExtractor",
+    "VJepa2AnomalyDetector",
     "register_custom_code",
 ]

@@ -45,6 +45,18 @@ class DataSource:
     """Share of the rows drawn, relative to the other sources'."""
 
 
+@dataclass
+class Augmentation:
+    """Random resized crop and flip, the same for all frames of a clip; the published values."""
+
+    scale: tuple[float, float] = (0.3, 1.0)
+    """Area of the crop as a fraction of the frame's."""
+    ratio: tuple[float, float] = (0.75, 1.35)
+    """Width over height of the crop."""
+    flip_probability: float = 0.5
+    """Of a horizontal flip."""
+
+
 class ClipStream(torch.utils.data.IterableDataset):
     """Clips of streamed videos, for any number of processes and DataLoader workers, resumable to the clip.
 

@@ -659,6 +659,15 @@ class VJepa2VideoClassificationConfig(_NestedEncoder, PreTrainedConfig):
     pooler_layer_norm_eps (`float`, defaults to 1e-5), pooler_mlp_ratio (`float`, defaults to 4.0): published.
     encoder_layers (list of `int` or `None`): blocks, from 0, whose outputs (each through the encoder's final norm) are
         concatenated as one longer sequence of tokens, as published probes on several layers do; `None`: the last.
+    pooler_time_positions (`bool`, defaults to `False`, as published): an attentive pooler's tokens get a sin-cos
+        position in time. Its attention knows no order but what the encoder's tokens say of it; those of a small
+        encoder say little.
+    labels_per_frame (`bool`, defaults to `False`): logits for each tubelet, read from its own tokens (after the
+        pooler's self-attention over the whole clip, if it is attentive): when something happens (seed 000, event
+        detection).
+    num_neighbours (`int`, defaults to 0): above 0 the linear layer's place is taken by so many nearest neighbours
+        (k-NN), of `num_stored_views` (`int`, defaults to 0) stored ones, with a linear pooler and one label a clip.
+    neighbour_temperature (`float`, defaults to 0.07): of their weights, exp(cosine / temperature); DINO's.
     """
 
     model_type = "vjepa2_hf_video_classification"
@@ -672,12 +681,23 @@ class VJepa2VideoClassificationConfig(_NestedEncoder, PreTrainedConfig):
     pooler_layer_norm_eps: float = 1e-5
     pooler_mlp_ratio: int | float = 4.0
     encoder_layers: list | None = None
+    pooler_time_positions: bool = False
+    labels_per_frame: bool = False
+    num_neighbours: int = 0
+    num_stored_views: int = 0
+    neighbour_temperature: float = 0.07
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
         _check_choice("pooler_type", self.pooler_type, ("attentive", "linear"))
-        _check_positive(self, "pooler_mlp_ratio", "pooler_layer_norm_eps")
-        _check_not_negative(self, "num_pooler_layers", "initializer_range")
+        _check_positive(self, "pooler_mlp_ratio", "pooler_layer_norm_eps", "neighbour_temperature")
+        _check_not_negative(self, "num_pooler_layers", "initializer_range", "num_neighbours", "num_stored_views")
+        if self.num_neighbours:
+            _check(
+                self.pooler_type == "linear" and not self.labels_per_frame and self.num_stored_views > 0,
+                f"num_neighbours is {self.num_neighbours}; expected 0, or pooler_type 'linear', labels_per_frame "
+                "False and num_stored_views above 0.",
+            )
         super().__post_init__(**self._refuse_unknown(kwargs))
         _check_positive(self, "num_labels")
         _check_choice(

@@ -450,7 +450,13 @@ _PUBLISHED_HEADS = {
         "proprio_mean": None,
         "proprio_std": None,
     },
-    "vjepa2_hf_video_classification": {"pooler_type": "attentive", "encoder_layers": None},
+    "vjepa2_hf_video_classification": {
+        "pooler_type": "attentive",
+        "encoder_layers": None,
+        "pooler_time_positions": False,
+        "labels_per_frame": False,
+        "num_neighbours": 0,
+    },
 }
 
 

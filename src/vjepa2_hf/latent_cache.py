@@ -19,6 +19,7 @@ import glob
 import hashlib
 import itertools
 import json
+import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -28,12 +29,14 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
 
 from .episodes import read_episodes
+from .fingerprints import cache_key, publish, weights_fingerprint  # noqa: F401, what a cache depends on
 from .lerobot import find_info
 from .shards import ShardSource, files_in
 
+
+logger = logging.getLogger(__name__)
 
 INDEX = "index.json"
 STEP_COLUMNS = ("actions", "rewards")  # T-1 rows an episode; every other column has T
@@ -61,21 +64,6 @@ class EpisodeSource:
 # ---------------------------------------------------------------------------------------------------------------------
 # What a cache depends on
 # ---------------------------------------------------------------------------------------------------------------------
-def cache_key(description: dict[str, Any]) -> str:
-    """16 hex digits of a description that JSON can hold."""
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def weights_fingerprint(module: nn.Module) -> str:
-    """A hash of all weights and buffers of a module: names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        value = value.detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def data_fingerprint(data: str | os.PathLike) -> str:
     """A hash of the files behind `data`: names, sizes and times of change; of the Hub's, names with their revision.
 
@@ -192,13 +180,14 @@ class CacheWriter:
         self._pending: list[tuple[dict[str, Any], dict[str, torch.Tensor]]] = []
         self._bytes = 0
 
-    def add(self, name: str, fps: float, columns: dict[str, torch.Tensor]) -> None:
+    def add(self, name: str, fps: float, columns: dict[str, torch.Tensor], **notes: Any) -> None:
         """Adds an episode.
 
         Args:
             name: its id.
             fps: of its frames.
             columns: name -> (T, ...), or (T-1, ...) of STEP_COLUMNS.
+            notes: more of the episode that JSON holds, of the same names for all; `EpisodeCache.notes` gives them.
 
         Raises:
             ValueError: a second episode of that id, or columns that do not fit those of the episodes before.
@@ -208,7 +197,7 @@ class CacheWriter:
         length = max(len(values) for values in columns.values())
         self._check(name, length, columns)
         self._written.add(name)
-        self._pending.append(({"id": name, "length": length, "fps": fps}, columns))
+        self._pending.append(({"id": name, "length": length, "fps": fps, **notes}, columns))
         self._bytes += sum(values.nbytes for values in columns.values())
         if self._bytes >= self.part_bytes:
             self.flush()
@@ -232,7 +221,7 @@ class CacheWriter:
         known = json.loads(self._skipped_path.read_text()) if self._skipped_path.exists() else {}
         partial = self._skipped_path.with_suffix(".json.tmp")
         partial.write_text(json.dumps(known | reasons), encoding="utf-8")
-        _publish(partial, self._skipped_path)
+        publish(partial, self._skipped_path)
 
     def flush(self) -> None:
         """Writes what is held as a part, aside, then renamed."""
@@ -244,7 +233,7 @@ class CacheWriter:
         whole = self.folder / f"part-{self.rank:03d}-{number:05d}.safetensors"
         partial = whole.with_suffix(".safetensors.tmp")
         save_file(tensors, partial, metadata={"episodes": json.dumps(episodes)})
-        _publish(partial, whole)
+        publish(partial, whole)
         self._pending, self._bytes = [], 0
 
 
@@ -282,7 +271,7 @@ def finish_cache(folder: str | os.PathLike, description: dict[str, Any]) -> None
     index = {"description": description, "episodes": columns, "skipped": _skipped(folder, columns["id"])}
     partial = folder / f"{INDEX}.tmp"
     partial.write_text(json.dumps(index), encoding="utf-8")
-    _publish(partial, folder / INDEX)
+    publish(partial, folder / INDEX)
 
 
 def _skipped(folder: Path, written: list[str]) -> dict[str, str]:
@@ -309,13 +298,6 @@ def _read_shapes(part: Path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(file.get_slice(name).get_shape()[1:]) for name in sorted(file.keys())}
 
 
-def _publish(partial: Path, whole: Path) -> None:
-    """Gives a file its final name after its bytes have reached the disk."""
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, whole)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading
 # ---------------------------------------------------------------------------------------------------------------------
@@ -329,6 +311,7 @@ class EpisodeCache:
     Attributes:
         ids, fps: of each episode, in the order of the ids.
         lengths: T of each episode, int64 (E,).
+        notes: what else the writer was given of each episode, lists by name.
         skipped: reasons by name of what did not read when the cache was filled.
 
     Raises:
@@ -346,6 +329,8 @@ class EpisodeCache:
         self.ids: list[str] = index["id"]
         self.fps: list[float] = index["fps"]
         self.lengths = torch.tensor(index["length"])
+        known = ("id", "fps", "length", "file", "frame", "step")
+        self.notes: dict[str, list] = {name: values for name, values in index.items() if name not in known}
         self.files = sorted(set(index["file"]))
         numbers = {name: number for number, name in enumerate(self.files)}
         self._file = torch.tensor([numbers[name] for name in index["file"]])
@@ -356,6 +341,15 @@ class EpisodeCache:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # a DataLoader worker maps the files itself
+
+    def warn_of_skipped(self) -> None:
+        """Names what is not in the cache, in the run that filled it and in every later one."""
+        if self.skipped:
+            name, reason = next(iter(self.skipped.items()))
+            logger.warning(
+                "%s lacks %d rows or shards that did not read when it was filled, such as %s (%s): delete it to try "
+                "again", self.folder, len(self.skipped), name, reason,
+            )  # fmt: skip
 
     def windows(self, episodes: torch.Tensor, starts: torch.Tensor, frames: int, skip: int = 1) -> dict:
         """Windows of `frames` frames, `skip` apart.

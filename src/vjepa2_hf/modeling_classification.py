@@ -1,9 +1,12 @@
 """Understanding: a video encoder's tokens, pooled, to labels.
 
-Shapes: B clips, V views, T frames, N tokens, D width, h heads.
+Shapes: B clips, V views, T frames, T' tubelets, N tokens, D width, h heads, C labels,
+M stored views.
 """
 
+import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,12 +18,13 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2VideoClassificationConfig
 from .modeling_encoder import VJepa2Encoder, VJepa2EncoderOutput, VJepa2PreTrainedModel, as_encoder
 from .modeling_layers import VJepa2MLP, build_layers, eager_attention
+from .modeling_positions import sincos_table
 
 
 @dataclass
 class VJepa2VideoClassificationOutput(ModelOutput):
-    """Output of [`VJepa2ForVideoClassification`]: loss (with labels), logits (B, num_labels), and on request the
-    encoder's hidden states and attentions."""
+    """Output of [`VJepa2ForVideoClassification`]: loss (with labels), logits (B, num_labels), or with
+    `config.labels_per_frame` (B, T', num_labels), and on request the encoder's hidden states and attentions."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
@@ -28,7 +32,36 @@ class VJepa2VideoClassificationOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class VJepa2ForVideoClassification(VJepa2PreTrainedModel):
+class _ReadOut:
+    """What turns tokens into logits, of the classifier and of a probe's head alike: `config`, `pooler` (where it is
+    attentive) and `classifier`."""
+
+    def classify(self, tokens: torch.Tensor, steps: int | None = None) -> torch.Tensor:
+        """Logits of tokens.
+
+        Args:
+            tokens: (B, N, D), as `encode_tokens` gives them; of several layers one after the other.
+            steps: T', needed with `labels_per_frame` and `pooler_time_positions`.
+
+        Returns:
+            (B, num_labels), or (B, T', num_labels) with `labels_per_frame`.
+        """
+        return self.classifier(self.pool(tokens, steps))
+
+    def pool(self, tokens: torch.Tensor, steps: int | None = None) -> torch.Tensor:
+        """What the linear layer reads, (B, D) or (B, T', D); arguments as of `classify`."""
+        attentive, layers = self.config.pooler_type == "attentive", len(self.config.encoder_layers or [None])
+        if attentive and self.config.pooler_time_positions:
+            times = sincos_table((steps, 1, 1), tokens.shape[-1], device=tokens.device).to(tokens.dtype)
+            tokens = (tokens.unflatten(1, (layers, steps, -1)) + times.unsqueeze(1)).flatten(1, 3)
+        if not self.config.labels_per_frame:
+            return self.pooler(tokens) if attentive else tokens.mean(dim=1)
+        if attentive:
+            return self.pooler(tokens, steps, layers)
+        return _by_step(tokens, steps, layers).mean(dim=2)
+
+
+class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
     """Encoder, pooler and a linear head.
 
     ::
@@ -53,7 +86,10 @@ class VJepa2ForVideoClassification(VJepa2PreTrainedModel):
         self.encoder = VJepa2Encoder(config.encoder_config)
         if config.pooler_type == "attentive":
             self.pooler = VJepa2AttentivePooler(config)
-        self.classifier = nn.Linear(config.encoder_config.hidden_size, config.num_labels)
+        if config.num_neighbours:
+            self.classifier = VJepa2Neighbours(config)
+        else:
+            self.classifier = nn.Linear(config.encoder_config.hidden_size, config.num_labels)
         self.post_init()
 
     @classmethod
@@ -79,7 +115,8 @@ class VJepa2ForVideoClassification(VJepa2PreTrainedModel):
             pixel_values_videos: (B, T, C, H, W), or views of every clip (B, V, T, C, H, W), whose probabilities are
                 averaged (their logarithm is returned; of regression, the scores).
             labels: what `config.problem_type` takes, as transformers' classifiers do: int64 (B,); floats
-                (B, num_labels) of 0 and 1 for several labels a clip; or numbers for regression.
+                (B, num_labels) of 0 and 1 for several labels a clip; or numbers for regression. With
+                `config.labels_per_frame` (B, T') or (B, T', num_labels), one for each tubelet.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
         """
         if not isinstance(pixel_values_videos, torch.Tensor) or pixel_values_videos.ndim not in (5, 6):
@@ -90,18 +127,28 @@ class VJepa2ForVideoClassification(VJepa2PreTrainedModel):
         views = pixel_values_videos.shape[1] if pixel_values_videos.ndim == 6 else None
         if views == 0:
             raise ValueError("pixel_values_videos has 0 views; expected at least one.")
+        if views is not None and self.config.labels_per_frame:
+            raise ValueError("Views have frames of their own, and labels are one a frame; give them one by one.")
         clips = pixel_values_videos if views is None else pixel_values_videos.flatten(0, 1)
         output, tokens = self._encode(clips, kwargs)
-        pooled = self.pooler(tokens) if self.config.pooler_type == "attentive" else tokens.mean(dim=1)
-        logits = self.classifier(pooled)
+        logits = self.classify(tokens, output.grid[0])
         if views is not None:
-            logits = self._mean_over_views(logits.unflatten(0, (-1, views)))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits.float(), config=self.config)
+            logits = self.mean_over_views(logits.unflatten(0, (-1, views)))
+        loss = None if labels is None else self.classification_loss(logits, labels)
         return VJepa2VideoClassificationOutput(
             loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
         )
+
+    def classification_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The loss of `config.problem_type`; shapes as in `forward`."""
+        if self.config.labels_per_frame:
+            logits, labels = logits.flatten(0, 1), labels.flatten(0, 1)
+        return self.loss_function(labels=labels, pooled_logits=logits.float(), config=self.config)
+
+    def encode_tokens(self, pixel_values_videos: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """What `classify` takes of clips (B, T, C, H, W): tokens (B, N, D) and T'."""
+        output, tokens = self._encode(pixel_values_videos, {})
+        return tokens, output.grid[0]
 
     def _encode(self, clips: torch.Tensor, options: dict) -> tuple[VJepa2EncoderOutput, torch.Tensor]:
         """The encoder's output, and its tokens (B, N, D) or those of several blocks in a row (B, layers · N, D)."""
@@ -113,7 +160,7 @@ class VJepa2ForVideoClassification(VJepa2PreTrainedModel):
         states = [self.encoder.layernorm(output.hidden_states[layer + 1]) for layer in layers]
         return output, torch.cat(states, dim=1)
 
-    def _mean_over_views(self, logits: torch.Tensor) -> torch.Tensor:
+    def mean_over_views(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits (B, V, num_labels) -> (B, num_labels) of the mean probabilities."""
         if self.config.problem_type == "regression":
             return logits.mean(dim=1)
@@ -129,6 +176,94 @@ class VJepa2ForVideoClassification(VJepa2PreTrainedModel):
             init.trunc_normal_(module.query_tokens, std=std)
             depth = len(module.layer) + 1
             init.trunc_normal_(module.cross_attention_layer.mlp.fc2.weight, std=std / math.sqrt(2 * depth))
+        elif isinstance(module, VJepa2Neighbours):
+            init.ones_(module.std)
+            for buffer in (module.mean, module.features, module.targets):
+                init.zeros_(buffer)
+
+
+class VJepa2Neighbours(nn.Module):
+    """In place of a linear layer: the labels of the nearest stored views, weighted by exp(cosine / temperature) (DINO,
+    arXiv 2104.14294).
+
+    Its logits are logarithms of probabilities (log-odds of several labels; numbers of a regression).
+    """
+
+    def __init__(self, config: VJepa2VideoClassificationConfig):
+        super().__init__()
+        self.config, size = config, config.encoder_config.hidden_size
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("std", torch.ones(size))
+        self.register_buffer("features", torch.zeros(config.num_stored_views, size))
+        self.register_buffer("targets", torch.zeros(config.num_stored_views, config.num_labels))
+
+    def store(self, features: torch.Tensor, targets: torch.Tensor, standardize: bool = False) -> None:
+        """Takes the views to compare with.
+
+        Args:
+            features: (M, D), averages of tokens.
+            targets: (M, C), one-hot classes, several labels, or numbers.
+            standardize: compare features minus their mean over their deviation.
+        """
+        if standardize:
+            self.mean.copy_(features.mean(0))
+            self.std.copy_(features.std(0).clamp(min=1e-6))
+        self.features.copy_((features - self.mean) / self.std)
+        self.targets.copy_(targets)
+
+    def scores(self, features: torch.Tensor, neighbours: Sequence[int]) -> torch.Tensor:
+        """Weighted means of the targets of the nearest views, for several numbers of them (at most M count).
+
+        Args:
+            features: (B, D).
+            neighbours: how many, at least 1 each.
+
+        Returns:
+            (len(neighbours), B, C).
+        """
+        stored = nn.functional.normalize(self.features, dim=-1)
+        found = []
+        for part in features.split(1024):
+            cosines = nn.functional.normalize((part.float() - self.mean) / self.std, dim=-1) @ stored.T
+            nearest, places = cosines.topk(min(max(neighbours), len(stored)), dim=-1)
+            weights = ((nearest - nearest[:, :1]) / self.config.neighbour_temperature).exp()
+            weighted = weights.unsqueeze(-1) * self.targets[places]
+            sums = [weighted[:, :k].sum(1) / weights[:, :k].sum(1, keepdim=True) for k in neighbours]
+            found.append(torch.stack(sums))
+        return torch.cat(found, dim=1)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Features (B, D) -> logits (B, C)."""
+        (scores,) = self.scores(features, [self.config.num_neighbours])
+        if self.config.problem_type == "regression":
+            return scores
+        tiny = torch.finfo(scores.dtype).eps
+        if self.config.problem_type == "multi_label_classification":
+            return scores.logit(eps=tiny)
+        return scores.clamp(min=tiny).log()
+
+
+class VJepa2ProbeHead(_ReadOut, nn.Module):
+    """A copy of a classifier's pooler and linear layer, without its encoder: it reads tokens that were computed once.
+
+    Its weights are named as the classifier's, which loads them with `load_state_dict(..., strict=False)`.
+    """
+
+    def __init__(self, model: VJepa2ForVideoClassification):
+        super().__init__()
+        self.config = model.config
+        if model.config.pooler_type == "attentive":
+            self.pooler = copy.deepcopy(model.pooler)
+        self.classifier = copy.deepcopy(model.classifier)
+
+    def forward(self, tokens: torch.Tensor, steps: int | None = None) -> torch.Tensor:
+        """See `classify`."""
+        return self.classify(tokens, steps)
+
+
+def _by_step(tokens: torch.Tensor, steps: int, layers: int) -> torch.Tensor:
+    """Tokens (B, layers · T' · n, D) -> (B, T', layers · n, D): those of each tubelet."""
+    return tokens.unflatten(1, (layers, steps, -1)).transpose(1, 2).flatten(2, 3)
 
 
 class VJepa2AttentivePooler(nn.Module):
@@ -149,11 +284,16 @@ class VJepa2AttentivePooler(nn.Module):
         )
         self.cross_attention_layer = VJepa2CrossAttentionLayer(config)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens (B, N, D) -> (B, D)."""
+    def forward(self, tokens: torch.Tensor, steps: int | None = None, layers: int = 1) -> torch.Tensor:
+        """Tokens (B, N, D) -> (B, D); with `steps` = T', where the query attends to each tubelet's tokens by
+        themselves, (B, T', D)."""
         for layer in self.layer:
             tokens = layer(tokens)[0]
-        return self.cross_attention_layer(self.query_tokens.expand(len(tokens), -1, -1), tokens).squeeze(1)
+        batch_size = len(tokens)
+        if steps is not None:
+            tokens = _by_step(tokens, steps, layers).flatten(0, 1)
+        pooled = self.cross_attention_layer(self.query_tokens.expand(len(tokens), -1, -1), tokens).squeeze(1)
+        return pooled if steps is None else pooled.unflatten(0, (batch_size, steps))
 
 
 class VJepa2CrossAttentionLayer(nn.Module):
@@ -183,4 +323,4 @@ class VJepa2CrossAttentionLayer(nn.Module):
         return queries + self.mlp(self.norm2(queries))
 
 
-__all__ = ["VJepa2ForVideoClassification", "VJepa2VideoClassificationOutput"]
+__all__ = ["VJepa2ForVideoClassification", "VJepa2ProbeHead", "VJepa2VideoClassificationOutput"]

@@ -11,6 +11,7 @@ import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +27,9 @@ from .configuration_vjepa2 import VJepa2EncoderConfig, refuse_missing_folder
 from .modeling_layers import VJepa2Attention, VJepa2FactorizedLayer, VJepa2Layer, VJepa2PatchEmbeddings, build_layers
 from .modeling_positions import RotaryTable, add_positions, grid_positions, position_parameter, rotary_table
 
+
+if TYPE_CHECKING:
+    from .long_video import LongFeatures
 
 logger = logging.getLogger(__name__)
 
@@ -332,6 +336,46 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
             return output.last_hidden_state
         by_frame = output.last_hidden_state.unflatten(1, (output.grid[0], -1)).mean(dim=2)
         return by_frame if pool == "frame" else by_frame.mean(dim=1)
+
+    def encode_long(
+        self,
+        video: Any,
+        chunk_frames: int = 64,
+        overlap: int = 0,
+        stride: int = 1,
+        output_dir: str | os.PathLike | None = None,
+        processor: Any = None,
+        pool: str | None = None,
+    ) -> "torch.Tensor | LongFeatures":
+        """Features of a video of any length, without gradient: it is read and encoded one chunk at a time, so that
+        memory does not grow with its frames. No token sees beyond its chunk.
+
+        Args:
+            video: normalised pixels (T, C, H, W) or (1, T, C, H, W); or what goes through the processor: a video file
+                (path, URL, bytes), uint8 frames (an array (T, H, W, 3) or tensor (T, 3, H, W)); or any iterable of
+                frames, normalised float tensors (C, H, W), uint8 or PIL images. Frames at the end that fill no
+                tubelet are filled up with the last one.
+            chunk_frames: frames encoded together, a multiple of the tubelet size.
+            overlap: frames that a chunk has in common with the one before, a multiple of the tubelet size: they give
+                context only, and their tokens in the later chunk are dropped.
+            stride: every stride-th frame is kept; the others do not count in `chunk_frames`.
+            output_dir: features are written there as they come, a file a chunk. A call that was killed goes on when it
+                is made again. (An iterator must give the same frames again from the start; this is checked.)
+            processor: a `VJepa2VideoProcessor`. Default: the one saved in the folder the encoder was loaded from.
+            pool: `None` gives tokens, "frame" their mean over space.
+
+        Returns:
+            (1, N, D), N = T'·H'·W', or (1, T', D) pooled, on the CPU: of one chunk what `encode` gives. With
+            `output_dir` a [`~vjepa2_hf.long_video.LongFeatures`], which reads from there.
+
+        Raises:
+            ValueError: a setting that does not fit, pictures without a processor, no frame, a video that does not
+                decode; an `output_dir` that belongs to other weights, settings or another video.
+            FileNotFoundError: a path where there is no file.
+        """
+        from .long_video import encode_long
+
+        return encode_long(self, video, chunk_frames, overlap, stride, output_dir, processor, pool)
 
 
 # Names under which our model types keep encoders; the first is the one to take.

@@ -34,6 +34,8 @@ class FrameSampler:
             frames only tells nothing about motion: its clips are drawn uniformly.
         short_videos: a video shorter than the clip is repeated from its start, or refused ("skip").
         min_frames: the fewest frames, at the clip's rate, that a video must have to be repeated: a tubelet.
+        place: where the clip begins, from 0 (the first frame) to 1 (the last from which it fits), for evaluation;
+            None draws it.
 
     Raises:
         ValueError: a setting out of range; when called, a video that is too short.
@@ -45,6 +47,7 @@ class FrameSampler:
     motion_weight: float = 0.0
     short_videos: Literal["repeat", "skip"] = "repeat"
     min_frames: int = 2
+    place: float | None = None
 
     def __post_init__(self) -> None:
         rates = self._rates
@@ -60,6 +63,8 @@ class FrameSampler:
             raise ValueError(f"short_videos is {self.short_videos!r}, but it must be 'repeat' or 'skip'.")
         if self.min_frames < 1:
             raise ValueError(f"min_frames is {self.min_frames}, but a clip has at least 1 frame.")
+        if self.place is not None and not 0 <= self.place <= 1:
+            raise ValueError(f"place is {self.place}, but it must lie in 0 to 1, or be None.")
 
     @property
     def _rates(self) -> tuple[float, ...]:
@@ -104,6 +109,8 @@ class FrameSampler:
         self, reader: VideoReader, times: np.ndarray, starts: int, length: float, generator: torch.Generator
     ) -> int:
         """The clip's first frame, among the `starts` first ones; `length` is the clip's, in the units of `times`."""
+        if self.place is not None:
+            return round(self.place * (starts - 1))
         motion = reader.motion() if self.motion_weight and starts > 1 else None
         if motion is None:
             return int(torch.randint(starts, (), generator=generator))

@@ -152,6 +152,16 @@ def exit_on_user_error(function: Callable) -> Callable:
     return wrapper
 
 
+def refuse_missing_model(model: str) -> None:
+    """Refuses a script's MODEL that is neither a folder nor looks like a Hub id, before anything asks the network.
+
+    Raises:
+        FileNotFoundError: it is neither.
+    """
+    if not os.path.isdir(model) and model.count("/") != 1:
+        raise FileNotFoundError(f"There is no model at {model!r}; give a folder or a Hub id.")
+
+
 def one_sentence(error: BaseException) -> str:
     """The text of an error on one line; of an error inside a DataLoader's worker, its last line."""
     text = str(error)

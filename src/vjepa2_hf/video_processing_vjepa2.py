@@ -143,6 +143,12 @@ class VJepa2VideoProcessor(VJEPA2VideoProcessor):
             batch["pixel_values_videos"] = torch.stack(list(clips))
         return batch
 
+    def normalize_cropped(self, frames: torch.Tensor) -> torch.Tensor:
+        """uint8 frames (..., C, H, W), cropped already, -> what `preprocess` makes of them after that, to the bit."""
+        return self.rescale_and_normalize(
+            frames, self.do_rescale, self.rescale_factor, self.do_normalize, self.image_mean, self.image_std
+        )
+
     def _random_resized_clip(self, kwargs: dict[str, Any]) -> "RandomResizedClip":
         """The augmentation by the options of a call (or constructor), and this processor's where it has none."""
         options = ("crop_size", "random_crop_scale", "random_crop_ratio", "random_flip_probability")

@@ -1,0 +1,277 @@
+"""What probes read from pretrained and random encoders: every kind of probe, few labels, order in time, in one table.
+
+    python examples/compare_probes.py [--output runs/probes] [--seeds 3] [--lanes 2] [--steps 600] [--probe_steps 400]
+
+Data: Moving Digits, and recordings of pushing under varied appearance. Each seed pretrains an encoder of its own (the
+recipe of docs/pretraining.md for seeing) and has a random one of the same architecture. Linear, attentive, k-NN and
+fine-tuned probes (`train_probe.py`) are fitted on 2000 clips, a tenth of them held out to choose the setting, and
+reported on 1000 others. `first motion` is which of two motions came first: an order that no single frame shows, and
+that the column with shuffled frames cannot know. Then: linear probes on a part of the labels, and the time that a
+sweep of 20 heads takes beside one head. Runs go side by side, one thread each; a stopped command goes on where it was.
+Results go to `results/probes.json` and into docs/probes.md between its markers.
+"""
+
+import argparse
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ablate_pretraining import cell, slug
+from demo import Road, script
+from reproduce import ROOT, publish_tables, seed_interval
+from tqdm import tqdm
+
+
+CONFIGS = ROOT / "examples" / "configs"
+RECIPE = CONFIGS / "ablations" / "pretrain_variance.yaml"
+ENCODERS = ("pretrained", "random")
+NO_TIME = "attentive without positions in time"
+SHUFFLED = "first motion, shuffled frames"
+FRACTIONS = (0.01, 0.05, 0.1, 0.5, 1.0)
+SPLITS = {"train": 1, "test": 2}  # with the seed of the recording
+# Shares of `--clips`, the labelled clips that probes are fitted on: those for the result, and videos for pretraining
+TEST_SHARE, VIDEO_SHARE = 0.5, {"moving_digits": 0.75, "pushing": 0.28}
+# (task, recording, column) of each dataset; with SHUFFLED the frames' order is taken away
+TASKS = {
+    "moving_digits": [
+        ("content", "clips", "digit"),
+        ("motion", "clips", "direction"),
+        ("first motion", "turns", "first_motion"),
+        (SHUFFLED, "turns", "first_motion"),
+    ],
+    "pushing": [
+        ("content", "clips", "place"),
+        ("motion", "clips", "direction"),
+        ("first motion", "clips", "first_motion"),
+        (SHUFFLED, "clips", "first_motion"),
+    ],
+}
+# The rows of the table: what differs from the demo's probe
+KINDS = {
+    "linear": ["kind=linear", "standardize=true", "learning_rates=[1e-2, 3e-3, 1e-3]", "batch_size=64"],
+    "attentive": ["kind=attentive"],
+    NO_TIME: ["kind=attentive", "head.pooler_time_positions=false"],  # as published
+    "knn": ["kind=knn", "standardize=true"],
+    "finetune": ["kind=finetune", "learning_rates=[1e-3]", "weight_decays=[0.05]"],
+}
+PUBLISHED_SWEEP = ["learning_rates=[5e-3, 3e-3, 1e-3, 3e-4, 1e-4]", "weight_decays=[0.01, 0.1, 0.4, 0.8]"]
+ONE_HEAD = ["learning_rates=[1e-3]", "weight_decays=[0.01]"]
+HEADS = 20
+
+
+def record(dataset: str, recording: str, split: str, clips: int, output: Path) -> list[str]:
+    """The command that records videos for pretraining ("videos"), or labelled clips of 8 frames."""
+    count = clips if split == "train" else round(clips * TEST_SHARE)
+    count = round(clips * VIDEO_SHARE[dataset]) if recording == "videos" else count
+    seed = 0 if recording == "videos" else SPLITS[split]
+    if dataset == "moving_digits":
+        what = f"record_moving_digits.py --split {split} --videos {count}"
+        what += {"videos": "", "clips": " --frames 8", "turns": " --frames 8 --two_motions"}[recording]
+    else:
+        what = "record_episodes.py --env vjepa2_hf/Pushing-v0 --policy drawn_to_block --varied_appearance --num_proc 1"
+        what += f" --episodes {count}" + ("" if recording == "videos" else " --labels --length 7")
+    return script(*what.split(), "--seed", str(seed), "--output", str(output))
+
+
+class Chain:
+    """The runs of one dataset, or of one dataset and seed, one after the other.
+
+    Args:
+        arguments: of the command line.
+        dataset: a name of `TASKS`.
+        seed: of the runs; None for what all seeds share.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, dataset: str, seed: int | None = None):
+        self.arguments, self.dataset, self.seed = arguments, dataset, seed
+        self.data = arguments.output / dataset / "data"
+        self.folder = arguments.output / dataset / ("shared" if seed is None else f"seed-{seed}")
+        self.encoder = self.folder / "pretrain" / "final"
+
+    def run_step(self, name: str, result: Path, command: list[str]) -> None:
+        """Runs a command unless its result is there; logs and times lie in a folder of its own."""
+        Road(self.folder / "logs" / slug(name), threads=1, quiet=True).run(name, (slug(name), result, command))
+
+    def prepare(self) -> None:
+        """All recordings."""
+        recordings = [("videos", "train")]
+        recordings += [(name, split) for name in {task[1] for task in TASKS[self.dataset]} for split in SPLITS]
+        for recording, split in recordings:
+            target = self.recording(recording, split)
+            self.run_step(
+                f"record {target.name}", target, record(self.dataset, recording, split, self.arguments.clips, target)
+            )
+
+    def recording(self, name: str, split: str) -> Path:
+        return self.data / (name if name == "videos" else f"{name}_{split}")
+
+    def pretrain(self) -> None:
+        command = script("pretrain.py", "--config", str(RECIPE), f"data={self.recording('videos', 'train')}")
+        command += [f"output_dir={self.encoder.parent}", f"seed={self.seed}", f"max_steps={self.arguments.steps}"]
+        command += ["num_workers=0", "num_threads=1", "save_every=1000000", "resume=latest"]
+        self.run_step("pretrain", self.encoder, command)
+
+    def probe(self, task: tuple[str, str, str], kind: str, encoder: str, name: str, *more: str) -> None:
+        """One run of train_probe.py; its results lie in the folder `name`."""
+        title, recording, column = task
+        output = self.folder / "runs" / slug(name)
+        train, test = (self.recording(recording, split) for split in SPLITS)
+        command = script("train_probe.py", "--config", str(CONFIGS / "demo" / "probe.yaml"))
+        command += [f"data={train}", f"validation_data={test}", f"label={column}", f"output_dir={output}"]
+        command += [f"encoder={self.encoder}", f"random_weights={str(encoder == 'random').lower()}"]
+        command += [f"cache_dir={self.arguments.output / self.dataset / 'features'}", f"seed={self.seed}"]
+        command += [f"max_steps={self.arguments.probe_steps}", "num_threads=1", "log_every=50", "save_every=1000000"]
+        command += [f"shuffle_time={str(title == SHUFFLED).lower()}", "resume=latest", *KINDS[kind], *more]
+        self.run_step(name, output / "results.json", command)
+
+    def run(self) -> None:
+        """Pretraining, then every probe, the few labels and, of the first seed, the times."""
+        self.pretrain()
+        for encoder in ENCODERS:
+            for task in TASKS[self.dataset]:
+                for kind in KINDS:
+                    self.probe(task, kind, encoder, run_name(task[0], kind, encoder))
+                if task[0] in ("content", "motion"):
+                    for fraction in FRACTIONS[:-1]:
+                        name = run_name(task[0], "linear", encoder, fraction)
+                        self.probe(task, "linear", encoder, name, f"label_fraction={fraction}")
+        if self.seed == 0:
+            for kind in ("linear", "attentive"):
+                cache = f"cache_dir={self.folder / 'runs' / f'features_{kind}'}"  # its own, so that it is timed
+                for title, sweep in (("sweep", PUBLISHED_SWEEP), ("one head", ONE_HEAD)):
+                    name = f"{title} {kind}"
+                    self.probe(TASKS[self.dataset][0], kind, "pretrained", name, cache, *sweep)
+
+
+def run_name(task: str, kind: str, encoder: str, fraction: float = 1.0) -> str:
+    return f"{task} {kind} {encoder}" + ("" if fraction == 1 else f" {fraction:g}")
+
+
+def run_all(arguments: argparse.Namespace) -> None:
+    """Every dataset and seed, `lanes` at a time."""
+    for dataset in arguments.datasets:
+        Chain(arguments, dataset).prepare()
+    chains = [Chain(arguments, dataset, seed) for seed in range(arguments.seeds) for dataset in arguments.datasets]
+    with tqdm(total=len(chains), desc="seeds") as progress, ThreadPoolExecutor(arguments.lanes) as lanes:
+
+        def run(chain: Chain) -> None:
+            chain.run()
+            progress.update()
+
+        for done in [lanes.submit(run, chain) for chain in chains]:
+            done.result()
+
+
+def read(output: Path, dataset: str, name: str) -> list[dict[str, Any]]:
+    """The results of a run, of every seed that has it."""
+    files = sorted((output / dataset).glob(f"seed-*/runs/{slug(name)}/results.json"))
+    return [json.loads(file.read_text()) for file in files]
+
+
+def summarise(results: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Mean, interval over seeds and values by seed of the score on the test clips."""
+    if not results:
+        return None
+    values = [result["validation"][result["score"]] for result in results]
+    low, high = seed_interval(values)
+    guess = float(np.mean([result["same_answer_for_all"] for result in results]))
+    return {"mean": float(np.mean(values)), "low": low, "high": high, "by_seed": values, "same_answer_for_all": guess}
+
+
+def collect(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Everything that was measured."""
+    output, datasets = arguments.output, {}
+    for dataset in arguments.datasets:
+        tasks = TASKS[dataset]
+        titles = [task[0] for task in tasks]
+        rows = {
+            f"{kind}, {encoder}": {
+                title: summarise(read(output, dataset, run_name(title, kind, encoder))) for title in titles
+            }
+            for kind in KINDS
+            for encoder in ENCODERS
+        }
+        few = {
+            f"{title}, {encoder}": {
+                f"{100 * part:g} %": summarise(read(output, dataset, run_name(title, "linear", encoder, part)))
+                for part in FRACTIONS
+            }
+            for title in ("content", "motion")
+            for encoder in ENCODERS
+        }
+        datasets[dataset] = {"probes": rows, "few_labels": few, "seconds": sweep_seconds(output, dataset)}
+    return {**{name: getattr(arguments, name) for name in ("steps", "probe_steps", "clips")}, "datasets": datasets}
+
+
+def sweep_seconds(output: Path, dataset: str) -> dict[str, dict[str, float]]:
+    """Of each kind: the feature pass, a sweep of 20 heads, and one head, in seconds."""
+    found = {}
+    for kind in ("linear", "attentive"):
+        sweep, one = (read(output, dataset, f"{title} {kind}") for title in ("sweep", "one head"))
+        if sweep and one:
+            features = sweep[0]["seconds"]["features"]
+            found[kind] = {"features": features, "sweep": sweep[0]["seconds"]["heads"]}
+            found[kind]["one_head"] = one[0]["seconds"]["heads"]
+    return found
+
+
+def format_tables(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    lines = [
+        f"{results['steps']} steps of pretraining, {results['probe_steps']} of a probe on {results['clips']} clips; "
+        "accuracy on others, means over seeds (95 % interval over seeds)."
+    ]
+    for dataset, found in results["datasets"].items():
+        title = dataset.replace("_", " ").capitalize()
+        titles = [task[0] for task in TASKS[dataset]]
+        seeds = max(
+            [len(value["by_seed"]) for row in found["probes"].values() for value in row.values() if value] or [0]
+        )
+        lines += ["", f"**{title}** ({seeds} seeds)", "", f"| probe, encoder | {' | '.join(titles)} |"]
+        lines += ["|---" * (len(titles) + 1) + "|"]
+        guesses = [next((row[t] for row in found["probes"].values() if row[t]), None) for t in titles]
+        known = [f"{guess['same_answer_for_all']:.2f}" if guess else "" for guess in guesses]
+        lines.append(f"| the same answer for all | {' | '.join(known)} |")
+        lines += [table_row(name, [row[t] for t in titles]) for name, row in found["probes"].items()]
+        lines += ["", "Linear probes on a part of the labels:", ""]
+        shares = [f"{100 * part:g} %" for part in FRACTIONS]
+        lines += [f"| task, encoder | {' | '.join(shares)} |", "|---" * (len(shares) + 1) + "|"]
+        lines += [table_row(name, [row[s] for s in shares]) for name, row in found["few_labels"].items()]
+        if found["seconds"]:
+            lines += ["", f"Seconds, one thread, beside other runs ({HEADS} heads at once, or one):", ""]
+            lines += [f"| heads | features | {HEADS} at once | features + {HEADS} × one |", "|---|---|---|---|"]
+            for kind, seconds in found["seconds"].items():
+                apart = seconds["features"] + HEADS * seconds["one_head"]
+                together = f"{seconds['features']:.0f} | {seconds['sweep']:.0f}"
+                lines.append(f"| {kind} | {together} | {apart:.0f} |")
+    return "\n".join(lines)
+
+
+def table_row(name: str, values: list[dict[str, Any] | None]) -> str:
+    cells = ["" if value is None else cell(value, len(value["by_seed"])) for value in values]
+    return f"| {' | '.join([name, *cells])} |"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/probes"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--lanes", type=int, default=2, help="runs side by side, one thread each")
+    parser.add_argument("--steps", type=int, default=600, help="of pretraining")
+    parser.add_argument("--probe_steps", type=int, default=400, help="of every probe")
+    parser.add_argument("--clips", type=int, default=2000, help="to fit probes on; half as many for scores")
+    parser.add_argument("--datasets", nargs="*", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--results", type=Path, default=ROOT / "results" / "probes.json")
+    parser.add_argument("--document", type=Path, default=ROOT / "docs" / "probes.md", help="file with markers")
+    parser.add_argument("--collect", action="store_true", help="run nothing: publish what the runs so far measured")
+    options = parser.parse_args(arguments)
+    if not options.collect:
+        run_all(options)
+    results = collect(options)
+    publish_tables(results, format_tables(results), options.results, [options.document], "probes")
+
+
+if __name__ == "__main__":
+    main()

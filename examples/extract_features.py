@@ -1,0 +1,310 @@
+"""Embeds a folder of videos: parquet files out, which `datasets` loads.
+
+    python examples/extract_features.py MODEL SOURCE_DIR OUT_DIR [--pool clip|frame|tokens] [--batch_size 8]
+    torchrun --nproc_per_node 2 examples/extract_features.py MODEL SOURCE_DIR OUT_DIR     # several processes
+
+    rows = datasets.load_dataset("OUT_DIR", split="train")
+
+MODEL is a folder or Hub id that holds an encoder and a processor. SOURCE_DIR is searched recursively. A video is cut
+into clips of `--frames` frames, one after the other, each a row: `path`, `clip` (its number in the video),
+`first_frame`, `start` (seconds) and `embedding`: with `--pool clip` one vector, "frame" one a time step, "tokens" all
+tokens. A last clip may be shorter. Files that do not decode are left out and listed in OUT_DIR/skipped.txt. A run that
+was stopped goes on when its command is given again, with any number of processes.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate import PartialState
+from datasets import Features, List, Value
+from make_video_shards import find_videos
+from tqdm.auto import tqdm
+
+from vjepa2_hf import VJepa2Encoder, VJepa2VideoProcessor
+from vjepa2_hf.fingerprints import cache_key, claim_folder, config_fingerprint, locked, publish, weights_fingerprint
+from vjepa2_hf.pipeline_video_features import default_chunk_frames
+from vjepa2_hf.settings import exit_on_user_error, refuse_missing_model
+from vjepa2_hf.video_chunks import FrameSource, saved_processor
+
+
+logger = logging.getLogger("extract_features")
+
+MANIFEST = ".manifest.json"  # hidden files are no data to `datasets`
+PART_VIDEOS, PART_BYTES = 64, 2**26  # a part is written at whichever comes first: what a kill may cost
+_VECTOR = List(Value("float32"))
+EMBEDDINGS = {"clip": _VECTOR, "frame": List(_VECTOR), "tokens": List(_VECTOR)}
+
+
+def features_of(pool: str) -> Features:
+    """The columns."""
+    numbers = {"clip": Value("int32"), "first_frame": Value("int32"), "start": Value("float64")}
+    return Features({"path": Value("string"), **numbers, "embedding": EMBEDDINGS[pool]})
+
+
+@dataclass
+class Job:
+    """A video on its way: its rows so far, clips read, clips in all (known at its end), or why it is left out."""
+
+    path: Path
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    begun: int = 0
+    clips: int | None = None
+    reason: str | None = None
+
+
+class Embedder:
+    """Reads videos clip by clip and embeds clips of one shape in batches, across videos.
+
+    Args:
+        encoder: in its place, for evaluation.
+        processor: a `VJepa2VideoProcessor`.
+        frames: of a clip, kept ones.
+        stride: every stride-th frame is kept.
+        pool: "clip", "frame" or "tokens".
+        batch_size: clips at a time.
+    """
+
+    def __init__(self, encoder: VJepa2Encoder, processor: Any, frames: int, stride: int, pool: str, batch_size: int):
+        self.encoder, self.processor, self.pool = encoder, processor, None if pool == "tokens" else pool
+        self.frames, self.stride, self.batch_size = frames, stride, batch_size
+        self._batch: list[tuple[Job, dict[str, Any], torch.Tensor]] = []
+
+    def embed(self, paths: Iterable[Path]) -> Iterator[Job]:
+        """The videos in order, each with all its rows, or with the reason why it was left out."""
+        waiting: deque[Job] = deque()
+        for path in paths:
+            waiting.append(Job(path))
+            self._read(waiting[-1])
+            while waiting and _is_done(waiting[0]):
+                yield waiting.popleft()
+        self._flush()
+        yield from waiting
+
+    def _read(self, job: Job) -> None:
+        clips = self._clips(job.path)
+        while job.reason is None and job.clips is None:
+            try:  # around the reading alone: an error of the model ends the run
+                clip = next(clips, None)
+            except (ValueError, OSError) as error:
+                job.reason = " ".join(str(error).split())
+                self._batch = [entry for entry in self._batch if entry[0] is not job]
+            else:
+                if clip is None:
+                    job.clips = job.begun
+                else:
+                    job.begun += 1
+                    self._add(job, *clip)
+
+    def _clips(self, path: Path) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
+        """The clips of a video: what a row says of it, and pixels (t, C, H, W), whole tubelets."""
+        source = FrameSource(path, self.processor, stride=self.stride)
+        for number, (pixels, _) in enumerate(source.chunks(self.frames)):
+            missing = -len(pixels) % self.encoder.config.tubelet_size
+            pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
+            first = number * self.frames * self.stride
+            yield {"clip": number, "first_frame": first, "start": first / source.fps}, pixels
+
+    def _add(self, job: Job, row: dict[str, Any], pixels: torch.Tensor) -> None:
+        if self._batch and self._batch[0][2].shape != pixels.shape:
+            self._flush()
+        self._batch.append((job, row, pixels))
+        if len(self._batch) == self.batch_size:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._batch:
+            return
+        pixels = torch.stack([pixels for *_, pixels in self._batch])
+        pixels = pixels.to(device=self.encoder.device, dtype=self.encoder.dtype)
+        embeddings = self.encoder.encode(pixels, pool=self.pool).float().cpu().numpy()
+        for (job, row, _), embedding in zip(self._batch, embeddings, strict=True):
+            job.rows.append({**row, "embedding": embedding})
+        self._batch = []
+
+
+def _is_done(job: Job) -> bool:
+    return job.reason is not None or len(job.rows) == job.clips
+
+
+class Parts:
+    """The parquet files of one process.
+
+    Args:
+        out_dir, source_dir: of the run.
+        pool: tells the columns.
+        rank: of this process; part of the files' names.
+    """
+
+    def __init__(self, out_dir: Path, source_dir: Path, pool: str, rank: int):
+        self.out_dir, self.source_dir, self.rank = out_dir, source_dir, rank
+        self.schema = features_of(pool).arrow_schema
+        self._jobs: list[Job] = []
+        self._bytes = 0
+        for path in out_dir.glob(f".train-{rank:05d}-*.tmp"):
+            path.unlink()  # of a run that was killed
+
+    def add(self, job: Job) -> None:
+        self._jobs.append(job)
+        self._bytes += sum(row["embedding"].nbytes for row in job.rows)
+        if len(self._jobs) >= PART_VIDEOS or self._bytes >= PART_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is held as a part, aside, then renamed; its metadata names the videos in it."""
+        if not self._jobs:
+            return
+        names = {job.path: str(job.path.relative_to(self.source_dir)) for job in self._jobs}
+        rows = [
+            {"path": names[job.path], **row, "embedding": row["embedding"].tolist()}
+            for job in self._jobs
+            for row in job.rows
+        ]
+        videos = json.dumps({names[job.path]: file_state(job.path) for job in self._jobs})
+        schema = self.schema.with_metadata({**self.schema.metadata, b"videos": videos.encode()})
+        number = len(list(self.out_dir.glob(f"train-{self.rank:05d}-*.parquet")))
+        whole = self.out_dir / f"train-{self.rank:05d}-{number:05d}.parquet"
+        partial = whole.with_name(f".{whole.name}.tmp")
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
+        publish(partial, whole)
+        self._jobs, self._bytes = [], 0
+
+
+def file_state(path: Path) -> list[int]:
+    """Size and time of change of a file."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def videos_done(out_dir: Path) -> dict[str, list[int]]:
+    """The videos in whole parts, of all processes, with their files' state."""
+    found = {}
+    for part in sorted(out_dir.glob("train-*.parquet")):
+        found |= json.loads(pq.read_schema(part).metadata[b"videos"])
+    return found
+
+
+def videos_left(files: list[Path], source_dir: Path, out_dir: Path) -> list[Path]:
+    """The videos that are in no part.
+
+    Raises:
+        ValueError: one that is in a part has changed since.
+    """
+    done = videos_done(out_dir)
+    for path in files:
+        state = done.get(str(path.relative_to(source_dir)))
+        if state is not None and state != file_state(path):
+            raise ValueError(f"{str(path)!r} has changed since it was embedded; give another OUT_DIR, or remove it.")
+    return [path for path in files if str(path.relative_to(source_dir)) not in done]
+
+
+def write_skipped(out_dir: Path, rank: int, skipped: dict[str, str]) -> None:
+    lines = [f"{name}\t{reason}\n" for name, reason in sorted(skipped.items())]
+    (out_dir / f".skipped-{rank:05d}").write_text("".join(lines), encoding="utf-8")
+
+
+def merge_skipped(out_dir: Path) -> list[str]:
+    """Joins the processes' lists in skipped.txt; returns its lines."""
+    parts = sorted(out_dir.glob(".skipped-*"))
+    lines = sorted(line for part in parts for line in part.read_text(encoding="utf-8").splitlines(keepends=True))
+    (out_dir / "skipped.txt").write_text("".join(lines), encoding="utf-8")
+    for part in parts:
+        part.unlink()
+    return lines
+
+
+def load(args: argparse.Namespace, device: torch.device) -> tuple[VJepa2Encoder, VJepa2VideoProcessor, dict]:
+    """Encoder, processor, and what the embeddings depend on."""
+    encoder = VJepa2Encoder.from_pretrained(args.model).eval().to(device)
+    args.frames = args.frames or default_chunk_frames(encoder)
+    tubelet = encoder.config.tubelet_size
+    if args.frames % tubelet:
+        raise ValueError(f"--frames is {args.frames}; expected a multiple of the model's tubelet size, {tubelet}.")
+    if args.size:
+        processor = VJepa2VideoProcessor(size=args.size, crop_size=args.size)
+    else:
+        processor = saved_processor(args.model, "a video")
+    return encoder, processor, {
+        "model": args.model,
+        "weights": weights_fingerprint(encoder),
+        "config": config_fingerprint(encoder.config),
+        "processor": cache_key(json.loads(processor.to_json_string())),
+        **{name: getattr(args, name) for name in ("pool", "frames", "stride")},
+        "source_dir": str(args.source_dir.resolve()),
+    }  # fmt: skip
+
+
+def extract(args: argparse.Namespace) -> None:
+    state = PartialState(cpu=not torch.cuda.is_available())
+    files = find_videos(args.source_dir)
+    encoder, processor, description = load(args, state.device)
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+    with locked(args.out_dir) if state.is_main_process else contextlib.nullcontext():
+        if state.is_main_process:
+            claim_folder(args.out_dir / MANIFEST, description)
+        state.wait_for_everyone()
+        left = videos_left(files, args.source_dir, args.out_dir)
+        state.wait_for_everyone()  # nobody writes before all have looked
+        mine = left[state.process_index :: state.num_processes]
+        embedder = Embedder(encoder, processor, args.frames, args.stride, args.pool, args.batch_size)
+        parts, skipped = Parts(args.out_dir, args.source_dir, args.pool, state.process_index), {}
+        bar = tqdm(total=len(mine), unit="video", desc="embedding", disable=not state.is_main_process)
+        for job in embedder.embed(mine):
+            if job.reason is None:
+                parts.add(job)
+            else:
+                skipped[str(job.path.relative_to(args.source_dir))] = job.reason
+                logger.warning("skipped %s: %s", job.path.relative_to(args.source_dir), job.reason)
+            bar.update()
+        bar.close()
+        parts.flush()
+        write_skipped(args.out_dir, state.process_index, skipped)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            finish(args.out_dir, len(files))
+
+
+def finish(out_dir: Path, num_files: int) -> None:
+    lines = merge_skipped(out_dir)
+    done = videos_done(out_dir)
+    if not done:
+        raise ValueError(f"None of the {num_files} files could be embedded, e.g. {lines[0].strip()!r}.")
+    logger.info("%d videos are embedded in %s", len(done), out_dir)
+    if lines:
+        logger.warning("%d of %d files skipped, listed in %s", len(lines), num_files, out_dir / "skipped.txt")
+
+
+@exit_on_user_error
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL", help="folder or Hub id of a model that holds an encoder")
+    parser.add_argument("source_dir", metavar="SOURCE_DIR", type=Path, help="folder of videos, searched recursively")
+    parser.add_argument("out_dir", metavar="OUT_DIR", type=Path, help="new folder, or one of a run that was stopped")
+    parser.add_argument("--pool", choices=list(EMBEDDINGS), default="clip", help="what a row holds (default: clip)")
+    parser.add_argument("--frames", type=int, help="kept frames of a clip; default: the model's")
+    parser.add_argument("--stride", type=int, default=1, help="every stride-th frame is kept (default: 1)")
+    parser.add_argument("--size", type=int, help="pixels of the square that frames are cut to; default: the model's")
+    parser.add_argument("--batch_size", type=int, default=8, help="clips at a time, a process (default: 8)")
+    args = parser.parse_args(arguments)
+    for name in ("frames", "stride", "size", "batch_size"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f"--{name} is {getattr(args, name)}, but it must be positive.")
+    refuse_missing_model(args.model)
+    extract(args)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(
+        level=logging.INFO if not int(os.environ.get("RANK", 0)) else logging.WARNING, format="%(message)s"
+    )
+    main()

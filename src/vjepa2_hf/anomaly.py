@@ -1,0 +1,338 @@
+"""Anomaly detection: what the masked predictor expects next, against what the target encoder then sees.
+
+A window of `context_frames` and `future_frames` slides over the video, one tubelet at a time. The encoder sees the
+context alone, the predictor says the tokens of the future, the target encoder sees the whole window; the error of a
+token is the training loss |ẑ − z|^p / p, its mean over channels. Where several windows predicted a tubelet, the mean.
+
+Shapes: B windows, T kept frames, C channels, H W pixels, (T', H', W') grid of the video, P = H'·W' places, c and f
+time steps of context and future, n = (c + f)·P tokens of a window, D width of a target.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from .modeling_masked_latent import VJepa2ForMaskedLatentPrediction
+from .video_chunks import FrameSource
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CALIBRATION_FILE = "anomaly_calibration.safetensors"
+_TENSORS = ("place_mean", "place_std", "statistics")  # fields of a calibration that are kept as tensors
+
+
+@dataclass
+class TargetStatistics:
+    """Place means and deviations of raw targets, for models whose targets are normalised over a batch
+    (`normalize_targets` "batch" or "clip"): a detector's batch is windows of one video, so it takes the statistics of
+    normal video in their place.
+
+    mean: (n, D). std: (n, D) for "batch", (D,) for "clip".
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def normalize(self, targets: torch.Tensor) -> torch.Tensor:
+        """Raw targets (B, n, D), as [`VJepa2ForMaskedLatentPrediction.normalize_targets`] does."""
+        centred = targets - self.mean.to(targets)
+        if self.std.ndim == 1:
+            centred = centred - centred.mean(dim=1, keepdim=True)
+        return centred / (self.std.to(targets) + 1e-6)
+
+
+@dataclass
+class Calibration:
+    """What normal video looks like to a model.
+
+    Some places are hard to predict in every video of a camera, others easy, so that a token's error is told as z: the
+    deviation of its log from that of its place. A time step has two numbers, see `step_statistics`.
+
+    place_mean, place_std: (H', W') of the log errors.
+    rise_mean, rise_std, fall_mean, fall_std: of the two numbers over normal time steps.
+    threshold: above it lies 1 − `quantile` of the scores of normal time steps.
+    settings: of the detector that was calibrated.
+    """
+
+    place_mean: torch.Tensor
+    place_std: torch.Tensor
+    rise_mean: float
+    rise_std: float
+    fall_mean: float
+    fall_std: float
+    threshold: float
+    settings: dict[str, Any]
+    statistics: TargetStatistics | None = None
+
+    def deviations(self, errors: torch.Tensor) -> torch.Tensor:
+        """Errors -> z, (T', H', W').
+
+        Raises:
+            ValueError: a grid other than that of the normal video.
+        """
+        if errors.shape[1:] != self.place_mean.shape:
+            raise ValueError(
+                f"the video has a grid of {tuple(errors.shape[1:])} places, but the detector was calibrated on "
+                f"{tuple(self.place_mean.shape)}: give video of the same size, or calibrate again."
+            )
+        return (errors.log() - self.place_mean) / self.place_std
+
+    def scores(self, errors: torch.Tensor) -> torch.Tensor:
+        """Errors (T', H', W') -> (T',): deviations of the highest z from what is normal.
+
+        With `two_sided` the larger of that and how far the mean z is below what is normal: a picture that stands still
+        is easy to predict.
+        """
+        rise, fall = step_statistics(self.deviations(errors), self.settings["top_share"])
+        rise = (rise - self.rise_mean) / self.rise_std
+        if not self.settings["two_sided"]:
+            return rise
+        return torch.maximum(rise, (self.fall_mean - fall) / self.fall_std)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes `anomaly_calibration.safetensors` into a folder."""
+        numbers = {name: value for name, value in vars(self).items() if name not in _TENSORS}
+        tensors = {"place_mean": self.place_mean, "place_std": self.place_std}
+        tensors |= vars(self.statistics) if self.statistics else {}
+        partial = Path(folder) / f"{CALIBRATION_FILE}.tmp"
+        save_file(tensors, partial, metadata={"calibration": json.dumps(numbers)})
+        os.replace(partial, Path(folder) / CALIBRATION_FILE)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "Calibration | None":
+        """The one in a folder, or `None` if there is none."""
+        path = Path(folder) / CALIBRATION_FILE
+        if not path.is_file():
+            return None
+        with safe_open(path, framework="pt") as file:
+            numbers = json.loads(file.metadata()["calibration"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict
+        places = {name: tensors.pop(name) for name in ("place_mean", "place_std") if name in tensors}
+        if numbers.keys() | places.keys() != {field.name for field in fields(cls)} - {"statistics"}:
+            raise ValueError(f"{str(path)!r} is of another version: calibrate again.")
+        return cls(**numbers, **places, statistics=TargetStatistics(**tensors) if tensors else None)
+
+
+def step_statistics(values: torch.Tensor, top_share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(T', H', W') -> two (T',): the mean of the highest `top_share` of the places, the mean of all."""
+    by_place = values.flatten(1).sort(dim=1, descending=True).values
+    count = max(round(top_share * by_place.shape[1]), 1)
+    return by_place[:, :count].mean(dim=1), by_place.mean(dim=1)
+
+
+@torch.no_grad()
+def prediction_errors(
+    model: VJepa2ForMaskedLatentPrediction,
+    source: FrameSource,
+    context_frames: int,
+    future_frames: int,
+    batch_size: int = 8,
+    statistics: TargetStatistics | None = None,
+) -> torch.Tensor:
+    """Errors of a whole video, read and scored a batch of windows at a time.
+
+    Args:
+        source: the video.
+        context_frames, future_frames: kept frames, multiples of the tubelet size.
+        batch_size: windows at a time.
+        statistics: of normal video, for models whose targets are normalised over a batch.
+
+    Returns:
+        float32 (T', H', W'); NaN for the first c time steps, which nothing predicted. Frames at the end that fill no
+        tubelet are left out.
+
+    Raises:
+        ValueError: the video is shorter than a window.
+    """
+    tubelet = model.config.encoder_config.tubelet_size
+    past, future = context_frames // tubelet, future_frames // tubelet
+    found, grid = [], None
+    for windows in iterate_windows(source, context_frames + future_frames, tubelet, batch_size):
+        windows = windows.to(device=model.device, dtype=model.dtype)
+        grid = model.encoder.get_grid(windows)
+        found.append(window_errors(model, windows, past, statistics).cpu())
+    errors = torch.cat(found)  # (windows, f, P)
+    sums = torch.zeros(past + len(errors) + future - 1, errors.shape[2])
+    counts = torch.zeros(len(sums), 1)
+    for horizon in range(future):
+        steps = slice(past + horizon, past + horizon + len(errors))
+        sums[steps] += errors[:, horizon]
+        counts[steps] += 1
+    return (sums / counts).unflatten(1, grid[1:])  # 0 / 0 is NaN: never predicted
+
+
+def iterate_windows(source: FrameSource, size: int, tubelet: int, batch_size: int) -> Iterator[torch.Tensor]:
+    """Windows (B, size, C, H, W) of a video, each a tubelet after the one before; B ≤ `batch_size`.
+
+    Raises:
+        ValueError: the video is shorter than a window.
+    """
+    count = 0
+    for pixels, known in source.chunks(size + (batch_size - 1) * tubelet, overlap=size - tubelet):
+        count += len(pixels) - known
+        if len(pixels) >= size:
+            yield pixels.unfold(0, size, tubelet).movedim(-1, 1)
+    if count < size:
+        kept = f"keeps {count} frames" if source.stride > 1 else f"has {count} frames"
+        raise ValueError(f"{source.name} {kept}; expected at least the {size} of context and future.")
+
+
+def window_errors(
+    model: VJepa2ForMaskedLatentPrediction,
+    windows: torch.Tensor,
+    context_steps: int,
+    statistics: TargetStatistics | None = None,
+) -> torch.Tensor:
+    """Errors (B, f, P) of the time steps after the first `context_steps` of windows (B, T, C, H, W).
+
+    Raises:
+        ValueError: targets are normalised over a batch, and there are no statistics of normal video.
+    """
+    steps, rows, columns = grid = model.encoder.get_grid(windows)
+    ids = torch.arange(steps * rows * columns, device=windows.device).expand(len(windows), -1)
+    known, hidden = ids[:, : context_steps * rows * columns], ids[:, context_steps * rows * columns :]
+    context = model.encoder(windows, context_mask=known).last_hidden_state
+    predicted = model.predictor(context, known, hidden, grid, mask_token_index=0)
+    targets = model.encode_targets(windows)
+    if statistics is not None:
+        targets = statistics.normalize(targets)
+    elif needs_statistics(model):
+        raise ValueError(
+            f"The model's targets are normalised over a batch (normalize_targets={model.config.normalize_targets!r}), "
+            "and windows of one video are no such batch: calibrate on normal video first."
+        )
+    else:
+        targets = model.normalize_targets(targets)
+    difference = (predicted - targets[:, known.shape[1] :]).float()
+    error = difference.abs() if model.config.loss_exponent == 1 else difference.square() / 2
+    return error.mean(dim=-1).unflatten(1, (steps - context_steps, rows * columns))
+
+
+def needs_statistics(model: VJepa2ForMaskedLatentPrediction) -> bool:
+    """Whether targets are normalised over a batch."""
+    return model.config.normalize_targets in ("batch", "clip")
+
+
+@torch.no_grad()
+def target_statistics(model: VJepa2ForMaskedLatentPrediction, windows: Iterable[torch.Tensor]) -> TargetStatistics:
+    """Statistics of the raw targets of windows (B, T, C, H, W), in one pass; see `normalize_targets`.
+
+    Raises:
+        ValueError: fewer than two windows.
+    """
+    count, sums = 0, [0, 0, 0]
+    for batch in windows:
+        targets = model.encode_targets(batch.to(device=model.device, dtype=model.dtype)).double()
+        count += len(targets)
+        parts = (targets, targets.square(), targets.mean(dim=1).square())
+        sums = [total + part.sum(dim=0) for total, part in zip(sums, parts, strict=True)]
+    if count < 2:
+        raise ValueError(f"normal video gives {count} windows; expected at least 2.")
+    mean, square, clip_square = (total / count for total in sums)
+    variance = square - mean.square()  # (n, D)
+    if model.config.normalize_targets == "clip":
+        # a clip's deviation from its own mean: the total variance less that of the clips' means
+        variance = variance.mean(dim=0) - (clip_square - mean.mean(dim=0).square())
+        count *= len(mean)
+    variance = (variance * count / (count - 1)).clamp_min(0)
+    return TargetStatistics(mean=mean.float().cpu(), std=variance.sqrt().float().cpu())
+
+
+def calibrate(errors: Sequence[torch.Tensor], quantile: float, settings: dict[str, Any]) -> Calibration:
+    """From the errors (T', H', W') of normal videos.
+
+    Args:
+        quantile: share of normal time steps below the threshold.
+        settings: `top_share`, `two_sided`, and what else the detector wants to be told.
+
+    Raises:
+        ValueError: a quantile out of (0, 1], videos of several sizes, fewer than two time steps that were predicted,
+            or nothing that varies.
+    """
+    if not 0 < quantile <= 1:
+        raise ValueError(f"quantile is {quantile}; expected a share of normal time steps, above 0 and up to 1.")
+    if len({one.shape[1:] for one in errors}) > 1:
+        grids = sorted({tuple(one.shape[1:]) for one in errors})
+        raise ValueError(f"normal videos have grids of {grids} places; expected one size.")
+    errors = torch.cat(list(errors))
+    errors = errors[~errors.isnan().any(dim=(1, 2))]
+    if len(errors) < 2:
+        raise ValueError(f"normal video gives {len(errors)} predicted time steps; expected at least 2.")
+    place_std, place_mean = torch.std_mean(errors.log(), dim=0)
+    place_std = place_std.clamp_min(1e-3)  # where nothing ever changes
+    rise, fall = step_statistics((errors.log() - place_mean) / place_std, settings["top_share"])
+    spread = {"rise_std": rise.std().item(), "fall_std": fall.std().item()}
+    for name, value in spread.items():
+        if not 0 < value < math.inf:
+            raise ValueError(
+                f"the errors of normal video have {name}={value}; expected errors above 0 that vary: give more video, "
+                "in which something moves."
+            )
+    means = {"rise_mean": rise.mean().item(), "fall_mean": fall.mean().item()}
+    found = Calibration(place_mean, place_std, **means, **spread, threshold=0.0, settings=settings)
+    found.threshold = torch.quantile(found.scores(errors), quantile).item()
+    return found
+
+
+def draw_heat_map(
+    frames: np.ndarray,
+    tubelet_scores: np.ndarray,
+    frame_scores: np.ndarray,
+    shown: Sequence[int],
+    frames_per_step: int,
+    threshold: float | None = None,
+    labels: np.ndarray | None = None,
+) -> "Figure":
+    """Frames with the scores of their tubelets over them, above the curve of the frames' scores.
+
+    Args:
+        frames: uint8 (k, H, W, 3), as the model sees them.
+        tubelet_scores: (T', H', W').
+        frame_scores: (T,).
+        shown: numbers (k,) of `frames` in `frame_scores`.
+        frames_per_step: frames of a tubelet.
+        threshold: is drawn as a line.
+        labels: (T,) 1 where something is known to be wrong: is drawn as a grey band.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.6 * len(shown), 3.6), layout="constrained")
+    pictures, curve = figure.subfigures(2, 1, height_ratios=(1, 1))
+    low, high = np.nanpercentile(tubelet_scores, [90, 99.9])  # the usual stays without colour
+    axes = np.ravel(pictures.subplots(1, len(shown), squeeze=False))
+    for axis, frame, number in zip(axes, frames, shown, strict=True):
+        scores = tubelet_scores[min(number // frames_per_step, len(tubelet_scores) - 1)]
+        extent = (0, frame.shape[1], frame.shape[0], 0)
+        axis.imshow(frame, extent=extent)
+        share = np.nan_to_num(np.clip((scores - low) / max(high - low, 1e-12), 0, 1))
+        axis.imshow(share, extent=extent, cmap="inferno", vmin=0, vmax=1, alpha=0.7 * share, interpolation="nearest")
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(f"frame {number}", fontsize=9)
+    axis = curve.subplots()
+    axis.plot(frame_scores, color="tab:red", linewidth=1)
+    axis.plot(shown, np.asarray(frame_scores)[list(shown)], "k|", markersize=8)
+    if threshold is not None:
+        axis.axhline(threshold, color="gray", linestyle="--", linewidth=1, label="threshold")
+    if labels is not None:
+        axis.fill_between(
+            np.arange(len(labels)), 0, 1, where=np.asarray(labels) > 0, transform=axis.get_xaxis_transform(),
+            color="gray", alpha=0.25, step="mid", label="anomaly",
+        )  # fmt: skip
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=8, loc="upper left")
+    axis.set(xlabel="frame", ylabel="score")
+    return figure
+
+
+__all__ = ["Calibration", "TargetStatistics", "calibrate", "draw_heat_map", "prediction_errors"]

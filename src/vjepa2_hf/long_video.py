@@ -1,0 +1,323 @@
+"""Features of a video of any length: encoded chunk by chunk, kept in memory or on disk.
+
+    encode_long -> tokens (1, N, D)
+    encode_long(output_dir) -> manifest.json, part-00000.safetensors, ..., index.json -> LongFeatures
+
+A folder belongs to one encoder, video and settings, which `manifest.json` names. Parts are written aside and renamed,
+one a chunk, and `index.json` comes last: without it the folder is unfinished, and goes on where it was.
+
+Shapes: T kept frames, C channels, H W pixels, (T', H', W') grid, P = H'·W' places, N = T'·P tokens, D width.
+"""
+
+import hashlib
+import itertools
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from .fingerprints import (
+    cache_key,
+    claim_folder,
+    config_fingerprint,
+    locked,
+    publish,
+    weights_fingerprint,
+    write_json,
+)
+from .video_chunks import FrameSource, frame_bytes
+
+
+logger = logging.getLogger(__name__)
+
+MANIFEST, INDEX = "manifest.json", "index.json"
+
+
+@torch.no_grad()
+def encode_long(
+    encoder: Any,
+    video: Any,
+    chunk_frames: int = 64,
+    overlap: int = 0,
+    stride: int = 1,
+    output_dir: str | os.PathLike | None = None,
+    processor: Any = None,
+    pool: str | None = None,
+) -> "torch.Tensor | LongFeatures":
+    """See [`VJepa2Encoder.encode_long`]."""
+    _check(encoder.config.tubelet_size, chunk_frames, overlap, pool)
+    if isinstance(video, FrameSource):
+        source = video
+    else:
+        source = FrameSource(video, processor, encoder.name_or_path, stride)
+    if output_dir is not None:
+        return _encode_to_folder(encoder, source, chunk_frames, overlap, pool, Path(output_dir))
+    parts = [features for features, _, _ in _encoded(encoder, source, chunk_frames, overlap, pool)]
+    if not parts:
+        raise ValueError(_no_frame(source))
+    return torch.cat(parts).flatten(0, -2).unsqueeze(0)
+
+
+def _encoded(
+    encoder: Any, source: FrameSource, chunk_frames: int, overlap: int, pool: str | None, start: int = 0, watch=None
+) -> Iterator[tuple[torch.Tensor, tuple[int, int], int]]:
+    """Of every chunk from number `start` on: features (t', P, D), or pooled (t', D), of the frames that are new in it;
+    (H', W'); the number of kept frames of the video up to its end."""
+    end, shape = start * (chunk_frames - overlap) + (overlap if start else 0), None
+    for number, (pixels, known) in enumerate(source.chunks(chunk_frames, overlap, start, watch), start):
+        shape = shape or tuple(pixels.shape[1:])
+        if tuple(pixels.shape[1:]) != shape:
+            raise ValueError(
+                f"The frames of {source.name} change from {shape} to {tuple(pixels.shape[1:])}; give frames of one "
+                "size, or a processor that crops them to one."
+            )
+        end += len(pixels) - known
+        features, places = _encode_chunk(encoder, pixels, number == 0, pool)
+        yield features[known // encoder.config.tubelet_size :], places, end
+
+
+def _encode_chunk(
+    encoder: Any, pixels: torch.Tensor, is_first: bool, pool: str | None
+) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Features (t', P, D), or pooled (t', D), of a chunk (t, C, H, W); (H', W')."""
+    tubelet = encoder.config.tubelet_size
+    missing = -len(pixels) % tubelet
+    if missing and not (is_first and len(pixels) < tubelet):  # a video that short is filled by the encoder
+        pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
+    pixels = pixels.unsqueeze(0).to(device=encoder.device, dtype=encoder.dtype)
+    features = encoder.encode(pixels, pool=pool)[0].cpu()
+    places = tuple(size // encoder.config.patch_size for size in pixels.shape[3:])
+    if pool is None:
+        features = features.unflatten(0, (-1, places[0] * places[1]))
+    return features, places
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# On disk
+# ---------------------------------------------------------------------------------------------------------------------
+def _encode_to_folder(
+    encoder: Any, source: FrameSource, chunk_frames: int, overlap: int, pool: str | None, folder: Path
+) -> "LongFeatures":
+    _refuse_dropout(encoder)
+    settings = {"chunk_frames": chunk_frames, "overlap": overlap, "stride": source.stride, "pool": pool}
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        claim_folder(folder / MANIFEST, _description(encoder, source, settings))
+        ends = [_read_part(part) for part in _parts(folder)]
+        is_finished, witness = (folder / INDEX).is_file(), None
+        if not (source.is_file or source.is_array):
+            witness = _Witness(ends, chunk_frames, overlap, is_finished)
+        if is_finished and witness is None:
+            return LongFeatures(folder)
+        if ends:
+            logger.info("%s: goes on after %d frames of %s", folder, ends[-1]["end"], source.name)
+        for number, (features, places, end) in enumerate(
+            _encoded(encoder, source, chunk_frames, overlap, pool, len(ends), witness), len(ends)
+        ):
+            told = {"end": end, "places": places, "frames": witness.digest(end) if witness else None}
+            whole = folder / f"part-{number:05d}.safetensors"
+            partial = whole.with_suffix(".safetensors.tmp")
+            save_file({"features": features.contiguous()}, partial, metadata={"part": json.dumps(told)})
+            publish(partial, whole)
+            logger.info("%s: %d frames encoded", folder, end)
+        _finish(folder, source, settings, encoder.config.tubelet_size, witness)
+    return LongFeatures(folder)
+
+
+def _description(encoder: Any, source: FrameSource, settings: dict[str, Any]) -> dict[str, Any]:
+    """What the features depend on."""
+    processes = source.processes
+    if processes is None:  # an iterable's frames go through it if they are pictures
+        processes = source.has_processor
+    return {
+        "format": 1,
+        "model": encoder.name_or_path,
+        "weights": weights_fingerprint(encoder),
+        "config": config_fingerprint(encoder.config),
+        "dtype": str(encoder.dtype),
+        "processor": cache_key(json.loads(source.processor.to_json_string())) if processes else None,
+        "video": source.fingerprint(),
+        **settings,
+    }
+
+
+class _Witness:
+    """Watches the frames of an iterable: a hash of all kept frames up to the end of every chunk, compared with those
+    that the parts were written with."""
+
+    def __init__(self, parts: list[dict[str, Any]], chunk_frames: int, overlap: int, is_finished: bool):
+        ends = [part["end"] for part in parts]
+        short = bool(ends) and (ends[-1] < chunk_frames or (ends[-1] - chunk_frames) % (chunk_frames - overlap) != 0)
+        self._last = ends[-1] if short or is_finished else None
+        self._expected = {part["end"]: part["frames"] for part in parts}
+        self._found: dict[int, str] = {}
+        self._chunk_frames, self._step = chunk_frames, chunk_frames - overlap
+        self._digest, self.count = hashlib.sha256(), 0
+
+    def __call__(self, frame: Any) -> None:
+        self._digest.update(frame_bytes(frame))
+        self.count += 1
+        if self._last is not None and self.count > self._last:
+            raise ValueError(_OTHER_FRAMES.format(count=self.count))
+        if self.count >= self._chunk_frames and (self.count - self._chunk_frames) % self._step == 0:
+            self._note()
+
+    def _note(self) -> None:
+        self._found = {self.count: self._digest.hexdigest()}  # chunks are written one by one
+        if self._expected.get(self.count, self._found[self.count]) != self._found[self.count]:
+            raise ValueError(_OTHER_FRAMES.format(count=self.count))
+
+    def digest(self, end: int) -> str:
+        """Of the frames up to `end`, the end of a chunk, or of the video."""
+        return self._found.get(end) or self._digest.hexdigest()
+
+    def check_end(self) -> None:
+        """Refuses a video that ended before the parts' frames were all seen."""
+        self._note()
+        if self._expected and max(self._expected) > self.count:
+            raise ValueError(_OTHER_FRAMES.format(count=self.count))
+
+
+_OTHER_FRAMES = (
+    "the first {count} frames of the video are not those that output_dir holds features of: give the same frames, or "
+    "another output_dir."
+)
+
+
+def _finish(folder: Path, source: FrameSource, settings: dict, tubelet: int, witness: _Witness | None) -> None:
+    """Lists the parts in `index.json`, which makes the folder readable."""
+    parts = [_read_part(part) for part in _parts(folder)]
+    if not parts:
+        raise ValueError(_no_frame(source))
+    if witness is not None:
+        witness.check_end()
+    if len({tuple(part["shape"][1:]) for part in parts}) > 1:
+        raise ValueError(f"the parts in {str(folder)!r} are of different sizes: give frames of one size.")
+    index = {
+        "files": [part["file"] for part in parts],
+        "steps": [part["shape"][0] for part in parts],
+        "places": parts[0]["places"],
+        "frames": parts[-1]["end"],
+        "frames_per_step": tubelet * settings["stride"],
+        "fps": source.fps,
+        "pool": settings["pool"],
+    }
+    write_json(folder / INDEX, index)
+
+
+def _read_part(part: Path) -> dict[str, Any]:
+    with safe_open(part, framework="pt") as file:
+        told = json.loads(file.metadata()["part"])
+        return {**told, "file": part.name, "shape": file.get_slice("features").get_shape()}
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The whole parts from the first on."""
+    numbered = (folder / f"part-{number:05d}.safetensors" for number in itertools.count())
+    return list(itertools.takewhile(Path.is_file, numbered))
+
+
+class LongFeatures:
+    """Features of a long video on disk, read a part at a time.
+
+    Args:
+        folder: `output_dir` of a finished `encode_long`.
+
+    Attributes:
+        grid: (T', H', W').
+        frames: kept frames that were encoded.
+        frames_per_step: frames of the video from one time step to the next, those left out by `stride` counted.
+        fps: frames a second of the video, or `None` where it was no file.
+
+    Raises:
+        FileNotFoundError: the folder is not finished.
+
+    Example:
+        >>> features = LongFeatures("features/lecture")
+        >>> features.shape  # (T', P, D), or (T', D) if encoded with pool="frame"
+        >>> features[100:164]  # these time steps
+        >>> for part in features:  # (t', P, D), one part in memory at a time
+        ...     ...
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        if not (self.folder / INDEX).is_file():
+            raise FileNotFoundError(
+                f"{str(folder)!r} has no {INDEX}: it is not finished, or holds no features; call encode_long with it "
+                "again, which goes on where it was."
+            )
+        index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
+        self._files, self._steps = index["files"], index["steps"]
+        self.grid = (sum(self._steps), *index["places"])
+        self.frames, self.frames_per_step, self.fps = index["frames"], index["frames_per_step"], index["fps"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(T', P, D), or (T', D)."""
+        return (len(self), *_read_part(self.folder / self._files[0])["shape"][1:])
+
+    def __len__(self) -> int:
+        """Time steps T'."""
+        return self.grid[0]
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for name in self._files:
+            with safe_open(self.folder / name, framework="pt") as file:
+                yield file.get_tensor("features")
+
+    def __getitem__(self, steps: int | slice) -> torch.Tensor:
+        """A time step (P, D), or those of a slice with step 1, (t', P, D)."""
+        if isinstance(steps, int):
+            if not -len(self) <= steps < len(self):
+                raise IndexError(f"time step {steps} was asked for, but there are {len(self)}.")
+            return self[steps % len(self) : steps % len(self) + 1][0]
+        first, last, step = steps.indices(len(self))
+        if step != 1:
+            raise ValueError(f"a slice with step {step} was asked for; expected step 1.")
+        found, begin = [], 0
+        for name, count in zip(self._files, self._steps, strict=True):
+            low, high = max(first - begin, 0), min(last - begin, count)
+            if low < high:
+                with safe_open(self.folder / name, framework="pt") as file:
+                    found.append(file.get_slice("features")[low:high])
+            begin += count
+        return torch.cat(found) if found else torch.empty(0, *self.shape[1:])
+
+    def tokens(self) -> torch.Tensor:
+        """All in memory, as `encode_long` without a folder gives them: (1, N, D), or (1, T', D) pooled."""
+        return torch.cat(list(self)).flatten(0, -2).unsqueeze(0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is refused
+# ---------------------------------------------------------------------------------------------------------------------
+def _check(tubelet: int, chunk_frames: int, overlap: int, pool: str | None) -> None:
+    if chunk_frames < 1 or chunk_frames % tubelet:
+        raise ValueError(f"chunk_frames is {chunk_frames}; expected a multiple of the tubelet size, {tubelet}.")
+    if not 0 <= overlap < chunk_frames or overlap % tubelet:
+        raise ValueError(
+            f"overlap is {overlap}; expected a multiple of the tubelet size, {tubelet}, below chunk_frames "
+            f"({chunk_frames})."
+        )
+    if pool not in (None, "frame"):
+        raise ValueError(f"pool is {pool!r}; expected None or 'frame' (whose mean over time is that of the clip).")
+
+
+def _refuse_dropout(encoder: Any) -> None:
+    config = encoder.config
+    if encoder.training and (config.drop_path_rate or config.attention_probs_dropout_prob):
+        raise ValueError("the encoder is in training mode and has dropout, so features are random: call eval() first.")
+
+
+def _no_frame(source: FrameSource) -> str:
+    return f"{source.name} has no frame; expected at least one."
+
+
+__all__ = ["LongFeatures", "encode_long"]

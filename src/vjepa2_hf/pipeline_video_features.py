@@ -1,0 +1,124 @@
+"""Features of whole videos as a transformers pipeline: files in, arrays out.
+
+Shapes: (T', H', W') grid, N = T'·H'·W' tokens, D width.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Pipeline
+
+from .modeling_encoder import VJepa2Encoder
+from .video_chunks import FrameSource
+from .video_processing_vjepa2 import VJepa2VideoProcessor
+
+
+class VJepa2FeatureExtractor(Pipeline):
+    """Embeds videos of any length, chunk by chunk (see [`VJepa2Encoder.encode_long`]).
+
+    Args:
+        model: a [`VJepa2Encoder`], or a model of ours that holds one (the target encoder of a masked-latent model).
+        video_processor: a [`VJepa2VideoProcessor`]; needed for whatever is not normalised tensors.
+        pool, chunk_frames, overlap, stride, return_tensors: what calls take by default, see `__call__`.
+
+    Example:
+        >>> extractor = pipeline("video-feature-extraction", model="runs/demo/pretrain/final")
+        >>> extractor("clip.mp4")  # (D,)
+        >>> extractor(["a.mp4", "b.mp4"], pool="frame")  # [(T', D), (T', D)]
+    """
+
+    _load_processor = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+    _load_video_processor = True
+
+    def __init__(
+        self,
+        model: Any,
+        video_processor: VJepa2VideoProcessor | None = None,
+        task: str = "video-feature-extraction",
+        **kwargs,
+    ):
+        super().__init__(model=find_encoder(model).eval(), video_processor=video_processor, task=task, **kwargs)
+
+    def __call__(self, videos: Any, **kwargs) -> np.ndarray | list[np.ndarray]:
+        """Embeds videos.
+
+        Args:
+            videos: a video (path, URL, bytes, uint8 array (T, H, W, 3) or tensor (T, 3, H, W), normalised float tensor
+                (T, C, H, W)), or a list, generator or dataset of videos. Each goes through the model by itself, a
+                chunk at a time: `batch_size` changes nothing.
+            pool: "clip" (default) is the mean over all tokens (D,), "frame" over space (T', D), "none" all (N, D).
+            chunk_frames: frames encoded together; default: the clip length that the model was configured with.
+            overlap, stride: see [`VJepa2Encoder.encode_long`].
+            return_tensors: torch tensors in the place of float32 arrays.
+
+        Raises:
+            ValueError, FileNotFoundError: as `encode_long` does.
+        """
+        return super().__call__(videos, **{**kwargs, "batch_size": 1})
+
+    def _sanitize_parameters(
+        self, pool=None, chunk_frames=None, overlap=None, stride=None, return_tensors=None, **kwargs
+    ):
+        if kwargs:
+            raise ValueError(f"video-feature-extraction has no setting {', '.join(map(repr, kwargs))}.")
+        if pool not in (None, "clip", "frame", "none"):
+            raise ValueError(f"pool is {pool!r}; expected 'clip', 'frame' or 'none'.")
+        reading = {} if stride is None else {"stride": stride}
+        options = {"pool": pool, "chunk_frames": chunk_frames, "overlap": overlap}
+        forward = {name: value for name, value in options.items() if value is not None}
+        return reading, forward, {} if return_tensors is None else {"return_tensors": return_tensors}
+
+    def preprocess(self, video: Any, stride: int = 1) -> dict[str, Any]:
+        return {"source": FrameSource(video, fallback=self.video_processor, stride=stride)}
+
+    def _forward(
+        self, inputs: dict[str, Any], pool: str = "clip", chunk_frames: int | None = None, overlap: int = 0
+    ) -> dict[str, torch.Tensor]:
+        features = self.model.encode_long(
+            inputs["source"],
+            chunk_frames=chunk_frames or default_chunk_frames(self.model),
+            overlap=overlap,
+            pool=None if pool == "none" else "frame",
+        )
+        return {"features": features.mean(dim=1) if pool == "clip" else features}
+
+    def postprocess(self, outputs: dict[str, torch.Tensor], return_tensors: bool = False):
+        features = outputs["features"][0].float()
+        return features if return_tensors else features.numpy()
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
+        """Saves encoder and video processor; `pipeline("video-feature-extraction", model=…)` loads them back."""
+        self.model.save_pretrained(str(save_directory), **kwargs)
+        if self.video_processor is not None:
+            self.video_processor.save_pretrained(str(save_directory))
+
+
+def find_encoder(model: Any) -> VJepa2Encoder:
+    """The encoder in a model of ours; of a masked-latent model the target encoder.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    if isinstance(model, VJepa2Encoder):
+        return model
+    for name in ("target_encoder", "encoder"):
+        if isinstance(getattr(model, name, None), VJepa2Encoder):
+            return getattr(model, name)
+    raise ValueError(
+        f"model is a {type(model).__name__}; expected a VJepa2Encoder or a model of ours that holds one (a checkpoint "
+        "of transformers' VJEPA2Model loads with VJepa2Encoder.from_pretrained: give that as the model)."
+    )
+
+
+def default_chunk_frames(encoder: VJepa2Encoder) -> int:
+    """The configured clip length in whole tubelets."""
+    tubelet = encoder.config.tubelet_size
+    return max(encoder.config.frames_per_clip // tubelet, 1) * tubelet
+
+
+__all__ = ["VJepa2FeatureExtractor", "default_chunk_frames", "find_encoder"]

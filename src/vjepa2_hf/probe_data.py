@@ -1,0 +1,367 @@
+"""Labelled clips for probes: which views of a video, their cache, and labels as numbers.
+
+    LabelledClips (views by ClipViews) -> (an encoder) -> fill_cache -> a cache of one "episode" a clip, one row a view
+    Labels.describe(rows) -> labels.targets(rows) -> what a loss takes
+
+Legend: E clips, V views of a clip, T frames, T' tubelets, C labels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from .latent_cache import CacheWriter, EpisodeCache
+from .sampling import FrameSampler
+from .shards import ShardSource, open_stream
+from .video_io import VideoReader, read_image
+
+
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+PICTURES = ("video", "image")  # columns that are no labels
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Views
+# ---------------------------------------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class ClipViews:
+    """Which views of a video are seen: `segments` clips spread evenly over it, each as `crops` pictures.
+
+    Args:
+        frames_per_clip: T; an image is repeated so often (the published frame protocol: a still clip).
+        fps: frames a second of a clip; None: the video's own.
+        speed: the clip is played so many times faster; with fps=None and 4, every fourth frame.
+        segments: clips of a video. One lies in its middle, several reach from its start to its end.
+        crops: squares along the longer side of the frame, from one end to the other; 1: what the processor sees.
+        random_crop: None, or RandomResizedClip's `scale`, `ratio` and `flip_probability`: views are then drawn, their
+            time too, `segments` x `crops` of them.
+        shuffle_time: frames of a clip in an order drawn anew for each clip: a control for what order tells.
+        seed: of what is drawn.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    frames_per_clip: int = 16
+    fps: float | None = None
+    speed: float = 1.0
+    segments: int = 1
+    crops: int = 1
+    random_crop: dict[str, Any] | None = None
+    shuffle_time: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("frames_per_clip", "segments", "crops"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but at least 1 is expected.")
+        self._sampler(0)
+
+    def __len__(self) -> int:
+        """V."""
+        return self.segments * self.crops
+
+    def _sampler(self, segment: int) -> FrameSampler:
+        place = 0.5 if self.segments == 1 else segment / (self.segments - 1)
+        return FrameSampler(
+            self.fps, (self.speed, self.speed), min_frames=1, place=None if self.random_crop else place
+        )
+
+    def cut(self, row: dict[str, Any], name: str, processor: Any) -> dict[str, torch.Tensor]:
+        """The views of a row: `frames` uint8 (V, T, C, H, W), cropped, not normalised, and `frame_indices` int64
+        (V, T) in the video."""
+        if row["video"] is None:
+            picture = read_image(row["image"])
+            return self._cut(lambda _: picture[None], lambda *_: np.zeros(self.frames_per_clip, int), name, processor)
+        with VideoReader(row["video"]) as reader:
+
+            def sample(segment: int, generator: torch.Generator) -> np.ndarray:
+                return self._sampler(segment)(reader, self.frames_per_clip, generator)
+
+            return self._cut(reader.frames, sample, name, processor)
+
+    def _cut(self, read: Callable, sample: Callable, name: str, processor: Any) -> dict[str, torch.Tensor]:
+        views, indices, frames = [], [], None
+        for view in range(len(self)):
+            generator = torch.Generator().manual_seed(_draw(self.seed, name, view))
+            segment, crop = divmod(view, self.crops)
+            if crop == 0 or self.random_crop:
+                found = sample(segment, generator)
+                if self.shuffle_time:
+                    found = found[torch.randperm(len(found), generator=generator).numpy()]
+                frames = read(found)
+            cropped = self._crop(torch.from_numpy(frames).permute(0, 3, 1, 2), crop, generator, processor)
+            views.append(cropped.expand(self.frames_per_clip, -1, -1, -1))  # an image is one frame
+            indices.append(torch.from_numpy(np.asarray(found, np.int64)))
+        return {"frames": torch.stack(views), "frame_indices": torch.stack(indices)}
+
+    def _crop(self, frames: torch.Tensor, crop: int, generator: torch.Generator, processor: Any) -> torch.Tensor:
+        """uint8 (T, C, H, W) -> uint8 of the size the model takes."""
+        options: dict[str, Any] = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
+        if self.random_crop is not None:
+            random = {"scale": "random_crop_scale", "ratio": "random_crop_ratio"}
+            random["flip_probability"] = "random_flip_probability"
+            options |= {random[key]: value for key, value in self.random_crop.items()}
+            options |= {"do_random_resized_crop": True, "generator": generator}
+        elif self.crops > 1:
+            side = min(frames.shape[-2:])
+            top, left = (round((length - side) * crop / (self.crops - 1)) for length in frames.shape[-2:])
+            frames = frames[..., top : top + side, left : left + side]
+            size = {name: processor.crop_size[name] for name in ("height", "width")}
+            options |= {"size": size, "do_center_crop": False}  # the square itself, nothing cut off
+        return processor(frames, **options)["pixel_values_videos"][0]
+
+
+def _draw(*key: Any) -> int:
+    """An int below 2**63 from a key."""
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big") >> 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading and the cache
+# ---------------------------------------------------------------------------------------------------------------------
+class LabelledClips(torch.utils.data.IterableDataset):
+    """Rows of shards, videos or images as views, for any number of processes and DataLoader workers.
+
+    Each is a dict: `frames` uint8 (V, T, C, H, W), `frame_indices` int64 (V, T), `name`, and `row`, the columns that
+    JSON holds. A row of plain files without a column `label` has the name of its folder as one. The last item, where
+    something did not read, is `{"skipped": reasons by name}`.
+
+    Args:
+        data: as for `ShardSource`.
+        views, processor: how clips are seen.
+        wanted: of names, those to read; None: all.
+        done: names to leave out.
+        rank, world_size: of the process.
+    """
+
+    def __init__(
+        self,
+        data: str | os.PathLike,
+        views: ClipViews,
+        processor: Any,
+        wanted: Callable[[str], bool] | None = None,
+        done: Collection[str] = (),
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.data, self.views, self.processor = os.fspath(data), views, processor
+        self.wanted, self.done, self.rank, self.world_size = wanted, done, rank, world_size
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = torch.utils.data.get_worker_info()
+        workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
+        source = ShardSource(self.data)
+        rows = open_stream(source, self.rank * workers + number, self.world_size * workers, seed=None)
+        for _, shard, row_number, row in rows:
+            name = self._name(source, shard, row_number)
+            if name in self.done or (self.wanted is not None and not self.wanted(name)):
+                continue
+            try:
+                views = self.views.cut(row, name, self.processor)
+            except (ValueError, OSError) as error:
+                source.skip(name, str(error))
+                continue
+            yield {**views, "name": name, "row": self._labels(source, shard, row)}
+        if source.skipped:
+            yield {"skipped": source.skipped}
+
+    def _name(self, source: ShardSource, shard: int, row: int) -> str:
+        """Of a row, within the data: the same wherever the data lies."""
+        path = source.shards[shard]
+        inside = os.path.relpath(path, self.data) if os.path.isdir(self.data) else os.path.basename(path)
+        return inside if source.kind in ("videos", "images") else f"{inside}, row {row}"
+
+    def _labels(self, source: ShardSource, shard: int, row: dict[str, Any]) -> dict[str, Any]:
+        found = {name: value for name, value in row.items() if name not in PICTURES and _is_plain(value)}
+        if source.kind in ("videos", "images"):
+            found.setdefault("label", os.path.basename(os.path.dirname(source.shards[shard])))
+        return found
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def fill_cache(
+    folder: str | os.PathLike,
+    stream: LabelledClips,
+    encode: Callable[[torch.Tensor], dict[str, torch.Tensor]],
+    accelerator: Any,
+    num_workers: int = 0,
+    batch_size: int = 16,
+) -> None:
+    """Puts this process's share of the clips into an unfinished cache; call `finish_cache` after all have.
+
+    Args:
+        folder: of the cache.
+        stream: of this process; what is in the cache already is left out.
+        encode: uint8 views (B, T, C, H, W) -> columns by name, (B, ...) each.
+        accelerator: of the run.
+        num_workers: of the DataLoader.
+        batch_size: views encoded at once, about.
+    """
+    writer = CacheWriter(folder, accelerator.process_index)
+    stream.done = writer.done
+    loader = DataLoader(stream, batch_size=None, num_workers=num_workers)
+    title, pending = f"encode {Path(stream.data).name}", []
+
+    def write() -> None:
+        if pending:
+            views = len(stream.views)
+            columns = encode(torch.cat([clip["frames"] for clip in pending]))
+            for place, clip in enumerate(pending):
+                own = {name: values[place * views : (place + 1) * views] for name, values in columns.items()}
+                writer.add(clip["name"], 0.0, {**own, "frame_indices": clip["frame_indices"]}, row=clip["row"])
+            pending.clear()
+
+    for clip in tqdm(loader, disable=not accelerator.is_main_process, desc=title, initial=len(writer.done)):
+        if "skipped" in clip:
+            writer.skip(clip["skipped"])
+            continue
+        pending.append(clip)
+        if len(pending) * len(stream.views) >= batch_size:
+            write()
+    write()
+    writer.flush()
+    accelerator.wait_for_everyone()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Labels
+# ---------------------------------------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """A column of labels, and how its values become numbers.
+
+    Attributes:
+        column: its name.
+        problem_type: as transformers names it.
+        names: of the labels; of a regression, its numbers counted.
+        per_frame: a row has a label for each frame of its video.
+    """
+
+    column: str
+    problem_type: ProblemType
+    names: tuple[str, ...]
+    per_frame: bool = False
+
+    @classmethod
+    def describe(
+        cls, rows: Sequence[dict], column: str, problem_type: ProblemType | None = None, per_frame: bool = False
+    ) -> Labels:
+        """Finds the classes of a column.
+
+        Args:
+            rows: of all data, as `LabelledClips` gives them.
+            column: its name.
+            problem_type: None: single labels, which are ints or strings (bools count as ints).
+            per_frame: every value is a list with one label a frame.
+
+        Raises:
+            ValueError: a row without the column, or values that do not fit `problem_type`.
+        """
+        for row in rows:
+            if row.get(column) is None:
+                raise ValueError(f"A row has no label {column!r}, only {', '.join(sorted(row))}; set label=... .")
+        kind = problem_type or "single_label_classification"
+        values = [value for row in rows for value in (row[column] if per_frame else [row[column]])]
+        if kind == "multi_label_classification":
+            values = [one for value in values for one in _as_list(value, column)]
+        if kind == "regression":
+            sizes = {len(_as_list(value, column, lenient=True)) for value in values}
+            if len(sizes) != 1:
+                raise ValueError(f"The labels {column!r} have {sorted(sizes)} numbers, but each must have as many.")
+            return cls(column, kind, tuple(str(i) for i in range(sizes.pop())), per_frame)
+        if all(isinstance(value, str) for value in values):
+            return cls(column, kind, tuple(sorted(set(values))), per_frame)
+        if not all(isinstance(value, int) and value >= 0 for value in values):
+            odd = next(value for value in values if not (isinstance(value, int) and value >= 0))
+            raise ValueError(
+                f"A label {column!r} is {odd!r}, but classes are strings or ints from 0; set problem_type=regression "
+                "or multi_label_classification, or labels_per_frame=true, if that is what they are."
+            )
+        return cls(column, kind, tuple(str(i) for i in range(max(values) + 1)), per_frame)
+
+    def targets(self, rows: Sequence[dict], frames: torch.Tensor | None = None) -> torch.Tensor:
+        """What a loss takes: int64 classes (E,), or floats (E, C); with `per_frame` of `frames`, int64 (E, V, T')
+        numbers of frames in the videos, (E, V, T') or (E, V, T', C)."""
+        if not self.per_frame:
+            return self._numbers([row[self.column] for row in rows])
+        found = [self._numbers(row[self.column]) for row in rows]
+        for row, values, wanted in zip(rows, found, frames):
+            if int(wanted.max()) >= len(values):
+                raise ValueError(
+                    f"A video has at least {int(wanted.max()) + 1} frames, but {len(values)} labels {self.column!r} "
+                    f"({row[self.column]!r:.60}); give one a frame."
+                )
+        return torch.stack([values[wanted] for values, wanted in zip(found, frames)])
+
+    def _numbers(self, values: Sequence[Any]) -> torch.Tensor:
+        if self.problem_type == "regression":
+            return torch.tensor([_as_list(value, self.column, lenient=True) for value in values], dtype=torch.float32)
+        places = {name: place for place, name in enumerate(self.names)}
+        if self.problem_type == "single_label_classification":
+            return torch.tensor([places[_name(value)] for value in values])
+        hot = torch.zeros(len(values), len(self.names))
+        for row, value in zip(hot, values):
+            row[[places[_name(one)] for one in value]] = 1
+        return hot
+
+
+def _name(value: int | str) -> str:
+    return value if isinstance(value, str) else str(int(value))
+
+
+def _as_list(value: Any, column: str, lenient: bool = False) -> list:
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if not lenient or isinstance(value, str):
+        wanted = "a number or a list of numbers" if lenient else "a list of classes"
+        raise ValueError(f"A label {column!r} is {value!r}, but {wanted} is expected.")
+    return [value]
+
+
+class LabelledPart:
+    """The clips of one part: a cache, the numbers of its clips, and their labels.
+
+    Attributes:
+        clips: int64, numbers in the cache.
+        targets: by number in the cache, as `Labels.targets` gives them for `clips`.
+    """
+
+    def __init__(self, cache: EpisodeCache, clips: torch.Tensor, labels: Labels, tubelet: int):
+        self.cache, self.clips, self.labels, self.tubelet = cache, clips, labels, tubelet
+        rows = [cache.notes["row"][i] for i in clips.tolist()]
+        frames = self.read(clips, "frame_indices")[:, :, tubelet - 1 :: tubelet] if labels.per_frame else None
+        found = labels.targets(rows, frames)
+        self.targets = found.new_zeros((len(cache.ids), *found.shape[1:]))
+        self.targets[clips] = found
+
+    def read(self, clips: torch.Tensor, column: str) -> torch.Tensor:
+        """A column of all views, (E, V, ...)."""
+        views = int(self.cache.lengths[0])
+        return self.cache.windows(clips, torch.zeros_like(clips), views)[column]
+
+    @property
+    def flat_targets(self) -> np.ndarray:
+        """The labels of `clips` in a row: (E,) or (E, C), with labels per frame E · V · T' of them."""
+        return self.targets[self.clips].flatten(0, 2 if self.labels.per_frame else 0).numpy()
+
+
+__all__ = ["ClipViews", "LabelledClips", "LabelledPart", "Labels", "ProblemType", "fill_cache"]

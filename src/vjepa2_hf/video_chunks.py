@@ -1,0 +1,266 @@
+"""The frames of one video, in whatever form it comes, as normalised pixels in chunks: one chunk in memory at a time.
+
+Shapes: T frames, C channels, H W pixels.
+"""
+
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+
+class FrameSource:
+    """One video to be read in order.
+
+    Floats are pixels that are normalised already, as the encoder takes them; everything else is pictures, which go
+    through a processor chunk by chunk.
+
+    Args:
+        video: a tensor (T, C, H, W) or (1, T, C, H, W) of normalised floats; uint8 frames as a tensor of those shapes
+            or a numpy array (T, H, W, 3); a video file as path, URL, bytes or datasets' `{"bytes": …, "path": …}`
+            (of a URL the whole file is read first); or any iterable of frames: normalised float tensors (C, H, W),
+            uint8 tensors (3, H, W), uint8 arrays (H, W, 3), or PIL images. An iterator is read once.
+        processor: a `VJepa2VideoProcessor` for pictures.
+        fallback: for pictures where no processor is given: one, or the folder or Hub id that holds one.
+        stride: every stride-th frame is kept, the first one first.
+
+    Attributes:
+        fps: frames a second of a file, before `stride`, once it has been opened; else `None`.
+
+    Raises:
+        FileNotFoundError: a path where there is no file.
+        ValueError: what is no video, a stride below 1; pictures without a processor, or floats with one.
+    """
+
+    def __init__(self, video: Any, processor: Any = None, fallback: Any = None, stride: int = 1):
+        if stride < 1:
+            raise ValueError(f"stride is {stride}; expected 1 (every frame) or more.")
+        if isinstance(video, dict):  # a row's video as datasets gives it undecoded
+            video = video["path"] if video.get("bytes") is None else video["bytes"]
+        self.stride, self.fps = stride, None
+        self.is_file = isinstance(video, (str, os.PathLike, bytes, bytearray))
+        self.video = video if self.is_file else _as_frames(video)
+        self.is_array = isinstance(self.video, (torch.Tensor, np.ndarray))
+        if isinstance(video, (str, os.PathLike)) and "://" not in os.fspath(video) and not os.path.isfile(video):
+            raise FileNotFoundError(f"There is no video file at {os.fspath(video)!r}; give the path of a video file.")
+        self._processor, self._fallback = processor, fallback
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        if isinstance(self.video, (str, os.PathLike)):
+            return os.fspath(self.video)
+        return "the video"
+
+    def chunks(
+        self, size: int, overlap: int = 0, start: int = 0, watch: Callable[[Any], None] | None = None
+    ) -> Iterator[tuple[torch.Tensor, int]]:
+        """Chunks of `size` kept frames, each beginning with the last `overlap` frames of the one before.
+
+        Args:
+            start: number of the first chunk; frames before it are passed over, decoded but not processed.
+            watch: is shown every kept frame, those passed over too.
+
+        Yields:
+            Pixels (t, C, H, W), t ≤ size in the last chunk alone, and how many of the frames in front were in the
+            chunk before.
+        """
+        frames = self._frames(start * (size - overlap), watch)
+        tail, known, wanted = None, overlap if start else 0, size
+        while batch := list(itertools.islice(frames, wanted)):
+            pixels = self._pixels(batch)
+            if tail is not None:
+                _check_sizes(tail, pixels, self.name)
+                pixels = torch.cat([tail, pixels])
+            if len(pixels) <= known:
+                return  # a resumed reading: nothing new after the frames that are known
+            yield pixels, known
+            tail, known, wanted = (pixels[-overlap:] if overlap else None), overlap, size - overlap
+
+    def fingerprint(self) -> str:
+        """A hash of the file's bytes or the array's values; "frames" for an iterable, which only reading tells."""
+        if isinstance(self.video, (str, os.PathLike)) and "://" not in os.fspath(self.video):
+            with open(self.video, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        if self.is_file:
+            value = self.video if isinstance(self.video, (bytes, bytearray)) else os.fspath(self.video).encode()
+            return hashlib.sha256(value).hexdigest()
+        if not self.is_array:
+            return "frames"
+        digest = hashlib.sha256(f"{self.video.dtype} {tuple(self.video.shape)}".encode())
+        for frame in self.video:
+            digest.update(frame_bytes(frame))
+        return digest.hexdigest()
+
+    @property
+    def processor(self) -> Any:
+        """The one given, or the fallback.
+
+        Raises:
+            ValueError: there is neither.
+        """
+        if self._processor is not None:
+            return self._processor
+        if self._fallback is None or isinstance(self._fallback, (str, os.PathLike)):
+            self._fallback = saved_processor(self._fallback, self.name)
+        return self._fallback
+
+    @property
+    def processes(self) -> bool | None:
+        """Whether frames go through the processor; `None` for an iterable, where the first frame tells."""
+        if self.is_file:
+            return True
+        return not _is_normalized(self.video) if self.is_array else None
+
+    @property
+    def has_processor(self) -> bool:
+        """Whether one was given, or one is saved beside the model."""
+        if self._processor is not None or not isinstance(self._fallback, (str, os.PathLike, type(None))):
+            return True
+        return _holds_processor(self._fallback)
+
+    def _frames(self, start: int, watch: Callable[[Any], None] | None) -> Iterator[Any]:
+        """The kept frames from number `start` on."""
+        kept = self._decoded(start, watch) if self.is_file else itertools.islice(self.video, None, None, self.stride)
+        for number, frame in enumerate(kept):
+            if watch is not None:
+                watch(frame)
+            if number >= start:
+                yield frame
+
+    def _decoded(self, start: int, watch: Callable | None) -> Iterator[np.ndarray | None]:
+        """The kept frames of a file; `None` for those before `start`, which nobody looks at."""
+        from .video_io import VideoDecodeError, VideoReader  # PyAV only where a file is decoded
+
+        with VideoReader(self.video) as reader:
+            self.fps, count = reader.fps, 0
+            for count, (_, frame) in enumerate(reader.iterate(), start=1):
+                number, rest = divmod(count - 1, self.stride)
+                if rest == 0:
+                    yield reader.to_rgb(frame) if number >= start or watch is not None else None
+            if count < len(reader):
+                missing = f"{len(reader) - count} of its {len(reader)} frames are missing"
+                raise VideoDecodeError(f"{reader.name} does not decode to its end: {missing}.")
+
+    def _pixels(self, frames: list[Any]) -> torch.Tensor:
+        """Kept frames as normalised pixels (t, C, H, W)."""
+        frames = [_as_frame(frame) for frame in frames]
+        kinds = {(_is_normalized(frame), tuple(frame.shape)) for frame in frames}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"The frames of {self.name} differ in kind or size: {sorted(kinds)}; give frames of one size, all "
+                "normalised floats or all uint8."
+            )
+        if _is_normalized(frames[0]):
+            if self._processor is not None:
+                raise ValueError(
+                    f"The frames of {self.name} are floats, which are taken as normalised already, and a processor "
+                    "was given as well: leave it out, or give uint8 frames."
+                )
+            return torch.stack(frames)
+        return process_frames(self.processor, frames)
+
+
+def process_frames(processor: Any, frames: list[np.ndarray | torch.Tensor]) -> torch.Tensor:
+    """uint8 frames through a processor, whatever training mode it was saved in: (t, C, H, W) normalised."""
+    options = {"return_tensors": "pt", "do_sample_frames": False}
+    if hasattr(processor, "do_random_resized_crop"):
+        options["do_random_resized_crop"] = False
+    stack = torch.stack(frames) if isinstance(frames[0], torch.Tensor) else np.stack(frames)
+    return processor(stack, **options)["pixel_values_videos"][0]
+
+
+def frame_bytes(frame: Any) -> bytes:
+    """What a hash of a frame is taken of."""
+    if isinstance(frame, torch.Tensor):
+        return frame.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    return np.ascontiguousarray(frame).tobytes()
+
+
+def _as_frames(video: Any) -> Iterable:
+    if isinstance(video, (torch.Tensor, np.ndarray)):
+        if video.ndim == 5 and len(video) == 1:
+            video = video[0]
+        if video.ndim != 4 or 0 in video.shape:
+            raise ValueError(
+                f"video has shape {tuple(video.shape)}; expected (T, C, H, W) or (1, T, C, H, W), or a numpy array "
+                "(T, H, W, 3), with at least one frame: one video at a time."
+            )
+        _as_frame(video[0])
+        return video
+    if not hasattr(video, "__iter__"):
+        raise ValueError(f"video is a {type(video).__name__}; expected a tensor, an array, a path, or frames.")
+    return video
+
+
+def _as_frame(frame: Any) -> np.ndarray | torch.Tensor:
+    """A frame that is normalised, or uint8."""
+    if isinstance(frame, PIL.Image.Image):
+        return np.array(frame.convert("RGB"))
+    if (
+        isinstance(frame, torch.Tensor)
+        and frame.ndim == 3
+        and (frame.is_floating_point() or frame.dtype == torch.uint8)
+    ):
+        return frame
+    if isinstance(frame, np.ndarray) and frame.ndim == 3 and frame.dtype == np.uint8:
+        return frame
+    found = f"{getattr(frame, 'dtype', type(frame).__name__)} {tuple(getattr(frame, 'shape', ()))}"
+    raise ValueError(
+        f"A frame of the video is {found}; expected a normalised float tensor (C, H, W), a uint8 tensor or array, or "
+        "a PIL image."
+    )
+
+
+def _is_normalized(frames: Any) -> bool:
+    return isinstance(frames, torch.Tensor) and frames.is_floating_point()
+
+
+def _check_sizes(tail: torch.Tensor, pixels: torch.Tensor, name: str) -> None:
+    if tail.shape[1:] != pixels.shape[1:]:
+        raise ValueError(
+            f"The frames of {name} change from {tuple(tail.shape[1:])} to {tuple(pixels.shape[1:])}; give frames of "
+            "one size, or a processor that crops them to one."
+        )
+
+
+def saved_processor(model_name: str | os.PathLike | None, video: str = "the video") -> Any:
+    """The processor in a model's folder or on the Hub.
+
+    Args:
+        model_name: folder or Hub id.
+        video: what it is needed for, for the message.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from .video_processing_vjepa2 import VJepa2VideoProcessor
+
+    if not model_name or (Path(model_name).exists() and not _holds_processor(model_name)):
+        raise ValueError(_no_processor(model_name, video))
+    try:
+        return VJepa2VideoProcessor.from_pretrained(model_name)
+    except OSError as error:
+        raise ValueError(_no_processor(model_name, video)) from error
+
+
+def _holds_processor(folder: str | os.PathLike | None) -> bool:
+    names = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
+    return bool(folder) and any((Path(folder) / name).is_file() for name in names)
+
+
+def _no_processor(model_name: str | os.PathLike | None, video: str) -> str:
+    found = f"none loads from {os.fspath(model_name)!r}" if model_name else "the model was not loaded from anywhere"
+    return (
+        f"{video} must be resized and normalised by a processor, and {found}: give "
+        "`processor=VJepa2VideoProcessor(…)`, or save one beside the model."
+    )
+
+
+__all__ = ["FrameSource", "frame_bytes", "process_frames", "saved_processor"]

@@ -1,0 +1,123 @@
+"""The table of probes holds what the runs measured; the page's commands run at tiny size."""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import compare_probes
+import numpy as np
+import pytest
+import record_episodes
+import record_moving_digits
+import torch
+import train_probe
+
+from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor
+from vjepa2_hf.video_io import encode_video
+
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "probes.md").read_text(encoding="utf-8")
+COMMANDS = [
+    shlex.split(command)
+    for block in re.findall(r"^```\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+    for command in block.replace("\\\n", " ").splitlines()
+]
+TINY = ["max_steps=2", "num_threads=1", "validation_fraction=0.3", "selection_fraction=0.3", "batch_size=2"]
+SCRIPTS = {
+    "record_moving_digits": record_moving_digits,
+    "record_episodes": record_episodes,
+    "train_probe": train_probe,
+}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """A folder with an encoder where the demo leaves it, somebody's videos, and what the page records, small."""
+    folder = tmp_path_factory.mktemp("page")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "crop_size": 64}
+    encoder = folder / "runs" / "demo" / "pretrain" / "final"
+    VJepa2Encoder(VJepa2EncoderConfig(**sizes)).save_pretrained(encoder)
+    VJepa2VideoProcessor(size=64, crop_size=64).save_pretrained(encoder)
+    for number in range(16):
+        own = folder / "my_videos" / ("fast" if number % 2 else "slow")
+        own.mkdir(parents=True, exist_ok=True)
+        frames = np.random.default_rng(number).integers(0, 255, (9, 32, 48, 3), dtype=np.uint8)
+        (own / f"{number}.mp4").write_bytes(encode_video(frames, fps=10))
+    return folder
+
+
+def run(monkeypatch, command: list[str]) -> None:
+    """Runs a command of the page in this process: fewer videos and steps, the rest as written."""
+    script = next(part for part in command if part.startswith("examples/"))
+    arguments = command[command.index(script) + 1 :]
+    for name in ("--videos", "--episodes"):
+        if name in arguments:
+            arguments[arguments.index(name) + 1] = "20"
+    arguments = [str(ROOT / part) if part.startswith("examples/") else part for part in arguments]
+    arguments += TINY if "train_probe" in script else ["--num_shards", "1"]
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    SCRIPTS[Path(script).stem].main()
+
+
+def test_every_command_of_the_page_runs(monkeypatch, workplace):
+    monkeypatch.chdir(workplace)
+    assert len(COMMANDS) > 10
+    for command in COMMANDS:
+        run(monkeypatch, command)
+    probes = {path.parent.name for path in (workplace / "runs" / "probes").glob("*/results.json")}
+    named = set(re.findall(r"output_dir=runs/probes/(\w+)", PAGE))
+    assert probes == named
+    for name in named:
+        assert (workplace / "runs" / "probes" / name / "final" / "model.safetensors").exists()
+
+
+def results(folder: Path, name: str, value: float, **more) -> None:
+    output = folder / "runs" / compare_probes.slug(name)
+    output.mkdir(parents=True)
+    found = {"score": "accuracy", "validation": {"accuracy": value}, "same_answer_for_all": 0.125}
+    (output / "results.json").write_text(json.dumps({**found, **more}))
+
+
+def test_the_table_holds_what_the_runs_measured(tmp_path, monkeypatch):
+    for seed, value in enumerate((0.4, 0.6)):
+        folder = tmp_path / "runs" / "moving_digits" / f"seed-{seed}"
+        results(folder, compare_probes.run_name("motion", "attentive", "pretrained"), value)
+        results(folder, compare_probes.run_name("content", "linear", "random", 0.05), value + 0.1)
+    folder = tmp_path / "runs" / "moving_digits" / "seed-0"
+    for name, seconds in (("sweep linear", 7.0), ("one head linear", 2.0)):
+        results(folder, name, 0.5, seconds={"features": 10.0, "heads": seconds})
+    document = tmp_path / "page.md"
+    document.write_text("before\n<!-- probes:begin -->\nold\n<!-- probes:end -->\nafter\n")
+    options = f"--collect --output {tmp_path / 'runs'} --results {tmp_path / 'r.json'} --document {document}"
+    compare_probes.main(options.split())
+    text = document.read_text()
+    assert "| attentive, pretrained |  | 0.50 (0.00–1.00) |" in text  # the interval of two seeds is wide
+    assert "| content, random |  | 0.60 (0.00–1.00) |" in text and "**Moving digits** (2 seeds)" in text
+    assert "| linear | 10 | 7 | 50 |" in text and "| the same answer for all |  | 0.12 |" in text
+    assert "old" not in text and text.endswith("after\n")
+    assert json.loads((tmp_path / "r.json").read_text())["datasets"]["pushing"]["seconds"] == {}
+
+
+@pytest.mark.slow
+def test_the_whole_command_runs_at_tiny_size(tmp_path, monkeypatch):
+    some = {kind: compare_probes.KINDS[kind] for kind in ("linear", "attentive", "knn")}
+    monkeypatch.setattr(compare_probes, "KINDS", some)
+    monkeypatch.setattr(compare_probes, "FRACTIONS", (0.5, 1.0))
+    tasks = {
+        "pushing": compare_probes.TASKS["pushing"][:1],
+        "moving_digits": compare_probes.TASKS["moving_digits"][2:],
+    }
+    monkeypatch.setattr(compare_probes, "TASKS", tasks)
+    document = tmp_path / "page.md"
+    document.write_text("<!-- probes:begin --><!-- probes:end -->")
+    options = f"--output {tmp_path / 'runs'} --results {tmp_path / 'r.json'} --document {document} --seeds 1 --lanes 1"
+    compare_probes.main([*options.split(), "--clips", "80", "--steps", "2", "--probe_steps", "2"])
+    found = json.loads((tmp_path / "r.json").read_text())["datasets"]
+    for dataset in ("pushing", "moving_digits"):
+        probes = found[dataset]["probes"]
+        assert all(value for name, row in probes.items() for value in row.values()) and len(probes) == 6
+    assert set(found["pushing"]["seconds"]) == {"linear", "attentive"}

@@ -1,0 +1,79 @@
+"""What detect_anomalies pastes into a video, and the scores that it compares."""
+
+from argparse import Namespace
+
+import detect_anomalies
+import numpy as np
+import pytest
+import torch
+from detect_anomalies import draw_placement, frame_changes, freeze, jump, reverse
+
+
+@pytest.fixture
+def frames():
+    return torch.randn(30, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("paste", [jump, reverse, freeze])
+def test_an_anomaly_changes_its_interval_alone(frames, paste):
+    before = frames.clone()
+    found = paste(frames, 10, 22, rng())
+    assert torch.equal(frames, before) and found.shape == frames.shape
+    same = (found == frames).flatten(1).all(dim=1)
+    assert same[:10].all() and same[22:].all() and not same[11:22].all()
+
+
+def test_what_each_anomaly_is(frames):
+    assert torch.equal(reverse(frames, 10, 20, rng())[10:20], frames[10:20].flip(0))
+    assert torch.equal(freeze(frames, 10, 20, rng())[10:20], frames[10:11].expand(10, -1, -1, -1))
+    jumped = jump(frames, 10, 22, rng())
+    places = (jumped != frames)[10:22].any(dim=1)  # (12, H, W)
+    assert (places.flatten(1).sum(dim=1) == 16).all()  # 4 x 4 pixels
+    assert all(torch.equal(places[i], places[i - 1]) == bool(i % 4) for i in range(1, 12))
+
+
+def test_placements_leave_the_model_frames_before_and_the_scores_frames_after():
+    generator = rng()
+    drawn = [draw_placement(199, 80, 20, generator) for _ in range(500)]
+    starts, firsts = zip(*drawn)
+    assert min(starts) == 0 and max(starts) == 119 and min(firsts) == 30 and max(firsts) == 45
+
+
+def test_change_is_that_of_the_frames_and_places():
+    frames = torch.zeros(6, 3, 16, 16)
+    frames[3:, :, :8, 8:] = 2
+    found = frame_changes(frames, tubelet=2, patch=8)
+    assert found.shape == (3, 2, 2) and found[0].isnan().all()
+    assert found[1, 0, 1] == pytest.approx(2.0)  # from frame 2 to 3; none from 1 to 2
+    assert found[1, 0, 0] == found[2, 0, 1] == pytest.approx(1e-8)
+
+
+def test_table_names_every_method_and_anomaly():
+    values = {"object that jumps": [0.9, 1.0], "frozen": [0.5, 0.5]}
+    auc = {anomaly: dict.fromkeys(detect_anomalies.METHODS, found) for anomaly, found in values.items()}
+    settings = vars(Namespace(placements=2, segment=80, length=20, seed=0, stride=1))
+    lines = detect_anomalies.format_tables({"settings": settings, "auc": auc}).splitlines()
+    assert lines[2] == "| scores | object that jumps | frozen |" and len(lines) == 4 + len(detect_anomalies.METHODS)
+    assert lines[4].endswith("| 0.95 (0.31–1.00), 0.90 | 0.50 (0.50–0.50), 0.50 |")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model", "video.avi"], "MODEL, VIDEO and OUT_DIR are needed"),
+        (["model", "video.avi", "out", "--placements", "0"], "--placements is 0, but it must be positive"),
+        (
+            ["model", "video.avi", "out", "--length", "40"],
+            r"--segment is 80; expected at least three times --length (40)",
+        ),
+        (["nowhere", "video.avi", "out"], "There is no model at 'nowhere'"),
+    ],
+)
+def test_what_is_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        detect_anomalies.main(arguments)
+    assert message in capsys.readouterr().err

@@ -1,0 +1,110 @@
+"""The commands and snippets of docs/long_video.md and docs/anomalies.md run, at tiny size."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import detect_anomalies
+import numpy as np
+import pretrain
+import pytest
+import torch
+from published import TINY_ENCODER, TINY_PREDICTOR
+
+import vjepa2_hf
+from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
+from vjepa2_hf import VJepa2MaskedLatentPredictionConfig as MaskedConfig
+from vjepa2_hf.video_io import encode_video
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of a page in a language ("" for commands)."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    return [block for found, block in fenced if found == language]
+
+
+def commands(page: str) -> list[list[str]]:
+    text = "".join(blocks(page, "")).replace("\\\n", " ")
+    return [shlex.split(line, comments=True) for line in text.splitlines() if line.strip()]
+
+
+def moving_square(frames: int) -> bytes:
+    pictures = np.random.default_rng(0).integers(0, 40, (frames, 32, 40, 3), dtype=np.uint8)
+    for number in range(frames):
+        pictures[number, 8:18, number % 30 : number % 30 + 10] = 230
+    return encode_video(pictures, fps=10)
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A folder with what the pages name."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = VJepa2ForMaskedLatentPrediction(MaskedConfig(encoder_config=TINY_ENCODER, **TINY_PREDICTOR))
+    model.save_pretrained("runs/mine/final")
+    VJepa2VideoProcessor(size=32, crop_size=32).save_pretrained("runs/mine/final")
+    Path("my_videos").mkdir()
+    for path in ("lecture.mp4", "my_videos/a.mp4", "vtest.avi"):
+        Path(path).write_bytes(moving_square(240 if path == "vtest.avi" else 60))
+    return tmp_path
+
+
+def run(command: list[str]) -> None:
+    """A command of a page; examples run in this process, which has imported what they need."""
+    script = next(part for part in command if part.endswith(".py"))
+    module = __import__(Path(script).stem)
+    arguments = command[command.index(script) + 1 :]
+    if module is pretrain:
+        program = [sys.executable, str(ROOT / script), *arguments]
+        environment = {"PYTHONPATH": str(Path(vjepa2_hf.__file__).parents[1]), "OMP_NUM_THREADS": "1", "HOME": "."}
+        result = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr[-2000:]
+    else:
+        module.main(arguments)
+
+
+def test_long_video(work):
+    (command,) = commands("long_video.md")
+    run(command)
+    for block in blocks("long_video.md", "python"):
+        names = {}
+        exec(block, names)
+        if "features" in names:
+            assert names["features"].shape[1:] == (16, 24) and names["step"] == pytest.approx(40)
+        if "rows" in names:
+            assert len(names["rows"]["embedding"][0]) == 24
+
+
+def test_anomalies(work):
+    config = str(ROOT / "examples" / "configs" / "demo" / "pretrain_future.yaml")
+    tiny = ["max_steps=2", "batch_size=2", "crop_size=32", "encoder.hidden_size=24", "predictor.hidden_size=24"]
+    tiny += ["encoder.num_hidden_layers=1", "predictor.num_hidden_layers=1", "num_workers=0"]
+    for command in commands("anomalies.md"):
+        if any(part.endswith("pretrain.py") for part in command):
+            command = [config if part.endswith(".yaml") else part for part in command] + tiny
+        if any(part.endswith("detect_anomalies.py") for part in command) and "--cut" not in command:
+            command = command[: command.index("--document")]  # the repository's own page and results stay
+            command += ["--placements", "2", "--segment", "40", "--length", "8"]
+        run(command)
+    results = Path("runs/anomalies")
+    assert {path.name for path in results.glob("*.png")} == {
+        "object_that_jumps.png", "frames_reversed.png", "frozen.png",
+    }  # fmt: skip
+    names = {}
+    for block in blocks("anomalies.md", "python"):
+        exec(block, names)
+    assert names["result"]["is_anomaly"].shape == (240,) and Path("new.png").is_file()
+
+
+def test_the_table_is_that_of_the_last_measurement():
+    results = json.loads((ROOT / "results" / "anomalies.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "anomalies.md").read_text(encoding="utf-8")
+    written = page.split("<!-- anomalies:begin -->")[1].split("<!-- anomalies:end -->")[0]
+    assert written.strip() == detect_anomalies.format_tables(results).strip()

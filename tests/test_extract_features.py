@@ -1,0 +1,139 @@
+"""A folder of videos becomes parquet of embeddings: equal to the encoder's, resumed, on several processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import extract_features
+import numpy as np
+import pytest
+import torch
+from datasets import load_dataset
+from published import TINY_ENCODER
+from test_long_video import pictures
+from test_modeling_encoder import spread
+
+import vjepa2_hf
+from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor
+from vjepa2_hf.video_io import encode_video, read_video
+
+
+LENGTHS = {"a/one.mp4": 9, "a/two.mp4": 4, "b/three.mp4": 8, "four.mp4": 1}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    spread(VJepa2Encoder(VJepa2EncoderConfig(**TINY_ENCODER))).save_pretrained(folder)
+    VJepa2VideoProcessor(size=16, crop_size=16).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def source(tmp_path):
+    for name, frames in LENGTHS.items():
+        path = tmp_path / "videos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_video(pictures(frames), fps=10))
+    (tmp_path / "videos" / "a" / "bad.mp4").write_bytes(b"no video")
+    return tmp_path / "videos"
+
+
+def run(*arguments) -> None:
+    extract_features.main([str(argument) for argument in arguments])
+
+
+def read(folder, cache) -> dict:
+    rows = load_dataset(str(folder), split="train", cache_dir=str(cache))
+    return {(row["path"], row["clip"]): row for row in rows}
+
+
+def expected(model, source, pool=None) -> dict:
+    encoder, processor = VJepa2Encoder.from_pretrained(model), VJepa2VideoProcessor.from_pretrained(model)
+    found = {}
+    for name in LENGTHS:
+        pixels = processor(read_video(source / name), return_tensors="pt")["pixel_values_videos"]
+        for number, clip in enumerate(pixels.split(4, dim=1)):
+            clip = torch.cat([clip, clip[:, -1:]], dim=1) if clip.shape[1] % 2 else clip
+            found[name, number] = encoder.encode(clip, pool=pool)[0]
+    return found
+
+
+@pytest.mark.parametrize(("pool", "name"), [("clip", "clip"), ("frame", "frame"), (None, "tokens")])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_embeddings_are_the_encoders(model, source, tmp_path, pool, name, batch_size):
+    run(model, source, tmp_path / "out", "--pool", name, "--batch_size", batch_size)
+    rows, wanted = read(tmp_path / "out", tmp_path / "cache"), expected(model, source, pool)
+    assert rows.keys() == wanted.keys()
+    for key, value in wanted.items():
+        assert np.allclose(rows[key]["embedding"], value.numpy(), atol=1e-4), key
+    assert rows["a/one.mp4", 2]["first_frame"] == 8 and rows["a/one.mp4", 2]["start"] == pytest.approx(0.8)
+
+
+def test_what_does_not_decode_is_listed_and_the_rest_is_there(model, source, tmp_path):
+    run(model, source, tmp_path / "out")
+    name, reason = (tmp_path / "out" / "skipped.txt").read_text().strip().split("\t")
+    assert name == "a/bad.mp4" and "does not decode as a video" in reason
+    for path in source.rglob("*.mp4"):
+        path.write_bytes(b"no video")
+    with pytest.raises(SystemExit):
+        run(model, source, tmp_path / "none")
+
+
+def test_a_stopped_run_goes_on(model, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(extract_features, "PART_VIDEOS", 1)
+    encode, calls = VJepa2Encoder.encode, []
+
+    def stops(self, video, pool=None):
+        calls.append(len(video))
+        if len(calls) == 3:
+            raise ValueError("stopped")
+        return encode(self, video, pool)
+
+    monkeypatch.setattr(VJepa2Encoder, "encode", stops)
+    with pytest.raises(SystemExit):
+        run(model, source, tmp_path / "out", "--batch_size", 1, "--frames", 8)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.parquet")}
+    assert len(kept) == 1
+    calls.clear()
+    monkeypatch.setattr(VJepa2Encoder, "encode", encode)
+    run(model, source, tmp_path / "out", "--batch_size", 1, "--frames", 8)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert len(read(tmp_path / "out", tmp_path / "cache")) == 5  # nine frames are two clips
+    monkeypatch.setattr(VJepa2Encoder, "encode", None)
+    run(model, source, tmp_path / "out", "--batch_size", 1, "--frames", 8)  # nothing is left to do
+
+
+def test_settings_weights_and_files_do_not_mix(model, source, tmp_path, capsys):
+    run(model, source, tmp_path / "out")
+    with pytest.raises(SystemExit):
+        run(model, source, tmp_path / "out", "--pool", "frame")
+    assert "holds features with other pool (clip, now frame)" in capsys.readouterr().err
+    (source / "four.mp4").write_bytes(encode_video(pictures(6), fps=10))
+    with pytest.raises(SystemExit):
+        run(model, source, tmp_path / "out")
+    assert "four.mp4' has changed since it was embedded" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(model, source, tmp_path / "other", "--frames", 3)
+    assert "--frames is 3; expected a multiple of the model's tubelet size, 2" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(model, source, source)
+    assert "holds files, but no features" in capsys.readouterr().err
+
+
+def test_two_processes_share_the_videos(model, source, tmp_path):
+    root = Path(vjepa2_hf.__file__).parents[2]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    command = [*launcher, root / "examples" / "extract_features.py", model, source, tmp_path / "out"]
+    environment = {**os.environ, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"}
+    options = {"env": environment, "capture_output": True, "text": True, "check": False, "timeout": 300}
+    result = subprocess.run(list(map(str, command)), **options)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert {path.name for path in (tmp_path / "out").glob("*.parquet")} == {
+        f"train-{rank:05d}-00000.parquet" for rank in range(2)
+    }
+    assert read(tmp_path / "out", tmp_path / "cache").keys() == expected(model, source).keys()
+    assert (tmp_path / "out" / "skipped.txt").read_text().startswith("a/bad.mp4\t")

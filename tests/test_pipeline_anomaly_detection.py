@@ -1,0 +1,124 @@
+"""The anomaly detector: scores of frames and tubelets, calibration that is kept, what is refused, the picture."""
+
+import numpy as np
+import pytest
+import torch
+from published import TINY_ENCODER, TINY_PREDICTOR
+from test_long_video import pictures, processor, video  # noqa: F401, fixtures
+from test_modeling_encoder import spread
+from transformers import pipeline
+
+from vjepa2_hf import VJepa2AnomalyDetector, VJepa2Encoder, VJepa2EncoderConfig, VJepa2ForMaskedLatentPrediction
+from vjepa2_hf import VJepa2MaskedLatentPredictionConfig as MaskedConfig
+from vjepa2_hf.anomaly import prediction_errors
+from vjepa2_hf.video_chunks import FrameSource
+
+
+TASK = "video-anomaly-detection"
+
+
+def build(**fields) -> VJepa2ForMaskedLatentPrediction:
+    torch.manual_seed(0)
+    encoder_config = {**TINY_ENCODER, "frames_per_clip": 8}
+    return spread(
+        VJepa2ForMaskedLatentPrediction(MaskedConfig(encoder_config=encoder_config, **TINY_PREDICTOR, **fields))
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build()
+
+
+@pytest.fixture
+def detector(model, processor):  # noqa: F811
+    return VJepa2AnomalyDetector(model, processor, device="cpu")
+
+
+class TestDetector:
+    def test_scores_each_frame_and_tubelet(self, detector, model, processor, video):  # noqa: F811
+        result = detector(video)
+        frames = processor(str(video), return_tensors="pt")["pixel_values_videos"][0]
+        errors = prediction_errors(model, FrameSource(frames), 6, 2)
+        assert np.allclose(result["tubelet_scores"], errors.numpy(), rtol=1e-4, equal_nan=True)
+        assert result["tubelet_scores"].shape == (11, 4, 4) and result["frame_scores"].shape == (23,)
+        assert np.isnan(result["frame_scores"][:6]).all() and not np.isnan(result["frame_scores"][6:]).any()
+        top = np.sort(result["tubelet_scores"][5].ravel())[::-1][:2].mean()  # 10 % of 16 places
+        assert np.allclose(result["frame_scores"][10:12], top, rtol=1e-5)
+        assert result["frame_scores"][22] == result["frame_scores"][21]  # fills no tubelet
+        assert np.allclose(result["times"], np.arange(23) / 10) and result["threshold"] is None
+
+    def test_stride_keeps_frames_and_their_times(self, model, processor, video):  # noqa: F811
+        detector = VJepa2AnomalyDetector(model, processor, device="cpu", stride=2, context_frames=4, top_share=1)
+        result = detector([video, pictures(12)])
+        assert result[0]["frames"].tolist() == list(range(0, 23, 2)) and result[0]["times"][1] == pytest.approx(0.2)
+        assert result[1]["times"] is None and len(result[1]["frame_scores"]) == 6
+        assert result[1]["frame_scores"][4] == pytest.approx(result[1]["tubelet_scores"][2].mean(), rel=1e-5)
+
+    def test_calibration_sets_a_threshold_that_normal_video_keeps(self, detector, video):  # noqa: F811
+        raw = detector(video)
+        found = detector.calibrate([video, pictures(20)], quantile=1.0)
+        result = detector(video)
+        assert not result["is_anomaly"].any() and result["threshold"] == found.threshold
+        assert np.nanmax(result["frame_scores"]) <= found.threshold
+        z = found.deviations(torch.from_numpy(raw["tubelet_scores"])).numpy()
+        assert np.allclose(z, result["tubelet_scores"], atol=1e-3, equal_nan=True)
+        detector.calibrate(video, quantile=0.5)
+        assert detector(video)["is_anomaly"].sum() in range(6, 12)  # of 17 frames half, in tubelets
+
+    def test_saved_and_loaded_with_its_calibration(self, processor, video, tmp_path):  # noqa: F811
+        detector = VJepa2AnomalyDetector(build(normalize_targets="clip"), processor, context_frames=4, device="cpu")
+        detector.calibrate(video)
+        detector.save_pretrained(tmp_path)
+        loaded = pipeline(TASK, model=str(tmp_path), device="cpu")
+        assert type(loaded) is VJepa2AnomalyDetector and loaded.settings == detector.settings
+        one, two = detector(video), loaded(video)
+        assert np.allclose(one["frame_scores"], two["frame_scores"], atol=1e-3, equal_nan=True)
+        assert one["threshold"] == two["threshold"]
+        assert pipeline(TASK, model=str(tmp_path), device="cpu", top_share=0.5).calibration is None
+
+    def test_targets_normalised_over_a_batch_need_calibration(self, processor, video):  # noqa: F811
+        detector = VJepa2AnomalyDetector(build(normalize_targets="batch"), processor, device="cpu")
+        with pytest.raises(ValueError, match="calibrate on normal video first"):
+            detector(video)
+        detector.calibrate(video)
+        assert np.isfinite(detector(video)["frame_scores"][6:]).all()
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"context_frames": 3}, "context_frames is 3; expected a multiple of the tubelet size, 2"),
+            ({"future_frames": 0}, "future_frames is 0"),
+            ({"stride": 0}, "stride is 0"),
+            ({"top_share": 1.5}, "top_share is 1.5"),
+            ({"window_batch_size": 0}, "window_batch_size is 0"),
+            ({"horizon": 2}, "no setting 'horizon'"),
+        ],
+    )
+    def test_settings_out_of_range(self, model, processor, options, message):  # noqa: F811
+        with pytest.raises(ValueError, match=message):
+            VJepa2AnomalyDetector(model, processor, **options)
+
+    def test_what_else_is_refused(self, detector, model, video):  # noqa: F811
+        with pytest.raises(ValueError, match="needs a VJepa2ForMaskedLatentPrediction, which predicts; got VJepa2Enc"):
+            VJepa2AnomalyDetector(VJepa2Encoder(VJepa2EncoderConfig(**TINY_ENCODER)))
+        with pytest.raises(ValueError, match="quantile is 99"):
+            detector.calibrate(video, quantile=99)
+        with pytest.raises(ValueError, match="normal video gives 1 predicted time steps"):
+            detector.calibrate(pictures(8))
+        with pytest.raises(ValueError, match="a call of video-anomaly-detection has no setting 'stride'"):
+            detector(video, stride=2)
+
+    def test_heat_map_shows_frames_scores_and_threshold(self, detector, video):  # noqa: F811
+        detector.calibrate(video)
+        result = detector(video)
+        figure = detector.heat_map(video, result, shown=[8, 15, 22], labels=np.arange(23) > 12)
+        pictures_shown, curve = figure.subfigs
+        assert [axis.get_title() for axis in pictures_shown.axes] == ["frame 8", "frame 15", "frame 22"]
+        overlay = pictures_shown.axes[0].images[1].get_array()
+        scores = result["tubelet_scores"][4]
+        assert overlay.shape == (4, 4) and overlay.max() == overlay.ravel()[scores.argmax()]
+        line = curve.axes[0].lines[0].get_ydata()
+        assert np.array_equal(line, result["frame_scores"], equal_nan=True)
+        assert [text.get_text() for text in curve.axes[0].get_legend().get_texts()] == ["threshold", "anomaly"]
+        assert len(detector.heat_map(video, result).subfigs[0].axes) == 8
