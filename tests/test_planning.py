@@ -180,6 +180,18 @@ def test_the_warm_start_is_the_first_mean():
     assert torch.equal(kept.actions, start)
 
 
+@pytest.mark.parametrize("low, high, first", [(0.0, 512.0, 256.0), (-1.0, 1.0, 0.0), (2.0, float("inf"), 2.0)])
+def test_without_a_warm_start_the_search_begins_in_the_middle(low, high, first):
+    seen = []
+
+    def cost(actions: torch.Tensor) -> torch.Tensor:
+        seen.append(actions)
+        return actions.square().sum(dim=(2, 3))
+
+    CEM(2, 16, 1, 4, init_std=1e-6)(cost, 1, 1, low, high, generator=seeded())
+    assert torch.allclose(seen[0], torch.full_like(seen[0], first), atol=1e-4)
+
+
 def test_warm_start_is_not_changed_in_place():
     start = torch.full((1, 2, 1), 0.25)
     CEM(2, 16, 3, 4)(quadratic([0.0]), 1, 1, warm_start=start, generator=seeded())

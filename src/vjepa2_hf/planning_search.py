@@ -102,10 +102,13 @@ class Search:
         return plan
 
     def start(self) -> torch.Tensor:
-        """The first mean (B, P, A): the (first) warm start, or zero, within the bounds. Constraints are the
-        candidates': the published mean starts at 0 where candidates have a closed gripper."""
+        """The first mean (B, P, A): the (first) warm start, or the middle of the bounds (published: 0, with bounds on
+        both sides of it), where they are not finite zero within them. Constraints are the candidates': the published
+        mean starts at 0 where candidates have a closed gripper."""
         if self.warm_start is None:
-            return torch.zeros(self.shape, device=self.device).clamp(self.low, self.high)
+            middle = (self.low + self.high) / 2
+            zero = torch.zeros_like(middle).clamp(self.low, self.high)
+            return torch.where(torch.isfinite(middle), middle, zero).expand(self.shape).clone()
         return self.warm_start[:, 0]
 
     def evaluate(self, candidates: torch.Tensor) -> torch.Tensor:
@@ -260,7 +263,8 @@ class Solver:
             action_high: upper bound, likewise.
             generator: source of the noise: a `torch.Generator`, a list of B of them, or None for the global one.
             warm_start: (B, P, A) initial mean, clipped to the bounds, or (B, E, P, A), the mean first, of which ICEM,
-                RandomShooting and GradientDescent take the others too. None: zero, clipped.
+                RandomShooting and GradientDescent take the others too. None: the middle of the bounds, zero where
+                they are infinite.
             noise: standard normal numbers to use in place of drawn ones, (I, J, P, F) or (I, B, J, P, F), F being the
                 dimensions that no constraint fixes; for CEM, ICEM and MPPI.
             device: where candidates live when the cost sees them. None: the warm start's device, else the CPU.

@@ -300,7 +300,7 @@ class GradientDescent(Solver):
 
     Args:
         horizon: P, the number of actions planned.
-        num_candidates: J, restarts: the warm starts, or zero, then others at normal distance from the first.
+        num_candidates: J, restarts: the warm starts, or the first mean, then others at normal distance from the first.
         num_iterations: I, steps of Adam.
         learning_rate: in units of the start's standard deviation (half the action range).
         init_std: of the other starts, in action units, a number or one a dimension; a dimension with 0 stays where
