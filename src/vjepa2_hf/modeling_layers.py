@@ -101,8 +101,11 @@ class VJepa2Attention(nn.Module):
         query, key, value = (part.flatten(0, -4).transpose(1, 2) for part in parts)  # (B or B·G, h, L, d)
         if isinstance(past, KeyValueBuffer):
             key, value = past.extend(key, value)
-        elif past is not None:
-            key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+            present = past
+        else:
+            if past is not None:
+                key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+            present = (key, value)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         output, weights = attention(
             self,
@@ -114,11 +117,7 @@ class VJepa2Attention(nn.Module):
             dropout=self.dropout if self.training else 0.0,
             is_causal=False,
         )
-        return (
-            self.proj(output.reshape(hidden_states.shape)),
-            weights,
-            past if isinstance(past, KeyValueBuffer) else (key, value),
-        )
+        return self.proj(output.reshape(hidden_states.shape)), weights, present
 
 
 class VJepa2MLP(nn.Module):
