@@ -32,8 +32,8 @@ ENVIRONMENT = {
 
 ROUNDS: dict[str, dict[str, Any]] = {
     "tiny": {"max_rounds": 2, "seconds": 0.0},
-    "default": {"seconds": 12.0},
-    "full": {"seconds": 40.0},
+    "default": {"seconds": 12.0, "min_rounds": 2},
+    "full": {"seconds": 40.0, "min_rounds": 2},
 }
 
 
@@ -46,7 +46,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     sizes.add_argument("--tiny", dest="mode", action="store_const", const="tiny", help="as small as it goes")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results.json"), help="JSON file")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="comparisons whose name begins so")
-    parser.add_argument("--seconds", type=float, help="for each comparison (3 rounds at least; default 12, --full 40)")
+    parser.add_argument("--seconds", type=float, help="for each comparison (default 12, --full 40; 2 rounds at least)")
     parser.set_defaults(mode="default")
     return parser.parse_args(arguments)
 

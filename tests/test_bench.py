@@ -38,7 +38,7 @@ def test_a_run_measures_plans_of_every_horizon_and_their_memory(bench):
 
     for mode in ("default", "full"):
         plans = [each.size for each in COMPARISONS[mode] if each.name == "cem_plan"]
-        assert plans == ["H=2, 16 candidates", "H=5, 16 candidates", "H=10, 16 candidates"]
+        assert plans == ["H=2, 32 candidates", "H=5, 16 candidates", "H=10, 16 candidates"]
     assert set(DEFAULT_TASKS) < set(TASKS) and any("256 candidates" in name for name in DEFAULT_TASKS)
 
 
