@@ -51,7 +51,7 @@ lint: $(ENVIRONMENT)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 
-# Three speed ratios, under 5 minutes:                                python benchmarks/bench.py
+# Speed ratios and memory, under 5 minutes:                           python benchmarks/bench.py
 bench: $(ENVIRONMENT)
 	$(PYTHON) benchmarks/bench.py
 

@@ -1,7 +1,7 @@
 """Three speed ratios in one run: encoder forward, pretraining step, CEM plan, each beside the arithmetic's floor.
 
-    python benchmarks/bench.py                 # under 5 minutes on 2 cores; with the memory of a pretraining step
-    python benchmarks/bench.py --full          # every size, and the memory of plans
+    python benchmarks/bench.py                 # under 5 minutes on 2 cores
+    python benchmarks/bench.py --full          # every size, longer, and the memory of all tasks
     python benchmarks/bench.py --tiny          # seconds; shows that everything runs, the numbers mean nothing
 
 Restarts itself with one thread and an allocator that keeps the memory it got (otherwise page faults alone make the
@@ -15,6 +15,7 @@ import os
 import platform
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ ENVIRONMENT = {
 }
 
 
+ROUNDS: dict[str, dict[str, Any]] = {
+    "tiny": {"max_rounds": 2, "seconds": 0.0},
+    "default": {"seconds": 12.0, "min_rounds": 2},
+    "full": {"seconds": 40.0, "min_rounds": 2},
+}
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = parser.add_mutually_exclusive_group()
@@ -38,7 +46,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     sizes.add_argument("--tiny", dest="mode", action="store_const", const="tiny", help="as small as it goes")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results.json"), help="JSON file")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="comparisons whose name begins so")
-    parser.add_argument("--seconds", type=float, help="for each comparison (default 40; 3 rounds at least)")
+    parser.add_argument("--seconds", type=float, help="for each comparison (default 12, --full 40; 2 rounds at least)")
     parser.set_defaults(mode="default")
     return parser.parse_args(arguments)
 
@@ -56,18 +64,18 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     import torch
     from comparisons import COMPARISONS
     from measure import compare
-    from memory import TASKS
+    from memory import DEFAULT_TASKS, TASKS
 
     torch.set_num_threads(1)
     chosen = [each for each in COMPARISONS[arguments.mode] if _is_chosen(each.name, arguments.only)]
     if not chosen:
         sys.exit(f"error: no comparison begins with {' or '.join(arguments.only)}; see benchmarks/README.md.")
-    rounds = {"max_rounds": 2, "seconds": 0.0} if arguments.mode == "tiny" else {"seconds": arguments.seconds or 40.0}
+    rounds = ROUNDS[arguments.mode] | ({"seconds": arguments.seconds} if arguments.seconds else {})
     results = {"machine": describe_machine(), "mode": arguments.mode, "comparisons": []}
     for comparison in chosen:
         print(f"{comparison.name}: {comparison.size} ...", file=sys.stderr, flush=True)
         results["comparisons"].append(compare(comparison, **rounds))
-    tasks = {"tiny": [], "default": list(TASKS)[:1], "full": list(TASKS)}[arguments.mode]
+    tasks = {"tiny": [], "default": DEFAULT_TASKS, "full": list(TASKS)}[arguments.mode]
     results["peak_memory"] = [measure_memory(name) for name in tasks if _is_chosen(name, arguments.only)]
     print(format_report(results))
     if arguments.output.exists():
@@ -108,9 +116,13 @@ def measure_memory(name: str) -> dict[str, Any]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     command = [sys.executable, Path(__file__).with_name("memory.py"), name]
     result: dict[str, Any] = {"name": name}
-    for side in ("ours", "baseline"):
+
+    def peak(side: str) -> dict[str, float]:
         done = subprocess.run([*command, side], env=environment, check=True, stdout=subprocess.PIPE, text=True)
-        result[side] = json.loads(done.stdout)
+        return json.loads(done.stdout)
+
+    with ThreadPoolExecutor() as pool:  # nothing is timed, so the two may run side by side
+        result["ours"], result["baseline"] = pool.map(peak, ("ours", "baseline"))
     result["ratio"] = result["ours"]["peak_mb"] / result["baseline"]["peak_mb"]
     return result
 
@@ -138,10 +150,8 @@ def format_report(results: dict[str, Any]) -> str:
         )
     for each in results["comparisons"]:
         if "profile" in each:
-            wall, rows = each["profile"]["wall_over_cpu"], each["profile"]["operators"]
-            lines += ["", f"Where the time of {each['name']}, {each['size']}, goes (fraction: of sgemm's rate; the"]
-            lines += [f"profiled call took {wall:.2f} of its CPU time; far above 1 the shares mean little):"]
-            lines += align([["operator", "calls", "share", "fraction"], *map(_operator_row, rows)])
+            lines += ["", f"Where the CPU time of {each['name']}, {each['size']}, goes (fraction: of sgemm's rate):"]
+            lines += align([["operator", "calls", "share", "fraction"], *map(_operator_row, each["profile"])])
     if results["peak_memory"]:
         lines += ["", "Peak memory above what the imports take (weights included): ours / the other's, ratio"]
         sides = [(each, each["ours"]["peak_mb"], each["baseline"]["peak_mb"]) for each in results["peak_memory"]]

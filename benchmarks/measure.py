@@ -34,6 +34,7 @@ class Workload:
         checks: what was found to agree.
         operations: that the result needs, in matrix products (a multiply-add is 2).
         note: what was drawn or chosen, for the report.
+        warm: the checks have run both sides as they are timed.
     """
 
     ours: Callable[[], Any]
@@ -41,6 +42,7 @@ class Workload:
     checks: list[Check]
     operations: float
     note: str = ""
+    warm: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def compare(comparison: Comparison, seconds: float, min_rounds: int = 3, max_rou
     """Builds, checks and times a comparison for about `seconds`; a JSON-ready summary."""
     workload = comparison.build()
     sides = {"ours": workload.ours, "baseline": workload.baseline}
-    for run in sides.values():  # the allocator takes what it needs
+    for run in () if workload.warm else sides.values():  # the allocator takes what it needs
         run()
     sgemm = Sgemm()
     times, faults = ({name: [] for name in sides} for _ in range(2))

@@ -39,6 +39,10 @@ TASKS = {
 }
 
 
+# Without --full: long enough that weights are little beside what a plan holds
+DEFAULT_TASKS = ["pretraining_step, 2 x 16x128^2", "cem_plan, 256 candidates (ours: chunks of 8), H=5"]
+
+
 def peak_bytes() -> int:
     """Of this process alone: `ru_maxrss` would begin with the parent's on Linux."""
     status = Path("/proc/self/status")

@@ -4,21 +4,42 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 ATTENTION = "aten::_scaled_dot_product_flash_attention_for_cpu"
 # The operators with matrix products, as a reader calls them
 PRODUCTS = {
     "aten::addmm": "linear layers, forward",
-    "aten::mm": "linear layers, backward",
+    "aten::mm": "linear layers, backward (or bias apart)",
     ATTENTION: "attention, forward",
     f"{ATTENTION}_backward": "attention, backward",
 }
 NAMED_SHARE = 0.01  # operators below it are summed up
 
 
-def profile_operators(run: Callable[[], Any], seconds: float, sgemm_rate: float) -> dict[str, Any]:
+class OperatorClock(TorchDispatchMode):
+    """CPU time, calls and needed operations of every operator that runs within it. CPU time, because torch's profiler
+    knows wall time alone, which means little where others have the core, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows: dict[str, dict[str, Any]] = {}
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        started = time.process_time()
+        result = operator(*args, **(kwargs or {}))
+        taken = time.process_time() - started
+        key = operator._schema.name
+        name = PRODUCTS.get(key, key)
+        row = self.rows.setdefault(name, {"operator": name, "seconds": 0.0, "calls": 0, "operations": 0})
+        row["seconds"] += taken
+        row["calls"] += 1
+        row["operations"] += product_operations(key, [getattr(each, "shape", ()) for each in args])
+        return result
+
+
+def profile_operators(run: Callable[[], Any], seconds: float, sgemm_rate: float) -> list[dict[str, Any]]:
     """Profiles one call; its operators by their share of the time, largest first.
 
     Args:
@@ -27,27 +48,17 @@ def profile_operators(run: Callable[[], Any], seconds: float, sgemm_rate: float)
         sgemm_rate: operations a second of the machine's best matrix product.
 
     Returns:
-        `wall_over_cpu` of the profiled call: the profiler measures wall time, and far above 1 others had the core and
-        the shares mean little. `operators`: rows with `operator`, `share` of the time (0 to 1), `calls`, and, for
-        matrix products, `fraction_of_sgemm`: the time that the operations needed would take at `sgemm_rate`, over the
-        time taken. Attention's backward needs twice the operations of its forward; the fused kernel computes the
-        scores again, which counts nothing.
+        Rows with `operator`, `share` of the operators' CPU time (0 to 1), `calls`, and, for matrix products,
+        `fraction_of_sgemm`: the time that the operations needed would take at `sgemm_rate`, over the time taken.
+        Attention's backward needs twice the operations of its forward; the fused kernel computes the scores again,
+        which counts nothing.
     """
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profiler:
-        wall, cpu = time.perf_counter(), time.process_time()
+    with OperatorClock() as clock:
         run()
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    found: dict[str, dict[str, Any]] = {}
-    for event in profiler.key_averages(group_by_input_shape=True):
-        name = PRODUCTS.get(event.key, event.key)
-        row = found.setdefault(name, {"operator": name, "microseconds": 0.0, "calls": 0, "operations": 0})
-        row["microseconds"] += event.self_cpu_time_total
-        row["calls"] += event.count
-        row["operations"] += event.count * product_operations(event.key, event.input_shapes)
-    whole = sum(row["microseconds"] for row in found.values())
+    whole = sum(row["seconds"] for row in clock.rows.values())
     rows = []
-    for row in found.values():
-        share, operations = row.pop("microseconds") / whole, row.pop("operations")
+    for row in clock.rows.values():
+        share, operations = row.pop("seconds") / whole, row.pop("operations")
         row["share"] = share
         if operations:
             row["fraction_of_sgemm"] = operations / sgemm_rate / (share * seconds)
@@ -56,7 +67,7 @@ def profile_operators(run: Callable[[], Any], seconds: float, sgemm_rate: float)
     named = [row for row in rows if row["share"] >= NAMED_SHARE or "fraction_of_sgemm" in row]
     rest = [row for row in rows if row not in named]
     others = {key: sum(row[key] for row in rest) for key in ("share", "calls")}
-    return {"wall_over_cpu": wall / cpu, "operators": [*named, {"operator": f"{len(rest)} others", **others}]}
+    return [*named, {"operator": f"{len(rest)} others", **others}]
 
 
 def product_operations(operator: str, shapes: list[list[int]]) -> int:

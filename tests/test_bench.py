@@ -32,6 +32,16 @@ def results(bench, tmp_path_factory) -> dict:
     return written
 
 
+def test_a_run_measures_plans_of_every_horizon_and_their_memory(bench):
+    from comparisons import COMPARISONS
+    from memory import DEFAULT_TASKS, TASKS
+
+    for mode in ("default", "full"):
+        plans = [each.size for each in COMPARISONS[mode] if each.name == "cem_plan"]
+        assert plans == ["H=2, 32 candidates", "H=5, 16 candidates", "H=10, 16 candidates"]
+    assert set(DEFAULT_TASKS) < set(TASKS) and any("256 candidates" in name for name in DEFAULT_TASKS)
+
+
 def test_three_ratios_stand_beside_the_fraction_of_the_floor(results):
     assert [each["name"] for each in results["comparisons"]] == ["encoder_forward", "pretraining_step", "cem_plan"]
     for each in results["comparisons"]:
@@ -65,15 +75,15 @@ def test_a_side_that_computes_something_else_is_not_timed(bench, monkeypatch, in
 
 def test_the_profile_of_a_step_covers_its_time_and_counts_its_products(results):
     encoder, step, plan = results["comparisons"]
-    assert "profile" not in encoder and "profile" not in plan
-    rows = {row["operator"]: row for row in step["profile"]["operators"]}
-    assert sum(row["share"] for row in rows.values()) == pytest.approx(1.0)
-    products = [row for row in rows.values() if "fraction_of_sgemm" in row]
-    kinds, ways = ("linear layers", "attention"), ("forward", "backward")
-    assert {row["operator"] for row in products} == {f"{kind}, {way}" for kind in kinds for way in ways}
-    taken, rate = step["seconds"]["ours"]["median"], step["sgemm_gflops"]["median"] * 1e9
-    operations = sum(row["fraction_of_sgemm"] * row["share"] for row in products) * taken * rate
-    assert operations == pytest.approx(step["operations"], rel=0.02)  # the patch projection's pixels need no gradient
+    assert "profile" not in encoder
+    for each, kinds in ((step, 4), (plan, 3)):  # a plan goes forward alone
+        assert sum(row["share"] for row in each["profile"]) == pytest.approx(1.0)
+        products = [row for row in each["profile"] if "fraction_of_sgemm" in row]
+        assert len(products) == kinds
+        assert {"linear layers, forward", "attention, forward"} < {row["operator"] for row in products}
+        taken, rate = each["seconds"]["ours"]["median"], each["sgemm_gflops"]["median"] * 1e9
+        operations = sum(row["fraction_of_sgemm"] * row["share"] for row in products) * taken * rate
+        assert operations == pytest.approx(each["operations"], rel=0.02)  # pixels need no gradient
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ from vjepa2_hf import (
     VJepa2MaskedLatentPredictionConfig,
     VJepa2WorldModel,
 )
-from vjepa2_hf.modeling_layers import VJepa2FactorizedLayer, VJepa2Layer
-from vjepa2_hf.modeling_positions import grid_positions, rotary_table, rotate_queries_keys
+from vjepa2_hf.modeling_layers import KeyValueBuffer, VJepa2FactorizedLayer, VJepa2Layer, VJepa2MLP
+from vjepa2_hf.modeling_positions import grid_positions, rotary_table, rotate_queries_keys, spread_over_heads
 
 
 TOLERANCE = {"atol": 2e-5, "rtol": 1e-5}  # the published numbers themselves are float32
@@ -175,6 +175,40 @@ class TestPositions:
         positions = torch.randint(0, 5, (2, 3, 3), generator=generator)
         table = tuple(part.double() for part in rotary_table(positions, head_dim))
         assert torch.autograd.gradcheck(lambda qkv: rotate_queries_keys(qkv, table), qkv)
+
+    @pytest.mark.parametrize("head_dim", [8, 9])
+    def test_a_table_spread_over_heads_turns_the_same(self, head_dim):
+        """Neighbours of another head have no part, also where heads are oddly wide; values and gradients as well."""
+        generator = torch.Generator().manual_seed(0)
+        qkv = torch.randn(2, 4, 3, 3, head_dim, generator=generator, requires_grad=True)
+        table = rotary_table(torch.randint(1, 5, (4, 3), generator=generator), head_dim)
+        expected, found = rotate_queries_keys(qkv, table), rotate_queries_keys(qkv, spread_over_heads(table, 3))
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        weights = torch.randn(3, *expected[0].shape, generator=generator)
+        gradients = [torch.autograd.grad((torch.stack(turned) * weights).sum(), qkv) for turned in (expected, found)]
+        torch.testing.assert_close(*gradients)
+        with torch.no_grad():
+            torch.testing.assert_close(rotate_queries_keys(qkv, spread_over_heads(table, 3)), expected)
+
+    @torch.no_grad()
+    def test_an_mlp_overwrites_nothing_of_its_input(self):
+        mlp, tokens = VJepa2MLP(8, 4.0, "gelu"), torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
+        before = tokens.clone()
+        with torch.enable_grad():
+            expected = mlp(tokens).detach()
+        torch.testing.assert_close(mlp(tokens), expected)
+        assert torch.equal(tokens, before)
+
+    @torch.no_grad()
+    def test_a_key_value_buffer_copies_the_new_tokens_alone(self):
+        key, value = torch.randn(2, 2, 1, 3, 4, generator=torch.Generator().manual_seed(0))
+        buffer = KeyValueBuffer(room=5, shared=(key, value), copies=2)
+        new = torch.ones(4, 1, 2, 4)
+        where = [part.data_ptr() for part in buffer.parts]
+        found = buffer.extend(new, 2 * new)
+        assert buffer.length == 5 and [part.data_ptr() for part in found] == where
+        assert torch.equal(found[0], torch.cat([key.repeat_interleave(2, dim=0), new], dim=2))
+        assert torch.equal(found[1], torch.cat([value.repeat_interleave(2, dim=0), 2 * new], dim=2))
 
     @torch.no_grad()
     def test_kept_tokens_keep_their_place(self, encoder):

@@ -133,6 +133,15 @@ class TestRollout:
         for chunk in (1, 2, None):
             torch.testing.assert_close(model.rollout(*self.arguments, candidate_chunk_size=chunk), plain, **CLOSE)
 
+    def test_with_gradient_the_same(self, model):
+        """Without, keys and values grow in place and GELU overwrites its input."""
+        with torch.enable_grad():
+            actions = self.actions.clone().requires_grad_()
+            future = model.rollout(self.latents, actions, self.context_actions, self.states)
+            future.square().sum().backward()
+        torch.testing.assert_close(model.rollout(*self.arguments), future.detach(), **CLOSE)
+        assert torch.isfinite(actions.grad).all() and (actions.grad.abs().amax(dim=(0, 1, 3)) > 0).all()
+
     def test_one_frame_of_context(self, model):
         latents, states = self.latents[:, :1], self.states[:, :1]
         plain = model.rollout(latents, self.actions, proprio_states=states, use_cache=False)

@@ -15,14 +15,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_vjepa2 import VJepa2WorldModelConfig
 from .modeling_inputs import Inputs
-from .modeling_layers import VJepa2Layer, VJepa2MLP, build_layers, eager_attention
-from .modeling_positions import RotaryTable, grid_positions, rotary_table
+from .modeling_layers import KeyValueBuffer, Past, VJepa2Layer, VJepa2MLP, build_layers, eager_attention
+from .modeling_positions import RotaryTable, grid_positions, rotary_table, spread_over_heads
 from .modeling_state import state_shape
 
 
-# What the dynamics keeps of earlier frames, tensors (B, …): the transformer's keys and values (B, h, tokens so far, d)
-# of every layer, the MLP's frames (B, F, …)
-Cache = list[tuple[torch.Tensor, ...]]
+# What the dynamics keeps of earlier frames: the transformer's keys and values (B, h, tokens so far, d) of every layer,
+# the MLP's frames (B, F, …)
+Cache = list[Past | tuple[torch.Tensor]]
 
 
 class Dynamics(nn.Module):
@@ -61,6 +61,11 @@ class Dynamics(nn.Module):
         if inputs.extrinsics is not None:
             tokens.append(self.extrinsics_encoder(inputs.extrinsics))
         return tokens
+
+    def candidate_cache(self, cache: Cache | None, candidates: int, frames: int, places: int) -> Cache | None:
+        """What each of J candidates a problem begins with, (B · J, …), from a cache (B, …) or none; with what is to
+        come it will hold no more than `frames` of N tokens."""
+        return [tuple(part.repeat_interleave(candidates, dim=0) for part in parts) for parts in cache or []] or None
 
     def project(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Hidden states (B, F, N, d) -> outputs (B, F, N, D)."""
@@ -108,7 +113,7 @@ class VJepa2Dynamics(Dynamics):
         else:
             crossed = (torch.stack(conditions, dim=2),)
         tokens_per_frame = places + len(extra)
-        first = past[0][0].shape[2] // tokens_per_frame if past else 0
+        first = _num_cached(past) // tokens_per_frame
         patches = self._with_positions(patches, first)
         tokens = torch.cat([torch.stack(extra, dim=2), patches], dim=2) if extra else patches  # (B, F, extra + N, d)
         rotary = self._rotary(first, frames, places, len(extra), tokens.device)
@@ -119,6 +124,13 @@ class VJepa2Dynamics(Dynamics):
             hidden_states, key_value = layer(hidden_states, rotary, mask, past[i] if past else None, *crossed)
             present.append(key_value)
         return hidden_states.unflatten(1, (frames, tokens_per_frame))[:, :, len(extra) :], present
+
+    def candidate_cache(self, cache: Cache | None, candidates: int, frames: int, places: int) -> Cache | None:
+        if torch.is_grad_enabled():
+            return super().candidate_cache(cache, candidates, frames, places)
+        extra = _num_conditions(self.config) if self.config.action_fusion == "concat" else 0
+        room = frames * (extra + places)
+        return [KeyValueBuffer(room, shared, candidates) for shared in cache or [None] * len(self.layer)]
 
     def _with_positions(self, patches: torch.Tensor, first: int) -> torch.Tensor:
         if self.config.predictor_position_embedding_type != "learned":
@@ -146,8 +158,9 @@ class VJepa2Dynamics(Dynamics):
         others[..., 0] = torch.arange(frames, device=device).unsqueeze(1)
         positions = torch.cat([others, patches], dim=1).flatten(0, 1)
         positions[:, 0] += first
-        head_dim = self.config.predictor_hidden_size // self.config.predictor_num_attention_heads
-        return rotary_table(positions, head_dim, self.config.encoder_config.rope_interleave)
+        heads = self.config.predictor_num_attention_heads
+        head_dim = self.config.predictor_hidden_size // heads
+        return spread_over_heads(rotary_table(positions, head_dim, self.config.encoder_config.rope_interleave), heads)
 
 
 class VJepa2CrossAttention(nn.Module):
@@ -189,9 +202,9 @@ class VJepa2ConditionedLayer(VJepa2Layer):
         hidden_states: torch.Tensor,  # (B, F · N, d)
         rotary: RotaryTable | None,
         attention_mask: torch.Tensor | None,
-        past: tuple[torch.Tensor, torch.Tensor] | None,
+        past: Past | None,
         conditions: torch.Tensor,  # (B, F, C, d)
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    ) -> tuple[torch.Tensor, Past]:
         attended, _, present = self.attention(self.norm1(hidden_states), rotary, attention_mask, past)
         hidden_states = hidden_states + self.drop_path(attended)
         frames = self.norm_condition(hidden_states).unflatten(1, (conditions.shape[1], -1)).flatten(0, 1)
@@ -210,8 +223,7 @@ class VJepa2MLPDynamics(Dynamics):
     def __init__(self, config: VJepa2WorldModelConfig):
         super().__init__(config)
         size = config.predictor_hidden_size
-        conditions = 1 + sum(size > 0 for size in (config.proprio_dim, config.extrinsics_dim))
-        frame_size = size * (1 + conditions if config.action_fusion == "concat" else 1)
+        frame_size = size * (1 + _num_conditions(config) if config.action_fusion == "concat" else 1)
         self.mix = nn.Linear(config.context_frames * frame_size, size)
         self.layer = nn.ModuleList(VJepa2MLPLayer(config) for _ in range(config.predictor_num_hidden_layers))
         self._build_output()
@@ -249,6 +261,18 @@ class VJepa2MLPLayer(GradientCheckpointingLayer):
 
 
 DYNAMICS = {"transformer": VJepa2Dynamics, "mlp": VJepa2MLPDynamics}  # by `dynamics_type`
+
+
+def _num_conditions(config: VJepa2WorldModelConfig) -> int:
+    """C: the action, and what else stands beside a frame."""
+    return 1 + sum(size > 0 for size in (config.proprio_dim, config.extrinsics_dim))
+
+
+def _num_cached(past: Cache | None) -> int:
+    """Tokens that a transformer's cache holds."""
+    if not past:
+        return 0
+    return past[0].length if isinstance(past[0], KeyValueBuffer) else past[0][0].shape[2]
 
 
 def _block_causal_mask(frames: int, first: int, tokens_per_frame: int, device) -> torch.Tensor:

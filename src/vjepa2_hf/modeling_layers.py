@@ -11,7 +11,7 @@ import torch
 from einops import rearrange
 from torch import nn
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
+from transformers.activations import ACT2FN, GELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -43,6 +43,37 @@ def eager_attention(
     return torch.matmul(dropped, value).transpose(1, 2), weights
 
 
+class KeyValueBuffer:
+    """Keys and values of a layer's tokens so far, in memory with room for those to come: a step copies its own tokens
+    alone. Not for gradient, which needs every step's tensors as they were.
+
+    Args:
+        room: M, the most tokens that will be held.
+        shared: keys and values (B, h, L, d) that problems begin with; each serves `copies` candidates.
+    """
+
+    def __init__(self, room: int, shared: tuple[torch.Tensor, torch.Tensor] | None = None, copies: int = 1):
+        self.room, self.length, self.parts = room, 0, None
+        if shared is not None:
+            self.extend(*(part.unsqueeze(1).expand(-1, copies, -1, -1, -1) for part in shared))
+
+    def extend(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (B, h, L, d) or (B, copies, h, L, d) of the tokens that follow -> those of all tokens so
+        far (B or B · copies, h, M, d)."""
+        if self.parts is None:
+            heads, _, channels = key.shape[-3:]
+            shape = (key.shape[:-3].numel(), heads, self.room, channels)
+            self.parts = key.new_empty(shape), value.new_empty(shape)
+        first, self.length = self.length, self.length + key.shape[-2]
+        for part, new in zip(self.parts, (key, value), strict=True):
+            part[:, :, first : self.length].unflatten(0, new.shape[:-3]).copy_(new)
+        return tuple(part[:, :, : self.length] for part in self.parts)
+
+
+# Keys and values of earlier tokens, (B, h, L, d) each, or what holds them and grows
+Past = tuple[torch.Tensor, torch.Tensor] | KeyValueBuffer
+
+
 class VJepa2Attention(nn.Module):
     """Multi-head self-attention with fused q, k, v and rotary positions, over L tokens or within G groups of them."""
 
@@ -63,13 +94,18 @@ class VJepa2Attention(nn.Module):
         hidden_states: torch.Tensor,  # (B, L, D) or (B, G, L, D)
         rotary: RotaryTable | None = None,
         attention_mask: torch.Tensor | None = None,  # boolean, (L, M) or (B, 1, L, M), true: attend
-        past: tuple[torch.Tensor, torch.Tensor] | None = None,  # keys and values (B, h, M - L, d) of earlier tokens
-    ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, torch.Tensor]]:
+        past: Past | None = None,  # of M - L earlier tokens
+    ) -> tuple[torch.Tensor, torch.Tensor | None, Past]:
         qkv = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1))  # (..., L, 3, h, d)
         parts = qkv.unbind(-3) if rotary is None else rotate_queries_keys(qkv, rotary)
         query, key, value = (part.flatten(0, -4).transpose(1, 2) for part in parts)  # (B or B·G, h, L, d)
-        if past is not None:
-            key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+        if isinstance(past, KeyValueBuffer):
+            key, value = past.extend(key, value)
+            present = past
+        else:
+            if past is not None:
+                key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+            present = (key, value)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         output, weights = attention(
             self,
@@ -81,7 +117,7 @@ class VJepa2Attention(nn.Module):
             dropout=self.dropout if self.training else 0.0,
             is_causal=False,
         )
-        return self.proj(output.reshape(hidden_states.shape)), weights, (key, value)
+        return self.proj(output.reshape(hidden_states.shape)), weights, present
 
 
 class VJepa2MLP(nn.Module):
@@ -92,7 +128,11 @@ class VJepa2MLP(nn.Module):
         self.fc2 = nn.Linear(int(hidden_size * mlp_ratio), hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation(self.fc1(hidden_states)))
+        hidden_states = self.fc1(hidden_states)
+        if torch.is_grad_enabled() or not isinstance(self.activation, GELUActivation):
+            return self.fc2(self.activation(hidden_states))
+        # in its place: these are the widest states of a block, and twice of them do not fit in a cache
+        return self.fc2(torch.ops.aten.gelu_(hidden_states))
 
 
 class VJepa2Layer(GradientCheckpointingLayer):
@@ -132,8 +172,8 @@ class VJepa2Layer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         rotary: RotaryTable | None = None,
         attention_mask: torch.Tensor | None = None,
-        past: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        past: Past | None = None,
+    ) -> tuple[torch.Tensor, Past]:
         attended, _, present = self.attention(self.norm1(hidden_states), rotary, attention_mask, past)
         hidden_states = hidden_states + self.drop_path(attended)
         return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states))), present

@@ -12,7 +12,7 @@ from torch import nn
 from .configuration_vjepa2 import VJepa2EncoderConfig
 
 
-RotaryTable = tuple[torch.Tensor, torch.Tensor]  # cosine and signed sine, each (L, d) or (B, L, d)
+RotaryTable = tuple[torch.Tensor, ...]  # cosine and signed sine, each (L, d) or (B, L, d), or of `spread_over_heads`
 
 
 def grid_positions(grid: tuple[int, int, int], device=None) -> torch.Tensor:
@@ -47,11 +47,34 @@ def rotary_table(positions: torch.Tensor, head_dim: int, interleave: bool = Fals
     return angles.cos(), angles.sin() * sign
 
 
+def spread_over_heads(table: RotaryTable, num_heads: int) -> RotaryTable:
+    """A table (L, d) for h heads side by side, as of one head that is h · d wide: cosine (L, h · d), and the factors
+    (L, h · d - 1) of a channel's next and previous neighbour.
+
+    Made once for all layers. Its long rows are turned three times as fast as those of one head, but it is as large as
+    the queries of one clip: for few tokens that many candidates share.
+    """
+    cos, (following, preceding) = table[0], _next_and_previous(table[1])
+    following, preceding = nn.functional.pad(following, (0, 1)), nn.functional.pad(preceding, (1, 0))
+    cos, following, preceding = (part.repeat(1, num_heads) for part in (cos, following, preceding))
+    return cos, following[:, :-1], preceding[:, 1:]
+
+
 def rotate_queries_keys(qkv: torch.Tensor, table: RotaryTable) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Queries and keys of `qkv` (..., L, 3, h, d) with neighbouring channels turned by the angles of a table
-    (..., L, d), and its values: (..., L, h, d) each."""
-    cos, sin = (part.to(qkv.dtype).unsqueeze(-2) for part in table)  # (..., L, 1, d)
-    return _RotateQueriesKeys.apply(qkv, cos, *_next_and_previous(sin))
+    (..., L, d) or of `spread_over_heads`, and its values: (..., L, h, d) each."""
+    heads = qkv.shape[-2:]
+    cos, *factors = (part.to(qkv.dtype).unsqueeze(-2) for part in table)  # (..., L, 1, d or h · d)
+    if len(table) == 2:
+        factors = _next_and_previous(*factors)
+    else:
+        qkv = qkv.flatten(-2).unsqueeze(-2)
+    if torch.is_grad_enabled():
+        parts = _RotateQueriesKeys.apply(qkv, cos, *factors)
+    else:  # nothing keeps `qkv`, so values may stay where they are
+        query, key, value = qkv.unbind(-3)
+        parts = _turn(query, cos, *factors), _turn(key, cos, *factors), value
+    return tuple(part.flatten(-2).unflatten(-1, heads) for part in parts)
 
 
 class _RotateQueriesKeys(torch.autograd.Function):

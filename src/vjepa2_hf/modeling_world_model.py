@@ -351,7 +351,9 @@ class VJepa2WorldModel(WorldModelScoresMixin, WorldModelInputsMixin, VJepa2State
         raw_actions = actions.flatten(0, 1)  # (B·j, P, A)
         proprio, extrinsics = (None if part is None else expand(part) for part in states)
         window = context.map(expand)
-        cache = [tuple(map(expand, layer)) for layer in cache] if cache else None
+        if use_cache:
+            frames_kept = min(window.latents.shape[1] - 1 + horizon, self.config.context_frames)
+            cache = self.predictor.candidate_cache(cache, candidates, frames_kept, window.latents.shape[2])
         window.actions = torch.cat([window.actions[:, :-1], self._normalized_actions(raw_actions[:, :1])], dim=1)
         for step in range(horizon):
             if use_cache and (cache or window.latents.shape[1] == 1):
