@@ -2,7 +2,21 @@
 
 import os
 
+import pytest
+
 
 # Before anything imports torch. One thread is fastest for models 8 to 48 wide, and several workers share the cores.
 # Scripts that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def evaluate_modules(tmp_path_factory):
+    """`evaluate` copies the modules it loads into a package of its own, of which a process has one: all tests of a
+    process share a folder of theirs, and load without the Hub."""
+    import evaluate
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate.config, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        patch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
+        yield

@@ -56,10 +56,7 @@ SCORES = {
 @pytest.fixture
 def metric(monkeypatch, tmp_path):
     """Loaded as users do, from the package's folder, without the Hub."""
-    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path / "metrics"))
-    monkeypatch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     return evaluate.load(str(Path(latent_rollout.__file__).parent))
 
 

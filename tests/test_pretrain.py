@@ -346,7 +346,7 @@ def test_a_run_that_had_ended_leaves_its_final_model_when_it_is_resumed(monkeypa
 
 
 def test_published_runs_share_one_mask_token():
-    paths = [path for path in EXAMPLES.glob("configs/published/*.yaml") if path.stem != "action_conditioned"]
+    paths = [path for name in ("pretrain", "cooldown") for path in EXAMPLES.glob(f"configs/published/{name}_*.yaml")]
     assert len(paths) == 4 and all(load_config(PretrainConfig, path).mask_token_index == 0 for path in paths)
 
 

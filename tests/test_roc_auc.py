@@ -11,9 +11,7 @@ import vjepa2_hf
 
 @pytest.fixture
 def metric(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path / "metrics"))
-    monkeypatch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
     return evaluate.load(str(Path(vjepa2_hf.__file__).parent / "metrics" / "roc_auc"))
 
 
