@@ -465,7 +465,8 @@ for _id, _class in ((PUSHING, PushingEnv), (TWO_ROOMS, TwoRoomsEnv)):
 # Policies
 # ---------------------------------------------------------------------------------------------------------------------
 
-# Set once so that the policies succeed as often as SMALL_SCALE's did (0.38 and 0.14); pushing's goals depend on them.
+# Set once so that the policies succeed as often as the project's prototypes did (0.38 and 0.14); pushing's goals
+# depend on them.
 PULL, NOISE = 0.5, 0.9
 PERSISTENCE, WANDER = 0.8, 1.0
 

@@ -570,7 +570,7 @@ def format_planning(run: Run) -> str:
             format_figure(
                 format_table(header, rows, marked=run.rows.index(best)),
                 "the share of the tasks that each method solves. The oracle plans with the true state and physics: "
-                "about what planning can reach here.",
+                "the same search on the truth, as short-sighted: no upper bound.",
                 "how other training runs would do: the interval is that of these episodes, with one trained model.",
             ),
             format_figure(

@@ -5,9 +5,9 @@ baselines, in hours on 2 cores.
 
 Each environment and seed is a chain of the demo's steps: pretrain, three world models (pretrained encoder, random
 encoder, raw pixels; the same dynamics and as many training steps), cloning and an actor learned in imagination on the
-first, planning on 100 tasks of its own. Chains run side by side, one thread each. A run that was stopped goes on where
-it was. At the end the means over seeds, with intervals that contain their spread, go to `results/reproduce.json` and
-into README and the model card between their markers.
+first, planning on 100 tasks of its own. Two rooms has dynamics with history. Chains run side by side, one thread each;
+a run that was stopped goes on where it was. At the end the means over seeds, with intervals that contain their spread,
+go to `results/reproduce.json` and into README and the model card between their markers.
 """
 
 import argparse
@@ -26,8 +26,18 @@ from vjepa2_hf.metrics.planning_success.planning_success import seed_interval
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "examples" / "configs" / "demo"
 ENVIRONMENTS = {
-    "pushing": {"id": "vjepa2_hf/Pushing-v0", "policy": "drawn_to_block", "plan": "plan.yaml"},
-    "two_rooms": {"id": "vjepa2_hf/TwoRooms-v0", "policy": "wander", "plan": "plan_two_rooms.yaml"},
+    "pushing": {
+        "id": "vjepa2_hf/Pushing-v0",
+        "policy": "drawn_to_block",
+        "model": "world_model.yaml",
+        "plan": "plan.yaml",
+    },
+    "two_rooms": {
+        "id": "vjepa2_hf/TwoRooms-v0",
+        "policy": "wander",
+        "model": "world_model_two_rooms.yaml",
+        "plan": "plan_two_rooms.yaml",
+    },
 }
 POLICIES = {"cloning": "goal-conditioned behaviour cloning", "actor": "actor learned in imagination"}
 ENCODERS = {"pretrained": "CEM, pretrained encoder", "random": "CEM, random encoder", "pixels": "CEM, raw pixels"}
@@ -47,6 +57,7 @@ def record(output: Path, environment: str) -> None:
 def run_chain(output: Path, environment: str, seed: int, progress: tqdm) -> None:
     """Pretraining, world models and planning of one environment and seed."""
     folder, episodes = output / environment / f"seed-{seed}", output / environment / "episodes"
+    settings = ENVIRONMENTS[environment]
     road = Road(folder, threads=1, quiet=True)
     common = [f"data={episodes}", f"seed={seed}", "num_threads=1", "resume=latest"]
 
@@ -60,17 +71,17 @@ def run_chain(output: Path, environment: str, seed: int, progress: tqdm) -> None
         source = [f"encoder={folder / 'pretrain' / 'final'}"]
         if encoder != "pretrained":
             source = [f"encoder={encoder}", RANDOM_ENCODER]
-        step(f"world_model_{encoder}", "train_world_model.py", "world_model.yaml", "final", *source, *common)
+        step(f"world_model_{encoder}", "train_world_model.py", settings["model"], "final", *source, *common)
     world_model = f"world_model={folder / 'world_model_pretrained' / 'final'}"
     for policy in POLICIES:
         step(policy, f"train_{policy}.py", f"{policy}.yaml", "final", world_model, *common)
     policies = {name: str(folder / policy / "final") for policy, name in POLICIES.items()}
     models = {name: str(folder / f"world_model_{encoder}" / "final") for encoder, name in ENCODERS.items()}
-    settings = [f"models={json.dumps(models)}", f"policies={json.dumps(policies)}"]
-    settings += [f"seed={seed}", "num_threads=1", "videos=10"]
+    planning = [f"models={json.dumps(models)}", f"policies={json.dumps(policies)}"]
+    planning += [f"seed={seed}", "num_threads=1", "videos=10"]
     # tasks of its own, so that the spread over seeds holds the tasks' too
-    settings.append(f"first_task={FIRST_TASK + 1000 * seed}")
-    step("plan", "plan.py", ENVIRONMENTS[environment]["plan"], "results.json", *settings)
+    planning.append(f"first_task={FIRST_TASK + 1000 * seed}")
+    step("plan", "plan.py", settings["plan"], "results.json", *planning)
 
 
 def collect(output: Path, environment: str, seeds: int) -> dict[str, Any]:
