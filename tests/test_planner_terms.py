@@ -143,6 +143,26 @@ def test_constraints_hold_are_saved_and_replaced_in_a_call(remade, name, tmp_pat
     assert same(remade(solver=SMALL[name])(OBSERVATION, GOAL, constraints=constraints, **STATE), plan)
 
 
+@pytest.mark.parametrize("name", [name for name in SOLVERS if name != "categorical_cem"])
+def test_constraints_hold_for_both_environment_actions_of_a_step(name, tmp_path):
+    model = build(action_dim=4, actions_per_step=2)
+    constraints = [StepBounds([0.2, 0.5], [0.3, 0.9]), ClosedGripper(1, dim=-1), DeadZone(0, 0.25)]
+    planner = VJepa2Planner(model.model, model.video_processor, solver=SMALL[name], constraints=constraints)
+    plan = planner(OBSERVATION, GOAL)
+    first, *later = plan["actions"].reshape(3, 2, 2)  # model steps, environment actions, their dimensions
+    assert ((first[:, 0] == 0) | (first[:, 0] >= 0.25)).all() and (first[:, 0] <= np.float32(0.3)).all()
+    assert (first[:, 1] >= np.float32(0.2)).all() and (first[:, 1] <= np.float32(0.3)).all()
+    for step in later:
+        assert (step[:, 0] >= 0.5).all() and (step[:, 0] <= np.float32(0.9)).all() and (step[:, 1] == 1.0).all()
+    planner.save_pretrained(tmp_path)
+    loaded = pipeline("latent-planning", model=str(tmp_path))
+    assert loaded.constraints == constraints and same(loaded(OBSERVATION, GOAL), plan)
+    fixed = planner(OBSERVATION, GOAL, constraints=[StepBounds([0.2, 0.5], [0.3, 1.0]), Fixed([1], 0.0)])
+    assert (fixed["actions"][:, [1, 3]] == 0).all() and (fixed["actions"][:, [0, 2]] >= np.float32(0.2)).all()
+    with pytest.raises(ValueError, match="on dimension 3, but actions have 2; expected -2 to 1, of one environment"):
+        planner(OBSERVATION, GOAL, constraints=[Fixed([3])])
+
+
 def test_gradient_descent_plans_in_inference_mode(remade):
     planner = remade(solver=SMALL["gradient"])
     with torch.inference_mode():
@@ -233,7 +253,13 @@ class TestLandscape:
         assert found["costs"].shape == (5, 5) and found["costs"].std() > 0
         found["figure"].savefig(tmp_path / "landscape.png")
         assert (tmp_path / "landscape.png").stat().st_size > 1000
-        assert found["figure"].axes[0].get_xlabel() == "action[1]"
+        axis = found["figure"].axes[0]
+        (mark,) = axis.lines
+        row, column = np.unravel_index(found["costs"].argmin(), (5, 5))
+        assert [*mark.get_xdata(), *mark.get_ydata()] == [found["x"][column], found["y"][row]]
+        assert not mark.get_clip_on()  # whole at the edge too
+        assert [text.get_text() for text in found["figure"].legends[0].get_texts()] == ["lowest cost"]
+        assert axis.get_xlabel() == "action[1]"
 
     def test_the_other_actions_are_as_given(self, planner):
         plan = np.array([[0.1, 0.2], [0.3, 0.4]])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vjepa2_hf.planning import CEM, ClosedGripper, Constraint, DeadZone, Fixed, StepBounds, build_constraints
+from vjepa2_hf.planning_constraints import for_every_action
 
 
 ACTIONS = torch.arange(1.0, 13.0).reshape(1, 1, 3, 4) / 12
@@ -48,6 +49,53 @@ def test_the_cost_of_a_plan_is_that_of_the_plan_that_is_returned():
 
     result = CEM(2, 50, 8, 5)(cost, 1, 1, generator=torch.Generator().manual_seed(0), constraints=[DeadZone(0, 0.5)])
     assert (result.actions == 0).all() and result.cost.item() == pytest.approx(0.2)
+
+
+class Halved:
+    """A constraint of one's own that has `apply` alone."""
+
+    def apply(self, actions):
+        return actions * actions.new_tensor([0.5, 1.0])
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        Fixed([1], 0.3),
+        Fixed([-1, 0], [0.1, 0.2]),
+        ClosedGripper(1),
+        ClosedGripper(2, exact=False, dim=0),
+        StepBounds([0.2, 0.3], [0.25, 0.6]),
+        StepBounds([[0.2, 0.0], [0.4, 0.1]], [[0.3, 0.1], [0.5, 0.2]]),
+        DeadZone(-1, 0.5),
+        Halved(),
+    ],
+)
+def test_a_constraint_holds_for_every_environment_action_of_a_model_step(constraint):
+    (both,) = for_every_action([constraint], 2)
+    plan, mean = ACTIONS[0], ACTIONS[0] * 0.9
+    alone = for_every_action([constraint], 1)[0]
+    assert alone is constraint  # nothing changes where a step is one action
+    allowed, finished = both.apply(ACTIONS), both.finish(plan, mean)
+    assert allowed.shape == ACTIONS.shape and not torch.equal(finished, plan)
+    for own in (slice(0, 2), slice(2, 4)):
+        assert torch.equal(allowed[..., own], constraint.apply(ACTIONS[..., own]))
+        finish = getattr(constraint, "finish", lambda plan, mean: constraint.apply(plan))
+        assert torch.equal(finished[..., own], finish(plan[..., own], mean[..., own]))
+    assert torch.equal(ACTIONS, torch.arange(1.0, 13.0).reshape(1, 1, 3, 4) / 12)  # not written into
+
+
+def test_no_noise_is_drawn_for_a_dimension_that_is_fixed_in_every_action():
+    def cost(actions):
+        return (actions - 0.4).square().sum(dim=(-1, -2))
+
+    constraints = for_every_action([Fixed([-1], 0.7), Halved()], 2)
+    assert constraints[0].fixed_dims(4) == [1, 3] and constraints[1].fixed_dims(4) == []
+    noise = torch.randn(3, 32, 3, 2, generator=torch.Generator().manual_seed(0))  # 2 of 4 numbers are searched
+    found = CEM(3, 32, 3, 4)(cost, 1, 4, noise=noise, constraints=constraints).actions
+    by_hand = [Fixed([1, 3], 0.7), constraints[1]]
+    assert torch.equal(found, CEM(3, 32, 3, 4)(cost, 1, 4, noise=noise, constraints=by_hand).actions)
+    assert (found[..., [1, 3]] == torch.tensor(0.7)).all() and len(found[..., [0, 2]].unique()) == 6
 
 
 @pytest.mark.parametrize(
@@ -99,6 +147,10 @@ def test_a_constraint_of_ones_own_needs_apply_alone():
         (lambda: StepBounds([1.0], [0.0]), r"low \[1.0\] must not exceed high \[0.0\]"),
         (lambda: StepBounds([float("nan")], [0.0]), "not NaN"),
         (lambda: StepBounds([[0.0] * 3], [[1.0] * 3]).apply(ACTIONS), "low of StepBounds has 3 numbers a step"),
+        (
+            lambda: for_every_action([Fixed([2])], 2)[0].apply(ACTIONS),
+            "on dimension 2, but actions have 2; expected -2",
+        ),
         (lambda: DeadZone(1, 0.0), "below is 0.0; expected a number above 0"),
         (lambda: build_constraints(["fixed"]), "the constraint is 'fixed'; expected an object with `apply`"),
         (lambda: build_constraints({"constraint": "fixt"}), "one of fixed, closed_gripper, step_bounds, dead_zone"),

@@ -1,14 +1,15 @@
 """Every Python snippet of docs/planning.md and of README's "Plan" section runs."""
 
 import re
+import sys
 from pathlib import Path
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
+from environments import PushingEnv
 from published import TINY_ENCODER, TINY_PREDICTOR
-from test_pipeline_latent_planning import GOAL, OBSERVATION, OTHER, build
+from test_pipeline_latent_planning import build
 
 from vjepa2_hf import VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel, VJepa2WorldModelConfig
 
@@ -18,30 +19,30 @@ DOCUMENT = (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-class Pictures(gymnasium.Env):
-    """Draws its observation."""
+@pytest.fixture
+def taken(monkeypatch):
+    """Actions that the demo's environment took."""
+    actions, step = [], PushingEnv.step
 
-    observation_space = gymnasium.spaces.Box(0, 255, (32, 32, 3), np.uint8)
-    action_space = gymnasium.spaces.Box(-1, 1, (2,))
-    taken = 0
-
-    def reset(self, seed=None, options=None):
-        super().reset(seed=seed)
-        return OBSERVATION, {}
-
-    def step(self, action):
+    def counting(env, action):
         assert action.shape == (2,) and np.isfinite(action).all()
-        self.taken += 1
-        return OTHER, 0.0, False, False, {}
+        actions.append(action)
+        return step(env, action)
 
-    def render(self):
-        return OTHER
+    monkeypatch.setattr(PushingEnv, "step", counting)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # which the snippets append to
+    return actions
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids="k={}".format)
+def actions_per_step(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, actions_per_step):
     folder = tmp_path_factory.mktemp("planner")
-    build().save_pretrained(folder)
+    build(action_dim=2 * actions_per_step, actions_per_step=actions_per_step).save_pretrained(folder)
     return folder
 
 
@@ -56,28 +57,30 @@ def snippets(text: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
-def test_snippets_of_the_page_run_one_after_the_other(folder, tmp_path, monkeypatch):
+def run(text: str, folder: Path, names: dict) -> None:
+    """Runs a snippet with another folder in the place of the demo's."""
+    exec(compile(text.replace("runs/demo/world_model/final", str(folder)), "a snippet", "exec"), names)
+
+
+def test_snippets_of_the_page_run_one_after_the_other(folder, actions_per_step, taken, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = {"folder": folder, "env": Pictures(), "goal": GOAL, "first_goal": OTHER}
-    names |= {"arm_planner": arm_planner(), "pose": [0.3, 0.0, 0.4, 0.1, 0.2, 0.3, 0.5]}
+    names = {"arm_planner": arm_planner(), "pose": [0.3, 0.0, 0.4, 0.1, 0.2, 0.3, 0.5]}
     parts = snippets(DOCUMENT)
-    assert len(parts) == 8
+    assert len(parts) == 9
     for part in parts:
-        exec(compile(part, "docs/planning.md", "exec"), names)  # one namespace, as a reader has it
-    assert names["env"].taken == 6 and (tmp_path / "landscape.png").is_file()
+        run(part, folder, names)  # one namespace, as a reader has it
+    assert len(taken) == 6 * actions_per_step and (tmp_path / "landscape.png").is_file()
     assert names["landscape"]["costs"].shape == (5, 5)
     assert names["plan"]["actions"][1, 6] == 1.0
 
 
-def test_the_lines_of_readme_run_an_environment(folder, monkeypatch):
+def test_the_lines_of_readme_plan_and_act_with_nothing_defined_before(folder, actions_per_step, taken):
     section = README.split("**Plan**")[1].split("**Understand**")[0]
-    names = {"env": Pictures(), "goal": GOAL, "observation": OBSERVATION}
     (loop,) = [part for part in snippets(section) if "env.step" in part]
-    assert len([line for line in loop.splitlines() if line and not line.startswith(("from", "import"))]) <= 5
-    path = re.search(r'model="(runs/[^"]+)"', loop).group(1)
-    names["env"].reset()
-    exec(compile(loop.replace(path, str(folder)), "README.md", "exec"), names)
-    assert names["env"].taken >= 2 and names["plan"]["actions"].shape == (3, 2)
+    assert "runs/demo/world_model/final" in loop
+    names = {}
+    run(loop, folder, names)
+    assert len(taken) == 10 * actions_per_step and names["plan"]["actions"].shape == (3, 2 * actions_per_step)
 
 
 def test_every_name_of_the_page_is_there():

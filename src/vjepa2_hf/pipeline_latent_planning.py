@@ -34,6 +34,7 @@ from .planning import (
     build_solver,
     shift_plan,
 )
+from .planning_constraints import for_every_action
 from .planning_landscape import Grid, draw_landscape
 from .video_processing_vjepa2 import VJepa2VideoProcessor
 
@@ -60,7 +61,8 @@ class VJepa2Planner(Pipeline):
             averaged over (default 1, the middle one), and w, short for adding `w * Uncertainty()` to the cost.
         action_low, action_high: what the search keeps to, A numbers each. Default: the config's.
         cost: terms of `vjepa2_hf.planning`, such as `LatentDistance("l1") + 0.1 * ActionPenalty()`, or a name.
-        constraints: what actions obey beyond their bounds, a list of terms such as `Fixed([3, 4, 5], 0.0)`.
+        constraints: what environment actions obey beyond their bounds, a list of terms such as
+            `Fixed([3, 4, 5], 0.0)`; each holds for every one of the `actions_per_step` actions of a model step.
         kwargs: settings of the solver, by name: `horizon`, `num_candidates`, `num_iterations`, `num_elites`,
             `momentum`, `init_std`, …; each replaces what the model was saved with.
 
@@ -242,7 +244,7 @@ class VJepa2Planner(Pipeline):
 
         Args:
             observation, goal: one of each, as in a call.
-            dims: the two dimensions.
+            dims: the two dimensions, of the A numbers of a model step.
             points: of each.
             actions: (P, A) that do not vary, in environment units, such as a plan's. Default: one step of zeros.
             step: whose action varies.
@@ -363,7 +365,7 @@ class VJepa2Planner(Pipeline):
         default_low = 0.0 if model.config.action_type == "discrete" else -1.0
         optional = {} if end is None else {"budget_ms": 1000 * (end - time.perf_counter())}
         if constraints:
-            optional["constraints"] = constraints
+            optional["constraints"] = for_every_action(constraints, model.config.actions_per_step)
         result = solver(
             score,
             batch_size=len(latents),

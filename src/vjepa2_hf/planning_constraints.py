@@ -1,10 +1,13 @@
 """What actions must obey beyond their bounds: terms that a solver applies to every candidate before its cost.
 
-Letters: B problems, J candidates, P planning horizon, A action size.
+Letters: B problems, J candidates, P planning horizon, A action size, k environment actions in a model step.
 
 A constraint is any object with `apply(actions)`, which maps actions (..., P, A) to allowed ones; the terms here also
 have `to_dict`, so that a planner can be saved with them. They are applied in the order of the list, after the bounds,
 so that a constraint wins over a bound.
+
+A constraint is on environment actions. Where a model step holds k of them, the planner applies it to each
+(`for_every_action`): then A above is the size of one. Steps are the model's.
 """
 
 from collections.abc import Sequence
@@ -22,7 +25,7 @@ class Constraint:
         raise NotImplementedError
 
     def finish(self, plan: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-        """The plan (B, P, A) that is returned.
+        """The plan (..., P, A) that is returned.
 
         Args:
             plan: within the bounds and the constraints before this one.
@@ -40,6 +43,53 @@ class Constraint:
         if type(self) not in names:
             raise ValueError(f"the constraint {self!r} is none of {sorted(CONSTRAINTS)}, so it cannot be saved.")
         return {"constraint": names[type(self)], **asdict(self)}
+
+
+class EveryAction(Constraint):
+    """A constraint on each of the k environment actions that a model step holds one after the other.
+
+    Args:
+        constraint: on an environment action of A / k numbers.
+        count: k.
+    """
+
+    def __init__(self, constraint: Any, count: int):
+        self.constraint, self.count = constraint, count
+
+    def apply(self, actions: torch.Tensor) -> torch.Tensor:
+        return self._joined(self.constraint.apply(self._apart(actions)))
+
+    def finish(self, plan: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        return self._joined(finish(self.constraint, self._apart(plan), self._apart(mean)))
+
+    def fixed_dims(self, action_dim: int) -> list[int]:
+        size = action_dim // self.count
+        return [size * action + dim for action in range(self.count) for dim in fixed_dims(self.constraint, size)]
+
+    def _apart(self, actions: torch.Tensor) -> torch.Tensor:
+        """(..., P, A) -> (..., k, P, A / k)."""
+        return actions.unflatten(-1, (self.count, -1)).transpose(-3, -2)
+
+    def _joined(self, actions: torch.Tensor) -> torch.Tensor:
+        """(..., k, P, A / k) -> (..., P, A)."""
+        return actions.transpose(-3, -2).flatten(-2)
+
+
+def for_every_action(constraints: Sequence[Any], count: int) -> list[Any]:
+    """Constraints on environment actions as constraints on model steps of `count` of them."""
+    return list(constraints) if count == 1 else [EveryAction(constraint, count) for constraint in constraints]
+
+
+def finish(constraint: Any, plan: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """`Constraint.finish` of any object with `apply`."""
+    own = getattr(constraint, "finish", None)
+    return constraint.apply(plan) if own is None else own(plan, mean)
+
+
+def fixed_dims(constraint: Any, action_dim: int) -> list[int]:
+    """`Constraint.fixed_dims` of any object with `apply`."""
+    own = getattr(constraint, "fixed_dims", None)
+    return [] if own is None else own(action_dim)
 
 
 @dataclass
@@ -75,7 +125,7 @@ class ClosedGripper(Constraint):
     """A gripper that closes at a step and stays closed (the published planner's `close_gripper`).
 
     Args:
-        from_step: first step at which it is closed, from 0.
+        from_step: first model step at which it is closed, from 0.
         value: the action that closes it (published 1.0, beyond its bound of ±0.75).
         dim: the gripper's dimension of the action.
         exact: the plan has the value itself. `False`: the plan has what the refit left of it, as the published code
@@ -110,8 +160,8 @@ class StepBounds(Constraint):
     """Bounds of their own for every step.
 
     Args:
-        low, high: P numbers, one a step, or P lists of A numbers, in action units. Steps beyond the last have its
-            bounds.
+        low, high: P numbers, one a model step, or P lists of A numbers, in action units. Steps beyond the last have
+            its bounds.
     """
 
     low: Sequence[float] | Sequence[Sequence[float]]
@@ -136,7 +186,10 @@ class StepBounds(Constraint):
             bound = bound[torch.arange(steps).clamp(max=len(bound) - 1)]
             bound = bound.unsqueeze(-1) if bound.dim() == 1 else bound
             if bound.shape[-1] not in (1, size):
-                raise ValueError(f"{name} of StepBounds has {bound.shape[-1]} numbers a step; expected {size}.")
+                raise ValueError(
+                    f"{name} of StepBounds has {bound.shape[-1]} numbers a step; expected {size}, one a dimension of "
+                    "an environment action."
+                )
             bounds.append(bound)
         return actions.clamp(*bounds)
 
@@ -205,7 +258,10 @@ def _build(constraint: Any) -> Any:
 
 def _dimension(dim: int, action_dim: int) -> int:
     if not -action_dim <= dim < action_dim:
-        raise ValueError(f"a constraint is on dimension {dim}, but actions have {action_dim}.")
+        raise ValueError(
+            f"a constraint is on dimension {dim}, but actions have {action_dim}; expected {-action_dim} to "
+            f"{action_dim - 1}, of one environment action."
+        )
     return dim % action_dim
 
 

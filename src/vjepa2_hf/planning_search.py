@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from .planning_constraints import finish, fixed_dims
+
 
 CostFunction = Callable[[torch.Tensor], torch.Tensor]
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -80,7 +82,7 @@ class Search:
             device = "cpu" if warm_start is None else warm_start.device
         self.device = torch.device(device)
         self.low, self.high = _bounds(low, high, action_dim, self.device)
-        fixed = {dim for each in self.constraints for dim in getattr(each, "fixed_dims", lambda _: [])(action_dim)}
+        fixed = {dim for each in self.constraints for dim in fixed_dims(each, action_dim)}
         self.free = [dim for dim in range(action_dim) if dim not in fixed]
         self.warm_start = self._check_warm_start(warm_start)
         self.noise = noise
@@ -97,8 +99,7 @@ class Search:
         """The plan (B, P, A) that is returned, from the one that was found."""
         plan = mean.clamp(self.low, self.high)
         for constraint in self.constraints:
-            finish = getattr(constraint, "finish", None)
-            plan = constraint.apply(plan) if finish is None else finish(plan, mean)
+            plan = finish(constraint, plan, mean)
         return plan
 
     def start(self) -> torch.Tensor:
