@@ -34,6 +34,7 @@ Writes a JSON file and prints a Markdown table. Columns, each a mean over window
 
 import dataclasses
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -47,10 +48,12 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 from vjepa2_hf import VJepa2PixelDecoder, VJepa2VideoProcessor, VJepa2WorldModel
-from vjepa2_hf.episodes import read_episodes, split_episodes
+from vjepa2_hf.episodes import episode_ids, held_out_of, read_episodes
 from vjepa2_hf.metrics.latent_rollout.latent_rollout import LatentRollout, extrapolate
 from vjepa2_hf.settings import exit_on_user_error, parse_arguments
 
+
+logger = logging.getLogger("evaluate_world_model")
 
 ENCODED_AT_ONCE = 64  # frames
 PROBE_BYTES = 2**29  # of latents that the probe is fitted on
@@ -135,6 +138,9 @@ class EvaluationConfig:
 # ---------------------------------------------------------------------------------------------------------------------
 # Episodes
 # ---------------------------------------------------------------------------------------------------------------------
+HeldOut = Callable[[str], bool]
+
+
 def find_validation_fraction(config: EvaluationConfig) -> float:
     """The share that training held out: given, or that of the run's `config.yaml` beside the model's folder."""
     if config.validation_fraction is not None:
@@ -149,18 +155,28 @@ def find_validation_fraction(config: EvaluationConfig) -> float:
     return settings["validation_fraction"]
 
 
-def held_out_episodes(config: EvaluationConfig, model: VJepa2WorldModel, fraction: float) -> Iterator[dict[str, Any]]:
+def find_held_out(config: EvaluationConfig) -> HeldOut:
+    """What tells of an episode's id whether it is held out; refuses data of which none is."""
+    fraction = find_validation_fraction(config)
+    held_out = held_out_of(episode_ids(config.data, config.camera), fraction)
+    if fraction < 1 and not any(map(held_out, episode_ids(config.data, config.camera))):
+        raise ValueError(
+            f"validation_fraction={fraction} holds out no episode of {config.data!r}: give validation_fraction=1.0 to "
+            "score all of them, which tells of new data only where the model was not trained on it."
+        )
+    return held_out
+
+
+def held_out_episodes(
+    config: EvaluationConfig, model: VJepa2WorldModel, held_out: HeldOut
+) -> Iterator[dict[str, Any]]:
     """Episodes in model steps."""
-    return read_episodes(
-        config.data,
-        model.config.frame_skip,
-        config.max_episodes,
-        config.camera,
-        wanted=lambda name: split_episodes([name], fraction)[0],
-    )
+    return read_episodes(config.data, model.config.frame_skip, config.max_episodes, config.camera, wanted=held_out)
 
 
-def training_episodes(config: EvaluationConfig, model: VJepa2WorldModel, fraction: float) -> Iterator[dict[str, Any]]:
+def training_episodes(
+    config: EvaluationConfig, model: VJepa2WorldModel, held_out: HeldOut
+) -> Iterator[dict[str, Any]]:
     """Episodes for the probe, in model steps."""
     if config.probe_data is not None:
         return read_episodes(config.probe_data, model.config.frame_skip, config.probe_episodes, config.camera)
@@ -169,7 +185,7 @@ def training_episodes(config: EvaluationConfig, model: VJepa2WorldModel, fractio
         model.config.frame_skip,
         config.probe_episodes,
         config.camera,
-        wanted=lambda name: not split_episodes([name], fraction)[0],
+        wanted=lambda name: not held_out(name),
     )
 
 
@@ -246,12 +262,12 @@ def choose_probe(latents: list[torch.Tensor], states: list[torch.Tensor]) -> tup
 
 
 def fit_probe(
-    config: EvaluationConfig, model: VJepa2WorldModel, processor, fraction: float
+    config: EvaluationConfig, model: VJepa2WorldModel, processor, held_out: HeldOut
 ) -> tuple[LinearProbe | None, dict[str, Any]]:
     """The probe and what it was fitted on; there is none without training episodes with `states`."""
     latents, states = [], []
     frames = max(2, PROBE_BYTES // (4 * model.tokens_per_frame * model.latent_size * config.probe_episodes))
-    for episode in tqdm(training_episodes(config, model, fraction), desc="probe", total=config.probe_episodes):
+    for episode in tqdm(training_episodes(config, model, held_out), desc="probe", total=config.probe_episodes):
         if episode["states"] is None:
             return None, {}
         count = len(episode["frames"])
@@ -469,13 +485,13 @@ def measure_residual_intervals(
 
 
 def one_step_residuals(
-    config: EvaluationConfig, model: VJepa2WorldModel, processor, fraction: float, spaces: dict[str, Space]
+    config: EvaluationConfig, model: VJepa2WorldModel, processor, held_out: HeldOut, spaces: dict[str, Space]
 ) -> dict[str, torch.Tensor]:
     """True minus predicted numbers (K, M) one step ahead in training episodes, in ascending order, for every space."""
     room = PROBE_BYTES // (4 * model.tokens_per_frame * model.latent_size * config.probe_episodes)
     config = dataclasses.replace(config, horizons=[1], windows_per_episode=max(1, min(RESIDUAL_WINDOWS, room)))
     errors: dict[str, list[torch.Tensor]] = {prefix: [] for prefix in spaces}
-    for episode in tqdm(training_episodes(config, model, fraction), desc="residuals", total=config.probe_episodes):
+    for episode in tqdm(training_episodes(config, model, held_out), desc="residuals", total=config.probe_episodes):
         windows = cut_windows(config, model, processor, episode)
         if windows is not None:
             predicted = windows.rollout(model)
@@ -594,13 +610,13 @@ class Instruments:
 
 
 def prepare_instruments(
-    config: EvaluationConfig, model: VJepa2WorldModel, processor: VJepa2VideoProcessor, fraction: float
+    config: EvaluationConfig, model: VJepa2WorldModel, processor: VJepa2VideoProcessor, held_out: HeldOut
 ) -> tuple[Instruments, dict[str, Any]]:
     """Fits what is fitted on training episodes, and tells on what."""
-    probe, probe_facts = fit_probe(config, model, processor, fraction)
+    probe, probe_facts = fit_probe(config, model, processor, held_out)
     spaces, residuals, decoder = interval_spaces(config, probe), {}, None
     if config.residual_intervals:
-        residuals = one_step_residuals(config, model, processor, fraction, spaces)
+        residuals = one_step_residuals(config, model, processor, held_out, spaces)
     if config.decoder is not None:
         decoder = VJepa2PixelDecoder.from_pretrained(config.decoder).to(model.device).eval()
     generator = torch.Generator(device=model.device).manual_seed(config.seed)
@@ -619,6 +635,11 @@ def measure_windows(
             else f"Episode {name} has states, but no training episode has, for the probe to be fitted on: give "
             "probe_data, episodes that the model was trained on."
         )
+    if probe is not None and windows.states.shape[-1] != len(probe.bias):
+        raise ValueError(
+            f"Episode {name} has states of {windows.states.shape[-1]} numbers, but those that the probe was fitted on "
+            f"have {len(probe.bias)}: give the episodes of one environment alone."
+        )
     measured = {} if probe is None else measure_positions(config, probe, windows, predicted)
     if model.config.reward_head:
         if windows.rewards is None:
@@ -636,36 +657,78 @@ def measure_windows(
 @torch.no_grad()
 def evaluate_model(config: EvaluationConfig, model: VJepa2WorldModel, processor: VJepa2VideoProcessor) -> dict:
     """All measures; see the head of this file. With a decoder it writes the picture."""
-    fraction = find_validation_fraction(config)
-    instruments, probe_facts = prepare_instruments(config, model, processor, fraction)
-    latent_rollout, tables, episodes, short = LatentRollout(), {}, 0, 0
-    for episode in tqdm(held_out_episodes(config, model, fraction), desc="evaluate"):
-        windows = cut_windows(config, model, processor, episode)
+    held_out = find_held_out(config)
+    instruments, probe_facts = prepare_instruments(config, model, processor, held_out)
+    found = measure_episodes(instruments, held_out)
+    if not found.episodes:
+        config = shorten_horizons(config, model, found)
+        instruments = dataclasses.replace(instruments, config=config)
+        found = measure_episodes(instruments, held_out)
+    if instruments.strips:
+        write_picture(Path(config.output).with_suffix(".png"), instruments.strips)
+    scores = found.latent_rollout.compute(horizons=config.horizons)
+    facts = {"episodes": found.episodes, "episodes_too_short": found.short, "windows": scores["windows"]}
+    rows = tabulate(scores, found.tables)
+    return {"model": config.model, "data": config.data, **facts, "probe": probe_facts, "horizons": rows}
+
+
+@dataclass
+class Measured:
+    """What the windows of held-out episodes gave."""
+
+    latent_rollout: LatentRollout = field(default_factory=LatentRollout)
+    tables: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    """Of other measures by name: (B, P) of each episode."""
+    episodes: int = 0
+    short: int = 0
+    """Episodes without a window."""
+    longest: int = 0
+    """Frames of the longest episode, in model steps."""
+
+
+def measure_episodes(instruments: Instruments, held_out: HeldOut) -> Measured:
+    """All windows of held-out episodes."""
+    config, model, measured = instruments.config, instruments.model, Measured()
+    for episode in tqdm(held_out_episodes(config, model, held_out), desc="evaluate"):
+        measured.longest = max(measured.longest, len(episode["frames"]))
+        windows = cut_windows(config, model, instruments.processor, episode)
         if windows is None:
-            short += 1
+            measured.short += 1
             continue
-        episodes += 1
+        measured.episodes += 1
         predicted = windows.rollout(model)
-        latent_rollout.add_batch(
+        measured.latent_rollout.add_batch(
             predictions=predicted,
             references=windows.future,
             copies=windows.known[:, -1],
             previous=windows.known[:, -2],
         )
-        measured = measure_windows(instruments, windows, predicted, episode["episode_id"])
-        for name, values in measured.items():
-            tables.setdefault(name, []).append(values.double().cpu())
-    if not episodes:
+        for name, values in measure_windows(instruments, windows, predicted, episode["episode_id"]).items():
+            measured.tables.setdefault(name, []).append(values.double().cpu())
+    return measured
+
+
+def shorten_horizons(config: EvaluationConfig, model: VJepa2WorldModel, found: Measured) -> EvaluationConfig:
+    """Settings without the horizons that no held-out episode is long enough for, which a warning names.
+
+    Raises:
+        ValueError: none is left, or no held-out episode could be read.
+    """
+    if not found.short:
+        raise ValueError(f"no held-out episode of {config.data!r} could be read; the log names what was skipped.")
+    kept = [horizon for horizon in config.horizons if horizon <= found.longest - config.past_frames]
+    if not kept:
         raise ValueError(
-            f"no held-out episode of {config.data!r} has the {config.past_frames + max(config.horizons)} frames of a "
-            f"window, {model.config.frame_skip} apart ({short} are shorter; validation_fraction is {fraction}): lower "
-            f"horizons={config.horizons}, or record more or longer ones."
+            f"no held-out episode of {config.data!r} has the {config.past_frames + min(config.horizons)} frames of a "
+            f"window, {model.config.frame_skip} apart (of {found.short} the longest has {found.longest}): lower "
+            f"horizons={config.horizons}, or record longer ones."
         )
-    if instruments.strips:
-        write_picture(Path(config.output).with_suffix(".png"), instruments.strips)
-    scores = latent_rollout.compute(horizons=config.horizons)
-    facts = {"episodes": episodes, "episodes_too_short": short, "windows": scores["windows"], "probe": probe_facts}
-    return {"model": config.model, "data": config.data, **facts, "horizons": tabulate(scores, tables)}
+    dropped = [horizon for horizon in config.horizons if horizon not in kept]
+    logger.warning(
+        "no held-out episode is long enough for horizons %s: the longest has %d frames, %d apart, of which %d are "
+        "known; only %s are measured", dropped, found.longest, model.config.frame_skip, config.past_frames, kept,
+    )  # fmt: skip
+    return dataclasses.replace(config, horizons=kept)
 
 
 def tabulate(scores: dict[str, Any], tables: dict[str, list[torch.Tensor]]) -> list[dict[str, float]]:

@@ -7,6 +7,7 @@
 Letters: B batch, F frames of all episodes, N tokens, D width of a latent, A action of a model step, P model steps.
 """
 
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 from vjepa2_hf import VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.checkpoints import write_text
-from vjepa2_hf.episodes import read_episodes, split_episodes
+from vjepa2_hf.episodes import episode_ids, held_out_of, read_episodes
 from vjepa2_hf.health import gradient_norm
 from vjepa2_hf.schedules import LearningRateSchedule, set_learning_rate
 from vjepa2_hf.training import Run, check_run_settings
@@ -205,6 +206,8 @@ def read_pairs(config: "PolicyTrainingConfig", model: VJepa2WorldModel) -> tuple
     """
     processor = VJepa2VideoProcessor.from_pretrained(config.world_model)
     sides: tuple[list, list] = ([], [])
+    names = itertools.islice(episode_ids(config.data, config.camera), config.max_episodes)
+    is_held_out = held_out_of(names, config.validation_fraction)
     for episode in tqdm(
         read_episodes(config.data, model.config.frame_skip, config.max_episodes, config.camera), desc="encode"
     ):
@@ -216,8 +219,7 @@ def read_pairs(config: "PolicyTrainingConfig", model: VJepa2WorldModel) -> tuple
         seen = encode(model, processor, episode["frames"], targets=False).cpu()
         goals = seen if model.config.freeze_encoder else encode(model, processor, episode["frames"]).cpu()
         actions = torch.nn.functional.pad(torch.from_numpy(episode["actions"]), (0, 0, 0, 1))
-        held_out = split_episodes([episode["episode_id"]], config.validation_fraction)[0]
-        sides[held_out].append((seen, goals, actions, torch.arange(len(seen) - 1, -1, -1)))
+        sides[is_held_out(episode["episode_id"])].append((seen, goals, actions, torch.arange(len(seen) - 1, -1, -1)))
     if not all(sides):
         raise ValueError(
             f"{config.data} gave {len(sides[0])} training episodes and {len(sides[1])} held-out ones: record more, or "

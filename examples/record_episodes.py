@@ -4,7 +4,9 @@
 
 or, to try it in a second:
 
-    python examples/record_episodes.py --env vjepa2_hf/TwoRooms-v0 --policy wander --episodes 4 --output data/tiny
+    python examples/record_episodes.py --env vjepa2_hf/TwoRooms-v0 --policy wander --episodes 4 --output tiny_data
+
+Give each environment a folder of its own, not one within another's: folders are read with all that is below them.
 
 Any registered environment works that renders "rgb_array" and takes bounded Box actions (`--policy uniform`; an id such
 as `module:Name-v0` imports its module first). A row is an episode: `video` (h264 mp4), `actions` (T-1 rows of A),

@@ -14,6 +14,7 @@ a large encoder take more memory than the frames. Besides `OUTPUT_DIR/final` the
     pictures = decoder.decode(wm.rollout(latents, actions))  # (B, P, C, H, W) in 0 to 1
 """
 
+import itertools
 import json
 import math
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from tqdm import tqdm
 
 from vjepa2_hf import VJepa2PixelDecoder, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.checkpoints import write_text
-from vjepa2_hf.episodes import read_episodes, split_episodes
+from vjepa2_hf.episodes import episode_ids, held_out_of, read_episodes
 from vjepa2_hf.health import gradient_norm
 from vjepa2_hf.schedules import LearningRateSchedule, parameter_groups, set_learning_rate, set_weight_decay
 from vjepa2_hf.settings import exit_on_user_error, parse_arguments
@@ -93,6 +94,8 @@ def read_frames(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Frames of this process's training episodes and of all held-out ones: uint8 (F, C, H, W) of the model's size."""
     training, held_out, read = [], [], 0
+    names = itertools.islice(episode_ids(config.data, config.camera), config.max_episodes)
+    is_held_out = held_out_of(names, config.validation_fraction)
     episodes = read_episodes(config.data, max_episodes=config.max_episodes, camera=config.camera)
     for episode in tqdm(episodes, disable=not accelerator.is_main_process, desc="read"):
         frames = episode["frames"]
@@ -100,7 +103,7 @@ def read_frames(
             frames = frames[torch.linspace(0, len(frames) - 1, config.frames_per_episode).long().numpy()]
         bytes_only = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
         pixels = processor(frames, **bytes_only)["pixel_values_videos"][0]
-        if split_episodes([episode["episode_id"]], config.validation_fraction)[0]:
+        if is_held_out(episode["episode_id"]):
             held_out.append(pixels)
             continue
         if read % accelerator.num_processes == accelerator.process_index:

@@ -330,7 +330,8 @@ def split_clips(config: ProbeConfig, caches: dict[str, EpisodeCache]) -> dict[st
         mine = torch.tensor([falls_to(config, name) == part for name in ids])
         if part != "validation":
             labelled = [f"label {config.seed} {name}" for name in ids]
-            mine &= torch.tensor(split_episodes(labelled, config.label_fraction))
+            # one by one: by its hash alone, as the parts are
+            mine &= torch.tensor([split_episodes([name], config.label_fraction)[0] for name in labelled])
         clips[part] = mine.nonzero().squeeze(1)
     needed = [part for part in PARTS if part != "held_out" or config.choose_on == "held_out"]
     empty = [part for part in needed if not len(clips[part])]

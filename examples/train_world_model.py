@@ -106,7 +106,8 @@ class WorldModelTrainingConfig:
     max_episodes: int | None = None
     """Of each source; null: all."""
     validation_fraction: float = 0.07
-    """Share of the episodes held out, chosen by a hash of their ids: more data moves none to the other side."""
+    """Share of the episodes of each source held out, chosen by a hash of their ids; at least one of two or more, see
+    `split_episodes`."""
     cache_dir: str | None = None
     """Where encoded episodes are kept; null: `latents` beside output_dir, for the runs there to share."""
     cache_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -336,12 +337,27 @@ def split_data(config: WorldModelTrainingConfig, caches: list[EpisodeCache]) -> 
             "validation_fraction=%s holds out none of the %d episodes: no rollout errors are measured",
             config.validation_fraction, count,
         )  # fmt: skip
-        return training, validation
-    longest = max(config.horizons) * config.frame_skip + 1
-    lengths = torch.cat([cache.lengths[chosen] for cache, chosen in zip(caches, validation.episodes)])
-    if lengths.max() < longest:  # said now, and not after the last step
-        raise ValueError(f"no held-out episode has {longest} frames: lower horizons={config.horizons}.")
     return training, validation
+
+
+def measured_horizons(config: WorldModelTrainingConfig, held_out: WindowMixture) -> list[int]:
+    """Those of `horizons` for which a held-out episode is long enough; a warning names the others."""
+    if not len(held_out):
+        return config.horizons
+    lengths = torch.cat([cache.lengths[chosen] for cache, chosen in zip(held_out.caches, held_out.episodes)])
+    steps = (int(lengths.max()) - 1) // config.frame_skip
+    kept = [horizon for horizon in config.horizons if horizon <= steps]
+    if not kept:
+        raise ValueError(
+            f"no held-out episode has {min(config.horizons) * config.frame_skip + 1} frames (the longest has "
+            f"{lengths.max()}): lower horizons={config.horizons}."
+        )
+    if len(kept) < len(config.horizons):
+        logger.warning(
+            "no held-out episode is long enough for horizons %s: the longest has %d model steps; only %s are measured",
+            [horizon for horizon in config.horizons if horizon > steps], steps, kept,
+        )  # fmt: skip
+    return kept
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -607,6 +623,7 @@ def train(config: WorldModelTrainingConfig) -> None:
     accelerator.init_trackers("world_model")  # after the folder is this run's alone
     run.check(config.resume, rates, RATE_SETTINGS)  # before hours of encoding
     model, processor, training, held_out, statistics = prepare_data(config, accelerator)
+    horizons = measured_horizons(config, held_out)  # said now, and not after the last step
     optimizer = torch.optim.AdamW(optimizer_groups(config, model), lr=config.learning_rate.peak, fused=True)
     model.train()
     # With several processes this gives all of them the weights and the fitted state of the first
@@ -629,7 +646,7 @@ def train(config: WorldModelTrainingConfig) -> None:
             numbers = train_step(run, model, plain, optimizer, batches, step)
             measured = {}
             if config.eval_every and step % config.eval_every == 0:
-                measured = validation_metrics(accelerator, plain, held_out, processor, config.horizons)
+                measured = validation_metrics(accelerator, plain, held_out, processor, horizons)
             if measured or step % config.log_every == 0 or step == config.max_steps:
                 speed = (step - logged) * windows_a_step / (time.perf_counter() - clock)
                 run.log({"step": step, **numbers, **measured, "windows_per_second": speed})
@@ -639,7 +656,7 @@ def train(config: WorldModelTrainingConfig) -> None:
                 run.save_checkpoint(step)
 
     if accelerator.is_main_process and len(held_out):
-        rows = rollout_errors(plain.eval(), held_out, processor, config.horizons)
+        rows = rollout_errors(plain.eval(), held_out, processor, horizons)
         write_json(run.output_dir / "rollout_error.json", rows)
     final = run.save_final(model, processor)
     progress.write(f"saved {final}")

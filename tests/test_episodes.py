@@ -5,7 +5,7 @@ import pytest
 from datasets import Features, List, Value, Video
 from numbered_videos import numbered_frames, numbers_of
 
-from vjepa2_hf.episodes import read_episodes, split_episodes
+from vjepa2_hf.episodes import episode_ids, held_out_of, read_episodes, split_episodes
 from vjepa2_hf.shards import write_shards
 from vjepa2_hf.video_io import encode_video
 
@@ -66,7 +66,7 @@ class TestEpisodes:
         ("changes", "message"),
         [
             ({"actions": np.zeros((8, 2))}, r"episode-1 has actions of shape \(8, 2\), but 7 rows for 8 frames"),
-            ({"actions": np.zeros((7, 3))}, r"episode-1 has \(action, proprio\) sizes \(3, 1\)"),
+            ({"actions": np.zeros((7, 3))}, r"episode-1 has \(action, proprio, state\) sizes \(3, 1, None\)"),
             ({"actions": np.full((7, 2), np.nan)}, "episode-1 has actions that are not finite"),
             ({"actions": [[1.0], [1.0, 2.0]]}, "episode-1 has actions whose rows differ in size"),
             ({"actions": None}, "episode-1 has no actions"),
@@ -87,6 +87,22 @@ class TestEpisodes:
         row = {k: v for k, v in episode(0).items() if k != "proprio_states"}
         write_shards([row], tmp_path / "out", features)
         assert next(read_episodes(tmp_path / "out"))["proprio_states"] is None
+
+    def test_states_of_another_environment_are_refused(self, tmp_path):
+        features = Features(EPISODE_FEATURES | {"states": EPISODE_FEATURES["actions"]})
+        states = [np.zeros((8, 4)), None, np.zeros((8, 2))]  # an episode without is as good as the others
+        write_shards([episode(i, states=one) for i, one in enumerate(states)], tmp_path / "out", features)
+        found = read_episodes(tmp_path / "out")
+        assert [next(found)["episode_id"] for _ in range(2)] == ["episode-0", "episode-1"]
+        with pytest.raises(
+            ValueError, match=r"episode-2 has .* sizes \(2, 1, 2\), but the ones before had \(2, 1, 4\)"
+        ):
+            next(found)
+
+    def test_ids_come_without_decoding(self, tmp_path):
+        rows = [episode(i, video={"bytes": b"x", "path": None}) for i in range(3)]
+        write_shards(rows, tmp_path / "out", EPISODE_FEATURES, num_shards=2)
+        assert sorted(episode_ids(tmp_path / "out")) == [f"episode-{i}" for i in range(3)]
 
     def test_rewards_and_task_come_along(self, tmp_path):
         row = episode(0, rewards=np.arange(7), task="push")
@@ -150,6 +166,28 @@ class TestSplit:
     def test_split_is_the_same_on_every_machine_and_in_every_process(self):
         ids = ["a", "b", "c", "d", "e", "f"]  # sha256 begins ca 3e 2e 18 3f 25
         assert split_episodes(ids, 0.2) == [False, False, True, True, False, True]
+
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_neither_side_of_several_episodes_is_empty(self, order):
+        ids = ["a", "b", "e", "f"][::order]  # ca 3e 3f 25: the smallest hash is that of f, the largest that of a
+        assert [name for name, out in zip(ids, split_episodes(ids, 0.07)) if out] == ["f"]
+        assert [name for name, out in zip(ids, split_episodes(ids, 0.95)) if not out] == ["a"]
+        assert not any(split_episodes(ids, 0.0)) and all(split_episodes(ids, 1.0))
+
+    def test_episode_that_filled_an_empty_side_goes_back_when_more_data_fills_it(self):
+        ids = ["a", "b", "e", "f"]
+        assert split_episodes([*ids, "d"], 0.07) == [False] * 4 + [True]  # 18: above the share, below f's
+
+    def test_one_episode_falls_where_its_hash_says(self):
+        assert split_episodes(["f"], 0.07) == [False] and split_episodes(["a"], 0.95) == [True]
+        assert split_episodes(["f", "f"], 0.07) == [False, False]
+
+    def test_ids_are_read_until_both_sides_have_one(self):
+        ids = iter("abcdef")
+        is_held_out = held_out_of(ids, 0.2)
+        assert list(ids) == list("def") and is_held_out("c") and not is_held_out("b")
+        untouched = iter("abcdef")
+        assert held_out_of(untouched, 1.0)("a") and len(list(untouched)) == 6
 
     def test_fraction_that_is_no_share_is_refused(self):
         with pytest.raises(ValueError, match="validation_fraction is 20"):

@@ -162,7 +162,11 @@ def world(monkeypatch):
     def read_episodes(data, frame_skip, max_episodes, camera, wanted=None):
         yield from (one for one in episodes[data] if wanted is None or wanted(one["episode_id"]))
 
+    def episode_ids(data, camera):
+        return (one["episode_id"] for one in episodes[data])
+
     monkeypatch.setattr(evaluate_world_model, "read_episodes", read_episodes)
+    monkeypatch.setattr(evaluate_world_model, "episode_ids", episode_ids)
     return episodes
 
 
@@ -352,9 +356,13 @@ def test_strength_of_the_probe_is_chosen_on_episodes_that_it_has_not_seen():
     [
         (
             {"horizons": [9]},
-            r"no held-out episode of 'held_out' has the 11 frames of a window, 1 apart \(3 are shorter",
+            r"no held-out episode of 'held_out' has the 11 frames of a window, 1 apart \(of 3 the longest has 10\)",
         ),
         ({"probe_data": None}, "Episode h1 has states, but no training episode has"),
+        (
+            {"validation_fraction": 0.0},
+            r"validation_fraction=0.0 holds out no episode of 'held_out': give validation_fraction=1.0",
+        ),
         ({"validation_fraction": None}, "tells which episodes training held out"),
         ({"state_groups": {"block": [2, 3]}}, r"state_groups.block is \[2, 3\], but the columns are 0 to 1"),
         (
@@ -366,6 +374,33 @@ def test_strength_of_the_probe_is_chosen_on_episodes_that_it_has_not_seen():
 def test_what_can_not_be_measured_is_said(world, changes, message):
     with pytest.raises(ValueError, match=message):
         evaluate_model(settings(**changes), TwoNumbers(gain=1.0), two_number_pixels)
+
+
+def test_horizons_longer_than_every_held_out_episode_are_left_out_and_named(world, caplog):
+    model = TwoNumbers(gain=0.5)
+    result = evaluate_model(settings(horizons=[1, 8, 9, 4]), model, two_number_pixels)
+    assert "long enough for horizons [9]: the longest has 10 frames" in caplog.text
+    assert result["horizons"] == evaluate_model(settings(horizons=[1, 8, 4]), model, two_number_pixels)["horizons"]
+    assert (result["episodes"], result["episodes_too_short"]) == (3, 0)
+
+
+def test_a_small_share_of_few_episodes_measures_one(world):
+    config = settings(validation_fraction=0.001, probe_data=None)
+    result = evaluate_model(config, TwoNumbers(gain=1.0), two_number_pixels)
+    assert (result["episodes"], result["probe"]["episodes"]) == (1, 2)
+
+
+def test_one_episode_is_held_out_by_nothing_but_its_hash(world):
+    del world["held_out"][1:]
+    with pytest.raises(ValueError, match="validation_fraction=0.001 holds out no episode"):
+        evaluate_model(settings(validation_fraction=0.001), TwoNumbers(gain=1.0), two_number_pixels)
+
+
+def test_states_of_another_size_than_the_probes_are_refused(world):
+    for episode in world["held_out"]:
+        episode["states"] = episode["states"][:, :1]
+    with pytest.raises(ValueError, match="h1 has states of 1 numbers, but those that the probe was fitted on have 2"):
+        evaluate_model(settings(), TwoNumbers(gain=1.0), two_number_pixels)
 
 
 @pytest.mark.parametrize(

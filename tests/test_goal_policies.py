@@ -194,6 +194,9 @@ class TestTraining:
             train(monkeypatch, train_cloning, (inputs[0], tmp_path / "other"), tmp_path / "run")
         assert "has actions of 2 numbers a model step, but the world model's have 1" in capsys.readouterr().err
 
+    def test_a_small_share_of_few_episodes_holds_out_one(self, monkeypatch, inputs, tmp_path):
+        train(monkeypatch, train_cloning, inputs, tmp_path, "validation_fraction=0.001", "max_steps=1")
+
     def test_settings_that_do_not_fit_are_a_sentence(self, monkeypatch, inputs, tmp_path, capsys):
         for override, message in (
             ("goal_steps=0", "goal_steps must be"),

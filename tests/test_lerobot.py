@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vjepa2_hf.episodes import read_episodes
+from vjepa2_hf.episodes import episode_ids, read_episodes
 from vjepa2_hf.latent_cache import data_fingerprint
 from vjepa2_hf.lerobot import LeRobotDataset, find_info, open_lerobot
 
@@ -50,6 +50,10 @@ class TestAlignment:
             assert episode["actions"].dtype == episode["proprio_states"].dtype == np.float32
             assert episode["episode_id"] == f"episode_{e:06d}" and episode["fps"] == 30
             assert episode["task"] == ("push the block" if e % 2 else "pull the block")
+
+    def test_ids_come_without_reading_frames(self, monkeypatch):
+        monkeypatch.setattr(LeRobotDataset, "_frames", lambda *_: pytest.fail("frames were read"))
+        assert list(episode_ids(VIDEOS, camera="front")) == [f"episode_{e:06d}" for e in range(len(LENGTHS))]
 
     def test_the_fixture_is_av1_with_several_episodes_in_a_file(self):
         files = sorted(VIDEOS.glob("videos/observation.images.front/*/*.mp4"))

@@ -47,6 +47,16 @@ class TestArrangement:
         torch.testing.assert_close(future.mean(dim=-1), torch.zeros(2, 2, 4, 4), **CLOSE)
         torch.testing.assert_close(future.var(dim=-1, unbiased=False), torch.ones(2, 2, 4, 4), atol=1e-3, rtol=0)
 
+    @torch.no_grad()
+    def test_frames_that_no_processor_normalised_are_warned_of_once(self, recwarn):
+        model, bytes_ = build(), 255 * torch.rand(1, 1, 3, 32, 32)
+        with pytest.warns(UserWarning, match="far outside what a video processor gives.*VJepa2VideoProcessor"):
+            model.encode(bytes_)
+        recwarn.clear()
+        model.encode(bytes_)
+        build().encode(clips(1))
+        assert not recwarn.list
+
     def test_a_grid_that_merging_does_not_divide_is_refused(self):
         with pytest.raises(ValueError, match="a frame has 5×5 tokens.*a multiple of 16 pixels"):
             build(state_type="merged").encode(clips(1, 40, 40))

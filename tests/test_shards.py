@@ -78,6 +78,12 @@ class TestShards:
         with pytest.raises(FileNotFoundError, match="no parquet file, .tar shard, video or image"):
             ClipStream(tmp_path, 4, crop_size=8)
 
+    def test_folder_of_hdf5_files_points_to_the_import(self, tmp_path):
+        (tmp_path / "demo.hdf5").write_bytes(b"x")
+        for data in (tmp_path, tmp_path / "demo.hdf5"):
+            with pytest.raises(FileNotFoundError, match="HDF5 or npz files, .* with examples/import_episodes.py"):
+                ShardSource(data)
+
     @pytest.mark.parametrize(
         ("files", "kinds"),
         [

@@ -70,6 +70,11 @@ def run_script(monkeypatch, inputs, output_dir: Path, *overrides: str) -> list[d
     return read_metrics(output_dir)
 
 
+def test_a_small_share_of_few_episodes_holds_out_one(monkeypatch, inputs, tmp_path):
+    run_script(monkeypatch, inputs, tmp_path / "run", "validation_fraction=0.001", "max_steps=1")
+    assert json.loads((tmp_path / "run" / "reconstruction_error.json").read_text())["frames"] == 3
+
+
 def test_run_leaves_a_decoder_its_errors_and_a_picture(monkeypatch, inputs, tmp_path):
     metrics = run_script(monkeypatch, inputs, tmp_path / "run")
     assert [row["step"] for row in metrics] == [1, 2, 3, 4]

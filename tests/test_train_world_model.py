@@ -201,7 +201,7 @@ def test_state_is_standardised_on_the_training_episodes(monkeypatch, episodes, t
         ("validation_fraction=1.5", "validation_fraction is 1.5, expected a share"),
         ("world_model.rollout_steps=5", "rollout_steps=5 needs 6 frames"),
         ("world_model.rolout_steps=2", "rolout_steps"),
-        ("horizons=[9]", "no held-out episode has 19 frames"),
+        ("horizons=[9]", "no held-out episode has 19 frames (the longest has 9)"),
         ("frames_per_window=30", "No episode has the 59 frames"),
     ],
 )
@@ -381,6 +381,17 @@ def test_without_held_out_episodes_nothing_is_measured_and_that_is_said(monkeypa
     run_script(monkeypatch, episodes, tmp_path / "run", "validation_fraction=0.0", "max_steps=1")
     assert "validation_fraction=0.0 holds out none of the 6 episodes" in caplog.text
     assert not (tmp_path / "run" / "rollout_error.json").exists() and (tmp_path / "run" / "final").is_dir()
+
+
+def test_horizons_longer_than_every_held_out_episode_are_left_out_and_named(monkeypatch, caplog, episodes, tmp_path):
+    run_script(monkeypatch, episodes, tmp_path / "run", "horizons=[9, 1, 4, 5]", "max_steps=1")
+    assert "long enough for horizons [9, 5]: the longest has 4 model steps; only [1, 4] are measured" in caplog.text
+    assert [row["horizon"] for row in json.loads((tmp_path / "run" / "rollout_error.json").read_text())] == [1, 4]
+
+
+def test_a_small_share_of_few_episodes_holds_out_one(monkeypatch, episodes, tmp_path):
+    run_script(monkeypatch, episodes, tmp_path / "run", "validation_fraction=0.001", "max_steps=1")
+    assert (tmp_path / "run" / "rollout_error.json").exists()
 
 
 @pytest.mark.parametrize(

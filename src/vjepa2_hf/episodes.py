@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,8 +49,8 @@ def read_episodes(
         number there.
 
     Raises:
-        ValueError: an episode, named, whose actions, states or rewards have a wrong length or size or are not finite;
-            no episode at all; or a camera that is not there.
+        ValueError: an episode, named, whose actions, states or rewards have a wrong length or size, or another size
+            than those before, or are not finite; no episode at all; or a camera that is not there.
     """
     if frame_skip < 1:
         raise ValueError(f"frame_skip is {frame_skip}, but at least every frame (1) is kept.")
@@ -58,19 +58,14 @@ def read_episodes(
         raise ValueError(f"max_episodes is {max_episodes}, but at least 1 must be read; None reads all.")
     source = _open_source(data, camera)
     source.skipped = source.skipped if skipped is None else skipped
-    count, sizes = 0, None
+    count, sizes = 0, {}
     for row in _shard_episodes(source, wanted) if isinstance(source, ShardSource) else source.episodes(wanted):
         try:
             episode = _read_episode(row, frame_skip)
         except (VideoDecodeError, OSError) as error:
             source.skip(row["episode_id"], str(error))
             continue
-        found = tuple(None if episode[name] is None else episode[name].shape[1] for name in _SIZED)
-        sizes = sizes or found
-        if found != sizes:
-            raise ValueError(
-                f"Episode {row['episode_id']} has (action, proprio) sizes {found}, but the ones before had {sizes}."
-            )
+        sizes = _check_sizes(episode, sizes)
         count += 1
         yield episode
         if count == max_episodes:
@@ -80,6 +75,17 @@ def read_episodes(
         raise ValueError(f"No episode could be read from {source.data!r}{f' ({reasons[0]})' if reasons else ''}.")
 
 
+def episode_ids(data: str | os.PathLike, camera: str | None = None) -> Iterator[str]:
+    """The `episode_id` of each episode as `read_episodes` tells them to `wanted`, with nothing decoded: also of those
+    that it skips because they do not decode.
+
+    Args:
+        data, camera: as there.
+    """
+    source = _open_source(data, camera)
+    yield from (name for name, _ in _named_rows(source)) if isinstance(source, ShardSource) else source.names()
+
+
 def _open_source(data: str | os.PathLike, camera: str | None) -> ShardSource | LeRobotDataset:
     lerobot = open_lerobot(data, camera)
     if lerobot is None and camera is not None:
@@ -87,15 +93,34 @@ def _open_source(data: str | os.PathLike, camera: str | None) -> ShardSource | L
     return lerobot or ShardSource(data)
 
 
-_SIZED = ("actions", "proprio_states")  # columns whose size all episodes share
+def _check_sizes(episode: dict[str, Any], sizes: dict[str, int | None]) -> dict[str, int | None]:
+    """The sizes that all episodes share so far; refuses one with others. Only `states` may be missing from some."""
+    columns = ("actions", "proprio_states", "states")
+    found = {name: None if episode[name] is None else episode[name].shape[1] for name in columns}
+    sizes = sizes or found
+    if found["states"] is None or sizes["states"] is None:
+        known = found["states"] or sizes["states"]
+        found, sizes = {**found, "states": known}, {**sizes, "states": known}
+    if found != sizes:
+        raise ValueError(
+            f"Episode {episode['episode_id']} has (action, proprio, state) sizes {tuple(found.values())}, but the "
+            f"ones before had {tuple(sizes.values())}: keep the episodes of each environment in a folder of its own, "
+            "outside the others'."
+        )
+    return sizes
 
 
-def _shard_episodes(source: ShardSource, wanted: Callable[[str], bool] | None) -> Iterator[dict[str, Any]]:
-    """The rows of all shards, with `open_video` and a name each, which does not change when the data is moved."""
+def _named_rows(source: ShardSource) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of all shards with a name each, which does not change when the data is moved."""
     for _, shard, row_number, row in open_stream(source, seed=None):
         path = source.shards[shard]
         inside = os.path.relpath(path, source.data) if os.path.isdir(source.data) else os.path.basename(path)
-        name = str(row.get("episode_id") or f"{inside}, row {row_number}")
+        yield str(row.get("episode_id") or f"{inside}, row {row_number}"), row
+
+
+def _shard_episodes(source: ShardSource, wanted: Callable[[str], bool] | None) -> Iterator[dict[str, Any]]:
+    """The rows of all shards, with `open_video` and their names."""
+    for name, row in _named_rows(source):
         if wanted is None or wanted(name):
             yield {**row, "episode_id": name, "open_video": functools.partial(VideoReader, row["video"])}
 
@@ -154,18 +179,52 @@ def _episode_arrays(row: dict, num_frames: int) -> dict[str, np.ndarray | None]:
 
 
 def split_episodes(ids: Sequence[str], validation_fraction: float) -> list[bool]:
-    """Which episodes are held out, by a hash of each id alone: more data, or another order, moves no episode.
+    """Which episodes are held out: those whose id has a hash in the first `validation_fraction` of all hashes.
 
-    The share held out is `validation_fraction` in expectation; of a few episodes it can be none, or all of them.
+    The share held out is `validation_fraction` in expectation. Another order moves no episode. More data moves none
+    either, but for one that fills an empty side: of two or more episodes, where the fraction is neither 0 nor 1, the
+    one with the smallest hash is held out if all hashes are above the fraction, and the one with the largest hash is
+    trained on if all are below. It goes back once more data brings an episode whose hash is farther out.
 
     Args:
-        ids: `episode_id` of each episode; equal ids fall on the same side.
+        ids: `episode_id` of each episode; equal ids fall on the same side and count as one.
         validation_fraction: 0 (none) to 1 (all).
 
     Returns:
         For each id, whether its episode is held out.
+
+    Raises:
+        ValueError: the fraction is no share.
+    """
+    return list(map(held_out_of(ids, validation_fraction), ids))
+
+
+def held_out_of(ids: Iterable[str], validation_fraction: float) -> Callable[[str], bool]:
+    """`split_episodes` for episodes that come one by one.
+
+    Args:
+        ids: of all episodes, read only until both sides have one; not at all where the fraction is 0 or 1.
+        validation_fraction: as there.
+
+    Returns:
+        A function that tells of one of `ids` whether its episode is held out.
+
+    Raises:
+        ValueError: the fraction is no share.
     """
     if not 0 <= validation_fraction <= 1:
         raise ValueError(f"validation_fraction is {validation_fraction}, but a share from 0 to 1 is expected.")
     bound = validation_fraction * 2**64
-    return [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") < bound for name in ids]
+    lowest, highest = 2**64, -1
+    for name in ids if 0 < validation_fraction < 1 else ():
+        lowest, highest = min(lowest, _hash(name)), max(highest, _hash(name))
+        if lowest < bound <= highest:
+            break
+    if lowest < highest:
+        bound = min(max(bound, lowest + 1), highest)
+    return lambda name: _hash(name) < bound
+
+
+def _hash(name: str) -> int:
+    """0 to 2**64 - 1, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")

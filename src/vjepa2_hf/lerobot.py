@@ -78,6 +78,10 @@ class LeRobotDataset:
         self.skipped[name] = " ".join(reason.split())
         logger.warning("skipped %s: %s", name, self.skipped[name])
 
+    def names(self) -> Iterator[str]:
+        """The `episode_id` of each episode in their order, of which only meta/episodes is read."""
+        return map(_episode_name, self._episode_rows())
+
     def episodes(self, wanted: Callable[[str], bool] | None = None) -> Iterator[dict[str, Any]]:
         """The episodes in their order; one whose file does not read is skipped.
 
@@ -92,7 +96,7 @@ class LeRobotDataset:
         """
         try:
             for episode in self._episode_rows():
-                name = f"episode_{episode['episode_index']:06d}"
+                name = _episode_name(episode)
                 if wanted is not None and not wanted(name):
                     continue
                 try:
@@ -252,6 +256,10 @@ def _read_table(path: str, columns: list[str]) -> pa.Table:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no file {path!r}")
     return pq.read_table(path, columns=columns)
+
+
+def _episode_name(episode: dict[str, Any]) -> str:
+    return f"episode_{episode['episode_index']:06d}"
 
 
 def _rows(column: pa.ChunkedArray) -> list:

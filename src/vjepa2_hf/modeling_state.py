@@ -4,6 +4,7 @@ Shapes: B episodes, T frames, C channels, H W pixels; N tokens of D numbers are 
 frame is *arranged*: n tokens of m numbers.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +19,7 @@ SLOW_WHITENED = 192  # principal components among which slow directions are look
 SLOW_LAG = 3  # frames over which "slow" is measured
 _EXACT_SIZE = 4096  # widest covariance that is decomposed whole
 _CHUNK = 1024  # frames at a time
+_LARGEST_PIXEL = 20.0  # the usual means and deviations give values of -3 to 3
 
 
 def token_size(config: VJepa2WorldModelConfig) -> int:
@@ -53,6 +55,7 @@ class VJepa2StateModel(TargetEncoderMixin, VJepa2PreTrainedModel):
 
     def __init__(self, config: VJepa2WorldModelConfig):
         super().__init__(config)
+        self._has_seen_pixels = False
         if config.state_type != "pixels":
             self.encoder = VJepa2Encoder(config.encoder_config).requires_grad_(not config.freeze_encoder)
         if not config.freeze_encoder:
@@ -83,8 +86,8 @@ class VJepa2StateModel(TargetEncoderMixin, VJepa2PreTrainedModel):
 
     @torch.no_grad()
     def encode(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-        """Frames (B, T, C, H, W), each on its own -> latents (B, T, N, D); where a map is still to be fitted
-        (`fit_state`), arranged latents (B, T, n, m), of which it is fitted."""
+        """Frames (B, T, C, H, W) as the video processor gives them, each on its own -> latents (B, T, N, D); where a
+        map is still to be fitted (`fit_state`), arranged latents (B, T, n, m), of which it is fitted."""
         return self._encode_with(getattr(self, "encoder", None), pixel_values_videos)
 
     @torch.no_grad()
@@ -102,6 +105,7 @@ class VJepa2StateModel(TargetEncoderMixin, VJepa2PreTrainedModel):
                 f"frames are {tuple(pixel_values_videos.shape[-2:])} pixels; the world model takes squares: crop or "
                 "resize."
             )
+        self._check_range(pixel_values_videos)
         if config.state_type == "pixels":
             patch = config.encoder_config.patch_size
             latents = rearrange(pixel_values_videos, "b t c (h p) (w q) -> (b t) (h w) (c p q)", p=patch, q=patch)
@@ -110,6 +114,19 @@ class VJepa2StateModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         if config.normalize_latents == "layer":
             latents = nn.functional.layer_norm(latents, latents.shape[-1:])
         return self.standardize(self._arrange(latents, rows).unflatten(0, (batch_size, -1)))
+
+    def _check_range(self, pixel_values_videos: torch.Tensor) -> None:
+        """Warns of frames that no processor has normalised. Looks at the first call alone: later ones do not wait."""
+        if self._has_seen_pixels or torch.compiler.is_compiling() or pixel_values_videos.is_meta:
+            return
+        self._has_seen_pixels = True
+        largest = pixel_values_videos.detach().abs().amax().item() if pixel_values_videos.numel() else 0.0
+        if largest > _LARGEST_PIXEL:
+            warnings.warn(
+                f"pixel_values_videos reach {largest:.4g}, far outside what a video processor gives (about -3 to 3): "
+                "put frames through the VJepa2VideoProcessor that the model was saved with, not floats of 0 to 255.",
+                stacklevel=4,
+            )
 
     def _arrange(self, latents: torch.Tensor, rows: int) -> torch.Tensor:
         """Tokens (frames, rows², D) -> (frames, n, m)."""

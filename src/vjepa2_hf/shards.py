@@ -310,6 +310,11 @@ def _find_shards(data: str) -> tuple[str, list[str]]:
         )
     if found:
         return next(iter(found.items()))
+    if any(file.lower().endswith((".hdf5", ".h5", ".npz")) for file in files):
+        raise FileNotFoundError(
+            f"{data!r} holds HDF5 or npz files, which are not read as they are: turn them into shards with "
+            "examples/import_episodes.py."
+        )
     if os.path.exists(data):
         raise FileNotFoundError(
             f"There is no parquet file, .tar shard, video or image in {data!r}; see make_video_shards.py."
