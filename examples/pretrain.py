@@ -5,7 +5,7 @@
 One process on a CPU, in two minutes (make shards of your own videos first):
 
     python examples/make_video_shards.py my_videos runs/shards --height 128
-    python examples/pretrain.py --config examples/configs/demo/pretrain_videos.yaml data=runs/shards output_dir=runs/mine
+    python examples/pretrain.py --config examples/configs/demo/pretrain_videos.yaml data=runs/shards output_dir=runs/a
 
 Several CPU processes: `torchrun --nproc_per_node 2 examples/pretrain.py ...` (`accelerate launch --cpu` starts one).
 A run that was stopped goes on with `resume=latest` and the settings it began with (`--help` lists them). The result is

@@ -90,7 +90,7 @@ def collect(output: Path, environment: str, seeds: int) -> dict[str, Any]:
     folders = [folder for folder in folders if (folder / "plan" / "results.json").exists()]
     tables = [json.loads((folder / "plan" / "results.json").read_text())["rows"] for folder in folders]
     rows = []
-    for row in tables[0]:
+    for row in max(tables, key=len):  # of a stopped run one seed may have more rows than another
         same = [other for table in tables for other in table if other["name"] == row["name"]]
         success = [other["success"] for other in same]
         low, high = seed_interval(success)
@@ -108,6 +108,8 @@ def collect(output: Path, environment: str, seeds: int) -> dict[str, Any]:
     for encoder in ENCODERS:
         files = [folder / f"world_model_{encoder}" / "rollout_error.json" for folder in folders]
         measured = [json.loads(file.read_text()) for file in files if file.exists()]
+        if not measured:
+            continue
         errors[encoder] = {
             str(row["horizon"]): float(np.mean([one[i]["error"] / one[i]["copy_error"] for one in measured]))
             for i, row in enumerate(measured[0])

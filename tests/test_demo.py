@@ -86,3 +86,22 @@ def test_reproduce_trains_every_row_of_its_tables_and_plans_with_it(tmp_path, mo
     assert world_model in commands[4] and world_model in commands[5]
     for command in commands[4:6]:
         load_config(PolicyTrainingConfig if "cloning" in command[0] else ActorConfig, command[2], command[3:])
+
+
+def test_a_stopped_reproduction_publishes_the_rows_that_it_has(tmp_path):
+    for seed, names in ((0, ["data policy"]), (1, ["data policy", "CEM, pretrained encoder"])):
+        folder = tmp_path / "pushing" / f"seed-{seed}"
+        (folder / "plan").mkdir(parents=True)
+        rows = [{"name": name, "success": 0.25 + 0.5 * seed, "episodes": 4} for name in names]
+        (folder / "plan" / "results.json").write_text(json.dumps({"rows": rows}))
+    (folder / "world_model_pretrained").mkdir()
+    errors = [{"horizon": 1, "error": 1.0, "copy_error": 2.0}]
+    (folder / "world_model_pretrained" / "rollout_error.json").write_text(json.dumps(errors))
+    found = reproduce.collect(tmp_path, "pushing", seeds=2)
+    assert {row["name"]: row["by_seed"] for row in found["rows"]} == {
+        "data policy": [0.25, 0.75],
+        "CEM, pretrained encoder": [0.75],
+    }
+    assert found["rollout_error_over_copy"] == {"pretrained": {"1": 0.5}}
+    text = reproduce.format_tables({"environments": {"pushing": found}})
+    assert "| CEM, pretrained encoder | 0.75 | one seed | 0.75 |" in text
