@@ -196,6 +196,7 @@ class TestTraining:
 
     def test_a_small_share_of_few_episodes_holds_out_one(self, monkeypatch, inputs, tmp_path):
         train(monkeypatch, train_cloning, inputs, tmp_path, "validation_fraction=0.001", "max_steps=1")
+        assert (tmp_path / "final").is_dir()  # a run without held-out episodes is refused, see below
 
     def test_settings_that_do_not_fit_are_a_sentence(self, monkeypatch, inputs, tmp_path, capsys):
         for override, message in (
