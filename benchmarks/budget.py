@@ -1,0 +1,85 @@
+"""A planner on a real clock: does `budget_ms` hold, and what does it cost in success?
+
+    python benchmarks/budget.py                # after `make demo`; 100 episodes twice, minutes on an idle machine
+    python benchmarks/budget.py --model runs/my_world_model/final --budget_ms 20 --episodes 20
+
+Runs `examples/plan.py` with the demo's settings twice, one episode at a time on one thread, with and without the budget,
+on the same tasks, and writes the section `budget` of `results.json`: the share of planning calls (pictures read, both
+encoded, all iterations) that took no longer than the budget, their median and 95th percentile, and success.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bench import align, describe_machine, restart_with_fixed_allocator, write_json
+
+
+ROOT = Path(__file__).resolve().parents[1]
+PLAN = ROOT / "examples" / "plan.py"
+CONFIG = ROOT / "examples" / "configs" / "demo" / "plan.yaml"
+ROW = "world model"
+FIRST_TASK = 800_000  # tasks that no choice was made on
+COLUMNS = ("success", "low", "high", "episodes", "call_milliseconds", "within_budget")
+
+
+def measure(model: Path, episodes: int, budget_ms: float | None) -> dict[str, Any]:
+    """The row of one evaluation; `call_milliseconds` has the median and 95th percentile of a call."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(PLAN), "--config", str(CONFIG), f"output_dir={folder}", "baselines=[]"]
+        command += [f"models={json.dumps({ROW: str(model)})}", f"episodes={episodes}", f"first_task={FIRST_TASK}"]
+        command += ["parallel=1", "videos=0", "num_threads=1", "device=cpu"]
+        command += [] if budget_ms is None else [f"budget_ms={budget_ms}"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        (row,) = json.loads((Path(folder) / "results.json").read_text())["rows"]
+    return {name: row[name] for name in COLUMNS if name in row}
+
+
+def format_report(section: dict[str, Any]) -> str:
+    """The table as text."""
+    rows = [["planning calls", "within budget", "ms: median", "95 %", "success", "95 % interval", "episodes"]]
+    for name, row in section["rows"].items():
+        within = f"{row['within_budget']:.3f}" if "within_budget" in row else ""
+        median, late = row["call_milliseconds"]["median"], row["call_milliseconds"]["95 %"]
+        interval = f"{row['low']:.2f}–{row['high']:.2f}"
+        rows.append(
+            [name, within, f"{median:.1f}", f"{late:.1f}", f"{row['success']:.2f}", interval, str(row["episodes"])]
+        )
+    machine = section["machine"]
+    return "\n".join([f"{machine['processor']}, 1 thread, load {machine['load_average']:.1f}", "", *align(rows)])
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Measures, prints the table and writes it into the JSON; returns what it wrote."""
+    arguments = parse_arguments(arguments)
+    if not (arguments.model / "config.json").exists():
+        sys.exit(f"error: there is no world model in {arguments.model}: run `make demo`, or name one with --model.")
+    section: dict[str, Any] = {"machine": describe_machine(), "budget_ms": arguments.budget_ms, "rows": {}}
+    for budget in (arguments.budget_ms, None):
+        name = "without a budget" if budget is None else f"budget_ms={budget:g}"
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        section["rows"][name] = measure(arguments.model.resolve(), arguments.episodes, budget)
+    print(format_report(section))
+    results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    write_json({**results, "budget": section}, arguments.output)
+    print(f"written to {arguments.output}")
+    return section
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=ROOT / "runs" / "demo" / "world_model" / "final")
+    parser.add_argument("--budget_ms", type=float, default=50.0, help="of a planning call")
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results.json"), help="JSON file")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    parse_arguments()  # a mistake is told before the restart
+    restart_with_fixed_allocator()
+    main()
