@@ -3,9 +3,9 @@
     python benchmarks/budget.py                # after `make demo`; 100 episodes twice, minutes on an idle machine
     python benchmarks/budget.py --model runs/my_world_model/final --budget_ms 20 --episodes 20
 
-Runs `examples/plan.py` with the demo's settings twice, one episode at a time on one thread, with and without the budget,
-on the same tasks, and writes the section `budget` of `results.json`: the share of planning calls (pictures read, both
-encoded, all iterations) that took no longer than the budget, their median and 95th percentile, and success.
+Runs `examples/plan.py` with the demo's settings twice, one episode at a time on one thread, with and without the
+budget, on the same tasks, and writes the section `budget` of `results.json`: the share of planning calls (pictures
+read, both encoded, all iterations) that took no longer than the budget, their median and 95th percentile, and success.
 """
 
 import argparse

@@ -41,6 +41,7 @@ ENVIRONMENTS = {
 }
 POLICIES = {"cloning": "goal-conditioned behaviour cloning", "actor": "actor learned in imagination"}
 ENCODERS = {"pretrained": "CEM, pretrained encoder", "random": "CEM, random encoder", "pixels": "CEM, raw pixels"}
+PROPOSED = "CEM, pretrained encoder, from cloning's proposals"
 
 FIRST_TASK = 700_000  # the demo's and the ablations' tasks lie below: choices have been made on those
 
@@ -77,7 +78,9 @@ def run_chain(output: Path, environment: str, seed: int, progress: tqdm) -> None
         step(policy, f"train_{policy}.py", f"{policy}.yaml", "final", world_model, *common)
     policies = {name: str(folder / policy / "final") for policy, name in POLICIES.items()}
     models = {name: str(folder / f"world_model_{encoder}" / "final") for encoder, name in ENCODERS.items()}
+    models[PROPOSED] = models[ENCODERS["pretrained"]]
     planning = [f"models={json.dumps(models)}", f"policies={json.dumps(policies)}"]
+    planning.append(f"proposals={json.dumps({PROPOSED: policies[POLICIES['cloning']]})}")
     planning += [f"seed={seed}", "num_threads=1", "videos=10"]
     # tasks of its own, so that the spread over seeds holds the tasks' too
     planning.append(f"first_task={FIRST_TASK + 1000 * seed}")
