@@ -81,7 +81,8 @@ def test_reproduce_trains_every_row_of_its_tables_and_plans_with_it(tmp_path, mo
     configs = [load_config(PlanConfig, commands[-1][2], commands[-1][3:])]
     folder = tmp_path / "two_rooms" / "seed-1"
     assert set(configs[0].policies.values()) == {str(folder / name / "final") for name in ("cloning", "actor")}
-    assert set(configs[0].models) == set(reproduce.ENCODERS.values())
+    assert set(configs[0].models) == {*reproduce.ENCODERS.values(), reproduce.PROPOSED}
+    assert configs[0].proposals == {reproduce.PROPOSED: str(folder / "cloning" / "final")}
     world_model = f"world_model={folder / 'world_model_pretrained' / 'final'}"
     assert world_model in commands[4] and world_model in commands[5]
     for command in commands[4:6]:
