@@ -1,4 +1,4 @@
-"""What probes read from pretrained and random encoders: every kind of probe, few labels, order in time, in one table.
+"""What probes read from pretrained and random encoders: every kind of probe, few labels, order in time, other speeds.
 
     python examples/compare_probes.py [--output runs/probes] [--seeds 3] [--lanes 2] [--steps 600] [--probe_steps 400]
 
@@ -6,8 +6,10 @@ Data: Moving Digits, and recordings of pushing under varied appearance. Each see
 recipe of docs/pretraining.md for seeing) and has a random one of the same architecture. Linear, attentive, k-NN and
 fine-tuned probes (`train_probe.py`) are fitted on 2000 clips, a tenth of them held out to choose the setting, and
 reported on 1000 others. `first motion` is which of two motions came first: an order that no single frame shows, and
-that the column with shuffled frames cannot know. Then: linear probes on a part of the labels, and the time that a
-sweep of 20 heads takes beside one head. Runs go side by side, one thread each; a stopped command goes on where it was.
+that the column with shuffled frames cannot know. Then: linear probes on a part of the labels; probes of Moving Digits'
+motion on the test digits at half and at double speed, with an encoder that was pretrained at these three speeds beside
+that of one; and the time that a sweep of 20 heads takes beside one head. Runs go side by side, one thread each; a
+stopped command goes on where it was.
 Results go to `results/probes.json` and into docs/probes.md between its markers.
 """
 
@@ -31,6 +33,14 @@ NO_TIME = "attentive without positions in time"
 SHUFFLED = "first motion, shuffled frames"
 FRACTIONS = (0.01, 0.05, 0.1, 0.5, 1.0)
 SPLITS = {"train": 1, "test": 2}  # with the seed of the recording
+# The test clips of the motion task, played slower and faster
+SPEEDS = {"half speed": 0.5, "double speed": 2.0}
+SPEED_TASK, SPEED_KINDS = ("moving_digits", "motion"), ("linear", "attentive")
+# An encoder pretrained at all three speeds: it sees every, every second or every fourth frame of videos that show half
+# as much motion from frame to frame and have twice the frames (10 a second, as all recordings have)
+SEVERAL_RATES, SLOW_VIDEOS = "pretrained at three speeds", "--speed 0.5 --frames 48"
+SEVERAL_FPS = "fps=[10,5,2.5]"
+VIDEOS = ("videos", "slow_videos")  # recordings for pretraining
 # Shares of `--clips`, the labelled clips that probes are fitted on: those for the result, and videos for pretraining
 TEST_SHARE, VIDEO_SHARE = 0.5, {"moving_digits": 0.75, "pushing": 0.28}
 # (task, recording, column) of each dataset; with SHUFFLED the frames' order is taken away
@@ -62,13 +72,15 @@ HEADS = 20
 
 
 def record(dataset: str, recording: str, split: str, clips: int, output: Path) -> list[str]:
-    """The command that records videos for pretraining ("videos"), or labelled clips of 8 frames."""
+    """The command that records videos for pretraining ("videos", "slow_videos"), or labelled clips of 8 frames."""
     count = clips if split == "train" else round(clips * TEST_SHARE)
-    count = round(clips * VIDEO_SHARE[dataset]) if recording == "videos" else count
-    seed = 0 if recording == "videos" else SPLITS[split]
+    count = round(clips * VIDEO_SHARE[dataset]) if recording in VIDEOS else count
+    seed = 0 if recording in VIDEOS else SPLITS[split]
     if dataset == "moving_digits":
         what = f"record_moving_digits.py --split {split} --videos {count}"
-        what += {"videos": "", "clips": " --frames 8", "turns": " --frames 8 --two_motions"}[recording]
+        what += {"videos": "", "slow_videos": f" {SLOW_VIDEOS}", "turns": " --frames 8 --two_motions"}.get(
+            recording, f" --frames 8 --speed {SPEEDS.get(recording, 1)}"
+        )
     else:
         what = "record_episodes.py --env vjepa2_hf/Pushing-v0 --policy drawn_to_block --varied_appearance --num_proc 1"
         what += f" --episodes {count}" + ("" if recording == "videos" else " --labels --length 7")
@@ -88,7 +100,18 @@ class Chain:
         self.arguments, self.dataset, self.seed = arguments, dataset, seed
         self.data = arguments.output / dataset / "data"
         self.folder = arguments.output / dataset / ("shared" if seed is None else f"seed-{seed}")
-        self.encoder = self.folder / "pretrain" / "final"
+
+    def encoder(self, name: str) -> Path:
+        """Of what a row calls so; a random one has the architecture of the pretrained one."""
+        return self.folder / ("pretrain_rates" if name == SEVERAL_RATES else "pretrain") / "final"
+
+    @property
+    def speeds(self) -> dict[str, float]:
+        return SPEEDS if self.dataset == SPEED_TASK[0] and SPEED_TASK[1] in self.titles else {}
+
+    @property
+    def titles(self) -> list[str]:
+        return [task[0] for task in TASKS[self.dataset]]
 
     def run_step(self, name: str, result: Path, command: list[str]) -> None:
         """Runs a command unless its result is there; logs and times lie in a folder of its own."""
@@ -98,6 +121,7 @@ class Chain:
         """All recordings."""
         recordings = [("videos", "train")]
         recordings += [(name, split) for name in {task[1] for task in TASKS[self.dataset]} for split in SPLITS]
+        recordings += [("slow_videos", "train"), *((name, "test") for name in self.speeds)] if self.speeds else []
         for recording, split in recordings:
             target = self.recording(recording, split)
             self.run_step(
@@ -105,13 +129,16 @@ class Chain:
             )
 
     def recording(self, name: str, split: str) -> Path:
-        return self.data / (name if name == "videos" else f"{name}_{split}")
+        return self.data / slug(name if name in VIDEOS else f"{name} {split}")
 
-    def pretrain(self) -> None:
-        command = script("pretrain.py", "--config", str(RECIPE), f"data={self.recording('videos', 'train')}")
-        command += [f"output_dir={self.encoder.parent}", f"seed={self.seed}", f"max_steps={self.arguments.steps}"]
+    def pretrain(self, name: str = "pretrained") -> None:
+        several = name == SEVERAL_RATES
+        data = self.recording("slow_videos" if several else "videos", "train")
+        encoder = self.encoder(name)
+        command = script("pretrain.py", "--config", str(RECIPE), f"data={data}", *([SEVERAL_FPS] if several else []))
+        command += [f"output_dir={encoder.parent}", f"seed={self.seed}", f"max_steps={self.arguments.steps}"]
         command += ["num_workers=0", "num_threads=1", "save_every=1000000", "resume=latest"]
-        self.run_step("pretrain", self.encoder, command)
+        self.run_step(encoder.parent.name, encoder, command)
 
     def probe(self, task: tuple[str, str, str], kind: str, encoder: str, name: str, *more: str) -> None:
         """One run of train_probe.py; its results lie in the folder `name`."""
@@ -120,14 +147,17 @@ class Chain:
         train, test = (self.recording(recording, split) for split in SPLITS)
         command = script("train_probe.py", "--config", str(CONFIGS / "demo" / "probe.yaml"))
         command += [f"data={train}", f"validation_data={test}", f"label={column}", f"output_dir={output}"]
-        command += [f"encoder={self.encoder}", f"random_weights={str(encoder == 'random').lower()}"]
+        command += [f"encoder={self.encoder(encoder)}", f"random_weights={str(encoder == 'random').lower()}"]
         command += [f"cache_dir={self.arguments.output / self.dataset / 'features'}", f"seed={self.seed}"]
         command += [f"max_steps={self.arguments.probe_steps}", "num_threads=1", "log_every=50", "save_every=1000000"]
         command += [f"shuffle_time={str(title == SHUFFLED).lower()}", "resume=latest", *KINDS[kind], *more]
+        if self.speeds and title == SPEED_TASK[1] and kind in SPEED_KINDS:
+            others = {speed: str(self.recording(speed, "test")) for speed in self.speeds}
+            command.append(f"evaluate_on={json.dumps(others)}")
         self.run_step(name, output / "results.json", command)
 
     def run(self) -> None:
-        """Pretraining, then every probe, the few labels and, of the first seed, the times."""
+        """Pretraining, then every probe, the few labels, other speeds and, of the first seed, the times."""
         self.pretrain()
         for encoder in ENCODERS:
             for task in TASKS[self.dataset]:
@@ -137,6 +167,11 @@ class Chain:
                     for fraction in FRACTIONS[:-1]:
                         name = run_name(task[0], "linear", encoder, fraction)
                         self.probe(task, "linear", encoder, name, f"label_fraction={fraction}")
+        if self.speeds:
+            self.pretrain(SEVERAL_RATES)
+            task = TASKS[self.dataset][self.titles.index(SPEED_TASK[1])]
+            for kind in SPEED_KINDS:
+                self.probe(task, kind, SEVERAL_RATES, run_name(task[0], kind, SEVERAL_RATES))
         if self.seed == 0:
             for kind in ("linear", "attentive"):
                 cache = f"cache_dir={self.folder / 'runs' / f'features_{kind}'}"  # its own, so that it is timed
@@ -175,11 +210,12 @@ def read(output: Path, dataset: str, name: str) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in files]
 
 
-def summarise(results: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Mean, interval over seeds and values by seed of the score on the test clips."""
+def summarise(results: list[dict[str, Any]], other: str | None = None) -> dict[str, Any] | None:
+    """Mean, interval over seeds and values by seed of the score on the test clips, or on those of `evaluate_on`."""
     if not results:
         return None
-    values = [result["validation"][result["score"]] for result in results]
+    found = [result["evaluate_on"][other] if other else result["validation"] for result in results]
+    values = [scores[result["score"]] for scores, result in zip(found, results, strict=True)]
     low, high = seed_interval(values)
     guess = float(np.mean([result["same_answer_for_all"] for result in results]))
     return {"mean": float(np.mean(values)), "low": low, "high": high, "by_seed": values, "same_answer_for_all": guess}
@@ -207,7 +243,20 @@ def collect(arguments: argparse.Namespace) -> dict[str, Any]:
             for encoder in ENCODERS
         }
         datasets[dataset] = {"probes": rows, "few_labels": few, "seconds": sweep_seconds(output, dataset)}
+        if dataset == SPEED_TASK[0]:
+            datasets[dataset]["speeds"] = speed_rows(output)
     return {**{name: getattr(arguments, name) for name in ("steps", "probe_steps", "clips")}, "datasets": datasets}
+
+
+def speed_rows(output: Path) -> dict[str, dict[str, Any]]:
+    """By probe and encoder: the motion task at every speed."""
+    (dataset, task), rows = SPEED_TASK, {}
+    for kind in SPEED_KINDS:
+        for encoder in (*ENCODERS, SEVERAL_RATES):
+            results = read(output, dataset, run_name(task, kind, encoder))
+            half, double = (summarise(results, speed) for speed in SPEEDS)
+            rows[f"{kind}, {encoder}"] = {"half speed": half, "as trained": summarise(results), "double speed": double}
+    return rows
 
 
 def sweep_seconds(output: Path, dataset: str) -> dict[str, dict[str, float]]:
@@ -244,6 +293,11 @@ def format_tables(results: dict[str, Any]) -> str:
         shares = [f"{100 * part:g} %" for part in FRACTIONS]
         lines += [f"| task, encoder | {' | '.join(shares)} |", "|---" * (len(shares) + 1) + "|"]
         lines += [table_row(name, [row[s] for s in shares]) for name, row in found["few_labels"].items()]
+        if any(value for row in found.get("speeds", {}).values() for value in row.values()):
+            lines += ["", "Motion, probes fitted at normal speed, on the same digits at other speeds:", ""]
+            columns = list(next(iter(found["speeds"].values())))
+            lines += [f"| probe, encoder | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+            lines += [table_row(name, list(row.values())) for name, row in found["speeds"].items()]
         if found["seconds"]:
             lines += ["", f"Seconds, one thread, beside other runs ({HEADS} heads at once, or one):", ""]
             lines += [f"| heads | features | {HEADS} at once | features + {HEADS} × one |", "|---|---|---|---|"]

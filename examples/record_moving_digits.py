@@ -10,6 +10,10 @@ heading of the first frames in steps of 45 degrees, 0 to the right, 2 down). A d
 `STRAIGHT_FRAMES` frames, around a place that is drawn alike for all directions, so that only the order of the frames
 tells the direction; later it bounces. The same arguments record the same videos.
 
+`--speed 2` moves the digits twice as fast, the same digits in the same directions: what a video played at double speed
+shows. (Above 1 they lie nearer to the middle, where there is room for a straight path; at 2, the ends of the longest
+are reflected, by at most a pixel.)
+
 With `--two_motions` a digit moves along one axis for half of the video and along the other for the rest, and
 `first_motion` takes the place of `direction`: 0 if it moves sideways first, 1 if up or down first. A path of the one
 kind, played backwards, is one of the other: without their order, the frames tell nothing.
@@ -33,6 +37,7 @@ IMAGE_SIZE = 64  # pixels, height and width of a video
 DIGIT_SIZE = 24  # pixels, height and width of a digit
 DIRECTIONS = 8
 SPEED = (1.5, 3.0)  # pixels a frame, lowest and highest
+MAX_SPEED = 2.0  # of --speed
 STRAIGHT_FRAMES = 8  # frames without a bounce at the start: `direction` holds for them
 TRAIN_DIGITS = 1297  # of 1797
 FRAMES_PER_SECOND = 10.0
@@ -62,13 +67,17 @@ def enlarge(digit: np.ndarray, offset: np.ndarray) -> np.ndarray:
     return weights[1] @ padded @ weights[0].T
 
 
-def draw_path(rng: np.random.Generator, frames: int, direction: int) -> np.ndarray:
-    """Offsets (frames, 2) of a digit that starts in `direction`, straight at first, and bounces off the edges."""
+def draw_path(rng: np.random.Generator, frames: int, direction: int, speed: float = 1.0) -> np.ndarray:
+    """Offsets (frames, 2) of a digit that starts in `direction`, straight at first, and bounces off the edges.
+
+    Args:
+        speed: its velocity is so many times what it would be at 1.
+    """
     angle = direction * 2 * np.pi / DIRECTIONS
-    velocity = rng.uniform(*SPEED) * np.array([np.cos(angle), np.sin(angle)])
+    velocity = speed * rng.uniform(*SPEED) * np.array([np.cos(angle), np.sin(angle)])
     room = IMAGE_SIZE - DIGIT_SIZE
     middle = (STRAIGHT_FRAMES - 1) / 2
-    margin = max(SPEED) * middle
+    margin = min(max(SPEED) * max(speed, 1.0) * middle, room / 2)
     position = rng.uniform(margin, room - margin, 2) + (np.arange(frames)[:, None] - middle) * velocity
     return room - np.abs(position % (2 * room) - room)  # reflected at 0 and at `room`
 
@@ -94,7 +103,7 @@ def draw_video(digit: np.ndarray, path: np.ndarray) -> np.ndarray:
 
 
 def record_videos(
-    split: str, videos: int, frames: int, seed: int, two_motions: bool = False
+    split: str, videos: int, frames: int, seed: int, two_motions: bool = False, speed: float = 1.0
 ) -> Iterator[dict[str, Any]]:
     """The rows of videos 0 .. videos - 1; each depends on the seed and its number alone."""
     digits = load_digits()
@@ -104,7 +113,7 @@ def record_videos(
         rng = np.random.default_rng([seed, number])
         index = int(rng.integers(len(images)))
         motion = int(rng.integers(2 if two_motions else DIRECTIONS))
-        path = (draw_turn if two_motions else draw_path)(rng, frames, motion)
+        path = draw_turn(rng, frames, motion) if two_motions else draw_path(rng, frames, motion, speed)
         video = draw_video(images[index], path)
         data = encode_video(video, fps=FRAMES_PER_SECOND, preset="ultrafast")
         yield {
@@ -125,12 +134,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", default=0, type=int, help="same seed, same videos (default 0)")
     parser.add_argument("--num_shards", default=8, type=int, help="parquet files (default 8)")
     parser.add_argument("--two_motions", action="store_true", help="two motions, and which came first")
+    parser.add_argument("--speed", default=1.0, type=float, help="how many times faster digits move (default 1)")
     options = parser.parse_args(arguments)
     least_frames = 4 if options.two_motions else 1
     for name, least in (("videos", 1), ("frames", least_frames), ("num_shards", 1), ("seed", 0)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name} is {getattr(options, name)}, but at least {least} is expected.")
-    rows = record_videos(options.split, options.videos, options.frames, options.seed, options.two_motions)
+    if not 0 < options.speed <= MAX_SPEED or (options.two_motions and options.speed != 1):
+        raise ValueError(
+            f"--speed is {options.speed:g}, but a number above 0 and up to {MAX_SPEED:g} is expected (faster have "
+            "no room for a straight path), and 1 with --two_motions."
+        )
+    rows = record_videos(
+        options.split, options.videos, options.frames, options.seed, options.two_motions, options.speed
+    )
     progress = tqdm(rows, total=options.videos, desc="recording", unit="video")
     columns, shards = features(options.two_motions), min(options.num_shards, options.videos)
     write_shards(progress, options.output, features=columns, num_shards=shards)

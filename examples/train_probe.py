@@ -77,6 +77,9 @@ class ProbeConfig:
     """Clips that the result is reported on; null: `validation_fraction` of `data`."""
     validation_fraction: float = 0.2
     """Share of the clips of `data` that are validation where there is no validation_data, by a hash of their names."""
+    evaluate_on: dict[str, str] = field(default_factory=dict)
+    """More labelled clips, by a name of your own, that heads are scored on; they choose nothing. A finished run only
+    scores them, with `resume=latest`."""
     kind: Literal["linear", "attentive", "knn", "finetune"] = "attentive"
     random_weights: bool = False
     """The encoder's architecture alone: what is known without pretraining."""
@@ -155,6 +158,9 @@ class ProbeConfig:
 
     def __post_init__(self):
         check_run_settings(self)
+        taken = [name for name in self.evaluate_on if name in PARTS]
+        if taken:
+            raise ValueError(f"evaluate_on has {taken[0]!r}, a name that this script uses itself; give another.")
         for name in ("validation_fraction", "selection_fraction", "label_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a share, 0 to 1.")
@@ -273,11 +279,11 @@ def open_caches(config, accelerator, encoder, processor) -> tuple[dict[str, Epis
     }
     wanted["validation"] = wanted["held_out"] if config.validation_data is None else None
     wanted["validation"] = wanted["validation"] or (config.validation_data, evaluated, None)
+    wanted |= {name: (data, evaluated, None) for name, data in config.evaluate_on.items()}
     depends_on = {"version": 1, "processor": processor.to_dict(), **describe_features(config, accelerator, encoder)}
     root = Path(config.cache_dir) if config.cache_dir else Path(config.output_dir).resolve().parent / "features"
     caches, started, encode = {}, time.perf_counter(), None
-    for part in PARTS:
-        data, views, filter_ = wanted[part]
+    for part, (data, views, filter_) in wanted.items():
         described = {"data": data_fingerprint(data), "views": asdict(views), **depends_on}
         described |= {"part": None if filter_ is None else (filter_.__name__, fractions)}
         folder = root / f"{Path(data).name}-{cache_key(described)}"
@@ -322,9 +328,9 @@ def split_clips(config: ProbeConfig, caches: dict[str, EpisodeCache]) -> dict[st
         ValueError: a part has no clip.
     """
     clips = {}
-    for part in PARTS:
-        ids = caches[part].ids
-        if part == "validation" and config.validation_data is not None:
+    for part, cache in caches.items():
+        ids = cache.ids
+        if part in config.evaluate_on or (part == "validation" and config.validation_data is not None):
             clips[part] = torch.arange(len(ids))
             continue
         mine = torch.tensor([falls_to(config, name) == part for name in ids])
@@ -333,7 +339,7 @@ def split_clips(config: ProbeConfig, caches: dict[str, EpisodeCache]) -> dict[st
             # one by one: by its hash alone, as the parts are
             mine &= torch.tensor([split_episodes([name], config.label_fraction)[0] for name in labelled])
         clips[part] = mine.nonzero().squeeze(1)
-    needed = [part for part in PARTS if part != "held_out" or config.choose_on == "held_out"]
+    needed = [part for part in caches if part != "held_out" or config.choose_on == "held_out"]
     empty = [part for part in needed if not len(clips[part])]
     if empty:
         counts = ", ".join(f"{len(chosen)} {part}" for part, chosen in clips.items())
@@ -345,12 +351,12 @@ def split_clips(config: ProbeConfig, caches: dict[str, EpisodeCache]) -> dict[st
 
 
 def open_parts(config, caches: dict[str, EpisodeCache], tubelet: int) -> tuple[dict[str, LabelledPart], Labels]:
-    """The parts with their labels, whose classes are those of all parts together."""
+    """The parts with their labels, whose classes are those of all `PARTS` together."""
     clips = split_clips(config, caches)
     rows = [caches[part].notes["row"][i] for part in PARTS for i in clips[part].tolist()]
     labels = Labels.describe(rows, config.label, config.problem_type, config.labels_per_frame)
     return {
-        part: LabelledPart(caches[part], clips[part], labels, tubelet) for part in PARTS if len(clips[part])
+        part: LabelledPart(caches[part], clips[part], labels, tubelet) for part in caches if len(clips[part])
     }, labels
 
 
@@ -489,7 +495,7 @@ def report(
     """What is written to results.json: the chosen setting on validation, and all others.
 
     Args:
-        scores: of "held_out" (where there are such clips) and "validation", (H, E, C).
+        scores: of "held_out" (where there are such clips), "validation" and each of `evaluate_on`, (H, E, C).
         settings: what differs between the H rows.
     """
     targets = {part: parts[part].flat_targets for part in parts}
@@ -512,6 +518,7 @@ def report(
         "score": name,
         "validation": heads[best]["validation"],
         "same_answer_for_all": guess_without_looking(labels, targets["training"], targets["validation"]),
+        "evaluate_on": {name: heads[best][name] for name in config.evaluate_on},
         "chosen": best,
         "chosen_by": f"{name} on {where}",
         "heads": heads,
@@ -534,6 +541,8 @@ def write_results(
         f"{name} {results['validation'][name]:.3f} on {results['clips']['validation']} validation clips (the same "
         f"answer for all: {results['same_answer_for_all']:.3f}); chosen by {results['chosen_by']}"
     )
+    for part, found in results["evaluate_on"].items():
+        tqdm.write(f"{name} {found[name]:.3f} on {results['clips'][part]} clips of {part}")
 
 
 def build_neighbours(config, encoder, labels: Labels, training: LabelledPart) -> VJepa2ForVideoClassification:

@@ -102,6 +102,16 @@ class TestMovingDigits:
                 moved = np.abs(np.diff(centre(reader.frames()), axis=0))
             assert moved[0].argmax() == row["first_motion"] and moved[-1].argmax() == 1 - row["first_motion"]
 
+    def test_another_speed_moves_the_same_digit_in_the_same_direction(self):
+        for direction in range(8):
+            steps = {}
+            for speed in (0.5, 1.0, 2.0):
+                path = record_moving_digits.draw_path(np.random.default_rng(direction), 8, direction, speed)
+                steps[speed] = np.diff(path, axis=0)
+                assert path.min() >= 0 and path.max() <= 40
+            np.testing.assert_allclose(steps[0.5], steps[1.0] / 2, atol=1e-9)
+            np.testing.assert_allclose(steps[2.0][1:-1], steps[1.0][1:-1] * 2, atol=1e-9)  # ends may be reflected
+
     def test_no_digit_is_in_both_splits(self):
         firsts = {}
         for split in ("train", "test"):
@@ -119,6 +129,9 @@ class TestMovingDigits:
         with pytest.raises(SystemExit):
             record_moving_digits.main(f"--split train --videos 0 --output {tmp_path / 'x'}".split())
         assert "--videos is 0" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            record_moving_digits.main(f"--split train --videos 1 --speed 3 --output {tmp_path / 'x'}".split())
+        assert "--speed is 3" in capsys.readouterr().err
 
 
 class TestProbe:

@@ -279,3 +279,26 @@ def test_settings_that_do_not_fit_end_in_a_sentence(monkeypatch, capsys, inputs,
         run_script(monkeypatch, inputs, tmp_path / "run", override)
     assert exit_.value.code == 1
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_finished_run_scores_other_clips_without_training(monkeypatch, inputs, tmp_path):
+    first = run_script(monkeypatch, inputs, tmp_path / "run", "kind=linear")
+    assert first["evaluate_on"] == {}
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    again = ["kind=linear", f"evaluate_on={{same: {inputs[0]}}}", "resume=latest"]
+    results = run_script(monkeypatch, inputs, tmp_path / "run", *again)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before and results["clips"]["same"] == 60
+    assert results["validation"] == first["validation"] and results["evaluate_on"]["same"]["accuracy"] > 0.9
+    assert results["evaluate_on"]["same"] == results["heads"][results["chosen"]]["same"]
+
+
+def test_other_clips_with_labels_that_the_probe_does_not_know_are_refused(monkeypatch, inputs, tmp_path, capsys):
+    frames = np.full((6, 32, 40, 3), 20, np.uint8)
+    row = {"video": {"bytes": encode_video(frames, fps=10), "path": "a.mp4"}, "color": "grey"}
+    write_shards([row], tmp_path / "grey", Features({"video": Video(decode=False), "color": Value("string")}), 1)
+    with pytest.raises(SystemExit):
+        run_script(monkeypatch, inputs, tmp_path / "run", "kind=linear", f"evaluate_on={{grey: {tmp_path / 'grey'}}}")
+    assert "'grey', which no clip of the probe's own data has" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_script(monkeypatch, inputs, tmp_path / "run", f"evaluate_on={{training: {inputs[0]}}}")
+    assert "evaluate_on has 'training'" in capsys.readouterr().err

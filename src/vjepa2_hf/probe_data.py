@@ -317,11 +317,19 @@ class Labels:
             return torch.tensor([_as_list(value, self.column, lenient=True) for value in values], dtype=torch.float32)
         places = {name: place for place, name in enumerate(self.names)}
         if self.problem_type == "single_label_classification":
-            return torch.tensor([places[_name(value)] for value in values])
+            return torch.tensor([self._place(places, value) for value in values])
         hot = torch.zeros(len(values), len(self.names))
         for row, value in zip(hot, values):
-            row[[places[_name(one)] for one in value]] = 1
+            row[[self._place(places, one) for one in value]] = 1
         return hot
+
+    def _place(self, places: dict[str, int], value: int | str) -> int:
+        if _name(value) not in places:
+            raise ValueError(
+                f"A label {self.column!r} is {value!r}, which no clip of the probe's own data has; its classes are "
+                f"{', '.join(self.names)}."
+            )
+        return places[_name(value)]
 
 
 def _name(value: int | str) -> str:

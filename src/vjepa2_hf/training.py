@@ -54,6 +54,7 @@ logger = logging.getLogger(__name__)
 FREE_SETTINGS = (
     "output_dir", "resume", "log_every", "save_every", "keep_last", "log_with", "num_threads",
     "gradient_checkpointing", "horizons", "max_skipped_fraction", "cache_dir", "eval_every",
+    "evaluate_on",
 )  # fmt: skip
 # Settings of the training scripts that count something
 COUNTS = (
