@@ -15,13 +15,17 @@ Results go to `results/probes.json` and into docs/probes.md between its markers.
 
 import argparse
 import json
+import multiprocessing
+import os
+import runpy
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ablate_pretraining import cell, slug
-from demo import Road, script
+from demo import ALLOCATOR, script
 from reproduce import ROOT, publish_tables, seed_interval
 from tqdm import tqdm
 
@@ -70,6 +74,9 @@ KINDS = {
 PUBLISHED_SWEEP = ["learning_rates=[5e-3, 3e-3, 1e-3, 3e-4, 1e-4]", "weight_decays=[0.01, 0.1, 0.4, 0.8]"]
 ONE_HEAD = ["learning_rates=[1e-3]", "weight_decays=[0.01]"]
 HEADS = 20
+# Hundreds of runs of a few seconds: forked from one process that has imported what they need
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["train_probe", "pretrain"])
 
 
 def record(dataset: str, recording: str, split: str, clips: int, output: Path) -> list[str]:
@@ -86,6 +93,15 @@ def record(dataset: str, recording: str, split: str, clips: int, output: Path) -
         what = "record_episodes.py --env vjepa2_hf/Pushing-v0 --policy drawn_to_block --varied_appearance --num_proc 1"
         what += f" --episodes {count}" + ("" if recording == "videos" else " --labels --length 7")
     return script(*what.split(), "--seed", str(seed), "--output", str(output))
+
+
+def run_script(command: list[str], log: Path) -> None:
+    """Becomes the command, in a process that has its imports already."""
+    with open(log, "w", encoding="utf-8") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    sys.argv = command
+    runpy.run_path(command[0], run_name="__main__")
 
 
 class Chain:
@@ -115,8 +131,16 @@ class Chain:
         return [task[0] for task in TASKS[self.dataset]]
 
     def run_step(self, name: str, result: Path, command: list[str]) -> None:
-        """Runs a command unless its result is there; logs and times lie in a folder of its own."""
-        Road(self.folder / "logs" / slug(name), threads=1, quiet=True).run(name, (slug(name), result, command))
+        """Runs a command unless its result is there; its output goes to a log."""
+        if result.exists():
+            return
+        log = self.folder / "logs" / f"{slug(name)}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        process = FORKS.Process(target=run_script, args=(command, log))
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise SystemExit(f"{name} failed; see {log}.")
 
     def prepare(self) -> None:
         """All recordings."""
@@ -193,6 +217,7 @@ def run_name(task: str, kind: str, encoder: str, fraction: float = 1.0) -> str:
 
 def run_all(arguments: argparse.Namespace) -> None:
     """Every dataset and seed, `lanes` at a time."""
+    os.environ.update({**ALLOCATOR, "OMP_NUM_THREADS": "1"})  # the runs inherit it
     for dataset in arguments.datasets:
         Chain(arguments, dataset).prepare()
     chains = [Chain(arguments, dataset, seed) for seed in range(arguments.seeds) for dataset in arguments.datasets]
