@@ -12,7 +12,8 @@ success are, such as examples/configs/pusht/plan.yaml (docs/planning_evaluation.
 
 Writes `OUTPUT_DIR/results.json` (a row a method, see `summarize`), `by_episode.json` (success, steps and goal distance
 of every episode, as the `evaluate` module `planning_success` takes them), `episodes.npz` (states) and
-`videos/METHOD/episode-000.mp4` (an episode beside its goal).
+`videos/METHOD/episode-000.mp4` (an episode beside its goal). Until then each finished row lies in `rows/`: the same
+command after a stop goes on with what is missing. Rows of other settings or weights are not taken.
 """
 
 import dataclasses
@@ -34,7 +35,8 @@ from tasks import ClosedLoopResult, Oracle, TaskBatch, Tasks, join_results, poli
 from tqdm import tqdm
 
 from vjepa2_hf import VJepa2Planner
-from vjepa2_hf.checkpoints import write_text
+from vjepa2_hf.checkpoints import remove_folder, write_text
+from vjepa2_hf.fingerprints import cache_key, config_fingerprint, locked, weights_fingerprint
 from vjepa2_hf.metrics.planning_success.planning_success import summarize_success
 from vjepa2_hf.settings import check_known, exit_on_user_error, parse_arguments
 from vjepa2_hf.video_io import encode_video
@@ -248,42 +250,94 @@ def format_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines + [f"| {' | '.join(row.get(title, '–') for title in titles)} |" for row in cells])
 
 
-def check_models(config: PlanConfig) -> None:
-    """Loads what the rows need once, so that a missing folder or a wrong setting shows before hours of other rows."""
+def check_models(config: PlanConfig) -> dict[str, Any]:
+    """Loads what the rows need once, so that a missing folder or a wrong setting shows before hours of other rows.
+
+    Returns:
+        What the rows with weights depend on beside the settings, by their names.
+    """
+    found = {}
     for name in config.models:
-        model_policy(config, name, tqdm(disable=True))
-    for path in config.policies.values():
-        load_policy(path)
+        policy = model_policy(config, name, tqdm(disable=True))
+        model, proposal = policy.planner.model, policy.proposal
+        found[name] = [config.models[name], config_fingerprint(model.config), weights_fingerprint(model)]
+        found[name].append(None if proposal is None else weights_fingerprint(proposal))
+    for name, path in config.policies.items():
+        found[name] = [path, weights_fingerprint(load_policy(path))]
+    return found
+
+
+@dataclass
+class FinishedRow:
+    """What is kept of a method's episodes: its row, what `by_episode.json` has of it, and states (N, T + 1, S)."""
+
+    row: dict[str, Any]
+    by_episode: dict[str, list]
+    states: np.ndarray | None
+
+
+def measure_row(config: PlanConfig, name: str) -> FinishedRow:
+    """Runs a method and writes its videos."""
+    row, result, goals = run_row(config, name)
+    by_episode = {"successes": result.success.tolist(), "steps": result.steps.tolist()}
+    if result.distances is not None:
+        by_episode["distances"] = result.distances[:, 0].tolist()
+    folder = Path(config.output_dir) / "videos" / name.replace(" ", "_").replace("/", "_")
+    write_videos(folder, result, goals)
+    return FinishedRow(row, by_episode, result.states)
+
+
+def kept_row(config: PlanConfig, name: str, weights: Any) -> FinishedRow:
+    """A row that an earlier run with the same settings and weights has finished, or else runs and keeps it."""
+    others = ("output_dir", "models", "policies", "proposals", "baselines")  # which other rows there are
+    settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in others}
+    path = Path(config.output_dir) / "rows" / f"{cache_key({**settings, 'row': name, 'weights': weights})}.json"
+    if path.exists():
+        finished = FinishedRow(**json.loads(path.read_text(encoding="utf-8")))
+        finished.states = np.load(path.with_suffix(".npy")) if finished.states else None
+        return finished
+    finished = measure_row(config, name)
+    path.parent.mkdir(exist_ok=True)
+    if finished.states is not None:
+        np.save(path.with_suffix(".npy"), finished.states)
+    # last, and renamed: who finds it finds the states, whole
+    kept = {**vars(finished), "states": finished.states is not None}
+    write_text(path, json.dumps(kept))
+    return finished
 
 
 def evaluate(config: PlanConfig) -> list[dict[str, Any]]:
-    """Runs every method on the same tasks and writes what came of it."""
+    """Runs every method on the same tasks and writes what came of it.
+
+    Raises:
+        OSError: another run writes to the folder.
+    """
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     output = Path(config.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     names = [BASELINES[name] for name in config.baselines if name != "oracle"] + [*config.policies, *config.models]
     names += [BASELINES["oracle"]] * ("oracle" in config.baselines)
-    check_models(config)
-    rows, states, by_episode = [], {}, {}
-    for name in names:
-        row, result, goals = run_row(config, name)
-        rows.append(row)
-        by_episode[name] = {"successes": result.success.tolist(), "steps": result.steps.tolist()}
-        if result.distances is not None:
-            by_episode[name]["distances"] = result.distances[:, 0].tolist()
-        if result.states is not None:
-            states[name] = result.states
-        write_videos(output / "videos" / name.replace(" ", "_").replace("/", "_"), result, goals)
+    with locked(output):
+        weights = check_models(config)
+        finished = {name: kept_row(config, name, weights.get(name)) for name in names}
+        write_results(config, finished)
+        remove_folder(output / "rows")
+    return [one.row for one in finished.values()]
 
+
+def write_results(config: PlanConfig, finished: dict[str, FinishedRow]) -> None:
+    """The files of the whole run."""
+    output = Path(config.output_dir)
     write_text(output / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
     seeds, partial = range(config.first_task, config.first_task + config.episodes), output / "partial.npz"
+    states = {name: one.states for name, one in finished.items() if one.states is not None}
     np.savez_compressed(partial, seeds=np.array(seeds), **states)
     partial.replace(output / "episodes.npz")
-    write_text(output / "by_episode.json", json.dumps(by_episode))
+    write_text(output / "by_episode.json", json.dumps({name: one.by_episode for name, one in finished.items()}))
     # last: who finds it finds the rest
+    rows = [one.row for one in finished.values()]
     write_text(output / "results.json", json.dumps({"env": config.env, "rows": rows}, indent=1))
-    return rows
 
 
 @exit_on_user_error

@@ -128,6 +128,25 @@ def test_states_and_actions_of_a_bfloat16_models_costs_keep_their_digits():
         torch.testing.assert_close(found, torch.full((2, 1), expected), atol=1e-9, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_states_and_actions_are_standardised_before_bfloat16_rounds_them():
+    """Far from 0 and near to each other: in bfloat16 nearly all of these would be one number. All are exact in
+    float32, so that the results are equal."""
+    statistics = {"mean": [128.0, -64.0], "std": [2**-7, 2**-6]}
+    fields = {f"{name}_{key}": value for name in ("proprio", "action") for key, value in statistics.items()}
+    raw = build(proprio_dim=2, **fields).to(torch.bfloat16)
+    plain = build(proprio_dim=2).to(torch.bfloat16)
+    mean, std = (torch.tensor(value, dtype=torch.float64) for value in statistics.values())
+    latents = LATENTS.expand(-1, 4, -1, -1).bfloat16()
+    actions, states = ((8 * values).round() / 8 for values in (ACTIONS[:, 0], numbers(2, 4, 2, seed=3)))
+    found = raw.rollout(latents[:, :1], mean + std * actions, proprio_states=mean + std * states[:, :1])
+    expected = plain.rollout(latents[:, :1], actions, proprio_states=states[:, :1])
+    assert torch.equal(found, expected)
+    assert not torch.equal(expected, plain.rollout(latents[:, :1], actions, proprio_states=states[:, 1:2]))
+    loss = raw(latents=latents, actions=mean + std * actions, proprio_states=mean + std * states).loss
+    assert loss == plain(latents=latents, actions=actions, proprio_states=states).loss
+
+
 @pytest.mark.parametrize("size", [0, -1, 1.5])
 def test_chunks_of_nothing_are_refused(size):
     message = f"candidate_chunk_size is {size}; expected an integer of at least 1"

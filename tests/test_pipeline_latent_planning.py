@@ -44,6 +44,38 @@ def same(one, other) -> bool:
     return close and one["cost"] == pytest.approx(other["cost"], abs=1e-5)
 
 
+class TestActionsOfAStep:
+    """Bounds and deviations of an environment action hold for each of the k of a model step."""
+
+    def test_numbers_of_an_environment_action_are_repeated(self, tmp_path):
+        model = build(action_dim=4, actions_per_step=2).model
+        processor = VJepa2VideoProcessor(size=32, crop_size=32)
+        short = {"action_low": [-0.5, 0.1], "action_high": [0.5, 0.2], "init_std": [0.1, 0.0]}
+        each = VJepa2Planner(model, processor, **SOLVER, **short)
+        whole = VJepa2Planner(model, processor, **SOLVER, **{name: 2 * value for name, value in short.items()})
+        assert each.action_low == [-0.5, 0.1, -0.5, 0.1] and each.solver.init_std == [0.1, 0.0, 0.1, 0.0]
+        plan = each(OBSERVATION, GOAL)
+        assert np.array_equal(plan["actions"], whole(OBSERVATION, GOAL)["actions"])
+        assert (plan["actions"][:, 1::2] == np.float32(0.15)).all()  # no deviation: the middle of the bounds
+        each.save_pretrained(tmp_path)
+        again = VJepa2Planner.from_pretrained(tmp_path)
+        assert again.action_high == each.action_high and again.solver == each.solver
+
+    def test_numbers_of_a_whole_step_stay_as_they_are(self):
+        model = build(action_dim=4, actions_per_step=2).model
+        low, high = [-1.0, -1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]
+        processor = VJepa2VideoProcessor(size=32, crop_size=32)
+        planner = VJepa2Planner(model, processor, action_low=low, action_high=high, init_std=[0.1, 0.2, 0.3, 0.4])
+        assert (planner.action_low, planner.action_high) == (low, high)
+        assert planner.solver.init_std == [0.1, 0.2, 0.3, 0.4]
+
+    @pytest.mark.parametrize("name", ["action_low", "action_high", "init_std"])
+    def test_other_numbers_are_refused_with_both_sizes(self, name):
+        model = build(action_dim=4, actions_per_step=2).model
+        with pytest.raises(ValueError, match=f"{name} has 3 numbers; expected 2, of an environment action, or 4"):
+            VJepa2Planner(model, VJepa2VideoProcessor(size=32, crop_size=32), **{name: [0.5] * 3})
+
+
 class TestPlan:
     def test_is_plain_numpy_in_environment_units(self, planner):
         plan = planner(OBSERVATION, GOAL)

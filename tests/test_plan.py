@@ -1,15 +1,20 @@
+import dataclasses
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import plan
 import pytest
+import torch
 from environments import PUSHING
 from goal_policies import GoalPolicy
 from gym_tasks import GymTasksConfig
 from plan import PlanConfig, evaluate, format_table, model_policy
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel
+from vjepa2_hf.fingerprints import locked
 from vjepa2_hf.metrics.planning_success.planning_success import summarize_success
 from vjepa2_hf.planning import LatentDistance
 from vjepa2_hf.video_io import VideoReader
@@ -70,6 +75,70 @@ def test_evaluation_writes_table_episodes_and_videos(model_dir, tmp_path):
     assert len(videos) == 2
     with VideoReader(str(videos[0])) as reader:
         assert reader.frames([0]).shape == (1, 192, 384, 3)
+
+
+def settled(config: PlanConfig) -> dict:
+    """What a run leaves, but for times."""
+    evaluate(config)
+    output = Path(config.output_dir)
+    rows = json.loads((output / "results.json").read_text())["rows"]
+    rows = [{name: value for name, value in row.items() if "milliseconds" not in name} for row in rows]
+    with np.load(output / "episodes.npz") as episodes:
+        return {"rows": rows, "states": {name: episodes[name].tolist() for name in episodes.files}}
+
+
+def test_a_killed_run_goes_on_with_its_finished_rows(model_dir, tmp_path, monkeypatch):
+    settings = {"episodes": 2, "solver": SOLVER, "videos": 0, "baselines": ["uniform", "oracle"]}
+    expected = settled(PlanConfig(str(tmp_path / "whole"), {"CEM": str(model_dir)}, **settings))
+    config, run_row, ran = PlanConfig(str(tmp_path / "cut"), {"CEM": str(model_dir)}, **settings), plan.run_row, []
+
+    def killed_at(last):
+        def run(config, name):
+            ran.append(name)
+            if name == last:
+                raise KeyboardInterrupt
+            return run_row(config, name)
+
+        monkeypatch.setattr(plan, "run_row", run)
+
+    killed_at("CEM")
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config)
+    assert ran == ["uniform random", "CEM"] and not (tmp_path / "cut" / "results.json").exists()
+    killed_at(plan.BASELINES["oracle"])
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config)
+    assert ran[2:] == ["CEM", plan.BASELINES["oracle"]]
+    with pytest.raises(KeyboardInterrupt):  # other tasks: nothing that is there may be taken
+        evaluate(dataclasses.replace(config, first_task=7))
+    assert ran[4:] == ["uniform random", "CEM", plan.BASELINES["oracle"]]
+    killed_at(None)
+    assert settled(config) == expected
+    assert ran[7:] == [plan.BASELINES["oracle"]] and not (tmp_path / "cut" / "rows").exists()
+
+
+def test_rows_of_other_weights_are_not_taken(model_dir, tmp_path, monkeypatch):
+    folder, ran = tmp_path / "model", []
+    shutil.copytree(model_dir, folder)
+    config = PlanConfig(str(tmp_path / "out"), {"CEM": str(folder)}, baselines=[], episodes=1, solver=SOLVER, videos=0)
+    weights = plan.check_models(config)["CEM"]
+    monkeypatch.setattr(plan, "measure_row", lambda config, name: ran.append(name) or plan.FinishedRow({}, {}, None))
+    (tmp_path / "out").mkdir()
+    plan.kept_row(config, "CEM", weights)
+    plan.kept_row(config, "CEM", plan.check_models(config)["CEM"])
+    assert ran == ["CEM"]
+    model = VJepa2WorldModel.from_pretrained(folder)
+    torch.nn.init.ones_(next(model.predictor.parameters()))
+    model.save_pretrained(folder)
+    plan.kept_row(config, "CEM", plan.check_models(config)["CEM"])
+    assert ran == ["CEM", "CEM"]
+
+
+def test_two_runs_in_one_folder_are_refused(model_dir, tmp_path):
+    config = PlanConfig(str(tmp_path), {"CEM": str(model_dir)}, baselines=[], episodes=1, solver=SOLVER, videos=0)
+    with locked(tmp_path), pytest.raises(OSError, match="Another process writes to .*; wait for it, or stop it"):
+        evaluate(config)
+    assert not (tmp_path / "results.json").exists()
 
 
 def test_a_cost_that_a_model_was_saved_with_is_planned_with(model_dir, tmp_path):

@@ -269,6 +269,27 @@ class TestLandscape:
         assert np.abs(found["costs"] - first["costs"]).max() > 1e-4
         assert np.abs(found["costs"] - other["costs"]).max() > 1e-5
 
+    def test_dims_are_of_every_environment_action_or_of_the_whole_step(self):
+        bounds = {"action_low": [-0.5, -1.0, -0.4, -1.0], "action_high": [0.5, 2.0, 0.5, 1.0]}
+        planner = build(action_dim=4, actions_per_step=2, **bounds)
+        frames, goal = (
+            planner.video_processor(x, return_tensors="pt")["pixel_values_videos"] for x in (OBSERVATION, GOAL)
+        )
+        base = np.array([[0.1, 0.2, 0.3, 0.4]], np.float32)
+
+        def cost(action):
+            return planner.model.score(frames, goal, torch.tensor([[[action]]], dtype=torch.float32)).item()
+
+        found = planner.energy_landscape(OBSERVATION, GOAL, dims=(0, 1), points=3, actions=base)
+        assert found["x"].tolist() == pytest.approx([-0.4, 0.05, 0.5])  # what both actions may be
+        assert found["y"].tolist() == pytest.approx([-1, 0, 1])
+        x, y = found["x"][0], found["y"][2]
+        assert found["costs"][2, 0] == pytest.approx(cost([x, y, x, y]), rel=1e-4)
+        found = planner.energy_landscape(OBSERVATION, GOAL, dims=(0, 3), points=3, actions=base)
+        x, y = found["x"][0], found["y"][2]
+        assert (x, y) == pytest.approx((-0.5, 1))
+        assert found["costs"][2, 0] == pytest.approx(cost([x, 0.2, 0.3, y]), rel=1e-4)
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [

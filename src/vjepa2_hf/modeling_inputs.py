@@ -54,14 +54,18 @@ class WorldModelInputsMixin:
             )
         return nn.functional.one_hot(actions.long(), categories).flatten(-2).float()
 
-    def _normalized_actions(self, actions: torch.Tensor) -> torch.Tensor:
-        return standardized(actions, self.config.action_mean, self.config.action_std)
+    def _normalized_actions(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Actions from environment units, in the latents' precision."""
+        (actions,) = environment_numbers(latents, actions)
+        return standardized(actions, self.config.action_mean, self.config.action_std).to(latents.dtype)
 
     def _normalized(self, latents, actions, proprio_states, extrinsics) -> Inputs:
-        """Inputs of the dynamics from environment units."""
-        if proprio_states is not None:
-            proprio_states = standardized(proprio_states, self.config.proprio_mean, self.config.proprio_std)
-        return Inputs(latents, self._normalized_actions(actions), proprio_states, extrinsics)
+        """Inputs of the dynamics from environment units, in the latents' precision."""
+        states, extrinsics = environment_numbers(latents, proprio_states, extrinsics)
+        if states is not None:
+            states = standardized(states, self.config.proprio_mean, self.config.proprio_std).to(latents.dtype)
+        extrinsics = None if extrinsics is None else extrinsics.to(latents.dtype)
+        return Inputs(latents, self._normalized_actions(latents, actions), states, extrinsics)
 
     def _check_candidates(self, latents, actions) -> None:
         size = self.config.action_dim
@@ -123,10 +127,11 @@ def check_chunk_size(size: int | None) -> None:
         raise ValueError(f"candidate_chunk_size is {size!r}; expected an integer of at least 1, or None.")
 
 
-def like(latents: torch.Tensor, *values: torch.Tensor | None) -> list[torch.Tensor | None]:
-    """Numbers in environment units on the latents' device and in their precision (users bring float64 and
-    integers)."""
-    return [value if value is None else value.to(latents) for value in values]
+def environment_numbers(latents: torch.Tensor, *values: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """Numbers in environment units on the latents' device (users bring float64 and integers), in float32 at least:
+    before the mean is taken away, bfloat16 would lose what tells two states apart."""
+    dtype = torch.promote_types(latents.dtype, torch.float32)
+    return [value if value is None else value.to(latents.device, dtype) for value in values]
 
 
 def standardized(values: torch.Tensor, mean: list | float | None, std: list | float | None) -> torch.Tensor:

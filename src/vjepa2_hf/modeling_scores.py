@@ -187,7 +187,7 @@ class WorldModelScoresMixin:
         """
         if not self.config.reward_head:
             raise ValueError("the model has no reward head: train one with reward_head=True and rewards in the data.")
-        actions = self._normalized_actions(self._action_vectors("actions", actions).to(latents))
+        actions = self._normalized_actions(latents, self._action_vectors("actions", actions))
         expected = (*latents.shape[:-3], latents.shape[-3] - 1, self.config.action_dim)
         if tuple(actions.shape) != expected:
             raise ValueError(f"actions have shape {tuple(actions.shape)}; expected {expected}, as latents say.")

@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 from .configuration_vjepa2 import VJepa2WorldModelConfig
 from .modeling_dynamics import DYNAMICS, Cache, VJepa2Dynamics
 from .modeling_encoder import VJepa2Encoder, as_encoder
-from .modeling_inputs import Inputs, WorldModelInputsMixin, check_chunk_size, like, standardized
+from .modeling_inputs import Inputs, WorldModelInputsMixin, check_chunk_size, environment_numbers, standardized
 from .modeling_scores import WorldModelScoresMixin
 from .modeling_state import VJepa2StateModel, token_size
 from .modeling_transitions import VJepa2GaussianHead, VJepa2RewardHead
@@ -144,7 +144,7 @@ class VJepa2WorldModel(WorldModelScoresMixin, WorldModelInputsMixin, VJepa2State
         latents, targets = self._training_latents(pixel_values_videos, latents)
         actions = self._action_vectors("actions", actions)
         self._check_inputs(latents, targets.shape[1] + 1, actions, proprio_states, extrinsics)
-        inputs = self._normalized(latents, *like(latents, actions, proprio_states, extrinsics))
+        inputs = self._normalized(latents, actions, proprio_states, extrinsics)
         inputs = inputs.map(lambda part: part[:, : targets.shape[1]])
         added = self._reward_loss(inputs, targets, rewards)
 
@@ -224,7 +224,8 @@ class VJepa2WorldModel(WorldModelScoresMixin, WorldModelInputsMixin, VJepa2State
         if rewards is None or rewards.shape != expected:
             found = "missing" if rewards is None else f"of shape {tuple(rewards.shape)}"
             raise ValueError(f"rewards are {found}; the reward head needs {tuple(expected)}.")
-        wanted = standardized(rewards.to(targets), self.config.reward_mean, self.config.reward_std)
+        (rewards,) = environment_numbers(targets, rewards)
+        wanted = standardized(rewards, self.config.reward_mean, self.config.reward_std)
         found = self.reward_head(inputs.actions, inputs.latents.detach(), targets)
         return {"reward_loss": (found - wanted.float()).square().mean() / 2}
 
@@ -321,7 +322,7 @@ class VJepa2WorldModel(WorldModelScoresMixin, WorldModelInputsMixin, VJepa2State
         """
         past = latents.shape[1] - 1
         context_actions = self._action_vectors("context_actions", context_actions)
-        actions, context_actions, proprio_states, extrinsics = like(
+        actions, context_actions, proprio_states, extrinsics = environment_numbers(
             latents, actions, context_actions, proprio_states, extrinsics
         )
         self._check_rollout(latents, actions, context_actions, proprio_states, extrinsics)
@@ -354,7 +355,9 @@ class VJepa2WorldModel(WorldModelScoresMixin, WorldModelInputsMixin, VJepa2State
         if use_cache:
             frames_kept = min(window.latents.shape[1] - 1 + horizon, self.config.context_frames)
             cache = self.predictor.candidate_cache(cache, candidates, frames_kept, window.latents.shape[2])
-        window.actions = torch.cat([window.actions[:, :-1], self._normalized_actions(raw_actions[:, :1])], dim=1)
+        window.actions = torch.cat(
+            [window.actions[:, :-1], self._normalized_actions(window.latents, raw_actions[:, :1])], dim=1
+        )
         for step in range(horizon):
             if use_cache and (cache or window.latents.shape[1] == 1):
                 present = window.map(lambda part: part[:, -1:])

@@ -59,12 +59,13 @@ class VJepa2Planner(Pipeline):
         candidate_chunk_size: candidates imagined at a time, which bounds memory; `None` chooses by size.
         num_samples, uncertainty_weight: for a model with a stochastic latent: futures that a candidate's cost is
             averaged over (default 1, the middle one), and w, short for adding `w * Uncertainty()` to the cost.
-        action_low, action_high: what the search keeps to, A numbers each. Default: the config's.
+        action_low, action_high: what the search keeps to, in environment units: as many numbers as an environment
+            action has, for each of the `actions_per_step` actions of a model step, or A. Default: the config's.
         cost: terms of `vjepa2_hf.planning`, such as `LatentDistance("l1") + 0.1 * ActionPenalty()`, or a name.
         constraints: what environment actions obey beyond their bounds, a list of terms such as
             `Fixed([3, 4, 5], 0.0)`; each holds for every one of the `actions_per_step` actions of a model step.
         kwargs: settings of the solver, by name: `horizon`, `num_candidates`, `num_iterations`, `num_elites`,
-            `momentum`, `init_std`, …; each replaces what the model was saved with.
+            `momentum`, `init_std` (as many numbers as `action_low`), …; each replaces what the model was saved with.
 
     Example:
         >>> planner = VJepa2Planner.from_pretrained("runs/demo/world_model/final", horizon=3)
@@ -244,7 +245,9 @@ class VJepa2Planner(Pipeline):
 
         Args:
             observation, goal: one of each, as in a call.
-            dims: the two dimensions, of the A numbers of a model step.
+            dims: the two dimensions, of an environment action: all `actions_per_step` actions of the step have the
+                same value there. Where one is larger than an environment action, both are of the A numbers of a model
+                step, and one action varies.
             points: of each.
             actions: (P, A) that do not vary, in environment units, such as a plan's. Default: one step of zeros.
             step: whose action varies.
@@ -264,7 +267,7 @@ class VJepa2Planner(Pipeline):
         base = torch.zeros(1, size) if actions is None else torch.as_tensor(actions, dtype=torch.float32)
         if base.ndim != 2 or base.shape[1] != size:
             raise ValueError(f"actions have shape {tuple(base.shape)}; expected (P, {size}).")
-        grid = Grid(base, dims, points, step)
+        grid = Grid(base, dims, points, step, self.model.config.actions_per_step)
         settings = {"seed": 0, "end": None, "goal_threshold": 0.0, "solver": grid, "constraints": []}
         settings["cost"] = self.cost if cost is None else build_cost(cost)
         plan = self._plan(observation, goal, given, settings)
@@ -453,6 +456,8 @@ def _build_solver(config, solver: Any, settings: dict[str, Any], saved: dict[str
     steps = getattr(name, "actions_per_step", config.actions_per_step)
     if steps != config.actions_per_step:
         raise ValueError(f"solver is {name!r}, but the model has actions_per_step={config.actions_per_step}.")
+    if np.ndim(combined.get("init_std")) == 1:
+        combined["init_std"] = _of_a_model_step(config, "init_std", combined["init_std"])
     if name == DISCRETE_SOLVER:
         combined = {"actions_per_step": config.actions_per_step, **combined}
     try:
@@ -522,11 +527,28 @@ def _check_samples(config, num_samples: int, uncertainty_weight: float, cost: Co
         )
 
 
+def _of_a_model_step(config, name: str, values: Any) -> list[float]:
+    """A numbers of a model step, from these or from those of an environment action, which each of its actions has.
+
+    Raises:
+        ValueError: neither.
+    """
+    values, each = [float(number) for number in values], config.action_dim // config.actions_per_step
+    if len(values) == each:
+        return values * config.actions_per_step
+    if len(values) != config.action_dim:
+        sizes = f"{config.action_dim} (action_dim)"
+        if config.actions_per_step > 1:
+            sizes = f"{each}, of an environment action, or {sizes}"
+        raise ValueError(f"{name} has {len(values)} numbers; expected {sizes}.")
+    return values
+
+
 def _search_bounds(config, low: list[float] | None, high: list[float] | None) -> tuple[list | None, list | None]:
     """Bounds given to the planner, or those of the model's config.
 
     Raises:
-        ValueError: not A numbers, a low one above a high one, or none at all for an arm.
+        ValueError: another number of numbers, a low one above a high one, or none at all for an arm.
     """
     bounds = {"action_low": low, "action_high": high}
     for name, value in bounds.items():
@@ -536,11 +558,7 @@ def _search_bounds(config, low: list[float] | None, high: list[float] | None) ->
                 f"{name} is missing: actions of an arm are metres and radians, so there is no safe default; give "
                 f"{name}=[…] ({config.action_dim} numbers; published: ±0.05 m, rotation 0, gripper ±0.75)."
             )
-        if value is not None:
-            value = [float(number) for number in value]
-            if len(value) != config.action_dim:
-                raise ValueError(f"{name} has {len(value)} numbers; expected {config.action_dim} (action_dim).")
-        bounds[name] = value
+        bounds[name] = None if value is None else _of_a_model_step(config, name, value)
     if None not in bounds.values() and any(a > b for a, b in zip(*bounds.values())):
         raise ValueError(f"action_low={bounds['action_low']} lies above action_high={bounds['action_high']}.")
     return bounds["action_low"], bounds["action_high"]

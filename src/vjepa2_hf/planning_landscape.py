@@ -3,6 +3,7 @@
 Letters: P planning horizon, A action size, J candidates.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,12 +17,14 @@ class Grid:
 
     Args:
         actions: (P, A), the dimensions that do not vary.
-        dims: the two that do.
+        dims: the two that do: of an environment action, which then varies alike in each of the `actions_per_step`
+            actions of the step; where one of them is larger, both are of all A numbers.
         points: of each, evenly from bound to bound.
         step: whose action varies.
+        actions_per_step: k.
     """
 
-    def __init__(self, actions: torch.Tensor, dims: tuple[int, int], points: int, step: int):
+    def __init__(self, actions: torch.Tensor, dims: tuple[int, int], points: int, step: int, actions_per_step: int):
         if len(set(dims)) != 2 or not all(0 <= dim < actions.shape[-1] for dim in dims):
             raise ValueError(
                 f"dims are {tuple(dims)}; expected two of the {actions.shape[-1]} dimensions of an action."
@@ -30,7 +33,10 @@ class Grid:
             raise ValueError(f"points is {points}; expected 2 or more in each dimension.")
         if not 0 <= step < len(actions):
             raise ValueError(f"step is {step}; expected 0 to {len(actions) - 1}, as there are {len(actions)} actions.")
-        self.actions, self.dims, self.points, self.step, self.horizon = actions, dims, points, step, len(actions)
+        size = actions.shape[-1] // actions_per_step
+        repeated = max(dims) < size
+        self.columns = [list(range(dim, actions.shape[-1], size)) if repeated else [dim] for dim in dims]
+        self.actions, self.points, self.step, self.horizon = actions, points, step, len(actions)
         self.axes: list[torch.Tensor] = []
 
     def __call__(
@@ -43,13 +49,15 @@ class Grid:
         **unused: Any,
     ) -> SolverResult:
         search = Search(cost, (batch_size, *self.actions.shape), action_low, action_high)
-        low, high = search.low[list(self.dims)], search.high[list(self.dims)]
-        if not torch.isfinite(high - low).all():
+        # where the bounds of a step's actions differ, what is within all of them
+        ends = [(search.low[each].max().item(), search.high[each].min().item()) for each in self.columns]
+        if not all(math.isfinite(high - low) for low, high in ends):
             raise ValueError("a landscape goes from bound to bound: give finite action_low and action_high.")
-        self.axes = [torch.linspace(*ends, self.points) for ends in zip(low.tolist(), high.tolist(), strict=True)]
+        self.axes = [torch.linspace(low, high, self.points) for low, high in ends]
         y, x = torch.meshgrid(self.axes[1], self.axes[0], indexing="ij")
         candidates = self.actions.repeat(self.points**2, 1, 1)
-        candidates[:, self.step, self.dims[0]], candidates[:, self.step, self.dims[1]] = x.flatten(), y.flatten()
+        for columns, values in zip(self.columns, (x, y), strict=True):
+            candidates[:, self.step, columns] = values.reshape(-1, 1)
         costs = search.evaluate(candidates.expand(batch_size, -1, -1, -1))
         return SolverResult(search.best_actions, search.best_cost, {"cost": costs.T})
 
