@@ -203,7 +203,7 @@ def make_parser() -> argparse.ArgumentParser:
     near = parsers["nearest"]
     near.add_argument("--neighbours", type=int, default=4, help="frames a row, of different clips (4)")
     near.add_argument("--metric", choices=("cosine", "l2"), default="cosine", help="cosine is of centred latents")
-    near.add_argument("--pool", choices=("frame", "tokens"), default="frame", help="mean over places, or each place")
+    near.add_argument("--pool", choices=("tokens", "frame"), default="tokens", help="all places, or their mean")
     parsers["loss"].add_argument("--masks", type=Path, help="YAML with `masks` (default: of the model's run)")
     parsers["loss"].add_argument("--draws", type=int, default=16, help="of masks for the batch of clips (16)")
     parsers["loss"].add_argument("--seed", type=int, default=0, help="of the masks (0)")

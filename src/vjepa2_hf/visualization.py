@@ -10,7 +10,7 @@ Shapes: T frames, H W pixels, (T', H', W') grid of tokens, h heads, Q queries, k
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -77,9 +77,7 @@ def plot_probe_attention(
         by_head: also each head by itself; else their mean alone.
         title: over the figure, for example what the probe answers.
     """
-    from matplotlib import colormaps
-    from matplotlib.colors import Normalize
-
+    matplotlib = _matplotlib()
     weights = np.asarray(attention, np.float64)
     steps, count = weights.shape[1], len(pictures)
     shown = evenly_spaced(steps, MAX_COLUMNS) * count // steps if shown is None else np.asarray(shown)
@@ -88,9 +86,9 @@ def plot_probe_attention(
     maps = {"attention": weights.mean(axis=0) / uniform}
     if by_head:
         maps |= {f"head {number}": head / uniform for number, head in enumerate(weights, start=1)}
-    scale = Normalize(0, max(np.percentile(np.stack(list(maps.values())), 99.5), 1))
+    scale = matplotlib.colors.Normalize(0, max(np.percentile(np.stack(list(maps.values())), 99.5), 1))
     cells = {"": pictures[shown]} | {
-        name: _overlay(pictures[shown], values[shown * steps // count], scale, colormaps["inferno"])
+        name: _overlay(pictures[shown], values[shown * steps // count], scale, matplotlib.colormaps["inferno"])
         for name, values in maps.items()
     }
     if len(shown) == 1:  # side by side
@@ -133,6 +131,7 @@ def plot_nearest_frames(
     figure, (above, _) = _stacked(rows, len(ranks), captions=True)
     axes = _fill(above, rows, ranks)
     for line, q in zip(axes, shown, strict=True):
+        line[0].spines[:].set(visible=True, linewidth=2.5)  # sets what is asked for apart from what was found
         for axis, name, distance in zip(line[1:], neighbour_names[q], np.asarray(distances)[q], strict=True):
             axis.set_xlabel(f"{name}\n{distance:.3f}", fontsize=7, labelpad=2)
     if title is not None:
@@ -154,13 +153,11 @@ def plot_loss_by_position(
         shown: numbers of time steps; default eight, evenly spaced.
         title: over the figure.
     """
-    from matplotlib import colormaps
-    from matplotlib.colors import Normalize
-
+    matplotlib = _matplotlib()
     losses = np.ma.masked_invalid(np.asarray(losses, np.float64))
     shown = evenly_spaced(len(losses), MAX_COLUMNS) if shown is None else np.asarray(shown)
-    scale = Normalize(*np.percentile(losses.compressed(), [0.5, 99.5]))
-    colours = colormaps["viridis"].with_extremes(bad="lightgrey")
+    scale = matplotlib.colors.Normalize(*np.percentile(losses.compressed(), [0.5, 99.5]))
+    colours = matplotlib.colormaps["viridis"].with_extremes(bad="lightgrey")
     maps = np.ma.concatenate([losses[shown], losses.mean(axis=0)[None]])
     rows = {"loss": colours(scale(maps))[..., :3]}
     labels = [*(_frames_of(step, frames_per_step) for step in shown), "mean over time"]
@@ -188,23 +185,26 @@ def _stacked(
     rows: dict[str, np.ndarray], columns: int, under: float = 0, captions: bool = False
 ) -> "tuple[Figure, tuple[SubFigure, SubFigure | None]]":
     """An empty figure with room for the rows, and `under` inches below them."""
-    figure_class = _figure_class()
     height, width = next(iter(rows.values())).shape[1:3]
     tall = (CELL * height / width + 0.32 * captions) * len(rows) + 0.4
-    figure = figure_class(figsize=(CELL * columns + (2.2 if under else 1.4), tall + under + 0.3), layout="constrained")
+    figure = _matplotlib().figure.Figure(
+        figsize=(CELL * columns + (2.2 if under else 1.4), tall + under + 0.3), layout="constrained"
+    )
     if not under:
         return figure, (figure.subfigures(1, 1), None)
     return figure, tuple(figure.subfigures(2, 1, height_ratios=(tall, under)))
 
 
-def _figure_class() -> "type[Figure]":
+def _matplotlib() -> Any:
     try:
-        from matplotlib.figure import Figure  # not pyplot: no window, no state
+        import matplotlib.cm
+        import matplotlib.colors
+        import matplotlib.figure  # not pyplot: no window, no state
     except ImportError as error:
         raise ImportError(
             "pictures are drawn with matplotlib, which is not installed: pip install 'vjepa2-hf[demo]'."
         ) from error
-    return Figure
+    return matplotlib
 
 
 def _fill(parent: "SubFigure", rows: dict[str, np.ndarray], labels: Sequence[str]) -> np.ndarray:
@@ -224,9 +224,7 @@ def _fill(parent: "SubFigure", rows: dict[str, np.ndarray], labels: Sequence[str
 
 
 def _colour_bar(parent: "SubFigure", axes: np.ndarray, scale: "Normalize", colours: str, label: str) -> None:
-    from matplotlib.cm import ScalarMappable
-
-    bar = parent.colorbar(ScalarMappable(scale, colours), ax=axes, shrink=0.9, aspect=12, pad=0.01)
+    bar = parent.colorbar(_matplotlib().cm.ScalarMappable(scale, colours), ax=axes, shrink=0.9, aspect=12, pad=0.01)
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=8)
 
