@@ -108,7 +108,7 @@ def test_files_are_what_their_ending_says(tmp_path):
         return plot_feature_pca([clip], [colours], shown)
 
     for ending in ("png", "gif", "mp4"):
-        write_picture(tmp_path / "new" / f"look.{ending}", draw, count=6, fps=5, dpi=50)
+        write_picture(tmp_path / "new" / f"look.{ending}", draw, count=6, fps=5)
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["look.gif", "look.mp4", "look.png"]
     with PIL.Image.open(tmp_path / "new" / "look.png") as figure:
         assert figure.format == "PNG" and figure.width > figure.height  # three frames beside each other
@@ -118,7 +118,7 @@ def test_files_are_what_their_ending_says(tmp_path):
     with VideoReader(tmp_path / "new" / "look.mp4") as reader:
         assert len(reader) == 6 and reader.fps == pytest.approx(5)
         seen = reader.frames([5])[0].astype(int)
-    expected = render(draw([5]), dpi=50)
+    expected = render(draw([5]))
     assert expected.shape[0] % 2 == expected.shape[1] % 2 == 0
     assert np.abs(seen - expected).mean() < 8
 
@@ -132,7 +132,7 @@ def test_nothing_is_left_of_a_picture_that_fails(tmp_path):
         return draw_rows({"a": np.zeros((1, 4, 4, 3))}, ["0"])
 
     with pytest.raises(ValueError, match="no such frame"):
-        write_picture(tmp_path / "look.gif", draw, count=2, dpi=50)
+        write_picture(tmp_path / "look.gif", draw, count=2)
     assert [path.name for path in tmp_path.iterdir()] == ["look.gif"]
     assert (tmp_path / "look.gif").read_bytes() == b"old"
     with pytest.raises(ValueError, match=r"'look.jpg'; expected one that ends in .png, .gif or .mp4"):

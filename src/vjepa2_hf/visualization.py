@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MAX_COLUMNS = 8  # pictures of a row, where nobody says which
 MAX_QUERIES = 6  # rows of nearest frames
 CELL = 1.25  # inches of a picture's side
+DPI = 120
 ENDINGS = (".png", ".gif", ".mp4")
 
 
@@ -187,9 +188,9 @@ def _stacked(
     """An empty figure with room for the rows, and `under` inches below them."""
     height, width = next(iter(rows.values())).shape[1:3]
     tall = (CELL * height / width + 0.32 * captions) * len(rows) + 0.4
-    figure = _matplotlib().figure.Figure(
-        figsize=(CELL * columns + (2.2 if under else 1.4), tall + under + 0.3), layout="constrained"
-    )
+    size = (CELL * columns + (2.2 if under else 1.4), tall + under + 0.3)
+    figure = _matplotlib().figure.Figure(figsize=size, dpi=DPI, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08)
     if not under:
         return figure, (figure.subfigures(1, 1), None)
     return figure, tuple(figure.subfigures(2, 1, height_ratios=(tall, under)))
@@ -224,7 +225,9 @@ def _fill(parent: "SubFigure", rows: dict[str, np.ndarray], labels: Sequence[str
 
 
 def _colour_bar(parent: "SubFigure", axes: np.ndarray, scale: "Normalize", colours: str, label: str) -> None:
-    bar = parent.colorbar(_matplotlib().cm.ScalarMappable(scale, colours), ax=axes, shrink=0.9, aspect=12, pad=0.01)
+    bar = parent.colorbar(
+        _matplotlib().cm.ScalarMappable(scale, colours), ax=axes, shrink=0.9, aspect=12 * len(axes), pad=0.01
+    )
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=8)
 
@@ -290,7 +293,6 @@ def write_picture(
     draw: Callable[[Sequence[int] | None], "Figure"],
     count: int,
     fps: float = 6.0,
-    dpi: int = 120,
 ) -> None:
     """Writes what `draw` draws as the file's ending says, aside and then renamed.
 
@@ -300,7 +302,6 @@ def write_picture(
         draw: a `plot_*` function that wants nothing but `shown`.
         count: pictures of the animation.
         fps: pictures a second of the animation.
-        dpi: pixels an inch; a figure has a few inches.
 
     Raises:
         ValueError: another ending, no picture, a frame rate that is not positive.
@@ -312,18 +313,17 @@ def write_picture(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.tmp")
     if path.suffix.lower() == ".png":
-        draw(None).savefig(partial, format="png", dpi=dpi)
+        draw(None).savefig(partial, format="png")
     else:
-        frames = [render(draw([number]), dpi) for number in range(count)]
+        frames = [render(draw([number])) for number in range(count)]
         _write_gif(partial, frames, fps) if path.suffix.lower() == ".gif" else _write_mp4(partial, frames, fps)
     partial.replace(path)
 
 
-def render(figure: "Figure", dpi: int = 120) -> np.ndarray:
+def render(figure: "Figure") -> np.ndarray:
     """A figure's pixels, uint8 (H, W, 3); H and W are even, which video asks for."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
