@@ -169,7 +169,7 @@ def draw_features(clip: torch.Tensor, features: dict[str, torch.Tensor], process
         moving = values - values.mean(dim=0)
         rows[f"{name} encoder:\nfeatures"] = feature_colours([values])[0][shown]
         rows[f"{name} encoder:\nwhat changes"] = feature_colours([moving], around_zero=True)[0][shown]
-    return draw_rows(rows, [f"frame {frame}" for frame in first_frames])
+    return draw_rows(list(rows.items()), [f"frame {frame}" for frame in first_frames])
 
 
 def list_shares(numbers: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
@@ -207,7 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, default=16, help="length of the clip")
     parser.add_argument("--fps", type=float, help="frames a second; default: the video's own")
     parser.add_argument("--clips", type=int, default=8, help="rows, or clips of the file, for the numbers")
-    parser.add_argument("--size", type=int, help="pixels of the frame's shorter side; default: the model's")
+    parser.add_argument("--size", type=int, help="whole frames as squares of so many pixels")
     options = parser.parse_args(arguments)
     if options.output.suffix != ".png":
         raise ValueError(f"OUTPUT is {str(options.output)!r}, but a name that ends in .png is expected.")

@@ -76,10 +76,13 @@ def read(options: argparse.Namespace, encoder: VJepa2Encoder, count: int) -> Cli
     processor = load_processor(options.model, encoder, options.size)
     num_frames = encoder.config.frames_per_clip if options.frames is None else options.frames
     each = -(-count // len(options.videos))
+    stems = {video: Path(video).stem for video in options.videos}
+    if len(set(stems.values())) < len(stems):
+        stems = {video: video for video in options.videos}
     clips, names = [], []
     for video in options.videos:
         found = read_clips(video, num_frames, options.fps, each)
-        name = Path(video).stem if len(options.videos) > 1 else "clip"
+        name = stems[video] if len(options.videos) > 1 else "clip"
         names += [f"{name} {number}" for number in range(1, len(found) + 1)] if each > 1 else [name]
         clips += found
     pixels = [processor(clip, return_tensors="pt")["pixel_values_videos"][0] for clip in clips]
@@ -169,7 +172,8 @@ def look_at_losses(options: argparse.Namespace) -> Picture:
     )
     named = "the published masks" if source is None else f"the masks of {source}"
     print(f"{len(clips.pixels)} clips, {options.draws} draws of {named}: mean loss {found.mean.nanmean():.4f}.")
-    title = f"prediction loss when hidden, {len(clips.pixels)} clips × {options.draws} draws of masks"
+    named = "published masks" if source is None else f"{Path(source).name}'s masks"
+    title = f"prediction loss when hidden: {len(clips.pixels)} clips, {options.draws} draws of {named}"
     size = len(clips.pixels[0]) // len(found.mean)
     return partial(plot_loss_by_position, found.mean, size, title=title), len(found.mean)
 
@@ -193,7 +197,7 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("output", metavar="OUTPUT", type=Path, help="name that ends in .png, .gif or .mp4")
         command.add_argument("--frames", type=int, help="length of a clip (default: the model's)")
         command.add_argument("--fps", type=float, help="frames a second of a clip (default: the video's own)")
-        command.add_argument("--size", type=int, help="pixels of the frame's shorter side (default: the model's)")
+        command.add_argument("--size", type=int, help="whole frames as squares of so many pixels")
         command.add_argument("--play_fps", type=float, default=6.0, help="pictures a second of a GIF or mp4 (6)")
         if name != "attention":
             count = 3 if name == "pca" else 16

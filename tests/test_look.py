@@ -61,6 +61,18 @@ def test_features_of_several_videos_play_side_by_side(work, tmp_path):
     assert [path.name for path in output.parent.iterdir()] == ["features.gif"]
 
 
+def test_videos_of_one_name_are_told_apart(work, tmp_path):
+    other = tmp_path / "clip.mp4"
+    other.write_bytes(make_video(4))
+    encoder = VJepa2Encoder.from_pretrained(work / "encoder")
+    for videos, names in (
+        ([str(work / "clip.mp4"), str(other)], [str(work / "clip.mp4"), str(other)]),
+        ([str(work / "clip.mp4"), str(work / "shards")], ["clip", "shards"]),
+    ):
+        arguments = ["pca", str(work / "encoder"), *videos, "o.png"]
+        assert look.read(look.make_parser().parse_args(arguments), encoder, count=2).names == names
+
+
 def test_attention_of_the_clip_that_was_asked_for(work, tmp_path, monkeypatch):
     drawn = []
 

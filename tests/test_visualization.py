@@ -42,7 +42,7 @@ def images(figure) -> list[np.ndarray]:
 
 
 def test_rows_of_different_resolution_share_one_field():
-    figure = draw_rows({"a": np.zeros((2, 16, 16, 3)), "b": np.zeros((2, 4, 4, 3))}, ["0", "1"])
+    figure = draw_rows([("a", np.zeros((2, 16, 16, 3))), ("a", np.zeros((2, 4, 4, 3)))], ["0", "1"])
     assert len(figure.axes) == 4
     assert {axis.get_xlim() for axis in figure.axes} == {(0.0, 16.0)}
 
@@ -55,8 +55,8 @@ def test_a_frame_stands_over_the_features_of_its_tubelet():
     np.testing.assert_array_equal(images(figure)[2], clips[0][4])
     np.testing.assert_array_equal(images(figure)[15], colours[1][3])
     assert len(titles(plot_feature_pca([pictures(60, 6, 6)], [RNG.random((30, 3, 3, 3))]))) == 8
-    side_by_side = plot_feature_pca(clips, colours, shown=[5], names=["left", "right"])
-    assert titles(side_by_side) == ["left", "right"] and row_names(side_by_side) == ["frame 5", "features"]
+    side_by_side = plot_feature_pca(clips, colours, shown=[5], names=["left", "left"])
+    assert titles(side_by_side) == ["left", "left"] and row_names(side_by_side) == ["frame 5", "features"]
     np.testing.assert_array_equal(images(side_by_side)[1], clips[1][5])
     np.testing.assert_array_equal(images(side_by_side)[3], colours[1][2])
 
@@ -72,6 +72,9 @@ def test_attention_is_drawn_where_and_when_it_is():
     assert brightest[3, :4, 4:].all() and brightest.sum() == 16
     (curve,) = [axis for axis in figure.axes if axis.get_xlabel() == "frame"]
     np.testing.assert_allclose(curve.patches[0].get_data().values, [0.08, 0.08, 0.08, 0.76], rtol=1e-5)
+    each = plot_probe_attention(np.zeros((8, 8, 8, 3), np.uint8), torch.full((2, 4, 2, 2), 0.25))  # a query a step
+    (curve,) = [axis for axis in each.axes if axis.get_xlabel() == "frame"]
+    np.testing.assert_allclose(curve.patches[0].get_data().values, 0.25)
     one = plot_probe_attention(np.zeros((8, 8, 8, 3), np.uint8), attention, shown=[6], by_head=True)
     assert titles(one) == ["attention", "head 1", "head 2"] and row_names(one)[0] == "frame 6"
 
@@ -129,7 +132,7 @@ def test_nothing_is_left_of_a_picture_that_fails(tmp_path):
     def draw(shown):
         if shown == [1]:
             raise ValueError("no such frame")
-        return draw_rows({"a": np.zeros((1, 4, 4, 3))}, ["0"])
+        return draw_rows([("a", np.zeros((1, 4, 4, 3)))], ["0"])
 
     with pytest.raises(ValueError, match="no such frame"):
         write_picture(tmp_path / "look.gif", draw, count=2)
@@ -150,7 +153,7 @@ def test_without_matplotlib_the_error_says_what_to_install():
         from vjepa2_hf import visualization as look
         frames = np.zeros((2, 4, 4, 3), np.uint8)
         for draw in (
-            lambda: look.draw_rows({"a": frames}, ["0", "1"]),
+            lambda: look.draw_rows([("a", frames)], ["0", "1"]),
             lambda: look.plot_probe_attention(frames, np.ones((1, 2, 2, 2)) / 8),
             lambda: look.plot_loss_by_position(np.ones((1, 2, 2)), 2),
         ):

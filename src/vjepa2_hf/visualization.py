@@ -24,6 +24,7 @@ MAX_COLUMNS = 8  # pictures of a row, where nobody says which
 MAX_QUERIES = 6  # rows of nearest frames
 CELL = 1.25  # inches of a picture's side
 DPI = 120
+Rows = Sequence[tuple[str, np.ndarray]]  # a title and pictures (n, H, W, 3), uint8 or floats in 0..1
 ENDINGS = (".png", ".gif", ".mp4")
 
 
@@ -50,14 +51,11 @@ def plot_feature_pca(
     names = [f"clip {number}" for number in range(1, len(pictures) + 1)] if names is None else names
     parts = [(clip[shown], features[shown * steps // count]) for clip, features in zip(pictures, colours, strict=True)]
     if len(shown) == 1:
-        rows = {
-            f"frame {shown[0]}": np.concatenate([frames for frames, _ in parts]),
-            "features": np.concatenate([features for _, features in parts]),
-        }
-        return draw_rows(rows, names)
-    rows = {}
+        frames, features = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return draw_rows([(f"frame {shown[0]}", frames), ("features", features)], names)
+    rows = []
     for name, (frames, features) in zip(names, parts, strict=True):
-        rows |= {name: frames, f"{name}:\nfeatures": features}
+        rows += [(name, frames), (f"{name}:\nfeatures", features)]
     return draw_rows(rows, [f"frame {number}" for number in shown])
 
 
@@ -73,7 +71,8 @@ def plot_probe_attention(
     Args:
         pictures: uint8 (T, H, W, 3).
         attention: (h, T', H', W') of one clip, as of `VJepa2ForVideoClassification.pooler_attention`. Drawn as
-            multiples of what every token would have if all had the same.
+            multiples of what every token would have if all had the same. (With `labels_per_frame` each time
+            step has a query of its own, and all the same sum.)
         shown: numbers of frames; default eight, evenly spaced.
         by_head: also each head by itself; else their mean alone.
         title: over the figure, for example what the probe answers.
@@ -83,24 +82,22 @@ def plot_probe_attention(
     steps, count = weights.shape[1], len(pictures)
     shown = evenly_spaced(steps, MAX_COLUMNS) * count // steps if shown is None else np.asarray(shown)
     by_time = weights.mean(axis=0).sum(axis=(1, 2))
-    uniform = by_time.sum() / weights[0].size  # the sum is 1, or T' where each time step has a query
-    maps = {"attention": weights.mean(axis=0) / uniform}
+    total = by_time.sum()  # 1, or T' where each time step has a query
+    uniform = total / weights[0].size
+    maps = [("attention", weights.mean(axis=0) / uniform)]
     if by_head:
-        maps |= {f"head {number}": head / uniform for number, head in enumerate(weights, start=1)}
-    scale = matplotlib.colors.Normalize(0, max(np.percentile(np.stack(list(maps.values())), 99.5), 1))
-    cells = {"": pictures[shown]} | {
-        name: _overlay(pictures[shown], values[shown * steps // count], scale, matplotlib.colormaps["inferno"])
-        for name, values in maps.items()
-    }
+        maps += [(f"head {number}", head / uniform) for number, head in enumerate(weights, start=1)]
+    scale = matplotlib.colors.Normalize(0, max(np.percentile([values for _, values in maps], 99.5), 1))
+    heat, at = matplotlib.colormaps["inferno"], shown * steps // count
+    rows = [("", pictures[shown]), *((name, _overlay(pictures[shown], part[at], scale, heat)) for name, part in maps)]
+    labels = [f"frame {number}" for number in shown]
     if len(shown) == 1:  # side by side
-        row = np.concatenate([_as_float(part) for part in cells.values()])
-        rows, labels = {f"frame {shown[0]}": row}, list(cells)
-    else:
-        rows, labels = cells, [f"frame {number}" for number in shown]
+        labels = [name for name, _ in rows]
+        rows = [(f"frame {shown[0]}", np.concatenate([_as_float(part) for _, part in rows]))]
     figure, (above, below) = _stacked(rows, len(labels), under=1.3)
     axes = _fill(above, rows, labels)
     _colour_bar(above, axes, scale, "inferno", "times the\nuniform weight")
-    _draw_times(below, by_time, count, shown, "share of the\nattention", reference=1 / steps)
+    _draw_times(below, by_time / total, count, shown, "share of the\nattention", reference=1 / steps)
     if title is not None:
         figure.suptitle(title, fontsize=10)
     return figure
@@ -127,7 +124,7 @@ def plot_nearest_frames(
         title: over the figure.
     """
     shown = evenly_spaced(len(queries), MAX_QUERIES) if shown is None else np.asarray(shown)
-    rows = {names[q]: np.concatenate([queries[q, None], neighbours[q]]) for q in shown}
+    rows = [(names[q], np.concatenate([queries[q, None], neighbours[q]])) for q in shown]
     ranks = ["frame", "nearest", *(f"{number}." for number in range(2, neighbours.shape[1] + 1))]
     figure, (above, _) = _stacked(rows, len(ranks), captions=True)
     axes = _fill(above, rows, ranks)
@@ -160,7 +157,7 @@ def plot_loss_by_position(
     scale = matplotlib.colors.Normalize(*np.percentile(losses.compressed(), [0.5, 99.5]))
     colours = matplotlib.colormaps["viridis"].with_extremes(bad="lightgrey")
     maps = np.ma.concatenate([losses[shown], losses.mean(axis=0)[None]])
-    rows = {"loss": colours(scale(maps))[..., :3]}
+    rows = [("loss", colours(scale(maps))[..., :3])]
     labels = [*(_frames_of(step, frames_per_step) for step in shown), "mean over time"]
     figure, (above, below) = _stacked(rows, len(labels), under=1.5)
     axes = _fill(above, rows, labels)
@@ -175,7 +172,7 @@ def plot_loss_by_position(
 # ---------------------------------------------------------------------------------------------------------------------
 # Their parts
 # ---------------------------------------------------------------------------------------------------------------------
-def draw_rows(rows: dict[str, np.ndarray], labels: Sequence[str]) -> "Figure":
+def draw_rows(rows: Rows, labels: Sequence[str]) -> "Figure":
     """A figure of pictures: a row a title, (n, H, W, 3) each, with `labels` over its n columns."""
     figure, (above, _) = _stacked(rows, len(labels))
     _fill(above, rows, labels)
@@ -183,10 +180,10 @@ def draw_rows(rows: dict[str, np.ndarray], labels: Sequence[str]) -> "Figure":
 
 
 def _stacked(
-    rows: dict[str, np.ndarray], columns: int, under: float = 0, captions: bool = False
+    rows: Rows, columns: int, under: float = 0, captions: bool = False
 ) -> "tuple[Figure, tuple[SubFigure, SubFigure | None]]":
     """An empty figure with room for the rows, and `under` inches below them."""
-    height, width = next(iter(rows.values())).shape[1:3]
+    height, width = rows[0][1].shape[1:3]
     tall = (CELL * height / width + 0.32 * captions) * len(rows) + 0.4
     size = (CELL * columns + (2.2 if under else 1.4), tall + under + 0.3)
     figure = _matplotlib().figure.Figure(figsize=size, dpi=DPI, layout="constrained")
@@ -208,11 +205,11 @@ def _matplotlib() -> Any:
     return matplotlib
 
 
-def _fill(parent: "SubFigure", rows: dict[str, np.ndarray], labels: Sequence[str]) -> np.ndarray:
+def _fill(parent: "SubFigure", rows: Rows, labels: Sequence[str]) -> np.ndarray:
     """Axes (rows, n) with the pictures in them."""
-    height, width = next(iter(rows.values())).shape[1:3]
+    height, width = rows[0][1].shape[1:3]
     axes = parent.subplots(len(rows), len(labels), squeeze=False)
-    for line, (title, pictures) in zip(axes, rows.items(), strict=True):
+    for line, (title, pictures) in zip(axes, rows, strict=True):
         line[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9, labelpad=8)
         for axis, picture in zip(line, pictures, strict=True):
             # all rows cover the same field, whatever their number of pixels
