@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from matplotlib.patches import Rectangle
 
 import vjepa2_hf
 from vjepa2_hf.video_io import VideoReader
@@ -102,6 +103,16 @@ def test_losses_of_all_times_share_one_scale_and_what_was_never_hidden_is_grey()
     assert len({tuple(value) for one in maps[:3] for value in one.reshape(-1, 3)}) == 9  # grey and 8 losses
     (curve,) = [axis for axis in figure.axes if axis.get_xlabel() == "frame"]
     np.testing.assert_allclose(curve.patches[0].get_data().values, [2.5, 6, 10])
+
+
+def test_one_picture_is_marked_among_the_times_and_a_long_title_is_broken():
+    figure = plot_loss_by_position(np.arange(1, 13).reshape(3, 2, 2), 2, shown=[1], title="many words " * 20)
+    (curve,) = [axis for axis in figure.axes if axis.get_xlabel() == "frame"]
+    (band,) = [patch for patch in curve.patches if isinstance(patch, Rectangle)]
+    assert (band.get_x(), band.get_width()) == (2, 2) and curve.get_ylim()[0] == 0
+    title = render(figure)[:50]
+    assert (title[:, :8] == 255).all() and (title[:, -8:] == 255).all() and title.min() < 50
+    assert figure.get_suptitle().count("\n") >= 2
 
 
 def test_files_are_what_their_ending_says(tmp_path):

@@ -8,6 +8,7 @@ Shapes: T frames, H W pixels, (T', H', W') grid of tokens, h heads, Q queries, k
 """
 
 import os
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,9 +98,8 @@ def plot_probe_attention(
     figure, (above, below) = _stacked(rows, len(labels), under=1.3)
     axes = _fill(above, rows, labels)
     _colour_bar(above, axes, scale, "inferno", "times the\nuniform weight")
-    _draw_times(below, by_time / total, count, shown, "share of the\nattention", reference=1 / steps)
-    if title is not None:
-        figure.suptitle(title, fontsize=10)
+    _draw_times(below, by_time / total, count, shown, 1, "share of the\nattention", reference=1 / steps)
+    _entitle(figure, title)
     return figure
 
 
@@ -132,8 +132,7 @@ def plot_nearest_frames(
         line[0].spines[:].set(visible=True, linewidth=2.5)  # sets what is asked for apart from what was found
         for axis, name, distance in zip(line[1:], neighbour_names[q], np.asarray(distances)[q], strict=True):
             axis.set_xlabel(f"{name}\n{distance:.3f}", fontsize=7, labelpad=2)
-    if title is not None:
-        figure.suptitle(title, fontsize=10)
+    _entitle(figure, title)
     return figure
 
 
@@ -163,9 +162,9 @@ def plot_loss_by_position(
     axes = _fill(above, rows, labels)
     _colour_bar(above, axes, scale, "viridis", "")
     by_time = losses.mean(axis=(1, 2)).filled(np.nan)
-    _draw_times(below, by_time, len(losses) * frames_per_step, shown * frames_per_step, "mean over\nplaces")
-    if title is not None:
-        figure.suptitle(title, fontsize=10)
+    times = (len(losses) * frames_per_step, shown * frames_per_step, frames_per_step)
+    _draw_times(below, by_time, *times, "mean over\nplaces")
+    _entitle(figure, title)
     return figure
 
 
@@ -234,24 +233,32 @@ def _draw_times(
     values: np.ndarray,
     frames: int,
     shown: np.ndarray,
+    length: int,
     label: str,
     reference: float | None = None,
 ) -> None:
-    """Values (T',) as steps over the frames; one frame that is shown is marked, and what is uniform."""
+    """Values (T',) as steps over the frames, from 0; where one picture is shown, its first frame `shown` and its
+    `length` in frames are marked, and what is uniform is a line."""
     axis = parent.subplots()
     edges = np.arange(len(values) + 1) * frames / len(values)
     axis.stairs(values, edges, baseline=None, color="black", linewidth=1.5)
     if reference is not None:
         axis.axhline(reference, color="grey", linestyle="--", linewidth=1, label="uniform")
         axis.legend(fontsize=8, frameon=False)
-        axis.set_ylim(0, max(values.max(), reference) * 1.15)
     if len(shown) == 1:
-        axis.axvspan(shown[0], shown[0] + 1, color="tab:blue", alpha=0.3, linewidth=0)
+        axis.axvspan(shown[0], shown[0] + length, color="tab:blue", alpha=0.3, linewidth=0)
     axis.set_xlim(0, frames)
+    axis.set_ylim(0, max(np.nanmax(values), reference or 0) * 1.15)
     axis.set_xlabel("frame", fontsize=9)
     axis.set_ylabel(label, fontsize=9)
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def _entitle(figure: "Figure", title: str | None) -> None:
+    if title is not None:
+        letters = int(10 * figure.get_figwidth())  # DejaVu Sans at 10 points, wide letters
+        figure.suptitle(textwrap.fill(title, letters), fontsize=10)
 
 
 def _overlay(pictures: np.ndarray, values: np.ndarray, scale: "Normalize", colours: "Colormap") -> np.ndarray:
