@@ -6,10 +6,11 @@ After the demo:
 
     python examples/feature_picture.py runs/demo/pretrain/final runs/demo/episodes features.png
 
-MODEL is a folder or Hub id that holds an encoder; VIDEO a video file, or a folder of shards (its first row is taken).
+MODEL is a folder or Hub id that holds an encoder; VIDEO a video file, or a folder of shards (its first row is drawn).
 Rows of the picture: the frames; the first three principal components of the tokens as red, green and blue; the same
 after each place's mean over time is taken away (grey: unchanged); both again for an encoder with random weights.
-`OUTPUT.json` beside it holds the shares of variance, which are printed too: of the clip, and over `--clips` rows.
+`OUTPUT.json` beside it holds the shares of variance, which are printed too: of the clip, and over `--clips` rows, or
+clips of the file. `examples/look.py` has the pictures that need no second encoder.
 """
 
 import argparse
@@ -22,23 +23,26 @@ import torch
 from matplotlib.figure import Figure
 
 from vjepa2_hf import VJepa2Encoder, VJepa2VideoProcessor
+from vjepa2_hf.inspection import dense_features, feature_colours
 from vjepa2_hf.settings import exit_on_user_error, refuse_missing_model
 from vjepa2_hf.shards import ShardSource, open_stream
 from vjepa2_hf.video_io import VideoReader
+from vjepa2_hf.visualization import MAX_COLUMNS, draw_rows, evenly_spaced
 
 
-MAX_COLUMNS = 8
 SHARES = ("position", "time", "rest")
 
 
 def read_clips(video: str | Path, num_frames: int, fps: float | None = None, count: int = 1) -> list[np.ndarray]:
-    """The first frames of a video file, or of the first rows of shards: a list of uint8 (T, H, W, 3).
+    """Clips of a video file, evenly spaced in it, or the first frames of the first rows of shards: a list of uint8
+    (T, H, W, 3).
 
     Args:
-        video: a video file (one clip), or what `vjepa2_hf.shards.ShardSource` takes.
+        video: a video file, or what `vjepa2_hf.shards.ShardSource` takes.
         num_frames: T.
         fps: frames a second; None takes the video's own.
-        count: clips at most. The first row has to hold one; later rows that are too short are passed over.
+        count: clips at most. Those of a file do not overlap, and the first one begins with it. The first row of shards
+            has to hold one; later rows that are too short are passed over.
 
     Raises:
         FileNotFoundError: there is nothing at `video`.
@@ -47,11 +51,11 @@ def read_clips(video: str | Path, num_frames: int, fps: float | None = None, cou
     if min(num_frames, count) < 1 or (fps is not None and not fps > 0):
         raise ValueError(f"frames={num_frames}, fps={fps} and clips={count} were asked for; all must be positive.")
     if Path(video).is_file() and Path(video).suffix not in (".parquet", ".tar"):
-        return [_read_clip(video, str(video), num_frames, fps)]
+        return _read_clips(video, str(video), num_frames, fps, count)
     clips = []
     for _, _, _, row in open_stream(ShardSource(str(video)), seed=None):
         try:
-            clips.append(_read_clip(row["video"], f"the first video of {video}", num_frames, fps))
+            clips += _read_clips(row["video"], f"the first video of {video}", num_frames, fps, 1)
         except ValueError:
             if not clips:
                 raise
@@ -62,14 +66,16 @@ def read_clips(video: str | Path, num_frames: int, fps: float | None = None, cou
     return clips
 
 
-def _read_clip(source: Any, name: str, num_frames: int, fps: float | None) -> np.ndarray:
+def _read_clips(source: Any, name: str, num_frames: int, fps: float | None, count: int) -> list[np.ndarray]:
     with VideoReader(source) as reader:
         available = len(reader) if fps is None else int((reader.times[-1] + 5e-4) * fps) + 1
         if available < num_frames:
             rate = "" if fps is None else f" at {fps:g} a second"
             raise ValueError(f"{name} has {available} frames{rate}, but the clip needs {num_frames}: ask for fewer.")
-        indices = np.arange(num_frames)
-        return reader.frames(indices if fps is None else reader.indices_at(indices / fps))
+        count = min(count, available // num_frames)
+        starts = np.linspace(0, available - num_frames, count).astype(int) if count > 1 else [0]
+        frames = [start + np.arange(num_frames) for start in starts]
+        return [reader.frames(numbers if fps is None else reader.indices_at(numbers / fps)) for numbers in frames]
 
 
 def load_processor(model: str | Path, encoder: VJepa2Encoder, size: int | None = None) -> VJepa2VideoProcessor:
@@ -93,11 +99,11 @@ def encode_grid(encoder: VJepa2Encoder, pixel_values_videos: torch.Tensor) -> to
     Raises:
         ValueError: the clip has fewer than two time steps, so nothing could be told about position.
     """
-    grid = encoder.get_grid(pixel_values_videos)
-    if grid[0] < 2:
+    features = dense_features(encoder, pixel_values_videos)
+    if len(features) < 2:
         needed = 2 * encoder.config.tubelet_size
         raise ValueError(f"The clip has {pixel_values_videos.shape[1]} frames, but at least {needed} are needed.")
-    return encoder.encode(pixel_values_videos)[0].unflatten(0, grid).float()
+    return features
 
 
 def variance_shares(features: torch.Tensor) -> dict[str, float]:
@@ -122,50 +128,6 @@ def variance_shares(features: torch.Tensor) -> dict[str, float]:
     position = tokens.mean(dim=0).square().sum(-1).mean().item() / total
     time = tokens.mean(dim=1).square().sum(-1).mean().item() / total
     return {"position": position, "time": time, "rest": 1 - position - time}
-
-
-def pca_colors(features: torch.Tensor, around_zero: bool = False) -> np.ndarray:
-    """The first three principal components as red, green and blue: (T', H', W', D) -> float (T', H', W', 3) in 0..1.
-
-    Args:
-        around_zero: 0 becomes middle grey, and the components keep their relative sizes (for features without their
-            means); else each component fills its range, from its 1st to its 99th percentile.
-    """
-    tokens = features.double().flatten(0, 2)
-    tokens = tokens - tokens.mean(dim=0)
-    _, vectors = torch.linalg.eigh(tokens.T @ tokens)
-    vectors = vectors[:, -3:].flip(1)
-    largest = vectors.abs().argmax(dim=0)
-    vectors = vectors * vectors[largest, torch.arange(vectors.shape[1])].sign()  # else the sign is the solver's whim
-    components = torch.nn.functional.pad(tokens @ vectors, (0, 3 - vectors.shape[1])).numpy()
-    if around_zero:
-        high = np.percentile(np.abs(components), 99.5)
-        low = -high
-    else:
-        low, high = np.percentile(components, [1, 99], axis=0)
-    span = np.asarray(high - low)
-    varies = span > 1e-9 * max(span.max(), 1e-9)  # below is rounding
-    colors = np.where(varies, (components - low) / np.where(varies, span, 1), 0.5)
-    return colors.clip(0, 1).reshape(*features.shape[:3], 3)
-
-
-def draw_rows(rows: dict[str, np.ndarray], labels: list[str]) -> Figure:
-    """A figure of pictures: a row a title, (n, H, W, 3) each, with `labels` over its n columns."""
-    count = len(labels)
-    height, width = next(iter(rows.values())).shape[1:3]
-    cell = 1.15  # inches
-    figure = Figure(figsize=(cell * count + 1.7, cell * height / width * len(rows) + 0.35), layout="constrained")
-    axes = figure.subplots(len(rows), count, squeeze=False)
-    for line, (title, pictures) in zip(axes, rows.items(), strict=True):
-        line[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9, labelpad=8)
-        for axis, picture in zip(line, pictures, strict=True):
-            # all rows cover the same field, whatever their number of pixels
-            axis.imshow(picture, extent=(0, width, height, 0), interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-    for axis, label in zip(axes[0], labels, strict=True):
-        axis.set_title(label, fontsize=9)
-    return figure
 
 
 def feature_picture(
@@ -200,15 +162,14 @@ def feature_picture(
 def draw_features(clip: torch.Tensor, features: dict[str, torch.Tensor], processor: VJepa2VideoProcessor) -> Figure:
     """The frames (T, C, H, W) that the encoders were given, and their features (T', H', W', D) as colours."""
     steps = len(next(iter(features.values())))
-    shown = np.unique(np.linspace(0, steps - 1, min(steps, MAX_COLUMNS)).round().astype(int))
+    shown = evenly_spaced(steps, MAX_COLUMNS)
     first_frames = shown * len(clip) // steps
-    mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
-    rows = {"frames": (clip[first_frames] * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()}
+    rows = {"frames": processor.to_pictures(clip[first_frames])}
     for name, values in features.items():
         moving = values - values.mean(dim=0)
-        rows[f"{name} encoder:\nfeatures"] = pca_colors(values)[shown]
-        rows[f"{name} encoder:\nwhat changes"] = pca_colors(moving, around_zero=True)[shown]
-    return draw_rows(rows, [f"frame {frame}" for frame in first_frames])
+        rows[f"{name} encoder:\nfeatures"] = feature_colours([values])[0][shown]
+        rows[f"{name} encoder:\nwhat changes"] = feature_colours([moving], around_zero=True)[0][shown]
+    return draw_rows(list(rows.items()), [f"frame {frame}" for frame in first_frames])
 
 
 def list_shares(numbers: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
@@ -245,8 +206,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("output", metavar="OUTPUT.png", type=Path)
     parser.add_argument("--frames", type=int, default=16, help="length of the clip")
     parser.add_argument("--fps", type=float, help="frames a second; default: the video's own")
-    parser.add_argument("--clips", type=int, default=8, help="rows of the shards that the numbers are taken over")
-    parser.add_argument("--size", type=int, help="pixels of the frame's shorter side; default: the model's")
+    parser.add_argument("--clips", type=int, default=8, help="rows, or clips of the file, for the numbers")
+    parser.add_argument("--size", type=int, help="whole frames as squares of so many pixels")
     options = parser.parse_args(arguments)
     if options.output.suffix != ".png":
         raise ValueError(f"OUTPUT is {str(options.output)!r}, but a name that ends in .png is expected.")

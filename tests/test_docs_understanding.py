@@ -1,4 +1,4 @@
-"""The commands and snippets of docs/long_video.md and docs/anomalies.md run, at tiny size."""
+"""The commands and snippets of docs/long_video.md, docs/anomalies.md and docs/looking.md run, at tiny size."""
 
 import json
 import re
@@ -15,9 +15,9 @@ import torch
 from published import TINY_ENCODER, TINY_PREDICTOR
 
 import vjepa2_hf
-from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
+from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2ForVideoClassification, VJepa2VideoProcessor
 from vjepa2_hf import VJepa2MaskedLatentPredictionConfig as MaskedConfig
-from vjepa2_hf.video_io import encode_video
+from vjepa2_hf.video_io import VideoReader, encode_video
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,6 +101,22 @@ def test_anomalies(work):
     for block in blocks("anomalies.md", "python"):
         exec(block, names)
     assert names["result"]["is_anomaly"].shape == (240,) and Path("new.png").is_file()
+
+
+def test_looking(work):
+    fields = {"num_labels": 3, "num_pooler_layers": 1, "pooler_num_attention_heads": 2}
+    VJepa2ForVideoClassification.from_encoder("runs/mine/final", **fields).save_pretrained("runs/probes/mine/final")
+    VJepa2VideoProcessor(size=32, crop_size=32).save_pretrained("runs/probes/mine/final")
+    Path("my_videos/b.mp4").write_bytes(moving_square(12))
+    for command in commands("looking.md"):
+        run(command)
+    names = {"features.gif", "attention.png", "nearest.png", "loss.png"}
+    assert {path.name for path in Path("runs/looks").iterdir()} == names
+    for block in blocks("looking.md", "python"):
+        exec(block, {})
+    with VideoReader("features.mp4") as reader:
+        assert len(reader) == 16
+    assert Path("features.png").is_file()
 
 
 def test_the_table_is_that_of_the_last_measurement():

@@ -9,9 +9,7 @@ import pytest
 import torch
 from datasets import Features, Value, Video
 from feature_picture import (
-    draw_rows,
     load_processor,
-    pca_colors,
     random_encoder,
     read_clips,
     variance_shares,
@@ -77,22 +75,6 @@ def test_features_without_variance_have_no_shares():
         variance_shares(torch.ones(2, 3, 3, 4))
 
 
-def test_colors_tell_features_apart_and_grey_means_unchanged():
-    features = torch.zeros(4, 2, 2, 5)
-    features[:, 0, 0] = torch.arange(5.0)
-    colors = pca_colors(features)
-    assert colors.shape == (4, 2, 2, 3) and colors.min() >= 0 and colors.max() <= 1
-    assert np.abs(colors[:, 0, 0] - colors[:, 1, 1]).max() > 0.9
-    np.testing.assert_allclose(colors[0], colors[3])
-
-    features = torch.zeros(4, 2, 2, 5)
-    features[:, 0, 0, 1] = torch.tensor([-1.0, 1.0, 1.0, -1.0])
-    changes = pca_colors(features, around_zero=True)
-    np.testing.assert_allclose(changes[:, 1, 1], 0.5, atol=1e-6)
-    assert np.abs(changes[0, 0, 0] - changes[1, 0, 0]).max() > 0.9
-    assert pca_colors(torch.randn(2, 2, 2, 2)).shape == (2, 2, 2, 3)  # narrower than three colours
-
-
 def test_the_random_encoder_is_the_same_each_time_and_leaves_the_random_state_alone(model):
     encoder = VJepa2Encoder.from_pretrained(model)
     state = torch.get_rng_state()
@@ -105,9 +87,17 @@ def test_the_random_encoder_is_the_same_each_time_and_leaves_the_random_state_al
 
 def test_clips_from_a_file_at_a_frame_rate(video):
     (own,) = read_clips(video, 12)
-    (slow,) = read_clips(video, 4, fps=5, count=3)
+    (slow,) = read_clips(video, 4, fps=5)
     assert own.shape == (12, 16, 24, 3)
     np.testing.assert_array_equal(slow, own[[0, 2, 4, 6]])
+
+
+def test_clips_from_a_file_lie_over_all_of_it_without_overlap(video):
+    (own,) = read_clips(video, 12)
+    clips = read_clips(video, 4, count=2)
+    np.testing.assert_array_equal(np.stack(clips), [own[:4], own[8:]])
+    assert len(read_clips(video, 4, count=9)) == 3
+    np.testing.assert_array_equal(read_clips(video, 2, fps=5, count=2)[1], own[[8, 10]])
 
 
 def test_clips_from_shards_pass_over_rows_that_are_too_short(shards):
@@ -125,12 +115,6 @@ def test_the_frames_are_resized_as_the_model_or_the_user_says(model):
         assert processor(frames, return_tensors="pt")["pixel_values_videos"].shape[-2:] == (expected, expected)
 
 
-def test_rows_of_different_resolution_share_one_field():
-    figure = draw_rows({"a": np.zeros((2, 16, 16, 3)), "b": np.zeros((2, 4, 4, 3))}, ["0", "1"])
-    assert len(figure.axes) == 4
-    assert {axis.get_xlim() for axis in figure.axes} == {(0.0, 16.0)}
-
-
 def test_picture_and_numbers_of_shards(model, shards, tmp_path, capsys):
     output = tmp_path / "new" / "features.png"
     feature_picture.main([str(model), str(shards), str(output), "--frames", "8", "--clips", "2"])
@@ -146,11 +130,13 @@ def test_picture_and_numbers_of_shards(model, shards, tmp_path, capsys):
     assert sorted(path.name for path in output.parent.iterdir()) == ["features.json", "features.png"]
 
 
-def test_a_video_file_gives_one_clip(model, video, tmp_path):
+def test_numbers_of_a_video_file_are_over_its_clips(model, video, tmp_path):
     output = tmp_path / "features.png"
     feature_picture.main([str(model), str(video), str(output), "--frames", "4", "--size", "32"])
     numbers = json.loads(output.with_suffix(".json").read_text())
-    assert numbers["grid"] == [2, 4, 4] and "over_clips" not in numbers
+    assert numbers["grid"] == [2, 4, 4] and numbers["over_clips"]["clips"] == 3
+    feature_picture.main([str(model), str(video), str(output), "--frames", "12"])
+    assert "over_clips" not in json.loads(output.with_suffix(".json").read_text())
 
 
 @pytest.mark.parametrize(

@@ -181,3 +181,55 @@ def test_neighbours_need_stored_views_and_a_linear_pooler():
     for wrong in ({"num_stored_views": 0}, {"pooler_type": "attentive"}, {"labels_per_frame": True}):
         with pytest.raises(ValueError, match="num_neighbours is 1"):
             build_neighbours(**wrong)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("fields", [{}, {"encoder_layers": [0, 1]}, {"labels_per_frame": True}])
+def test_the_poolers_attention_is_what_its_output_is_made_of(fields, attn_implementation):
+    """Weights times the model's own values give what the model's own attention gave."""
+    model = build(num_pooler_layers=1, pooler_time_positions=True, **fields)
+    model.set_attn_implementation(attn_implementation)
+    layer, seen = model.pooler.cross_attention_layer, {}
+    layer.register_forward_hook(lambda module, inputs, output: seen.update(inputs=inputs))
+    layer.norm2.register_forward_hook(lambda module, inputs, output: seen.update(attended=inputs[0]))
+    model(clips())
+    queries, tokens = seen["inputs"]
+    weights = layer.attention(queries, tokens)
+    values = layer.kv(layer.norm1(tokens)).chunk(2, dim=-1)[1].unflatten(-1, (2, -1)).transpose(1, 2)
+    torch.testing.assert_close(queries + (weights @ values).transpose(1, 2).flatten(2), seen["attended"], **TOLERANCE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fields", [{}, {"encoder_layers": [0, 1]}, {"labels_per_frame": True}])
+def test_the_poolers_attention_sums_to_one_over_what_a_query_sees(fields):
+    model = build(num_pooler_layers=0, **fields)
+    attention = model.pooler_attention(clips())
+    assert attention.shape == (2, 2, 2, 4, 4)  # clips, heads, tubelets, places
+    by_time = attention.sum(dim=(-1, -2))
+    if fields.get("labels_per_frame"):
+        torch.testing.assert_close(by_time, torch.ones_like(by_time))
+    else:
+        torch.testing.assert_close(by_time.sum(-1), torch.ones(2, 2))
+    assert attention.min() > 0 and attention.std() > 1e-4
+
+
+@torch.no_grad()
+def test_the_poolers_attention_lies_where_the_query_finds_its_like():
+    """A key that agrees with the query draws all weight to its token's place, in every layer that is read."""
+    for fields, layers in (({}, 1), ({"encoder_layers": [0, 1]}, 2)):
+        model = build(num_pooler_layers=0, **fields)
+        tokens, steps = model.encode_tokens(clips())
+        layer = model.pooler.cross_attention_layer
+        layer.norm1 = torch.nn.Identity()
+        layer.kv.weight[:24] = 1000 * torch.eye(24)
+        tokens = torch.zeros_like(tokens)
+        for read in range(layers):
+            tokens[:, read * 32 + 1 * 16 + 7] = layer.q(model.pooler.query_tokens)[0, 0] * (1 if read == 0 else -1)
+        attention = model.attention(tokens, steps)
+        assert attention.shape == (2, 2, 2, 16) and attention[:, :, 1, 7].min() > 0.9
+
+
+def test_a_linear_pooler_has_no_attention():
+    with pytest.raises(ValueError, match="pooler_type is 'linear'"):
+        build(pooler_type="linear").pooler_attention(clips())

@@ -134,6 +134,8 @@ class TestLoss:
         predicted = torch.tensor([1.0, 2.0, 0.5, -1.0]).view(1, 2, 2)
         target = torch.tensor([0.0, 4.0, 0.5, 2.0]).view(1, 2, 2)
         assert model.latent_loss(predicted, target).item() == pytest.approx(expected)
+        by_token = [[1.5, 1.5]] if exponent == 1 else [[(1 + 4) / 2 / 2, (0 + 9) / 2 / 2]]
+        assert model.latent_errors(predicted, target).tolist() == by_token
 
     def test_layer_normalisation_of_targets(self):
         targets = torch.tensor([[[1.0, 3.0], [0.0, 10.0]]])

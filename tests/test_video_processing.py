@@ -484,3 +484,12 @@ class TestRandomResizedClip:
     def test_bad_settings_are_refused(self, settings):
         with pytest.raises(ValueError, match=next(iter(settings))):
             RandomResizedClip(8, **settings)
+
+
+@pytest.mark.parametrize("options", [{}, {"do_normalize": False}, {"do_rescale": False, "image_mean": [100.0] * 3}])
+def test_pictures_are_what_was_normalised(options):
+    processor = VJepa2VideoProcessor(do_resize=False, do_center_crop=False, **options)
+    clips = pixels(processor, FRAMES)
+    np.testing.assert_array_equal(processor.to_pictures(clips), FRAMES[None])
+    bright = processor.to_pictures(clips[0] + 2000)
+    assert bright.dtype == np.uint8 and (bright == 255).all()

@@ -214,9 +214,8 @@ def window_errors(
         )
     else:
         targets = model.normalize_targets(targets)
-    difference = (predicted - targets[:, known.shape[1] :]).float()
-    error = difference.abs() if model.config.loss_exponent == 1 else difference.square() / 2
-    return error.mean(dim=-1).unflatten(1, (steps - context_steps, rows * columns))
+    errors = model.latent_errors(predicted, targets[:, known.shape[1] :])
+    return errors.unflatten(1, (steps - context_steps, rows * columns))
 
 
 def needs_statistics(model: VJepa2ForMaskedLatentPrediction) -> bool:

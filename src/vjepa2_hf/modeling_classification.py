@@ -1,7 +1,7 @@
 """Understanding: a video encoder's tokens, pooled, to labels.
 
-Shapes: B clips, V views, T frames, T' tubelets, N tokens, D width, h heads, C labels,
-M stored views.
+Shapes: B clips, V views, T frames, (T', H', W') grid of tubelets, N tokens, D width, h heads, d channels of a head,
+C labels, M stored views.
 """
 
 import copy
@@ -50,15 +50,51 @@ class _ReadOut:
 
     def pool(self, tokens: torch.Tensor, steps: int | None = None) -> torch.Tensor:
         """What the linear layer reads, (B, D) or (B, T', D); arguments as of `classify`."""
-        attentive, layers = self.config.pooler_type == "attentive", len(self.config.encoder_layers or [None])
-        if attentive and self.config.pooler_time_positions:
-            times = sincos_table((steps, 1, 1), tokens.shape[-1], device=tokens.device).to(tokens.dtype)
-            tokens = (tokens.unflatten(1, (layers, steps, -1)) + times.unsqueeze(1)).flatten(1, 3)
-        if not self.config.labels_per_frame:
-            return self.pooler(tokens) if attentive else tokens.mean(dim=1)
-        if attentive:
-            return self.pooler(tokens, steps, layers)
-        return _by_step(tokens, steps, layers).mean(dim=2)
+        if self.config.pooler_type == "attentive":
+            return self.pooler(self._with_times(tokens, steps), *self._query_each_step(steps))
+        if self.config.labels_per_frame:
+            return _by_step(tokens, steps, self._layers).mean(dim=2)
+        return tokens.mean(dim=1)
+
+    def attention(self, tokens: torch.Tensor, steps: int) -> torch.Tensor:
+        """How the attentive pooler's query weighs the places of a clip. (Its self-attention blocks have mixed tokens
+        before, so that what a place holds may be of another.)
+
+        Args:
+            tokens: (B, N, D), as of `classify`.
+            steps: T'.
+
+        Returns:
+            (B, h, T', H'·W'): each head's weights, those of several layers' tokens at a place added. Their sum is 1,
+            or with `labels_per_frame` 1 at each time step, which has a query of its own.
+
+        Raises:
+            ValueError: a pooler that does not attend.
+        """
+        if self.config.pooler_type != "attentive":
+            raise ValueError(
+                f"pooler_type is {self.config.pooler_type!r}, which weighs all tokens alike; expected 'attentive': "
+                "train a probe of that kind."
+            )
+        weights = self.pooler.attention(self._with_times(tokens, steps), *self._query_each_step(steps))
+        if self.config.labels_per_frame:  # (B·T', h, layers · n)
+            weights = weights.unflatten(0, (-1, steps)).transpose(1, 2)
+            return weights.unflatten(-1, (self._layers, -1)).sum(dim=-2)
+        return weights.unflatten(-1, (self._layers, steps, -1)).sum(dim=2)
+
+    @property
+    def _layers(self) -> int:
+        return len(self.config.encoder_layers or [None])
+
+    def _query_each_step(self, steps: int | None) -> tuple[int, int] | tuple[()]:
+        return (steps, self._layers) if self.config.labels_per_frame else ()
+
+    def _with_times(self, tokens: torch.Tensor, steps: int | None) -> torch.Tensor:
+        """Tokens (B, N, D) with positions in time, where the pooler is to have them."""
+        if not self.config.pooler_time_positions:
+            return tokens
+        times = sincos_table((steps, 1, 1), tokens.shape[-1], device=tokens.device).to(tokens.dtype)
+        return (tokens.unflatten(1, (self._layers, steps, -1)) + times.unsqueeze(1)).flatten(1, 3)
 
 
 class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
@@ -149,6 +185,13 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
         """What `classify` takes of clips (B, T, C, H, W): tokens (B, N, D) and T'."""
         output, tokens = self._encode(pixel_values_videos, {})
         return tokens, output.grid[0]
+
+    @torch.no_grad()
+    def pooler_attention(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
+        """Where and when the attentive pooler's query looks in clips (B, T, C, H, W): (B, h, T', H', W'), see
+        `attention`."""
+        output, tokens = self._encode(pixel_values_videos, {})
+        return self.attention(tokens, output.grid[0]).unflatten(-1, output.grid[1:])
 
     def _encode(self, clips: torch.Tensor, options: dict) -> tuple[VJepa2EncoderOutput, torch.Tensor]:
         """The encoder's output, and its tokens (B, N, D) or those of several blocks in a row (B, layers · N, D)."""
@@ -287,13 +330,21 @@ class VJepa2AttentivePooler(nn.Module):
     def forward(self, tokens: torch.Tensor, steps: int | None = None, layers: int = 1) -> torch.Tensor:
         """Tokens (B, N, D) -> (B, D); with `steps` = T', where the query attends to each tubelet's tokens by
         themselves, (B, T', D)."""
+        queries, tokens = self._mix(tokens, steps, layers)
+        pooled = self.cross_attention_layer(queries, tokens).squeeze(1)
+        return pooled if steps is None else pooled.unflatten(0, (-1, steps))
+
+    def attention(self, tokens: torch.Tensor, steps: int | None = None, layers: int = 1) -> torch.Tensor:
+        """The query's weights (B, h, N) of tokens (B, N, D), or (B·T', h, layers · n); arguments as of `forward`."""
+        return self.cross_attention_layer.attention(*self._mix(tokens, steps, layers)).squeeze(2)
+
+    def _mix(self, tokens: torch.Tensor, steps: int | None, layers: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries, and the tokens they attend to after the self-attention blocks."""
         for layer in self.layer:
             tokens = layer(tokens)[0]
-        batch_size = len(tokens)
         if steps is not None:
             tokens = _by_step(tokens, steps, layers).flatten(0, 1)
-        pooled = self.cross_attention_layer(self.query_tokens.expand(len(tokens), -1, -1), tokens).squeeze(1)
-        return pooled if steps is None else pooled.unflatten(0, (batch_size, steps))
+        return self.query_tokens.expand(len(tokens), -1, -1), tokens
 
 
 class VJepa2CrossAttentionLayer(nn.Module):
@@ -315,12 +366,21 @@ class VJepa2CrossAttentionLayer(nn.Module):
 
     def forward(self, queries: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Queries (B, M, D), tokens (B, N, D) -> (B, M, D)."""
-        query = self.q(queries).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        key, value = self.kv(self.norm1(tokens)).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = self.heads(queries, tokens)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         attended, _ = attention(self, query, key, value, None, scaling=self.scaling, dropout=0.0, is_causal=False)
         queries = queries + attended.reshape(queries.shape)
         return queries + self.mlp(self.norm2(queries))
+
+    def attention(self, queries: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """The weights (B, h, M, N) that `forward` gives the tokens, whatever implementation it attends with."""
+        return eager_attention(self, *self.heads(queries, tokens), None, scaling=self.scaling)[1]
+
+    def heads(self, queries: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Query (B, h, M, d), keys and values (B, h, N, d)."""
+        query = self.q(queries).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        key, value = self.kv(self.norm1(tokens)).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return query, key, value
 
 
 __all__ = ["VJepa2ForVideoClassification", "VJepa2ProbeHead", "VJepa2VideoClassificationOutput"]

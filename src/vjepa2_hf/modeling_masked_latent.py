@@ -179,8 +179,14 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
 
     def latent_loss(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """mean |ẑ − z|^p / p over clips, tokens and channels (p = 1 published, p = 2 both seeds)."""
+        return self.latent_errors(predicted, target).mean()
+
+    def latent_errors(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The loss of each token: predictions and targets (…, D) -> mean |ẑ − z|^p / p over channels (…)."""
         difference = predicted.float() - target.float()
-        return difference.abs().mean() if self.config.loss_exponent == 1 else difference.square().mean() / 2
+        if self.config.loss_exponent == 1:
+            return difference.abs().mean(dim=-1)
+        return difference.square().mean(dim=-1) / 2
 
     def total_loss(
         self, prediction: torch.Tensor, auxiliary: list[dict[str, torch.Tensor]]

@@ -214,10 +214,7 @@ class VJepa2AnomalyDetector(Pipeline):
         for pixels, _ in self._source(video).chunks(64):
             found += [pixels[number - first] for number in shown if first <= number < first + len(pixels)]
             first += len(pixels)
-        processor = self.video_processor or VJepa2VideoProcessor()
-        mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
-        pictures = (torch.stack(found).float() * std + mean).clamp(0, 1) * 255
-        return pictures.round().byte().permute(0, 2, 3, 1).numpy()
+        return (self.video_processor or VJepa2VideoProcessor()).to_pictures(torch.stack(found))
 
 
 class _Counted:

@@ -149,6 +149,16 @@ class VJepa2VideoProcessor(VJEPA2VideoProcessor):
             frames, self.do_rescale, self.rescale_factor, self.do_normalize, self.image_mean, self.image_std
         )
 
+    def to_pictures(self, pixel_values_videos: torch.Tensor) -> np.ndarray:
+        """Pixels as this processor made them (..., C, H, W) -> pictures to look at, uint8 (..., H, W, C)."""
+        pixels = pixel_values_videos.detach().float().cpu()
+        if self.do_normalize:
+            mean, std = (torch.tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
+            pixels = pixels * std + mean
+        if self.do_rescale:
+            pixels = pixels / self.rescale_factor
+        return pixels.round().clamp(0, 255).byte().movedim(-3, -1).numpy()
+
     def _random_resized_clip(self, kwargs: dict[str, Any]) -> "RandomResizedClip":
         """The augmentation by the options of a call (or constructor), and this processor's where it has none."""
         options = ("crop_size", "random_crop_scale", "random_crop_ratio", "random_flip_probability")

@@ -1,0 +1,171 @@
+"""`examples/look.py`: its four pictures from files and shards, and what it refuses in one sentence."""
+
+import json
+from pathlib import Path
+
+import look
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+import yaml
+from datasets import Features, Value, Video
+from published import TINY_ENCODER, TINY_PREDICTOR
+
+from vjepa2_hf import (
+    VJepa2Encoder,
+    VJepa2ForMaskedLatentPrediction,
+    VJepa2ForVideoClassification,
+    VJepa2VideoProcessor,
+)
+from vjepa2_hf import VJepa2MaskedLatentPredictionConfig as MaskedConfig
+from vjepa2_hf.shards import write_shards
+from vjepa2_hf.video_io import VideoReader, encode_video
+
+
+def make_video(num_frames: int, seed: int = 0) -> bytes:
+    frames = np.random.default_rng(seed).integers(0, 60, (num_frames, 32, 40, 3), np.uint8)
+    for i in range(num_frames):
+        frames[i, 4:12, i % 16 : i % 16 + 8] = 250
+    return encode_video(frames, fps=10)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A masked-latent model with its run's masks, an attentive and a linear probe, a video, and shards."""
+    folder = tmp_path_factory.mktemp("look")
+    torch.manual_seed(0)
+    model = folder / "run" / "final"
+    VJepa2ForMaskedLatentPrediction(MaskedConfig(encoder_config=TINY_ENCODER, **TINY_PREDICTOR)).save_pretrained(model)
+    settings = {"masks": [{"type": "future", "context_ratio": 0.5}], "mask_token_index": 0, "max_steps": 3}
+    (folder / "run" / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    for kind in ("attentive", "linear"):
+        fields = {"num_labels": 3, "num_pooler_layers": 1, "pooler_num_attention_heads": 2, "pooler_type": kind}
+        VJepa2ForVideoClassification.from_encoder(str(model), **fields).save_pretrained(folder / kind)
+    for path in (model, folder / "attentive", folder / "linear"):
+        VJepa2VideoProcessor(size=32, crop_size=32).save_pretrained(path)
+    VJepa2Encoder.from_pretrained(model).save_pretrained(folder / "encoder")
+    (folder / "clip.mp4").write_bytes(make_video(12))
+    rows = [{"video": {"bytes": make_video(9, seed), "path": None}, "n": seed} for seed in range(5)]
+    write_shards(rows, folder / "shards", Features({"video": Video(decode=False), "n": Value("int32")}), num_shards=1)
+    return folder
+
+
+def test_features_of_several_videos_play_side_by_side(work, tmp_path):
+    output = tmp_path / "new" / "features.gif"
+    videos = [str(work / "clip.mp4"), str(work / "shards")]
+    look.main(["pca", str(work / "encoder"), *videos, str(output), "--clips", "2", "--frames", "8", "--play_fps", "5"])
+    with PIL.Image.open(output) as animation:
+        assert animation.n_frames == 8 and animation.info["duration"] == 200
+        assert animation.width > animation.height
+    assert [path.name for path in output.parent.iterdir()] == ["features.gif"]
+
+
+def test_videos_of_one_name_are_told_apart(work, tmp_path):
+    other = tmp_path / "clip.mp4"
+    other.write_bytes(make_video(4))
+    encoder = VJepa2Encoder.from_pretrained(work / "encoder")
+    for videos, names in (
+        ([str(work / "clip.mp4"), str(other)], [str(work / "clip.mp4"), str(other)]),
+        ([str(work / "clip.mp4"), str(work / "shards")], ["clip", "shards"]),
+    ):
+        arguments = ["pca", str(work / "encoder"), *videos, "o.png"]
+        assert look.read(look.make_parser().parse_args(arguments), encoder, count=2).names == names
+
+
+def test_attention_of_the_clip_that_was_asked_for(work, tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(pictures, attention, **options):
+        drawn.append((pictures, attention, options))
+        return plot(pictures, attention, **options)
+
+    plot = look.plot_probe_attention
+    monkeypatch.setattr(look, "plot_probe_attention", draw)
+    output = tmp_path / "attention.mp4"
+    look.main(["attention", str(work / "attentive"), str(work / "clip.mp4"), str(output), "--clip", "2", "--heads"])
+    with VideoReader(output) as reader, VideoReader(work / "clip.mp4") as source:
+        assert len(reader) == 4  # the model's clip
+        expected = source.frames(range(8, 12))
+    pictures, attention, options = drawn[0]
+    processor = VJepa2VideoProcessor.from_pretrained(work / "attentive")
+    pixels = processor(expected, return_tensors="pt")["pixel_values_videos"]
+    np.testing.assert_array_equal(pictures, processor.to_pictures(pixels[0]))
+    model = VJepa2ForVideoClassification.from_pretrained(work / "attentive").eval()
+    torch.testing.assert_close(attention, model.pooler_attention(pixels)[0])
+    logits = model(pixels).logits[0].softmax(-1)
+    assert options["by_head"] and options["title"].endswith(f"LABEL_{logits.argmax()} ({logits.max():.2f})")
+
+
+def test_nearest_frames_are_of_other_clips_one_of_each(work, tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(*given, **options):
+        drawn.append(given)
+        return plot(*given, **options)
+
+    plot = look.plot_nearest_frames
+    monkeypatch.setattr(look, "plot_nearest_frames", draw)
+    arguments = [str(work / "encoder"), str(work / "shards"), str(tmp_path / "near.png"), "--neighbours", "4"]
+    for pool in ("tokens", "frame"):
+        look.main(["nearest", *arguments, "--pool", pool, "--metric", "l2"])
+        queries, neighbours, distances, names, found = drawn[-1]
+        assert queries.shape == (2, 32, 32, 3) and neighbours.shape == (2, 4, 32, 32, 3)
+        assert names == ["frame 0", "frame 2"] and (distances.diff(dim=1) >= 0).all()
+        for row in found:
+            assert sorted(name.split(",")[0] for name in row) == ["clip 2", "clip 3", "clip 4", "clip 5"]
+    assert (tmp_path / "near.png").is_file()
+
+
+def test_masks_are_those_of_the_run_or_the_published_or_the_ones_given(work, tmp_path, capsys):
+    output = str(tmp_path / "loss.png")
+    arguments = [str(work / "shards"), output, "--draws", "2", "--clips", "3", "--frames", "8"]
+    look.main(["loss", str(work / "run" / "final"), *arguments])
+    printed = capsys.readouterr().out
+    assert f"3 clips, 2 draws of the masks of {work / 'run' / 'config.yaml'}" in printed
+    model = VJepa2ForMaskedLatentPrediction.from_pretrained(work / "run" / "final")
+    VJepa2VideoProcessor(size=32, crop_size=32).save_pretrained(tmp_path / "alone")
+    model.save_pretrained(tmp_path / "alone")
+    look.main(["loss", str(tmp_path / "alone"), *arguments])
+    assert "draws of the published masks" in capsys.readouterr().out
+    masks = tmp_path / "masks.yaml"
+    masks.write_text(json.dumps({"masks": [{"type": "periodic"}]}), encoding="utf-8")
+    look.main(["loss", str(tmp_path / "alone"), *arguments, "--masks", str(masks)])
+    assert f"the masks of {masks}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("pca {work}/encoder {work}/clip.mp4 {tmp}/o.jpg", "expected one that ends in .png, .gif or .mp4"),
+        ("pca {work}/none/final {work}/clip.mp4 {tmp}/o.png", "There is no model at"),
+        ("pca {work}/encoder {work}/none.mp4 {tmp}/o.png", "There is no data at"),
+        ("pca {work}/encoder {work}/clip.mp4 {tmp}/o.png --frames 20", "has 12 frames, but the clip needs 20"),
+        ("pca {work}/encoder {work}/clip.mp4 {tmp}/o.png --clips 0", "clips=0"),
+        ("pca {work}/encoder {work}/clip.mp4 {tmp}/o.gif --play_fps 0", "at 0.0 a second"),
+        ("attention {work}/run/final {work}/clip.mp4 {tmp}/o.png", "loads 'vjepa2_hf_video_classification'"),
+        ("attention {work}/linear {work}/clip.mp4 {tmp}/o.png", "pooler_type is 'linear'"),
+        ("attention {work}/attentive {work}/clip.mp4 {tmp}/o.png --clip 3", "--clip is 3, but there are 3 clips"),
+        ("nearest {work}/encoder {work}/clip.mp4 {tmp}/o.png --clips 1", "nearest frames are looked for in others"),
+        ("nearest {work}/encoder {work}/clip.mp4 {tmp}/o.png", "4 neighbours were asked for; expected 1 to 2"),
+        ("loss {work}/encoder {work}/clip.mp4 {tmp}/o.png", "loads 'vjepa2_hf_masked_latent_prediction'"),
+        ("loss {work}/run/final {work}/clip.mp4 {tmp}/o.png --masks {tmp}/none.yaml", "none.yaml' does not exist"),
+        ("loss {work}/run/final {work}/clip.mp4 {tmp}/o.png --draws 0", "draws is 0"),
+    ],
+)
+def test_a_wrong_call_ends_in_one_sentence(work, tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit) as ended:
+        look.main([part.format(work=work, tmp=tmp_path) for part in arguments.split()])
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert message in line
+    assert not list(Path(tmp_path).iterdir())
+
+
+def test_weights_without_the_part_that_is_looked_at_are_refused(work, tmp_path):
+    """Else the picture would be of random numbers."""
+    model = VJepa2ForMaskedLatentPrediction.from_pretrained(work / "run" / "final")
+    kept = {name: value for name, value in model.state_dict().items() if not name.startswith("predictor.")}
+    model.save_pretrained(tmp_path, state_dict=kept)
+    with pytest.raises(ValueError, match="has no weights of a predictor"):
+        look.load(VJepa2ForMaskedLatentPrediction, str(tmp_path), "predictor", "give another")
