@@ -29,12 +29,12 @@ from vjepa2_hf.training import read_metrics as read_lines
 
 # As pretrain.py logs them
 CURVES = {
-    "loss": "loss",
+    "loss": "",
     "target_std": "deviation of the targets",
     "effective_rank": "effective rank of the targets",
     "prediction_variation": "variation of predictions over time",
     "gradient_norm": "norm of the gradient",
-    "learning_rate": "learning rate",
+    "learning_rate": "",
 }
 LOGARITHMIC = ("gradient_norm",)
 COLORS = ("#2563eb", "#d97706", "#dc2626", "#16a34a", "#7c3aed", "#64748b")
@@ -74,7 +74,7 @@ def draw(runs: dict[str, dict[str, Any]]) -> Figure:
             axis.plot(steps, smooth(values), color=color, lw=1.8, label=label)
             if run["warned_at"] is not None:
                 axis.axvline(run["warned_at"], color=color, ls=":", lw=1)
-        axis.set_title(f"{name}\n{title}" if title != name else name)
+        axis.set_title(f"{name}\n{title}")
         if name in LOGARITHMIC:
             axis.set_yscale("log")
         else:

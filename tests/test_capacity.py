@@ -215,6 +215,8 @@ def test_the_total_says_which_activations_it_counts(capsys, checkpointing, said)
     [
         (["--utilization", "2"], "utilization lies above 0 and at most 1, got 2.0"),
         (["--num_devices", "0"], "num_devices must be at least 1, got 0"),
+        (["--num_devices", "8.5"], "num_devices are whole numbers, got '8.5'"),
+        (["--num_devices", "8", "batch_sze=2"], "did you mean 'batch_size'"),
         (["batch_sze=2"], "did you mean 'batch_size'"),
         (["--global_batch", "5"], "global_batch=5 is no multiple"),
         (["init_from=nowhere"], "init_from=nowhere is not there, so the model's sizes are not known"),

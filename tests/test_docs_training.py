@@ -21,12 +21,12 @@ from vjepa2_hf import VJepa2MaskedLatentPredictionConfig as MaskedConfig
 SIZES = ("hidden_size=24", "num_hidden_layers=1", "num_attention_heads=2")
 SMALL_MODEL = [f"{part}.{size}" for part in ("encoder", "predictor") for size in SIZES]
 TINY = {
-    "pretrain": ["max_steps=3", "batch_size=2", "log_every=1", "num_workers=0", "crop_size=32", "frames_per_clip=4",
-                 "mixed_precision=no", "learning_rate.warmup_steps=1"],
+    "pretrain": ["max_steps=3", "batch_size=2", "log_every=1", "num_workers=0", "crop_size=64", "frames_per_clip=4",
+                 "mixed_precision='no'", "learning_rate.warmup_steps=1"],
     "train_probe": ["max_steps=2", "batch_size=4", "frames_per_clip=4", "validation_fraction=0.3", "crop_size=32",
                     "selection_fraction=0.3", "head={num_pooler_layers: 1, pooler_num_attention_heads: 2}"],
     "record_episodes": ["--episodes", "6", "--length", "8", "--num_proc", "1", "--num_shards", "1"],
-    "record_moving_digits": ["--videos", "20", "--frames", "8", "--num_shards", "1"],
+    "record_moving_digits": ["--videos", "40", "--frames", "8", "--num_shards", "1"],
     "make_video_shards": ["--num_proc", "1", "--num_shards", "2"],
     "linear_probes": [],
     "draw_training_curves": [],
@@ -86,7 +86,7 @@ def test_training_curves(work):
 def test_every_number_of_a_log_is_explained(work):
     """A number that a run logs and the page does not name leaves its reader alone."""
     run(["examples/make_video_shards.py", "my_videos", "runs/shards", "--height", "32"])
-    overrides = ["data=runs/shards", "output_dir=runs/log", "fps=null", "variance_weight=0.1", "loss_exponent=2"]
+    overrides = ["data=runs/shards", "output_dir=runs/log", "fps=null", "variance_weight=0.1", "encoder.patch_size=8"]
     run(["examples/pretrain.py", *overrides])
     lines = Path("runs/log/metrics.jsonl").read_text().splitlines()
     page = (ROOT / "docs" / "training_curves.md").read_text(encoding="utf-8")
@@ -121,7 +121,6 @@ def test_the_measurement_of_fine_tuning_runs(work, monkeypatch):
                 run(command)
 
     monkeypatch.setattr(measure_fine_tuning.Road, "run", run_here)
-    monkeypatch.setitem(TINY, "pretrain", ["max_steps=2", "batch_size=2", "log_every=1", *TINY["pretrain"][3:]])
     Path("page.md").write_text("<!-- fine_tuning:begin -->\n<!-- fine_tuning:end -->\n")
     arguments = ["--start", "runs/mine/final", "--results", "results.json", "--document", "page.md"]
     measure_fine_tuning.main(arguments)

@@ -451,14 +451,19 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", nargs="+", required=True, metavar="FILE", help="configs of examples/pretrain.py")
     parser.add_argument("--device", required=True, choices=sorted(DEVICES), help="GPU")
-    parser.add_argument("--num_devices", nargs="+", type=int, default=[8], metavar="N", help="numbers of GPUs")
+    parser.add_argument("--num_devices", nargs="+", default=["8"], metavar="N", help="numbers of GPUs (default 8)")
     parser.add_argument("--global_batch", type=int, help="clips a step (default: batch_size times the most devices)")
     parser.add_argument("--utilization", type=float, default=0.4, help="share of the peak reached (default 0.4)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the files'")
     arguments = parser.parse_intermixed_args(argv)
-    # `--config FILE key=value`: argparse counts what follows a list's option among the list
-    arguments.overrides += [word for word in arguments.config if "=" in word]
-    arguments.config = [word for word in arguments.config if "=" not in word]
+    for name in ("config", "num_devices"):  # `--config FILE key=value`: argparse counts the setting among the files
+        words = getattr(arguments, name)
+        arguments.overrides += [word for word in words if "=" in word]
+        setattr(arguments, name, [word for word in words if "=" not in word])
+    wrong = [word for word in arguments.num_devices if not word.isdecimal()]
+    if wrong:
+        raise ValueError(f"num_devices are whole numbers, got {wrong[0]!r}.")
+    arguments.num_devices = [int(word) for word in arguments.num_devices]
     if not 0 < arguments.utilization <= 1:
         raise ValueError(f"utilization lies above 0 and at most 1, got {arguments.utilization}.")
     if min(arguments.num_devices) < 1:
