@@ -187,7 +187,7 @@ class Chain:
         self.pretrain()
         for encoder in ENCODERS:
             for task in TASKS[self.dataset]:
-                for kind in kinds_of(task[0]):
+                for kind in kinds_of(task[0], encoder):
                     self.probe(task, kind, encoder, run_name(task[0], kind, encoder))
                 if task[0] in ("content", "motion"):
                     for fraction in FRACTIONS[:-1]:
@@ -206,9 +206,11 @@ class Chain:
                     self.probe(TASKS[self.dataset][0], kind, "pretrained", name, cache, *sweep)
 
 
-def kinds_of(task: str) -> list[str]:
-    """The probes of a task: positions in time are left out only where the order of frames is asked for."""
-    return [kind for kind in KINDS if kind != NO_TIME or task == "first motion"]
+def kinds_of(task: str, encoder: str) -> list[str]:
+    """The probes of a task: controls (shuffled frames, no positions in time) only where they can show something."""
+    if task == SHUFFLED:
+        return ["linear", "attentive", "knn"] if encoder == "pretrained" else []
+    return [kind for kind in KINDS if kind != NO_TIME or (task, encoder) == ("first motion", "pretrained")]
 
 
 def run_name(task: str, kind: str, encoder: str, fraction: float = 1.0) -> str:

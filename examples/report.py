@@ -111,7 +111,7 @@ def read_json(path: Path, script: str) -> Any:
 
 
 def read_metrics(folder: Path, script: str) -> dict[str, np.ndarray]:
-    """Curves of a `metrics.jsonl` by name; what a line leaves out or has as null is nan."""
+    """Curves of a `metrics.jsonl` by name, without its words; what a line leaves out or has as null is nan."""
     path = require(folder / "metrics.jsonl", script)
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -121,7 +121,7 @@ def read_metrics(folder: Path, script: str) -> dict[str, np.ndarray]:
         ) from error
     if not lines:
         raise ValueError(f"{str(path)!r} is empty; run examples/{script} to its end.")
-    names = dict.fromkeys(name for line in lines for name in line)
+    names = dict.fromkeys(name for line in lines for name, value in line.items() if not isinstance(value, str))
     return {name: np.array([line.get(name) for line in lines], np.float64) for name in names}
 
 

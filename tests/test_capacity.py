@@ -7,16 +7,25 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2MaskedLatentPredictionConfig, capacity
+from vjepa2_hf import (
+    VJepa2ForMaskedLatentPrediction,
+    VJepa2ForVideoClassification,
+    VJepa2MaskedLatentPredictionConfig,
+    VJepa2VideoClassificationConfig,
+    capacity,
+)
 from vjepa2_hf.capacity import (
     DEVICES,
+    HELD_BYTES,
     KEPT_BYTES,
     PlannedRun,
     activation_bytes,
     batch_flops,
     count_parameters,
+    forward_bytes,
     peak_flops,
     plan,
+    probe_bytes,
     state_bytes,
     step_flops,
 )
@@ -106,6 +115,28 @@ def test_a_block_keeps_the_bytes_of_the_formula(precision):
     assert (kept(6) - kept(2)) / 4 == pytest.approx(formula, rel=0.05)  # statistics of norms are not in it
 
 
+def test_a_forward_without_a_backward_holds_less_than_one_block_keeps():
+    encoder = tiny_config(hidden_size=96, num_attention_heads=8).encoder_config
+    pixels = 4 * 3 * 2 * 8 * 8
+    found = {name: forward_bytes(encoder, (2, 4, 4), name) for name in HELD_BYTES}
+    assert found["no"] == 32 * (pixels + 32 * 96)
+    assert found["bfloat16"] == 32 * (pixels + 16 * 96) < found["bf16"] == found["fp16"] < found["no"]
+    encoder.mlp_ratio = 16  # the MLP's inside is then what is widest
+    assert forward_bytes(encoder, (2, 4, 4), "no") == 32 * (pixels + 12 * 96 + 4 * 16 * 96)
+
+
+def test_a_probe_pays_for_gradients_of_its_own_weights_alone():
+    config = VJepa2VideoClassificationConfig(
+        encoder_config=tiny_config().encoder_config.to_dict(), pooler_num_attention_heads=2, num_labels=3
+    )
+    model = VJepa2ForVideoClassification(config)
+    frozen = sum(p.numel() for p in model.encoder.parameters())
+    head = sum(p.numel() for p in model.parameters()) - frozen
+    found = {precision: probe_bytes(config, (2, 4, 4), precision) for precision in ("no", "bf16")}
+    assert found["no"]["state"] == 4 * frozen + 16 * head and found["bf16"]["state"] == 4 * frozen + 18 * head
+    assert found["bf16"]["clip"] < found["no"]["clip"]
+
+
 def test_state_is_shared_under_fsdp_and_whole_under_ddp():
     parameters = count_parameters(tiny_config())
     model = VJepa2ForMaskedLatentPrediction(tiny_config())
@@ -166,11 +197,26 @@ def test_the_command_prints_a_table_for_a_config_with_settings_changed(capsys):
     assert printed.count("| DDP |") == printed.count("| FSDP |") == 2
 
 
+@pytest.mark.parametrize(("checkpointing", "said"), [("true", "with"), ("false", "without")])
+def test_the_total_says_which_activations_it_counts(capsys, checkpointing, said):
+    config = str(CONFIGS / "published" / "pretrain_vitl.yaml")
+    setting = f"gradient_checkpointing={checkpointing}"
+    capacity.main(["--config", config, setting, "batch_size=1", "--device", "h100", "--num_devices", "1"])
+    header, _, ddp, _ = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert f"| GB in all, {said} checkpointing (of 80) |" in header
+    cells = [cell.strip() for cell in ddp.strip("|").split("|")]
+    state, (plain, checkpointed, total) = cells[6:11], map(float, cells[11:])
+    counted = checkpointed if checkpointing == "true" else plain
+    assert total == pytest.approx(sum(map(float, state)) + counted, abs=0.2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--utilization", "2"], "utilization lies above 0 and at most 1, got 2.0"),
         (["--num_devices", "0"], "num_devices must be at least 1, got 0"),
+        (["--num_devices", "8.5"], "num_devices are whole numbers, got '8.5'"),
+        (["--num_devices", "8", "batch_sze=2"], "did you mean 'batch_size'"),
         (["batch_sze=2"], "did you mean 'batch_size'"),
         (["--global_batch", "5"], "global_batch=5 is no multiple"),
         (["init_from=nowhere"], "init_from=nowhere is not there, so the model's sizes are not known"),

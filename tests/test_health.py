@@ -51,8 +51,10 @@ def test_runs_that_go_well_are_left_alone(readings):
 
 
 def test_the_collapse_that_small_runs_showed_is_told_and_the_good_runs_are_not():
-    """Prototypes: layer-normed targets fell 0.46 to 0.10, the online target 0.43 to 0.01; good runs to 0.43."""
-    for first, last, expected in ((0.46, 0.10, 1), (0.43, 0.01, 1), (0.162, 0.07, 0), (0.328, 0.258, 0)):
+    """Prototypes: layer-normed targets fell 0.46 to 0.10, the online target 0.43 to 0.01; good runs to 0.43. The run
+    of docs/training_curves.md fell from 0.294 to 0.09."""
+    falls = ((0.46, 0.10, 1), (0.43, 0.01, 1), (0.294, 0.09, 1), (0.162, 0.07, 0), (0.328, 0.258, 0))
+    for first, last, expected in falls:
         readings = [reading(step, std=first + (last - first) * min(step / 10, 1)) for step in range(20)]
         assert len(warnings_of(readings)) == expected
 

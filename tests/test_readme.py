@@ -1,4 +1,4 @@
-"""README's promises that a machine can check: the map of files, the commands, the keys of the configs."""
+"""README's promises that a machine can check: its maps, the commands, the keys of the configs."""
 
 import json
 import re
@@ -26,16 +26,29 @@ CONFIGS = sorted((ROOT / "examples" / "configs").rglob("*.yaml"))
 CONFIGS = [path for path in CONFIGS if path.parent.name != "accelerate"]  # of `accelerate launch`, not of a script
 
 
-def test_map_names_every_file_and_no_other():
-    named = set(re.findall(r"^\| `((?:src|examples|benchmarks)/[^`]+\.py)` \|", README, flags=re.MULTILINE))
-    folders = ("src/vjepa2_hf", "examples", "benchmarks")
-    present = {str(path.relative_to(ROOT)) for folder in folders for path in (ROOT / folder).glob("*.py")}
-    assert named == present - {"src/vjepa2_hf/__init__.py"}
+def test_map_names_what_is_there_and_every_folder_of_it():
+    """A cell names paths below the folder of its first one; `*` stands for several."""
+    table = README.split("## Files")[1].split("\n\n")[0]
+    cells = re.findall(r"^\| (`.+?`) \| (.+) \|$", table, flags=re.MULTILINE)
+    assert len(cells) > 10
+    folders = set()
+    for places, purpose in cells:
+        first, *others = re.findall(r"`([^`]+)`", places)
+        folder = first.rsplit("/", 1)[0]
+        for name in (first, *(f"{folder}/{other}" for other in others)):
+            assert list(ROOT.glob(name)), name
+            folders.add(name.split("/")[0])
+        assert len(purpose) > 5
+    assert folders == {"src", "examples", "benchmarks", "results"}
 
 
-def test_every_line_of_the_map_says_something():
-    lines = re.findall(r"^\| `[^`]+\.py` \| (.+) \|$", README, flags=re.MULTILINE)
-    assert all(len(line) > 5 for line in lines)
+def test_every_page_of_docs_is_listed_and_every_link_leads_somewhere():
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    listed = README.split("## Docs")[1].split("## Files")[0]
+    assert pages == set(re.findall(r"\(docs/([a-z_]+\.md)\)", listed))
+    for page in (ROOT / "docs").glob("*.md"):
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 def test_make_targets_that_readme_names_exist():

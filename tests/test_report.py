@@ -204,6 +204,13 @@ def test_null_in_metrics_is_a_gap(tmp_path):
     assert np.isnan(metrics["loss"][0]) and metrics["loss"][1] == 0.5
 
 
+def test_a_warning_in_metrics_is_no_curve(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0, "warning": "collapse"}\n'
+    )
+    assert set(read_metrics(tmp_path, "pretrain.py")) == {"step", "loss"}
+
+
 def test_times_are_optional(run_folder):
     (run_folder / "timings.json").unlink()
     assert "<summary>times" not in write_report(run_folder).read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import torch
 
-from .configuration_vjepa2 import VJepa2MaskedLatentPredictionConfig
+from .configuration_vjepa2 import VJepa2MaskedLatentPredictionConfig, VJepa2VideoClassificationConfig
 from .masking import PUBLISHED_MASKS, build_mask_samplers
 from .settings import exit_on_user_error, load_config
 
@@ -62,6 +62,10 @@ DEVICES = {
 # the inputs of both norms and of three linear layers, rotated queries and keys, values, and the inside's two. bf16
 # under autocast: the same in 2 bytes, but norms, which work on copies of 4. A test measures both.
 KEPT_BYTES = {"no": (32, 8), "bf16": (20, 4), "fp16": (20, 4)}
+# Bytes that a block without a backward pass holds of a token at most: in its attention per channel of width D (states,
+# norm, q, k and v, turned q and k, result); in its MLP per channel of width D (states, norm, result) and of its inside
+# F. "bf16" is autocast, "bfloat16" a model in that dtype.
+HELD_BYTES = {"no": (32, 12, 4), "bf16": (20, 10, 2), "fp16": (20, 10, 2), "bfloat16": (16, 6, 2)}
 # float32 weights, gradients, and two moments of AdamW
 STATE_BYTES = {"weights": 4, "gradients": 4, "AdamW": 8}
 
@@ -255,6 +259,50 @@ def activation_bytes(
     return common + max(by_set)
 
 
+def forward_bytes(config: Any, grid: tuple[int, int, int], precision: str) -> float:
+    """Bytes that one clip takes at most in an encoder that keeps nothing for a backward pass: pixels in float32 and
+    the states of the block at work.
+
+    Args:
+        config: [`VJepa2EncoderConfig`] with joint attention.
+        grid: (T', H', W') of the clip.
+        precision: "no", "bf16" or "fp16" (autocast), or "bfloat16", the model's dtype.
+    """
+    attention, per_width, per_inside = HELD_BYTES[precision]
+    width, inside = config.hidden_size, int(config.hidden_size * config.mlp_ratio)
+    pixels = 4 * config.in_chans * config.tubelet_size * config.patch_size**2
+    return math.prod(grid) * (pixels + max(attention * width, per_width * width + per_inside * inside))
+
+
+def probe_bytes(
+    config: VJepa2VideoClassificationConfig, grid: tuple[int, int, int], mixed_precision: str
+) -> dict[str, float]:
+    """Bytes of training an attentive probe on an encoder that is frozen: `state`, and `clip`, of each clip.
+
+    The encoder runs in every step; `examples/train_probe.py` runs it once, before the probe learns, and needs less.
+
+    Args:
+        config: of the classifier.
+        grid: (T', H', W') of the clip.
+        mixed_precision: "no", "bf16" or "fp16"; weights are float32.
+    """
+    from .modeling_classification import VJepa2ForVideoClassification
+
+    encoder, (per_width, per_inside) = config.encoder_config, KEPT_BYTES[mixed_precision]
+    with torch.device("meta"):
+        model = VJepa2ForVideoClassification(config)
+    frozen = sum(parameter.numel() for parameter in model.encoder.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters()) - frozen
+    half = 0 if mixed_precision == "no" else 2
+    width, size = encoder.hidden_size, half or 4
+    block = per_width * width + per_inside * int(width * config.pooler_mlp_ratio)
+    query = (4 + 3 * size) * width  # the query's norm of the tokens, their keys and values
+    pixels = 4 * encoder.in_chans * encoder.tubelet_size * encoder.patch_size**2
+    kept = math.prod(grid) * (pixels + 4 * width + config.num_pooler_layers * block + query)
+    state = 4 * frozen + (sum(STATE_BYTES.values()) + half) * trained
+    return {"state": state, "clip": max(kept, forward_bytes(encoder, grid, mixed_precision))}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The plan of a config
 # ---------------------------------------------------------------------------------------------------------------------
@@ -369,6 +417,7 @@ def format_plan(title: str, run: PlannedRun, device: Device, plans: dict[int, di
     first = next(iter(plans.values()))
     flops, parameters = first["flops_per_clip"], first["parameters"]
     kept = ", ".join(f"{share:.2f}" for share in first["kept"])
+    with_or_without = "with" if run.gradient_checkpointing else "without"
     lines = [
         f"### {title}",
         "",
@@ -381,7 +430,7 @@ def format_plan(title: str, run: PlannedRun, device: Device, plans: dict[int, di
         "",
         "| devices | micro-batches a step | clips/s | s a step | days for "
         f"{run.max_steps} steps | way | weights | gradients | AdamW | EMA | copies | activations | of them with "
-        f"checkpointing | GB in all (of {device.memory:g}) |",
+        f"checkpointing | GB in all, {with_or_without} checkpointing (of {device.memory:g}) |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for number, found in plans.items():
@@ -402,14 +451,19 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", nargs="+", required=True, metavar="FILE", help="configs of examples/pretrain.py")
     parser.add_argument("--device", required=True, choices=sorted(DEVICES), help="GPU")
-    parser.add_argument("--num_devices", nargs="+", type=int, default=[8], metavar="N", help="numbers of GPUs")
+    parser.add_argument("--num_devices", nargs="+", default=["8"], metavar="N", help="numbers of GPUs (default 8)")
     parser.add_argument("--global_batch", type=int, help="clips a step (default: batch_size times the most devices)")
     parser.add_argument("--utilization", type=float, default=0.4, help="share of the peak reached (default 0.4)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the files'")
     arguments = parser.parse_intermixed_args(argv)
-    # `--config FILE key=value`: argparse counts what follows a list's option among the list
-    arguments.overrides += [word for word in arguments.config if "=" in word]
-    arguments.config = [word for word in arguments.config if "=" not in word]
+    for name in ("config", "num_devices"):  # `--config FILE key=value`: argparse counts the setting among the files
+        words = getattr(arguments, name)
+        arguments.overrides += [word for word in words if "=" in word]
+        setattr(arguments, name, [word for word in words if "=" not in word])
+    wrong = [word for word in arguments.num_devices if not word.isdecimal()]
+    if wrong:
+        raise ValueError(f"num_devices are whole numbers, got {wrong[0]!r}.")
+    arguments.num_devices = [int(word) for word in arguments.num_devices]
     if not 0 < arguments.utilization <= 1:
         raise ValueError(f"utilization lies above 0 and at most 1, got {arguments.utilization}.")
     if min(arguments.num_devices) < 1:
