@@ -82,6 +82,13 @@ def test_the_snippet_of_the_page_plans(walked, monkeypatch):
     torch.testing.assert_close(names["reached"][:3], torch.from_numpy(names["pose"] + names["plan"]["action"])[:3])
 
 
+def test_the_table_is_that_of_the_last_measurement():
+    results = json.loads((ROOT / "results" / "franka.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "franka.md").read_text(encoding="utf-8")
+    written = page.split("<!-- franka:begin -->")[1].split("<!-- franka:end -->")[0]
+    assert written.strip() == plan_arm.format_table(results).strip()
+
+
 def test_the_config_is_the_published_planner():
     settings = yaml.safe_load((CONFIGS / "franka" / "plan.yaml").read_text(encoding="utf-8"))["planner"]
     published = VJepa2WorldModelConfig.published
