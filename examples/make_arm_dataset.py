@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -131,7 +132,7 @@ def write_dataset(folder: Path, episodes: int, length: int, size: int, seed: int
     }
     _write_table(folder / "data/chunk-000/file-000.parquet", columns)
     _write_table(folder / "meta/episodes/chunk-000/file-000.parquet", _episode_columns(episodes, length))
-    _write_table(folder / "meta/tasks.parquet", {"task_index": [0], "__index_level_0__": [TASK]})
+    pd.DataFrame({"task_index": [0]}, index=[TASK]).to_parquet(folder / "meta/tasks.parquet")  # as LeRobot looks it up
     (folder / "meta/info.json").write_text(json.dumps(_info(episodes, length, size), indent=1), encoding="utf-8")
 
 
