@@ -664,8 +664,8 @@ def train(config: WorldModelTrainingConfig) -> None:
 
 
 @exit_on_user_error
-def main() -> None:
-    train(parse_arguments(WorldModelTrainingConfig, __doc__))
+def main(arguments: list[str] | None = None) -> None:
+    train(parse_arguments(WorldModelTrainingConfig, __doc__, arguments))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from goal_policies import PolicyTrainingConfig
 from plan import PlanConfig
+from plan_arm import PlanArmConfig
 from pretrain import PretrainConfig
 from train_actor import ActorConfig
 from train_decoder import DecoderTrainingConfig
@@ -84,6 +85,7 @@ def test_config_loads_without_an_unknown_key(path):
     classes = {"pretrain": PretrainConfig, "cooldown": PretrainConfig, "plan": PlanConfig}
     classes |= {"decoder": DecoderTrainingConfig, "cloning": PolicyTrainingConfig, "actor": ActorConfig}
     classes |= {"probe": ProbeConfig}
+    classes |= {"plan": PlanArmConfig} if path.parent.name == "franka" else {}
     config_class = classes.get(path.stem.split("_")[0], WorldModelTrainingConfig)
     assert load_config(config_class, path).output_dir.startswith("runs/")
 

@@ -1,0 +1,224 @@
+"""Plans an arm's next action towards a goal picture as published for V-JEPA 2-AC, and measures where it leads.
+
+    python examples/plan_arm.py --config examples/configs/franka/plan.yaml [key=value ...]
+
+From held-out episodes it takes pairs of a frame and one some steps later: the first with the arm's state is the
+observation, the second the goal's picture. Of every plan the first action is compared with the way to the goal, which
+the states tell and the planner does not see. Beside it stand the action that the episode took there and uniformly
+random ones within the planner's bounds. `OUTPUT_DIR/results.json` holds all of it; the first plan and the table are
+printed. With `publish=true` they are also written to results/franka.json and docs/franka.md.
+
+The model is one of train_world_model.py with configs/franka/world_model.yaml, or a published action-conditioned
+checkpoint (`python -m vjepa2_hf.convert_checkpoints vjepa2-ac-vitg.pt runs/ac`); the data is any LeRobot dataset or
+shards with states of xyz (m), extrinsic Euler angles xyz (rad) and gripper (closed 1), at the model's frame rate.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from reproduce import publish_tables
+from tqdm import tqdm
+
+from vjepa2_hf import VJepa2Planner
+from vjepa2_hf.checkpoints import write_text
+from vjepa2_hf.episodes import read_episodes
+from vjepa2_hf.metrics.planning_success.planning_success import wilson_interval
+from vjepa2_hf.settings import exit_on_user_error, parse_arguments
+
+
+ROOT = Path(__file__).resolve().parent.parent
+DIRECTED = 45  # degrees from the way to the goal, within which an action counts as towards it
+RANDOM_ACTIONS = 1000  # for each pair
+
+
+@dataclass
+class PlanArmConfig:
+    """Settings of one measurement."""
+
+    output_dir: str
+    model: str
+    """Folder or Hub id of a world model of an arm."""
+    data: str
+    """Episodes that it was not trained on."""
+    camera: str | None = None
+    """Of a LeRobot dataset with several."""
+    pairs: int = 40
+    """One an episode, in their order."""
+    steps_ahead: int = 4
+    """Model steps from the observation to the goal."""
+    smallest_distance: float = 0.03
+    """Metres to the goal; nearer ones have no direction to speak of, and are not taken."""
+    planner: dict[str, Any] = field(default_factory=dict)
+    """Settings of VJepa2Planner; empty: those that the model was saved with."""
+    plans_at_once: int = 8
+    seed: int = 0
+    """Of the pairs, the planner's noise and the random actions."""
+    num_threads: int | None = None
+    device: str | None = None
+    """null: an accelerator where there is one."""
+    publish: bool = False
+    """Also write the repository's own results and page."""
+
+    def __post_init__(self):
+        for name in ("pairs", "steps_ahead", "plans_at_once", "smallest_distance"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0.")
+
+
+@dataclass
+class Pair:
+    """An observation and a goal: pictures uint8 (H, W, 3), states (7,), and the action that the episode took (7,)."""
+
+    picture: np.ndarray
+    state: np.ndarray
+    goal_picture: np.ndarray
+    goal_state: np.ndarray
+    action: np.ndarray
+
+
+def draw_pairs(config: PlanArmConfig) -> list[Pair]:
+    """At most `pairs` of them, one from each episode that has one."""
+    rng, pairs = np.random.default_rng(config.seed), []
+    for episode in read_episodes(config.data, camera=config.camera):
+        states = episode["proprio_states"]
+        if states is None or states.shape[1] != 7:
+            found = "none" if states is None else f"{states.shape[1]} numbers"
+            raise ValueError(
+                f"the states of {config.data!r} are {found}; an arm's are 7: xyz, Euler angles xyz, gripper."
+            )
+        away = np.linalg.norm(states[config.steps_ahead :, :3] - states[: -config.steps_ahead, :3], axis=-1)
+        starts = np.flatnonzero(away >= config.smallest_distance)
+        if len(starts):
+            start = int(rng.choice(starts))
+            frames, end = episode["frames"], start + config.steps_ahead
+            pairs.append(Pair(frames[start], states[start], frames[end], states[end], episode["actions"][start]))
+        if len(pairs) == config.pairs:
+            break
+    if not pairs:
+        raise ValueError(
+            f"no episode of {config.data!r} has states {config.smallest_distance} m apart within "
+            f"steps_ahead={config.steps_ahead} steps: lower smallest_distance, or raise steps_ahead."
+        )
+    return pairs
+
+
+def plan_all(planner: VJepa2Planner, pairs: list[Pair], config: PlanArmConfig) -> list[dict[str, Any]]:
+    """The plan of every pair; the same noise for all."""
+    plans = []
+    with tqdm(total=len(pairs), desc="plans") as progress:
+        for first in range(0, len(pairs), config.plans_at_once):
+            part = pairs[first : first + config.plans_at_once]
+            plans += planner(
+                [pair.picture for pair in part],
+                [pair.goal_picture for pair in part],
+                proprio_state=[pair.state for pair in part],
+                seed=config.seed,
+            )
+            progress.update(len(part))
+    return plans
+
+
+def angles(moves: np.ndarray, ways: np.ndarray) -> np.ndarray:
+    """Degrees between moves and ways (..., 3); 90 for a move of nothing."""
+    lengths = np.linalg.norm(moves, axis=-1) * np.linalg.norm(ways, axis=-1)
+    return np.degrees(np.arccos(((moves * ways).sum(-1) / np.maximum(lengths, 1e-12)).clip(-1, 1)))
+
+
+def measure(moves: np.ndarray, ways: np.ndarray) -> dict[str, Any]:
+    """How moves (M, n, 3), M for each of n pairs, lie to the ways (n, 3) to their goals, in metres.
+
+    `median_degrees` between the two; `directed`, the share under 45 degrees; `remaining`, the mean distance to the
+    goal after the move over that before it; `right_sign`, the share of moves with the way's sign, by axis.
+    """
+    found = angles(moves, ways)
+    after, before = np.linalg.norm(ways - moves, axis=-1), np.linalg.norm(ways, axis=-1)
+    return {
+        "median_degrees": float(np.median(found)),
+        "directed": float((found < DIRECTED).mean()),
+        "remaining": float(after.mean() / before.mean()),
+        "right_sign": ((moves > 0) == (ways > 0)).mean(axis=(0, 1)).tolist(),
+    }
+
+
+def compare(plans: list[dict[str, Any]], pairs: list[Pair], planner: VJepa2Planner, seed: int) -> dict[str, Any]:
+    """What is written: the measures of planned, recorded and random actions, and every pair."""
+    ways = np.stack([pair.goal_state[:3] - pair.state[:3] for pair in pairs])
+    planned = np.stack([plan["action"][:3] for plan in plans])
+    recorded = np.stack([pair.action[:3] for pair in pairs])
+    low, high = planner.action_low[:3], planner.action_high[:3]
+    drawn = np.random.default_rng(seed).uniform(low, high, (RANDOM_ACTIONS, len(pairs), 3))
+    rows = {"planned": measure(planned[None], ways)}
+    count = int((angles(planned, ways) < DIRECTED).sum())
+    rows["planned"]["directed_low"], rows["planned"]["directed_high"] = wilson_interval(count, len(pairs))
+    rows |= {"recorded": measure(recorded[None], ways), "random": measure(drawn, ways)}
+    each = [{"action": plan["action"].tolist(), "cost": plan["cost"]} for plan in plans]
+    for one, way in zip(each, ways, strict=True):
+        one["way"] = way.tolist()
+    return {"pairs": len(pairs), "mean_distance": float(np.linalg.norm(ways, axis=-1).mean()), **rows, "each": each}
+
+
+def describe(action: np.ndarray) -> str:
+    """An action (7,) in words, with its units."""
+    xyz, turn = (", ".join(f"{number:+.3f}" for number in action[part]) for part in (slice(0, 3), slice(3, 6)))
+    return f"Δxyz {xyz} m   Δeuler {turn} rad   Δgripper {action[6]:+.2f} (closed = 1)"
+
+
+def format_table(results: dict[str, Any]) -> str:
+    """The measures as a Markdown table."""
+    lines = [
+        "| first action | median angle to the goal | under 45° | distance left | right sign of x, y, z |",
+        "|---|---|---|---|---|",
+    ]
+    for name in ("planned", "recorded", "random"):
+        row = results[name]
+        share = f"{row['directed']:.2f}"
+        if "directed_low" in row:
+            share += f" ({row['directed_low']:.2f}–{row['directed_high']:.2f})"
+        signs = ", ".join(f"{number:.2f}" for number in row["right_sign"])
+        lines.append(f"| {name} | {row['median_degrees']:.0f}° | {share} | {row['remaining']:.2f} | {signs} |")
+    return "\n".join(lines)
+
+
+def run(config: PlanArmConfig) -> dict[str, Any]:
+    """Plans for all pairs, and writes and returns what came of it."""
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    planner = VJepa2Planner.from_pretrained(config.model, device=config.device, **config.planner)
+    model_config = planner.model.config
+    if (model_config.proprio_transition, model_config.frame_skip) != ("pose_delta", 1):
+        raise ValueError(
+            f"{config.model!r} is no world model of an arm's poses: train one with proprio_transition: pose_delta "
+            "and frame_skip: 1, as in configs/franka/world_model.yaml."
+        )
+    pairs = draw_pairs(config)
+    plans = plan_all(planner, pairs, config)
+    results = compare(plans, pairs, planner, config.seed)
+    output = Path(config.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+    write_text(output / "results.json", json.dumps(results, indent=1))
+    return results
+
+
+@exit_on_user_error
+def main(arguments: list[str] | None = None) -> None:
+    config = parse_arguments(PlanArmConfig, __doc__, arguments)
+    results = run(config)
+    first = results["each"][0]
+    print(f"first plan: {describe(np.array(first['action']))}")
+    print(f"way to its goal: {', '.join(f'{number:+.3f}' for number in first['way'])} m\n")
+    if config.publish:
+        documents = [ROOT / "docs" / "franka.md"]
+        publish_tables(results, format_table(results), ROOT / "results" / "franka.json", documents, "franka")
+    else:
+        print(format_table(results))
+
+
+if __name__ == "__main__":
+    main()
