@@ -3,14 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from published import ENCODER, TINY_ENCODER, golden, our_names
+from published import ENCODER, TINY_ENCODER, TINY_PREDICTOR, golden, our_names
 from sklearn.neighbors import KNeighborsClassifier
 from test_modeling_encoder import TOLERANCE, clips, same_weights, spread
 
 from vjepa2_hf import (
     VJepa2Encoder,
     VJepa2EncoderConfig,
+    VJepa2ForMaskedLatentPrediction,
     VJepa2ForVideoClassification,
+    VJepa2MaskedLatentPredictionConfig,
     VJepa2VideoClassificationConfig,
 )
 from vjepa2_hf.modeling_classification import VJepa2ProbeHead
@@ -181,3 +183,60 @@ def test_neighbours_need_stored_views_and_a_linear_pooler():
     for wrong in ({"num_stored_views": 0}, {"pooler_type": "attentive"}, {"labels_per_frame": True}):
         with pytest.raises(ValueError, match="num_neighbours is 1"):
             build_neighbours(**wrong)
+
+
+class TestAnticipation:
+    """The pooler reads the encoder's tokens, then those that the predictor expects to follow."""
+
+    def build_masked(self, **fields):
+        torch.manual_seed(1)
+        config = VJepa2MaskedLatentPredictionConfig(encoder_config=TINY_ENCODER, **TINY_PREDICTOR, **fields)
+        return spread(VJepa2ForMaskedLatentPrediction(config).eval())
+
+    def build(self, masked, **fields):
+        fields = {"num_labels": 5, "num_pooler_layers": 1, "pooler_num_attention_heads": 2, **fields}
+        return VJepa2ForVideoClassification.from_encoder(masked.encoder, masked.predictor, **fields).eval()
+
+    @torch.no_grad()
+    def test_the_pooler_reads_what_predict_future_gives(self):
+        masked = self.build_masked()
+        model = self.build(masked, predicted_frames=4, pooler_time_positions=True)
+        tokens, steps = model.encode_tokens(clips())
+        own, future = tokens[:, :32], tokens[:, 32:]
+        assert steps == 4 and torch.equal(own, masked.encoder(clips()).last_hidden_state)
+        torch.testing.assert_close(future, masked.predict_future(clips(), 4).flatten(1, 2))
+        torch.testing.assert_close(model(clips()).logits, model.classify(tokens, steps))
+
+    @torch.no_grad()
+    def test_it_is_saved_with_its_predictor(self, tmp_path):
+        model = self.build(self.build_masked(predictor_query_key_bias=1.5, num_mask_tokens=3), predicted_frames=2)
+        model.save_pretrained(tmp_path)
+        again = VJepa2ForVideoClassification.from_pretrained(tmp_path).eval()
+        assert same_weights(model, again) and torch.equal(model(clips()).logits, again(clips()).logits)
+        assert same_weights(VJepa2Encoder.from_pretrained(tmp_path), model.encoder)
+
+    def test_random_weights_are_not_zero_where_a_masked_model_has_none(self):
+        fields = VJepa2MaskedLatentPredictionConfig(
+            encoder_config=TINY_ENCODER, **TINY_PREDICTOR, zero_init_mask_tokens=False
+        ).predictor_fields()
+        config = VJepa2VideoClassificationConfig(
+            encoder_config=TINY_ENCODER, pooler_num_attention_heads=2, predicted_frames=2, predictor_config=fields
+        )
+        assert VJepa2ForVideoClassification(config).predictor.mask_tokens.std() > 0
+
+    @pytest.mark.parametrize(
+        ("fields", "said"),
+        [
+            ({"predicted_frames": 3}, "predicted_frames is 3 and predictor_config"),
+            ({"predicted_frames": 0}, "predicted_frames is 0 and predictor_config"),
+            ({"predicted_frames": 2, "pooler_type": "linear"}, "needs pooler_type 'attentive'"),
+            ({"predicted_frames": 2, "encoder_layers": [0, 1]}, "encoder_layers None; got"),
+        ],
+    )
+    def test_settings_that_do_not_go_together_are_refused(self, fields, said):
+        with pytest.raises(ValueError, match=said):
+            self.build(self.build_masked(), **fields)
+
+    def test_predictors_of_pixels_are_refused(self):
+        with pytest.raises(ValueError, match="target_type 'pixels'"):
+            self.build(self.build_masked(target_type="pixels"), predicted_frames=2)

@@ -141,6 +141,7 @@ def config_to_transformers(config) -> dict[str, Any]:
             pooler_time_positions=False,
             labels_per_frame=False,
             num_neighbours=0,
+            predicted_frames=0,
             pooler_num_attention_heads=encoder.num_attention_heads,
             pooler_layer_norm_eps=encoder.layer_norm_eps,
             pooler_mlp_ratio=4.0,

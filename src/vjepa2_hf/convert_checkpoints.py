@@ -456,6 +456,7 @@ _PUBLISHED_HEADS = {
         "pooler_time_positions": False,
         "labels_per_frame": False,
         "num_neighbours": 0,
+        "predicted_frames": 0,
     },
 }
 

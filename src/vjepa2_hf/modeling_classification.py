@@ -19,6 +19,7 @@ from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2VideoClassification
 from .modeling_encoder import VJepa2Encoder, VJepa2EncoderOutput, VJepa2PreTrainedModel, as_encoder
 from .modeling_layers import VJepa2MLP, build_layers, eager_attention
 from .modeling_positions import sincos_table
+from .modeling_predictor import VJepa2Predictor, init_predictor, predict_following
 
 
 @dataclass
@@ -41,7 +42,7 @@ class _ReadOut:
 
         Args:
             tokens: (B, N, D), as `encode_tokens` gives them; of several layers one after the other.
-            steps: T', needed with `labels_per_frame` and `pooler_time_positions`.
+            steps: T' as `encode_tokens` gives it, needed with `labels_per_frame` and `pooler_time_positions`.
 
         Returns:
             (B, num_labels), or (B, T', num_labels) with `labels_per_frame`.
@@ -66,7 +67,8 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
 
     ::
 
-        clip ──► encoder ──► tokens ──► attentive pooler (or mean) ──► Linear ──► logits
+        clip ──► encoder ──► tokens ─────────────────┬──► attentive pooler (or mean) ──► Linear ──► logits
+                               └─► predictor ─► those of `config.predicted_frames` after the clip ─┘  (where above 0)
 
     Args:
         config ([`VJepa2VideoClassificationConfig`]): sizes; weights are random.
@@ -84,6 +86,8 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
     def __init__(self, config: VJepa2VideoClassificationConfig):
         super().__init__(config)
         self.encoder = VJepa2Encoder(config.encoder_config)
+        if config.predicted_frames:
+            self.predictor = VJepa2Predictor(config.masked_latent_config)
         if config.pooler_type == "attentive":
             self.pooler = VJepa2AttentivePooler(config)
         if config.num_neighbours:
@@ -93,16 +97,23 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_encoder(cls, encoder: "str | VJepa2Encoder", **config) -> "VJepa2ForVideoClassification":
+    def from_encoder(
+        cls, encoder: "str | VJepa2Encoder", predictor: VJepa2Predictor | None = None, **config
+    ) -> "VJepa2ForVideoClassification":
         """A classifier with a new pooler and head on a trained encoder, in float32 whatever the encoder's dtype.
 
         Args:
             encoder: a [`VJepa2Encoder`], or a folder or Hub id that one loads from.
+            predictor: with `predicted_frames`, the `predictor` of the masked-latent model that the encoder is of.
             config: fields of [`VJepa2VideoClassificationConfig`], `num_labels` among them.
         """
         encoder = as_encoder(encoder)
+        if predictor is not None:
+            config["predictor_config"] = predictor.config.predictor_fields()
         model = cls(VJepa2VideoClassificationConfig(encoder_config=encoder.config.to_dict(), **config))
         model.encoder.load_state_dict(encoder.state_dict())
+        if predictor is not None:
+            model.predictor.load_state_dict(predictor.state_dict())
         return model
 
     @can_return_tuple
@@ -130,8 +141,8 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
         if views is not None and self.config.labels_per_frame:
             raise ValueError("Views have frames of their own, and labels are one a frame; give them one by one.")
         clips = pixel_values_videos if views is None else pixel_values_videos.flatten(0, 1)
-        output, tokens = self._encode(clips, kwargs)
-        logits = self.classify(tokens, output.grid[0])
+        output, tokens, steps = self._encode(clips, kwargs)
+        logits = self.classify(tokens, steps)
         if views is not None:
             logits = self.mean_over_views(logits.unflatten(0, (-1, views)))
         loss = None if labels is None else self.classification_loss(logits, labels)
@@ -146,19 +157,25 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
         return self.loss_function(labels=labels, pooled_logits=logits.float(), config=self.config)
 
     def encode_tokens(self, pixel_values_videos: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """What `classify` takes of clips (B, T, C, H, W): tokens (B, N, D) and T'."""
-        output, tokens = self._encode(pixel_values_videos, {})
-        return tokens, output.grid[0]
+        """What `classify` takes of clips (B, T, C, H, W): tokens (B, N, D) and T', both with those of
+        `config.predicted_frames`."""
+        return self._encode(pixel_values_videos, {})[1:]
 
-    def _encode(self, clips: torch.Tensor, options: dict) -> tuple[VJepa2EncoderOutput, torch.Tensor]:
-        """The encoder's output, and its tokens (B, N, D) or those of several blocks in a row (B, layers · N, D)."""
-        layers = self.config.encoder_layers
-        if layers is None:
-            output = self.encoder(clips, **options)
-            return output, output.last_hidden_state
-        output = self.encoder(clips, **{**options, "output_hidden_states": True})
-        states = [self.encoder.layernorm(output.hidden_states[layer + 1]) for layer in layers]
-        return output, torch.cat(states, dim=1)
+    def _encode(self, clips: torch.Tensor, options: dict) -> tuple[VJepa2EncoderOutput, torch.Tensor, int]:
+        """The encoder's output; its tokens (B, N, D), those of several blocks in a row (B, layers · N, D), or with the
+        predicted ones after them; and T' of these."""
+        layers, ahead = self.config.encoder_layers, self.config.predicted_frames
+        if layers is not None:
+            output = self.encoder(clips, **{**options, "output_hidden_states": True})
+            states = [self.encoder.layernorm(output.hidden_states[layer + 1]) for layer in layers]
+            return output, torch.cat(states, dim=1), output.grid[0]
+        output = self.encoder(clips, **options)
+        tokens, steps = output.last_hidden_state, output.grid[0]
+        if not ahead:
+            return output, tokens, steps
+        more = ahead // self.config.encoder_config.tubelet_size
+        future = predict_following(self.predictor, tokens, output.grid, more)
+        return output, torch.cat([tokens, future.flatten(1, 2)], dim=1), steps + more
 
     def mean_over_views(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits (B, V, num_labels) -> (B, num_labels) of the mean probabilities."""
@@ -176,6 +193,8 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
             init.trunc_normal_(module.query_tokens, std=std)
             depth = len(module.layer) + 1
             init.trunc_normal_(module.cross_attention_layer.mlp.fc2.weight, std=std / math.sqrt(2 * depth))
+        elif isinstance(module, VJepa2Predictor):
+            init_predictor(module)
         elif isinstance(module, VJepa2Neighbours):
             init.ones_(module.std)
             for buffer in (module.mean, module.features, module.targets):
