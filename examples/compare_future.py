@@ -43,9 +43,10 @@ RECORDINGS = {
 # The rows of the second table: what differs between the probes
 UNSEEN = [f"anticipate_frames={FUTURE}"]
 PROBES = {
-    "encoder and predictor": [*UNSEEN, "predicted_tokens=true"],
+    "encoder and predictor": [*UNSEEN, f"predicted_frames={FUTURE}"],
+    "encoder and predictor's last tubelet": [*UNSEEN, "predicted_frames=2"],  # published: one tubelet
     "encoder": UNSEEN,
-    "random encoder and predictor": [*UNSEEN, "predicted_tokens=true", "random_weights=true"],
+    "random encoder and predictor": [*UNSEEN, f"predicted_frames={FUTURE}", "random_weights=true"],
     "random encoder": [*UNSEEN, "random_weights=true"],
     "encoder, of the last 8 frames": ["anticipate_frames=0"],
 }

@@ -126,9 +126,9 @@ class ProbeConfig:
     anticipate_frames: int | None = None
     """A clip ends so many frames before its video does, and the label is of the video's end; null: a clip lies in the
     middle of its video."""
-    predicted_tokens: bool = False
-    """Attentive probes also read the tokens that the predictor expects of these frames (`encoder` is then a
-    masked-latent model), as the published evaluation of anticipation does."""
+    predicted_frames: int = 0
+    """Attentive probes also read the tokens that the predictor expects of the last so many of these frames (`encoder`
+    is then a masked-latent model), as the published evaluation of anticipation does with one tubelet."""
 
     # Features
     cache_dir: str | None = None
@@ -187,10 +187,11 @@ class ProbeConfig:
             )
         if self.kind == "knn" and (not self.neighbours or min(self.neighbours) < 1 or self.labels_per_frame):
             raise ValueError("knn needs neighbours, at least 1 each, and one label a clip (labels_per_frame=false).")
-        if self.predicted_tokens and (not self.anticipate_frames or self.kind not in ("attentive", "finetune")):
+        possible = self.anticipate_frames if self.kind in ("attentive", "finetune") else 0
+        if not 0 <= self.predicted_frames <= (possible or 0):
             raise ValueError(
-                f"predicted_tokens needs anticipate_frames above 0 and kind attentive or finetune; got "
-                f"{self.anticipate_frames} and {self.kind}."
+                f"predicted_frames is {self.predicted_frames}, but 0 to anticipate_frames, with kind attentive or "
+                f"finetune, are expected; these are {self.anticipate_frames} and {self.kind}."
             )
         if self.kind in ("linear", "attentive", "knn") and "pooler_type" in self.head:
             raise ValueError(f"head.pooler_type is what kind={self.kind} says; remove it.")
@@ -198,10 +199,6 @@ class ProbeConfig:
     @property
     def sweep(self) -> list[tuple[float, float]]:
         return [(rate, decay) for decay in self.weight_decays for rate in self.learning_rates]
-
-    @property
-    def predicted_frames(self) -> int:
-        return self.anticipate_frames if self.predicted_tokens else 0
 
     def steps(self, tubelet: int) -> int:
         """T' of what heads read."""
@@ -223,7 +220,7 @@ def rates(config: ProbeConfig, step: int) -> dict[str, float]:
 # ---------------------------------------------------------------------------------------------------------------------
 @dataclass
 class Backbone:
-    """What is frozen: an encoder, and with predicted_tokens the predictor that was trained with it."""
+    """What is frozen: an encoder, and with predicted_frames the predictor that was trained with it."""
 
     encoder: VJepa2Encoder
     predictor: VJepa2Predictor | None = None
@@ -232,13 +229,13 @@ class Backbone:
 def build_backbone(config: ProbeConfig) -> Backbone:
     """The trained parts, or those of their architecture with random weights; the encoder remembers the clips it sees
     here."""
-    kind = VJepa2ForMaskedLatentPrediction if config.predicted_tokens else VJepa2Encoder
+    kind = VJepa2ForMaskedLatentPrediction if config.predicted_frames else VJepa2Encoder
     model = kind.from_pretrained(config.encoder)
     if config.random_weights:
         torch.manual_seed(config.seed)
         model = kind(model.config)
     model = model.float().eval()
-    found = Backbone(model.target_encoder, model.predictor) if config.predicted_tokens else Backbone(model)
+    found = Backbone(model.target_encoder, model.predictor) if config.predicted_frames else Backbone(model)
     found.encoder.config.frames_per_clip = config.frames_per_clip
     return found
 
@@ -254,7 +251,9 @@ def build_classifier(
         names = dict(enumerate(labels.names))
         fields |= {"id2label": names, "label2id": {name: i for i, name in names.items()}}
         fields |= {"problem_type": labels.problem_type}
-    fields["predicted_frames"] = config.predicted_frames
+    if backbone.predictor is not None:
+        fields["predicted_frames"] = config.predicted_frames
+        fields["skipped_frames"] = config.anticipate_frames - config.predicted_frames
     return VJepa2ForVideoClassification.from_encoder(backbone.encoder, backbone.predictor, **fields)
 
 
@@ -352,7 +351,7 @@ def describe_features(config: ProbeConfig, accelerator: Accelerator, backbone: B
         "encoder": sizes,
         "weights": weights_fingerprint(encoder),
         "layers": config.head.get("encoder_layers"),
-        "predictor": predictor and [weights_fingerprint(predictor), config.predicted_frames],
+        "predictor": predictor and [weights_fingerprint(predictor), config.predicted_frames, config.anticipate_frames],
         "kept": kept,
         "dtype": config.cache_dtype,
         "precision": accelerator.mixed_precision,

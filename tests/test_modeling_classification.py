@@ -16,6 +16,7 @@ from vjepa2_hf import (
     VJepa2VideoClassificationConfig,
 )
 from vjepa2_hf.modeling_classification import VJepa2ProbeHead
+from vjepa2_hf.modeling_positions import sincos_table
 
 
 def build(**fields):
@@ -208,6 +209,18 @@ class TestAnticipation:
         torch.testing.assert_close(model(clips()).logits, model.classify(tokens, steps))
 
     @torch.no_grad()
+    def test_predicted_tokens_may_begin_later(self):
+        masked = self.build_masked()
+        model = self.build(masked, predicted_frames=2, skipped_frames=4, pooler_time_positions=True)
+        (tokens, steps), context = model.encode_tokens(clips()), masked.encoder(clips()).last_hidden_state
+        ids = torch.arange(80).repeat(2, 1)
+        expected = masked.predictor(context, ids[:, :32], ids[:, 64:], (5, 4, 4))
+        assert steps == 3
+        torch.testing.assert_close(tokens[:, 32:], expected)
+        times = sincos_table((5, 1, 1), 24, device=tokens.device)
+        assert torch.equal(model._times(3, tokens), times[[0, 1, 4]])
+
+    @torch.no_grad()
     def test_it_is_saved_with_its_predictor(self, tmp_path):
         model = self.build(self.build_masked(predictor_query_key_bias=1.5, num_mask_tokens=3), predicted_frames=2)
         model.save_pretrained(tmp_path)
@@ -229,6 +242,7 @@ class TestAnticipation:
         [
             ({"predicted_frames": 3}, "predicted_frames is 3 and predictor_config"),
             ({"predicted_frames": 0}, "predicted_frames is 0 and predictor_config"),
+            ({"predicted_frames": 2, "skipped_frames": 1}, "skipped_frames is 1; expected a multiple"),
             ({"predicted_frames": 2, "pooler_type": "linear"}, "needs pooler_type 'attentive'"),
             ({"predicted_frames": 2, "encoder_layers": [0, 1]}, "encoder_layers None; got"),
         ],

@@ -323,7 +323,7 @@ def masked_latent(tmp_path_factory) -> Path:
 
 
 def test_anticipation_reads_predicted_tokens_of_what_it_does_not_see(monkeypatch, inputs, masked_latent, tmp_path):
-    overrides = ["anticipate_frames=2", "predicted_tokens=true", f"cache_dir={tmp_path / 'features'}"]
+    overrides = ["anticipate_frames=2", "predicted_frames=2", f"cache_dir={tmp_path / 'features'}"]
     results = run_script(monkeypatch, (inputs[0], masked_latent), tmp_path / "run", *overrides)
     assert results["validation"]["accuracy"] > 0.9
     (cache,) = (path for path in (tmp_path / "features").iterdir() if path.is_dir())
@@ -347,11 +347,9 @@ def test_without_predicted_tokens_every_kind_anticipates(monkeypatch, inputs, tm
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["predicted_tokens=true"], "predicted_tokens needs anticipate_frames above 0"),
-        (
-            ["predicted_tokens=true", "anticipate_frames=2", "kind=linear"],
-            "kind attentive or finetune; got 2 and linear",
-        ),
+        (["predicted_frames=2"], "predicted_frames is 2, but 0 to anticipate_frames, with kind"),
+        (["predicted_frames=4", "anticipate_frames=2"], "these are 2 and attentive"),
+        (["predicted_frames=2", "anticipate_frames=2", "kind=linear"], "these are 2 and linear"),
         (["anticipate_frames=2", "segments=2"], "anticipate_frames is 2 and a video has 2 clips"),
         (["anticipate_frames=2", "training_views=3"], "anticipate_frames is 2 and a video has 3 clips"),
     ],

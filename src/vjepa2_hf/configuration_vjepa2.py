@@ -676,7 +676,9 @@ class VJepa2VideoClassificationConfig(_NestedEncoder, PreTrainedConfig):
     neighbour_temperature (`float`, defaults to 0.07): of their weights, exp(cosine / temperature); DINO's.
     predicted_frames (`int`, defaults to 0): above 0 the attentive pooler reads, after the encoder's tokens, those that
         a masked-latent model's predictor expects of so many frames after the clip, as the published evaluation of
-        action anticipation does. A multiple of the tubelet size.
+        action anticipation does. A multiple of the tubelet size, as the next.
+    skipped_frames (`int`, defaults to 0): frames between the clip and the predicted ones. Published: the time until
+        the action, and one tubelet is predicted.
     predictor_config (`dict` or `None`): that predictor's `VJepa2MaskedLatentPredictionConfig.predictor_fields()`.
     """
 
@@ -697,6 +699,7 @@ class VJepa2VideoClassificationConfig(_NestedEncoder, PreTrainedConfig):
     num_stored_views: int = 0
     neighbour_temperature: float = 0.07
     predicted_frames: int = 0
+    skipped_frames: int = 0
     predictor_config: dict | None = None
     initializer_range: float = 0.02
 
@@ -704,7 +707,7 @@ class VJepa2VideoClassificationConfig(_NestedEncoder, PreTrainedConfig):
         _check_choice("pooler_type", self.pooler_type, ("attentive", "linear"))
         _check_positive(self, "pooler_mlp_ratio", "pooler_layer_norm_eps", "neighbour_temperature")
         _check_not_negative(self, "num_pooler_layers", "initializer_range", "num_neighbours", "num_stored_views")
-        _check_not_negative(self, "predicted_frames")
+        _check_not_negative(self, "predicted_frames", "skipped_frames")
         if self.num_neighbours:
             _check(
                 self.pooler_type == "linear" and not self.labels_per_frame and self.num_stored_views > 0,
@@ -724,7 +727,7 @@ class VJepa2VideoClassificationConfig(_NestedEncoder, PreTrainedConfig):
         )
         if self.encoder_layers is not None:
             self._check_encoder_layers(self.encoder_config.num_hidden_layers)
-        if self.predicted_frames or self.predictor_config is not None:
+        if self.predicted_frames or self.skipped_frames or self.predictor_config is not None:
             self._check_predictor()
         if self.pooler_type == "attentive":
             _check_heads(
@@ -747,6 +750,10 @@ class VJepa2VideoClassificationConfig(_NestedEncoder, PreTrainedConfig):
             own and self.predicted_frames > 0 and self.predicted_frames % tubelet == 0,
             f"predicted_frames is {self.predicted_frames} and predictor_config is {self.predictor_config}; expected a "
             f"multiple of the tubelet size of {tubelet} above 0 and a predictor's fields, or 0 and None.",
+        )
+        _check(
+            self.skipped_frames % tubelet == 0,
+            f"skipped_frames is {self.skipped_frames}; expected a multiple of the tubelet size of {tubelet}.",
         )
         _check(
             self.pooler_type == "attentive" and not self.labels_per_frame and self.encoder_layers is None,

@@ -53,13 +53,20 @@ class _ReadOut:
         """What the linear layer reads, (B, D) or (B, T', D); arguments as of `classify`."""
         attentive, layers = self.config.pooler_type == "attentive", len(self.config.encoder_layers or [None])
         if attentive and self.config.pooler_time_positions:
-            times = sincos_table((steps, 1, 1), tokens.shape[-1], device=tokens.device).to(tokens.dtype)
+            times = self._times(steps, tokens)
             tokens = (tokens.unflatten(1, (layers, steps, -1)) + times.unsqueeze(1)).flatten(1, 3)
         if not self.config.labels_per_frame:
             return self.pooler(tokens) if attentive else tokens.mean(dim=1)
         if attentive:
             return self.pooler(tokens, steps, layers)
         return _by_step(tokens, steps, layers).mean(dim=2)
+
+    def _times(self, steps: int, tokens: torch.Tensor) -> torch.Tensor:
+        """Sin-cos positions (T', D); of predicted tokens after those of `config.skipped_frames`."""
+        tubelet = self.config.encoder_config.tubelet_size
+        skip, seen = self.config.skipped_frames // tubelet, steps - self.config.predicted_frames // tubelet
+        times = sincos_table((steps + skip, 1, 1), tokens.shape[-1], device=tokens.device).to(tokens.dtype)
+        return torch.cat([times[:seen], times[seen + skip :]])
 
 
 class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
@@ -164,17 +171,17 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
     def _encode(self, clips: torch.Tensor, options: dict) -> tuple[VJepa2EncoderOutput, torch.Tensor, int]:
         """The encoder's output; its tokens (B, N, D), those of several blocks in a row (B, layers · N, D), or with the
         predicted ones after them; and T' of these."""
-        layers, ahead = self.config.encoder_layers, self.config.predicted_frames
+        layers, tubelet = self.config.encoder_layers, self.config.encoder_config.tubelet_size
         if layers is not None:
             output = self.encoder(clips, **{**options, "output_hidden_states": True})
             states = [self.encoder.layernorm(output.hidden_states[layer + 1]) for layer in layers]
             return output, torch.cat(states, dim=1), output.grid[0]
         output = self.encoder(clips, **options)
         tokens, steps = output.last_hidden_state, output.grid[0]
-        if not ahead:
+        more, skip = self.config.predicted_frames // tubelet, self.config.skipped_frames // tubelet
+        if not more:
             return output, tokens, steps
-        more = ahead // self.config.encoder_config.tubelet_size
-        future = predict_following(self.predictor, tokens, output.grid, more)
+        future = predict_following(self.predictor, tokens, output.grid, more, skip=skip)
         return output, torch.cat([tokens, future.flatten(1, 2)], dim=1), steps + more
 
     def mean_over_views(self, logits: torch.Tensor) -> torch.Tensor:

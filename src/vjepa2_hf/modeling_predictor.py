@@ -84,6 +84,7 @@ def predict_following(
     grid: tuple[int, int, int],
     steps: int,
     autoregressive: bool = False,
+    skip: int = 0,
 ) -> torch.Tensor:
     """Tokens of the tubelets that follow a clip.
 
@@ -92,15 +93,16 @@ def predict_following(
         grid: (T', H', W') of the clip.
         steps: f, tubelets to predict.
         autoregressive: one tubelet at a time, which is then context for the next, instead of all at once.
+        skip: tubelets between the clip and those to predict, when all are predicted at once.
 
     Returns:
         (B, f, P, D).
     """
     past_steps, rows, columns = grid
     at_once, future = 1 if autoregressive else steps, []
-    for first in range(past_steps, past_steps + steps, at_once):
+    for first in range(past_steps + skip, past_steps + skip + steps, at_once):
         ids = torch.arange((first + at_once) * rows * columns, device=context.device).expand(len(context), -1)
-        known, hidden = ids[:, : context.shape[1]], ids[:, context.shape[1] :]
+        known, hidden = ids[:, : context.shape[1]], ids[:, first * rows * columns :]
         predicted = predictor(context, known, hidden, (first + at_once, rows, columns), mask_token_index=0)
         future.append(predicted)
         if autoregressive:
