@@ -6,7 +6,8 @@
 
 The digits are scikit-learn's 1797 scans of 8 x 8 pixels; `train` takes the first 1297, `test` the last 500, so that no
 scan is in both. A row is a video: `video` (h264 mp4, 64 x 64), `fps`, `digit` (0 to 9), `direction` (0 to 7: the
-heading of the first frames in steps of 45 degrees, 0 to the right, 2 down). A digit moves straight for
+heading of the first frames in steps of 45 degrees, 0 to the right, 2 down), `place` (0 to 15: in which of 4 x 4 fields
+it is in the last frame, row by row). A digit moves straight for
 `STRAIGHT_FRAMES` frames, around a place that is drawn alike for all directions, so that only the order of the frames
 tells the direction; later it bounces. The same arguments record the same videos.
 
@@ -38,6 +39,7 @@ DIGIT_SIZE = 24  # pixels, height and width of a digit
 DIRECTIONS = 8
 SPEED = (1.5, 3.0)  # pixels a frame, lowest and highest
 MAX_SPEED = 2.0  # of --speed
+FIELDS = 4  # `place` is one of 4 x 4
 STRAIGHT_FRAMES = 8  # frames without a bounce at the start: `direction` holds for them
 TRAIN_DIGITS = 1297  # of 1797
 FRAMES_PER_SECOND = 10.0
@@ -47,8 +49,8 @@ MOTIONS = {False: "direction", True: "first_motion"}  # the column, without and 
 def features(two_motions: bool = False) -> Features:
     """The columns of the shards."""
     number = Value("int64")
-    columns = {"video": Video(decode=False), "fps": Value("float32"), "digit": number, MOTIONS[two_motions]: number}
-    return Features(columns)
+    columns = {"video": Video(decode=False), "fps": Value("float32"), "digit": number, "place": number}
+    return Features({**columns, MOTIONS[two_motions]: number})
 
 
 def enlarge(digit: np.ndarray, offset: np.ndarray) -> np.ndarray:
@@ -96,6 +98,12 @@ def draw_turn(rng: np.random.Generator, frames: int, first_motion: int) -> np.nd
     return path[::-1] if first_motion else path
 
 
+def find_place(offset: np.ndarray) -> int:
+    """The field, 0 to 15, of a digit at an offset (2,)."""
+    column, row = np.clip(offset / (IMAGE_SIZE - DIGIT_SIZE) * FIELDS, 0, FIELDS - 1).astype(int)
+    return int(row * FIELDS + column)
+
+
 def draw_video(digit: np.ndarray, path: np.ndarray) -> np.ndarray:
     """A video (frames, 64, 64, 3) uint8 of a white digit on black that follows a path (frames, 2)."""
     brightness = np.stack([enlarge(digit, offset) for offset in path])
@@ -120,6 +128,7 @@ def record_videos(
             "video": {"bytes": data, "path": f"{split}-{seed}-{number:06d}.mp4"},
             "fps": FRAMES_PER_SECOND,
             "digit": int(names[index]),
+            "place": find_place(path[-1]),
             MOTIONS[two_motions]: motion,
         }
 

@@ -33,7 +33,12 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from vjepa2_hf import VJepa2Encoder, VJepa2ForVideoClassification, VJepa2VideoProcessor
+from vjepa2_hf import (
+    VJepa2Encoder,
+    VJepa2ForMaskedLatentPrediction,
+    VJepa2ForVideoClassification,
+    VJepa2VideoProcessor,
+)
 from vjepa2_hf.cache_lock import locked
 from vjepa2_hf.checkpoints import write_text
 from vjepa2_hf.clips import Augmentation
@@ -49,6 +54,7 @@ from vjepa2_hf.latent_cache import (
     is_finished,
     weights_fingerprint,
 )
+from vjepa2_hf.modeling_predictor import VJepa2Predictor
 from vjepa2_hf.probe_data import ClipViews, LabelledClips, LabelledPart, Labels, ProblemType, fill_cache
 from vjepa2_hf.probe_scores import SCORES, draw_confusion_picture, guess_without_looking, measure
 from vjepa2_hf.probe_sweep import FineTuning, ProbeSweep
@@ -116,6 +122,14 @@ class ProbeConfig:
     crop_size: int | None = None
     """Pixels; null: the encoder's own processor."""
 
+    # Anticipation
+    anticipate_frames: int | None = None
+    """A clip ends so many frames before its video does, and the label is of the video's end; null: a clip lies in the
+    middle of its video."""
+    predicted_frames: int = 0
+    """Attentive probes also read the tokens that the predictor expects of the last so many of these frames (`encoder`
+    is then a masked-latent model), as the published evaluation of anticipation does with one tubelet."""
+
     # Features
     cache_dir: str | None = None
     """null: `features` beside output_dir."""
@@ -173,12 +187,22 @@ class ProbeConfig:
             )
         if self.kind == "knn" and (not self.neighbours or min(self.neighbours) < 1 or self.labels_per_frame):
             raise ValueError("knn needs neighbours, at least 1 each, and one label a clip (labels_per_frame=false).")
+        possible = self.anticipate_frames if self.kind in ("attentive", "finetune") else 0
+        if not 0 <= self.predicted_frames <= (possible or 0):
+            raise ValueError(
+                f"predicted_frames is {self.predicted_frames}, but 0 to anticipate_frames, with kind attentive or "
+                f"finetune, are expected; these are {self.anticipate_frames} and {self.kind}."
+            )
         if self.kind in ("linear", "attentive", "knn") and "pooler_type" in self.head:
             raise ValueError(f"head.pooler_type is what kind={self.kind} says; remove it.")
 
     @property
     def sweep(self) -> list[tuple[float, float]]:
         return [(rate, decay) for decay in self.weight_decays for rate in self.learning_rates]
+
+    def steps(self, tubelet: int) -> int:
+        """T' of what heads read."""
+        return (self.frames_per_clip + self.predicted_frames) // tubelet
 
     @property
     def pooled(self) -> bool:
@@ -194,18 +218,30 @@ def rates(config: ProbeConfig, step: int) -> dict[str, float]:
 # ---------------------------------------------------------------------------------------------------------------------
 # Features
 # ---------------------------------------------------------------------------------------------------------------------
-def build_encoder(config: ProbeConfig) -> VJepa2Encoder:
-    """The trained encoder, or one of its architecture with random weights; it remembers the clips it sees here."""
-    encoder = VJepa2Encoder.from_pretrained(config.encoder)
+@dataclass
+class Backbone:
+    """What is frozen: an encoder, and with predicted_frames the predictor that was trained with it."""
+
+    encoder: VJepa2Encoder
+    predictor: VJepa2Predictor | None = None
+
+
+def build_backbone(config: ProbeConfig) -> Backbone:
+    """The trained parts, or those of their architecture with random weights; the encoder remembers the clips it sees
+    here."""
+    kind = VJepa2ForMaskedLatentPrediction if config.predicted_frames else VJepa2Encoder
+    model = kind.from_pretrained(config.encoder)
     if config.random_weights:
         torch.manual_seed(config.seed)
-        encoder = VJepa2Encoder(encoder.config)
-    encoder.config.frames_per_clip = config.frames_per_clip
-    return encoder.float().eval()
+        model = kind(model.config)
+    model = model.float().eval()
+    found = Backbone(model.target_encoder, model.predictor) if config.predicted_frames else Backbone(model)
+    found.encoder.config.frames_per_clip = config.frames_per_clip
+    return found
 
 
 def build_classifier(
-    config: ProbeConfig, encoder: VJepa2Encoder, labels: Labels | None, **more: int
+    config: ProbeConfig, backbone: Backbone, labels: Labels | None, **more: int
 ) -> VJepa2ForVideoClassification:
     """The classifier that the settings, and `more` fields, describe; without labels, for its features alone."""
     pooler = {"linear": "linear", "knn": "linear", "attentive": "attentive"}.get(config.kind)
@@ -215,14 +251,17 @@ def build_classifier(
         names = dict(enumerate(labels.names))
         fields |= {"id2label": names, "label2id": {name: i for i, name in names.items()}}
         fields |= {"problem_type": labels.problem_type}
-    return VJepa2ForVideoClassification.from_encoder(encoder, **fields)
+    if backbone.predictor is not None:
+        fields["predicted_frames"] = config.predicted_frames
+        fields["skipped_frames"] = config.anticipate_frames - config.predicted_frames
+    return VJepa2ForVideoClassification.from_encoder(backbone.encoder, backbone.predictor, **fields)
 
 
-def build_encode(config: ProbeConfig, accelerator: Accelerator, encoder: VJepa2Encoder, processor):
+def build_encode(config: ProbeConfig, accelerator: Accelerator, backbone: Backbone, processor):
     """A function from uint8 views (B, T, C, H, W) to the cache's column: features, or for fine-tuning the frames."""
     if config.kind == "finetune":
         return lambda frames: {"frames": frames}
-    model = build_classifier(config, encoder, None).to(accelerator.device).eval()
+    model = build_classifier(config, backbone, None).to(accelerator.device).eval()
     dtype = getattr(torch, config.cache_dtype)
 
     @torch.no_grad()
@@ -239,9 +278,8 @@ def build_encode(config: ProbeConfig, accelerator: Accelerator, encoder: VJepa2E
 
 def evaluation_views(config: ProbeConfig) -> ClipViews:
     """The views that probabilities are averaged over."""
-    return ClipViews(
-        config.frames_per_clip, config.fps, config.speed, config.segments, config.crops, None, config.shuffle_time
-    )
+    views = (config.frames_per_clip, config.fps, config.speed, config.segments, config.crops, None)
+    return ClipViews(*views, config.shuffle_time, anticipate_frames=config.anticipate_frames)
 
 
 def training_views(config: ProbeConfig) -> ClipViews:
@@ -249,7 +287,7 @@ def training_views(config: ProbeConfig) -> ClipViews:
     random = asdict(config.augmentation) if config.augmentation else None
     seed = config.seed if random else 0
     views = (config.frames_per_clip, config.fps, config.speed, config.training_views, 1, random, config.shuffle_time)
-    return ClipViews(*views, seed)
+    return ClipViews(*views, seed, anticipate_frames=config.anticipate_frames)
 
 
 def falls_to(config: ProbeConfig, name: str) -> str:
@@ -267,7 +305,7 @@ def is_training(config: ProbeConfig, name: str) -> bool:
     return falls_to(config, name) == "training"
 
 
-def open_caches(config, accelerator, encoder, processor) -> tuple[dict[str, EpisodeCache], float]:
+def open_caches(config, accelerator, backbone: Backbone, processor) -> tuple[dict[str, EpisodeCache], float]:
     """The cache of each part, filled first where no run has done so, and the seconds that took. Parts with the same
     views of the same data share one."""
     learned, evaluated = training_views(config), evaluation_views(config)
@@ -280,7 +318,7 @@ def open_caches(config, accelerator, encoder, processor) -> tuple[dict[str, Epis
     wanted["validation"] = wanted["held_out"] if config.validation_data is None else None
     wanted["validation"] = wanted["validation"] or (config.validation_data, evaluated, None)
     wanted |= {name: (data, evaluated, None) for name, data in config.evaluate_on.items()}
-    depends_on = {"version": 1, "processor": processor.to_dict(), **describe_features(config, accelerator, encoder)}
+    depends_on = {"version": 1, "processor": processor.to_dict(), **describe_features(config, accelerator, backbone)}
     root = Path(config.cache_dir) if config.cache_dir else Path(config.output_dir).resolve().parent / "features"
     caches, started, encode = {}, time.perf_counter(), None
     for part, (data, views, filter_) in wanted.items():
@@ -289,7 +327,7 @@ def open_caches(config, accelerator, encoder, processor) -> tuple[dict[str, Epis
         folder = root / f"{Path(data).name}-{cache_key(described)}"
         with locked(folder, accelerator):
             if not is_finished(folder):
-                encode = encode or build_encode(config, accelerator, encoder, processor)
+                encode = encode or build_encode(config, accelerator, backbone, processor)
                 select = None if filter_ is None else functools.partial(filter_, config)
                 rank, processes = accelerator.process_index, accelerator.num_processes
                 stream = LabelledClips(data, views, processor, select, rank=rank, world_size=processes)
@@ -302,16 +340,18 @@ def open_caches(config, accelerator, encoder, processor) -> tuple[dict[str, Epis
     return caches, time.perf_counter() - started
 
 
-def describe_features(config: ProbeConfig, accelerator: Accelerator, encoder: VJepa2Encoder) -> dict[str, Any]:
+def describe_features(config: ProbeConfig, accelerator: Accelerator, backbone: Backbone) -> dict[str, Any]:
     """What features depend on, beside the views."""
     if config.kind == "finetune":
         return {"frames": True}
+    encoder, predictor = backbone.encoder, backbone.predictor
     sizes = {name: value for name, value in encoder.config.to_diff_dict().items() if name != "transformers_version"}
     kept = f"averages{' a tubelet' if config.labels_per_frame else ''}" if config.pooled else "tokens"
     return {
         "encoder": sizes,
         "weights": weights_fingerprint(encoder),
         "layers": config.head.get("encoder_layers"),
+        "predictor": predictor and [weights_fingerprint(predictor), config.predicted_frames, config.anticipate_frames],
         "kept": kept,
         "dtype": config.cache_dtype,
         "precision": accelerator.mixed_precision,
@@ -431,8 +471,7 @@ def train_step(run: Run, sweep, optimizer, batch, training: LabelledPart, proces
         targets = targets[torch.arange(len(places)), places[:, 2]]
     column = "frames" if config.kind == "finetune" else "features"
     inputs = model_inputs(config, batch[column].squeeze(1), processor, accelerator.device)
-    steps = config.frames_per_clip // training.tubelet
-    losses = sweep(inputs, targets.to(accelerator.device), steps)
+    losses = sweep(inputs, targets.to(accelerator.device), config.steps(training.tubelet))
     accelerator.backward(losses.sum())  # each head's gradient is of its own loss alone
     means = accelerator.reduce(losses.detach().float(), "mean")
     norm = gradient_norm(accelerator, sweep.parameters(), config.gradient_clipping)
@@ -477,7 +516,7 @@ def score_clips(config: ProbeConfig, sweep: ProbeSweep, model, part: LabelledPar
     for clips in part.clips.split(max(1, config.batch_size // int(part.cache.lengths[0]))):
         values = part.read(clips, column)
         inputs = model_inputs(config, values.flatten(0, 1), processor, device)
-        logits = sweep.predictions(sweep.logits(inputs, config.frames_per_clip // part.tubelet)).float()
+        logits = sweep.predictions(sweep.logits(inputs, config.steps(part.tubelet))).float()
         if not config.labels_per_frame:
             by_view = logits.unflatten(1, values.shape[:2])
             logits = model.mean_over_views(by_view.flatten(0, 1)).unflatten(0, by_view.shape[:2])
@@ -545,14 +584,16 @@ def write_results(
         tqdm.write(f"{name} {found[name]:.3f} on {results['clips'][part]} clips of {part}")
 
 
-def build_neighbours(config, encoder, labels: Labels, training: LabelledPart) -> VJepa2ForVideoClassification:
+def build_neighbours(
+    config, backbone: Backbone, labels: Labels, training: LabelledPart
+) -> VJepa2ForVideoClassification:
     """A classifier that stores all views of the training clips."""
     features = training.read(training.clips, "features").float()
     targets = training.targets[training.clips]
     if labels.problem_type == "single_label_classification":
         targets = torch.nn.functional.one_hot(targets, len(labels.names))
     stored = {"num_neighbours": max(config.neighbours), "num_stored_views": features.shape[0] * features.shape[1]}
-    model = build_classifier(config, encoder, labels, **stored)
+    model = build_classifier(config, backbone, labels, **stored)
     targets = targets.float().repeat_interleave(features.shape[1], dim=0)
     model.classifier.store(features.flatten(0, 1), targets, config.standardize)
     return model
@@ -580,11 +621,11 @@ def train(config: ProbeConfig) -> None:
     run = Run(config.output_dir, config, accelerator, config.keep_last)
     accelerator.init_trackers("probe")  # after the folder is this run's alone
     run.check(config.resume, rates, RATE_SETTINGS)  # before hours of encoding
-    encoder = build_encoder(config)
+    backbone = build_backbone(config)
     size = config.crop_size
     processor = VJepa2VideoProcessor.from_pretrained(config.encoder, **({"crop_size": size} if size else {}))
-    caches, feature_seconds = open_caches(config, accelerator, encoder, processor)
-    parts, labels = open_parts(config, caches, encoder.config.tubelet_size)
+    caches, feature_seconds = open_caches(config, accelerator, backbone, processor)
+    parts, labels = open_parts(config, caches, backbone.encoder.config.tubelet_size)
 
     set_seed(config.seed)
     started = time.perf_counter()
@@ -592,11 +633,11 @@ def train(config: ProbeConfig) -> None:
     if config.kind == "knn":
         run.resume(config.resume, rates, RATE_SETTINGS)
         settings = [{"neighbours": count} for count in config.neighbours]
-        model = build_neighbours(config, encoder, labels, parts["training"]).to(accelerator.device).eval()
+        model = build_neighbours(config, backbone, labels, parts["training"]).to(accelerator.device).eval()
         scores = {name: neighbour_scores(config, model, part, accelerator.device) for name, part in evaluated.items()}
     else:
         settings = [{"learning_rate": rate, "weight_decay": decay} for rate, decay in config.sweep]
-        model = build_classifier(config, encoder, labels)
+        model = build_classifier(config, backbone, labels)
         sweep = build_sweep(config, model, labels, parts["training"])
         optimizer = torch.optim.AdamW(sweep.optimizer_groups(), fused=True)
         sweep, optimizer = accelerator.prepare(sweep.train(), optimizer)

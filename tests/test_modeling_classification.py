@@ -3,17 +3,20 @@
 import numpy as np
 import pytest
 import torch
-from published import ENCODER, TINY_ENCODER, golden, our_names
+from published import ENCODER, TINY_ENCODER, TINY_PREDICTOR, golden, our_names
 from sklearn.neighbors import KNeighborsClassifier
 from test_modeling_encoder import TOLERANCE, clips, same_weights, spread
 
 from vjepa2_hf import (
     VJepa2Encoder,
     VJepa2EncoderConfig,
+    VJepa2ForMaskedLatentPrediction,
     VJepa2ForVideoClassification,
+    VJepa2MaskedLatentPredictionConfig,
     VJepa2VideoClassificationConfig,
 )
 from vjepa2_hf.modeling_classification import VJepa2ProbeHead
+from vjepa2_hf.modeling_positions import sincos_table
 
 
 def build(**fields):
@@ -119,6 +122,24 @@ def test_with_positions_in_time_an_attentive_pooler_knows_the_order_of_frames(fi
         before, after = model.classify(tokens, steps), model.classify(turned, steps)
         assert torch.allclose(before, after, atol=1e-4) != positions
     torch.testing.assert_close(before, model(clips()).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fields", [{}, {"encoder_layers": [0, 1]}, {"pooler_time_positions": True}])
+def test_with_positions_in_place_an_attentive_pooler_knows_where_something_is(fields):
+    for positions in (False, True):
+        model = build(pooler_place_positions=positions, **fields)
+        tokens, steps = model.encode_tokens(clips())
+        moved = tokens.unflatten(1, (-1, 4, 4)).transpose(2, 3).flatten(1, 3)  # rows and columns change places
+        before, after = model.classify(tokens, steps), model.classify(moved, steps)
+        assert torch.allclose(before, after, atol=1e-4) != positions
+    torch.testing.assert_close(before, model(clips()).logits)
+
+
+def test_positions_in_place_need_square_frames():
+    model = build(pooler_place_positions=True)
+    with pytest.raises(ValueError, match="square frames, but a time step has 8 tokens"):
+        model.classify(torch.zeros(1, 16, 24), steps=2)
 
 
 def test_labels_per_frame_of_views_are_refused():
@@ -233,3 +254,74 @@ def test_the_poolers_attention_lies_where_the_query_finds_its_like():
 def test_a_linear_pooler_has_no_attention():
     with pytest.raises(ValueError, match="pooler_type is 'linear'"):
         build(pooler_type="linear").pooler_attention(clips())
+
+
+class TestAnticipation:
+    """The pooler reads the encoder's tokens, then those that the predictor expects to follow."""
+
+    def build_masked(self, **fields):
+        torch.manual_seed(1)
+        config = VJepa2MaskedLatentPredictionConfig(encoder_config=TINY_ENCODER, **TINY_PREDICTOR, **fields)
+        return spread(VJepa2ForMaskedLatentPrediction(config).eval())
+
+    def build(self, masked, **fields):
+        fields = {"num_labels": 5, "num_pooler_layers": 1, "pooler_num_attention_heads": 2, **fields}
+        return VJepa2ForVideoClassification.from_encoder(masked.encoder, masked.predictor, **fields).eval()
+
+    @torch.no_grad()
+    def test_the_pooler_reads_what_predict_future_gives(self):
+        masked = self.build_masked()
+        model = self.build(masked, predicted_frames=4, pooler_time_positions=True)
+        tokens, steps = model.encode_tokens(clips())
+        own, future = tokens[:, :32], tokens[:, 32:]
+        assert steps == 4 and torch.equal(own, masked.encoder(clips()).last_hidden_state)
+        torch.testing.assert_close(future, masked.predict_future(clips(), 4).flatten(1, 2))
+        torch.testing.assert_close(model(clips()).logits, model.classify(tokens, steps))
+
+    @torch.no_grad()
+    def test_predicted_tokens_may_begin_later(self):
+        masked = self.build_masked()
+        model = self.build(masked, predicted_frames=2, skipped_frames=4, pooler_time_positions=True)
+        (tokens, steps), context = model.encode_tokens(clips()), masked.encoder(clips()).last_hidden_state
+        ids = torch.arange(80).repeat(2, 1)
+        expected = masked.predictor(context, ids[:, :32], ids[:, 64:], (5, 4, 4))
+        assert steps == 3
+        torch.testing.assert_close(tokens[:, 32:], expected)
+        times = sincos_table((5, 1, 1), 24, device=tokens.device)
+        positions = model._positions(3, tokens.unflatten(1, (1, 3, -1)))
+        assert torch.equal(positions, times[[0, 1, 4]].unsqueeze(1))
+
+    @torch.no_grad()
+    def test_it_is_saved_with_its_predictor(self, tmp_path):
+        model = self.build(self.build_masked(predictor_query_key_bias=1.5, num_mask_tokens=3), predicted_frames=2)
+        model.save_pretrained(tmp_path)
+        again = VJepa2ForVideoClassification.from_pretrained(tmp_path).eval()
+        assert same_weights(model, again) and torch.equal(model(clips()).logits, again(clips()).logits)
+        assert same_weights(VJepa2Encoder.from_pretrained(tmp_path), model.encoder)
+
+    def test_random_weights_are_not_zero_where_a_masked_model_has_none(self):
+        fields = VJepa2MaskedLatentPredictionConfig(
+            encoder_config=TINY_ENCODER, **TINY_PREDICTOR, zero_init_mask_tokens=False
+        ).predictor_fields()
+        config = VJepa2VideoClassificationConfig(
+            encoder_config=TINY_ENCODER, pooler_num_attention_heads=2, predicted_frames=2, predictor_config=fields
+        )
+        assert VJepa2ForVideoClassification(config).predictor.mask_tokens.std() > 0
+
+    @pytest.mark.parametrize(
+        ("fields", "said"),
+        [
+            ({"predicted_frames": 3}, "predicted_frames is 3 and predictor_config"),
+            ({"predicted_frames": 0}, "predicted_frames is 0 and predictor_config"),
+            ({"predicted_frames": 2, "skipped_frames": 1}, "skipped_frames is 1; expected a multiple"),
+            ({"predicted_frames": 2, "pooler_type": "linear"}, "needs pooler_type 'attentive'"),
+            ({"predicted_frames": 2, "encoder_layers": [0, 1]}, "encoder_layers None; got"),
+        ],
+    )
+    def test_settings_that_do_not_go_together_are_refused(self, fields, said):
+        with pytest.raises(ValueError, match=said):
+            self.build(self.build_masked(), **fields)
+
+    def test_predictors_of_pixels_are_refused(self):
+        with pytest.raises(ValueError, match="target_type 'pixels'"):
+            self.build(self.build_masked(target_type="pixels"), predicted_frames=2)

@@ -41,6 +41,18 @@ class TestViews:
             assert torch.allclose(means, torch.tensor([0.0, 120, 240]), atol=4)
         assert ClipViews(4).cut(row, "clip", PROCESSOR)["frames"].shape == (1, 4, 3, 32, 32)
 
+    def test_what_is_to_be_anticipated_is_not_seen(self):
+        assert indices(ClipViews(4, anticipate_frames=0)) == [[56, 57, 58, 59]]
+        assert indices(ClipViews(4, anticipate_frames=8)) == [[48, 49, 50, 51]]
+        assert indices(ClipViews(4, fps=2.0, anticipate_frames=2)) == [[29, 35, 41, 47]]  # 2 frames are a second
+        random = ClipViews(4, segments=2, random_crop={"scale": (0.5, 1.0)}, anticipate_frames=8)
+        assert indices(random) == [[48, 49, 50, 51]] * 2
+        with pytest.raises(ValueError, match="it has 60 frames, fewer than the 61 of a clip"):
+            indices(ClipViews(4, anticipate_frames=57))
+        picture = {"video": None, "image": None}
+        with pytest.raises(ValueError, match="a picture, which nothing follows"):
+            ClipViews(4, anticipate_frames=2).cut(picture, "picture", PROCESSOR)
+
     def test_shuffled_frames_are_the_same_frames_in_an_order_of_each_clip(self):
         views = ClipViews(16, shuffle_time=True)
         (first,), (other,) = indices(views, "a"), indices(views, "b")

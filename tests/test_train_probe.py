@@ -12,10 +12,17 @@ import pytest
 import torch
 import train_probe
 from datasets import Features, List, Value, Video
-from published import TINY_ENCODER
+from published import TINY_ENCODER, TINY_PREDICTOR
 from transformers import pipeline
 
-from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2ForVideoClassification, VJepa2VideoProcessor
+from vjepa2_hf import (
+    VJepa2Encoder,
+    VJepa2EncoderConfig,
+    VJepa2ForMaskedLatentPrediction,
+    VJepa2ForVideoClassification,
+    VJepa2MaskedLatentPredictionConfig,
+    VJepa2VideoProcessor,
+)
 from vjepa2_hf.latent_cache import EpisodeCache
 from vjepa2_hf.settings import load_config
 from vjepa2_hf.shards import write_shards
@@ -302,3 +309,52 @@ def test_other_clips_with_labels_that_the_probe_does_not_know_are_refused(monkey
     with pytest.raises(SystemExit):
         run_script(monkeypatch, inputs, tmp_path / "run", f"evaluate_on={{training: {inputs[0]}}}")
     assert "evaluate_on has 'training'" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def masked_latent(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("masked")
+    torch.manual_seed(0)
+    encoder = {**TINY_ENCODER, "initializer_range": 0.1}
+    config = VJepa2MaskedLatentPredictionConfig(encoder_config=encoder, **TINY_PREDICTOR, initializer_range=0.1)
+    VJepa2ForMaskedLatentPrediction(config).save_pretrained(folder)
+    VJepa2VideoProcessor(size=32, crop_size=32).save_pretrained(folder)
+    return folder
+
+
+def test_anticipation_reads_predicted_tokens_of_what_it_does_not_see(monkeypatch, inputs, masked_latent, tmp_path):
+    overrides = ["anticipate_frames=2", "predicted_frames=2", f"cache_dir={tmp_path / 'features'}"]
+    results = run_script(monkeypatch, (inputs[0], masked_latent), tmp_path / "run", *overrides)
+    assert results["validation"]["accuracy"] > 0.9
+    (cache,) = (path for path in (tmp_path / "features").iterdir() if path.is_dir())
+    rows = EpisodeCache(cache, ("features", "frame_indices")).windows(torch.tensor([0]), torch.tensor([0]), 1)
+    assert rows["frame_indices"].flatten().tolist() == [0, 1, 2, 3] and rows["features"].shape == (1, 1, 48, 24)
+    model = VJepa2ForVideoClassification.from_pretrained(tmp_path / "run" / "final").eval()
+    path = tmp_path / "seen.mp4"
+    frames = np.full((4, 32, 40, 3), 20, np.uint8)
+    frames[..., 1] = 100
+    path.write_bytes(encode_video(frames, fps=10, crf=2))
+    assert model.config.predicted_frames == 2 and model.config.num_frames == 4
+    assert pipeline("video-classification", model=str(tmp_path / "run" / "final"))(str(path))[0]["label"] == "green"
+
+
+def test_without_predicted_tokens_every_kind_anticipates(monkeypatch, inputs, tmp_path):
+    for kind in ("linear", "knn"):
+        results = run_script(monkeypatch, inputs, tmp_path / kind, f"kind={kind}", "anticipate_frames=1")
+        assert results["validation"]["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["predicted_frames=2"], "predicted_frames is 2, but 0 to anticipate_frames, with kind"),
+        (["predicted_frames=4", "anticipate_frames=2"], "these are 2 and attentive"),
+        (["predicted_frames=2", "anticipate_frames=2", "kind=linear"], "these are 2 and linear"),
+        (["anticipate_frames=2", "segments=2"], "anticipate_frames is 2 and a video has 2 clips"),
+        (["anticipate_frames=2", "training_views=3"], "anticipate_frames is 2 and a video has 3 clips"),
+    ],
+)
+def test_settings_of_anticipation_that_cannot_be_are_refused(monkeypatch, inputs, tmp_path, capsys, overrides, said):
+    with pytest.raises(SystemExit):
+        run_script(monkeypatch, inputs, tmp_path / "run", *overrides)
+    assert said in capsys.readouterr().err

@@ -378,6 +378,12 @@ class VJepa2MaskedLatentPredictionConfig(_NestedEncoder, PreTrainedConfig):
             "encoder_config.",
         )
 
+    def predictor_fields(self) -> dict:
+        """The fields that the predictor is built from, encoder aside."""
+        names = ("num_mask_tokens", "zero_init_mask_tokens", "initializer_range", "target_type")
+        own = [name for name in self.to_dict() if name.startswith("predictor_") or name in names]
+        return {name: getattr(self, name) for name in own}
+
     @property
     def auxiliary_weights(self) -> dict[str, float]:
         """The weights above 0 of `AUXILIARY_LOSSES`, by name."""
@@ -662,12 +668,20 @@ class VJepa2VideoClassificationConfig(_NestedEncoder, PreTrainedConfig):
     pooler_time_positions (`bool`, defaults to `False`, as published): an attentive pooler's tokens get a sin-cos
         position in time. Its attention knows no order but what the encoder's tokens say of it; those of a small
         encoder say little.
+    pooler_place_positions (`bool`, defaults to `False`, as published): the same for rows and columns; frames have to be
+        square. Without it a pooler can tell where something is only by what the encoder's tokens say of their place.
     labels_per_frame (`bool`, defaults to `False`): logits for each tubelet, read from its own tokens (after the
         pooler's self-attention over the whole clip, if it is attentive): when something happens (seed 000, event
         detection).
     num_neighbours (`int`, defaults to 0): above 0 the linear layer's place is taken by so many nearest neighbours
         (k-NN), of `num_stored_views` (`int`, defaults to 0) stored ones, with a linear pooler and one label a clip.
     neighbour_temperature (`float`, defaults to 0.07): of their weights, exp(cosine / temperature); DINO's.
+    predicted_frames (`int`, defaults to 0): above 0 the attentive pooler reads, after the encoder's tokens, those that
+        a masked-latent model's predictor expects of so many frames after the clip, as the published evaluation of
+        action anticipation does. A multiple of the tubelet size, as the next.
+    skipped_frames (`int`, defaults to 0): frames between the clip and the predicted ones. Published: the time until
+        the action, and one tubelet is predicted.
+    predictor_config (`dict` or `None`): that predictor's `VJepa2MaskedLatentPredictionConfig.predictor_fields()`.
     """
 
     model_type = "vjepa2_hf_video_classification"
@@ -682,16 +696,21 @@ class VJepa2VideoClassificationConfig(_NestedEncoder, PreTrainedConfig):
     pooler_mlp_ratio: int | float = 4.0
     encoder_layers: list | None = None
     pooler_time_positions: bool = False
+    pooler_place_positions: bool = False
     labels_per_frame: bool = False
     num_neighbours: int = 0
     num_stored_views: int = 0
     neighbour_temperature: float = 0.07
+    predicted_frames: int = 0
+    skipped_frames: int = 0
+    predictor_config: dict | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
         _check_choice("pooler_type", self.pooler_type, ("attentive", "linear"))
         _check_positive(self, "pooler_mlp_ratio", "pooler_layer_norm_eps", "neighbour_temperature")
         _check_not_negative(self, "num_pooler_layers", "initializer_range", "num_neighbours", "num_stored_views")
+        _check_not_negative(self, "predicted_frames", "skipped_frames")
         if self.num_neighbours:
             _check(
                 self.pooler_type == "linear" and not self.labels_per_frame and self.num_stored_views > 0,
@@ -711,6 +730,8 @@ class VJepa2VideoClassificationConfig(_NestedEncoder, PreTrainedConfig):
         )
         if self.encoder_layers is not None:
             self._check_encoder_layers(self.encoder_config.num_hidden_layers)
+        if self.predicted_frames or self.skipped_frames or self.predictor_config is not None:
+            self._check_predictor()
         if self.pooler_type == "attentive":
             _check_heads(
                 "hidden_size",
@@ -718,6 +739,34 @@ class VJepa2VideoClassificationConfig(_NestedEncoder, PreTrainedConfig):
                 "pooler_num_attention_heads",
                 self.pooler_num_attention_heads,
             )
+
+    @property
+    def masked_latent_config(self) -> VJepa2MaskedLatentPredictionConfig:
+        """What the predictor is built from."""
+        return VJepa2MaskedLatentPredictionConfig(
+            encoder_config=self.encoder_config.to_dict(), **(self.predictor_config or {})
+        )
+
+    def _check_predictor(self) -> None:
+        tubelet, own = self.encoder_config.tubelet_size, self.predictor_config is not None
+        _check(
+            own and self.predicted_frames > 0 and self.predicted_frames % tubelet == 0,
+            f"predicted_frames is {self.predicted_frames} and predictor_config is {self.predictor_config}; expected a "
+            f"multiple of the tubelet size of {tubelet} above 0 and a predictor's fields, or 0 and None.",
+        )
+        _check(
+            self.skipped_frames % tubelet == 0,
+            f"skipped_frames is {self.skipped_frames}; expected a multiple of the tubelet size of {tubelet}.",
+        )
+        _check(
+            self.pooler_type == "attentive" and not self.labels_per_frame and self.encoder_layers is None,
+            f"predicted_frames={self.predicted_frames} needs pooler_type 'attentive', labels_per_frame False and "
+            f"encoder_layers None; got {self.pooler_type!r}, {self.labels_per_frame} and {self.encoder_layers}.",
+        )
+        _check(
+            self.masked_latent_config.target_type != "pixels",
+            "predictor_config has target_type 'pixels'; expected a predictor of latents, to stand beside tokens.",
+        )
 
     def _check_encoder_layers(self, depth: int) -> None:
         layers = self.encoder_layers

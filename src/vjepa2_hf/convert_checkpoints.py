@@ -454,8 +454,10 @@ _PUBLISHED_HEADS = {
         "pooler_type": "attentive",
         "encoder_layers": None,
         "pooler_time_positions": False,
+        "pooler_place_positions": False,
         "labels_per_frame": False,
         "num_neighbours": 0,
+        "predicted_frames": 0,
     },
 }
 

@@ -19,6 +19,7 @@ from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2VideoClassification
 from .modeling_encoder import VJepa2Encoder, VJepa2EncoderOutput, VJepa2PreTrainedModel, as_encoder
 from .modeling_layers import VJepa2MLP, build_layers, eager_attention
 from .modeling_positions import sincos_table
+from .modeling_predictor import VJepa2Predictor, init_predictor, predict_following
 
 
 @dataclass
@@ -41,7 +42,7 @@ class _ReadOut:
 
         Args:
             tokens: (B, N, D), as `encode_tokens` gives them; of several layers one after the other.
-            steps: T', needed with `labels_per_frame` and `pooler_time_positions`.
+            steps: T' as `encode_tokens` gives it, needed with `labels_per_frame` and positions.
 
         Returns:
             (B, num_labels), or (B, T', num_labels) with `labels_per_frame`.
@@ -51,7 +52,7 @@ class _ReadOut:
     def pool(self, tokens: torch.Tensor, steps: int | None = None) -> torch.Tensor:
         """What the linear layer reads, (B, D) or (B, T', D); arguments as of `classify`."""
         if self.config.pooler_type == "attentive":
-            return self.pooler(self._with_times(tokens, steps), *self._query_each_step(steps))
+            return self.pooler(self._with_positions(tokens, steps), *self._query_each_step(steps))
         if self.config.labels_per_frame:
             return _by_step(tokens, steps, self._layers).mean(dim=2)
         return tokens.mean(dim=1)
@@ -76,7 +77,7 @@ class _ReadOut:
                 f"pooler_type is {self.config.pooler_type!r}, which weighs all tokens alike; expected 'attentive': "
                 "train a probe of that kind."
             )
-        weights = self.pooler.attention(self._with_times(tokens, steps), *self._query_each_step(steps))
+        weights = self.pooler.attention(self._with_positions(tokens, steps), *self._query_each_step(steps))
         if self.config.labels_per_frame:  # (B·T', h, layers · n)
             weights = weights.unflatten(0, (-1, steps)).transpose(1, 2)
             return weights.unflatten(-1, (self._layers, -1)).sum(dim=-2)
@@ -89,12 +90,27 @@ class _ReadOut:
     def _query_each_step(self, steps: int | None) -> tuple[int, int] | tuple[()]:
         return (steps, self._layers) if self.config.labels_per_frame else ()
 
-    def _with_times(self, tokens: torch.Tensor, steps: int | None) -> torch.Tensor:
-        """Tokens (B, N, D) with positions in time, where the pooler is to have them."""
-        if not self.config.pooler_time_positions:
+    def _with_positions(self, tokens: torch.Tensor, steps: int | None) -> torch.Tensor:
+        """Tokens (B, N, D) with positions in time and place, where the pooler is to have them."""
+        if not (self.config.pooler_time_positions or self.config.pooler_place_positions):
             return tokens
-        times = sincos_table((steps, 1, 1), tokens.shape[-1], device=tokens.device).to(tokens.dtype)
-        return (tokens.unflatten(1, (self._layers, steps, -1)) + times.unsqueeze(1)).flatten(1, 3)
+        tokens = tokens.unflatten(1, (self._layers, steps, -1))
+        return (tokens + self._positions(steps, tokens)).flatten(1, 3)
+
+    def _positions(self, steps: int, tokens: torch.Tensor) -> torch.Tensor:
+        """Sin-cos positions (T' or 1, H'·W' or 1, D) of tokens (B, layers, T', H'·W', D); those of predicted tokens
+        lie `config.skipped_frames` later."""
+        tubelet, places = self.config.encoder_config.tubelet_size, tokens.shape[-2]
+        side = math.isqrt(places) if self.config.pooler_place_positions else 1
+        if self.config.pooler_place_positions and side**2 != places:
+            raise ValueError(
+                f"pooler_place_positions needs square frames, but a time step has {places} tokens: crop them."
+            )
+        skip, seen = self.config.skipped_frames // tubelet, steps - self.config.predicted_frames // tubelet
+        length = steps + skip if self.config.pooler_time_positions else 1
+        table = sincos_table((length, side, side), tokens.shape[-1], device=tokens.device).to(tokens.dtype)
+        table = table.unflatten(0, (length, side**2))
+        return torch.cat([table[:seen], table[seen + skip :]]) if length > 1 else table
 
 
 class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
@@ -102,7 +118,8 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
 
     ::
 
-        clip ──► encoder ──► tokens ──► attentive pooler (or mean) ──► Linear ──► logits
+        clip ──► encoder ──► tokens ─────────────────┬──► attentive pooler (or mean) ──► Linear ──► logits
+                               └─► predictor ─► those of `config.predicted_frames` after the clip ─┘  (where above 0)
 
     Args:
         config ([`VJepa2VideoClassificationConfig`]): sizes; weights are random.
@@ -120,6 +137,8 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
     def __init__(self, config: VJepa2VideoClassificationConfig):
         super().__init__(config)
         self.encoder = VJepa2Encoder(config.encoder_config)
+        if config.predicted_frames:
+            self.predictor = VJepa2Predictor(config.masked_latent_config)
         if config.pooler_type == "attentive":
             self.pooler = VJepa2AttentivePooler(config)
         if config.num_neighbours:
@@ -129,16 +148,23 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_encoder(cls, encoder: "str | VJepa2Encoder", **config) -> "VJepa2ForVideoClassification":
+    def from_encoder(
+        cls, encoder: "str | VJepa2Encoder", predictor: VJepa2Predictor | None = None, **config
+    ) -> "VJepa2ForVideoClassification":
         """A classifier with a new pooler and head on a trained encoder, in float32 whatever the encoder's dtype.
 
         Args:
             encoder: a [`VJepa2Encoder`], or a folder or Hub id that one loads from.
+            predictor: with `predicted_frames`, the `predictor` of the masked-latent model that the encoder is of.
             config: fields of [`VJepa2VideoClassificationConfig`], `num_labels` among them.
         """
         encoder = as_encoder(encoder)
+        if predictor is not None:
+            config["predictor_config"] = predictor.config.predictor_fields()
         model = cls(VJepa2VideoClassificationConfig(encoder_config=encoder.config.to_dict(), **config))
         model.encoder.load_state_dict(encoder.state_dict())
+        if predictor is not None:
+            model.predictor.load_state_dict(predictor.state_dict())
         return model
 
     @can_return_tuple
@@ -166,8 +192,8 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
         if views is not None and self.config.labels_per_frame:
             raise ValueError("Views have frames of their own, and labels are one a frame; give them one by one.")
         clips = pixel_values_videos if views is None else pixel_values_videos.flatten(0, 1)
-        output, tokens = self._encode(clips, kwargs)
-        logits = self.classify(tokens, output.grid[0])
+        output, tokens, steps = self._encode(clips, kwargs)
+        logits = self.classify(tokens, steps)
         if views is not None:
             logits = self.mean_over_views(logits.unflatten(0, (-1, views)))
         loss = None if labels is None else self.classification_loss(logits, labels)
@@ -182,26 +208,32 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
         return self.loss_function(labels=labels, pooled_logits=logits.float(), config=self.config)
 
     def encode_tokens(self, pixel_values_videos: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """What `classify` takes of clips (B, T, C, H, W): tokens (B, N, D) and T'."""
-        output, tokens = self._encode(pixel_values_videos, {})
-        return tokens, output.grid[0]
+        """What `classify` takes of clips (B, T, C, H, W): tokens (B, N, D) and T', both with those of
+        `config.predicted_frames`."""
+        return self._encode(pixel_values_videos, {})[1:]
 
     @torch.no_grad()
     def pooler_attention(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
         """Where and when the attentive pooler's query looks in clips (B, T, C, H, W): (B, h, T', H', W'), see
-        `attention`."""
-        output, tokens = self._encode(pixel_values_videos, {})
-        return self.attention(tokens, output.grid[0]).unflatten(-1, output.grid[1:])
+        `attention`; with `config.predicted_frames` T' goes on with the predicted time steps."""
+        output, tokens, steps = self._encode(pixel_values_videos, {})
+        return self.attention(tokens, steps).unflatten(-1, output.grid[1:])
 
-    def _encode(self, clips: torch.Tensor, options: dict) -> tuple[VJepa2EncoderOutput, torch.Tensor]:
-        """The encoder's output, and its tokens (B, N, D) or those of several blocks in a row (B, layers · N, D)."""
-        layers = self.config.encoder_layers
-        if layers is None:
-            output = self.encoder(clips, **options)
-            return output, output.last_hidden_state
-        output = self.encoder(clips, **{**options, "output_hidden_states": True})
-        states = [self.encoder.layernorm(output.hidden_states[layer + 1]) for layer in layers]
-        return output, torch.cat(states, dim=1)
+    def _encode(self, clips: torch.Tensor, options: dict) -> tuple[VJepa2EncoderOutput, torch.Tensor, int]:
+        """The encoder's output; its tokens (B, N, D), those of several blocks in a row (B, layers · N, D), or with the
+        predicted ones after them; and T' of these."""
+        layers, tubelet = self.config.encoder_layers, self.config.encoder_config.tubelet_size
+        if layers is not None:
+            output = self.encoder(clips, **{**options, "output_hidden_states": True})
+            states = [self.encoder.layernorm(output.hidden_states[layer + 1]) for layer in layers]
+            return output, torch.cat(states, dim=1), output.grid[0]
+        output = self.encoder(clips, **options)
+        tokens, steps = output.last_hidden_state, output.grid[0]
+        more, skip = self.config.predicted_frames // tubelet, self.config.skipped_frames // tubelet
+        if not more:
+            return output, tokens, steps
+        future = predict_following(self.predictor, tokens, output.grid, more, skip=skip)
+        return output, torch.cat([tokens, future.flatten(1, 2)], dim=1), steps + more
 
     def mean_over_views(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits (B, V, num_labels) -> (B, num_labels) of the mean probabilities."""
@@ -219,6 +251,8 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
             init.trunc_normal_(module.query_tokens, std=std)
             depth = len(module.layer) + 1
             init.trunc_normal_(module.cross_attention_layer.mlp.fc2.weight, std=std / math.sqrt(2 * depth))
+        elif isinstance(module, VJepa2Predictor):
+            init_predictor(module)
         elif isinstance(module, VJepa2Neighbours):
             init.ones_(module.std)
             for buffer in (module.mean, module.features, module.targets):

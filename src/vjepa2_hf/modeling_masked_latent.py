@@ -11,14 +11,13 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange
 from torch import nn
-from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2MaskedLatentPredictionConfig
 from .losses import auxiliary_losses, squares_over_time
 from .modeling_encoder import TargetEncoderMixin, VJepa2Encoder, VJepa2PreTrainedModel, check_token_ids, clip_grid
-from .modeling_layers import build_layers, gather_tokens
-from .modeling_positions import add_positions, grid_positions, position_parameter, rotary_table
+from .modeling_layers import gather_tokens
+from .modeling_predictor import VJepa2Predictor, init_predictor, predict_following
 
 
 @dataclass
@@ -233,83 +232,15 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
         if num_future_frames < 1 or num_future_frames % tubelet:
             raise ValueError(f"num_future_frames is {num_future_frames}; expected a multiple of {tubelet} above 0.")
         past = self.encoder(pixel_values_videos)
-        context, (past_steps, rows, columns) = past.last_hidden_state, past.grid
-        batch_size, places = len(context), rows * columns
-        steps = num_future_frames // tubelet
-        at_once = 1 if autoregressive else steps
-        future = []
-        for first in range(past_steps, past_steps + steps, at_once):
-            ids = torch.arange((first + at_once) * places, device=context.device).expand(batch_size, -1)
-            known, hidden = ids[:, : context.shape[1]], ids[:, context.shape[1] :]
-            predicted = self.predictor(context, known, hidden, (first + at_once, rows, columns), mask_token_index=0)
-            future.append(predicted)
-            if autoregressive:
-                context = torch.cat([context, predicted], dim=1)
-        return torch.cat(future, dim=1).unflatten(1, (steps, places))
+        return predict_following(
+            self.predictor, past.last_hidden_state, past.grid, num_future_frames // tubelet, autoregressive
+        )
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, VJepa2Predictor):
-            if self.config.zero_init_mask_tokens:
-                init.zeros_(module.mask_tokens)
-            else:
-                init.trunc_normal_(module.mask_tokens, std=self.config.initializer_range)
-            if module.position_embeddings is not None:
-                init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
-
-
-class VJepa2Predictor(nn.Module):
-    """Narrow transformer over context tokens and mask tokens, each at its true place in the clip.
-
-    Positions are of the encoder's kind: rotary (published V-JEPA 2), a sin-cos table of the predictor's width added to
-    all tokens (published V-JEPA 1), or a learned table of its own.
-    """
-
-    def __init__(self, config: VJepa2MaskedLatentPredictionConfig):
-        super().__init__()
-        encoder_config: VJepa2EncoderConfig = config.encoder_config
-        size = config.predictor_hidden_size
-        self.config = config
-        self.embed = nn.Linear(encoder_config.hidden_size, size)
-        self.mask_tokens = nn.Parameter(torch.zeros(config.num_mask_tokens, 1, 1, size))
-        self.position_embeddings = position_parameter(encoder_config, size)
-        self.layer = build_layers(
-            config,
-            size,
-            config.predictor_num_attention_heads,
-            config.predictor_mlp_ratio,
-            config.predictor_num_hidden_layers,
-            encoder_config,
-        )
-        for layer in self.layer:
-            layer.attention.qkv.init_query_key_bias = config.predictor_query_key_bias
-        self.layernorm = nn.LayerNorm(size, eps=encoder_config.layer_norm_eps)
-        pixels = encoder_config.in_chans * encoder_config.tubelet_size * encoder_config.patch_size**2
-        self.proj = nn.Linear(size, pixels if config.target_type == "pixels" else encoder_config.hidden_size)
-
-    def forward(
-        self,
-        context: torch.Tensor,
-        context_mask: torch.Tensor,
-        target_mask: torch.Tensor,
-        grid: tuple[int, int, int],
-        mask_token_index: int = 0,
-    ) -> torch.Tensor:
-        """Context tokens (B, K, D) at ids (B, K) -> predictions (B, M, D) at ids (B, M) of the grid (T', H', W')."""
-        token = self.mask_tokens[mask_token_index % len(self.mask_tokens)]
-        hidden_states = torch.cat([self.embed(context), token.expand(*target_mask.shape, -1)], dim=1)
-        ids = torch.cat([context_mask, target_mask], dim=1)
-        encoder_config = self.config.encoder_config
-        hidden_states = add_positions(hidden_states, encoder_config, grid, ids, self.position_embeddings)
-        rotary = None
-        if encoder_config.position_embedding_type == "rope":
-            head_dim = self.config.predictor_hidden_size // self.config.predictor_num_attention_heads
-            positions = grid_positions(grid, context.device)[ids]
-            rotary = rotary_table(positions, head_dim, encoder_config.rope_interleave)
-        for layer in self.layer:  # attention does not mind the order, so tokens are not sorted
-            hidden_states = layer(hidden_states, rotary)[0]
-        return self.proj(self.layernorm(hidden_states[:, context.shape[1] :]))
+            init_predictor(module)
 
 
 def tubelet_pixels(config: VJepa2EncoderConfig, pixel_values_videos: torch.Tensor) -> torch.Tensor:

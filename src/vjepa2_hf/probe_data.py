@@ -47,6 +47,8 @@ class ClipViews:
         random_crop: None, or RandomResizedClip's `scale`, `ratio` and `flip_probability`: views are then drawn, their
             time too, `segments` x `crops` of them.
         shuffle_time: frames of a clip in an order drawn anew for each clip: a control for what order tells.
+        anticipate_frames: None, or a view ends so many frames (of the clip's rate) before the video does, and what
+            comes then is not seen. Videos that are too short are refused, and pictures, which nothing follows.
         seed: of what is drawn.
 
     Raises:
@@ -61,11 +63,18 @@ class ClipViews:
     random_crop: dict[str, Any] | None = None
     shuffle_time: bool = False
     seed: int = 0
+    anticipate_frames: int | None = None
 
     def __post_init__(self):
         for name in ("frames_per_clip", "segments", "crops"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but at least 1 is expected.")
+        several = self.segments > 1 and self.random_crop is None
+        if self.anticipate_frames is not None and (self.anticipate_frames < 0 or several):
+            raise ValueError(
+                f"anticipate_frames is {self.anticipate_frames} and a video has {self.segments} clips, but frames "
+                "from 0 and one clip, which ends so long before its video, are expected (more with random crops)."
+            )
         self._sampler(0)
 
     def __len__(self) -> int:
@@ -74,6 +83,8 @@ class ClipViews:
 
     def _sampler(self, segment: int) -> FrameSampler:
         place = 0.5 if self.segments == 1 else segment / (self.segments - 1)
+        if self.anticipate_frames is not None:
+            return FrameSampler(self.fps, (self.speed, self.speed), short_videos="skip", min_frames=1, place=1.0)
         return FrameSampler(
             self.fps, (self.speed, self.speed), min_frames=1, place=None if self.random_crop else place
         )
@@ -81,13 +92,17 @@ class ClipViews:
     def cut(self, row: dict[str, Any], name: str, processor: Any) -> dict[str, torch.Tensor]:
         """The views of a row: `frames` uint8 (V, T, C, H, W), cropped, not normalised, and `frame_indices` int64
         (V, T) in the video."""
+        ahead = self.anticipate_frames or 0
         if row["video"] is None:
+            if self.anticipate_frames is not None:
+                raise ValueError("it is a picture, which nothing follows (anticipate_frames)")
             picture = read_image(row["image"])
             return self._cut(lambda _: picture[None], lambda *_: np.zeros(self.frames_per_clip, int), name, processor)
         with VideoReader(row["video"]) as reader:
 
             def sample(segment: int, generator: torch.Generator) -> np.ndarray:
-                return self._sampler(segment)(reader, self.frames_per_clip, generator)
+                found = self._sampler(segment)(reader, self.frames_per_clip + ahead, generator)
+                return found[: self.frames_per_clip]
 
             return self._cut(reader.frames, sample, name, processor)
 

@@ -1,0 +1,180 @@
+"""How far a model sees: the error of its predictions of the future by horizon, beside guesses that need no model.
+
+    python examples/measure_future.py MODEL VIDEOS OUT.json [--past 8] [--horizons 1 2 4 8] [--clips 500]
+
+MODEL is a masked-latent model, VIDEOS what `examples/pretrain.py` reads, best held out from its training. A clip is
+the middle of a video: `--past` frames that are seen, and as many after them as the furthest horizon. The error of a
+frame `h` frames after the past is that of the tubelet that holds it: with tubelets of 2 frames, 1 and 2 are one.
+
+- What is to be predicted: the target encoder's tokens of the whole true clip at the future's places, normalised as in
+  training, all clips as one batch.
+- `one step`, `autoregressive`: `predict_future` from the past alone, all future tubelets at once or one after another.
+- `copy the last tubelet`, `linear extrapolation` (of the last two): tokens of the target encoder that has seen the
+  past alone, normalised alike.
+- `mean of all clips`: at each place and time, of these very clips: what is known without looking at any one.
+
+OUT.json holds the mean squared and absolute errors over clips, places and channels, by future tubelet.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
+from vjepa2_hf.checkpoints import write_text
+from vjepa2_hf.probe_data import ClipViews, LabelledClips
+from vjepa2_hf.settings import exit_on_user_error, refuse_missing_model
+
+
+COPY = "copy the last tubelet"
+METRICS = {"mse": "mean squared error", "l1": "mean absolute error"}
+
+
+def tubelet_of(horizon: int, tubelet_size: int) -> int:
+    """Number of the future tubelet, from 0, that holds the frame `horizon` frames after the past."""
+    return (horizon - 1) // tubelet_size
+
+
+def covered(number: int, tubelet_size: int) -> str:
+    """The frames of a future tubelet, such as "3–4"."""
+    first, last = number * tubelet_size + 1, (number + 1) * tubelet_size
+    return f"{first}" if first == last else f"{first}–{last}"
+
+
+def iterate_clips(videos: str, frames: int, fps: float | None, processor, count: int, batch: int) -> Iterator:
+    """Normalised clips (B, T, C, H, W), each from the middle of a video long enough."""
+    stream = LabelledClips(videos, ClipViews(frames, fps=fps), processor)
+    found = (clip["frames"] for clip in stream if "frames" in clip and is_long_enough(clip["frame_indices"]))
+    found = islice(found, count)
+    while taken := list(islice(found, batch)):
+        yield processor.normalize_cropped(torch.cat(taken))
+
+
+def is_long_enough(frame_indices: torch.Tensor) -> bool:
+    """Whether a clip's frames (1, T) go forward: a video shorter than the clip is repeated from its start."""
+    return bool((frame_indices.diff(dim=1) > 0).all())
+
+
+@torch.no_grad()
+def measure(model: VJepa2ForMaskedLatentPrediction, clips: Iterator[torch.Tensor], past: int) -> dict[str, Any]:
+    """Errors of every method.
+
+    Args:
+        clips: batches (B, T, C, H, W), T = `past` and the frames to predict.
+        past: frames that are seen.
+
+    Returns:
+        errors: by method and metric, a float for each future tubelet. clips: their number.
+
+    Raises:
+        ValueError: fewer than two clips.
+    """
+    tubelet, found = model.config.encoder_config.tubelet_size, []
+    for batch in clips:
+        batch = batch.to(model.device)
+        seen, future = batch[:, :past], batch.shape[1] - past
+        parts = {"whole": model.encode_targets(batch), "past": model.encode_targets(seen)}
+        parts["one step"] = model.predict_future(seen, future)
+        if model.config.target_type != "pixels":  # which cannot be context
+            parts["autoregressive"] = model.predict_future(seen, future, autoregressive=True)
+        found.append({name: values.float().cpu() for name, values in parts.items()})
+    count = sum(len(batch["whole"]) for batch in found)
+    if count < 2:
+        raise ValueError(f"{count} clips are long enough, but at least 2 are expected: give longer videos, or more.")
+    values = {name: torch.cat([batch[name] for batch in found]) for name in found[0]}
+    whole, known = (model.normalize_targets(values.pop(name)) for name in ("whole", "past"))
+    steps = past // tubelet
+    places = known.shape[1] // steps
+    whole, known = whole.unflatten(1, (-1, places)), known.unflatten(1, (steps, places))
+    truth = whole[:, steps:]  # (E, f, P, D)
+    guesses = values | baselines(known, truth)
+    return {"clips": count, "errors": {name: errors(guess, truth) for name, guess in guesses.items()}}
+
+
+def baselines(known: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Guesses (E, f, P, D) without a model, of the past (E, T', P, D)."""
+    last, ahead = known[:, -1:], torch.arange(1, truth.shape[1] + 1).view(1, -1, 1, 1)
+    found = {COPY: last.expand_as(truth)}
+    if known.shape[1] > 1:
+        found["linear extrapolation"] = last + ahead * (last - known[:, -2:-1])
+    return {**found, "mean of all clips": truth.mean(dim=0, keepdim=True).expand_as(truth)}
+
+
+def errors(guess: torch.Tensor, truth: torch.Tensor) -> dict[str, list[float]]:
+    """Means over clips, places and channels of (E, f, P, D), for each of f tubelets."""
+    difference = guess - truth
+    return {
+        "mse": difference.square().mean(dim=(0, 2, 3)).tolist(),
+        "l1": difference.abs().mean(dim=(0, 2, 3)).tolist(),
+    }
+
+
+def relative(results: dict[str, Any], metric: str) -> dict[str, list[float]]:
+    """By method: the errors at `results["horizons"]` as multiples of copying's, a tubelet once."""
+    found, numbers = results["errors"], sorted(set(results["horizons"].values()))
+    return {
+        name: [values[metric][i] / max(found[COPY][metric][i], 1e-12) for i in numbers]
+        for name, values in found.items()
+    }
+
+
+def columns(results: dict[str, Any]) -> list[str]:
+    """What `relative` gives numbers of."""
+    return [covered(i, results["tubelet_size"]) for i in sorted(set(results["horizons"].values()))]
+
+
+def format_table(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    lines = []
+    for metric, title in METRICS.items():
+        lines += [f"| {title} over that of copying, frames after the past | {' | '.join(columns(results))} |"]
+        lines += ["|---" * (1 + len(columns(results))) + "|"]
+        for name, values in relative(results, metric).items():
+            lines.append(f"| {name} | {' | '.join(f'{value:.2f}' for value in values)} |")
+        lines.append("")
+    return "\n".join(lines).strip()
+
+
+@exit_on_user_error
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder or Hub id of a masked-latent model")
+    parser.add_argument("videos", help="shards, or a folder of videos")
+    parser.add_argument("output", type=Path, help="JSON file to write")
+    parser.add_argument("--past", type=int, default=8, help="frames that are seen (default 8)")
+    parser.add_argument("--horizons", type=int, nargs="+", default=[1, 2, 4, 8], help="frames after the past")
+    parser.add_argument("--fps", type=float, help="frames a second; default: the video's own")
+    parser.add_argument("--clips", type=int, default=500, help="at most so many (default 500)")
+    parser.add_argument("--batch_size", type=int, default=16, help="clips at once (default 16)")
+    parser.add_argument("--num_threads", type=int, help="of torch")
+    options = parser.parse_args(arguments)
+    if options.num_threads:
+        torch.set_num_threads(options.num_threads)
+    refuse_missing_model(options.model)
+    model = VJepa2ForMaskedLatentPrediction.from_pretrained(options.model).eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    tubelet = model.config.encoder_config.tubelet_size
+    if options.past < tubelet or options.past % tubelet or min(options.horizons) < 1:
+        raise ValueError(
+            f"--past is {options.past} and --horizons {options.horizons}, but a multiple of the model's tubelet of "
+            f"{tubelet} frames, and frames from 1, are expected."
+        )
+    horizons = {str(horizon): tubelet_of(horizon, tubelet) for horizon in sorted(options.horizons)}
+    frames = options.past + (max(horizons.values()) + 1) * tubelet
+    processor = VJepa2VideoProcessor.from_pretrained(options.model)
+    clips = iterate_clips(options.videos, frames, options.fps, processor, options.clips, options.batch_size)
+    results = measure(model, tqdm(clips, desc="clips", unit="batch"), options.past)
+    results = {"model": options.model, "past": options.past, "tubelet_size": tubelet, "horizons": horizons, **results}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(options.output, json.dumps(results, indent=1) + "\n")
+    print(format_table(results))
+
+
+if __name__ == "__main__":
+    main()

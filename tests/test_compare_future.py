@@ -1,0 +1,98 @@
+"""The tables of future prediction hold what the runs measured; the page's commands and snippets run at tiny size."""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import compare_future
+import pytest
+
+from vjepa2_hf.shards import ShardSource, open_stream
+
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "future_prediction.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+COMMANDS = [
+    shlex.split(command)
+    for language, block in BLOCKS
+    if not language
+    for command in block.replace("\\\n", " ").splitlines()
+]
+SMALL = ["max_steps=2", "num_threads=1", "batch_size=2"]
+TINY = {
+    "pretrain": [*SMALL, "num_workers=0", "encoder.hidden_size=24", "encoder.num_hidden_layers=1"],
+    "train_probe": [*SMALL, "selection_fraction=0.3"],
+    "record_moving_digits": ["--num_shards", "1"],
+    "measure_future": ["--clips", "6"],
+}
+
+
+def run_step(command: list[str], *more: str) -> None:
+    """A script of the examples in this process, where all is imported already."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [*command, *more])
+        __import__(Path(command[0]).stem).main()
+
+
+def test_every_command_and_snippet_of_the_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(COMMANDS) == 6
+    for command in COMMANDS:
+        script = next(i for i, part in enumerate(command) if part.startswith("examples/"))
+        command = [str(ROOT / part) if part.startswith("examples/") else part for part in command[script:]]
+        if "--videos" in command:
+            command[command.index("--videos") + 1] = "20"
+        run_step(command, *TINY[Path(command[0]).stem])
+    found = json.loads(Path("runs/probes/anticipation/results.json").read_text())
+    assert "class_mean_recall_at_5" in found["validation"] and found["clips"]["validation"] == 20
+    source = ShardSource("runs/digits/past_test")
+    row = next(iter(open_stream(source, 0, 1, seed=None)))[3]
+    Path("clip.mp4").write_bytes(row["video"]["bytes"])
+    names = {}
+    for language, block in BLOCKS:
+        if language == "python":
+            exec(block, names)
+    assert names["future"].shape == names["step_by_step"].shape == (1, 4, 16, 24)
+
+
+def write(file: Path, value) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(value))
+
+
+def test_the_tables_hold_what_the_runs_measured(tmp_path):
+    for seed, error in enumerate((1.0, 3.0)):
+        folder = tmp_path / "runs" / f"seed-{seed}"
+        copy, own = ({"mse": [2.0] * 4, "l1": [2.0] * 4}, {"mse": [error] * 4, "l1": [2.0] * 4})
+        run = {"tubelet_size": 2, "horizons": {"1": 0, "2": 0, "4": 1, "8": 3}}
+        write(folder / "future_blocks.json", {**run, "errors": {"one step": own, "copy the last tubelet": copy}})
+        scores = {"accuracy": 0.5, "class_mean_recall_at_5": 0.25 * (seed + 1)}
+        write(folder / "probes" / "encoder" / "results.json", {"validation": scores, "same_answer_for_all": 0.1})
+    document = tmp_path / "page.md"
+    document.write_text("before\n<!-- future_prediction:begin -->\nold\n<!-- future_prediction:end -->\nafter\n")
+    options = f"--collect --output {tmp_path / 'runs'} --results {tmp_path / 'r.json'} --document {document}"
+    compare_future.main(options.split())
+    text = document.read_text()
+    assert "| masks | prediction | 1–2 | 3–4 | 7–8 |" in text and "old" not in text and text.endswith("after\n")
+    assert re.search(r"\| blocks \| one step \| 1\.00 \(-?\d", text)  # of 0.5 and 1.5
+    assert "| encoder | 0.50 (0.50–0.50) | 0.38 (" in text and "| the same answer for all | 0.10 | |" in text
+    assert json.loads((tmp_path / "r.json").read_text())["frames"] == ["1–2", "3–4", "7–8"]
+
+
+@pytest.mark.slow
+def test_the_whole_command_runs_at_tiny_size(tmp_path, monkeypatch):
+    def step(chain, name: str, result: Path, command: list[str]) -> None:
+        if not result.exists():
+            run_step(command)
+        assert result.exists(), name
+
+    monkeypatch.setattr(compare_future.Chain, "run_step", step)
+    document = tmp_path / "page.md"
+    document.write_text("<!-- future_prediction:begin --><!-- future_prediction:end -->")
+    options = f"--output {tmp_path / 'runs'} --results {tmp_path / 'r.json'} --document {document} --seeds 1 --lanes 1"
+    compare_future.main([*options.split(), "--clips", "40", "--steps", "2", "--probe_steps", "2"])
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert set(found["anticipation"]) == set(compare_future.PROBES) and len(found["future"]) == 2
