@@ -6,8 +6,8 @@ baselines, in hours on 2 cores.
 Each environment and seed is a chain of the demo's steps: pretrain, three world models (pretrained encoder, random
 encoder, raw pixels; the same dynamics and as many training steps), cloning and an actor that improves it in
 imagination on the first, planning on 100 tasks of its own. Two rooms has dynamics with history. Chains run side by
-side, one thread each; a run that was stopped goes on where it was. At the end the means over seeds, with intervals that
-contain their spread, go to `results/reproduce.json` and into README and the model card between their markers.
+side, one thread each; a run that was stopped goes on where it was. At the end the means over seeds, with intervals
+that contain their spread, go to `results/reproduce.json` and into README and the model card between their markers.
 """
 
 import argparse
