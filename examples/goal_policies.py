@@ -93,8 +93,8 @@ class GoalPolicy(nn.Module, PyTorchModelHubMixin):
         return self.middle + self.reach * torch.tanh(self.action(joined))
 
 
-def load_policy(path: str) -> GoalPolicy:
-    """A trained policy.
+def load_policy(path: str, **settings: Any) -> GoalPolicy:
+    """A trained policy; `settings` take the place of saved ones.
 
     Raises:
         FileNotFoundError: there is none.
@@ -103,7 +103,16 @@ def load_policy(path: str) -> GoalPolicy:
         raise FileNotFoundError(
             f"There is no policy in {path!r}; train one with examples/train_cloning.py or examples/train_actor.py."
         )
-    return GoalPolicy.from_pretrained(path).eval()
+    return GoalPolicy.from_pretrained(path, **settings).eval()
+
+
+def check_latents(policy: GoalPolicy, path: str, model: VJepa2WorldModel) -> None:
+    """Raises a ValueError if the policy at `path` reads other latents than the model's."""
+    if (policy.tokens, policy.latent_size) != (model.tokens_per_frame, model.latent_size):
+        raise ValueError(
+            f"the policy {path!r} reads {policy.tokens} tokens of {policy.latent_size}, the world model has "
+            f"{model.tokens_per_frame} of {model.latent_size}: take one that was trained on it."
+        )
 
 
 def imagine(
@@ -183,13 +192,18 @@ class HindsightPairs:
     actions: torch.Tensor
     remaining: torch.Tensor
 
-    def sample(self, count: int, longest: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def sample(self, count: int, longest: int, generator: torch.Generator, draws: int = 1) -> dict[str, torch.Tensor]:
         """`latents` and `goal` (B, N, D), `actions` (B, A) of the first step, and `steps` (B,) between them, drawn
-        uniformly from 1 to `longest` or to the episode's end."""
+        uniformly from 1 to `longest` or to the episode's end. Of `draws` such pairs the one is kept whose latents are
+        farthest apart."""
         places = torch.nonzero(self.remaining).flatten()
-        start = places[torch.randint(len(places), (count,), generator=generator)]
+        start = places[torch.randint(len(places), (count * draws,), generator=generator)]
         room = self.remaining[start].clamp(max=longest)
-        steps = 1 + (torch.rand(count, generator=generator) * room).long().clamp(max=room - 1)
+        steps = 1 + (torch.rand(len(start), generator=generator) * room).long().clamp(max=room - 1)
+        if draws > 1:
+            apart = (self.latents[start] - self.goals[start + steps]).square().mean(dim=(1, 2))
+            kept = draws * torch.arange(count) + apart.view(count, draws).argmax(dim=1)
+            start, steps = start[kept], steps[kept]
         return {
             "latents": self.latents[start],
             "goal": self.goals[start + steps],
@@ -244,8 +258,12 @@ class PolicyTrainingConfig:
     """Of a LeRobot dataset with several."""
     policy: dict[str, Any] = field(default_factory=dict)
     """`hidden_size` and `num_hidden_layers` of the policy."""
+    start: str | None = None
+    """Folder of a policy on the same world model that training starts from; null: new weights."""
     goal_steps: int = 10
     """Goals lie up to so many model steps after what is seen, in the same episode."""
+    goal_draws: int = 1
+    """Of so many pairs drawn the one is kept whose goal is farthest in latents: between most frames little happens."""
     max_episodes: int | None = None
     """The first of the data; null: all. Their latents are held in memory."""
     validation_fraction: float = 0.07
@@ -267,8 +285,11 @@ class PolicyTrainingConfig:
 
     def __post_init__(self):
         check_run_settings(self)
-        if self.goal_steps < 1:
-            raise ValueError(f"goal_steps must be at least 1, got {self.goal_steps}.")
+        for name in ("goal_steps", "goal_draws"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.start is not None and self.policy:
+            raise ValueError(f"start={self.start!r} brings its own sizes, but policy is {self.policy}: leave out one.")
 
 
 Loss = Callable[[nn.Module, VJepa2WorldModel, dict[str, torch.Tensor]], torch.Tensor]
@@ -277,6 +298,25 @@ Loss = Callable[[nn.Module, VJepa2WorldModel, dict[str, torch.Tensor]], torch.Te
 def rates(config: PolicyTrainingConfig, step: int) -> dict[str, float]:
     """What the number of a step decides, from RATE_SETTINGS."""
     return {"learning_rate": config.learning_rate.at(step, config.max_steps)}
+
+
+def first_policy(config: PolicyTrainingConfig, model: VJepa2WorldModel) -> GoalPolicy:
+    """The policy that training begins with.
+
+    Raises:
+        FileNotFoundError: there is none at `start`.
+        ValueError: the one at `start` has other latents or actions than the model.
+    """
+    if config.start is None:
+        return GoalPolicy.from_world_model(model, config.world_model, **config.policy)
+    policy = load_policy(config.start, world_model=config.world_model).train()
+    check_latents(policy, config.start, model)
+    if len(policy.reach) != model.config.action_dim:
+        raise ValueError(
+            f"the policy {config.start!r} has actions of {len(policy.reach)} numbers, the world model's have "
+            f"{model.config.action_dim}: take one that was trained on it."
+        )
+    return policy
 
 
 def train_policy(config: PolicyTrainingConfig, loss_of: Loss) -> None:
@@ -297,7 +337,7 @@ def train_policy(config: PolicyTrainingConfig, loss_of: Loss) -> None:
     training, held_out = read_pairs(config, world_model)
 
     set_seed(config.seed)
-    policy = GoalPolicy.from_world_model(world_model, config.world_model, **config.policy)
+    policy = first_policy(config, world_model)
     optimizer = torch.optim.AdamW(policy.parameters(), config.learning_rate.peak, weight_decay=config.weight_decay)
     policy, optimizer = accelerator.prepare(policy, optimizer)
 
@@ -334,5 +374,5 @@ def _batch(
 ) -> dict[str, torch.Tensor]:
     """Pairs that depend on the seed, the step and the process alone, so that a resumed run draws the same."""
     seed = hash((config.seed, step, accelerator.process_index)) % 2**63
-    batch = pairs.sample(count, config.goal_steps, torch.Generator().manual_seed(seed))
+    batch = pairs.sample(count, config.goal_steps, torch.Generator().manual_seed(seed), config.goal_draws)
     return {name: values.to(accelerator.device) for name, values in batch.items()}

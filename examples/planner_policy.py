@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from evaluate_world_model import encode
-from goal_policies import imagine, load_policy
+from goal_policies import check_latents, imagine, load_policy
 from tasks import TaskBatch
 from tqdm import tqdm
 
@@ -52,12 +52,8 @@ class PlannerPolicy:
                 f"executed_actions is {executed_actions}: give a multiple."
             )
         self.proposal = None if proposal is None else load_policy(proposal).to(planner.model.device)
-        latents = planner.model.tokens_per_frame, planner.model.latent_size
-        if self.proposal is not None and (self.proposal.tokens, self.proposal.latent_size) != latents:
-            raise ValueError(
-                f"the policy {proposal!r} reads {self.proposal.tokens} tokens of {self.proposal.latent_size}, the "
-                f"world model has {latents[0]} of {latents[1]}: take one that was trained on it."
-            )
+        if self.proposal is not None:
+            check_latents(self.proposal, proposal, planner.model)
         self.calls, self.plans, self.call_seconds = 0, 0, []
         self.last_starts: dict[int, np.ndarray] = {}  # by episode
 

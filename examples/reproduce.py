@@ -4,11 +4,11 @@ baselines, in hours on 2 cores.
     python examples/reproduce.py [--output runs/reproduce] [--seeds 3] [--lanes 2]
 
 Each environment and seed is a chain of the demo's steps: pretrain, three world models (pretrained encoder, random
-encoder, raw pixels; the same dynamics and as many training steps), cloning and an actor learned in imagination on the
-first, planning on 100 tasks of its own, on the first model also from what cloning proposes. Two rooms has dynamics
-with history. Chains run side by side, one thread each; a run that was stopped goes on where it was. At the end the
-means over seeds, with intervals that contain their spread, go to `results/reproduce.json`, into README and into the
-model card between their markers.
+encoder, raw pixels; the same dynamics and as many training steps), cloning and an actor that improves it in
+imagination on the first, planning on 100 tasks of its own, on the first model also from what cloning proposes. Two
+rooms has dynamics with history. Chains run side by side, one thread each; a run that was stopped goes on where it was.
+At the end the means over seeds, with intervals that contain their spread, go to `results/reproduce.json`, into README
+and into the model card between their markers.
 """
 
 import argparse
@@ -40,7 +40,7 @@ ENVIRONMENTS = {
         "plan": "plan_two_rooms.yaml",
     },
 }
-POLICIES = {"cloning": "goal-conditioned behaviour cloning", "actor": "actor learned in imagination"}
+POLICIES = {"cloning": "goal-conditioned behaviour cloning", "actor": "actor: cloning, improved in imagination"}
 ENCODERS = {"pretrained": "CEM, pretrained encoder", "random": "CEM, random encoder", "pixels": "CEM, raw pixels"}
 PROPOSED = "CEM, pretrained encoder, from cloning's proposals"
 
@@ -75,8 +75,9 @@ def run_chain(output: Path, environment: str, seed: int, progress: tqdm) -> None
             source = [f"encoder={encoder}", RANDOM_ENCODER]
         step(f"world_model_{encoder}", "train_world_model.py", settings["model"], "final", *source, *common)
     world_model = f"world_model={folder / 'world_model_pretrained' / 'final'}"
-    for policy in POLICIES:
-        step(policy, f"train_{policy}.py", f"{policy}.yaml", "final", world_model, *common)
+    step("cloning", "train_cloning.py", "cloning.yaml", "final", world_model, *common)
+    start = f"start={folder / 'cloning' / 'final'}"
+    step("actor", "train_actor.py", "actor.yaml", "final", world_model, start, *common)
     policies = {name: str(folder / policy / "final") for policy, name in POLICIES.items()}
     models = {name: str(folder / f"world_model_{encoder}" / "final") for encoder, name in ENCODERS.items()}
     models[PROPOSED] = models[ENCODERS["pretrained"]]

@@ -2,11 +2,12 @@
 
     python examples/train_actor.py --config examples/configs/demo/actor.yaml [key=value ...]
 
-after the demo's world model. Episodes give only where a rollout starts and what its goal is (hindsight); what the
-actor's actions lead to is imagined. `objective: goal` lowers the latent distance to the goal, `objective: reward`
-minus the rewards that the model's reward head reads off imagined steps (seed 000, "world model for RL"). A run that
-was stopped goes on with `resume=latest`; `OUTPUT_DIR/held_out.json` has the imagined cost before and after. The result
-is `OUTPUT_DIR/final`, a row of `examples/plan.py`, and what a planner may start from:
+after the demo's world model and `train_cloning.py`, whose policy it starts from (`start`; null: new weights, with
+which it did not learn to push, docs/planning_evaluation.md). Episodes give only where a rollout starts and what its
+goal is (hindsight); what the actor's actions lead to is imagined. `objective: goal` lowers the latent distance to the
+goal, `objective: reward` minus the rewards that the model's reward head reads off imagined steps (seed 000, "world
+model for RL"). A run that was stopped goes on with `resume=latest`; `OUTPUT_DIR/held_out.json` has the imagined cost
+before and after. The result is `OUTPUT_DIR/final`, a row of `examples/plan.py`, and what a planner may start from:
 
     python examples/plan.py --config examples/configs/demo/plan.yaml "policies={actor: runs/demo/actor/final}"
         "proposals={CEM, pretrained encoder: runs/demo/actor/final}"

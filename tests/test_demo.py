@@ -85,6 +85,7 @@ def test_reproduce_trains_every_row_of_its_tables_and_plans_with_it(tmp_path, mo
     assert configs[0].proposals == {reproduce.PROPOSED: str(folder / "cloning" / "final")}
     world_model = f"world_model={folder / 'world_model_pretrained' / 'final'}"
     assert world_model in commands[4] and world_model in commands[5]
+    assert f"start={folder / 'cloning' / 'final'}" in commands[5]
     for command in commands[4:6]:
         load_config(PolicyTrainingConfig if "cloning" in command[0] else ActorConfig, command[2], command[3:])
 

@@ -163,6 +163,26 @@ def test_hindsight_goals_lie_ahead_in_the_same_episode():
     assert set(batch["actions"].flatten().tolist()) == {0, 1, 2, 4}  # the last frames have no action
 
 
+def test_of_several_draws_the_pair_farthest_apart_is_kept():
+    # one episode that moves ever faster: frame f lies at f squared
+    frames = (torch.arange(6.0) ** 2).view(6, 1, 1)
+    pairs = HindsightPairs(frames, frames, torch.arange(6.0).unsqueeze(1), torch.arange(5, -1, -1))
+
+    def drawn(draws: int) -> torch.Tensor:
+        batch = pairs.sample(300, 5, torch.Generator().manual_seed(0), draws)
+        start, goal = batch["latents"].flatten().sqrt(), batch["goal"].flatten().sqrt()
+        assert torch.equal(goal - start, batch["steps"].float())
+        assert torch.equal(batch["actions"].flatten(), start)
+        return goal**2 - start**2
+
+    one, several = drawn(1), drawn(4)
+    assert several.mean() > 1.5 * one.mean()
+    # of the same draws in the same order, a group of four has its largest
+    four = pairs.sample(1200, 5, torch.Generator().manual_seed(0))
+    apart = (four["goal"] - four["latents"]).flatten().view(300, 4)
+    assert torch.equal(several, apart.max(dim=1).values)
+
+
 class TestTraining:
     def test_cloning_learns_the_actions_of_the_data(self, monkeypatch, inputs, tmp_path):
         held_out = train(monkeypatch, train_cloning, inputs, tmp_path)
@@ -177,6 +197,35 @@ class TestTraining:
         held_out = train(monkeypatch, train_actor, inputs, tmp_path, "horizon=2", *settings)
         assert held_out["after"] < held_out["before"]
         assert isinstance(load_policy(str(tmp_path / "final")), GoalPolicy)
+
+    def test_an_actor_starts_from_the_policy_it_is_given(self, monkeypatch, inputs, tmp_path):
+        train(monkeypatch, train_cloning, inputs, tmp_path / "cloning")
+        start = str(tmp_path / "cloning" / "final")
+        still = [f"start={start}", "policy={}", "max_steps=1", "learning_rate={peak: 1e-9}"]
+        train(monkeypatch, train_actor, inputs, tmp_path / "still", *still)
+        cloned, actor = load_policy(start), load_policy(str(tmp_path / "still" / "final"))
+        for name, weights in cloned.state_dict().items():
+            torch.testing.assert_close(actor.state_dict()[name], weights, atol=1e-6, rtol=0)
+        held_out = train(monkeypatch, train_actor, inputs, tmp_path / "actor", f"start={start}", "policy={}")
+        assert held_out["after"] < held_out["before"]
+
+    def test_a_start_that_does_not_fit_is_a_sentence(self, monkeypatch, inputs, tmp_path, capsys):
+        for name, change, message in (
+            ("latents", {"latent_size": 12}, "of 12, the world model has"),
+            (
+                "actions",
+                {"action_low": [-1.0], "action_high": [1.0]},
+                "has actions of 1 numbers, the world model's have 2",
+            ),
+        ):
+            model = make_model()
+            sizes = {"tokens": model.tokens_per_frame, "latent_size": model.latent_size, **BOUNDS, **change}
+            GoalPolicy(**sizes, world_model="w", hidden_size=8).save_pretrained(tmp_path / name)
+            with pytest.raises(SystemExit):
+                train(monkeypatch, train_actor, inputs, tmp_path / "run", f"start={tmp_path / name}", "policy={}")
+            assert message in capsys.readouterr().err
+        with pytest.raises(ValueError, match="brings its own sizes"):
+            train_actor.ActorConfig("out", "data", "model", start="there", policy={"hidden_size": 8})
 
     def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(self, monkeypatch, inputs, tmp_path):
         whole = train(monkeypatch, train_cloning, inputs, tmp_path / "whole", "max_steps=8", "save_every=4")
@@ -201,6 +250,7 @@ class TestTraining:
     def test_settings_that_do_not_fit_are_a_sentence(self, monkeypatch, inputs, tmp_path, capsys):
         for override, message in (
             ("goal_steps=0", "goal_steps must be"),
+            ("goal_draws=0", "goal_draws must be"),
             ("validation_fraction=0.0", "0 held-out ones"),
         ):
             with pytest.raises(SystemExit):

@@ -668,7 +668,7 @@ class VJepa2VideoClassificationConfig(_NestedEncoder, PreTrainedConfig):
     pooler_time_positions (`bool`, defaults to `False`, as published): an attentive pooler's tokens get a sin-cos
         position in time. Its attention knows no order but what the encoder's tokens say of it; those of a small
         encoder say little.
-    pooler_place_positions (`bool`, defaults to `False`, as published): the same for rows and columns; frames have to be
+    pooler_place_positions (`bool`, defaults to `False`, as published): the same for rows and columns; frames must be
         square. Without it a pooler can tell where something is only by what the encoder's tokens say of their place.
     labels_per_frame (`bool`, defaults to `False`): logits for each tubelet, read from its own tokens (after the
         pooler's self-attention over the whole clip, if it is attentive): when something happens (seed 000, event
