@@ -96,3 +96,9 @@ def test_the_whole_command_runs_at_tiny_size(tmp_path, monkeypatch):
     compare_future.main([*options.split(), "--clips", "40", "--steps", "2", "--probe_steps", "2"])
     found = json.loads((tmp_path / "r.json").read_text())
     assert set(found["anticipation"]) == set(compare_future.PROBES) and len(found["future"]) == 2
+
+
+def test_the_table_is_that_of_the_last_measurement():
+    results = json.loads((ROOT / "results" / "future_prediction.json").read_text(encoding="utf-8"))
+    written = PAGE.split("<!-- future_prediction:begin -->")[1].split("<!-- future_prediction:end -->")[0]
+    assert written.strip() == compare_future.format_tables(results).strip()
