@@ -65,7 +65,7 @@ class TestErrors:
         with pytest.raises(ValueError, match="the video has 5 frames; expected at least the 6 of context and future"):
             prediction_errors(model, FrameSource(pixels(5)), 4, 2)
 
-    @pytest.mark.parametrize("normalize", ["batch", "clip"])
+    @pytest.mark.parametrize("normalize", ["batch", "batch_channel", "clip"])
     def test_statistics_of_a_batch_normalise_it_as_the_model_does(self, normalize):
         model, windows = build(normalize_targets=normalize), windows_of(pixels(24), 8)
         statistics = target_statistics(model, windows.split(4))

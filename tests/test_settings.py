@@ -28,11 +28,19 @@ class Config:
     scale: tuple[float, float] = (0.3, 1.0)
     data: str | list[Inner] = "x"
     gradient_checkpointing: bool = False
+    mixed_precision: Literal["no", "bf16"] | None = None
 
 
 def write(path: Path, text: str) -> str:
     path.write_text(text)
     return str(path)
+
+
+def test_a_bare_no_is_the_word_where_a_setting_knows_it(tmp_path):
+    path = write(tmp_path / "c.yaml", "output_dir: runs/a\nmixed_precision: no\n")
+    assert load_config(Config, path).mixed_precision == "no"
+    assert load_config(Config, path, ["mixed_precision=bf16"]).mixed_precision == "bf16"
+    assert load_config(Config, path, ["gradient_checkpointing=no"]).gradient_checkpointing is False
 
 
 def test_config_file_and_overrides_make_one_config(tmp_path):
@@ -108,6 +116,7 @@ def test_help_lists_every_key_with_its_type_and_default(capsys):
         "  scale: tuple[float, float] = [0.3, 1.0]",
         '  data: str | list[test_settings.Inner] = "x"',
         "  gradient_checkpointing: bool = false",
+        '  mixed_precision: "no" | "bf16" | null = null',
     ]
 
 

@@ -35,10 +35,10 @@ _TENSORS = ("place_mean", "place_std", "statistics")  # fields of a calibration 
 @dataclass
 class TargetStatistics:
     """Place means and deviations of raw targets, for models whose targets are normalised over a batch
-    (`normalize_targets` "batch" or "clip"): a detector's batch is windows of one video, so it takes the statistics of
-    normal video in their place.
+    (`normalize_targets` "batch", "batch_channel" or "clip"): a detector's batch is windows of one video, so it takes
+    the statistics of normal video in their place.
 
-    mean: (n, D). std: (n, D) for "batch", (D,) for "clip".
+    mean: (n, D). std: (n, D) for "batch", (1, D) for "batch_channel", (D,) for "clip".
     """
 
     mean: torch.Tensor
@@ -220,7 +220,7 @@ def window_errors(
 
 def needs_statistics(model: VJepa2ForMaskedLatentPrediction) -> bool:
     """Whether targets are normalised over a batch."""
-    return model.config.normalize_targets in ("batch", "clip")
+    return model.config.normalize_targets in ("batch", "batch_channel", "clip")
 
 
 @torch.no_grad()
@@ -243,6 +243,9 @@ def target_statistics(model: VJepa2ForMaskedLatentPrediction, windows: Iterable[
     if model.config.normalize_targets == "clip":
         # a clip's deviation from its own mean: the total variance less that of the clips' means
         variance = variance.mean(dim=0) - (clip_square - mean.mean(dim=0).square())
+        count *= len(mean)
+    elif model.config.normalize_targets == "batch_channel":
+        variance = variance.mean(dim=0, keepdim=True)
         count *= len(mean)
     variance = (variance * count / (count - 1)).clamp_min(0)
     return TargetStatistics(mean=mean.float().cpu(), std=variance.sqrt().float().cpu())

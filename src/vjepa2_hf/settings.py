@@ -255,6 +255,8 @@ def _convert(expected: Any, value: Any, key: str) -> Any:
     if origin is Literal:
         if value in arguments:
             return value
+        if value is False and "no" in arguments:  # how YAML reads a bare no
+            return "no"
         raise ValueError(f"The key {key!r} must be one of {', '.join(map(repr, arguments))}, got {value!r}.")
     if dataclasses.is_dataclass(expected):
         return _build(expected, value, key + ".")
