@@ -40,7 +40,11 @@ ENVIRONMENTS = {
         "plan": "plan_two_rooms.yaml",
     },
 }
-POLICIES = {"cloning": "goal-conditioned behaviour cloning", "actor": "actor: cloning, improved in imagination"}
+POLICIES = {
+    "cloning": "goal-conditioned behaviour cloning",
+    "cloning_even": "behaviour cloning, goals drawn evenly",
+    "actor": "actor: cloning, improved in imagination",
+}
 ENCODERS = {"pretrained": "CEM, pretrained encoder", "random": "CEM, random encoder", "pixels": "CEM, raw pixels"}
 PROPOSED = "CEM, pretrained encoder, from cloning's proposals"
 
@@ -76,6 +80,7 @@ def run_chain(output: Path, environment: str, seed: int, progress: tqdm) -> None
         step(f"world_model_{encoder}", "train_world_model.py", settings["model"], "final", *source, *common)
     world_model = f"world_model={folder / 'world_model_pretrained' / 'final'}"
     step("cloning", "train_cloning.py", "cloning.yaml", "final", world_model, *common)
+    step("cloning_even", "train_cloning.py", "cloning.yaml", "final", world_model, "goal_draws=1", *common)
     start = f"start={folder / 'cloning' / 'final'}"
     step("actor", "train_actor.py", "actor.yaml", "final", world_model, start, *common)
     policies = {name: str(folder / policy / "final") for policy, name in POLICIES.items()}

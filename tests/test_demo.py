@@ -77,16 +77,17 @@ def test_reproduce_trains_every_row_of_its_tables_and_plans_with_it(tmp_path, mo
     reproduce.run_chain(tmp_path, "two_rooms", 1, tqdm(disable=True))
     scripts = [command[0].rsplit("/", 1)[-1] for command in commands]
     models = ["train_world_model.py"] * 3
-    assert scripts == ["pretrain.py", *models, "train_cloning.py", "train_actor.py", "plan.py"]
+    assert scripts == ["pretrain.py", *models, "train_cloning.py", "train_cloning.py", "train_actor.py", "plan.py"]
     configs = [load_config(PlanConfig, commands[-1][2], commands[-1][3:])]
     folder = tmp_path / "two_rooms" / "seed-1"
-    assert set(configs[0].policies.values()) == {str(folder / name / "final") for name in ("cloning", "actor")}
+    policies = ("cloning", "cloning_even", "actor")
+    assert set(configs[0].policies.values()) == {str(folder / name / "final") for name in policies}
     assert set(configs[0].models) == {*reproduce.ENCODERS.values(), reproduce.PROPOSED}
     assert configs[0].proposals == {reproduce.PROPOSED: str(folder / "cloning" / "final")}
     world_model = f"world_model={folder / 'world_model_pretrained' / 'final'}"
-    assert world_model in commands[4] and world_model in commands[5]
-    assert f"start={folder / 'cloning' / 'final'}" in commands[5]
-    for command in commands[4:6]:
+    assert all(world_model in command for command in commands[4:7])
+    assert f"start={folder / 'cloning' / 'final'}" in commands[6]
+    for command in commands[4:7]:
         load_config(PolicyTrainingConfig if "cloning" in command[0] else ActorConfig, command[2], command[3:])
 
 
