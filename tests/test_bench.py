@@ -67,7 +67,7 @@ def test_a_side_that_computes_something_else_is_not_timed(bench, monkeypatch, in
 
     turned = modeling_encoder.rotary_table
     wrong = lambda positions, *arguments: turned(5 * positions, *arguments)  # noqa: E731
-    for module in ("modeling_encoder", "modeling_masked_latent", "modeling_dynamics"):
+    for module in ("modeling_encoder", "modeling_predictor", "modeling_dynamics"):
         monkeypatch.setattr(f"vjepa2_hf.{module}.rotary_table", wrong)
     with pytest.raises(DisagreementError, match="the sides differ by"):
         comparisons.COMPARISONS["tiny"][index].build()
