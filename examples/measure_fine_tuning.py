@@ -17,6 +17,8 @@ from ablate_pretraining import MEASURED, READOUTS, slug
 from demo import Road, script
 from reproduce import ROOT, publish_tables
 
+from vjepa2_hf.settings import refuse_missing_model
+
 
 CONFIGS = ROOT / "examples" / "configs" / "demo"
 START, RANDOM, SCRATCH = "the start, as it is", "random encoder", "from scratch, peak 2e-3"
@@ -110,6 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--collect", action="store_true", help="run nothing: publish what was measured so far")
     options = parser.parse_args(arguments)
     if not options.collect:
+        refuse_missing_model(options.start)
         run_all(options)
     results = collect(options)
     publish_tables(results, format_tables(results), options.results, [options.document], "fine_tuning")

@@ -7,7 +7,7 @@ One process on a CPU, in a few minutes, after the demo (or with any folder of vi
     python examples/record_moving_digits.py --output runs/digits/train --split train --videos 1500 --frames 8
     python examples/train_probe.py --config examples/configs/demo/probe.yaml encoder=runs/demo/pretrain/final
 
-`kind` is linear (a map of the tokens' average), attentive (RECIPES: self-attention blocks, then a query), knn, or
+`kind` is linear (a map of the tokens' average), attentive (published: self-attention blocks, then a query), knn, or
 finetune (the encoder learns too, lower blocks slower). Features are computed once and kept in `cache_dir`, where later
 runs on the same encoder, views and data find them (delete it when you like); then all heads of the sweep
 `learning_rates` x `weight_decays` learn at once from the same batches. A stopped run goes on with `resume=latest`.

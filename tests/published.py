@@ -1,4 +1,4 @@
-"""Reference vectors of the published code (`fixtures/`, RECIPES.md section 9) and its state-dict names in ours."""
+"""Reference vectors of the published code (`fixtures/`) and its state-dict names in ours."""
 
 import functools
 from pathlib import Path

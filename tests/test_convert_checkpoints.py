@@ -631,7 +631,7 @@ PUBLISHED_SIZES = {  # width, blocks, MLP width, parameters in millions
 
 
 def published_blocks(prefix: str, width: int, depth: int, hidden: int) -> dict[str, tuple]:
-    """Names and shapes of transformer blocks, from RECIPES.md, section 8, and not from the package's tables."""
+    """Names and shapes of transformer blocks, written out and not from the package's tables."""
     layers = {"attn.qkv": (3 * width, width), "attn.proj": (width, width), "mlp.fc1": (hidden, width)}
     layers["mlp.fc2"] = (width, hidden)
     block = {f"{name}.weight": shape for name, shape in layers.items()}

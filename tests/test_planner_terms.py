@@ -362,7 +362,7 @@ def test_what_cannot_be_saved_or_does_not_fit_is_refused(remade, tmp_path):
 
 
 class TestPublishedArm:
-    """The published CEM with the published world model, from pictures to actions (RECIPES.md, section 6)."""
+    """The published CEM with the published world model, from pictures to actions."""
 
     def planner(self, iterations: int, **settings) -> VJepa2Planner:
         model = load_published(

@@ -56,7 +56,7 @@ def test_every_published_schedule_is_compared():
 
 
 def test_published_cooldown_stops_before_its_end():
-    """Linear over 15 k steps, stopped after 12 k: 1.06e-4 (RECIPES section 4)."""
+    """Linear over 15 k steps, stopped after 12 k: 1.06e-4."""
     cooldown = LearningRateSchedule("linear", peak=5.25e-4, final=1e-6, schedule_scale=1.25)
     assert cooldown.at(12_000, 12_000) == pytest.approx(1.06e-4, rel=0.01)
 

@@ -158,7 +158,7 @@ class _StrictFields:
         return config
 
 
-# Released architectures (RECIPES of arXiv 2506.09985, V-JEPA 1 and 2.1): width, blocks, heads, MLP ratio
+# Released architectures (of arXiv 2506.09985, V-JEPA 1 and 2.1): width, blocks, heads, MLP ratio
 PRESETS = {
     "small": (384, 12, 6, 4.0),
     "base": (768, 12, 12, 4.0),

@@ -89,6 +89,7 @@ def episode_ids(data: str | os.PathLike, camera: str | None = None) -> Iterator[
 def _open_source(data: str | os.PathLike, camera: str | None) -> ShardSource | LeRobotDataset:
     lerobot = open_lerobot(data, camera)
     if lerobot is None and camera is not None:
+        ShardSource(data)  # refuses what does not exist
         raise ValueError(f"camera={camera!r} is for LeRobot datasets, but {os.fspath(data)!r} is none.")
     return lerobot or ShardSource(data)
 

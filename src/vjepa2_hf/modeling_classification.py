@@ -344,7 +344,7 @@ def _by_step(tokens: torch.Tensor, steps: int, layers: int) -> torch.Tensor:
 
 
 class VJepa2AttentivePooler(nn.Module):
-    """Self-attention blocks over the tokens, then one query that attends to them (RECIPES.md, section 7)."""
+    """Self-attention blocks over the tokens, then one query that attends to them."""
 
     def __init__(self, config: VJepa2VideoClassificationConfig):
         super().__init__()

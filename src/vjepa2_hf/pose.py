@@ -1,6 +1,6 @@
 """Arithmetic of arm poses, batched: position (m), extrinsic Euler angles xyz (rad), gripper (0 to 1).
 
-As the published action-conditioned model uses it (RECIPES.md, section 5): an action holds Δxyz, the Euler angles of
+As the published action-conditioned model uses it: an action holds Δxyz, the Euler angles of
 the rotation Δ that is applied on the left, and Δgripper.
 """
 

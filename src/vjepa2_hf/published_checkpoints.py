@@ -2,7 +2,7 @@
 
 A file is a dict of state dicts, here called parts: `encoder`, `target_encoder` and `predictor`, or `classifiers` for a
 probe; beside them stand the optimiser's state and counters, which are left out. Names carry the prefixes `module.` and
-`backbone.` (RECIPES.md, section 8).
+`backbone.`.
 """
 
 import logging
