@@ -11,9 +11,9 @@ After the demo:
 
 VIDEO is a video file, from which clips are taken evenly spaced (of attention `--clip` numbers those that follow each
 other without a gap), or a folder of shards, of which each row gives its first frames. MODEL is a folder or Hub id: for
-pca and nearest anything that holds an encoder, for attention what `examples/train_probe.py` left with `kind=attentive`,
-for loss a masked-latent model; its masks are those of its run (`config.yaml` above `final/`), the published ones where
-there is none, or of `--masks`.
+pca and nearest anything that holds an encoder, for attention what `examples/train_probe.py` left with
+`kind=attentive`, for loss a masked-latent model; its masks are those of its run (`config.yaml` above `final/`), the
+published ones where there is none, or of `--masks`.
 """
 
 import argparse
