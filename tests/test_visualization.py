@@ -199,9 +199,7 @@ def test_nothing_is_left_of_a_file_that_ends_early(tmp_path, monkeypatch):
 def test_attention_over_other_times_than_the_pictures_is_refused():
     frames = np.zeros((8, 8, 8, 3), np.uint8)
     for steps in (3, 5, 8):  # of 8 steps each would pass for one frame
-        with pytest.raises(
-            ValueError, match=f"{steps} time steps, but 8 pictures in tubelets of 2 have 4"
-        ):
+        with pytest.raises(ValueError, match=f"{steps} time steps, but 8 pictures in tubelets of 2 have 4"):
             plot_probe_attention(frames, torch.ones(1, steps, 2, 2), 2)
     assert plot_probe_attention(frames[:1], torch.ones(1, 1, 2, 2), 2).axes  # a still picture
 
