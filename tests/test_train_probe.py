@@ -371,6 +371,9 @@ def test_one_frame_anticipates_too(monkeypatch, inputs, masked_latent, tmp_path)
     head = "head={num_pooler_layers: 1, pooler_num_attention_heads: 2, pooler_time_positions: true}"
     results = run_script(monkeypatch, (inputs[0], masked_latent), tmp_path / "run", *overrides, head)
     assert results["validation"]["accuracy"] > 0.9
+    model = VJepa2ForVideoClassification.from_pretrained(tmp_path / "run" / "final")
+    config = load_config(train_probe.ProbeConfig, tmp_path / "run" / "config.yaml")
+    assert model.encode_tokens(torch.zeros(1, 1, 3, 32, 32))[1] == config.steps(tubelet=2) == 2
 
 
 @pytest.mark.parametrize(
