@@ -48,9 +48,8 @@ def read_clips(video: str | Path, num_frames: int, fps: float | None = None, cou
         FileNotFoundError: there is nothing at `video`.
         ValueError: it does not decode, or is shorter than the clip.
     """
-    if min(num_frames, count) < 1 or (fps is not None and not fps > 0):
-        raise ValueError(f"frames={num_frames}, fps={fps} and clips={count} were asked for; all must be positive.")
-    if Path(video).is_file() and Path(video).suffix not in (".parquet", ".tar"):
+    _check_numbers(num_frames, fps, count)
+    if _is_video(video):
         return _read_clips(video, str(video), num_frames, fps, count)
     clips = []
     for _, _, _, row in open_stream(ShardSource(str(video)), seed=None):
@@ -66,16 +65,66 @@ def read_clips(video: str | Path, num_frames: int, fps: float | None = None, cou
     return clips
 
 
+def read_clip(video: str | Path, num_frames: int, fps: float | None = None, number: int = 0) -> np.ndarray:
+    """One clip, uint8 (T, H, W, 3): of a video file the one that follows `number` others without a gap, of shards the
+    first frames of row `number`.
+
+    Args:
+        video, num_frames, fps: as of `read_clips`.
+        number: counted from 0.
+
+    Raises:
+        FileNotFoundError: there is nothing at `video`.
+        ValueError: it does not decode, or there is no such clip.
+    """
+    if number < 0:
+        raise ValueError(f"Clip {number} was asked for; clips are counted from 0.")
+    _check_numbers(num_frames, fps, 1)
+    if not _is_video(video):
+        rows, place = open_stream(ShardSource(str(video)), seed=None), -1
+        for place, (_, _, _, row) in enumerate(rows):
+            if place == number:
+                return _read_clips(row["video"], f"the video of row {number} of {video}", num_frames, fps, 1)[0]
+        raise ValueError(f"Clip {number} was asked for, but {video} has {place + 1} rows, counted from 0.")
+    with VideoReader(video) as reader:
+        available = _frames_at(reader, fps, str(video), num_frames)
+        if available < (number + 1) * num_frames:
+            raise ValueError(
+                f"Clip {number} was asked for, but {video} has {available} frames, which is {available // num_frames} "
+                f"clips of {num_frames}, counted from 0."
+            )
+        return _read_frames(reader, number * num_frames, num_frames, fps)
+
+
+def _check_numbers(num_frames: int, fps: float | None, count: int) -> None:
+    if min(num_frames, count) < 1 or (fps is not None and not fps > 0):
+        raise ValueError(f"frames={num_frames}, fps={fps} and clips={count} were asked for; all must be positive.")
+
+
+def _is_video(video: str | Path) -> bool:
+    return Path(video).is_file() and Path(video).suffix not in (".parquet", ".tar")
+
+
+def _frames_at(reader: VideoReader, fps: float | None, name: str, needed: int) -> int:
+    """How many frames a video has at a rate; at least those of a clip."""
+    available = len(reader) if fps is None else int((reader.times[-1] + 5e-4) * fps) + 1
+    if available < needed:
+        rate = "" if fps is None else f" at {fps:g} a second"
+        raise ValueError(f"{name} has {available} frames{rate}, but the clip needs {needed}: ask for fewer.")
+    return available
+
+
+def _read_frames(reader: VideoReader, start: int, num_frames: int, fps: float | None) -> np.ndarray:
+    numbers = start + np.arange(num_frames)
+    return reader.frames(numbers if fps is None else reader.indices_at(numbers / fps))
+
+
 def _read_clips(source: Any, name: str, num_frames: int, fps: float | None, count: int) -> list[np.ndarray]:
     with VideoReader(source) as reader:
-        available = len(reader) if fps is None else int((reader.times[-1] + 5e-4) * fps) + 1
-        if available < num_frames:
-            rate = "" if fps is None else f" at {fps:g} a second"
-            raise ValueError(f"{name} has {available} frames{rate}, but the clip needs {num_frames}: ask for fewer.")
+        available = _frames_at(reader, fps, name, num_frames)
         count = min(count, available // num_frames)
         starts = np.linspace(0, available - num_frames, count).astype(int) if count > 1 else [0]
-        frames = [start + np.arange(num_frames) for start in starts]
-        return [reader.frames(numbers if fps is None else reader.indices_at(numbers / fps)) for numbers in frames]
+        return [_read_frames(reader, start, num_frames, fps) for start in starts]
 
 
 def load_processor(model: str | Path, encoder: VJepa2Encoder, size: int | None = None) -> VJepa2VideoProcessor:

@@ -9,10 +9,11 @@ After the demo:
 
     python examples/look.py pca runs/demo/pretrain/final runs/demo/episodes features.gif
 
-VIDEO is a video file, from which clips are taken evenly spaced, or a folder of shards, of which each row gives its
-first frames. MODEL is a folder or Hub id: for pca and nearest anything that holds an encoder, for attention what
-`examples/train_probe.py` left with `kind=attentive`, for loss a masked-latent model; its masks are those of its run
-(`config.yaml` above `final/`), the published ones where there is none, or of `--masks`.
+VIDEO is a video file, from which clips are taken evenly spaced (of attention `--clip` numbers those that follow each
+other without a gap), or a folder of shards, of which each row gives its first frames. MODEL is a folder or Hub id: for
+pca and nearest anything that holds an encoder, for attention what `examples/train_probe.py` left with
+`kind=attentive`, for loss a masked-latent model; its masks are those of its run (`config.yaml` above `final/`), the
+published ones where there is none, or of `--masks`.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from feature_picture import load_processor, read_clips
+from feature_picture import load_processor, read_clip, read_clips
 
 from vjepa2_hf import (
     VJepa2Encoder,
@@ -36,7 +37,7 @@ from vjepa2_hf.inspection import dense_features, feature_colours, loss_by_positi
 from vjepa2_hf.masking import PUBLISHED_MASKS, build_mask_samplers
 from vjepa2_hf.settings import exit_on_user_error, load_config, refuse_missing_model
 from vjepa2_hf.visualization import (
-    check_ending,
+    check_output,
     plot_feature_pca,
     plot_loss_by_position,
     plot_nearest_frames,
@@ -110,12 +111,19 @@ def look_at_features(options: argparse.Namespace) -> Picture:
 def look_at_attention(options: argparse.Namespace) -> Picture:
     hint = "give what examples/train_probe.py leaves with kind=attentive"
     model = load(VJepa2ForVideoClassification, options.model, "pooler", hint)
-    clips = read(options, model.encoder, options.clip + 1)
-    if len(clips.pixels) <= options.clip:
-        raise ValueError(f"--clip is {options.clip}, but there are {len(clips.pixels)} clips, counted from 0.")
-    pixels, pictures = clips.pixels[options.clip], clips.pictures[options.clip]
-    attention = model.pooler_attention(pixels[None])[0]
-    draw = partial(plot_probe_attention, pictures, attention, by_head=options.heads, title=answer(model, pixels))
+    processor, config = load_processor(options.model, model.encoder, options.size), model.config
+    num_frames = model.encoder.config.frames_per_clip if options.frames is None else options.frames
+    clip = read_clip(options.videos[0], num_frames, options.fps, options.clip)
+    pixels = processor(clip, return_tensors="pt")["pixel_values_videos"][0]
+    attention, tubelet = model.pooler_attention(pixels[None])[0], config.encoder_config.tubelet_size
+    seen = attention.shape[1] - config.predicted_frames // tubelet
+    titles = [answer(model, pixels)]
+    if config.predicted_frames:  # of which there is no picture to draw on
+        share = (attention[:, seen:].sum() / attention.sum()).item()
+        titles.append(f"{share:.0%} of the attention is on {config.predicted_frames} predicted frames, not drawn")
+    title = "; ".join(filter(None, titles)) or None
+    pictures = processor.to_pictures(pixels)
+    draw = partial(plot_probe_attention, pictures, attention[:, :seen], tubelet, by_head=options.heads, title=title)
     return draw, len(pixels)
 
 
@@ -202,7 +210,12 @@ def make_parser() -> argparse.ArgumentParser:
         if name != "attention":
             count = 3 if name == "pca" else 16
             command.add_argument("--clips", type=int, default=count, help=f"of all VIDEOs, rounded up ({count})")
-    parsers["attention"].add_argument("--clip", type=int, default=0, help="number of the clip, from 0 (0)")
+    parsers["attention"].add_argument(
+        "--clip",
+        type=int,
+        default=0,
+        help="of a file, or row of shards, from 0 (0)",
+    )
     parsers["attention"].add_argument("--heads", action="store_true", help="each head, beside their mean")
     near = parsers["nearest"]
     near.add_argument("--neighbours", type=int, default=4, help="frames a row, of different clips (4)")
@@ -217,7 +230,7 @@ def make_parser() -> argparse.ArgumentParser:
 @exit_on_user_error
 def main(arguments: list[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
-    check_ending(options.output)
+    check_output(options.output, options.play_fps)
     refuse_missing_model(options.model)
     draw, count = LOOKS[options.look](options)
     write_picture(options.output, lambda shown: draw(shown=shown), count, options.play_fps)

@@ -67,6 +67,7 @@ logger = logging.getLogger("train_probe")
 
 RATE_SETTINGS = ("max_steps", "warmup_steps")
 PARTS = ("training", "held_out", "validation")
+HEAD_SETTINGS = ("learning_rate", "weight_decay", "neighbours")  # in results.json beside the scores of each part
 
 
 @dataclass
@@ -172,7 +173,7 @@ class ProbeConfig:
 
     def __post_init__(self):
         check_run_settings(self)
-        taken = [name for name in self.evaluate_on if name in PARTS]
+        taken = [name for name in self.evaluate_on if name in PARTS + HEAD_SETTINGS]
         if taken:
             raise ValueError(f"evaluate_on has {taken[0]!r}, a name that this script uses itself; give another.")
         for name in ("validation_fraction", "selection_fraction", "label_fraction"):
@@ -201,8 +202,8 @@ class ProbeConfig:
         return [(rate, decay) for decay in self.weight_decays for rate in self.learning_rates]
 
     def steps(self, tubelet: int) -> int:
-        """T' of what heads read."""
-        return (self.frames_per_clip + self.predicted_frames) // tubelet
+        """T' of what heads read; the encoder takes a clip shorter than a tubelet as one."""
+        return max(1, self.frames_per_clip // tubelet) + self.predicted_frames // tubelet
 
     @property
     def pooled(self) -> bool:

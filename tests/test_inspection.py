@@ -79,6 +79,24 @@ def test_of_each_group_the_nearest_alone_counts():
         nearest_frames(query, gallery, k=1, metric="dot")
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused(wrong):
+    features, gallery = torch.randn(2, 2, 2, 5), torch.randn(4, 5)
+    features[1, 0, 0, 3] = gallery[2, 1] = wrong
+    with pytest.raises(ValueError, match="features has 1 of 8 vectors that are not finite"):
+        feature_colours([features])
+    with pytest.raises(ValueError, match="gallery has 1 of 4 vectors"):
+        nearest_frames(gallery[:1], gallery, k=1)
+    with pytest.raises(ValueError, match="queries has 1 of 4 vectors"):
+        nearest_frames(gallery, gallery[:1], k=1)
+
+
+def test_features_of_any_dtype_are_taken():
+    features = torch.randn(2, 2, 2, 5, dtype=torch.bfloat16, requires_grad=True)
+    assert feature_colours([features])[0].shape == (2, 2, 2, 3)
+    assert not nearest_frames(features[0, 0], features.flatten(0, 2), k=1)[0].requires_grad
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("fields", [{}, {"loss_exponent": 2, "normalize_targets": "clip"}])
 def test_loss_by_position_is_the_models_loss_told_by_place(fields):

@@ -76,9 +76,9 @@ def test_videos_of_one_name_are_told_apart(work, tmp_path):
 def test_attention_of_the_clip_that_was_asked_for(work, tmp_path, monkeypatch):
     drawn = []
 
-    def draw(pictures, attention, **options):
+    def draw(pictures, attention, tubelet, **options):
         drawn.append((pictures, attention, options))
-        return plot(pictures, attention, **options)
+        return plot(pictures, attention, tubelet, **options)
 
     plot = look.plot_probe_attention
     monkeypatch.setattr(look, "plot_probe_attention", draw)
@@ -95,6 +95,43 @@ def test_attention_of_the_clip_that_was_asked_for(work, tmp_path, monkeypatch):
     torch.testing.assert_close(attention, model.pooler_attention(pixels)[0])
     logits = model(pixels).logits[0].softmax(-1)
     assert options["by_head"] and options["title"].endswith(f"LABEL_{logits.argmax()} ({logits.max():.2f})")
+
+
+@pytest.mark.parametrize("video", ["clip.mp4", "shards"])
+def test_each_number_is_another_clip(work, tmp_path, monkeypatch, video):
+    drawn = []
+    monkeypatch.setattr(look, "plot_probe_attention", lambda pictures, *more, **options: drawn.append(pictures))
+    monkeypatch.setattr(look, "write_picture", lambda path, draw, count, fps: draw(None))
+    for number in range(3):
+        arguments = [str(work / "attentive"), str(work / video), str(tmp_path / "o.png"), "--clip", str(number)]
+        look.main(["attention", *arguments])
+    assert len({pictures.tobytes() for pictures in drawn}) == 3
+
+
+def test_attention_to_predicted_frames_is_told_and_not_drawn(work, tmp_path, monkeypatch):
+    masked = VJepa2ForMaskedLatentPrediction.from_pretrained(work / "run" / "final")
+    fields = {"num_labels": 3, "num_pooler_layers": 1, "pooler_num_attention_heads": 2}
+    fields |= {"predicted_frames": 4, "skipped_frames": 2}  # as many as are seen
+    model = VJepa2ForVideoClassification.from_encoder(masked.encoder, masked.predictor, **fields).eval()
+    model.save_pretrained(tmp_path / "probe")
+    VJepa2VideoProcessor(size=32, crop_size=32).save_pretrained(tmp_path / "probe")
+    plot, drawn = look.plot_probe_attention, []
+
+    def draw(*given, **options):
+        drawn.append((*given, options))
+        return plot(*given, **options)
+
+    monkeypatch.setattr(look, "plot_probe_attention", draw)
+    look.main(["attention", str(tmp_path / "probe"), str(work / "clip.mp4"), str(tmp_path / "look.png")])
+    pictures, attention, tubelet, options = drawn[0]
+    pixels = VJepa2VideoProcessor(size=32, crop_size=32)(
+        VideoReader(work / "clip.mp4").frames(range(4)), return_tensors="pt"
+    )["pixel_values_videos"]
+    whole = model.pooler_attention(pixels)[0]
+    assert whole.shape[1] == 4 and len(pictures) == 4 and tubelet == 2
+    torch.testing.assert_close(attention, whole[:, :2])
+    share = (1 - attention.sum() / whole.sum()).item()
+    assert 0 < share < 1 and f"{share:.0%} of the attention is on 4 predicted frames" in options["title"]
 
 
 def test_nearest_frames_are_of_other_clips_one_of_each(work, tmp_path, monkeypatch):
@@ -142,10 +179,15 @@ def test_masks_are_those_of_the_run_or_the_published_or_the_ones_given(work, tmp
         ("pca {work}/encoder {work}/none.mp4 {tmp}/o.png", "There is no data at"),
         ("pca {work}/encoder {work}/clip.mp4 {tmp}/o.png --frames 20", "has 12 frames, but the clip needs 20"),
         ("pca {work}/encoder {work}/clip.mp4 {tmp}/o.png --clips 0", "clips=0"),
-        ("pca {work}/encoder {work}/clip.mp4 {tmp}/o.gif --play_fps 0", "at 0.0 a second"),
+        ("pca {work}/encoder {work}/clip.mp4 {tmp}/o.gif --play_fps 0", "at 0.0 pictures a second"),
         ("attention {work}/run/final {work}/clip.mp4 {tmp}/o.png", "loads 'vjepa2_hf_video_classification'"),
         ("attention {work}/linear {work}/clip.mp4 {tmp}/o.png", "pooler_type is 'linear'"),
-        ("attention {work}/attentive {work}/clip.mp4 {tmp}/o.png --clip 3", "--clip is 3, but there are 3 clips"),
+        (
+            "attention {work}/attentive {work}/clip.mp4 {tmp}/o.png --clip 3",
+            "which is 3 clips of 4, counted from 0",
+        ),
+        ("attention {work}/attentive {work}/shards {tmp}/o.png --clip 5", "shards has 5 rows, counted from 0"),
+        ("attention {work}/attentive {work}/clip.mp4 {tmp}/o.png --clip -1", "clips are counted from 0"),
         ("nearest {work}/encoder {work}/clip.mp4 {tmp}/o.png --clips 1", "nearest frames are looked for in others"),
         ("nearest {work}/encoder {work}/clip.mp4 {tmp}/o.png", "4 neighbours were asked for; expected 1 to 2"),
         ("loss {work}/encoder {work}/clip.mp4 {tmp}/o.png", "loads 'vjepa2_hf_masked_latent_prediction'"),

@@ -1,11 +1,16 @@
 """The classifier against the published attentive probe, and what it promises about views, labels and folders."""
 
+import copy
+import functools
+import logging
+
 import numpy as np
 import pytest
 import torch
 from published import ENCODER, TINY_ENCODER, TINY_PREDICTOR, golden, our_names
 from sklearn.neighbors import KNeighborsClassifier
 from test_modeling_encoder import TOLERANCE, clips, same_weights, spread
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vjepa2_hf import (
     VJepa2Encoder,
@@ -16,6 +21,7 @@ from vjepa2_hf import (
     VJepa2VideoClassificationConfig,
 )
 from vjepa2_hf.modeling_classification import VJepa2ProbeHead
+from vjepa2_hf.modeling_layers import eager_attention
 from vjepa2_hf.modeling_positions import sincos_table
 
 
@@ -140,6 +146,16 @@ def test_positions_in_place_need_square_frames():
     model = build(pooler_place_positions=True)
     with pytest.raises(ValueError, match="square frames, but a time step has 8 tokens"):
         model.classify(torch.zeros(1, 16, 24), steps=2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fields", [{}, {"encoder_layers": [0, 1]}])
+def test_a_wide_grid_whose_places_are_a_square_number_is_not_taken_for_a_square(fields):
+    model, wide = build(pooler_place_positions=True, **fields), torch.zeros(1, 4, 3, 16, 64)
+    for call in (model, model.encode_tokens, model.pooler_attention):
+        with pytest.raises(ValueError, match="square frames, but these have 2 × 8 tokens"):
+            call(wide)
+    assert build(**fields)(wide).logits.shape == (1, 5)
 
 
 def test_labels_per_frame_of_views_are_refused():
@@ -290,6 +306,32 @@ class TestAnticipation:
         times = sincos_table((5, 1, 1), 24, device=tokens.device)
         positions = model._positions(3, tokens.unflatten(1, (1, 3, -1)))
         assert torch.equal(positions, times[[0, 1, 4]].unsqueeze(1))
+
+    @torch.no_grad()
+    def test_its_predictor_attends_as_the_model_does(self, tmp_path, monkeypatch, caplog):
+        used = []
+
+        def count(name, plain, module, *given, **more):
+            used.append(name)
+            return plain(module, *given, **more)
+
+        for name in ("sdpa", "eager"):
+            plain = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
+            monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, name, functools.partial(count, name, plain))
+        monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+        model = self.build(self.build_masked(), predicted_frames=2)
+        model.save_pretrained(tmp_path)
+        outputs = []
+        for wanted in ("sdpa", "eager"):
+            model.set_attn_implementation(wanted)
+            loaded = VJepa2ForVideoClassification.from_pretrained(tmp_path, attn_implementation=wanted).eval()
+            for one in (model, loaded, copy.deepcopy(model)):
+                used.clear()
+                outputs.append(one(clips()).logits)
+                assert set(used) == {wanted} and len(used) == 2 + 2 + 2  # blocks of encoder, predictor, pooler
+        for output in outputs:
+            torch.testing.assert_close(output, outputs[0], **TOLERANCE)
+        assert not caplog.records
 
     @torch.no_grad()
     def test_it_is_saved_with_its_predictor(self, tmp_path):

@@ -311,6 +311,28 @@ def test_other_clips_with_labels_that_the_probe_does_not_know_are_refused(monkey
     assert "evaluate_on has 'training'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("overrides", [["kind=linear", "max_steps=1"], ["kind=knn"]])
+def test_other_clips_do_not_take_the_name_of_a_heads_setting(monkeypatch, inputs, tmp_path, capsys, overrides):
+    results = run_script(monkeypatch, inputs, tmp_path / "run", *overrides)
+    settings = set(results["heads"][0]) - {"held_out", "validation"}
+    assert settings
+    for name in settings:
+        with pytest.raises(SystemExit):
+            run_script(monkeypatch, inputs, tmp_path / name, *overrides, f"evaluate_on={{{name}: {inputs[0]}}}")
+        assert f"evaluate_on has '{name}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("labels", ["color", "bright"])
+def test_a_clip_may_be_one_frame(monkeypatch, inputs, tmp_path, labels):
+    overrides = ["frames_per_clip=1", "max_steps=100", f"label={labels}"]
+    overrides += ["labels_per_frame=true"] if labels == "bright" else []
+    head = "head={num_pooler_layers: 1, pooler_num_attention_heads: 2, pooler_time_positions: true}"
+    results = run_script(monkeypatch, inputs, tmp_path / "run", *overrides, head)
+    assert results["validation"]["accuracy"] > 0.85 > results["same_answer_for_all"]
+    model = VJepa2ForVideoClassification.from_pretrained(tmp_path / "run" / "final")
+    assert model.config.num_frames == 1
+
+
 @pytest.fixture(scope="module")
 def masked_latent(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("masked")
@@ -342,6 +364,16 @@ def test_without_predicted_tokens_every_kind_anticipates(monkeypatch, inputs, tm
     for kind in ("linear", "knn"):
         results = run_script(monkeypatch, inputs, tmp_path / kind, f"kind={kind}", "anticipate_frames=1")
         assert results["validation"]["accuracy"] > 0.9
+
+
+def test_one_frame_anticipates_too(monkeypatch, inputs, masked_latent, tmp_path):
+    overrides = ["frames_per_clip=1", "anticipate_frames=2", "predicted_frames=2", "max_steps=40"]
+    head = "head={num_pooler_layers: 1, pooler_num_attention_heads: 2, pooler_time_positions: true}"
+    results = run_script(monkeypatch, (inputs[0], masked_latent), tmp_path / "run", *overrides, head)
+    assert results["validation"]["accuracy"] > 0.9
+    model = VJepa2ForVideoClassification.from_pretrained(tmp_path / "run" / "final")
+    config = load_config(train_probe.ProbeConfig, tmp_path / "run" / "config.yaml")
+    assert model.encode_tokens(torch.zeros(1, 1, 3, 32, 32))[1] == config.steps(tubelet=2) == 2
 
 
 @pytest.mark.parametrize(

@@ -66,17 +66,17 @@ def test_attention_is_drawn_where_and_when_it_is():
     attention = torch.full((2, 4, 2, 2), 0.02)
     attention[0, 3, 0, 1] += 1 - attention[0].sum()
     attention[1, 3, 0, 1] += 1 - attention[1].sum()
-    figure = plot_probe_attention(np.zeros((8, 8, 8, 3), np.uint8), attention, by_head=True, title="jumps")
+    figure = plot_probe_attention(np.zeros((8, 8, 8, 3), np.uint8), attention, 2, by_head=True, title="jumps")
     assert row_names(figure)[:3] == ["attention", "head 1", "head 2"] and figure.get_suptitle() == "jumps"
     by_row = np.stack(images(figure)).reshape(4, 4, 8, 8, 3).sum(axis=-1)
     brightest = by_row[1] > by_row[1].max() - 0.01
     assert brightest[3, :4, 4:].all() and brightest.sum() == 16
     (curve,) = [axis for axis in figure.axes if axis.get_xlabel() == "frame"]
     np.testing.assert_allclose(curve.patches[0].get_data().values, [0.08, 0.08, 0.08, 0.76], rtol=1e-5)
-    each = plot_probe_attention(np.zeros((8, 8, 8, 3), np.uint8), torch.full((2, 4, 2, 2), 0.25))  # a query a step
+    each = plot_probe_attention(np.zeros((8, 8, 8, 3), np.uint8), torch.full((2, 4, 2, 2), 0.25), 2)  # a query a step
     (curve,) = [axis for axis in each.axes if axis.get_xlabel() == "frame"]
     np.testing.assert_allclose(curve.patches[0].get_data().values, 0.25)
-    one = plot_probe_attention(np.zeros((8, 8, 8, 3), np.uint8), attention, shown=[6], by_head=True)
+    one = plot_probe_attention(np.zeros((8, 8, 8, 3), np.uint8), attention, 2, shown=[6], by_head=True)
     assert titles(one) == ["attention", "head 1", "head 2"] and row_names(one)[0] == "frame 6"
 
 
@@ -151,9 +151,66 @@ def test_nothing_is_left_of_a_picture_that_fails(tmp_path):
     assert (tmp_path / "look.gif").read_bytes() == b"old"
     with pytest.raises(ValueError, match=r"'look.jpg'; expected one that ends in .png, .gif or .mp4"):
         write_picture("look.jpg", draw, count=2)
-    for count, fps in ((0, 6), (2, 0)):
-        with pytest.raises(ValueError, match=f"{count} pictures at {fps} a second"):
+    for count, fps, said in ((0, 6, "0 pictures were asked for"), (2, 0, "at 0 pictures a second")):
+        with pytest.raises(ValueError, match=said):
             write_picture(tmp_path / "look.gif", draw, count=count, fps=fps)
+
+
+def test_nothing_is_drawn_for_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("mine")
+
+    def draw(shown):
+        raise AssertionError("drawn")
+
+    with pytest.raises(ValueError, match="file is no folder that this user may write to"):
+        write_picture(tmp_path / "file" / "new" / "look.gif", draw, count=2)
+
+
+def test_two_processes_that_write_one_picture_do_not_share_a_file(tmp_path, monkeypatch):
+    figure, seen = draw_rows([("a", np.zeros((1, 4, 4, 3)))], ["0"]), []
+    save = type(figure).savefig
+
+    def savefig(self, path, **options):
+        save(self, path, **options)
+        seen.append(path)
+        if len(seen) == 1:  # the other process begins and ends before this one has renamed its file
+            with monkeypatch.context() as patch:
+                patch.setattr("os.getpid", lambda: -1)
+                write_picture(tmp_path / "look.png", lambda shown: figure, count=1)
+
+    monkeypatch.setattr(type(figure), "savefig", savefig)
+    write_picture(tmp_path / "look.png", lambda shown: figure, count=1)
+    assert len(set(seen)) == 2 and [path.name for path in tmp_path.iterdir()] == ["look.png"]
+
+
+def test_nothing_is_left_of_a_file_that_ends_early(tmp_path, monkeypatch):
+    figure = draw_rows([("a", np.zeros((1, 4, 4, 3)))], ["0"])
+
+    def savefig(self, path, **options):
+        Path(path).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(type(figure), "savefig", savefig)
+    with pytest.raises(OSError, match="disk full"):
+        write_picture(tmp_path / "look.png", lambda shown: figure, count=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_attention_over_other_times_than_the_pictures_is_refused():
+    frames = np.zeros((8, 8, 8, 3), np.uint8)
+    for steps in (3, 5, 8):  # of 8 steps each would pass for one frame
+        with pytest.raises(ValueError, match=f"{steps} time steps, but 8 pictures in tubelets of 2 have 4"):
+            plot_probe_attention(frames, torch.ones(1, steps, 2, 2), 2)
+    assert plot_probe_attention(frames[:1], torch.ones(1, 1, 2, 2), 2).axes  # a still picture
+
+
+def test_numbers_of_any_dtype_are_drawn():
+    frames = np.zeros((2, 8, 8, 3), np.uint8)
+    attention = torch.full((1, 1, 2, 2), 0.25, dtype=torch.bfloat16, requires_grad=True)
+    (curve,) = [axis for axis in plot_probe_attention(frames, attention, 2).axes if axis.get_xlabel() == "frame"]
+    assert curve.patches[0].get_data().values.tolist() == [1]
+    assert plot_loss_by_position(torch.ones(1, 2, 2).bfloat16(), 2).axes
+    assert plot_nearest_frames(frames[:1], frames[None], torch.ones(1, 2).bfloat16(), ["q"], [["a", "b"]]).axes
 
 
 def test_without_matplotlib_the_error_says_what_to_install():
@@ -165,7 +222,7 @@ def test_without_matplotlib_the_error_says_what_to_install():
         frames = np.zeros((2, 4, 4, 3), np.uint8)
         for draw in (
             lambda: look.draw_rows([("a", frames)], ["0", "1"]),
-            lambda: look.plot_probe_attention(frames, np.ones((1, 2, 2, 2)) / 8),
+            lambda: look.plot_probe_attention(frames, np.ones((1, 2, 2, 2)) / 8, 1),
             lambda: look.plot_loss_by_position(np.ones((1, 2, 2)), 2),
         ):
             try:

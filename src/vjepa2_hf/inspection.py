@@ -31,8 +31,12 @@ def feature_colours(features: Sequence[torch.Tensor], around_zero: bool = False)
 
     Returns:
         Floats (T', H', W', 3) in 0..1, a clip each.
+
+    Raises:
+        ValueError: features that are not finite.
     """
-    tokens = torch.cat([clip.double().flatten(0, 2) for clip in features])
+    tokens = torch.cat([clip.detach().double().cpu().flatten(0, 2) for clip in features])
+    _check_finite("features", tokens)
     tokens = tokens - tokens.mean(dim=0)
     _, vectors = torch.linalg.eigh(tokens.T @ tokens)
     vectors = vectors[:, -3:].flip(1)
@@ -69,10 +73,10 @@ def nearest_frames(
         groups: (M,) integers: of each group the nearest frame alone counts (frames of one clip are all alike).
 
     Returns:
-        Distances (Q, k), nearest first, and places (Q, k) in the gallery.
+        Distances (Q, k), nearest first, and places (Q, k) in the gallery, both on the CPU.
 
     Raises:
-        ValueError: another metric; fewer than k frames or groups.
+        ValueError: another metric; fewer than k frames or groups; latents that are not finite.
     """
     if metric not in ("cosine", "l2"):
         raise ValueError(f"metric is {metric!r}; expected 'cosine' or 'l2'.")
@@ -82,7 +86,9 @@ def nearest_frames(
             f"{k} neighbours were asked for; expected 1 to {len(groups.unique())}, as many as there are frames (or "
             "clips, of which one frame each is taken) to compare with."
         )
-    queries, gallery = queries.float(), gallery.float()
+    queries, gallery = queries.detach().float().cpu(), gallery.detach().float().cpu()
+    _check_finite("queries", queries)
+    _check_finite("gallery", gallery)
     if metric == "cosine":
         mean = gallery.mean(dim=0)
         queries, gallery = (torch.nn.functional.normalize(part - mean, dim=-1) for part in (queries, gallery))
@@ -97,6 +103,16 @@ def nearest_frames(
         rows.append(list(first.values())[:k])
     places = torch.tensor(rows)
     return distances.gather(1, places), places
+
+
+def _check_finite(name: str, values: torch.Tensor) -> None:
+    """Refuses vectors (N, D) with NaN or infinity, which would spread to all others."""
+    wrong = int((~values.isfinite()).any(dim=-1).sum())
+    if wrong:
+        raise ValueError(
+            f"{name} has {wrong} of {len(values)} vectors that are not finite; expected numbers: look for frames or "
+            "weights that hold NaN, or compute in float32."
+        )
 
 
 class PositionLosses(NamedTuple):

@@ -138,7 +138,7 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
         super().__init__(config)
         self.encoder = VJepa2Encoder(config.encoder_config)
         if config.predicted_frames:
-            self.predictor = VJepa2Predictor(config.masked_latent_config)
+            self.predictor = VJepa2Predictor(config.masked_latent_config, config)
         if config.pooler_type == "attentive":
             self.pooler = VJepa2AttentivePooler(config)
         if config.num_neighbours:
@@ -225,15 +225,24 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
         layers, tubelet = self.config.encoder_layers, self.config.encoder_config.tubelet_size
         if layers is not None:
             output = self.encoder(clips, **{**options, "output_hidden_states": True})
+            self._check_square(output.grid)
             states = [self.encoder.layernorm(output.hidden_states[layer + 1]) for layer in layers]
             return output, torch.cat(states, dim=1), output.grid[0]
         output = self.encoder(clips, **options)
+        self._check_square(output.grid)
         tokens, steps = output.last_hidden_state, output.grid[0]
         more, skip = self.config.predicted_frames // tubelet, self.config.skipped_frames // tubelet
         if not more:
             return output, tokens, steps
         future = predict_following(self.predictor, tokens, output.grid, more, skip=skip)
         return output, torch.cat([tokens, future.flatten(1, 2)], dim=1), steps + more
+
+    def _check_square(self, grid: tuple[int, int, int]) -> None:
+        """Places get positions by their number alone, which would take a grid of 2 × 8 for one of 4 × 4."""
+        if self.config.pooler_place_positions and grid[1] != grid[2]:
+            raise ValueError(
+                f"pooler_place_positions needs square frames, but these have {grid[1]} × {grid[2]} tokens: crop them."
+            )
 
     def mean_over_views(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits (B, V, num_labels) -> (B, num_labels) of the mean probabilities."""

@@ -6,6 +6,7 @@ encoder.
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 
 from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2MaskedLatentPredictionConfig
@@ -18,9 +19,14 @@ class VJepa2Predictor(nn.Module):
 
     Positions are of the encoder's kind: rotary (published V-JEPA 2), a sin-cos table of the predictor's width added to
     all tokens (published V-JEPA 1), or a learned table of its own.
+
+    Args:
+        config: sizes.
+        model_config: of the model that holds the predictor, where that is another: it chooses the attention
+            implementation.
     """
 
-    def __init__(self, config: VJepa2MaskedLatentPredictionConfig):
+    def __init__(self, config: VJepa2MaskedLatentPredictionConfig, model_config: PreTrainedConfig | None = None):
         super().__init__()
         encoder_config: VJepa2EncoderConfig = config.encoder_config
         size = config.predictor_hidden_size
@@ -29,7 +35,7 @@ class VJepa2Predictor(nn.Module):
         self.mask_tokens = nn.Parameter(torch.zeros(config.num_mask_tokens, 1, 1, size))
         self.position_embeddings = position_parameter(encoder_config, size)
         self.layer = build_layers(
-            config,
+            model_config or config,
             size,
             config.predictor_num_attention_heads,
             config.predictor_mlp_ratio,

@@ -371,7 +371,9 @@ class LabelledPart:
     def __init__(self, cache: EpisodeCache, clips: torch.Tensor, labels: Labels, tubelet: int):
         self.cache, self.clips, self.labels, self.tubelet = cache, clips, labels, tubelet
         rows = [cache.notes["row"][i] for i in clips.tolist()]
-        frames = self.read(clips, "frame_indices")[:, :, tubelet - 1 :: tubelet] if labels.per_frame else None
+        frames = self.read(clips, "frame_indices") if labels.per_frame else None
+        if frames is not None:  # the last of each tubelet, or of a clip that is shorter than one
+            frames = frames[:, :, min(tubelet, frames.shape[2]) - 1 :: tubelet]
         found = labels.targets(rows, frames)
         self.targets = found.new_zeros((len(cache.ids), *found.shape[1:]))
         self.targets[clips] = found

@@ -7,6 +7,7 @@ for one frame after the other, see `write_picture`.
 Shapes: T frames, H W pixels, (T', H', W') grid of tokens, h heads, Q queries, k neighbours.
 """
 
+import math
 import os
 import textwrap
 from collections.abc import Callable, Sequence
@@ -63,6 +64,7 @@ def plot_feature_pca(
 def plot_probe_attention(
     pictures: np.ndarray,
     attention: torch.Tensor | np.ndarray,
+    frames_per_step: int,
     shown: Sequence[int] | None = None,
     by_head: bool = False,
     title: str | None = None,
@@ -73,14 +75,24 @@ def plot_probe_attention(
         pictures: uint8 (T, H, W, 3).
         attention: (h, T', H', W') of one clip, as of `VJepa2ForVideoClassification.pooler_attention`. Drawn as
             multiples of what every token would have if all had the same. (With `labels_per_frame` each time
-            step has a query of its own, and all the same sum.)
+            step has a query of its own, and all the same sum.) Of time steps that are seen alone: a probe with
+            `predicted_frames` has more.
+        frames_per_step: frames of a tubelet.
         shown: numbers of frames; default eight, evenly spaced.
         by_head: also each head by itself; else their mean alone.
         title: over the figure, for example what the probe answers.
+
+    Raises:
+        ValueError: T' that is not that of the pictures.
     """
     matplotlib = _matplotlib()
-    weights = np.asarray(attention, np.float64)
+    weights = _as_array(attention)
     steps, count = weights.shape[1], len(pictures)
+    if steps != max(1, count // frames_per_step):
+        raise ValueError(
+            f"attention has {steps} time steps, but {count} pictures in tubelets of {frames_per_step} have "
+            f"{max(1, count // frames_per_step)}: leave out the steps that were predicted, not seen."
+        )
     shown = evenly_spaced(steps, MAX_COLUMNS) * count // steps if shown is None else np.asarray(shown)
     by_time = weights.mean(axis=0).sum(axis=(1, 2))
     total = by_time.sum()  # 1, or T' where each time step has a query
@@ -130,7 +142,7 @@ def plot_nearest_frames(
     axes = _fill(above, rows, ranks)
     for line, q in zip(axes, shown, strict=True):
         line[0].spines[:].set(visible=True, linewidth=2.5)  # sets what is asked for apart from what was found
-        for axis, name, distance in zip(line[1:], neighbour_names[q], np.asarray(distances)[q], strict=True):
+        for axis, name, distance in zip(line[1:], neighbour_names[q], _as_array(distances)[q], strict=True):
             axis.set_xlabel(f"{name}\n{distance:.3f}", fontsize=7, labelpad=2)
     _entitle(figure, title)
     return figure
@@ -151,7 +163,7 @@ def plot_loss_by_position(
         title: over the figure.
     """
     matplotlib = _matplotlib()
-    losses = np.ma.masked_invalid(np.asarray(losses, np.float64))
+    losses = np.ma.masked_invalid(_as_array(losses))
     shown = evenly_spaced(len(losses), MAX_COLUMNS) if shown is None else np.asarray(shown)
     scale = matplotlib.colors.Normalize(*np.percentile(losses.compressed(), [0.5, 99.5]))
     colours = matplotlib.colormaps["viridis"].with_extremes(bad="lightgrey")
@@ -270,6 +282,12 @@ def _overlay(pictures: np.ndarray, values: np.ndarray, scale: "Normalize", colou
     return 0.25 * grey + 0.75 * colours(scale(values[:, lines][:, :, columns]))[..., :3]
 
 
+def _as_array(values: torch.Tensor | np.ndarray) -> np.ndarray:
+    """float64 on the CPU, of any dtype and device (NumPy knows no bfloat16)."""
+    values = values.detach().double().cpu().numpy() if isinstance(values, torch.Tensor) else values
+    return np.asarray(values, np.float64)
+
+
 def _as_float(pictures: np.ndarray) -> np.ndarray:
     return pictures / 255 if pictures.dtype == np.uint8 else pictures
 
@@ -286,10 +304,23 @@ def _frames_of(step: int, size: int) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
 # ---------------------------------------------------------------------------------------------------------------------
-def check_ending(path: str | os.PathLike) -> None:
-    """Refuses a name that does not end in .png, .gif or .mp4, with a ValueError."""
+def check_output(path: str | os.PathLike, fps: float = 6.0) -> None:
+    """Refuses what `write_picture` could not write, before there is anything to write; arguments as of it.
+
+    Raises:
+        ValueError: a name that does not end in .png, .gif or .mp4, a frame rate that is not positive, or a folder that
+            cannot be made or written to.
+    """
     if Path(path).suffix.lower() not in ENDINGS:
         raise ValueError(f"The picture's name is {os.fspath(path)!r}; expected one that ends in .png, .gif or .mp4.")
+    if not 0 < fps < math.inf:
+        raise ValueError(f"The picture is to play at {fps} pictures a second; expected a number above 0.")
+    folder = next(folder for folder in Path(path).absolute().parents if folder.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise ValueError(
+            f"The picture {os.fspath(path)!r} cannot be written: {folder} is no folder that this user may write to; "
+            "give another name."
+        )
 
 
 def write_picture(
@@ -308,20 +339,23 @@ def write_picture(
         fps: pictures a second of the animation.
 
     Raises:
-        ValueError: another ending, no picture, a frame rate that is not positive.
+        ValueError: what `check_output` refuses, or no picture.
     """
-    check_ending(path)
+    check_output(path, fps)
     path = Path(path)
-    if not fps > 0 or count < 1:
-        raise ValueError(f"{count} pictures at {fps} a second were asked for; both must be positive.")
+    if count < 1:
+        raise ValueError(f"{count} pictures were asked for; expected at least one.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.tmp")
-    if path.suffix.lower() == ".png":
-        draw(None).savefig(partial, format="png")
-    else:
-        frames = [render(draw([number])) for number in range(count)]
-        _write_gif(partial, frames, fps) if path.suffix.lower() == ".gif" else _write_mp4(partial, frames, fps)
-    partial.replace(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # another process may write the same picture
+    try:
+        if path.suffix.lower() == ".png":
+            draw(None).savefig(partial, format="png")
+        else:
+            frames = [render(draw([number])) for number in range(count)]
+            _write_gif(partial, frames, fps) if path.suffix.lower() == ".gif" else _write_mp4(partial, frames, fps)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def render(figure: "Figure") -> np.ndarray:
@@ -348,7 +382,7 @@ def _write_mp4(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
 
 
 __all__ = [
-    "check_ending",
+    "check_output",
     "draw_rows",
     "evenly_spaced",
     "plot_feature_pca",
