@@ -25,8 +25,11 @@ import yaml
 from ablate_pretraining import cell, slug
 from demo import Road, script
 from measure_future import METRICS, columns, relative
-from reproduce import ROOT, publish_tables, seed_interval
+from reproduce import ROOT, publish_tables
+from seed_tables import over_seeds
 from tqdm import tqdm
+
+from vjepa2_hf.metrics.planning_success.planning_success import t_interval
 
 
 CONFIGS = ROOT / "examples" / "configs"
@@ -124,12 +127,6 @@ def read(output: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in sorted(output.glob(f"seed-*/{name}"))]
 
 
-def summarise(values: list[float]) -> dict[str, Any]:
-    """Mean, interval over seeds and values by seed."""
-    low, high = seed_interval(values)
-    return {"mean": float(np.mean(values)), "low": low, "high": high, "by_seed": values}
-
-
 def collect(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything that was measured."""
     future, names = {}, []
@@ -142,7 +139,7 @@ def collect(arguments: argparse.Namespace) -> dict[str, Any]:
     for row in PROBES:
         runs = read(arguments.output, f"probes/{slug(row)}/results.json")
         if runs:
-            found = {score: summarise([run["validation"][score] for run in runs]) for score in SCORES}
+            found = {score: over_seeds([run["validation"][score] for run in runs]) for score in SCORES}
             guess = float(np.mean([run["same_answer_for_all"] for run in runs]))
             anticipation[row] = {**found, "same_answer_for_all": guess}
     counts = {name: getattr(arguments, name) for name in ("steps", "probe_steps", "clips")}
@@ -153,7 +150,7 @@ def summarise_errors(runs: list[dict[str, Any]], metric: str, names: list[str]) 
     """By method and frames after the past: errors as multiples of copying's."""
     found = [relative(run, metric) for run in runs]
     return {
-        method: {name: summarise([one[method][i] for one in found]) for i, name in enumerate(names)}
+        method: {name: over_seeds([one[method][i] for one in found], t_interval) for i, name in enumerate(names)}
         for method in found[0]
     }
 

@@ -4,7 +4,7 @@ What `examples/ablate_world_model.py` and `examples/ablate_planning.py` share.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -65,9 +65,9 @@ def joined(known: dict[str, Any] | None, measured: dict[str, Any]) -> dict[str, 
     )
 
 
-def over_seeds(values: list[float]) -> dict[str, Any]:
-    """Mean, interval over seeds, and values by seed."""
-    low, high = seed_interval(values)
+def over_seeds(values: list[float], interval: Callable = seed_interval) -> dict[str, Any]:
+    """Mean, interval over seeds, and values by seed; `t_interval` for values that do not lie within 0 and 1."""
+    low, high = interval(values)
     return {"mean": float(np.mean(values)), "low": low, "high": high, "by_seed": values}
 
 
