@@ -26,10 +26,11 @@ from ablate_pretraining import cell, slug
 from demo import Road, script
 from measure_future import METRICS, columns, relative
 from reproduce import ROOT, publish_tables
-from seed_tables import over_seeds
+from seed_tables import claim_settings, over_seeds, settings_of
 from tqdm import tqdm
 
 from vjepa2_hf.metrics.planning_success.planning_success import t_interval
+from vjepa2_hf.settings import exit_on_user_error
 
 
 CONFIGS = ROOT / "examples" / "configs"
@@ -112,6 +113,11 @@ class Chain:
             self.probe(row)
 
 
+def settings(arguments: argparse.Namespace) -> dict[str, int]:
+    """What the results of every run depend on."""
+    return {name: getattr(arguments, name) for name in ("steps", "probe_steps", "clips")}
+
+
 def run_all(arguments: argparse.Namespace) -> None:
     """Every seed, `lanes` at a time."""
     Chain(arguments).record()
@@ -122,27 +128,28 @@ def run_all(arguments: argparse.Namespace) -> None:
             progress.update()
 
 
-def read(output: Path, name: str) -> list[dict[str, Any]]:
+def read(arguments: argparse.Namespace, name: str) -> list[dict[str, Any]]:
     """The results of a run, of every seed that has it."""
-    return [json.loads(file.read_text()) for file in sorted(output.glob(f"seed-*/{name}"))]
+    files = [arguments.output / f"seed-{seed}" / name for seed in range(arguments.seeds)]
+    return [json.loads(file.read_text()) for file in files if file.exists()]
 
 
 def collect(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything that was measured."""
     future, names = {}, []
     for masks in (BLOCKS, BOTH):
-        runs = read(arguments.output, f"{slug(f'future {masks}')}.json")
+        runs = read(arguments, f"{slug(f'future {masks}')}.json")
         if runs:
             names = columns(runs[0])
             future[masks] = {metric: summarise_errors(runs, metric, names) for metric in METRICS}
     anticipation = {}
     for row in PROBES:
-        runs = read(arguments.output, f"probes/{slug(row)}/results.json")
+        runs = read(arguments, f"probes/{slug(row)}/results.json")
         if runs:
             found = {score: over_seeds([run["validation"][score] for run in runs]) for score in SCORES}
             guess = float(np.mean([run["same_answer_for_all"] for run in runs]))
             anticipation[row] = {**found, "same_answer_for_all": guess}
-    counts = {name: getattr(arguments, name) for name in ("steps", "probe_steps", "clips")}
+    counts = settings_of(arguments.output, settings(arguments))
     return {**counts, "frames": names, "future": future, "anticipation": anticipation}
 
 
@@ -179,6 +186,7 @@ def format_tables(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+@exit_on_user_error
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/future_prediction"))
@@ -193,6 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--collect", action="store_true", help="run nothing: publish what the runs so far measured")
     options = parser.parse_args(arguments)
     if not options.collect:
+        claim_settings(options.output, settings(options))
         run_all(options)
     results = collect(options)
     publish_tables(results, format_tables(results), options.results, [options.document], "future_prediction")

@@ -16,6 +16,9 @@ from typing import Any
 from ablate_pretraining import MEASURED, READOUTS, slug
 from demo import Road, script
 from reproduce import ROOT, publish_tables
+from seed_tables import claim_settings, settings_of
+
+from vjepa2_hf.settings import exit_on_user_error
 
 
 CONFIGS = ROOT / "examples" / "configs" / "demo"
@@ -55,6 +58,11 @@ def result_of(arguments: argparse.Namespace, seed: int, row: str) -> Path:
     return arguments.output / f"{slug(row)}-{seed}.json"
 
 
+def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the results of every run depend on."""
+    return {"steps": arguments.steps, "start": arguments.start}
+
+
 def run_all(arguments: argparse.Namespace) -> None:
     """Every row and seed; the start depends on no seed."""
     road = Road(arguments.output, threads=1, quiet=True)
@@ -85,7 +93,8 @@ def collect(arguments: argparse.Namespace) -> dict[str, Any]:
             for readout in READOUTS
             for name in MEASURED
         }
-    return {"steps": arguments.steps, "seeds": arguments.seeds, "rows": rows}
+    steps = settings_of(arguments.output, settings(arguments))["steps"]
+    return {"steps": steps, "seeds": arguments.seeds, "rows": rows}
 
 
 def format_tables(results: dict[str, Any]) -> str:
@@ -99,6 +108,7 @@ def format_tables(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+@exit_on_user_error
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--start", default="runs/demo/pretrain/final", help="folder of a pretrained model")
@@ -110,6 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--collect", action="store_true", help="run nothing: publish what was measured so far")
     options = parser.parse_args(arguments)
     if not options.collect:
+        claim_settings(options.output, settings(options))
         run_all(options)
     results = collect(options)
     publish_tables(results, format_tables(results), options.results, [options.document], "fine_tuning")

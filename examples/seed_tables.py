@@ -1,6 +1,6 @@
 """Tables of rows that ran with several training seeds: means, intervals, differences, and seeds of earlier tables.
 
-What `examples/ablate_world_model.py` and `examples/ablate_planning.py` share.
+What `examples/ablate_world_model.py`, `examples/ablate_planning.py` and others with runs by seed share.
 """
 
 import json
@@ -13,7 +13,11 @@ import numpy as np
 from ablate_pretraining import cell
 from tqdm import tqdm
 
+from vjepa2_hf.fingerprints import claim_folder, write_json
 from vjepa2_hf.metrics.planning_success.planning_success import seed_interval
+
+
+SETTINGS = "settings.json"  # in the folder of the runs
 
 
 def run_lanes(chains: Sequence[Any], rows: Sequence[str], lanes: int) -> None:
@@ -63,6 +67,26 @@ def joined(known: dict[str, Any] | None, measured: dict[str, Any]) -> dict[str, 
     return (
         same | seeds | {name: join(known[name], value) for name, value in measured.items() if name not in same | seeds}
     )
+
+
+def claim_settings(output: Path, settings: dict[str, Any]) -> None:
+    """Writes the settings of runs into their folder, or refuses one whose runs have others.
+
+    A folder from before settings were written is taken to have these.
+
+    Raises:
+        ValueError: runs there have other settings.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    if not (output / SETTINGS).is_file():
+        write_json(output / SETTINGS, settings)
+    claim_folder(output / SETTINGS, settings, contents="runs")
+
+
+def settings_of(output: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """Those that the runs of a folder have; the given ones where the folder is from before settings were written."""
+    path = output / SETTINGS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else given
 
 
 def over_seeds(values: list[float], interval: Callable = seed_interval) -> dict[str, Any]:

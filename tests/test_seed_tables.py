@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from seed_tables import interval_cell, joined, known_rows, over_seeds, paired
+from seed_tables import claim_settings, interval_cell, joined, known_rows, over_seeds, paired, settings_of
 
 
 def test_differences_are_of_the_seeds_that_both_have():
@@ -31,3 +31,13 @@ def test_joined_rows_have_each_seed_once():
     assert (both["seeds"], both["success"]["by_seed"]) == ([0, 1, 2], [0.5, 0.75, 1.0])
     assert both["ms"] == pytest.approx(30.0)  # one seed of the old, two of the new
     assert joined(None, row([0], [0.5], 1.0))["seeds"] == [0]
+
+
+def test_runs_of_a_folder_have_the_settings_that_began_it(tmp_path):
+    (tmp_path / "seed-0").mkdir()  # runs of a folder without settings
+    assert settings_of(tmp_path, {"steps": 600}) == {"steps": 600}
+    claim_settings(tmp_path, {"steps": 600})
+    claim_settings(tmp_path, {"steps": 600})
+    with pytest.raises(ValueError, match=r"holds runs with other steps \(600, now 20\); choose another folder"):
+        claim_settings(tmp_path, {"steps": 20})
+    assert settings_of(tmp_path, {"steps": 20}) == {"steps": 600}
