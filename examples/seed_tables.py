@@ -18,6 +18,7 @@ from vjepa2_hf.metrics.planning_success.planning_success import seed_interval
 
 
 SETTINGS = "settings.json"  # in the folder of the runs
+EQUAL = 1e-9  # differences of success that rounding alone tells apart
 
 
 def run_lanes(chains: Sequence[Any], rows: Sequence[str], lanes: int) -> None:
@@ -112,6 +113,8 @@ def success_cells(success: dict[str, Any]) -> list[str]:
 
 
 def interval_cell(difference: dict[str, Any]) -> str:
-    """The interval of `paired`."""
-    several = len(difference["by_seed"]) > 1
-    return f"{difference['low']:+.2f} to {difference['high']:+.2f}" if several else "one seed"
+    """The interval of `paired`; "–" where all differences are equal, for these say nothing of how they spread."""
+    values = difference["by_seed"]
+    if len(values) < 2:
+        return "one seed"
+    return "–" if np.ptp(values) < EQUAL else f"{difference['low']:+.2f} to {difference['high']:+.2f}"

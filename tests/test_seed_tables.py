@@ -12,6 +12,13 @@ def test_differences_are_of_the_seeds_that_both_have():
     assert difference["low"] < 0 < difference["high"]
     assert paired({0: 0.5}, {1: 0.5}) == {}
     assert interval_cell(paired({0: 0.5}, {0: 0.25})) == "one seed"
+    assert interval_cell(difference) == "-1.00 to +1.00"
+
+
+def test_equal_differences_have_no_interval():
+    difference = paired({0: 1.0, 1: 0.94}, {0: 0.96, 1: 0.90})
+    assert len(set(difference["by_seed"])) > 1, "rounding alone tells them apart"
+    assert interval_cell(difference) == "–"
 
 
 def test_an_earlier_table_counts_only_with_the_same_settings(tmp_path):
