@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from demo import Road, script
-from reproduce import ROOT, publish_tables
+from reproduce import ROOT, publish_tables, refuse_to_publish_nothing
 from tqdm import tqdm
 
 from vjepa2_hf.metrics.planning_success.planning_success import seed_interval
@@ -151,6 +151,7 @@ def collect(arguments: argparse.Namespace) -> dict[str, Any]:
             if scores:
                 rows.append({"name": row, "runs": len(scores)} | summarise(scores))
         results["datasets"][dataset] = rows
+    refuse_to_publish_nothing(arguments.output, any(results["datasets"].values()))
     results["minutes"] = pretraining_minutes(arguments.output)
     return results
 
@@ -201,7 +202,7 @@ def cell(value: dict[str, Any], runs: int) -> str:
     return f"{value['mean']:.2f}{interval}"
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/pretraining"))
     parser.add_argument("--seeds", type=int, default=3)
@@ -210,11 +211,11 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "pretraining.json")
     parser.add_argument("--document", type=Path, default=ROOT / "docs" / "pretraining.md", help="file with markers")
     parser.add_argument("--collect", action="store_true", help="run nothing: publish what the runs so far measured")
-    arguments = parser.parse_args()
-    if not arguments.collect:
-        run_all(arguments)
-    results = collect(arguments)
-    publish_tables(results, format_tables(results), arguments.results, [arguments.document], "pretraining")
+    options = parser.parse_args(arguments)
+    if not options.collect:
+        run_all(options)
+    results = collect(options)
+    publish_tables(results, format_tables(results), options.results, [options.document], "pretraining")
 
 
 if __name__ == "__main__":

@@ -25,8 +25,12 @@ import yaml
 from ablate_pretraining import cell, slug
 from demo import Road, script
 from measure_future import METRICS, columns, relative
-from reproduce import ROOT, publish_tables, seed_interval
+from reproduce import ROOT, publish_tables, refuse_to_publish_nothing
+from seed_tables import claim_settings, over_seeds, settings_of
 from tqdm import tqdm
+
+from vjepa2_hf.metrics.planning_success.planning_success import t_interval
+from vjepa2_hf.settings import exit_on_user_error
 
 
 CONFIGS = ROOT / "examples" / "configs"
@@ -109,6 +113,11 @@ class Chain:
             self.probe(row)
 
 
+def settings(arguments: argparse.Namespace) -> dict[str, int]:
+    """What the results of every run depend on."""
+    return {name: getattr(arguments, name) for name in ("steps", "probe_steps", "clips")}
+
+
 def run_all(arguments: argparse.Namespace) -> None:
     """Every seed, `lanes` at a time."""
     Chain(arguments).record()
@@ -119,33 +128,29 @@ def run_all(arguments: argparse.Namespace) -> None:
             progress.update()
 
 
-def read(output: Path, name: str) -> list[dict[str, Any]]:
+def read(arguments: argparse.Namespace, name: str) -> list[dict[str, Any]]:
     """The results of a run, of every seed that has it."""
-    return [json.loads(file.read_text()) for file in sorted(output.glob(f"seed-*/{name}"))]
-
-
-def summarise(values: list[float]) -> dict[str, Any]:
-    """Mean, interval over seeds and values by seed."""
-    low, high = seed_interval(values)
-    return {"mean": float(np.mean(values)), "low": low, "high": high, "by_seed": values}
+    files = [arguments.output / f"seed-{seed}" / name for seed in range(arguments.seeds)]
+    return [json.loads(file.read_text()) for file in files if file.exists()]
 
 
 def collect(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything that was measured."""
     future, names = {}, []
     for masks in (BLOCKS, BOTH):
-        runs = read(arguments.output, f"{slug(f'future {masks}')}.json")
+        runs = read(arguments, f"{slug(f'future {masks}')}.json")
         if runs:
             names = columns(runs[0])
             future[masks] = {metric: summarise_errors(runs, metric, names) for metric in METRICS}
     anticipation = {}
     for row in PROBES:
-        runs = read(arguments.output, f"probes/{slug(row)}/results.json")
+        runs = read(arguments, f"probes/{slug(row)}/results.json")
         if runs:
-            found = {score: summarise([run["validation"][score] for run in runs]) for score in SCORES}
+            found = {score: over_seeds([run["validation"][score] for run in runs]) for score in SCORES}
             guess = float(np.mean([run["same_answer_for_all"] for run in runs]))
             anticipation[row] = {**found, "same_answer_for_all": guess}
-    counts = {name: getattr(arguments, name) for name in ("steps", "probe_steps", "clips")}
+    refuse_to_publish_nothing(arguments.output, bool(future or anticipation))
+    counts = settings_of(arguments.output, settings(arguments))
     return {**counts, "frames": names, "future": future, "anticipation": anticipation}
 
 
@@ -153,7 +158,7 @@ def summarise_errors(runs: list[dict[str, Any]], metric: str, names: list[str]) 
     """By method and frames after the past: errors as multiples of copying's."""
     found = [relative(run, metric) for run in runs]
     return {
-        method: {name: summarise([one[method][i] for one in found]) for i, name in enumerate(names)}
+        method: {name: over_seeds([one[method][i] for one in found], t_interval) for i, name in enumerate(names)}
         for method in found[0]
     }
 
@@ -182,6 +187,7 @@ def format_tables(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+@exit_on_user_error
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/future_prediction"))
@@ -196,6 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--collect", action="store_true", help="run nothing: publish what the runs so far measured")
     options = parser.parse_args(arguments)
     if not options.collect:
+        claim_settings(options.output, settings(options))
         run_all(options)
     results = collect(options)
     publish_tables(results, format_tables(results), options.results, [options.document], "future_prediction")

@@ -26,8 +26,11 @@ from typing import Any
 import numpy as np
 from ablate_pretraining import cell, slug
 from demo import ALLOCATOR, script
-from reproduce import ROOT, publish_tables, seed_interval
+from reproduce import ROOT, publish_tables, refuse_to_publish_nothing, seed_interval
+from seed_tables import claim_settings, settings_of
 from tqdm import tqdm
+
+from vjepa2_hf.settings import exit_on_user_error
 
 
 CONFIGS = ROOT / "examples" / "configs"
@@ -232,6 +235,11 @@ def run_name(task: str, kind: str, encoder: str, fraction: float = 1.0) -> str:
     return f"{task} {kind} {encoder}" + ("" if fraction == 1 else f" {fraction:g}")
 
 
+def settings(arguments: argparse.Namespace) -> dict[str, int]:
+    """What the results of every run depend on."""
+    return {name: getattr(arguments, name) for name in ("steps", "probe_steps", "clips")}
+
+
 def run_all(arguments: argparse.Namespace) -> None:
     """Every dataset and seed, `lanes` at a time."""
     os.environ.update({**ALLOCATOR, "OMP_NUM_THREADS": "1"})  # the runs inherit it
@@ -248,10 +256,11 @@ def run_all(arguments: argparse.Namespace) -> None:
             done.result()
 
 
-def read(output: Path, dataset: str, name: str) -> list[dict[str, Any]]:
+def read(arguments: argparse.Namespace, dataset: str, name: str) -> list[dict[str, Any]]:
     """The results of a run, of every seed that has it."""
-    files = sorted((output / dataset).glob(f"seed-*/runs/{slug(name)}/results.json"))
-    return [json.loads(file.read_text()) for file in files]
+    seeds = [arguments.output / dataset / f"seed-{seed}" for seed in range(arguments.seeds)]
+    files = [seed / "runs" / slug(name) / "results.json" for seed in seeds]
+    return [json.loads(file.read_text()) for file in files if file.exists()]
 
 
 def summarise(results: list[dict[str, Any]], other: str | None = None) -> dict[str, Any] | None:
@@ -267,47 +276,49 @@ def summarise(results: list[dict[str, Any]], other: str | None = None) -> dict[s
 
 def collect(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything that was measured."""
-    output, datasets = arguments.output, {}
+    datasets = {}
     for dataset in arguments.datasets:
         tasks = TASKS[dataset]
         titles = [task[0] for task in tasks]
         rows = {
             f"{kind}, {encoder}": {
-                title: summarise(read(output, dataset, run_name(title, kind, encoder))) for title in titles
+                title: summarise(read(arguments, dataset, run_name(title, kind, encoder))) for title in titles
             }
             for kind in KINDS
             for encoder in ENCODERS
         }
         few = {
             f"{title}, {encoder}": {
-                f"{100 * part:g} %": summarise(read(output, dataset, run_name(title, "linear", encoder, part)))
+                f"{100 * part:g} %": summarise(read(arguments, dataset, run_name(title, "linear", encoder, part)))
                 for part in FRACTIONS
             }
             for title in FEW_LABELS[1]
             for encoder in ENCODERS
         }
-        datasets[dataset] = {"probes": rows, "few_labels": few, "seconds": sweep_seconds(output, dataset)}
+        datasets[dataset] = {"probes": rows, "few_labels": few, "seconds": sweep_seconds(arguments, dataset)}
         if dataset == SPEED_TASK[0]:
-            datasets[dataset]["speeds"] = speed_rows(output)
-    return {**{name: getattr(arguments, name) for name in ("steps", "probe_steps", "clips")}, "datasets": datasets}
+            datasets[dataset]["speeds"] = speed_rows(arguments)
+    probes = [value for found in datasets.values() for row in found["probes"].values() for value in row.values()]
+    refuse_to_publish_nothing(arguments.output, any(probes))
+    return {**settings_of(arguments.output, settings(arguments)), "datasets": datasets}
 
 
-def speed_rows(output: Path) -> dict[str, dict[str, Any]]:
+def speed_rows(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """By probe and encoder: the motion task at every speed."""
     (dataset, task), rows = SPEED_TASK, {}
     for kind in SPEED_KINDS:
         for encoder in (*ENCODERS, SEVERAL_RATES):
-            results = read(output, dataset, run_name(task, kind, encoder))
+            results = read(arguments, dataset, run_name(task, kind, encoder))
             half, double = (summarise(results, speed) for speed in SPEEDS)
             rows[f"{kind}, {encoder}"] = {"half speed": half, "as trained": summarise(results), "double speed": double}
     return rows
 
 
-def sweep_seconds(output: Path, dataset: str) -> dict[str, dict[str, float]]:
+def sweep_seconds(arguments: argparse.Namespace, dataset: str) -> dict[str, dict[str, float]]:
     """Of each kind: the feature pass, a sweep of 20 heads, and one head, in seconds."""
     found = {}
     for kind in ("linear", "attentive"):
-        sweep, one = (read(output, dataset, f"{title} {kind}") for title in ("sweep", "one head"))
+        sweep, one = (read(arguments, dataset, f"{title} {kind}") for title in ("sweep", "one head"))
         if sweep and one:
             features = sweep[0]["seconds"]["features"]
             found[kind] = {"features": features, "sweep": sweep[0]["seconds"]["heads"]}
@@ -360,6 +371,7 @@ def table_row(name: str, values: list[dict[str, Any] | None]) -> str:
     return f"| {' | '.join([name, *cells])} |"
 
 
+@exit_on_user_error
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/probes"))
@@ -374,6 +386,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--collect", action="store_true", help="run nothing: publish what the runs so far measured")
     options = parser.parse_args(arguments)
     if not options.collect:
+        claim_settings(options.output, settings(options))
         run_all(options)
     results = collect(options)
     publish_tables(results, format_tables(results), options.results, [options.document], "probes")

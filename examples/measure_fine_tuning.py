@@ -15,9 +15,10 @@ from typing import Any
 
 from ablate_pretraining import MEASURED, READOUTS, slug
 from demo import Road, script
-from reproduce import ROOT, publish_tables
+from reproduce import ROOT, publish_tables, refuse_to_publish_nothing
+from seed_tables import claim_settings, settings_of
 
-from vjepa2_hf.settings import refuse_missing_model
+from vjepa2_hf.settings import exit_on_user_error, refuse_missing_model
 
 
 CONFIGS = ROOT / "examples" / "configs" / "demo"
@@ -57,6 +58,11 @@ def result_of(arguments: argparse.Namespace, seed: int, row: str) -> Path:
     return arguments.output / f"{slug(row)}-{seed}.json"
 
 
+def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the results of every run depend on."""
+    return {"steps": arguments.steps, "start": arguments.start}
+
+
 def run_all(arguments: argparse.Namespace) -> None:
     """Every row and seed; the start depends on no seed."""
     road = Road(arguments.output, threads=1, quiet=True)
@@ -87,7 +93,9 @@ def collect(arguments: argparse.Namespace) -> dict[str, Any]:
             for readout in READOUTS
             for name in MEASURED
         }
-    return {"steps": arguments.steps, "seeds": arguments.seeds, "rows": rows}
+    refuse_to_publish_nothing(arguments.output, any(values for row in rows.values() for values in row.values()))
+    steps = settings_of(arguments.output, settings(arguments))["steps"]
+    return {"steps": steps, "seeds": arguments.seeds, "rows": rows}
 
 
 def format_tables(results: dict[str, Any]) -> str:
@@ -101,6 +109,7 @@ def format_tables(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+@exit_on_user_error
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--start", default="runs/demo/pretrain/final", help="folder of a pretrained model")
@@ -113,6 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not options.collect:
         refuse_missing_model(options.start)
+        claim_settings(options.output, settings(options))
         run_all(options)
     results = collect(options)
     publish_tables(results, format_tables(results), options.results, [options.document], "fine_tuning")

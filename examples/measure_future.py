@@ -48,16 +48,29 @@ def covered(number: int, tubelet_size: int) -> str:
 
 
 def iterate_clips(videos: str, frames: int, fps: float | None, processor, count: int, batch: int) -> Iterator:
-    """Normalised clips (B, T, C, H, W), each from the middle of a video long enough."""
+    """Normalised clips (B, T, C, H, W), each from the middle of a video long enough.
+
+    Raises:
+        ValueError: fewer than 2 videos are, found when the last clip has been taken.
+    """
     stream = LabelledClips(videos, ClipViews(frames, fps=fps), processor)
     found = (clip["frames"] for clip in stream if "frames" in clip and is_long_enough(clip["frame_indices"]))
-    found = islice(found, count)
+    found, total = islice(found, count), 0
     while taken := list(islice(found, batch)):
+        total += len(taken)
         yield processor.normalize_cropped(torch.cat(taken))
+    if total < 2:
+        rate = "each video's own rate" if fps is None else f"--fps {fps:g}"
+        more = "" if fps is None else ", or an --fps that is not above their own"
+        raise ValueError(
+            f"{total} videos of {videos!r} hold {frames} different frames at {rate}, but at least 2 are expected: "
+            f"give longer videos, or more of them{more}."
+        )
 
 
 def is_long_enough(frame_indices: torch.Tensor) -> bool:
-    """Whether a clip's frames (1, T) go forward: a video shorter than the clip is repeated from its start."""
+    """Whether a clip's frames (1, T) go forward: a video shorter than the clip is repeated from its start, and a frame
+    is where the rate is above the video's own."""
     return bool((frame_indices.diff(dim=1) > 0).all())
 
 
@@ -86,7 +99,7 @@ def measure(model: VJepa2ForMaskedLatentPrediction, clips: Iterator[torch.Tensor
         found.append({name: values.float().cpu() for name, values in parts.items()})
     count = sum(len(batch["whole"]) for batch in found)
     if count < 2:
-        raise ValueError(f"{count} clips are long enough, but at least 2 are expected: give longer videos, or more.")
+        raise ValueError(f"There are {count} clips, but at least 2 are expected; give more.")
     values = {name: torch.cat([batch[name] for batch in found]) for name in found[0]}
     whole, known = (model.normalize_targets(values.pop(name)) for name in ("whole", "past"))
     steps = past // tubelet
@@ -156,6 +169,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.num_threads:
         torch.set_num_threads(options.num_threads)
+    if options.clips < 2:
+        raise ValueError(f"--clips is {options.clips}; expected 2 or more, for the mean of all clips to be a guess.")
     refuse_missing_model(options.model)
     model = VJepa2ForMaskedLatentPrediction.from_pretrained(options.model).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")

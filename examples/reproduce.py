@@ -149,6 +149,12 @@ def format_tables(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def refuse_to_publish_nothing(output: Path, found: bool) -> None:
+    """Ends the command where no run has finished: a page with figures is not replaced by one without."""
+    if not found:
+        raise SystemExit(f"error: no run is finished in {output}: nothing to publish.")
+
+
 def publish_tables(results: dict[str, Any], text: str, path: Path, documents: list[Path], name: str) -> None:
     """Writes results to their JSON file and their tables between the markers of documents, and prints these."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -202,8 +208,7 @@ def publish(arguments: argparse.Namespace) -> None:
     for name in ENVIRONMENTS:
         if list((arguments.output / name).glob("seed-*/plan/results.json")):
             results["environments"][name] = collect(arguments.output, name, arguments.seeds)
-    if not results["environments"]:
-        raise SystemExit(f"no chain is finished in {arguments.output}: nothing to publish.")
+    refuse_to_publish_nothing(arguments.output, bool(results["environments"]))
     publish_tables(results, format_tables(results), arguments.results, arguments.documents, "reproduce")
 
 

@@ -1,10 +1,10 @@
 """Tables of rows that ran with several training seeds: means, intervals, differences, and seeds of earlier tables.
 
-What `examples/ablate_world_model.py` and `examples/ablate_planning.py` share.
+What `examples/ablate_world_model.py`, `examples/ablate_planning.py` and others with runs by seed share.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,12 @@ import numpy as np
 from ablate_pretraining import cell
 from tqdm import tqdm
 
+from vjepa2_hf.fingerprints import claim_folder, write_json
 from vjepa2_hf.metrics.planning_success.planning_success import seed_interval
+
+
+SETTINGS = "settings.json"  # in the folder of the runs
+EQUAL = 1e-9  # differences of success that rounding alone tells apart
 
 
 def run_lanes(chains: Sequence[Any], rows: Sequence[str], lanes: int) -> None:
@@ -65,9 +70,29 @@ def joined(known: dict[str, Any] | None, measured: dict[str, Any]) -> dict[str, 
     )
 
 
-def over_seeds(values: list[float]) -> dict[str, Any]:
-    """Mean, interval over seeds, and values by seed."""
-    low, high = seed_interval(values)
+def claim_settings(output: Path, settings: dict[str, Any]) -> None:
+    """Writes the settings of runs into their folder, or refuses one whose runs have others.
+
+    A folder from before settings were written is taken to have these.
+
+    Raises:
+        ValueError: runs there have other settings.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    if not (output / SETTINGS).is_file():
+        write_json(output / SETTINGS, settings)
+    claim_folder(output / SETTINGS, settings, contents="runs")
+
+
+def settings_of(output: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """Those that the runs of a folder have; the given ones where the folder is from before settings were written."""
+    path = output / SETTINGS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else given
+
+
+def over_seeds(values: list[float], interval: Callable = seed_interval) -> dict[str, Any]:
+    """Mean, interval over seeds, and values by seed; `t_interval` for values that do not lie within 0 and 1."""
+    low, high = interval(values)
     return {"mean": float(np.mean(values)), "low": low, "high": high, "by_seed": values}
 
 
@@ -88,6 +113,8 @@ def success_cells(success: dict[str, Any]) -> list[str]:
 
 
 def interval_cell(difference: dict[str, Any]) -> str:
-    """The interval of `paired`."""
-    several = len(difference["by_seed"]) > 1
-    return f"{difference['low']:+.2f} to {difference['high']:+.2f}" if several else "one seed"
+    """The interval of `paired`; "–" where all differences are equal, for these say nothing of how they spread."""
+    values = difference["by_seed"]
+    if len(values) < 2:
+        return "one seed"
+    return "–" if np.ptp(values) < EQUAL else f"{difference['low']:+.2f} to {difference['high']:+.2f}"

@@ -64,7 +64,7 @@ def write(file: Path, value) -> None:
 
 
 def test_the_tables_hold_what_the_runs_measured(tmp_path):
-    for seed, error in enumerate((1.0, 3.0)):
+    for seed, error in enumerate((5.0, 5.2)):
         folder = tmp_path / "runs" / f"seed-{seed}"
         copy, own = ({"mse": [2.0] * 4, "l1": [2.0] * 4}, {"mse": [error] * 4, "l1": [2.0] * 4})
         run = {"tubelet_size": 2, "horizons": {"1": 0, "2": 0, "4": 1, "8": 3}}
@@ -77,9 +77,29 @@ def test_the_tables_hold_what_the_runs_measured(tmp_path):
     compare_future.main(options.split())
     text = document.read_text()
     assert "| masks | prediction | 1–2 | 3–4 | 7–8 |" in text and "old" not in text and text.endswith("after\n")
-    assert re.search(r"\| blocks \| one step \| 1\.00 \(-?\d", text)  # of 0.5 and 1.5
+    assert "| blocks | one step | 2.55 (1.91–3.19) |" in text  # of 2.5 and 2.6: errors are no shares
     assert "| encoder | 0.50 (0.50–0.50) | 0.38 (" in text and "| the same answer for all | 0.10 | |" in text
     assert json.loads((tmp_path / "r.json").read_text())["frames"] == ["1–2", "3–4", "7–8"]
+
+
+def test_runs_with_other_settings_are_neither_taken_nor_published_as_these(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare_future, "run_all", lambda options: None)
+    run = {"tubelet_size": 2, "horizons": {"1": 0}}
+    copy = {"mse": [2.0], "l1": [2.0]}
+    for seed in (0, 1, 5):
+        write(tmp_path / f"seed-{seed}" / "future_blocks.json", {**run, "errors": {"copy the last tubelet": copy}})
+    document, found = tmp_path / "page.md", tmp_path / "r.json"
+    document.write_text("<!-- future_prediction:begin --><!-- future_prediction:end -->")
+    options = f"--output {tmp_path} --results {found} --document {document}".split()
+    compare_future.main([*options, "--steps", "20"])
+    with pytest.raises(SystemExit):
+        compare_future.main([*options, "--steps", "600"])
+    assert "holds runs with other steps (20, now 600)" in capsys.readouterr().err
+    compare_future.main([*options, "--collect", "--seeds", "1"])
+    results = json.loads(found.read_text())
+    assert results["steps"] == 20 and "20 steps of pretraining" in document.read_text()
+    ratios = results["future"]["blocks"]["mse"]["copy the last tubelet"]["1–2"]
+    assert ratios == {"mean": 1.0, "low": None, "high": None, "by_seed": [1.0]}
 
 
 @pytest.mark.slow

@@ -109,6 +109,24 @@ def test_the_table_holds_what_the_runs_measured(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "r.json").read_text())["datasets"]["pushing"]["seconds"] == {}
 
 
+def test_runs_with_other_settings_are_neither_taken_nor_published_as_these(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare_probes, "run_all", lambda options: None)
+    for seed in (0, 1, 5):
+        folder = tmp_path / "runs" / "moving_digits" / f"seed-{seed}"
+        results(folder, compare_probes.run_name("motion", "linear", "pretrained"), 0.1 * seed)
+    document = tmp_path / "page.md"
+    document.write_text("<!-- probes:begin --><!-- probes:end -->")
+    options = f"--output {tmp_path / 'runs'} --results {tmp_path / 'r.json'} --document {document}".split()
+    compare_probes.main([*options, "--probe_steps", "20"])
+    with pytest.raises(SystemExit):
+        compare_probes.main([*options, "--clips", "50"])
+    assert "holds runs with other clips (2000, now 50), probe_steps (20, now 400)" in capsys.readouterr().err
+    compare_probes.main([*options, "--collect", "--seeds", "2"])
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["datasets"]["moving_digits"]["probes"]["linear, pretrained"]["motion"]["by_seed"] == [0.0, 0.1]
+    assert "600 steps of pretraining, 20 of a probe" in document.read_text()
+
+
 def run_step(chain, name: str, result: Path, command: list[str]) -> None:
     """A step of the command in this process, where all is imported already."""
     if not result.exists():

@@ -127,6 +127,8 @@ def test_the_measurement_of_fine_tuning_runs(work, monkeypatch):
     results = json.loads(Path("results.json").read_text())
     assert len(results["rows"]) == 5 and all(len(row["content (tokens)"]) == 1 for row in results["rows"].values())
     assert measure_fine_tuning.format_tables(results) in Path("page.md").read_text()
+    with pytest.raises(SystemExit):  # runs of other steps
+        measure_fine_tuning.main([*arguments, "--steps", str(results["steps"] + 1)])
 
 
 def test_the_table_of_fine_tuning_is_that_of_the_last_measurement():

@@ -1,6 +1,7 @@
 """The errors of predicted futures are of the tubelets they claim to be, and guesses have not seen the future."""
 
 import json
+import re
 
 import measure_future
 import numpy as np
@@ -72,3 +73,11 @@ def test_the_command_writes_what_it_measured_and_refuses_odd_pasts(tmp_path, cap
     with pytest.raises(SystemExit):
         measure_future.main([*options, "--past", "3"])
     assert "--past is 3" in capsys.readouterr().err
+    for more, message in (
+        (["--fps", "15"], "0 videos of .* hold 8 different frames at --fps 15,.* not above their own"),
+        (["--past", "20"], "0 videos of .* hold 24 different frames at each video's own rate,.* or more of them"),
+        (["--clips", "0"], "--clips is 0; expected 2 or more"),
+    ):
+        with pytest.raises(SystemExit):
+            measure_future.main([*options, "--past", "4", "--horizons", "1", "4", *more])
+        assert re.search(message, capsys.readouterr().err)

@@ -75,6 +75,15 @@ class TestActionsOfAStep:
         with pytest.raises(ValueError, match=f"{name} has 3 numbers; expected 2, of an environment action, or 4"):
             VJepa2Planner(model, VJepa2VideoProcessor(size=32, crop_size=32), **{name: [0.5] * 3})
 
+    @pytest.mark.parametrize("name", ["action_low", "action_high"])
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [(-1, r"is -1; expected a list of 2 numbers"), ([float("nan"), 0], r"is \[nan, 0.0\], and NaN is no number")],
+    )
+    def test_bounds_that_are_no_numbers_are_refused_before_planning(self, name, value, message):
+        with pytest.raises(ValueError, match=f"{name} {message}"):
+            VJepa2Planner(build().model, VJepa2VideoProcessor(size=32, crop_size=32), **{name: value})
+
 
 class TestPlan:
     def test_is_plain_numpy_in_environment_units(self, planner):

@@ -17,6 +17,7 @@ from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2V
 from vjepa2_hf.fingerprints import locked
 from vjepa2_hf.metrics.planning_success.planning_success import summarize_success
 from vjepa2_hf.planning import LatentDistance
+from vjepa2_hf.settings import load_config
 from vjepa2_hf.video_io import VideoReader
 
 
@@ -151,6 +152,11 @@ def test_a_cost_that_a_model_was_saved_with_is_planned_with(model_dir, tmp_path)
     ):
         config = PlanConfig("out", {"CEM": str(tmp_path)}, **settings)
         assert model_policy(config, "CEM", None).planner.cost == cost
+
+
+def test_a_row_without_a_folder_is_named():
+    with pytest.raises(ValueError, match="The key 'models.CEM' must be str, got None"):
+        load_config(PlanConfig, overrides=["output_dir=out", "models={CEM: null}"])
 
 
 def test_unknown_baseline_names_the_nearest():

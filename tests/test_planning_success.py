@@ -11,6 +11,7 @@ from vjepa2_hf.metrics.planning_success.planning_success import (
     seed_interval,
     success_by_distance,
     summarize_success,
+    t_interval,
     wilson_interval,
 )
 
@@ -91,3 +92,10 @@ def test_interval_over_seeds_contains_their_spread():
     assert low < 0.8 and high > 0.9
     assert high - 0.85 == pytest.approx(4.30265 * 0.05 / 3**0.5)  # Student's t with two degrees of freedom
     assert seed_interval([0.5]) == (0.0, 1.0)
+    assert seed_interval([0.9, 1.0])[1] == 1.0  # a share
+
+
+def test_intervals_of_errors_are_not_those_of_shares():
+    half = 12.7062 * 0.5  # Student's t with one degree of freedom; 0.5: half the distance of two values
+    assert t_interval([13.0, 14.0]) == (pytest.approx(13.5 - half, abs=1e-3), pytest.approx(13.5 + half, abs=1e-3))
+    assert t_interval([13.0]) == (None, None)

@@ -68,12 +68,13 @@ def locked(folder: Path) -> Iterator[None]:
         raise OSError(f"Another process writes to {str(folder)!r}; wait for it, or stop it.") from error
 
 
-def claim_folder(manifest: Path, description: dict[str, Any]) -> None:
+def claim_folder(manifest: Path, description: dict[str, Any], contents: str = "features") -> None:
     """Writes the manifest of a new folder; passes one that belongs to the same.
 
     Args:
         manifest: its path in the folder.
         description: what the results depend on; "model" is for people to read and not compared.
+        contents: what the folder holds, in the errors.
 
     Raises:
         FileExistsError: the folder holds files, but no manifest.
@@ -82,7 +83,7 @@ def claim_folder(manifest: Path, description: dict[str, Any]) -> None:
     folder = manifest.parent
     if not manifest.is_file():
         if any(path.name not in (LOCK, f"{manifest.name}.tmp") for path in folder.iterdir()):
-            raise FileExistsError(f"{str(folder)!r} holds files, but no features; choose another folder.")
+            raise FileExistsError(f"{str(folder)!r} holds files, but no {contents}; choose another folder.")
         write_json(manifest, description)
         return
     found = json.loads(manifest.read_text(encoding="utf-8"))
@@ -90,7 +91,7 @@ def claim_folder(manifest: Path, description: dict[str, Any]) -> None:
     different = sorted(name for name in names if found.get(name) != description.get(name))
     if different:
         raise ValueError(
-            f"{str(folder)!r} holds features with other "
+            f"{str(folder)!r} holds {contents} with other "
             + ", ".join(f"{name} ({found.get(name)!s:.12}, now {description.get(name)!s:.12})" for name in different)
             + "; choose another folder, or remove it."
         )

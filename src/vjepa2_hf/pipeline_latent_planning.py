@@ -4,6 +4,7 @@ Letters: B problems, T frames, N tokens of a frame, D width of a latent, A actio
 from, G goals in sequence.
 """
 
+import math
 import time
 import warnings
 from pathlib import Path
@@ -531,9 +532,15 @@ def _of_a_model_step(config, name: str, values: Any) -> list[float]:
     """A numbers of a model step, from these or from those of an environment action, which each of its actions has.
 
     Raises:
-        ValueError: neither.
+        ValueError: neither, no list of numbers, or one of them is NaN. A bound may be infinite; solvers say if not.
     """
-    values, each = [float(number) for number in values], config.action_dim // config.actions_per_step
+    each = config.action_dim // config.actions_per_step
+    try:
+        values = [float(number) for number in values]
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is {values!r}; expected a list of {each} numbers, one for each dimension.") from None
+    if any(math.isnan(number) for number in values):
+        raise ValueError(f"{name} is {values}, and NaN is no number to plan with; give numbers.")
     if len(values) == each:
         return values * config.actions_per_step
     if len(values) != config.action_dim:

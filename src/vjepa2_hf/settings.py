@@ -268,6 +268,8 @@ def _convert(expected: Any, value: Any, key: str) -> Any:
                 for i, (item_type, item) in enumerate(zip(types_of_items, value))
             ]
             return origin(items)
+    if origin is dict and isinstance(value, dict):
+        return {name: _convert(arguments[1], item, f"{key}.{name}") for name, item in value.items()}
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     kind = origin or expected

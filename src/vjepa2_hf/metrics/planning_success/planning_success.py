@@ -48,11 +48,17 @@ def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
 
 def seed_interval(values: Sequence[float]) -> tuple[float, float]:
     """95 % t-interval of the mean over seeds, within 0 and 1; the whole range for a single seed."""
+    low, high = t_interval(values)
+    return (0.0, 1.0) if low is None or high is None else (max(0.0, low), min(1.0, high))
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+    """95 % t-interval of the mean of values without bounds, such as errors; None, None for a single one."""
     if len(values) < 2:
-        return 0.0, 1.0
+        return None, None
     error = np.std(values, ddof=1) / math.sqrt(len(values))
     half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * error)
-    return max(0.0, float(np.mean(values)) - half), min(1.0, float(np.mean(values)) + half)
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
 
 
 def success_rate(successes: np.ndarray) -> dict[str, Any]:
