@@ -113,6 +113,7 @@ def main(output_dir: Path, way: str) -> None:
     found = train(output_dir, accelerator, stop_at=STEPS // 2 if way == "fsdp" else None)
     if accelerator.is_main_process:
         torch.save(found, output_dir / "result.pt")
+    accelerator.wait_for_everyone()  # a rank that leaves while another still works can abort it at its exit
     accelerator.end_training()
 
 
