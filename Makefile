@@ -30,7 +30,7 @@ help:
 	.venv/bin/python -m pip install -c constraints.txt -e ".[demo,dev]"
 	touch $@
 
-# The whole road on a small scale, about 8 minutes on 2 cores:        python examples/demo.py
+# The whole road on a small scale, about 4 minutes on 2 idle cores:        python examples/demo.py
 demo: $(ENVIRONMENT)
 	$(PYTHON) examples/demo.py
 
