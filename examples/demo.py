@@ -21,7 +21,7 @@ RANDOM_ENCODER = (
     "encoder_config={hidden_size: 96, num_hidden_layers: 4, num_attention_heads: 4, crop_size: 64, "
     "initializer_range: 0.1, depth_scaled_init: false}"  # as pretraining begins
 )
-# The demo has 8 minutes: fewer steps than the configs say, which `reproduce.py` takes whole
+# The demo is short: fewer steps than the configs say, which `reproduce.py` takes whole
 SHORTER = "max_steps=2400"
 # Without this half of the time of small models goes into page faults (allocated memory is given back at once)
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
