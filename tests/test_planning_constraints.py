@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vjepa2_hf.planning import CEM, ClosedGripper, Constraint, DeadZone, Fixed, StepBounds, build_constraints
-from vjepa2_hf.planning_constraints import for_every_action
+from vjepa2_hf.planning.constraints import for_every_action
 
 
 ACTIONS = torch.arange(1.0, 13.0).reshape(1, 1, 3, 4) / 12

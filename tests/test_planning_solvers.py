@@ -21,7 +21,7 @@ from vjepa2_hf.planning import (
     build_solver,
     shift_plan,
 )
-from vjepa2_hf.planning_search import coloured
+from vjepa2_hf.planning.search import coloured
 
 
 STEPS, SIZE = 4, 2
@@ -333,7 +333,7 @@ class TestBudget:
     @pytest.fixture
     def clock(self, monkeypatch):
         now = [0.0]
-        monkeypatch.setattr("vjepa2_hf.planning_search.time.perf_counter", lambda: now[0])
+        monkeypatch.setattr("vjepa2_hf.planning.search.time.perf_counter", lambda: now[0])
         return now
 
     @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from .configuration_vjepa2 import VJepa2WorldModelConfig
+from .modeling_costs import Cost, ImaginedStep, LatentDistance, Reward, Uncertainty, build_cost
 from .modeling_inputs import check_chunk_size
-from .planning_costs import Cost, ImaginedStep, LatentDistance, Reward, Uncertainty, build_cost
 
 
 class WorldModelScoresMixin:

@@ -35,8 +35,8 @@ from .planning import (
     build_solver,
     shift_plan,
 )
-from .planning_constraints import for_every_action
-from .planning_landscape import Grid, draw_landscape
+from .planning.constraints import for_every_action
+from .planning.landscape import Grid, draw_landscape
 from .video_processing_vjepa2 import VJepa2VideoProcessor
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .planning_constraints import finish, fixed_dims
+from .constraints import finish, fixed_dims
 
 
 CostFunction = Callable[[torch.Tensor], torch.Tensor]
@@ -55,7 +55,7 @@ class Search:
         cost: candidates (B, J, P, A) -> costs (B, J).
         shape: (B, P, A).
         low, high: bounds, a number or one a dimension.
-        constraints: objects of `vjepa2_hf.planning_constraints`, applied after the bounds.
+        constraints: objects of `vjepa2_hf.planning.constraints`, applied after the bounds.
         generator: one that all problems share, or B.
         warm_start: (B, P, A) or (B, E, P, A).
         noise: standard normal numbers in the place of drawn ones, (I, J, P, F) or (I, B, J, P, F).
@@ -271,7 +271,7 @@ class Solver:
             device: where candidates live when the cost sees them. None: the warm start's device, else the CPU.
             budget_ms: milliseconds from now. No iteration begins that would end later if it took as long as the last
                 one, with the evaluation of the plan; one is always done. None: all iterations.
-            constraints: what candidates and plan obey beyond the bounds (`vjepa2_hf.planning_constraints`).
+            constraints: what candidates and plan obey beyond the bounds (`vjepa2_hf.planning.constraints`).
 
         Returns:
             The plan, its cost, and the trace.

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .planning_search import CostFunction, PerDimension, Search, SolverResult
+from .search import CostFunction, PerDimension, Search, SolverResult
 
 
 class Grid:

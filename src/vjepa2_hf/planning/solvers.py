@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .planning_search import (
+from .search import (
     PerDimension,
     Row,
     Search,

@@ -12,16 +12,7 @@ solvers live in `planning_solvers`, their loop in `planning_search`, the terms o
 `planning_costs`, and what actions must obey in `planning_constraints`; all of it is imported from here.
 """
 
-from .planning_constraints import (
-    CONSTRAINTS,
-    ClosedGripper,
-    Constraint,
-    DeadZone,
-    Fixed,
-    StepBounds,
-    build_constraints,
-)
-from .planning_costs import (
+from ..modeling_costs import (
     COSTS,
     DISTANCES,
     ActionPenalty,
@@ -34,8 +25,17 @@ from .planning_costs import (
     WeightedSum,
     build_cost,
 )
-from .planning_search import CostFunction, Generators, PerDimension, Solver, SolverResult, shift_plan
-from .planning_solvers import (
+from .constraints import (
+    CONSTRAINTS,
+    ClosedGripper,
+    Constraint,
+    DeadZone,
+    Fixed,
+    StepBounds,
+    build_constraints,
+)
+from .search import CostFunction, Generators, PerDimension, Solver, SolverResult, shift_plan
+from .solvers import (
     CEM,
     ICEM,
     MPPI,
