@@ -48,7 +48,7 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 from vjepa2_hf import VJepa2PixelDecoder, VJepa2VideoProcessor, VJepa2WorldModel
-from vjepa2_hf.episodes import episode_ids, held_out_of, read_episodes
+from vjepa2_hf.data.episodes import episode_ids, held_out_of, read_episodes
 from vjepa2_hf.metrics.latent_rollout.latent_rollout import LatentRollout, extrapolate
 from vjepa2_hf.settings import exit_on_user_error, parse_arguments
 

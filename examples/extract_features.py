@@ -32,10 +32,10 @@ from make_video_shards import find_videos
 from tqdm.auto import tqdm
 
 from vjepa2_hf import VJepa2Encoder, VJepa2VideoProcessor
-from vjepa2_hf.fingerprints import cache_key, claim_folder, config_fingerprint, locked, publish, weights_fingerprint
+from vjepa2_hf.data.files import cache_key, claim_folder, config_fingerprint, locked, publish, weights_fingerprint
+from vjepa2_hf.data.video_chunks import FrameSource, saved_processor
 from vjepa2_hf.pipeline_video_features import default_chunk_frames
 from vjepa2_hf.settings import exit_on_user_error, refuse_missing_model
-from vjepa2_hf.video_chunks import FrameSource, saved_processor
 
 
 logger = logging.getLogger("extract_features")

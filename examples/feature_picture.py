@@ -23,9 +23,9 @@ import torch
 from matplotlib.figure import Figure
 
 from vjepa2_hf import VJepa2Encoder, VJepa2VideoProcessor
+from vjepa2_hf.data.shards import ShardSource, open_stream
 from vjepa2_hf.inspection import dense_features, feature_colours
 from vjepa2_hf.settings import exit_on_user_error, refuse_missing_model
-from vjepa2_hf.shards import ShardSource, open_stream
 from vjepa2_hf.video_io import VideoReader
 from vjepa2_hf.visualization import MAX_COLUMNS, draw_rows, evenly_spaced
 
@@ -38,7 +38,7 @@ def read_clips(video: str | Path, num_frames: int, fps: float | None = None, cou
     (T, H, W, 3).
 
     Args:
-        video: a video file, or what `vjepa2_hf.shards.ShardSource` takes.
+        video: a video file, or what `vjepa2_hf.data.shards.ShardSource` takes.
         num_frames: T.
         fps: frames a second; None takes the video's own.
         count: clips at most. Those of a file do not overlap, and the first one begins with it. The first row of shards

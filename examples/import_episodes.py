@@ -37,8 +37,8 @@ import numpy as np
 from datasets import Features, List, Value, Video
 from tqdm.auto import tqdm
 
+from vjepa2_hf.data.shards import staged_folder, write_shard_files
 from vjepa2_hf.settings import exit_on_user_error
-from vjepa2_hf.shards import staged_folder, write_shard_files
 from vjepa2_hf.video_io import encode_video, read_image
 
 

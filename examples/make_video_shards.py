@@ -24,8 +24,8 @@ import numpy as np
 from datasets import ClassLabel, Features, Value, Video
 from tqdm.auto import tqdm
 
+from vjepa2_hf.data.shards import staged_folder, write_shard_files
 from vjepa2_hf.settings import exit_on_user_error
-from vjepa2_hf.shards import staged_folder, write_shard_files
 from vjepa2_hf.video_io import VIDEO_EXTENSIONS, VideoDecodeError, transcode_video
 
 
@@ -73,7 +73,7 @@ def run_in_order(jobs: list, num_proc: int) -> Iterator:
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     if method == "forkserver":
-        context.set_forkserver_preload(["vjepa2_hf.shards"])  # imported once for all processes
+        context.set_forkserver_preload(["vjepa2_hf.data.shards"])  # imported once for all processes
     with ProcessPoolExecutor(num_proc, mp_context=context) as pool:
         waiting = collections.deque()
         try:

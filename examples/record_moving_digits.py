@@ -29,8 +29,8 @@ from datasets import Features, Value, Video
 from sklearn.datasets import load_digits
 from tqdm.auto import tqdm
 
+from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.settings import exit_on_user_error
-from vjepa2_hf.shards import write_shards
 from vjepa2_hf.video_io import encode_video
 
 

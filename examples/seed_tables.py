@@ -13,7 +13,7 @@ import numpy as np
 from ablate_pretraining import cell
 from tqdm import tqdm
 
-from vjepa2_hf.fingerprints import claim_folder, write_json
+from vjepa2_hf.data.files import claim_folder, write_json
 from vjepa2_hf.metrics.planning_success.planning_success import seed_interval
 
 

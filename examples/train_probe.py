@@ -39,12 +39,11 @@ from vjepa2_hf import (
     VJepa2ForVideoClassification,
     VJepa2VideoProcessor,
 )
-from vjepa2_hf.cache_lock import locked
 from vjepa2_hf.checkpoints import write_text
-from vjepa2_hf.clips import Augmentation
-from vjepa2_hf.episodes import split_episodes
-from vjepa2_hf.health import gradient_norm
-from vjepa2_hf.latent_cache import (
+from vjepa2_hf.data.cache_lock import locked
+from vjepa2_hf.data.clips import Augmentation
+from vjepa2_hf.data.episodes import split_episodes
+from vjepa2_hf.data.feature_cache import (
     EpisodeCache,
     WindowBatches,
     WindowMixture,
@@ -54,6 +53,7 @@ from vjepa2_hf.latent_cache import (
     is_finished,
     weights_fingerprint,
 )
+from vjepa2_hf.health import gradient_norm
 from vjepa2_hf.modeling_predictor import VJepa2Predictor
 from vjepa2_hf.probe_data import ClipViews, LabelledClips, LabelledPart, Labels, ProblemType, fill_cache
 from vjepa2_hf.probe_scores import SCORES, draw_confusion_picture, guess_without_looking, measure

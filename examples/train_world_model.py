@@ -39,11 +39,10 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCE
 from transformers.utils.hub import has_file
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, VJepa2WorldModel
-from vjepa2_hf.cache_lock import locked
 from vjepa2_hf.checkpoints import write_text
-from vjepa2_hf.episodes import split_episodes
-from vjepa2_hf.health import gradient_norm
-from vjepa2_hf.latent_cache import (
+from vjepa2_hf.data.cache_lock import locked
+from vjepa2_hf.data.episodes import split_episodes
+from vjepa2_hf.data.feature_cache import (
     CacheWriter,
     EpisodeCache,
     EpisodeSource,
@@ -56,6 +55,7 @@ from vjepa2_hf.latent_cache import (
     is_finished,
     weights_fingerprint,
 )
+from vjepa2_hf.health import gradient_norm
 from vjepa2_hf.metrics.latent_rollout.latent_rollout import RolloutScores
 from vjepa2_hf.modeling_world_model import VJepa2WorldModelOutput
 from vjepa2_hf.schedules import (

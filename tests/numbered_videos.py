@@ -3,7 +3,7 @@
 import numpy as np
 from datasets import Features, Value, Video
 
-from vjepa2_hf.shards import write_shards
+from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.video_io import encode_video
 
 

@@ -16,7 +16,7 @@ from vjepa2_hf.anomaly import (
     target_statistics,
     window_errors,
 )
-from vjepa2_hf.video_chunks import FrameSource
+from vjepa2_hf.data.video_chunks import FrameSource
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from datasets import Features, Image, Value
 from numbered_videos import CLIP_FEATURES, numbered_frames, numbered_video, numbers_of, write_numbered_shards
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from vjepa2_hf.clips import ClipStream, DataSource, MaskCollator
+from vjepa2_hf.data.clips import ClipStream, DataSource, MaskCollator
+from vjepa2_hf.data.sampling import FrameSampler, FramesCurriculum
+from vjepa2_hf.data.shards import open_stream, write_shards
 from vjepa2_hf.masking import FutureMask, RandomFrameMask
-from vjepa2_hf.sampling import FrameSampler, FramesCurriculum
-from vjepa2_hf.shards import open_stream, write_shards
 from vjepa2_hf.video_io import VideoReader, encode_video
 
 

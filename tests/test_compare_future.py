@@ -9,7 +9,7 @@ from pathlib import Path
 import compare_future
 import pytest
 
-from vjepa2_hf.shards import ShardSource, open_stream
+from vjepa2_hf.data.shards import ShardSource, open_stream
 
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -5,8 +5,8 @@ import pytest
 from datasets import Features, List, Value, Video
 from numbered_videos import numbered_frames, numbers_of
 
-from vjepa2_hf.episodes import episode_ids, held_out_of, read_episodes, split_episodes
-from vjepa2_hf.shards import write_shards
+from vjepa2_hf.data.episodes import episode_ids, held_out_of, read_episodes, split_episodes
+from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.video_io import encode_video
 
 

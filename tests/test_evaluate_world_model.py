@@ -30,9 +30,9 @@ from vjepa2_hf import (
     VJepa2WorldModel,
     VJepa2WorldModelConfig,
 )
+from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.metrics.latent_rollout import latent_rollout
 from vjepa2_hf.metrics.latent_rollout.latent_rollout import RolloutScores
-from vjepa2_hf.shards import write_shards
 from vjepa2_hf.video_io import encode_video
 
 

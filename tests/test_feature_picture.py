@@ -16,7 +16,7 @@ from feature_picture import (
 )
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig
-from vjepa2_hf.shards import write_shards
+from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.video_io import encode_video
 
 

@@ -7,7 +7,7 @@ from published import TINY_ENCODER
 from torch import nn
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig
-from vjepa2_hf.fingerprints import claim_folder, config_fingerprint, locked, weights_fingerprint, write_json
+from vjepa2_hf.data.files import claim_folder, config_fingerprint, locked, weights_fingerprint, write_json
 
 
 def test_weights_have_their_hash():

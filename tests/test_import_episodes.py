@@ -10,8 +10,8 @@ import PIL.Image
 import pytest
 from numbered_videos import numbered_frames, numbers_of
 
-from vjepa2_hf.episodes import read_episodes
-from vjepa2_hf.shards import open_stream
+from vjepa2_hf.data.episodes import read_episodes
+from vjepa2_hf.data.shards import open_stream
 from vjepa2_hf.video_io import VideoReader
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from vjepa2_hf.latent_cache import (
+from vjepa2_hf.data.feature_cache import (
     CacheWriter,
     EpisodeCache,
     EpisodeSource,

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vjepa2_hf.episodes import episode_ids, read_episodes
-from vjepa2_hf.latent_cache import data_fingerprint
-from vjepa2_hf.lerobot import LeRobotDataset, find_info, open_lerobot
+from vjepa2_hf.data.episodes import episode_ids, read_episodes
+from vjepa2_hf.data.feature_cache import data_fingerprint
+from vjepa2_hf.data.lerobot import LeRobotDataset, find_info, open_lerobot
 
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -16,7 +16,7 @@ from test_modeling_encoder import spread
 
 import vjepa2_hf
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor
-from vjepa2_hf.long_video import LongFeatures
+from vjepa2_hf.data.long_video import LongFeatures
 from vjepa2_hf.video_io import VideoDecodeError, VideoReader, encode_video
 
 

@@ -19,7 +19,7 @@ from vjepa2_hf import (
     VJepa2VideoProcessor,
 )
 from vjepa2_hf import VJepa2MaskedLatentPredictionConfig as MaskedConfig
-from vjepa2_hf.shards import write_shards
+from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.video_io import VideoReader, encode_video
 
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from vjepa2_hf.episodes import read_episodes
-from vjepa2_hf.lerobot import open_lerobot
+from vjepa2_hf.data.episodes import read_episodes
+from vjepa2_hf.data.lerobot import open_lerobot
 from vjepa2_hf.pose import move_pose
 
 

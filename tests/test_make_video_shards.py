@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from datasets import load_dataset
 
-from vjepa2_hf.clips import ClipStream
+from vjepa2_hf.data.clips import ClipStream
 from vjepa2_hf.video_io import VideoReader, encode_video
 
 

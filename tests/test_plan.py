@@ -14,7 +14,7 @@ from gym_tasks import GymTasksConfig
 from plan import PlanConfig, evaluate, format_table, model_policy
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel
-from vjepa2_hf.fingerprints import locked
+from vjepa2_hf.data.files import locked
 from vjepa2_hf.metrics.planning_success.planning_success import summarize_success
 from vjepa2_hf.planning import LatentDistance
 from vjepa2_hf.settings import load_config

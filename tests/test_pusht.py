@@ -12,7 +12,7 @@ from gym_tasks import GymTasks
 from plan import PlanConfig, evaluate, format_table
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, VJepa2WorldModel
-from vjepa2_hf.episodes import read_episodes
+from vjepa2_hf.data.episodes import read_episodes
 from vjepa2_hf.settings import load_config
 
 

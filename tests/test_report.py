@@ -18,7 +18,7 @@ from report import animate_episodes, read_metrics, sign_test, write_report
 from tasks import Tasks
 
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2MaskedLatentPredictionConfig, VJepa2VideoProcessor
-from vjepa2_hf.shards import write_shards
+from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.video_io import encode_video
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numbered_videos import numbered_video
 
-from vjepa2_hf.sampling import FrameSampler, FramesCurriculum
+from vjepa2_hf.data.sampling import FrameSampler, FramesCurriculum
 from vjepa2_hf.video_io import VideoReader, encode_video
 
 

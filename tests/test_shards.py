@@ -9,9 +9,9 @@ import pytest
 from datasets import Video, load_dataset
 from numbered_videos import CLIP_FEATURES, numbered_video, write_numbered_shards
 
-from vjepa2_hf import shards as shards_module
-from vjepa2_hf.clips import ClipStream
-from vjepa2_hf.shards import ShardSource, open_stream, write_shards
+from vjepa2_hf.data import shards as shards_module
+from vjepa2_hf.data.clips import ClipStream
+from vjepa2_hf.data.shards import ShardSource, open_stream, write_shards
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from vjepa2_hf import (
     VJepa2VideoProcessor,
     VJepa2WorldModel,
 )
-from vjepa2_hf.shards import write_shards
+from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.training import Run, read_metrics
 from vjepa2_hf.video_io import encode_video
 

@@ -9,7 +9,7 @@ from record_episodes import episode_features
 from test_train_world_model import run_script
 
 from vjepa2_hf import VJepa2WorldModel
-from vjepa2_hf.shards import write_shards
+from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.video_io import encode_video
 
 

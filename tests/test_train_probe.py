@@ -23,9 +23,9 @@ from vjepa2_hf import (
     VJepa2MaskedLatentPredictionConfig,
     VJepa2VideoProcessor,
 )
-from vjepa2_hf.latent_cache import EpisodeCache
+from vjepa2_hf.data.feature_cache import EpisodeCache
+from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.settings import load_config
-from vjepa2_hf.shards import write_shards
 from vjepa2_hf.training import Run, read_metrics
 from vjepa2_hf.video_io import encode_video
 

@@ -16,7 +16,7 @@ from record_episodes import episode_features
 from train_world_model import WorldModelTrainingConfig, build_processor
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel
-from vjepa2_hf.shards import write_shards
+from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.training import Run, read_metrics
 from vjepa2_hf.video_io import encode_video
 

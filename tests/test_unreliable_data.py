@@ -16,10 +16,10 @@ import pretrain
 import pytest
 from numbered_videos import CLIP_FEATURES, numbered_frames, numbered_video, numbers_of, write_numbered_shards
 
-from vjepa2_hf.clips import ClipStream, DataSource
-from vjepa2_hf.sampling import FrameSampler
-from vjepa2_hf.shards import write_shards
-from vjepa2_hf.skipped import SkippedList, read_skipped
+from vjepa2_hf.data.clips import ClipStream, DataSource
+from vjepa2_hf.data.sampling import FrameSampler
+from vjepa2_hf.data.shards import write_shards
+from vjepa2_hf.data.skipped import SkippedList, read_skipped
 from vjepa2_hf.video_io import VideoDecodeError, encode_video, read_image, read_video
 
 

@@ -6,7 +6,7 @@ import torch
 from test_long_video import pictures, pixels, video  # noqa: F401, a fixture
 
 from vjepa2_hf import VJepa2VideoProcessor
-from vjepa2_hf.video_chunks import FrameSource
+from vjepa2_hf.data.video_chunks import FrameSource
 
 
 def numbered(frames: int) -> torch.Tensor:

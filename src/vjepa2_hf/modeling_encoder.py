@@ -29,7 +29,7 @@ from .modeling_positions import RotaryTable, add_positions, grid_positions, posi
 
 
 if TYPE_CHECKING:
-    from .long_video import LongFeatures
+    from .data.long_video import LongFeatures
 
 logger = logging.getLogger(__name__)
 
@@ -366,14 +366,14 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
 
         Returns:
             (1, N, D), N = T'·H'·W', or (1, T', D) pooled, on the CPU: of one chunk what `encode` gives. With
-            `output_dir` a [`~vjepa2_hf.long_video.LongFeatures`], which reads from there.
+            `output_dir` a [`~vjepa2_hf.data.long_video.LongFeatures`], which reads from there.
 
         Raises:
             ValueError: a setting that does not fit, pictures without a processor, no frame, a video that does not
                 decode; an `output_dir` that belongs to other weights, settings or another video.
             FileNotFoundError: a path where there is no file.
         """
-        from .long_video import encode_long
+        from .data.long_video import encode_long
 
         return encode_long(self, video, chunk_frames, overlap, stride, output_dir, processor, pool)
 

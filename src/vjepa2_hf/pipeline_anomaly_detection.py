@@ -21,8 +21,8 @@ from .anomaly import (
     step_statistics,
     target_statistics,
 )
+from .data.video_chunks import FrameSource
 from .modeling_masked_latent import VJepa2ForMaskedLatentPrediction
-from .video_chunks import FrameSource
 from .video_processing_vjepa2 import VJepa2VideoProcessor
 
 

@@ -21,9 +21,9 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .latent_cache import CacheWriter, EpisodeCache
-from .sampling import FrameSampler
-from .shards import ShardSource, open_stream
+from .data.feature_cache import CacheWriter, EpisodeCache
+from .data.sampling import FrameSampler
+from .data.shards import ShardSource, open_stream
 from .video_io import VideoReader, read_image
 
 

@@ -4,8 +4,8 @@
     schedule = MomentumSchedule("cosine", start=0.996, final=1.0)       # from vjepa2_hf.schedules; or a number
     Trainer(model, arguments, train_dataset=clips, data_collator=masks, callbacks=[TargetEncoderCallback(schedule)])
 
-The collator returns `pixel_values_videos`, `context_mask` and `target_mask` (`vjepa2_hf.clips.MaskCollator`, or with
-samplers of `vjepa2_hf.masking`). Trainer computes an `eval_loss` only when it knows the labels' names: give
+The collator returns `pixel_values_videos`, `context_mask` and `target_mask` (`vjepa2_hf.data.clips.MaskCollator`, or
+with samplers of `vjepa2_hf.masking`). Trainer computes an `eval_loss` only when it knows the labels' names: give
 `TrainingArguments(label_names=["target_mask"])`, and `["actions"]` for a world model.
 """
 

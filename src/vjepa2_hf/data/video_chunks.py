@@ -136,7 +136,7 @@ class FrameSource:
 
     def _decoded(self, start: int, watch: Callable | None) -> Iterator[np.ndarray | None]:
         """The kept frames of a file; `None` for those before `start`, which nobody looks at."""
-        from .video_io import VideoDecodeError, VideoReader  # PyAV only where a file is decoded
+        from ..video_io import VideoDecodeError, VideoReader  # PyAV only where a file is decoded
 
         with VideoReader(self.video) as reader:
             self.fps, count = reader.fps, 0
@@ -240,7 +240,7 @@ def saved_processor(model_name: str | os.PathLike | None, video: str = "the vide
     Raises:
         ValueError: there is none.
     """
-    from .video_processing_vjepa2 import VJepa2VideoProcessor
+    from ..video_processing_vjepa2 import VJepa2VideoProcessor
 
     if not model_name or (Path(model_name).exists() and not _holds_processor(model_name)):
         raise ValueError(_no_processor(model_name, video))

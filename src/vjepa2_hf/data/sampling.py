@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from .video_io import VideoReader
+from ..video_io import VideoReader
 
 
 _SLACK = 5e-4  # seconds: a video must not be too short for a clip by rounding

@@ -22,7 +22,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .fingerprints import (
+from .files import (
     cache_key,
     claim_folder,
     config_fingerprint,

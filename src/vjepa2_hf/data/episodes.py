@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from ..video_io import VideoDecodeError, VideoReader
 from .lerobot import LeRobotDataset, open_lerobot
 from .shards import ShardSource, open_stream
-from .video_io import VideoDecodeError, VideoReader
 
 
 def read_episodes(

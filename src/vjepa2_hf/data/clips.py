@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..video_io import VideoReader, read_image
+from ..video_processing_vjepa2 import RandomResizedClip
 from .sampling import FrameSampler, FramesCurriculum
 from .shards import ShardSource, Skip, open_stream
-from .video_io import VideoReader, read_image
-from .video_processing_vjepa2 import RandomResizedClip
 
 
 logger = logging.getLogger(__name__)

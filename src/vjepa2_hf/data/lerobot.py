@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .video_io import VideoDecodeError, VideoReader, read_image
+from ..video_io import VideoDecodeError, VideoReader, read_image
 
 
 logger = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from datasets import Features, IterableDataset, Video, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetsError
 
-from .video_io import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from ..video_io import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 
 
 logger = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from .episodes import read_episodes
-from .fingerprints import cache_key, publish, weights_fingerprint  # noqa: F401, what a cache depends on
+from .files import cache_key, publish, weights_fingerprint  # noqa: F401, what a cache depends on
 from .lerobot import find_info
 from .shards import ShardSource, files_in
 
