@@ -26,7 +26,7 @@ from reproduce import CONFIGS, ENVIRONMENTS, ROOT, publish_tables
 from seed_tables import interval_cell, joined, known_rows, over_seeds, paired, run_lanes, success_cells
 
 from vjepa2_hf.planning import SOLVERS
-from vjepa2_hf.settings import load_config
+from vjepa2_hf.training.settings import load_config
 
 
 FIRST_TASK = 200_000  # of seed 0; a seed has 1000 of its own. Recipes and figures have others

@@ -31,7 +31,7 @@ from reproduce import ENVIRONMENTS, ROOT, publish_tables, record
 from safetensors import safe_open
 from seed_tables import interval_cell, joined, known_rows, over_seeds, paired, run_lanes, success_cells
 
-from vjepa2_hf.training import read_metrics
+from vjepa2_hf.training.run import read_metrics
 
 
 CONFIGS = ROOT / "examples" / "configs"

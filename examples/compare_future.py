@@ -30,7 +30,7 @@ from seed_tables import claim_settings, over_seeds, settings_of
 from tqdm import tqdm
 
 from vjepa2_hf.metrics.planning_success.planning_success import t_interval
-from vjepa2_hf.settings import exit_on_user_error
+from vjepa2_hf.training.settings import exit_on_user_error
 
 
 CONFIGS = ROOT / "examples" / "configs"

@@ -30,7 +30,7 @@ from reproduce import ROOT, publish_tables, refuse_to_publish_nothing, seed_inte
 from seed_tables import claim_settings, settings_of
 from tqdm import tqdm
 
-from vjepa2_hf.settings import exit_on_user_error
+from vjepa2_hf.training.settings import exit_on_user_error
 
 
 CONFIGS = ROOT / "examples" / "configs"

@@ -24,7 +24,7 @@ import vjepa2_hf
 from vjepa2_hf import VJepa2AnomalyDetector, VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
 from vjepa2_hf.anomaly import Calibration, calibrate, prediction_errors
 from vjepa2_hf.data.video_chunks import FrameSource
-from vjepa2_hf.settings import exit_on_user_error, refuse_missing_model
+from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
 from vjepa2_hf.video_io import VideoReader, encode_video
 
 

@@ -22,9 +22,9 @@ from matplotlib.figure import Figure
 from report import STYLE, read_metrics, require, smooth
 from reproduce import write_between_markers
 
-from vjepa2_hf.health import CollapseWatch
-from vjepa2_hf.settings import exit_on_user_error
-from vjepa2_hf.training import read_metrics as read_lines
+from vjepa2_hf.training.monitor import CollapseWatch
+from vjepa2_hf.training.run import read_metrics as read_lines
+from vjepa2_hf.training.settings import exit_on_user_error
 
 
 # As pretrain.py logs them

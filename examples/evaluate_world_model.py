@@ -50,7 +50,7 @@ from tqdm import tqdm
 from vjepa2_hf import VJepa2PixelDecoder, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.data.episodes import episode_ids, held_out_of, read_episodes
 from vjepa2_hf.metrics.latent_rollout.latent_rollout import LatentRollout, extrapolate
-from vjepa2_hf.settings import exit_on_user_error, parse_arguments
+from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 
 
 logger = logging.getLogger("evaluate_world_model")

@@ -26,11 +26,11 @@ from torch import nn
 from tqdm import tqdm
 
 from vjepa2_hf import VJepa2VideoProcessor, VJepa2WorldModel
-from vjepa2_hf.checkpoints import write_text
 from vjepa2_hf.data.episodes import episode_ids, held_out_of, read_episodes
-from vjepa2_hf.health import gradient_norm
-from vjepa2_hf.schedules import LearningRateSchedule, set_learning_rate
-from vjepa2_hf.training import Run, check_run_settings
+from vjepa2_hf.training.checkpoints import write_text
+from vjepa2_hf.training.monitor import gradient_norm
+from vjepa2_hf.training.run import Run, check_run_settings
+from vjepa2_hf.training.schedules import LearningRateSchedule, set_learning_rate
 
 
 RATE_SETTINGS = ("max_steps", "learning_rate")

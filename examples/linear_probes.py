@@ -31,7 +31,7 @@ from sklearn.preprocessing import StandardScaler
 
 from vjepa2_hf import VJepa2Encoder, VJepa2VideoProcessor
 from vjepa2_hf.data.shards import ShardSource, open_stream
-from vjepa2_hf.settings import exit_on_user_error
+from vjepa2_hf.training.settings import exit_on_user_error
 from vjepa2_hf.video_io import VideoReader
 
 

@@ -35,7 +35,7 @@ from vjepa2_hf import (
 )
 from vjepa2_hf.inspection import dense_features, feature_colours, loss_by_position, nearest_frames
 from vjepa2_hf.masking import PUBLISHED_MASKS, build_mask_samplers
-from vjepa2_hf.settings import exit_on_user_error, load_config, refuse_missing_model
+from vjepa2_hf.training.settings import exit_on_user_error, load_config, refuse_missing_model
 from vjepa2_hf.visualization import (
     check_output,
     plot_feature_pca,

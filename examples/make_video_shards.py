@@ -25,7 +25,7 @@ from datasets import ClassLabel, Features, Value, Video
 from tqdm.auto import tqdm
 
 from vjepa2_hf.data.shards import staged_folder, write_shard_files
-from vjepa2_hf.settings import exit_on_user_error
+from vjepa2_hf.training.settings import exit_on_user_error
 from vjepa2_hf.video_io import VIDEO_EXTENSIONS, VideoDecodeError, transcode_video
 
 

@@ -18,7 +18,7 @@ from demo import Road, script
 from reproduce import ROOT, publish_tables, refuse_to_publish_nothing
 from seed_tables import claim_settings, settings_of
 
-from vjepa2_hf.settings import exit_on_user_error, refuse_missing_model
+from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
 
 
 CONFIGS = ROOT / "examples" / "configs" / "demo"

@@ -27,9 +27,9 @@ import torch
 from tqdm.auto import tqdm
 
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
-from vjepa2_hf.checkpoints import write_text
 from vjepa2_hf.probe_data import ClipViews, LabelledClips
-from vjepa2_hf.settings import exit_on_user_error, refuse_missing_model
+from vjepa2_hf.training.checkpoints import write_text
+from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
 
 
 COPY = "copy the last tubelet"

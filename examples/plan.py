@@ -35,10 +35,10 @@ from tasks import ClosedLoopResult, Oracle, TaskBatch, Tasks, join_results, poli
 from tqdm import tqdm
 
 from vjepa2_hf import VJepa2Planner
-from vjepa2_hf.checkpoints import remove_folder, write_text
 from vjepa2_hf.data.files import cache_key, config_fingerprint, locked, weights_fingerprint
 from vjepa2_hf.metrics.planning_success.planning_success import summarize_success
-from vjepa2_hf.settings import check_known, exit_on_user_error, parse_arguments
+from vjepa2_hf.training.checkpoints import remove_folder, write_text
+from vjepa2_hf.training.settings import check_known, exit_on_user_error, parse_arguments
 from vjepa2_hf.video_io import encode_video
 
 

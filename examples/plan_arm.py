@@ -26,10 +26,10 @@ from reproduce import publish_tables
 from tqdm import tqdm
 
 from vjepa2_hf import VJepa2Planner
-from vjepa2_hf.checkpoints import write_text
 from vjepa2_hf.data.episodes import read_episodes
 from vjepa2_hf.metrics.planning_success.planning_success import wilson_interval
-from vjepa2_hf.settings import exit_on_user_error, parse_arguments
+from vjepa2_hf.training.checkpoints import write_text
+from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 
 
 ROOT = Path(__file__).resolve().parent.parent

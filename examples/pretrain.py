@@ -33,14 +33,15 @@ from tqdm import tqdm
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2MaskedLatentPredictionConfig, VJepa2VideoProcessor
-from vjepa2_hf.capacity import batch_flops, peak_flops
 from vjepa2_hf.data.clips import Augmentation, ClipStream, DataSource, MaskCollator
 from vjepa2_hf.data.sampling import FrameSampler, FramesCurriculum
 from vjepa2_hf.data.skipped import SkippedList
-from vjepa2_hf.health import CollapseWatch, gradient_norm
 from vjepa2_hf.masking import PUBLISHED_MASKS, build_mask_samplers
 from vjepa2_hf.modeling_masked_latent import VJepa2MaskedLatentPredictionOutput
-from vjepa2_hf.schedules import (
+from vjepa2_hf.training.capacity import batch_flops, peak_flops
+from vjepa2_hf.training.monitor import CollapseWatch, gradient_norm
+from vjepa2_hf.training.run import Run, check_run_settings, check_tracker, read_metrics
+from vjepa2_hf.training.schedules import (
     LearningRateSchedule,
     MomentumSchedule,
     WeightDecaySchedule,
@@ -48,8 +49,7 @@ from vjepa2_hf.schedules import (
     set_learning_rate,
     set_weight_decay,
 )
-from vjepa2_hf.settings import check_known, exit_on_user_error, one_sentence, parse_arguments
-from vjepa2_hf.training import Run, check_run_settings, check_tracker, read_metrics
+from vjepa2_hf.training.settings import check_known, exit_on_user_error, one_sentence, parse_arguments
 from vjepa2_hf.video_processing_vjepa2 import RandomResizedClip
 
 

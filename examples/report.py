@@ -31,7 +31,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tasks import Tasks
 
 from vjepa2_hf import VJepa2Encoder
-from vjepa2_hf.settings import exit_on_user_error
+from vjepa2_hf.training.settings import exit_on_user_error
 
 
 PRETRAINED, RANDOM = "pretrained encoder", "random encoder"

@@ -21,7 +21,7 @@ import torch
 from goal_policies import GoalPolicy, PolicyTrainingConfig, imagine, train_policy
 
 from vjepa2_hf import VJepa2WorldModel
-from vjepa2_hf.settings import exit_on_user_error, parse_arguments
+from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 
 
 @dataclass

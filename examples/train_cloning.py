@@ -13,7 +13,7 @@ import torch
 from goal_policies import GoalPolicy, PolicyTrainingConfig, train_policy
 
 from vjepa2_hf import VJepa2WorldModel
-from vjepa2_hf.settings import exit_on_user_error, parse_arguments
+from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 
 
 def cloning_loss(policy: GoalPolicy, model: VJepa2WorldModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:

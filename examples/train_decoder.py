@@ -28,12 +28,12 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 from vjepa2_hf import VJepa2PixelDecoder, VJepa2VideoProcessor, VJepa2WorldModel
-from vjepa2_hf.checkpoints import write_text
 from vjepa2_hf.data.episodes import episode_ids, held_out_of, read_episodes
-from vjepa2_hf.health import gradient_norm
-from vjepa2_hf.schedules import LearningRateSchedule, parameter_groups, set_learning_rate, set_weight_decay
-from vjepa2_hf.settings import exit_on_user_error, parse_arguments
-from vjepa2_hf.training import Run, check_run_settings, check_tracker
+from vjepa2_hf.training.checkpoints import write_text
+from vjepa2_hf.training.monitor import gradient_norm
+from vjepa2_hf.training.run import Run, check_run_settings, check_tracker
+from vjepa2_hf.training.schedules import LearningRateSchedule, parameter_groups, set_learning_rate, set_weight_decay
+from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 
 
 RATE_SETTINGS = ("max_steps", "learning_rate")

@@ -39,7 +39,6 @@ from vjepa2_hf import (
     VJepa2ForVideoClassification,
     VJepa2VideoProcessor,
 )
-from vjepa2_hf.checkpoints import write_text
 from vjepa2_hf.data.cache_lock import locked
 from vjepa2_hf.data.clips import Augmentation
 from vjepa2_hf.data.episodes import split_episodes
@@ -53,14 +52,15 @@ from vjepa2_hf.data.feature_cache import (
     is_finished,
     weights_fingerprint,
 )
-from vjepa2_hf.health import gradient_norm
 from vjepa2_hf.modeling_predictor import VJepa2Predictor
 from vjepa2_hf.probe_data import ClipViews, LabelledClips, LabelledPart, Labels, ProblemType, fill_cache
 from vjepa2_hf.probe_scores import SCORES, draw_confusion_picture, guess_without_looking, measure
 from vjepa2_hf.probe_sweep import FineTuning, ProbeSweep
-from vjepa2_hf.schedules import warmup_cosine
-from vjepa2_hf.settings import exit_on_user_error, parse_arguments
-from vjepa2_hf.training import Run, check_run_settings, check_tracker
+from vjepa2_hf.training.checkpoints import write_text
+from vjepa2_hf.training.monitor import gradient_norm
+from vjepa2_hf.training.run import Run, check_run_settings, check_tracker
+from vjepa2_hf.training.schedules import warmup_cosine
+from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 
 
 logger = logging.getLogger("train_probe")

@@ -39,7 +39,6 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCE
 from transformers.utils.hub import has_file
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, VJepa2WorldModel
-from vjepa2_hf.checkpoints import write_text
 from vjepa2_hf.data.cache_lock import locked
 from vjepa2_hf.data.episodes import split_episodes
 from vjepa2_hf.data.feature_cache import (
@@ -55,18 +54,19 @@ from vjepa2_hf.data.feature_cache import (
     is_finished,
     weights_fingerprint,
 )
-from vjepa2_hf.health import gradient_norm
 from vjepa2_hf.metrics.latent_rollout.latent_rollout import RolloutScores
 from vjepa2_hf.modeling_world_model import VJepa2WorldModelOutput
-from vjepa2_hf.schedules import (
+from vjepa2_hf.training.checkpoints import write_text
+from vjepa2_hf.training.monitor import gradient_norm
+from vjepa2_hf.training.run import Run, check_run_settings, check_tracker
+from vjepa2_hf.training.schedules import (
     LearningRateSchedule,
     MomentumSchedule,
     parameter_groups,
     set_learning_rate,
     set_weight_decay,
 )
-from vjepa2_hf.settings import exit_on_user_error, parse_arguments
-from vjepa2_hf.training import Run, check_run_settings, check_tracker
+from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 
 
 logger = logging.getLogger("train_world_model")

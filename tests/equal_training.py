@@ -19,9 +19,9 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType, set_seed
 from pretrain import Clock, PretrainConfig, build_model, train_step
 
-from vjepa2_hf import training
-from vjepa2_hf.schedules import parameter_groups
-from vjepa2_hf.settings import load_config
+from vjepa2_hf.training import run as training
+from vjepa2_hf.training.schedules import parameter_groups
+from vjepa2_hf.training.settings import load_config
 
 
 STEPS, CLIPS = 20, 4

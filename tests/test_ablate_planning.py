@@ -10,8 +10,8 @@ from demo import Road
 from plan import PlanConfig
 
 from vjepa2_hf.planning import SOLVERS, build_solver
-from vjepa2_hf.settings import load_config
-from vjepa2_hf.training import changed_settings
+from vjepa2_hf.training.run import changed_settings
+from vjepa2_hf.training.settings import load_config
 
 
 OVERRIDES = ["output_dir=out", "models={m: x}"]

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from train_world_model import WorldModelTrainingConfig
 
 from vjepa2_hf import VJepa2WorldModelConfig
-from vjepa2_hf.settings import load_config
-from vjepa2_hf.training import changed_settings
+from vjepa2_hf.training.run import changed_settings
+from vjepa2_hf.training.settings import load_config
 
 
 CONFIGS = ablate_world_model.CONFIGS

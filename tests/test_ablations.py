@@ -6,8 +6,8 @@ from pretrain import PretrainConfig
 from test_pretrain import EXAMPLES, run_script
 
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction
-from vjepa2_hf.settings import load_config
-from vjepa2_hf.training import changed_settings
+from vjepa2_hf.training.run import changed_settings
+from vjepa2_hf.training.settings import load_config
 
 
 shards = test_pretrain.shards

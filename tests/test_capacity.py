@@ -14,7 +14,7 @@ from vjepa2_hf import (
     VJepa2VideoClassificationConfig,
     capacity,
 )
-from vjepa2_hf.capacity import (
+from vjepa2_hf.training.capacity import (
     DEVICES,
     HELD_BYTES,
     KEPT_BYTES,
@@ -29,7 +29,7 @@ from vjepa2_hf.capacity import (
     state_bytes,
     step_flops,
 )
-from vjepa2_hf.settings import load_config
+from vjepa2_hf.training.settings import load_config
 
 
 CONFIGS = Path(pretrain.__file__).parent / "configs"

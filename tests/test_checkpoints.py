@@ -5,7 +5,7 @@ from safetensors import SafetensorError
 from test_training import tiny_run, train
 from torch import nn
 
-from vjepa2_hf.checkpoints import checkpoints, load_checkpoint, save_checkpoint
+from vjepa2_hf.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
 
 
 def two_checkpoints(folder) -> None:

@@ -10,7 +10,7 @@ from plan import PlanConfig
 from tqdm import tqdm
 from train_actor import ActorConfig
 
-from vjepa2_hf.settings import load_config
+from vjepa2_hf.training.settings import load_config
 
 
 def writes(path, seconds: float = 0.0) -> list[str]:

@@ -14,7 +14,7 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
 
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction
-from vjepa2_hf.training import Run, check_sharding
+from vjepa2_hf.training.run import Run, check_sharding
 
 
 ACCELERATE_CONFIGS = Path(pretrain.__file__).parent / "configs" / "accelerate"

@@ -13,8 +13,9 @@ from published import TINY_ENCODER, TINY_PREDICTOR
 from test_docs_understanding import ROOT, blocks, commands, moving_square
 from transformers import VJEPA2Config, VJEPA2Model
 
-from vjepa2_hf import VJepa2Encoder, VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor, capacity
+from vjepa2_hf import VJepa2Encoder, VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
 from vjepa2_hf import VJepa2MaskedLatentPredictionConfig as MaskedConfig
+from vjepa2_hf.training import capacity
 
 
 # What makes a command tiny, by its script; later settings win
@@ -142,7 +143,7 @@ def test_the_commands_of_memory(capsys):
     first, *plans = commands("memory.md")
     assert first == ["python", "benchmarks/memory_table.py"]  # tests/test_memory_table.py
     for command in plans:
-        arguments = command[command.index("vjepa2_hf.capacity") + 1 :]
+        arguments = command[command.index("vjepa2_hf.training.capacity") + 1 :]
         capacity.main([str(ROOT / part) if part.endswith(".yaml") else part for part in arguments])
     printed = capsys.readouterr().out
     assert "GB in all, with checkpointing (of 80)" in printed

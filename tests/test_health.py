@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from vjepa2_hf.health import LOWEST_RANK, READINGS, STD_FRACTION, CollapseWatch, gradient_norm
+from vjepa2_hf.training.monitor import LOWEST_RANK, READINGS, STD_FRACTION, CollapseWatch, gradient_norm
 
 
 def reading(step, std=0.4, rank=30.0, norm=1.0, **others):

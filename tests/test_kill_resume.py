@@ -14,7 +14,7 @@ import pretrain
 import pytest
 from numbered_videos import write_numbered_shards
 
-from vjepa2_hf.training import latest_checkpoint, read_metrics
+from vjepa2_hf.training.run import latest_checkpoint, read_metrics
 
 
 SCRIPT = Path(pretrain.__file__)

@@ -32,7 +32,7 @@ from vjepa2_hf import (
     model_card,
 )
 from vjepa2_hf.model_card import CardFacts, _setting, parameter_counts, published_cards, write_model_card
-from vjepa2_hf.training import Run
+from vjepa2_hf.training.run import Run
 from vjepa2_hf.video_io import encode_video
 
 

@@ -17,7 +17,7 @@ from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2V
 from vjepa2_hf.data.files import locked
 from vjepa2_hf.metrics.planning_success.planning_success import summarize_success
 from vjepa2_hf.planning import LatentDistance
-from vjepa2_hf.settings import load_config
+from vjepa2_hf.training.settings import load_config
 from vjepa2_hf.video_io import VideoReader
 
 

@@ -17,8 +17,8 @@ from pretrain import PretrainConfig, build_model_config
 from vjepa2_hf import VJepa2Encoder, VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.masking import build_mask_samplers
-from vjepa2_hf.settings import load_config
-from vjepa2_hf.training import read_metrics
+from vjepa2_hf.training.run import read_metrics
+from vjepa2_hf.training.settings import load_config
 from vjepa2_hf.video_io import encode_video
 
 

@@ -13,7 +13,7 @@ from plan import PlanConfig, evaluate, format_table
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.data.episodes import read_episodes
-from vjepa2_hf.settings import load_config
+from vjepa2_hf.training.settings import load_config
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of pygame and pymunk

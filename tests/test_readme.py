@@ -15,7 +15,7 @@ from train_decoder import DecoderTrainingConfig
 from train_probe import ProbeConfig
 from train_world_model import WorldModelTrainingConfig
 
-from vjepa2_hf.settings import load_config
+from vjepa2_hf.training.settings import load_config
 
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from vjepa2_hf.schedules import (
+from vjepa2_hf.training.schedules import (
     LearningRateSchedule,
     MomentumSchedule,
     WeightDecaySchedule,

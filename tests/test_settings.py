@@ -5,7 +5,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from vjepa2_hf.settings import exit_on_user_error, load_config, parse_arguments
+from vjepa2_hf.training.settings import exit_on_user_error, load_config, parse_arguments
 
 
 @dataclass

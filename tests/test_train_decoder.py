@@ -20,7 +20,7 @@ from vjepa2_hf import (
     VJepa2WorldModel,
 )
 from vjepa2_hf.data.shards import write_shards
-from vjepa2_hf.training import Run, read_metrics
+from vjepa2_hf.training.run import Run, read_metrics
 from vjepa2_hf.video_io import encode_video
 
 

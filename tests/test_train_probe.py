@@ -25,8 +25,8 @@ from vjepa2_hf import (
 )
 from vjepa2_hf.data.feature_cache import EpisodeCache
 from vjepa2_hf.data.shards import write_shards
-from vjepa2_hf.settings import load_config
-from vjepa2_hf.training import Run, read_metrics
+from vjepa2_hf.training.run import Run, read_metrics
+from vjepa2_hf.training.settings import load_config
 from vjepa2_hf.video_io import encode_video
 
 

@@ -19,8 +19,8 @@ from vjepa2_hf import (
     VJepa2WorldModelConfig,
 )
 from vjepa2_hf.masking import MultiBlockMask
-from vjepa2_hf.schedules import MomentumSchedule
-from vjepa2_hf.trainer_callback import TargetEncoderCallback
+from vjepa2_hf.training.schedules import MomentumSchedule
+from vjepa2_hf.training.trainer_callback import TargetEncoderCallback
 
 
 ENCODER = {**TINY_ENCODER, "initializer_range": 0.1, "depth_scaled_init": False}

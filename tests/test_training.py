@@ -11,10 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from vjepa2_hf import training
-from vjepa2_hf.schedules import LearningRateSchedule, set_learning_rate
-from vjepa2_hf.settings import load_config
-from vjepa2_hf.training import (
+from vjepa2_hf.training import run as training
+from vjepa2_hf.training.run import (
     Run,
     check_run_settings,
     check_tracker,
@@ -23,6 +21,8 @@ from vjepa2_hf.training import (
     save_checkpoint,
     truncate_metrics,
 )
+from vjepa2_hf.training.schedules import LearningRateSchedule, set_learning_rate
+from vjepa2_hf.training.settings import load_config
 
 
 @dataclass

@@ -53,7 +53,7 @@ from .published_checkpoints import (
     settle_tables,
     split_settings,
 )
-from .settings import exit_on_user_error, load_config
+from .training.settings import exit_on_user_error, load_config
 from .video_processing_vjepa2 import VJepa2VideoProcessor
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .settings import check_known
+from .training.settings import check_known
 
 
 Grid = tuple[int, int, int]

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .modeling_classification import VJepa2ForVideoClassification, VJepa2ProbeHead
-from .schedules import parameter_groups
+from .training.schedules import parameter_groups
 
 
 class ProbeSweep(nn.Module):

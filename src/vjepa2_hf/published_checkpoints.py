@@ -27,7 +27,7 @@ from .configuration_vjepa2 import (
     VJepa2WorldModelConfig,
 )
 from .modeling_positions import configured_grid, sincos_table
-from .settings import check_known
+from .training.settings import check_known
 
 
 logger = logging.getLogger(__name__)

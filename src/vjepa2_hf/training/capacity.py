@@ -1,6 +1,6 @@
 """What a pretraining run needs, by formula: arithmetic, memory and time on a number of GPUs.
 
-    python -m vjepa2_hf.capacity --config examples/configs/published/pretrain_vitl.yaml --device h100 \
+    python -m vjepa2_hf.training.capacity --config examples/configs/published/pretrain_vitl.yaml --device h100 \
         --num_devices 8 64 [--global_batch 3072] [--utilization 0.4] [key=value ...]
 
 Letters: B clips, N tokens of a clip, K of a context, M of a target, D width, F channels inside an MLP. A
@@ -21,8 +21,8 @@ from typing import Any, Literal
 
 import torch
 
-from .configuration_vjepa2 import VJepa2MaskedLatentPredictionConfig, VJepa2VideoClassificationConfig
-from .masking import PUBLISHED_MASKS, build_mask_samplers
+from ..configuration_vjepa2 import VJepa2MaskedLatentPredictionConfig, VJepa2VideoClassificationConfig
+from ..masking import PUBLISHED_MASKS, build_mask_samplers
 from .settings import exit_on_user_error, load_config
 
 
@@ -181,7 +181,7 @@ def peak_flops(device: torch.device, mixed_precision: str) -> float | None:
 # ---------------------------------------------------------------------------------------------------------------------
 def count_parameters(config: VJepa2MaskedLatentPredictionConfig) -> dict[str, int]:
     """Parameters of the `encoder`, the `predictor`, and the largest `block` of either."""
-    from .modeling_masked_latent import VJepa2ForMaskedLatentPrediction
+    from ..modeling_masked_latent import VJepa2ForMaskedLatentPrediction
 
     with torch.device("meta"):
         model = VJepa2ForMaskedLatentPrediction(config)
@@ -286,7 +286,7 @@ def probe_bytes(
         grid: (T', H', W') of the clip.
         mixed_precision: "no", "bf16" or "fp16"; weights are float32.
     """
-    from .modeling_classification import VJepa2ForVideoClassification
+    from ..modeling_classification import VJepa2ForVideoClassification
 
     encoder, (per_width, per_inside) = config.encoder_config, KEPT_BYTES[mixed_precision]
     with torch.device("meta"):

@@ -1,0 +1,1 @@
+"""Training: settings, run folders, checkpoints, schedules and monitoring."""
