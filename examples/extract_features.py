@@ -34,7 +34,7 @@ from tqdm.auto import tqdm
 from vjepa2_hf import VJepa2Encoder, VJepa2VideoProcessor
 from vjepa2_hf.data.files import cache_key, claim_folder, config_fingerprint, locked, publish, weights_fingerprint
 from vjepa2_hf.data.video_chunks import FrameSource, saved_processor
-from vjepa2_hf.pipeline_video_features import default_chunk_frames
+from vjepa2_hf.pipelines.video_features import default_chunk_frames
 from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
 
 

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from test_long_video import pixels
 from test_pipeline_anomaly_detection import build
 
-from vjepa2_hf.anomaly import (
+from vjepa2_hf.data.video_chunks import FrameSource
+from vjepa2_hf.pipelines.anomaly_scores import (
     CALIBRATION_FILE,
     Calibration,
     calibrate,
@@ -16,7 +17,6 @@ from vjepa2_hf.anomaly import (
     target_statistics,
     window_errors,
 )
-from vjepa2_hf.data.video_chunks import FrameSource
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from transformers import pipeline
 
 from vjepa2_hf import VJepa2AnomalyDetector, VJepa2Encoder, VJepa2EncoderConfig, VJepa2ForMaskedLatentPrediction
 from vjepa2_hf import VJepa2MaskedLatentPredictionConfig as MaskedConfig
-from vjepa2_hf.anomaly import prediction_errors
 from vjepa2_hf.data.video_chunks import FrameSource
+from vjepa2_hf.pipelines.anomaly_scores import prediction_errors
 
 
 TASK = "video-anomaly-detection"

@@ -22,9 +22,9 @@ from .modeling_decoder import VJepa2PixelDecoder
 from .modeling_encoder import VJepa2Encoder
 from .modeling_masked_latent import VJepa2ForMaskedLatentPrediction
 from .modeling_world_model import VJepa2WorldModel
-from .pipeline_anomaly_detection import VJepa2AnomalyDetector
-from .pipeline_latent_planning import VJepa2Planner
-from .pipeline_video_features import VJepa2FeatureExtractor
+from .pipelines.anomaly_detection import VJepa2AnomalyDetector
+from .pipelines.latent_planning import VJepa2Planner
+from .pipelines.video_features import VJepa2FeatureExtractor
 from .video_processing_vjepa2 import VJepa2VideoProcessor
 
 

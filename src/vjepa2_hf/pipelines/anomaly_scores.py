@@ -21,8 +21,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .data.video_chunks import FrameSource
-from .modeling_masked_latent import VJepa2ForMaskedLatentPrediction
+from ..data.video_chunks import FrameSource
+from ..modeling_masked_latent import VJepa2ForMaskedLatentPrediction
 
 
 if TYPE_CHECKING:

@@ -14,18 +14,9 @@ import numpy as np
 import torch
 from transformers import Pipeline
 
-from .modeling_inputs import check_chunk_size
-from .modeling_world_model import VJepa2WorldModel
-from .pipeline_inputs import (
-    check_pair,
-    goal_indices,
-    goal_states,
-    is_processed,
-    per_frame,
-    stacked,
-    warn_of_aspect_ratio,
-)
-from .planning import (
+from ..modeling_inputs import check_chunk_size
+from ..modeling_world_model import VJepa2WorldModel
+from ..planning import (
     SOLVERS,
     Cost,
     LatentDistance,
@@ -35,9 +26,18 @@ from .planning import (
     build_solver,
     shift_plan,
 )
-from .planning.constraints import for_every_action
-from .planning.landscape import Grid, draw_landscape
-from .video_processing_vjepa2 import VJepa2VideoProcessor
+from ..planning.constraints import for_every_action
+from ..planning.landscape import Grid, draw_landscape
+from ..video_processing_vjepa2 import VJepa2VideoProcessor
+from .inputs import (
+    check_pair,
+    goal_indices,
+    goal_states,
+    is_processed,
+    per_frame,
+    stacked,
+    warn_of_aspect_ratio,
+)
 
 
 DISCRETE_SOLVER = "categorical_cem"  # the one in the place of "cem" where actions are one-hot

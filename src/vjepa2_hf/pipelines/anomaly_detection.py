@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from transformers import Pipeline
 
-from .anomaly import (
+from ..data.video_chunks import FrameSource
+from ..modeling_masked_latent import VJepa2ForMaskedLatentPrediction
+from ..video_processing_vjepa2 import VJepa2VideoProcessor
+from .anomaly_scores import (
     Calibration,
     calibrate,
     draw_heat_map,
@@ -21,9 +24,6 @@ from .anomaly import (
     step_statistics,
     target_statistics,
 )
-from .data.video_chunks import FrameSource
-from .modeling_masked_latent import VJepa2ForMaskedLatentPrediction
-from .video_processing_vjepa2 import VJepa2VideoProcessor
 
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class VJepa2AnomalyDetector(Pipeline):
-    """Scores videos by how wrong the masked predictor is about what comes next (`vjepa2_hf.anomaly`).
+    """Scores videos by how wrong the masked predictor is about what comes next (`vjepa2_hf.pipelines.anomaly_scores`).
 
     Scores are errors until `calibrate` has seen normal video; then they are deviations from what is normal, and there
     is a threshold. `save_pretrained` keeps the calibration beside the model, and what is loaded from there has it.

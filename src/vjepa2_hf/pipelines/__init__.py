@@ -1,0 +1,1 @@
+"""Pipelines of transformers: latent planning, video features, anomaly detection."""
