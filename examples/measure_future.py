@@ -27,7 +27,7 @@ import torch
 from tqdm.auto import tqdm
 
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
-from vjepa2_hf.probe_data import ClipViews, LabelledClips
+from vjepa2_hf.probing.labeled_clips import ClipViews, LabelledClips
 from vjepa2_hf.training.checkpoints import write_text
 from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
 

@@ -53,9 +53,9 @@ from vjepa2_hf.data.feature_cache import (
     weights_fingerprint,
 )
 from vjepa2_hf.modeling_predictor import VJepa2Predictor
-from vjepa2_hf.probe_data import ClipViews, LabelledClips, LabelledPart, Labels, ProblemType, fill_cache
-from vjepa2_hf.probe_scores import SCORES, draw_confusion_picture, guess_without_looking, measure
-from vjepa2_hf.probe_sweep import FineTuning, ProbeSweep
+from vjepa2_hf.probing.labeled_clips import ClipViews, LabelledClips, LabelledPart, Labels, ProblemType, fill_cache
+from vjepa2_hf.probing.scores import SCORES, draw_confusion_picture, guess_without_looking, measure
+from vjepa2_hf.probing.sweep import FineTuning, ProbeSweep
 from vjepa2_hf.training.checkpoints import write_text
 from vjepa2_hf.training.monitor import gradient_norm
 from vjepa2_hf.training.run import Run, check_run_settings, check_tracker

@@ -10,7 +10,7 @@ from numbered_videos import numbered_video
 from vjepa2_hf import VJepa2VideoProcessor
 from vjepa2_hf.data.feature_cache import EpisodeCache, finish_cache
 from vjepa2_hf.data.shards import write_shards
-from vjepa2_hf.probe_data import ClipViews, LabelledClips, LabelledPart, Labels, fill_cache
+from vjepa2_hf.probing.labeled_clips import ClipViews, LabelledClips, LabelledPart, Labels, fill_cache
 from vjepa2_hf.video_io import encode_video
 
 

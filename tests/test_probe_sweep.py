@@ -5,7 +5,7 @@ import torch
 from published import TINY_ENCODER
 
 from vjepa2_hf import VJepa2ForVideoClassification, VJepa2VideoClassificationConfig
-from vjepa2_hf.probe_sweep import FineTuning, ProbeSweep, depth_of
+from vjepa2_hf.probing.sweep import FineTuning, ProbeSweep, depth_of
 
 
 def build(pooler_type: str, **fields) -> VJepa2ForVideoClassification:

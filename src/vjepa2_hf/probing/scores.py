@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .metrics.class_mean_recall.class_mean_recall import ClassMeanRecall
-from .metrics.confusion_matrix.confusion_matrix import ConfusionMatrix, draw_confusion
-from .metrics.mean_average_precision.mean_average_precision import MeanAveragePrecision
-from .metrics.r_squared.r_squared import RSquared
-from .metrics.top_k_accuracy.top_k_accuracy import TopKAccuracy
-from .probe_data import Labels
+from ..metrics.class_mean_recall.class_mean_recall import ClassMeanRecall
+from ..metrics.confusion_matrix.confusion_matrix import ConfusionMatrix, draw_confusion
+from ..metrics.mean_average_precision.mean_average_precision import MeanAveragePrecision
+from ..metrics.r_squared.r_squared import RSquared
+from ..metrics.top_k_accuracy.top_k_accuracy import TopKAccuracy
+from .labeled_clips import Labels
 
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .modeling_classification import VJepa2ForVideoClassification, VJepa2ProbeHead
-from .training.schedules import parameter_groups
+from ..modeling_classification import VJepa2ForVideoClassification, VJepa2ProbeHead
+from ..training.schedules import parameter_groups
 
 
 class ProbeSweep(nn.Module):

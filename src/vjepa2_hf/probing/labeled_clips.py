@@ -21,10 +21,10 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .data.feature_cache import CacheWriter, EpisodeCache
-from .data.sampling import FrameSampler
-from .data.shards import ShardSource, open_stream
-from .video_io import VideoReader, read_image
+from ..data.feature_cache import CacheWriter, EpisodeCache
+from ..data.sampling import FrameSampler
+from ..data.shards import ShardSource, open_stream
+from ..video_io import VideoReader, read_image
 
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]

@@ -1,0 +1,1 @@
+"""Probing: labeled clips, sweeps of heads, scores."""
