@@ -24,10 +24,10 @@ from matplotlib.figure import Figure
 
 from vjepa2_hf import VJepa2Encoder, VJepa2VideoProcessor
 from vjepa2_hf.data.shards import ShardSource, open_stream
-from vjepa2_hf.inspection import dense_features, feature_colours
 from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
 from vjepa2_hf.video_io import VideoReader
-from vjepa2_hf.visualization import MAX_COLUMNS, draw_rows, evenly_spaced
+from vjepa2_hf.visualization.figures import MAX_COLUMNS, draw_rows, evenly_spaced
+from vjepa2_hf.visualization.measures import dense_features, feature_colours
 
 
 SHARES = ("position", "time", "rest")

@@ -33,10 +33,9 @@ from vjepa2_hf import (
     VJepa2ForVideoClassification,
     VJepa2VideoProcessor,
 )
-from vjepa2_hf.inspection import dense_features, feature_colours, loss_by_position, nearest_frames
 from vjepa2_hf.masking import PUBLISHED_MASKS, build_mask_samplers
 from vjepa2_hf.training.settings import exit_on_user_error, load_config, refuse_missing_model
-from vjepa2_hf.visualization import (
+from vjepa2_hf.visualization.figures import (
     check_output,
     plot_feature_pca,
     plot_loss_by_position,
@@ -44,6 +43,7 @@ from vjepa2_hf.visualization import (
     plot_probe_attention,
     write_picture,
 )
+from vjepa2_hf.visualization.measures import dense_features, feature_colours, loss_by_position, nearest_frames
 
 
 # What write_picture takes: a figure of what is shown, and how many pictures there are to show

@@ -7,8 +7,8 @@ from published import TINY_ENCODER, TINY_PREDICTOR
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2ForMaskedLatentPrediction
 from vjepa2_hf import VJepa2MaskedLatentPredictionConfig as MaskedConfig
-from vjepa2_hf.inspection import dense_features, feature_colours, loss_by_position, nearest_frames
 from vjepa2_hf.masking import FutureMask, RandomFrameMask
+from vjepa2_hf.visualization.measures import dense_features, feature_colours, loss_by_position, nearest_frames
 
 
 def masked_model(**fields) -> VJepa2ForMaskedLatentPrediction:

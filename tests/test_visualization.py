@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 
 import vjepa2_hf
 from vjepa2_hf.video_io import VideoReader
-from vjepa2_hf.visualization import (
+from vjepa2_hf.visualization.figures import (
     draw_rows,
     plot_feature_pca,
     plot_loss_by_position,
@@ -218,7 +218,7 @@ def test_without_matplotlib_the_error_says_what_to_install():
         import sys
         sys.modules["matplotlib"] = None
         import numpy as np
-        from vjepa2_hf import visualization as look
+        from vjepa2_hf.visualization import figures as look
         frames = np.zeros((2, 4, 4, 3), np.uint8)
         for draw in (
             lambda: look.draw_rows([("a", frames)], ["0", "1"]),

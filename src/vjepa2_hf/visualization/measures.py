@@ -1,4 +1,4 @@
-"""What the pictures of `vjepa2_hf.visualization` show, as numbers: features as colours, neighbours, losses by place.
+"""What the pictures of `vjepa2_hf.visualization.figures` show, as numbers: features as colours, neighbours, losses by place.
 
 Shapes: B clips, T frames, C channels, H W pixels, (T', H', W') grid of tokens, N tokens of a clip, D width, Q queries,
 M frames to compare with, k neighbours.
@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from .modeling_encoder import VJepa2Encoder
-from .modeling_masked_latent import VJepa2ForMaskedLatentPrediction
+from ..modeling_encoder import VJepa2Encoder
+from ..modeling_masked_latent import VJepa2ForMaskedLatentPrediction
 
 
 def dense_features(encoder: VJepa2Encoder, pixel_values_videos: torch.Tensor) -> torch.Tensor:

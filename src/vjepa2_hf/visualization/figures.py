@@ -1,6 +1,6 @@
 """Pictures of what encoders, probes and predictors see: matplotlib figures, and their frames as PNG, GIF or mp4.
 
-The numbers come from `vjepa2_hf.inspection` and `VJepa2ForVideoClassification.pooler_attention`. matplotlib (extra
+The numbers come from `vjepa2_hf.visualization.measures` and `VJepa2ForVideoClassification.pooler_attention`. matplotlib (extra
 `demo`) is imported where a picture is drawn. Every `plot_*` draws what `shown` says; an animation is the same figure
 for one frame after the other, see `write_picture`.
 
@@ -43,7 +43,7 @@ def plot_feature_pca(
 
     Args:
         pictures: uint8 (T, H, W, 3) a clip, all of one shape.
-        colours: floats (T', H', W', 3) a clip, as of [`~vjepa2_hf.inspection.feature_colours`].
+        colours: floats (T', H', W', 3) a clip, as of [`~vjepa2_hf.visualization.measures.feature_colours`].
         shown: numbers of frames; default eight, evenly spaced. Of several frames each clip has two rows; of one, each
             clip has a column.
         names: of the clips.
@@ -129,7 +129,7 @@ def plot_nearest_frames(
     Args:
         queries: uint8 (Q, H, W, 3).
         neighbours: uint8 (Q, k, H, W, 3).
-        distances: (Q, k), as of [`~vjepa2_hf.inspection.nearest_frames`].
+        distances: (Q, k), as of [`~vjepa2_hf.visualization.measures.nearest_frames`].
         names: of the queries.
         neighbour_names: of their neighbours, k a query.
         shown: numbers of queries; default six, evenly spaced.
@@ -157,7 +157,7 @@ def plot_loss_by_position(
     """The prediction loss of each place of the grid: a map a time step, their mean, and the mean over places by time.
 
     Args:
-        losses: (T', H', W'), as `mean` of [`~vjepa2_hf.inspection.loss_by_position`]; NaN, never hidden, is grey.
+        losses: (T', H', W'), as `mean` of [`~vjepa2_hf.visualization.measures.loss_by_position`]; NaN, never hidden, is grey.
         frames_per_step: frames of a tubelet.
         shown: numbers of time steps; default eight, evenly spaced.
         title: over the figure.
@@ -376,7 +376,7 @@ def _write_gif(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
 
 
 def _write_mp4(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
-    from .video_io import encode_video  # PyAV only where a video is written
+    from ..video_io import encode_video  # PyAV only where a video is written
 
     path.write_bytes(encode_video(frames, fps=fps, crf=16, pixel_format="yuv420p"))
 

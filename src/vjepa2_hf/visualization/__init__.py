@@ -1,0 +1,1 @@
+"""Visualization: what models see, as numbers (measures) and as figures."""
