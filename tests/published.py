@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from vjepa2_hf.published_checkpoints import from_published_names
+from vjepa2_hf.hub.published_format import from_published_names
 
 
 FIXTURES = Path(__file__).parent / "fixtures"

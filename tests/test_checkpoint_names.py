@@ -22,7 +22,7 @@ from vjepa2_hf import (
     VJepa2WorldModel,
     VJepa2WorldModelConfig,
 )
-from vjepa2_hf.checkpoint_names import config_to_transformers, to_transformers_state_dict
+from vjepa2_hf.hub.transformers_format import config_to_transformers, to_transformers_state_dict
 
 
 SIZES = {

@@ -40,9 +40,9 @@ from vjepa2_hf import (
     VJepa2WorldModelConfig,
     convert_checkpoints,
 )
-from vjepa2_hf.checkpoint_names import config_to_transformers, to_transformers_state_dict
 from vjepa2_hf.convert_checkpoints import convert, main
-from vjepa2_hf.published_checkpoints import PublishedFile, model_to_parts, published_config
+from vjepa2_hf.hub.published_format import PublishedFile, model_to_parts, published_config
+from vjepa2_hf.hub.transformers_format import config_to_transformers, to_transformers_state_dict
 
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}

@@ -31,7 +31,7 @@ from vjepa2_hf import (
     VJepa2WorldModelConfig,
     model_card,
 )
-from vjepa2_hf.model_card import CardFacts, _setting, parameter_counts, published_cards, write_model_card
+from vjepa2_hf.hub.model_card import CardFacts, _setting, parameter_counts, published_cards, write_model_card
 from vjepa2_hf.training.run import Run
 from vjepa2_hf.video_io import encode_video
 
@@ -358,7 +358,7 @@ class TestRun:
 class TestWriting:
     def test_a_users_card_is_never_overwritten(self, encoder, tmp_path, caplog):
         (tmp_path / "README.md").write_text(USERS)
-        with caplog.at_level(logging.INFO, logger="vjepa2_hf.model_card"):
+        with caplog.at_level(logging.INFO, logger="vjepa2_hf.hub.model_card"):
             encoder.save_pretrained(tmp_path)
         assert read(tmp_path) == USERS and "stays as it is" in caplog.text
 
@@ -378,7 +378,7 @@ class TestWriting:
 
     def test_code_without_its_template_still_saves(self, encoder, tmp_path, monkeypatch, caplog):
         monkeypatch.setattr(model_card, "TEMPLATE", tmp_path / "missing.md")
-        with caplog.at_level(logging.INFO, logger="vjepa2_hf.model_card"):
+        with caplog.at_level(logging.INFO, logger="vjepa2_hf.hub.model_card"):
             encoder.save_pretrained(tmp_path)
         assert not (tmp_path / "README.md").exists() and "missing.md is missing" in caplog.text
         VJepa2Encoder.from_pretrained(tmp_path)
@@ -468,7 +468,7 @@ class TestPush:
 
 class TestRepository:
     def test_cards_of_published_models_are_up_to_date(self):
-        """Otherwise: python -m vjepa2_hf.model_card model_cards"""
+        """Otherwise: python -m vjepa2_hf.hub.model_card model_cards"""
         for name, text in published_cards().items():
             assert (CARDS / name).read_text(encoding="utf-8") == text, name
 

@@ -15,7 +15,7 @@ from packaging.version import Version
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from .checkpoint_names import TRANSFORMERS_MODEL_TYPE, config_from_transformers
+from .hub.transformers_format import TRANSFORMERS_MODEL_TYPE, config_from_transformers
 
 
 VERSION = "0.1.0"

@@ -28,19 +28,9 @@ from transformers.models.vjepa2.configuration_vjepa2 import VJEPA2Config
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2ForVideoClassification, VJEPA2Model
 from transformers.models.vjepa2.video_processing_vjepa2 import VJEPA2VideoProcessor
 
-from .checkpoint_names import (
-    TRANSFORMERS_MODEL_TYPE,
-    config_to_transformers,
-    refuse_pixel_predictor,
-    to_transformers_state_dict,
-)
 from .configuration_vjepa2 import VJepa2EncoderConfig
-from .model_card import CardFacts
-from .modeling_classification import VJepa2ForVideoClassification
-from .modeling_encoder import VJepa2Encoder, read_config_dict
-from .modeling_masked_latent import VJepa2ForMaskedLatentPrediction
-from .modeling_world_model import VJepa2WorldModel
-from .published_checkpoints import (
+from .hub.model_card import CardFacts
+from .hub.published_format import (
     CONFIGS,
     PublishedFile,
     add_tables,
@@ -53,6 +43,16 @@ from .published_checkpoints import (
     settle_tables,
     split_settings,
 )
+from .hub.transformers_format import (
+    TRANSFORMERS_MODEL_TYPE,
+    config_to_transformers,
+    refuse_pixel_predictor,
+    to_transformers_state_dict,
+)
+from .modeling_classification import VJepa2ForVideoClassification
+from .modeling_encoder import VJepa2Encoder, read_config_dict
+from .modeling_masked_latent import VJepa2ForMaskedLatentPrediction
+from .modeling_world_model import VJepa2WorldModel
 from .training.settings import exit_on_user_error, load_config
 from .video_processing_vjepa2 import VJepa2VideoProcessor
 

@@ -22,8 +22,8 @@ from transformers.utils import ModelOutput, find_adapter_config_file
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .checkpoint_names import TRANSFORMERS_KEY_MAPPINGS, TRANSFORMERS_MODEL_TYPE, register_conversions
 from .configuration_vjepa2 import VJepa2EncoderConfig, refuse_missing_folder
+from .hub.transformers_format import TRANSFORMERS_KEY_MAPPINGS, TRANSFORMERS_MODEL_TYPE, register_conversions
 from .modeling_layers import VJepa2Attention, VJepa2FactorizedLayer, VJepa2Layer, VJepa2PatchEmbeddings, build_layers
 from .modeling_positions import RotaryTable, add_positions, grid_positions, position_parameter, rotary_table
 
@@ -67,7 +67,7 @@ class VJepa2PreTrainedModel(PreTrainedModel):
         "attentions": OutputRecorder(VJepa2Attention, index=1),
     }
     accepts_loss_kwargs = False  # Trainer: losses are means, to be divided by the number of micro-batches
-    card_facts = None  # what the model card is told beside config and weights: `vjepa2_hf.model_card.CardFacts`
+    card_facts = None  # what the model card is told beside config and weights: `vjepa2_hf.hub.model_card.CardFacts`
     _weight_conversions = ()  # of the file a model was loaded from; `save_pretrained` would undo them, and ours stay
 
     @classmethod
@@ -145,9 +145,9 @@ class VJepa2PreTrainedModel(PreTrainedModel):
         """Saves as transformers does, and a model card: README.md, unless somebody wrote the one that is there.
 
         The card holds the config's facts, the figures of the run in the folder above `final/`, and `card_facts`
-        ([`vjepa2_hf.model_card.CardFacts`]).
+        ([`vjepa2_hf.hub.model_card.CardFacts`]).
         """
-        from .model_card import users_card, write_model_card
+        from .hub.model_card import users_card, write_model_card
 
         self._users_card = users_card(save_directory)
         sizes = {name: value.numel() for name, value in (state_dict or {}).items()}  # saving empties the dict
@@ -158,7 +158,7 @@ class VJepa2PreTrainedModel(PreTrainedModel):
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
         """Puts the card in the place of the one that transformers has just written there: its own, unless the
         repository has one."""
-        from .model_card import README, write_model_card
+        from .hub.model_card import README, write_model_card
 
         if self._users_card is not None:
             (Path(working_dir) / README).write_text(self._users_card, encoding="utf-8")

@@ -1,7 +1,7 @@
 """Masked latent prediction with `transformers.Trainer`: the target encoder's moving average as a callback.
 
     model = VJepa2ForMaskedLatentPrediction(config)
-    schedule = MomentumSchedule("cosine", start=0.996, final=1.0)       # from vjepa2_hf.training.schedules; or a number
+    schedule = MomentumSchedule("cosine", start=0.996, final=1.0)  # from vjepa2_hf.training.schedules; or a number
     Trainer(model, arguments, train_dataset=clips, data_collator=masks, callbacks=[TargetEncoderCallback(schedule)])
 
 The collator returns `pixel_values_videos`, `context_mask` and `target_mask` (`vjepa2_hf.data.clips.MaskCollator`, or

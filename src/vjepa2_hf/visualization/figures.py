@@ -1,7 +1,7 @@
 """Pictures of what encoders, probes and predictors see: matplotlib figures, and their frames as PNG, GIF or mp4.
 
-The numbers come from `vjepa2_hf.visualization.measures` and `VJepa2ForVideoClassification.pooler_attention`. matplotlib (extra
-`demo`) is imported where a picture is drawn. Every `plot_*` draws what `shown` says; an animation is the same figure
+The numbers come from `vjepa2_hf.visualization.measures` and `VJepa2ForVideoClassification.pooler_attention`.
+matplotlib (extra `demo`) is imported where a picture is drawn. Every `plot_*` draws what `shown` says; an animation is the same figure
 for one frame after the other, see `write_picture`.
 
 Shapes: T frames, H W pixels, (T', H', W') grid of tokens, h heads, Q queries, k neighbours.
@@ -157,7 +157,7 @@ def plot_loss_by_position(
     """The prediction loss of each place of the grid: a map a time step, their mean, and the mean over places by time.
 
     Args:
-        losses: (T', H', W'), as `mean` of [`~vjepa2_hf.visualization.measures.loss_by_position`]; NaN, never hidden, is grey.
+        losses: (T', H', W'), as `mean` of [`loss_by_position`]; NaN, never hidden, is grey.
         frames_per_step: frames of a tubelet.
         shown: numbers of time steps; default eight, evenly spaced.
         title: over the figure.

@@ -1,4 +1,4 @@
-"""What the pictures of `vjepa2_hf.visualization.figures` show, as numbers: features as colours, neighbours, losses by place.
+"""The numbers behind the figures: features as colors, nearest neighbors, losses by position.
 
 Shapes: B clips, T frames, C channels, H W pixels, (T', H', W') grid of tokens, N tokens of a clip, D width, Q queries,
 M frames to compare with, k neighbours.

@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig
 
-from .configuration_vjepa2 import (
+from ..configuration_vjepa2 import (
     PRESETS,
     VJepa2EncoderConfig,
     VJepa2MaskedLatentPredictionConfig,
     VJepa2VideoClassificationConfig,
     VJepa2WorldModelConfig,
 )
-from .modeling_positions import configured_grid, sincos_table
-from .training.settings import check_known
+from ..modeling_positions import configured_grid, sincos_table
+from ..training.settings import check_known
 
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
     model.card_facts = CardFacts(license="mit", data="560 episodes")    # what the model cannot know itself
     model.save_pretrained("mine")                                       # mine/README.md
-    python -m vjepa2_hf.model_card model_cards                          # cards of the published models
+    python -m vjepa2_hf.hub.model_card model_cards                          # cards of the published models
 
 A card says what the config, the weights and the run's own files say: `metrics.jsonl` and `config.yaml` in the folder
 above `final/`, or above the `final/` that the model was loaded from. Where the weights come from, and the data, go
@@ -25,7 +25,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 
-from .configuration_vjepa2 import VERSION
+from ..configuration_vjepa2 import VERSION
 
 
 logger = logging.getLogger(__name__)
@@ -582,7 +582,7 @@ def published_cards() -> dict[str, str]:
 
     Facts only, from configs and from models on the meta device; no released weights are used.
     """
-    from . import VJepa2ForMaskedLatentPrediction, VJepa2ForVideoClassification, VJepa2WorldModel
+    from .. import VJepa2ForMaskedLatentPrediction, VJepa2ForVideoClassification, VJepa2WorldModel
 
     classes = (VJepa2ForMaskedLatentPrediction, VJepa2ForVideoClassification, VJepa2WorldModel)
     by_name = {model_class.__name__: model_class for model_class in classes}

@@ -1,0 +1,1 @@
+"""Hub: published and transformers' weight formats, and model cards."""
