@@ -4,7 +4,8 @@
     python benchmarks/memory_table.py --estimates     # the estimates alone, printed; seconds
 
 The estimates are `vjepa2_hf.training.capacity`'s, for one GPU. The check runs small cases on
-this machine, each in a process of its own: the highest resident memory above what the imports take, beside the estimate for the same case in float32.
+this machine, each in a process of its own: the highest resident memory above what the imports take, beside the
+estimate for the same case in float32.
 Results go to `results/memory.json`, and into docs/memory.md between its markers.
 """
 

@@ -258,7 +258,7 @@ class VideoReader:
         """How much changes at each frame, float64 (T,): the bytes in which it was coded as a difference from others.
 
         Nothing is decoded for it. Key frames take the value between their neighbours'; None if there are no others.
-        What is new in the picture counts, so strong sensor noise does too (measured in tests/test_sampling.py).
+        What is new in the picture counts, so strong sensor noise does too (measured in tests/data/test_sampling.py).
         """
         if self._is_key.all():
             return None

@@ -1,8 +1,8 @@
 """Pictures of what encoders, probes and predictors see: matplotlib figures, and their frames as PNG, GIF or mp4.
 
 The numbers come from `vjepa2_hf.visualization.measures` and `VJepa2ForVideoClassification.pooler_attention`.
-matplotlib (extra `demo`) is imported where a picture is drawn. Every `plot_*` draws what `shown` says; an animation is the same figure
-for one frame after the other, see `write_picture`.
+matplotlib (extra `demo`) is imported where a figure is drawn. Every `plot_*` draws what `shown` says; an animation is
+the same figure for one frame after the other, see `write_picture`.
 
 Shapes: T frames, H W pixels, (T', H', W') grid of tokens, h heads, Q queries, k neighbours.
 """

@@ -17,7 +17,7 @@ from vjepa2_hf.training.settings import load_config
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of pygame and pymunk
-CONFIG = Path(__file__).parent.parent / "examples" / "configs" / "pusht" / "plan.yaml"
+CONFIG = Path(__file__).parents[2] / "examples" / "configs" / "pusht" / "plan.yaml"
 
 
 @pytest.fixture(scope="module", autouse=True)

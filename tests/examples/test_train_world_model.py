@@ -294,7 +294,7 @@ def test_two_sources_are_mixed_and_their_statistics_kept(monkeypatch, episodes, 
 
 
 def test_lerobot_dataset_trains_as_it_is(monkeypatch, tmp_path):
-    dataset = Path(__file__).parent / "fixtures" / "lerobot_v3"
+    dataset = Path(__file__).parents[1] / "fixtures" / "lerobot_v3"
     data = f"data=[{{path: {dataset}, camera: front}}]"
     # the fixture's pictures are grey, its episodes 5 to 11 frames long; state and action have two numbers
     metrics = run_script(monkeypatch, dataset, tmp_path / "run", data, "use_proprio=true", "validation_fraction=0.3")

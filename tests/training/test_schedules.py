@@ -16,7 +16,7 @@ from vjepa2_hf.training.schedules import (
 )
 
 
-GOLDEN = json.loads((Path(__file__).parent / "fixtures" / "schedules.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "fixtures" / "schedules.json").read_text())
 
 
 def at_every_step(schedule, max_steps=100):

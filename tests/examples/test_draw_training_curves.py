@@ -10,7 +10,7 @@ from draw_training_curves import CURVES, format_table, number
 from pretrain import METERS
 
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_run(folder, deviation: float, name: str) -> Path:

@@ -9,7 +9,7 @@ import pytest
 from vjepa2_hf import VJepa2MaskedLatentPredictionConfig
 
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

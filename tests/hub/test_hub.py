@@ -305,7 +305,7 @@ def exported(tmp_path_factory):
     """The four models and a planner, saved after `register_custom_code()`, in a process of its own since that
     holds until its end."""
     exported, cache = tmp_path_factory.mktemp("exported"), tmp_path_factory.mktemp("cache")
-    tests = str(Path(__file__).parent)
+    tests = str(Path(__file__).parents[1])
     result = run_python(f"import sys; sys.path.append({tests!r})\n{EXPORT}", exported, package=True, cache=cache)
     assert result.returncode == 0, result.stderr[-2000:]
     return exported
@@ -327,7 +327,7 @@ class TestFreshProcesses:
         assert log_lines(result.stderr) == []
 
     def test_with_the_package_no_code_is_asked_for_and_the_planner_is_the_same(self, exported, folder, tmp_path):
-        tests = str(Path(__file__).parent)
+        tests = str(Path(__file__).parents[1])
         code = f"import sys; sys.path.append({tests!r})\n{LOAD_WITH}"
         result = run_python(code, exported, folder, package=True, cache=tmp_path / "modules")
         assert result.returncode == 0, result.stderr[-2000:]

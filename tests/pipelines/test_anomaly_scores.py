@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
+from test_anomaly_detection import build
 from test_long_video import pixels
-from test_pipeline_anomaly_detection import build
 
 from vjepa2_hf.data.video_chunks import FrameSource
 from vjepa2_hf.pipelines.anomaly_scores import (

@@ -2,7 +2,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from test_training import tiny_run, train
+from test_run import tiny_run, train
 from torch import nn
 
 from vjepa2_hf.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint

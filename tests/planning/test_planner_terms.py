@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from published import ENCODER, golden
+from test_latent_planning import GOAL, OBSERVATION, OTHER, build, same
 from test_modeling_world_model import load_published
-from test_pipeline_latent_planning import GOAL, OBSERVATION, OTHER, build, same
 from transformers import pipeline
 
 from vjepa2_hf import VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModelConfig

@@ -18,7 +18,7 @@ from train_world_model import WorldModelTrainingConfig
 from vjepa2_hf.training.settings import load_config
 
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Examples that scripts are made of, without a command of their own
 PARTS = ("environments.py", "tasks.py", "gym_environments.py", "gym_tasks.py", "goal_policies.py", "planner_policy.py")

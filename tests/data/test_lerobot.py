@@ -19,7 +19,7 @@ from vjepa2_hf.data.feature_cache import data_fingerprint
 from vjepa2_hf.data.lerobot import LeRobotDataset, find_info, open_lerobot
 
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 VIDEOS, IMAGES = FIXTURES / "lerobot_v3", FIXTURES / "lerobot_v3_images"
 LENGTHS = [7, 5, 11, 6]
 

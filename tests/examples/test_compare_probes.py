@@ -18,7 +18,7 @@ from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor
 from vjepa2_hf.video_io import encode_video
 
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "probes.md").read_text(encoding="utf-8")
 COMMANDS = [
     shlex.split(command)

@@ -20,7 +20,7 @@ from vjepa2_hf import VJepa2MaskedLatentPredictionConfig as MaskedConfig
 from vjepa2_hf.video_io import VideoReader, encode_video
 
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def blocks(page: str, language: str) -> list[str]:

@@ -29,14 +29,14 @@ from vjepa2_hf import (
     VJepa2VideoProcessor,
     VJepa2WorldModel,
     VJepa2WorldModelConfig,
-    model_card,
 )
+from vjepa2_hf.hub import model_card
 from vjepa2_hf.hub.model_card import CardFacts, _setting, parameter_counts, published_cards, write_model_card
 from vjepa2_hf.training.run import Run
 from vjepa2_hf.video_io import encode_video
 
 
-CARDS = Path(__file__).parents[1] / "model_cards"
+CARDS = Path(__file__).parents[2] / "model_cards"
 WORLD_MODEL = {"encoder_config": TINY_ENCODER, "action_dim": 7, "context_frames": 2, **TINY_PREDICTOR}
 PLANNER = {"solver": "cem", "horizon": 2, "num_candidates": 20, "num_iterations": 2, "num_elites": 4}
 POOLER = {"pooler_num_attention_heads": 2, "num_pooler_layers": 1}

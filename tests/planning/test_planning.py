@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from vjepa2_hf.planning import CEM, SOLVERS, CategoricalCEM, RandomShooting, build_solver
 
 
-FIXTURE = Path(__file__).parent / "fixtures" / "cem_ac_noise.safetensors"
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "cem_ac_noise.safetensors"
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -12,8 +12,8 @@ from vjepa2_hf import (
     VJepa2ForVideoClassification,
     VJepa2MaskedLatentPredictionConfig,
     VJepa2VideoClassificationConfig,
-    capacity,
 )
+from vjepa2_hf.training import capacity
 from vjepa2_hf.training.capacity import (
     DEVICES,
     HELD_BYTES,

@@ -9,12 +9,12 @@ import pytest
 import torch
 from environments import PushingEnv
 from published import TINY_ENCODER, TINY_PREDICTOR
-from test_pipeline_latent_planning import build
+from test_latent_planning import build
 
 from vjepa2_hf import VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel, VJepa2WorldModelConfig
 
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
