@@ -1,4 +1,4 @@
-"""Every Python snippet of docs/planning.md and of README's "Plan" section runs."""
+"""Every Python snippet of docs/planning.md runs."""
 
 import re
 import sys
@@ -16,7 +16,6 @@ from vjepa2_hf import VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel, VJe
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -72,15 +71,6 @@ def test_snippets_of_the_page_run_one_after_the_other(folder, actions_per_step, 
     assert len(taken) == 6 * actions_per_step and (tmp_path / "landscape.png").is_file()
     assert names["landscape"]["costs"].shape == (5, 5)
     assert names["plan"]["actions"][1, 6] == 1.0
-
-
-def test_the_lines_of_readme_plan_and_act_with_nothing_defined_before(folder, actions_per_step, taken):
-    section = README.split("**Plan**")[1].split("**Understand**")[0]
-    (loop,) = [part for part in snippets(section) if "env.step" in part]
-    assert "runs/demo/world_model/final" in loop
-    names = {}
-    run(loop, folder, names)
-    assert len(taken) == 10 * actions_per_step and names["plan"]["actions"].shape == (3, 2 * actions_per_step)
 
 
 def test_every_name_of_the_page_is_there():
