@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 from demo import Road, script
 from plan import PlanConfig
-from reproduce import CONFIGS, ENVIRONMENTS, ROOT, publish_tables
+from reproduce import CONFIGS, ENVIRONMENTS, ROOT
 from seed_tables import interval_cell, joined, known_rows, over_seeds, paired, run_lanes, success_cells
 
 from vjepa2_hf.planning import SOLVERS
 from vjepa2_hf.training.settings import load_config
+from vjepa2_hf.visualization.tables import publish_tables
 
 
 FIRST_TASK = 200_000  # of seed 0; a seed has 1000 of its own. Recipes and figures have others

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 from demo import Road, script
-from reproduce import ROOT, publish_tables, refuse_to_publish_nothing
+from reproduce import ROOT, refuse_to_publish_nothing
 from tqdm import tqdm
 
 from vjepa2_hf.metrics.planning_success.planning_success import seed_interval
+from vjepa2_hf.visualization.tables import publish_tables
 
 
 ABLATED = "moving_digits"  # the dataset on which the ablations run

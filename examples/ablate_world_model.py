@@ -27,11 +27,12 @@ from typing import Any
 import numpy as np
 import yaml
 from demo import RANDOM_ENCODER, Road, script
-from reproduce import ENVIRONMENTS, ROOT, publish_tables, record
+from reproduce import ENVIRONMENTS, ROOT, record
 from safetensors import safe_open
 from seed_tables import interval_cell, joined, known_rows, over_seeds, paired, run_lanes, success_cells
 
 from vjepa2_hf.training.run import read_metrics
+from vjepa2_hf.visualization.tables import publish_tables
 
 
 CONFIGS = ROOT / "examples" / "configs"

@@ -25,12 +25,13 @@ import yaml
 from ablate_pretraining import cell, slug
 from demo import Road, script
 from measure_future import METRICS, columns, relative
-from reproduce import ROOT, publish_tables, refuse_to_publish_nothing
+from reproduce import ROOT, refuse_to_publish_nothing
 from seed_tables import claim_settings, over_seeds, settings_of
 from tqdm import tqdm
 
 from vjepa2_hf.metrics.planning_success.planning_success import t_interval
 from vjepa2_hf.training.settings import exit_on_user_error
+from vjepa2_hf.visualization.tables import publish_tables
 
 
 CONFIGS = ROOT / "examples" / "configs"

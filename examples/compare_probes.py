@@ -26,11 +26,12 @@ from typing import Any
 import numpy as np
 from ablate_pretraining import cell, slug
 from demo import ALLOCATOR, script
-from reproduce import ROOT, publish_tables, refuse_to_publish_nothing, seed_interval
+from reproduce import ROOT, refuse_to_publish_nothing, seed_interval
 from seed_tables import claim_settings, settings_of
 from tqdm import tqdm
 
 from vjepa2_hf.training.settings import exit_on_user_error
+from vjepa2_hf.visualization.tables import publish_tables
 
 
 CONFIGS = ROOT / "examples" / "configs"

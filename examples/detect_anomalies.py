@@ -17,15 +17,16 @@ from typing import Any
 import evaluate
 import numpy as np
 import torch
-from reproduce import publish_tables, seed_interval
 from tqdm.auto import tqdm
 
 import vjepa2_hf
 from vjepa2_hf import VJepa2AnomalyDetector, VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
 from vjepa2_hf.data.video_chunks import FrameSource
+from vjepa2_hf.metrics.planning_success.planning_success import seed_interval
 from vjepa2_hf.pipelines.anomaly_scores import Calibration, calibrate, prediction_errors
 from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
 from vjepa2_hf.video_io import VideoReader, encode_video
+from vjepa2_hf.visualization.tables import publish_tables
 
 
 TRAINED, CALIBRATED = 0.5, 0.75  # shares of the video's frames where training and calibration end

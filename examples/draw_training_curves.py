@@ -19,12 +19,12 @@ import matplotlib
 import numpy as np
 import yaml
 from matplotlib.figure import Figure
-from report import STYLE, read_metrics, require, smooth
-from reproduce import write_between_markers
 
 from vjepa2_hf.training.monitor import CollapseWatch
-from vjepa2_hf.training.run import read_metrics as read_lines
+from vjepa2_hf.training.run import read_metrics
 from vjepa2_hf.training.settings import exit_on_user_error
+from vjepa2_hf.visualization.curves import STYLE, read_curves, require, smooth
+from vjepa2_hf.visualization.tables import write_between_markers
 
 
 # As pretrain.py logs them
@@ -42,7 +42,7 @@ COLORS = ("#2563eb", "#d97706", "#dc2626", "#16a34a", "#7c3aed", "#64748b")
 
 def read_run(folder: Path) -> dict[str, Any]:
     """Curves by name, and what `find_warning` finds."""
-    curves = read_metrics(folder, "pretrain.py")
+    curves = read_curves(folder, "pretrain.py")
     missing = [name for name in (*CURVES, "step", "ema_momentum") if name not in curves]
     if missing:
         raise ValueError(
@@ -56,7 +56,7 @@ def find_warning(folder: Path) -> dict[str, Any]:
     path = require(folder / "config.yaml", "pretrain.py")
     normalize_targets = yaml.safe_load(path.read_text(encoding="utf-8"))["normalize_targets"]
     watch = CollapseWatch()
-    for line in read_lines(folder):
+    for line in read_metrics(folder):
         line.pop("warning", None)  # of the run itself
         if warning := watch.update(line, normalize_targets, line["ema_momentum"]):
             return {"warned_at": line["step"], "warning": warning}

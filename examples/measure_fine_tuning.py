@@ -15,10 +15,11 @@ from typing import Any
 
 from ablate_pretraining import MEASURED, READOUTS, slug
 from demo import Road, script
-from reproduce import ROOT, publish_tables, refuse_to_publish_nothing
+from reproduce import ROOT, refuse_to_publish_nothing
 from seed_tables import claim_settings, settings_of
 
 from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
+from vjepa2_hf.visualization.tables import publish_tables
 
 
 CONFIGS = ROOT / "examples" / "configs" / "demo"

@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 from demo import Road, script
 from environments import IMAGE_SIZE, PUSHING, PushingEnv
-from reproduce import CONFIGS, ROOT, publish_tables
+from reproduce import CONFIGS, ROOT
 
 from vjepa2_hf.training.settings import exit_on_user_error
+from vjepa2_hf.visualization.tables import publish_tables
 
 
 RANDOM_FORCE = 0.3  # 1.9 pixels a frame, 2.7 a model step: several times what a world model of this size gets wrong

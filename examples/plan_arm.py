@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from reproduce import publish_tables
 from tqdm import tqdm
 
 from vjepa2_hf import VJepa2Planner
@@ -30,6 +29,7 @@ from vjepa2_hf.data.episodes import read_episodes
 from vjepa2_hf.metrics.planning_success.planning_success import wilson_interval
 from vjepa2_hf.training.checkpoints import write_text
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
+from vjepa2_hf.visualization.tables import publish_tables
 
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -32,25 +32,12 @@ from tasks import Tasks
 
 from vjepa2_hf import VJepa2Encoder
 from vjepa2_hf.training.settings import exit_on_user_error
+from vjepa2_hf.visualization.curves import STYLE, read_curves, require, smooth
 
 
 PRETRAINED, RANDOM = "pretrained encoder", "random encoder"
 WORLD_MODELS = {PRETRAINED: "world_model", RANDOM: "world_model_random"}
 COLORS = {PRETRAINED: "#2563eb", RANDOM: "#d97706", "copy": "#94a3b8", "other": "#64748b"}
-STYLE = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#94a3b8",
-    "axes.labelcolor": "#334155",
-    "axes.titlesize": 10.5,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e2e8f0",
-    "xtick.color": "#475569",
-    "ytick.color": "#475569",
-    "legend.frameon": False,
-}
 PICTURE_CLIPS, PICTURE_FRAMES = 32, 16
 GREEN, RED, INK = (22, 163, 74), (220, 38, 38), (71, 85, 105)
 
@@ -92,37 +79,11 @@ class Run:
         )
 
 
-def require(path: Path, script: str) -> Path:
-    """The path, if it exists.
-
-    Raises:
-        FileNotFoundError: it does not, with the script that writes it.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"There is no {str(path)!r}; run examples/{script} first, or the whole demo.")
-    return path
-
-
 def read_json(path: Path, script: str) -> Any:
     try:
         return json.loads(require(path, script).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{str(path)!r} is not whole JSON ({error}); run examples/{script} again.") from error
-
-
-def read_metrics(folder: Path, script: str) -> dict[str, np.ndarray]:
-    """Curves of a `metrics.jsonl` by name, without its words; what a line leaves out or has as null is nan."""
-    path = require(folder / "metrics.jsonl", script)
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{str(path)!r} has a line that is no JSON ({error}); run examples/{script} again."
-        ) from error
-    if not lines:
-        raise ValueError(f"{str(path)!r} is empty; run examples/{script} to its end.")
-    names = dict.fromkeys(name for line in lines for name, value in line.items() if not isinstance(value, str))
-    return {name: np.array([line.get(name) for line in lines], np.float64) for name in names}
 
 
 def read_run(folder: Path) -> Run:
@@ -147,8 +108,8 @@ def read_run(folder: Path) -> Run:
     timings = folder / "timings.json"
     return Run(
         folder=folder,
-        pretraining=read_metrics(folder / "pretrain", "pretrain.py"),
-        world_models={name: read_metrics(folder / part, train) for name, part in WORLD_MODELS.items()},
+        pretraining=read_curves(folder / "pretrain", "pretrain.py"),
+        world_models={name: read_curves(folder / part, train) for name, part in WORLD_MODELS.items()},
         rollout_errors={
             name: read_json(folder / part / "rollout_error.json", train) for name, part in WORLD_MODELS.items()
         },
@@ -195,12 +156,6 @@ def sign_test(wins: int, losses: int) -> float:
 # ---------------------------------------------------------------------------------------------------------------------
 # Figures
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def smooth(values: np.ndarray) -> np.ndarray:
-    """A centred moving mean over about a fifteenth of the curve."""
-    reach = len(values) // 30
-    return np.array([values[max(0, i - reach) : i + reach + 1].mean() for i in range(len(values))])
 
 
 def draw_pretraining_loss(run: Run) -> Figure:

@@ -22,6 +22,7 @@ from demo import RANDOM_ENCODER, Road, script
 from tqdm import tqdm
 
 from vjepa2_hf.metrics.planning_success.planning_success import seed_interval
+from vjepa2_hf.visualization.tables import publish_tables
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,25 +154,6 @@ def refuse_to_publish_nothing(output: Path, found: bool) -> None:
     """Ends the command where no run has finished: a page with figures is not replaced by one without."""
     if not found:
         raise SystemExit(f"error: no run is finished in {output}: nothing to publish.")
-
-
-def publish_tables(results: dict[str, Any], text: str, path: Path, documents: list[Path], name: str) -> None:
-    """Writes results to their JSON file and their tables between the markers of documents, and prints these."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    for document in documents:
-        write_between_markers(text, document, name)
-    print(text)
-
-
-def write_between_markers(text: str, document: Path, name: str = "reproduce") -> None:
-    """Replaces what stands between the markers of README, a model card or a page of docs."""
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    before, rest = document.read_text(encoding="utf-8").split(begin)
-    after = rest.split(end)[1]
-    partial = document.with_suffix(".tmp")
-    partial.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
-    partial.replace(document)
 
 
 def main() -> None:

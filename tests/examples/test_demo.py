@@ -11,6 +11,7 @@ from tqdm import tqdm
 from train_actor import ActorConfig
 
 from vjepa2_hf.training.settings import load_config
+from vjepa2_hf.visualization.tables import write_between_markers
 
 
 def writes(path, seconds: float = 0.0) -> list[str]:
@@ -65,7 +66,7 @@ def test_tables_are_written_between_the_markers_and_nowhere_else(tmp_path):
     row = {"name": "CEM", "success": 0.5, "low": 0.4, "high": 0.6, "by_seed": [0.4, 0.6], "episodes": 10}
     errors = {encoder: {"1": 0.5} for encoder in reproduce.ENCODERS}
     results = {"environments": {"pushing": {"rows": [row], "rollout_error_over_copy": errors}}}
-    reproduce.write_between_markers(reproduce.format_tables(results), readme)
+    write_between_markers(reproduce.format_tables(results), readme, "reproduce")
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "| CEM | 0.50 | 0.40–0.60 | 0.40, 0.60 |" in text

@@ -14,12 +14,13 @@ import report
 import yaml
 from datasets import Features, Video
 from environments import PUSHING
-from report import animate_episodes, read_metrics, sign_test, write_report
+from report import animate_episodes, sign_test, write_report
 from tasks import Tasks
 
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2MaskedLatentPredictionConfig, VJepa2VideoProcessor
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.video_io import encode_video
+from vjepa2_hf.visualization.curves import read_curves
 
 
 ROWS = {
@@ -200,7 +201,7 @@ def test_the_verdict_follows_the_episodes(monkeypatch, wins, losses, sentence):
 
 def test_null_in_metrics_is_a_gap(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": null}\n{"step": 2, "loss": 0.5}\n')
-    metrics = read_metrics(tmp_path, "pretrain.py")
+    metrics = read_curves(tmp_path, "pretrain.py")
     assert np.isnan(metrics["loss"][0]) and metrics["loss"][1] == 0.5
 
 
@@ -208,7 +209,7 @@ def test_a_warning_in_metrics_is_no_curve(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(
         '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0, "warning": "collapse"}\n'
     )
-    assert set(read_metrics(tmp_path, "pretrain.py")) == {"step", "loss"}
+    assert set(read_curves(tmp_path, "pretrain.py")) == {"step", "loss"}
 
 
 def test_times_are_optional(run_folder):
