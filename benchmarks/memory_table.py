@@ -28,9 +28,9 @@ from vjepa2_hf import (
     VJepa2ForVideoClassification,
     VJepa2MaskedLatentPredictionConfig,
     VJepa2VideoClassificationConfig,
-    capacity,
 )
 from vjepa2_hf.masking import PUBLISHED_MASKS, build_mask_samplers
+from vjepa2_hf.training import capacity
 
 
 ROOT = Path(__file__).resolve().parent.parent
