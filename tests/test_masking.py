@@ -537,10 +537,10 @@ def test_specs_as_yaml_gives_them():
         (lambda: MultiBlockMask()(1, (0, 4, 4)), "three positive numbers"),
         (
             lambda: build_mask_samplers([{"type": "multiblock"}]),
-            "Unknown mask type 'multiblock'; did you mean 'multi_block'",
+            "Unknown mask 'multiblock'; did you mean 'multi_block'",
         ),
-        (lambda: build_mask_samplers([{"num_blocks": 8}]), "has no 'type'"),
-        (lambda: build_mask_samplers(["future"]), "has no 'type'"),
+        (lambda: build_mask_samplers([{"num_blocks": 8}]), "expected a dict with 'type'"),
+        (lambda: build_mask_samplers(["future"]), "expected a dict with 'type'"),
         (
             lambda: build_mask_samplers([{"type": "multi_block", "spacial_scale": 0.15}]),
             "'multi_block.spacial_scale'; did you mean 'multi_block.spatial_scale'",

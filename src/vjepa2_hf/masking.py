@@ -12,7 +12,6 @@ and lie on the generator's device, on the CPU without one.
 Letters: B batch, T' H' W' the token grid, N = T'·H'·W' tokens, K context tokens, M target tokens, J blocks of a clip.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .training.settings import check_known
+from .specs import from_spec
 
 
 Grid = tuple[int, int, int]
@@ -294,19 +293,7 @@ def build_mask_samplers(specs: Iterable[dict[str, Any]]) -> list:
     Raises:
         ValueError: a type or a setting is unknown, or a setting is out of its range.
     """
-    return [_build_sampler(spec) for spec in specs]
-
-
-def _build_sampler(spec: dict[str, Any]) -> Any:
-    if not isinstance(spec, dict) or "type" not in spec:
-        raise ValueError(f"mask spec {spec!r} has no 'type'; expected one of {', '.join(MASK_SAMPLERS)}.")
-    settings = dict(spec)
-    name = settings.pop("type")
-    check_known(str(name), MASK_SAMPLERS, "mask type")
-    known = [entry.name for entry in dataclasses.fields(MASK_SAMPLERS[name])]
-    for key in settings:
-        check_known(str(key), known, "setting of a mask", f"{name}.")
-    return MASK_SAMPLERS[name](**settings)
+    return [from_spec(spec, MASK_SAMPLERS, "type") for spec in specs]
 
 
 def _draw_union(sizes: np.ndarray, exists: np.ndarray, rows: int, grid: Grid, rng: np.random.Generator) -> np.ndarray:

@@ -10,10 +10,12 @@ A term is a `Cost` with `step(imagined) -> (B, J)`, called for every imagined st
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from .specs import check_known, from_spec, to_spec
 
 
 DISTANCES = ("l1", "l2", "cosine")
@@ -67,10 +69,7 @@ class Cost:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, `"cost"` among them, for `build_cost`."""
-        names = {kind: name for name, kind in COSTS.items()}
-        if type(self) not in names:
-            raise ValueError(f"the cost {self!r} is none of {sorted(COSTS)}, so it cannot be saved.")
-        return {"cost": names[type(self)], **asdict(self)}
+        return to_spec(self, COSTS, "cost")
 
     def __add__(self, other: "Cost") -> "WeightedSum":
         return WeightedSum([*self.terms(), *other.terms()]) if isinstance(other, Cost) else NotImplemented
@@ -223,16 +222,9 @@ def build_cost(cost: Any) -> Cost:
     if isinstance(cost, Cost):
         return cost
     if isinstance(cost, str):
+        check_known(cost, [*DISTANCES, *COSTS], "cost")
         cost = {"cost": "latent", "distance": cost} if cost in DISTANCES else {"cost": cost}
-    names = [*DISTANCES, *(name for name in COSTS if name != "sum")]
-    if not isinstance(cost, dict) or cost.get("cost") not in COSTS:
-        wrong = cost.get("cost") if isinstance(cost, dict) else cost
-        raise ValueError(f"cost is {wrong!r}; expected one of {', '.join(map(repr, names))}, or a `Cost`.")
-    settings = {name: value for name, value in cost.items() if name != "cost"}
-    try:
-        return COSTS[cost["cost"]](**settings)
-    except TypeError as error:
-        raise ValueError(f"the cost {cost!r} does not fit: {error}.") from error
+    return from_spec(cost, COSTS, "cost")
 
 
 def _weight(weight: Any) -> float:

@@ -179,7 +179,7 @@ def test_missing_model_is_a_sentence(monkeypatch, capsys, tmp_path):
     [
         ({"models": {"CEM": "/nowhere/absent"}}, "absent"),
         ({"models": {}, "policies": {"cloning": "absent"}}, "There is no policy in 'absent'"),
-        ({"solver": {"nam": "cem"}}, "no setting 'nam'"),
+        ({"solver": {"nam": "cem"}}, "Unknown solver setting '.*nam'"),
     ],
 )
 def test_what_cannot_be_planned_with_shows_before_any_row_has_run(monkeypatch, model_dir, tmp_path, rows, message):

@@ -279,7 +279,7 @@ class TestFolders:
             VJepa2Planner.from_pretrained(tmp_path, num_candidates=3)
         planner.model.config.planner["solver"] = "mine"
         planner.model.save_pretrained(tmp_path)
-        with pytest.raises(ValueError, match="solver 'mine' is unknown.*; solver='mine' was saved with the model.$"):
+        with pytest.raises(ValueError, match="Unknown solver 'mine'.*; solver='mine' was saved with the model.$"):
             VJepa2Planner.from_pretrained(tmp_path)
         assert VJepa2Planner.from_pretrained(tmp_path, solver=CEM(2, 8, 1, 2)).solver.horizon == 2
         assert VJepa2Planner.from_pretrained(tmp_path, solver="random").solver == RandomShooting()
@@ -358,8 +358,8 @@ class TestRefusals:
     def test_settings(self, planner):
         model, processor = planner.model, planner.video_processor
         for settings, message in [
-            ({"solver": "cme"}, "solver 'cme' is unknown"),
-            ({"horizn": 3}, "has no setting 'horizn'.*horizon"),
+            ({"solver": "cme"}, "Unknown solver 'cme'"),
+            ({"horizn": 3}, "Unknown solver setting 'cem.horizn'.*horizon"),
             ({"distance": "l3"}, "distance is 'l3'; expected one of 'l1', 'l2', 'cosine'"),
             ({"solver": CEM(), "horizon": 3}, "were given beside a solver object"),
             ({"candidate_chunk_size": 0}, "candidate_chunk_size is 0; expected an integer of at least 1"),

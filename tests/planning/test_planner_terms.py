@@ -355,7 +355,7 @@ def test_what_cannot_be_saved_or_does_not_fit_is_refused(remade, tmp_path):
     for settings, message in [
         ({"cost": "l1", "distance": "l2"}, "both cost and distance='l2' were given"),
         ({"cost": Uncertainty()}, "leaves nothing to chance"),
-        ({"constraints": "fixed"}, "expected an object with `apply`"),
+        ({"constraints": "fixed"}, "constraint is 'fixed'; expected a dict"),
     ]:
         with pytest.raises(ValueError, match=message):
             remade(**settings)

@@ -465,9 +465,9 @@ def _build_solver(config, solver: Any, settings: dict[str, Any], saved: dict[str
         return build_solver(name, **combined)
     except ValueError as error:
         for name in saved.keys() - settings.keys():
-            if str(error).startswith((f"{name} is ", f"{name} '")):  # the caller may not know of it
+            if str(error).startswith((f"{name} is ", f"Unknown {name} '")):  # the caller may not know of it
                 raise ValueError(
-                    f"{str(error).removesuffix('.')}; {name}={saved[name]!r} was saved with the model."
+                    f"{str(error).rstrip('.?')}; {name}={saved[name]!r} was saved with the model."
                 ) from error
         raise
 

@@ -11,10 +11,12 @@ A constraint is on environment actions. Where a model step holds k of them, the 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from ..specs import from_spec, to_spec
 
 
 class Constraint:
@@ -39,10 +41,7 @@ class Constraint:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, `"constraint"` among them, for `build_constraints`."""
-        names = {kind: name for name, kind in CONSTRAINTS.items()}
-        if type(self) not in names:
-            raise ValueError(f"the constraint {self!r} is none of {sorted(CONSTRAINTS)}, so it cannot be saved.")
-        return {"constraint": names[type(self)], **asdict(self)}
+        return to_spec(self, CONSTRAINTS, "constraint")
 
 
 class EveryAction(Constraint):
@@ -237,23 +236,16 @@ def build_constraints(constraints: Any) -> list[Any]:
     """
     if constraints is None:
         return []
-    given = [constraints] if isinstance(constraints, dict) or hasattr(constraints, "apply") else list(constraints)
+    given = (
+        [constraints] if isinstance(constraints, (dict, str)) or hasattr(constraints, "apply") else list(constraints)
+    )
     return [_build(constraint) for constraint in given]
 
 
 def _build(constraint: Any) -> Any:
     if hasattr(constraint, "apply") and not isinstance(constraint, type):
         return constraint
-    if not isinstance(constraint, dict) or constraint.get("constraint") not in CONSTRAINTS:
-        raise ValueError(
-            f"the constraint is {constraint!r}; expected an object with `apply`, or a dict whose 'constraint' is one "
-            f"of {', '.join(CONSTRAINTS)}."
-        )
-    settings = {name: value for name, value in constraint.items() if name != "constraint"}
-    try:
-        return CONSTRAINTS[constraint["constraint"]](**settings)
-    except TypeError as error:
-        raise ValueError(f"the constraint {constraint!r} does not fit: {error}.") from error
+    return from_spec(constraint, CONSTRAINTS, "constraint")
 
 
 def _dimension(dim: int, action_dim: int) -> int:

@@ -4,15 +4,14 @@ Letters: B batch (problems planned in one call), J candidates, P planning horizo
 elites.
 """
 
-import dataclasses
-import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..specs import from_spec
 from .search import (
     PerDimension,
     Row,
@@ -463,15 +462,7 @@ def build_solver(solver: str | Callable[..., SolverResult], **settings: Any) -> 
         if settings:
             raise ValueError(f"settings {sorted(settings)} were given beside a solver object; set them on the object.")
         return solver
-    if solver not in SOLVERS:
-        raise ValueError(f"solver {solver!r} is unknown{_nearest(solver, SOLVERS)}; known: {', '.join(SOLVERS)}.")
-    known = [entry.name for entry in dataclasses.fields(SOLVERS[solver])]
-    for name in settings:
-        if name not in known:
-            raise ValueError(
-                f"solver {solver!r} has no setting {name!r}{_nearest(name, known)}; it has: {', '.join(known)}."
-            )
-    return SOLVERS[solver](**settings)
+    return from_spec({"solver": solver, **settings}, SOLVERS, "solver")
 
 
 def around(mean: torch.Tensor, std: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -483,8 +474,3 @@ def around(mean: torch.Tensor, std: torch.Tensor, noise: torch.Tensor) -> torch.
 def mean_cost(costs: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     """Mean (B,) over those of the costs (B, M) that count."""
     return (costs * counts).sum(dim=1) / counts.sum(dim=1)
-
-
-def _nearest(name: str, known: Sequence[str] | dict[str, Any]) -> str:
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""

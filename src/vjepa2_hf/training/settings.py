@@ -8,7 +8,6 @@ Names and types are checked against the dataclass; whatever does not fit is a Va
 import argparse
 import ast
 import dataclasses
-import difflib
 import functools
 import inspect
 import itertools
@@ -26,6 +25,8 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
+
+from ..specs import check_known
 
 
 logger = logging.getLogger(__name__)
@@ -235,16 +236,6 @@ def _build(config_class: type[ConfigType], values: Any, prefix: str) -> ConfigTy
                 f"The key {prefix + name!r} is missing; set it in the config file or as `{prefix + name}=...`."
             )
     return config_class(**arguments)
-
-
-def check_known(name: str, known: Iterable[str], kind: str, prefix: str = "") -> None:
-    """Refuses `name` if it is not in `known`, with a ValueError that names the nearest known one."""
-    known = list(known)
-    if name in known:
-        return
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {prefix + nearest[0]!r}?" if nearest else f"known ones are {', '.join(sorted(known))}."
-    raise ValueError(f"Unknown {kind} {prefix + name!r}; {hint}")
 
 
 def _convert(expected: Any, value: Any, key: str) -> Any:

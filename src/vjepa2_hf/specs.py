@@ -1,0 +1,68 @@
+"""Objects from plain specs: `{"type": "multi_block", "num_blocks": 8}` in YAML or JSON names a class and its settings.
+
+Solvers, costs, constraints and mask samplers are built and saved this way. Each kind has its own key for the name:
+"solver", "cost", "constraint", "type".
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+def check_known(name: str, known: Iterable[str], kind: str, prefix: str = "") -> None:
+    """Refuses an unknown name and suggests the nearest known one.
+
+    Args:
+        name: the name to check.
+        known: the names that exist.
+        kind: what is named, for the error: "key", "solver", …
+        prefix: stands before the names in the error, with its dot.
+
+    Raises:
+        ValueError: `name` is not in `known`.
+    """
+    known = list(known)
+    if name in known:
+        return
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {prefix + nearest[0]!r}?" if nearest else f"known ones are {', '.join(sorted(known))}."
+    raise ValueError(f"Unknown {kind} {prefix + name!r}; {hint}")
+
+
+def from_spec(spec: Any, classes: dict[str, type], key: str) -> Any:
+    """Builds an object from its spec.
+
+    Args:
+        spec: `{key: name, **settings}`; settings that are left out have their defaults.
+        classes: a dataclass for each name.
+        key: the key of the name; errors call the object by it ("mask" for "type", which only masks use).
+
+    Raises:
+        ValueError: the spec has another form, or the name or a setting is unknown, missing or out of its range.
+    """
+    kind = "mask" if key == "type" else key
+    if not isinstance(spec, dict) or key not in spec:
+        raise ValueError(f"{kind} is {spec!r}; expected a dict with {key!r}, one of {', '.join(classes)}.")
+    settings = dict(spec)
+    name = settings.pop(key)
+    check_known(str(name), classes, kind)
+    known = [field.name for field in dataclasses.fields(classes[name])]
+    for setting in settings:
+        check_known(str(setting), known, f"{kind} setting", f"{name}.")
+    try:
+        return classes[name](**settings)
+    except TypeError as error:  # a required setting is missing, or has a type that cannot be compared
+        raise ValueError(f"{kind} {spec!r} cannot be built: {error}.") from error
+
+
+def to_spec(instance: Any, classes: dict[str, type], key: str) -> dict[str, Any]:
+    """The spec that `from_spec` builds an equal object from.
+
+    Raises:
+        ValueError: the object's class is not in `classes`, so that loading could not find it.
+    """
+    name = next((name for name, kind in classes.items() if kind is type(instance)), None)
+    if name is None:
+        raise ValueError(f"the {key} {instance!r} is none of {', '.join(classes)}, so it cannot be saved.")
+    return {key: name, **dataclasses.asdict(instance)}
