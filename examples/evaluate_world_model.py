@@ -51,11 +51,11 @@ from vjepa2_hf import VJepa2PixelDecoder, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.data.episodes import episode_ids, held_out_of, read_episodes
 from vjepa2_hf.metrics.latent_rollout.latent_rollout import LatentRollout, extrapolate
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
+from vjepa2_hf.visualization.rollout_windows import encode_frames, window_frames
 
 
 logger = logging.getLogger("evaluate_world_model")
 
-ENCODED_AT_ONCE = 64  # frames
 PROBE_BYTES = 2**29  # of latents that the probe is fitted on
 RESIDUAL_WINDOWS = 20  # of each training episode
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # tried strengths, as shares of the latents' mean variance
@@ -189,24 +189,6 @@ def training_episodes(
     )
 
 
-def encode(model: VJepa2WorldModel, processor: VJepa2VideoProcessor, frames: np.ndarray, targets: bool = True):
-    """uint8 frames (T, H, W, 3) -> latents (T, N, D): those that predictions are compared with, or start from."""
-    parts = []
-    for first in range(0, len(frames), ENCODED_AT_ONCE):
-        pixels = processor(frames[first : first + ENCODED_AT_ONCE], return_tensors="pt")["pixel_values_videos"]
-        parts.append((model.encode_targets if targets else model.encode)(pixels.to(model.device))[0])
-    return torch.cat(parts)
-
-
-def window_frames(length: int, past: int, future: int, count: int) -> np.ndarray:
-    """Up to `count` windows spread over an episode of `length` frames: frame numbers (B, past + future)."""
-    room = length - past - future
-    if room < 0:
-        return np.zeros((0, past + future), np.int64)
-    starts = np.unique(np.linspace(0, room, count).round().astype(np.int64))
-    return starts[:, None] + np.arange(past + future)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Probe
 # ---------------------------------------------------------------------------------------------------------------------
@@ -272,7 +254,7 @@ def fit_probe(
             return None, {}
         count = len(episode["frames"])
         chosen = np.unique(np.linspace(0, count - 1, min(count, frames)).round().astype(np.int64))
-        latents.append(encode(model, processor, episode["frames"][chosen]).float().flatten(1))
+        latents.append(encode_frames(model, processor, episode["frames"][chosen]).float().flatten(1))
         states.append(torch.from_numpy(episode["states"][chosen]).to(model.device))
     if not latents:
         return None, {}
@@ -334,8 +316,8 @@ def cut_windows(config: EvaluationConfig, model: VJepa2WorldModel, processor, ep
         return None
     needed, place = np.unique(index, return_inverse=True)  # a frame of several windows is encoded once
     place, frames = place.reshape(index.shape), episode["frames"][needed]
-    latents = encode(model, processor, frames)
-    seen = latents if model.config.freeze_encoder else encode(model, processor, frames, targets=False)
+    latents = encode_frames(model, processor, frames)
+    seen = latents if model.config.freeze_encoder else encode_frames(model, processor, frames, targets=False)
     first = past - min(past, model.config.context_frames)
 
     def rows(name: str, chosen: np.ndarray) -> torch.Tensor | None:

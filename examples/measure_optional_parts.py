@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 from demo import Road, script
-from environments import IMAGE_SIZE, PUSHING, PushingEnv
 from reproduce import CONFIGS, ROOT
 
+from vjepa2_hf.environments import IMAGE_SIZE, PUSHING, PushingEnv
 from vjepa2_hf.training.settings import exit_on_user_error
 from vjepa2_hf.visualization.tables import publish_tables
 

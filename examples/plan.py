@@ -26,20 +26,21 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from environments import DATA_POLICY
-from goal_policies import PolicyPlan, load_policy
-from gym_tasks import GymTasks, GymTasksConfig
-from planner_policy import PlannerPolicy
-from rollout_measures import HORIZONS, measure_world_model
-from tasks import ClosedLoopResult, Oracle, TaskBatch, Tasks, join_results, policy_plan, run_closed_loop
 from tqdm import tqdm
 
 from vjepa2_hf import VJepa2Planner
 from vjepa2_hf.data.files import cache_key, config_fingerprint, locked, weights_fingerprint
+from vjepa2_hf.environments import DATA_POLICY
+from vjepa2_hf.environments.closed_loop import ClosedLoopResult, Oracle, join_results, policy_plan, run_closed_loop
+from vjepa2_hf.environments.goal_policies import PolicyPlan, load_policy
+from vjepa2_hf.environments.gym_tasks import GymTasks, GymTasksConfig
+from vjepa2_hf.environments.planner_policy import PlannerPolicy
+from vjepa2_hf.environments.tasks import TaskBatch, Tasks
 from vjepa2_hf.metrics.planning_success.planning_success import summarize_success
 from vjepa2_hf.training.checkpoints import remove_folder, write_text
 from vjepa2_hf.training.settings import check_known, exit_on_user_error, parse_arguments
 from vjepa2_hf.video_io import encode_video
+from vjepa2_hf.visualization.rollout_costs import HORIZONS, measure_world_model
 
 
 BASELINES = {

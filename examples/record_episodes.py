@@ -27,14 +27,14 @@ import json
 from collections.abc import Collection, Iterator
 from typing import Any
 
-import environments
 import gymnasium
 import numpy as np
 from datasets import Features, List, Value, Video
-from gym_environments import make_env, read_numbers, read_picture
 from tqdm.auto import tqdm
 
+from vjepa2_hf import environments
 from vjepa2_hf.data.shards import write_shards
+from vjepa2_hf.environments.gym_tasks import make_env, read_numbers, read_picture
 from vjepa2_hf.training.settings import exit_on_user_error
 from vjepa2_hf.video_io import encode_video
 

@@ -24,13 +24,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 import yaml
-from environments import SUCCESS_PIXELS
 from feature_picture import SHARES, feature_picture, list_shares, load_processor, read_clips
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
-from tasks import Tasks
 
 from vjepa2_hf import VJepa2Encoder
+from vjepa2_hf.environments import SUCCESS_PIXELS
+from vjepa2_hf.environments.tasks import Tasks
 from vjepa2_hf.training.settings import exit_on_user_error
 from vjepa2_hf.visualization.curves import STYLE, read_curves, require, smooth
 

@@ -18,9 +18,10 @@ from functools import partial
 from typing import Literal
 
 import torch
-from goal_policies import GoalPolicy, PolicyTrainingConfig, imagine, train_policy
 
 from vjepa2_hf import VJepa2WorldModel
+from vjepa2_hf.environments.goal_policies import GoalPolicy, imagine
+from vjepa2_hf.environments.policy_training import PolicyTrainingConfig, train_policy
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 
 

@@ -10,9 +10,10 @@ A run that was stopped goes on with `resume=latest`. The result is `OUTPUT_DIR/f
 """
 
 import torch
-from goal_policies import GoalPolicy, PolicyTrainingConfig, train_policy
 
 from vjepa2_hf import VJepa2WorldModel
+from vjepa2_hf.environments.goal_policies import GoalPolicy
+from vjepa2_hf.environments.policy_training import PolicyTrainingConfig, train_policy
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 
 

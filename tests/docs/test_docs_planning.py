@@ -1,17 +1,16 @@
 """Every Python snippet of docs/planning.md runs."""
 
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from environments import PushingEnv
 from published import TINY_ENCODER, TINY_PREDICTOR
 from test_latent_planning import build
 
 from vjepa2_hf import VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel, VJepa2WorldModelConfig
+from vjepa2_hf.environments import PushingEnv
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +28,6 @@ def taken(monkeypatch):
         return step(env, action)
 
     monkeypatch.setattr(PushingEnv, "step", counting)
-    monkeypatch.setattr(sys, "path", list(sys.path))  # which the snippets append to
     return actions
 
 

@@ -2,14 +2,15 @@
 
 import time
 
-import environments
 import gymnasium
 import numpy as np
 import pytest
-from environments import IMAGE_SIZE, PUSHING, TWO_ROOMS, PushingEnv, TwoRoomsEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tasks import Tasks
+
+from vjepa2_hf import environments
+from vjepa2_hf.environments import IMAGE_SIZE, PUSHING, TWO_ROOMS, PushingEnv, TwoRoomsEnv
+from vjepa2_hf.environments.tasks import Tasks
 
 
 ENVIRONMENTS = (PUSHING, TWO_ROOMS)

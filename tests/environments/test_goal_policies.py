@@ -10,13 +10,14 @@ import pytest
 import torch
 import train_actor
 import train_cloning
-from goal_policies import GoalPolicy, HindsightPairs, PolicyPlan, imagine, load_policy
 from published import TINY_ENCODER
 from record_episodes import episode_features
-from tasks import Tasks
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.data.shards import write_shards
+from vjepa2_hf.environments.goal_policies import GoalPolicy, PolicyPlan, imagine, load_policy
+from vjepa2_hf.environments.policy_training import HindsightPairs
+from vjepa2_hf.environments.tasks import Tasks
 from vjepa2_hf.training.run import read_metrics
 from vjepa2_hf.video_io import encode_video
 

@@ -1,12 +1,14 @@
 """Tasks of any gymnasium environment: starts, goals and successes as the config says, and refusals in one sentence."""
 
-import environments
 import gymnasium
 import numpy as np
 import pytest
-from environments import PUSHING, TWO_ROOMS
-from gym_tasks import GymTasks, GymTasksConfig
-from tasks import Tasks, policy_plan, run_closed_loop
+
+from vjepa2_hf import environments
+from vjepa2_hf.environments import PUSHING, TWO_ROOMS
+from vjepa2_hf.environments.closed_loop import policy_plan, run_closed_loop
+from vjepa2_hf.environments.gym_tasks import GymTasks, GymTasksConfig
+from vjepa2_hf.environments.tasks import Tasks
 
 
 OURS = {"env_kwargs": {"terminate_on_success": False}, "state": ["state"]}  # our environments as if they were foreign

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from environments import PUSHING
-from goal_policies import GoalPolicy
-from planner_policy import PlannerPolicy
-from tasks import Tasks
 from tqdm import tqdm
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel
+from vjepa2_hf.environments import PUSHING
+from vjepa2_hf.environments.goal_policies import GoalPolicy
+from vjepa2_hf.environments.planner_policy import PlannerPolicy
+from vjepa2_hf.environments.tasks import Tasks
 from vjepa2_hf.planning import ICEM
 
 

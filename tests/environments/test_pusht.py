@@ -8,11 +8,11 @@ import pytest
 import record_episodes
 import torch
 import yaml
-from gym_tasks import GymTasks
 from plan import PlanConfig, evaluate, format_table
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.data.episodes import read_episodes
+from vjepa2_hf.environments.gym_tasks import GymTasks
 from vjepa2_hf.training.settings import load_config
 
 

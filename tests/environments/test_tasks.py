@@ -1,10 +1,12 @@
 """Closed loops over many episodes: what counts, and how often policies and the oracle succeed in the frozen tasks."""
 
-import environments
 import numpy as np
 import pytest
-from environments import PUSHING, TWO_ROOMS
-from tasks import Oracle, Tasks, join_results, policy_plan, run_closed_loop
+
+from vjepa2_hf import environments
+from vjepa2_hf.environments import PUSHING, TWO_ROOMS
+from vjepa2_hf.environments.closed_loop import Oracle, join_results, policy_plan, run_closed_loop
+from vjepa2_hf.environments.tasks import Tasks
 
 
 ENVIRONMENTS = (PUSHING, TWO_ROOMS)

@@ -5,11 +5,11 @@ import demo
 import pytest
 import reproduce
 from demo import Road
-from goal_policies import PolicyTrainingConfig
 from plan import PlanConfig
 from tqdm import tqdm
 from train_actor import ActorConfig
 
+from vjepa2_hf.environments.policy_training import PolicyTrainingConfig
 from vjepa2_hf.training.settings import load_config
 from vjepa2_hf.visualization.tables import write_between_markers
 

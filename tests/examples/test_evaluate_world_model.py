@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from datasets import Features, List, Value, Video
-from environments import IMAGE_SIZE, PUSHING, PushingEnv, make_plain
 from evaluate_world_model import (
     EvaluationConfig,
     central_interval,
@@ -31,6 +30,7 @@ from vjepa2_hf import (
     VJepa2WorldModelConfig,
 )
 from vjepa2_hf.data.shards import write_shards
+from vjepa2_hf.environments import IMAGE_SIZE, PUSHING, PushingEnv, make_plain
 from vjepa2_hf.metrics.latent_rollout import latent_rollout
 from vjepa2_hf.metrics.latent_rollout.latent_rollout import RolloutScores
 from vjepa2_hf.video_io import encode_video

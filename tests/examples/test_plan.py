@@ -8,13 +8,13 @@ import numpy as np
 import plan
 import pytest
 import torch
-from environments import PUSHING
-from goal_policies import GoalPolicy
-from gym_tasks import GymTasksConfig
 from plan import PlanConfig, evaluate, format_table, model_policy
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.data.files import locked
+from vjepa2_hf.environments import PUSHING
+from vjepa2_hf.environments.goal_policies import GoalPolicy
+from vjepa2_hf.environments.gym_tasks import GymTasksConfig
 from vjepa2_hf.metrics.planning_success.planning_success import summarize_success
 from vjepa2_hf.planning import LatentDistance
 from vjepa2_hf.training.settings import load_config

@@ -4,13 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import environments
 import gymnasium
 import numpy as np
 import pytest
 import record_episodes
 from datasets import Video, load_dataset
 
+from vjepa2_hf import environments
 from vjepa2_hf.video_io import read_video
 
 

@@ -13,12 +13,12 @@ import pytest
 import report
 import yaml
 from datasets import Features, Video
-from environments import PUSHING
 from report import animate_episodes, sign_test, write_report
-from tasks import Tasks
 
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2MaskedLatentPredictionConfig, VJepa2VideoProcessor
 from vjepa2_hf.data.shards import write_shards
+from vjepa2_hf.environments import PUSHING
+from vjepa2_hf.environments.tasks import Tasks
 from vjepa2_hf.video_io import encode_video
 from vjepa2_hf.visualization.curves import read_curves
 

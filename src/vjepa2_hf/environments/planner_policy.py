@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from evaluate_world_model import encode
-from goal_policies import check_latents, imagine, load_policy
-from tasks import TaskBatch
 from tqdm import tqdm
 
-from vjepa2_hf import VJepa2Planner
-from vjepa2_hf.planning import shift_plan
+from ..pipelines.latent_planning import VJepa2Planner
+from ..planning import shift_plan
+from ..visualization.rollout_windows import encode_frames
+from .goal_policies import check_latents, imagine, load_policy
+from .tasks import TaskBatch
 
 
 class PlannerPolicy:
@@ -106,7 +106,7 @@ class PlannerPolicy:
         """What the policy would do in the world model: (n, P, A)."""
         model, processor = self.planner.model, self.planner.video_processor
         seen, goal = (
-            encode(model, processor, np.stack(pictures), targets)
+            encode_frames(model, processor, np.stack(pictures), targets)
             for pictures, targets in ((observations, False), (goals, True))
         )
         return imagine(self.proposal, model, seen, goal, horizon)[0].cpu().numpy()

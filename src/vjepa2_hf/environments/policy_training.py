@@ -1,177 +1,33 @@
-"""Small policies a = π(s, s_goal) on a frozen world model's latents: what `examples/train_cloning.py` and
-`examples/train_actor.py` train, and `examples/plan.py` runs.
+"""Training of goal-conditioned policies on hindsight goals: data, settings and the training loop.
 
-    policy = GoalPolicy.from_pretrained("runs/demo/cloning/final")
-    actions = policy(latents, goal)     # (B, N, D), (B, N, D) -> (B, A)
-
-Letters: B batch, F frames of all episodes, N tokens, D width of a latent, A action of a model step, P model steps.
+Letters: B batch, F frames of all episodes, N tokens, D width of a latent, A action of a model step.
 """
 
 import itertools
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from evaluate_world_model import encode
-from huggingface_hub import PyTorchModelHubMixin
-from tasks import TaskBatch
 from torch import nn
 from tqdm import tqdm
 
-from vjepa2_hf import VJepa2VideoProcessor, VJepa2WorldModel
-from vjepa2_hf.data.episodes import episode_ids, held_out_of, read_episodes
-from vjepa2_hf.training.checkpoints import write_text
-from vjepa2_hf.training.monitor import gradient_norm
-from vjepa2_hf.training.run import Run, check_run_settings
-from vjepa2_hf.training.schedules import LearningRateSchedule, set_learning_rate
+from ..data.episodes import episode_ids, held_out_of, read_episodes
+from ..modeling_world_model import VJepa2WorldModel
+from ..training.checkpoints import write_text
+from ..training.monitor import gradient_norm
+from ..training.run import Run, check_run_settings
+from ..training.schedules import LearningRateSchedule, set_learning_rate
+from ..video_processing_vjepa2 import VJepa2VideoProcessor
+from ..visualization.rollout_windows import encode_frames
+from .goal_policies import GoalPolicy, check_latents, load_policy
 
 
 RATE_SETTINGS = ("max_steps", "learning_rate")
 HELD_OUT_PAIRS = 512
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The policy
-# ---------------------------------------------------------------------------------------------------------------------
-class GoalPolicy(nn.Module, PyTorchModelHubMixin):
-    """An MLP over the latents of what is seen and of the goal, both through the same first layer.
-
-    Args:
-        tokens, latent_size: N and D.
-        action_low, action_high: bounds (A,) in environment units, which its actions keep.
-        world_model: folder or Hub id of the world model whose latents it reads.
-        hidden_size, num_hidden_layers: of the MLP.
-    """
-
-    def __init__(
-        self,
-        tokens: int,
-        latent_size: int,
-        action_low: list[float],
-        action_high: list[float],
-        world_model: str,
-        hidden_size: int = 256,
-        num_hidden_layers: int = 2,
-    ):
-        super().__init__()
-        self.tokens, self.latent_size, self.world_model = tokens, latent_size, world_model
-        low, high = torch.tensor(action_low), torch.tensor(action_high)
-        self.register_buffer("middle", (low + high) / 2, persistent=False)
-        self.register_buffer("reach", (high - low) / 2, persistent=False)
-        self.state = nn.Sequential(nn.Linear(tokens * latent_size, hidden_size), nn.GELU())
-        layers: list[nn.Module] = []
-        for number in range(num_hidden_layers):
-            layers += [nn.Linear((1 if number else 2) * hidden_size, hidden_size), nn.GELU()]
-        self.action = nn.Sequential(*layers, nn.Linear(hidden_size, len(action_low)))
-
-    @classmethod
-    def from_world_model(cls, model: VJepa2WorldModel, path: str, **settings: Any) -> "GoalPolicy":
-        """A policy with new weights for the latents and actions of a world model.
-
-        Raises:
-            ValueError: the model has discrete actions, or no bounds of its actions.
-        """
-        config = model.config
-        if config.action_type == "discrete" or config.action_low is None or config.action_high is None:
-            raise ValueError(
-                f"the world model at {path!r} has {config.action_type} actions with bounds from {config.action_low} "
-                f"to {config.action_high}; a policy needs continuous ones with bounds."
-            )
-        bounds = {"action_low": list(config.action_low), "action_high": list(config.action_high)}
-        return cls(model.tokens_per_frame, model.latent_size, **bounds, world_model=path, **settings)
-
-    def forward(self, latents: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
-        """(B, N, D), (B, N, D) -> actions (B, A) in environment units."""
-        joined = torch.cat([self.state(part.flatten(1)) for part in (latents, goal)], dim=-1)
-        return self.middle + self.reach * torch.tanh(self.action(joined))
-
-
-def load_policy(path: str, **settings: Any) -> GoalPolicy:
-    """A trained policy; `settings` take the place of saved ones.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    if not (Path(path) / "config.json").is_file():
-        raise FileNotFoundError(
-            f"There is no policy in {path!r}; train one with examples/train_cloning.py or examples/train_actor.py."
-        )
-    return GoalPolicy.from_pretrained(path, **settings).eval()
-
-
-def check_latents(policy: GoalPolicy, path: str, model: VJepa2WorldModel) -> None:
-    """Raises a ValueError if the policy at `path` reads other latents than the model's."""
-    if (policy.tokens, policy.latent_size) != (model.tokens_per_frame, model.latent_size):
-        raise ValueError(
-            f"the policy {path!r} reads {policy.tokens} tokens of {policy.latent_size}, the world model has "
-            f"{model.tokens_per_frame} of {model.latent_size}: take one that was trained on it."
-        )
-
-
-def imagine(
-    policy: GoalPolicy, model: VJepa2WorldModel, latents: torch.Tensor, goal: torch.Tensor, steps: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the policy would do and see in the world model, with gradient.
-
-    Args:
-        latents, goal: (B, N, D).
-
-    Returns:
-        actions (B, P, A) and the latents that follow them (B, P, N, D).
-
-    Raises:
-        ValueError: the model needs proprio states or extrinsics, which the policy does not know.
-    """
-    config = model.config
-    if config.proprio_dim or config.extrinsics_dim:
-        raise ValueError(
-            "the world model has proprio states or extrinsics, but policies act on latents alone: train one without."
-        )
-    seen, actions = [latents], []
-    for _ in range(steps):
-        actions.append(policy(seen[-1], goal))
-        window = seen[-config.context_frames :]
-        earlier = actions[-len(window) : -1]
-        context = {"context_actions": torch.stack(earlier, dim=1)} if earlier else {}
-        following = model.rollout(torch.stack(window, dim=1), actions[-1].unsqueeze(1), **context)
-        seen.append(following[:, 0])
-    return torch.stack(actions, dim=1), torch.stack(seen[1:], dim=1)
-
-
-class PolicyPlan:
-    """A policy as a `plan` for `tasks.run_closed_loop`: one model step, from what is seen now.
-
-    Args:
-        path: of the policy; its world model is loaded from where it was trained.
-        device: null: the CPU.
-    """
-
-    def __init__(self, path: str, device: str | None = None):
-        self.policy = load_policy(path).to(device or "cpu")
-        self.model = VJepa2WorldModel.from_pretrained(self.policy.world_model).to(device or "cpu").eval()
-        self.processor = VJepa2VideoProcessor.from_pretrained(self.policy.world_model)
-        self.plans, self.seconds = 0, 0.0
-
-    @torch.no_grad()
-    def __call__(self, tasks: TaskBatch) -> np.ndarray:
-        active, steps = np.flatnonzero(tasks.active), self.model.config.actions_per_step
-        actions = np.zeros((len(tasks), steps, tasks.action_dim), np.float32)
-        if len(active):
-            pictures = tasks.render(active)
-            started = time.perf_counter()
-            seen = encode(self.model, self.processor, pictures, targets=False)
-            found = self.policy(seen, encode(self.model, self.processor, tasks.goal_images[active]))
-            actions[active] = found.cpu().numpy().reshape(len(active), steps, -1)
-            self.seconds += time.perf_counter() - started
-            self.plans += len(active)
-        return actions
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -230,8 +86,8 @@ def read_pairs(config: "PolicyTrainingConfig", model: VJepa2WorldModel) -> tuple
                 f"Episode {episode['episode_id']} has actions of {episode['actions'].shape[1]} numbers a model step, "
                 f"but the world model's have {model.config.action_dim}: take the data it was trained on."
             )
-        seen = encode(model, processor, episode["frames"], targets=False).cpu()
-        goals = seen if model.config.freeze_encoder else encode(model, processor, episode["frames"]).cpu()
+        seen = encode_frames(model, processor, episode["frames"], targets=False).cpu()
+        goals = seen if model.config.freeze_encoder else encode_frames(model, processor, episode["frames"]).cpu()
         actions = torch.nn.functional.pad(torch.from_numpy(episode["actions"]), (0, 0, 0, 1))
         sides[is_held_out(episode["episode_id"])].append((seen, goals, actions, torch.arange(len(seen) - 1, -1, -1)))
     if not all(sides):

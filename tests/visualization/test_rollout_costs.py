@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from rollout_measures import count_flops, held_out_errors, measure_world_model
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel
+from vjepa2_hf.visualization.rollout_costs import count_flops, held_out_errors, measure_world_model
 
 
 SIZES = {"predictor_hidden_size": 16, "predictor_num_hidden_layers": 2, "predictor_num_attention_heads": 2}

@@ -1,0 +1,214 @@
+"""Base class of the two environments: spaces, reset, step and rendering.
+
+Units: positions are in field units, 0 to 1 from the left (x) and from the top (y); the field is the whole image of
+64 x 64 pixels. An action of 1.0 moves the agent by 0.1 of the field. The tasks (25 steps, success within 5 pixels at
+any step, how goals are sampled) are frozen: every reported number depends on them.
+Letters: N episodes, S state size, A = 2 action size, P planning horizon, J candidates; leading dimensions are free
+where a shape says (..., S).
+"""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from .appearance import IMAGE_SIZE, Appearance, distinct_colors, draw_disc, random_light, textured_floor
+
+
+STEP_SIZE = 0.1  # field units that an action of 1.0 moves the agent
+SUBSTEPS = 4  # 1.6 pixels each at full speed: far below every radius, so nothing tunnels
+MAX_STEPS = 25  # steps to reach a goal
+EXECUTED_ACTIONS = 2  # of each plan, before planning again
+SUCCESS_PIXELS = 5.0  # at any step
+FRAMES_PER_SECOND = 10.0
+
+
+class PlaneEnv(gymnasium.Env):
+    """What both environments share: spaces, reset, step, drawing. A subclass gives the physics and the tasks.
+
+    Observation: uint8 (64, 64, 3). Action: (2,) in [-1, 1], the agent's move; 1.0 is 0.1 of the field; values outside
+    are clipped. Reward: minus the distance to the goal in field units. An episode terminates on success (unless
+    `terminate_on_success=False`) and `gymnasium.make` truncates it after 25 steps.
+    `info`: `state` float32 (S,), `proprio_state` float32 (2,) the agent's position, `goal_state` float32 (S,),
+    `distance_px`, `success`.
+
+    Args:
+        varied_appearance: a random textured floor, colors, distractors and light, drawn from the episode's seed.
+        terminate_on_success: False goes on after success (recording episodes of a fixed length).
+        random_force: chance in the physics of `step`: after every action the agent is pushed once more, as by an
+            action that nobody sees, normal with this deviation. 0 leaves nothing to chance.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": FRAMES_PER_SECOND}
+    state_dim: int
+    radii: tuple[float, ...]  # of the discs, in drawing order
+    plain_colors: tuple[tuple[float, float, float], ...]
+    target: slice  # the part of a state that has to reach the goal
+
+    def __init__(
+        self,
+        render_mode: str | None = None,
+        varied_appearance: bool = False,
+        terminate_on_success: bool = True,
+        random_force: float = 0.0,
+    ):
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode is {render_mode!r}, but this environment only has 'rgb_array' (or None).")
+        if not isinstance(random_force, (int, float)) or not 0 <= random_force <= 1:
+            raise ValueError(f"random_force is {random_force!r}, but a share of an action, 0 to 1, is expected.")
+        self.render_mode = render_mode
+        self.varied_appearance = varied_appearance
+        self.terminate_on_success = terminate_on_success
+        self.random_force = random_force
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+        self.observation_space = gymnasium.spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        self.appearance = self.make_appearance(None)
+        self.state = np.zeros(self.state_dim, np.float32)
+        self.goal_state = np.zeros(self.state_dim, np.float32)
+        self.last_action = np.zeros(2, np.float32)  # zero after a reset; the "wander" policy keeps its heading by it
+
+    # --- gymnasium ---------------------------------------------------------------------------------------------------
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        """Starts an episode, drawn from the seed unless `options` gives a `state` or a `goal` (a state) to use.
+
+        Raises:
+            ValueError: an unknown option, or a state of the wrong size or in which discs overlap or leave the field.
+        """
+        super().reset(seed=seed)
+        options = dict(options or {})
+        if unknown := sorted(set(options) - {"state", "goal"}):
+            raise ValueError(f"reset got the unknown option {unknown[0]!r}; the known options are 'state' and 'goal'.")
+        appearance_seed, task_seed = (int(s) for s in self.np_random.integers(0, 2**31, 2))
+        self.appearance = self.make_appearance(appearance_seed if self.varied_appearance else None)
+        start, goal = options.get("state"), options.get("goal")
+        if start is None or goal is None:
+            drawn_start, drawn_goal = self.sample_task(task_seed)
+            start, goal = drawn_start if start is None else start, drawn_goal if goal is None else goal
+        self.goal_state = self.check_state(goal)
+        self.set_state(start)
+        return self.render(), self._info()
+
+    def step(self, action: np.ndarray):
+        action = np.asarray(action, np.float32)
+        if action.shape != (2,) or not np.isfinite(action).all():
+            raise ValueError(f"The action is {action.tolist()}, but two finite numbers in [-1, 1] are expected.")
+        self.last_action = action
+        self.state = self.dynamics(self.state, action)
+        if self.random_force:
+            self.state = self.dynamics(self.state, self.random_force * self.np_random.standard_normal(2))
+        info = self._info()
+        terminated = bool(info["success"] and self.terminate_on_success)
+        return self.render(), -info["distance_px"] / IMAGE_SIZE, terminated, False, info
+
+    def render(self) -> np.ndarray:
+        return self.render_state(self.state)
+
+    def _info(self) -> dict[str, Any]:
+        distance = float(self.distance_px(self.state, self.goal_state))
+        return {
+            "state": self.state.copy(),
+            "proprio_state": self.state[:2].copy(),
+            "goal_state": self.goal_state.copy(),
+            "distance_px": distance,
+            "success": distance <= SUCCESS_PIXELS,
+        }
+
+    # --- states ------------------------------------------------------------------------------------------------------
+
+    def set_state(self, state: np.ndarray) -> None:
+        """Puts the environment in a state (S,); the appearance and the goal stay."""
+        self.state = self.check_state(state)
+        self.last_action = np.zeros(2, np.float32)
+
+    def check_state(self, state: np.ndarray) -> np.ndarray:
+        """A copy of `state` as float32 (S,).
+
+        Raises:
+            ValueError: wrong size, not finite, or physically impossible.
+        """
+        state = np.array(state, np.float32)
+        if state.shape != (self.state_dim,):
+            raise ValueError(f"The state has shape {state.shape}, but ({self.state_dim},) is expected.")
+        if not self.is_free(state):
+            raise ValueError(
+                f"The state {state.tolist()} is impossible: give positions in field units (0 to 1) with every disc "
+                "inside the field and no overlap."
+            )
+        return state
+
+    def distance_px(self, states: np.ndarray, goals: np.ndarray) -> np.ndarray:
+        """Distance that success is judged by: (..., S), (..., S) -> (...) in pixels."""
+        difference = states[..., self.target] - goals[..., self.target]
+        return np.sqrt((difference * difference).sum(-1)) * IMAGE_SIZE
+
+    def is_free(self, states: np.ndarray) -> np.ndarray:
+        """Whether states are physically possible: (..., S) -> bool (...)."""
+        raise NotImplementedError
+
+    def dynamics(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """The true physics, without side effect: (..., S), (..., 2) -> float32 (..., S)."""
+        raise NotImplementedError
+
+    def state_cost(self, states: np.ndarray, goals: np.ndarray) -> np.ndarray:
+        """Squared distance of whole states, as a planner sees it in two pictures: (..., S), (..., S) -> (...)."""
+        difference = states - goals
+        return (difference * difference).sum(-1)
+
+    def sample_starts(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Uniform free states: (count, S) float32."""
+        raise NotImplementedError
+
+    def sample_task(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """The frozen task of a seed: start and goal, float32 (S,) each."""
+        raise NotImplementedError
+
+    # --- pictures ----------------------------------------------------------------------------------------------------
+
+    @property
+    def goal_image(self) -> np.ndarray:
+        """The goal as a picture, uint8 (64, 64, 3), in this episode's appearance."""
+        return self.render_state(self.goal_state)
+
+    def render_state(self, state: np.ndarray, appearance: Appearance | None = None) -> np.ndarray:
+        """A state (S,) as a picture, uint8 (64, 64, 3), in this episode's appearance or the one given."""
+        appearance = appearance or self.appearance
+        canvas = appearance.background.copy()
+        for index, (radius, color) in enumerate(zip(self.radii, appearance.colors, strict=True)):
+            draw_disc(canvas, state[2 * index : 2 * index + 2], radius, color)
+        if appearance.light is not None:
+            canvas *= appearance.light
+            np.minimum(np.maximum(canvas, 0, out=canvas), 254.5, out=canvas)  # plain colors need no clipping
+        canvas += 0.5
+        return canvas.astype(np.uint8)
+
+    def make_appearance(self, seed: int | None) -> Appearance:
+        """A random appearance, or with None the plain one."""
+        if seed is None:
+            background = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), 225.0, np.float32)
+            self.draw_walls(background, np.array([70.0, 70.0, 70.0], np.float32))
+            return Appearance(background, np.array(self.plain_colors, np.float32))
+        rng = np.random.default_rng(seed)
+        background, floor_color = textured_floor(rng)
+        wall_color, *colors = distinct_colors(rng, [floor_color], 1 + len(self.radii))
+        for _ in range(rng.integers(2, 5)):
+            color = distinct_colors(rng, [floor_color, *colors], 1)[0].astype(np.float32)
+            draw_disc(background, rng.uniform(0.05, 0.95, 2), rng.uniform(2.0, 5.0) / IMAGE_SIZE, color)
+        self.draw_walls(background, wall_color.astype(np.float32))
+        return Appearance(background, np.array(colors, np.float32), random_light(rng))
+
+    def draw_walls(self, background: np.ndarray, color: np.ndarray) -> None:
+        """Draws what stands still into the background, in place; nothing by default."""
+
+
+def length(vectors: np.ndarray) -> np.ndarray:
+    """(..., 2) -> (..., 1)."""
+    return np.hypot(vectors[..., :1], vectors[..., 1:])
+
+
+def keep_inside(positions: np.ndarray, radius: float) -> np.ndarray:
+    return np.minimum(np.maximum(positions, radius), 1 - radius)  # np.clip takes three times as long on two numbers
+
+
+def is_inside(positions: np.ndarray, radius: float) -> np.ndarray:
+    return (np.abs(positions - 0.5) <= 0.5 - radius + 1e-5).all(-1)  # False for nan

@@ -1,0 +1,85 @@
+"""Behavior policies that record data: uniform, held, drawn to the block, wandering."""
+
+from collections.abc import Callable
+
+import gymnasium
+import numpy as np
+
+from .plane import PlaneEnv
+from .pushing import PUSHING, PushingEnv, drawn_to_block_actions
+from .two_rooms import TWO_ROOMS
+
+
+# Set once for a success rate of about 0.14
+PERSISTENCE, WANDER = 0.8, 1.0
+
+
+def wandering_actions(last_actions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Random actions that keep their heading for a few steps: last actions (..., 2) -> float32 (..., 2)."""
+    noise = rng.standard_normal(last_actions.shape)
+    return np.clip(PERSISTENCE * last_actions + WANDER * noise, -1, 1).astype(np.float32)
+
+
+def uniform(env: gymnasium.Env, rng: np.random.Generator) -> np.ndarray:
+    """Uniform random actions; for any environment with a bounded Box action space."""
+    space = env.action_space
+    return rng.uniform(space.low, space.high).astype(space.dtype)
+
+
+class Held:
+    """Uniform random actions, each kept for as long as `KEEP` says, so that they lead somewhere; for any bounded Box.
+
+    It remembers its action: `find_policy` makes one for each episode.
+    """
+
+    KEEP = 0.8  # probability of going on with the last action
+
+    def __init__(self):
+        self.action = None
+
+    def __call__(self, env: gymnasium.Env, rng: np.random.Generator) -> np.ndarray:
+        if self.action is None or rng.random() >= self.KEEP:
+            self.action = uniform(env, rng)
+        return self.action
+
+
+def drawn_to_block(env: PushingEnv, rng: np.random.Generator) -> np.ndarray:
+    """The data policy of pushing: random, drawn to the block."""
+    return drawn_to_block_actions(env.state, rng)
+
+
+def wander(env: PlaneEnv, rng: np.random.Generator) -> np.ndarray:
+    """The data policy of two rooms: random, keeping its heading for a few steps."""
+    return wandering_actions(env.last_action, rng)
+
+
+Policy = Callable[[gymnasium.Env, np.random.Generator], np.ndarray]
+POLICIES: dict[str, Policy | type[Held]] = {
+    "uniform": uniform,
+    "held": Held,
+    "drawn_to_block": drawn_to_block,
+    "wander": wander,
+}
+_POLICY_ENVIRONMENT = {"drawn_to_block": PushingEnv, "wander": PlaneEnv}  # others act anywhere
+DATA_POLICY = {PUSHING: "drawn_to_block", TWO_ROOMS: "wander"}
+
+
+def find_policy(name: str, env: gymnasium.Env) -> Policy:
+    """The policy of this name, after checking that it can act in `env`.
+
+    Raises:
+        ValueError: an unknown name, a policy written for another environment, or actions it can not draw.
+    """
+    if name not in POLICIES:
+        raise ValueError(f"The policy is {name!r}, but the known policies are {', '.join(POLICIES)}.")
+    space = env.action_space
+    if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded():
+        raise ValueError(f"The environment's action space is {space}, but a bounded Box is expected.")
+    needed = _POLICY_ENVIRONMENT.get(name, gymnasium.Env)
+    if not isinstance(env.unwrapped, needed):
+        raise ValueError(
+            f"The policy {name!r} needs {needed.__name__}, but the environment is {type(env.unwrapped).__name__}; use "
+            "the policy 'uniform' or 'held'."
+        )
+    policy = POLICIES[name]
+    return policy() if isinstance(policy, type) else policy
