@@ -20,3 +20,29 @@ def evaluate_modules(tmp_path_factory):
         patch.setattr(evaluate.config, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
         patch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
         yield
+
+
+@pytest.fixture(scope="module")
+def processor():
+    from vjepa2_hf import VJepa2VideoProcessor
+
+    return VJepa2VideoProcessor(size=32, crop_size=32)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """The path of a video of 23 frames of noise at 10 fps."""
+    from builders import noise_frames
+
+    from vjepa2_hf.video_io import encode_video
+
+    path = tmp_path_factory.mktemp("video") / "video.mp4"
+    path.write_bytes(encode_video(noise_frames(23), fps=10, gop_size=5))
+    return path
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    from builders import build_encoder
+
+    return build_encoder()

@@ -182,7 +182,6 @@ def test_the_package_imports_no_example():
         assert not names_imported(path) & scripts, path
 
 
-@pytest.mark.xfail(reason="the redesign is under way")
 def test_no_test_imports_a_test():
     tests = {path.stem for path in python_files(ROOT / "tests") if path.stem.startswith("test_")}
     for path in python_files(ROOT / "tests"):

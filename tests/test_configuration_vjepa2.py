@@ -3,8 +3,8 @@
 import json
 
 import pytest
+from builders import TINY_ENCODER, TINY_PREDICTOR
 from huggingface_hub.errors import StrictDataclassError
-from published import TINY_ENCODER, TINY_PREDICTOR
 from transformers import AutoConfig
 
 from vjepa2_hf import (

@@ -16,9 +16,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from published import TINY_ENCODER, TINY_PREDICTOR, below, golden
+from builders import (
+    GOLDEN_SETTINGS,
+    TINY_ENCODER,
+    TINY_PREDICTOR,
+    below,
+    clips,
+    golden,
+    golden_content,
+    published_part,
+    same_weights,
+    spread,
+    write_checkpoint,
+)
 from safetensors.torch import load_file, save_file
-from test_modeling_encoder import clips, same_weights, spread
 from transformers import (
     AutoVideoProcessor,
     BertConfig,
@@ -56,33 +67,6 @@ V1 = {"position_embedding_type": "sincos"}
 # ------------------------------------------------------------------------------------------------ files
 
 
-def published_part(data, prefix, module="module.backbone."):
-    return {module + name: value for name, value in below(data, prefix).items()}
-
-
-def golden_content(kind: str) -> dict:
-    """The golden weights as the published programs save them."""
-    if kind == "pretraining":
-        data = golden("masked_latent")
-        content = {part: published_part(data, f"{part}/") for part in ("encoder", "target_encoder", "predictor")}
-        return {**content, "opt": {"state": {}}, "scaler": None, "epoch": 3, "loss": 0.5, "lr": 1e-4}
-    if kind == "action-conditioned":
-        data = golden("world_model_ac")
-        return {part: published_part(data, f"{part}/", "module.") for part in ("encoder", "predictor")}
-    if kind == "probe":
-        return {"classifiers": [published_part(golden("attentive_classifier"), "state/", "module.")]}
-    name = {"encoder": "encoder_rope", "V-JEPA 1": "encoder_sincos", "uniform": "encoder_sincos_uniform"}[kind]
-    return {"target_encoder": published_part(golden(name), "state/")}
-
-
-SETTINGS = {
-    "pretraining": PREDICTOR_HEADS,
-    "action-conditioned": AC,
-    "probe": PROBE,
-    "encoder": HEADS,
-    "V-JEPA 1": {**HEADS, **V1},
-    "uniform": {**HEADS, **V1, "uniform_power": True},
-}
 CLASSES = {
     "pretraining": VJepa2ForMaskedLatentPrediction,
     "action-conditioned": VJepa2WorldModel,
@@ -93,17 +77,11 @@ CLASSES = {
 }
 
 
-def written(folder: Path, content: dict, name: str = "published.pt") -> Path:
-    folder.mkdir(exist_ok=True, parents=True)
-    torch.save(content, folder / name)
-    return folder / name
-
-
 def converted(kind: str, folder: Path, **settings):
     """The model that a golden file of this kind becomes, loaded from the folder that the command writes."""
-    encoder = written(folder, golden_content("pretraining"), "encoder.pt") if kind == "probe" else None
-    source = written(folder, golden_content(kind))
-    convert(source, folder / "ours", encoder=encoder, settings={**SETTINGS[kind], **settings})
+    encoder = write_checkpoint(folder, golden_content("pretraining"), "encoder.pt") if kind == "probe" else None
+    source = write_checkpoint(folder, golden_content(kind))
+    convert(source, folder / "ours", encoder=encoder, settings={**GOLDEN_SETTINGS[kind], **settings})
     return loaded(CLASSES[kind], folder / "ours")
 
 
@@ -162,7 +140,7 @@ class TestGoldenNumbers:
     @pytest.mark.parametrize(("interleave", "name"), [(False, "tiled"), (True, "interleaved")])
     def test_both_rotary_tables(self, tmp_path, interleave, name):
         data = golden("encoder_rope_interleaved")
-        source = written(tmp_path, {"target_encoder": published_part(data, "state/")})
+        source = write_checkpoint(tmp_path, {"target_encoder": published_part(data, "state/")})
         convert(source, tmp_path / "ours", settings={**HEADS, "rope_interleave": interleave})
         output = loaded(VJepa2Encoder, tmp_path / "ours")(data["pixel_values"].transpose(1, 2))
         torch.testing.assert_close(output.last_hidden_state, data[name], **CLOSE)
@@ -202,7 +180,7 @@ class TestGoldenNumbers:
         data = golden("world_model_ac_extrinsics" if extrinsics else "world_model_ac")
         parts = {part: published_part(data, f"{part}/", "module.") for part in ("encoder", "predictor")}
         settings = {**AC, "extrinsics_dim": 6} if extrinsics else AC
-        convert(written(tmp_path, parts), tmp_path / "ours", settings=settings)
+        convert(write_checkpoint(tmp_path, parts), tmp_path / "ours", settings=settings)
         model = loaded(VJepa2WorldModel, tmp_path / "ours")
         states = {"proprio_states": data["states"], "extrinsics": data["extrinsics"] if extrinsics else None}
         latents = model.encode(data["frames"])
@@ -225,7 +203,7 @@ class TestGoldenNumbers:
 # ------------------------------------------------------------------------------------------------ round trips
 
 
-@pytest.mark.parametrize("kind", list(SETTINGS))
+@pytest.mark.parametrize("kind", list(GOLDEN_SETTINGS))
 class TestPublishedRoundTrips:
     def test_published_to_ours_to_published(self, tmp_path, kind):
         """Every tensor of the file comes back, to the bit, under its name with its prefix."""
@@ -446,7 +424,7 @@ def test_what_published_code_would_compute_otherwise_is_refused(tmp_path, kind, 
 class TestParts:
     @pytest.mark.parametrize("component", ["target_encoder", "encoder"])
     def test_component_is_that_encoder_alone(self, tmp_path, component):
-        source = written(tmp_path, golden_content("pretraining"))
+        source = write_checkpoint(tmp_path, golden_content("pretraining"))
         convert(source, tmp_path / "alone", component=component, settings=HEADS)
         convert(source, tmp_path / "all", settings=PREDICTOR_HEADS)
         alone = loaded(VJepa2Encoder, tmp_path / "alone")
@@ -457,14 +435,14 @@ class TestParts:
     def test_without_a_target_encoder_the_encoder_is_taken_and_said(self, tmp_path, capsys):
         content = golden_content("pretraining")
         del content["target_encoder"]
-        arguments = [str(written(tmp_path, content)), str(tmp_path / "ours"), "--set"]
+        arguments = [str(write_checkpoint(tmp_path, content)), str(tmp_path / "ours"), "--set"]
         main([*arguments, *(f"{name}={value}" for name, value in PREDICTOR_HEADS.items())])
         assert "holds no target_encoder: its encoder is taken" in capsys.readouterr().out
         model = loaded(VJepa2ForMaskedLatentPrediction, tmp_path / "ours")
         assert same_weights(model.target_encoder, model.encoder)
 
     def test_card_names_the_source(self, tmp_path):
-        source = written(tmp_path, golden_content("pretraining"))
+        source = write_checkpoint(tmp_path, golden_content("pretraining"))
         convert(source, tmp_path / "ours", settings=PREDICTOR_HEADS)
         card = (tmp_path / "ours" / "README.md").read_text(encoding="utf-8")
         assert source.name in card and str(tmp_path) not in card
@@ -473,7 +451,7 @@ class TestParts:
     def test_prefixes(self, tmp_path, prefix):
         state = below(golden("encoder_rope"), "state/")
         content = {"encoder": {prefix + name: value for name, value in state.items()}}
-        convert(written(tmp_path, content), tmp_path / "ours", settings=HEADS)
+        convert(write_checkpoint(tmp_path, content), tmp_path / "ours", settings=HEADS)
         assert torch.equal(loaded(VJepa2Encoder, tmp_path / "ours").layernorm.bias, state["norm.bias"])
 
     def test_bare_state_dict_and_old_torch_file(self, tmp_path):
@@ -484,7 +462,7 @@ class TestParts:
 
     def test_tensors_beside_the_parts_make_no_bare_state_dict(self, tmp_path, notes):
         content = {**golden_content("encoder"), "loss": torch.tensor(0.5), "mean": torch.zeros(3)}
-        convert(written(tmp_path, content), tmp_path / "ours", settings=HEADS)
+        convert(write_checkpoint(tmp_path, content), tmp_path / "ours", settings=HEADS)
         loaded(VJepa2Encoder, tmp_path / "ours")
         assert "left out of" in notes() and "loss, mean" in notes()
 
@@ -501,7 +479,7 @@ class TestParts:
         assert torch.equal(norm.bias, below(golden("encoder_rope"), "state/")["norm.bias"])
 
     def test_planning_bounds_from_the_command_line(self, tmp_path):
-        source = str(written(tmp_path, golden_content("action-conditioned")))
+        source = str(write_checkpoint(tmp_path, golden_content("action-conditioned")))
         settings = [f"{name}={value}" for name, value in AC.items()]
         settings += ["action_low=[-1, -1, -1, -1, -1, -1, -0.5]", "action_high=[1, 1, 1, 1, 1, 1, 2]"]
         main([source, str(tmp_path / "ours"), "--set", *settings])
@@ -512,7 +490,7 @@ class TestParts:
     def test_world_model_starts_from_the_target_encoder_unless_told_otherwise(self, tmp_path):
         content = golden_content("action-conditioned")
         content["target_encoder"] = {name: value + 1 for name, value in content["encoder"].items()}
-        source = written(tmp_path, content)
+        source = write_checkpoint(tmp_path, content)
         for component, added in ((None, 1), ("encoder", 0)):
             convert(source, tmp_path / f"ours{added}", component=component, settings=AC)
             bias = loaded(VJepa2WorldModel, tmp_path / f"ours{added}").encoder.layernorm.bias
@@ -537,13 +515,15 @@ class TestParts:
 
     @pytest.mark.parametrize("encoder", ["pt", "ours", "transformers"])
     def test_probe_on_an_encoder_from_anywhere(self, tmp_path, encoder):
-        file = written(tmp_path, golden_content("pretraining"), "encoder.pt")
+        file = write_checkpoint(tmp_path, golden_content("pretraining"), "encoder.pt")
         settings = {"pooler_num_attention_heads": 3}
         if encoder == "pt":
             settings |= HEADS
         else:
             file = convert(file, tmp_path / "encoder", to=encoder, settings=PREDICTOR_HEADS)
-        convert(written(tmp_path, golden_content("probe")), tmp_path / "ours", encoder=file, settings=settings)
+        convert(
+            write_checkpoint(tmp_path, golden_content("probe")), tmp_path / "ours", encoder=file, settings=settings
+        )
         model = loaded(VJepa2ForVideoClassification, tmp_path / "ours")
         target = golden("masked_latent")["target_encoder/blocks.2.attn.qkv.weight"]
         assert torch.equal(model.encoder.layer[2].attention.qkv.weight, target)
@@ -551,8 +531,8 @@ class TestParts:
 
     def test_action_conditioned_file_on_an_encoder_from_elsewhere(self, tmp_path):
         content, encoder = golden_content("action-conditioned"), golden_content("pretraining")
-        path = written(tmp_path, encoder, "encoder.pt")
-        source = written(tmp_path, {"predictor": content["predictor"]})
+        path = write_checkpoint(tmp_path, encoder, "encoder.pt")
+        source = write_checkpoint(tmp_path, {"predictor": content["predictor"]})
         for component, wanted in ((None, "target_encoder"), ("encoder", "encoder")):
             convert(source, tmp_path / wanted, component=component, encoder=path, settings=AC)
             model = loaded(VJepa2WorldModel, tmp_path / wanted)
@@ -562,16 +542,16 @@ class TestParts:
     def test_classifier_index(self, tmp_path, notes):
         state = golden_content("probe")["classifiers"][0]
         content = {"classifiers": [state, {name: value + 1 for name, value in state.items()}]}
-        encoder = written(tmp_path, golden_content("encoder"), "encoder.pt")
+        encoder = write_checkpoint(tmp_path, golden_content("encoder"), "encoder.pt")
         settings = {**PROBE, "classifier_index": 1}
-        convert(written(tmp_path, content), tmp_path / "ours", encoder=encoder, settings=settings)
+        convert(write_checkpoint(tmp_path, content), tmp_path / "ours", encoder=encoder, settings=settings)
         bias = loaded(VJepa2ForVideoClassification, tmp_path / "ours").classifier.bias
         assert torch.equal(bias, state["module.linear.bias"] + 1) and "2 classifiers: number 1 is taken" in notes()
 
     def test_labels(self, tmp_path):
-        encoder = written(tmp_path, golden_content("encoder"), "encoder.pt")
+        encoder = write_checkpoint(tmp_path, golden_content("encoder"), "encoder.pt")
         arguments = [
-            str(written(tmp_path, golden_content("probe"))),
+            str(write_checkpoint(tmp_path, golden_content("probe"))),
             str(tmp_path / "ours"),
             "--encoder",
             str(encoder),
@@ -582,7 +562,7 @@ class TestParts:
         assert config.id2label[6] == "action 6"
 
     def test_unused_pos_embed_is_left_out_and_said(self, tmp_path, notes):
-        convert(written(tmp_path, golden_content("V-JEPA 1")), tmp_path / "ours", settings=HEADS)
+        convert(write_checkpoint(tmp_path, golden_content("V-JEPA 1")), tmp_path / "ours", settings=HEADS)
         assert "pos_embed" in notes() and "left out" in notes()
         assert loaded(VJepa2Encoder, tmp_path / "ours").config.position_embedding_type == "rope"
 
@@ -603,7 +583,7 @@ class TestParts:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
     def test_dtype_is_kept(self, tmp_path, dtype):
         content = {"encoder": {n: v.to(dtype) for n, v in golden_content("encoder")["target_encoder"].items()}}
-        convert(written(tmp_path, content), tmp_path / "ours", settings=HEADS)
+        convert(write_checkpoint(tmp_path, content), tmp_path / "ours", settings=HEADS)
         convert(tmp_path / "ours", tmp_path / "theirs", to="transformers")
         convert(tmp_path / "theirs", tmp_path / "back")
         for folder, model_class in (("ours", VJepa2Encoder), ("theirs", VJEPA2Model), ("back", VJepa2Encoder)):
@@ -612,8 +592,8 @@ class TestParts:
     def test_mixed_dtypes_are_widened_and_said(self, tmp_path, notes):
         content = golden_content("probe")
         encoder = {n: v.bfloat16() for n, v in golden_content("encoder")["target_encoder"].items()}
-        encoder = written(tmp_path, {"target_encoder": encoder}, "encoder.pt")
-        convert(written(tmp_path, content), tmp_path / "ours", encoder=encoder, settings=PROBE)
+        encoder = write_checkpoint(tmp_path, {"target_encoder": encoder}, "encoder.pt")
+        convert(write_checkpoint(tmp_path, content), tmp_path / "ours", encoder=encoder, settings=PROBE)
         model = loaded(VJepa2ForVideoClassification, tmp_path / "ours")
         assert {p.dtype for p in model.parameters()} == {
             torch.float32
@@ -762,8 +742,8 @@ class _Code:
 
 def write_hostile_files(folder: Path) -> None:
     code = _Code(folder / "proof")
-    written(folder, {"encoder": code}, "hostile.pt")
-    written(folder, {**golden_content("encoder"), "opt": {"state": [code]}}, "nested.pt")
+    write_checkpoint(folder, {"encoder": code}, "hostile.pt")
+    write_checkpoint(folder, {**golden_content("encoder"), "opt": {"state": [code]}}, "nested.pt")
     torch.save({"encoder": code}, folder / "legacy.pt", _use_new_zipfile_serialization=False)
     for protocol in (2, 4):
         (folder / f"pickle{protocol}.pt").write_bytes(pickle.dumps({"encoder": code}, protocol=protocol))
@@ -796,7 +776,7 @@ MALFORMED = {  # what stands for that weight, and what is said of it
 @pytest.mark.parametrize(("value", "fault"), MALFORMED.values(), ids=MALFORMED)
 def test_weight_that_is_none_is_named(tmp_path, value, fault, capsys):
     state = {**golden_content("encoder")["target_encoder"], WEIGHT: value}
-    source = written(tmp_path, {"target_encoder": state})
+    source = write_checkpoint(tmp_path, {"target_encoder": state})
     said = error_of([str(source), str(tmp_path / "ours"), "--set", "num_attention_heads=3"], capsys)
     assert re.search(f"{WEIGHT}' of 'target_encoder' is no weight \\({fault}", said)
     assert list(tmp_path.iterdir()) == [source]
@@ -807,23 +787,23 @@ def write_bad_files(folder: Path) -> None:
     write_hostile_files(folder)
     good, ours = golden_content("pretraining"), folder / "ours"
     for name, kind in (("good", "pretraining"), ("encoder", "encoder"), ("probe", "probe"), ("v1", "uniform")):
-        written(folder, golden_content(kind), f"{name}.pt")
+        write_checkpoint(folder, golden_content(kind), f"{name}.pt")
     (folder / "cut.pt").write_bytes((folder / "good.pt").read_bytes()[:100_000])
     damaged = bytearray((folder / "good.pt").read_bytes())
     middle = len(damaged) // 2
     damaged[middle : middle + 64] = b"\xff" * 64
     (folder / "damaged.pt").write_bytes(damaged)
-    written(folder, {"encoder": {**good["encoder"], 7: torch.zeros(7)}}, "number.pt")
+    write_checkpoint(folder, {"encoder": {**good["encoder"], 7: torch.zeros(7)}}, "number.pt")
     (folder / "dir.pt").mkdir()
     (folder / "text.pt").write_text("no checkpoint")
-    written(folder, {"model": {"a": 1}, "step": 3}, "other.pt")
+    write_checkpoint(folder, {"model": {"a": 1}, "step": 3}, "other.pt")
     new = {"patch_embed.proj.weight": torch.zeros(1), "norms_block.0.weight": torch.zeros(1)}
-    written(folder, {"encoder": new}, "new.pt")
-    written(folder, {"predictor": golden_content("action-conditioned")["predictor"]}, "predictor.pt")
+    write_checkpoint(folder, {"encoder": new}, "new.pt")
+    write_checkpoint(folder, {"predictor": golden_content("action-conditioned")["predictor"]}, "predictor.pt")
     name = "module.backbone.blocks.1.mlp.fc1.bias"
-    written(folder, {**good, "encoder": {**good["encoder"], name: torch.zeros(7)}}, "shape.pt")
+    write_checkpoint(folder, {**good, "encoder": {**good["encoder"], name: torch.zeros(7)}}, "shape.pt")
     del good["predictor"]["module.backbone.predictor_blocks.1.norm2.bias"]
-    written(folder, good, "lacking.pt")
+    write_checkpoint(folder, good, "lacking.pt")
     convert(folder / "encoder.pt", ours, settings=HEADS)
     convert(ours, folder / "truncated")
     (folder / "truncated" / "model.safetensors").write_bytes((ours / "model.safetensors").read_bytes()[:-1000])
@@ -979,7 +959,7 @@ def test_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
         (Path(folder) / "model.safetensors").write_bytes(b"half")
         raise OSError("No space left on device")
 
-    source = written(tmp_path, golden_content("encoder"))
+    source = write_checkpoint(tmp_path, golden_content("encoder"))
     monkeypatch.setattr(VJepa2Encoder, "save_pretrained", full_disk)
     with pytest.raises(OSError, match="No space left"):
         convert(source, tmp_path / "ours", settings=HEADS)
@@ -991,7 +971,7 @@ def test_sigterm_while_writing_leaves_nothing(tmp_path, monkeypatch):
         (Path(folder) / "model.safetensors").write_bytes(b"half")
         os.kill(os.getpid(), signal.SIGTERM)
 
-    source, caught = written(tmp_path, golden_content("encoder")), []
+    source, caught = write_checkpoint(tmp_path, golden_content("encoder")), []
     monkeypatch.setattr(VJepa2Encoder, "save_pretrained", terminated)
     before = signal.signal(signal.SIGTERM, lambda *signals: caught.append(signals))
     own = signal.getsignal(signal.SIGTERM)
@@ -1015,7 +995,7 @@ def test_out_dir_that_another_process_fills_meanwhile_keeps_its_files(tmp_path, 
         out.mkdir(exist_ok=True)
         (out / "theirs").touch()
 
-    source = written(tmp_path, golden_content("encoder"))
+    source = write_checkpoint(tmp_path, golden_content("encoder"))
     if there:
         out.mkdir()
     monkeypatch.setattr(VJepa2Encoder, "save_pretrained", overtaken)
@@ -1026,7 +1006,7 @@ def test_out_dir_that_another_process_fills_meanwhile_keeps_its_files(tmp_path, 
 
 def test_empty_out_dir_is_filled_and_not_replaced(tmp_path, monkeypatch):
     """As a working directory or a mount has to be."""
-    source, out, moved = written(tmp_path, golden_content("encoder")), tmp_path / "ours", []
+    source, out, moved = write_checkpoint(tmp_path, golden_content("encoder")), tmp_path / "ours", []
     out.mkdir()
     monkeypatch.chdir(out)
     inode, move = out.stat().st_ino, convert_checkpoints.shutil.move
@@ -1038,7 +1018,7 @@ def test_empty_out_dir_is_filled_and_not_replaced(tmp_path, monkeypatch):
 
 
 def test_failure_while_filling_an_out_dir_leaves_it_empty(tmp_path, monkeypatch):
-    source, out = written(tmp_path, golden_content("encoder")), tmp_path / "ours"
+    source, out = write_checkpoint(tmp_path, golden_content("encoder")), tmp_path / "ours"
     out.mkdir()
     move = convert_checkpoints.shutil.move
 
@@ -1070,7 +1050,7 @@ def test_command_in_a_process_of_its_own_is_lean(tmp_path):
     state = on_meta(published_encoder(width=768, depth=6, hidden=3072))
     state = {name: torch.empty(value.shape).normal_() for name, value in state.items()}
     moments = {i: {"exp_avg": value + 1, "exp_avg_sq": value + 2} for i, value in enumerate(state.values())}
-    source = written(tmp_path, {"encoder": state, "opt": {"state": moments}})
+    source = write_checkpoint(tmp_path, {"encoder": state, "opt": {"state": moments}})
     weights = sum(value.nbytes for value in state.values())
     environment = {**os.environ, "PYTHONPATH": str(Path(vjepa2_hf.__file__).parents[1])}
     command = [sys.executable, "-c", COMMAND_AND_PEAK, str(source), str(tmp_path / "ours")]

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from builders import same_weights, spread
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_modeling_encoder import same_weights, spread
 
 from vjepa2_hf import VJepa2WorldModel, VJepa2WorldModelConfig
 

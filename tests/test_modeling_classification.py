@@ -7,9 +7,8 @@ import logging
 import numpy as np
 import pytest
 import torch
-from published import ENCODER, TINY_ENCODER, TINY_PREDICTOR, golden, our_names
+from builders import ENCODER, TINY_ENCODER, TINY_PREDICTOR, TOLERANCE, clips, golden, our_names, same_weights, spread
 from sklearn.neighbors import KNeighborsClassifier
-from test_modeling_encoder import TOLERANCE, clips, same_weights, spread
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vjepa2_hf import (

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from published import TINY_ENCODER
-from test_modeling_encoder import same_weights, spread
+from builders import TINY_ENCODER, same_weights, spread
 
 from vjepa2_hf import (
     VJepa2Encoder,

@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from published import ENCODER, TINY_ENCODER, TINY_PREDICTOR, golden, our_names, transformers_names
+from builders import (
+    ENCODER,
+    TINY_ENCODER,
+    TINY_PREDICTOR,
+    TOLERANCE,
+    clips,
+    golden,
+    our_names,
+    same_weights,
+    spread,
+    transformers_names,
+)
 from transformers import VJEPA2Config, VJEPA2Model
 
 from vjepa2_hf import (
@@ -16,9 +27,6 @@ from vjepa2_hf.modeling_layers import KeyValueBuffer, VJepa2FactorizedLayer, VJe
 from vjepa2_hf.modeling_positions import grid_positions, rotary_table, rotate_queries_keys, spread_over_heads
 
 
-TOLERANCE = {"atol": 2e-5, "rtol": 1e-5}  # the published numbers themselves are float32
-
-
 @pytest.fixture(scope="module")
 def published():
     encoder = VJepa2Encoder(VJepa2EncoderConfig(**ENCODER)).eval()
@@ -30,24 +38,6 @@ def published():
 def encoder():
     torch.manual_seed(0)
     return spread(VJepa2Encoder(VJepa2EncoderConfig(**TINY_ENCODER)).eval())
-
-
-def spread(model):
-    """Weights large enough that a mistake shows."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
-
-
-def clips(frames=4, height=32, width=32, batch_size=2, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch_size, frames, 3, height, width, generator=generator)
-
-
-def same_weights(one, other):
-    one, other = one.state_dict(), other.state_dict()
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 class TestPublished:

@@ -4,8 +4,18 @@ import json
 
 import pytest
 import torch
-from published import ENCODER, PREDICTOR, TINY_ENCODER, TINY_PREDICTOR, golden, our_names
-from test_modeling_encoder import TOLERANCE, clips, same_weights, spread
+from builders import (
+    ENCODER,
+    PREDICTOR,
+    TINY_ENCODER,
+    TINY_PREDICTOR,
+    TOLERANCE,
+    clips,
+    golden,
+    our_names,
+    same_weights,
+    spread,
+)
 
 from vjepa2_hf import VJepa2Encoder, VJepa2ForMaskedLatentPrediction, VJepa2MaskedLatentPredictionConfig
 from vjepa2_hf.losses import covariance_loss, covariance_within_places, temporal_contrastive_loss, variance_loss

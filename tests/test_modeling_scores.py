@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from published import TINY_ENCODER, TINY_PREDICTOR
-from test_modeling_encoder import spread
+from builders import TINY_ENCODER, TINY_PREDICTOR, spread
 
 from vjepa2_hf import VJepa2WorldModel, VJepa2WorldModelConfig
 from vjepa2_hf.planning import (

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from published import TINY_ENCODER, TINY_PREDICTOR
-from test_modeling_encoder import clips, same_weights, spread
+from builders import TINY_ENCODER, TINY_PREDICTOR, clips, same_weights, spread
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2WorldModel, VJepa2WorldModelConfig
 from vjepa2_hf.modeling_state import principal_directions, slow_directions

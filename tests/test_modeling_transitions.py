@@ -5,8 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from published import TINY_ENCODER
-from test_modeling_encoder import same_weights
+from builders import TINY_ENCODER, same_weights
 
 from vjepa2_hf import VJepa2Encoder, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel, VJepa2WorldModelConfig
 from vjepa2_hf.modeling_transitions import MIN_DEVIATION, VJepa2GaussianHead, VJepa2RewardHead

@@ -2,8 +2,17 @@
 
 import pytest
 import torch
-from published import ENCODER, PREDICTOR, TINY_ENCODER, TINY_PREDICTOR, golden, our_names
-from test_modeling_encoder import TOLERANCE, clips, same_weights, spread
+from builders import (
+    ENCODER,
+    TINY_ENCODER,
+    TINY_PREDICTOR,
+    TOLERANCE,
+    clips,
+    golden,
+    load_published,
+    same_weights,
+    spread,
+)
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2WorldModel, VJepa2WorldModelConfig
 from vjepa2_hf.pose import move_pose
@@ -30,29 +39,12 @@ def episode(frames, seed=0):
     return *parts, random(2, frames, STATES, seed=seed + 2)
 
 
-def load_published(data, name, encoder_config, extrinsics=False, **fields):
-    config = VJepa2WorldModelConfig(
-        encoder_config=encoder_config,
-        action_dim=7,
-        proprio_dim=7,
-        extrinsics_dim=6 if extrinsics else 0,
-        **{**PREDICTOR, **fields},
-    )
-    model = VJepa2WorldModel(config).eval()
-    model.encoder.load_state_dict(our_names(data, "encoder/"))
-    predictor = our_names(data, "predictor/")
-    if not extrinsics:  # present in the published file even when unused
-        predictor = {key: value for key, value in predictor.items() if not key.startswith("extrinsics")}
-    model.predictor.load_state_dict(predictor)
-    return model
-
-
 @pytest.mark.parametrize("name", ["world_model_ac", "world_model_ac_extrinsics"])
 class TestPublished:
     @pytest.fixture
     def published(self, name):
         data = golden(name)
-        model = load_published(data, name, ENCODER, extrinsics=name.endswith("extrinsics"))
+        model = load_published(data, ENCODER, extrinsics=name.endswith("extrinsics"))
         return model, data, data["extrinsics"] if name.endswith("extrinsics") else None
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from published import golden
+from builders import golden
 
 from vjepa2_hf.pose import euler_from_rotation, move_pose, pose_difference, rotation_from_euler
 

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from published import ENCODER, TINY_ENCODER, TINY_PREDICTOR, golden, our_names
-from test_modeling_encoder import clips, same_weights, spread
+from builders import ENCODER, TINY_ENCODER, TINY_PREDICTOR, clips, golden, our_names, same_weights, spread
 from torch import nn
 
 from vjepa2_hf import (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from published import TINY_ENCODER, TINY_PREDICTOR
+from builders import TINY_ENCODER, TINY_PREDICTOR
 from transformers import (
     AutoConfig,
     AutoModel,

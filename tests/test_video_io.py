@@ -10,9 +10,9 @@ import av
 import numpy as np
 import pytest
 import torch
+from builders import numbered_frames, numbered_video, numbers_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numbered_videos import numbered_frames, numbered_video, numbers_of
 
 from vjepa2_hf import video_io
 from vjepa2_hf.video_io import VideoDecodeError, VideoReader, encode_video, read_video, transcode_video

@@ -1,17 +1,15 @@
 """The video processor equals transformers' for the same settings, keeps given sizes, augments as published, and
 refuses non-videos."""
 
-import functools
-import http.server
 import io
 import itertools
 import json
-import threading
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from builders import served
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from torchvision.transforms.v2 import functional as tvf
 from transformers import AutoVideoProcessor
@@ -27,27 +25,6 @@ FRAMES = np.random.default_rng(0).integers(0, 256, (4, 40, 52, 3), np.uint8)
 
 def pixels(processor, *args, **kwargs) -> torch.Tensor:
     return processor(*args, return_tensors="pt", **kwargs)["pixel_values_videos"]
-
-
-class served:
-    """A folder as `http://127.0.0.1:port`."""
-
-    def __init__(self, folder):
-        class Quiet(http.server.SimpleHTTPRequestHandler):
-            def log_message(self, *_):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(
-            ("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))
-        )
-
-    def __enter__(self) -> str:
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{self.server.server_port}"
-
-    def __exit__(self, *_) -> None:
-        self.server.shutdown()
-        self.server.server_close()
 
 
 @pytest.fixture(scope="module")

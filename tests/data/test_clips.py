@@ -8,8 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from builders import CLIP_FEATURES, numbered_frames, numbered_video, numbers_of, write_numbered_shards
 from datasets import Features, Image, Value
-from numbered_videos import CLIP_FEATURES, numbered_frames, numbered_video, numbers_of, write_numbered_shards
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from vjepa2_hf.data.clips import ClipStream, DataSource, MaskCollator

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from builders import numbered_frames, numbers_of
 from datasets import Features, List, Value, Video
-from numbered_videos import numbered_frames, numbers_of
 
 from vjepa2_hf.data.episodes import episode_ids, held_out_of, read_episodes, split_episodes
 from vjepa2_hf.data.shards import write_shards

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from published import TINY_ENCODER
+from builders import TINY_ENCODER
 from torch import nn
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig

@@ -8,7 +8,7 @@ import import_episodes
 import numpy as np
 import PIL.Image
 import pytest
-from numbered_videos import numbered_frames, numbers_of
+from builders import numbered_frames, numbers_of
 
 from vjepa2_hf.data.episodes import read_episodes
 from vjepa2_hf.data.shards import open_stream

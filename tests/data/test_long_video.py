@@ -11,39 +11,12 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from published import TINY_ENCODER
-from test_modeling_encoder import spread
+from builders import TINY_ENCODER, noise_frames, noise_pixels, spread
 
 import vjepa2_hf
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor
 from vjepa2_hf.data.long_video import LongFeatures
 from vjepa2_hf.video_io import VideoDecodeError, VideoReader, encode_video
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    torch.manual_seed(0)
-    return spread(VJepa2Encoder(VJepa2EncoderConfig(**TINY_ENCODER))).eval()
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return VJepa2VideoProcessor(size=32, crop_size=32)
-
-
-def pixels(frames: int, size: int = 16) -> torch.Tensor:
-    return torch.randn(frames, 3, size, size, generator=torch.Generator().manual_seed(frames))
-
-
-def pictures(frames: int, height: int = 24, width: int = 40) -> np.ndarray:
-    return np.random.default_rng(frames).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
-def video(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("video") / "video.mp4"
-    path.write_bytes(encode_video(pictures(23), fps=10, gop_size=5))
-    return path
 
 
 def by_chunks(encoder, frames: torch.Tensor, chunk: int, overlap: int = 0) -> torch.Tensor:
@@ -64,25 +37,25 @@ class TestInMemory:
     @pytest.mark.parametrize("frames", [2, 8, 9, 16, 17, 21])
     @pytest.mark.parametrize(("chunk", "overlap"), [(8, 0), (8, 2), (8, 6), (4, 2)])
     def test_features_are_those_of_the_chunks_to_the_bit(self, encoder, frames, chunk, overlap):
-        found = encoder.encode_long(pixels(frames), chunk_frames=chunk, overlap=overlap)
-        assert torch.equal(found, by_chunks(encoder, pixels(frames), chunk, overlap))
+        found = encoder.encode_long(noise_pixels(frames), chunk_frames=chunk, overlap=overlap)
+        assert torch.equal(found, by_chunks(encoder, noise_pixels(frames), chunk, overlap))
         assert found.shape[1] == (frames + 1) // 2 * 4
 
     @pytest.mark.parametrize("frames", [1, 2, 8])
     def test_one_chunk_is_encode(self, encoder, frames):
-        clip = pixels(frames).unsqueeze(0)
+        clip = noise_pixels(frames).unsqueeze(0)
         assert torch.equal(encoder.encode_long(clip), encoder.encode(clip))
         assert torch.equal(encoder.encode_long(clip, pool="frame"), encoder.encode(clip, pool="frame"))
 
     def test_stride_keeps_every_third_frame(self, encoder):
-        found = encoder.encode_long(pixels(20), chunk_frames=4, stride=3)
-        assert torch.equal(found, by_chunks(encoder, pixels(20)[::3], 4))
+        found = encoder.encode_long(noise_pixels(20), chunk_frames=4, stride=3)
+        assert torch.equal(found, by_chunks(encoder, noise_pixels(20)[::3], 4))
 
     def test_overlapped_frames_are_context_for_later_tokens_alone(self, encoder):
-        changed = pixels(12).clone()
+        changed = noise_pixels(12).clone()
         changed[6:8] += 1  # the overlap of the first chunk with the second
         without, overlapped = (
-            [encoder.encode_long(frames, 8, overlap).unflatten(1, (6, 4)) for frames in (pixels(12), changed)]
+            [encoder.encode_long(frames, 8, overlap).unflatten(1, (6, 4)) for frames in (noise_pixels(12), changed)]
             for overlap in (0, 2)
         )
         assert torch.equal(without[0][:, 4:], without[1][:, 4:])
@@ -90,12 +63,12 @@ class TestInMemory:
 
     @pytest.mark.parametrize("kind", ["generator", "list", "tensor of one video"])
     def test_frames_of_any_form(self, encoder, kind):
-        frames = pixels(11)
+        frames = noise_pixels(11)
         given = {"generator": iter(frames), "list": list(frames), "tensor of one video": frames.unsqueeze(0)}[kind]
         assert torch.equal(encoder.encode_long(given, chunk_frames=4), by_chunks(encoder, frames, 4))
 
     def test_pictures_of_any_form(self, encoder, processor):
-        frames = pictures(11)
+        frames = noise_frames(11)
         expected = by_chunks(encoder, processor(frames, return_tensors="pt")["pixel_values_videos"][0], 4, 2)
         images = (PIL.Image.fromarray(frame) for frame in frames)
         for given in (frames, torch.from_numpy(frames).permute(0, 3, 1, 2), list(frames), images):
@@ -133,18 +106,18 @@ class TestRefused:
     )
     def test_settings(self, encoder, options, message):
         with pytest.raises(ValueError, match=message):
-            encoder.encode_long(pixels(8), **options)
+            encoder.encode_long(noise_pixels(8), **options)
 
     @pytest.mark.parametrize(
         ("given", "message"),
         [
             (iter([]), "the video has no frame"),
-            (pixels(2).unsqueeze(0).expand(2, -1, -1, -1, -1), "one video at a time"),
-            (pixels(2).double().numpy(), "A frame of the video is float64"),
-            ([pixels(1)[0], pixels(1, 32)[0]], "differ in kind or size"),
-            ([*pixels(4), *pixels(4, 32)], r"change from \(3, 16, 16\) to \(3, 32, 32\)"),
+            (noise_pixels(2).unsqueeze(0).expand(2, -1, -1, -1, -1), "one video at a time"),
+            (noise_pixels(2).double().numpy(), "A frame of the video is float64"),
+            ([noise_pixels(1)[0], noise_pixels(1, 32)[0]], "differ in kind or size"),
+            ([*noise_pixels(4), *noise_pixels(4, 32)], r"change from \(3, 16, 16\) to \(3, 32, 32\)"),
             (3, "video is a int"),
-            (pictures(2), "the model was not loaded from anywhere: give `processor"),
+            (noise_frames(2), "the model was not loaded from anywhere: give `processor"),
         ],
         ids=range(7),
     )
@@ -187,20 +160,20 @@ class TestOnDisk:
             found[12]
 
     def test_pooled(self, encoder, tmp_path):
-        found = encoder.encode_long(pixels(9), chunk_frames=4, output_dir=tmp_path / "out", pool="frame")
+        found = encoder.encode_long(noise_pixels(9), chunk_frames=4, output_dir=tmp_path / "out", pool="frame")
         assert found.shape == (5, 24) and torch.equal(found[2:4], found.tokens()[0, 2:4])
-        assert torch.equal(found.tokens(), encoder.encode_long(pixels(9), chunk_frames=4, pool="frame"))
+        assert torch.equal(found.tokens(), encoder.encode_long(noise_pixels(9), chunk_frames=4, pool="frame"))
 
     def test_a_finished_folder_is_not_encoded_again(self, encoder, tmp_path, monkeypatch):
-        encoder.encode_long(pixels(9), chunk_frames=4, output_dir=tmp_path)
+        encoder.encode_long(noise_pixels(9), chunk_frames=4, output_dir=tmp_path)
         monkeypatch.setattr(type(encoder), "encode", None)
-        assert encoder.encode_long(pixels(9), chunk_frames=4, output_dir=tmp_path).frames == 9
-        assert encoder.encode_long(pixels(9), chunk_frames=4, output_dir=str(tmp_path)).frames == 9
+        assert encoder.encode_long(noise_pixels(9), chunk_frames=4, output_dir=tmp_path).frames == 9
+        assert encoder.encode_long(noise_pixels(9), chunk_frames=4, output_dir=str(tmp_path)).frames == 9
 
     @pytest.mark.parametrize("overlap", [0, 2, 6])
     @pytest.mark.parametrize("count", [3, 8, 15, 21])
     def test_an_iterator_that_stopped_goes_on(self, encoder, tmp_path, monkeypatch, overlap, count):
-        frames, options = pixels(21), {"chunk_frames": 8, "overlap": overlap, "output_dir": tmp_path}
+        frames, options = noise_pixels(21), {"chunk_frames": 8, "overlap": overlap, "output_dir": tmp_path}
         with pytest.raises(Stop):
             encoder.encode_long(stops_after([*frames, None], count), **options)
         with pytest.raises(FileNotFoundError, match="not finished"):
@@ -215,7 +188,7 @@ class TestOnDisk:
     @pytest.mark.parametrize("change", ["first frame", "overlap", "fewer", "more"])
     @pytest.mark.parametrize("length", [20, 21])
     def test_an_iterator_of_other_frames_is_refused(self, encoder, tmp_path, change, length):
-        frames, options = pixels(length), {"chunk_frames": 8, "overlap": 2, "output_dir": tmp_path}
+        frames, options = noise_pixels(length), {"chunk_frames": 8, "overlap": 2, "output_dir": tmp_path}
         encoder.encode_long(iter(frames), **options)
         other = frames.clone()
         other[{"first frame": 0, "overlap": 7}.get(change, 19)] += 1
@@ -232,7 +205,7 @@ class TestOnDisk:
         with pytest.raises(ValueError, match=r"holds features with other stride \(1, now 2\)"):
             encoder.encode_long(video, stride=2, **options)
         with pytest.raises(ValueError, match="holds features with other video"):
-            encoder.encode_long(encode_video(pictures(4), fps=10), **options)
+            encoder.encode_long(encode_video(noise_frames(4), fps=10), **options)
         with pytest.raises(ValueError, match="holds features with other processor"):
             encoder.encode_long(video, **{**options, "processor": VJepa2VideoProcessor(size=16, crop_size=16)})
         assert encoder.encode_long(video, **options).frames == 23
@@ -240,13 +213,13 @@ class TestOnDisk:
     def test_a_foreign_folder_is_left_alone(self, encoder, tmp_path):
         (tmp_path / "notes.tmp").write_text("mine")
         with pytest.raises(FileExistsError, match="holds files, but no features"):
-            encoder.encode_long(pixels(4), output_dir=tmp_path)
+            encoder.encode_long(noise_pixels(4), output_dir=tmp_path)
         assert (tmp_path / "notes.tmp").read_text() == "mine"
 
     def test_features_that_dropout_makes_random_are_refused(self, tmp_path):
         model = VJepa2Encoder(VJepa2EncoderConfig(**TINY_ENCODER, drop_path_rate=0.5)).train()
         with pytest.raises(ValueError, match=r"call eval\(\) first"):
-            model.encode_long(pixels(4), output_dir=tmp_path)
+            model.encode_long(noise_pixels(4), output_dir=tmp_path)
 
 
 SCRIPT = """if True:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from builders import numbered_video
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numbered_videos import numbered_video
 
 from vjepa2_hf.data.sampling import FrameSampler, FramesCurriculum
 from vjepa2_hf.video_io import VideoReader, encode_video

@@ -6,8 +6,8 @@ import tarfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from builders import CLIP_FEATURES, numbered_video, write_numbered_shards
 from datasets import Video, load_dataset
-from numbered_videos import CLIP_FEATURES, numbered_video, write_numbered_shards
 
 from vjepa2_hf.data import shards as shards_module
 from vjepa2_hf.data.clips import ClipStream

@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pretrain
 import pytest
-from numbered_videos import CLIP_FEATURES, numbered_frames, numbered_video, numbers_of, write_numbered_shards
+from builders import CLIP_FEATURES, numbered_frames, numbered_video, numbers_of, write_numbered_shards
 
 from vjepa2_hf.data.clips import ClipStream, DataSource
 from vjepa2_hf.data.sampling import FrameSampler

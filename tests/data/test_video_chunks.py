@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_long_video import pictures, pixels, video  # noqa: F401, a fixture
+from builders import noise_frames, noise_pixels
 
 from vjepa2_hf import VJepa2VideoProcessor
 from vjepa2_hf.data.video_chunks import FrameSource
@@ -41,28 +41,30 @@ def test_a_later_start_gives_the_same_chunks_and_shows_every_frame():
     assert list(FrameSource(numbered(20)).chunks(6, 4, start=len(whole))) == []
 
 
-def test_a_row_of_datasets_is_its_video(video):  # noqa: F811
+def test_a_row_of_datasets_is_its_video(video):
     processor = VJepa2VideoProcessor(size=16, crop_size=16)
     expected = torch.cat([chunk for chunk, _ in FrameSource(video, processor).chunks(8)])
     for row in ({"bytes": video.read_bytes(), "path": "a.mp4"}, {"bytes": None, "path": str(video)}):
         assert torch.equal(torch.cat([chunk for chunk, _ in FrameSource(row, processor).chunks(8)]), expected)
 
 
-def test_hash_is_of_the_content(video, tmp_path):  # noqa: F811
+def test_hash_is_of_the_content(video, tmp_path):
     copy = tmp_path / "copy.mp4"
     copy.write_bytes(video.read_bytes())
     assert FrameSource(copy).fingerprint() == FrameSource(video).fingerprint()
     assert FrameSource(video.read_bytes()).fingerprint() == FrameSource(video).fingerprint()
-    changed = pixels(4).clone()
-    assert FrameSource(changed).fingerprint() == FrameSource(pixels(4)).fingerprint()
+    changed = noise_pixels(4).clone()
+    assert FrameSource(changed).fingerprint() == FrameSource(noise_pixels(4)).fingerprint()
     changed[3, 2, 1, 0] += 1
-    assert FrameSource(changed).fingerprint() != FrameSource(pixels(4)).fingerprint()
-    assert FrameSource(pictures(3)).fingerprint() != FrameSource(pictures(3).transpose(0, 2, 1, 3)).fingerprint()
-    assert FrameSource(iter(pictures(3))).fingerprint() == "frames"
+    assert FrameSource(changed).fingerprint() != FrameSource(noise_pixels(4)).fingerprint()
+    assert (
+        FrameSource(noise_frames(3)).fingerprint() != FrameSource(noise_frames(3).transpose(0, 2, 1, 3)).fingerprint()
+    )
+    assert FrameSource(iter(noise_frames(3))).fingerprint() == "frames"
 
 
 def test_a_processor_in_its_training_mode_crops_nothing_at_random():
-    frames = pictures(4)
+    frames = noise_frames(4)
     train = VJepa2VideoProcessor(size=16, crop_size=16, do_random_resized_crop=True)
     plain = VJepa2VideoProcessor(size=16, crop_size=16)
     one, two = (next(FrameSource(frames, processor).chunks(4))[0] for processor in (train, plain))

@@ -8,8 +8,8 @@ import plan_arm
 import pytest
 import torch
 import yaml
-from test_convert_checkpoints import AC, golden_content, written
-from test_docs_understanding import ROOT, blocks, commands, run
+from builders import GOLDEN_SETTINGS, ROOT, golden_content, write_checkpoint
+from script_runs import blocks, commands, run_command
 
 from vjepa2_hf import VJepa2Planner, VJepa2WorldModelConfig, convert_checkpoints
 
@@ -46,16 +46,16 @@ def walked(tmp_path_factory):
     folder = tmp_path_factory.mktemp("franka")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        written(folder, golden_content("action-conditioned"), "vjepa2-ac-vitg.pt")
+        write_checkpoint(folder, golden_content("action-conditioned"), "vjepa2-ac-vitg.pt")
         ran = []
         for command in commands("franka.md"):
             program = command[2] if command[1] == "-m" else command[1]
             ran.append(Path(program).name)
             if program == "vjepa2_hf.convert_checkpoints":  # sizes that tensors cannot tell
-                told = [f"{name}={value}" for name, value in AC.items()]
+                told = [f"{name}={value}" for name, value in GOLDEN_SETTINGS["action-conditioned"].items()]
                 convert_checkpoints.main([*command[3:], "--set", *told])
             else:
-                run(shrunk(command))
+                run_command(shrunk(command))
     make, plan = "make_arm_dataset.py", "plan_arm.py"
     expected = [make, make, "pretrain.py", "train_world_model.py", plan, "vjepa2_hf.convert_checkpoints", plan]
     assert ran == expected

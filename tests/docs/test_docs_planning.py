@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from published import TINY_ENCODER, TINY_PREDICTOR
-from test_latent_planning import build
+from builders import TINY_ENCODER, TINY_PREDICTOR, build_planner
 
 from vjepa2_hf import VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel, VJepa2WorldModelConfig
 from vjepa2_hf.environments import PushingEnv
@@ -39,7 +38,7 @@ def actions_per_step(request):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, actions_per_step):
     folder = tmp_path_factory.mktemp("planner")
-    build(action_dim=2 * actions_per_step, actions_per_step=actions_per_step).save_pretrained(folder)
+    build_planner(action_dim=2 * actions_per_step, actions_per_step=actions_per_step).save_pretrained(folder)
     return folder
 
 

@@ -9,8 +9,8 @@ import pretrain
 import pytest
 import torch
 import train_probe
-from published import TINY_ENCODER, TINY_PREDICTOR
-from test_docs_understanding import ROOT, blocks, commands, moving_square
+from builders import ROOT, TINY_ENCODER, TINY_PREDICTOR, moving_square
+from script_runs import blocks, commands
 from transformers import VJEPA2Config, VJEPA2Model
 
 from vjepa2_hf import VJepa2Encoder, VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor

@@ -1,45 +1,17 @@
 """The commands and snippets of docs/long_video.md, docs/anomalies.md and docs/looking.md run, at tiny size."""
 
 import json
-import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import detect_anomalies
-import numpy as np
-import pretrain
 import pytest
 import torch
-from published import TINY_ENCODER, TINY_PREDICTOR
+from builders import ROOT, TINY_ENCODER, TINY_PREDICTOR, moving_square
+from script_runs import blocks, commands, run_command
 
-import vjepa2_hf
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2ForVideoClassification, VJepa2VideoProcessor
 from vjepa2_hf import VJepa2MaskedLatentPredictionConfig as MaskedConfig
-from vjepa2_hf.video_io import VideoReader, encode_video
-
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def blocks(page: str, language: str) -> list[str]:
-    """The fenced blocks of a page in a language ("" for commands)."""
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    return [block for found, block in fenced if found == language]
-
-
-def commands(page: str) -> list[list[str]]:
-    text = "".join(blocks(page, "")).replace("\\\n", " ")
-    return [shlex.split(line, comments=True) for line in text.splitlines() if line.strip()]
-
-
-def moving_square(frames: int) -> bytes:
-    pictures = np.random.default_rng(0).integers(0, 40, (frames, 32, 40, 3), dtype=np.uint8)
-    for number in range(frames):
-        pictures[number, 8:18, number % 30 : number % 30 + 10] = 230
-    return encode_video(pictures, fps=10)
+from vjepa2_hf.video_io import VideoReader
 
 
 @pytest.fixture
@@ -56,23 +28,9 @@ def work(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(command: list[str]) -> None:
-    """A command of a page; examples run in this process, which has imported what they need."""
-    script = next(part for part in command if part.endswith(".py"))
-    module = __import__(Path(script).stem)
-    arguments = command[command.index(script) + 1 :]
-    if module is pretrain:
-        program = [sys.executable, str(ROOT / script), *arguments]
-        environment = {"PYTHONPATH": str(Path(vjepa2_hf.__file__).parents[1]), "OMP_NUM_THREADS": "1", "HOME": "."}
-        result = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr[-2000:]
-    else:
-        module.main(arguments)
-
-
 def test_long_video(work):
     (command,) = commands("long_video.md")
-    run(command)
+    run_command(command)
     for block in blocks("long_video.md", "python"):
         names = {}
         exec(block, names)
@@ -92,7 +50,7 @@ def test_anomalies(work):
         if any(part.endswith("detect_anomalies.py") for part in command) and "--cut" not in command:
             command = command[: command.index("--document")]  # the repository's own page and results stay
             command += ["--placements", "2", "--segment", "40", "--length", "8"]
-        run(command)
+        run_command(command)
     results = Path("runs/anomalies")
     assert {path.name for path in results.glob("*.png")} == {
         "object_that_jumps.png", "frames_reversed.png", "frozen.png",
@@ -109,7 +67,7 @@ def test_looking(work):
     VJepa2VideoProcessor(size=32, crop_size=32).save_pretrained("runs/probes/mine/final")
     Path("my_videos/b.mp4").write_bytes(moving_square(12))
     for command in commands("looking.md"):
-        run(command)
+        run_command(command)
     names = {"features.gif", "attention.png", "nearest.png", "loss.png"}
     assert {path.name for path in Path("runs/looks").iterdir()} == names
     for block in blocks("looking.md", "python"):

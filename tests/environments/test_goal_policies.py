@@ -10,7 +10,7 @@ import pytest
 import torch
 import train_actor
 import train_cloning
-from published import TINY_ENCODER
+from builders import TINY_ENCODER
 from record_episodes import episode_features
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, VJepa2WorldModel

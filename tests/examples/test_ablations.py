@@ -1,16 +1,19 @@
 """The ablations are the demo's run but for one thing, and the objective's settings reach model and metrics."""
 
 import pytest
-import test_pretrain
+from builders import EXAMPLES
 from pretrain import PretrainConfig
-from test_pretrain import EXAMPLES, run_script
+from script_runs import run_pretrain, write_square_shards
 
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction
 from vjepa2_hf.training.run import changed_settings
 from vjepa2_hf.training.settings import load_config
 
 
-shards = test_pretrain.shards
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_square_shards(tmp_path_factory.mktemp("shards") / "train")
+
 
 CHANGES = {
     "online_target": {"target_type"},
@@ -39,7 +42,7 @@ def test_an_ablation_differs_from_the_demo_by_its_one_thing(name):
 def test_terms_are_logged_by_name_and_saved_with_the_model(monkeypatch, shards, tmp_path):
     settings = ["loss_exponent=2", "temporal_diversity_weight=0.1", "temporal_contrastive_weight=0.1"]
     settings += ["variance_weight=0.5", "covariance_weight=0.02", "variance_margin=0.5", "max_steps=2"]
-    lines = run_script(monkeypatch, shards, tmp_path, *settings)
+    lines = run_pretrain(monkeypatch, shards, tmp_path, *settings)
     weights = {"prediction": 1, "temporal_diversity": 0.1, "temporal_contrastive": 0.1}
     weights |= {"variance": 0.5, "covariance": 0.02}
     for line in lines:
@@ -53,7 +56,7 @@ def test_terms_are_logged_by_name_and_saved_with_the_model(monkeypatch, shards, 
 @pytest.mark.filterwarnings("ignore:target_type='online'")
 @pytest.mark.parametrize("target_type", ["online", "pixels"])
 def test_a_run_with_another_target(monkeypatch, shards, tmp_path, target_type):
-    run_script(monkeypatch, shards, tmp_path, f"target_type={target_type}", "max_steps=2")
+    run_pretrain(monkeypatch, shards, tmp_path, f"target_type={target_type}", "max_steps=2")
     model = VJepa2ForMaskedLatentPrediction.from_pretrained(tmp_path / "final")
     pairs = zip(model.encoder.parameters(), model.target_encoder.parameters(), strict=True)
     assert all((a == b).all() for a, b in pairs) == (target_type == "online")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from published import TINY_ENCODER, TINY_PREDICTOR
+from builders import TINY_ENCODER, TINY_PREDICTOR
 
 import vjepa2_hf
 from vjepa2_hf import (

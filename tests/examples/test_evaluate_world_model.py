@@ -10,6 +10,7 @@ import evaluate_world_model
 import numpy as np
 import pytest
 import torch
+from builders import TINY_ENCODER
 from datasets import Features, List, Value, Video
 from evaluate_world_model import (
     EvaluationConfig,
@@ -21,7 +22,6 @@ from evaluate_world_model import (
     score_interval,
 )
 from PIL import Image
-from published import TINY_ENCODER
 
 from vjepa2_hf import (
     VJepa2PixelDecoder,

@@ -9,10 +9,8 @@ import extract_features
 import numpy as np
 import pytest
 import torch
+from builders import TINY_ENCODER, noise_frames, spread
 from datasets import load_dataset
-from published import TINY_ENCODER
-from test_long_video import pictures
-from test_modeling_encoder import spread
 
 import vjepa2_hf
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor
@@ -36,7 +34,7 @@ def source(tmp_path):
     for name, frames in LENGTHS.items():
         path = tmp_path / "videos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode_video(pictures(frames), fps=10))
+        path.write_bytes(encode_video(noise_frames(frames), fps=10))
     (tmp_path / "videos" / "a" / "bad.mp4").write_bytes(b"no video")
     return tmp_path / "videos"
 
@@ -111,7 +109,7 @@ def test_settings_weights_and_files_do_not_mix(model, source, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(model, source, tmp_path / "out", "--pool", "frame")
     assert "holds features with other pool (clip, now frame)" in capsys.readouterr().err
-    (source / "four.mp4").write_bytes(encode_video(pictures(6), fps=10))
+    (source / "four.mp4").write_bytes(encode_video(noise_frames(6), fps=10))
     with pytest.raises(SystemExit):
         run(model, source, tmp_path / "out")
     assert "four.mp4' has changed since it was embedded" in capsys.readouterr().err

@@ -9,8 +9,8 @@ import PIL.Image
 import pytest
 import torch
 import yaml
+from builders import TINY_ENCODER, TINY_PREDICTOR
 from datasets import Features, Value, Video
-from published import TINY_ENCODER, TINY_PREDICTOR
 
 from vjepa2_hf import (
     VJepa2Encoder,

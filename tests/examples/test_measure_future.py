@@ -7,8 +7,7 @@ import measure_future
 import numpy as np
 import pytest
 import torch
-from published import TINY_ENCODER, TINY_PREDICTOR
-from test_modeling_encoder import clips
+from builders import TINY_ENCODER, TINY_PREDICTOR, clips
 
 from vjepa2_hf import (
     VJepa2ForMaskedLatentPrediction,

@@ -8,8 +8,8 @@ from pathlib import Path
 import measure_optional_parts
 import pytest
 import yaml
+from builders import TINY_ENCODER
 from demo import Road
-from published import TINY_ENCODER
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor
 

@@ -11,65 +11,18 @@ import PIL.Image
 import pretrain
 import pytest
 import torch
-from datasets import Features, Value, Video
+from builders import EXAMPLES
 from pretrain import PretrainConfig, build_model_config
+from script_runs import TINY_PRETRAIN, metrics, run_pretrain, write_square_shards
 
 from vjepa2_hf import VJepa2Encoder, VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
-from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.masking import build_mask_samplers
-from vjepa2_hf.training.run import read_metrics
 from vjepa2_hf.training.settings import load_config
-from vjepa2_hf.video_io import encode_video
-
-
-EXAMPLES = Path(pretrain.__file__).parent
-TIMES = ("clips_per_second", "data_wait")
-
-TINY = [
-    "max_steps=6",
-    "batch_size=2",
-    "num_threads=1",
-    "log_every=1",
-    "save_every=3",
-    "frames_per_clip=4",
-    "fps=null",
-    "crop_size=32",
-    "clips_per_video=2",
-    "encoder={hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, drop_path_rate: 0.2, patch_size: 8}",
-    "predictor={hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2}",
-    "masks=[{type: multi_block, num_blocks: 2, spatial_scale: 0.3}, {type: future}]",
-    "ema={schedule: cosine, start: 0.9}",
-    "learning_rate={peak: 1e-3, warmup_steps: 2}",
-]
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
-    """Five videos of a bright square that moves, in two shards."""
-    rng = np.random.default_rng(0)
-
-    def rows():
-        for number in range(5):
-            frames = rng.integers(0, 80, (8, 40, 40, 3), dtype=np.uint8)
-            for t in range(8):
-                frames[t, 4 * t : 4 * t + 8, 5 * number : 5 * number + 8] = 255
-            yield {"video": {"bytes": encode_video(frames, fps=8), "path": None}, "path": f"{number}.mp4"}
-
-    folder = tmp_path_factory.mktemp("shards") / "train"
-    write_shards(rows(), folder, Features({"video": Video(decode=False), "path": Value("string")}), num_shards=2)
-    return folder
-
-
-def run_script(monkeypatch, shards: Path, output_dir: Path, *overrides: str) -> list[dict]:
-    """Runs the script in this process; the metrics without what the clock measured."""
-    arguments = [f"data={shards}", f"output_dir={output_dir}", *TINY, *overrides]
-    monkeypatch.setattr(sys, "argv", ["pretrain.py", *arguments])
-    pretrain.main()
-    return metrics(output_dir)
-
-
-def metrics(output_dir: Path) -> list[dict]:
-    return [{name: value for name, value in line.items() if name not in TIMES} for line in read_metrics(output_dir)]
+    return write_square_shards(tmp_path_factory.mktemp("shards") / "train")
 
 
 def run_and_stop_after_three(shards: Path, output_dir: Path, *overrides: str) -> None:
@@ -82,7 +35,7 @@ def run_and_stop_after_three(shards: Path, output_dir: Path, *overrides: str) ->
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
         patch.setattr(pretrain.Run, "save_checkpoint", stop_after_three)
-        run_script(patch, shards, output_dir, *overrides)
+        run_pretrain(patch, shards, output_dir, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +48,7 @@ def stopped(shards, tmp_path_factory) -> Path:
 
 def fails(monkeypatch, capsys, shards: Path, output_dir: Path, *overrides: str) -> str:
     with pytest.raises(SystemExit) as exit_:
-        run_script(monkeypatch, shards, output_dir, *overrides)
+        run_pretrain(monkeypatch, shards, output_dir, *overrides)
     assert exit_.value.code == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
@@ -103,7 +56,7 @@ def fails(monkeypatch, capsys, shards: Path, output_dir: Path, *overrides: str) 
 
 
 def test_a_run_leaves_metrics_checkpoints_and_a_model_that_loads(monkeypatch, shards, tmp_path):
-    lines = run_script(monkeypatch, shards, tmp_path)
+    lines = run_pretrain(monkeypatch, shards, tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert set(lines[0]) == {
         "step", "loss", "learning_rate", "ema_momentum", "weight_decay",
@@ -136,11 +89,11 @@ def test_a_run_leaves_metrics_checkpoints_and_a_model_that_loads(monkeypatch, sh
     ],
 )
 def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_bit(monkeypatch, shards, tmp_path, setting):
-    uninterrupted = run_script(monkeypatch, shards, tmp_path / "a", setting)
+    uninterrupted = run_pretrain(monkeypatch, shards, tmp_path / "a", setting)
     run_and_stop_after_three(shards, tmp_path / "b", setting)
     assert not (tmp_path / "b" / "final").exists()
     torch.manual_seed(99)
-    assert run_script(monkeypatch, shards, tmp_path / "b", setting, "resume=latest") == uninterrupted
+    assert run_pretrain(monkeypatch, shards, tmp_path / "b", setting, "resume=latest") == uninterrupted
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "a/final" / name).read_bytes() == (tmp_path / "b/final" / name).read_bytes()
 
@@ -156,18 +109,18 @@ def test_a_resumed_run_of_every_kind_of_clip_repeats_the_uninterrupted_one(monke
         "frames_per_clip=8", "frames_curriculum=[[0, 4], [2, 6], [4, 8]]", "fps=[4, 8]", "speed=[0.5, 1.5]",
         "frame_jitter=0.3", "motion_weight=0.5", f"num_workers={num_workers}",
     ]  # fmt: skip
-    uninterrupted = run_script(monkeypatch, shards, tmp_path / "a", *settings)
+    uninterrupted = run_pretrain(monkeypatch, shards, tmp_path / "a", *settings)
     assert [line["frames_per_clip"] for line in uninterrupted] == [4, 4, 6, 6, 8, 8]
     run_and_stop_after_three(shards, tmp_path / "b", *settings)
-    assert run_script(monkeypatch, shards, tmp_path / "b", *settings, "resume=latest") == uninterrupted
+    assert run_pretrain(monkeypatch, shards, tmp_path / "b", *settings, "resume=latest") == uninterrupted
     weights = [(tmp_path / name / "final/model.safetensors").read_bytes() for name in "ab"]
     assert weights[0] == weights[1]
 
 
 def test_with_constant_schedules_a_run_goes_on_to_another_last_step(monkeypatch, shards, tmp_path):
     constant = ["learning_rate.schedule=constant", "ema.schedule=constant", "resume=latest"]
-    run_script(monkeypatch, shards, tmp_path, *constant, "max_steps=3")
-    lines = run_script(monkeypatch, shards, tmp_path, *constant, "max_steps=4")
+    run_pretrain(monkeypatch, shards, tmp_path, *constant, "max_steps=3")
+    lines = run_pretrain(monkeypatch, shards, tmp_path, *constant, "max_steps=4")
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
 
 
@@ -180,7 +133,7 @@ def test_two_processes_resume_to_the_bit(shards, tmp_path):
     }  # fmt: skip
     for name, steps in (("a", [6]), ("b", [3, 6])):
         for max_steps in steps:
-            settings = [f"data={shards}", f"output_dir={tmp_path / name}", *TINY, "resume=latest"]
+            settings = [f"data={shards}", f"output_dir={tmp_path / name}", *TINY_PRETRAIN, "resume=latest"]
             settings += [f"max_steps={max_steps}", "learning_rate.schedule=constant", "ema.schedule=constant"]
             subprocess.run([*command, *settings], env=environment, check=True, capture_output=True, timeout=300)
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
@@ -207,9 +160,9 @@ def test_a_run_does_not_go_on_in_silence_with_other_settings(stopped, shards, mo
 
 
 def test_started_from_a_saved_model(monkeypatch, shards, tmp_path):
-    run_script(monkeypatch, shards, tmp_path / "a")
+    run_pretrain(monkeypatch, shards, tmp_path / "a")
     sizes = ["encoder={}", "predictor={}", "frames_per_clip=8", "max_steps=1", "loss_exponent=2"]
-    run_script(monkeypatch, shards, tmp_path / "b", f"init_from={tmp_path / 'a/final'}", *sizes)
+    run_pretrain(monkeypatch, shards, tmp_path / "b", f"init_from={tmp_path / 'a/final'}", *sizes)
     model = VJepa2ForMaskedLatentPrediction.from_pretrained(tmp_path / "b" / "final")
     assert model.config.encoder_config.hidden_size == 16 and model.config.loss_exponent == 2
 
@@ -275,14 +228,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_are_lost(mon
 
 
 def test_the_mask_losses_are_the_parts_of_the_loss_and_the_gradient_norm_is_logged(monkeypatch, shards, tmp_path):
-    for line in run_script(monkeypatch, shards, tmp_path, "max_steps=2", "gradient_accumulation_steps=2"):
+    for line in run_pretrain(monkeypatch, shards, tmp_path, "max_steps=2", "gradient_accumulation_steps=2"):
         assert line["loss"] == pytest.approx((line["mask_loss_0"] + line["mask_loss_1"]) / 2)
         assert 0 < line["gradient_norm"] < 1e3
 
 
 def test_the_terms_of_the_loss_are_means_over_micro_batches_as_the_loss_is(monkeypatch, shards, tmp_path):
     settings = ["max_steps=2", "gradient_accumulation_steps=2", "variance_weight=0.5", "covariance_weight=0.25"]
-    for line in run_script(monkeypatch, shards, tmp_path, *settings):
+    for line in run_pretrain(monkeypatch, shards, tmp_path, *settings):
         terms = line["prediction_loss"] + 0.5 * line["variance_loss"] + 0.25 * line["covariance_loss"]
         assert line["loss"] == pytest.approx(terms)
 
@@ -291,12 +244,12 @@ def test_what_was_skipped_is_summed_over_processes(monkeypatch, shards, tmp_path
     monkeypatch.setattr(pretrain.SkippedList, "__len__", lambda self: 3)
     as_of_two = {"sum": 2, "mean": 1}
     monkeypatch.setattr(pretrain.Accelerator, "reduce", lambda self, part, how: part * as_of_two[how])
-    assert run_script(monkeypatch, shards, tmp_path, "max_steps=1")[0]["skipped"] == 6
+    assert run_pretrain(monkeypatch, shards, tmp_path, "max_steps=1")[0]["skipped"] == 6
 
 
 @pytest.mark.parametrize(("setting", "learnt"), [("null", [True, True, False]), ("0", [True, False, False])])
 def test_mask_sets_have_tokens_of_their_own_or_share_one_as_published(monkeypatch, shards, tmp_path, setting, learnt):
-    run_script(monkeypatch, shards, tmp_path, "max_steps=1", f"mask_token_index={setting}")
+    run_pretrain(monkeypatch, shards, tmp_path, "max_steps=1", f"mask_token_index={setting}")
     model = VJepa2ForMaskedLatentPrediction.from_pretrained(tmp_path / "final")
     moved = [bool(token.any()) for token in model.predictor.mask_tokens]  # they begin at zero
     assert moved == learnt + [False] * 7
@@ -311,7 +264,7 @@ def test_a_run_elsewhere_with_another_number_of_sources_reads_its_data_anew(
     stopped, shards, monkeypatch, caplog, tmp_path
 ):
     two = f"data=[{{path: {shards}}}, {{path: {shards}}}]"
-    lines = run_script(monkeypatch, shards, tmp_path, two, f"resume={stopped / 'checkpoint-3'}")
+    lines = run_pretrain(monkeypatch, shards, tmp_path, two, f"resume={stopped / 'checkpoint-3'}")
     assert [line["step"] for line in lines] == [4, 5, 6]
     assert "the data starts anew: it was read by {'num_workers': 0, 'sources': 1} then" in caplog.text
 
@@ -339,9 +292,9 @@ def test_an_optimiser_with_other_groups_ends_in_one_sentence(stopped, shards, mo
 
 
 def test_a_run_that_had_ended_leaves_its_final_model_when_it_is_resumed(monkeypatch, shards, tmp_path):
-    lines = run_script(monkeypatch, shards, tmp_path, "max_steps=1")
+    lines = run_pretrain(monkeypatch, shards, tmp_path, "max_steps=1")
     (tmp_path / "final" / "README.md").write_text("a card")
-    assert run_script(monkeypatch, shards, tmp_path, "max_steps=1", "resume=latest") == lines
+    assert run_pretrain(monkeypatch, shards, tmp_path, "max_steps=1", "resume=latest") == lines
     assert (tmp_path / "final" / "README.md").read_text() == "a card"
 
 
@@ -354,22 +307,22 @@ def test_a_collapse_is_told_once_with_its_likely_cause_also_across_a_resume(monk
     # a momentum of 0 and updates that flatten everything
     settings = ["ema={start: 0.0}", "learning_rate={schedule: constant, peak: 0.3}", "weight_decay=3.0"]
     settings += ["max_steps=20", "save_every=10", "encoder.drop_path_rate=0.0"]
-    lines = run_script(monkeypatch, shards, tmp_path, *settings)
+    lines = run_pretrain(monkeypatch, shards, tmp_path, *settings)
     (told,) = [line for line in lines if "warning" in line]
     assert told["warning"].startswith(f"The targets collapse at step {told['step']}: ")
     assert "follows the encoder too closely (momentum 0)" in told["warning"] and told["warning"] in caplog.text
     shutil.rmtree(tmp_path / "final")
     shutil.rmtree(tmp_path / "checkpoint-20")
-    assert run_script(monkeypatch, shards, tmp_path, *settings, "resume=latest") == lines
+    assert run_pretrain(monkeypatch, shards, tmp_path, *settings, "resume=latest") == lines
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # of dynamo's
 def test_compiled_blocks_learn_the_same(monkeypatch, shards, tmp_path):
     # One block of each: what is compiled is the same for all
     settings = ["max_steps=2", "encoder.drop_path_rate=0.0", "encoder.num_hidden_layers=1"]
-    plain = run_script(monkeypatch, shards, tmp_path / "a", *settings)
+    plain = run_pretrain(monkeypatch, shards, tmp_path / "a", *settings)
     with patched_compile(monkeypatch) as compiled:
-        lines = run_script(monkeypatch, shards, tmp_path / "b", *settings, "torch_compile=aot_eager")
+        lines = run_pretrain(monkeypatch, shards, tmp_path / "b", *settings, "torch_compile=aot_eager")
     assert compiled == [{"backend": "aot_eager", "dynamic": True}] * 3  # encoder, target encoder, predictor
     for before, after in zip(plain, lines, strict=True):
         assert after["loss"] == pytest.approx(before["loss"], rel=1e-5)
@@ -385,7 +338,7 @@ def patched_compile(monkeypatch):
 
 
 def test_tensorboard_gets_the_numbers(monkeypatch, shards, tmp_path):
-    run_script(monkeypatch, shards, tmp_path, "max_steps=1", "log_with=tensorboard")
+    run_pretrain(monkeypatch, shards, tmp_path, "max_steps=1", "log_with=tensorboard")
     assert list(tmp_path.rglob("events.out.tfevents.*"))
 
 

@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 import torch
 import train_decoder
-from published import TINY_ENCODER
+from builders import TINY_ENCODER
 from record_episodes import episode_features
 
 from vjepa2_hf import (

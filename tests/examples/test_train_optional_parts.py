@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from record_episodes import episode_features
-from test_train_world_model import run_script
+from script_runs import run_train_world_model
 
 from vjepa2_hf import VJepa2WorldModel
 from vjepa2_hf.data.shards import write_shards
@@ -36,7 +36,7 @@ PARTS = ["world_model.reward_head=true", "world_model.stochastic_dim=2"]
 
 def test_run_trains_reward_head_and_stochastic_latent(monkeypatch, tmp_path):
     data = write_episodes(tmp_path / "data", with_rewards=True)
-    metrics = run_script(monkeypatch, data, tmp_path / "run", *PARTS)
+    metrics = run_train_world_model(monkeypatch, data, tmp_path / "run", *PARTS)
     assert all(row["reward_loss"] > 0 and np.isfinite(row["nll_loss"]) for row in metrics)
     model = VJepa2WorldModel.from_pretrained(tmp_path / "run" / "final").eval()
     config = model.config
@@ -52,5 +52,5 @@ def test_run_trains_reward_head_and_stochastic_latent(monkeypatch, tmp_path):
 def test_a_reward_head_without_rewards_ends_in_a_sentence(monkeypatch, tmp_path, capsys):
     data = write_episodes(tmp_path / "data", with_rewards=False)
     with pytest.raises(SystemExit) as exit_:
-        run_script(monkeypatch, data, tmp_path / "run", *PARTS)
+        run_train_world_model(monkeypatch, data, tmp_path / "run", *PARTS)
     assert exit_.value.code == 1 and "rewards" in capsys.readouterr().err.strip().splitlines()[-1]

@@ -11,8 +11,8 @@ import PIL.Image
 import pytest
 import torch
 import train_probe
+from builders import TINY_ENCODER, TINY_PREDICTOR
 from datasets import Features, List, Value, Video
-from published import TINY_ENCODER, TINY_PREDICTOR
 from transformers import pipeline
 
 from vjepa2_hf import (

@@ -11,35 +11,15 @@ import numpy as np
 import pytest
 import torch
 import train_world_model
-from published import TINY_ENCODER
+from builders import TINY_ENCODER
 from record_episodes import episode_features
+from script_runs import TINY_WORLD_MODEL, run_train_world_model
 from train_world_model import WorldModelTrainingConfig, build_processor
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.training.run import Run, read_metrics
 from vjepa2_hf.video_io import encode_video
-
-
-ENCODER = (
-    "encoder_config={hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, crop_size: 32, patch_size: 16}"
-)
-TINY = [
-    "encoder=random",
-    ENCODER,
-    "max_steps=6",
-    "batch_size=4",
-    "num_threads=1",
-    "log_every=1",
-    "save_every=3",
-    "validation_fraction=0.4",  # episodes 000 and 005, by the hash of their ids
-    "frames_per_window=3",
-    "rollout_start=0.5",
-    "horizons=[1, 2]",
-    "world_model={frame_skip: 2, context_frames: 1, residual: true, rollout_steps: 2, predictor_hidden_size: 16, "
-    "predictor_num_hidden_layers: 1, predictor_num_attention_heads: 2}",
-    "learning_rate={peak: 1e-3, warmup_steps: 2}",
-]
 
 
 @pytest.fixture(scope="module")
@@ -73,21 +53,12 @@ def episodes(tmp_path_factory) -> Path:
 def finished(episodes, tmp_path_factory) -> Path:
     output_dir = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        run_script(patch, episodes, output_dir)
+        run_train_world_model(patch, episodes, output_dir)
     return output_dir
 
 
-def run_script(monkeypatch, episodes: Path, output_dir: Path, *overrides: str) -> list[dict]:
-    """Runs the script in this process; the metrics without what the clock measured."""
-    arguments = [f"data={episodes}", f"output_dir={output_dir}", *TINY, *overrides]
-    monkeypatch.setattr(sys, "argv", ["train_world_model.py", *arguments])
-    train_world_model.main()
-    rows = read_metrics(output_dir)
-    return [{name: value for name, value in row.items() if name != "windows_per_second"} for row in rows]
-
-
 def test_run_leaves_a_planner_and_its_rollout_errors(monkeypatch, episodes, tmp_path):
-    metrics = run_script(monkeypatch, episodes, tmp_path / "run", "use_proprio=true")
+    metrics = run_train_world_model(monkeypatch, episodes, tmp_path / "run", "use_proprio=true")
     assert [row["step"] for row in metrics] == [1, 2, 3, 4, 5, 6]
     # one-step loss for the first half, then the model's own weights of both losses
     assert [row["rollout_loss"] is None for row in metrics] == [True] * 3 + [False] * 3
@@ -107,7 +78,7 @@ def test_run_leaves_a_planner_and_its_rollout_errors(monkeypatch, episodes, tmp_
 
 
 def test_stopped_run_resumes_to_the_same_losses(monkeypatch, episodes, tmp_path):
-    whole = run_script(monkeypatch, episodes, tmp_path / "whole")
+    whole = run_train_world_model(monkeypatch, episodes, tmp_path / "whole")
     # stopped in step 4: the checkpoint of step 3 is there, and metrics of a step that will be done again
     original = Run.check_finite
 
@@ -118,9 +89,9 @@ def test_stopped_run_resumes_to_the_same_losses(monkeypatch, episodes, tmp_path)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(Run, "check_finite", stop)
-        run_script(monkeypatch, episodes, tmp_path / "stopped")
+        run_train_world_model(monkeypatch, episodes, tmp_path / "stopped")
     assert len(read_metrics(tmp_path / "stopped")) == 4
-    assert run_script(monkeypatch, episodes, tmp_path / "stopped", "resume=latest") == whole
+    assert run_train_world_model(monkeypatch, episodes, tmp_path / "stopped", "resume=latest") == whole
 
 
 @pytest.mark.parametrize(
@@ -134,12 +105,12 @@ def test_stopped_run_resumes_to_the_same_losses(monkeypatch, episodes, tmp_path)
 )
 def test_finished_run_does_not_go_on_with_other_settings(finished, episodes, monkeypatch, capsys, override, message):
     with pytest.raises(SystemExit):
-        run_script(monkeypatch, episodes, finished, override, "resume=latest")
+        run_train_world_model(monkeypatch, episodes, finished, override, "resume=latest")
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_finished_run_is_evaluated_at_other_horizons(finished, episodes, monkeypatch):
-    run_script(monkeypatch, episodes, finished, "horizons=[1]", "resume=latest")
+    run_train_world_model(monkeypatch, episodes, finished, "horizons=[1]", "resume=latest")
     assert [row["horizon"] for row in json.loads((finished / "rollout_error.json").read_text())] == [1]
 
 
@@ -183,7 +154,7 @@ def test_state_is_standardised_on_the_training_episodes(monkeypatch, episodes, t
         return captured["data"]
 
     monkeypatch.setattr(train_world_model, "prepare_data", capture)
-    run_script(monkeypatch, episodes, tmp_path / "run", "max_steps=1")
+    run_train_world_model(monkeypatch, episodes, tmp_path / "run", "max_steps=1")
     model, processor, training, held_out, _ = captured["data"]
     assert (training.caches[0].ids, len(training), held_out.episodes[0].tolist()) == (
         [f"{number:03d}" for number in range(6)], 4, [0, 5],
@@ -207,14 +178,16 @@ def test_state_is_standardised_on_the_training_episodes(monkeypatch, episodes, t
 )
 def test_settings_that_do_not_fit_end_in_a_sentence(monkeypatch, capsys, episodes, tmp_path, override, message):
     with pytest.raises(SystemExit) as exit_:
-        run_script(monkeypatch, episodes, tmp_path / "run", override, "rollout_start=0.0")
+        run_train_world_model(monkeypatch, episodes, tmp_path / "run", override, "rollout_start=0.0")
     assert exit_.value.code == 1
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_missing_encoder_is_no_matter_of_the_hub(monkeypatch, capsys, episodes, tmp_path):
     with pytest.raises(SystemExit):
-        run_script(monkeypatch, episodes, tmp_path / "run", "encoder=runs/nothing/final", "encoder_config={}")
+        run_train_world_model(
+            monkeypatch, episodes, tmp_path / "run", "encoder=runs/nothing/final", "encoder_config={}"
+        )
     assert "There is no folder 'runs/nothing/final'" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
@@ -232,17 +205,17 @@ def cache_files(folder: Path) -> dict[str, int]:
 
 
 def test_runs_on_one_encoder_share_its_latents(monkeypatch, episodes, tmp_path):
-    run_script(monkeypatch, episodes, tmp_path / "a", "max_steps=1")
+    run_train_world_model(monkeypatch, episodes, tmp_path / "a", "max_steps=1")
     with monkeypatch.context() as patch:
         patch.setattr(train_world_model, "build_encode", lambda *arguments: pytest.fail("encoded again"))
-        run_script(monkeypatch, episodes, tmp_path / "b", "max_steps=1", "world_model.residual=false")
+        run_train_world_model(monkeypatch, episodes, tmp_path / "b", "max_steps=1", "world_model.residual=false")
     assert len(cache_files(tmp_path / "latents")) == 1
-    run_script(monkeypatch, episodes, tmp_path / "c", "max_steps=1", "seed=1")  # another random encoder
+    run_train_world_model(monkeypatch, episodes, tmp_path / "c", "max_steps=1", "seed=1")  # another random encoder
     assert len(cache_files(tmp_path / "latents")) == 2
 
 
 def test_an_encoding_that_was_stopped_goes_on_to_the_same_run(monkeypatch, episodes, tmp_path):
-    whole = run_script(monkeypatch, episodes, tmp_path / "one" / "run")
+    whole = run_train_world_model(monkeypatch, episodes, tmp_path / "one" / "run")
     original, encoded = train_world_model.CacheWriter.add, []
 
     def add(self, name, fps, columns):
@@ -254,10 +227,10 @@ def test_an_encoding_that_was_stopped_goes_on_to_the_same_run(monkeypatch, episo
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(train_world_model.CacheWriter, "add", add)
-        run_script(monkeypatch, episodes, tmp_path / "two" / "run")
+        run_train_world_model(monkeypatch, episodes, tmp_path / "two" / "run")
     before = cache_files(tmp_path / "two" / "latents")
     assert len(before) == 2
-    assert run_script(monkeypatch, episodes, tmp_path / "two" / "run") == whole
+    assert run_train_world_model(monkeypatch, episodes, tmp_path / "two" / "run") == whole
     after = cache_files(tmp_path / "two" / "latents")
     assert len(after) == 3 and before.items() <= after.items()
 
@@ -268,21 +241,23 @@ def test_what_did_not_read_is_named_in_every_run_on_the_cache(monkeypatch, caplo
     (data / shard.name).write_bytes(shard.read_bytes()[:-100])  # a cut file
     for run in ("first", "second"):
         caplog.clear()
-        run_script(monkeypatch, data, tmp_path / run, "validation_fraction=0")
+        run_train_world_model(monkeypatch, data, tmp_path / run, "validation_fraction=0")
         assert "lacks 1 rows or shards that did not read when it was filled" in caplog.text
         assert shard.name in caplog.text
 
 
 def test_workers_change_nothing(monkeypatch, episodes, tmp_path):
-    plain = run_script(monkeypatch, episodes, tmp_path / "one" / "run", "gradient_accumulation_steps=2")
+    plain = run_train_world_model(monkeypatch, episodes, tmp_path / "one" / "run", "gradient_accumulation_steps=2")
     workers = ["gradient_accumulation_steps=2", "num_workers=1"]
-    assert run_script(monkeypatch, episodes, tmp_path / "two" / "run", *workers) == plain
+    assert run_train_world_model(monkeypatch, episodes, tmp_path / "two" / "run", *workers) == plain
 
 
 def test_two_sources_are_mixed_and_their_statistics_kept(monkeypatch, episodes, tmp_path):
     files = sorted(episodes.glob("*.parquet"))
     sources = json.dumps([{"path": str(file), "weight": weight} for file, weight in zip(files, (3, 1), strict=True)])
-    run_script(monkeypatch, episodes, tmp_path / "run", f"data={sources}", "max_steps=1", "use_proprio=true")
+    run_train_world_model(
+        monkeypatch, episodes, tmp_path / "run", f"data={sources}", "max_steps=1", "use_proprio=true"
+    )
     found = json.loads((tmp_path / "run" / "statistics.json").read_text())
     one, two = found["actions"]["sources"]
     mean = [0.75 * a + 0.25 * b for a, b in zip(one["mean"], two["mean"], strict=True)]
@@ -297,7 +272,9 @@ def test_lerobot_dataset_trains_as_it_is(monkeypatch, tmp_path):
     dataset = Path(__file__).parents[1] / "fixtures" / "lerobot_v3"
     data = f"data=[{{path: {dataset}, camera: front}}]"
     # the fixture's pictures are grey, its episodes 5 to 11 frames long; state and action have two numbers
-    metrics = run_script(monkeypatch, dataset, tmp_path / "run", data, "use_proprio=true", "validation_fraction=0.3")
+    metrics = run_train_world_model(
+        monkeypatch, dataset, tmp_path / "run", data, "use_proprio=true", "validation_fraction=0.3"
+    )
     assert len(metrics) == 6
     index = json.loads(next((tmp_path / "latents").glob("*/index.json")).read_text())
     assert sorted(index["episodes"]["length"]) == [5, 6, 7, 11]
@@ -316,14 +293,14 @@ def test_hdf5_episodes_train_with_one_command(monkeypatch, capsys, tmp_path):
                 group[f"obs/{camera}"] = rng.integers(0, 255, (9, 32, 32, 3), dtype=np.uint8)
             group["actions"] = rng.uniform(-1, 1, (9, 2))
     data = f"data=[{{path: {source}, fps: 5, camera: obs/wrist_image}}]"
-    metrics = run_script(monkeypatch, source, tmp_path / "run", data, "validation_fraction=0.3")
+    metrics = run_train_world_model(monkeypatch, source, tmp_path / "run", data, "validation_fraction=0.3")
     shards = next((tmp_path / "latents").glob("robomimic-*-shards"))
     written = shards.stat().st_mtime_ns
     assert VJepa2WorldModel.from_pretrained(tmp_path / "run" / "final").config.fps == 5.0
-    assert run_script(monkeypatch, source, tmp_path / "again", data, "validation_fraction=0.3") == metrics
+    assert run_train_world_model(monkeypatch, source, tmp_path / "again", data, "validation_fraction=0.3") == metrics
     assert shards.stat().st_mtime_ns == written  # imported once
     with pytest.raises(SystemExit):  # two cameras, none named: no shards are left
-        run_script(monkeypatch, source, tmp_path / "third", f"data=[{{path: {source}, fps: 5}}]")
+        run_train_world_model(monkeypatch, source, tmp_path / "third", f"data=[{{path: {source}, fps: 5}}]")
     assert "name one with --frames_key" in capsys.readouterr().err
     assert list((tmp_path / "latents").glob("robomimic-*-shards")) == [shards]
 
@@ -338,7 +315,7 @@ def test_windows_of_a_loss_that_is_not_finite_are_named(monkeypatch, capsys, epi
 
     monkeypatch.setattr(VJepa2WorldModel, "forward", spoilt)
     with pytest.raises(SystemExit):
-        run_script(monkeypatch, episodes, tmp_path / "run")
+        run_train_world_model(monkeypatch, episodes, tmp_path / "run")
     assert "loss of step 1 is nan" in capsys.readouterr().err
     found = json.loads((tmp_path / "run" / "offending_batch.json").read_text())
     windows = found["batches"][0]["clips"]
@@ -350,13 +327,13 @@ def test_a_refused_run_encodes_nothing_and_leaves_the_folder_as_it_was(finished,
     monkeypatch.setattr(train_world_model, "build_encode", lambda *arguments: pytest.fail("encoded"))
     for overrides in (["resume=null"], ["resume=latest", "fit_state=false"]):
         with pytest.raises(SystemExit):
-            run_script(monkeypatch, episodes, finished, f"cache_dir={tmp_path}", *overrides)
+            run_train_world_model(monkeypatch, episodes, finished, f"cache_dir={tmp_path}", *overrides)
     assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
 
 
 def test_categories_that_are_not_one_hot_are_refused(monkeypatch, capsys, episodes, tmp_path):
     with pytest.raises(SystemExit):
-        run_script(monkeypatch, episodes, tmp_path / "run", "world_model.action_type=discrete")
+        run_train_world_model(monkeypatch, episodes, tmp_path / "run", "world_model.action_type=discrete")
     assert "store them one-hot" in capsys.readouterr().err
 
 
@@ -370,7 +347,7 @@ def test_a_dimension_that_never_varies_keeps_its_unit():
 
 
 def test_held_out_error_is_logged_at_intervals(monkeypatch, episodes, tmp_path):
-    metrics = run_script(monkeypatch, episodes, tmp_path / "run", "eval_every=3", "log_every=2")
+    metrics = run_train_world_model(monkeypatch, episodes, tmp_path / "run", "eval_every=3", "log_every=2")
     assert [row["step"] for row in metrics] == [2, 3, 4, 6]
     assert ["validation_error_2" in row for row in metrics] == [False, True, False, True]
     final = json.loads((tmp_path / "run" / "rollout_error.json").read_text())
@@ -378,19 +355,19 @@ def test_held_out_error_is_logged_at_intervals(monkeypatch, episodes, tmp_path):
 
 
 def test_without_held_out_episodes_nothing_is_measured_and_that_is_said(monkeypatch, caplog, episodes, tmp_path):
-    run_script(monkeypatch, episodes, tmp_path / "run", "validation_fraction=0.0", "max_steps=1")
+    run_train_world_model(monkeypatch, episodes, tmp_path / "run", "validation_fraction=0.0", "max_steps=1")
     assert "validation_fraction=0.0 holds out none of the 6 episodes" in caplog.text
     assert not (tmp_path / "run" / "rollout_error.json").exists() and (tmp_path / "run" / "final").is_dir()
 
 
 def test_horizons_longer_than_every_held_out_episode_are_left_out_and_named(monkeypatch, caplog, episodes, tmp_path):
-    run_script(monkeypatch, episodes, tmp_path / "run", "horizons=[9, 1, 4, 5]", "max_steps=1")
+    run_train_world_model(monkeypatch, episodes, tmp_path / "run", "horizons=[9, 1, 4, 5]", "max_steps=1")
     assert "long enough for horizons [9, 5]: the longest has 4 model steps; only [1, 4] are measured" in caplog.text
     assert [row["horizon"] for row in json.loads((tmp_path / "run" / "rollout_error.json").read_text())] == [1, 4]
 
 
 def test_a_small_share_of_few_episodes_holds_out_one(monkeypatch, episodes, tmp_path):
-    run_script(monkeypatch, episodes, tmp_path / "run", "validation_fraction=0.001", "max_steps=1")
+    run_train_world_model(monkeypatch, episodes, tmp_path / "run", "validation_fraction=0.001", "max_steps=1")
     assert (tmp_path / "run" / "rollout_error.json").exists()
 
 
@@ -406,7 +383,7 @@ def test_a_small_share_of_few_episodes_holds_out_one(monkeypatch, episodes, tmp_
     ],
 )
 def test_every_kind_of_state_trains_and_loads(monkeypatch, episodes, tmp_path, state):
-    metrics = run_script(monkeypatch, episodes, tmp_path / "run", state, "cache_dtype=bfloat16")
+    metrics = run_train_world_model(monkeypatch, episodes, tmp_path / "run", state, "cache_dtype=bfloat16")
     assert metrics[-1]["rollout_loss"] > 0
     model = VJepa2WorldModel.from_pretrained(tmp_path / "run" / "final")
     assert model.config.state_fitted
@@ -416,7 +393,7 @@ def test_every_kind_of_state_trains_and_loads(monkeypatch, episodes, tmp_path, s
 
 def test_an_encoder_that_learns_along_moves_slowly_and_its_target_behind_it(monkeypatch, episodes, tmp_path):
     settings = ["world_model.freeze_encoder=false", "ema.start=0.9", "encoder_learning_rate=0.5"]
-    whole = run_script(monkeypatch, episodes, tmp_path / "whole", *settings)
+    whole = run_train_world_model(monkeypatch, episodes, tmp_path / "whole", *settings)
     assert all(row["ema_momentum"] == 0.9 for row in whole)
     model = VJepa2WorldModel.from_pretrained(tmp_path / "whole" / "final")
     torch.manual_seed(0)
@@ -434,10 +411,10 @@ def test_an_encoder_that_learns_along_moves_slowly_and_its_target_behind_it(monk
 @pytest.mark.slow
 def test_two_processes_learn_as_one_with_the_whole_batch(monkeypatch, episodes, tmp_path):
     """They also share the encoding."""
-    one = run_script(monkeypatch, episodes, tmp_path / "one" / "run", "batch_size=4")
+    one = run_train_world_model(monkeypatch, episodes, tmp_path / "one" / "run", "batch_size=4")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
     script = str(Path(train_world_model.__file__))
-    settings = [f"data={episodes}", f"output_dir={tmp_path / 'two' / 'run'}", *TINY, "batch_size=2"]
+    settings = [f"data={episodes}", f"output_dir={tmp_path / 'two' / 'run'}", *TINY_WORLD_MODEL, "batch_size=2"]
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.pathsep.join(sys.path),
     }  # fmt: skip

@@ -11,28 +11,18 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from builders import GOAL, LABELS, OBSERVATION, SOLVER, build_classifier, build_l1_planner, served
 from huggingface_hub.errors import EntryNotFoundError
-from published import TINY_ENCODER, TINY_PREDICTOR
 from safetensors.torch import load_file
-from test_video_processing import served
 from transformers import pipeline
 
 import vjepa2_hf
-from vjepa2_hf import (
-    VJepa2ForVideoClassification,
-    VJepa2Planner,
-    VJepa2VideoClassificationConfig,
-    VJepa2VideoProcessor,
-    VJepa2WorldModel,
-    VJepa2WorldModelConfig,
-)
+from vjepa2_hf import VJepa2ForVideoClassification, VJepa2Planner, VJepa2VideoProcessor
 from vjepa2_hf.planning import CEM
 from vjepa2_hf.video_io import encode_video, read_video
 
 
-LABELS = {0: "waves", 1: "jumps", 2: "sits"}
 FRAMES = np.random.default_rng(0).integers(0, 256, (20, 40, 52, 3), np.uint8)
-SOLVER = {"horizon": 3, "num_candidates": 16, "num_iterations": 2, "num_elites": 4}
 
 
 def run_python(code: str, *arguments, package: bool, cache: Path) -> subprocess.CompletedProcess:
@@ -63,15 +53,6 @@ def run_python(code: str, *arguments, package: bool, cache: Path) -> subprocess.
         text=True,
         check=False,
     )
-
-
-def build_classifier() -> VJepa2ForVideoClassification:
-    torch.manual_seed(0)
-    labels = {"num_labels": 3, "id2label": LABELS, "label2id": {name: number for number, name in LABELS.items()}}
-    pooler = {"pooler_num_attention_heads": 2, "num_pooler_layers": 1, "initializer_range": 0.2}
-    return VJepa2ForVideoClassification(
-        VJepa2VideoClassificationConfig(encoder_config=TINY_ENCODER, **pooler, **labels)
-    ).eval()
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +144,7 @@ EXPORT = """
 import sys
 import torch
 from safetensors.torch import save_file
-from test_hub import LABELS, SOLVER, build_classifier, build_planner
-from published import TINY_ENCODER, TINY_PREDICTOR
+from builders import TINY_ENCODER, TINY_PREDICTOR, build_classifier, build_l1_planner
 import vjepa2_hf
 from vjepa2_hf import *
 
@@ -179,7 +159,7 @@ masked = VJepa2ForMaskedLatentPrediction(
     VJepa2MaskedLatentPredictionConfig(encoder_config=TINY_ENCODER, **TINY_PREDICTOR)
 )
 encoder = VJepa2Encoder(VJepa2EncoderConfig(**TINY_ENCODER))
-models = {"encoder": encoder, "masked": masked, "world": build_planner().model, "classifier": build_classifier()}
+models = {"encoder": encoder, "masked": masked, "world": build_l1_planner().model, "classifier": build_classifier()}
 for name, model in models.items():
     model.eval().save_pretrained(f"{folder}/{name}")
     processor.save_pretrained(f"{folder}/{name}")
@@ -196,7 +176,7 @@ with torch.no_grad():
         "classifier": models["classifier"](pixels).logits,
     }
 save_file(outputs, f"{folder}/outputs.safetensors")
-build_planner().save_pretrained(f"{folder}/planner")
+build_l1_planner().save_pretrained(f"{folder}/planner")
 """
 
 # Asks for nothing of ours by name
@@ -257,7 +237,7 @@ import sys
 import json
 import numpy as np
 from transformers import AutoModel, AutoModelForVideoClassification, AutoVideoProcessor, pipeline
-from test_hub import GOAL, OBSERVATION
+from builders import GOAL, OBSERVATION
 import vjepa2_hf
 
 folder, plain = sys.argv[1:]
@@ -281,23 +261,6 @@ print(json.dumps({
     "size": dict(planner.video_processor.size), "label": label,
 }))
 """
-
-
-def picture(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (48, 48, 3), dtype=np.uint8)
-
-
-OBSERVATION, GOAL = picture(0), picture(1)
-
-
-def build_planner(**fields) -> VJepa2Planner:
-    torch.manual_seed(0)
-    config = VJepa2WorldModelConfig(
-        encoder_config=TINY_ENCODER, action_dim=2, predictor_initializer_range=0.2, **TINY_PREDICTOR, **fields
-    )
-    processor = VJepa2VideoProcessor(size=40, crop_size=32)
-    options = {"distance": "l1", "candidate_chunk_size": 8, "device": "cpu"}
-    return VJepa2Planner(VJepa2WorldModel(config), processor, **options, **SOLVER)
 
 
 @pytest.fixture(scope="module")
@@ -333,7 +296,7 @@ class TestFreshProcesses:
         assert result.returncode == 0, result.stderr[-2000:]
         assert log_lines(result.stderr) == [] and not (tmp_path / "modules").exists()
         found = json.loads(result.stdout)
-        plan = build_planner()(OBSERVATION, GOAL, seed=3)
+        plan = build_l1_planner()(OBSERVATION, GOAL, seed=3)
         np.testing.assert_allclose(found["actions"], plan["actions"], atol=1e-6)
         assert found["cost"] == pytest.approx(plan["cost"], abs=1e-6)
         assert CEM(**{name: value for name, value in found["solver"].items() if name != "solver"}) == CEM(**SOLVER)
@@ -401,7 +364,7 @@ class TestPushing:
 
     @pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained"])
     def test_the_planner_is_pushed_whole(self, hub, way, tmp_path):
-        planner = build_planner()
+        planner = build_l1_planner()
         if way == "push_to_hub":
             planner.push_to_hub("someone/planner")
         else:

@@ -12,9 +12,9 @@ import PIL.Image
 import pytest
 import yaml
 from accelerate import Accelerator
+from builders import TINY_ENCODER, TINY_PREDICTOR
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError
-from published import TINY_ENCODER, TINY_PREDICTOR
 from transformers import VJEPA2Config, VJEPA2Model
 
 import vjepa2_hf

@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from published import ENCODER, TINY_ENCODER, TINY_PREDICTOR, golden, our_names, transformers_names
+from builders import ENCODER, TINY_ENCODER, TINY_PREDICTOR, golden, our_names, transformers_names
 from safetensors import safe_open
 from transformers import VJEPA2Config, VJEPA2ForVideoClassification, VJEPA2Model
 

@@ -3,13 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from published import TINY_ENCODER, TINY_PREDICTOR
-from test_long_video import pictures, processor, video  # noqa: F401, fixtures
-from test_modeling_encoder import spread
+from builders import TINY_ENCODER, build_masked_latent, noise_frames
 from transformers import pipeline
 
-from vjepa2_hf import VJepa2AnomalyDetector, VJepa2Encoder, VJepa2EncoderConfig, VJepa2ForMaskedLatentPrediction
-from vjepa2_hf import VJepa2MaskedLatentPredictionConfig as MaskedConfig
+from vjepa2_hf import VJepa2AnomalyDetector, VJepa2Encoder, VJepa2EncoderConfig
 from vjepa2_hf.data.video_chunks import FrameSource
 from vjepa2_hf.pipelines.anomaly_scores import prediction_errors
 
@@ -17,26 +14,18 @@ from vjepa2_hf.pipelines.anomaly_scores import prediction_errors
 TASK = "video-anomaly-detection"
 
 
-def build(**fields) -> VJepa2ForMaskedLatentPrediction:
-    torch.manual_seed(0)
-    encoder_config = {**TINY_ENCODER, "frames_per_clip": 8}
-    return spread(
-        VJepa2ForMaskedLatentPrediction(MaskedConfig(encoder_config=encoder_config, **TINY_PREDICTOR, **fields))
-    ).eval()
-
-
 @pytest.fixture(scope="module")
 def model():
-    return build()
+    return build_masked_latent()
 
 
 @pytest.fixture
-def detector(model, processor):  # noqa: F811
+def detector(model, processor):
     return VJepa2AnomalyDetector(model, processor, device="cpu")
 
 
 class TestDetector:
-    def test_scores_each_frame_and_tubelet(self, detector, model, processor, video):  # noqa: F811
+    def test_scores_each_frame_and_tubelet(self, detector, model, processor, video):
         result = detector(video)
         frames = processor(str(video), return_tensors="pt")["pixel_values_videos"][0]
         errors = prediction_errors(model, FrameSource(frames), 6, 2)
@@ -48,16 +37,16 @@ class TestDetector:
         assert result["frame_scores"][22] == result["frame_scores"][21]  # fills no tubelet
         assert np.allclose(result["times"], np.arange(23) / 10) and result["threshold"] is None
 
-    def test_stride_keeps_frames_and_their_times(self, model, processor, video):  # noqa: F811
+    def test_stride_keeps_frames_and_their_times(self, model, processor, video):
         detector = VJepa2AnomalyDetector(model, processor, device="cpu", stride=2, context_frames=4, top_share=1)
-        result = detector([video, pictures(12)])
+        result = detector([video, noise_frames(12)])
         assert result[0]["frames"].tolist() == list(range(0, 23, 2)) and result[0]["times"][1] == pytest.approx(0.2)
         assert result[1]["times"] is None and len(result[1]["frame_scores"]) == 6
         assert result[1]["frame_scores"][4] == pytest.approx(result[1]["tubelet_scores"][2].mean(), rel=1e-5)
 
-    def test_calibration_sets_a_threshold_that_normal_video_keeps(self, detector, video):  # noqa: F811
+    def test_calibration_sets_a_threshold_that_normal_video_keeps(self, detector, video):
         raw = detector(video)
-        found = detector.calibrate([video, pictures(20)], quantile=1.0)
+        found = detector.calibrate([video, noise_frames(20)], quantile=1.0)
         result = detector(video)
         assert not result["is_anomaly"].any() and result["threshold"] == found.threshold
         assert np.nanmax(result["frame_scores"]) <= found.threshold
@@ -66,8 +55,10 @@ class TestDetector:
         detector.calibrate(video, quantile=0.5)
         assert detector(video)["is_anomaly"].sum() in range(6, 12)  # of 17 frames half, in tubelets
 
-    def test_saved_and_loaded_with_its_calibration(self, processor, video, tmp_path):  # noqa: F811
-        detector = VJepa2AnomalyDetector(build(normalize_targets="clip"), processor, context_frames=4, device="cpu")
+    def test_saved_and_loaded_with_its_calibration(self, processor, video, tmp_path):
+        detector = VJepa2AnomalyDetector(
+            build_masked_latent(normalize_targets="clip"), processor, context_frames=4, device="cpu"
+        )
         detector.calibrate(video)
         detector.save_pretrained(tmp_path)
         loaded = pipeline(TASK, model=str(tmp_path), device="cpu")
@@ -77,8 +68,8 @@ class TestDetector:
         assert one["threshold"] == two["threshold"]
         assert pipeline(TASK, model=str(tmp_path), device="cpu", top_share=0.5).calibration is None
 
-    def test_targets_normalised_over_a_batch_need_calibration(self, processor, video):  # noqa: F811
-        detector = VJepa2AnomalyDetector(build(normalize_targets="batch"), processor, device="cpu")
+    def test_targets_normalised_over_a_batch_need_calibration(self, processor, video):
+        detector = VJepa2AnomalyDetector(build_masked_latent(normalize_targets="batch"), processor, device="cpu")
         with pytest.raises(ValueError, match="calibrate on normal video first"):
             detector(video)
         detector.calibrate(video)
@@ -95,21 +86,21 @@ class TestDetector:
             ({"horizon": 2}, "no setting 'horizon'"),
         ],
     )
-    def test_settings_out_of_range(self, model, processor, options, message):  # noqa: F811
+    def test_settings_out_of_range(self, model, processor, options, message):
         with pytest.raises(ValueError, match=message):
             VJepa2AnomalyDetector(model, processor, **options)
 
-    def test_what_else_is_refused(self, detector, model, video):  # noqa: F811
+    def test_what_else_is_refused(self, detector, model, video):
         with pytest.raises(ValueError, match="needs a VJepa2ForMaskedLatentPrediction, which predicts; got VJepa2Enc"):
             VJepa2AnomalyDetector(VJepa2Encoder(VJepa2EncoderConfig(**TINY_ENCODER)))
         with pytest.raises(ValueError, match="quantile is 99"):
             detector.calibrate(video, quantile=99)
         with pytest.raises(ValueError, match="normal video gives 1 predicted time steps"):
-            detector.calibrate(pictures(8))
+            detector.calibrate(noise_frames(8))
         with pytest.raises(ValueError, match="a call of video-anomaly-detection has no setting 'stride'"):
             detector(video, stride=2)
 
-    def test_heat_map_shows_frames_scores_and_threshold(self, detector, video):  # noqa: F811
+    def test_heat_map_shows_frames_scores_and_threshold(self, detector, video):
         detector.calibrate(video)
         result = detector(video)
         figure = detector.heat_map(video, result, shown=[8, 15, 22], labels=np.arange(23) > 12)

@@ -4,9 +4,8 @@ import json
 
 import pytest
 import torch
+from builders import build_masked_latent, noise_pixels
 from safetensors.torch import save_file
-from test_anomaly_detection import build
-from test_long_video import pixels
 
 from vjepa2_hf.data.video_chunks import FrameSource
 from vjepa2_hf.pipelines.anomaly_scores import (
@@ -21,7 +20,7 @@ from vjepa2_hf.pipelines.anomaly_scores import (
 
 @pytest.fixture(scope="module")
 def model():
-    return build()
+    return build_masked_latent()
 
 
 def windows_of(frames: torch.Tensor, size: int) -> torch.Tensor:
@@ -38,7 +37,7 @@ class TestErrors:
         "fields", [{}, {"loss_exponent": 2}, {"normalize_targets": "none"}, {"target_type": "pixels"}]
     )
     def test_are_the_training_loss_of_the_future(self, fields):
-        model, windows = build(**fields), windows_of(pixels(12), 8)
+        model, windows = build_masked_latent(**fields), windows_of(noise_pixels(12), 8)
         with torch.no_grad():
             errors = window_errors(model, windows, context_steps=3)
             expected = model(windows, *masks(3, 3, 4), mask_token_index=0).loss
@@ -47,7 +46,7 @@ class TestErrors:
     @pytest.mark.parametrize("batch_size", [1, 2, 8])
     @pytest.mark.parametrize("future", [2, 6])
     def test_of_a_video_are_means_over_the_windows_that_predicted(self, model, batch_size, future):
-        frames, steps = pixels(19), future // 2
+        frames, steps = noise_pixels(19), future // 2
         found = prediction_errors(model, FrameSource(frames), 4, future, batch_size)
         by_window = window_errors(model, windows_of(frames, 4 + future), 2).detach()  # (W, f, P)
         assert found.shape == (9, 2, 2) and found[:2].isnan().all() and not found[2:].isnan().any()
@@ -56,18 +55,18 @@ class TestErrors:
             assert torch.allclose(found[step].flatten(), torch.stack(said).mean(dim=0), rtol=1e-4)
 
     def test_only_what_comes_later_can_change_them(self, model):
-        changed = pixels(20).clone()
+        changed = noise_pixels(20).clone()
         changed[12:] += 3
-        one, two = (prediction_errors(model, FrameSource(frames), 4, 2) for frames in (pixels(20), changed))
+        one, two = (prediction_errors(model, FrameSource(frames), 4, 2) for frames in (noise_pixels(20), changed))
         assert torch.allclose(one[2:6], two[2:6], rtol=1e-4) and not torch.allclose(one[6], two[6], rtol=1e-2)
 
     def test_a_video_shorter_than_a_window_is_refused(self, model):
         with pytest.raises(ValueError, match="the video has 5 frames; expected at least the 6 of context and future"):
-            prediction_errors(model, FrameSource(pixels(5)), 4, 2)
+            prediction_errors(model, FrameSource(noise_pixels(5)), 4, 2)
 
     @pytest.mark.parametrize("normalize", ["batch", "batch_channel", "clip"])
     def test_statistics_of_a_batch_normalise_it_as_the_model_does(self, normalize):
-        model, windows = build(normalize_targets=normalize), windows_of(pixels(24), 8)
+        model, windows = build_masked_latent(normalize_targets=normalize), windows_of(noise_pixels(24), 8)
         statistics = target_statistics(model, windows.split(4))
         targets = model.encode_targets(windows)
         assert torch.allclose(statistics.normalize(targets), model.normalize_targets(targets), atol=2e-3)

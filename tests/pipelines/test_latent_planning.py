@@ -6,8 +6,18 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from published import TINY_ENCODER, TINY_PREDICTOR
-from test_modeling_encoder import spread
+from builders import (
+    GOAL,
+    OBSERVATION,
+    OTHER,
+    SOLVER,
+    TINY_ENCODER,
+    TINY_PREDICTOR,
+    build_planner,
+    noise_image,
+    same_plan,
+    spread,
+)
 from transformers import Pipeline, VJEPA2Config, VJEPA2Model, pipeline
 
 from vjepa2_hf import VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel, VJepa2WorldModelConfig
@@ -15,40 +25,16 @@ from vjepa2_hf.planning import CEM, CategoricalCEM, LatentDistance, RandomShooti
 from vjepa2_hf.video_io import encode_video
 
 
-SOLVER = {"horizon": 3, "num_candidates": 16, "num_iterations": 2, "num_elites": 4}
-
-
-def picture(seed, height=32, width=32):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-OBSERVATION, GOAL, OTHER = picture(0), picture(1), picture(2)
-
-
-def build(solver=None, **fields):
-    torch.manual_seed(0)
-    settings = {} if isinstance(solver, CEM) else SOLVER
-    fields = {"action_dim": 2, "context_frames": 2, "predictor_initializer_range": 0.2, **TINY_PREDICTOR, **fields}
-    model = spread(VJepa2WorldModel(VJepa2WorldModelConfig(encoder_config=TINY_ENCODER, **fields)))
-    return VJepa2Planner(model, VJepa2VideoProcessor(size=32, crop_size=32), solver=solver, **settings)
-
-
 @pytest.fixture(scope="module")
 def planner():
-    return build(action_low=[-0.5, -1.0], action_high=[0.5, 2.0])
-
-
-def same(one, other) -> bool:
-    """Two plans, but for rounding."""
-    close = np.allclose(one["actions"], other["actions"], atol=1e-5)
-    return close and one["cost"] == pytest.approx(other["cost"], abs=1e-5)
+    return build_planner(action_low=[-0.5, -1.0], action_high=[0.5, 2.0])
 
 
 class TestActionsOfAStep:
     """Bounds and deviations of an environment action hold for each of the k of a model step."""
 
     def test_numbers_of_an_environment_action_are_repeated(self, tmp_path):
-        model = build(action_dim=4, actions_per_step=2).model
+        model = build_planner(action_dim=4, actions_per_step=2).model
         processor = VJepa2VideoProcessor(size=32, crop_size=32)
         short = {"action_low": [-0.5, 0.1], "action_high": [0.5, 0.2], "init_std": [0.1, 0.0]}
         each = VJepa2Planner(model, processor, **SOLVER, **short)
@@ -62,7 +48,7 @@ class TestActionsOfAStep:
         assert again.action_high == each.action_high and again.solver == each.solver
 
     def test_numbers_of_a_whole_step_stay_as_they_are(self):
-        model = build(action_dim=4, actions_per_step=2).model
+        model = build_planner(action_dim=4, actions_per_step=2).model
         low, high = [-1.0, -1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]
         processor = VJepa2VideoProcessor(size=32, crop_size=32)
         planner = VJepa2Planner(model, processor, action_low=low, action_high=high, init_std=[0.1, 0.2, 0.3, 0.4])
@@ -71,7 +57,7 @@ class TestActionsOfAStep:
 
     @pytest.mark.parametrize("name", ["action_low", "action_high", "init_std"])
     def test_other_numbers_are_refused_with_both_sizes(self, name):
-        model = build(action_dim=4, actions_per_step=2).model
+        model = build_planner(action_dim=4, actions_per_step=2).model
         with pytest.raises(ValueError, match=f"{name} has 3 numbers; expected 2, of an environment action, or 4"):
             VJepa2Planner(model, VJepa2VideoProcessor(size=32, crop_size=32), **{name: [0.5] * 3})
 
@@ -82,7 +68,7 @@ class TestActionsOfAStep:
     )
     def test_bounds_that_are_no_numbers_are_refused_before_planning(self, name, value, message):
         with pytest.raises(ValueError, match=f"{name} {message}"):
-            VJepa2Planner(build().model, VJepa2VideoProcessor(size=32, crop_size=32), **{name: value})
+            VJepa2Planner(build_planner().model, VJepa2VideoProcessor(size=32, crop_size=32), **{name: value})
 
 
 class TestPlan:
@@ -126,10 +112,10 @@ class TestPlan:
         batch = planner([OBSERVATION, OTHER, GOAL], [GOAL, OBSERVATION, GOAL], seed=2)
         assert isinstance(batch, list) and len(batch) == 3
         for plan, pair in zip(batch, [(OBSERVATION, GOAL), (OTHER, OBSERVATION), (GOAL, GOAL)], strict=True):
-            assert same(plan, planner(*pair, seed=2))
+            assert same_plan(plan, planner(*pair, seed=2))
 
     def test_a_warm_start_is_where_the_search_starts(self):
-        planner = build(solver=CEM(3, 4, 1, 4, init_std=0.0))
+        planner = build_planner(solver=CEM(3, 4, 1, 4, init_std=0.0))
         start = np.array([[0.1, 0.2], [0.3, -0.4], [0.5, 0.6]])
         np.testing.assert_allclose(planner(OBSERVATION, GOAL, warm_start=start)["actions"], start, atol=1e-6)
         with pytest.raises(ValueError, match=r"warm_start has shape \(1, 2, 2\), expected .* \(1, 3, 2\)"):
@@ -138,7 +124,7 @@ class TestPlan:
 
 class TestDiscreteActions:
     def test_plans_are_one_hot_and_keep_their_settings(self, tmp_path):
-        planner = build(action_type="discrete", action_dim=6, actions_per_step=2)
+        planner = build_planner(action_type="discrete", action_dim=6, actions_per_step=2)
         assert isinstance(planner.solver, CategoricalCEM) and planner.solver.actions_per_step == 2
         plan = planner(OBSERVATION, GOAL)
         groups = plan["actions"].reshape(3, 2, 3)
@@ -146,19 +132,19 @@ class TestDiscreteActions:
         assert (groups.sum(axis=-1) == 1).all()
         planner.save_pretrained(tmp_path)
         loaded = VJepa2Planner.from_pretrained(tmp_path)
-        assert loaded.solver == planner.solver and same(loaded(OBSERVATION, GOAL), plan)
+        assert loaded.solver == planner.solver and same_plan(loaded(OBSERVATION, GOAL), plan)
 
     def test_solvers_of_the_other_kind_of_actions_are_refused(self):
         with pytest.raises(ValueError, match="solver is 'cem', but the model's actions are discrete: take 'categor"):
-            build(solver="cem", action_type="discrete", action_dim=3)
+            build_planner(solver="cem", action_type="discrete", action_dim=3)
         with pytest.raises(ValueError, match="solver is 'categorical_cem', but the model's actions are continuous"):
-            build(solver="categorical_cem")
+            build_planner(solver="categorical_cem")
 
 
 def test_the_goal_of_an_adapting_encoder_is_its_target_encoders():
-    planner = build(freeze_encoder=False)
+    planner = build_planner(freeze_encoder=False)
     plan = planner(OBSERVATION, GOAL)
-    assert same(planner(OBSERVATION, GOAL), plan)
+    assert same_plan(planner(OBSERVATION, GOAL), plan)
     spread(planner.model.target_encoder)
     assert abs(planner(OBSERVATION, GOAL)["cost"] - plan["cost"]) > 1e-3
 
@@ -170,14 +156,14 @@ class TestInputs:
         image.save(path)
         tensor = torch.from_numpy(OBSERVATION).permute(2, 0, 1)
         for form in (image, str(path), OBSERVATION / np.float32(255), tensor, OBSERVATION[None]):
-            assert same(planner(form, GOAL), expected)
+            assert same_plan(planner(form, GOAL), expected)
 
     def test_processed_tensors_are_a_batch(self, planner):
         frames, goal = (
             planner.video_processor(x, return_tensors="pt")["pixel_values_videos"] for x in (OBSERVATION, GOAL)
         )
         (plan,) = planner(frames, goal)
-        assert same(plan, planner(OBSERVATION, GOAL))
+        assert same_plan(plan, planner(OBSERVATION, GOAL))
 
     def test_a_clip_of_the_last_frames(self, planner):
         clip, action = np.stack([OTHER, OBSERVATION]), np.array([[0.3, -0.2]])
@@ -185,20 +171,20 @@ class TestInputs:
         assert one["actions"].shape == (3, 2)
         assert one["cost"] != planner(clip, GOAL, context_actions=-action)["cost"]
         batch = planner([clip, clip], [GOAL, GOAL], context_actions=[action, -action])
-        assert same(batch[0], one)
+        assert same_plan(batch[0], one)
 
     def test_proprio_states(self):
-        planner = build(proprio_dim=2, proprio_transition="add")
+        planner = build_planner(proprio_dim=2, proprio_transition="add")
         states = np.array([0.4, 0.6]), np.array([0.1, 0.9])
         one, two = (planner(OBSERVATION, GOAL, proprio_state=state) for state in states)
         assert one["cost"] != two["cost"]
         batch = planner([OBSERVATION] * 2, [GOAL] * 2, proprio_state=list(states))
-        assert same(batch[0], one) and same(batch[1], two)
+        assert same_plan(batch[0], one) and same_plan(batch[1], two)
         clip, action = np.stack([OTHER, OBSERVATION]), np.zeros((1, 2))
         planner(clip, GOAL, proprio_state=np.stack(states), context_actions=action)
 
     def test_pictures_of_other_sizes_are_resized(self, planner):
-        assert planner(picture(0, 64, 64), picture(1, 48, 48))["actions"].shape == (3, 2)
+        assert planner(noise_image(0, 64, 64), noise_image(1, 48, 48))["actions"].shape == (3, 2)
 
 
 class TestFolders:
@@ -208,9 +194,9 @@ class TestFolders:
         assert (
             type(loaded) is VJepa2Planner and loaded.solver == planner.solver and loaded.cost == LatentDistance("l2")
         )
-        assert same(loaded(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
+        assert same_plan(loaded(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
         again = VJepa2Planner.from_pretrained(tmp_path)
-        assert same(again(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
+        assert same_plan(again(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
 
         overridden = VJepa2Planner.from_pretrained(tmp_path, horizon=2, distance="l1", candidate_chunk_size=4)
         assert overridden.solver == CEM(**{**SOLVER, "horizon": 2})
@@ -234,21 +220,21 @@ class TestFolders:
 
     def test_pipeline_takes_objects(self, planner):
         made = pipeline("latent-planning", model=planner.model, video_processor=planner.video_processor, **SOLVER)
-        assert same(made(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
+        assert same_plan(made(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
 
     def test_a_processor_saved_in_its_training_mode_plans_without_random_crops(self, planner, tmp_path):
         planner.save_pretrained(tmp_path)
         VJepa2VideoProcessor(size=32, crop_size=32, do_random_resized_crop=True).save_pretrained(tmp_path)
         trained = VJepa2Planner.from_pretrained(tmp_path)
         assert trained.video_processor.do_random_resized_crop
-        assert same(trained(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
+        assert same_plan(trained(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
 
     def test_a_model_without_a_processor(self, planner, tmp_path):
         planner.model.save_pretrained(tmp_path)
         with pytest.raises(ValueError, match="no video processor loads from .*: save one beside the model, or give"):
             VJepa2Planner.from_pretrained(tmp_path)
         given = VJepa2Planner.from_pretrained(tmp_path, video_processor=planner.video_processor, **SOLVER)
-        assert same(given(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
+        assert same_plan(given(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
 
     @pytest.mark.parametrize("make", ["ours", "transformers", "nothing"])
     def test_folders_that_hold_no_world_model(self, planner, make, tmp_path):
@@ -273,7 +259,7 @@ class TestFolders:
             VJepa2Planner.from_pretrained(path)
 
     def test_a_saved_setting_that_clashes_is_named_as_saved(self, tmp_path):
-        planner = build()
+        planner = build_planner()
         planner.save_pretrained(tmp_path)
         with pytest.raises(ValueError, match="only 3 candidates.*; num_elites=4 was saved with the model.$"):
             VJepa2Planner.from_pretrained(tmp_path, num_candidates=3)
@@ -286,7 +272,7 @@ class TestFolders:
 
     def test_chunks_do_not_change_the_plan(self, planner):
         chunked = VJepa2Planner(planner.model, planner.video_processor, candidate_chunk_size=3, **SOLVER)
-        assert same(chunked(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
+        assert same_plan(chunked(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
 
 
 class TestWarnings:
@@ -295,15 +281,15 @@ class TestWarnings:
     )
     def test_aspect_ratios_that_differ(self, planner, form):
         with pytest.warns(UserWarning, match="aspect ratios 1.00 and 1.50"):
-            planner(OBSERVATION, form(picture(1, 32, 48)))
+            planner(OBSERVATION, form(noise_image(1, 32, 48)))
         with pytest.warns(UserWarning, match="aspect ratios"):
-            planner([OBSERVATION, OBSERVATION], [GOAL, form(picture(1, 48, 32))])
+            planner([OBSERVATION, OBSERVATION], [GOAL, form(noise_image(1, 48, 32))])
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            planner(OBSERVATION, form(picture(1, 50, 54)))  # less than 10 %
+            planner(OBSERVATION, form(noise_image(1, 50, 54)))  # less than 10 %
 
     def test_frame_rates_that_differ(self, tmp_path):
-        planner, action = build(fps=10, frame_skip=2), np.zeros((1, 2))
+        planner, action = build_planner(fps=10, frame_skip=2), np.zeros((1, 2))
         for fps in (5, 10):
             (tmp_path / f"{fps}.mp4").write_bytes(encode_video(np.stack([OTHER, OBSERVATION]), fps=fps))
         with pytest.warns(

@@ -6,9 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from published import ENCODER, golden
-from test_latent_planning import GOAL, OBSERVATION, OTHER, build, same
-from test_modeling_world_model import load_published
+from builders import ENCODER, GOAL, OBSERVATION, OTHER, build_planner, golden, load_published, same_plan
 from transformers import pipeline
 
 from vjepa2_hf import VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModelConfig
@@ -43,7 +41,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def planner():
-    return build(action_low=[-0.5, -1.0], action_high=[0.5, 2.0], proprio_dim=2, proprio_transition="add")
+    return build_planner(action_low=[-0.5, -1.0], action_high=[0.5, 2.0], proprio_dim=2, proprio_transition="add")
 
 
 @pytest.fixture
@@ -67,11 +65,11 @@ def test_every_solver_plans_batches_as_single_plans_and_is_saved(remade, name, t
     assert (plan["actions"] >= [-0.5, -1]).all() and (plan["actions"] <= [0.5, 2]).all()
     states = {"proprio_state": [STATE["proprio_state"], [0.5, 0.5]]}
     batch = planner([OBSERVATION, OTHER], [GOAL, GOAL], **states)
-    assert same(batch[0], plan)
-    assert same(batch[1], planner(OTHER, GOAL, proprio_state=[0.5, 0.5]))
+    assert same_plan(batch[0], plan)
+    assert same_plan(batch[1], planner(OTHER, GOAL, proprio_state=[0.5, 0.5]))
     planner.save_pretrained(tmp_path)
     loaded = pipeline("latent-planning", model=str(tmp_path))
-    assert loaded.solver == SMALL[name] and same(loaded(OBSERVATION, GOAL, **STATE), plan)
+    assert loaded.solver == SMALL[name] and same_plan(loaded(OBSERVATION, GOAL, **STATE), plan)
     assert type(VJepa2Planner.from_pretrained(tmp_path, solver="cem").solver) is CEM
 
 
@@ -83,7 +81,7 @@ def test_a_warm_start_is_a_result_that_the_next_call_takes(remade):
         one = planner(OBSERVATION, GOAL, warm_start=plan["warm_start"], **STATE)
         states = {"proprio_state": [STATE["proprio_state"]] * 2}
         two = planner([OBSERVATION] * 2, [GOAL] * 2, warm_start=[plan["warm_start"]] * 2, **states)
-        assert same(two[0], one) and not np.array_equal(one["actions"], plan["actions"])
+        assert same_plan(two[0], one) and not np.array_equal(one["actions"], plan["actions"])
     moved = remade(solver=SMALL["mppi"])(OBSERVATION, GOAL, **STATE)
     np.testing.assert_array_equal(moved["warm_start"], moved["actions"][[1, 2, 2]])
 
@@ -115,8 +113,8 @@ def test_costs_are_the_models_score_saved_and_replaced_in_a_call(remade, cost, t
     assert plan["cost"] == pytest.approx(score.item(), rel=1e-4)
     planner.save_pretrained(tmp_path)
     loaded = pipeline("latent-planning", model=str(tmp_path))
-    assert loaded.cost == cost and same(loaded(OBSERVATION, GOAL, **arguments), plan)
-    assert same(remade(solver=SMALL["cem"])(OBSERVATION, GOAL, cost=cost, **arguments), plan)
+    assert loaded.cost == cost and same_plan(loaded(OBSERVATION, GOAL, **arguments), plan)
+    assert same_plan(remade(solver=SMALL["cem"])(OBSERVATION, GOAL, cost=cost, **arguments), plan)
 
 
 def test_the_cost_decides_what_is_searched(remade):
@@ -125,7 +123,7 @@ def test_the_cost_decides_what_is_searched(remade):
     reached = np.array(STATE["proprio_state"]) + near["actions"].sum(axis=0)
     np.testing.assert_allclose(reached, [0.5, 0.6], atol=0.05)
     alone = planner(OBSERVATION, cost="proprio", goal_proprio_state=[0.5, 0.6], **STATE)  # no picture of the goal
-    assert same(alone, near)
+    assert same_plan(alone, near)
     still = planner(OBSERVATION, GOAL, cost=ActionPenalty(), **STATE)
     assert np.abs(still["actions"]).max() < 0.05
 
@@ -139,13 +137,13 @@ def test_constraints_hold_are_saved_and_replaced_in_a_call(remade, name, tmp_pat
     assert (np.abs(plan["actions"][:, 0]) <= np.float32([0.1, 0.2, 0.2])).all() and plan["actions"][:, 0].any()
     planner.save_pretrained(tmp_path)
     loaded = pipeline("latent-planning", model=str(tmp_path))
-    assert loaded.constraints == constraints and same(loaded(OBSERVATION, GOAL, **STATE), plan)
-    assert same(remade(solver=SMALL[name])(OBSERVATION, GOAL, constraints=constraints, **STATE), plan)
+    assert loaded.constraints == constraints and same_plan(loaded(OBSERVATION, GOAL, **STATE), plan)
+    assert same_plan(remade(solver=SMALL[name])(OBSERVATION, GOAL, constraints=constraints, **STATE), plan)
 
 
 @pytest.mark.parametrize("name", [name for name in SOLVERS if name != "categorical_cem"])
 def test_constraints_hold_for_both_environment_actions_of_a_step(name, tmp_path):
-    model = build(action_dim=4, actions_per_step=2)
+    model = build_planner(action_dim=4, actions_per_step=2)
     constraints = [StepBounds([0.2, 0.5], [0.3, 0.9]), ClosedGripper(1, dim=-1), DeadZone(0, 0.25)]
     planner = VJepa2Planner(model.model, model.video_processor, solver=SMALL[name], constraints=constraints)
     plan = planner(OBSERVATION, GOAL)
@@ -156,7 +154,7 @@ def test_constraints_hold_for_both_environment_actions_of_a_step(name, tmp_path)
         assert (step[:, 0] >= 0.5).all() and (step[:, 0] <= np.float32(0.9)).all() and (step[:, 1] == 1.0).all()
     planner.save_pretrained(tmp_path)
     loaded = pipeline("latent-planning", model=str(tmp_path))
-    assert loaded.constraints == constraints and same(loaded(OBSERVATION, GOAL), plan)
+    assert loaded.constraints == constraints and same_plan(loaded(OBSERVATION, GOAL), plan)
     fixed = planner(OBSERVATION, GOAL, constraints=[StepBounds([0.2, 0.5], [0.3, 1.0]), Fixed([1], 0.0)])
     assert (fixed["actions"][:, [1, 3]] == 0).all() and (fixed["actions"][:, [0, 2]] >= np.float32(0.2)).all()
     with pytest.raises(ValueError, match="on dimension 3, but actions have 2; expected -2 to 1, of one environment"):
@@ -167,7 +165,7 @@ def test_gradient_descent_plans_in_inference_mode(remade):
     planner = remade(solver=SMALL["gradient"])
     with torch.inference_mode():
         plan = planner(OBSERVATION, GOAL, **STATE)
-    assert same(plan, planner(OBSERVATION, GOAL, **STATE))
+    assert same_plan(plan, planner(OBSERVATION, GOAL, **STATE))
 
 
 @pytest.mark.parametrize(
@@ -178,7 +176,7 @@ def test_gradient_descent_plans_in_inference_mode(remade):
     ],
 )
 def test_solvers_of_other_actions_than_the_models_are_refused(solver, message):
-    planner = build(action_type="discrete", action_dim=4, actions_per_step=2)
+    planner = build_planner(action_type="discrete", action_dim=4, actions_per_step=2)
     with pytest.raises(ValueError, match=message):
         VJepa2Planner(planner.model, planner.video_processor, solver=solver)
 
@@ -192,9 +190,9 @@ class TestGoals:
         goals = [OBSERVATION, GOAL, OTHER]
         first = quick(OBSERVATION, goals=goals, **STATE)
         assert first["goal_index"] == 1 and first["goal_distance"] > 0
-        assert same(first, quick(OBSERVATION, GOAL, **STATE))
+        assert same_plan(first, quick(OBSERVATION, GOAL, **STATE))
         second = quick(GOAL, goals=goals, goal_index=first["goal_index"], **STATE)
-        assert second["goal_index"] == 2 and same(second, quick(GOAL, OTHER, **STATE))
+        assert second["goal_index"] == 2 and same_plan(second, quick(GOAL, OTHER, **STATE))
         last = quick(OTHER, goals=goals, goal_index=second["goal_index"], **STATE)
         assert last["goal_index"] == 2 and last["goal_distance"] == pytest.approx(0, abs=1e-6)
         assert "goal_index" not in quick(OBSERVATION, GOAL, **STATE)
@@ -210,14 +208,14 @@ class TestGoals:
         states = {"proprio_state": [STATE["proprio_state"]] * 2}
         plans = quick([OBSERVATION, GOAL], goals=goals, goal_index=[0, 1], **states)
         assert [plan["goal_index"] for plan in plans] == [1, 2]
-        assert same(plans[0], quick(OBSERVATION, GOAL, **STATE))
-        assert same(plans[1], quick(GOAL, OBSERVATION, **STATE))
+        assert same_plan(plans[0], quick(OBSERVATION, GOAL, **STATE))
+        assert same_plan(plans[1], quick(GOAL, OBSERVATION, **STATE))
 
     def test_proprio_states_of_goals(self, quick):
         goals, states = [OBSERVATION, GOAL], [[0.0, 0.0], [0.4, 0.3]]
         cost = LatentDistance() + ProprioDistance()
         plan = quick(OBSERVATION, goals=goals, goal_proprio_state=states, cost=cost, **STATE)
-        assert same(plan, quick(OBSERVATION, GOAL, goal_proprio_state=states[1], cost=cost, **STATE))
+        assert same_plan(plan, quick(OBSERVATION, GOAL, goal_proprio_state=states[1], cost=cost, **STATE))
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -271,7 +269,7 @@ class TestLandscape:
 
     def test_dims_are_of_every_environment_action_or_of_the_whole_step(self):
         bounds = {"action_low": [-0.5, -1.0, -0.4, -1.0], "action_high": [0.5, 2.0, 0.5, 1.0]}
-        planner = build(action_dim=4, actions_per_step=2, **bounds)
+        planner = build_planner(action_dim=4, actions_per_step=2, **bounds)
         frames, goal = (
             planner.video_processor(x, return_tensors="pt")["pixel_values_videos"] for x in (OBSERVATION, GOAL)
         )

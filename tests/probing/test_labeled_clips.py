@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from builders import numbered_video
 from datasets import Features, Value, Video
-from numbered_videos import numbered_video
 
 from vjepa2_hf import VJepa2VideoProcessor
 from vjepa2_hf.data.feature_cache import EpisodeCache, finish_cache

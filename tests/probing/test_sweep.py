@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from published import TINY_ENCODER
+from builders import TINY_ENCODER
 
 from vjepa2_hf import VJepa2ForVideoClassification, VJepa2VideoClassificationConfig
 from vjepa2_hf.probing.sweep import FineTuning, ProbeSweep, depth_of

@@ -1,8 +1,8 @@
 import pytest
 import torch
 from accelerate import Accelerator
+from builders import tiny_run, train_tiny_run
 from safetensors import SafetensorError
-from test_run import tiny_run, train
 from torch import nn
 
 from vjepa2_hf.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
@@ -12,7 +12,7 @@ def two_checkpoints(folder) -> None:
     run, model, optimizer = tiny_run(folder)
     run.resume(None)
     for step in (1, 2):
-        train(run, model, optimizer, [step])
+        train_tiny_run(run, model, optimizer, [step])
         run.save_checkpoint(step, {"position": step})
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pretrain
 import pytest
-from numbered_videos import write_numbered_shards
+from builders import write_numbered_shards
 
 from vjepa2_hf.training.run import latest_checkpoint, read_metrics
 

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from published import TINY_ENCODER, TINY_PREDICTOR
-from test_modeling_encoder import TOLERANCE, clips, same_weights, spread
+from builders import TINY_ENCODER, TINY_PREDICTOR, TOLERANCE, clips, same_weights, spread
 
 from vjepa2_hf import (
     VJepa2Encoder,

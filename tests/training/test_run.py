@@ -1,14 +1,14 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import make_dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from builders import TinyRunConfig, tiny_run, train_tiny_run
 from torch import nn
 
 from vjepa2_hf.training import run as training
@@ -21,19 +21,8 @@ from vjepa2_hf.training.run import (
     save_checkpoint,
     truncate_metrics,
 )
-from vjepa2_hf.training.schedules import LearningRateSchedule, set_learning_rate
+from vjepa2_hf.training.schedules import LearningRateSchedule
 from vjepa2_hf.training.settings import load_config
-
-
-@dataclass
-class Config:
-    output_dir: str
-    max_steps: int = 10
-    batch_size: int = 4
-    log_every: int = 1
-    scale: tuple[float, float] = (0.3, 1.0)
-    encoder: dict[str, Any] = field(default_factory=dict)
-    learning_rate: LearningRateSchedule = field(default_factory=lambda: LearningRateSchedule("warmup_stable_decay"))
 
 
 def rates(config, step):
@@ -71,38 +60,18 @@ def test_a_tracker_that_is_not_installed_is_refused(monkeypatch, name, package):
     check_tracker(None)
 
 
-def tiny_run(output_dir, seed=0, width=3, config=None, **settings):
-    torch.manual_seed(seed)
-    accelerator = Accelerator(cpu=True)
-    model = nn.Linear(width, 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    config = Config(output_dir=str(output_dir), **(config or {}))
-    return Run(output_dir, config, accelerator, **settings), model, optimizer
-
-
-def train(run, model, optimizer, steps):
-    for step in steps:
-        set_learning_rate(optimizer, 0.1 / step)
-        loss = model(torch.randn(4, 3)).square().mean()
-        run.accelerator.backward(loss)
-        optimizer.step()
-        optimizer.zero_grad()
-        run.log({"step": step, "loss": loss.detach()})
-
-
 def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_bit(tmp_path):
     run, model, optimizer = tiny_run(tmp_path / "a")
     assert run.resume(None) == (0, {})
-    train(run, model, optimizer, range(1, 4))
+    train_tiny_run(run, model, optimizer, range(1, 4))
     run.save_checkpoint(3, {"position": 12})
-    train(run, model, optimizer, range(4, 7))
+    train_tiny_run(run, model, optimizer, range(4, 7))
     uninterrupted = read_metrics(tmp_path / "a")
 
     run, model, optimizer = tiny_run(tmp_path / "a", seed=1)
     assert run.resume("latest") == (3, {"position": 12})
     assert [line["step"] for line in read_metrics(tmp_path / "a")] == [1, 2, 3]
-    train(run, model, optimizer, range(4, 7))
+    train_tiny_run(run, model, optimizer, range(4, 7))
     assert read_metrics(tmp_path / "a") == uninterrupted
 
 
@@ -146,7 +115,7 @@ def test_latest_without_a_checkpoint_starts_from_the_beginning(tmp_path):
     run.log({"step": 1, "loss": 1.0})
     assert run.resume("latest") == (0, {})
     assert read_metrics(tmp_path) == []
-    assert load_config(Config, tmp_path / "config.yaml") == run.config
+    assert load_config(TinyRunConfig, tmp_path / "config.yaml") == run.config
 
 
 LOCK = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB); print('locked')"
@@ -321,7 +290,7 @@ def test_a_run_does_not_go_on_with_settings_that_would_have_changed_its_steps(tm
     for resume in ("latest", "checkpoint-4"):
         with pytest.raises(ValueError, match=f"cannot go on with settings .*{message}"):
             again.resume(resume, rates, RATE_SETTINGS)
-    assert load_config(Config, tmp_path / "config.yaml").encoder == before.get("encoder", {})
+    assert load_config(TinyRunConfig, tmp_path / "config.yaml").encoder == before.get("encoder", {})
 
 
 @pytest.mark.parametrize(
@@ -336,7 +305,7 @@ def test_a_run_goes_on_with_settings_that_leave_its_steps_as_they_were(tmp_path,
     run_of(tmp_path, {})
     again, *_ = tiny_run(tmp_path, config=after)
     assert again.resume("latest", rates, RATE_SETTINGS)[0] == 4
-    assert load_config(Config, tmp_path / "config.yaml") == again.config
+    assert load_config(TinyRunConfig, tmp_path / "config.yaml") == again.config
 
 
 def test_a_schedule_that_nobody_can_compare_does_not_change(tmp_path):
@@ -424,7 +393,7 @@ def test_final_folder_is_written_aside_and_replaces_the_old_one(tmp_path):
             torch.save(state_dict, Path(path) / "model.bin")
 
     accelerator = Accelerator(cpu=True)
-    run = Run(tmp_path, Config("a"), accelerator)
+    run = Run(tmp_path, TinyRunConfig("a"), accelerator)
     for value in (1.0, 2.0):
         model = Model(2, 1)
         nn.init.constant_(model.weight, value)

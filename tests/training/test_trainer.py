@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from published import TINY_ENCODER, TINY_PREDICTOR
+from builders import TINY_ENCODER, TINY_PREDICTOR
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from vjepa2_hf import (

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from published import TINY_ENCODER, TINY_PREDICTOR
+from builders import TINY_ENCODER, TINY_PREDICTOR
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2ForMaskedLatentPrediction
 from vjepa2_hf import VJepa2MaskedLatentPredictionConfig as MaskedConfig
