@@ -13,7 +13,6 @@ was stopped goes on when its command is given again, with any number of processe
 """
 
 import argparse
-import contextlib
 import json
 import logging
 import os
@@ -32,7 +31,7 @@ from make_video_shards import find_videos
 from tqdm.auto import tqdm
 
 from vjepa2_hf import VJepa2Encoder, VJepa2VideoProcessor
-from vjepa2_hf.data.files import cache_key, claim_folder, config_fingerprint, locked, publish, weights_fingerprint
+from vjepa2_hf.data.files import cache_key, claim_folder, config_fingerprint, locked, weights_fingerprint, write_aside
 from vjepa2_hf.data.video_chunks import FrameSource, saved_processor
 from vjepa2_hf.pipelines.video_features import default_chunk_frames
 from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
@@ -174,9 +173,8 @@ class Parts:
         schema = self.schema.with_metadata({**self.schema.metadata, b"videos": videos.encode()})
         number = len(list(self.out_dir.glob(f"train-{self.rank:05d}-*.parquet")))
         whole = self.out_dir / f"train-{self.rank:05d}-{number:05d}.parquet"
-        partial = whole.with_name(f".{whole.name}.tmp")
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
-        publish(partial, whole)
+        with write_aside(whole) as partial:
+            pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
         self._jobs, self._bytes = [], 0
 
 
@@ -248,8 +246,7 @@ def extract(args: argparse.Namespace) -> None:
     state = PartialState(cpu=not torch.cuda.is_available())
     files = find_videos(args.source_dir)
     encoder, processor, description = load(args, state.device)
-    args.out_dir.mkdir(parents=True, exist_ok=True)
-    with locked(args.out_dir) if state.is_main_process else contextlib.nullcontext():
+    with locked(args.out_dir, state):
         if state.is_main_process:
             claim_folder(args.out_dir / MANIFEST, description)
         state.wait_for_everyone()

@@ -37,7 +37,8 @@ import numpy as np
 from datasets import Features, List, Value, Video
 from tqdm.auto import tqdm
 
-from vjepa2_hf.data.shards import staged_folder, write_shard_files
+from vjepa2_hf.data.files import staged_folder
+from vjepa2_hf.data.shards import write_shard_files
 from vjepa2_hf.training.settings import exit_on_user_error
 from vjepa2_hf.video_io import encode_video, read_image
 

@@ -17,7 +17,6 @@ OUT.json holds the mean squared and absolute errors over clips, places and chann
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -27,8 +26,8 @@ import torch
 from tqdm.auto import tqdm
 
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
+from vjepa2_hf.data.files import write_json
 from vjepa2_hf.probing.labeled_clips import ClipViews, LabelledClips
-from vjepa2_hf.training.checkpoints import write_text
 from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
 
 
@@ -187,7 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
     results = measure(model, tqdm(clips, desc="clips", unit="batch"), options.past)
     results = {"model": options.model, "past": options.past, "tubelet_size": tubelet, "horizons": horizons, **results}
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(options.output, json.dumps(results, indent=1) + "\n")
+    write_json(options.output, results)
     print(format_table(results))
 
 

@@ -29,7 +29,16 @@ import yaml
 from tqdm import tqdm
 
 from vjepa2_hf import VJepa2Planner
-from vjepa2_hf.data.files import cache_key, config_fingerprint, locked, weights_fingerprint
+from vjepa2_hf.data.files import (
+    cache_key,
+    config_fingerprint,
+    locked,
+    remove_folder,
+    weights_fingerprint,
+    write_aside,
+    write_json,
+    write_text,
+)
 from vjepa2_hf.environments import DATA_POLICY
 from vjepa2_hf.environments.closed_loop import ClosedLoopResult, Oracle, join_results, policy_plan, run_closed_loop
 from vjepa2_hf.environments.goal_policies import PolicyPlan, load_policy
@@ -37,7 +46,6 @@ from vjepa2_hf.environments.gym_tasks import GymTasks, GymTasksConfig
 from vjepa2_hf.environments.planner_policy import PlannerPolicy
 from vjepa2_hf.environments.tasks import TaskBatch, Tasks
 from vjepa2_hf.metrics.planning_success.planning_success import summarize_success
-from vjepa2_hf.training.checkpoints import remove_folder, write_text
 from vjepa2_hf.training.settings import check_known, exit_on_user_error, parse_arguments
 from vjepa2_hf.video_io import encode_video
 from vjepa2_hf.visualization.rollout_costs import HORIZONS, measure_world_model
@@ -303,7 +311,7 @@ def kept_row(config: PlanConfig, name: str, weights: Any) -> FinishedRow:
         np.save(path.with_suffix(".npy"), finished.states)
     # last, and renamed: who finds it finds the states, whole
     kept = {**vars(finished), "states": finished.states is not None}
-    write_text(path, json.dumps(kept))
+    write_json(path, kept, indent=None)
     return finished
 
 
@@ -316,7 +324,6 @@ def evaluate(config: PlanConfig) -> list[dict[str, Any]]:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     output = Path(config.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
     names = [BASELINES[name] for name in config.baselines if name != "oracle"] + [*config.policies, *config.models]
     names += [BASELINES["oracle"]] * ("oracle" in config.baselines)
     with locked(output):
@@ -331,14 +338,14 @@ def write_results(config: PlanConfig, finished: dict[str, FinishedRow]) -> None:
     """The files of the whole run."""
     output = Path(config.output_dir)
     write_text(output / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
-    seeds, partial = range(config.first_task, config.first_task + config.episodes), output / "partial.npz"
+    seeds = range(config.first_task, config.first_task + config.episodes)
     states = {name: one.states for name, one in finished.items() if one.states is not None}
-    np.savez_compressed(partial, seeds=np.array(seeds), **states)
-    partial.replace(output / "episodes.npz")
-    write_text(output / "by_episode.json", json.dumps({name: one.by_episode for name, one in finished.items()}))
+    with write_aside(output / "episodes.npz") as partial, open(partial, "wb") as file:
+        np.savez_compressed(file, seeds=np.array(seeds), **states)
+    write_json(output / "by_episode.json", {name: one.by_episode for name, one in finished.items()}, indent=None)
     # last: who finds it finds the rest
     rows = [one.row for one in finished.values()]
-    write_text(output / "results.json", json.dumps({"env": config.env, "rows": rows}, indent=1))
+    write_json(output / "results.json", {"env": config.env, "rows": rows})
 
 
 @exit_on_user_error

@@ -14,7 +14,6 @@ shards with states of xyz (m), extrinsic Euler angles xyz (rad) and gripper (clo
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,8 @@ from tqdm import tqdm
 
 from vjepa2_hf import VJepa2Planner
 from vjepa2_hf.data.episodes import read_episodes
+from vjepa2_hf.data.files import write_json, write_text
 from vjepa2_hf.metrics.planning_success.planning_success import wilson_interval
-from vjepa2_hf.training.checkpoints import write_text
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 from vjepa2_hf.visualization.tables import publish_tables
 
@@ -202,7 +201,7 @@ def run(config: PlanArmConfig) -> dict[str, Any]:
     output = Path(config.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
-    write_text(output / "results.json", json.dumps(results, indent=1))
+    write_json(output / "results.json", results)
     return results
 
 

@@ -35,7 +35,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2MaskedLatentPredictionConfig, VJepa2VideoProcessor
 from vjepa2_hf.data.clips import Augmentation, ClipStream, DataSource, MaskCollator
 from vjepa2_hf.data.sampling import FrameSampler, FramesCurriculum
-from vjepa2_hf.data.skipped import SkippedList
+from vjepa2_hf.data.skip_log import SkipLog
 from vjepa2_hf.masking import PUBLISHED_MASKS, build_mask_samplers
 from vjepa2_hf.modeling_masked_latent import VJepa2MaskedLatentPredictionOutput
 from vjepa2_hf.training.capacity import batch_flops, peak_flops
@@ -317,7 +317,7 @@ def build_loader(config: PretrainConfig, model, processor, accelerator: Accelera
     )
 
 
-def read_batches(config: PretrainConfig, loader: StatefulDataLoader, skipped: SkippedList, start: int):
+def read_batches(config: PretrainConfig, loader: StatefulDataLoader, skipped: SkipLog, start: int):
     """The loader's batches from step `start` on; what was passed over on the way goes to the run's list."""
     for number, batch in enumerate(loader):
         skipped.add(start + 1 + number // config.gradient_accumulation_steps, batch.pop("skipped"))
@@ -495,7 +495,7 @@ def train(config: PretrainConfig) -> None:
     for group in optimizer.param_groups:
         group["betas"] = config.adam_betas  # the checkpoint's may be those of another run
     restore_loader(loader, config, rank_state)
-    skipped = SkippedList(config.output_dir, start, accelerator.process_index, accelerator.num_processes)
+    skipped = SkipLog(config.output_dir, start, accelerator.process_index, accelerator.num_processes)
     batches = read_batches(config, loader, skipped, start)
 
     watch = CollapseWatch()

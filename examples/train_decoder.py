@@ -15,7 +15,6 @@ a large encoder take more memory than the frames. Besides `OUTPUT_DIR/final` the
 """
 
 import itertools
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 from vjepa2_hf import VJepa2PixelDecoder, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.data.episodes import episode_ids, held_out_of, read_episodes
-from vjepa2_hf.training.checkpoints import write_text
+from vjepa2_hf.data.files import write_json
 from vjepa2_hf.training.monitor import gradient_norm
 from vjepa2_hf.training.run import Run, check_run_settings, check_tracker
 from vjepa2_hf.training.schedules import LearningRateSchedule, parameter_groups, set_learning_rate, set_weight_decay
@@ -136,7 +135,7 @@ def write_reconstruction(output_dir: Path, painted: torch.Tensor, true: torch.Te
     """The errors of painted frames, beside those of the mean training picture, and eight of them as a picture."""
     error, mean_error = ((true - guess).square().mean().item() for guess in (painted, mean))
     numbers = {"error": error, "mean_picture_error": mean_error, "psnr": -10 * math.log10(error), "frames": len(true)}
-    write_text(output_dir / "reconstruction_error.json", json.dumps(numbers, indent=1))
+    write_json(output_dir / "reconstruction_error.json", numbers)
     shown = torch.linspace(0, len(true) - 1, min(len(true), 8)).long()
     partial = output_dir / "reconstruction.png.tmp"
     save_image(torch.cat([true[shown], painted[shown]]), partial, nrow=len(shown), format="png")

@@ -20,7 +20,6 @@ The result is `OUTPUT_DIR/final` (of k-NN it holds the training clips' features)
 """
 
 import functools
-import json
 import logging
 import time
 from dataclasses import asdict, dataclass, field
@@ -39,7 +38,6 @@ from vjepa2_hf import (
     VJepa2ForVideoClassification,
     VJepa2VideoProcessor,
 )
-from vjepa2_hf.data.cache_lock import locked
 from vjepa2_hf.data.clips import Augmentation
 from vjepa2_hf.data.episodes import split_episodes
 from vjepa2_hf.data.feature_cache import (
@@ -52,11 +50,11 @@ from vjepa2_hf.data.feature_cache import (
     is_finished,
     weights_fingerprint,
 )
+from vjepa2_hf.data.files import locked, write_json
 from vjepa2_hf.modeling_predictor import VJepa2Predictor
 from vjepa2_hf.probing.labeled_clips import ClipViews, LabelledClips, LabelledPart, Labels, ProblemType, fill_cache
 from vjepa2_hf.probing.scores import SCORES, draw_confusion_picture, guess_without_looking, measure
 from vjepa2_hf.probing.sweep import FineTuning, ProbeSweep
-from vjepa2_hf.training.checkpoints import write_text
 from vjepa2_hf.training.monitor import gradient_norm
 from vjepa2_hf.training.run import Run, check_run_settings, check_tracker
 from vjepa2_hf.training.schedules import warmup_cosine
@@ -326,7 +324,7 @@ def open_caches(config, accelerator, backbone: Backbone, processor) -> tuple[dic
         described = {"data": data_fingerprint(data), "views": asdict(views), **depends_on}
         described |= {"part": None if filter_ is None else (filter_.__name__, fractions)}
         folder = root / f"{Path(data).name}-{cache_key(described)}"
-        with locked(folder, accelerator):
+        with locked(folder, accelerator, wait=True):
             if not is_finished(folder):
                 encode = encode or build_encode(config, accelerator, backbone, processor)
                 select = None if filter_ is None else functools.partial(filter_, config)
@@ -575,7 +573,7 @@ def write_results(
     if labels.problem_type == "single_label_classification":
         chosen = scores["validation"][results["chosen"]].numpy()
         draw_confusion_picture(folder / "confusion.png", labels, chosen, parts["validation"].flat_targets)
-    write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
+    write_json(folder / "results.json", results)
     name = results["score"]
     tqdm.write(
         f"{name} {results['validation'][name]:.3f} on {results['clips']['validation']} validation clips (the same "

@@ -20,7 +20,6 @@ processes: `torchrun --nproc_per_node 2 examples/train_world_model.py ...`.
 
 import dataclasses
 import functools
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -39,7 +38,6 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCE
 from transformers.utils.hub import has_file
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, VJepa2WorldModel
-from vjepa2_hf.data.cache_lock import locked
 from vjepa2_hf.data.episodes import split_episodes
 from vjepa2_hf.data.feature_cache import (
     CacheWriter,
@@ -54,9 +52,9 @@ from vjepa2_hf.data.feature_cache import (
     is_finished,
     weights_fingerprint,
 )
+from vjepa2_hf.data.files import locked, write_json
 from vjepa2_hf.metrics.latent_rollout.latent_rollout import RolloutScores
 from vjepa2_hf.modeling_world_model import VJepa2WorldModelOutput
-from vjepa2_hf.training.checkpoints import write_text
 from vjepa2_hf.training.monitor import gradient_norm
 from vjepa2_hf.training.run import Run, check_run_settings, check_tracker
 from vjepa2_hf.training.schedules import (
@@ -232,7 +230,7 @@ def open_caches(config: WorldModelTrainingConfig, accelerator: Accelerator, enco
         source = as_shards(source, root, accelerator)
         described = {"data": data_fingerprint(source.path), "camera": source.camera, **depends_on}
         folder = root / f"{Path(source.path).name}-{cache_key(described)}"
-        with locked(folder, accelerator):
+        with locked(folder, accelerator, wait=True):
             if not is_finished(folder):
                 encode = encode or build_encode(config, accelerator, encoder, processor)
                 fill_cache(config, accelerator, source, folder, processor, encode)
@@ -250,7 +248,7 @@ def as_shards(source: EpisodeSource, root: Path, accelerator: Accelerator) -> Ep
         return source
     key = cache_key({"data": data_fingerprint(source.path), "fps": source.fps, "camera": source.camera})
     folder = root / f"{Path(source.path).stem}-{key}-shards"
-    with locked(folder, accelerator):
+    with locked(folder, accelerator, wait=True):
         if accelerator.is_main_process and not folder.exists():
             named = ["--frames_key", source.camera] if source.camera else []
             arguments = [source.path, str(folder), "--fps", str(source.fps), *named]
@@ -484,10 +482,6 @@ def prepare_data(config: WorldModelTrainingConfig, accelerator: Accelerator):
     training.draw(1, config.frames_per_window, config.frame_skip, np.random.default_rng(0))  # or no window is so long
     named = [dataclasses.asdict(source) for source in config.sources]
     return model, processor, training, held_out, {"data": named, **statistics}
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,13 +1,25 @@
-"""Folders of results: one owner, one writer; hashes that change with what matters alone."""
+"""Atomic writes, folder locks and fingerprints."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from builders import TINY_ENCODER
 from torch import nn
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig
-from vjepa2_hf.data.files import claim_folder, config_fingerprint, locked, weights_fingerprint, write_json
+from vjepa2_hf.data.files import (
+    claim_folder,
+    config_fingerprint,
+    lock_folder,
+    locked,
+    staged_folder,
+    weights_fingerprint,
+    write_aside,
+    write_json,
+    write_text,
+    writing,
+)
 
 
 def test_weights_have_their_hash():
@@ -44,3 +56,50 @@ def test_a_folder_has_one_writer(tmp_path):
     with locked(tmp_path):
         write_json(tmp_path / "a.json", [1])
     assert [path.name for path in tmp_path.iterdir() if path.suffix] == ["a.json"]
+
+
+def test_the_same_process_locks_its_folder_again(tmp_path):
+    first, second = lock_folder(tmp_path, reentrant=True), lock_folder(tmp_path, reentrant=True)
+    first.release()
+    with pytest.raises(OSError, match="Another process writes to"):
+        lock_folder(tmp_path)
+    second.release()
+    lock_folder(tmp_path).release()
+
+
+def test_the_processes_of_a_run_lock_a_folder_together(tmp_path):
+    waited = []
+    main = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: waited.append("main"))
+    other = SimpleNamespace(is_main_process=False, wait_for_everyone=lambda: waited.append("other"))
+    with locked(tmp_path / "cache", main, wait=True), locked(tmp_path / "cache", other, wait=True):
+        assert waited == ["main", "other"]
+        assert [path.name for path in tmp_path.iterdir()] == ["cache.lock"]  # the block may create the folder
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "numbers.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ZeroDivisionError), write_aside(path) as partial:
+        partial.write_text("half")
+        raise ZeroDivisionError
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+    write_text(path, "[2]")
+    assert json.loads(path.read_text()) == [2]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    for names in (["a", "b"], ["c"]):
+        with write_aside(tmp_path / "model") as partial:
+            partial.mkdir()
+            for name in names:
+                (partial / name).touch()
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["model", "model/c"]
+    with pytest.raises(FileExistsError, match="exists and is not empty"), staged_folder(tmp_path / "model"):
+        pass
+
+
+def test_a_failed_write_names_the_file(tmp_path):
+    message = "a.bin' could not be written .disk full.; see whether the disk is full, then wait"
+    with pytest.raises(OSError, match=message), writing(tmp_path / "a.bin", "wait"):
+        raise RuntimeError("disk full")

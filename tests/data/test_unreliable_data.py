@@ -19,7 +19,7 @@ from builders import CLIP_FEATURES, numbered_frames, numbered_video, numbers_of,
 from vjepa2_hf.data.clips import ClipStream, DataSource
 from vjepa2_hf.data.sampling import FrameSampler
 from vjepa2_hf.data.shards import write_shards
-from vjepa2_hf.data.skipped import SkippedList, read_skipped
+from vjepa2_hf.data.skip_log import SkipLog, read_skipped
 from vjepa2_hf.video_io import VideoDecodeError, encode_video, read_image, read_video
 
 
@@ -281,21 +281,21 @@ def test_other_shards_than_at_the_checkpoint_begin_the_epoch_anew_and_say_so(tmp
     assert len({clip["clip_name"] for clip in resumed}) == 6
 
 
-class TestSkippedList:
+class TestSkipLog:
     LINES = [json.dumps({"source": "s", "name": name, "reason": "r"}) for name in "abc"]
 
     def test_each_is_listed_once_also_after_a_resume(self, tmp_path):
-        skipped = SkippedList(tmp_path)
+        skipped = SkipLog(tmp_path)
         skipped.add(1, self.LINES[:2])
         skipped.add(4, self.LINES[1:])
         assert len(skipped) == 3
-        again = SkippedList(tmp_path, last_step=3)
+        again = SkipLog(tmp_path, last_step=3)
         assert len(again) == 2
         again.add(5, self.LINES)
         assert [(entry["step"], entry["name"]) for entry in read_skipped(tmp_path)] == [(1, "a"), (1, "b"), (5, "c")]
 
     def test_the_lists_of_several_processes_become_one(self, tmp_path):
-        lists = [SkippedList(tmp_path, rank=rank) for rank in range(2)]
+        lists = [SkipLog(tmp_path, rank=rank) for rank in range(2)]
         lists[1].add(1, self.LINES[:2])
         lists[0].add(2, self.LINES[1:])
         assert {path.name for path in tmp_path.iterdir()} == {"skipped.jsonl", "skipped-1.jsonl"}
@@ -305,21 +305,21 @@ class TestSkippedList:
 
     def test_lists_of_an_abandoned_run_of_more_processes_are_not_merged_into_a_new_one(self, tmp_path):
         for rank in (1, 3):
-            SkippedList(tmp_path, rank=rank).add(1, self.LINES[:1])
-        new = [SkippedList(tmp_path, rank=rank, world_size=2) for rank in range(2)]
+            SkipLog(tmp_path, rank=rank).add(1, self.LINES[:1])
+        new = [SkipLog(tmp_path, rank=rank, world_size=2) for rank in range(2)]
         new[1].add(2, self.LINES[1:2])
         new[0].merge()
         assert [(entry["step"], entry["name"]) for entry in read_skipped(tmp_path)] == [(2, "b")]
 
     @pytest.mark.parametrize("line", ["nonsense", "{}", "3"])
     def test_a_line_that_is_no_entry_names_file_and_line(self, tmp_path, line):
-        SkippedList(tmp_path).add(1, self.LINES[:1])
+        SkipLog(tmp_path).add(1, self.LINES[:1])
         with open(tmp_path / "skipped.jsonl", "a") as file:
             file.write(line + "\n")
         with pytest.raises(ValueError, match=rf"Line 2 of '.*skipped.jsonl' is no entry .*{line}"):
-            SkippedList(tmp_path, last_step=3)
+            SkipLog(tmp_path, last_step=3)
 
     def test_nothing_skipped_leaves_no_file(self, tmp_path):
-        SkippedList(tmp_path).add(1, [])
-        SkippedList(tmp_path).merge()
+        SkipLog(tmp_path).add(1, [])
+        SkipLog(tmp_path).merge()
         assert list(tmp_path.iterdir()) == []

@@ -241,7 +241,7 @@ def test_the_terms_of_the_loss_are_means_over_micro_batches_as_the_loss_is(monke
 
 
 def test_what_was_skipped_is_summed_over_processes(monkeypatch, shards, tmp_path):
-    monkeypatch.setattr(pretrain.SkippedList, "__len__", lambda self: 3)
+    monkeypatch.setattr(pretrain.SkipLog, "__len__", lambda self: 3)
     as_of_two = {"sum": 2, "mean": 1}
     monkeypatch.setattr(pretrain.Accelerator, "reduce", lambda self, part, how: part * as_of_two[how])
     assert run_pretrain(monkeypatch, shards, tmp_path, "max_steps=1")[0]["skipped"] == 6

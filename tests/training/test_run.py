@@ -118,7 +118,7 @@ def test_latest_without_a_checkpoint_starts_from_the_beginning(tmp_path):
     assert load_config(TinyRunConfig, tmp_path / "config.yaml") == run.config
 
 
-LOCK = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB); print('locked')"
+LOCK = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB); print('locked')"
 
 
 def test_two_processes_do_not_run_in_one_folder(tmp_path):
@@ -126,7 +126,7 @@ def test_two_processes_do_not_run_in_one_folder(tmp_path):
     command = [sys.executable, "-c", f"{LOCK}; sys.stdout.flush(); sys.stdin.read()", str(tmp_path / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(ValueError, match=f"Another process runs in '{tmp_path}'"):
+        with pytest.raises(OSError, match=f"Another process writes to '{tmp_path}'"):
             tiny_run(tmp_path)
         assert (tmp_path / "checkpoint-1.tmp").exists()
         other.kill()

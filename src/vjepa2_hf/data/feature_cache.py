@@ -31,7 +31,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from .episodes import read_episodes
-from .files import cache_key, publish, weights_fingerprint  # noqa: F401, what a cache depends on
+from .files import cache_key, weights_fingerprint, write_aside, write_json, writing  # noqa: F401, what a cache depends on
 from .lerobot import find_info
 from .shards import ShardSource, files_in
 
@@ -172,7 +172,7 @@ class CacheWriter:
     def __init__(self, folder: str | os.PathLike, rank: int = 0, part_bytes: int = PART_BYTES):
         self.folder, self.rank, self.part_bytes = Path(folder), rank, part_bytes
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path in [*self.folder.glob(f"part-{rank:03d}-*.tmp"), self._skipped_path]:
+        for path in [*self.folder.glob(f"*part-{rank:03d}-*.tmp"), self._skipped_path]:
             path.unlink(missing_ok=True)  # what did not read before is tried again
         self.done = {episode["id"] for part in _parts(self.folder) for episode in _read_header(part)}
         self._written: set[str] = set()
@@ -219,9 +219,7 @@ class CacheWriter:
     def skip(self, reasons: dict[str, str]) -> None:
         """Notes what did not read, by name, for the index."""
         known = json.loads(self._skipped_path.read_text()) if self._skipped_path.exists() else {}
-        partial = self._skipped_path.with_suffix(".json.tmp")
-        partial.write_text(json.dumps(known | reasons), encoding="utf-8")
-        publish(partial, self._skipped_path)
+        write_json(self._skipped_path, known | reasons, indent=None)
 
     def flush(self) -> None:
         """Writes what is held as a part, aside, then renamed."""
@@ -231,9 +229,8 @@ class CacheWriter:
         tensors = {name: torch.cat([part[name] for part in columns]).contiguous() for name in columns[0]}
         number = len(list(self.folder.glob(f"part-{self.rank:03d}-*.safetensors")))
         whole = self.folder / f"part-{self.rank:03d}-{number:05d}.safetensors"
-        partial = whole.with_suffix(".safetensors.tmp")
-        save_file(tensors, partial, metadata={"episodes": json.dumps(episodes)})
-        publish(partial, whole)
+        with writing(whole), write_aside(whole) as partial:
+            save_file(tensors, partial, metadata={"episodes": json.dumps(episodes)})
         self._pending, self._bytes = [], 0
 
 
@@ -269,9 +266,7 @@ def finish_cache(folder: str | os.PathLike, description: dict[str, Any]) -> None
             raise ValueError(f"Two episodes are called {after['id']!r}; give every row an episode_id of its own.")
     columns = {key: [episode[key] for episode in episodes] for key in episodes[0]}
     index = {"description": description, "episodes": columns, "skipped": _skipped(folder, columns["id"])}
-    partial = folder / f"{INDEX}.tmp"
-    partial.write_text(json.dumps(index), encoding="utf-8")
-    publish(partial, folder / INDEX)
+    write_json(folder / INDEX, index, indent=None)
 
 
 def _skipped(folder: Path, written: list[str]) -> dict[str, str]:

@@ -1,88 +1,199 @@
-"""Results kept in a folder: hashes of what they depend on, a manifest that names it, files that appear whole or not at
-all."""
+"""Atomic writes, folder locks, and fingerprints of what saved results depend on.
+
+A file or folder is written under another name, synced to disk and renamed: under its own name it is always complete.
+"""
 
 import contextlib
 import hashlib
 import json
+import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from torch import nn
 
 
+logger = logging.getLogger(__name__)
+
 LOCK = ".lock"
+PARTIAL_SUFFIX = ".tmp"
 
 
-def cache_key(description: dict[str, Any]) -> str:
-    """16 hex digits of a description that JSON can hold."""
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
+# ---------------------------------------------------------------------------------------------------------------------
+# Atomic writes
+# ---------------------------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def write_aside(path: str | os.PathLike, unique: bool = False) -> Iterator[Path]:
+    """Gives a path to write to, and renames it to `path` when the block ends without an error.
 
+    An error removes what was written, and `path` keeps its old content. A killed process leaves `.<name>.tmp`, which
+    the next write replaces.
 
-def weights_fingerprint(module: nn.Module) -> str:
-    """A hash of all weights and buffers of a module: names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        value = value.detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def config_fingerprint(config: Any) -> str:
-    """A hash of a model's config, without what does not change what the model computes: where it was loaded from, the
-    version that wrote it, its dtype."""
-    fields = json.loads(config.to_json_string(use_diff=False))
-    names = fields.keys() - {"transformers_version", "architectures", "auto_map", "dtype"}
-    return cache_key({name: fields[name] for name in names if not name.startswith("_")})
-
-
-def publish(partial: Path, whole: Path) -> None:
-    """Gives a file its final name after its bytes have reached the disk."""
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, whole)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """JSON, written aside and renamed."""
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    publish(partial, path)
+    Args:
+        path: of a file or folder; a folder that is there is replaced.
+        unique: several processes may write `path` at the same time; the last one wins.
+    """
+    path = Path(path)
+    owner = f".{os.getpid()}" if unique else ""
+    partial = path.with_name(f".{path.name}{owner}{PARTIAL_SUFFIX}")
+    _remove(partial)
+    try:
+        yield partial
+        commit_folder(partial, path)
+    finally:
+        _remove(partial)
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """A folder that no other process writes to meanwhile.
+def staged_folder(folder: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+    """A new folder that is written aside, see `write_aside`.
 
     Raises:
-        OSError: another one does.
+        FileExistsError: `folder` exists and is not empty, and `overwrite` is False.
     """
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not overwrite:
+        raise FileExistsError(f"{str(target)!r} exists and is not empty; choose another output folder or remove it.")
+    with write_aside(target) as partial:
+        partial.mkdir(parents=True)
+        yield partial
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file: readers find the old text or the new one, complete."""
+    with writing(path), write_aside(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, value: Any, indent: int | None = 1, **options: Any) -> None:
+    """Writes a JSON file; `options` are those of `json.dumps`."""
+    write_text(path, json.dumps(value, indent=indent, **options) + "\n")
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike, advice: str = "run the same command again") -> Iterator[None]:
+    """Turns an error inside the block into an OSError of one sentence that names `path`."""
     try:
-        with FileLock(folder / LOCK, blocking=False):
-            yield
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch raises RuntimeError when the disk is full
+        reason = " ".join(str(error).split())[:200]
+        raise OSError(
+            f"{os.fspath(path)!r} could not be written ({reason}); see whether the disk is full, then {advice}."
+        ) from error
+
+
+def commit_folder(partial: Path, whole: Path) -> None:
+    """Renames a complete file or folder after its bytes have reached the disk; a folder that is there is replaced."""
+    for path in (*partial.rglob("*"), partial):
+        _sync(path)
+    if whole.is_dir() and any(whole.iterdir()):
+        remove_folder(whole)
+    os.replace(partial, whole)
+    _sync(whole.parent)
+
+
+def empty_folder(folder: Path) -> None:
+    """Makes an empty folder; one that is there is removed first."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder. It is renamed first, so that a killed process leaves no part of it under its own name."""
+    doomed = folder
+    if not folder.name.endswith(PARTIAL_SUFFIX):
+        doomed = folder.with_name(f"{folder.name}.old{PARTIAL_SUFFIX}")
+        os.replace(folder, doomed)
+    shutil.rmtree(doomed)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One writer per folder
+# ---------------------------------------------------------------------------------------------------------------------
+def lock_folder(folder: str | os.PathLike, wait: bool = False, reentrant: bool = False) -> FileLock:
+    """Locks a folder until `release()`, or until the lock or the process is gone.
+
+    Args:
+        folder: created, and locked by the file `.lock` in it.
+        wait: for another process that has the lock, where the default is an error. The lock is then the file
+            `<folder>.lock` beside the folder, so that its holder can create the folder.
+        reentrant: the same process may lock the folder again.
+
+    Raises:
+        OSError: another process has the lock.
+    """
+    folder = Path(folder)
+    path = folder.with_name(folder.name + LOCK) if wait else folder / LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, thread_local=False, is_singleton=reentrant)
+    try:
+        lock.acquire(blocking=False)
     except Timeout as error:
-        raise OSError(f"Another process writes to {str(folder)!r}; wait for it, or stop it.") from error
+        if not wait:
+            raise OSError(f"Another process writes to {str(folder)!r}; wait for it, or stop it.") from error
+        logger.warning("another run writes to %s: waiting for it to end", folder)
+        lock.acquire()
+    except OSError as error:
+        logger.warning("%s cannot be locked (%s): another process could write to its folder", path, error)
+    return lock
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike, state: Any = None, wait: bool = False) -> Iterator[None]:
+    """Locks a folder during the block, see `lock_folder`.
+
+    Args:
+        state: an Accelerator or PartialState, where several processes fill the folder together. Each of them calls
+            this, and the main one takes the lock.
+    """
+    lock = lock_folder(folder, wait) if state is None or state.is_main_process else None
+    try:
+        if state is not None:
+            state.wait_for_everyone()
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def claim_folder(manifest: Path, description: dict[str, Any], contents: str = "features") -> None:
-    """Writes the manifest of a new folder; passes one that belongs to the same.
+    """Writes the manifest of a new folder, or checks the manifest of one that is there.
 
     Args:
         manifest: its path in the folder.
         description: what the results depend on; "model" is for people to read and not compared.
-        contents: what the folder holds, in the errors.
+        contents: what the folder holds, for error messages.
 
     Raises:
         FileExistsError: the folder holds files, but no manifest.
-        ValueError: it belongs to something else.
+        ValueError: the folder holds other results.
     """
     folder = manifest.parent
     if not manifest.is_file():
-        if any(path.name not in (LOCK, f"{manifest.name}.tmp") for path in folder.iterdir()):
+        leftovers = (LOCK, f"{manifest.name}.tmp", f".{manifest.name}.tmp")
+        if any(path.name not in leftovers for path in folder.iterdir()):
             raise FileExistsError(f"{str(folder)!r} holds files, but no {contents}; choose another folder.")
         write_json(manifest, description)
         return
@@ -95,3 +206,28 @@ def claim_folder(manifest: Path, description: dict[str, Any], contents: str = "f
             + ", ".join(f"{name} ({found.get(name)!s:.12}, now {description.get(name)!s:.12})" for name in different)
             + "; choose another folder, or remove it."
         )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fingerprints
+# ---------------------------------------------------------------------------------------------------------------------
+def cache_key(description: dict[str, Any]) -> str:
+    """16 hex digits of a description that JSON can hold."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """A hash of all weights and buffers of a module: names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def config_fingerprint(config: Any) -> str:
+    """A hash of a model's config, without the fields that change no output: source, version and dtype."""
+    fields = json.loads(config.to_json_string(use_diff=False))
+    names = fields.keys() - {"transformers_version", "architectures", "auto_map", "dtype"}
+    return cache_key({name: fields[name] for name in names if not name.startswith("_")})

@@ -27,9 +27,10 @@ from .files import (
     claim_folder,
     config_fingerprint,
     locked,
-    publish,
     weights_fingerprint,
+    write_aside,
     write_json,
+    writing,
 )
 from .video_chunks import FrameSource, frame_bytes
 
@@ -122,9 +123,8 @@ def _encode_to_folder(
         ):
             told = {"end": end, "places": places, "frames": witness.digest(end) if witness else None}
             whole = folder / f"part-{number:05d}.safetensors"
-            partial = whole.with_suffix(".safetensors.tmp")
-            save_file({"features": features.contiguous()}, partial, metadata={"part": json.dumps(told)})
-            publish(partial, whole)
+            with writing(whole), write_aside(whole) as partial:
+                save_file({"features": features.contiguous()}, partial, metadata={"part": json.dumps(told)})
             logger.info("%s: %d frames encoded", folder, end)
         _finish(folder, source, settings, encoder.config.tubelet_size, witness)
     return LongFeatures(folder)

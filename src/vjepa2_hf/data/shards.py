@@ -14,12 +14,10 @@ import glob
 import logging
 import os
 import re
-import shutil
 import tarfile
 import weakref
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +28,7 @@ from datasets import Features, IterableDataset, Video, load_dataset, load_datase
 from datasets.exceptions import DatasetsError
 
 from ..video_io import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from .files import staged_folder
 
 
 logger = logging.getLogger(__name__)
@@ -40,28 +39,6 @@ _ROWS_PER_GROUP = 16  # rows a reader takes at once: 16 videos of 256p are some 
 # ---------------------------------------------------------------------------------------------------------------------
 # Writing shards
 # ---------------------------------------------------------------------------------------------------------------------
-@contextmanager
-def staged_folder(output_dir: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
-    """A folder written aside and renamed to `output_dir` when the block ends well; removed when it fails.
-
-    Raises:
-        FileExistsError: `output_dir` exists and is not empty, and `overwrite` is False.
-    """
-    target = Path(output_dir)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not overwrite:
-        raise FileExistsError(f"{str(target)!r} exists and is not empty; choose another output folder or remove it.")
-    staging = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(staging, ignore_errors=True)  # left by a run that was killed
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-        if target.is_dir() and overwrite:
-            shutil.rmtree(target)
-        os.replace(staging, target)  # takes an empty folder's place too
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
 def write_shards(
     rows: Iterable[dict[str, Any]],
     output_dir: str | os.PathLike,

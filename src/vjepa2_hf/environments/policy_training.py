@@ -4,7 +4,6 @@ Letters: B batch, F frames of all episodes, N tokens, D width of a latent, A act
 """
 
 import itertools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +15,8 @@ from torch import nn
 from tqdm import tqdm
 
 from ..data.episodes import episode_ids, held_out_of, read_episodes
+from ..data.files import write_json
 from ..modeling_world_model import VJepa2WorldModel
-from ..training.checkpoints import write_text
 from ..training.monitor import gradient_norm
 from ..training.run import Run, check_run_settings
 from ..training.schedules import LearningRateSchedule, set_learning_rate
@@ -221,7 +220,7 @@ def train_policy(config: PolicyTrainingConfig, loss_of: Loss) -> None:
             run.save_checkpoint(step)
 
     if accelerator.is_main_process:
-        write_text(run.output_dir / "held_out.json", json.dumps({"before": before, "after": held_out_loss()}))
+        write_json(run.output_dir / "held_out.json", {"before": before, "after": held_out_loss()}, indent=None)
     run.save_final(policy)
 
 

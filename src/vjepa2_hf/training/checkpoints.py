@@ -6,25 +6,22 @@
 Files and folders are written aside (`*.tmp`), folders synced to disk too, and then renamed.
 """
 
-import contextlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import load
-from safetensors import SafetensorError
 
+from ..data.files import PARTIAL_SUFFIX, commit_folder, empty_folder, remove_folder, writing
 from .settings import one_sentence
 
 
 CHECKPOINT_PATTERN = re.compile(r"^checkpoint-(\d+)$")
-PARTIAL_SUFFIX = ".tmp"
+ADVICE = "go on with resume=latest"  # after a write failed
 # How torch says that weights or an optimiser's groups are of other sizes
 MISFITS = ("loading state_dict", "parameter group")
 
@@ -75,15 +72,15 @@ def save_checkpoint(
     if accelerator.is_main_process:
         empty_folder(partial)
     accelerator.wait_for_everyone()
-    with writing(whole):
+    with writing(whole, ADVICE):
         accelerator.save_state(str(partial))
         torch.save(rank_state or {}, partial / f"rank_state_{accelerator.process_index}.pt")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         progress = {"step": step, "num_processes": accelerator.num_processes}
-        with writing(whole):
+        with writing(whole, ADVICE):
             (partial / "progress.json").write_text(json.dumps(progress) + "\n")
-            publish(partial, whole)
+            commit_folder(partial, whole)
         if keep_last is not None:
             for old in list(checkpoints(output_dir).values())[:-keep_last]:
                 remove_folder(old)
@@ -142,56 +139,3 @@ def _damaged(checkpoint: Path, error: Exception) -> ValueError:
     onward = f"remove it and go on with resume={earlier[-1]}" if earlier else "there is none before it to go on from"
     reason = f"{type(error).__name__}: {one_sentence(error)[:200]}"
     return ValueError(f"The checkpoint {str(checkpoint)!r} is damaged, it does not load ({reason}); {onward}.")
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Whatever a write of `path` fails with inside the block ends in an OSError of one sentence that names it."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # of a full disk torch makes a RuntimeError
-        raise OSError(
-            f"{str(path)!r} could not be written ({one_sentence(error)[:200]}); see whether the disk is full, then go "
-            "on with resume=latest."
-        ) from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file aside and renames it: whoever reads it finds the old text or the new one, whole."""
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
-    with writing(path):
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-
-
-def empty_folder(path: Path) -> None:
-    """Makes an empty folder, in place of one that is there."""
-    if path.exists():
-        shutil.rmtree(path)
-    path.mkdir(parents=True)
-
-
-def remove_folder(path: Path) -> None:
-    """Removes a folder; renamed first, so that a kill half way leaves no part of it under its own name."""
-    doomed = path if path.name.endswith(PARTIAL_SUFFIX) else path.with_name(f"{path.name}.old{PARTIAL_SUFFIX}")
-    if doomed != path:
-        os.replace(path, doomed)
-    shutil.rmtree(doomed)
-
-
-def publish(partial: Path, whole: Path) -> None:
-    """Gives a fully written folder its final name, after its bytes have reached the disk."""
-    for path in (*partial.rglob("*"), partial):
-        _sync(path)
-    if whole.exists():
-        remove_folder(whole)
-    os.replace(partial, whole)
-    _sync(whole.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,13 +13,10 @@ folder.
 """
 
 import dataclasses
-import errno
-import fcntl
 import json
 import logging
 import math
 import os
-import weakref
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,19 +28,24 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
 from torch import nn
 
-from .checkpoints import (
+from ..data.files import (
     PARTIAL_SUFFIX,
-    check_keep_last,
-    checkpoints,
+    commit_folder,
     empty_folder,
-    latest_checkpoint,
-    load_checkpoint,
-    publish,
-    read_progress,
+    lock_folder,
     remove_folder,
-    save_checkpoint,
+    write_json,
     write_text,
     writing,
+)
+from .checkpoints import (
+    ADVICE,
+    check_keep_last,
+    checkpoints,
+    latest_checkpoint,
+    load_checkpoint,
+    read_progress,
+    save_checkpoint,
 )
 from .settings import load_config
 
@@ -169,7 +171,8 @@ class Run:
         keep_last: number of checkpoints to keep, at least 1; None keeps all.
 
     Raises:
-        ValueError: another process runs in the folder, or the run asks for what Accelerate would leave out in silence.
+        OSError: another process runs in the folder.
+        ValueError: the run asks for what Accelerate would leave out in silence.
     """
 
     def __init__(
@@ -185,8 +188,7 @@ class Run:
         check_sharding(accelerator)
         check_precision(accelerator)
         if accelerator.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            weakref.finalize(self, os.close, _lock(self.output_dir / ".lock"))
+            self._lock = lock_folder(self.output_dir, reentrant=True)
             for partial in self.output_dir.glob("*" + PARTIAL_SUFFIX):
                 remove_folder(partial) if partial.is_dir() else partial.unlink()
         accelerator.wait_for_everyone()
@@ -319,7 +321,7 @@ class Run:
         """Appends one object to `metrics.jsonl`; `metrics` holds `step`. Numbers go to the trackers too."""
         plain = {name: _plain_number(value) for name, value in metrics.items()}
         if self.accelerator.is_main_process:
-            with writing(self.metrics_path), open(self.metrics_path, "a", encoding="utf-8") as file:
+            with writing(self.metrics_path, ADVICE), open(self.metrics_path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(plain, allow_nan=False) + "\n")
         numbers = {name: value for name, value in plain.items() if isinstance(value, (int, float)) and name != "step"}
         self.accelerator.log(numbers, step=plain["step"])
@@ -355,7 +357,7 @@ class Run:
         path, last = self.output_dir / "offending_batch.json", latest_checkpoint(self.output_dir)
         if self.accelerator.is_main_process:
             found = {"step": step, "loss": _plain_number(loss), "gradient_norm": _plain_number(gradient_norm)}
-            write_text(path, json.dumps({**found, "batches": everyone}, indent=1) + "\n")
+            write_json(path, {**found, "batches": everyone})
         onward = f"go on in another output_dir with resume={last}" if last else "start again"
         raise ValueError(
             f"The {what or f'loss of step {step} is {loss}'}; the names of its clips are in {str(path)!r}: look for "
@@ -379,32 +381,14 @@ class Run:
         partial = final.with_name(final.name + PARTIAL_SUFFIX)
         state_dict = self.accelerator.get_state_dict(model)  # gathers shards: every process takes part
         if self.accelerator.is_main_process:
-            with writing(final):
+            with writing(final, ADVICE):
                 empty_folder(partial)
                 self.accelerator.unwrap_model(model).save_pretrained(partial, state_dict=state_dict)
                 for processor in processors:
                     processor.save_pretrained(partial)
-                publish(partial, final)
+                commit_folder(partial, final)
         self.accelerator.wait_for_everyone()
         return final
-
-
-def _lock(path: Path) -> int:
-    """Locks a file until this process ends, however it ends, or closes the descriptor that is returned.
-
-    The lock is the process's (POSIX): one of the open file (flock) would go on to a killed run's DataLoader workers.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            os.close(descriptor)
-            raise ValueError(
-                f"Another process runs in {str(path.parent)!r}; wait for its end, or choose another output_dir."
-            ) from error
-        logger.warning("%s cannot be locked (%s): nothing keeps another run out of its folder", path, error)
-    return descriptor
 
 
 def _plain(value: Any) -> Any:

@@ -15,8 +15,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .files import write_text
 
-class SkippedList:
+
+class SkipLog:
     """The list of one process. Entries after `last_step` are dropped: a resumed run meets them again.
 
     Args:
@@ -94,6 +96,4 @@ def _write(path: Path, entries: list[dict[str, Any]]) -> None:
     if not entries:
         path.unlink(missing_ok=True)
         return
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))
