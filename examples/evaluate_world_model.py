@@ -33,7 +33,6 @@ Writes a JSON file and prints a Markdown table. Columns, each a mean over window
 """
 
 import dataclasses
-import json
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -49,6 +48,7 @@ from tqdm import tqdm
 
 from vjepa2_hf import VJepa2PixelDecoder, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.data.episodes import episode_ids, held_out_of, read_episodes
+from vjepa2_hf.data.files import write_aside, write_json
 from vjepa2_hf.metrics.latent_rollout.latent_rollout import LatentRollout, extrapolate
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 from vjepa2_hf.visualization.rollout_windows import encode_frames, window_frames
@@ -564,10 +564,8 @@ def picture_strip(rows: torch.Tensor, horizons: list[int]) -> torch.Tensor:
 def write_picture(path: Path, strips: list[torch.Tensor]) -> None:
     """Windows one below the other, each with its rows: true frames, decoded true latents, decoded predictions."""
     columns = strips[0].shape[1]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    save_image(torch.cat([strip.flatten(0, 1) for strip in strips]), partial, nrow=columns, format="png")
-    partial.replace(path)
+    with write_aside(path) as partial:
+        save_image(torch.cat([strip.flatten(0, 1) for strip in strips]), partial, nrow=columns, format="png")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -730,15 +728,12 @@ def tabulate(scores: dict[str, Any], tables: dict[str, list[torch.Tensor]]) -> l
 # ---------------------------------------------------------------------------------------------------------------------
 # Result
 # ---------------------------------------------------------------------------------------------------------------------
-def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Aside, then renamed; a number that is not finite, of a rollout that explodes, becomes null."""
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """A number that is not finite, of a rollout that explodes, becomes null."""
     rows = [
         {name: value if math.isfinite(value) else None for name, value in row.items()} for row in result["horizons"]
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps({**result, "horizons": rows}, indent=1, allow_nan=False), encoding="utf-8")
-    partial.replace(path)
+    write_json(path, {**result, "horizons": rows}, allow_nan=False)
 
 
 def markdown_table(rows: list[dict[str, float]]) -> str:
@@ -757,7 +752,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = VJepa2WorldModel.from_pretrained(config.model).to(device).eval()
     result = evaluate_model(config, model, VJepa2VideoProcessor.from_pretrained(config.model))
-    write_json(Path(config.output), result)
+    write_result(Path(config.output), result)
     print(f"{result['windows']} windows of {result['episodes']} held-out episodes\n")
     print(markdown_table(result["horizons"]))
 

@@ -14,7 +14,6 @@ clips of the file. `examples/look.py` has the pictures that need no second encod
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import torch
 from matplotlib.figure import Figure
 
 from vjepa2_hf import VJepa2Encoder, VJepa2VideoProcessor
+from vjepa2_hf.data.files import write_aside, write_json
 from vjepa2_hf.data.shards import ShardSource, open_stream
 from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
 from vjepa2_hf.video_io import VideoReader
@@ -238,13 +238,10 @@ def format_shares(numbers: dict[str, Any]) -> str:
 
 
 def write_files(output: Path, figure: Figure, numbers: dict[str, Any]) -> None:
-    """Picture and numbers, each written aside and renamed."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.tmp")
-    figure.savefig(partial, format="png", dpi=150)
-    partial.replace(output)
-    partial.write_text(json.dumps(numbers, indent=1), encoding="utf-8")
-    partial.replace(output.with_suffix(".json"))
+    """Picture and numbers."""
+    with write_aside(output) as partial:
+        figure.savefig(partial, format="png", dpi=150)
+    write_json(output.with_suffix(".json"), numbers)
 
 
 @exit_on_user_error

@@ -30,6 +30,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from vjepa2_hf import VJepa2Encoder, VJepa2VideoProcessor
+from vjepa2_hf.data.files import write_json
 from vjepa2_hf.data.shards import ShardSource, open_stream
 from vjepa2_hf.training.settings import exit_on_user_error
 from vjepa2_hf.video_io import VideoReader
@@ -156,12 +157,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="JSON file for the scores, which are printed too")
     options = parser.parse_args(arguments)
     scores = measure(options.encoder, options.train, options.test, options.weights, options.seed)
-    text = json.dumps(scores, indent=1)
-    print(text)
+    print(json.dumps(scores, indent=1))
     if options.output:
-        partial = options.output.with_suffix(".tmp")
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(options.output)
+        write_json(options.output, scores)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from vjepa2_hf import VJepa2Encoder
+from vjepa2_hf.data.files import write_text
 from vjepa2_hf.environments import SUCCESS_PIXELS
 from vjepa2_hf.environments.tasks import Tasks
 from vjepa2_hf.training.settings import exit_on_user_error
@@ -577,10 +578,8 @@ def write_report(folder: Path) -> Path:
     run = read_run(folder)
     with matplotlib.rc_context(STYLE):
         page = PAGE.format(body="\n".join(section(run) for section in SECTIONS))
-    partial, target = folder / ".report.html.tmp", folder / "report.html"
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(target)
-    return target
+    write_text(folder / "report.html", page)
+    return folder / "report.html"
 
 
 @exit_on_user_error

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from vjepa2_hf import VJepa2PixelDecoder, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.data.episodes import episode_ids, held_out_of, read_episodes
-from vjepa2_hf.data.files import write_json
+from vjepa2_hf.data.files import write_aside, write_json
 from vjepa2_hf.training.monitor import gradient_norm
 from vjepa2_hf.training.run import Run, check_run_settings, check_tracker
 from vjepa2_hf.training.schedules import LearningRateSchedule, parameter_groups, set_learning_rate, set_weight_decay
@@ -137,9 +137,8 @@ def write_reconstruction(output_dir: Path, painted: torch.Tensor, true: torch.Te
     numbers = {"error": error, "mean_picture_error": mean_error, "psnr": -10 * math.log10(error), "frames": len(true)}
     write_json(output_dir / "reconstruction_error.json", numbers)
     shown = torch.linspace(0, len(true) - 1, min(len(true), 8)).long()
-    partial = output_dir / "reconstruction.png.tmp"
-    save_image(torch.cat([true[shown], painted[shown]]), partial, nrow=len(shown), format="png")
-    partial.replace(partial.with_suffix(""))
+    with write_aside(output_dir / "reconstruction.png") as partial:
+        save_image(torch.cat([true[shown], painted[shown]]), partial, nrow=len(shown), format="png")
 
 
 def train(config: DecoderTrainingConfig) -> None:

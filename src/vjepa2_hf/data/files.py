@@ -36,12 +36,13 @@ def write_aside(path: str | os.PathLike, unique: bool = False) -> Iterator[Path]
     the next write replaces.
 
     Args:
-        path: of a file or folder; a folder that is there is replaced.
+        path: of a file or folder, whose parent is created; a folder that is there is replaced.
         unique: several processes may write `path` at the same time; the last one wins.
     """
     path = Path(path)
     owner = f".{os.getpid()}" if unique else ""
     partial = path.with_name(f".{path.name}{owner}{PARTIAL_SUFFIX}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     _remove(partial)
     try:
         yield partial

@@ -21,6 +21,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ..data.files import write_aside
 from ..data.video_chunks import FrameSource
 from ..modeling_masked_latent import VJepa2ForMaskedLatentPrediction
 
@@ -105,9 +106,8 @@ class Calibration:
         numbers = {name: value for name, value in vars(self).items() if name not in _TENSORS}
         tensors = {"place_mean": self.place_mean, "place_std": self.place_std}
         tensors |= vars(self.statistics) if self.statistics else {}
-        partial = Path(folder) / f"{CALIBRATION_FILE}.tmp"
-        save_file(tensors, partial, metadata={"calibration": json.dumps(numbers)})
-        os.replace(partial, Path(folder) / CALIBRATION_FILE)
+        with write_aside(Path(folder) / CALIBRATION_FILE) as partial:
+            save_file(tensors, partial, metadata={"calibration": json.dumps(numbers)})
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Calibration | None":

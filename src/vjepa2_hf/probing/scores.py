@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.files import write_aside
 from ..metrics.class_mean_recall.class_mean_recall import ClassMeanRecall
 from ..metrics.confusion_matrix.confusion_matrix import ConfusionMatrix, draw_confusion
 from ..metrics.mean_average_precision.mean_average_precision import MeanAveragePrecision
@@ -60,8 +61,8 @@ def draw_confusion_picture(path: Path, labels: Labels, scores: np.ndarray, targe
     except ImportError:
         logger.warning("matplotlib is not installed, so there is no %s; `pip install matplotlib`", path.name)
         return
-    figure.savefig(path.with_suffix(".tmp"), format="png")
-    path.with_suffix(".tmp").replace(path)
+    with write_aside(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 __all__ = ["SCORES", "draw_confusion_picture", "guess_without_looking", "measure"]

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..data.files import write_aside
+
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap, Normalize
@@ -345,17 +347,12 @@ def write_picture(
     path = Path(path)
     if count < 1:
         raise ValueError(f"{count} pictures were asked for; expected at least one.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # another process may write the same picture
-    try:
+    with write_aside(path, unique=True) as partial:
         if path.suffix.lower() == ".png":
             draw(None).savefig(partial, format="png")
         else:
             frames = [render(draw([number])) for number in range(count)]
             _write_gif(partial, frames, fps) if path.suffix.lower() == ".gif" else _write_mp4(partial, frames, fps)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def render(figure: "Figure") -> np.ndarray:

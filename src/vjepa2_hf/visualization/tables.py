@@ -3,10 +3,11 @@
 A page holds the table NAME between `<!-- NAME:begin -->` and `<!-- NAME:end -->`; the command that measures writes it.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from ..data.files import write_json, write_text
 
 
 def format_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -25,8 +26,7 @@ def publish_tables(results: dict[str, Any], text: str, path: Path, documents: Se
         documents: pages with markers.
         name: of the markers.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_json(path, results)
     for document in documents:
         write_between_markers(text, document, name)
     print(text)  # noqa: T201
@@ -37,6 +37,4 @@ def write_between_markers(text: str, document: Path, name: str) -> None:
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     before, rest = document.read_text(encoding="utf-8").split(begin)
     after = rest.split(end)[1]
-    partial = document.with_suffix(".tmp")
-    partial.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
-    partial.replace(document)
+    write_text(document, f"{before}{begin}\n{text}\n{end}{after}")
