@@ -39,8 +39,9 @@ from tqdm.auto import tqdm
 
 from vjepa2_hf.data.files import staged_folder
 from vjepa2_hf.data.shards import write_shard_files
+from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.training.settings import exit_on_user_error
-from vjepa2_hf.video_io import encode_video, read_image
+from vjepa2_hf.video_io import read_image
 
 
 logger = logging.getLogger("import_episodes")

@@ -29,9 +29,9 @@ import torch
 from tqdm.auto import tqdm
 
 from vjepa2_hf.data.files import staged_folder
+from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.pose import move_pose, pose_difference, rotation_from_euler
 from vjepa2_hf.training.settings import exit_on_user_error
-from vjepa2_hf.video_io import encode_video
 
 
 CAMERA = "observation.images.above"

@@ -26,8 +26,9 @@ from tqdm.auto import tqdm
 
 from vjepa2_hf.data.files import staged_folder
 from vjepa2_hf.data.shards import write_shard_files
+from vjepa2_hf.data.video_writing import transcode_video
 from vjepa2_hf.training.settings import exit_on_user_error
-from vjepa2_hf.video_io import VIDEO_EXTENSIONS, VideoDecodeError, transcode_video
+from vjepa2_hf.video_io import VIDEO_EXTENSIONS, VideoDecodeError
 
 
 logger = logging.getLogger("make_video_shards")

@@ -39,6 +39,7 @@ from vjepa2_hf.data.files import (
     write_json,
     write_text,
 )
+from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.environments import DATA_POLICY
 from vjepa2_hf.environments.closed_loop import ClosedLoopResult, Oracle, join_results, policy_plan, run_closed_loop
 from vjepa2_hf.environments.goal_policies import PolicyPlan, load_policy
@@ -47,7 +48,6 @@ from vjepa2_hf.environments.planner_policy import PlannerPolicy
 from vjepa2_hf.environments.tasks import TaskBatch, Tasks
 from vjepa2_hf.metrics.planning_success.planning_success import summarize_success
 from vjepa2_hf.training.settings import check_known, exit_on_user_error, parse_arguments
-from vjepa2_hf.video_io import encode_video
 from vjepa2_hf.visualization.rollout_costs import HORIZONS, measure_world_model
 
 

@@ -34,9 +34,9 @@ from tqdm.auto import tqdm
 
 from vjepa2_hf import environments
 from vjepa2_hf.data.shards import write_shards
+from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.environments.gym_tasks import make_env, read_numbers, read_picture
 from vjepa2_hf.training.settings import exit_on_user_error
-from vjepa2_hf.video_io import encode_video
 
 
 # Twice as fast as the default at this size, and the same bytes every time: with the slower presets' macroblock tree

@@ -30,8 +30,8 @@ from sklearn.datasets import load_digits
 from tqdm.auto import tqdm
 
 from vjepa2_hf.data.shards import write_shards
+from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.training.settings import exit_on_user_error
-from vjepa2_hf.video_io import encode_video
 
 
 IMAGE_SIZE = 64  # pixels, height and width of a video

@@ -29,11 +29,11 @@ from vjepa2_hf import (
     VJepa2WorldModelConfig,
 )
 from vjepa2_hf.data.shards import write_shards
+from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.hub.published_format import from_published_names
 from vjepa2_hf.planning import CEM
 from vjepa2_hf.training.run import Run
 from vjepa2_hf.training.schedules import LearningRateSchedule, set_learning_rate
-from vjepa2_hf.video_io import encode_video
 
 
 ROOT = Path(__file__).resolve().parents[1]

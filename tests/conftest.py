@@ -34,7 +34,7 @@ def video(tmp_path_factory):
     """The path of a video of 23 frames of noise at 10 fps."""
     from builders import noise_frames
 
-    from vjepa2_hf.video_io import encode_video
+    from vjepa2_hf.data.video_writing import encode_video
 
     path = tmp_path_factory.mktemp("video") / "video.mp4"
     path.write_bytes(encode_video(noise_frames(23), fps=10, gop_size=5))

@@ -13,8 +13,8 @@ from builders import CLIP_FEATURES, ROOT
 
 import vjepa2_hf
 from vjepa2_hf.data.shards import write_shards
+from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.training.run import read_metrics
-from vjepa2_hf.video_io import encode_video
 
 
 TINY_PRETRAIN = [

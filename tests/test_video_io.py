@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vjepa2_hf import video_io
-from vjepa2_hf.video_io import VideoDecodeError, VideoReader, encode_video, read_video, transcode_video
+from vjepa2_hf.data.video_writing import encode_video, transcode_video
+from vjepa2_hf.video_io import VideoDecodeError, VideoReader, read_video
 
 
 # An MPEG-TS file in which damage makes a stream appear that is not there at first, as small as it goes

@@ -16,7 +16,8 @@ from transformers import AutoVideoProcessor
 from transformers.models.vjepa2.video_processing_vjepa2 import VJEPA2VideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from vjepa2_hf.video_io import encode_video, read_video
+from vjepa2_hf.data.video_writing import encode_video
+from vjepa2_hf.video_io import read_video
 from vjepa2_hf.video_processing_vjepa2 import RandomResizedClip, VJepa2VideoProcessor
 
 

@@ -15,8 +15,9 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from vjepa2_hf.data.clips import ClipStream, DataSource, MaskCollator
 from vjepa2_hf.data.sampling import FrameSampler, FramesCurriculum
 from vjepa2_hf.data.shards import open_stream, write_shards
+from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.masking import FutureMask, RandomFrameMask
-from vjepa2_hf.video_io import VideoReader, encode_video
+from vjepa2_hf.video_io import VideoReader
 
 
 def raw(frames, generator):

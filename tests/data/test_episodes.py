@@ -7,7 +7,7 @@ from datasets import Features, List, Value, Video
 
 from vjepa2_hf.data.episodes import episode_ids, held_out_of, read_episodes, split_episodes
 from vjepa2_hf.data.shards import write_shards
-from vjepa2_hf.video_io import encode_video
+from vjepa2_hf.data.video_writing import encode_video
 
 
 EPISODE_FEATURES = Features(

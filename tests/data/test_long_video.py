@@ -16,7 +16,8 @@ from builders import TINY_ENCODER, noise_frames, noise_pixels, spread
 import vjepa2_hf
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor
 from vjepa2_hf.data.long_video import LongFeatures
-from vjepa2_hf.video_io import VideoDecodeError, VideoReader, encode_video
+from vjepa2_hf.data.video_writing import encode_video
+from vjepa2_hf.video_io import VideoDecodeError, VideoReader
 
 
 def by_chunks(encoder, frames: torch.Tensor, chunk: int, overlap: int = 0) -> torch.Tensor:

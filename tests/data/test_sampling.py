@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vjepa2_hf.data.sampling import FrameSampler, FramesCurriculum
-from vjepa2_hf.video_io import VideoReader, encode_video
+from vjepa2_hf.data.video_writing import encode_video
+from vjepa2_hf.video_io import VideoReader
 
 
 @pytest.fixture(scope="module")

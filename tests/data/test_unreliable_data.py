@@ -20,7 +20,8 @@ from vjepa2_hf.data.clips import ClipStream, DataSource
 from vjepa2_hf.data.sampling import FrameSampler
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.skip_log import SkipLog, read_skipped
-from vjepa2_hf.video_io import VideoDecodeError, encode_video, read_image, read_video
+from vjepa2_hf.data.video_writing import encode_video
+from vjepa2_hf.video_io import VideoDecodeError, read_image, read_video
 
 
 SETTINGS = [

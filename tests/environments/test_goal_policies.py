@@ -15,11 +15,11 @@ from record_episodes import episode_features
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.data.shards import write_shards
+from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.environments.goal_policies import GoalPolicy, PolicyPlan, imagine, load_policy
 from vjepa2_hf.environments.policy_training import HindsightPairs
 from vjepa2_hf.environments.tasks import Tasks
 from vjepa2_hf.training.run import read_metrics
-from vjepa2_hf.video_io import encode_video
 
 
 DYNAMICS = {"predictor_hidden_size": 16, "predictor_num_hidden_layers": 1, "predictor_num_attention_heads": 2}

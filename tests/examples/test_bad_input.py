@@ -25,7 +25,7 @@ from vjepa2_hf import (
     VJepa2WorldModel,
     VJepa2WorldModelConfig,
 )
-from vjepa2_hf.video_io import encode_video
+from vjepa2_hf.data.video_writing import encode_video
 
 
 EXAMPLES = Path(vjepa2_hf.__file__).parents[2] / "examples"

@@ -15,7 +15,7 @@ import torch
 import train_probe
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor
-from vjepa2_hf.video_io import encode_video
+from vjepa2_hf.data.video_writing import encode_video
 
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -30,10 +30,10 @@ from vjepa2_hf import (
     VJepa2WorldModelConfig,
 )
 from vjepa2_hf.data.shards import write_shards
+from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.environments import IMAGE_SIZE, PUSHING, PushingEnv, make_plain
 from vjepa2_hf.metrics.latent_rollout import latent_rollout
 from vjepa2_hf.metrics.latent_rollout.latent_rollout import RolloutScores
-from vjepa2_hf.video_io import encode_video
 
 
 # one window of two steps, one token of two numbers: 3-4-5 triangles

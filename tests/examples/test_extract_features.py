@@ -14,7 +14,8 @@ from datasets import load_dataset
 
 import vjepa2_hf
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor
-from vjepa2_hf.video_io import encode_video, read_video
+from vjepa2_hf.data.video_writing import encode_video
+from vjepa2_hf.video_io import read_video
 
 
 LENGTHS = {"a/one.mp4": 9, "a/two.mp4": 4, "b/three.mp4": 8, "four.mp4": 1}

@@ -17,7 +17,7 @@ from feature_picture import (
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig
 from vjepa2_hf.data.shards import write_shards
-from vjepa2_hf.video_io import encode_video
+from vjepa2_hf.data.video_writing import encode_video
 
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "crop_size": 16, "patch_size": 8}

@@ -20,7 +20,8 @@ from vjepa2_hf import (
 )
 from vjepa2_hf import VJepa2MaskedLatentPredictionConfig as MaskedConfig
 from vjepa2_hf.data.shards import write_shards
-from vjepa2_hf.video_io import VideoReader, encode_video
+from vjepa2_hf.data.video_writing import encode_video
+from vjepa2_hf.video_io import VideoReader
 
 
 def make_video(num_frames: int, seed: int = 0) -> bytes:

@@ -11,7 +11,8 @@ import pytest
 from datasets import load_dataset
 
 from vjepa2_hf.data.clips import ClipStream
-from vjepa2_hf.video_io import VideoReader, encode_video
+from vjepa2_hf.data.video_writing import encode_video
+from vjepa2_hf.video_io import VideoReader
 
 
 SCRIPT = Path(make_video_shards.__file__)

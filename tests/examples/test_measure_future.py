@@ -14,7 +14,7 @@ from vjepa2_hf import (
     VJepa2MaskedLatentPredictionConfig,
     VJepa2VideoProcessor,
 )
-from vjepa2_hf.video_io import encode_video
+from vjepa2_hf.data.video_writing import encode_video
 
 
 def build(**fields) -> VJepa2ForMaskedLatentPrediction:

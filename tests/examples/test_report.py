@@ -17,9 +17,9 @@ from report import animate_episodes, sign_test, write_report
 
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2MaskedLatentPredictionConfig, VJepa2VideoProcessor
 from vjepa2_hf.data.shards import write_shards
+from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.environments import PUSHING
 from vjepa2_hf.environments.tasks import Tasks
-from vjepa2_hf.video_io import encode_video
 from vjepa2_hf.visualization.curves import read_curves
 
 

@@ -20,8 +20,8 @@ from vjepa2_hf import (
     VJepa2WorldModel,
 )
 from vjepa2_hf.data.shards import write_shards
+from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.training.run import Run, read_metrics
-from vjepa2_hf.video_io import encode_video
 
 
 TINY = [

@@ -10,7 +10,7 @@ from script_runs import run_train_world_model
 
 from vjepa2_hf import VJepa2WorldModel
 from vjepa2_hf.data.shards import write_shards
-from vjepa2_hf.video_io import encode_video
+from vjepa2_hf.data.video_writing import encode_video
 
 
 def write_episodes(folder: Path, with_rewards: bool) -> Path:

@@ -25,9 +25,9 @@ from vjepa2_hf import (
 )
 from vjepa2_hf.data.feature_cache import EpisodeCache
 from vjepa2_hf.data.shards import write_shards
+from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.training.run import Run, read_metrics
 from vjepa2_hf.training.settings import load_config
-from vjepa2_hf.video_io import encode_video
 
 
 TINY = [

@@ -18,8 +18,8 @@ from train_world_model import WorldModelTrainingConfig, build_processor
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.data.shards import write_shards
+from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.training.run import Run, read_metrics
-from vjepa2_hf.video_io import encode_video
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,9 @@ from transformers import pipeline
 
 import vjepa2_hf
 from vjepa2_hf import VJepa2ForVideoClassification, VJepa2Planner, VJepa2VideoProcessor
+from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.planning import CEM
-from vjepa2_hf.video_io import encode_video, read_video
+from vjepa2_hf.video_io import read_video
 
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (20, 40, 52, 3), np.uint8)

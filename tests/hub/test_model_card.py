@@ -30,10 +30,10 @@ from vjepa2_hf import (
     VJepa2WorldModel,
     VJepa2WorldModelConfig,
 )
+from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.hub import model_card
 from vjepa2_hf.hub.model_card import CardFacts, _setting, parameter_counts, published_cards, write_model_card
 from vjepa2_hf.training.run import Run
-from vjepa2_hf.video_io import encode_video
 
 
 CARDS = Path(__file__).parents[2] / "model_cards"

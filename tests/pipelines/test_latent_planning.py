@@ -21,8 +21,8 @@ from builders import (
 from transformers import Pipeline, VJEPA2Config, VJEPA2Model, pipeline
 
 from vjepa2_hf import VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel, VJepa2WorldModelConfig
+from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.planning import CEM, CategoricalCEM, LatentDistance, RandomShooting, Uncertainty
-from vjepa2_hf.video_io import encode_video
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from datasets import Features, Value, Video
 from vjepa2_hf import VJepa2VideoProcessor
 from vjepa2_hf.data.feature_cache import EpisodeCache, finish_cache
 from vjepa2_hf.data.shards import write_shards
+from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.probing.labeled_clips import ClipViews, LabelledClips, LabelledPart, Labels, fill_cache
-from vjepa2_hf.video_io import encode_video
 
 
 PROCESSOR = VJepa2VideoProcessor(size=32, crop_size=32)

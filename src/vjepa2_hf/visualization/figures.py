@@ -373,7 +373,7 @@ def _write_gif(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
 
 
 def _write_mp4(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
-    from ..video_io import encode_video  # PyAV only where a video is written
+    from ..data.video_writing import encode_video  # PyAV only where a video is written
 
     path.write_bytes(encode_video(frames, fps=fps, crf=16, pixel_format="yuv420p"))
 

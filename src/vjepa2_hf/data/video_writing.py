@@ -1,0 +1,118 @@
+"""Encoding of frames as mp4, and transcoding of video files, with PyAV."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.video.frame import PictureType
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from ..video_io import VideoDecodeError, VideoReader
+
+
+def encode_video(
+    frames: np.ndarray | Iterable[np.ndarray],
+    fps: float,
+    crf: int = 10,
+    gop_size: int = 12,
+    pixel_format: str = "yuv444p",
+    preset: str = "veryfast",
+) -> bytes:
+    """Encodes frames as an h264 mp4 held in memory.
+
+    Args:
+        frames: uint8 (T, H, W, 3) RGB, or an iterable of (H, W, 3) frames (a long video never lies in memory whole).
+        fps: frames per second.
+        crf: x264's quality, 0 (lossless in spirit) to 51.
+        gop_size: frames between two key frames; short, so that a clip from the middle decodes few frames in vain.
+        pixel_format: "yuv444p" keeps the colour edges of small pictures, "yuv420p" is what every player reads and
+            needs even sizes.
+        preset: x264's speed preset.
+
+    Raises:
+        ValueError: no frame, frames that are not uint8 RGB, or a frame rate that is not positive.
+    """
+    if not fps > 0:
+        raise ValueError(f"fps is {fps}, but a frame rate must be a positive number of frames per second.")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream, reformatter = None, VideoReformatter()
+        for frame in frames:
+            if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+                found = f"{getattr(frame, 'dtype', type(frame).__name__)} {getattr(frame, 'shape', '')}"
+                raise ValueError(f"A frame is {found}, but encode_video takes uint8 frames (H, W, 3) in RGB.")
+            if stream is None:
+                stream = _add_stream(container, frame.shape, fps, crf, gop_size, pixel_format, preset)
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            container.mux(stream.encode(reformatter.reformat(picture, format=stream.pix_fmt, threads=1)))
+        if stream is None:
+            raise ValueError("There is no frame to encode; encode_video needs at least one.")
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def transcode_video(
+    source: bytes | str | os.PathLike, height: int = 256, gop_size: int = 12, crf: int = 20
+) -> tuple[bytes, int, float]:
+    """Re-encodes a video of any codec and size as h264 mp4 of this height, aspect kept, sizes even, without sound.
+
+    Frame times are kept, variable rates too; a rotation flag is applied. Frames pass through one at a time.
+
+    Returns:
+        The mp4, its number of frames and its average frames per second.
+
+    Raises:
+        VideoDecodeError: it does not decode to its end.
+    """
+    if height < 2 or height % 2:
+        raise ValueError(f"height is {height}, but h264 needs a positive even number of pixels.")
+    buffer, reformatter, last_pts, count = io.BytesIO(), VideoReformatter(), -1, 0
+    with VideoReader(source) as reader, av.open(buffer, "w", format="mp4") as container:
+        stream = None
+        for start, frame in reader.iterate():
+            count += 1
+            turned = frame.rotation % 180 != 0
+            if frame.rotation % 360:
+                frame = av.VideoFrame.from_ndarray(reader.to_rgb(frame), format="rgb24")
+            if stream is None:
+                aspect = frame.width / frame.height * (reader.pixel_aspect if not turned else 1 / reader.pixel_aspect)
+                width = max(2, 2 * round(height * aspect / 2))
+                stream = _add_stream(container, (height, width), reader.fps, crf, gop_size, "yuv420p", "veryfast")
+                stream.codec_context.time_base = _TIME_BASE
+                method = Interpolation.AREA if height < frame.height else Interpolation.BICUBIC
+            picture = reformatter.reformat(frame, width, height, stream.pix_fmt, interpolation=method, threads=1)
+            last_pts = max(last_pts + 1, round(start / _TIME_BASE))
+            picture.pts, picture.time_base, picture.pict_type = last_pts, _TIME_BASE, PictureType.NONE
+            container.mux(stream.encode(picture))
+        if stream is None:
+            raise VideoDecodeError(f"{reader.name} does not decode: no frame appeared.")
+        if count < len(reader):
+            raise VideoDecodeError(f"{reader.name} does not decode: {len(reader) - count} of its frames are missing.")
+        container.mux(stream.encode())
+        fps = reader.fps
+    return buffer.getvalue(), count, fps
+
+
+_TIME_BASE = Fraction(1, 90_000)  # fine enough for every usual frame rate
+
+
+def _add_stream(container, shape, fps: float, crf: int, gop_size: int, pixel_format: str, preset: str):
+    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"  # some system builds of FFmpeg lack x264
+    stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+    stream.height, stream.width = shape[:2]
+    stream.pix_fmt = pixel_format if codec == "libx264" else "yuv420p"
+    stream.gop_size = gop_size
+    stream.thread_count = 1  # callers run several processes
+    if codec == "libx264":
+        stream.options = {"crf": str(crf), "preset": preset, "tune": "fastdecode"}
+    else:
+        stream.options = {"qscale": "2"}
+    return stream
+
+
+__all__ = ["encode_video", "transcode_video"]
