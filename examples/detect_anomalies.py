@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 import vjepa2_hf
 from vjepa2_hf import VJepa2AnomalyDetector, VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
-from vjepa2_hf.data.video_chunks import FrameSource
+from vjepa2_hf.data.frame_source import FrameSource
 from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.metrics.planning_success.planning_success import seed_interval
 from vjepa2_hf.pipelines.anomaly_scores import Calibration, calibrate, prediction_errors

@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 from vjepa2_hf import VJepa2Encoder, VJepa2VideoProcessor
 from vjepa2_hf.data.files import cache_key, claim_folder, config_fingerprint, locked, weights_fingerprint, write_aside
-from vjepa2_hf.data.video_chunks import FrameSource, saved_processor
+from vjepa2_hf.data.frame_source import FrameSource, saved_processor
 from vjepa2_hf.pipelines.video_features import default_chunk_frames
 from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
 

@@ -41,7 +41,7 @@ from vjepa2_hf import (
 from vjepa2_hf.data.clips import Augmentation
 from vjepa2_hf.data.episodes import split_episodes
 from vjepa2_hf.data.feature_cache import (
-    EpisodeCache,
+    FeatureCache,
     WindowBatches,
     WindowMixture,
     cache_key,
@@ -304,7 +304,7 @@ def is_training(config: ProbeConfig, name: str) -> bool:
     return falls_to(config, name) == "training"
 
 
-def open_caches(config, accelerator, backbone: Backbone, processor) -> tuple[dict[str, EpisodeCache], float]:
+def open_caches(config, accelerator, backbone: Backbone, processor) -> tuple[dict[str, FeatureCache], float]:
     """The cache of each part, filled first where no run has done so, and the seconds that took. Parts with the same
     views of the same data share one."""
     learned, evaluated = training_views(config), evaluation_views(config)
@@ -334,7 +334,7 @@ def open_caches(config, accelerator, backbone: Backbone, processor) -> tuple[dic
                 if accelerator.is_main_process:
                     finish_cache(folder, {"path": data, **described})
             accelerator.wait_for_everyone()
-        caches[part] = EpisodeCache(folder, ("frames" if config.kind == "finetune" else "features", "frame_indices"))
+        caches[part] = FeatureCache(folder, ("frames" if config.kind == "finetune" else "features", "frame_indices"))
         caches[part].warn_of_skipped()
     return caches, time.perf_counter() - started
 
@@ -360,7 +360,7 @@ def describe_features(config: ProbeConfig, accelerator: Accelerator, backbone: B
 # ---------------------------------------------------------------------------------------------------------------------
 # Clips and labels
 # ---------------------------------------------------------------------------------------------------------------------
-def split_clips(config: ProbeConfig, caches: dict[str, EpisodeCache]) -> dict[str, torch.Tensor]:
+def split_clips(config: ProbeConfig, caches: dict[str, FeatureCache]) -> dict[str, torch.Tensor]:
     """Numbers of each part's clips in its cache; of the training clips only the labelled share.
 
     Raises:
@@ -389,7 +389,7 @@ def split_clips(config: ProbeConfig, caches: dict[str, EpisodeCache]) -> dict[st
     return clips
 
 
-def open_parts(config, caches: dict[str, EpisodeCache], tubelet: int) -> tuple[dict[str, LabelledPart], Labels]:
+def open_parts(config, caches: dict[str, FeatureCache], tubelet: int) -> tuple[dict[str, LabelledPart], Labels]:
     """The parts with their labels, whose classes are those of all `PARTS` together."""
     clips = split_clips(config, caches)
     rows = [caches[part].notes["row"][i] for part in PARTS for i in clips[part].tolist()]

@@ -41,9 +41,9 @@ from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, 
 from vjepa2_hf.data.episodes import split_episodes
 from vjepa2_hf.data.feature_cache import (
     CacheWriter,
-    EpisodeCache,
     EpisodeSource,
     EpisodeStream,
+    FeatureCache,
     WindowBatches,
     WindowMixture,
     cache_key,
@@ -213,7 +213,7 @@ def build_processor(config: WorldModelTrainingConfig, encoder: VJepa2Encoder) ->
 # ---------------------------------------------------------------------------------------------------------------------
 # Data
 # ---------------------------------------------------------------------------------------------------------------------
-def open_caches(config: WorldModelTrainingConfig, accelerator: Accelerator, encoder, processor) -> list[EpisodeCache]:
+def open_caches(config: WorldModelTrainingConfig, accelerator: Accelerator, encoder, processor) -> list[FeatureCache]:
     """The cache of every source, filled first where no run has done so."""
     depends_on = {
         "version": 1,
@@ -237,7 +237,7 @@ def open_caches(config: WorldModelTrainingConfig, accelerator: Accelerator, enco
                 if accelerator.is_main_process:
                     finish_cache(folder, {"path": source.path, **described})
             accelerator.wait_for_everyone()
-        caches.append(EpisodeCache(folder, columns))
+        caches.append(FeatureCache(folder, columns))
         caches[-1].warn_of_skipped()
     return caches
 
@@ -316,7 +316,7 @@ def arrangement(config: WorldModelTrainingConfig) -> dict[str, Any]:
     return fields | {name: value for name, value in config.world_model.items() if name == "normalize_latents"}
 
 
-def split_data(config: WorldModelTrainingConfig, caches: list[EpisodeCache]) -> tuple[WindowMixture, WindowMixture]:
+def split_data(config: WorldModelTrainingConfig, caches: list[FeatureCache]) -> tuple[WindowMixture, WindowMixture]:
     """Training and held-out episodes of all sources."""
     held_out = [torch.tensor(split_episodes(cache.ids, config.validation_fraction)) for cache in caches]
     weights = [source.weight for source in config.sources]

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 
 from vjepa2_hf.data.feature_cache import (
     CacheWriter,
-    EpisodeCache,
     EpisodeSource,
+    FeatureCache,
     WindowBatches,
     WindowMixture,
     cache_key,
@@ -40,7 +40,7 @@ def write_cache(folder, lengths: dict[str, int], part_bytes: int = 2**20, ranks:
 
 
 def whole(folder, **settings) -> WindowMixture:
-    cache = EpisodeCache(folder, **settings)
+    cache = FeatureCache(folder, **settings)
     return WindowMixture([cache], [torch.arange(len(cache.ids))], [1.0])
 
 
@@ -49,7 +49,7 @@ LENGTHS = {"1": 5, "2": 9, "3": 2, "4": 6}
 
 @pytest.mark.parametrize("part_bytes", [1, 60, 2**20])  # every episode its own file, two or three, all in one
 def test_windows_hold_the_actions_between_their_frames(tmp_path, part_bytes):
-    cache = EpisodeCache(write_cache(tmp_path, LENGTHS, part_bytes))
+    cache = FeatureCache(write_cache(tmp_path, LENGTHS, part_bytes))
     assert len(cache.files) == {1: 4, 60: 2, 2**20: 1}[part_bytes]
     batch = cache.windows(torch.tensor([3, 1, 0]), torch.tensor([1, 4, 0]), frames=3, skip=2)
     assert batch["latents"].flatten(1).tolist() == [[401, 403, 405], [204, 206, 208], [100, 102, 104]]
@@ -67,7 +67,7 @@ def test_every_window_of_every_episode_is_drawn_equally_often(tmp_path):
 
 
 def test_sources_are_drawn_by_their_weights(tmp_path):
-    caches = [EpisodeCache(write_cache(tmp_path / name, {name: 8})) for name in ("1", "2")]
+    caches = [FeatureCache(write_cache(tmp_path / name, {name: 8})) for name in ("1", "2")]
     mixture = WindowMixture(caches, [torch.tensor([0])] * 2, [3.0, 1.0])
     places = mixture.draw(4000, 2, 1, np.random.default_rng(0))
     assert (places[:, 0] == 0).float().mean().item() == pytest.approx(0.75, abs=0.03)
@@ -88,7 +88,7 @@ def test_tiles_cover_episodes_and_are_thinned_evenly(tmp_path):
 
 
 def test_statistics_are_those_of_the_chosen_episodes(tmp_path):
-    cache = EpisodeCache(write_cache(tmp_path, LENGTHS, part_bytes=60))
+    cache = FeatureCache(write_cache(tmp_path, LENGTHS, part_bytes=60))
     found = cache.statistics("actions", torch.tensor([0, 3]))
     values = torch.cat([episode(1, 5)["actions"], episode(4, 6)["actions"]]).double()
     assert found["rows"] == len(values) == 9
@@ -105,12 +105,12 @@ def test_an_unfinished_cache_is_not_read_and_goes_on_where_it_was(tmp_path):
     (tmp_path / "part-000-00001.safetensors.tmp").write_bytes(b"half a part")  # what a kill leaves
     assert not is_finished(tmp_path)
     with pytest.raises(FileNotFoundError, match="not finished"):
-        EpisodeCache(tmp_path)
+        FeatureCache(tmp_path)
     again = CacheWriter(tmp_path, part_bytes=1)
     assert again.done == {"1"}
     again.add("2", 10.0, episode(2, 9))
     finish_cache(tmp_path, {})
-    cache = EpisodeCache(tmp_path)
+    cache = FeatureCache(tmp_path)
     assert cache.ids == ["1", "2"] and cache.files == ["part-000-00000.safetensors", "part-000-00001.safetensors"]
     assert cache.windows(torch.tensor([0, 1]), torch.tensor([0, 0]), 2)["latents"][:, 0].flatten().tolist() == [
         100,
@@ -159,7 +159,7 @@ def test_a_cache_of_nothing_and_a_missing_column_are_refused(tmp_path):
     with pytest.raises(ValueError, match="No episode was written to the cache"):
         finish_cache(tmp_path, {})
     with pytest.raises(ValueError, match="The episodes have no 'proprio_states'; they have actions, latents"):
-        EpisodeCache(write_cache(tmp_path / "cache", LENGTHS), ("latents", "proprio_states"))
+        FeatureCache(write_cache(tmp_path / "cache", LENGTHS), ("latents", "proprio_states"))
     with pytest.raises(ValueError, match="The weight of 'here' is 0"):
         EpisodeSource("here", weight=0.0)
 
@@ -205,7 +205,7 @@ def test_windows_are_read_without_the_rest_of_the_file(tmp_path):
     writer.add("1", 10.0, {"latents": torch.zeros(1000, 10_000, 1), "actions": torch.zeros(999, 1)})
     writer.flush()
     finish_cache(tmp_path, {})
-    cache, before = EpisodeCache(tmp_path), resident()
+    cache, before = FeatureCache(tmp_path), resident()
     cache.windows(torch.tensor([0]), torch.tensor([7]), 2)
     assert resident() - before < 8e6
 
@@ -247,5 +247,5 @@ def test_what_did_not_read_is_listed_until_it_does(tmp_path):
     writer.flush()
     writer.skip({"3": "still no such file"})
     finish_cache(tmp_path, {})
-    assert EpisodeCache(tmp_path).ids == ["1", "2"]
-    assert EpisodeCache(tmp_path).skipped == {"3": "still no such file"}
+    assert FeatureCache(tmp_path).ids == ["1", "2"]
+    assert FeatureCache(tmp_path).skipped == {"3": "still no such file"}

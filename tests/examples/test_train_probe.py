@@ -23,7 +23,7 @@ from vjepa2_hf import (
     VJepa2MaskedLatentPredictionConfig,
     VJepa2VideoProcessor,
 )
-from vjepa2_hf.data.feature_cache import EpisodeCache
+from vjepa2_hf.data.feature_cache import FeatureCache
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.training.run import Run, read_metrics
@@ -248,7 +248,7 @@ def test_features_are_computed_once_for_all_heads_and_labels(monkeypatch, inputs
     augmented = "augmentation={flip_probability: 0.0}"
     run_script(monkeypatch, inputs, tmp_path / "e", "kind=linear", "max_steps=1", augmented, "training_views=3")
     assert len(calls) == 5  # each clip in the views of its own part alone
-    caches = [EpisodeCache(folder, ("features",)) for folder in calls[-2:]]
+    caches = [FeatureCache(folder, ("features",)) for folder in calls[-2:]]
     assert [set(cache.lengths.tolist()) for cache in caches] == [{3}, {1}]
     assert sum(len(cache.ids) for cache in caches) == 60 and not set(caches[0].ids) & set(caches[1].ids)
 
@@ -349,7 +349,7 @@ def test_anticipation_reads_predicted_tokens_of_what_it_does_not_see(monkeypatch
     results = run_script(monkeypatch, (inputs[0], masked_latent), tmp_path / "run", *overrides)
     assert results["validation"]["accuracy"] > 0.9
     (cache,) = (path for path in (tmp_path / "features").iterdir() if path.is_dir())
-    rows = EpisodeCache(cache, ("features", "frame_indices")).windows(torch.tensor([0]), torch.tensor([0]), 1)
+    rows = FeatureCache(cache, ("features", "frame_indices")).windows(torch.tensor([0]), torch.tensor([0]), 1)
     assert rows["frame_indices"].flatten().tolist() == [0, 1, 2, 3] and rows["features"].shape == (1, 1, 48, 24)
     model = VJepa2ForVideoClassification.from_pretrained(tmp_path / "run" / "final").eval()
     path = tmp_path / "seen.mp4"

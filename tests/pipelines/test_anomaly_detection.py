@@ -7,7 +7,7 @@ from builders import TINY_ENCODER, build_masked_latent, noise_frames
 from transformers import pipeline
 
 from vjepa2_hf import VJepa2AnomalyDetector, VJepa2Encoder, VJepa2EncoderConfig
-from vjepa2_hf.data.video_chunks import FrameSource
+from vjepa2_hf.data.frame_source import FrameSource
 from vjepa2_hf.pipelines.anomaly_scores import prediction_errors
 
 

@@ -7,7 +7,7 @@ import torch
 from builders import build_masked_latent, noise_pixels
 from safetensors.torch import save_file
 
-from vjepa2_hf.data.video_chunks import FrameSource
+from vjepa2_hf.data.frame_source import FrameSource
 from vjepa2_hf.pipelines.anomaly_scores import (
     CALIBRATION_FILE,
     Calibration,

@@ -8,7 +8,7 @@ from builders import numbered_video
 from datasets import Features, Value, Video
 
 from vjepa2_hf import VJepa2VideoProcessor
-from vjepa2_hf.data.feature_cache import EpisodeCache, finish_cache
+from vjepa2_hf.data.feature_cache import FeatureCache, finish_cache
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.probing.labeled_clips import ClipViews, LabelledClips, LabelledPart, Labels, fill_cache
@@ -116,7 +116,7 @@ class TestCache:
             except KeyboardInterrupt:
                 assert not again
         finish_cache(tmp_path, {})
-        cache = EpisodeCache(tmp_path, ("features", "frame_indices"))
+        cache = FeatureCache(tmp_path, ("features", "frame_indices"))
         assert sorted(row["label"] for row in cache.notes["row"]) == [0, 1, 2, 4, 5] and len(cache.skipped) == 1
         assert set(cache.lengths.tolist()) == {2} and max(seen) == 4  # two clips of two views at once
         labels = Labels.describe(cache.notes["row"], "label")

@@ -1,7 +1,7 @@
 """Episodes encoded once and kept on disk: written in parts that survive a stop, read by memory map in windows.
 
     EpisodeStream -> (an encoder) -> CacheWriter -> part-000-00000.safetensors, ... -> finish_cache -> index.json
-    EpisodeCache <- a finished folder
+    FeatureCache <- a finished folder
     WindowMixture -> windows of several caches by weight -> WindowBatches, for a DataLoader
 
 A folder belongs to one `cache_key`: of the encoder's weights, the processor, the data and whatever else the values
@@ -187,7 +187,7 @@ class CacheWriter:
             name: its id.
             fps: of its frames.
             columns: name -> (T, ...), or (T-1, ...) of STEP_COLUMNS.
-            notes: more of the episode that JSON holds, of the same names for all; `EpisodeCache.notes` gives them.
+            notes: more of the episode that JSON holds, of the same names for all; `FeatureCache.notes` gives them.
 
         Raises:
             ValueError: a second episode of that id, or columns that do not fit those of the episodes before.
@@ -296,7 +296,7 @@ def _read_shapes(part: Path) -> dict[str, tuple[int, ...]]:
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading
 # ---------------------------------------------------------------------------------------------------------------------
-class EpisodeCache:
+class FeatureCache:
     """A finished cache, read by memory map: a window costs what it holds, and processes share the pages.
 
     Args:
@@ -418,7 +418,7 @@ class WindowMixture:
         weights: share of each cache in the windows drawn; within a cache every window is equally likely.
     """
 
-    def __init__(self, caches: Sequence[EpisodeCache], episodes: Sequence[torch.Tensor], weights: Sequence[float]):
+    def __init__(self, caches: Sequence[FeatureCache], episodes: Sequence[torch.Tensor], weights: Sequence[float]):
         self.caches, self.episodes = list(caches), list(episodes)
         self.weights = np.asarray(weights, np.float64) / np.sum(weights)
 
@@ -467,7 +467,7 @@ class WindowMixture:
         return [f"{self.caches[cache].ids[episode]}, frame {start}" for cache, episode, start in places.tolist()]
 
     def read(self, places: torch.Tensor, frames: int, skip: int) -> dict[str, torch.Tensor]:
-        """The windows at places (B, 3), by column; see `EpisodeCache.windows`."""
+        """The windows at places (B, 3), by column; see `FeatureCache.windows`."""
         return _gather_by(
             places[:, 0],
             lambda cache, chosen: self.caches[cache].windows(places[chosen, 1], places[chosen, 2], frames, skip),
@@ -533,7 +533,7 @@ def _gather_by(groups: torch.Tensor, read: Callable[[int, Any], dict[str, torch.
 
 __all__ = [
     "CacheWriter",
-    "EpisodeCache",
+    "FeatureCache",
     "EpisodeSource",
     "EpisodeStream",
     "WindowBatches",

@@ -32,7 +32,7 @@ from .files import (
     write_json,
     writing,
 )
-from .video_chunks import FrameSource, frame_bytes
+from .frame_source import FrameSource, frame_bytes
 
 
 logger = logging.getLogger(__name__)

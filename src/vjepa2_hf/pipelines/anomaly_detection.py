@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import Pipeline
 
-from ..data.video_chunks import FrameSource
+from ..data.frame_source import FrameSource
 from ..modeling_masked_latent import VJepa2ForMaskedLatentPrediction
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from .anomaly_scores import (

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ..data.files import write_aside
-from ..data.video_chunks import FrameSource
+from ..data.frame_source import FrameSource
 from ..modeling_masked_latent import VJepa2ForMaskedLatentPrediction
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import Pipeline
 
-from ..data.video_chunks import FrameSource
+from ..data.frame_source import FrameSource
 from ..modeling_encoder import VJepa2Encoder
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 

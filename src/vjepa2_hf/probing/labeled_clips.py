@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..data.feature_cache import CacheWriter, EpisodeCache
+from ..data.feature_cache import CacheWriter, FeatureCache
 from ..data.sampling import FrameSampler
 from ..data.shards import ShardSource, open_stream
 from ..video_io import VideoReader, read_image
@@ -368,7 +368,7 @@ class LabelledPart:
         targets: by number in the cache, as `Labels.targets` gives them for `clips`.
     """
 
-    def __init__(self, cache: EpisodeCache, clips: torch.Tensor, labels: Labels, tubelet: int):
+    def __init__(self, cache: FeatureCache, clips: torch.Tensor, labels: Labels, tubelet: int):
         self.cache, self.clips, self.labels, self.tubelet = cache, clips, labels, tubelet
         rows = [cache.notes["row"][i] for i in clips.tolist()]
         frames = self.read(clips, "frame_indices") if labels.per_frame else None

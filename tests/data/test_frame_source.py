@@ -6,7 +6,7 @@ import torch
 from builders import noise_frames, noise_pixels
 
 from vjepa2_hf import VJepa2VideoProcessor
-from vjepa2_hf.data.video_chunks import FrameSource
+from vjepa2_hf.data.frame_source import FrameSource
 
 
 def numbered(frames: int) -> torch.Tensor:
