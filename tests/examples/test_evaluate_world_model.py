@@ -1,26 +1,17 @@
-"""What the evaluation of a world model says, against numbers worked out by hand in a world of two-number frames."""
+"""The evaluation of a world model, against numbers worked out by hand in a world of two-number frames."""
 
 import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import evaluate
 import evaluate_world_model
 import numpy as np
 import pytest
 import torch
 from builders import TINY_ENCODER
 from datasets import Features, List, Value, Video
-from evaluate_world_model import (
-    EvaluationConfig,
-    central_interval,
-    choose_probe,
-    evaluate_model,
-    find_object,
-    fit_ridge,
-    score_interval,
-)
+from evaluate_world_model import EvaluationConfig, evaluate_model
 from PIL import Image
 
 from vjepa2_hf import (
@@ -31,81 +22,10 @@ from vjepa2_hf import (
 )
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video
-from vjepa2_hf.environments import IMAGE_SIZE, PUSHING, PushingEnv, make_plain
-from vjepa2_hf.metrics.latent_rollout import latent_rollout
-from vjepa2_hf.metrics.latent_rollout.latent_rollout import RolloutScores
-
-
-# one window of two steps, one token of two numbers: 3-4-5 triangles
-LATENTS = {
-    "references": [[[[3.0, 4.0]], [[6.0, 8.0]]]],
-    "predictions": [[[[3.0, 4.0]], [[8.0, 6.0]]]],
-    "copies": [[[0.0, 2.0]]],
-    "previous": [[[-3.0, 0.0]]],  # so the straight line goes on to (3, 4), (6, 6)
-}
-SCORES = {
-    "error": [0.0, 4.0],
-    "cosine": [1.0, 0.96],
-    "copy_error": [6.5, 36.0],
-    "copy_cosine": [0.8, 0.8],
-    "extrapolation_error": [0.0, 2.0],
-    "extrapolation_cosine": [1.0, 84 / (10 * 72**0.5)],
-}
-
-
-@pytest.fixture
-def metric(monkeypatch, tmp_path):
-    """Loaded as users do, from the package's folder, without the Hub."""
-    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path / "metrics"))
-    return evaluate.load(str(Path(latent_rollout.__file__).parent))
-
-
-def test_loaded_module_gives_the_numbers_worked_out_by_hand(metric):
-    found = metric.compute(**LATENTS)
-    assert (found.pop("horizon"), found.pop("windows")) == ([1, 2], 1)
-    assert found == {name: pytest.approx(values, abs=1e-6) for name, values in SCORES.items()}
-    assert metric.compute(**LATENTS, horizons=[2])["error"] == [4.0]  # the first windows are forgotten
-
-
-def test_batches_give_what_all_windows_at_once_give(metric):
-    generator = torch.Generator().manual_seed(0)
-    shapes = {"predictions": (5, 3, 4, 6), "references": (5, 3, 4, 6), "copies": (5, 4, 6), "previous": (5, 4, 6)}
-    given = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    whole = metric.compute(**given)
-    metric.add_batch(**{name: value[:3].numpy() for name, value in given.items()})
-    one = {name: value[3] for name, value in given.items() if name not in ("predictions", "references")}
-    metric.add(prediction=given["predictions"][3], reference=given["references"][3], **one)
-    parts = metric.compute(**{name: value[4:] for name, value in given.items()})
-    assert parts.keys() == whole.keys() and parts["windows"] == 5
-    assert all(parts[name] == pytest.approx(whole[name], rel=1e-6) for name in whole)
-    truth = torch.nn.functional.mse_loss(given["predictions"][:, 2], given["references"][:, 2])
-    assert whole["error"][2] == pytest.approx(truth.item(), rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"predictions": [[[[3.0, 4.0]]]]}, r"predictions have shape \(1, 1, 1, 2\)"),
-        ({"copies": [[0.0, 2.0]]}, r"copies have shape \(1, 2\)"),
-        ({"copies": None}, "previous is given without copies"),
-    ],
-)
-def test_inputs_that_do_not_fit_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        RolloutScores().add(**{**LATENTS, **change})
-
-
-def test_batches_of_different_inputs_are_refused():
-    scores = RolloutScores()
-    scores.add(**LATENTS)
-    with pytest.raises(ValueError, match="give the same inputs every time"):
-        scores.add(LATENTS["predictions"], LATENTS["references"])
-    with pytest.raises(ValueError, match="a horizon is 3"):
-        scores.means([3])
 
 
 class TwoNumbers:
-    """A world model of frames that are their latents: an action moves them by `gain` times itself, plus chance."""
+    """A world model of frames that are their latents: an action moves them by `gain` times itself, plus noise."""
 
     tokens_per_frame, latent_size, device = 1, 2, torch.device("cpu")
 
@@ -237,120 +157,6 @@ def test_model_without_chance_has_intervals_of_its_one_step_errors(world):
     )
 
 
-def test_interval_ends_at_the_fifth_sample_of_99():
-    samples = torch.arange(1, 100.0).view(99, 1)
-    assert [end.item() for end in central_interval(samples, 0.9)] == [5.0, 95.0]
-
-
-@pytest.mark.parametrize("count", [19, 30, 99])
-def test_intervals_cover_what_they_claim_however_few_the_samples(count):
-    drawn = torch.randn(count + 1, 20000, generator=torch.Generator().manual_seed(0))
-    samples, truth = drawn[1:].sort(dim=0).values, drawn[:1]
-    for level in (0.5, 0.9):
-        ends = tuple(end.view(1, 1, -1) for end in central_interval(samples, level))
-        scores = score_interval(ends, truth.view(1, 1, -1), level)
-        assert scores[f"coverage_{100 * level:g}"].item() == pytest.approx(level, abs=0.015)
-
-
-def test_score_of_an_interval_is_its_width_and_what_it_misses():
-    """Of 0 to 2 at 80 %: 1 lies inside, 3 is 1 outside, which counts 2 / 0.2 times."""
-    ends = torch.zeros(1, 1, 2), torch.full((1, 1, 2), 2.0)
-    scores = score_interval(ends, torch.tensor([[[1.0, 3.0]]]), 0.8)
-    assert {name: round(value.item(), 4) for name, value in scores.items()} == {
-        "coverage_80": 0.5,
-        "width_80": 2.0,
-        "score_80": 7.0,
-    }
-
-
-def test_objects_are_found_where_the_environment_draws_them():
-    env = make_plain(PUSHING)
-    states = env.sample_starts(np.random.default_rng(0), 8)
-    pictures = np.stack([env.render_state(state) for state in states])
-    blurred = [Image.fromarray(picture).resize((16, 16)).resize((64, 64)) for picture in pictures]
-    for shown, error in ((pictures, 0.15), (np.stack(blurred), 1.0)):
-        shown = torch.from_numpy(shown).movedim(-1, -3) / 255
-        found = find_object(shown, list(PushingEnv.plain_colors[1]), 100.0)
-        assert (found - torch.from_numpy(states[:, 2:]) * IMAGE_SIZE).norm(dim=-1).max() < error
-    assert find_object(torch.full((2, 3, 8, 8), 0.9), [45.0, 90.0, 200.0], 100.0).isnan().all()
-
-
-class Painter:
-    """A decoder of latents that are states of pushing: paints every disc 3 pixels too far right, or only the floor."""
-
-    env = make_plain(PUSHING)
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        shift = torch.tensor([3.0, 0.0]).repeat(2) / IMAGE_SIZE
-        states = (latents[..., 0, :] + shift).numpy()
-        blank = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), 225, np.uint8)
-        shown = [self.env.render_state(one) if one[0] < 1 else blank for one in states.reshape(-1, 4)]
-        return torch.from_numpy(np.stack(shown)).movedim(-1, 1).reshape(*states.shape[:-1], 3, 64, 64) / 255
-
-
-def test_objects_in_decoded_pictures_are_off_by_what_prediction_and_decoder_miss():
-    """The block moves down by 4 pixels a step, is predicted to stay, and in the second window is not painted."""
-    start = torch.tensor([0.1, 0.1, 0.5, 0.5])
-    down = torch.tensor([0.0, 0.0, 0.0, 4 / IMAGE_SIZE])
-    states = start + torch.arange(5.0).unsqueeze(1) * down
-    states = torch.stack([states, states])  # (2 windows, 2 known and 3 future, 4)
-    frames = np.stack([[Painter.env.render_state(one) for one in window] for window in states.numpy()])
-    latents = states.unsqueeze(2)
-    predicted = latents[:, 1:2].expand(-1, 3, -1, -1).clone()
-    predicted[1, :, :, 0] = 2.0
-    windows = evaluate_world_model.Windows(
-        latents[:, 1:2], latents[:, :2], latents[:, 2:], torch.zeros(2, 4, 2), None, states[:, 2:], None, frames
-    )
-    config = settings(
-        decoder="painter",
-        horizons=[1, 3],
-        object_colors={"block": list(PushingEnv.plain_colors[1])},
-        state_groups={"block": [2, 3]},
-        pixels_per_unit=IMAGE_SIZE,
-    )
-    processor = VJepa2VideoProcessor(size=IMAGE_SIZE, crop_size=IMAGE_SIZE)
-    instruments = evaluate_world_model.Instruments(config, None, processor, None, None, {}, {}, Painter())
-    measured = evaluate_world_model.measure_pictures(instruments, windows, predicted)
-
-    steps = torch.tensor([1.0, 2.0, 3.0])
-    exact = {"rtol": 0, "atol": 0.1}
-    torch.testing.assert_close(measured["block_painted_px"][0], (9 + (4 * steps).square()).sqrt(), **exact)
-    assert measured["block_painted_px"][1].isnan().all()
-    torch.testing.assert_close(measured["block_decoder_px"], torch.full((2, 3), 3.0), **exact)
-    torch.testing.assert_close(measured["block_copy_px"], (4 * steps).expand(2, 3), **exact)
-    assert measured["block_locator_px"].max() < 0.1
-    assert measured["block_not_painted"].tolist() == [[0, 0, 0], [1, 1, 1]]
-    assert measured["block_not_decoded"].sum() == measured["block_not_seen"].sum() == 0
-    assert instruments.strips[0].shape == (3, 3, 3, 64, 64)  # the present and two horizons
-    row = evaluate_world_model.tabulate({"horizon": [3], "windows": 2}, {k: [v] for k, v in measured.items()})[0]
-    assert row["block_painted_px"] == pytest.approx(153**0.5, abs=0.1) and row["block_not_painted"] == 0.5
-
-
-def test_probe_is_the_same_from_few_frames_and_from_many():
-    """Ridge regression in its two forms, against the textbook's."""
-    generator = torch.Generator().manual_seed(0)
-    latents, states = torch.randn(12, 5, generator=generator) + 3, torch.randn(12, 2, generator=generator)
-    for columns in (5, 4):
-        for rows in (12, 3):
-            x, y = latents[:rows, :columns], states[:rows]
-            centred, share = x - x.mean(0), 0.1
-            penalty = share * centred.square().sum() / min(rows, columns)
-            inverse = torch.linalg.inv(centred.T @ centred + penalty * torch.eye(columns))
-            weights = inverse @ centred.T @ (y - y.mean(0))
-            torch.testing.assert_close(fit_ridge(x, y, share).weights, weights, rtol=0, atol=1e-5)
-
-
-def test_strength_of_the_probe_is_chosen_on_episodes_that_it_has_not_seen():
-    """States that have nothing to do with the latents want a strong one, exact functions of them a weak one."""
-    generator = torch.Generator().manual_seed(0)
-    latents = [torch.randn(4, 12, generator=generator) for _ in range(5)]
-    unrelated = [torch.randn(4, 1, generator=generator) for _ in range(5)]
-    assert choose_probe(latents, unrelated)[1] == 1.0
-    assert choose_probe(latents, [part[:, :1] - part[:, 3:4] for part in latents])[1] == 1e-4
-    with pytest.raises(ValueError, match="needs 2 or more training episodes with states, but found 1"):
-        choose_probe(latents[:1], unrelated[:1])
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -363,7 +169,7 @@ def test_strength_of_the_probe_is_chosen_on_episodes_that_it_has_not_seen():
             {"validation_fraction": 0.0},
             r"validation_fraction=0.0 holds out no episode of 'held_out': give validation_fraction=1.0",
         ),
-        ({"validation_fraction": None}, "tells which episodes training held out"),
+        ({"validation_fraction": None}, "validation_fraction is not given"),
         ({"state_groups": {"block": [2, 3]}}, r"state_groups.block is \[2, 3\], but the columns are 0 to 1"),
         (
             {"residual_intervals": True, "levels": [0.98], "num_samples": 99},
@@ -399,17 +205,17 @@ def test_one_episode_is_held_out_by_nothing_but_its_hash(world):
 def test_states_of_another_size_than_the_probes_are_refused(world):
     for episode in world["held_out"]:
         episode["states"] = episode["states"][:, :1]
-    with pytest.raises(ValueError, match="h1 has states of 1 numbers, but those that the probe was fitted on have 2"):
+    with pytest.raises(ValueError, match="h1 has states of 1 numbers, but the probe's training episodes have 2"):
         evaluate_model(settings(), TwoNumbers(gain=1.0), two_number_pixels)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_samples": 18}, "levels contain 0.9, whose interval 18 samples do not have"),
+        ({"num_samples": 18}, "levels contain 0.9, but 18 samples have no such interval"),
         ({"past_frames": 1}, "past_frames must be at least 2"),
         ({"horizons": [0]}, r"horizons are \[0\]"),
-        ({"object_colors": {"block": [0, 0, 0]}}, "give the decoder"),
+        ({"object_colors": {"block": [0, 0, 0]}}, "set `decoder`, too"),
         ({"object_colors": {"block": [0, 0]}, "decoder": "folder"}, r"object_colors.block is \[0, 0\]"),
     ],
 )
@@ -457,7 +263,7 @@ def test_script_measures_a_saved_model_on_the_episodes_its_run_held_out(monkeypa
     output = tmp_path / "results" / "evaluation.json"
     arguments = [f"model={tmp_path / 'run' / 'final'}", f"data={tmp_path / 'data'}", f"output={output}"]
     arguments += ["horizons=[1, 2]", "num_samples=19", "levels=[0.9]", "windows_per_episode=2", "num_threads=1"]
-    arguments += ["residual_intervals=true", f"decoder={tmp_path / 'decoder'}", "picture_windows=2"]
+    arguments += ["residual_intervals=true", f"decoder={tmp_path / 'decoder'}", "image_windows=2"]
     arguments += ["object_colors={grey: [128, 128, 128]}"]
     monkeypatch.setattr(sys, "argv", ["evaluate_world_model.py", *arguments])
     evaluate_world_model.main()

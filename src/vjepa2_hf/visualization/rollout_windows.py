@@ -1,7 +1,11 @@
-"""Windows of episodes, encoded frame by frame, that world models are measured on.
+"""Windows of episodes: known frames, future frames and the actions between them, encoded frame by frame.
 
-Letters: B windows, T frames, N tokens and D width of a latent.
+Letters: B windows, K known and P future frames, T0 frames that the model starts from, N tokens and D width of a
+latent, A action, S state.
 """
+
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +20,11 @@ ENCODED_AT_ONCE = 64  # frames
 def encode_frames(
     model: VJepa2WorldModel, processor: VJepa2VideoProcessor, frames: np.ndarray, targets: bool = True
 ) -> torch.Tensor:
-    """uint8 frames (T, H, W, 3) -> latents (T, N, D): those that predictions are compared with, or start from."""
+    """Encodes uint8 frames (T, H, W, 3), each on its own, to latents (T, N, D).
+
+    Args:
+        targets: use the target encoder, to compare with predictions; False: the encoder that rollouts start from.
+    """
     parts = []
     for first in range(0, len(frames), ENCODED_AT_ONCE):
         pixels = processor(frames[first : first + ENCODED_AT_ONCE], return_tensors="pt")["pixel_values_videos"]
@@ -24,10 +32,90 @@ def encode_frames(
     return torch.cat(parts)
 
 
+@dataclass
+class Windows:
+    """Windows of an episode with K known frames and P future frames."""
+
+    seen: torch.Tensor
+    """(B, T0, N, D), latents that the model starts from"""
+    known: torch.Tensor
+    """(B, K, N, D), target latents"""
+    future: torch.Tensor
+    """(B, P, N, D), target latents"""
+    actions: torch.Tensor
+    """(B, K-1+P, A)"""
+    proprio_states: torch.Tensor | None
+    """(B, T0, S)"""
+    states: torch.Tensor | None
+    """(B, P, S)"""
+    rewards: torch.Tensor | None
+    """(B, 1+P), the last known reward first"""
+    frames: np.ndarray
+    """uint8 (B, K+P, H, W, 3)"""
+
+    @property
+    def future_actions(self) -> torch.Tensor:
+        return self.actions[:, -self.future.shape[1] :]
+
+    def rollout(self, model: VJepa2WorldModel) -> torch.Tensor:
+        """Predicted latents (B, P, N, D)."""
+        return model.rollout(self.seen, self.future_actions, self._context_actions(), self.proprio_states)
+
+    def sample(self, model: VJepa2WorldModel, window: int, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Samples `count` futures of one window from a stochastic model: (count, P, N, D)."""
+        one = slice(window, window + 1)
+        actions = self.future_actions[one].unsqueeze(1).expand(-1, count, -1, -1)
+        context, states = self._context_actions(), self.proprio_states
+        context, states = (None if part is None else part[one] for part in (context, states))
+        return model.rollout(self.seen[one], actions, context, states, generator=generator)[0]
+
+    def _context_actions(self) -> torch.Tensor | None:
+        frames, first = self.seen.shape[1], self.known.shape[1] - self.seen.shape[1]
+        return self.actions[:, first : first + frames - 1] if frames > 1 else None
+
+
 def window_frames(length: int, past: int, future: int, count: int) -> np.ndarray:
-    """Up to `count` windows spread over an episode of `length` frames: frame numbers (B, past + future)."""
-    room = length - past - future
-    if room < 0:
+    """Frame indices (B, past + future) of up to `count` windows spread evenly over an episode of `length` frames."""
+    last_start = length - past - future
+    if last_start < 0:
         return np.zeros((0, past + future), np.int64)
-    starts = np.unique(np.linspace(0, room, count).round().astype(np.int64))
+    starts = np.unique(np.linspace(0, last_start, count).round().astype(np.int64))
     return starts[:, None] + np.arange(past + future)
+
+
+def cut_windows(
+    model: VJepa2WorldModel,
+    processor: VJepa2VideoProcessor,
+    episode: dict[str, Any],
+    past: int,
+    future: int,
+    count: int,
+) -> Windows | None:
+    """Encodes up to `count` windows of an episode; returns None if the episode is too short for one.
+
+    Args:
+        episode: as `read_episodes` yields it, in model steps.
+        past, future: number of known and of future frames.
+    """
+    index = window_frames(len(episode["frames"]), past, future, count)
+    if not len(index):
+        return None
+    needed, position = np.unique(index, return_inverse=True)  # a frame of several windows is encoded once
+    position, frames = position.reshape(index.shape), episode["frames"][needed]
+    latents = encode_frames(model, processor, frames)
+    seen = latents if model.config.freeze_encoder else encode_frames(model, processor, frames, targets=False)
+    first = past - min(past, model.config.context_frames)
+
+    def column(name: str, chosen: np.ndarray) -> torch.Tensor | None:
+        return None if episode[name] is None else torch.from_numpy(episode[name][chosen]).to(model.device)
+
+    return Windows(
+        seen=seen[position[:, first:past]],
+        known=latents[position[:, :past]],
+        future=latents[position[:, past:]],
+        actions=column("actions", index[:, :-1]),
+        proprio_states=column("proprio_states", index[:, first:past]) if model.config.proprio_dim else None,
+        states=column("states", index[:, past:]),
+        rewards=column("rewards", index[:, past - 2 : -1]),
+        frames=episode["frames"][index],
+    )
