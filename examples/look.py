@@ -1,19 +1,19 @@
-"""Draws what an encoder, a probe or a predictor sees in videos; a .png is a figure, a .gif or .mp4 plays it.
+"""Plots what an encoder, a probe or a predictor sees in videos: .png is a figure, .gif and .mp4 are animations.
 
-    python examples/look.py pca MODEL VIDEO [VIDEO ...] OUTPUT        # features as colours, clips side by side
-    python examples/look.py attention PROBE VIDEO OUTPUT              # where and when an attentive probe looks
+    python examples/look.py pca MODEL VIDEO [VIDEO ...] OUTPUT        # features as colors, clips side by side
+    python examples/look.py attention PROBE VIDEO OUTPUT              # attention of an attentive probe
     python examples/look.py nearest MODEL VIDEO [VIDEO ...] OUTPUT    # frames of other clips with the nearest latents
-    python examples/look.py loss MODEL VIDEO [VIDEO ...] OUTPUT       # the prediction loss of each place when hidden
+    python examples/look.py loss MODEL VIDEO [VIDEO ...] OUTPUT       # prediction loss at each masked position
 
 After the demo:
 
     python examples/look.py pca runs/demo/pretrain/final runs/demo/episodes features.gif
 
-VIDEO is a video file, from which clips are taken evenly spaced (of attention `--clip` numbers those that follow each
-other without a gap), or a folder of shards, of which each row gives its first frames. MODEL is a folder or Hub id: for
-pca and nearest anything that holds an encoder, for attention what `examples/train_probe.py` left with
-`kind=attentive`, for loss a masked-latent model; its masks are those of its run (`config.yaml` above `final/`), the
-published ones where there is none, or of `--masks`.
+VIDEO is a video file, of which evenly spaced clips are read (with attention the clip number `--clip`, counting
+consecutive clips), or a folder of shards, of which each row gives its first frames. MODEL is a folder or Hub id: for
+pca and nearest any model with an encoder, for attention a probe from `examples/train_probe.py` with `kind=attentive`,
+for loss a masked-latent model. The masks are those in `--masks`, else those of the model's run (`config.yaml` above
+`final/`), else the published ones.
 """
 
 import argparse
@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from feature_picture import load_processor, read_clip, read_clips
 
 from vjepa2_hf import (
     VJepa2Encoder,
@@ -41,18 +40,19 @@ from vjepa2_hf.visualization.figures import (
     plot_loss_by_position,
     plot_nearest_frames,
     plot_probe_attention,
-    write_picture,
+    write_figure,
 )
-from vjepa2_hf.visualization.measures import dense_features, feature_colours, loss_by_position, nearest_frames
+from vjepa2_hf.visualization.measures import dense_features, feature_colors, loss_by_position, nearest_frames
+from vjepa2_hf.visualization.video_clips import load_processor, read_clip, read_clips
 
 
-# What write_picture takes: a figure of what is shown, and how many pictures there are to show
-Picture = tuple[Callable[[Sequence[int] | None], Any], int]
+# Arguments of write_figure: a function that plots the frames it is given, and the number of frames
+Plot = tuple[Callable[[Sequence[int] | None], Any], int]
 
 
 @dataclass
 class MaskSettings:
-    """The part of a pretraining run's settings that says what is hidden."""
+    """The settings of a pretraining run that choose the masks."""
 
     masks: list[dict[str, Any]] = field(default_factory=lambda: PUBLISHED_MASKS)
     mask_token_index: int | None = None
@@ -60,20 +60,20 @@ class MaskSettings:
 
 @dataclass
 class Clips:
-    """What a model is shown: pixels (T, C, H, W) a clip, and a name."""
+    """Clips for a model: pixels (T, C, H, W) and a name each."""
 
     pixels: list[torch.Tensor]
     names: list[str]
     processor: VJepa2VideoProcessor
 
     @property
-    def pictures(self) -> list[np.ndarray]:
-        """uint8 (T, H, W, 3) a clip."""
+    def frames(self) -> list[np.ndarray]:
+        """uint8 (T, H, W, 3) per clip."""
         return [self.processor.to_pictures(clip) for clip in self.pixels]
 
 
 def read(options: argparse.Namespace, encoder: VJepa2Encoder, count: int) -> Clips:
-    """`count` clips, if there are as many: of each video the same number, rounded up."""
+    """Reads up to `count` clips, rounded up to the same number from each video."""
     processor = load_processor(options.model, encoder, options.size)
     num_frames = encoder.config.frames_per_clip if options.frames is None else options.frames
     each = -(-count // len(options.videos))
@@ -93,7 +93,7 @@ def read(options: argparse.Namespace, encoder: VJepa2Encoder, count: int) -> Cli
 
 
 def load(model_class: type, model: str, part: str, hint: str) -> Any:
-    """A model whose file has the weights of `part`."""
+    """Loads a model; refuses one saved without the weights of `part`, which would be random."""
     loaded, info = model_class.from_pretrained(model, output_loading_info=True)
     missing = [name for name in info["missing_keys"] if name.startswith(part)]
     if missing:
@@ -101,15 +101,15 @@ def load(model_class: type, model: str, part: str, hint: str) -> Any:
     return loaded.eval()
 
 
-def look_at_features(options: argparse.Namespace) -> Picture:
+def look_at_features(options: argparse.Namespace) -> Plot:
     encoder = VJepa2Encoder.from_pretrained(options.model).eval()
     clips = read(options, encoder, options.clips)
-    colours = feature_colours([dense_features(encoder, clip[None]) for clip in clips.pixels])
-    return partial(plot_feature_pca, clips.pictures, colours, names=clips.names), len(clips.pixels[0])
+    colors = feature_colors([dense_features(encoder, clip[None]) for clip in clips.pixels])
+    return partial(plot_feature_pca, clips.frames, colors, names=clips.names), len(clips.pixels[0])
 
 
-def look_at_attention(options: argparse.Namespace) -> Picture:
-    hint = "give what examples/train_probe.py leaves with kind=attentive"
+def look_at_attention(options: argparse.Namespace) -> Plot:
+    hint = "give a probe from examples/train_probe.py with kind=attentive"
     model = load(VJepa2ForVideoClassification, options.model, "pooler", hint)
     processor, config = load_processor(options.model, model.encoder, options.size), model.config
     num_frames = model.encoder.config.frames_per_clip if options.frames is None else options.frames
@@ -117,71 +117,68 @@ def look_at_attention(options: argparse.Namespace) -> Picture:
     pixels = processor(clip, return_tensors="pt")["pixel_values_videos"][0]
     attention, tubelet = model.pooler_attention(pixels[None])[0], config.encoder_config.tubelet_size
     seen = attention.shape[1] - config.predicted_frames // tubelet
-    titles = [answer(model, pixels)]
-    if config.predicted_frames:  # of which there is no picture to draw on
-        share = (attention[:, seen:].sum() / attention.sum()).item()
-        titles.append(f"{share:.0%} of the attention is on {config.predicted_frames} predicted frames, not drawn")
+    titles = [predict_class(model, pixels)]
+    if config.predicted_frames:  # there is no image to plot their attention on
+        fraction = (attention[:, seen:].sum() / attention.sum()).item()
+        titles.append(f"{fraction:.0%} of the attention is on {config.predicted_frames} predicted frames (not shown)")
     title = "; ".join(filter(None, titles)) or None
-    pictures = processor.to_pictures(pixels)
-    draw = partial(plot_probe_attention, pictures, attention[:, :seen], tubelet, by_head=options.heads, title=title)
-    return draw, len(pixels)
+    frames = processor.to_pictures(pixels)
+    plot = partial(plot_probe_attention, frames, attention[:, :seen], tubelet, by_head=options.heads, title=title)
+    return plot, len(pixels)
 
 
 @torch.no_grad()
-def answer(model: VJepa2ForVideoClassification, pixels: torch.Tensor) -> str | None:
-    """The likeliest class of a clip (T, C, H, W); `None` where a probe's answer is not one class."""
+def predict_class(model: VJepa2ForVideoClassification, pixels: torch.Tensor) -> str | None:
+    """The most likely class of a clip (T, C, H, W); `None` where the probe does not predict a single class."""
     config = model.config
     if config.problem_type not in (None, "single_label_classification") or config.labels_per_frame:
         return None
-    chance, label = model(pixels[None]).logits[0].softmax(-1).max(dim=-1)
-    return f"the probe's answer: {config.id2label[label.item()]} ({chance.item():.2f})"
+    probability, label = model(pixels[None]).logits[0].softmax(-1).max(dim=-1)
+    return f"prediction: {config.id2label[label.item()]} ({probability.item():.2f})"
 
 
-def look_at_neighbours(options: argparse.Namespace) -> Picture:
+def look_at_neighbors(options: argparse.Namespace) -> Plot:
     encoder = VJepa2Encoder.from_pretrained(options.model).eval()
     clips = read(options, encoder, options.clips)
     if len(clips.pixels) < 2:
-        raise ValueError("There is 1 clip; nearest frames are looked for in others: give more videos, or --clips.")
+        raise ValueError("There is 1 clip, and nearest frames come from other clips; give more videos or --clips.")
     tokens = torch.stack([dense_features(encoder, clip[None]) for clip in clips.pixels])  # (B, T', H', W', D)
     latents = tokens.mean(dim=(2, 3)) if options.pool == "frame" else tokens.flatten(2)
     steps = latents.shape[1]
     others = torch.arange(len(clips.pixels) - 1).repeat_interleave(steps)
-    distances, places = nearest_frames(
-        latents[0], latents[1:].flatten(0, 1), options.neighbours, options.metric, groups=others
+    distances, indices = nearest_frames(
+        latents[0], latents[1:].flatten(0, 1), options.neighbors, options.metric, groups=others
     )
     size = len(clips.pixels[0]) // steps
-    pictures = np.stack(clips.pictures)[:, ::size][:, :steps]  # the first frame of each tubelet
-    draw = partial(
+    frames = np.stack(clips.frames)[:, ::size][:, :steps]  # the first frame of each tubelet
+    plot = partial(
         plot_nearest_frames,
-        pictures[0],
-        pictures[1:].reshape(-1, *pictures.shape[2:])[places],
+        frames[0],
+        frames[1:].reshape(-1, *frames.shape[2:])[indices],
         distances,
         [f"frame {step * size}" for step in range(steps)],
-        [[f"{clips.names[1 + at // steps]}, frame {at % steps * size}" for at in row] for row in places.tolist()],
+        [[f"{clips.names[1 + at // steps]}, frame {at % steps * size}" for at in row] for row in indices.tolist()],
         title=f"{options.metric} distance of latents to {clips.names[0]}",
     )
-    return draw, steps
+    return plot, steps
 
 
-def look_at_losses(options: argparse.Namespace) -> Picture:
-    hint = "give what examples/pretrain.py leaves"
+def look_at_losses(options: argparse.Namespace) -> Plot:
+    hint = "give a model from examples/pretrain.py"
     model = load(VJepa2ForMaskedLatentPrediction, options.model, "predictor", hint)
     clips = read(options, model.encoder, options.clips)
     own = Path(options.model).parent / "config.yaml"
     source = options.masks or (own if own.is_file() else None)
     settings = MaskSettings() if source is None else load_config(MaskSettings, source, part=True)
+    pixels, samplers = torch.stack(clips.pixels), build_mask_samplers(settings.masks)
     found = loss_by_position(
-        model,
-        torch.stack(clips.pixels),
-        build_mask_samplers(settings.masks),
-        options.draws,
-        options.seed,
-        settings.mask_token_index,
+        model, pixels, samplers, options.mask_samples, options.seed, mask_token_index=settings.mask_token_index
     )
-    named = "the published masks" if source is None else f"the masks of {source}"
-    print(f"{len(clips.pixels)} clips, {options.draws} draws of {named}: mean loss {found.mean.nanmean():.4f}.")
-    named = "published masks" if source is None else f"{Path(source).name}'s masks"
-    title = f"prediction loss when hidden: {len(clips.pixels)} clips, {options.draws} draws of {named}"
+    masks = "the published masks" if source is None else f"the masks of {source}"
+    counts = f"{len(clips.pixels)} clips, {options.mask_samples} samples of"
+    print(f"{counts} {masks}: mean loss {found.mean.nanmean():.4f}.")
+    masks = "published masks" if source is None else f"{Path(source).name}'s masks"
+    title = f"prediction loss when masked: {counts} {masks}"
     size = len(clips.pixels[0]) // len(found.mean)
     return partial(plot_loss_by_position, found.mean, size, title=title), len(found.mean)
 
@@ -189,7 +186,7 @@ def look_at_losses(options: argparse.Namespace) -> Picture:
 LOOKS = {
     "pca": look_at_features,
     "attention": look_at_attention,
-    "nearest": look_at_neighbours,
+    "nearest": look_at_neighbors,
     "loss": look_at_losses,
 }
 
@@ -201,29 +198,28 @@ def make_parser() -> argparse.ArgumentParser:
     for name, command in parsers.items():
         command.add_argument("model", metavar="MODEL", help="folder or Hub id")
         several = {"nargs": 1} if name == "attention" else {"nargs": "+"}
-        command.add_argument("videos", metavar="VIDEO", **several, help="video file, or folder of shards")
+        command.add_argument("videos", metavar="VIDEO", **several, help="video file or folder of shards")
         command.add_argument("output", metavar="OUTPUT", type=Path, help="name that ends in .png, .gif or .mp4")
         command.add_argument("--frames", type=int, help="length of a clip (default: the model's)")
-        command.add_argument("--fps", type=float, help="frames a second of a clip (default: the video's own)")
-        command.add_argument("--size", type=int, help="whole frames as squares of so many pixels")
-        command.add_argument("--play_fps", type=float, default=6.0, help="pictures a second of a GIF or mp4 (6)")
+        command.add_argument("--fps", type=float, help="frames per second of a clip (default: the video's own rate)")
+        command.add_argument("--size", type=int, help="resize whole frames to squares of this many pixels")
+        command.add_argument("--play_fps", type=float, default=6.0, help="frames per second of a GIF or mp4 (6)")
         if name != "attention":
             count = 3 if name == "pca" else 16
-            command.add_argument("--clips", type=int, default=count, help=f"of all VIDEOs, rounded up ({count})")
-    parsers["attention"].add_argument(
-        "--clip",
-        type=int,
-        default=0,
-        help="of a file, or row of shards, from 0 (0)",
-    )
-    parsers["attention"].add_argument("--heads", action="store_true", help="each head, beside their mean")
+            command.add_argument("--clips", type=int, default=count, help=f"clips in all, rounded up ({count})")
+    attention = parsers["attention"]
+    attention.add_argument("--clip", type=int, default=0, help="number of the clip, or of the row of shards (0)")
+    attention.add_argument("--heads", action="store_true", help="plot each head too")
     near = parsers["nearest"]
-    near.add_argument("--neighbours", type=int, default=4, help="frames a row, of different clips (4)")
-    near.add_argument("--metric", choices=("cosine", "l2"), default="cosine", help="cosine is of centred latents")
-    near.add_argument("--pool", choices=("tokens", "frame"), default="tokens", help="all places, or their mean")
-    parsers["loss"].add_argument("--masks", type=Path, help="YAML with `masks` (default: of the model's run)")
-    parsers["loss"].add_argument("--draws", type=int, default=16, help="of masks for the batch of clips (16)")
-    parsers["loss"].add_argument("--seed", type=int, default=0, help="of the masks (0)")
+    near.add_argument("--neighbors", type=int, default=4, help="neighbors of a frame, each from another clip (4)")
+    near.add_argument("--metric", choices=("cosine", "l2"), default="cosine", help="cosine is of centered latents")
+    near.add_argument(
+        "--pool", choices=("tokens", "frame"), default="tokens", help="compare all tokens, or their mean"
+    )
+    loss = parsers["loss"]
+    loss.add_argument("--masks", type=Path, help="YAML with `masks` (default: those of the model's run)")
+    loss.add_argument("--mask_samples", type=int, default=16, help="how often masks of the clips are sampled (16)")
+    loss.add_argument("--seed", type=int, default=0, help="of the masks (0)")
     return parser
 
 
@@ -232,9 +228,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     check_output(options.output, options.play_fps)
     refuse_missing_model(options.model)
-    draw, count = LOOKS[options.look](options)
-    write_picture(options.output, lambda shown: draw(shown=shown), count, options.play_fps)
-    print(f"{options.output} is written.")
+    plot, count = LOOKS[options.look](options)
+    write_figure(options.output, lambda shown: plot(shown=shown), count, options.play_fps)
+    print(f"Wrote {options.output}.")
 
 
 if __name__ == "__main__":

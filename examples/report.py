@@ -24,7 +24,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 import yaml
-from feature_picture import SHARES, feature_picture, list_shares, load_processor, read_clips
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
@@ -34,6 +33,8 @@ from vjepa2_hf.environments import SUCCESS_PIXELS
 from vjepa2_hf.environments.tasks import Tasks
 from vjepa2_hf.training.settings import exit_on_user_error
 from vjepa2_hf.visualization.curves import STYLE, read_curves, require, smooth
+from vjepa2_hf.visualization.feature_variance import FRACTIONS, compare_with_random, list_fractions
+from vjepa2_hf.visualization.video_clips import load_processor, read_clips
 
 
 PRETRAINED, RANDOM = "pretrained encoder", "random encoder"
@@ -256,7 +257,7 @@ def draw_features(run: Run) -> tuple[Figure, dict[str, Any]]:
     model = str(run.folder / "pretrain" / "final")
     encoder = VJepa2Encoder.from_pretrained(model).eval()
     clips = read_clips(run.folder / "episodes", PICTURE_FRAMES, count=PICTURE_CLIPS)
-    return feature_picture(encoder, load_processor(model, encoder), clips)
+    return compare_with_random(encoder, load_processor(model, encoder), clips)
 
 
 def draw_cell(picture: np.ndarray, goal: np.ndarray, title: str, color: tuple[int, int, int]) -> Image.Image:
@@ -434,7 +435,7 @@ def compare_encoders(run: Run) -> str:
 def format_seeing(run: Run) -> str:
     figure, numbers = draw_features(run)
     width = run.configs["pretrain"].get("encoder", {}).get("hidden_size")
-    shares = [[title, *(f"{values[name]:.3f}" for name in SHARES)] for title, values in list_shares(numbers)]
+    shares = [[title, *(f"{values[name]:.3f}" for name in FRACTIONS)] for title, values in list_fractions(numbers)]
     return "\n".join(
         [
             "<h2>1. Learning to see</h2>",
@@ -460,7 +461,7 @@ def format_seeing(run: Run) -> str:
                 "the other components, and whether a colour means the same in two rows: each row has its own.",
             ),
             format_figure(
-                format_table(["share of the features' variance", *SHARES], shares),
+                format_table(["share of the features' variance", *FRACTIONS], shares),
                 "how much of the features is explained by the place in the picture alone, by the frame alone, and by "
                 "neither. In one clip what stands still counts as place; over many clips only what is always the "
                 "same does.",

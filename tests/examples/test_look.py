@@ -1,4 +1,4 @@
-"""`examples/look.py`: its four pictures from files and shards, and what it refuses in one sentence."""
+"""`examples/look.py`: its four figures from files and shards, and what it refuses in one sentence."""
 
 import json
 from pathlib import Path
@@ -102,7 +102,7 @@ def test_attention_of_the_clip_that_was_asked_for(work, tmp_path, monkeypatch):
 def test_each_number_is_another_clip(work, tmp_path, monkeypatch, video):
     drawn = []
     monkeypatch.setattr(look, "plot_probe_attention", lambda pictures, *more, **options: drawn.append(pictures))
-    monkeypatch.setattr(look, "write_picture", lambda path, draw, count, fps: draw(None))
+    monkeypatch.setattr(look, "write_figure", lambda path, draw, count, fps: draw(None))
     for number in range(3):
         arguments = [str(work / "attentive"), str(work / video), str(tmp_path / "o.png"), "--clip", str(number)]
         look.main(["attention", *arguments])
@@ -144,11 +144,11 @@ def test_nearest_frames_are_of_other_clips_one_of_each(work, tmp_path, monkeypat
 
     plot = look.plot_nearest_frames
     monkeypatch.setattr(look, "plot_nearest_frames", draw)
-    arguments = [str(work / "encoder"), str(work / "shards"), str(tmp_path / "near.png"), "--neighbours", "4"]
+    arguments = [str(work / "encoder"), str(work / "shards"), str(tmp_path / "near.png"), "--neighbors", "4"]
     for pool in ("tokens", "frame"):
         look.main(["nearest", *arguments, "--pool", pool, "--metric", "l2"])
-        queries, neighbours, distances, names, found = drawn[-1]
-        assert queries.shape == (2, 32, 32, 3) and neighbours.shape == (2, 4, 32, 32, 3)
+        queries, neighbors, distances, names, found = drawn[-1]
+        assert queries.shape == (2, 32, 32, 3) and neighbors.shape == (2, 4, 32, 32, 3)
         assert names == ["frame 0", "frame 2"] and (distances.diff(dim=1) >= 0).all()
         for row in found:
             assert sorted(name.split(",")[0] for name in row) == ["clip 2", "clip 3", "clip 4", "clip 5"]
@@ -157,15 +157,15 @@ def test_nearest_frames_are_of_other_clips_one_of_each(work, tmp_path, monkeypat
 
 def test_masks_are_those_of_the_run_or_the_published_or_the_ones_given(work, tmp_path, capsys):
     output = str(tmp_path / "loss.png")
-    arguments = [str(work / "shards"), output, "--draws", "2", "--clips", "3", "--frames", "8"]
+    arguments = [str(work / "shards"), output, "--mask_samples", "2", "--clips", "3", "--frames", "8"]
     look.main(["loss", str(work / "run" / "final"), *arguments])
     printed = capsys.readouterr().out
-    assert f"3 clips, 2 draws of the masks of {work / 'run' / 'config.yaml'}" in printed
+    assert f"3 clips, 2 samples of the masks of {work / 'run' / 'config.yaml'}" in printed
     model = VJepa2ForMaskedLatentPrediction.from_pretrained(work / "run" / "final")
     VJepa2VideoProcessor(size=32, crop_size=32).save_pretrained(tmp_path / "alone")
     model.save_pretrained(tmp_path / "alone")
     look.main(["loss", str(tmp_path / "alone"), *arguments])
-    assert "draws of the published masks" in capsys.readouterr().out
+    assert "samples of the published masks" in capsys.readouterr().out
     masks = tmp_path / "masks.yaml"
     masks.write_text(json.dumps({"masks": [{"type": "periodic"}]}), encoding="utf-8")
     look.main(["loss", str(tmp_path / "alone"), *arguments, "--masks", str(masks)])
@@ -175,12 +175,12 @@ def test_masks_are_those_of_the_run_or_the_published_or_the_ones_given(work, tmp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("pca {work}/encoder {work}/clip.mp4 {tmp}/o.jpg", "expected one that ends in .png, .gif or .mp4"),
+        ("pca {work}/encoder {work}/clip.mp4 {tmp}/o.jpg", "expected a name that ends in .png, .gif or .mp4"),
         ("pca {work}/none/final {work}/clip.mp4 {tmp}/o.png", "There is no model at"),
         ("pca {work}/encoder {work}/none.mp4 {tmp}/o.png", "There is no data at"),
         ("pca {work}/encoder {work}/clip.mp4 {tmp}/o.png --frames 20", "has 12 frames, but the clip needs 20"),
         ("pca {work}/encoder {work}/clip.mp4 {tmp}/o.png --clips 0", "clips=0"),
-        ("pca {work}/encoder {work}/clip.mp4 {tmp}/o.gif --play_fps 0", "at 0.0 pictures a second"),
+        ("pca {work}/encoder {work}/clip.mp4 {tmp}/o.gif --play_fps 0", "frame rate of the animation is 0.0"),
         ("attention {work}/run/final {work}/clip.mp4 {tmp}/o.png", "loads 'vjepa2_hf_video_classification'"),
         ("attention {work}/linear {work}/clip.mp4 {tmp}/o.png", "pooler_type is 'linear'"),
         (
@@ -189,11 +189,11 @@ def test_masks_are_those_of_the_run_or_the_published_or_the_ones_given(work, tmp
         ),
         ("attention {work}/attentive {work}/shards {tmp}/o.png --clip 5", "shards has 5 rows, counted from 0"),
         ("attention {work}/attentive {work}/clip.mp4 {tmp}/o.png --clip -1", "clips are counted from 0"),
-        ("nearest {work}/encoder {work}/clip.mp4 {tmp}/o.png --clips 1", "nearest frames are looked for in others"),
-        ("nearest {work}/encoder {work}/clip.mp4 {tmp}/o.png", "4 neighbours were asked for; expected 1 to 2"),
+        ("nearest {work}/encoder {work}/clip.mp4 {tmp}/o.png --clips 1", "nearest frames come from other clips"),
+        ("nearest {work}/encoder {work}/clip.mp4 {tmp}/o.png", "4 neighbors were requested; expected 1 to 2"),
         ("loss {work}/encoder {work}/clip.mp4 {tmp}/o.png", "loads 'vjepa2_hf_masked_latent_prediction'"),
         ("loss {work}/run/final {work}/clip.mp4 {tmp}/o.png --masks {tmp}/none.yaml", "none.yaml' does not exist"),
-        ("loss {work}/run/final {work}/clip.mp4 {tmp}/o.png --draws 0", "draws is 0"),
+        ("loss {work}/run/final {work}/clip.mp4 {tmp}/o.png --mask_samples 0", "num_samples is 0"),
     ],
 )
 def test_a_wrong_call_ends_in_one_sentence(work, tmp_path, capsys, arguments, message):
@@ -206,7 +206,7 @@ def test_a_wrong_call_ends_in_one_sentence(work, tmp_path, capsys, arguments, me
 
 
 def test_weights_without_the_part_that_is_looked_at_are_refused(work, tmp_path):
-    """Else the picture would be of random numbers."""
+    """Else the figure would show random numbers."""
     model = VJepa2ForMaskedLatentPrediction.from_pretrained(work / "run" / "final")
     kept = {name: value for name, value in model.state_dict().items() if not name.startswith("predictor.")}
     model.save_pretrained(tmp_path, state_dict=kept)

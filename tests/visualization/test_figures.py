@@ -13,13 +13,13 @@ from matplotlib.patches import Rectangle
 import vjepa2_hf
 from vjepa2_hf.video_io import VideoReader
 from vjepa2_hf.visualization.figures import (
-    draw_rows,
     plot_feature_pca,
     plot_loss_by_position,
     plot_nearest_frames,
     plot_probe_attention,
+    plot_rows,
     render,
-    write_picture,
+    write_figure,
 )
 
 
@@ -43,23 +43,23 @@ def images(figure) -> list[np.ndarray]:
 
 
 def test_rows_of_different_resolution_share_one_field():
-    figure = draw_rows([("a", np.zeros((2, 16, 16, 3))), ("a", np.zeros((2, 4, 4, 3)))], ["0", "1"])
+    figure = plot_rows([("a", np.zeros((2, 16, 16, 3))), ("a", np.zeros((2, 4, 4, 3)))], ["0", "1"])
     assert len(figure.axes) == 4
     assert {axis.get_xlim() for axis in figure.axes} == {(0.0, 16.0)}
 
 
 def test_a_frame_stands_over_the_features_of_its_tubelet():
-    clips, colours = [pictures(8, 6, 6) for _ in range(2)], [RNG.random((4, 3, 3, 3)) for _ in range(2)]
-    figure = plot_feature_pca(clips, colours)
+    clips, colors = [pictures(8, 6, 6) for _ in range(2)], [RNG.random((4, 3, 3, 3)) for _ in range(2)]
+    figure = plot_feature_pca(clips, colors)
     assert titles(figure) == ["frame 0", "frame 2", "frame 4", "frame 6"]
     assert row_names(figure) == ["clip 1", "clip 1:\nfeatures", "clip 2", "clip 2:\nfeatures"]
     np.testing.assert_array_equal(images(figure)[2], clips[0][4])
-    np.testing.assert_array_equal(images(figure)[15], colours[1][3])
+    np.testing.assert_array_equal(images(figure)[15], colors[1][3])
     assert len(titles(plot_feature_pca([pictures(60, 6, 6)], [RNG.random((30, 3, 3, 3))]))) == 8
-    side_by_side = plot_feature_pca(clips, colours, shown=[5], names=["left", "left"])
+    side_by_side = plot_feature_pca(clips, colors, shown=[5], names=["left", "left"])
     assert titles(side_by_side) == ["left", "left"] and row_names(side_by_side) == ["frame 5", "features"]
     np.testing.assert_array_equal(images(side_by_side)[1], clips[1][5])
-    np.testing.assert_array_equal(images(side_by_side)[3], colours[1][2])
+    np.testing.assert_array_equal(images(side_by_side)[3], colors[1][2])
 
 
 def test_attention_is_drawn_where_and_when_it_is():
@@ -80,14 +80,14 @@ def test_attention_is_drawn_where_and_when_it_is():
     assert titles(one) == ["attention", "head 1", "head 2"] and row_names(one)[0] == "frame 6"
 
 
-def test_neighbours_stand_beside_their_query():
-    queries, neighbours = pictures(9, 4, 4), pictures(9, 2, 4, 4)
+def test_neighbors_stand_beside_their_query():
+    queries, neighbors = pictures(9, 4, 4), pictures(9, 2, 4, 4)
     distances = torch.arange(18.0).reshape(9, 2)
     names, found = [f"q{q}" for q in range(9)], [[f"a{q}", f"b{q}"] for q in range(9)]
-    assert len(row_names(plot_nearest_frames(queries, neighbours, distances, names, found))) == 6
-    figure = plot_nearest_frames(queries, neighbours, distances, names, found, shown=[7, 3])
+    assert len(row_names(plot_nearest_frames(queries, neighbors, distances, names, found))) == 6
+    figure = plot_nearest_frames(queries, neighbors, distances, names, found, shown=[7, 3])
     assert row_names(figure) == ["q7", "q3"] and titles(figure) == ["frame", "nearest", "2."]
-    np.testing.assert_array_equal(np.stack(images(figure)[:3]), [queries[7], *neighbours[7]])
+    np.testing.assert_array_equal(np.stack(images(figure)[:3]), [queries[7], *neighbors[7]])
     assert figure.axes[2].get_xlabel() == "b7\n15.000"
 
 
@@ -116,13 +116,13 @@ def test_one_picture_is_marked_among_the_times_and_a_long_title_is_broken():
 
 
 def test_files_are_what_their_ending_says(tmp_path):
-    clip, colours = pictures(6, 6, 6), RNG.random((3, 3, 3, 3))
+    clip, colors = pictures(6, 6, 6), RNG.random((3, 3, 3, 3))
 
     def draw(shown):
-        return plot_feature_pca([clip], [colours], shown)
+        return plot_feature_pca([clip], [colors], shown)
 
     for ending in ("png", "gif", "mp4"):
-        write_picture(tmp_path / "new" / f"look.{ending}", draw, count=6, fps=5)
+        write_figure(tmp_path / "new" / f"look.{ending}", draw, count=6, fps=5)
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["look.gif", "look.mp4", "look.png"]
     with PIL.Image.open(tmp_path / "new" / "look.png") as figure:
         assert figure.format == "PNG" and figure.width > figure.height  # three frames beside each other
@@ -143,17 +143,17 @@ def test_nothing_is_left_of_a_picture_that_fails(tmp_path):
     def draw(shown):
         if shown == [1]:
             raise ValueError("no such frame")
-        return draw_rows([("a", np.zeros((1, 4, 4, 3)))], ["0"])
+        return plot_rows([("a", np.zeros((1, 4, 4, 3)))], ["0"])
 
     with pytest.raises(ValueError, match="no such frame"):
-        write_picture(tmp_path / "look.gif", draw, count=2)
+        write_figure(tmp_path / "look.gif", draw, count=2)
     assert [path.name for path in tmp_path.iterdir()] == ["look.gif"]
     assert (tmp_path / "look.gif").read_bytes() == b"old"
-    with pytest.raises(ValueError, match=r"'look.jpg'; expected one that ends in .png, .gif or .mp4"):
-        write_picture("look.jpg", draw, count=2)
-    for count, fps, said in ((0, 6, "0 pictures were asked for"), (2, 0, "at 0 pictures a second")):
+    with pytest.raises(ValueError, match=r"'look.jpg'; expected a name that ends in .png, .gif or .mp4"):
+        write_figure("look.jpg", draw, count=2)
+    for count, fps, said in ((0, 6, "count is 0"), (2, 0, "frame rate of the animation is 0")):
         with pytest.raises(ValueError, match=said):
-            write_picture(tmp_path / "look.gif", draw, count=count, fps=fps)
+            write_figure(tmp_path / "look.gif", draw, count=count, fps=fps)
 
 
 def test_nothing_is_drawn_for_a_folder_that_cannot_be_written(tmp_path):
@@ -162,12 +162,12 @@ def test_nothing_is_drawn_for_a_folder_that_cannot_be_written(tmp_path):
     def draw(shown):
         raise AssertionError("drawn")
 
-    with pytest.raises(ValueError, match="file is no folder that this user may write to"):
-        write_picture(tmp_path / "file" / "new" / "look.gif", draw, count=2)
+    with pytest.raises(ValueError, match="file is not a writable folder"):
+        write_figure(tmp_path / "file" / "new" / "look.gif", draw, count=2)
 
 
 def test_two_processes_that_write_one_picture_do_not_share_a_file(tmp_path, monkeypatch):
-    figure, seen = draw_rows([("a", np.zeros((1, 4, 4, 3)))], ["0"]), []
+    figure, seen = plot_rows([("a", np.zeros((1, 4, 4, 3)))], ["0"]), []
     save = type(figure).savefig
 
     def savefig(self, path, **options):
@@ -176,15 +176,15 @@ def test_two_processes_that_write_one_picture_do_not_share_a_file(tmp_path, monk
         if len(seen) == 1:  # the other process begins and ends before this one has renamed its file
             with monkeypatch.context() as patch:
                 patch.setattr("os.getpid", lambda: -1)
-                write_picture(tmp_path / "look.png", lambda shown: figure, count=1)
+                write_figure(tmp_path / "look.png", lambda shown: figure, count=1)
 
     monkeypatch.setattr(type(figure), "savefig", savefig)
-    write_picture(tmp_path / "look.png", lambda shown: figure, count=1)
+    write_figure(tmp_path / "look.png", lambda shown: figure, count=1)
     assert len(set(seen)) == 2 and [path.name for path in tmp_path.iterdir()] == ["look.png"]
 
 
 def test_nothing_is_left_of_a_file_that_ends_early(tmp_path, monkeypatch):
-    figure = draw_rows([("a", np.zeros((1, 4, 4, 3)))], ["0"])
+    figure = plot_rows([("a", np.zeros((1, 4, 4, 3)))], ["0"])
 
     def savefig(self, path, **options):
         Path(path).write_bytes(b"half")
@@ -192,14 +192,14 @@ def test_nothing_is_left_of_a_file_that_ends_early(tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(figure), "savefig", savefig)
     with pytest.raises(OSError, match="disk full"):
-        write_picture(tmp_path / "look.png", lambda shown: figure, count=1)
+        write_figure(tmp_path / "look.png", lambda shown: figure, count=1)
     assert not list(tmp_path.iterdir())
 
 
 def test_attention_over_other_times_than_the_pictures_is_refused():
     frames = np.zeros((8, 8, 8, 3), np.uint8)
     for steps in (3, 5, 8):  # of 8 steps each would pass for one frame
-        with pytest.raises(ValueError, match=f"{steps} time steps, but 8 pictures in tubelets of 2 have 4"):
+        with pytest.raises(ValueError, match=f"{steps} time steps, but 8 frames in tubelets of 2 have 4"):
             plot_probe_attention(frames, torch.ones(1, steps, 2, 2), 2)
     assert plot_probe_attention(frames[:1], torch.ones(1, 1, 2, 2), 2).axes  # a still picture
 
@@ -221,7 +221,7 @@ def test_without_matplotlib_the_error_says_what_to_install():
         from vjepa2_hf.visualization import figures as look
         frames = np.zeros((2, 4, 4, 3), np.uint8)
         for draw in (
-            lambda: look.draw_rows([("a", frames)], ["0", "1"]),
+            lambda: look.plot_rows([("a", frames)], ["0", "1"]),
             lambda: look.plot_probe_attention(frames, np.ones((1, 2, 2, 2)) / 8, 1),
             lambda: look.plot_loss_by_position(np.ones((1, 2, 2)), 2),
         ):

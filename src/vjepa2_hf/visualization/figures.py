@@ -1,10 +1,10 @@
-"""Pictures of what encoders, probes and predictors see: matplotlib figures, and their frames as PNG, GIF or mp4.
+"""Matplotlib figures of what encoders, probes and predictors see, and animations of them as GIF or mp4.
 
 The numbers come from `vjepa2_hf.visualization.measures` and `VJepa2ForVideoClassification.pooler_attention`.
-matplotlib (extra `demo`) is imported where a figure is drawn. Every `plot_*` draws what `shown` says; an animation is
-the same figure for one frame after the other, see `write_picture`.
+matplotlib (extra `demo`) is imported when a figure is plotted. The argument `shown` of a `plot_*` function selects the
+frames; `write_figure` makes an animation from one figure per frame.
 
-Shapes: T frames, H W pixels, (T', H', W') grid of tokens, h heads, Q queries, k neighbours.
+Shapes: T frames, H W pixels, (T', H', W') grid of tokens, h heads, Q queries, k neighbors.
 """
 
 import math
@@ -24,76 +24,72 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap, Normalize
     from matplotlib.figure import Figure, SubFigure
 
-MAX_COLUMNS = 8  # pictures of a row, where nobody says which
-MAX_QUERIES = 6  # rows of nearest frames
-CELL = 1.25  # inches of a picture's side
+MAX_COLUMNS = 8  # images in a row, by default
+MAX_QUERIES = 6  # rows of nearest frames, by default
+CELL = 1.25  # side of an image, in inches
 DPI = 120
-Rows = Sequence[tuple[str, np.ndarray]]  # a title and pictures (n, H, W, 3), uint8 or floats in 0..1
+Rows = Sequence[tuple[str, np.ndarray]]  # a title and images (n, H, W, 3), uint8 or floats in 0..1
 ENDINGS = (".png", ".gif", ".mp4")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Figures
-# ---------------------------------------------------------------------------------------------------------------------
 def plot_feature_pca(
-    pictures: Sequence[np.ndarray],
-    colours: Sequence[np.ndarray],
+    frames: Sequence[np.ndarray],
+    colors: Sequence[np.ndarray],
     shown: Sequence[int] | None = None,
     names: Sequence[str] | None = None,
 ) -> "Figure":
-    """Frames of clips, and their features as colours.
+    """Frames of clips, and their features as colors.
 
     Args:
-        pictures: uint8 (T, H, W, 3) a clip, all of one shape.
-        colours: floats (T', H', W', 3) a clip, as of [`~vjepa2_hf.visualization.measures.feature_colours`].
-        shown: numbers of frames; default eight, evenly spaced. Of several frames each clip has two rows; of one, each
-            clip has a column.
+        frames: uint8 (T, H, W, 3) per clip, all of one shape.
+        colors: floats (T', H', W', 3) per clip, from [`~vjepa2_hf.visualization.measures.feature_colors`].
+        shown: frame numbers; default eight, evenly spaced. With several frames each clip has two rows; with one frame
+            each clip has a column.
         names: of the clips.
     """
-    steps, count = len(colours[0]), len(pictures[0])
+    steps, count = len(colors[0]), len(frames[0])
     shown = evenly_spaced(steps, MAX_COLUMNS) * count // steps if shown is None else np.asarray(shown)
-    names = [f"clip {number}" for number in range(1, len(pictures) + 1)] if names is None else names
-    parts = [(clip[shown], features[shown * steps // count]) for clip, features in zip(pictures, colours, strict=True)]
+    names = [f"clip {number}" for number in range(1, len(frames) + 1)] if names is None else names
+    parts = [(clip[shown], features[shown * steps // count]) for clip, features in zip(frames, colors, strict=True)]
     if len(shown) == 1:
-        frames, features = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return draw_rows([(f"frame {shown[0]}", frames), ("features", features)], names)
+        images, features = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return plot_rows([(f"frame {shown[0]}", images), ("features", features)], names)
     rows = []
-    for name, (frames, features) in zip(names, parts, strict=True):
-        rows += [(name, frames), (f"{name}:\nfeatures", features)]
-    return draw_rows(rows, [f"frame {number}" for number in shown])
+    for name, (images, features) in zip(names, parts, strict=True):
+        rows += [(name, images), (f"{name}:\nfeatures", features)]
+    return plot_rows(rows, [f"frame {number}" for number in shown])
 
 
 def plot_probe_attention(
-    pictures: np.ndarray,
+    frames: np.ndarray,
     attention: torch.Tensor | np.ndarray,
     frames_per_step: int,
     shown: Sequence[int] | None = None,
     by_head: bool = False,
     title: str | None = None,
 ) -> "Figure":
-    """Where and when a probe's query looks: frames, its weights over them, and their sum at each time.
+    """Attention of a probe's query over the frames, and its sum at each time step.
 
     Args:
-        pictures: uint8 (T, H, W, 3).
-        attention: (h, T', H', W') of one clip, as of `VJepa2ForVideoClassification.pooler_attention`. Drawn as
-            multiples of what every token would have if all had the same. (With `labels_per_frame` each time
-            step has a query of its own, and all the same sum.) Of time steps that are seen alone: a probe with
-            `predicted_frames` has more.
+        frames: uint8 (T, H, W, 3).
+        attention: (h, T', H', W') of one clip, from `VJepa2ForVideoClassification.pooler_attention`, plotted as
+            multiples of the uniform weight. (With `labels_per_frame` each time step has its own query, and all time
+            steps have the same sum.) Leave out the time steps that a probe with `predicted_frames` predicts.
         frames_per_step: frames of a tubelet.
-        shown: numbers of frames; default eight, evenly spaced.
-        by_head: also each head by itself; else their mean alone.
-        title: over the figure, for example what the probe answers.
+        shown: frame numbers; default eight, evenly spaced.
+        by_head: also plot each head; else only their mean.
+        title: over the figure, for example the probe's prediction.
 
     Raises:
-        ValueError: T' that is not that of the pictures.
+        ValueError: the attention has another number of time steps than the frames.
     """
     matplotlib = _matplotlib()
     weights = _as_array(attention)
-    steps, count = weights.shape[1], len(pictures)
+    steps, count = weights.shape[1], len(frames)
     if steps != max(1, count // frames_per_step):
         raise ValueError(
-            f"attention has {steps} time steps, but {count} pictures in tubelets of {frames_per_step} have "
-            f"{max(1, count // frames_per_step)}: leave out the steps that were predicted, not seen."
+            f"attention has {steps} time steps, but {count} frames in tubelets of {frames_per_step} have "
+            f"{max(1, count // frames_per_step)}: leave out the time steps that were predicted."
         )
     shown = evenly_spaced(steps, MAX_COLUMNS) * count // steps if shown is None else np.asarray(shown)
     by_time = weights.mean(axis=0).sum(axis=(1, 2))
@@ -104,49 +100,49 @@ def plot_probe_attention(
         maps += [(f"head {number}", head / uniform) for number, head in enumerate(weights, start=1)]
     scale = matplotlib.colors.Normalize(0, max(np.percentile([values for _, values in maps], 99.5), 1))
     heat, at = matplotlib.colormaps["inferno"], shown * steps // count
-    rows = [("", pictures[shown]), *((name, _overlay(pictures[shown], part[at], scale, heat)) for name, part in maps)]
+    rows = [("", frames[shown]), *((name, _overlay(frames[shown], part[at], scale, heat)) for name, part in maps)]
     labels = [f"frame {number}" for number in shown]
     if len(shown) == 1:  # side by side
         labels = [name for name, _ in rows]
         rows = [(f"frame {shown[0]}", np.concatenate([_as_float(part) for _, part in rows]))]
     figure, (above, below) = _stacked(rows, len(labels), under=1.3)
     axes = _fill(above, rows, labels)
-    _colour_bar(above, axes, scale, "inferno", "times the\nuniform weight")
-    _draw_times(below, by_time / total, count, shown, 1, "share of the\nattention", reference=1 / steps)
-    _entitle(figure, title)
+    _color_bar(above, axes, scale, "inferno", "times the\nuniform weight")
+    _plot_times(below, by_time / total, count, shown, 1, "fraction of\nattention", reference=1 / steps)
+    _add_title(figure, title)
     return figure
 
 
 def plot_nearest_frames(
     queries: np.ndarray,
-    neighbours: np.ndarray,
+    neighbors: np.ndarray,
     distances: torch.Tensor | np.ndarray,
     names: Sequence[str],
-    neighbour_names: Sequence[Sequence[str]],
+    neighbor_names: Sequence[Sequence[str]],
     shown: Sequence[int] | None = None,
     title: str | None = None,
 ) -> "Figure":
-    """Rows of a frame and the k that are nearest to it, nearest first.
+    """Rows of a frame and its k nearest frames, nearest first.
 
     Args:
         queries: uint8 (Q, H, W, 3).
-        neighbours: uint8 (Q, k, H, W, 3).
-        distances: (Q, k), as of [`~vjepa2_hf.visualization.measures.nearest_frames`].
+        neighbors: uint8 (Q, k, H, W, 3).
+        distances: (Q, k), from [`~vjepa2_hf.visualization.measures.nearest_frames`].
         names: of the queries.
-        neighbour_names: of their neighbours, k a query.
+        neighbor_names: of their neighbors, k per query.
         shown: numbers of queries; default six, evenly spaced.
         title: over the figure.
     """
     shown = evenly_spaced(len(queries), MAX_QUERIES) if shown is None else np.asarray(shown)
-    rows = [(names[q], np.concatenate([queries[q, None], neighbours[q]])) for q in shown]
-    ranks = ["frame", "nearest", *(f"{number}." for number in range(2, neighbours.shape[1] + 1))]
+    rows = [(names[q], np.concatenate([queries[q, None], neighbors[q]])) for q in shown]
+    ranks = ["frame", "nearest", *(f"{number}." for number in range(2, neighbors.shape[1] + 1))]
     figure, (above, _) = _stacked(rows, len(ranks), captions=True)
     axes = _fill(above, rows, ranks)
     for line, q in zip(axes, shown, strict=True):
-        line[0].spines[:].set(visible=True, linewidth=2.5)  # sets what is asked for apart from what was found
-        for axis, name, distance in zip(line[1:], neighbour_names[q], _as_array(distances)[q], strict=True):
+        line[0].spines[:].set(visible=True, linewidth=2.5)  # a frame around the query
+        for axis, name, distance in zip(line[1:], neighbor_names[q], _as_array(distances)[q], strict=True):
             axis.set_xlabel(f"{name}\n{distance:.3f}", fontsize=7, labelpad=2)
-    _entitle(figure, title)
+    _add_title(figure, title)
     return figure
 
 
@@ -156,10 +152,10 @@ def plot_loss_by_position(
     shown: Sequence[int] | None = None,
     title: str | None = None,
 ) -> "Figure":
-    """The prediction loss of each place of the grid: a map a time step, their mean, and the mean over places by time.
+    """Prediction loss at each grid position: a map per time step, their mean, and the mean loss over time.
 
     Args:
-        losses: (T', H', W'), as `mean` of [`loss_by_position`]; NaN, never hidden, is grey.
+        losses: (T', H', W'), the `mean` of [`loss_by_position`]; NaN (never masked) is gray.
         frames_per_step: frames of a tubelet.
         shown: numbers of time steps; default eight, evenly spaced.
         title: over the figure.
@@ -168,25 +164,22 @@ def plot_loss_by_position(
     losses = np.ma.masked_invalid(_as_array(losses))
     shown = evenly_spaced(len(losses), MAX_COLUMNS) if shown is None else np.asarray(shown)
     scale = matplotlib.colors.Normalize(*np.percentile(losses.compressed(), [0.5, 99.5]))
-    colours = matplotlib.colormaps["viridis"].with_extremes(bad="lightgrey")
+    colors = matplotlib.colormaps["viridis"].with_extremes(bad="lightgray")
     maps = np.ma.concatenate([losses[shown], losses.mean(axis=0)[None]])
-    rows = [("loss", colours(scale(maps))[..., :3])]
+    rows = [("loss", colors(scale(maps))[..., :3])]
     labels = [*(_frames_of(step, frames_per_step) for step in shown), "mean over time"]
     figure, (above, below) = _stacked(rows, len(labels), under=1.5)
     axes = _fill(above, rows, labels)
-    _colour_bar(above, axes, scale, "viridis", "")
+    _color_bar(above, axes, scale, "viridis", "")
     by_time = losses.mean(axis=(1, 2)).filled(np.nan)
     times = (len(losses) * frames_per_step, shown * frames_per_step, frames_per_step)
-    _draw_times(below, by_time, *times, "mean over\nplaces")
-    _entitle(figure, title)
+    _plot_times(below, by_time, *times, "mean over\npositions")
+    _add_title(figure, title)
     return figure
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Their parts
-# ---------------------------------------------------------------------------------------------------------------------
-def draw_rows(rows: Rows, labels: Sequence[str]) -> "Figure":
-    """A figure of pictures: a row a title, (n, H, W, 3) each, with `labels` over its n columns."""
+def plot_rows(rows: Rows, labels: Sequence[str]) -> "Figure":
+    """A figure with a titled row of images (n, H, W, 3) for each of `rows`, and `labels` over the n columns."""
     figure, (above, _) = _stacked(rows, len(labels))
     _fill(above, rows, labels)
     return figure
@@ -195,7 +188,7 @@ def draw_rows(rows: Rows, labels: Sequence[str]) -> "Figure":
 def _stacked(
     rows: Rows, columns: int, under: float = 0, captions: bool = False
 ) -> "tuple[Figure, tuple[SubFigure, SubFigure | None]]":
-    """An empty figure with room for the rows, and `under` inches below them."""
+    """An empty figure with space for the rows, and `under` inches below them."""
     height, width = rows[0][1].shape[1:3]
     tall = (CELL * height / width + 0.32 * captions) * len(rows) + 0.4
     size = (CELL * columns + (2.2 if under else 1.4), tall + under + 0.3)
@@ -212,21 +205,19 @@ def _matplotlib() -> Any:
         import matplotlib.colors
         import matplotlib.figure  # not pyplot: no window, no state
     except ImportError as error:
-        raise ImportError(
-            "pictures are drawn with matplotlib, which is not installed: pip install 'vjepa2-hf[demo]'."
-        ) from error
+        raise ImportError("figures need matplotlib, which is not installed: pip install 'vjepa2-hf[demo]'.") from error
     return matplotlib
 
 
 def _fill(parent: "SubFigure", rows: Rows, labels: Sequence[str]) -> np.ndarray:
-    """Axes (rows, n) with the pictures in them."""
+    """Axes (rows, n) with the images in them."""
     height, width = rows[0][1].shape[1:3]
     axes = parent.subplots(len(rows), len(labels), squeeze=False)
-    for line, (title, pictures) in zip(axes, rows, strict=True):
+    for line, (title, images) in zip(axes, rows, strict=True):
         line[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9, labelpad=8)
-        for axis, picture in zip(line, pictures, strict=True):
-            # all rows cover the same field, whatever their number of pixels
-            axis.imshow(picture, extent=(0, width, height, 0), interpolation="nearest")
+        for axis, image in zip(line, images, strict=True):
+            # all rows have the same extent, whatever their resolution
+            axis.imshow(image, extent=(0, width, height, 0), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
     for axis, label in zip(axes[0], labels, strict=True):
@@ -234,15 +225,15 @@ def _fill(parent: "SubFigure", rows: Rows, labels: Sequence[str]) -> np.ndarray:
     return axes
 
 
-def _colour_bar(parent: "SubFigure", axes: np.ndarray, scale: "Normalize", colours: str, label: str) -> None:
+def _color_bar(parent: "SubFigure", axes: np.ndarray, scale: "Normalize", colors: str, label: str) -> None:
     bar = parent.colorbar(
-        _matplotlib().cm.ScalarMappable(scale, colours), ax=axes, shrink=0.9, aspect=12 * len(axes), pad=0.01
+        _matplotlib().cm.ScalarMappable(scale, colors), ax=axes, shrink=0.9, aspect=12 * len(axes), pad=0.01
     )
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=8)
 
 
-def _draw_times(
+def _plot_times(
     parent: "SubFigure",
     values: np.ndarray,
     frames: int,
@@ -251,13 +242,13 @@ def _draw_times(
     label: str,
     reference: float | None = None,
 ) -> None:
-    """Values (T',) as steps over the frames, from 0; where one picture is shown, its first frame `shown` and its
-    `length` in frames are marked, and what is uniform is a line."""
+    """Values (T',) as steps over the frames, with a line at `reference`; a single `shown` frame is marked over its
+    `length` in frames."""
     axis = parent.subplots()
     edges = np.arange(len(values) + 1) * frames / len(values)
     axis.stairs(values, edges, baseline=None, color="black", linewidth=1.5)
     if reference is not None:
-        axis.axhline(reference, color="grey", linestyle="--", linewidth=1, label="uniform")
+        axis.axhline(reference, color="gray", linestyle="--", linewidth=1, label="uniform")
         axis.legend(fontsize=8, frameon=False)
     if len(shown) == 1:
         axis.axvspan(shown[0], shown[0] + length, color="tab:blue", alpha=0.3, linewidth=0)
@@ -269,33 +260,33 @@ def _draw_times(
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _entitle(figure: "Figure", title: str | None) -> None:
+def _add_title(figure: "Figure", title: str | None) -> None:
     if title is not None:
         letters = int(10 * figure.get_figwidth())  # DejaVu Sans at 10 points, wide letters
         figure.suptitle(textwrap.fill(title, letters), fontsize=10)
 
 
-def _overlay(pictures: np.ndarray, values: np.ndarray, scale: "Normalize", colours: "Colormap") -> np.ndarray:
-    """Values (n, H', W') in colours over grey pictures (n, H, W, 3): floats (n, H, W, 3)."""
-    height, width = pictures.shape[1:3]
+def _overlay(images: np.ndarray, values: np.ndarray, scale: "Normalize", colors: "Colormap") -> np.ndarray:
+    """Values (n, H', W') as colors over gray images (n, H, W, 3): floats (n, H, W, 3)."""
+    height, width = images.shape[1:3]
     lines = np.arange(height) * values.shape[1] // height
     columns = np.arange(width) * values.shape[2] // width
-    grey = _as_float(pictures).mean(axis=-1, keepdims=True)
-    return 0.25 * grey + 0.75 * colours(scale(values[:, lines][:, :, columns]))[..., :3]
+    gray = _as_float(images).mean(axis=-1, keepdims=True)
+    return 0.25 * gray + 0.75 * colors(scale(values[:, lines][:, :, columns]))[..., :3]
 
 
 def _as_array(values: torch.Tensor | np.ndarray) -> np.ndarray:
-    """float64 on the CPU, of any dtype and device (NumPy knows no bfloat16)."""
+    """float64 on the CPU, from any dtype and device (NumPy has no bfloat16)."""
     values = values.detach().double().cpu().numpy() if isinstance(values, torch.Tensor) else values
     return np.asarray(values, np.float64)
 
 
-def _as_float(pictures: np.ndarray) -> np.ndarray:
-    return pictures / 255 if pictures.dtype == np.uint8 else pictures
+def _as_float(images: np.ndarray) -> np.ndarray:
+    return images / 255 if images.dtype == np.uint8 else images
 
 
 def evenly_spaced(count: int, most: int) -> np.ndarray:
-    """At most so many of the numbers below `count`, evenly spaced."""
+    """At most `most` of the integers below `count`, evenly spaced."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
@@ -303,60 +294,54 @@ def _frames_of(step: int, size: int) -> str:
     return f"frame {step}" if size == 1 else f"frames {step * size}–{(step + 1) * size - 1}"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
-# ---------------------------------------------------------------------------------------------------------------------
 def check_output(path: str | os.PathLike, fps: float = 6.0) -> None:
-    """Refuses what `write_picture` could not write, before there is anything to write; arguments as of it.
+    """Refuses what `write_figure` could not write, before the work starts. Arguments as in `write_figure`.
 
     Raises:
-        ValueError: a name that does not end in .png, .gif or .mp4, a frame rate that is not positive, or a folder that
-            cannot be made or written to.
+        ValueError: the name does not end in .png, .gif or .mp4, the frame rate is not positive, or the folder is not
+            writable.
     """
     if Path(path).suffix.lower() not in ENDINGS:
-        raise ValueError(f"The picture's name is {os.fspath(path)!r}; expected one that ends in .png, .gif or .mp4.")
+        raise ValueError(f"The output is {os.fspath(path)!r}; expected a name that ends in .png, .gif or .mp4.")
     if not 0 < fps < math.inf:
-        raise ValueError(f"The picture is to play at {fps} pictures a second; expected a number above 0.")
+        raise ValueError(f"The frame rate of the animation is {fps}; expected a number above 0.")
     folder = next(folder for folder in Path(path).absolute().parents if folder.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        raise ValueError(
-            f"The picture {os.fspath(path)!r} cannot be written: {folder} is no folder that this user may write to; "
-            "give another name."
-        )
+        raise ValueError(f"The output {os.fspath(path)!r} cannot be written: {folder} is not a writable folder.")
 
 
-def write_picture(
+def write_figure(
     path: str | os.PathLike,
-    draw: Callable[[Sequence[int] | None], "Figure"],
-    count: int,
+    plot: Callable[[Sequence[int] | None], "Figure"],
+    count: int = 1,
     fps: float = 6.0,
 ) -> None:
-    """Writes what `draw` draws as the file's ending says, aside and then renamed.
+    """Writes a figure or an animation; the file appears complete or not at all.
 
     Args:
-        path: .png, the figure of `draw(None)`; .gif (Pillow) or .mp4 (h264), the figures of `draw([0])` to
-            `draw([count - 1])` one after the other. Folders are made.
-        draw: a `plot_*` function that wants nothing but `shown`.
-        count: pictures of the animation.
-        fps: pictures a second of the animation.
+        path: .png: the figure `plot(None)`; .gif (Pillow) or .mp4 (h264): the figures `plot([0])` to
+            `plot([count - 1])` as an animation. Missing folders are created.
+        plot: a `plot_*` function with all arguments but `shown` filled in.
+        count: frames of the animation.
+        fps: frames per second of the animation.
 
     Raises:
-        ValueError: what `check_output` refuses, or no picture.
+        ValueError: `check_output` refuses the path or the frame rate, or `count` is below 1.
     """
     check_output(path, fps)
     path = Path(path)
     if count < 1:
-        raise ValueError(f"{count} pictures were asked for; expected at least one.")
+        raise ValueError(f"count is {count}; expected at least one frame.")
     with write_aside(path, unique=True) as partial:
         if path.suffix.lower() == ".png":
-            draw(None).savefig(partial, format="png")
+            plot(None).savefig(partial, format="png")
         else:
-            frames = [render(draw([number])) for number in range(count)]
+            frames = [render(plot([number])) for number in range(count)]
             _write_gif(partial, frames, fps) if path.suffix.lower() == ".gif" else _write_mp4(partial, frames, fps)
 
 
 def render(figure: "Figure") -> np.ndarray:
-    """A figure's pixels, uint8 (H, W, 3); H and W are even, which video asks for."""
+    """A figure's pixels, uint8 (H, W, 3); H and W are even, as video codecs require."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -380,12 +365,12 @@ def _write_mp4(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
 
 __all__ = [
     "check_output",
-    "draw_rows",
+    "plot_rows",
     "evenly_spaced",
     "plot_feature_pca",
     "plot_loss_by_position",
     "plot_nearest_frames",
     "plot_probe_attention",
     "render",
-    "write_picture",
+    "write_figure",
 ]

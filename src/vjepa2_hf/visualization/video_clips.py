@@ -1,0 +1,124 @@
+"""Clips for figures: frames of a video file or of shards, and the processor that resizes them.
+
+Shapes: T frames, H W pixels.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.shards import ShardSource, open_stream
+from ..modeling_encoder import VJepa2Encoder
+from ..video_io import VideoReader
+from ..video_processing_vjepa2 import VJepa2VideoProcessor
+
+
+def read_clips(video: str | Path, num_frames: int, fps: float | None = None, count: int = 1) -> list[np.ndarray]:
+    """Reads clips, evenly spaced in a video file, or from the start of each row of shards: uint8 (T, H, W, 3) each.
+
+    Args:
+        video: a video file, or what `vjepa2_hf.data.shards.ShardSource` takes.
+        num_frames: T.
+        fps: frames per second; `None`: the video's own rate.
+        count: maximum number of clips. Clips of a file do not overlap, and the first one starts at frame 0. Rows of
+            shards that are too short are skipped, except the first, which is an error.
+
+    Raises:
+        FileNotFoundError: there is nothing at `video`.
+        ValueError: the video is corrupt, or shorter than the clip.
+    """
+    _check_numbers(num_frames, fps, count)
+    if _is_video(video):
+        return _read_clips(video, str(video), num_frames, fps, count)
+    clips = []
+    for _, _, _, row in open_stream(ShardSource(str(video)), seed=None):
+        try:
+            clips += _read_clips(row["video"], f"the first video of {video}", num_frames, fps, 1)
+        except ValueError:
+            if not clips:
+                raise
+        if len(clips) == count:
+            break
+    if not clips:
+        raise ValueError(f"{video} has no readable row; give a video file or a folder of shards.")
+    return clips
+
+
+def read_clip(video: str | Path, num_frames: int, fps: float | None = None, number: int = 0) -> np.ndarray:
+    """Reads one clip, uint8 (T, H, W, 3).
+
+    Args:
+        video, num_frames, fps: as in `read_clips`.
+        number: of the clip, from 0: the clips of a file follow each other without a gap; a row of shards has one, its
+            first frames.
+
+    Raises:
+        FileNotFoundError: there is nothing at `video`.
+        ValueError: the video is corrupt, or there is no such clip.
+    """
+    if number < 0:
+        raise ValueError(f"Clip {number} was requested; clips are counted from 0.")
+    _check_numbers(num_frames, fps, 1)
+    if not _is_video(video):
+        rows, position = open_stream(ShardSource(str(video)), seed=None), -1
+        for position, (_, _, _, row) in enumerate(rows):
+            if position == number:
+                return _read_clips(row["video"], f"the video of row {number} of {video}", num_frames, fps, 1)[0]
+        raise ValueError(f"Clip {number} was requested, but {video} has {position + 1} rows, counted from 0.")
+    with VideoReader(video) as reader:
+        available = _available_frames(reader, fps, str(video), num_frames)
+        if available < (number + 1) * num_frames:
+            raise ValueError(
+                f"Clip {number} was requested, but {video} has {available} frames, which is {available // num_frames} "
+                f"clips of {num_frames}, counted from 0."
+            )
+        return _read_frames(reader, number * num_frames, num_frames, fps)
+
+
+def load_processor(model: str | Path, encoder: VJepa2Encoder, size: int | None = None) -> VJepa2VideoProcessor:
+    """The processor saved with a model; with a `size` or where none is saved, one that keeps the whole frame.
+
+    Args:
+        model: folder of the model.
+        encoder: its `crop_size` is the size where none is given.
+        size: side of the square that frames are resized to, in pixels.
+    """
+    if size is None and (Path(model) / "video_preprocessor_config.json").is_file():
+        return VJepa2VideoProcessor.from_pretrained(model)
+    size = size or encoder.config.crop_size
+    return VJepa2VideoProcessor(size=size, crop_size=size)
+
+
+def _check_numbers(num_frames: int, fps: float | None, count: int) -> None:
+    if min(num_frames, count) < 1 or (fps is not None and not fps > 0):
+        raise ValueError(f"frames={num_frames}, fps={fps} and clips={count} were given; all must be positive.")
+
+
+def _is_video(video: str | Path) -> bool:
+    return Path(video).is_file() and Path(video).suffix not in (".parquet", ".tar")
+
+
+def _available_frames(reader: VideoReader, fps: float | None, name: str, needed: int) -> int:
+    """The number of frames of a video at a frame rate; fewer than `needed` are refused."""
+    available = len(reader) if fps is None else int((reader.times[-1] + 5e-4) * fps) + 1
+    if available < needed:
+        rate = "" if fps is None else f" at {fps:g} per second"
+        raise ValueError(f"{name} has {available} frames{rate}, but the clip needs {needed}; use fewer frames.")
+    return available
+
+
+def _read_frames(reader: VideoReader, start: int, num_frames: int, fps: float | None) -> np.ndarray:
+    numbers = start + np.arange(num_frames)
+    return reader.frames(numbers if fps is None else reader.indices_at(numbers / fps))
+
+
+def _read_clips(source: Any, name: str, num_frames: int, fps: float | None, count: int) -> list[np.ndarray]:
+    with VideoReader(source) as reader:
+        available = _available_frames(reader, fps, name, num_frames)
+        count = min(count, available // num_frames)
+        starts = np.linspace(0, available - num_frames, count).astype(int) if count > 1 else [0]
+        return [_read_frames(reader, start, num_frames, fps) for start in starts]
+
+
+__all__ = ["load_processor", "read_clip", "read_clips"]
