@@ -1,23 +1,20 @@
-"""Records episodes of a gymnasium environment under a behaviour policy into parquet shards.
+"""Records episodes of a gymnasium environment under a behavior policy into parquet shards.
 
     python examples/record_episodes.py --env vjepa2_hf/Pushing-v0 --policy drawn_to_block --episodes 560 --output data
 
-or, to try it in a second:
+Small, in a second:
 
     python examples/record_episodes.py --env vjepa2_hf/TwoRooms-v0 --policy wander --episodes 4 --output tiny_data
 
-Give each environment a folder of its own, not one within another's: folders are read with all that is below them.
+Any registered environment works that renders "rgb_array" and takes bounded Box actions (with `--policy uniform` or
+`held`; an id `module:Name-v0` imports the module first). Record each environment into its own folder: folders are read
+with all their subfolders. The same arguments record the same episodes, whatever `--num_proc`.
 
-Any registered environment works that renders "rgb_array" and takes bounded Box actions (`--policy uniform`; an id such
-as `module:Name-v0` imports its module first). A row is an episode: `video` (h264 mp4), `actions` (T-1 rows of A),
-`proprio_states` and `states` (T rows each: what a model may see, and what probes are scored by; `--proprio_state` and
-`--state` name what the environment tells of them in its info or a dict of observations, by default `proprio_state` and
-`state` where it has such), `fps`, `episode_id`, and with `--rewards` the environment's `rewards` (T-1).
-`--labels` adds three labels of the agent, for probes: `place` (of 3 x 3 fields, in the last frame), `direction` (of 8,
-from the first frame to the last) and `first_motion` (0: it moved more sideways, against up and down, in the first half
-than in the second; 1: less. An episode played backwards has the other).
-`--env_kwargs` are settings of the environment, such as '{"random_force": 0.3}' of those of this project.
-The same arguments record the same episodes, whatever `--num_proc`.
+A row is an episode: `video` (h264 mp4), `actions` (T-1 rows of A), `fps`, `episode_id`, `proprio_states` and `states`
+(T rows each, entries of the environment's info or of a dict observation; models may see the former, probes are scored
+by the latter), and with `--rewards` `rewards` (T-1). With `--labels` it has three labels of the agent for probes:
+`place` (cell of a 3 x 3 grid in the last frame), `direction` (of 8, from the first frame to the last) and
+`first_motion` (0: it moves relatively more sideways in the first half than in the second; 1: less).
 """
 
 import argparse
@@ -35,32 +32,32 @@ from tqdm.auto import tqdm
 from vjepa2_hf import environments
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video
-from vjepa2_hf.environments.gym_tasks import make_env, read_numbers, read_picture
+from vjepa2_hf.environments.gym_tasks import make_env, read_image, read_values
 from vjepa2_hf.training.settings import exit_on_user_error
 
 
-# Twice as fast as the default at this size, and the same bytes every time: with the slower presets' macroblock tree
-# and B-frames, x264 reads memory that it never wrote when pictures are as small as 64 pixels.
+# Twice as fast as the default at this size, and deterministic: with the macroblock tree and B-frames of slower
+# presets, x264 reads uninitialized memory for images as small as 64 pixels.
 PRESET = "ultrafast"
-STATE_COLUMNS = {"proprio_states": "proprio_state", "states": "state"}  # and what an environment may tell of itself
+STATE_COLUMNS = {"proprio_states": "proprio_state", "states": "state"}  # default entry of the info
 
 
 @dataclasses.dataclass
 class EpisodeRecorder:
-    """Plays and encodes single episodes; each depends on `seed` and its number alone.
+    """Records single episodes; each depends on `seed` and its number alone.
 
     Args:
         env_id: a registered environment.
-        policy: a name of `environments.POLICIES`.
-        length: steps of an episode; it has one frame more. An environment that terminates earlier gives a shorter one.
+        policy: a name in `environments.POLICIES`.
+        length: steps of an episode, which has one frame more. An environment may terminate earlier.
         seed: of all episodes together.
-        varied_appearance: for this project's environments.
-        rewards: keep the environment's. In this project's environments, whose reward is minus the distance to a goal
-            that no picture shows, all episodes then have one goal, so that pictures tell the reward.
-        env_kwargs: settings with which the environment is made.
-        state_names: of a column of `STATE_COLUMNS`, names of what the environment tells, joined; a column that is not
-            named is recorded where the environment has such an entry.
-        labels: add `motion_labels`, for this project's environments.
+        varied_appearance: appearance randomization, for the package's environments.
+        rewards: record rewards. In the package's environments all episodes then have one goal: their reward depends
+            on the goal, which images do not show.
+        env_kwargs: keyword arguments of the environment.
+        state_names: names of the entries that form a column of `STATE_COLUMNS`; by default the column is recorded if
+            the environment has its default entry.
+        labels: add `motion_labels`, for the package's environments.
     """
 
     env_id: str
@@ -80,7 +77,7 @@ class EpisodeRecorder:
 
     @property
     def env(self) -> gymnasium.Env:
-        """Made on first use: every process makes its own."""
+        """Made on first use, by each process."""
         if self._env is None:
             self._env = self._make_env()
         return self._env
@@ -96,19 +93,19 @@ class EpisodeRecorder:
         return make_env(self.env_id, **settings)
 
     def record(self, number: int) -> dict[str, Any]:
-        """Plays episode `number`; returns its row."""
+        """Records episode `number`; returns its row."""
         env_seed, policy_seed = np.random.SeedSequence([self.seed, number]).generate_state(2)
         rng = np.random.default_rng(policy_seed)
         policy = environments.find_policy(self.policy, self.env)
         observation, info = self.env.reset(seed=int(env_seed), options=self._options(rng))
-        frames, actions, rewards = [read_picture(self.env, observation)], [], []
+        frames, actions, rewards = [read_image(self.env, observation)], [], []
         named = self.named_states(info)
         states = [read_states(named, info, observation)]
         ended = False
         while not ended:
             action = policy(self.env.unwrapped, rng)
             observation, reward, terminated, truncated, info = self.env.step(action)
-            frames.append(read_picture(self.env, observation))
+            frames.append(read_image(self.env, observation))
             actions.append(np.asarray(action, np.float32).reshape(-1))
             rewards.append(float(reward))
             states.append(read_states(named, info, observation))
@@ -127,11 +124,15 @@ class EpisodeRecorder:
         return row | (motion_labels(np.array(row["states"])) if self.labels else {})
 
     def named_states(self, info: dict[str, Any]) -> dict[str, list[str]]:
-        """By column, names of what is recorded of an environment with such an info at its start."""
+        """Names of the entries to record, by column.
+
+        Args:
+            info: of a reset.
+        """
         return {column: [name] for column, name in STATE_COLUMNS.items() if name in info} | self.state_names
 
     def _options(self, rng: np.random.Generator) -> dict[str, Any] | None:
-        """For our own environments any free start: drawing a goal, which a recording has no use for, takes longer."""
+        """Any free start for the package's environments: sampling a goal takes longer, and a recording needs none."""
         if self.env_id not in environments.DATA_POLICY:
             return None
         sample_starts = self.env.unwrapped.sample_starts
@@ -140,15 +141,19 @@ class EpisodeRecorder:
 
 
 def read_states(named: dict[str, list[str]], info: dict[str, Any], observation: Any) -> dict[str, np.ndarray]:
-    """What the environment tells now, float32 (S,) by column."""
-    return {column: read_numbers(names, info, observation) for column, names in named.items()}
+    """Current states, float32 (S,) by column."""
+    return {column: read_values(names, info, observation) for column, names in named.items()}
 
 
 LABELS = ("place", "direction", "first_motion")
 
 
 def motion_labels(states: np.ndarray) -> dict[str, int]:
-    """Where the agent is and how it moved, of states (T, S) that begin with its x and y in units of the field."""
+    """Labels of the agent's position and motion.
+
+    Args:
+        states: (T, S), which begin with the agent's x and y in field units.
+    """
     positions = states[:, :2].astype(np.float64)
     column, row = (np.clip(positions[-1], 0, 1 - 1e-9) * 3).astype(int)
     moved = positions[-1] - positions[0]
@@ -163,7 +168,7 @@ def motion_labels(states: np.ndarray) -> dict[str, int]:
 
 
 def record_episodes(recorder: EpisodeRecorder, episodes: int, num_proc: int = 1) -> Iterator[dict[str, Any]]:
-    """The rows of episodes 0 .. episodes - 1, in order."""
+    """Yields the rows of episodes 0 to `episodes` - 1, in order."""
     if num_proc <= 1:
         yield from map(recorder.record, range(episodes))
         return
@@ -171,7 +176,7 @@ def record_episodes(recorder: EpisodeRecorder, episodes: int, num_proc: int = 1)
         yield from pool.map(_record_in_worker, range(episodes), chunksize=max(1, min(16, episodes // num_proc)))
 
 
-_worker: EpisodeRecorder | None = None  # of this process: an environment can not travel between processes
+_worker: EpisodeRecorder | None = None  # of this process: environments cannot be pickled
 
 
 def _start_worker(recorder: EpisodeRecorder) -> None:
@@ -184,7 +189,7 @@ def _record_in_worker(number: int) -> dict[str, Any]:
 
 
 def episode_features(states: Collection[str], with_rewards: bool = False, with_labels: bool = False) -> Features:
-    """The columns of an episode shard with these of `STATE_COLUMNS`."""
+    """Columns of an episode shard with the given ones of `STATE_COLUMNS`."""
     numbers = List(List(Value("float32")))
     columns = {
         "video": Video(decode=False),
@@ -202,18 +207,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--env", required=True, help="gymnasium id, for example vjepa2_hf/Pushing-v0")
     parser.add_argument("--policy", required=True, help=f"one of: {', '.join(environments.POLICIES)}")
     parser.add_argument("--episodes", required=True, type=int, help="number of episodes")
-    parser.add_argument("--output", required=True, help="folder to write; it must not exist or be empty")
+    parser.add_argument("--output", required=True, help="folder to write; it must be new or empty")
     parser.add_argument("--seed", default=0, type=int, help="same seed, same episodes (default 0)")
     parser.add_argument("--length", default=40, type=int, help="steps of an episode (default 40, which is 41 frames)")
     parser.add_argument("--num_shards", default=8, type=int, help="parquet files (default 8)")
     parser.add_argument("--num_proc", default=2, type=int, help="processes (default 2)")
-    parser.add_argument("--varied_appearance", action="store_true", help="random floors, colors, distractors, light")
-    parser.add_argument("--rewards", action="store_true", help="keep rewards (of one goal for all episodes, in ours)")
+    parser.add_argument("--varied_appearance", action="store_true", help="appearance randomization")
+    parser.add_argument("--rewards", action="store_true", help="record rewards")
     for name in STATE_COLUMNS.values():
-        told = f"names of what the environment tells of it (default: {name}, if there is such)"
-        parser.add_argument(f"--{name}", nargs="+", metavar="NAME", help=told)
-    parser.add_argument("--labels", action="store_true", help="labels of the agent's place and motion, for probes")
-    parser.add_argument("--env_kwargs", default="{}", help="settings of the environment, a JSON object")
+        text = f"entries of the environment's info that form it (default: {name}, if there is one)"
+        parser.add_argument(f"--{name}", nargs="+", metavar="NAME", help=text)
+    parser.add_argument(
+        "--labels", action="store_true", help="add labels of the agent's position and motion, for probes"
+    )
+    parser.add_argument("--env_kwargs", default="{}", help="JSON object of keyword arguments of the environment")
     return parser.parse_args(arguments)
 
 
@@ -222,9 +229,9 @@ def read_env_kwargs(text: str) -> dict[str, Any]:
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"--env_kwargs is {text!r}, which is no JSON ({error}).") from error
+        raise ValueError(f"--env_kwargs is {text!r}, which is not JSON ({error}).") from error
     if not isinstance(values, dict):
-        raise ValueError(f"--env_kwargs is {text!r}, but a JSON object of settings is expected.")
+        raise ValueError(f"--env_kwargs is {text!r}, but a JSON object is expected.")
     return values
 
 
@@ -235,7 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} is {getattr(options, name)}, but at least 1 is expected.")
     if options.seed < 0:
-        raise ValueError(f"--seed is {options.seed}, but a number from 0 upwards is expected.")
+        raise ValueError(f"--seed is {options.seed}, but at least 0 is expected.")
     recorder = EpisodeRecorder(
         options.env,
         options.policy,
@@ -247,9 +254,9 @@ def main(arguments: list[str] | None = None) -> None:
         {column: getattr(options, name) for column, name in STATE_COLUMNS.items() if getattr(options, name)},
         options.labels,
     )
-    environments.find_policy(options.policy, recorder.env)  # refused before any process starts
+    environments.find_policy(options.policy, recorder.env)  # before any process starts
     observation, info = recorder.env.reset(seed=0)
-    read_picture(recorder.env, observation)
+    read_image(recorder.env, observation)
     if options.labels and options.env not in environments.DATA_POLICY:
         known = " and ".join(environments.DATA_POLICY)
         raise ValueError(f"--labels is for {known}, but the environment is {options.env!r}.")

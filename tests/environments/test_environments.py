@@ -128,9 +128,9 @@ def test_wrong_actions_options_and_names_are_refused():
             env.step(action)
     with pytest.raises(ValueError, match="'gaol'"):
         env.reset(options={"gaol": None})
-    with pytest.raises(ValueError, match="Pushing-v0 and"):
+    with pytest.raises(ValueError, match="did you mean 'vjepa2_hf/Pushing-v0'"):
         environments.make_plain("Pushing")
-    with pytest.raises(ValueError, match="known policies"):
+    with pytest.raises(ValueError, match="did you mean 'uniform'"):
         environments.find_policy("unifrom", env)
     with pytest.raises(ValueError, match="PushingEnv"):
         environments.find_policy("drawn_to_block", environments.make_plain(TWO_ROOMS))

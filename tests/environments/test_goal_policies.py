@@ -110,7 +110,7 @@ class TestPolicy:
             load_policy(str(tmp_path / "absent"))
 
     def test_it_needs_bounds(self):
-        with pytest.raises(ValueError, match="continuous ones with bounds"):
+        with pytest.raises(ValueError, match="continuous actions with bounds"):
             GoalPolicy.from_world_model(make_model(action_low=None, action_high=None), "there")
 
     def test_in_closed_loop_it_acts_where_a_task_is_active(self, tmp_path):
@@ -212,7 +212,7 @@ class TestTraining:
 
     def test_a_start_that_does_not_fit_is_a_sentence(self, monkeypatch, inputs, tmp_path, capsys):
         for name, change, message in (
-            ("latents", {"latent_size": 12}, "of 12, the world model has"),
+            ("latents", {"latent_size": 12}, "of size 12, but the world model has"),
             (
                 "actions",
                 {"action_low": [-1.0], "action_high": [1.0]},

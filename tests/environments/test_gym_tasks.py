@@ -132,11 +132,11 @@ def test_policies_act_in_any_environment_and_held_ones_keep_their_action():
 @pytest.mark.parametrize(
     ("env", "settings", "message"),
     [
-        ("test/Counter-v0", {"state": ["valve"], "success_distance": 1.0}, "tells no 'valve'; it tells value"),
+        ("test/Counter-v0", {"state": ["valve"], "success_distance": 1.0}, "reports no 'valve'; it reports value"),
         (
             "test/Counter-v0",
             {"goal": "info", "success": "info", "env_kwargs": {"x": 1}},
-            "can not be made",
+            "cannot be made",
         ),
         (
             "test/Counter-v0",
@@ -146,7 +146,7 @@ def test_policies_act_in_any_environment_and_held_ones_keep_their_action():
         (
             "test/Counter-v0",
             {"state": ["value"], "success_distance": 0.1, "min_goal_distance": 50.0},
-            "less than gym.min_goal_distance=50.0",
+            "No goal is gym.min_goal_distance=50.0 away",
         ),
         (
             "test/Counter-v0",
@@ -165,8 +165,8 @@ def test_policies_act_in_any_environment_and_held_ones_keep_their_action():
         (TWO_ROOMS, {"success": "info"}, "a goal that the environment does not know"),
         (TWO_ROOMS, {"success": "info", "goal": "reset"}, "goal_options is empty"),
         (TWO_ROOMS, {"success": "info", "goal": "info", "max_steps": 0}, "max_steps must be at least 1"),
-        (TWO_ROOMS, {"success": "info", "goal": "info", "min_goal_distance": 1.0}, "is for gym.goal 'policy'"),
-        (TWO_ROOMS, {"success": "info", "goal": "info", "goal_state": ["state"]}, "beside gym.state"),
+        (TWO_ROOMS, {"success": "info", "goal": "info", "min_goal_distance": 1.0}, "needs gym.goal 'policy'"),
+        (TWO_ROOMS, {"success": "info", "goal": "info", "goal_state": ["state"]}, "and gym.state"),
     ],
 )
 def test_what_does_not_fit_is_a_sentence(env, settings, message):
@@ -178,8 +178,8 @@ def test_what_does_not_fit_is_a_sentence(env, settings, message):
     ("told", "settings", "message"),
     [
         ({"extra": np.zeros(2)}, {"scores": ["extra"]}, "The score 'extra' of .* is 2 numbers; expected one"),
-        ({"extra": None}, {"scores": ["extra"]}, "tells 'extra' as None; expected finite numbers"),
-        ({"extra": np.zeros(2)}, {"goal_state": ["extra"]}, "goal_state is 2 numbers, but the state has 1"),
+        ({"extra": None}, {"scores": ["extra"]}, "reports 'extra' as None; expected finite numbers"),
+        ({"extra": np.zeros(2)}, {"goal_state": ["extra"]}, "goal_state has 2 numbers, but gym.state has 1"),
     ],
 )
 def test_what_the_environment_tells_is_checked(monkeypatch, told, settings, message):

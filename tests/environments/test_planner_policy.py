@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_a_sentence(tmp_path):
         PlannerPolicy(planner, 0, QUIET, executed_actions=3, warm_start=True)
     other = make_planner(state_type="pooled")
     GoalPolicy.from_world_model(other.model, "nowhere", hidden_size=8).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="reads 1 tokens of 12"):
+    with pytest.raises(ValueError, match="takes 1 tokens of size 12"):
         PlannerPolicy(planner, 0, QUIET, proposal=str(tmp_path))
     bounds = {"action_low": [-1.0] * 6, "action_high": [1.0] * 6}
     with pytest.raises(ValueError, match="actions of 6 numbers"):

@@ -70,5 +70,5 @@ def test_results_of_groups_are_joined_in_order():
 
 
 def test_unknown_policy_of_the_frozen_tasks_is_a_sentence():
-    with pytest.raises(ValueError, match="'unifrom'.*drawn_to_block"):
+    with pytest.raises(ValueError, match="'unifrom'.*did you mean 'uniform'"):
         policy_plan("unifrom")(Tasks(PUSHING, range(1)))

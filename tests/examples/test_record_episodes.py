@@ -118,7 +118,7 @@ def test_what_the_environment_tells_becomes_columns_by_name(tmp_path):
 def test_a_state_that_is_told_only_at_the_start_is_a_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit):
         record(tmp_path, "Counting-v0", "uniform", "--episodes", "1", "--env_kwargs", '{"told": ["state"]}')
-    assert "The environment tells no 'state'; it tells hand, joints" in capsys.readouterr().err
+    assert "The environment reports no 'state'; it reports hand, joints" in capsys.readouterr().err
 
 
 def test_settings_of_the_environment_reach_it(tmp_path):
@@ -138,9 +138,9 @@ def test_settings_of_the_environment_reach_it(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--env", "vjepa2_hf/Pushin-v0", "--policy", "uniform"], "can not be made"),
-        (["--env", environments.PUSHING, "--policy", "unifrom"], "known policies"),
-        (["--env", environments.PUSHING, "--policy", "uniform", "--state", "stat"], "tells no 'stat'"),
+        (["--env", "vjepa2_hf/Pushin-v0", "--policy", "uniform"], "cannot be made"),
+        (["--env", environments.PUSHING, "--policy", "unifrom"], "did you mean 'uniform'"),
+        (["--env", environments.PUSHING, "--policy", "uniform", "--state", "stat"], "reports no 'stat'"),
         (["--env", environments.TWO_ROOMS, "--policy", "drawn_to_block"], "needs PushingEnv"),
         (["--env", "Counting-v0", "--policy", "wander"], "needs PlaneEnv"),
         (["--env", "CountingDiscrete-v0", "--policy", "uniform", "--num_proc", "1"], "bounded Box"),
@@ -149,8 +149,8 @@ def test_settings_of_the_environment_reach_it(tmp_path):
         (["--env", environments.PUSHING, "--policy", "uniform", "--num_shards", "0"], "--num_shards is 0"),
         (["--env", environments.PUSHING, "--policy", "uniform", "--seed", "-1"], "--seed is -1"),
         (["--env", "Counting-v0", "--policy", "uniform", "--varied_appearance"], "--varied_appearance is for"),
-        (["--env", environments.PUSHING, "--policy", "uniform", "--env_kwargs", "{'a': 1}"], "which is no JSON"),
-        (["--env", environments.PUSHING, "--policy", "uniform", "--env_kwargs", "[1]"], "JSON object of settings"),
+        (["--env", environments.PUSHING, "--policy", "uniform", "--env_kwargs", "{'a': 1}"], "which is not JSON"),
+        (["--env", environments.PUSHING, "--policy", "uniform", "--env_kwargs", "[1]"], "JSON object is expected"),
         (["--env", environments.PUSHING, "--policy", "uniform", "--env_kwargs", '{"forse": 1}'], "argument 'forse'"),
     ],
 )
@@ -225,4 +225,7 @@ def test_labels_of_another_environment_are_refused(tmp_path, capsys):
     arguments = "--env vjepa2_hf_tests/Labels-v0 --policy uniform --episodes 1 --labels"
     with pytest.raises(SystemExit):
         record_episodes.main([*arguments.split(), "--output", str(tmp_path / "data")])
-    assert "--labels is for vjepa2_hf/Pushing-v0 and vjepa2_hf/TwoRooms-v0" in capsys.readouterr().err
+    assert (
+        "--labels is for vjepa2_hf/did you mean 'vjepa2_hf/Pushing-v0' vjepa2_hf/TwoRooms-v0"
+        in capsys.readouterr().err
+    )

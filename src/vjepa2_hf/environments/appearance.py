@@ -11,12 +11,12 @@ IMAGE_SIZE = 64  # pixels, height and width
 
 @dataclasses.dataclass(frozen=True)
 class Appearance:
-    """What a picture looks like apart from the state; one per episode.
+    """How an image looks apart from the state; one per episode.
 
     Attributes:
-        background: float32 (64, 64, 3) in 0..255, floor, distractors and walls.
-        colors: float32 (number of discs, 3) in 0..255, in the order of `PlaneEnv.radii`.
-        light: float32 (64, 64, 1) factors of brightness, or None for even light.
+        background: float32 (64, 64, 3) in 0 to 255: floor, distractors and walls.
+        colors: float32 (number of discs, 3) in 0 to 255, in the order of `PlaneEnv.radii`.
+        light: brightness factors, float32 (64, 64, 1), or None for uniform light.
     """
 
     background: np.ndarray
@@ -24,17 +24,17 @@ class Appearance:
     light: np.ndarray | None = None
 
 
-_PIXELS = ((np.arange(IMAGE_SIZE) + 0.5) / IMAGE_SIZE).astype(np.float32)  # pixel centres in field units
+_PIXELS = ((np.arange(IMAGE_SIZE) + 0.5) / IMAGE_SIZE).astype(np.float32)  # pixel centers in field units
 
 
-def draw_disc(canvas: np.ndarray, center: np.ndarray, radius: float, color: np.ndarray) -> None:
-    """Draws an anti-aliased disc in place; only the pixels near it are touched.
+def render_disc(canvas: np.ndarray, center: np.ndarray, radius: float, color: np.ndarray) -> None:
+    """Renders an anti-aliased disc in place.
 
     Args:
         canvas: float32 (64, 64, 3).
-        center: (2,) x and y in field units; sub-pixel positions show as smooth edges.
+        center: (2,) x and y in field units; sub-pixel positions are visible in the smooth edges.
         radius: field units.
-        color: (3,) in 0..255.
+        color: (3,) in 0 to 255.
     """
     reach = radius + 1 / IMAGE_SIZE
     left, top = (max(0, int((float(c) - reach) * IMAGE_SIZE)) for c in center)
@@ -48,7 +48,7 @@ def draw_disc(canvas: np.ndarray, center: np.ndarray, radius: float, color: np.n
 
 
 def _smooth_noise(rng: np.random.Generator, cells: int) -> np.ndarray:
-    """(64, 64) float32 noise of `cells` bilinear cells a side, between -1 and 1."""
+    """Bilinear noise on `cells` x `cells` cells, float32 (64, 64) between -1 and 1."""
     grid = rng.uniform(-1, 1, (cells + 1, cells + 1))
     position = np.linspace(0, cells, IMAGE_SIZE, endpoint=False)
     low = position.astype(int)
@@ -65,7 +65,7 @@ def distinct_colors(rng: np.random.Generator, taken: Sequence[np.ndarray], count
         color = rng.uniform(20, 255, 3)
         if all(np.linalg.norm(color - other) > required for other in colors):
             colors.append(color)
-        required *= 0.99  # a crowded color space can not refuse for ever
+        required *= 0.99  # terminates even if the color space is crowded
     return colors[len(taken) :]
 
 
@@ -81,7 +81,7 @@ def textured_floor(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def random_light(rng: np.random.Generator) -> np.ndarray:
-    """Light that falls off to one side, float32 (64, 64, 1)."""
+    """Brightness factors that fall off to one side, float32 (64, 64, 1)."""
     direction = rng.uniform(0, 2 * np.pi)
     slope = (_PIXELS - 0.5) * np.cos(direction) + (_PIXELS[:, None] - 0.5) * np.sin(direction)
     return (rng.uniform(0.7, 1.05) + rng.uniform(0, 0.5) * slope)[..., None].astype(np.float32)

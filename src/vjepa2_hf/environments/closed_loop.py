@@ -10,7 +10,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 
+from ..planning import CEM
 from .plane import EXECUTED_ACTIONS, PlaneEnv
 from .tasks import TaskBatch, Tasks
 
@@ -20,12 +22,12 @@ class ClosedLoopResult:
     """Outcome of N episodes of T steps.
 
     Attributes:
-        success: bool (N,), whether a task succeeded after any action.
-        steps: int (N,), actions until it did, -1 where it did not.
+        success: bool (N,), tasks that succeeded after any action.
+        steps: int (N,), actions until the first success, -1 without one.
         actions: float32 (N, T, A).
-        distances: float (N, T + 1) to the goal, the start included, or None.
+        distances: float (N, T + 1) to the goal, from the start on, or None.
         states: float32 (N, T + 1, S), or None.
-        scores: by name (N, T + 1); what the environment does not tell at the start is nan.
+        scores: by name (N, T + 1); nan at the start.
         frames: uint8 (n, T + 1, H, W, 3) of the first episodes, or None.
     """
 
@@ -44,14 +46,13 @@ def run_closed_loop(
     executed_actions: int = EXECUTED_ACTIONS,
     kept_frames: int = 0,
 ) -> ClosedLoopResult:
-    """Plans, executes the first actions, plans again, until the tasks' steps are used up.
+    """Plans, executes the first actions and plans again, for the steps that the tasks have.
 
     Args:
-        tasks: the episodes; left in their final states. `plan` may read `tasks.render()`, `tasks.goal_images`,
-            `tasks.proprio_states`, and, if it is an oracle, the true states.
-        plan: called before every `executed_actions` steps; returns actions (N, P, A), P >= 1. A plan shorter than
-            `executed_actions` is executed whole.
-        kept_frames: episodes of which pictures are kept.
+        tasks: the episodes; they end in their final states.
+        plan: called with the tasks before every `executed_actions` steps; returns actions (N, P, A), P >= 1. A plan
+            shorter than `executed_actions` is executed completely. Only an oracle reads the true states.
+        kept_frames: number of episodes whose images are kept.
     """
     shown = np.arange(min(kept_frames, len(tasks)))
     seen = [_snapshot(tasks, shown)]
@@ -89,7 +90,7 @@ def _stack(values: list[np.ndarray | None]) -> np.ndarray | None:
 
 
 def join_results(results: Sequence[ClosedLoopResult]) -> ClosedLoopResult:
-    """The outcomes of several batches as one."""
+    """Concatenates the outcomes of several batches."""
 
     def join(name: str):
         values = [getattr(result, name) for result in results if getattr(result, name) is not None]
@@ -101,20 +102,20 @@ def join_results(results: Sequence[ClosedLoopResult]) -> ClosedLoopResult:
 
 
 def policy_plan(name: str, seed: int = 0) -> Callable[[TaskBatch], np.ndarray]:
-    """One of `environments.POLICIES` as a `plan` for `run_closed_loop`: (N, 1, A) actions, fresh at every step."""
+    """One of `policies.POLICIES` as a `plan` for `run_closed_loop`: actions (N, 1, A), new at every step."""
     rng = np.random.default_rng(seed)
     return lambda tasks: tasks.policy_actions(name, rng)[:, None]
 
 
 class Oracle:
-    """CEM on the true states and the true dynamics: what planning could reach. A `plan` for `run_closed_loop`.
+    """CEM on the true states and the true dynamics; a `plan` for `run_closed_loop`.
 
-    Its cost is `state_cost` of the last state: plain squared distance in both environments, no way round the wall.
+    Its cost is the squared distance of the last state from the goal, so it does not find ways around the wall.
 
     Args:
-        horizon: environment steps planned ahead; longer ones find worse plans with so few candidates.
+        horizon: environment steps; longer horizons find worse plans with this number of candidates.
         num_candidates, num_iterations, num_elites: of the cross-entropy method.
-        seed: of its noise.
+        seed: of its samples.
     """
 
     def __init__(
@@ -125,11 +126,6 @@ class Oracle:
         num_elites: int = 12,
         seed: int = 0,
     ):
-        # torch is wanted here only: recording episodes starts faster without it
-        import torch
-
-        from ..planning import CEM
-
         self.solver = CEM(
             horizon=horizon, num_candidates=num_candidates, num_iterations=num_iterations, num_elites=num_elites
         )
@@ -139,10 +135,9 @@ class Oracle:
         return self.plan(tasks.env, tasks.states, tasks.goals)
 
     def plan(self, env: PlaneEnv, states: np.ndarray, goals: np.ndarray) -> np.ndarray:
-        """Plans from states (N, S) to goals (N, S); returns actions float32 (N, P, 2)."""
-        import torch
+        """Plans float32 (N, P, 2) from states (N, S) to goals (N, S)."""
 
-        def cost(actions: "torch.Tensor") -> "torch.Tensor":  # (N, J, P, 2) -> (N, J)
+        def cost(actions: torch.Tensor) -> torch.Tensor:  # (N, J, P, 2) -> (N, J)
             candidates = actions.numpy()
             reached = np.broadcast_to(states[:, None], (*candidates.shape[:2], states.shape[-1]))
             for step in range(candidates.shape[2]):

@@ -1,5 +1,6 @@
-"""Small policies a = π(s, s_goal) on a frozen world model's latents: what `examples/train_cloning.py` and
-`examples/train_actor.py` train, and `examples/plan.py` runs.
+"""Goal-conditioned policies a = π(s, s_goal) on the latents of a frozen world model.
+
+`examples/train_cloning.py` and `examples/train_actor.py` train them, and `examples/plan.py` evaluates them.
 
     policy = GoalPolicy.from_pretrained("runs/demo/cloning/final")
     actions = policy(latents, goal)     # (B, N, D), (B, N, D) -> (B, A)
@@ -23,12 +24,12 @@ from .tasks import TaskBatch
 
 
 class GoalPolicy(nn.Module, PyTorchModelHubMixin):
-    """An MLP over the latents of what is seen and of the goal, both through the same first layer.
+    """An MLP over the latents of the observation and of the goal; both pass the same first layer.
 
     Args:
         tokens, latent_size: N and D.
-        action_low, action_high: bounds (A,) in environment units, which its actions keep.
-        world_model: folder or Hub id of the world model whose latents it reads.
+        action_low, action_high: bounds (A,) of the actions in environment units.
+        world_model: folder or Hub id of the world model that encodes the latents.
         hidden_size, num_hidden_layers: of the MLP.
     """
 
@@ -55,16 +56,16 @@ class GoalPolicy(nn.Module, PyTorchModelHubMixin):
 
     @classmethod
     def from_world_model(cls, model: VJepa2WorldModel, path: str, **settings: Any) -> "GoalPolicy":
-        """A policy with new weights for the latents and actions of a world model.
+        """A new policy for the latents and actions of a world model.
 
         Raises:
-            ValueError: the model has discrete actions, or no bounds of its actions.
+            ValueError: the model has discrete actions, or no action bounds.
         """
         config = model.config
         if config.action_type == "discrete" or config.action_low is None or config.action_high is None:
             raise ValueError(
-                f"the world model at {path!r} has {config.action_type} actions with bounds from {config.action_low} "
-                f"to {config.action_high}; a policy needs continuous ones with bounds."
+                f"The world model {path!r} has {config.action_type} actions with bounds from {config.action_low} to "
+                f"{config.action_high}; a policy needs continuous actions with bounds."
             )
         bounds = {"action_low": list(config.action_low), "action_high": list(config.action_high)}
         return cls(model.tokens_per_frame, model.latent_size, **bounds, world_model=path, **settings)
@@ -76,10 +77,10 @@ class GoalPolicy(nn.Module, PyTorchModelHubMixin):
 
 
 def load_policy(path: str, **settings: Any) -> GoalPolicy:
-    """A trained policy; `settings` take the place of saved ones.
+    """Loads a trained policy; `settings` override the saved ones.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the folder has no policy.
     """
     if not (Path(path) / "config.json").is_file():
         raise FileNotFoundError(
@@ -89,32 +90,32 @@ def load_policy(path: str, **settings: Any) -> GoalPolicy:
 
 
 def check_latents(policy: GoalPolicy, path: str, model: VJepa2WorldModel) -> None:
-    """Raises a ValueError if the policy at `path` reads other latents than the model's."""
+    """Raises a ValueError if the policy at `path` was trained on latents of another size than the model's."""
     if (policy.tokens, policy.latent_size) != (model.tokens_per_frame, model.latent_size):
         raise ValueError(
-            f"the policy {path!r} reads {policy.tokens} tokens of {policy.latent_size}, the world model has "
-            f"{model.tokens_per_frame} of {model.latent_size}: take one that was trained on it."
+            f"The policy {path!r} takes {policy.tokens} tokens of size {policy.latent_size}, but the world model has "
+            f"{model.tokens_per_frame} of size {model.latent_size}: give a policy that was trained on this model."
         )
 
 
 def imagine(
     policy: GoalPolicy, model: VJepa2WorldModel, latents: torch.Tensor, goal: torch.Tensor, steps: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the policy would do and see in the world model, with gradient.
+    """Rolls out the policy in the world model, with gradient.
 
     Args:
         latents, goal: (B, N, D).
 
     Returns:
-        actions (B, P, A) and the latents that follow them (B, P, N, D).
+        actions (B, P, A) and the predicted latents (B, P, N, D).
 
     Raises:
-        ValueError: the model needs proprio states or extrinsics, which the policy does not know.
+        ValueError: the model needs proprio states or extrinsics, which policies do not predict.
     """
     config = model.config
     if config.proprio_dim or config.extrinsics_dim:
         raise ValueError(
-            "the world model has proprio states or extrinsics, but policies act on latents alone: train one without."
+            "The world model has proprio states or extrinsics, but policies act on latents alone: train one without."
         )
     seen, actions = [latents], []
     for _ in range(steps):
@@ -128,11 +129,11 @@ def imagine(
 
 
 class PolicyPlan:
-    """A policy as a `plan` for `tasks.run_closed_loop`: one model step, from what is seen now.
+    """A policy as a `plan` for `closed_loop.run_closed_loop`: one model step from the current image.
 
     Args:
-        path: of the policy; its world model is loaded from where it was trained.
-        device: null: the CPU.
+        path: folder of the policy; its world model is loaded from the path that the policy was trained on.
+        device: None is the CPU.
     """
 
     def __init__(self, path: str, device: str | None = None):
@@ -146,9 +147,9 @@ class PolicyPlan:
         active, steps = np.flatnonzero(tasks.active), self.model.config.actions_per_step
         actions = np.zeros((len(tasks), steps, tasks.action_dim), np.float32)
         if len(active):
-            pictures = tasks.render(active)
+            images = tasks.render(active)
             started = time.perf_counter()
-            seen = encode_frames(self.model, self.processor, pictures, targets=False)
+            seen = encode_frames(self.model, self.processor, images, targets=False)
             found = self.policy(seen, encode_frames(self.model, self.processor, tasks.goal_images[active]))
             actions[active] = found.cpu().numpy().reshape(len(active), steps, -1)
             self.seconds += time.perf_counter() - started

@@ -1,9 +1,9 @@
-"""Tasks of any gymnasium environment for closed-loop evaluation: where episodes start, their goals, what counts.
+"""Tasks of any gymnasium environment for closed-loop evaluation: starts, goals and success criteria.
 
     tasks = GymTasks("gym_pusht/PushT-v0", GymTasksConfig(goal="policy", ...), seeds=range(10))
-    result = run_closed_loop(tasks, plan)       # examples/tasks.py; `examples/plan.py` does this with `gym: {...}`
+    result = run_closed_loop(tasks, plan)       # as `examples/plan.py` does with `gym: {...}`
 
-Letters: N episodes, S state size, A action size.
+Letters: N episodes, S state size, A action size, H and W pixels.
 """
 
 from collections.abc import Sequence
@@ -16,126 +16,125 @@ import numpy as np
 from .policies import find_policy
 
 
-GOAL_TRIES = 100  # episodes of the policy until a goal lies far enough away
+GOAL_TRIES = 100  # episodes of the policy until a goal is far enough away
 SUCCESS_KEYS = ("success", "is_success")  # of an environment's info
 
 
 def make_env(env_id: str, **settings: Any) -> gymnasium.Env:
-    """Any registered environment that renders "rgb_array"; an id such as `module:Name-v0` imports its module first.
+    """Makes a registered environment that renders "rgb_array"; an id `module:Name-v0` imports the module first.
 
     Raises:
-        ValueError: it can not be made, in one sentence.
+        ValueError: gymnasium cannot make it.
     """
     try:
         return gymnasium.make(env_id, render_mode="rgb_array", disable_env_checker=True, **settings)
     except (gymnasium.error.Error, ImportError, TypeError) as error:
-        raise ValueError(f"The environment {env_id!r} can not be made: {error}") from error
+        raise ValueError(f"The environment {env_id!r} cannot be made: {error}") from error
 
 
-def is_picture(value: Any) -> bool:
-    """Whether it is a uint8 picture (H, W, 3)."""
+def is_image(value: Any) -> bool:
+    """Whether it is a uint8 image (H, W, 3)."""
     return isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3
 
 
-def read_picture(env: gymnasium.Env, observation: Any) -> np.ndarray:
-    """What the environment shows now, uint8 (H, W, 3): its observation, where that is a picture, else its rendering.
+def read_image(env: gymnasium.Env, observation: Any) -> np.ndarray:
+    """The current image, uint8 (H, W, 3): the observation if it is an image, else the rendering.
 
     Raises:
-        ValueError: it can not draw itself, or draws something else.
+        ValueError: the environment cannot render, or renders something else.
     """
-    if is_picture(observation):  # drawing it again would double the cost
+    if is_image(observation):  # rendering it again would double the cost
         return observation
     try:
-        picture = env.render()
-    except gymnasium.error.Error as error:  # such as a drawing library that is not installed
-        raise ValueError(f"The environment {env.spec.id!r} can not draw itself: {error}") from error
-    if not is_picture(picture):
-        raise ValueError(f"The environment {env.spec.id!r} renders no uint8 picture (H, W, 3) as 'rgb_array'.")
-    return picture
+        image = env.render()
+    except gymnasium.error.Error as error:  # for example a rendering library that is not installed
+        raise ValueError(f"The environment {env.spec.id!r} cannot render: {error}") from error
+    if not is_image(image):
+        raise ValueError(f"The environment {env.spec.id!r} renders no uint8 image (H, W, 3) as 'rgb_array'.")
+    return image
 
 
-def read_numbers(names: Sequence[str], info: dict[str, Any], observation: Any = None) -> np.ndarray:
-    """Numbers that an environment tells, joined: float32 (S,).
-
-    Args:
-        names: of entries of its info, or else of a dict of observations.
+def read_values(names: Sequence[str], info: dict[str, Any], observation: Any = None) -> np.ndarray:
+    """Concatenates the named entries of an info or of a dict observation: float32 (S,).
 
     Raises:
-        ValueError: an entry is not there, with those that are, or is not finite.
+        ValueError: an entry is missing or not finite.
     """
-    told = {**(observation if isinstance(observation, dict) else {}), **info}
+    entries = {**(observation if isinstance(observation, dict) else {}), **info}
     for name in names:
-        if name not in told:
-            raise ValueError(f"The environment tells no {name!r}; it tells {', '.join(sorted(told)) or 'nothing'}.")
-    found = {name: np.asarray(told[name], np.float32).reshape(-1) for name in names}
-    for name, numbers in found.items():
-        if not np.isfinite(numbers).all():
-            raise ValueError(f"The environment tells {name!r} as {told[name]!r}; expected finite numbers.")
-    return np.concatenate([found[name] for name in names])
+        if name not in entries:
+            raise ValueError(
+                f"The environment reports no {name!r}; it reports {', '.join(sorted(entries)) or 'nothing'}."
+            )
+    values = [np.asarray(entries[name], np.float32).reshape(-1) for name in names]
+    for name, value in zip(names, values, strict=True):
+        if not np.isfinite(value).all():
+            raise ValueError(f"The environment reports {name!r} as {entries[name]!r}; expected finite numbers.")
+    return np.concatenate(values)
 
 
 @dataclass
 class GymTasksConfig:
     """How episodes of an environment become tasks.
 
-    What the environment must do: be registered with gymnasium (an id such as `module:Name-v0` imports its module
-    first), render "rgb_array" or observe a uint8 picture (H, W, 3), take a bounded Box action, and start equally from
-    equal seeds. What it tells is read from its `info`, or else from a dict of observations, by the names given here.
+    The environment must be registered with gymnasium (an id `module:Name-v0` imports the module first), render
+    "rgb_array" or observe a uint8 image (H, W, 3), take a bounded Box action, and start equally from equal seeds.
+    Names below are entries of its `info`, or of a dict observation.
     """
 
     env_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Settings with which the environment is made."""
+    """Keyword arguments of the environment."""
     max_steps: int | None = None
     """Environment steps of a task; null: the environment's own limit."""
     policy: str = "uniform"
-    """Which collected the data: the row "data policy", and the goals of `goal: policy`."""
+    """Policy that recorded the data: the row "data policy", and the goals of `goal: policy`."""
     goal: Literal["policy", "reset", "info"] = "policy"
-    """The picture of the goal. policy: what the environment shows after `goal_steps` steps of `policy` from the same
-    start. reset: after `reset(seed, options=goal_options)`. info: `goal_image` of the info, or of the environment."""
+    """Image of the goal. policy: after `goal_steps` steps of `policy` from the same start. reset: after
+    `reset(seed, options=goal_options)`. info: `goal_image` of the info, or of the environment."""
     goal_steps: int = 20
     goal_options: dict[str, Any] = field(default_factory=dict)
     state: list[str] = field(default_factory=list)
-    """Names of what the environment tells that, joined, is its state; []: none, and then there are no distances."""
+    """Names of the entries that form the state; []: no state, and then no distances."""
     goal_state: list[str] = field(default_factory=list)
-    """The same of the goal, with `goal: info`; the other goals have the state that the environment had then."""
+    """The same of the goal with `goal: info`; other goals have the state of the environment at that time."""
     distance_columns: list[int] | None = None
-    """Numbers of the state whose Euclidean distance to the goal's counts; null: all."""
+    """Columns of the state that enter the Euclidean distance to the goal; null: all."""
     proprio_state: list[str] = field(default_factory=list)
-    """Names of what a model with proprio states sees."""
+    """Names of the entries that a model with proprio states gets."""
     success: Literal["distance", "info", "terminated"] = "distance"
-    """distance: the goal's state is nearer than `success_distance`; info: `success` or `is_success` of the info;
-    terminated: the episode ends. The last two judge the environment's own goal, so that the goal must be that one."""
+    """distance: the state is within `success_distance` of the goal's. info: `success` or `is_success` of the info.
+    terminated: the episode ends. The last two judge the environment's own goal, so it must be the goal here."""
     success_distance: float | None = None
-    """In the state's units."""
+    """In the unit of the state."""
     min_goal_distance: float = 0.0
-    """Goals of the policy that are nearer to the start are drawn again."""
+    """Goals of the policy that are nearer to the start are sampled again."""
     scores: list[str] = field(default_factory=list)
-    """Numbers that the environment tells after a step and that are reported too, such as [coverage]."""
+    """Names of numbers to report after each step, such as [coverage]."""
 
     def __post_init__(self):
         if self.success == "distance" and not (self.state and self.success_distance):
             raise ValueError(
-                "gym.success is 'distance', which needs gym.state (names of what the environment tells) and "
+                "gym.success is 'distance', which needs gym.state (names of entries of its info) and "
                 "gym.success_distance; or set gym.success to 'info' or 'terminated'."
             )
         if self.success != "distance" and self.goal == "policy":
             raise ValueError(
                 f"gym.goal is 'policy', a goal that the environment does not know, but gym.success is "
-                f"{self.success!r}, its own judgement: set gym.success to 'distance', or gym.goal to 'reset' or "
+                f"{self.success!r}, its own judgment: set gym.success to 'distance', or gym.goal to 'reset' or "
                 "'info'."
             )
         if self.goal == "reset" and not self.goal_options:
-            raise ValueError("gym.goal is 'reset', but gym.goal_options is empty: every reset would be the start.")
+            raise ValueError("gym.goal is 'reset', but gym.goal_options is empty, so the goal would be the start.")
         if self.goal_state and (self.goal != "info" or not self.state):
-            raise ValueError("gym.goal_state is for gym.goal 'info', beside gym.state.")
+            raise ValueError("gym.goal_state needs gym.goal 'info' and gym.state.")
         if self.success == "distance" and self.goal == "info" and not self.goal_state:
             raise ValueError("gym.goal is 'info' and gym.success 'distance': name the goal's state in gym.goal_state.")
         if self.min_goal_distance and (self.goal != "policy" or not self.state):
-            raise ValueError("gym.min_goal_distance is for gym.goal 'policy', with gym.state.")
+            raise ValueError("gym.min_goal_distance needs gym.goal 'policy' and gym.state.")
         if self.success_distance is not None and not self.success_distance > 0:
             raise ValueError(f"gym.success_distance must be above 0, got {self.success_distance}.")
         if self.distance_columns == []:
-            raise ValueError("gym.distance_columns is empty, so that every distance would be 0; null takes all.")
+            raise ValueError("gym.distance_columns is empty, so every distance would be 0; null takes all.")
         for name in ("max_steps", "goal_steps"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"gym.{name} must be at least 1, got {getattr(self, name)}.")
@@ -155,31 +154,31 @@ class _Episode:
         self.ended = False
 
     def step(self, action: np.ndarray) -> bool:
-        """Moves on; returns whether the environment called it terminated."""
+        """Takes an action, clipped to the bounds; returns whether the environment terminated."""
         space = self.env.action_space
         action = np.clip(action.reshape(space.shape), space.low, space.high).astype(space.dtype)
         self.observation, _, terminated, truncated, self.info = self.env.step(action)
         self.ended = bool(terminated or truncated)
         return bool(terminated)
 
-    def numbers(self, names: Sequence[str]) -> np.ndarray:
-        return read_numbers(names, self.info, self.observation)
+    def values(self, names: Sequence[str]) -> np.ndarray:
+        return read_values(names, self.info, self.observation)
 
-    def picture(self) -> np.ndarray:
-        return read_picture(self.env, self.observation)
+    def image(self) -> np.ndarray:
+        return read_image(self.env, self.observation)
 
 
 class GymTasks:
-    """Tasks of a gymnasium environment, each in an environment of its own. A `tasks.TaskBatch`.
+    """Tasks of a gymnasium environment, each in its own environment; a `tasks.TaskBatch`.
 
     Args:
-        env_id: of a registered environment.
-        config: what is a goal and what a success.
-        seeds: of the starts, one task each; the goals' are derived from them.
+        env_id: id of a registered environment.
+        config: goals and success criterion.
+        seeds: of the starts, one per task; the seeds of goals are derived from them.
 
     Raises:
-        ValueError: the environment can not be made, drawn or acted in, does not tell what the config names, starts
-            differently from the same seed, or no goal is far enough away.
+        ValueError: the environment cannot be made, rendered or acted in, lacks an entry that the config names, or
+            starts differently from the same seed; or no goal is far enough away.
     """
 
     def __init__(self, env_id: str, config: GymTasksConfig, seeds: Sequence[int]):
@@ -187,47 +186,47 @@ class GymTasks:
         limit = {} if config.max_steps is None else {"max_episode_steps": config.max_steps}
         self.episodes = [_Episode(make_env(env_id, **limit, **config.env_kwargs)) for _ in self.seeds]
         first = self.episodes[0].env
-        find_policy("uniform", first)  # refuses what is no bounded Box
+        find_policy("uniform", first)  # refuses action spaces other than a bounded Box
         if first.spec.max_episode_steps is None:
-            raise ValueError(f"The environment {env_id!r} has no limit of steps: give gym.max_steps.")
+            raise ValueError(f"The environment {env_id!r} has no step limit: set gym.max_steps.")
         self.max_steps: int = first.spec.max_episode_steps
         self.action_dim = int(np.prod(first.action_space.shape))
         self.reached = np.zeros(len(self), bool)
         self._policies: dict[str, list] = {}
-        goals = [self._begin(episode, seed) for episode, seed in zip(self.episodes, self.seeds, strict=True)]
-        self.goal_images = np.stack([picture for picture, _ in goals])
+        goals = [self._start(episode, seed) for episode, seed in zip(self.episodes, self.seeds, strict=True)]
+        self.goal_images = np.stack([image for image, _ in goals])
         self.goal_states = None if goals[0][1] is None else np.stack([state for _, state in goals])
         self.scores = {name: np.full(len(self), np.nan) for name in config.scores}
 
     def __len__(self) -> int:
         return len(self.seeds)
 
-    def _begin(self, episode: _Episode, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Puts an episode at its start; returns the goal's picture (H, W, 3) and state (S,), if it has one."""
+    def _start(self, episode: _Episode, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Brings an episode to its start; returns the image (H, W, 3) and the state (S,) or None of its goal."""
         if self.config.goal == "info":
             episode.reset(seed)
-            picture = episode.info.get("goal_image", getattr(episode.env.unwrapped, "goal_image", None))
-            if not is_picture(picture):
+            image = episode.info.get("goal_image", getattr(episode.env.unwrapped, "goal_image", None))
+            if not is_image(image):
                 raise ValueError(
-                    f"The environment {self.env_id!r} gives no goal_image, neither in its info nor as an attribute: "
+                    f"The environment {self.env_id!r} has no goal_image, neither in its info nor as an attribute: "
                     "set gym.goal to 'policy' or 'reset'."
                 )
-            return picture, episode.numbers(self.config.goal_state) if self.config.goal_state else None
+            return image, episode.values(self.config.goal_state) if self.config.goal_state else None
         episode.reset(seed)
-        first = episode.picture()
+        first = episode.image()
         if self.config.goal == "reset":
             episode.reset(seed, self.config.goal_options)
         else:
             self._play_to_goal(episode, seed)
-        goal = episode.picture(), episode.numbers(self.config.state) if self.config.state else None
+        goal = episode.image(), episode.values(self.config.state) if self.config.state else None
         episode.reset(seed)
-        if not np.array_equal(first, episode.picture()):
+        if not np.array_equal(first, episode.image()):
             raise ValueError(f"The environment {self.env_id!r} starts differently from the same seed ({seed}).")
         return goal
 
     def _play_to_goal(self, episode: _Episode, seed: int) -> None:
-        """Leaves the episode after `goal_steps` steps of the policy, far enough from its start."""
-        start = episode.numbers(self.config.state)
+        """Runs `goal_steps` steps of the policy, until the episode ends far enough from its start."""
+        start = episode.values(self.config.state)
         for attempt in range(GOAL_TRIES):
             rng = np.random.default_rng([seed, attempt])
             policy = find_policy(self.config.policy, episode.env)
@@ -236,11 +235,11 @@ class GymTasks:
                 if episode.ended:
                     break
                 episode.step(np.asarray(policy(episode.env.unwrapped, rng)))
-            if self._distance(episode.numbers(self.config.state), start) >= self.config.min_goal_distance:
+            if self._distance(episode.values(self.config.state), start) >= self.config.min_goal_distance:
                 return
         raise ValueError(
-            f"{GOAL_TRIES} times {self.config.goal_steps} steps of the policy {self.config.policy!r} led less than "
-            f"gym.min_goal_distance={self.config.min_goal_distance} away from the start of seed {seed}."
+            f"No goal is gym.min_goal_distance={self.config.min_goal_distance} away from the start of seed {seed} in "
+            f"{GOAL_TRIES} trials of {self.config.goal_steps} steps of the policy {self.config.policy!r}."
         )
 
     def _distance(self, states: np.ndarray, goals: np.ndarray) -> np.ndarray:
@@ -250,7 +249,7 @@ class GymTasks:
         if not all(-size <= column < size for column in columns):
             raise ValueError(f"gym.distance_columns are {columns}, but the state has {size} numbers.")
         if goals.shape[-1] != size:
-            raise ValueError(f"gym.goal_state is {goals.shape[-1]} numbers, but the state has {size}: name the same.")
+            raise ValueError(f"gym.goal_state has {goals.shape[-1]} numbers, but gym.state has {size}.")
         return np.linalg.norm((states - goals)[..., columns], axis=-1)
 
     @property
@@ -260,15 +259,15 @@ class GymTasks:
     @property
     def states(self) -> np.ndarray | None:
         """float32 (N, S)."""
-        return self._numbers(self.config.state)
+        return self._stack(self.config.state)
 
     @property
     def proprio_states(self) -> np.ndarray | None:
         """float32 (N, S)."""
-        return self._numbers(self.config.proprio_state)
+        return self._stack(self.config.proprio_state)
 
-    def _numbers(self, names: Sequence[str]) -> np.ndarray | None:
-        return np.stack([episode.numbers(names) for episode in self.episodes]) if names else None
+    def _stack(self, names: Sequence[str]) -> np.ndarray | None:
+        return np.stack([episode.values(names) for episode in self.episodes]) if names else None
 
     @property
     def distances(self) -> np.ndarray | None:
@@ -276,11 +275,11 @@ class GymTasks:
         return None if self.goal_states is None else self._distance(self.states, self.goal_states)
 
     def render(self, episodes: np.ndarray | None = None) -> np.ndarray:
-        """What these episodes (indices; all by default) show now: uint8 (n, H, W, 3)."""
-        return np.stack([self.episodes[i].picture() for i in (range(len(self)) if episodes is None else episodes)])
+        """Current images of these episodes (indices; default all): uint8 (n, H, W, 3)."""
+        return np.stack([self.episodes[i].image() for i in (range(len(self)) if episodes is None else episodes)])
 
     def step(self, actions: np.ndarray) -> None:
-        """Moves the active episodes by one action, (N, A); the others stay as they are."""
+        """Takes one action (N, A) in the active episodes; the others do not change."""
         actions = np.asarray(actions, np.float32)
         if actions.shape != (len(self), self.action_dim):
             raise ValueError(
@@ -298,25 +297,25 @@ class GymTasks:
         self.reached = self.reached | succeeded
 
     def _score(self, episode: _Episode, name: str) -> float:
-        numbers = episode.numbers([name])
+        numbers = episode.values([name])
         if len(numbers) != 1:
             raise ValueError(f"The score {name!r} of {self.env_id!r} is {len(numbers)} numbers; expected one.")
         return float(numbers[0])
 
     def _succeeded(self, episode: _Episode, terminated: bool) -> bool:
-        """What the environment says, where it is asked."""
+        """The environment's own judgment, if the config asks for it."""
         if self.config.success == "terminated":
             return terminated
-        told = [episode.info[name] for name in SUCCESS_KEYS if name in episode.info]
-        if self.config.success == "info" and not told:
+        reported = [episode.info[name] for name in SUCCESS_KEYS if name in episode.info]
+        if self.config.success == "info" and not reported:
             raise ValueError(
-                f"The info of {self.env_id!r} tells neither {' nor '.join(SUCCESS_KEYS)}: set gym.success to "
+                f"The info of {self.env_id!r} has neither {' nor '.join(SUCCESS_KEYS)}: set gym.success to "
                 "'distance' or 'terminated'."
             )
-        return any(map(bool, told))
+        return any(map(bool, reported))
 
     def policy_actions(self, name: str, rng: np.random.Generator) -> np.ndarray:
-        """One of `environments.POLICIES` in every episode: (N, A)."""
+        """Actions (N, A) of one of `policies.POLICIES`."""
         if name not in self._policies:
             self._policies[name] = [find_policy(name, episode.env) for episode in self.episodes]
         pairs = zip(self._policies[name], self.episodes, strict=True)
@@ -324,6 +323,6 @@ class GymTasks:
         return np.stack(actions).reshape(len(self), -1)
 
     def close(self) -> None:
-        """Closes the environments, such as their windows and GPU contexts."""
+        """Closes the environments with their windows and GPU contexts."""
         for episode in self.episodes:
             episode.env.close()

@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from .appearance import IMAGE_SIZE, Appearance, distinct_colors, draw_disc, random_light, textured_floor
+from .appearance import IMAGE_SIZE, Appearance, distinct_colors, random_light, render_disc, textured_floor
 
 
 STEP_SIZE = 0.1  # field units that an action of 1.0 moves the agent
@@ -24,26 +24,27 @@ FRAMES_PER_SECOND = 10.0
 
 
 class PlaneEnv(gymnasium.Env):
-    """What both environments share: spaces, reset, step, drawing. A subclass gives the physics and the tasks.
+    """Base class; a subclass adds the physics and the tasks.
 
-    Observation: uint8 (64, 64, 3). Action: (2,) in [-1, 1], the agent's move; 1.0 is 0.1 of the field; values outside
-    are clipped. Reward: minus the distance to the goal in field units. An episode terminates on success (unless
+    Observation: uint8 (64, 64, 3). Action: (2,) in [-1, 1], the agent's move, clipped; 1.0 is 0.1 of the field.
+    Reward: minus the distance to the goal in field units. An episode terminates on success (unless
     `terminate_on_success=False`) and `gymnasium.make` truncates it after 25 steps.
     `info`: `state` float32 (S,), `proprio_state` float32 (2,) the agent's position, `goal_state` float32 (S,),
     `distance_px`, `success`.
 
     Args:
-        varied_appearance: a random textured floor, colors, distractors and light, drawn from the episode's seed.
-        terminate_on_success: False goes on after success (recording episodes of a fixed length).
-        random_force: chance in the physics of `step`: after every action the agent is pushed once more, as by an
-            action that nobody sees, normal with this deviation. 0 leaves nothing to chance.
+        varied_appearance: appearance randomization: a random textured floor, colors, distractors and light per episode
+            seed.
+        terminate_on_success: False continues after success, to record episodes of a fixed length.
+        random_force: process noise: after every action the agent is moved by another action, normal with this standard
+            deviation. 0 is deterministic.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": FRAMES_PER_SECOND}
     state_dim: int
-    radii: tuple[float, ...]  # of the discs, in drawing order
+    radii: tuple[float, ...]  # of the discs, in rendering order
     plain_colors: tuple[tuple[float, float, float], ...]
-    target: slice  # the part of a state that has to reach the goal
+    target: slice  # the columns of a state that must reach the goal
 
     def __init__(
         self,
@@ -53,9 +54,11 @@ class PlaneEnv(gymnasium.Env):
         random_force: float = 0.0,
     ):
         if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode is {render_mode!r}, but this environment only has 'rgb_array' (or None).")
+            raise ValueError(f"render_mode is {render_mode!r}, but 'rgb_array' or None is expected.")
         if not isinstance(random_force, (int, float)) or not 0 <= random_force <= 1:
-            raise ValueError(f"random_force is {random_force!r}, but a share of an action, 0 to 1, is expected.")
+            raise ValueError(
+                f"random_force is {random_force!r}, but a standard deviation in actions, 0 to 1, is expected."
+            )
         self.render_mode = render_mode
         self.varied_appearance = varied_appearance
         self.terminate_on_success = terminate_on_success
@@ -65,12 +68,12 @@ class PlaneEnv(gymnasium.Env):
         self.appearance = self.make_appearance(None)
         self.state = np.zeros(self.state_dim, np.float32)
         self.goal_state = np.zeros(self.state_dim, np.float32)
-        self.last_action = np.zeros(2, np.float32)  # zero after a reset; the "wander" policy keeps its heading by it
+        self.last_action = np.zeros(2, np.float32)  # zero after a reset; the policy "wander" continues it
 
     # --- gymnasium ---------------------------------------------------------------------------------------------------
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """Starts an episode, drawn from the seed unless `options` gives a `state` or a `goal` (a state) to use.
+        """Starts an episode, sampled from the seed unless `options` gives a `state` or a `goal` (a state).
 
         Raises:
             ValueError: an unknown option, or a state of the wrong size or in which discs overlap or leave the field.
@@ -83,8 +86,8 @@ class PlaneEnv(gymnasium.Env):
         self.appearance = self.make_appearance(appearance_seed if self.varied_appearance else None)
         start, goal = options.get("state"), options.get("goal")
         if start is None or goal is None:
-            drawn_start, drawn_goal = self.sample_task(task_seed)
-            start, goal = drawn_start if start is None else start, drawn_goal if goal is None else goal
+            sampled_start, sampled_goal = self.sample_task(task_seed)
+            start, goal = sampled_start if start is None else start, sampled_goal if goal is None else goal
         self.goal_state = self.check_state(goal)
         self.set_state(start)
         return self.render(), self._info()
@@ -117,7 +120,7 @@ class PlaneEnv(gymnasium.Env):
     # --- states ------------------------------------------------------------------------------------------------------
 
     def set_state(self, state: np.ndarray) -> None:
-        """Puts the environment in a state (S,); the appearance and the goal stay."""
+        """Sets the state (S,); appearance and goal stay."""
         self.state = self.check_state(state)
         self.last_action = np.zeros(2, np.float32)
 
@@ -132,13 +135,13 @@ class PlaneEnv(gymnasium.Env):
             raise ValueError(f"The state has shape {state.shape}, but ({self.state_dim},) is expected.")
         if not self.is_free(state):
             raise ValueError(
-                f"The state {state.tolist()} is impossible: give positions in field units (0 to 1) with every disc "
-                "inside the field and no overlap."
+                f"The state {state.tolist()} is impossible: expected positions in field units (0 to 1) with every "
+                "disc inside the field and no overlap."
             )
         return state
 
     def distance_px(self, states: np.ndarray, goals: np.ndarray) -> np.ndarray:
-        """Distance that success is judged by: (..., S), (..., S) -> (...) in pixels."""
+        """Distance in pixels that decides success: (..., S), (..., S) -> (...)."""
         difference = states[..., self.target] - goals[..., self.target]
         return np.sqrt((difference * difference).sum(-1)) * IMAGE_SIZE
 
@@ -147,11 +150,11 @@ class PlaneEnv(gymnasium.Env):
         raise NotImplementedError
 
     def dynamics(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        """The true physics, without side effect: (..., S), (..., 2) -> float32 (..., S)."""
+        """The true physics, without side effects: (..., S), (..., 2) -> float32 (..., S)."""
         raise NotImplementedError
 
     def state_cost(self, states: np.ndarray, goals: np.ndarray) -> np.ndarray:
-        """Squared distance of whole states, as a planner sees it in two pictures: (..., S), (..., S) -> (...)."""
+        """Squared distance of complete states, which two images show: (..., S), (..., S) -> (...)."""
         difference = states - goals
         return (difference * difference).sum(-1)
 
@@ -163,19 +166,19 @@ class PlaneEnv(gymnasium.Env):
         """The frozen task of a seed: start and goal, float32 (S,) each."""
         raise NotImplementedError
 
-    # --- pictures ----------------------------------------------------------------------------------------------------
+    # --- images ------------------------------------------------------------------------------------------------------
 
     @property
     def goal_image(self) -> np.ndarray:
-        """The goal as a picture, uint8 (64, 64, 3), in this episode's appearance."""
+        """The goal as an image, uint8 (64, 64, 3), in this episode's appearance."""
         return self.render_state(self.goal_state)
 
     def render_state(self, state: np.ndarray, appearance: Appearance | None = None) -> np.ndarray:
-        """A state (S,) as a picture, uint8 (64, 64, 3), in this episode's appearance or the one given."""
+        """A state (S,) as an image, uint8 (64, 64, 3), in this episode's appearance or the one given."""
         appearance = appearance or self.appearance
         canvas = appearance.background.copy()
         for index, (radius, color) in enumerate(zip(self.radii, appearance.colors, strict=True)):
-            draw_disc(canvas, state[2 * index : 2 * index + 2], radius, color)
+            render_disc(canvas, state[2 * index : 2 * index + 2], radius, color)
         if appearance.light is not None:
             canvas *= appearance.light
             np.minimum(np.maximum(canvas, 0, out=canvas), 254.5, out=canvas)  # plain colors need no clipping
@@ -183,22 +186,22 @@ class PlaneEnv(gymnasium.Env):
         return canvas.astype(np.uint8)
 
     def make_appearance(self, seed: int | None) -> Appearance:
-        """A random appearance, or with None the plain one."""
+        """A random appearance; the plain one for None."""
         if seed is None:
             background = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), 225.0, np.float32)
-            self.draw_walls(background, np.array([70.0, 70.0, 70.0], np.float32))
+            self.render_walls(background, np.array([70.0, 70.0, 70.0], np.float32))
             return Appearance(background, np.array(self.plain_colors, np.float32))
         rng = np.random.default_rng(seed)
         background, floor_color = textured_floor(rng)
         wall_color, *colors = distinct_colors(rng, [floor_color], 1 + len(self.radii))
         for _ in range(rng.integers(2, 5)):
             color = distinct_colors(rng, [floor_color, *colors], 1)[0].astype(np.float32)
-            draw_disc(background, rng.uniform(0.05, 0.95, 2), rng.uniform(2.0, 5.0) / IMAGE_SIZE, color)
-        self.draw_walls(background, wall_color.astype(np.float32))
+            render_disc(background, rng.uniform(0.05, 0.95, 2), rng.uniform(2.0, 5.0) / IMAGE_SIZE, color)
+        self.render_walls(background, wall_color.astype(np.float32))
         return Appearance(background, np.array(colors, np.float32), random_light(rng))
 
-    def draw_walls(self, background: np.ndarray, color: np.ndarray) -> None:
-        """Draws what stands still into the background, in place; nothing by default."""
+    def render_walls(self, background: np.ndarray, color: np.ndarray) -> None:
+        """Renders static parts into the background, in place; by default there are none."""
 
 
 def length(vectors: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A planner in closed loop: `VJepa2Planner` as a `plan` for `tasks.run_closed_loop`, as `examples/plan.py` runs it.
+"""A planner in closed loop: `VJepa2Planner` as a `plan` for `closed_loop.run_closed_loop`.
 
 Letters: N episodes, n of them active, P model steps of a plan, A action of a model step.
 """
@@ -18,19 +18,19 @@ from .tasks import TaskBatch
 
 
 class PlannerPolicy:
-    """Plans for the episodes that are active, in one call.
+    """Plans for all active episodes in one call.
 
     Args:
         planner: the planner.
-        seed: of its noise; each call has its own, counted from `begin`.
-        progress: shows calls and episodes that have reached their goal.
+        seed: of the planner's samples; the calls since `begin` are numbered, and each has its own seed.
+        progress: shows the calls and the number of episodes that reached their goal.
         executed_actions: environment actions between two calls.
-        warm_start: start from the last plan's "warm_start", moved on by what was carried out.
-        budget_ms: of a call, see `VJepa2Planner.__call__`.
-        proposal: folder of a policy on the latents of this planner's world model, which proposes where to start.
+        warm_start: start from the last plan's "warm_start", shifted by the executed actions.
+        budget_ms: time limit of a call, see `VJepa2Planner.__call__`.
+        proposal: folder of a policy on this planner's world model; its rollout initializes the search.
 
     Raises:
-        ValueError: executed actions are no whole model steps with `warm_start`, or a policy of other latents.
+        ValueError: `warm_start` with executed actions that are not complete model steps, or a policy of another model.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class PlannerPolicy:
     ):
         self.planner, self.seed, self.progress, self.budget_ms = planner, seed, progress, budget_ms
         config = planner.model.config
-        self.moved_on = executed_actions // config.actions_per_step if warm_start else 0
+        self.executed_steps = executed_actions // config.actions_per_step if warm_start else 0
         if warm_start and executed_actions % config.actions_per_step:
             raise ValueError(
-                f"warm_start moves plans on by model steps of {config.actions_per_step} environment actions, but "
+                f"warm_start shifts plans by model steps of {config.actions_per_step} environment actions, but "
                 f"executed_actions is {executed_actions}: give a multiple."
             )
         self.proposal = None if proposal is None else load_policy(proposal).to(planner.model.device)
@@ -58,7 +58,7 @@ class PlannerPolicy:
         self.last_starts: dict[int, np.ndarray] = {}  # by episode
 
     def begin(self, group: int) -> "PlannerPolicy":
-        """Forgets the episodes before, for the next group of them."""
+        """Resets the state between groups of episodes."""
         self.calls, self.last_starts = 0, {}
         return self
 
@@ -66,7 +66,7 @@ class PlannerPolicy:
         config, horizon = self.planner.model.config, self.planner.solver.horizon
         if config.action_dim != tasks.action_dim * config.actions_per_step:
             raise ValueError(
-                f"the world model has actions of {config.action_dim} numbers, {config.actions_per_step} environment "
+                f"The world model has actions of {config.action_dim} numbers, {config.actions_per_step} environment "
                 f"actions each, but the environment's have {tasks.action_dim}."
             )
         active = np.flatnonzero(tasks.active)
@@ -93,27 +93,27 @@ class PlannerPolicy:
         return plans.reshape(len(tasks), -1, tasks.action_dim)  # k environment actions a model step
 
     def _starts(self, observations: list, goals: list, active: np.ndarray) -> list[np.ndarray] | None:
-        """Where the search starts, (P, A) or (E, P, A) for each active episode."""
+        """Initial action sequences of the search, (P, A) or (E, P, A) for each active episode."""
         if self.proposal is not None:
             return list(self._propose(observations, goals, self.planner.solver.horizon))
-        if not self.moved_on or not self.last_starts:
+        if not self.executed_steps or not self.last_starts:
             return None
-        steps = self.moved_on - 1  # a plan's own warm start is one step on already
+        steps = self.executed_steps - 1  # a plan's own warm start is shifted by one step already
         return [shift_plan(torch.from_numpy(self.last_starts[episode]), steps).numpy() for episode in active]
 
     @torch.no_grad()
     def _propose(self, observations: list, goals: list, horizon: int) -> np.ndarray:
-        """What the policy would do in the world model: (n, P, A)."""
+        """Actions of the policy in the world model: (n, P, A)."""
         model, processor = self.planner.model, self.planner.video_processor
         seen, goal = (
-            encode_frames(model, processor, np.stack(pictures), targets)
-            for pictures, targets in ((observations, False), (goals, True))
+            encode_frames(model, processor, np.stack(images), targets)
+            for images, targets in ((observations, False), (goals, True))
         )
         return imagine(self.proposal, model, seen, goal, horizon)[0].cpu().numpy()
 
     def timings(self) -> dict[str, Any]:
-        """`plan_milliseconds`, the mean of an episode's plan; of calls, which plan many, the median and the 95th
-        percentile; and with a budget the share of calls within it."""
+        """`plan_milliseconds`, the mean per plan; `call_milliseconds`, median and 95th percentile of the calls, which
+        plan several episodes; with a budget `within_budget`, the fraction of calls within it."""
         milliseconds = 1000 * np.array(self.call_seconds)
         median, high = np.percentile(milliseconds, [50, 95])
         found = {"plan_milliseconds": float(milliseconds.sum() / self.plans)}

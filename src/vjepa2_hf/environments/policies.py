@@ -1,10 +1,11 @@
-"""Behavior policies that record data: uniform, held, drawn to the block, wandering."""
+"""Behavior policies for recording episodes: `policy(env, rng) -> action`."""
 
 from collections.abc import Callable
 
 import gymnasium
 import numpy as np
 
+from ..specs import check_known
 from .plane import PlaneEnv
 from .pushing import PUSHING, PushingEnv, drawn_to_block_actions
 from .two_rooms import TWO_ROOMS
@@ -27,12 +28,12 @@ def uniform(env: gymnasium.Env, rng: np.random.Generator) -> np.ndarray:
 
 
 class Held:
-    """Uniform random actions, each kept for as long as `KEEP` says, so that they lead somewhere; for any bounded Box.
+    """Uniform random actions that are each repeated with probability `KEEP`; for any environment with a bounded Box.
 
-    It remembers its action: `find_policy` makes one for each episode.
+    It has a state: `find_policy` makes a new one for each episode.
     """
 
-    KEEP = 0.8  # probability of going on with the last action
+    KEEP = 0.8
 
     def __init__(self):
         self.action = None
@@ -44,7 +45,7 @@ class Held:
 
 
 def drawn_to_block(env: PushingEnv, rng: np.random.Generator) -> np.ndarray:
-    """The data policy of pushing: random, drawn to the block."""
+    """The data policy of pushing: random, biased towards the block."""
     return drawn_to_block_actions(env.state, rng)
 
 
@@ -65,13 +66,12 @@ DATA_POLICY = {PUSHING: "drawn_to_block", TWO_ROOMS: "wander"}
 
 
 def find_policy(name: str, env: gymnasium.Env) -> Policy:
-    """The policy of this name, after checking that it can act in `env`.
+    """The policy called `name`, ready for one episode of `env`.
 
     Raises:
-        ValueError: an unknown name, a policy written for another environment, or actions it can not draw.
+        ValueError: an unknown name, a policy of another environment, or an action space that is not a bounded Box.
     """
-    if name not in POLICIES:
-        raise ValueError(f"The policy is {name!r}, but the known policies are {', '.join(POLICIES)}.")
+    check_known(name, POLICIES, "policy")
     space = env.action_space
     if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded():
         raise ValueError(f"The environment's action space is {space}, but a bounded Box is expected.")

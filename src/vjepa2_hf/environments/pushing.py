@@ -13,19 +13,19 @@ PULL, NOISE = 0.5, 0.9
 
 
 def drawn_to_block_actions(states: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Random actions with a pull towards the block: states (..., 4) -> float32 (..., 2)."""
+    """Random actions biased towards the block: states (..., 4) -> float32 (..., 2)."""
     offset = states[..., 2:] - states[..., :2]
     pull = offset / np.maximum(length(offset), 1e-6)
     return np.clip(PULL * pull + NOISE * rng.standard_normal(pull.shape), -1, 1).astype(np.float32)
 
 
 class PushingEnv(PlaneEnv):
-    """A disc (the pusher, the agent) pushes a larger disc (the block) to a place; `vjepa2_hf/Pushing-v0`.
+    """A disc (the pusher, the agent) pushes a larger disc (the block) to a goal position.
 
-    State (4,): pusher x, y, block x, y. The block gives way along the line between the centres and stays where it is
-    left; at the edge of the field it stops, and the pusher with it. Success is the block within 5 pixels of its place.
-    Task of a seed: a random start; the goal is the state after 20 steps of the data policy `drawn_to_block`, kept only
-    if the block moved by at least 0.2 of the field.
+    State (4,): pusher x, y, block x, y. The block moves along the line between the centers; at the edge of the field
+    it stops, and the pusher with it. Success is the block within 5 pixels of its goal.
+    Task of a seed: a random start; the goal is the state after 20 steps of the data policy `drawn_to_block`, accepted
+    only if the block moved by at least 0.2 of the field.
     """
 
     PUSHER_RADIUS = 6 / IMAGE_SIZE
@@ -53,7 +53,7 @@ class PushingEnv(PlaneEnv):
         return np.concatenate([pusher, block], axis=-1).astype(np.float32)
 
     def _push(self, pusher: np.ndarray, block: np.ndarray, move: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """One substep, (..., 2) each: the block yields to the pusher, the pusher to a block that can not."""
+        """One substep, (..., 2) each: the pusher moves the block, and a blocked block stops the pusher."""
         moved = keep_inside(pusher + move, self.PUSHER_RADIUS)
         offset = block - moved
         distance = length(offset)
@@ -81,7 +81,7 @@ class PushingEnv(PlaneEnv):
     def sample_task(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng(seed)
         while True:
-            starts = states = self.sample_starts(rng, 16)  # a batch costs what a single one does
+            starts = states = self.sample_starts(rng, 16)  # a batch costs as much as one
             for _ in range(self.GOAL_STEPS):
                 states = self.dynamics(states, drawn_to_block_actions(states, rng))
             kept = length(states[:, 2:] - starts[:, 2:])[:, 0] >= self.MIN_BLOCK_MOVE

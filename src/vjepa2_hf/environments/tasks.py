@@ -1,10 +1,7 @@
-"""Many episodes at once in closed loop: the frozen tasks of this repository's environments, and what runs any tasks.
+"""Batches of tasks: the protocol, and the frozen tasks of the package's environments.
 
-    tasks = Tasks("vjepa2_hf/Pushing-v0", seeds=range(100))
-    result = run_closed_loop(tasks, plan)       # result.success (N,), result.states (N, 26, S)
-
-`examples/plan.py` and tests use it. Tasks of any other environment are `gym_tasks.GymTasks`; both follow `TaskBatch`.
-Letters: N episodes, T steps, S state size, A action size, P planning horizon, J candidates.
+Tasks of other environments are `gym_tasks.GymTasks`; `closed_loop.run_closed_loop` runs both.
+Letters: N episodes, S state size, A action size.
 """
 
 from collections.abc import Sequence
@@ -12,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..specs import check_known
 from .plane import MAX_STEPS, SUCCESS_PIXELS, PlaneEnv
 from .policies import wandering_actions
 from .pushing import PUSHING, PushingEnv, drawn_to_block_actions
@@ -19,30 +17,29 @@ from .two_rooms import TWO_ROOMS, TwoRoomsEnv
 
 
 def make_plain(env_id: str, **settings: Any) -> PlaneEnv:
-    """One of this package's environments without gymnasium's wrappers.
+    """One of the package's environments without gymnasium's wrappers.
 
     Raises:
         ValueError: another id.
     """
     classes = {PUSHING: PushingEnv, TWO_ROOMS: TwoRoomsEnv}
-    if env_id not in classes:
-        raise ValueError(f"The environment is {env_id!r}, but only {' and '.join(classes)} are known here.")
+    check_known(env_id, classes, "environment")
     return classes[env_id](**settings)
 
 
 class TaskBatch(Protocol):
-    """N tasks side by side, each at its start when made.
+    """N tasks in parallel, each at its start when made.
 
     Attributes:
         max_steps: environment steps that a task has.
         action_dim: A.
         goal_images: uint8 (N, H, W, 3).
-        reached: bool (N,), whether a task succeeded after any step so far.
-        active: bool (N,), tasks that still need actions; the others' actions are without effect on their success.
-        states: float32 (N, S), or None where the environment tells none. No planner sees them.
-        distances: float (N,) to the goals, in the tasks' unit, or None.
-        proprio_states: float32 (N, S), what a model may see of the agent, or None.
-        scores: other numbers that the environment tells, by name, (N,) each.
+        reached: bool (N,), tasks that succeeded after any step so far.
+        active: bool (N,), tasks that still need actions; actions of the others have no effect on their success.
+        states: float32 (N, S), or None if the environment has none. Planners do not see them.
+        distances: float (N,) to the goals, in the unit of the tasks, or None.
+        proprio_states: float32 (N, S), the agent's state that a model may see, or None.
+        scores: other values of the environment by name, (N,) each.
     """
 
     max_steps: int
@@ -58,29 +55,28 @@ class TaskBatch(Protocol):
     def __len__(self) -> int: ...
 
     def render(self, episodes: np.ndarray | None = None) -> np.ndarray:
-        """What the given tasks (indices; all by default) show now: uint8 (n, H, W, 3)."""
+        """Current images of the given tasks (indices; default all): uint8 (n, H, W, 3)."""
 
     def step(self, actions: np.ndarray) -> None:
-        """Moves every task by one action, (N, A)."""
+        """Takes one action (N, A) in every task."""
 
     def policy_actions(self, name: str, rng: np.random.Generator) -> np.ndarray:
-        """Actions (N, A) of one of `environments.POLICIES`."""
+        """Actions (N, A) of one of `policies.POLICIES`."""
 
     def close(self) -> None:
-        """Gives back what the environments hold; nothing is asked of the tasks afterwards."""
+        """Closes the environments; the tasks cannot be used afterwards."""
 
 
 class Tasks:
-    """The frozen tasks side by side: one vectorised physics step moves all of them. A `TaskBatch`.
+    """Frozen tasks of the package's environments in parallel, with vectorized physics; a `TaskBatch`.
 
     Args:
-        env_id: `environments.PUSHING` or `TWO_ROOMS`.
+        env_id: `PUSHING` or `TWO_ROOMS`.
         seeds: one task each.
-        varied_appearance: each task has its own appearance, drawn from its seed.
+        varied_appearance: each task has its own random appearance, from its seed.
 
-    Attributes (N episodes):
+    Attributes:
         states, goals: float32 (N, S), field units.
-        goal_images: uint8 (N, 64, 64, 3).
         reached: bool (N,), within `SUCCESS_PIXELS` of the goal after any step so far.
     """
 
@@ -90,9 +86,9 @@ class Tasks:
     def __init__(self, env_id: str, seeds: Sequence[int], varied_appearance: bool = False):
         self.env: PlaneEnv = make_plain(env_id)
         self.seeds = [int(seed) for seed in seeds]
-        drawn = [self.env.sample_task(seed) for seed in self.seeds]
-        self.states = np.stack([start for start, _ in drawn])
-        self.goals = np.stack([goal for _, goal in drawn])
+        sampled = [self.env.sample_task(seed) for seed in self.seeds]
+        self.states = np.stack([start for start, _ in sampled])
+        self.goals = np.stack([goal for _, goal in sampled])
         self.appearances = [self.env.make_appearance(seed if varied_appearance else None) for seed in self.seeds]
         pairs = zip(self.goals, self.appearances, strict=True)
         self.goal_images = np.stack([self.env.render_state(goal, appearance) for goal, appearance in pairs])
@@ -104,7 +100,6 @@ class Tasks:
         return len(self.seeds)
 
     def render(self, episodes: np.ndarray | None = None) -> np.ndarray:
-        """The current states of these episodes (indices; all by default) as pictures: uint8 (n, 64, 64, 3)."""
         episodes = range(len(self)) if episodes is None else episodes
         return np.stack([self.env.render_state(self.states[i], self.appearances[i]) for i in episodes])
 
@@ -119,11 +114,10 @@ class Tasks:
 
     @property
     def distances(self) -> np.ndarray:
-        """Pixels to the goals (N,)."""
+        """To the goals (N,), in pixels."""
         return self.env.distance_px(self.states, self.goals)
 
     def step(self, actions: np.ndarray) -> None:
-        """Moves every episode by one action, (N, 2)."""
         actions = np.asarray(actions, np.float32)
         if actions.shape != (len(self), 2):
             raise ValueError(f"The actions have shape {actions.shape}, but ({len(self)}, 2) is expected.")
@@ -132,15 +126,13 @@ class Tasks:
         self.reached |= self.distances <= SUCCESS_PIXELS
 
     def policy_actions(self, name: str, rng: np.random.Generator) -> np.ndarray:
-        """One of the policies for all episodes at once: (N, 2)."""
-        draw = {
+        sample = {
             "uniform": lambda: rng.uniform(-1, 1, (len(self), 2)),
             "drawn_to_block": lambda: drawn_to_block_actions(self.states, rng),
             "wander": lambda: wandering_actions(self.last_actions, rng),
         }
-        if name not in draw:
-            raise ValueError(f"The policy is {name!r}, but only {', '.join(draw)} are known.")
-        return draw[name]()
+        check_known(name, sample, "policy")
+        return sample[name]()
 
     def close(self) -> None:
-        """There is nothing to give back."""
+        """There is nothing to close."""

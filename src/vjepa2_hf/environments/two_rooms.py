@@ -10,10 +10,10 @@ TWO_ROOMS = "vjepa2_hf/TwoRooms-v0"
 
 
 class TwoRoomsEnv(PlaneEnv):
-    """A disc (the agent) goes from room to room through a door in the wall between; `vjepa2_hf/TwoRooms-v0`.
+    """A disc (the agent) moves between two rooms through a door in the wall.
 
     State (2,): x, y. The wall stops the disc, which slides along it. Success is the agent within 5 pixels of its
-    place. Task of a seed: start and goal uniform in the rooms and at least 0.1 of the field apart; the goal of an even
+    goal. Task of a seed: start and goal uniform in the rooms and at least 0.1 of the field apart; the goal of an even
     seed lies in the other room, that of an odd seed in either, so at least half of the goals are behind the door.
     """
 
@@ -53,7 +53,7 @@ class TwoRoomsEnv(PlaneEnv):
         return np.where(jammed[..., None], before, after)
 
     def sample_positions(self, rng: np.random.Generator, right: bool) -> np.ndarray:
-        """A uniform place in the left or the right room, float32 (2,)."""
+        """A uniform position in the left or the right room, float32 (2,)."""
         low, high = (
             (self.WALL[1] + self.RADIUS, 1 - self.RADIUS) if right else (self.RADIUS, self.WALL[0] - self.RADIUS)
         )
@@ -72,7 +72,7 @@ class TwoRoomsEnv(PlaneEnv):
             if np.linalg.norm(goal - start) >= self.MIN_DISTANCE:
                 return start, goal
 
-    def draw_walls(self, background: np.ndarray, color: np.ndarray) -> None:
+    def render_walls(self, background: np.ndarray, color: np.ndarray) -> None:
         left, right = (round(x * IMAGE_SIZE) for x in self.WALL)
         top, bottom = (round(y * IMAGE_SIZE) for y in self.DOOR)
         background[:top, left:right] = color
