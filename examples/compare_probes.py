@@ -81,7 +81,7 @@ ONE_HEAD = ["learning_rates=[1e-3]", "weight_decays=[0.01]"]
 HEADS = 20
 # Of each dataset: settings of attentive heads, and the factor of all probes' steps. Digits are large, and no question
 # is where they are; the pushing disc is small, and a head finds it only after hundreds of steps
-SETTINGS = {"moving_digits": ["head.pooler_place_positions=false"], "pushing": []}
+SETTINGS = {"moving_digits": ["head.pooler_space_positions=false"], "pushing": []}
 STEPS_FACTOR = {"moving_digits": 1, "pushing": 3}
 # Hundreds of runs of a few seconds: forked from one process that has imported what they need
 FORKS = multiprocessing.get_context("forkserver")

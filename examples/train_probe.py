@@ -591,7 +591,7 @@ def build_neighbours(
     targets = training.targets[training.clips]
     if labels.problem_type == "single_label_classification":
         targets = torch.nn.functional.one_hot(targets, len(labels.names))
-    stored = {"num_neighbours": max(config.neighbours), "num_stored_views": features.shape[0] * features.shape[1]}
+    stored = {"num_neighbors": max(config.neighbours), "num_stored_views": features.shape[0] * features.shape[1]}
     model = build_classifier(config, backbone, labels, **stored)
     targets = targets.float().repeat_interleave(features.shape[1], dim=0)
     model.classifier.store(features.flatten(0, 1), targets, config.standardize)
@@ -654,7 +654,7 @@ def train(config: ProbeConfig) -> None:
     if accelerator.is_main_process:
         write_results(config, results, labels, parts, scores)
     if config.kind == "knn":
-        model.config.num_neighbours = config.neighbours[results["chosen"]]
+        model.config.num_neighbors = config.neighbours[results["chosen"]]
     else:
         model.load_state_dict(plain.head_weights(results["chosen"]), strict=False)
     final = run.save_final(model.eval(), processor)
