@@ -146,11 +146,13 @@ class VJepa2BaseConfig:
         return transformers_format().config_from_transformers(cls.model_type, config)
 
     def _read_renamed(self, kwargs: dict) -> dict:
-        """Moves fields with an old name to their new one."""
-        for old, new in self.renamed_fields.items():
-            if old in kwargs:
-                warnings.warn(f"{type(self).__name__}: {old!r} is now called {new!r}.", FutureWarning, stacklevel=4)
-                setattr(self, new, kwargs.pop(old))
+        """Moves fields with an old name to their new one, with one warning."""
+        found = {old: new for old, new in self.renamed_fields.items() if old in kwargs}
+        for old, new in found.items():
+            setattr(self, new, kwargs.pop(old))
+        if found:
+            renamed = ", ".join(f"{old} is now {new}" for old, new in found.items())
+            warnings.warn(f"{type(self).__name__} has renamed fields: {renamed}.", FutureWarning, stacklevel=4)
         return kwargs
 
     def _refuse_unknown(self, kwargs: dict) -> dict:

@@ -133,6 +133,7 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
     config: VJepa2VideoClassificationConfig
     _keys_to_ignore_on_load_unexpected = [r"^(vjepa2\.)?predictor\."]  # transformers' classifiers hold an idle one
     _no_split_modules = ["VJepa2Layer", "VJepa2CrossAttentionLayer"]
+    _has_transformers_counterpart = True
     _can_record_outputs = {}
 
     def __init__(self, config: VJepa2VideoClassificationConfig):

@@ -7,7 +7,7 @@ D width, h heads, d channels per head.
 import math
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,10 +29,6 @@ from .modeling_layers import (
     position_parameter,
     rotary_table,
 )
-
-
-if TYPE_CHECKING:
-    from vjepa2_hf.data.long_video import LongFeatures
 
 
 @dataclass
@@ -225,7 +221,7 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
         output_dir: str | os.PathLike | None = None,
         processor: Any = None,
         pool: str | None = None,
-    ) -> "torch.Tensor | LongFeatures":
+    ) -> torch.Tensor | Any:
         """Features of a video of any length, without gradient.
 
         The video is read and encoded one chunk at a time, so memory does not grow with its length. No token attends
