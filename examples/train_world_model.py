@@ -27,7 +27,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import import_episodes
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -53,6 +52,7 @@ from vjepa2_hf.data.feature_cache import (
     weights_fingerprint,
 )
 from vjepa2_hf.data.files import locked, write_json
+from vjepa2_hf.data.importers import ImportOptions, import_episodes
 from vjepa2_hf.metrics.latent_rollout.latent_rollout import RolloutScores
 from vjepa2_hf.modeling_world_model import VJepa2WorldModelOutput
 from vjepa2_hf.training.monitor import gradient_norm
@@ -250,9 +250,7 @@ def as_shards(source: EpisodeSource, root: Path, accelerator: Accelerator) -> Ep
     folder = root / f"{Path(source.path).stem}-{key}-shards"
     with locked(folder, accelerator, wait=True):
         if accelerator.is_main_process and not folder.exists():
-            named = ["--frames_key", source.camera] if source.camera else []
-            arguments = [source.path, str(folder), "--fps", str(source.fps), *named]
-            import_episodes.import_episodes(import_episodes.parse_arguments(arguments))
+            import_episodes(source.path, folder, ImportOptions(fps=source.fps, frames_key=source.camera))
         accelerator.wait_for_everyone()
     return dataclasses.replace(source, path=str(folder), camera=None, fps=None)
 
