@@ -37,22 +37,11 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCE
 from transformers.utils.hub import has_file
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, VJepa2WorldModel
-from vjepa2_hf.data.episodes import split_episodes
-from vjepa2_hf.data.feature_cache import (
-    CacheWriter,
-    EpisodeSource,
-    EpisodeStream,
-    FeatureCache,
-    WindowBatches,
-    WindowMixture,
-    cache_key,
-    data_fingerprint,
-    finish_cache,
-    is_finished,
-    weights_fingerprint,
-)
-from vjepa2_hf.data.files import locked, write_json
+from vjepa2_hf.data.episodes import EpisodeSource, EpisodeStream, split_episodes
+from vjepa2_hf.data.feature_cache import CacheWriter, FeatureCache, data_fingerprint, finish_cache, is_finished
+from vjepa2_hf.data.files import cache_key, locked, weights_fingerprint, write_json
 from vjepa2_hf.data.importers import ImportOptions, import_episodes
+from vjepa2_hf.data.windows import WindowBatches, WindowMixture
 from vjepa2_hf.metrics.latent_rollout.latent_rollout import RolloutScores
 from vjepa2_hf.modeling_world_model import VJepa2WorldModelOutput
 from vjepa2_hf.training.monitor import gradient_norm
@@ -477,7 +466,7 @@ def prepare_data(config: WorldModelTrainingConfig, accelerator: Accelerator):
             "rollouts it sees places that were never trained", model.config.context_frames,
             config.frames_per_window, horizon_room,
         )  # fmt: skip
-    training.draw(1, config.frames_per_window, config.frame_skip, np.random.default_rng(0))  # or no window is so long
+    training.sample(1, config.frames_per_window, config.frame_skip, np.random.default_rng(0))  # refuses short data
     named = [dataclasses.asdict(source) for source in config.sources]
     return model, processor, training, held_out, {"data": named, **statistics}
 
@@ -626,7 +615,7 @@ def train(config: WorldModelTrainingConfig) -> None:
         write_json(run.output_dir / "statistics.json", statistics)
     set_weight_decay(optimizer, config.weight_decay)  # the checkpoint's may be that of another run
     loader = build_loader(config, plain.config, training, accelerator, start)
-    batches = ((training.names(batch.pop("places")), model_inputs(batch, plain, processor)) for batch in loader)
+    batches = ((training.names(batch.pop("windows")), model_inputs(batch, plain, processor)) for batch in loader)
 
     windows_a_step = config.batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     clock, logged = time.perf_counter(), start
