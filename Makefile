@@ -34,9 +34,9 @@ help:
 demo: $(ENVIRONMENT)
 	$(PYTHON) examples/demo.py
 
-# Every figure that README and cards quote, hours:                    python examples/reproduce.py
+# The results of README and of the model card, hours:                 python examples/studies/reproduce.py
 reproduce: $(ENVIRONMENT)
-	$(PYTHON) examples/reproduce.py
+	$(PYTHON) examples/studies/reproduce.py
 
 # The tests but the slow ones, two files at a time:                  python -m pytest -q -m "not slow" -n 2 --dist loadfile
 test: $(ENVIRONMENT)

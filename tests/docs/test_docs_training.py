@@ -4,7 +4,6 @@ import json
 import sys
 from pathlib import Path
 
-import measure_fine_tuning
 import pretrain
 import pytest
 import torch
@@ -30,7 +29,7 @@ TINY = {
     "record_moving_digits": ["--videos", "40", "--frames", "8", "--num_shards", "1"],
     "make_video_shards": ["--num_proc", "1", "--num_shards", "2"],
     "linear_probes": [],
-    "draw_training_curves": [],
+    "plot_training_curves": [],
 }  # fmt: skip
 
 
@@ -100,7 +99,7 @@ def test_fine_tuning(work):
     released = VJEPA2Model(VJEPA2Config(**TINY_ENCODER, **sizes, pred_num_mask_tokens=2))
     released.save_pretrained("facebook/vjepa2-vitl-fpc64-256")
     for command in commands("fine_tuning.md"):
-        if "examples/measure_fine_tuning.py" not in command:
+        if "examples/studies/measure_fine_tuning.py" not in command:
             run(command)
     continued = VJepa2Encoder.from_pretrained("runs/my_vitl_64/final")
     theirs = VJepa2Encoder.from_pretrained("facebook/vjepa2-vitl-fpc64-256")
@@ -113,30 +112,6 @@ def test_fine_tuning(work):
     exec(snippet, names)
     blocks_learn = [all(p.requires_grad for p in block.parameters()) for block in names["model"].encoder.layer]
     assert blocks_learn == [False, True]
-
-
-def test_the_measurement_of_fine_tuning_runs(work, monkeypatch):
-    def run_here(road, title, *steps):
-        for _, result, command in steps:
-            if not result.exists():
-                run(command)
-
-    monkeypatch.setattr(measure_fine_tuning.Road, "run", run_here)
-    Path("page.md").write_text("<!-- fine_tuning:begin -->\n<!-- fine_tuning:end -->\n")
-    arguments = ["--start", "runs/mine/final", "--results", "results.json", "--document", "page.md"]
-    measure_fine_tuning.main(arguments)
-    results = json.loads(Path("results.json").read_text())
-    assert len(results["rows"]) == 5 and all(len(row["content (tokens)"]) == 1 for row in results["rows"].values())
-    assert measure_fine_tuning.format_tables(results) in Path("page.md").read_text()
-    with pytest.raises(SystemExit):  # runs of other steps
-        measure_fine_tuning.main([*arguments, "--steps", str(results["steps"] + 1)])
-
-
-def test_the_table_of_fine_tuning_is_that_of_the_last_measurement():
-    results = json.loads((ROOT / "results" / "fine_tuning.json").read_text(encoding="utf-8"))
-    page = (ROOT / "docs" / "fine_tuning.md").read_text(encoding="utf-8")
-    written = page.split("<!-- fine_tuning:begin -->")[1].split("<!-- fine_tuning:end -->")[0]
-    assert written.strip() == measure_fine_tuning.format_tables(results).strip()
 
 
 def test_the_commands_of_memory(capsys):

@@ -1,0 +1,324 @@
+"""Probes of pretrained and random encoders: all kinds of probes, few labels, temporal order, other speeds.
+
+    python examples/studies/compare_probes.py [--output runs/probes] [--seeds 3] [--jobs 2] [--steps 600]
+        [--probe_steps 400]
+
+Data: Moving Digits, and recordings of pushing. Each seed pretrains an encoder (the recipe of docs/pretraining.md with
+variance and covariance terms) and has a random one of the same architecture. Probes (`train_probe.py`) are fitted on
+2000 clips, a tenth of them held out to choose the setting, and scored on 1000 others. `first motion` is which of two
+motions came first: no single frame shows this, and the column with shuffled frames is its control. Then: linear probes
+on a fraction of the labels; probes of motion on the test digits at half and at double speed, also with an encoder that
+was pretrained at these three speeds; and the time of a sweep of 20 heads next to that of one head.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import study
+
+from vjepa2_hf.visualization.tables import format_table
+
+
+RECIPE = "demo/pretrain.yaml#variance"
+DIGITS, PUSHING = "moving_digits", "pushing"
+ENCODERS = ("pretrained", "random")
+NO_TIME = "attentive without positions in time"
+SHUFFLED = "first motion, shuffled frames"
+FEW_LABELS = ("content", "motion")  # tasks of Moving Digits
+FRACTIONS = (0.01, 0.05, 0.1, 0.5, 1.0)
+SPLITS = {"train": 1, "test": 2}  # with the seed of the recording
+# The test clips of Moving Digits' motion, slower and faster
+SPEEDS = {"half speed": 0.5, "double speed": 2.0}
+SPEED_KINDS = ("linear", "attentive")
+# An encoder pretrained at all three speeds: it sees every, every second or every fourth frame of videos with half as
+# much motion per frame and twice as many frames (10 per second, as in all recordings)
+SEVERAL_RATES, SLOW_VIDEOS = "pretrained at three speeds", "--speed 0.5 --frames 48"
+SEVERAL_FPS = [10, 5, 2.5]
+VIDEOS = ("videos", "slow_videos")  # recordings for pretraining
+# Fractions of `--clips`, the number of clips that probes are fitted on: test clips, and videos for pretraining
+TEST_FRACTION, VIDEO_FRACTION = 0.5, {DIGITS: 0.75, PUSHING: 0.28}
+# By dataset: task -> recording, label column. SHUFFLED removes the order of the frames
+TASKS = {
+    DIGITS: {
+        "content": ("clips", "digit"),
+        "motion": ("clips", "direction"),
+        "first motion": ("turns", "first_motion"),
+        SHUFFLED: ("turns", "first_motion"),
+    },
+    PUSHING: {
+        "content": ("clips", "place"),
+        "motion": ("clips", "direction"),
+        "first motion": ("clips", "first_motion"),
+        SHUFFLED: ("clips", "first_motion"),
+    },
+}
+ATTENTIVE = {"kind": "attentive", "learning_rates": [3e-3, 1e-3], "weight_decays": [0.1]}
+# Rows of the table: what differs from the demo's probe
+KINDS = {
+    "linear": {"kind": "linear", "standardize": True, "learning_rates": [1e-2, 3e-3, 1e-3], "batch_size": 64},
+    "attentive": ATTENTIVE,
+    NO_TIME: {**ATTENTIVE, "head.pooler_time_positions": False},  # as published
+    "knn": {"kind": "knn", "standardize": True},
+    "finetune": {"kind": "finetune", "learning_rates": [1e-3], "weight_decays": [0.05]},
+}
+SWEEPS = {
+    "sweep": {"learning_rates": [5e-3, 3e-3, 1e-3, 3e-4, 1e-4], "weight_decays": [0.01, 0.1, 0.4, 0.8]},  # published
+    "one head": {"learning_rates": [1e-3], "weight_decays": [0.01]},
+}
+HEADS = 20
+# By dataset: settings of attentive heads, and the factor of all probes' steps. Digits are large, and no task asks for
+# their position; the pushing disc is small, and a head finds it only after hundreds of steps
+SETTINGS = {DIGITS: {"head.pooler_place_positions": False}, PUSHING: {}}
+STEPS_FACTOR = {DIGITS: 1, PUSHING: 3}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs
+# ---------------------------------------------------------------------------------------------------------------------
+def speeds_of(dataset: str) -> dict[str, float]:
+    return SPEEDS if dataset == DIGITS and "motion" in TASKS[dataset] else {}
+
+
+def recording(options: argparse.Namespace, dataset: str, name: str, split: str) -> Path:
+    return options.output / dataset / "data" / study.slug(name if name in VIDEOS else f"{name} {split}")
+
+
+def prepare(options: argparse.Namespace, dataset: str) -> None:
+    """Records videos for pretraining and labeled clips of 8 frames."""
+    recordings = [("videos", "train")]
+    recordings += [(name, split) for name in {task[0] for task in TASKS[dataset].values()} for split in SPLITS]
+    if speeds_of(dataset):
+        recordings += [("slow_videos", "train"), *((name, "test") for name in SPEEDS)]
+    for name, split in recordings:
+        target = recording(options, dataset, name, split)
+        script, *arguments = record(dataset, name, split, options.clips)
+        runs = study.RunFolder(options.output / dataset / "shared")
+        runs.run(f"record {target.name}", target, script, *arguments, "--output", str(target))
+
+
+def record(dataset: str, name: str, split: str, clips: int) -> list[str]:
+    """The command that records `name`, without its output."""
+    count = clips if split == "train" else round(clips * TEST_FRACTION)
+    count = round(clips * VIDEO_FRACTION[dataset]) if name in VIDEOS else count
+    if dataset == DIGITS:
+        special = {"videos": "", "slow_videos": SLOW_VIDEOS, "turns": "--frames 8 --two_motions"}
+        what = f"record_moving_digits.py --split {split} --videos {count} "
+        what += special.get(name, f"--frames 8 --speed {SPEEDS.get(name, 1)}")
+    else:
+        what = f"record_episodes.py --env vjepa2_hf/Pushing-v0 --policy drawn_to_block --num_proc 1 --episodes {count}"
+        what += "" if name == "videos" else " --labels --length 7"
+    return [*what.split(), "--seed", str(0 if name in VIDEOS else SPLITS[split])]
+
+
+class SeedRuns:
+    """The runs of one dataset and seed.
+
+    Args:
+        options: of the command line.
+        dataset: a name of `TASKS`.
+        seed: of all runs.
+    """
+
+    def __init__(self, options: argparse.Namespace, dataset: str, seed: int):
+        self.options, self.dataset, self.seed = options, dataset, seed
+        self.runs = study.RunFolder(options.output / dataset / f"seed-{seed}")
+
+    def recording(self, name: str, split: str) -> Path:
+        return recording(self.options, self.dataset, name, split)
+
+    def pretrain(self, name: str) -> Path:
+        settings = {"data": self.recording("videos", "train")}
+        if name == SEVERAL_RATES:
+            settings = {"data": self.recording("slow_videos", "train"), "fps": SEVERAL_FPS}
+        settings |= {"seed": self.seed, "max_steps": self.options.steps, **study.SHORT_RUN}
+        output = self.runs.path / ("pretrain_rates" if name == SEVERAL_RATES else "pretrain")
+        return self.runs.configured(f"pretrain {name}", "pretrain.py", RECIPE, settings, output)
+
+    def probe(self, task: str, kind: str, encoder: str, name: str | None = None, **more: Any) -> None:
+        """Trains a probe; its results go to the folder `name`, by default `run_name`. A random encoder has the
+        architecture of the pretrained one."""
+        name = name or run_name(task, kind, encoder)
+        source, label = TASKS[self.dataset][task]
+        steps = STEPS_FACTOR[self.dataset] * self.options.probe_steps
+        settings = {
+            "data": self.recording(source, "train"),
+            "validation_data": self.recording(source, "test"),
+            "label": label,
+            "encoder": self.pretrain(encoder if encoder == SEVERAL_RATES else "pretrained"),
+            "random_weights": encoder == "random",
+            "cache_dir": self.options.output / self.dataset / "features",
+            "seed": self.seed,
+            "max_steps": steps // 2 if kind == "finetune" else steps,  # its steps take longer
+            "shuffle_time": task == SHUFFLED,
+            "log_every": 50,
+            **study.SHORT_RUN,
+            **KINDS[kind],
+            **SETTINGS[self.dataset],
+            **more,
+        }
+        if speeds_of(self.dataset) and task == "motion" and kind in SPEED_KINDS:
+            settings["evaluate_on"] = {speed: str(self.recording(speed, "test")) for speed in SPEEDS}
+        output = self.runs.path / "runs" / study.slug(name)
+        self.runs.configured(name, "train_probe.py", "demo/probe.yaml", settings, output, "results.json")
+
+    def run(self) -> None:
+        """All probes, few labels, other speeds and, for the first seed, the times."""
+        for encoder in ENCODERS:
+            for task in TASKS[self.dataset]:
+                for kind in kinds_of(self.dataset, task, encoder):
+                    self.probe(task, kind, encoder)
+                if self.dataset == DIGITS and task in FEW_LABELS:
+                    for fraction in FRACTIONS[:-1]:
+                        name = run_name(task, "linear", encoder, fraction)
+                        self.probe(task, "linear", encoder, name, label_fraction=fraction)
+        if speeds_of(self.dataset):
+            for kind in SPEED_KINDS:
+                self.probe("motion", kind, SEVERAL_RATES)
+        if self.seed == 0 and self.dataset == DIGITS:
+            for kind in SPEED_KINDS:
+                cache = self.runs.path / "runs" / f"features_{kind}"  # its own, so that encoding is timed
+                for title, sweep in SWEEPS.items():
+                    first = next(iter(TASKS[DIGITS]))
+                    self.probe(first, kind, "pretrained", f"{title} {kind}", cache_dir=cache, **sweep)
+
+
+def kinds_of(dataset: str, task: str, encoder: str) -> list[str]:
+    """The probes of a task: controls (shuffled frames, no positions in time) only where they can show something, and
+    fine-tuning of many steps only for content."""
+    if task == SHUFFLED:
+        return ["linear", "attentive", "knn"] if encoder == "pretrained" else []
+    left_out = set() if (task, encoder) == ("first motion", "pretrained") else {NO_TIME}
+    left_out |= {"finetune"} if dataset == PUSHING and task != "content" else set()
+    return [kind for kind in KINDS if kind not in left_out]
+
+
+def run_name(task: str, kind: str, encoder: str, fraction: float = 1.0) -> str:
+    return f"{task} {kind} {encoder}" + ("" if fraction == 1 else f" {fraction:g}")
+
+
+def run(options: argparse.Namespace) -> None:
+    for dataset in options.datasets:
+        prepare(options, dataset)
+    seeds = [SeedRuns(options, dataset, seed) for seed in range(options.seeds) for dataset in options.datasets]
+    study.run_side_by_side([one.run for one in seeds], options.jobs)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Results
+# ---------------------------------------------------------------------------------------------------------------------
+def collect(options: argparse.Namespace) -> dict[str, Any] | None:
+    datasets = {dataset: collect_dataset(options, dataset) for dataset in options.datasets}
+    probes = [value for found in datasets.values() for row in found["probes"].values() for value in row.values()]
+    return {"datasets": datasets} if any(probes) else None
+
+
+def collect_dataset(options: argparse.Namespace, dataset: str) -> dict[str, Any]:
+    def read(name: str) -> list[dict[str, Any]]:
+        return study.read_seeds(options.output / dataset, f"runs/{study.slug(name)}/results.json", options.seeds)
+
+    found: dict[str, Any] = {}
+    found["probes"] = {
+        f"{kind}, {encoder}": {task: summarize(read(run_name(task, kind, encoder))) for task in TASKS[dataset]}
+        for kind in KINDS
+        for encoder in ENCODERS
+    }
+    found["few_labels"] = {
+        f"{task}, {encoder}": {
+            percent(fraction): summarize(read(run_name(task, "linear", encoder, fraction))) for fraction in FRACTIONS
+        }
+        for task in FEW_LABELS
+        for encoder in ENCODERS
+    }
+    found["seconds"] = {}
+    for kind in SPEED_KINDS:
+        sweep, one = (read(f"{title} {kind}") for title in SWEEPS)
+        if sweep and one:  # of encoding, of 20 heads at once, and of one head
+            seconds = {"features": sweep[0]["seconds"]["features"], "sweep": sweep[0]["seconds"]["heads"]}
+            found["seconds"][kind] = seconds | {"one_head": one[0]["seconds"]["heads"]}
+    if dataset == DIGITS:
+        found["speeds"] = {}
+        for kind in SPEED_KINDS:
+            for encoder in (*ENCODERS, SEVERAL_RATES):
+                results = read(run_name("motion", kind, encoder))
+                half, double = (summarize(results, speed) for speed in SPEEDS)
+                row = {"half speed": half, "as trained": summarize(results), "double speed": double}
+                found["speeds"][f"{kind}, {encoder}"] = row
+    return found
+
+
+def summarize(results: list[dict[str, Any]], other: str | None = None) -> dict[str, Any] | None:
+    """The score over seeds, on the test clips or on those of `evaluate_on`."""
+    if not results:
+        return None
+    found = [result["evaluate_on"][other] if other else result["validation"] for result in results]
+    values = [scores[result["score"]] for scores, result in zip(found, results, strict=True)]
+    guess = float(np.mean([result["same_answer_for_all"] for result in results]))
+    return {**study.over_seeds(values), "same_answer_for_all": guess}
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:g} %"
+
+
+def format_tables(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    lines = [
+        f"{results['steps']} steps of pretraining, {results['probe_steps']} of a probe (in pushing "
+        f"{STEPS_FACTOR[PUSHING]} times as many; fine-tuning: half as many) on {results['clips']} clips; accuracy on "
+        "others, means over seeds (95 % interval over seeds)."
+    ]
+    for dataset, found in results["datasets"].items():
+        tasks, probes = list(TASKS[dataset]), found["probes"]
+        values = [value for row in probes.values() for value in row.values() if value]
+        seeds = max([len(value["by_seed"]) for value in values] or [0])
+        guesses = [next((row[task] for row in probes.values() if row[task]), None) for task in tasks]
+        guesses = [f"{guess['same_answer_for_all']:.2f}" if guess else "" for guess in guesses]
+        rows = [["the same answer for all", *guesses]]
+        rows += [
+            [name, *(study.cell(row[task]) for task in tasks)] for name, row in probes.items() if any(row.values())
+        ]
+        lines += ["", f"**{study.capitalized(dataset)}** ({seeds} seeds)", ""]
+        lines += format_table(["probe, encoder", *tasks], rows)
+        if dataset == DIGITS:
+            lines += ["", "Linear probes on a fraction of the labels:", "", *format_rows("task", found["few_labels"])]
+        if any(value for row in found.get("speeds", {}).values() for value in row.values()):
+            lines += ["", "Motion, probes fitted at normal speed, on the same digits at other speeds:", ""]
+            lines += format_rows("probe", found["speeds"])
+        if found["seconds"]:
+            lines += ["", f"Seconds on one thread, with another run side by side ({HEADS} heads at once, or one):", ""]
+            rows = []
+            for kind, one in found["seconds"].items():
+                seconds = one["features"], one["sweep"], one["features"] + HEADS * one["one_head"]
+                rows.append([kind, *(f"{value:.0f}" for value in seconds)])
+            lines += format_table(["heads", "features", f"{HEADS} at once", f"features + {HEADS} × one"], rows)
+    return "\n".join(lines)
+
+
+def format_rows(title: str, rows: dict[str, dict[str, Any]]) -> list[str]:
+    columns = list(next(iter(rows.values())))
+    cells = [[name, *map(study.cell, row.values())] for name, row in rows.items()]
+    return format_table([f"{title}, encoder", *columns], cells)
+
+
+STUDY = study.Study(
+    "probes",
+    __doc__,
+    run,
+    collect,
+    format_tables,
+    ["docs/probes.md"],
+    settings={
+        "steps": (600, "steps of pretraining"),
+        "probe_steps": (400, "steps of every probe"),
+        "clips": (2000, "clips to fit probes on; half as many for scores"),
+    },
+    add_arguments=lambda parser: parser.add_argument(
+        "--datasets", nargs="*", default=list(TASKS), choices=list(TASKS)
+    ),
+)
+
+
+if __name__ == "__main__":
+    STUDY.main()

@@ -1,0 +1,92 @@
+"""Pretraining continued on other videos, compared with as many steps from scratch, by linear probes.
+
+    python examples/studies/measure_fine_tuning.py [--start runs/demo/pretrain/final] [--seeds 1] [--steps 100]
+
+The start is the demo's encoder, which was pretrained on pushing; the new videos are Moving Digits. Each row is
+pretrained there for the same number of steps and probed by `linear_probes.py` on clips of other recordings: content is
+the digit, motion its direction. From scratch is `configs/demo/pretrain.yaml`; continued is
+`configs/demo/pretrain_continue.yaml`, with two learning rates.
+"""
+
+import argparse
+from functools import partial
+from typing import Any
+
+import study
+
+from vjepa2_hf.training.settings import refuse_missing_model
+from vjepa2_hf.visualization.tables import format_table
+
+
+START, RANDOM, SCRATCH = "the start, as it is", "random encoder", "from scratch, peak 2e-3"
+CONTINUED = {f"continued, peak {peak}": peak for peak in ("5e-4", "2e-3")}
+COLUMNS = [(readout, label) for readout in ("average", "tokens") for label in ("content", "motion")]
+RECORDINGS = {
+    "videos": "--split train --videos 1000 --seed 0",
+    "train": "--split train --videos 1000 --frames 8 --seed 1",
+    "test": "--split test --videos 500 --frames 8 --seed 2",
+}
+
+
+def run(options: argparse.Namespace) -> None:
+    for split, arguments in RECORDINGS.items():
+        target = options.output / split
+        command = ["record_moving_digits.py", *arguments.split(), "--output", str(target)]
+        study.RunFolder(options.output).run(f"record {split}", target, *command)
+    study.run_side_by_side([partial(run_seed, options, seed) for seed in range(options.seeds)], options.jobs)
+
+
+def run_seed(options: argparse.Namespace, seed: int) -> None:
+    """Every row; the start has no seed."""
+    runs = study.RunFolder(options.output / f"seed-{seed}")
+    encoders = {START: options.start} if seed == 0 else {}
+    encoders[RANDOM] = options.start
+    settings = {"data": options.output / "videos", "seed": seed, "max_steps": options.steps, **study.SHORT_RUN}
+    encoders[SCRATCH] = runs.configured(SCRATCH, "pretrain.py", "demo/pretrain.yaml", settings)
+    for row, peak in CONTINUED.items():
+        more = {"init_from": options.start, "learning_rate.peak": peak}
+        encoders[row] = runs.configured(row, "pretrain.py", "demo/pretrain_continue.yaml", settings | more)
+    for row, encoder in encoders.items():
+        result = runs.path / f"{study.slug(row)}.json"
+        arguments = ["--encoder", str(encoder), "--output", str(result)]
+        arguments += ["--train", str(options.output / "train"), "--test", str(options.output / "test")]
+        arguments += ["--weights", "random", "--seed", str(seed)] if row == RANDOM else []
+        runs.run(f"probe {row}", result, "studies/linear_probes.py", *arguments)
+
+
+def collect(options: argparse.Namespace) -> dict[str, Any] | None:
+    """By row and column the accuracies of all seeds."""
+    rows = {}
+    for row in (RANDOM, START, SCRATCH, *CONTINUED):
+        scores = study.read_seeds(options.output, f"{study.slug(row)}.json", options.seeds)
+        rows[row] = {f"{label} ({readout})": [one[readout][label] for one in scores] for readout, label in COLUMNS}
+    measured = any(values for row in rows.values() for values in row.values())
+    return {"seeds": options.seeds, "rows": rows} if measured else None
+
+
+def format_tables(results: dict[str, Any]) -> str:
+    """The results as Markdown: one accuracy per seed."""
+    columns = list(next(iter(results["rows"].values())))
+    lines = [f"Moving Digits, accuracy by seed; {results['steps']} steps of pretraining in each of the last rows.", ""]
+    rows = [[row, *(study.by_seed(scores[column]) for column in columns)] for row, scores in results["rows"].items()]
+    return "\n".join(lines + format_table(["encoder", *columns], rows))
+
+
+STUDY = study.Study(
+    "fine_tuning",
+    __doc__,
+    run,
+    collect,
+    format_tables,
+    ["docs/fine_tuning.md"],
+    settings={
+        "steps": (100, "steps of pretraining on the new videos"),
+        "start": ("runs/demo/pretrain/final", "folder of a pretrained model"),
+    },
+    seeds=1,
+    check=lambda options: refuse_missing_model(options.start),
+)
+
+
+if __name__ == "__main__":
+    STUDY.main()

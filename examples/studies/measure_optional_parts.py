@@ -1,0 +1,196 @@
+"""Accuracy of the world model's optional parts: pixel decoder, stochastic latent, reward head.
+
+    python examples/studies/measure_optional_parts.py [--encoder runs/demo/pretrain/final]
+        [--output runs/optional_parts] [--seeds 1]
+
+On the pushing environment with the demo's recipe, measured on held-out episodes by `evaluate_world_model.py`:
+
+- A model with a reward head on episodes with rewards, and a pixel decoder of its latents: the distance between the
+  block in a decoded prediction and its true position, and the error of imagined rewards.
+- Two models of episodes in which a random force pushes the agent after every action, with and without a stochastic
+  latent: coverage and width of their prediction intervals. The model without one gets intervals from its one-step
+  errors on training episodes, widened by the square root of the number of steps.
+
+Without `--encoder`, an encoder is pretrained first. `OUTPUT/seed-0/world_model.png` shows decoded predictions.
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import study
+
+from vjepa2_hf.environments.appearance import IMAGE_SIZE
+from vjepa2_hf.environments.pushing import PUSHING, PushingEnv
+from vjepa2_hf.visualization.tables import format_table
+
+
+RANDOM_FORCE = 0.3  # 1.9 pixels per frame, 2.7 per model step: several times the error of a world model of this size
+STATES = {"pusher": [0, 1], "block": [2, 3]}
+EVALUATION = {"windows_per_episode": 4, "num_samples": 49, "levels": [0.5, 0.9]}
+SPACES = {"latents": ("", 1), "pusher": ("pusher_", IMAGE_SIZE), "block": ("block_", IMAGE_SIZE)}  # columns, scale
+MODELS = ("world_model", "deterministic", "stochastic")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs
+# ---------------------------------------------------------------------------------------------------------------------
+def run(options: argparse.Namespace) -> None:
+    """Recordings and the encoder, which the seeds share, then every seed."""
+    shared = study.RunFolder(options.output)
+    recordings = {"episodes": "--rewards", "random_episodes": f'--env_kwargs {{"random_force":{RANDOM_FORCE}}}'}
+    for name, more in recordings.items():
+        arguments = ["--env", PUSHING, "--policy", "drawn_to_block", "--num_proc", "1", *more.split()]
+        arguments += ["--episodes", str(options.episodes), "--output", str(options.output / name)]
+        shared.run(name, options.output / name, "record_episodes.py", *arguments)
+    if not options.encoder:
+        settings = {"data": options.output / "episodes", "resume": "latest"}
+        options.encoder = shared.configured("pretrain", "pretrain.py", "demo/pretrain.yaml", settings)
+    study.run_side_by_side([partial(run_seed, options, seed) for seed in range(options.seeds)], options.jobs)
+
+
+def run_seed(options: argparse.Namespace, seed: int) -> None:
+    runs, common = study.RunFolder(options.output / f"seed-{seed}"), {"seed": seed, "resume": "latest"}
+
+    def train(name: str, data: str, key: str, value: Any) -> Path:
+        settings = common | {"data": options.output / data, "encoder": options.encoder, "max_steps": options.steps}
+        settings |= {"cache_dir": options.output / "latents", f"world_model.{key}": value}
+        return runs.configured(name, "train_world_model.py", "demo/world_model.yaml", settings)
+
+    def evaluate(name: str, model: Path, data: str, **more: Any) -> None:
+        result = runs.path / f"{name}.json"
+        settings = {"model": model, "output": result, "data": options.output / data, "state_groups": STATES}
+        settings |= {"num_threads": 1, **EVALUATION, **more}
+        overrides = [f"{key}={study.to_text(value)}" for key, value in settings.items()]
+        runs.run(f"evaluate_{name}", result, "evaluate_world_model.py", *overrides)
+
+    model = train("world_model", "episodes", "reward_head", True)
+    settings = common | {"data": options.output / "episodes", "world_model": model}
+    settings["max_steps"] = options.decoder_steps
+    decoder = runs.configured("decoder", "train_decoder.py", "demo/decoder.yaml", settings)
+    colors = {"block": PushingEnv.plain_colors[STATES["block"][0] // 2]}
+    images = {"decoder": decoder, "object_colors": colors, "pixels_per_unit": IMAGE_SIZE}
+    evaluate("world_model", model, "episodes", **images)
+    for name, size in (("deterministic", 0), ("stochastic", options.stochastic_dim)):
+        model = train(name, "random_episodes", "stochastic_dim", size)
+        evaluate(name, model, "random_episodes", residual_intervals=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Results
+# ---------------------------------------------------------------------------------------------------------------------
+def collect(options: argparse.Namespace) -> dict[str, Any] | None:
+    """By model and column of its evaluation: means over seeds and values by seed, one number per horizon."""
+    models: dict[str, Any] = {}
+    for name in MODELS:
+        runs = [run["horizons"] for run in study.read_seeds(options.output, f"{name}.json", options.seeds)]
+        if not runs:
+            return None
+        by_seed = {column: [[row[column] for row in run] for run in runs] for column in runs[0][0]}
+        means = {column: seed_means(values) for column, values in by_seed.items() if column != "horizon"}
+        models[name] = {"horizon": by_seed["horizon"][0], "mean": means, "by_seed": by_seed}
+    folders = [options.output, *options.output.glob("seed-*")]
+    minutes = sum(sum(study.RunFolder(folder).timings.values()) for folder in folders) / 60
+    return {"seeds": len(runs), "random_force": RANDOM_FORCE, "minutes": minutes, "models": models}
+
+
+def seed_means(values: list[list[float | None]]) -> list[float | None]:
+    """Of (seeds, horizons); None where a seed has no finite number."""
+    return [None if None in column else float(np.mean(column)) for column in zip(*values, strict=True)]
+
+
+def horizon_table(title: str, horizons: list[int], rows: dict[str, list[str]]) -> list[str]:
+    """Markdown lines of rows with one cell per horizon."""
+    return [*format_table([title, *map(str, horizons)], [[name, *cells] for name, cells in rows.items()]), ""]
+
+
+def cells(values: list[float | None], digits: int = 2) -> list[str]:
+    return ["–" if value is None else f"{value:.{digits}f}" for value in values]
+
+
+def decoder_table(model: dict[str, Any]) -> list[str]:
+    """Position of the block in decoded images."""
+    measured = {
+        "decoded prediction": "painted_px",
+        "decoded true latents": "decoder_px",
+        "last known frame": "copy_px",
+        "true position, of the true frame": "locator_px",
+    }
+    rows = {name: cells(model["mean"][f"block_{column}"]) for name, column in measured.items()}
+    lost = {"decoded prediction": "not_painted", "decoded true latents": "not_decoded"}
+    rows |= {f"fraction without a block: {name}": cells(model["mean"][f"block_{c}"], 3) for name, c in lost.items()}
+    return horizon_table(
+        "pixels between the block and where it is in the true frame, steps ahead", model["horizon"], rows
+    )
+
+
+def interval_table(models: dict[str, Any], level: int) -> list[str]:
+    """Coverage, width and score of the latents' and the positions' intervals."""
+    kinds = {
+        "samples": ("stochastic", ""),
+        "one-step errors · √h around its middle": ("stochastic", "residual_"),
+        "one-step errors · √h": ("deterministic", "residual_"),
+        "its one future": ("deterministic", ""),
+    }
+    rows = {}
+    for what, (space, scale) in SPACES.items():
+        for kind, (name, prefix) in kinds.items():
+            mean = models[name]["mean"]
+            columns = [mean[f"{space}{prefix}{column}_{level}"] for column in ("coverage", "width", "score")]
+            rows[f"{what}: {name}, {kind}"] = [
+                f"{c:.2f}, {scale * w:.2g}, {scale * s:.2g}" for c, w, s in zip(*columns, strict=True)
+            ]
+    return horizon_table(
+        f"{level} % intervals: coverage, width, interval score (positions in pixels), steps ahead",
+        models["stochastic"]["horizon"],
+        rows,
+    )
+
+
+def reward_table(model: dict[str, Any]) -> list[str]:
+    """Errors of rewards."""
+    measured = {
+        "imagined step": "reward_error",
+        "true latents": "reward_head_error",
+        "the last known reward": "reward_copy_error",
+        "the mean reward": "reward_mean_error",
+    }
+    rows = {name: cells(model["mean"][column], 3) for name, column in measured.items()}
+    return horizon_table("error of a step's reward, steps ahead", model["horizon"], rows)
+
+
+def format_tables(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    seeds, models = results["seeds"], results["models"]
+    head = f"{seeds} seed{'s' if seeds > 1 else ''}, {results['minutes']:.0f} minutes of wall time."
+    lines = [head, "", *decoder_table(models["world_model"])]
+    lines += [*interval_table(models, 90), *interval_table(models, 50)]
+    return "\n".join([*lines, *reward_table(models["world_model"])]).rstrip()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--encoder", type=Path, help="folder of a pretrained model for images of 64 pixels")
+
+
+STUDY = study.Study(
+    "optional_parts",
+    __doc__,
+    run,
+    collect,
+    format_tables,
+    ["docs/world_model.md"],
+    settings={
+        "episodes": (560, "episodes with rewards, and as many with a random force"),
+        "steps": (2000, "training steps of every world model"),
+        "decoder_steps": (1000, "training steps of the decoder"),
+        "stochastic_dim": (16, "size of the stochastic latent"),
+    },
+    seeds=1,
+    add_arguments=add_arguments,
+)
+
+
+if __name__ == "__main__":
+    STUDY.main()

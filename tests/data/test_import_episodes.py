@@ -1,0 +1,255 @@
+"""HDF5 and npz episodes become shards, every frame with its action; what does not read or fit is listed."""
+
+import io
+import sys
+from pathlib import Path
+
+import import_episodes
+import numpy as np
+import PIL.Image
+import pytest
+from builders import numbered_frames, numbers_of
+
+from vjepa2_hf.data.episodes import read_episodes
+from vjepa2_hf.data.shards import open_stream
+from vjepa2_hf.video_io import VideoReader
+
+
+h5py = pytest.importorskip("h5py")
+
+
+def arrays(number: int, num_frames: int = 6, num_actions: int | None = None) -> dict[str, np.ndarray]:
+    """Actions (10 number + t, -t) and states (number, t, 0) beside frames that tell t."""
+    t = np.arange(num_frames if num_actions is None else num_actions, dtype=np.float64)
+    states = np.stack([np.full(num_frames, number), np.arange(num_frames), np.zeros(num_frames)], axis=1)
+    return {
+        "frames": numbered_frames(num_frames),
+        "actions": np.stack([10 * number + t, -t], axis=1),
+        "states": states,
+        "rewards": 100 + t,
+    }
+
+
+def write_robomimic(path: Path, demos: list[int]) -> None:
+    """Several episodes a file; two cameras."""
+    with h5py.File(path, "w") as file:
+        for number in demos:
+            values, group = arrays(number, 5 + number), file.create_group(f"data/demo_{number}")
+            group["obs/agentview_image"] = values["frames"]
+            group["obs/robot0_eye_in_hand_image"] = 255 - values["frames"]
+            group["obs/robot0_eef_pos"] = values["states"]
+            group["obs/robot0_gripper_qpos"] = values["states"][:, :1]
+            group["actions"], group["rewards"] = values["actions"], values["rewards"]
+            group["states"] = np.zeros((len(values["frames"]), 40))  # the simulator's
+
+
+def jpeg(frame: np.ndarray) -> np.ndarray:
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(frame).save(buffer, "JPEG", quality=95)
+    return np.frombuffer(buffer.getvalue(), np.uint8)
+
+
+def write_act(path: Path, number: int, compressed: bool) -> None:
+    """One episode a file; compressed pictures filled up with zeros to the longest."""
+    values = arrays(number)
+    with h5py.File(path, "w") as file:
+        pictures = values["frames"]
+        if compressed:
+            encoded = [jpeg(frame) for frame in pictures]
+            pictures = np.zeros((len(encoded), max(map(len, encoded)) + 7), np.uint8)
+            for row, data in zip(pictures, encoded):
+                row[: len(data)] = data
+            file["compress_len"] = np.array([[len(data) for data in encoded]])
+        file["observations/images/top"] = pictures
+        file["observations/qpos"], file["action"] = values["states"], values["actions"]
+
+
+def write_npz(path: Path, number: int, num_actions: int | None = None, **changes) -> None:
+    values = arrays(number, num_actions=num_actions)
+    values = {"image": values["frames"], "action": values["actions"], "proprio": values["states"]} | changes
+    np.savez_compressed(path, **{name: value for name, value in values.items() if value is not None})
+
+
+def run(source: Path, out: Path, *options: str) -> dict[str, dict]:
+    import_episodes.main([str(source), str(out), "--fps", "10", *options])
+    return {episode["episode_id"]: episode for episode in read_episodes(out)}
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    folder = tmp_path / "source"
+    (folder / "more").mkdir(parents=True)
+    return folder
+
+
+class TestLayouts:
+    def test_robomimic_file_gives_an_episode_a_demo(self, source, tmp_path):
+        write_robomimic(source / "low.hdf5", [1, 2, 10])
+        found = run(
+            source, tmp_path / "out", "--frames_key", "obs/agentview_image",
+            "--states_key", "obs/robot0_eef_pos", "obs/robot0_gripper_qpos",
+        )  # fmt: skip
+        assert set(found) == {f"low.hdf5/data/demo_{number}" for number in (1, 2, 10)}
+        for number in (1, 2, 10):
+            episode, t = found[f"low.hdf5/data/demo_{number}"], np.arange(5 + number)
+            assert numbers_of(episode["frames"]) == t.tolist()
+            assert episode["actions"].tolist() == [[10 * number + i, -i] for i in t[:-1]]
+            assert episode["proprio_states"].tolist() == [[number, i, 0, number] for i in t]
+            assert episode["rewards"].tolist() == [100 + i for i in t[:-1]]
+            assert episode["fps"] == 10
+
+    def test_several_cameras_are_named_and_none_is_taken_by_chance(self, source, tmp_path, capfd):
+        write_robomimic(source / "low.hdf5", [1])
+        with pytest.raises(SystemExit):
+            run(source, tmp_path / "out")
+        told = capfd.readouterr().err
+        assert "obs/agentview_image, obs/robot0_eye_in_hand_image; name one with --frames_key" in told
+
+    @pytest.mark.parametrize("compressed", [False, True])
+    def test_act_files_are_episodes(self, source, tmp_path, compressed):
+        for number in (2, 3):
+            write_act(source / "more" / f"episode_{number}.h5", number, compressed)
+        found = run(source, tmp_path / "out")
+        assert set(found) == {"more/episode_2.h5", "more/episode_3.h5"}
+        episode = found["more/episode_3.h5"]
+        assert numbers_of(episode["frames"]) == list(range(6))
+        assert episode["actions"][:, 0].tolist() == [30, 31, 32, 33, 34]
+        assert episode["proprio_states"][:, 1].tolist() == list(range(6))
+        assert episode["rewards"] is None
+
+    @pytest.mark.parametrize(
+        ("options", "first"), [([], 20), (["--spare_action", "last"], 20), (["--spare_action", "first"], 21)]
+    )
+    def test_spare_action_is_the_one_that_was_named(self, source, tmp_path, options, first):
+        write_npz(source / "a.npz", 2)
+        episode = run(source, tmp_path / "out", *options)["a.npz"]
+        assert episode["actions"][:, 0].tolist() == list(range(first, first + 5))
+
+    def test_one_action_less_than_frames_is_taken_whole(self, source, tmp_path):
+        write_npz(source / "a.npz", 2, num_actions=5)
+        assert run(source / "a.npz", tmp_path / "out")["a.npz"]["actions"][:, 0].tolist() == [20, 21, 22, 23, 24]
+
+    def test_channels_first_and_flat_actions_are_understood(self, source, tmp_path):
+        frames = np.concatenate([numbered_frames(6, 16, 24), np.zeros((6, 16, 24, 3), np.uint8)], axis=1)
+        write_npz(source / "a.npz", 2, image=frames.transpose(0, 3, 1, 2), action=np.arange(6))
+        episode = run(source, tmp_path / "out")["a.npz"]
+        assert episode["frames"].shape == (6, 32, 24, 3)
+        assert numbers_of(episode["frames"][:, :16]) == list(range(6)) and episode["frames"][:, 17:].max() < 3
+        assert episode["actions"].tolist() == [[0], [1], [2], [3], [4]]
+
+    def test_named_keys_are_taken_in_place_of_the_usual_ones(self, source, tmp_path):
+        other = {"act/raw": np.full((6, 1), 7), "cam/b": numbered_frames(6)[::-1], "joints": np.ones((6, 4))}
+        write_npz(source / "a.npz", 2, **other)
+        options = ["--actions_key", "act/raw", "--frames_key", "cam/b", "--states_key", "joints"]
+        episode = run(source, tmp_path / "out", *options)["a.npz"]
+        assert numbers_of(episode["frames"]) == [5, 4, 3, 2, 1, 0]
+        assert episode["actions"].tolist() == [[7]] * 5 and episode["proprio_states"].shape == (6, 4)
+
+    def test_higher_pictures_are_made_smaller_and_lower_ones_kept(self, source, tmp_path):
+        write_npz(source / "a.npz", 1, image=numbered_frames(6, 64, 96))
+        write_npz(source / "b.npz", 1, image=numbered_frames(6, 16, 16))
+        found = run(source, tmp_path / "out", "--height", "32")
+        assert found["a.npz"]["frames"].shape == (6, 32, 48, 3) and found["b.npz"]["frames"].shape == (6, 16, 16, 3)
+        assert numbers_of(found["a.npz"]["frames"]) == list(range(6))
+
+
+class TestBrokenData:
+    def test_what_does_not_read_or_fit_is_listed_and_the_rest_imported(self, source, tmp_path, caplog):
+        write_npz(source / "good.npz", 1)
+        whole = (source / "good.npz").read_bytes()
+        (source / "x_cut.npz").write_bytes(whole[: len(whole) // 2])
+        (source / "x_text.hdf5").write_text("no HDF5")
+        write_npz(source / "x_action.npz", 1, action=None)
+        write_npz(source / "x_float.npz", 1, image=np.zeros((6, 8, 8, 3), np.float32))
+        write_npz(source / "x_long.npz", 1, num_actions=8)
+        write_npz(source / "x_nan.npz", 1, action=np.full((6, 2), np.nan))
+        write_npz(source / "x_one.npz", 1, image=numbered_frames(1))
+        write_npz(source / "x_size.npz", 1, action=np.zeros((6, 3)))
+        write_npz(source / "x_states.npz", 1, proprio=np.zeros((4, 3)))
+        write_npz(source / "x_stateless.npz", 1, proprio=None)
+        write_robomimic(source / "y.hdf5", [1])
+        found = run(source, tmp_path / "out")
+        assert set(found) == {"good.npz"}
+        lines = (tmp_path / "out" / "skipped.txt").read_text().splitlines()
+        listed = dict(line.split("\t") for line in lines)
+        assert len(lines) == len(listed) == 11
+        assert "it has no actions or action, only image, proprio" in listed["x_action.npz"]
+        assert "no array of pictures" in listed["x_float.npz"]
+        assert "action has 8 rows for 6 frames" in listed["x_long.npz"]
+        assert "action has values that are not finite" in listed["x_nan.npz"]
+        assert "it has 1 frames" in listed["x_one.npz"]
+        assert "actions of 3, proprio_states of 3, but the ones before had actions of 2" in listed["x_size.npz"]
+        assert "states have 4 rows for 6 frames" in listed["x_states.npz"]
+        assert "it has actions of 2, but the ones before" in listed["x_stateless.npz"]
+        assert "several arrays of pictures" in listed["y.hdf5/data/demo_1"]
+        assert "x_cut.npz" in listed and "x_text.hdf5" in listed
+        assert "skipped x_nan.npz" in caplog.text
+
+    def test_broken_demo_does_not_cost_the_others_of_its_file(self, source, tmp_path):
+        write_robomimic(source / "low.hdf5", [1, 2])
+        with h5py.File(source / "low.hdf5", "a") as file:
+            del file["data/demo_1/obs/agentview_image"]
+            file["data/demo_1/obs/agentview_image"] = np.zeros((3, 4))
+        found = run(source, tmp_path / "out", "--frames_key", "obs/agentview_image")
+        assert set(found) == {"low.hdf5/data/demo_2"}
+        assert "frames are float64 (3, 4)" in (tmp_path / "out" / "skipped.txt").read_text()
+
+    def test_picture_that_does_not_decode_costs_its_episode(self, source, tmp_path):
+        for number in (1, 2):
+            write_act(source / f"episode_{number}.hdf5", number, compressed=True)
+        with h5py.File(source / "episode_1.hdf5", "a") as file:
+            file["observations/images/top"][3, 4:] = 0
+        assert set(run(source, tmp_path / "out")) == {"episode_2.hdf5"}
+        assert "episode_1.hdf5\t" in (tmp_path / "out" / "skipped.txt").read_text()
+
+    def test_failure_half_way_leaves_nothing(self, source, tmp_path, monkeypatch):
+        for number in range(3):
+            write_npz(source / f"{number}.npz", number)
+        encode = import_episodes.encode_video
+
+        def fail_at_the_second(frames, *rest, **settings):
+            if (tmp_path / "seen").exists():
+                raise KeyboardInterrupt
+            (tmp_path / "seen").touch()
+            return encode(frames, *rest, **settings)
+
+        monkeypatch.setattr(import_episodes, "encode_video", fail_at_the_second)
+        with pytest.raises(SystemExit):
+            run(source, tmp_path / "out")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["seen", "source"]
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["{tmp}/missing", "{tmp}/out", "--fps", "10"], "There is nothing at"),
+            (["{tmp}/source/more", "{tmp}/out", "--fps", "10"], "There is no episode file in"),
+            (["{tmp}/source", "{tmp}/source", "--fps", "10"], "exists and is not empty"),
+            (["{tmp}/source", "{tmp}/out", "--fps", "0"], "--fps is 0.0"),
+            (["{tmp}/source", "{tmp}/out", "--fps", "10", "--num_shards", "0"], "--num_shards is 0"),
+            (["{tmp}/source", "{tmp}/out", "--fps", "10", "--frames_key", "x"], "it has no x (--frames_key), only"),
+            (["{tmp}/source", "{tmp}/out"], "--fps"),
+        ],
+    )
+    def test_a_wrong_call_ends_in_one_sentence(self, source, tmp_path, capfd, arguments, message):
+        write_npz(source / "a.npz", 1)
+        with pytest.raises(SystemExit):
+            import_episodes.main([argument.format(tmp=tmp_path) for argument in arguments])
+        told = capfd.readouterr().err
+        assert message in told and "Traceback" not in told
+        assert not (tmp_path / "out").exists() and (source / "a.npz").exists()
+
+    def test_missing_h5py_is_told_with_the_extra_that_brings_it(self, source, tmp_path, monkeypatch, capfd):
+        write_act(source / "a.hdf5", 1, compressed=False)
+        monkeypatch.setitem(sys.modules, "h5py", None)
+        with pytest.raises(SystemExit):
+            run(source, tmp_path / "out")
+        assert 'need h5py, which is not installed: pip install "vjepa2-hf[hdf5]"' in capfd.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
+def test_stored_video_has_short_groups_of_pictures(source, tmp_path):
+    write_npz(source / "a.npz", 1, num_actions=29, image=numbered_frames(30), proprio=np.zeros((30, 1)))
+    run(source, tmp_path / "out")
+    ((*_, row),) = open_stream(tmp_path / "out")
+    with VideoReader(row["video"]) as reader:
+        assert len(reader) == 30 and reader._is_key.sum() >= 3
