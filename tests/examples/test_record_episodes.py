@@ -226,6 +226,6 @@ def test_labels_of_another_environment_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         record_episodes.main([*arguments.split(), "--output", str(tmp_path / "data")])
     assert (
-        "--labels is for vjepa2_hf/did you mean 'vjepa2_hf/Pushing-v0' vjepa2_hf/TwoRooms-v0"
+        "--labels is for vjepa2_hf/Pushing-v0 and vjepa2_hf/TwoRooms-v0"
         in capsys.readouterr().err
     )
