@@ -1,19 +1,19 @@
-"""Plans in closed loop with world models, beside baselines, and reports success over episodes.
+"""Evaluates planners, policies and baselines in closed loop, and reports their success rates.
 
     python examples/plan.py --config examples/configs/demo/plan.yaml [key=value ...]
 
-Small, with a world model of your own:
+Small, with your own world model:
 
     python examples/plan.py --config examples/configs/demo/plan.yaml episodes=10 \
         "models={mine: runs/my_world_model/final}"
 
-In any other gymnasium environment that renders and takes a bounded Box action, with `gym` saying what a goal and a
-success are, such as examples/configs/pusht/plan.yaml (docs/planning_evaluation.md).
+Any gymnasium environment works that renders and takes a bounded Box action; `gym` then defines goals and success, see
+examples/configs/pusht/plan.yaml and docs/planning_evaluation.md.
 
-Writes `OUTPUT_DIR/results.json` (a row a method, see `summarize`), `by_episode.json` (success, steps and goal distance
-of every episode, as the `evaluate` module `planning_success` takes them), `episodes.npz` (states) and
-`videos/METHOD/episode-000.mp4` (an episode beside its goal). Until then each finished row lies in `rows/`: the same
-command after a stop goes on with what is missing. Rows of other settings or weights are not taken.
+Writes `OUTPUT_DIR/results.json` (one row per method), `by_episode.json` (success, steps and goal distance of every
+episode, the inputs of the `evaluate` module `planning_success`), `episodes.npz` (states) and
+`videos/METHOD/episode-000.mp4` (an episode next to its goal). Finished rows are kept in `rows/` until the end, and the
+same command continues a stopped evaluation. Rows of other settings or weights are not reused.
 """
 
 import dataclasses
@@ -64,42 +64,42 @@ class PlanConfig:
 
     output_dir: str
     models: dict[str, str]
-    """Name of the row: folder or Hub id of a world model."""
+    """Folder or Hub id of a world model, by the name of its row."""
     policies: dict[str, str] = field(default_factory=dict)
-    """Name of the row: folder of a policy of train_cloning.py or train_actor.py."""
+    """Folder of a policy of train_cloning.py or train_actor.py, by the name of its row."""
     proposals: dict[str, str] = field(default_factory=dict)
-    """Name of a row of `models`: folder of a policy whose imagined actions its planner starts from."""
+    """Folder of a policy whose rollout initializes the planner, by the name of a row of `models`."""
     env: str = "vjepa2_hf/Pushing-v0"
     gym: GymTasksConfig | None = None
-    """What is a goal and a success; null: the frozen tasks of this repository's environments."""
+    """Goals and success criterion; null: the frozen tasks of the package's environments."""
     baselines: list[str] = field(default_factory=lambda: list(BASELINES))
-    """Rows without a world model: uniform, data_policy, and for this repository's environments oracle."""
+    """Rows without a world model: uniform, data_policy, and for the package's environments oracle."""
     episodes: int = 100
     parallel: int | None = None
-    """Episodes side by side, planned in one call; null: all."""
+    """Episodes planned in one call; null: all."""
     first_task: int = 100_000
-    """Seed of the first task; tasks are numbered upwards. Choices are made on other tasks than figures."""
+    """Seed of the first task; the next ones follow. Tune settings on other tasks than you report."""
     seed: int = 0
-    """Of the planner's noise and of the policies."""
+    """Seed of the planner's samples and of the policies."""
     solver: dict[str, Any] = field(default_factory=dict)
-    """`name` and settings of the solver; empty: what the model was saved with."""
+    """`name` and settings of the solver; empty: as saved with the model."""
     distance: str | None = None
-    """Of the cost, l2, l1 or cosine; null: what the model was saved with."""
+    """Distance of the cost: l2, l1 or cosine; null: as saved with the model."""
     planner: dict[str, Any] = field(default_factory=dict)
-    """Other settings of VJepa2Planner, such as candidate_chunk_size; a `cost` takes the place of `distance`."""
+    """Other settings of VJepa2Planner, such as candidate_chunk_size; a `cost` replaces `distance`."""
     varied_appearance: bool = False
-    """Each task has its own floor, colours, distractors and light."""
+    """Appearance randomization: each task has its own floor, colors, distractors and light."""
     executed_actions: int = 2
-    """Environment actions of a plan that are carried out before planning again."""
+    """Environment actions of a plan that are executed before planning again."""
     warm_start: bool = False
-    """A plan starts from the last one, moved on by what was carried out."""
+    """Initialize a plan with the last one, shifted by the executed actions."""
     budget_ms: float | None = None
-    """Milliseconds of a planning call, after which no iteration begins; of one episode with parallel=1."""
+    """Milliseconds of a planning call after which no iteration starts; per episode with parallel=1."""
     videos: int = 100
-    """Episodes of a method to write as video."""
+    """Episodes per method to write as video."""
     num_threads: int | None = None
     device: str | None = None
-    """Of the world models; null: an accelerator where there is one."""
+    """Device of the world models; null: an accelerator if there is one."""
 
     def __post_init__(self):
         if not (self.models or self.baselines or self.policies):
@@ -107,7 +107,7 @@ class PlanConfig:
         rows = [*self.models, *self.policies, *(BASELINES.get(name, name) for name in self.baselines)]
         for name in rows:
             if name in ("seeds", "file") or rows.count(name) > 1:
-                raise ValueError(f"a row cannot be called {name!r}, or two rows the same; choose another name.")
+                raise ValueError(f"The row name {name!r} is reserved or used twice; choose another name.")
         for name in ("episodes", "executed_actions", "parallel"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
@@ -117,16 +117,16 @@ class PlanConfig:
             check_known(name, self.models, "row of models in proposals")
         for name in ("solver", "distance", "device"):
             if name in self.planner:
-                raise ValueError(f"planner has {name}, which is a setting of its own: set {name}, not planner.{name}.")
+                raise ValueError(f"planner.{name} is set, but {name} is a setting of its own: set {name} instead.")
         if self.warm_start and self.proposals:
             raise ValueError(
-                "a plan starts from the last one (warm_start) or from a policy (proposals), not from both."
+                "Both warm_start and proposals are set, but a plan has one initialization: leave out one of the two."
             )
         if self.gym is None and self.env not in DATA_POLICY:
-            raise ValueError(f"env is {self.env!r}: say in `gym` what its goals and successes are (gym.success, …).")
+            raise ValueError(f"env is {self.env!r}: define its goals and success criterion in `gym` (gym.success, …).")
         if self.gym is not None and ("oracle" in self.baselines or self.varied_appearance):
             raise ValueError(
-                "gym tasks have no oracle (true dynamics to plan with) and no varied_appearance: set "
+                "gym tasks have no oracle (it needs the true dynamics) and no varied_appearance: set "
                 "baselines=[uniform, data_policy] and leave out varied_appearance."
             )
 
@@ -145,10 +145,10 @@ def make_tasks(config: PlanConfig, seeds: range) -> TaskBatch:
 
 
 def run_method(config: PlanConfig, plan_of: Callable[[int], Plan]) -> tuple[ClosedLoopResult, np.ndarray]:
-    """All episodes of a method, `parallel` at a time; also goal pictures (n, H, W, 3) of those that are shown.
+    """Runs all episodes of a method, `parallel` at a time; also returns goal images (n, H, W, 3) of those on video.
 
     Args:
-        plan_of: number of a group of episodes -> its plan.
+        plan_of: returns the plan for a group of episodes, by the number of the group.
     """
     size = config.parallel or config.episodes
     results, goals = [], []
@@ -162,7 +162,7 @@ def run_method(config: PlanConfig, plan_of: Callable[[int], Plan]) -> tuple[Clos
 
 
 def baseline_plan(config: PlanConfig, name: str, group: int) -> Plan:
-    """Each group of episodes has its own noise."""
+    """The plan of a baseline; each group of episodes has its own seed."""
     if name == "oracle":
         return Oracle(seed=config.seed + group)
     return policy_plan("uniform" if name == "uniform" else config.data_policy, config.seed + group)
@@ -170,7 +170,7 @@ def baseline_plan(config: PlanConfig, name: str, group: int) -> Plan:
 
 def model_policy(config: PlanConfig, name: str, progress: tqdm) -> PlannerPolicy:
     settings = {**config.solver, "device": config.device, **config.planner}
-    settings |= {} if "cost" in config.planner else {"distance": config.distance}  # None: as it was saved
+    settings |= {} if "cost" in config.planner else {"distance": config.distance}  # None: as saved
     planner = VJepa2Planner.from_pretrained(config.models[name], solver=settings.pop("name", None), **settings)
     return PlannerPolicy(
         planner, config.seed, progress, config.executed_actions, config.warm_start, config.budget_ms,
@@ -179,7 +179,7 @@ def model_policy(config: PlanConfig, name: str, progress: tqdm) -> PlannerPolicy
 
 
 def run_row(config: PlanConfig, name: str) -> tuple[dict[str, Any], ClosedLoopResult, np.ndarray]:
-    """One method by the name of its row: the row, what happened, and goal pictures."""
+    """Runs a method by the name of its row; returns the row, the episodes, and goal images."""
     extra: dict[str, Any] = {"plan_milliseconds": None}
     if name in config.models:
         with tqdm(desc=name) as progress:
@@ -197,8 +197,8 @@ def run_row(config: PlanConfig, name: str) -> tuple[dict[str, Any], ClosedLoopRe
 
 
 def summarize(name: str, result: ClosedLoopResult) -> dict[str, Any]:
-    """A row: `success` with its interval, `steps_to_success`, `by_distance`, and of each score the means over episodes
-    of its largest and last value (`scores`)."""
+    """A row: `success` with its interval, `steps_to_success`, `by_distance`, and `scores`, means over episodes of the
+    largest and the last value of each score."""
     start = None if result.distances is None else result.distances[:, 0]
     row = {"name": name, **summarize_success(result.success, result.steps, start)}
     for score, values in result.scores.items():
@@ -208,20 +208,20 @@ def summarize(name: str, result: ClosedLoopResult) -> dict[str, Any]:
 
 
 def write_videos(folder: Path, result: ClosedLoopResult, goals: np.ndarray) -> None:
-    """Episodes beside their goals, small pictures enlarged, up to their success."""
+    """Writes episodes next to their goals, until their success; small images are enlarged."""
     if result.frames is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     for episode, (frames, goal) in enumerate(zip(result.frames, goals, strict=True)):
         frames = frames[: result.steps[episode] + 1] if result.success[episode] else frames
-        picture = np.concatenate([frames, np.broadcast_to(goal, frames.shape)], axis=2)
+        images = np.concatenate([frames, np.broadcast_to(goal, frames.shape)], axis=2)
         scale = max(1, 192 // goal.shape[0])
-        picture = picture.repeat(scale, axis=1).repeat(scale, axis=2)
-        (folder / f"episode-{episode:03d}.mp4").write_bytes(encode_video(picture, fps=10))
+        images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+        (folder / f"episode-{episode:03d}.mp4").write_bytes(encode_video(images, fps=10))
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:
-    """The cells of a row by column; columns that no row has are left out of the table."""
+    """Cells of a row by column; a column that no row has is left out of the table."""
     cells = {
         "method": row["name"],
         "success": f"{row['success']:.2f}",
@@ -231,7 +231,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
     if row["steps_to_success"] is not None:
         cells["steps"] = f"{row['steps_to_success']:.1f}"
     if row.get("plan_milliseconds") is not None:
-        cells["ms a plan"] = f"{row['plan_milliseconds']:.1f}"
+        cells["ms per plan"] = f"{row['plan_milliseconds']:.1f}"
     if "within_budget" in row:
         cells["calls within budget"] = f"{row['within_budget']:.2f}"
     if "by_distance" in row:
@@ -239,20 +239,20 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
     for name, values in row.get("scores", {}).items():
         cells |= {f"{name}, largest": f"{values['max']:.2f}", f"{name}, last": f"{values['last']:.2f}"}
     for horizon, error in row.get("rollout_error", {}).items():
-        cells[f"error {horizon} / copying's"] = f"{error['error'] / error['copy_error']:.2f}"
-        cells[f"cosine {horizon} (copying)"] = f"{error['cosine']:.2f} ({error['copy_cosine']:.2f})"
+        cells[f"error {horizon} / copy error"] = f"{error['error'] / error['copy_error']:.2f}"
+        cells[f"cosine {horizon} (copy)"] = f"{error['cosine']:.2f} ({error['copy_cosine']:.2f})"
     if "parameters" in row:
         cells["parameters"] = f"{row['parameters']:,}"
-        cells["MFLOP a step"] = f"{row['rollout_flops'] / 1e6:.1f}"
-        cells["ms a step of all candidates"] = f"{row['rollout_milliseconds']:.1f} ({row['rollout_candidates']})"
+        cells["MFLOP per step"] = f"{row['rollout_flops'] / 1e6:.1f}"
+        cells["ms per step of all candidates"] = f"{row['rollout_milliseconds']:.1f} ({row['rollout_candidates']})"
     return cells
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
     cells = [_cells(row) for row in rows]
-    order = ["method", "success", "95 % interval", "episodes", "steps", "ms a plan", "near to far goals"]
-    order += [name for h in HORIZONS for name in (f"error {h} / copying's", f"cosine {h} (copying)")]
+    order = ["method", "success", "95 % interval", "episodes", "steps", "ms per plan", "near to far goals"]
+    order += [name for h in HORIZONS for name in (f"error {h} / copy error", f"cosine {h} (copy)")]
     found = list(dict.fromkeys(name for row in cells for name in row))
     titles = [name for name in order if name in found] + [name for name in found if name not in order]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
@@ -260,10 +260,10 @@ def format_table(rows: list[dict[str, Any]]) -> str:
 
 
 def check_models(config: PlanConfig) -> dict[str, Any]:
-    """Loads what the rows need once, so that a missing folder or a wrong setting shows before hours of other rows.
+    """Loads all models and policies once, so that errors in them show before the first row runs.
 
     Returns:
-        What the rows with weights depend on beside the settings, by their names.
+        Path and fingerprints of the weights of each row that has some, by its name.
     """
     found = {}
     for name in config.models:
@@ -278,7 +278,7 @@ def check_models(config: PlanConfig) -> dict[str, Any]:
 
 @dataclass
 class FinishedRow:
-    """What is kept of a method's episodes: its row, what `by_episode.json` has of it, and states (N, T + 1, S)."""
+    """A method's row, its entry in `by_episode.json`, and the states (N, T + 1, S) of its episodes."""
 
     row: dict[str, Any]
     by_episode: dict[str, list]
@@ -297,8 +297,8 @@ def measure_row(config: PlanConfig, name: str) -> FinishedRow:
 
 
 def kept_row(config: PlanConfig, name: str, weights: Any) -> FinishedRow:
-    """A row that an earlier run with the same settings and weights has finished, or else runs and keeps it."""
-    others = ("output_dir", "models", "policies", "proposals", "baselines")  # which other rows there are
+    """Reads the row if an earlier run with the same settings and weights finished it; else runs and keeps it."""
+    others = ("output_dir", "models", "policies", "proposals", "baselines")  # which other rows exist
     settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in others}
     path = Path(config.output_dir) / "rows" / f"{cache_key({**settings, 'row': name, 'weights': weights})}.json"
     if path.exists():
@@ -309,14 +309,13 @@ def kept_row(config: PlanConfig, name: str, weights: Any) -> FinishedRow:
     path.parent.mkdir(exist_ok=True)
     if finished.states is not None:
         np.save(path.with_suffix(".npy"), finished.states)
-    # last, and renamed: who finds it finds the states, whole
-    kept = {**vars(finished), "states": finished.states is not None}
-    write_json(path, kept, indent=None)
+    # written last: a row implies complete states
+    write_json(path, {**vars(finished), "states": finished.states is not None}, indent=None)
     return finished
 
 
 def evaluate(config: PlanConfig) -> list[dict[str, Any]]:
-    """Runs every method on the same tasks and writes what came of it.
+    """Runs every method on the same tasks and writes the results.
 
     Raises:
         OSError: another run writes to the folder.
@@ -335,7 +334,7 @@ def evaluate(config: PlanConfig) -> list[dict[str, Any]]:
 
 
 def write_results(config: PlanConfig, finished: dict[str, FinishedRow]) -> None:
-    """The files of the whole run."""
+    """Writes the files of all rows."""
     output = Path(config.output_dir)
     write_text(output / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
     seeds = range(config.first_task, config.first_task + config.episodes)
@@ -343,7 +342,7 @@ def write_results(config: PlanConfig, finished: dict[str, FinishedRow]) -> None:
     with write_aside(output / "episodes.npz") as partial, open(partial, "wb") as file:
         np.savez_compressed(file, seeds=np.array(seeds), **states)
     write_json(output / "by_episode.json", {name: one.by_episode for name, one in finished.items()}, indent=None)
-    # last: who finds it finds the rest
+    # written last: results.json implies the other files
     rows = [one.row for one in finished.values()]
     write_json(output / "results.json", {"env": config.env, "rows": rows})
 

@@ -1,15 +1,15 @@
-"""Plans an arm's next action towards a goal picture as published for V-JEPA 2-AC, and measures where it leads.
+"""Plans an arm's next action towards a goal image as published for V-JEPA 2-AC, and measures its direction.
 
     python examples/plan_arm.py --config examples/configs/franka/plan.yaml [key=value ...]
 
-From held-out episodes it takes pairs of a frame and one some steps later: the first with the arm's state is the
-observation, the second the goal's picture. Of every plan the first action is compared with the way to the goal, which
-the states tell and the planner does not see. Beside it stand the action that the episode took there and uniformly
-random ones within the planner's bounds. `OUTPUT_DIR/results.json` holds all of it; the first plan and the table are
-printed. With `publish=true` they are also written to results/franka.json and docs/franka.md.
+Held-out episodes give pairs of frames: the first frame with the arm's state is the observation, the image some steps
+later is the goal. The first action of each plan is compared with the displacement to the goal, which the states give
+and the planner does not see. Baselines are the recorded action and uniform random actions within the planner's bounds.
+Prints the first plan and a table, and writes `OUTPUT_DIR/results.json`; `publish=true` also writes
+results/franka.json and docs/franka.md.
 
 The model is one of train_world_model.py with configs/franka/world_model.yaml, or a published action-conditioned
-checkpoint (`python -m vjepa2_hf.convert_checkpoints vjepa2-ac-vitg.pt runs/ac`); the data is any LeRobot dataset or
+checkpoint (`python -m vjepa2_hf.convert_checkpoints vjepa2-ac-vitg.pt runs/ac`). The data is any LeRobot dataset or
 shards with states of xyz (m), extrinsic Euler angles xyz (rad) and gripper (closed 1), at the model's frame rate.
 """
 
@@ -32,8 +32,8 @@ from vjepa2_hf.visualization.tables import publish_tables
 
 
 ROOT = Path(__file__).resolve().parent.parent
-DIRECTED = 45  # degrees from the way to the goal, within which an action counts as towards it
-RANDOM_ACTIONS = 1000  # for each pair
+DIRECTED = 45  # degrees between an action and the displacement to the goal that count as towards it
+RANDOM_ACTIONS = 1000  # per pair
 
 
 @dataclass
@@ -44,25 +44,25 @@ class PlanArmConfig:
     model: str
     """Folder or Hub id of a world model of an arm."""
     data: str
-    """Episodes that it was not trained on."""
+    """Episodes that the model was not trained on."""
     camera: str | None = None
-    """Of a LeRobot dataset with several."""
+    """Camera of a LeRobot dataset with several."""
     pairs: int = 40
-    """One an episode, in their order."""
+    """Number of pairs, one per episode."""
     steps_ahead: int = 4
     """Model steps from the observation to the goal."""
     smallest_distance: float = 0.03
-    """Metres to the goal; nearer ones have no direction to speak of, and are not taken."""
+    """Meters to the goal; nearer goals have no clear direction and are skipped."""
     planner: dict[str, Any] = field(default_factory=dict)
-    """Settings of VJepa2Planner; empty: those that the model was saved with."""
+    """Settings of VJepa2Planner; empty: as saved with the model."""
     plans_at_once: int = 8
     seed: int = 0
-    """Of the pairs, the planner's noise and the random actions."""
+    """Seed of the pairs, the planner's samples and the random actions."""
     num_threads: int | None = None
     device: str | None = None
-    """null: an accelerator where there is one."""
+    """null: an accelerator if there is one."""
     publish: bool = False
-    """Also write the repository's own results and page."""
+    """Also write the repository's results and page."""
 
     def __post_init__(self):
         for name in ("pairs", "steps_ahead", "plans_at_once", "smallest_distance"):
@@ -72,24 +72,24 @@ class PlanArmConfig:
 
 @dataclass
 class Pair:
-    """An observation and a goal: pictures uint8 (H, W, 3), states (7,), and the action that the episode took (7,)."""
+    """An observation and a goal: images uint8 (H, W, 3), states (7,), and the recorded action (7,)."""
 
-    picture: np.ndarray
+    image: np.ndarray
     state: np.ndarray
-    goal_picture: np.ndarray
+    goal_image: np.ndarray
     goal_state: np.ndarray
     action: np.ndarray
 
 
-def draw_pairs(config: PlanArmConfig) -> list[Pair]:
-    """At most `pairs` of them, one from each episode that has one."""
+def sample_pairs(config: PlanArmConfig) -> list[Pair]:
+    """Samples up to `pairs` pairs, one from each episode that has one."""
     rng, pairs = np.random.default_rng(config.seed), []
     for episode in read_episodes(config.data, camera=config.camera):
         states = episode["proprio_states"]
         if states is None or states.shape[1] != 7:
             found = "none" if states is None else f"{states.shape[1]} numbers"
             raise ValueError(
-                f"the states of {config.data!r} are {found}; an arm's are 7: xyz, Euler angles xyz, gripper."
+                f"The states of {config.data!r} are {found}, but 7 are expected: xyz, Euler angles xyz, gripper."
             )
         away = np.linalg.norm(states[config.steps_ahead :, :3] - states[: -config.steps_ahead, :3], axis=-1)
         starts = np.flatnonzero(away >= config.smallest_distance)
@@ -101,21 +101,21 @@ def draw_pairs(config: PlanArmConfig) -> list[Pair]:
             break
     if not pairs:
         raise ValueError(
-            f"no episode of {config.data!r} has states {config.smallest_distance} m apart within "
+            f"No episode of {config.data!r} has states {config.smallest_distance} m apart within "
             f"steps_ahead={config.steps_ahead} steps: lower smallest_distance, or raise steps_ahead."
         )
     return pairs
 
 
 def plan_all(planner: VJepa2Planner, pairs: list[Pair], config: PlanArmConfig) -> list[dict[str, Any]]:
-    """The plan of every pair; the same noise for all."""
+    """Plans every pair, with the same seed."""
     plans = []
     with tqdm(total=len(pairs), desc="plans") as progress:
         for first in range(0, len(pairs), config.plans_at_once):
             part = pairs[first : first + config.plans_at_once]
             plans += planner(
-                [pair.picture for pair in part],
-                [pair.goal_picture for pair in part],
+                [pair.image for pair in part],
+                [pair.goal_image for pair in part],
                 proprio_state=[pair.state for pair in part],
                 seed=config.seed,
             )
@@ -123,47 +123,51 @@ def plan_all(planner: VJepa2Planner, pairs: list[Pair], config: PlanArmConfig) -
     return plans
 
 
-def angles(moves: np.ndarray, ways: np.ndarray) -> np.ndarray:
-    """Degrees between moves and ways (..., 3); 90 for a move of nothing."""
-    lengths = np.linalg.norm(moves, axis=-1) * np.linalg.norm(ways, axis=-1)
-    return np.degrees(np.arccos(((moves * ways).sum(-1) / np.maximum(lengths, 1e-12)).clip(-1, 1)))
+def angles(moves: np.ndarray, displacements: np.ndarray) -> np.ndarray:
+    """Degrees between moves and displacements (..., 3); 90 for a move of length 0."""
+    lengths = np.linalg.norm(moves, axis=-1) * np.linalg.norm(displacements, axis=-1)
+    return np.degrees(np.arccos(((moves * displacements).sum(-1) / np.maximum(lengths, 1e-12)).clip(-1, 1)))
 
 
-def measure(moves: np.ndarray, ways: np.ndarray) -> dict[str, Any]:
-    """How moves (M, n, 3), M for each of n pairs, lie to the ways (n, 3) to their goals, in metres.
+def measure(moves: np.ndarray, displacements: np.ndarray) -> dict[str, Any]:
+    """Compares moves (M, n, 3), M for each of n pairs, with the displacements (n, 3) to their goals, in meters.
 
-    `median_degrees` between the two; `directed`, the share under 45 degrees; `remaining`, the mean distance to the
-    goal after the move over that before it; `right_sign`, the share of moves with the way's sign, by axis.
+    Returns:
+        `median_degrees` between the two; `directed`, the fraction under 45 degrees; `remaining`, the mean distance to
+        the goal after the move over that before it; `right_sign`, the fraction of moves with the right sign, by axis.
     """
-    found = angles(moves, ways)
-    after, before = np.linalg.norm(ways - moves, axis=-1), np.linalg.norm(ways, axis=-1)
+    found = angles(moves, displacements)
+    after = np.linalg.norm(displacements - moves, axis=-1)
+    before = np.linalg.norm(displacements, axis=-1)
     return {
         "median_degrees": float(np.median(found)),
         "directed": float((found < DIRECTED).mean()),
         "remaining": float(after.mean() / before.mean()),
-        "right_sign": ((moves > 0) == (ways > 0)).mean(axis=(0, 1)).tolist(),
+        "right_sign": ((moves > 0) == (displacements > 0)).mean(axis=(0, 1)).tolist(),
     }
 
 
 def compare(plans: list[dict[str, Any]], pairs: list[Pair], planner: VJepa2Planner, seed: int) -> dict[str, Any]:
-    """What is written: the measures of planned, recorded and random actions, and every pair."""
-    ways = np.stack([pair.goal_state[:3] - pair.state[:3] for pair in pairs])
+    """The measures of planned, recorded and random actions, and every pair."""
+    displacements = np.stack([pair.goal_state[:3] - pair.state[:3] for pair in pairs])
     planned = np.stack([plan["action"][:3] for plan in plans])
     recorded = np.stack([pair.action[:3] for pair in pairs])
     low, high = planner.action_low[:3], planner.action_high[:3]
-    drawn = np.random.default_rng(seed).uniform(low, high, (RANDOM_ACTIONS, len(pairs), 3))
-    rows = {"planned": measure(planned[None], ways)}
-    count = int((angles(planned, ways) < DIRECTED).sum())
+    sampled = np.random.default_rng(seed).uniform(low, high, (RANDOM_ACTIONS, len(pairs), 3))
+    rows = {"planned": measure(planned[None], displacements)}
+    count = int((angles(planned, displacements) < DIRECTED).sum())
     rows["planned"]["directed_low"], rows["planned"]["directed_high"] = wilson_interval(count, len(pairs))
-    rows |= {"recorded": measure(recorded[None], ways), "random": measure(drawn, ways)}
-    each = [{"action": plan["action"].tolist(), "cost": plan["cost"]} for plan in plans]
-    for one, way in zip(each, ways, strict=True):
-        one["way"] = way.tolist()
-    return {"pairs": len(pairs), "mean_distance": float(np.linalg.norm(ways, axis=-1).mean()), **rows, "each": each}
+    rows |= {"recorded": measure(recorded[None], displacements), "random": measure(sampled, displacements)}
+    each = [
+        {"action": plan["action"].tolist(), "cost": plan["cost"], "way": displacement.tolist()}
+        for plan, displacement in zip(plans, displacements, strict=True)
+    ]
+    distance = float(np.linalg.norm(displacements, axis=-1).mean())
+    return {"pairs": len(pairs), "mean_distance": distance, **rows, "each": each}
 
 
 def describe(action: np.ndarray) -> str:
-    """An action (7,) in words, with its units."""
+    """An action (7,) as text with units."""
     xyz, turn = (", ".join(f"{number:+.3f}" for number in action[part]) for part in (slice(0, 3), slice(3, 6)))
     return f"Δxyz {xyz} m   Δeuler {turn} rad   Δgripper {action[6]:+.2f} (closed = 1)"
 
@@ -176,26 +180,26 @@ def format_table(results: dict[str, Any]) -> str:
     ]
     for name in ("planned", "recorded", "random"):
         row = results[name]
-        share = f"{row['directed']:.2f}"
+        directed = f"{row['directed']:.2f}"
         if "directed_low" in row:
-            share += f" ({row['directed_low']:.2f}–{row['directed_high']:.2f})"
+            directed += f" ({row['directed_low']:.2f}–{row['directed_high']:.2f})"
         signs = ", ".join(f"{number:.2f}" for number in row["right_sign"])
-        lines.append(f"| {name} | {row['median_degrees']:.0f}° | {share} | {row['remaining']:.2f} | {signs} |")
+        lines.append(f"| {name} | {row['median_degrees']:.0f}° | {directed} | {row['remaining']:.2f} | {signs} |")
     return "\n".join(lines)
 
 
 def run(config: PlanArmConfig) -> dict[str, Any]:
-    """Plans for all pairs, and writes and returns what came of it."""
+    """Plans all pairs; writes and returns the results."""
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     planner = VJepa2Planner.from_pretrained(config.model, device=config.device, **config.planner)
     model_config = planner.model.config
     if (model_config.proprio_transition, model_config.frame_skip) != ("pose_delta", 1):
         raise ValueError(
-            f"{config.model!r} is no world model of an arm's poses: train one with proprio_transition: pose_delta "
+            f"{config.model!r} is not a world model of an arm's poses: train one with proprio_transition: pose_delta "
             "and frame_skip: 1, as in configs/franka/world_model.yaml."
         )
-    pairs = draw_pairs(config)
+    pairs = sample_pairs(config)
     plans = plan_all(planner, pairs, config)
     results = compare(plans, pairs, planner, config.seed)
     output = Path(config.output_dir)
@@ -211,7 +215,7 @@ def main(arguments: list[str] | None = None) -> None:
     results = run(config)
     first = results["each"][0]
     print(f"first plan: {describe(np.array(first['action']))}")
-    print(f"way to its goal: {', '.join(f'{number:+.3f}' for number in first['way'])} m\n")
+    print(f"displacement to its goal: {', '.join(f'{number:+.3f}' for number in first['way'])} m\n")
     if config.publish:
         documents = [ROOT / "docs" / "franka.md"]
         publish_tables(results, format_table(results), ROOT / "results" / "franka.json", documents, "franka")

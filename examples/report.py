@@ -1,10 +1,10 @@
-"""Writes a demo's report: one self-contained HTML file with curves, pictures, a table and an animation.
+"""Writes the demo's report: one self-contained HTML file with figures, tables and an animation.
 
     python examples/report.py RUN_DIR
 
-RUN_DIR is what `examples/demo.py` leaves: `episodes`, `pretrain`, `world_model`, `world_model_random` and `plan`. The
-result is `RUN_DIR/report.html`. It draws and compares what the other scripts measured, and measures nothing itself but
-the shares of variance under the picture of the features.
+RUN_DIR is the output of `examples/demo.py`: `episodes`, `pretrain`, `world_model`, `world_model_random` and `plan`.
+Writes `RUN_DIR/report.html`, and `RUN_DIR/demo.gif` with the planner's first episodes. The report shows what the other
+scripts measured; only the variance fractions of the features are measured here.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import io
 import json
 import math
 import platform
-from collections.abc import Callable
+import string
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -24,12 +24,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 import yaml
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
 
 from vjepa2_hf import VJepa2Encoder
-from vjepa2_hf.data.files import write_text
+from vjepa2_hf.data.files import write_aside, write_text
 from vjepa2_hf.environments import SUCCESS_PIXELS
+from vjepa2_hf.environments.animation import animate_episodes
 from vjepa2_hf.environments.tasks import Tasks
 from vjepa2_hf.training.settings import exit_on_user_error
 from vjepa2_hf.visualization.curves import STYLE, read_curves, require, smooth
@@ -40,18 +41,19 @@ from vjepa2_hf.visualization.video_clips import load_processor, read_clips
 PRETRAINED, RANDOM = "pretrained encoder", "random encoder"
 WORLD_MODELS = {PRETRAINED: "world_model", RANDOM: "world_model_random"}
 COLORS = {PRETRAINED: "#2563eb", RANDOM: "#d97706", "copy": "#94a3b8", "other": "#64748b"}
-PICTURE_CLIPS, PICTURE_FRAMES = 32, 16
-GREEN, RED, INK = (22, 163, 74), (220, 38, 38), (71, 85, 105)
+FEATURE_CLIPS, FEATURE_FRAMES = 32, 16
+ANIMATED_EPISODES, GIF_EPISODES = 12, 3
+PAGE = string.Template(Path(__file__).with_name("report_template.html").read_text(encoding="utf-8"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a run left
+# The run folder
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Run:
-    """The parts of a run folder that the report shows."""
+    """Contents of a run folder."""
 
     folder: Path
     pretraining: dict[str, np.ndarray]
@@ -60,7 +62,7 @@ class Run:
     rollout_errors: dict[str, list[dict[str, float]]]
     env: str
     rows: list[dict[str, Any]]
-    """Of the success table."""
+    """Rows of the success table."""
     states: dict[str, np.ndarray]
     """Episodes (E, T + 1, S) by row."""
     seeds: np.ndarray
@@ -85,14 +87,14 @@ def read_json(path: Path, script: str) -> Any:
     try:
         return json.loads(require(path, script).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{str(path)!r} is not whole JSON ({error}); run examples/{script} again.") from error
+        raise ValueError(f"{str(path)!r} is not valid JSON ({error}); run examples/{script} again.") from error
 
 
 def read_run(folder: Path) -> Run:
-    """Everything the report needs.
+    """Reads the run folder.
 
     Raises:
-        FileNotFoundError, ValueError: a part is missing or broken, in one sentence.
+        FileNotFoundError, ValueError: a part is missing or corrupt.
     """
     require(folder, "demo.py")
     require(folder / "episodes", "record_episodes.py")
@@ -125,10 +127,10 @@ def read_run(folder: Path) -> Run:
 
 
 def find_reached(run: Run) -> dict[str, np.ndarray]:
-    """By encoder, the step at which each episode first reached its goal (E,), -1 where it did not.
+    """The step at which each episode reached its goal (E,), -1 if it did not, by encoder.
 
     Raises:
-        ValueError: the episodes are not those of the table.
+        ValueError: episodes and table are of different runs.
     """
     tasks, reached = run.tasks, {}
     for encoder in WORLD_MODELS:
@@ -142,14 +144,14 @@ def find_reached(run: Run) -> dict[str, np.ndarray]:
         reached[encoder] = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, -1)
         if abs((reached[encoder] > 0).mean() - row["success"]) > 1e-6:
             raise ValueError(
-                f"The episodes and the table in {run.folder / 'plan'} disagree about {row['name']!r}: they are of "
+                f"The episodes and the table in {run.folder / 'plan'} disagree about {row['name']!r}, so they are of "
                 "different runs; run examples/plan.py again."
             )
     return reached
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Two-sided p of a difference as large as this, were both equally good (exact, ties left out)."""
+    """Exact two-sided p-value of the sign test; ties are left out."""
     decided = wins + losses
     tail = sum(math.comb(decided, k) for k in range(min(wins, losses) + 1)) / 2**decided
     return min(1.0, 2 * tail)
@@ -160,20 +162,25 @@ def sign_test(wins: int, losses: int) -> float:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def draw_pretraining_loss(run: Run) -> Figure:
+def plot_smoothed(axis: Axes, steps: np.ndarray, values: np.ndarray) -> None:
+    """A pretraining curve: raw values (thin) and their moving mean (thick)."""
+    axis.plot(steps, values, color=COLORS[PRETRAINED], alpha=0.25, lw=1)
+    axis.plot(steps, smooth(values), color=COLORS[PRETRAINED], lw=2)
+    axis.set(xlabel="training step")
+
+
+def plot_pretraining_loss(run: Run) -> Figure:
     figure = Figure(figsize=(8, 3), layout="constrained")
     axis = figure.subplots()
-    steps, loss = run.pretraining["step"], run.pretraining["loss"]
-    axis.plot(steps, loss, color=COLORS[PRETRAINED], alpha=0.25, lw=1)
-    axis.plot(steps, smooth(loss), color=COLORS[PRETRAINED], lw=2)
-    axis.set(xlabel="training step", ylabel="loss")
+    plot_smoothed(axis, run.pretraining["step"], run.pretraining["loss"])
+    axis.set(ylabel="loss")
     return figure
 
 
-def draw_collapse(run: Run) -> Figure:
+def plot_collapse(run: Run) -> Figure:
     figure = Figure(figsize=(10, 2.8), layout="constrained")
     titles = {
-        "target_std": "deviation of the targets",
+        "target_std": "standard deviation of the targets",
         "effective_rank": "effective rank of the targets",
         "prediction_variation": "variation of predictions over time",
     }
@@ -182,14 +189,13 @@ def draw_collapse(run: Run) -> Figure:
         if values is None:
             path = run.folder / "pretrain" / "metrics.jsonl"
             raise ValueError(f"{str(path)!r} has no {name}; run examples/pretrain.py of this version.")
-        axis.plot(run.pretraining["step"], values, color=COLORS[PRETRAINED], alpha=0.25, lw=1)
-        axis.plot(run.pretraining["step"], smooth(values), color=COLORS[PRETRAINED], lw=2)
-        axis.set(xlabel="training step", title=title)
+        plot_smoothed(axis, run.pretraining["step"], values)
+        axis.set(title=title)
         axis.set_ylim(bottom=0)
     return figure
 
 
-def draw_world_model_loss(run: Run) -> Figure:
+def plot_world_model_loss(run: Run) -> Figure:
     figure = Figure(figsize=(8, 3), layout="constrained")
     axis = figure.subplots()
     for encoder, metrics in run.world_models.items():
@@ -199,7 +205,7 @@ def draw_world_model_loss(run: Run) -> Figure:
     if 0 < switch < training["max_steps"]:
         axis.axvline(switch, color=COLORS["copy"], ls="--", lw=1)
         axis.annotate(
-            " from here on: loss of rollouts",
+            " loss of rollouts from here on",
             (switch, 1),
             xycoords=("data", "axes fraction"),
             va="top",
@@ -212,7 +218,7 @@ def draw_world_model_loss(run: Run) -> Figure:
     return figure
 
 
-def draw_rollout_error(run: Run) -> Figure:
+def plot_rollout_error(run: Run) -> Figure:
     figure = Figure(figsize=(10, 3.3), layout="constrained")
     ratio, absolute = figure.subplots(1, 2)
     for encoder, rows in run.rollout_errors.items():
@@ -226,8 +232,8 @@ def draw_rollout_error(run: Run) -> Figure:
         )
     ratio.axhline(1, color=COLORS["other"], ls="--", lw=1)
     ratio.annotate("copy the last state", (horizons[-1], 1.02), ha="right", fontsize=9, color=COLORS["other"])
-    ratio.set(title="error, as a part of that of copying", ylabel="ratio (lower is better)")
-    absolute.set(title="error of a standardised latent", ylabel="mean squared error")
+    ratio.set(title="error relative to copying", ylabel="ratio (lower is better)")
+    absolute.set(title="error of standardized latents", ylabel="mean squared error")
     ratio.set_ylim(0, max(1.15, ratio.get_ylim()[1]))
     absolute.set_ylim(bottom=0)
     for axis in (ratio, absolute):
@@ -236,130 +242,39 @@ def draw_rollout_error(run: Run) -> Figure:
     return figure
 
 
-def draw_success(run: Run) -> Figure:
+def plot_success(run: Run) -> Figure:
     figure = Figure(figsize=(8, 0.45 * len(run.rows) + 0.8), layout="constrained")
     axis = figure.subplots()
-    for place, row in enumerate(run.rows):
+    for index, row in enumerate(run.rows):
         color = next((COLORS[name] for name in WORLD_MODELS if row["name"].endswith(name)), COLORS["copy"])
         span = [[row["success"] - row["low"]], [row["high"] - row["success"]]]
-        axis.barh(place, row["success"], color=color, height=0.62)
-        axis.errorbar(row["success"], place, xerr=np.maximum(span, 0), color="#0f172a", capsize=4, lw=1.3)
-        axis.annotate(f"{row['success']:.2f}", (1.03, place), va="center", annotation_clip=False)
-    axis.set(xlim=(0, 1), xlabel="share of episodes that reach the goal, with 95 % interval")
+        axis.barh(index, row["success"], color=color, height=0.62)
+        axis.errorbar(row["success"], index, xerr=np.maximum(span, 0), color="#0f172a", capsize=4, lw=1.3)
+        axis.annotate(f"{row['success']:.2f}", (1.03, index), va="center", annotation_clip=False)
+    axis.set(xlim=(0, 1), xlabel="success rate with 95 % interval")
     axis.set_yticks(range(len(run.rows)), [row["name"] for row in run.rows])
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
     return figure
 
 
-def draw_features(run: Run) -> tuple[Figure, dict[str, Any]]:
-    """The encoder's features over the first clip, and the shares of variance."""
+def plot_features(run: Run) -> tuple[Figure, dict[str, Any]]:
+    """The encoder's features of the first clip, and the variance fractions."""
     model = str(run.folder / "pretrain" / "final")
     encoder = VJepa2Encoder.from_pretrained(model).eval()
-    clips = read_clips(run.folder / "episodes", PICTURE_FRAMES, count=PICTURE_CLIPS)
+    clips = read_clips(run.folder / "episodes", FEATURE_FRAMES, count=FEATURE_CLIPS)
     return compare_with_random(encoder, load_processor(model, encoder), clips)
 
 
-def draw_cell(picture: np.ndarray, goal: np.ndarray, title: str, color: tuple[int, int, int]) -> Image.Image:
-    """An episode's picture beside its goal, each (H, W, 3), framed, with a line of text above."""
-    height, width = picture.shape[:2]
-    cell = Image.new("RGB", (2 * width + 14, height + 26), (255, 255, 255))
-    draw = ImageDraw.Draw(cell)
-    draw.text((4, 2), title, fill=color, font=ImageFont.load_default(size=12))
-    draw.rectangle((2, 18, 2 * width + 11, height + 23), fill=color)
-    cell.paste(Image.fromarray(picture), (5, 21))
-    cell.paste(Image.fromarray(goal), (width + 9, 21))
-    return cell
-
-
-def animate_episodes(
-    tasks: Tasks, states: np.ndarray, reached: np.ndarray, count: int = 12, columns: int = 3, scale: int = 2
-) -> bytes:
-    """The first episodes as an animated GIF, each beside its goal; one that has reached it stands still.
-
-    Args:
-        states: (E, T + 1, S).
-        reached: (E,) steps, -1 for never.
-    """
-    count = min(count, len(states))
-    last = states.shape[1] - 1
-    goals = tasks.goal_images[:count].repeat(scale, axis=1).repeat(scale, axis=2)
-    frames = []
-    for step in range(last + 1):
-        cells = []
-        for episode in range(count):
-            done = 0 < reached[episode] <= step
-            shown = reached[episode] if done else step
-            picture = tasks.env.render_state(states[episode, shown], tasks.appearances[episode])
-            picture = picture.repeat(scale, axis=0).repeat(scale, axis=1)
-            title, color = f"step {step}   |   goal", INK
-            if done:
-                title, color = f"reached at step {shown}   |   goal", GREEN
-            elif step == last:
-                title, color = "not reached   |   goal", RED
-            cells.append(draw_cell(picture, goals[episode], title, color))
-        width, height = cells[0].size
-        sheet = Image.new("RGB", (width * min(columns, count), height * -(-count // columns)), (255, 255, 255))
-        for place, cell in enumerate(cells):
-            sheet.paste(cell, (place % columns * width, place // columns * height))
-        frames.append(sheet)
-    # One palette for all frames: without it colours would flicker, and every frame would be stored whole
-    samples = np.concatenate([np.asarray(frames[place]) for place in (0, len(frames) // 2, -1)])
-    palette = Image.fromarray(samples).quantize(192, dither=Image.Dither.NONE)
-    frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    durations = [800] + [160] * (len(frames) - 2) + [2500]
-    buffer = io.BytesIO()
-    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, disposal=1)
-    return buffer.getvalue()
+def animate_planner(run: Run, count: int) -> bytes:
+    """A GIF of the first episodes of the planner with the pretrained encoder."""
+    states = run.states[run.find_row(PRETRAINED)["name"]]
+    return animate_episodes(run.tasks, states, find_reached(run)[PRETRAINED], count)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The page
 # ---------------------------------------------------------------------------------------------------------------------
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>vjepa2_hf: from pixels to plans</title>
-<style>
-body {{ margin: 0; background: #f1f5f9; color: #1e293b; font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto,
-  "DejaVu Sans", sans-serif; }}
-main {{ max-width: 960px; margin: 0 auto; padding: 2.5rem 1.2rem 4rem; }}
-h1 {{ font-size: 2.1rem; line-height: 1.2; margin: 0 0 .4rem; letter-spacing: -.02em; }}
-h2 {{ font-size: 1.35rem; margin: 2.8rem 0 .3rem; letter-spacing: -.01em; }}
-p {{ margin: .5rem 0; max-width: 46rem; }}
-.lead {{ color: #475569; font-size: 1.08rem; }}
-.tiles {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .8rem; margin: 1.6rem 0; }}
-.tile {{ background: #fff; border-radius: 12px; padding: .9rem 1.1rem; box-shadow: 0 1px 3px #0f172a1a; }}
-.tile b {{ display: block; font-size: 1.75rem; letter-spacing: -.02em; line-height: 1.25; }}
-.tile span {{ color: #64748b; font-size: .86rem; }}
-.note {{ background: #fffbeb; border-left: 4px solid #f59e0b; border-radius: 6px; padding: .7rem 1.1rem;
-  max-width: none; }}
-figure {{ background: #fff; border-radius: 12px; margin: 1rem 0; padding: 1.1rem; box-shadow: 0 1px 3px #0f172a1a; }}
-figure img {{ display: block; max-width: 100%; height: auto; margin: 0 auto; }}
-figcaption {{ color: #475569; font-size: .92rem; margin-top: .8rem; }}
-figcaption b {{ color: #1e293b; }}
-.scroll {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .95rem; }}
-th, td {{ text-align: right; padding: .45rem .7rem; border-bottom: 1px solid #e2e8f0; white-space: nowrap; }}
-th:first-child, td:first-child {{ text-align: left; }}
-th {{ color: #64748b; font-weight: 600; font-size: .85rem; }}
-tr.marked td {{ background: #eff6ff; font-weight: 600; }}
-details {{ background: #fff; border-radius: 12px; padding: .7rem 1.1rem; margin: .6rem 0;
-  box-shadow: 0 1px 3px #0f172a1a; }}
-summary {{ cursor: pointer; font-weight: 600; }}
-pre {{ overflow-x: auto; font-size: .84rem; line-height: 1.4; }}
-</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
 
 
 def encode_figure(figure: Figure) -> str:
@@ -369,7 +284,7 @@ def encode_figure(figure: Figure) -> str:
 
 
 def format_figure(content: str, shows: str, limits: str) -> str:
-    """A figure (an image's data, or a table) with what it shows and what it does not."""
+    """A figure or table with a caption: what it shows and what it does not."""
     if content.startswith("data:"):
         content = f'<img src="{content}" alt="{html.escape(shows, quote=True)}">'
     caption = f"<b>Shows:</b> {html.escape(shows)} <b>Does not show:</b> {html.escape(limits)}"
@@ -388,110 +303,106 @@ def format_table(header: list[str], rows: list[list[str]], marked: int | None = 
 
 def format_head(run: Run) -> str:
     rates = {
-        "reach the goal, planning with the pretrained encoder": run.find_row(PRETRAINED)["success"],
-        "with a random encoder instead": run.find_row(RANDOM)["success"],
+        "success rate with the pretrained encoder": run.find_row(PRETRAINED)["success"],
+        "success rate with a random encoder": run.find_row(RANDOM)["success"],
     }
     tiles = [(f"{100 * rate:.0f} %", text) for text, rate in rates.items()]
     if run.timings:
-        tiles.append((f"{sum(run.timings.values()) / 60:.1f} min", "from the first recorded episode to the table"))
+        tiles.append((f"{sum(run.timings.values()) / 60:.1f} min", "from the first recorded episode to the results"))
     boxes = "".join(f'<div class="tile"><b>{value}</b><span>{html.escape(text)}</span></div>' for value, text in tiles)
     return f"""<h1>From pixels to plans</h1>
-<p class="lead">A video encoder learned to see from recorded videos alone; a world model learned, on its features, what
-actions change; and a planner used both to reach goals given as pictures in {html.escape(run.env)}. No label and no
-reward was used. This page shows what came of this one run.</p>
+<p class="lead">A video encoder was pretrained on recorded videos, without labels. A world model on its features
+learned the effect of actions. A planner used both to reach goals given as images in {html.escape(run.env)},
+without rewards. This page shows the results of one run.</p>
 <div class="tiles">{boxes}</div>
 <p class="note">{html.escape(compare_encoders(run))}</p>"""
 
 
 def compare_encoders(run: Run) -> str:
-    """The honest sentence: whether this run shows that pretraining helps."""
+    """Whether this run shows a gain of pretraining."""
     solved = {encoder: steps > 0 for encoder, steps in find_reached(run).items()}
     wins = int((solved[PRETRAINED] & ~solved[RANDOM]).sum())
     losses = int((solved[RANDOM] & ~solved[PRETRAINED]).sum())
     p = sign_test(wins, losses)
     rates = f"{run.find_row(PRETRAINED)['success']:.2f} and {run.find_row(RANDOM)['success']:.2f}"
     counts = (
-        f"With the pretrained and with the random encoder {rates} of the episodes reach their goal; tasks solved with "
-        f"the pretrained one alone: {wins}, with the random one alone: {losses} (sign test, p = {p:.2g})."
+        f"Success rates with the pretrained and the random encoder: {rates}. Tasks solved with the pretrained one "
+        f"only: {wins}, with the random one only: {losses} (sign test, p = {p:.2g})."
     )
     if p >= 0.05:
         verdict = (
-            "A random encoder's row standing so close means that pretraining's gain is not shown at this scale: "
-            "features of random weights keep enough of such plain pictures to plan with."
+            "This run does not show a gain of pretraining: random features keep enough information about such simple "
+            "images to plan with."
         )
     elif wins > losses:
         verdict = (
-            "In this run pretraining helped the planner; it is one training run and one small environment, and says "
+            "In this run pretraining improved planning. This is one training run in one small environment; it says "
             "nothing about others."
         )
     else:
-        verdict = (
-            "In this run the planner did better on random weights than on the pretrained ones: no gain of pretraining "
-            "is shown at this scale, and here it did harm."
-        )
+        verdict = "In this run planning was better with random weights: pretraining did harm at this scale."
     return f"{counts} {verdict}"
 
 
-def format_seeing(run: Run) -> str:
-    figure, numbers = draw_features(run)
+def format_pretraining(run: Run) -> str:
+    figure, numbers = plot_features(run)
     width = run.configs["pretrain"].get("encoder", {}).get("hidden_size")
-    shares = [[title, *(f"{values[name]:.3f}" for name in FRACTIONS)] for title, values in list_fractions(numbers)]
+    fractions = [[title, *(f"{values[name]:.3f}" for name in FRACTIONS)] for title, values in list_fractions(numbers)]
     return "\n".join(
         [
-            "<h2>1. Learning to see</h2>",
-            "<p>Parts of each video clip are hidden; the encoder sees the rest, and a predictor has to tell the "
-            "features (not the pixels) of what is hidden. The features to be told come from a slowly moving average "
-            "of the encoder itself.</p>",
+            "<h2>1. Pretraining</h2>",
+            "<p>Parts of each video clip are masked. The encoder sees the rest, and a predictor predicts the features "
+            "(not the pixels) of the masked parts. The target features come from an exponential moving average of the "
+            "encoder.</p>",
             format_figure(
-                encode_figure(draw_pretraining_loss(run)),
-                "the error of the predicted features during pretraining (thin: as measured, thick: moving mean).",
-                "how good the features are: the targets move with the encoder, so a lower loss may also mean easier "
-                "targets.",
+                encode_figure(plot_pretraining_loss(run)),
+                "the error of the predicted features during pretraining (thin: raw, thick: moving mean).",
+                "the quality of the features: the targets change with the encoder, so a lower loss may also mean "
+                "easier targets.",
             ),
             format_figure(
-                encode_figure(draw_collapse(run)),
-                "whether the features collapse. A deviation or a variation of 0, or a rank of 1, would mean that all "
-                f"clips look the same to the encoder; the highest possible rank is {width or 'the width'}.",
-                "what the features are about: they may differ and still miss what a task needs.",
+                encode_figure(plot_collapse(run)),
+                "whether the features collapse. A standard deviation or a variation of 0, or a rank of 1, would mean "
+                f"that all clips have equal features. The highest possible rank is {width or 'the width'}.",
+                "the content of the features: they may differ and still lack what a task needs.",
             ),
             format_figure(
                 encode_figure(figure),
                 "the first three principal components of the features of one clip as red, green and blue, before and "
-                "after the mean of each place is taken away (grey: as always), and the same with random weights.",
-                "the other components, and whether a colour means the same in two rows: each row has its own.",
+                "after subtracting the mean of each position, with pretrained and with random weights.",
+                "the other components. Colors of different rows do not compare: each row has its own components.",
             ),
             format_figure(
-                format_table(["share of the features' variance", *FRACTIONS], shares),
-                "how much of the features is explained by the place in the picture alone, by the frame alone, and by "
-                "neither. In one clip what stands still counts as place; over many clips only what is always the "
-                "same does.",
-                "which of the two encoders is the more useful: more variance beyond position is not more information.",
+                format_table(["fraction of the variance", *FRACTIONS], fractions),
+                "the fraction of the features' variance explained by the position in the image alone, by the frame "
+                "alone, and by neither. Within one clip static content counts as position; over many clips it does "
+                "not.",
+                "which encoder is more useful: more variance beyond position is not more information.",
             ),
         ]
     )
 
 
-def format_predicting(run: Run) -> str:
+def format_world_model(run: Run) -> str:
     skip = run.configs["world_model"]["world_model"].get("frame_skip", 1)
     windows = run.rollout_errors[PRETRAINED][0]["windows"]
     return "\n".join(
         [
-            "<h2>2. Learning to predict</h2>",
-            "<p>The encoder is frozen. The world model learns from recorded episodes which features follow when an "
-            "action is taken; one model on the pretrained encoder, and one with the same settings on an encoder with "
+            "<h2>2. World model</h2>",
+            "<p>The encoder is frozen. The world model learns from recorded episodes to predict the features after an "
+            "action. One model uses the pretrained encoder; another one with the same settings uses an encoder with "
             "random weights.</p>",
             format_figure(
-                encode_figure(draw_world_model_loss(run)),
-                "the training error of both world models. Where the loss changes from one step ahead to rollouts over "
-                "several steps it jumps, since that is harder.",
-                "which of the two is better: each is measured in its own encoder's features.",
+                encode_figure(plot_world_model_loss(run)),
+                "the training error of both world models. It jumps where the loss changes from one step ahead to "
+                "rollouts over several steps, which are harder.",
+                "which model is better: each is measured in the features of its own encoder.",
             ),
             format_figure(
-                encode_figure(draw_rollout_error(run)),
-                f"errors of rollouts on held-out episodes ({windows} starts), by the number of model steps ahead "
-                f"({skip} actions each), beside the guess that nothing changes. Left, below 1 is better than that "
-                "guess.",
-                "how well one can plan: the error counts everything in the features, and absolute errors of two "
+                encode_figure(plot_rollout_error(run)),
+                f"rollout errors on held-out episodes ({windows} windows) by the number of model steps ahead ({skip} "
+                "actions each), next to copying the last state. On the left, below 1 is better than copying.",
+                "planning performance: the error counts everything in the features, and absolute errors of two "
                 "encoders do not compare.",
             ),
         ]
@@ -504,7 +415,7 @@ def format_number(value: float | None, digits: int) -> str:
 
 def format_planning(run: Run) -> str:
     best, num_steps = run.find_row(PRETRAINED), next(iter(run.states.values())).shape[1] - 1
-    animation = animate_episodes(run.tasks, run.states[best["name"]], find_reached(run)[PRETRAINED])
+    animation = animate_planner(run, count=ANIMATED_EPISODES)
     rows = [
         [
             row["name"],
@@ -516,31 +427,31 @@ def format_planning(run: Run) -> str:
         ]
         for row in run.rows
     ]
-    header = ["method", "success", "95 % interval", "episodes", "steps to success", "ms a plan"]
+    header = ["method", "success", "95 % interval", "episodes", "steps to success", "ms per plan"]
     return "\n".join(
         [
             "<h2>3. Planning</h2>",
-            "<p>The planner sees the picture of now and the picture of the goal. It tries sequences of actions in the "
-            "world model, keeps those that come closest to the goal's features (cross-entropy method, CEM), carries "
-            "out the first actions and plans again. Every method has the same tasks; an episode succeeds when it is "
-            f"within {SUCCESS_PIXELS:g} pixels of the goal at any of its {num_steps} steps.</p>",
+            "<p>The planner gets the current image and the goal image. It samples sequences of actions, predicts "
+            "their outcomes with the world model, refits its distribution to those that end closest to the goal's "
+            "features (cross-entropy method, CEM), executes the first actions and plans again. All methods have the "
+            f"same tasks. An episode succeeds if it is within {SUCCESS_PIXELS:g} pixels of the goal at any of its "
+            f"{num_steps} steps.</p>",
             format_figure(
                 format_table(header, rows, marked=run.rows.index(best)),
-                "the share of the tasks that each method solves. The oracle plans with the true state and physics: "
-                "the same search on the truth, as short-sighted: no upper bound.",
-                "how other training runs would do: the interval is that of these episodes, with one trained model.",
+                "the success rate of each method. The oracle searches in the same way with the true state and "
+                "physics; with its short horizon it is not an upper bound.",
+                "the variation over training runs: the interval is over these episodes, with one trained model.",
             ),
             format_figure(
-                encode_figure(draw_success(run)),
-                "the same shares with their 95 % intervals. The random encoder's row is what pretraining is measured "
-                "by: where it stands as high, pretraining's gain is not shown at this scale.",
-                "a test between two rows: the tasks are shared, so rows are compared task by task (see the top).",
+                encode_figure(plot_success(run)),
+                "the same rates with their 95 % intervals. The random encoder is the baseline of pretraining.",
+                "a test between two rows: see the top for one that compares them task by task.",
             ),
             format_figure(
                 "data:image/gif;base64," + base64.b64encode(animation).decode(),
-                f"the first {min(12, len(run.seeds))} episodes of '{best['name']}', not selected: left what happens, "
-                "right the goal; green from the step on at which the goal is reached, red where it never is.",
-                "what the planner imagined: only what was carried out is drawn.",
+                f"the first {min(ANIMATED_EPISODES, len(run.seeds))} episodes of '{best['name']}', not selected, each "
+                "next to its goal; green from the step at which it reaches the goal, red if it never does.",
+                "the predictions of the planner.",
             ),
         ]
     )
@@ -565,20 +476,14 @@ def format_settings(run: Run) -> str:
     return "\n".join(parts)
 
 
-SECTIONS: list[Callable[[Run], str]] = [
-    format_head,
-    format_seeing,
-    format_predicting,
-    format_planning,
-    format_settings,
-]
-
-
 def write_report(folder: Path) -> Path:
-    """Writes `report.html` into a run folder, aside first, and returns its path."""
+    """Writes `report.html` and `demo.gif` into a run folder; returns the path of the report."""
     run = read_run(folder)
+    sections = (format_head, format_pretraining, format_world_model, format_planning, format_settings)
     with matplotlib.rc_context(STYLE):
-        page = PAGE.format(body="\n".join(section(run) for section in SECTIONS))
+        page = PAGE.substitute(body="\n".join(section(run) for section in sections))
+    with write_aside(folder / "demo.gif") as partial:
+        partial.write_bytes(animate_planner(run, count=GIF_EPISODES))
     write_text(folder / "report.html", page)
     return folder / "report.html"
 
@@ -586,7 +491,9 @@ def write_report(folder: Path) -> Path:
 @exit_on_user_error
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="what examples/demo.py leaves, like runs/demo")
+    parser.add_argument(
+        "run_dir", metavar="RUN_DIR", type=Path, help="output of examples/demo.py, for example runs/demo"
+    )
     print(f"The report is {write_report(parser.parse_args(arguments).run_dir).resolve()}")
 
 

@@ -130,13 +130,13 @@ class TestMeasures:
 class TestRefusals:
     def test_episodes_without_an_arms_states(self):
         data = str(ROOT / "tests" / "fixtures" / "lerobot_v3")
-        with pytest.raises(ValueError, match="states of .* are 2 numbers; an arm's are 7"):
-            plan_arm.draw_pairs(plan_arm.PlanArmConfig("out", "model", data, camera="front"))
+        with pytest.raises(ValueError, match="states of .* are 2 numbers, but 7 are expected"):
+            plan_arm.sample_pairs(plan_arm.PlanArmConfig("out", "model", data, camera="front"))
 
     def test_goals_that_are_nowhere_far_enough(self, walked):
         config = plan_arm.PlanArmConfig("out", "model", str(walked / "runs/franka/held_out"), smallest_distance=9)
-        with pytest.raises(ValueError, match="no episode of .* has states 9 m apart within steps_ahead=4 steps"):
-            plan_arm.draw_pairs(config)
+        with pytest.raises(ValueError, match="No episode of .* has states 9 m apart within steps_ahead=4 steps"):
+            plan_arm.sample_pairs(config)
 
     def test_a_number_of_pairs_that_is_none(self):
         with pytest.raises(ValueError, match="pairs is 0; expected more than 0"):

@@ -64,7 +64,7 @@ def test_evaluation_writes_table_episodes_and_videos(model_dir, tmp_path):
     assert rows[2]["plan_milliseconds"] > 0 and rows[0]["plan_milliseconds"] is None
     table = format_table(rows)
     assert table.count("\n") == 1 + len(rows)
-    assert "| error 1 / copying's | cosine 1 (copying) |" in table and "| 0.50 | 0.75 (0.25) |" in table
+    assert "| error 1 / copy error | cosine 1 (copy) |" in table and "| 0.50 | 0.75 (0.25) |" in table
     assert rows[2]["rollout_flops"] > 0 and rows[2]["rollout_milliseconds"] > 0 and rows[2]["parameters"] > 0
     by_episode = json.loads((tmp_path / "by_episode.json").read_text())
     assert list(by_episode) == [row["name"] for row in rows]
@@ -234,13 +234,13 @@ def test_budget_warm_start_and_proposals_reach_the_planner(model_dir, policy_dir
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"env": "Pendulum-v1"}, "say in `gym`"),
+        ({"env": "Pendulum-v1"}, "success criterion in `gym`"),
         ({"gym": GYM}, "no oracle"),
         ({"proposals": {"CME": "x"}, "models": {"CEM": "y"}}, "did you mean 'CEM'"),
-        ({"models": {"CEM": "y"}, "policies": {"CEM": "y"}}, "two rows the same"),
-        ({"models": {"CEM": "y"}, "proposals": {"CEM": "x"}, "warm_start": True}, "not from both"),
+        ({"models": {"CEM": "y"}, "policies": {"CEM": "y"}}, "reserved or used twice"),
+        ({"models": {"CEM": "y"}, "proposals": {"CEM": "x"}, "warm_start": True}, "leave out one of the two"),
         ({"parallel": 0}, "parallel must be at least 1"),
-        ({"models": {"CEM": "y"}, "planner": {"distance": "l1"}}, "set distance, not planner.distance"),
+        ({"models": {"CEM": "y"}, "planner": {"distance": "l1"}}, "planner.distance is set"),
     ],
 )
 def test_settings_that_do_not_fit_are_a_sentence(settings, message):

@@ -13,12 +13,13 @@ import pytest
 import report
 import yaml
 from datasets import Features, Video
-from report import animate_episodes, sign_test, write_report
+from report import sign_test, write_report
 
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2MaskedLatentPredictionConfig, VJepa2VideoProcessor
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.environments import PUSHING
+from vjepa2_hf.environments.animation import GREEN, animate_episodes
 from vjepa2_hf.environments.tasks import Tasks
 from vjepa2_hf.visualization.curves import read_curves
 
@@ -137,8 +138,8 @@ def test_every_figure_says_what_it_shows_and_what_not(page):
 
 
 def test_the_tables_hold_the_results(page):
-    shares, success, *_, times = Page(page).tables
-    assert [len(line) for line in shares] == [4] * 5 and shares[0][1:] == ["position", "time", "rest"]
+    fractions, success, *_, times = Page(page).tables
+    assert [len(line) for line in fractions] == [4] * 5 and fractions[0][1:] == ["position", "time", "rest"]
     assert [line[0] for line in success[1:]] == list(ROWS)
     assert success[4] == ["CEM, pretrained encoder", "0.75", "0.68–1.00", "4", "2.0", "12"]
     assert success[1] == ["uniform random", "0.00", "0.00–1.00", "4", "–", "–"]
@@ -147,9 +148,9 @@ def test_the_tables_hold_the_results(page):
 
 
 def test_an_unproven_gain_is_called_so(page):
-    assert "0.75 and 0.50 of the episodes" in page
-    assert "tasks solved with the pretrained one alone: 1, with the random one alone: 0" in page
-    assert "pretraining&#x27;s gain is not shown at this scale" in page
+    assert "random encoder: 0.75 and 0.50." in page
+    assert "Tasks solved with the pretrained one only: 1, with the random one only: 0" in page
+    assert "This run does not show a gain of pretraining" in page
 
 
 def test_settings_are_escaped(page):
@@ -162,6 +163,13 @@ def test_the_animation_is_small_and_runs_to_the_end(page):
     animation = PIL.Image.open(io.BytesIO(data))
     assert animation.n_frames == STEPS + 1
     assert len(data) < 2_000_000
+
+
+def test_the_small_animation_is_deterministic(page, finished_run):
+    data = (finished_run / "demo.gif").read_bytes()
+    assert PIL.Image.open(io.BytesIO(data)).n_frames > 1 and len(data) < 400_000
+    write_report(finished_run)
+    assert (finished_run / "demo.gif").read_bytes() == data
 
 
 def test_an_animation_of_real_length_stays_small():
@@ -179,7 +187,7 @@ def test_an_animation_of_real_length_stays_small():
     for frame in (0, 25):
         animation.seek(frame)
         pixels = np.asarray(animation.convert("RGB")).astype(int)
-        marked.append(int((np.abs(pixels - report.GREEN).max(axis=-1) < 30).sum()))
+        marked.append(int((np.abs(pixels - GREEN).max(axis=-1) < 30).sum()))
     assert marked[0] == 0 and marked[1] > 1000  # success shows from its step on
 
 
@@ -190,7 +198,8 @@ def test_sign_test():
 
 
 @pytest.mark.parametrize(
-    ("wins", "losses", "sentence"), [(20, 2, "pretraining helped"), (2, 20, "here it did harm"), (5, 4, "not shown")]
+    ("wins", "losses", "sentence"),
+    [(20, 2, "pretraining improved planning"), (2, 20, "did harm"), (5, 4, "does not show a gain")],
 )
 def test_the_verdict_follows_the_episodes(monkeypatch, wins, losses, sentence):
     reached = {report.PRETRAINED: [3] * wins + [-1] * losses, report.RANDOM: [-1] * wins + [3] * losses}

@@ -1,0 +1,66 @@
+"""Animated GIFs of closed-loop episodes, each next to its goal."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .tasks import Tasks
+
+
+GREEN, RED, INK = (22, 163, 74), (220, 38, 38), (71, 85, 105)  # reached, never reached, under way
+
+
+def animate_episodes(
+    tasks: Tasks, states: np.ndarray, reached: np.ndarray, count: int = 12, columns: int = 3, scale: int = 2
+) -> bytes:
+    """The first episodes as an animated GIF; an episode stops when it reaches its goal. Equal inputs, equal bytes.
+
+    Args:
+        tasks: tasks of the episodes.
+        states: (E, T + 1, S).
+        reached: (E,), the step at which an episode reached its goal, -1 if it did not.
+        count: number of episodes shown.
+        columns: episodes per row.
+        scale: enlargement of the images.
+    """
+    count, last = min(count, len(states)), states.shape[1] - 1
+    frames = []
+    for step in range(last + 1):
+        cells = []
+        for episode in range(count):
+            done = 0 < reached[episode] <= step
+            shown = reached[episode] if done else step
+            image = tasks.env.render_state(states[episode, shown], tasks.appearances[episode])
+            pair = np.stack([image, tasks.goal_images[episode]]).repeat(scale, axis=1).repeat(scale, axis=2)
+            title, color = f"step {step}   |   goal", INK
+            if done:
+                title, color = f"reached at step {shown}   |   goal", GREEN
+            elif step == last:
+                title, color = "not reached   |   goal", RED
+            cells.append(_frame(*pair, title, color))
+        width, height = cells[0].size
+        sheet = Image.new("RGB", (width * min(columns, count), height * -(-count // columns)), (255, 255, 255))
+        for index, cell in enumerate(cells):
+            sheet.paste(cell, (index % columns * width, index // columns * height))
+        frames.append(sheet)
+    # One palette for all frames: otherwise colors flicker, and every frame is stored completely
+    samples = np.concatenate([np.asarray(frames[index]) for index in (0, len(frames) // 2, -1)])
+    palette = Image.fromarray(samples).quantize(192, dither=Image.Dither.NONE)
+    frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    durations = [800] + [160] * (len(frames) - 2) + [2500]  # milliseconds
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, disposal=1)
+    return buffer.getvalue()
+
+
+def _frame(image: np.ndarray, goal: np.ndarray, title: str, color: tuple[int, int, int]) -> Image.Image:
+    """An image next to its goal, each (H, W, 3), in a frame with a title."""
+    height, width = image.shape[:2]
+    cell = Image.new("RGB", (2 * width + 14, height + 26), (255, 255, 255))
+    canvas = ImageDraw.Draw(cell)
+    canvas.text((4, 2), title, fill=color, font=ImageFont.load_default(size=12))
+    canvas.rectangle((2, 18, 2 * width + 11, height + 23), fill=color)
+    cell.paste(Image.fromarray(image), (5, 21))
+    cell.paste(Image.fromarray(goal), (width + 9, 21))
+    return cell
