@@ -1,15 +1,15 @@
-"""Embeds a folder of videos: parquet files out, which `datasets` loads.
+"""Embeds a folder of videos as parquet files, which `datasets` loads.
 
     python examples/extract_features.py MODEL SOURCE_DIR OUT_DIR [--pool clip|frame|tokens] [--batch_size 8]
     torchrun --nproc_per_node 2 examples/extract_features.py MODEL SOURCE_DIR OUT_DIR     # several processes
 
     rows = datasets.load_dataset("OUT_DIR", split="train")
 
-MODEL is a folder or Hub id that holds an encoder and a processor. SOURCE_DIR is searched recursively. A video is cut
-into clips of `--frames` frames, one after the other, each a row: `path`, `clip` (its number in the video),
-`first_frame`, `start` (seconds) and `embedding`: with `--pool clip` one vector, "frame" one a time step, "tokens" all
-tokens. A last clip may be shorter. Files that do not decode are left out and listed in OUT_DIR/skipped.txt. A run that
-was stopped goes on when its command is given again, with any number of processes.
+MODEL is a folder or Hub id that holds an encoder and a processor. SOURCE_DIR is searched recursively. Each video is
+cut into consecutive clips of `--frames` frames; the last clip may be shorter. Each clip is a row with `path`, `clip`
+(its index in the video), `first_frame`, `start` (seconds) and `embedding`: one vector with `--pool clip`, one vector
+per time step with "frame", all tokens with "tokens". Unreadable files are listed in OUT_DIR/skipped.txt. Repeat the
+command to continue an interrupted run, with any number of processes.
 """
 
 import argparse
@@ -27,12 +27,13 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 from datasets import Features, List, Value
-from make_video_shards import find_videos
 from tqdm.auto import tqdm
 
 from vjepa2_hf import VJepa2Encoder, VJepa2VideoProcessor
-from vjepa2_hf.data.files import cache_key, claim_folder, config_fingerprint, locked, weights_fingerprint, write_aside
+from vjepa2_hf.data.files import cache_key, claim_folder, config_fingerprint, locked, weights_fingerprint
 from vjepa2_hf.data.frame_source import FrameSource, saved_processor
+from vjepa2_hf.data.parts import PartWriter
+from vjepa2_hf.data.shards import find_videos
 from vjepa2_hf.pipelines.video_features import default_chunk_frames
 from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
 
@@ -40,7 +41,7 @@ from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
 logger = logging.getLogger("extract_features")
 
 MANIFEST = ".manifest.json"  # hidden files are no data to `datasets`
-PART_VIDEOS, PART_BYTES = 64, 2**26  # a part is written at whichever comes first: what a kill may cost
+PART_VIDEOS, PART_BYTES = 64, 2**26  # limits of a part: the work that an interruption can lose
 _VECTOR = List(Value("float32"))
 EMBEDDINGS = {"clip": _VECTOR, "frame": List(_VECTOR), "tokens": List(_VECTOR)}
 
@@ -53,7 +54,7 @@ def features_of(pool: str) -> Features:
 
 @dataclass
 class Job:
-    """A video on its way: its rows so far, clips read, clips in all (known at its end), or why it is left out."""
+    """A video in progress: its rows so far, clips read, number of clips (once known), or why it is skipped."""
 
     path: Path
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -63,15 +64,15 @@ class Job:
 
 
 class Embedder:
-    """Reads videos clip by clip and embeds clips of one shape in batches, across videos.
+    """Reads videos clip by clip and embeds batches of clips of one shape, across videos.
 
     Args:
-        encoder: in its place, for evaluation.
+        encoder: on its device, in evaluation mode.
         processor: a `VJepa2VideoProcessor`.
-        frames: of a clip, kept ones.
+        frames: kept frames per clip.
         stride: every stride-th frame is kept.
         pool: "clip", "frame" or "tokens".
-        batch_size: clips at a time.
+        batch_size: clips per batch.
     """
 
     def __init__(self, encoder: VJepa2Encoder, processor: Any, frames: int, stride: int, pool: str, batch_size: int):
@@ -80,7 +81,7 @@ class Embedder:
         self._batch: list[tuple[Job, dict[str, Any], torch.Tensor]] = []
 
     def embed(self, paths: Iterable[Path]) -> Iterator[Job]:
-        """The videos in order, each with all its rows, or with the reason why it was left out."""
+        """The videos in order, each with all its rows, or with the reason why it is skipped."""
         waiting: deque[Job] = deque()
         for path in paths:
             waiting.append(Job(path))
@@ -106,7 +107,7 @@ class Embedder:
                     self._add(job, *clip)
 
     def _clips(self, path: Path) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
-        """The clips of a video: what a row says of it, and pixels (t, C, H, W), whole tubelets."""
+        """The clips of a video: the columns of a row, and pixels (t, C, H, W) padded to whole tubelets."""
         source = FrameSource(path, self.processor, stride=self.stride)
         for number, (pixels, _) in enumerate(source.chunks(self.frames)):
             missing = -len(pixels) % self.encoder.config.tubelet_size
@@ -136,56 +137,32 @@ def _is_done(job: Job) -> bool:
     return job.reason is not None or len(job.rows) == job.clips
 
 
-class Parts:
-    """The parquet files of one process.
+def part_writer(out_dir: Path, source_dir: Path, pool: str, rank: int) -> PartWriter:
+    """The parquet files of one process; their metadata names the videos in them."""
 
-    Args:
-        out_dir, source_dir: of the run.
-        pool: tells the columns.
-        rank: of this process; part of the files' names.
-    """
-
-    def __init__(self, out_dir: Path, source_dir: Path, pool: str, rank: int):
-        self.out_dir, self.source_dir, self.rank = out_dir, source_dir, rank
-        self.schema = features_of(pool).arrow_schema
-        self._jobs: list[Job] = []
-        self._bytes = 0
-        for path in out_dir.glob(f".train-{rank:05d}-*.tmp"):
-            path.unlink()  # of a run that was killed
-
-    def add(self, job: Job) -> None:
-        self._jobs.append(job)
-        self._bytes += sum(row["embedding"].nbytes for row in job.rows)
-        if len(self._jobs) >= PART_VIDEOS or self._bytes >= PART_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes what is held as a part, aside, then renamed; its metadata names the videos in it."""
-        if not self._jobs:
-            return
-        names = {job.path: str(job.path.relative_to(self.source_dir)) for job in self._jobs}
+    def save(path: Path, jobs: list[Job]) -> None:
+        names = {job.path: str(job.path.relative_to(source_dir)) for job in jobs}
         rows = [
             {"path": names[job.path], **row, "embedding": row["embedding"].tolist()}
-            for job in self._jobs
+            for job in jobs
             for row in job.rows
         ]
-        videos = json.dumps({names[job.path]: file_state(job.path) for job in self._jobs})
-        schema = self.schema.with_metadata({**self.schema.metadata, b"videos": videos.encode()})
-        number = len(list(self.out_dir.glob(f"train-{self.rank:05d}-*.parquet")))
-        whole = self.out_dir / f"train-{self.rank:05d}-{number:05d}.parquet"
-        with write_aside(whole) as partial:
-            pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
-        self._jobs, self._bytes = [], 0
+        schema = features_of(pool).arrow_schema
+        videos = json.dumps({names[job.path]: file_state(job.path) for job in jobs})
+        schema = schema.with_metadata({**schema.metadata, b"videos": videos.encode()})
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+
+    return PartWriter(out_dir, f"train-{rank:05d}-{{:05d}}.parquet", save, PART_BYTES, PART_VIDEOS)
 
 
 def file_state(path: Path) -> list[int]:
-    """Size and time of change of a file."""
+    """Size and modification time of a file."""
     found = path.stat()
     return [found.st_size, found.st_mtime_ns]
 
 
 def videos_done(out_dir: Path) -> dict[str, list[int]]:
-    """The videos in whole parts, of all processes, with their files' state."""
+    """The videos in the parts of all processes, with the states of their files."""
     found = {}
     for part in sorted(out_dir.glob("train-*.parquet")):
         found |= json.loads(pq.read_schema(part).metadata[b"videos"])
@@ -193,10 +170,10 @@ def videos_done(out_dir: Path) -> dict[str, list[int]]:
 
 
 def videos_left(files: list[Path], source_dir: Path, out_dir: Path) -> list[Path]:
-    """The videos that are in no part.
+    """The videos that no part holds.
 
     Raises:
-        ValueError: one that is in a part has changed since.
+        ValueError: an embedded video has changed since.
     """
     done = videos_done(out_dir)
     for path in files:
@@ -222,7 +199,7 @@ def merge_skipped(out_dir: Path) -> list[str]:
 
 
 def load(args: argparse.Namespace, device: torch.device) -> tuple[VJepa2Encoder, VJepa2VideoProcessor, dict]:
-    """Encoder, processor, and what the embeddings depend on."""
+    """The encoder, the processor, and a description of what the embeddings depend on."""
     encoder = VJepa2Encoder.from_pretrained(args.model).eval().to(device)
     args.frames = args.frames or default_chunk_frames(encoder)
     tubelet = encoder.config.tubelet_size
@@ -254,11 +231,11 @@ def extract(args: argparse.Namespace) -> None:
         state.wait_for_everyone()  # nobody writes before all have looked
         mine = left[state.process_index :: state.num_processes]
         embedder = Embedder(encoder, processor, args.frames, args.stride, args.pool, args.batch_size)
-        parts, skipped = Parts(args.out_dir, args.source_dir, args.pool, state.process_index), {}
+        parts, skipped = part_writer(args.out_dir, args.source_dir, args.pool, state.process_index), {}
         bar = tqdm(total=len(mine), unit="video", desc="embedding", disable=not state.is_main_process)
         for job in embedder.embed(mine):
             if job.reason is None:
-                parts.add(job)
+                parts.add(job, sum(row["embedding"].nbytes for row in job.rows))
             else:
                 skipped[str(job.path.relative_to(args.source_dir))] = job.reason
                 logger.warning("skipped %s: %s", job.path.relative_to(args.source_dir), job.reason)
@@ -286,12 +263,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL", help="folder or Hub id of a model that holds an encoder")
     parser.add_argument("source_dir", metavar="SOURCE_DIR", type=Path, help="folder of videos, searched recursively")
-    parser.add_argument("out_dir", metavar="OUT_DIR", type=Path, help="new folder, or one of a run that was stopped")
-    parser.add_argument("--pool", choices=list(EMBEDDINGS), default="clip", help="what a row holds (default: clip)")
-    parser.add_argument("--frames", type=int, help="kept frames of a clip; default: the model's")
+    parser.add_argument("out_dir", metavar="OUT_DIR", type=Path, help="new folder, or one of an interrupted run")
+    parser.add_argument("--pool", choices=list(EMBEDDINGS), default="clip", help="pooling (default: clip)")
+    parser.add_argument("--frames", type=int, help="kept frames per clip (default: the model's)")
     parser.add_argument("--stride", type=int, default=1, help="every stride-th frame is kept (default: 1)")
-    parser.add_argument("--size", type=int, help="pixels of the square that frames are cut to; default: the model's")
-    parser.add_argument("--batch_size", type=int, default=8, help="clips at a time, a process (default: 8)")
+    parser.add_argument("--size", type=int, help="side of the square crop in pixels (default: the model's)")
+    parser.add_argument("--batch_size", type=int, default=8, help="clips per batch and process (default: 8)")
     args = parser.parse_args(arguments)
     for name in ("frames", "stride", "size", "batch_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:

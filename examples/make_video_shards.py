@@ -25,27 +25,13 @@ from datasets import ClassLabel, Features, Value, Video
 from tqdm.auto import tqdm
 
 from vjepa2_hf.data.files import staged_folder
-from vjepa2_hf.data.shards import write_shard_files
+from vjepa2_hf.data.shards import find_videos, write_shard_files
 from vjepa2_hf.data.video_writing import transcode_video
 from vjepa2_hf.training.settings import exit_on_user_error
-from vjepa2_hf.video_io import VIDEO_EXTENSIONS, VideoDecodeError
+from vjepa2_hf.video_io import VideoDecodeError
 
 
 logger = logging.getLogger("make_video_shards")
-
-
-def find_videos(source_dir: Path) -> list[Path]:
-    """The video files below a folder, by their extension, sorted."""
-    if not source_dir.is_dir():
-        raise FileNotFoundError(f"There is no folder {str(source_dir)!r}; give a folder that holds video files.")
-    files = sorted(path for path in source_dir.rglob("*") if path.suffix.lower() in VIDEO_EXTENSIONS)
-    files = [path for path in files if path.is_file() and not path.name.startswith(".")]
-    if not files:
-        known = " ".join(VIDEO_EXTENSIONS)
-        raise FileNotFoundError(
-            f"There is no video file in {str(source_dir)!r}; files with these names count: {known}."
-        )
-    return files
 
 
 def class_names(source_dir: Path, files: list[Path]) -> list[str] | None:

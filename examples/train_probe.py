@@ -40,17 +40,9 @@ from vjepa2_hf import (
 )
 from vjepa2_hf.data.clips import Augmentation
 from vjepa2_hf.data.episodes import split_episodes
-from vjepa2_hf.data.feature_cache import (
-    FeatureCache,
-    WindowBatches,
-    WindowMixture,
-    cache_key,
-    data_fingerprint,
-    finish_cache,
-    is_finished,
-    weights_fingerprint,
-)
-from vjepa2_hf.data.files import locked, write_json
+from vjepa2_hf.data.feature_cache import FeatureCache, data_fingerprint, finish_cache, is_finished
+from vjepa2_hf.data.files import cache_key, locked, weights_fingerprint, write_json
+from vjepa2_hf.data.windows import WindowBatches, WindowMixture
 from vjepa2_hf.modeling_predictor import VJepa2Predictor
 from vjepa2_hf.probing.labeled_clips import ClipViews, LabelledClips, LabelledPart, Labels, ProblemType, fill_cache
 from vjepa2_hf.probing.scores import SCORES, draw_confusion_picture, guess_without_looking, measure
@@ -464,17 +456,17 @@ def train_step(run: Run, sweep, optimizer, batch, training: LabelledPart, proces
     share = rates(config, step)["share"]
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * share
-    places = batch["places"]
-    targets = training.targets[places[:, 1]]
+    windows = batch["windows"]
+    targets = training.targets[windows[:, 1]]
     if config.labels_per_frame:
-        targets = targets[torch.arange(len(places)), places[:, 2]]
+        targets = targets[torch.arange(len(windows)), windows[:, 2]]
     column = "frames" if config.kind == "finetune" else "features"
     inputs = model_inputs(config, batch[column].squeeze(1), processor, accelerator.device)
     losses = sweep(inputs, targets.to(accelerator.device), config.steps(training.tubelet))
     accelerator.backward(losses.sum())  # each head's gradient is of its own loss alone
     means = accelerator.reduce(losses.detach().float(), "mean")
     norm = gradient_norm(accelerator, sweep.parameters(), config.gradient_clipping)
-    names = [f"{training.cache.ids[clip]}, view {view}" for _, clip, view in places.tolist()]
+    names = [f"{training.cache.ids[clip]}, view {view}" for _, clip, view in windows.tolist()]
     run.check_finite(step, means.mean().item(), norm, [losses.mean().item()], [names])
     optimizer.step()
     optimizer.zero_grad()
@@ -591,7 +583,7 @@ def build_neighbours(
     targets = training.targets[training.clips]
     if labels.problem_type == "single_label_classification":
         targets = torch.nn.functional.one_hot(targets, len(labels.names))
-    stored = {"num_neighbours": max(config.neighbours), "num_stored_views": features.shape[0] * features.shape[1]}
+    stored = {"num_neighbors": max(config.neighbours), "num_stored_views": features.shape[0] * features.shape[1]}
     model = build_classifier(config, backbone, labels, **stored)
     targets = targets.float().repeat_interleave(features.shape[1], dim=0)
     model.classifier.store(features.flatten(0, 1), targets, config.standardize)
@@ -654,7 +646,7 @@ def train(config: ProbeConfig) -> None:
     if accelerator.is_main_process:
         write_results(config, results, labels, parts, scores)
     if config.kind == "knn":
-        model.config.num_neighbours = config.neighbours[results["chosen"]]
+        model.config.num_neighbors = config.neighbours[results["chosen"]]
     else:
         model.load_state_dict(plain.head_weights(results["chosen"]), strict=False)
     final = run.save_final(model.eval(), processor)

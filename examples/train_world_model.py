@@ -27,7 +27,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import import_episodes
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -38,21 +37,11 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCE
 from transformers.utils.hub import has_file
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, VJepa2WorldModel
-from vjepa2_hf.data.episodes import split_episodes
-from vjepa2_hf.data.feature_cache import (
-    CacheWriter,
-    EpisodeSource,
-    EpisodeStream,
-    FeatureCache,
-    WindowBatches,
-    WindowMixture,
-    cache_key,
-    data_fingerprint,
-    finish_cache,
-    is_finished,
-    weights_fingerprint,
-)
-from vjepa2_hf.data.files import locked, write_json
+from vjepa2_hf.data.episodes import EpisodeSource, EpisodeStream, split_episodes
+from vjepa2_hf.data.feature_cache import CacheWriter, FeatureCache, data_fingerprint, finish_cache, is_finished
+from vjepa2_hf.data.files import cache_key, locked, weights_fingerprint, write_json
+from vjepa2_hf.data.importers import ImportOptions, import_episodes
+from vjepa2_hf.data.windows import WindowBatches, WindowMixture
 from vjepa2_hf.metrics.latent_rollout.latent_rollout import RolloutScores
 from vjepa2_hf.modeling_world_model import VJepa2WorldModelOutput
 from vjepa2_hf.training.monitor import gradient_norm
@@ -250,9 +239,7 @@ def as_shards(source: EpisodeSource, root: Path, accelerator: Accelerator) -> Ep
     folder = root / f"{Path(source.path).stem}-{key}-shards"
     with locked(folder, accelerator, wait=True):
         if accelerator.is_main_process and not folder.exists():
-            named = ["--frames_key", source.camera] if source.camera else []
-            arguments = [source.path, str(folder), "--fps", str(source.fps), *named]
-            import_episodes.import_episodes(import_episodes.parse_arguments(arguments))
+            import_episodes(source.path, folder, ImportOptions(fps=source.fps, frames_key=source.camera))
         accelerator.wait_for_everyone()
     return dataclasses.replace(source, path=str(folder), camera=None, fps=None)
 
@@ -479,7 +466,7 @@ def prepare_data(config: WorldModelTrainingConfig, accelerator: Accelerator):
             "rollouts it sees places that were never trained", model.config.context_frames,
             config.frames_per_window, horizon_room,
         )  # fmt: skip
-    training.draw(1, config.frames_per_window, config.frame_skip, np.random.default_rng(0))  # or no window is so long
+    training.sample(1, config.frames_per_window, config.frame_skip, np.random.default_rng(0))  # refuses short data
     named = [dataclasses.asdict(source) for source in config.sources]
     return model, processor, training, held_out, {"data": named, **statistics}
 
@@ -628,7 +615,7 @@ def train(config: WorldModelTrainingConfig) -> None:
         write_json(run.output_dir / "statistics.json", statistics)
     set_weight_decay(optimizer, config.weight_decay)  # the checkpoint's may be that of another run
     loader = build_loader(config, plain.config, training, accelerator, start)
-    batches = ((training.names(batch.pop("places")), model_inputs(batch, plain, processor)) for batch in loader)
+    batches = ((training.names(batch.pop("windows")), model_inputs(batch, plain, processor)) for batch in loader)
 
     windows_a_step = config.batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     clock, logged = time.perf_counter(), start

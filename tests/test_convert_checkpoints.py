@@ -912,7 +912,7 @@ BAD = {  # arguments of the command beside OUT_DIR, and what stderr has to say
         "v1.pt --set num_attention_heads=3 position_embedding_type=sincos uniform_power=true crop_size=32",
         "is not the sin-cos table of crop_size=32",
     ),
-    "truncated folder": ("truncated", "truncated do not read"),
+    "truncated folder": ("truncated", "truncated are unreadable"),
     "folder that lacks a weight": (
         "incomplete",
         "incomplete lacks 1 weights of a VJepa2Encoder, such as layernorm.bias",

@@ -20,8 +20,7 @@ from vjepa2_hf import (
     VJepa2VideoClassificationConfig,
 )
 from vjepa2_hf.modeling_classification import VJepa2ProbeHead
-from vjepa2_hf.modeling_layers import eager_attention
-from vjepa2_hf.modeling_positions import sincos_table
+from vjepa2_hf.modeling_layers import eager_attention, sincos_table
 
 
 def build(**fields):
@@ -133,7 +132,7 @@ def test_with_positions_in_time_an_attentive_pooler_knows_the_order_of_frames(fi
 @pytest.mark.parametrize("fields", [{}, {"encoder_layers": [0, 1]}, {"pooler_time_positions": True}])
 def test_with_positions_in_place_an_attentive_pooler_knows_where_something_is(fields):
     for positions in (False, True):
-        model = build(pooler_place_positions=positions, **fields)
+        model = build(pooler_space_positions=positions, **fields)
         tokens, steps = model.encode_tokens(clips())
         moved = tokens.unflatten(1, (-1, 4, 4)).transpose(2, 3).flatten(1, 3)  # rows and columns change places
         before, after = model.classify(tokens, steps), model.classify(moved, steps)
@@ -142,7 +141,7 @@ def test_with_positions_in_place_an_attentive_pooler_knows_where_something_is(fi
 
 
 def test_positions_in_place_need_square_frames():
-    model = build(pooler_place_positions=True)
+    model = build(pooler_space_positions=True)
     with pytest.raises(ValueError, match="square frames, but a time step has 8 tokens"):
         model.classify(torch.zeros(1, 16, 24), steps=2)
 
@@ -150,7 +149,7 @@ def test_positions_in_place_need_square_frames():
 @torch.no_grad()
 @pytest.mark.parametrize("fields", [{}, {"encoder_layers": [0, 1]}])
 def test_a_wide_grid_whose_places_are_a_square_number_is_not_taken_for_a_square(fields):
-    model, wide = build(pooler_place_positions=True, **fields), torch.zeros(1, 4, 3, 16, 64)
+    model, wide = build(pooler_space_positions=True, **fields), torch.zeros(1, 4, 3, 16, 64)
     for call in (model, model.encode_tokens, model.pooler_attention):
         with pytest.raises(ValueError, match="square frames, but these have 2 × 8 tokens"):
             call(wide)
@@ -176,7 +175,7 @@ def test_a_head_reads_cached_tokens_as_its_classifier_does(fields):
 
 
 def build_neighbours(views: int = 40, **fields) -> VJepa2ForVideoClassification:
-    fields = {"pooler_type": "linear", "num_neighbours": 1, "num_stored_views": views, "num_labels": 3, **fields}
+    fields = {"pooler_type": "linear", "num_neighbors": 1, "num_stored_views": views, "num_labels": 3, **fields}
     return build(**fields)
 
 
@@ -203,7 +202,7 @@ def test_one_neighbour_is_scikit_learns_and_many_are_a_weighted_mean():
 @torch.no_grad()
 @pytest.mark.parametrize("kind", [None, "multi_label_classification", "regression"])
 def test_neighbours_save_load_and_speak_as_a_classifier(tmp_path, kind):
-    model = build_neighbours(num_neighbours=3, problem_type=kind)
+    model = build_neighbours(num_neighbors=3, problem_type=kind)
     targets = torch.eye(3).repeat(14, 1)[:40]
     model.classifier.store(torch.randn(40, 24), targets)
     scores = model.classifier.scores(model.encoder.encode(clips(), pool="clip"), [3])[0]
@@ -215,7 +214,7 @@ def test_neighbours_save_load_and_speak_as_a_classifier(tmp_path, kind):
 
 def test_neighbours_need_stored_views_and_a_linear_pooler():
     for wrong in ({"num_stored_views": 0}, {"pooler_type": "attentive"}, {"labels_per_frame": True}):
-        with pytest.raises(ValueError, match="num_neighbours is 1"):
+        with pytest.raises(ValueError, match="num_neighbors is 1"):
             build_neighbours(**wrong)
 
 

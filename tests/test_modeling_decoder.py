@@ -163,8 +163,8 @@ def test_save_and_load(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_latents": 15}, "num_latents=15 is no square grid"),
-        ({"num_latents": 9}, "num_latents=9 is no square grid that divides the 4 × 4 squares"),
+        ({"num_latents": 15}, "num_latents=15 is not a square grid"),
+        ({"num_latents": 9}, "num_latents=9 is not a square grid that divides the 4 × 4 patches"),
         ({"num_latents": 64}, "choose another patch_size"),
         ({"patch_size": 5}, "patch_size=5 must divide crop_size=32"),
         ({"image_std": [1.0, 1.0]}, "expected 3 finite numbers"),

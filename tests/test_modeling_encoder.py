@@ -23,8 +23,16 @@ from vjepa2_hf import (
     VJepa2MaskedLatentPredictionConfig,
     VJepa2WorldModel,
 )
-from vjepa2_hf.modeling_layers import KeyValueBuffer, VJepa2FactorizedLayer, VJepa2Layer, VJepa2MLP
-from vjepa2_hf.modeling_positions import grid_positions, rotary_table, rotate_queries_keys, spread_over_heads
+from vjepa2_hf.modeling_layers import (
+    KeyValueBuffer,
+    VJepa2FactorizedLayer,
+    VJepa2Layer,
+    VJepa2MLP,
+    grid_positions,
+    rotary_table,
+    rotate_queries_keys,
+    spread_over_heads,
+)
 
 
 @pytest.fixture(scope="module")

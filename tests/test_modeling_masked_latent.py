@@ -18,8 +18,14 @@ from builders import (
 )
 
 from vjepa2_hf import VJepa2Encoder, VJepa2ForMaskedLatentPrediction, VJepa2MaskedLatentPredictionConfig
-from vjepa2_hf.losses import covariance_loss, covariance_within_places, temporal_contrastive_loss, variance_loss
-from vjepa2_hf.modeling_masked_latent import collapse_meters, tubelet_pixels
+from vjepa2_hf.modeling_masked_latent import (
+    collapse_meters,
+    covariance_at_positions,
+    covariance_loss,
+    temporal_contrastive_loss,
+    tubelet_pixels,
+    variance_loss,
+)
 
 
 CONTEXT = torch.tensor([[0, 1, 5, 17, 30], [2, 3, 16, 20, 31]])
@@ -223,7 +229,7 @@ class TestAuxiliaryLosses:
         contexts, targets = [SHARED, SHARED[:, 2:]], [TARGET, TARGET]
         output = model(clips(), contexts, targets)
         covariances = [
-            covariance_within_places(model.encoder(clips(), context_mask=ids).last_hidden_state, ids, 32)
+            covariance_at_positions(model.encoder(clips(), context_mask=ids).last_hidden_state, ids, 32)
             for ids in contexts
         ]
         expected = {
@@ -417,7 +423,7 @@ class TestGradients:
             torch.testing.assert_close(parameter.grad, gradient)
 
     def test_targets_of_other_clips_are_refused(self, model):
-        with pytest.raises(ValueError, match=r"targets have shape \(2, 7, 24\); expected .* with \(2, 32\) in front"):
+        with pytest.raises(ValueError, match=r"targets have shape \(2, 7, 24\); expected \(2, 32\) in front"):
             model(clips(), CONTEXT, TARGET, targets=torch.zeros(2, 7, 24))
 
     def test_a_few_steps_lower_the_loss(self):

@@ -262,13 +262,13 @@ class TestAdaptingEncoder:
     ("fields", "message"),
     [
         ({"state_type": "projected"}, "state_type='projected' needs state_dim"),
-        ({"state_dim": 8}, "state_dim is 8, but state_type='tokens' has a size of its own"),
+        ({"state_dim": 8}, "state_dim is 8, but state_type='tokens' has a fixed size"),
         ({"state_type": "merged", "state_dim": 0}, "state_dim is 0; expected a number above 0"),
         (
             {"state_type": "merged", "state_projection": "slow"},
             "state_projection='slow' is for state_type='projected'",
         ),
-        ({"dynamics_type": "mlp"}, "dynamics_type='mlp' works on one vector a frame, but state_type is 'tokens'"),
+        ({"dynamics_type": "mlp"}, "dynamics_type='mlp' needs one vector per frame, but state_type is 'tokens'"),
         (
             {"dynamics_type": "mlp", "state_type": "pooled", "action_fusion": "cross_attention"},
             "action_fusion='cross_attention' needs dynamics_type='transformer'",
@@ -277,7 +277,7 @@ class TestAdaptingEncoder:
         ({"action_type": "discrete", "action_mean": [0.5, 0.5]}, r"action_mean is \[0.5, 0.5\], but action_type="),
         (
             {"action_type": "discrete", "proprio_dim": 2, "proprio_transition": "add"},
-            "proprio_transition='add' adds actions to states, which action_type='discrete' cannot",
+            "proprio_transition='add' adds actions to states, which action_type='discrete' does not allow",
         ),
         ({"action_type": "categorical"}, "action_type is 'categorical'; expected one of 'continuous', 'discrete'"),
     ],
@@ -288,5 +288,5 @@ def test_settings_that_do_not_go_together_are_refused(fields, message):
 
 
 def test_merged_states_of_an_odd_grid_are_refused():
-    with pytest.raises(ValueError, match="a frame has 3×3: choose a crop_size that twice patch_size divides"):
+    with pytest.raises(ValueError, match="a frame has 3×3: choose a crop_size divisible by twice the patch_size"):
         VJepa2WorldModelConfig(encoder_config={**TINY_ENCODER, "crop_size": 24}, state_type="merged")

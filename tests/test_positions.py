@@ -13,7 +13,7 @@ from vjepa2_hf import (
     VJepa2MaskedLatentPredictionConfig,
     VJepa2WorldModel,
 )
-from vjepa2_hf.modeling_positions import configured_grid, rotate_queries_keys, sincos_table
+from vjepa2_hf.modeling_layers import configured_grid, rotate_queries_keys, sincos_table
 
 
 TOLERANCE = {"atol": 1e-5, "rtol": 0}

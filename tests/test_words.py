@@ -20,7 +20,7 @@ CODE = sorted(path for folder in ("src", "examples", "benchmarks") for path in (
 # Each with what to write instead
 HOME_MADE = {
     r"pictures?": "image, or figure",
-    r"(?:does|do|did) not read": "is unreadable, is corrupt",
+    r"(?:what|that|which) (?:does|do|did) not read": "unreadable, corrupt",
     r"by chance|to chance|of chance|chance_\w+": "stochastic, noise, random",
     r"places": "positions, grid, indices, parameters",
     r"told|tells": "infer, predict, pass, report",

@@ -70,7 +70,7 @@ SWEEPS = {
 HEADS = 20
 # By dataset: settings of attentive heads, and the factor of all probes' steps. Digits are large, and no task asks for
 # their position; the pushing disc is small, and a head finds it only after hundreds of steps
-SETTINGS = {DIGITS: {"head.pooler_place_positions": False}, PUSHING: {}}
+SETTINGS = {DIGITS: {"head.pooler_space_positions": False}, PUSHING: {}}
 STEPS_FACTOR = {DIGITS: 1, PUSHING: 3}
 
 

@@ -9,14 +9,10 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_vjepa2 import (
-    VERSION,
-    VJepa2EncoderConfig,
-    VJepa2MaskedLatentPredictionConfig,
-    VJepa2PixelDecoderConfig,
-    VJepa2VideoClassificationConfig,
-    VJepa2WorldModelConfig,
-)
+from .configuration_classification import VJepa2VideoClassificationConfig
+from .configuration_decoder import VJepa2PixelDecoderConfig
+from .configuration_vjepa2 import VERSION, VJepa2EncoderConfig, VJepa2MaskedLatentPredictionConfig
+from .configuration_world_model import VJepa2WorldModelConfig
 from .modeling_classification import VJepa2ForVideoClassification
 from .modeling_decoder import VJepa2PixelDecoder
 from .modeling_encoder import VJepa2Encoder

@@ -49,8 +49,9 @@ from .hub.transformers_format import (
     refuse_pixel_predictor,
     to_transformers_state_dict,
 )
+from .modeling_base import read_config_dict
 from .modeling_classification import VJepa2ForVideoClassification
-from .modeling_encoder import VJepa2Encoder, read_config_dict
+from .modeling_encoder import VJepa2Encoder
 from .modeling_masked_latent import VJepa2ForMaskedLatentPrediction
 from .modeling_world_model import VJepa2WorldModel
 from .training.settings import exit_on_user_error, load_config
@@ -454,9 +455,9 @@ _PUBLISHED_HEADS = {
         "pooler_type": "attentive",
         "encoder_layers": None,
         "pooler_time_positions": False,
-        "pooler_place_positions": False,
+        "pooler_space_positions": False,
         "labels_per_frame": False,
-        "num_neighbours": 0,
+        "num_neighbors": 0,
         "predicted_frames": 0,
     },
 }

@@ -15,10 +15,11 @@ from transformers import initialization as init
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2VideoClassificationConfig
-from .modeling_encoder import VJepa2Encoder, VJepa2EncoderOutput, VJepa2PreTrainedModel, as_encoder
-from .modeling_layers import VJepa2MLP, build_layers, eager_attention
-from .modeling_positions import sincos_table
+from .configuration_classification import VJepa2VideoClassificationConfig
+from .configuration_vjepa2 import VJepa2EncoderConfig
+from .modeling_base import VJepa2PreTrainedModel
+from .modeling_encoder import VJepa2Encoder, VJepa2EncoderOutput, as_encoder
+from .modeling_layers import VJepa2MLP, build_layers, eager_attention, sincos_table
 from .modeling_predictor import VJepa2Predictor, init_predictor, predict_following
 
 
@@ -92,7 +93,7 @@ class _ReadOut:
 
     def _with_positions(self, tokens: torch.Tensor, steps: int | None) -> torch.Tensor:
         """Tokens (B, N, D) with positions in time and place, where the pooler is to have them."""
-        if not (self.config.pooler_time_positions or self.config.pooler_place_positions):
+        if not (self.config.pooler_time_positions or self.config.pooler_space_positions):
             return tokens
         tokens = tokens.unflatten(1, (self._layers, steps, -1))
         return (tokens + self._positions(steps, tokens)).flatten(1, 3)
@@ -101,10 +102,10 @@ class _ReadOut:
         """Sin-cos positions (T' or 1, H'·W' or 1, D) of tokens (B, layers, T', H'·W', D); those of predicted tokens
         lie `config.skipped_frames` later."""
         tubelet, places = self.config.encoder_config.tubelet_size, tokens.shape[-2]
-        side = math.isqrt(places) if self.config.pooler_place_positions else 1
-        if self.config.pooler_place_positions and side**2 != places:
+        side = math.isqrt(places) if self.config.pooler_space_positions else 1
+        if self.config.pooler_space_positions and side**2 != places:
             raise ValueError(
-                f"pooler_place_positions needs square frames, but a time step has {places} tokens: crop them."
+                f"pooler_space_positions needs square frames, but a time step has {places} tokens: crop them."
             )
         skip, seen = self.config.skipped_frames // tubelet, steps - self.config.predicted_frames // tubelet
         length = steps + skip if self.config.pooler_time_positions else 1
@@ -132,6 +133,7 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
     config: VJepa2VideoClassificationConfig
     _keys_to_ignore_on_load_unexpected = [r"^(vjepa2\.)?predictor\."]  # transformers' classifiers hold an idle one
     _no_split_modules = ["VJepa2Layer", "VJepa2CrossAttentionLayer"]
+    _has_transformers_counterpart = True
     _can_record_outputs = {}
 
     def __init__(self, config: VJepa2VideoClassificationConfig):
@@ -141,7 +143,7 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
             self.predictor = VJepa2Predictor(config.masked_latent_config, config)
         if config.pooler_type == "attentive":
             self.pooler = VJepa2AttentivePooler(config)
-        if config.num_neighbours:
+        if config.num_neighbors:
             self.classifier = VJepa2Neighbours(config)
         else:
             self.classifier = nn.Linear(config.encoder_config.hidden_size, config.num_labels)
@@ -239,9 +241,9 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
 
     def _check_square(self, grid: tuple[int, int, int]) -> None:
         """Places get positions by their number alone, which would take a grid of 2 × 8 for one of 4 × 4."""
-        if self.config.pooler_place_positions and grid[1] != grid[2]:
+        if self.config.pooler_space_positions and grid[1] != grid[2]:
             raise ValueError(
-                f"pooler_place_positions needs square frames, but these have {grid[1]} × {grid[2]} tokens: crop them."
+                f"pooler_space_positions needs square frames, but these have {grid[1]} × {grid[2]} tokens: crop them."
             )
 
     def mean_over_views(self, logits: torch.Tensor) -> torch.Tensor:
@@ -312,7 +314,7 @@ class VJepa2Neighbours(nn.Module):
         for part in features.split(1024):
             cosines = nn.functional.normalize((part.float() - self.mean) / self.std, dim=-1) @ stored.T
             nearest, places = cosines.topk(min(max(neighbours), len(stored)), dim=-1)
-            weights = ((nearest - nearest[:, :1]) / self.config.neighbour_temperature).exp()
+            weights = ((nearest - nearest[:, :1]) / self.config.neighbor_temperature).exp()
             weighted = weights.unsqueeze(-1) * self.targets[places]
             sums = [weighted[:, :k].sum(1) / weights[:, :k].sum(1, keepdim=True) for k in neighbours]
             found.append(torch.stack(sums))
@@ -320,7 +322,7 @@ class VJepa2Neighbours(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Features (B, D) -> logits (B, C)."""
-        (scores,) = self.scores(features, [self.config.num_neighbours])
+        (scores,) = self.scores(features, [self.config.num_neighbors])
         if self.config.problem_type == "regression":
             return scores
         tiny = torch.finfo(scores.dtype).eps

@@ -12,10 +12,10 @@ from einops import rearrange
 from torch import nn
 from transformers.utils import ModelOutput
 
-from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2PixelDecoderConfig
-from .modeling_encoder import VJepa2PreTrainedModel
-from .modeling_layers import build_layers
-from .modeling_positions import sincos_table
+from .configuration_decoder import VJepa2PixelDecoderConfig
+from .configuration_vjepa2 import VJepa2EncoderConfig
+from .modeling_base import VJepa2PreTrainedModel
+from .modeling_layers import build_layers, sincos_table
 
 
 @dataclass

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .configuration_vjepa2 import VJepa2WorldModelConfig
+from .configuration_world_model import VJepa2WorldModelConfig
 
 
 @dataclass

@@ -1,7 +1,7 @@
-"""The layers that every model of the package is made of: patch embeddings, attention, MLP, blocks.
+"""Layers of all models: positions, patch embeddings, attention, MLP, transformer blocks.
 
 Shapes: B clips, T frames, C channels, H W pixels, (T', H', W') grid of tokens, N = T'·H'·W' tokens, K tokens kept,
-L tokens of either kind, D width, h heads, d channels of a head.
+L tokens of either kind, M keys, D width, h heads, d channels per head.
 """
 
 import math
@@ -16,7 +16,190 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_vjepa2 import VJepa2EncoderConfig
-from .modeling_positions import RotaryTable, rotate_queries_keys
+
+
+# --- Positions
+
+
+# Cosine and signed sine, each (L, d) or (B, L, d); or the three tensors of `spread_over_heads`
+RotaryTable = tuple[torch.Tensor, ...]
+
+
+def grid_positions(grid: tuple[int, int, int], device=None) -> torch.Tensor:
+    """(time, row, column) of every token of a grid (T', H', W'), in token order: float32 (N, 3)."""
+    axes = [torch.arange(size, device=device, dtype=torch.float32) for size in grid]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2)
+
+
+def rotary_table(positions: torch.Tensor, head_dim: int, interleave: bool = False) -> RotaryTable:
+    """Cosine and sine of 3-D RoPE, computed once per forward for all layers.
+
+    A head's channels are split into time, height and width, 2·((d // 3) // 2) each, and a rest that is not rotated;
+    ω_i = 10000^(−i / (size / 2)).
+
+    Args:
+        positions: (..., L, 3) time, row and column.
+        head_dim: d.
+        interleave: `False` tiles the angles ([ω0…ωk, ω0…ωk]) although `rotate_queries_keys` rotates neighboring
+            channels as pairs. The released weights were trained with this table and need it. `True` gives both
+            channels of a pair the same angle.
+
+    Returns:
+        Cosine and sine (..., L, d) in float32; the sine has the sign that `rotate_queries_keys` needs.
+    """
+    size = 2 * ((head_dim // 3) // 2)
+    omega = 10000.0 ** -(torch.arange(size // 2, device=positions.device, dtype=torch.float32) / max(size / 2, 1))
+    omega = omega.repeat_interleave(2) if interleave else omega.repeat(2)
+    angles = (positions.float().unsqueeze(-1) * omega).flatten(-2)  # (..., L, 3 · size)
+    angles = nn.functional.pad(angles, (0, head_dim - angles.shape[-1]))  # angle 0 does not rotate
+    sign = torch.ones(head_dim, device=positions.device)
+    sign[0::2] = -1.0
+    return angles.cos(), angles.sin() * sign
+
+
+def spread_over_heads(table: RotaryTable, num_heads: int) -> RotaryTable:
+    """A table (L, d) repeated for h heads side by side: cosine (L, h · d), and the factors (L, h · d - 1) of a
+    channel's next and previous neighbor.
+
+    Rotation by its long rows is three times as fast, but the table is as large as the queries of one clip. It suits
+    few tokens that many candidates share.
+    """
+    cos, (following, preceding) = table[0], _next_and_previous(table[1])
+    following, preceding = nn.functional.pad(following, (0, 1)), nn.functional.pad(preceding, (1, 0))
+    cos, following, preceding = (part.repeat(1, num_heads) for part in (cos, following, preceding))
+    return cos, following[:, :-1], preceding[:, 1:]
+
+
+def rotate_queries_keys(qkv: torch.Tensor, table: RotaryTable) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rotates queries and keys of `qkv` (..., L, 3, h, d): neighboring channels, by the angles of a table (..., L, d)
+    or of `spread_over_heads`. Returns queries, keys and values, (..., L, h, d) each."""
+    heads = qkv.shape[-2:]
+    cos, *factors = (part.to(qkv.dtype).unsqueeze(-2) for part in table)  # (..., L, 1, d or h · d)
+    if len(table) == 2:
+        factors = _next_and_previous(*factors)
+    else:
+        qkv = qkv.flatten(-2).unsqueeze(-2)
+    if torch.is_grad_enabled():
+        parts = _RotateQueriesKeys.apply(qkv, cos, *factors)
+    else:  # without gradient values need no copy
+        query, key, value = qkv.unbind(-3)
+        parts = _rotate(query, cos, *factors), _rotate(key, cos, *factors), value
+    return tuple(part.flatten(-2).unflatten(-1, heads) for part in parts)
+
+
+class _RotateQueriesKeys(torch.autograd.Function):
+    """Has its own backward: autograd's would fill and add a tensor of the size of `qkv` for each of its parts. Values
+    are copied, so that `qkv` is not kept in memory for them."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(qkv, cos, following, preceding):
+        query, key, value = qkv.unbind(-3)
+        return _rotate(query, cos, following, preceding), _rotate(key, cos, following, preceding), value.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx, query, key, value):
+        cos, following, preceding = ctx.saved_tensors
+        transposed = cos, preceding, following  # of the linear map `_rotate`
+        return torch.stack([_rotate(query, *transposed), _rotate(key, *transposed), value], dim=-3), None, None, None
+
+
+def _next_and_previous(sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The signed sine (..., d) as factors (..., d - 1) of a channel's next and previous neighbor."""
+    even = torch.arange(sin.shape[-1], device=sin.device) % 2 == 0
+    return (sin * even)[..., :-1], (sin * ~even)[..., 1:]
+
+
+def _rotate(states: torch.Tensor, cos: torch.Tensor, following: torch.Tensor, preceding: torch.Tensor) -> torch.Tensor:
+    """Channels (..., d) times `cos`, plus the next and the previous channel times their factors. All passes read
+    memory in order; swapping neighbors would not."""
+    rotated = states * cos
+    rotated[..., :-1].addcmul_(states[..., 1:], following)
+    rotated[..., 1:].addcmul_(states[..., :-1], preceding)
+    return rotated
+
+
+def configured_grid(config: VJepa2EncoderConfig) -> tuple[int, int, int]:
+    """Grid (T', H', W') of a clip of `frames_per_clip` frames of `crop_size` pixels, for which sin-cos and learned
+    positions are made."""
+    side = max(config.crop_size // config.patch_size, 1)
+    return max(config.frames_per_clip // config.tubelet_size, 1), side, side
+
+
+def position_parameter(config: VJepa2EncoderConfig, size: int) -> nn.Parameter | None:
+    """The parameter (configured tokens, size) of "learned" positions; `None` for the other kinds."""
+    if config.position_embedding_type != "learned":
+        return None
+    return nn.Parameter(torch.zeros(math.prod(configured_grid(config)), size))
+
+
+def sincos_table(
+    grid: tuple[int, int, int],
+    size: int,
+    uniform_power: bool = False,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Fixed positions of V-JEPA 1 (`pos_embed` in its checkpoints) for a grid (T', H', W'): (N, D).
+
+    Channels are for time, then row, then column, each with the sines and then the cosines of position · ω_i with
+    ω_i = 10000^(−i / (part / 2)).
+
+    Args:
+        grid: (T', H', W').
+        size: D.
+        uniform_power: time, row and column get 2·⌈D / 6⌉ channels each, cut to D in all; otherwise time gets D / 2,
+            row and column D / 4.
+        dtype: of the computation; the published tables were computed in float64.
+    """
+    parts = [2 * math.ceil(size / 6)] * 3 if uniform_power else [size // 2, size // 4, size // 4]
+    channels = []
+    for axis, (length, part) in enumerate(zip(grid, parts, strict=True)):
+        omega = 10000.0 ** -(torch.arange(part // 2, device=device, dtype=dtype) / (part / 2))
+        angles = torch.arange(length, device=device, dtype=dtype).unsqueeze(1) * omega
+        encoded = torch.cat([angles.sin(), angles.cos()], dim=-1)  # (length, part), the same along the other two axes
+        channels.append(encoded.unflatten(0, [length if i == axis else 1 for i in range(3)]).expand(*grid, -1))
+    return torch.cat(channels, dim=-1).flatten(0, 2)[:, :size]
+
+
+def add_positions(
+    hidden_states: torch.Tensor,
+    config: VJepa2EncoderConfig,
+    grid: tuple[int, int, int],
+    ids: torch.Tensor | None = None,
+    learned: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Adds sin-cos or learned positions to tokens; with "rope" nothing is added.
+
+    A clip of the configured height and width that is not too long gets the first steps of the table. For any other
+    clip the whole table is interpolated along time, height and width to the clip's grid, as in the published code.
+
+    Args:
+        hidden_states: (B, N, D) of the grid (T', H', W'), or (B, K, D) of its tokens `ids` (B, K).
+        learned: the parameter (configured tokens, D) for "learned".
+    """
+    if config.position_embedding_type == "rope":
+        return hidden_states
+    size, configured = hidden_states.shape[-1], configured_grid(config)
+    cut = grid[1:] == configured[1:] and grid[0] <= configured[0]
+    known = grid if cut else configured
+    if learned is None:
+        table = sincos_table(known, size, config.uniform_power, hidden_states.device)
+    else:
+        table = learned[: math.prod(known)].float()
+    if not cut:
+        table = table.unflatten(0, known).permute(3, 0, 1, 2).unsqueeze(0)  # (1, D, T', H', W')
+        table = nn.functional.interpolate(table, size=grid, mode="trilinear")[0].permute(1, 2, 3, 0).flatten(0, 2)
+    table = table.to(hidden_states)
+    return hidden_states + (table if ids is None else table[ids])
+
+
+# --- Attention
 
 
 def gather_tokens(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -34,7 +217,7 @@ def eager_attention(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plain attention over (B, h, L, d), for attention weights; a boolean mask keeps where it is true."""
+    """Attention over (B, h, L, d) that returns its weights; a boolean mask is true where a query attends."""
     weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
     if attention_mask is not None:
         weights = weights.masked_fill(~attention_mask, torch.finfo(weights.dtype).min)
@@ -44,12 +227,12 @@ def eager_attention(
 
 
 class KeyValueBuffer:
-    """Keys and values of a layer's tokens so far, in memory with room for those to come: a step copies its own tokens
-    alone. Not for gradient, which needs every step's tensors as they were.
+    """Preallocated keys and values of one layer, to which a step copies only its own tokens. Only without gradient,
+    which needs the tensors of every step unchanged.
 
     Args:
-        room: M, the most tokens that will be held.
-        shared: keys and values (B, h, L, d) that problems begin with; each serves `copies` candidates.
+        room: M, the largest number of tokens.
+        shared: keys and values (B, h, L, d) of the first tokens, each repeated for `copies` candidates.
     """
 
     def __init__(self, room: int, shared: tuple[torch.Tensor, torch.Tensor] | None = None, copies: int = 1):
@@ -58,8 +241,8 @@ class KeyValueBuffer:
             self.extend(*(part.unsqueeze(1).expand(-1, copies, -1, -1, -1) for part in shared))
 
     def extend(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values (B, h, L, d) or (B, copies, h, L, d) of the tokens that follow -> those of all tokens so
-        far (B or B · copies, h, M, d)."""
+        """Adds keys and values (B, h, L, d) or (B, copies, h, L, d) of the next tokens, and returns those of all
+        tokens so far (B or B · copies, h, M, d)."""
         if self.parts is None:
             heads, _, channels = key.shape[-3:]
             shape = (key.shape[:-3].numel(), heads, self.room, channels)
@@ -70,12 +253,12 @@ class KeyValueBuffer:
         return tuple(part[:, :, : self.length] for part in self.parts)
 
 
-# Keys and values of earlier tokens, (B, h, L, d) each, or what holds them and grows
-Past = tuple[torch.Tensor, torch.Tensor] | KeyValueBuffer
+# Keys and values of earlier tokens, (B, h, L, d) each, or a buffer of them
+PastKeyValues = tuple[torch.Tensor, torch.Tensor] | KeyValueBuffer
 
 
 class VJepa2Attention(nn.Module):
-    """Multi-head self-attention with fused q, k, v and rotary positions, over L tokens or within G groups of them."""
+    """Multi-head self-attention with fused q, k, v and rotary positions, over L tokens or within each of G groups."""
 
     is_causal = False
 
@@ -94,8 +277,8 @@ class VJepa2Attention(nn.Module):
         hidden_states: torch.Tensor,  # (B, L, D) or (B, G, L, D)
         rotary: RotaryTable | None = None,
         attention_mask: torch.Tensor | None = None,  # boolean, (L, M) or (B, 1, L, M), true: attend
-        past: Past | None = None,  # of M - L earlier tokens
-    ) -> tuple[torch.Tensor, torch.Tensor | None, Past]:
+        past: PastKeyValues | None = None,  # of M - L earlier tokens
+    ) -> tuple[torch.Tensor, torch.Tensor | None, PastKeyValues]:
         qkv = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1))  # (..., L, 3, h, d)
         parts = qkv.unbind(-3) if rotary is None else rotate_queries_keys(qkv, rotary)
         query, key, value = (part.flatten(0, -4).transpose(1, 2) for part in parts)  # (B or B·G, h, L, d)
@@ -131,7 +314,7 @@ class VJepa2MLP(nn.Module):
         hidden_states = self.fc1(hidden_states)
         if torch.is_grad_enabled() or not isinstance(self.activation, GELUActivation):
             return self.fc2(self.activation(hidden_states))
-        # in its place: these are the widest states of a block, and twice of them do not fit in a cache
+        # in place: these are the widest states of a block, and two of them do not fit in the CPU cache
         return self.fc2(torch.ops.aten.gelu_(hidden_states))
 
 
@@ -139,11 +322,11 @@ class VJepa2Layer(GradientCheckpointingLayer):
     """A pre-norm transformer block.
 
     Args:
-        config: of the model that holds the layer (it chooses the attention implementation).
+        config: of the model that holds the layer; it chooses the attention implementation.
         hidden_size, num_heads, mlp_ratio: of this stack.
-        index: 1 for the first block; the initialisation of its two projections depends on it.
-        encoder_config: where activation, norm eps, bias and dropout come from; `config` when `None`.
-        drop_path: chance to skip each branch, per clip.
+        index: 1 for the first block; the initialization of its two projections depends on it.
+        encoder_config: has activation, norm eps, bias and dropout; `config` when `None`.
+        drop_path: probability of skipping each branch, per clip.
     """
 
     def __init__(
@@ -164,7 +347,7 @@ class VJepa2Layer(GradientCheckpointingLayer):
         self.mlp = VJepa2MLP(hidden_size, mlp_ratio, encoder_config.hidden_act)
         self.drop_path = _drop_path(drop_path)
         if encoder_config.depth_scaled_init:
-            # on the projections themselves: transformers does not visit a layer that has no parameters of its own
+            # on the projections: transformers does not visit a layer that has no parameters of its own
             self.attention.proj.init_scale = self.mlp.fc2.init_scale = 1 / math.sqrt(2 * index)
 
     def forward(
@@ -172,19 +355,19 @@ class VJepa2Layer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         rotary: RotaryTable | None = None,
         attention_mask: torch.Tensor | None = None,
-        past: Past | None = None,
-    ) -> tuple[torch.Tensor, Past]:
+        past: PastKeyValues | None = None,
+    ) -> tuple[torch.Tensor, PastKeyValues]:
         attended, _, present = self.attention(self.norm1(hidden_states), rotary, attention_mask, past)
         hidden_states = hidden_states + self.drop_path(attended)
         return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states))), present
 
 
 class VJepa2FactorizedLayer(VJepa2Layer):
-    """A block that attends within a frame, then at a place over time, then applies the MLP, each pre-norm and added
-    (seed 000, "Factorized Space-Time Attention").
+    """A block that attends within a frame, then over time at each position, then applies the MLP, each pre-norm and
+    residual (temporal recipe, "Factorized Space-Time Attention").
 
-    On a whole clip tokens are reshaped to frames and to places, so a token costs H'·W' + T' products instead of
-    T'·H'·W'. With tokens dropped there is no such shape, and masks give the same function.
+    On a whole clip, tokens are reshaped to frames and to positions: a token costs H'·W' + T' products instead of
+    T'·H'·W'. With tokens dropped, masks compute the same function.
     """
 
     def __init__(
@@ -211,11 +394,11 @@ class VJepa2FactorizedLayer(VJepa2Layer):
         masks: tuple[torch.Tensor, torch.Tensor] | tuple[None, None] = (None, None),
     ) -> tuple[torch.Tensor, None]:
         """Tokens (B, N, D) of a whole clip of `steps` = T', or (B, K, D) with `masks` (B, 1, K, K), true for tokens of
-        the same frame and of the same place."""
-        same_frame, same_place = masks
+        the same frame and of the same position."""
+        same_frame, same_position = masks
         attended = _attend(self.attention, self.norm1(hidden_states), rotary, steps, same_frame)
         hidden_states = hidden_states + self.drop_path(attended)
-        attended = _attend(self.attention_time, self.norm_time(hidden_states), rotary, steps, same_place, True)
+        attended = _attend(self.attention_time, self.norm_time(hidden_states), rotary, steps, same_position, True)
         hidden_states = hidden_states + self.drop_path(attended)
         return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states))), None
 
@@ -228,7 +411,7 @@ def _attend(
     mask: torch.Tensor | None,
     over_time: bool = False,
 ) -> torch.Tensor:
-    """Attention of tokens (B, N, D) within each of T' = `steps` frames or at each place, or where a mask is true."""
+    """Attention of tokens (B, N, D) within each of T' = `steps` frames, at each position, or where a mask is true."""
     if mask is not None:
         return attention(hidden_states, rotary, mask)[0]
 
@@ -259,7 +442,7 @@ def build_layers(
     drop_path_rate: float = 0.0,
     layer_class: type[VJepa2Layer] = VJepa2Layer,
 ) -> nn.ModuleList:
-    """A stack of blocks; the chance to skip one grows linearly to `drop_path_rate`. Arguments as of `VJepa2Layer`."""
+    """A stack of blocks, as `VJepa2Layer`; the probability to skip a branch grows linearly to `drop_path_rate`."""
     rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
     return nn.ModuleList(
         layer_class(config, hidden_size, num_heads, mlp_ratio, i + 1, encoder_config=encoder_config, drop_path=rate)
@@ -268,7 +451,7 @@ def build_layers(
 
 
 class VJepa2PatchEmbeddings(nn.Module):
-    """Tubelets of pixels to tokens. `proj` has the shape of a 3-D convolution, as in every published checkpoint."""
+    """Tubelets of pixels to tokens; `proj` is a 3-D convolution, as in every published checkpoint."""
 
     def __init__(self, config: VJepa2EncoderConfig):
         super().__init__()
@@ -277,11 +460,11 @@ class VJepa2PatchEmbeddings(nn.Module):
         self.proj = nn.Conv3d(config.in_chans, config.hidden_size, kernel_size=size, stride=size)
 
     def forward(self, pixel_values_videos: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
-        """Clips (B, T, C, H, W) -> (B, N, D), or (B, K, D) for the tokens at `ids` (B, K) alone."""
+        """Clips (B, T, C, H, W) -> (B, N, D), or (B, K, D) for the tokens at `ids` (B, K)."""
         if not isinstance(self.proj, nn.Conv3d) or self.proj.weight.is_meta:
             return self._call_projection(pixel_values_videos, ids)
         weight = self.proj.weight
-        if pixel_values_videos.shape[1] == 1:  # a still frame fills its tubelet: fold the kernel instead of repeating
+        if pixel_values_videos.shape[1] == 1:  # sum the kernel over time instead of repeating a frame
             weight = weight.sum(dim=2, keepdim=True)
         patches = rearrange(
             pixel_values_videos.to(weight.dtype),
@@ -295,13 +478,14 @@ class VJepa2PatchEmbeddings(nn.Module):
         else:
             rows, columns = patches.shape[2:4]
             clips = torch.arange(ids.shape[0], device=ids.device).unsqueeze(1)  # `len` would fix an exported batch
-            time, place = ids // (rows * columns), ids % (rows * columns)
-            patches = patches[clips, time, place // columns, place % columns].flatten(2)  # only kept pixels are read
+            time, position = ids // (rows * columns), ids % (rows * columns)
+            # only the pixels of kept tokens are read
+            patches = patches[clips, time, position // columns, position % columns].flatten(2)
         return nn.functional.linear(patches, weight.flatten(1), self.proj.bias)
 
     def _call_projection(self, pixel_values_videos: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
-        """What `forward` gives where the weights are not all there is: where an adapter (PEFT) wraps the convolution
-        and where accelerate offloaded its weights, a call alone adds the one and loads the others."""
+        """`forward` through the convolution itself: a PEFT adapter may wrap it, or accelerate may have offloaded its
+        weights."""
         if pixel_values_videos.shape[1] == 1:
             pixel_values_videos = pixel_values_videos.expand(-1, self.config.tubelet_size, -1, -1, -1)
         videos = pixel_values_videos.to(self.proj.weight.dtype).transpose(1, 2)

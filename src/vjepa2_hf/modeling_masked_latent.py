@@ -1,7 +1,7 @@
-"""Learning to see: predict the latents of masked regions from the rest of the clip.
+"""Masked latent prediction: VJepa2ForMaskedLatentPrediction, its loss terms and collapse meters.
 
-Shapes: B clips, T frames, N tokens of a clip, K tokens of a context, M of a target, D width of the encoder, d of the
-predictor.
+Shapes: B clips, T frames, (T', H', W') grid of tokens, N = T'·H'·W' tokens of a clip, K tokens of a context, M of a
+target, D width of the encoder.
 """
 
 import math
@@ -14,8 +14,8 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2MaskedLatentPredictionConfig
-from .losses import auxiliary_losses, squares_over_time
-from .modeling_encoder import TargetEncoderMixin, VJepa2Encoder, VJepa2PreTrainedModel, check_token_ids, clip_grid
+from .modeling_base import TargetEncoderMixin, VJepa2PreTrainedModel
+from .modeling_encoder import VJepa2Encoder, check_token_ids, clip_grid
 from .modeling_layers import gather_tokens
 from .modeling_predictor import VJepa2Predictor, init_predictor, predict_following
 
@@ -24,14 +24,14 @@ from .modeling_predictor import VJepa2Predictor, init_predictor, predict_followi
 class VJepa2MaskedLatentPredictionOutput(ModelOutput):
     """Output of [`VJepa2ForMaskedLatentPrediction`].
 
-    loss: mean over mask sets of mean |ẑ − z|^p / p, and the other terms times their weights.
-    predicted_latents, target_latents: one (B, M, D) per mask set; targets normalised as configured. For
-        `target_type="pixels"` D is the number of a tubelet's pixel values.
+    loss: mean over mask sets of mean |ẑ − z|^p / p, plus the weighted auxiliary terms.
+    predicted_latents, target_latents: one (B, M, D) per mask set; targets normalized as configured. For
+        `target_type="pixels"` D is the number of pixel values of a tubelet.
     mask_losses: (number of mask sets,) the prediction loss of each, without gradient.
-    losses: where the config gives other terms a weight: every term by name without its weight and without gradient,
-        "prediction" and those of `config.auxiliary_weights`, see `vjepa2_hf.losses`.
+    losses: if the config gives auxiliary terms a weight: every term by name, unweighted and without gradient,
+        "prediction" and those of `config.auxiliary_weights`.
     target_std, effective_rank, prediction_variation: with `output_meters=True`, see `collapse_meters`.
-    targets: with `output_targets=True`, (B, N, D) of the whole clip before normalisation.
+    targets: with `output_targets=True`, (B, N, D) of the whole clip before normalization.
     """
 
     loss: torch.Tensor | None = None
@@ -50,12 +50,12 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
 
     ::
 
-        clip ── kept tokens ──► encoder ──► predictor (+ mask tokens at hidden places) ──► ẑ ─┐
-          │                        │ EMA                                                      ├─► loss
-          └──── all tokens ─────► target_encoder ──► gather hidden places ──► normalise ─► z ─┘  (no gradient)
+        clip ── kept tokens ──► encoder ──► predictor (+ mask tokens at hidden positions) ──► ẑ ─┐
+          │                        │ EMA                                                         ├─► loss
+          └──── all tokens ─────► target_encoder ──► gather hidden positions ──► normalize ─► z ─┘  (no gradient)
 
     The context encoder never sees a hidden token: tokens are dropped before its first block (arXiv 2506.09985, sec. 2;
-    seed 003, Algorithm 1).
+    two-phase recipe, Algorithm 1).
 
     Args:
         config ([`VJepa2MaskedLatentPredictionConfig`]): sizes; weights are random, the target encoder is a copy.
@@ -63,6 +63,7 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
 
     config: VJepa2MaskedLatentPredictionConfig
     _can_record_outputs = {}
+    _has_transformers_counterpart = True
 
     def __init__(self, config: VJepa2MaskedLatentPredictionConfig):
         super().__init__(config)
@@ -79,7 +80,7 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
         return self
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.encoder.patch_embeddings  # Accelerate asks when it shards the model (FSDP)
+        return self.encoder.patch_embeddings  # accelerate asks for it to shard the model (FSDP)
 
     def forward(
         self,
@@ -91,31 +92,24 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
         output_targets: bool = False,
         targets: torch.Tensor | None = None,
     ) -> VJepa2MaskedLatentPredictionOutput:
-        """Predicts the target tokens of every mask set and compares them with the target encoder's.
+        """Predicts the target tokens of every mask set and compares them with those of the target encoder.
 
         Args:
-            pixel_values_videos: normalised pixels (B, T, C, H, W).
-            context_mask, target_mask: int64 token ids (B, K) and (B, M); a tensor is one mask set, a list several. No
-                target may be in the context; ids may repeat within a mask (rows padded to one length).
+            pixel_values_videos: normalized pixels (B, T, C, H, W).
+            context_mask, target_mask: int64 token ids (B, K) and (B, M); a tensor is one mask set, a list several.
+                They must not overlap; ids may repeat within a mask (rows padded to one length).
             mask_token_index: the learned mask token for all sets; `None`: set i uses token i. (The published training
                 run used token 0 for all, its inference code token 1.)
-            output_meters: also compute the collapse meters (they cost a small singular value decomposition).
+            output_meters: also compute the collapse meters (a small singular value decomposition).
             output_targets: return the raw targets, for `targets` of the next forward of these clips.
-            targets: of such a forward, instead of making them again: a step that goes forward and backward one mask
-                set at a time keeps the activations of one alone in memory.
+            targets: from an earlier forward of these clips, instead of computing them again. With them a training step
+                may process one mask set at a time and keep the activations of only one in memory.
         """
         context_masks, target_masks = _as_mask_sets(context_mask, target_mask)
-        grid = self.encoder.get_grid(self.encoder._fill_tubelet(pixel_values_videos))
-        if targets is None:
-            targets = self.encode_targets(pixel_values_videos)
-        elif targets.shape[:2] != (len(pixel_values_videos), math.prod(grid)):
-            raise ValueError(
-                f"targets have shape {tuple(targets.shape)}; expected (batch, tokens, width) with "
-                f"{(len(pixel_values_videos), math.prod(grid))} in front: the `output.targets` of these clips."
-            )
+        grid = self.encoder.get_grid(self.encoder.fill_tubelet(pixel_values_videos))
+        targets = self._targets(pixel_values_videos, targets, math.prod(grid))
         normalized = self.normalize_targets(targets)
 
-        has_other_terms = bool(self.config.auxiliary_weights)
         predicted, selected, auxiliary = [], [], []
         for i, (context_ids, target_ids) in enumerate(zip(context_masks, target_masks, strict=True)):
             check_token_ids("target_mask", target_ids, len(targets), math.prod(grid))
@@ -124,7 +118,7 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
             token = i if mask_token_index is None else mask_token_index
             predicted.append(self.predictor(context, context_ids, target_ids, grid, token))
             selected.append(gather_tokens(normalized, target_ids))
-            if has_other_terms:
+            if self.config.auxiliary_weights:
                 seen, hidden = (context, context_ids), (predicted[-1], selected[-1], target_ids)
                 auxiliary.append(auxiliary_losses(self.config, *seen, *hidden, grid))
         mask_losses = torch.stack([self.latent_loss(p, z) for p, z in zip(predicted, selected, strict=True)])
@@ -143,12 +137,24 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
             **meters,
         )
 
+    def _targets(self, pixel_values_videos: torch.Tensor, given: torch.Tensor | None, num_tokens: int) -> torch.Tensor:
+        """Raw targets (B, N, D): the given ones, or those of the target encoder."""
+        if given is None:
+            return self.encode_targets(pixel_values_videos)
+        expected = len(pixel_values_videos), num_tokens
+        if given.shape[:2] != expected:
+            raise ValueError(
+                f"targets have shape {tuple(given.shape)}; expected {expected} in front: the `output.targets` of "
+                "these clips."
+            )
+        return given
+
     @torch.no_grad()
     def encode_targets(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-        """What is to be predicted, before normalisation: the target encoder's tokens (B, N, D) of the whole clip, or
-        its pixels by tubelet (B, N, values of a tubelet) for `target_type="pixels"`."""
+        """Targets before normalization: the target encoder's tokens (B, N, D) of the whole clip, or for
+        `target_type="pixels"` its pixels per tubelet."""
         if self.config.target_type == "pixels":
-            return tubelet_pixels(self.config.encoder_config, self.encoder._fill_tubelet(pixel_values_videos))
+            return tubelet_pixels(self.config.encoder_config, self.encoder.fill_tubelet(pixel_values_videos))
         return self.encode_clip(pixel_values_videos)
 
     @torch.no_grad()
@@ -158,30 +164,29 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
 
     @torch.no_grad()
     def normalize_targets(self, targets: torch.Tensor) -> torch.Tensor:
-        """Targets (B, N, D) normalised as `config.normalize_targets` says.
+        """Targets (B, N, D) normalized as `config.normalize_targets` says.
 
         Raises:
-            ValueError: for those over the batch with a single clip, which has no deviation.
+            ValueError: normalization over the batch with a single clip.
         """
-        if self.config.normalize_targets == "layer":
+        kind = self.config.normalize_targets
+        if kind == "layer":
             return nn.functional.layer_norm(targets, targets.shape[-1:])
-        if self.config.normalize_targets == "none":
+        if kind == "none":
             return targets
         if len(targets) < 2:
-            name = self.config.normalize_targets
-            raise ValueError(f"normalize_targets={name!r} needs at least 2 clips in a batch; got 1.")
-        centred = targets - targets.mean(dim=0, keepdim=True)
-        if self.config.normalize_targets == "clip":
-            centred = centred - centred.mean(dim=1, keepdim=True)
-        over = 0 if self.config.normalize_targets == "batch" else (0, 1)
-        return centred / (centred.std(dim=over, keepdim=True) + 1e-6)
+            raise ValueError(f"normalize_targets={kind!r} needs at least 2 clips in a batch; got 1.")
+        centered = targets - targets.mean(dim=0, keepdim=True)
+        if kind == "clip":
+            centered = centered - centered.mean(dim=1, keepdim=True)
+        return centered / (centered.std(dim=0 if kind == "batch" else (0, 1), keepdim=True) + 1e-6)
 
     def latent_loss(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """mean |ẑ − z|^p / p over clips, tokens and channels (p = 1 published, p = 2 both seeds)."""
+        """mean |ẑ − z|^p / p over clips, tokens and channels (p = 1 published, p = 2 in both recipes)."""
         return self.latent_errors(predicted, target).mean()
 
     def latent_errors(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """The loss of each token: predictions and targets (…, D) -> mean |ẑ − z|^p / p over channels (…)."""
+        """The loss per token: predictions and targets (…, D) -> mean |ẑ − z|^p / p over channels (…)."""
         difference = predicted.float() - target.float()
         if self.config.loss_exponent == 1:
             return difference.abs().mean(dim=-1)
@@ -190,10 +195,10 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
     def total_loss(
         self, prediction: torch.Tensor, auxiliary: list[dict[str, torch.Tensor]]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None]:
-        """The prediction loss and the mask sets' other terms, each term its mean over sets times its weight.
+        """The prediction loss plus the auxiliary terms of all mask sets, each the weighted mean over sets.
 
         Returns:
-            The sum, and every term by name without its weight and gradient, or `None` if there is no other.
+            The sum; and every term by name, unweighted and without gradient, or `None` without auxiliary terms.
         """
         if not auxiliary:
             return prediction, None
@@ -203,7 +208,7 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
         return loss, {name: term.detach() for name, term in {"prediction": prediction, **terms}.items()}
 
     def update_target_encoder(self, momentum: float) -> None:
-        """ξ ← τ ξ + (1 − τ) θ, in place (seed 003, Algorithm 1 line 13); with `target_type="online"` ξ ← θ."""
+        """ξ ← τ ξ + (1 − τ) θ, in place (two-phase recipe, Algorithm 1 line 13); `target_type="online"`: ξ ← θ."""
         super().update_target_encoder(0.0 if self.config.target_type == "online" else momentum)
 
     @torch.no_grad()
@@ -215,19 +220,19 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
         Args:
             pixel_values_videos: (B, T, C, H, W), the past.
             num_future_frames: frames to predict, a multiple of the tubelet size.
-            autoregressive: predict one tubelet at a time and take it as context for the next, instead of all at once.
-                (Where past and future together are longer than the configured clip, rotary positions go on; sin-cos
-                and learned tables are interpolated over the whole, see `add_positions`.)
+            autoregressive: predict one tubelet at a time and use it as context for the next, instead of all at once.
+                (Beyond the length of the configured clip, rotary positions continue; sin-cos and learned tables are
+                interpolated over the whole, see `add_positions`.)
 
         Returns:
-            (B, num_future_frames / tubelet_size, H'·W', D), in the space of the normalised targets (pixels for
-            `target_type="pixels"`, and then not `autoregressive`).
+            (B, num_future_frames / tubelet_size, H'·W', D), in the space of the normalized targets (pixels for
+            `target_type="pixels"`, which cannot be `autoregressive`).
         """
         tubelet = self.config.encoder_config.tubelet_size
         if autoregressive and self.config.target_type == "pixels":
             raise ValueError(
                 "autoregressive=True needs predicted latents as context, and target_type='pixels' predicts pixels: "
-                "leave it out, which predicts all frames at once."
+                "leave it out to predict all frames at once."
             )
         if num_future_frames < 1 or num_future_frames % tubelet:
             raise ValueError(f"num_future_frames is {num_future_frames}; expected a multiple of {tubelet} above 0.")
@@ -244,7 +249,7 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
 
 
 def tubelet_pixels(config: VJepa2EncoderConfig, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-    """Clips (B, T, C, H, W) as tokens of pixels (B, N, C · tubelet · patch²), in the encoder's order of tokens; a
+    """Clips (B, T, C, H, W) as tokens of pixels (B, N, C · tubelet · patch²), in the token order of the encoder; a
     single frame is repeated to fill its tubelet."""
     tubelet, patch = config.tubelet_size, config.patch_size
     clip_grid(config, pixel_values_videos)  # refuses wrong shapes
@@ -256,29 +261,29 @@ def tubelet_pixels(config: VJepa2EncoderConfig, pixel_values_videos: torch.Tenso
 def _warn_of_collapse(config: VJepa2MaskedLatentPredictionConfig) -> None:
     if config.target_type == "online":
         warnings.warn(
-            "target_type='online' takes the context encoder itself as the target, which tends to collapse (seed 003, "
-            "section 9.4): it is there for that comparison; watch target_std and effective_rank.",
+            "target_type='online' uses the context encoder itself as the target, which tends to collapse (two-phase "
+            "recipe, section 9.4). It is an ablation; watch target_std and effective_rank.",
             stacklevel=3,
         )
     if config.temporal_diversity_weight and config.loss_exponent == 1:
         warnings.warn(
             f"temporal_diversity_weight={config.temporal_diversity_weight} with loss_exponent=1 has no minimum: far "
-            "from the targets the variance grows faster than the loss; the seed's loss has exponent 2.",
+            "from the targets the variance grows faster than the loss; the temporal recipe has loss_exponent=2.",
             stacklevel=3,
         )
 
 
 def _check_hidden(index: int, context_ids: torch.Tensor, target_ids: torch.Tensor, num_tokens: int) -> None:
-    """Refuses targets (B, M) that the context (B, K) of a mask set holds; where `check_token_ids` checks values."""
+    """Refuses a mask set whose context (B, K) and target (B, M) overlap; on the CPU, as `check_token_ids`."""
     if torch.compiler.is_compiling() or {context_ids.device.type, target_ids.device.type} != {"cpu"}:
         return
     seen = torch.zeros(len(context_ids), num_tokens, dtype=torch.bool).scatter_(1, context_ids, True)
     overlap = seen.gather(1, target_ids)
     if overlap.any():
-        clip, place = overlap.nonzero()[0].tolist()
+        clip, index_in_mask = overlap.nonzero()[0].tolist()
         raise ValueError(
-            f"context_mask and target_mask of mask set {index} both hold token {target_ids[clip, place]} of clip "
-            f"{clip}; the encoder would see what it is to predict, so take it out of one of them."
+            f"context_mask and target_mask of mask set {index} both hold token {target_ids[clip, index_in_mask]} of "
+            f"clip {clip}; the encoder would see what it is to predict, so remove it from one of them."
         )
 
 
@@ -289,9 +294,134 @@ def _as_mask_sets(context_mask, target_mask) -> tuple[list[torch.Tensor], list[t
         raise ValueError("context_mask and target_mask are both required: token ids (B, K), or a list of them.")
     if len(context_masks) != len(target_masks) or not context_masks:
         raise ValueError(
-            f"{len(context_masks)} context masks and {len(target_masks)} target masks; expected as many of both."
+            f"{len(context_masks)} context masks and {len(target_masks)} target masks; expected equal numbers."
         )
     return list(context_masks), list(target_masks)
+
+
+# --- Auxiliary loss terms: means over the clips of one process, in float32, unweighted
+
+
+def auxiliary_losses(
+    config: VJepa2MaskedLatentPredictionConfig,
+    context: torch.Tensor,
+    context_mask: torch.Tensor,
+    predicted: torch.Tensor,
+    target: torch.Tensor,
+    target_mask: torch.Tensor,
+    grid: tuple[int, int, int],
+) -> dict[str, torch.Tensor]:
+    """The unweighted terms of one mask set that have a weight in the config, by name.
+
+    The two temporal terms (temporal recipe) act on the predictions. Variance and covariance act on the context
+    encoder's tokens: the encoder is what collapses, and the predictor alone could satisfy a term on the predictions.
+
+    Args:
+        context: the context encoder's tokens (B, K, D) at ids (B, K) of the grid (T', H', W').
+        predicted, target: (B, M, D) at ids (B, M).
+
+    Raises:
+        ValueError: a term that compares clips, with a batch of one clip.
+    """
+    weights, terms = config.auxiliary_weights, {}
+    comparing = [name for name in weights if name != "temporal_diversity"]
+    if len(context) < 2 and comparing:
+        name = comparing[0]
+        raise ValueError(f"{name}_weight={weights[name]} needs at least 2 clips in a batch to compare; got 1.")
+    with torch.autocast(context.device.type, enabled=False):
+        if "temporal_diversity" in weights:
+            terms["temporal_diversity"] = temporal_diversity_loss(predicted, target_mask, grid)
+        if "temporal_contrastive" in weights:
+            temperature = config.temporal_contrastive_temperature
+            terms["temporal_contrastive"] = temporal_contrastive_loss(predicted, target, temperature)
+        if weights.keys() & {"variance", "covariance"}:
+            covariance = covariance_at_positions(context, context_mask, math.prod(grid))
+        if "variance" in weights:
+            terms["variance"] = variance_loss(covariance, config.variance_margin)
+        if "covariance" in weights:
+            terms["covariance"] = covariance_loss(covariance)
+    return terms
+
+
+def temporal_diversity_loss(
+    predicted: torch.Tensor, target_mask: torch.Tensor, grid: tuple[int, int, int]
+) -> torch.Tensor:
+    """−Var_t: high if the predictions change little over time (temporal recipe, "Temporal Collapse", weight 0.1).
+
+    The recipe has one vector per frame. Here it is the variance (with n − 1) over the times at which a spatial
+    position of a clip is predicted, averaged over channels and over positions predicted at least twice; 0 if there is
+    none.
+
+    Args:
+        predicted: predictions (B, M, D) at the ids `target_mask` (B, M).
+        grid: (T', H', W').
+    """
+    squares, count = squares_over_time(predicted.float(), target_mask, grid)
+    variance = squares.mean(dim=-1) / (count - 1).clamp_min(1)
+    return -variance.sum() / (count > 1).sum().clamp_min(1)
+
+
+def temporal_contrastive_loss(predicted: torch.Tensor, target: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
+    """InfoNCE (eq. 4 of arXiv 1807.03748) between the predictions and targets (B, M, D) of the batch's clips.
+
+    The temporal recipe says only "positive: same video, negative: different videos". Here similarities are cosines of
+    the means over hidden tokens; the negatives are the other clips of the process.
+    """
+    anchors, keys = (nn.functional.normalize(x.float().mean(dim=1), dim=-1) for x in (predicted, target))
+    similarity = anchors @ keys.T / temperature
+    return nn.functional.cross_entropy(similarity, torch.arange(len(keys), device=keys.device))
+
+
+def variance_loss(covariance: torch.Tensor, margin: float = 1.0) -> torch.Tensor:
+    """mean max(0, γ − √(Var + 1e-4)) over channels of a covariance (D, D), margin γ (VICReg, eq. 1 of arXiv
+    2105.04906)."""
+    return (margin - (covariance.diagonal() + 1e-4).sqrt()).clamp_min(0).mean()
+
+
+def covariance_loss(covariance: torch.Tensor) -> torch.Tensor:
+    """Σ over i ≠ j of C_ij² / D of a covariance (D, D) (VICReg, eq. 4 of arXiv 2105.04906)."""
+    return (covariance.square().sum() - covariance.diagonal().square().sum()) / len(covariance)
+
+
+def covariance_at_positions(tokens: torch.Tensor, ids: torch.Tensor, num_positions: int) -> torch.Tensor:
+    """Covariance (D, D) of tokens around the batch mean at their position.
+
+    VICReg has one embedding per image and takes statistics over the batch. For clips, the mean token would give few
+    samples and compare only averages; all tokens as samples could be satisfied by encoding the position. Subtracting
+    the mean per position leaves the differences between clips, as measured by `target_std`, which falls in collapse.
+
+    Args:
+        tokens: (B, K, D).
+        ids: (B, K) their positions, 0 to `num_positions` − 1. Positions that only one clip has do not count.
+    """
+    centered, sizes = _centered(tokens.float().flatten(0, 1), ids.flatten(), num_positions)
+    freedom = (sizes - 1).clamp_min(0).sum().clamp_min(1)
+    return centered.T @ centered / freedom
+
+
+def squares_over_time(
+    tokens: torch.Tensor, ids: torch.Tensor, grid: tuple[int, int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Squared changes over time of the tokens at each spatial position of each clip.
+
+    Args:
+        tokens: (B, M, D) at ids (B, M) of the grid (T', H', W').
+
+    Returns:
+        Sums of squared differences from the mean over time (B·H'·W', D), and the number of times (B·H'·W',).
+    """
+    per_frame = grid[1] * grid[2]
+    clips = torch.arange(len(ids), device=ids.device).unsqueeze(1)
+    groups = (clips * per_frame + ids % per_frame).flatten()
+    centered, sizes = _centered(tokens.flatten(0, 1), groups, len(ids) * per_frame)
+    return centered.new_zeros(len(sizes), centered.shape[-1]).index_add(0, groups, centered.square()), sizes
+
+
+def _centered(tokens: torch.Tensor, groups: torch.Tensor, num_groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens (R, D) minus the mean of their group (R,), and the groups' sizes (num_groups,)."""
+    sizes = tokens.new_zeros(num_groups).index_add(0, groups, tokens.new_ones(len(groups)))
+    sums = tokens.new_zeros(num_groups, tokens.shape[-1]).index_add(0, groups, tokens)
+    return tokens - (sums / sizes.clamp_min(1).unsqueeze(1))[groups], sizes
 
 
 @torch.no_grad()
@@ -306,17 +436,19 @@ def collapse_meters(
         grid: (T', H', W').
 
     Returns:
-        target_std: deviation of the raw targets over the batch, mean over places and channels (0 for one clip).
-        effective_rank: exp of the entropy of the targets' normalised singular values (RankMe, arXiv 2210.02885), of
-            centred tokens; between 1 and D, NaN of targets that are not finite.
-        prediction_variation: deviation of the predictions over time at a place, mean over places with at least two.
+        target_std: standard deviation of the raw targets over the batch, mean over positions and channels (0 for one
+            clip).
+        effective_rank: exp of the entropy of the normalized singular values (RankMe, arXiv 2210.02885) of the centered
+            targets; between 1 and D, NaN for non-finite targets.
+        prediction_variation: standard deviation of the predictions over time, mean over positions predicted at least
+            twice.
     """
     targets, predicted = targets.float(), predicted.float()
-    centred = (targets - targets.mean(dim=(0, 1))).flatten(0, 1)[:2048]
-    # Of values that are not finite svdvals raises; the loss, not a meter, is to stop such a run
-    singular = torch.linalg.svdvals(centred) if centred.isfinite().all() else torch.full_like(centred[0], math.nan)
-    share = singular / singular.sum().clamp_min(1e-12)
-    entropy = -(share * (share + 1e-12).log()).sum()
+    centered = (targets - targets.mean(dim=(0, 1))).flatten(0, 1)[:2048]
+    # svdvals raises for non-finite values; such a run is stopped by its loss, not by a meter
+    singular = torch.linalg.svdvals(centered) if centered.isfinite().all() else torch.full_like(centered[0], math.nan)
+    fractions = singular / singular.sum().clamp_min(1e-12)
+    entropy = -(fractions * (fractions + 1e-12).log()).sum()
 
     squares, count = squares_over_time(predicted, target_mask, grid)
     deviation = (squares / count.clamp_min(1).unsqueeze(1)).sqrt().mean(dim=-1)  # (B·H'·W',)

@@ -1,7 +1,6 @@
-"""The predictor of masked latents: what the tokens at hidden places would be, those of the future among them.
+"""The predictor of masked latents, for hidden tokens of a clip and for the frames that follow it.
 
-Shapes: B clips, K tokens of a context, M of a target, (T', H', W') grid of tokens, P = H'·W' places, D width of the
-encoder.
+Shapes: B clips, K tokens of a context, M of a target, (T', H', W') grid of tokens, D width of the encoder.
 """
 
 import torch
@@ -10,20 +9,18 @@ from transformers import PreTrainedConfig
 from transformers import initialization as init
 
 from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2MaskedLatentPredictionConfig
-from .modeling_layers import build_layers
-from .modeling_positions import add_positions, grid_positions, position_parameter, rotary_table
+from .modeling_layers import add_positions, build_layers, grid_positions, position_parameter, rotary_table
 
 
 class VJepa2Predictor(nn.Module):
-    """Narrow transformer over context tokens and mask tokens, each at its true place in the clip.
+    """Narrow transformer over context tokens and mask tokens, each with its position in the clip.
 
     Positions are of the encoder's kind: rotary (published V-JEPA 2), a sin-cos table of the predictor's width added to
-    all tokens (published V-JEPA 1), or a learned table of its own.
+    all tokens (published V-JEPA 1), or its own learned table.
 
     Args:
         config: sizes.
-        model_config: of the model that holds the predictor, where that is another: it chooses the attention
-            implementation.
+        model_config: of the model that holds the predictor, if different; it chooses the attention implementation.
     """
 
     def __init__(self, config: VJepa2MaskedLatentPredictionConfig, model_config: PreTrainedConfig | None = None):
@@ -67,14 +64,14 @@ class VJepa2Predictor(nn.Module):
             head_dim = self.config.predictor_hidden_size // self.config.predictor_num_attention_heads
             positions = grid_positions(grid, context.device)[ids]
             rotary = rotary_table(positions, head_dim, encoder_config.rope_interleave)
-        for layer in self.layer:  # attention does not mind the order, so tokens are not sorted
+        for layer in self.layer:  # attention is permutation-invariant: tokens need no sorting
             hidden_states = layer(hidden_states, rotary)[0]
         return self.proj(self.layernorm(hidden_states[:, context.shape[1] :]))
 
 
 @torch.no_grad()
 def init_predictor(predictor: VJepa2Predictor) -> None:
-    """Random mask tokens and positions, as the config says; `_init_weights` of a model does the rest."""
+    """Initializes mask tokens and positions; `_init_weights` of the model does the rest."""
     config = predictor.config
     if config.zero_init_mask_tokens:
         init.zeros_(predictor.mask_tokens)
@@ -95,14 +92,14 @@ def predict_following(
     """Tokens of the tubelets that follow a clip.
 
     Args:
-        context: the clip's tokens (B, T'·P, D).
+        context: the clip's tokens (B, T'·H'·W', D).
         grid: (T', H', W') of the clip.
-        steps: f, tubelets to predict.
-        autoregressive: one tubelet at a time, which is then context for the next, instead of all at once.
+        steps: tubelets to predict.
+        autoregressive: predict one tubelet at a time and use it as context for the next, instead of all at once.
         skip: tubelets between the clip and those to predict, when all are predicted at once.
 
     Returns:
-        (B, f, P, D).
+        (B, steps, H'·W', D).
     """
     past_steps, rows, columns = grid
     at_once, future = 1 if autoregressive else steps, []

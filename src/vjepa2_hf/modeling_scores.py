@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from .configuration_vjepa2 import VJepa2WorldModelConfig
+from .configuration_world_model import VJepa2WorldModelConfig
 from .modeling_costs import Cost, ImaginedStep, LatentDistance, Reward, Uncertainty, build_cost
 from .modeling_inputs import check_chunk_size
 

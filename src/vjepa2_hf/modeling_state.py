@@ -11,8 +11,10 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2WorldModelConfig
-from .modeling_encoder import TargetEncoderMixin, VJepa2Encoder, VJepa2PreTrainedModel, clip_grid
+from .configuration_vjepa2 import VJepa2EncoderConfig
+from .configuration_world_model import VJepa2WorldModelConfig
+from .modeling_base import TargetEncoderMixin, VJepa2PreTrainedModel
+from .modeling_encoder import VJepa2Encoder, clip_grid
 
 
 SLOW_WHITENED = 192  # principal components among which slow directions are looked for

@@ -13,13 +13,12 @@ from torch import nn
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .configuration_vjepa2 import VJepa2WorldModelConfig
-from .modeling_dynamics import DYNAMICS, Cache, VJepa2Dynamics
+from .configuration_world_model import VJepa2WorldModelConfig
+from .modeling_dynamics import DYNAMICS, Cache, VJepa2Dynamics, VJepa2GaussianHead, VJepa2RewardHead
 from .modeling_encoder import VJepa2Encoder, as_encoder
 from .modeling_inputs import Inputs, WorldModelInputsMixin, check_chunk_size, environment_numbers, standardized
 from .modeling_scores import WorldModelScoresMixin
 from .modeling_state import VJepa2StateModel, token_size
-from .modeling_transitions import VJepa2GaussianHead, VJepa2RewardHead
 from .pose import move_pose
 
 

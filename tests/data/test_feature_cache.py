@@ -8,18 +8,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from vjepa2_hf.data.feature_cache import (
-    CacheWriter,
-    EpisodeSource,
-    FeatureCache,
-    WindowBatches,
-    WindowMixture,
-    cache_key,
-    data_fingerprint,
-    finish_cache,
-    is_finished,
-    weights_fingerprint,
-)
+from vjepa2_hf.data.episodes import EpisodeSource
+from vjepa2_hf.data.feature_cache import CacheWriter, FeatureCache, data_fingerprint, finish_cache, is_finished
+from vjepa2_hf.data.files import cache_key, weights_fingerprint
+from vjepa2_hf.data.windows import WindowBatches, WindowMixture
 
 
 def episode(number: int, length: int) -> dict[str, torch.Tensor]:
@@ -56,28 +48,28 @@ def test_windows_hold_the_actions_between_their_frames(tmp_path, part_bytes):
     assert batch["actions"][1].tolist() == [[[204.5], [205.5]], [[206.5], [207.5]]]
 
 
-def test_every_window_of_every_episode_is_drawn_equally_often(tmp_path):
+def test_every_window_of_every_episode_is_sampled_equally_often(tmp_path):
     mixture = whole(write_cache(tmp_path, LENGTHS, part_bytes=1))
-    places = mixture.draw(14_000, 3, 2, np.random.default_rng(0))  # rooms 1, 5, 0 and 2
-    found, counts = places.unique(dim=0, return_counts=True)
+    windows = mixture.sample(14_000, 3, 2, np.random.default_rng(0))  # rooms 1, 5, 0 and 2
+    found, counts = windows.unique(dim=0, return_counts=True)
     assert found[:, 1:].tolist() == [[0, 0], [1, 0], [1, 1], [1, 2], [1, 3], [1, 4], [3, 0], [3, 1]]
     assert counts.min() > 1600 and counts.max() < 1900
-    first = mixture.read(places, 3, 2)["latents"][:, 0, 0, 0]
-    assert torch.equal(first, 100.0 * (places[:, 1] + 1) + places[:, 2])
+    first = mixture.read(windows, 3, 2)["latents"][:, 0, 0, 0]
+    assert torch.equal(first, 100.0 * (windows[:, 1] + 1) + windows[:, 2])
 
 
-def test_sources_are_drawn_by_their_weights(tmp_path):
+def test_sources_are_sampled_by_their_weights(tmp_path):
     caches = [FeatureCache(write_cache(tmp_path / name, {name: 8})) for name in ("1", "2")]
     mixture = WindowMixture(caches, [torch.tensor([0])] * 2, [3.0, 1.0])
-    places = mixture.draw(4000, 2, 1, np.random.default_rng(0))
-    assert (places[:, 0] == 0).float().mean().item() == pytest.approx(0.75, abs=0.03)
-    latents = mixture.read(places, 2, 1)["latents"][:, 0, 0, 0]
-    assert torch.equal(latents, 100.0 * (places[:, 0] + 1) + places[:, 2])
+    windows = mixture.sample(4000, 2, 1, np.random.default_rng(0))
+    assert (windows[:, 0] == 0).float().mean().item() == pytest.approx(0.75, abs=0.03)
+    latents = mixture.read(windows, 2, 1)["latents"][:, 0, 0, 0]
+    assert torch.equal(latents, 100.0 * (windows[:, 0] + 1) + windows[:, 2])
 
 
 def test_windows_too_long_for_every_episode_are_refused(tmp_path):
     with pytest.raises(ValueError, match="No episode has the 21 frames of a window"):
-        whole(write_cache(tmp_path, LENGTHS)).draw(1, 11, 2, np.random.default_rng(0))
+        whole(write_cache(tmp_path, LENGTHS)).sample(1, 11, 2, np.random.default_rng(0))
 
 
 def test_tiles_cover_episodes_and_are_thinned_evenly(tmp_path):
@@ -121,9 +113,9 @@ def test_an_unfinished_cache_is_not_read_and_goes_on_where_it_was(tmp_path):
 def test_the_order_does_not_depend_on_how_many_processes_wrote(tmp_path):
     one, two = (whole(write_cache(tmp_path / str(ranks), LENGTHS, 1, ranks)) for ranks in (1, 2))
     assert one.caches[0].ids == two.caches[0].ids
-    places = one.draw(50, 3, 1, np.random.default_rng(0))
-    assert torch.equal(places, two.draw(50, 3, 1, np.random.default_rng(0)))
-    assert torch.equal(one.read(places, 3, 1)["latents"], two.read(places, 3, 1)["latents"])
+    windows = one.sample(50, 3, 1, np.random.default_rng(0))
+    assert torch.equal(windows, two.sample(50, 3, 1, np.random.default_rng(0)))
+    assert torch.equal(one.read(windows, 3, 1)["latents"], two.read(windows, 3, 1)["latents"])
 
 
 def test_two_episodes_of_one_name_are_refused(tmp_path):
@@ -188,11 +180,11 @@ def test_processes_and_micro_batches_share_out_the_batch_of_one_process(tmp_path
 
 def test_a_worker_that_is_spawned_maps_the_files_itself(tmp_path):
     mixture = whole(write_cache(tmp_path, {"1": 5000}))
-    places = torch.tensor([[0, 0, 3]])
-    here = mixture.read(places, 2, 1)["latents"]  # now the file is open
+    windows = torch.tensor([[0, 0, 3]])
+    here = mixture.read(windows, 2, 1)["latents"]  # now the file is open
     sent = pickle.dumps(mixture)
     assert len(sent) < 5000
-    assert torch.equal(here, pickle.loads(sent).read(places, 2, 1)["latents"])  # noqa: S301
+    assert torch.equal(here, pickle.loads(sent).read(windows, 2, 1)["latents"])  # noqa: S301
 
 
 def test_windows_are_read_without_the_rest_of_the_file(tmp_path):

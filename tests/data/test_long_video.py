@@ -86,7 +86,7 @@ class TestInMemory:
     def test_the_processor_saved_beside_the_model_is_taken(self, encoder, processor, video, tmp_path):
         encoder.save_pretrained(tmp_path)
         loaded = VJepa2Encoder.from_pretrained(tmp_path)
-        with pytest.raises(ValueError, match=r"must be resized and normalised by a processor, and none loads from"):
+        with pytest.raises(ValueError, match=r"must be resized and normalized by a processor, and .* holds none"):
             loaded.encode_long(video)
         VJepa2VideoProcessor(size=32, crop_size=32, do_random_resized_crop=True).save_pretrained(tmp_path)
         assert torch.equal(loaded.encode_long(video), encoder.encode_long(video, processor=processor))
@@ -102,7 +102,7 @@ class TestRefused:
             ({"overlap": 3}, "overlap is 3"),
             ({"stride": 0}, "stride is 0; expected 1"),
             ({"pool": "clip"}, "pool is 'clip'"),
-            ({"processor": VJepa2VideoProcessor(size=32)}, "floats, which are taken as normalised already"),
+            ({"processor": VJepa2VideoProcessor(size=32)}, "floats, which are taken as normalized pixels"),
         ],
     )
     def test_settings(self, encoder, options, message):
@@ -118,7 +118,7 @@ class TestRefused:
             ([noise_pixels(1)[0], noise_pixels(1, 32)[0]], "differ in kind or size"),
             ([*noise_pixels(4), *noise_pixels(4, 32)], r"change from \(3, 16, 16\) to \(3, 32, 32\)"),
             (3, "video is a int"),
-            (noise_frames(2), "the model was not loaded from anywhere: give `processor"),
+            (noise_frames(2), "the model was not loaded from a folder: give `processor"),
         ],
         ids=range(7),
     )

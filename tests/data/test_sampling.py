@@ -54,9 +54,9 @@ class TestRates:
     def test_a_place_fixes_where_the_clip_begins(self, reader):
         last = len(reader) - 8
         for place, first in ((0.0, 0), (0.5, round(last / 2)), (1.0, last)):
-            assert FrameSampler(place=place)(reader, 8, None).tolist() == list(range(first, first + 8))
-        with pytest.raises(ValueError, match="place is 1.5"):
-            FrameSampler(place=1.5)
+            assert FrameSampler(position=place)(reader, 8, None).tolist() == list(range(first, first + 8))
+        with pytest.raises(ValueError, match="position is 1.5"):
+            FrameSampler(position=1.5)
 
     def test_short_videos_are_refused_where_they_are_not_wanted(self, reader):
         with pytest.raises(ValueError, match="10 frames at 2 fps, fewer than the 16 of a clip"):

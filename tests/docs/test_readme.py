@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from vjepa2_hf.training.settings import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SETTINGS = {"pretrain": PretrainConfig, "train_world_model": WorldModelTrainingConfig, "train_probe": ProbeConfig}
+SETTINGS |= {"train_decoder": DecoderTrainingConfig, "train_cloning": PolicyTrainingConfig, "train_actor": ActorConfig}
+SETTINGS |= {"plan": PlanConfig, "plan_arm": PlanArmConfig}
 # Examples that scripts are made of, without a command of their own
 PARTS = ("study.py",)
 CONFIGS = sorted((ROOT / "examples" / "configs").rglob("*.yaml"))
@@ -46,6 +50,28 @@ def test_every_page_of_docs_is_listed_and_every_link_leads_somewhere():
     for page in (ROOT / "docs").glob("*.md"):
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The commands in the fenced blocks of a page that name no language."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    lines = "".join(text for language, text in fenced if not language).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.stem
+)
+def test_commands_name_scripts_configs_and_settings_that_are_there(page):
+    for command in commands(page):
+        script = next((part for part in command if part.endswith(".py")), None)
+        if script is None:
+            continue
+        assert (ROOT / script).is_file(), script
+        if "--config" in command:
+            arguments = command[command.index(script) + 1 :]
+            overrides = [part for part in arguments if re.match(r"[\w.]+=", part)]
+            load_config(SETTINGS[Path(script).stem], ROOT / arguments[arguments.index("--config") + 1], overrides)
 
 
 def test_make_targets_that_readme_names_exist():

@@ -14,6 +14,7 @@ from datasets import load_dataset
 
 import vjepa2_hf
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor
+from vjepa2_hf.data.parts import PartWriter
 from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.video_io import read_video
 
@@ -123,13 +124,13 @@ def test_settings_weights_and_files_do_not_mix(model, source, tmp_path, capsys):
 
 
 def test_two_processes_share_what_a_stopped_run_left(model, source, tmp_path, monkeypatch):
-    def stops(self, job, flush=extract_features.Parts.flush):
-        self._jobs.append(job)
-        flush(self)
+    def stops(self, job, num_bytes, add=PartWriter.add):
+        add(self, job, num_bytes)
+        self.flush()
         raise ValueError("stopped")
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(extract_features.Parts, "add", stops)
+        patch.setattr(PartWriter, "add", stops)
         run(model, source, tmp_path / "out")
     (kept,) = (tmp_path / "out").glob("*.parquet")
     written = kept.stat().st_mtime_ns

@@ -143,7 +143,7 @@ def test_neighbours_need_no_training(monkeypatch, inputs, tmp_path):
     results = run_script(monkeypatch, inputs, tmp_path / "run", "kind=knn", "neighbours=[1, 3]", "training_views=2")
     assert results["validation"]["accuracy"] > 0.9 and [head["neighbours"] for head in results["heads"]] == [1, 3]
     model = VJepa2ForVideoClassification.from_pretrained(tmp_path / "run" / "final").eval()
-    assert model.config.num_neighbours == [1, 3][results["chosen"]]
+    assert model.config.num_neighbors == [1, 3][results["chosen"]]
     assert model.config.num_stored_views == 2 * results["clips"]["training"]
     green = np.full((4, 32, 32, 3), 20, np.uint8)
     green[..., 1] = 100

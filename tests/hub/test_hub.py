@@ -313,18 +313,18 @@ class TestFreshProcesses:
         assert found["label"] == max(scores, key=scores.get)
 
     def test_what_the_folders_hold(self, exported):
-        for name, model_file in (
-            ("encoder", "modeling_encoder"),
-            ("masked", "modeling_masked_latent"),
-            ("world", "modeling_world_model"),
-            ("classifier", "modeling_classification"),
+        for name, config_file, model_file in (
+            ("encoder", "configuration_vjepa2", "modeling_encoder"),
+            ("masked", "configuration_vjepa2", "modeling_masked_latent"),
+            ("world", "configuration_world_model", "modeling_world_model"),
+            ("classifier", "configuration_classification", "modeling_classification"),
         ):
             config = json.loads((exported / name / "config.json").read_text())
+            config_class = f"{config['architectures'][0]}Config".replace("VJepa2For", "VJepa2")
             assert config["auto_map"]["AutoModel"].startswith(f"{model_file}.")
-            assert config["auto_map"][
-                "AutoConfig"
-            ] == f"configuration_vjepa2.{config['architectures'][0]}Config".replace("VJepa2For", "VJepa2")
+            assert config["auto_map"]["AutoConfig"] == f"{config_file}.{config_class}"
             assert (exported / name / f"{model_file}.py").is_file()
+            assert not list((exported / name).glob("*card*.py")) + list((exported / name).glob("*format*.py"))
         config = json.loads((exported / "planner" / "config.json").read_text())
         assert "custom_pipelines" not in config and config["planner"]["solver"] == "cem"
 

@@ -42,7 +42,7 @@ def test_one_video_or_many_in_any_form(extractor, video):
     found = extractor([video, str(video), frames, video.read_bytes()], batch_size=2)
     assert all(np.array_equal(found[i], expected) for i in (0, 1, 3)) and np.array_equal(found[2], extractor(frames))
     assert all(np.array_equal(one, expected) for one in extractor(path for path in [video, video]))
-    assert extractor(noise_pixels(4)).shape == (24,)  # normalised already
+    assert extractor(noise_pixels(4)).shape == (24,)  # normalized already
 
 
 def test_saved_and_loaded_by_the_task(extractor, video, tmp_path):
@@ -62,7 +62,7 @@ def test_what_is_refused(extractor, encoder, video):
         extractor(video, pool="mean")
     with pytest.raises(ValueError, match="has no setting 'num_frames'"):
         extractor(video, num_frames=3)
-    with pytest.raises(ValueError, match="must be resized and normalised by a processor"):
+    with pytest.raises(ValueError, match="must be resized and normalized by a processor"):
         VJepa2FeatureExtractor(encoder, device="cpu")(video)
     with pytest.raises(ValueError, match="VJEPA2Model loads with VJepa2Encoder.from_pretrained"):
         small = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "pred_hidden_size": 12}

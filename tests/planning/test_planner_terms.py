@@ -223,7 +223,7 @@ class TestGoals:
             ({"goals": [GOAL], "goal": GOAL}, "give either goal, or goals"),
             ({"goals": []}, "give either goal, or goals as a list of at least one"),
             ({"goals": [GOAL, OTHER], "goal_index": 2}, "goal_index is 2; expected 0 to 1, as there are 2 goals"),
-            ({"goals": [GOAL, OTHER], "goal_index": [0, 0]}, r"goal_index is \[0, 0\]; expected a position"),
+            ({"goals": [GOAL, OTHER], "goal_index": [0, 0]}, r"goal_index is \[0, 0\]; expected an index"),
             ({"goals": [GOAL, OTHER], "cost": "action"}, "goals need a cost with a LatentDistance"),
             ({"goals": [GOAL, np.stack([OTHER] * 2)]}, "the goal has 2 frames"),
             ({"goals": [GOAL], "goal_proprio_state": np.zeros((2, 2))}, "goal_proprio_state has shape"),
@@ -352,7 +352,7 @@ def test_what_cannot_be_saved_or_does_not_fit_is_refused(remade, tmp_path):
             planner.save_pretrained(tmp_path)
     for settings, message in [
         ({"cost": "l1", "distance": "l2"}, "both cost and distance='l2' were given"),
-        ({"cost": Uncertainty()}, "leaves nothing to chance"),
+        ({"cost": Uncertainty()}, "this model is deterministic"),
         ({"constraints": "fixed"}, "constraint is 'fixed'; expected a dict"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -365,7 +365,6 @@ class TestPublishedArm:
     def planner(self, iterations: int, **settings) -> VJepa2Planner:
         model = load_published(
             golden("cem_ac"),
-            "cem_ac",
             {**ENCODER, "num_hidden_layers": 2},
             loss_exponent=1,
             proprio_transition="pose_delta",

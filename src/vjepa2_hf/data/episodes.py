@@ -5,17 +5,39 @@ Legend: T frames, A action size, S proprio size.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..video_io import VideoDecodeError, VideoReader
 from .lerobot import LeRobotDataset, open_lerobot
 from .shards import ShardSource, open_stream
+
+
+@dataclass(frozen=True)
+class EpisodeSource:
+    """Episodes and their weight in a mixture."""
+
+    path: str
+    """Folder, glob or file of episode shards, a LeRobot folder, or a dataset on the Hub."""
+    weight: float = 1.0
+    """Fraction of the sampled windows, relative to the other sources."""
+    camera: str | None = None
+    """Which of several cameras: of a LeRobot dataset, or the key of the images in HDF5 and npz files."""
+    fps: float | None = None
+    """Frames per second of HDF5 and npz files, which are imported as shards first."""
+
+    def __post_init__(self):
+        if not self.weight > 0:
+            raise ValueError(f"The weight of {self.path!r} is {self.weight}, but it must be positive.")
 
 
 def read_episodes(
@@ -84,6 +106,69 @@ def episode_ids(data: str | os.PathLike, camera: str | None = None) -> Iterator[
     """
     source = _open_source(data, camera)
     yield from (name for name, _ in _named_rows(source)) if isinstance(source, ShardSource) else source.names()
+
+
+class _EnoughEpisodes(Exception):  # noqa: N818, no error
+    """Ends the reading."""
+
+
+class EpisodeStream(torch.utils.data.IterableDataset):
+    """Episodes for a cache, decoded and cropped, for any number of processes and DataLoader workers.
+
+    Each is a dict: `frames` uint8 (T, C, H, W), cropped by the processor and not normalized; `actions` float32
+    (T-1, A) and, where the data has them, `proprio_states` float32 (T, S) and `rewards` float32 (T-1, 1); `fps`;
+    `episode_id`. If episodes were unreadable, the last item is `{"skipped": reasons by name}`.
+
+    Args:
+        source: what `read_episodes` reads.
+        processor: a `VJepa2VideoProcessor`.
+        max_episodes: only the first episodes of the source.
+        done: ids to leave out.
+        rank, world_size: of the process.
+    """
+
+    def __init__(
+        self,
+        source: EpisodeSource,
+        processor: Any,
+        max_episodes: int | None = None,
+        done: Collection[str] = (),
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.source, self.processor, self.max_episodes, self.done = source, processor, max_episodes, done
+        self.rank, self.world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = torch.utils.data.get_worker_info()
+        workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
+        positions, skipped = itertools.count(), {}
+
+        def wanted(name: str) -> bool:
+            position = next(positions)
+            if position == self.max_episodes:
+                raise _EnoughEpisodes
+            mine = position % (self.world_size * workers) == self.rank * workers + number
+            return mine and name not in self.done
+
+        with contextlib.suppress(_EnoughEpisodes):
+            episodes = read_episodes(self.source.path, camera=self.source.camera, wanted=wanted, skipped=skipped)
+            for episode in episodes:
+                yield self._cropped(episode)
+        if skipped:
+            yield {"skipped": skipped}
+
+    def _cropped(self, episode: dict[str, Any]) -> dict[str, Any]:
+        arrays = {name: episode[name] for name in ("actions", "proprio_states", "rewards")}
+        if arrays["rewards"] is not None:
+            arrays["rewards"] = arrays["rewards"][:, None]
+        cropped = self.processor(episode["frames"], do_rescale=False, do_normalize=False, return_tensors="pt")
+        return {
+            "frames": cropped["pixel_values_videos"][0],
+            **{name: torch.from_numpy(np.array(array)) for name, array in arrays.items() if array is not None},
+            "fps": episode["fps"],
+            "episode_id": episode["episode_id"],
+        }
 
 
 def _open_source(data: str | os.PathLike, camera: str | None) -> ShardSource | LeRobotDataset:

@@ -1,71 +1,43 @@
-"""Episodes encoded once and kept on disk: written in parts that survive a stop, read by memory map in windows.
+"""A cache of features on disk: written in parts that survive an interruption, read by memory map in windows.
 
     EpisodeStream -> (an encoder) -> CacheWriter -> part-000-00000.safetensors, ... -> finish_cache -> index.json
     FeatureCache <- a finished folder
-    WindowMixture -> windows of several caches by weight -> WindowBatches, for a DataLoader
 
-A folder belongs to one `cache_key`: of the encoder's weights, the processor, the data and whatever else the values
-depend on. Parts are written aside and renamed, and `index.json` comes last: without it the folder is unfinished, and
-goes on where it was.
+A folder belongs to one `cache_key`: of the encoder's weights, the processor, the data and whatever else the features
+depend on. `index.json` is written last: a folder without it is unfinished, and `CacheWriter` continues it.
 
-Legend: T frames of an episode, F frames of a window, B windows, N tokens, D width, A action, S proprio state.
+Legend: E episodes, T frames of an episode, F frames of a window, B windows, A action.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import glob
 import hashlib
-import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
-from .episodes import read_episodes
-from .files import cache_key, weights_fingerprint, write_aside, write_json, writing  # noqa: F401, what a cache depends on
+from .files import write_json
 from .lerobot import find_info
+from .parts import PART_BYTES, PartWriter, read_note, read_shapes, save_part
 from .shards import ShardSource, files_in
 
 
 logger = logging.getLogger(__name__)
 
 INDEX = "index.json"
-STEP_COLUMNS = ("actions", "rewards")  # T-1 rows an episode; every other column has T
-PART_BYTES = 2**28
+STEP_COLUMNS = ("actions", "rewards")  # T-1 rows per episode; every other column has T
+PART_NOTE = "episodes"  # of a part: id, length and fps of each episode in it
 
 
-@dataclasses.dataclass(frozen=True)
-class EpisodeSource:
-    """Episodes with their share in a mixture."""
-
-    path: str
-    """Folder, glob or file of episode shards, a LeRobot folder, or a dataset on the Hub."""
-    weight: float = 1.0
-    """Share of the windows drawn, relative to the other sources'."""
-    camera: str | None = None
-    """Which of several cameras: of a LeRobot dataset, or the key of the pictures in HDF5 and npz files."""
-    fps: float | None = None
-    """Frames a second of HDF5 and npz files, which do not tell it: such files are imported first."""
-
-    def __post_init__(self):
-        if not self.weight > 0:
-            raise ValueError(f"The weight of {self.path!r} is {self.weight}, but it must be positive.")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What a cache depends on
-# ---------------------------------------------------------------------------------------------------------------------
 def data_fingerprint(data: str | os.PathLike) -> str:
-    """A hash of the files behind `data`: names, sizes and times of change; of the Hub's, names with their revision.
+    """A hash of the names, sizes and modification times of the files at `data`, or of a Hub dataset's revision.
 
     Raises:
         FileNotFoundError: there is nothing at `data`.
@@ -76,109 +48,42 @@ def data_fingerprint(data: str | os.PathLike) -> str:
     else:
         files = [(os.path.basename(file), file) for file in sorted(glob.glob(data, recursive=True))]
     if not files:
-        info = find_info(data)  # of a LeRobot dataset of the Hub: its path holds the commit
-        remote = ["/".join(Path(info).parts[-4:])] if info else ShardSource(data).shards
-        return hashlib.sha256("\n".join(remote).encode()).hexdigest()
-    lines = []
-    for name, file in files:
-        found = os.stat(file)
-        lines.append(f"{name} {found.st_size} {found.st_mtime_ns}")
+        info = find_info(data)  # of a LeRobot dataset on the Hub: its path holds the commit
+        lines = ["/".join(Path(info).parts[-4:])] if info else ShardSource(data).shards
+    else:
+        found = [(name, os.stat(file)) for name, file in files]
+        lines = [f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in found]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Writing
 # ---------------------------------------------------------------------------------------------------------------------
-class _EnoughEpisodes(Exception):  # noqa: N818, no error
-    """Ends a reading."""
-
-
-class EpisodeStream(torch.utils.data.IterableDataset):
-    """Episodes to be put into a cache, decoded and cropped, for any number of processes and DataLoader workers.
-
-    Each is a dict: `frames` uint8 (T, C, H, W) as the processor crops them, before it normalises; `actions` float32
-    (T-1, A) and, where the data has them, `proprio_states` float32 (T, S) and `rewards` float32 (T-1, 1); `fps`;
-    `episode_id`. The last item, where something did not read, is `{"skipped": reasons by name}`.
-
-    Args:
-        source: what `read_episodes` reads.
-        processor: a `VJepa2VideoProcessor`.
-        max_episodes: of the source, the first ones.
-        done: ids to leave out.
-        rank, world_size: of the process.
-    """
-
-    def __init__(
-        self,
-        source: EpisodeSource,
-        processor: Any,
-        max_episodes: int | None = None,
-        done: Collection[str] = (),
-        rank: int = 0,
-        world_size: int = 1,
-    ):
-        self.source, self.processor, self.max_episodes, self.done = source, processor, max_episodes, done
-        self.rank, self.world_size = rank, world_size
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = torch.utils.data.get_worker_info()
-        workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
-        places, skipped = itertools.count(), {}
-
-        def wanted(name: str) -> bool:
-            place = next(places)
-            if place == self.max_episodes:
-                raise _EnoughEpisodes
-            mine = place % (self.world_size * workers) == self.rank * workers + number
-            return mine and name not in self.done
-
-        with contextlib.suppress(_EnoughEpisodes):
-            episodes = read_episodes(self.source.path, camera=self.source.camera, wanted=wanted, skipped=skipped)
-            for episode in episodes:
-                yield self._cropped(episode)
-        if skipped:
-            yield {"skipped": skipped}
-
-    def _cropped(self, episode: dict[str, Any]) -> dict[str, Any]:
-        arrays = {name: episode[name] for name in ("actions", "proprio_states", "rewards")}
-        if arrays["rewards"] is not None:
-            arrays["rewards"] = arrays["rewards"][:, None]
-        cropped = self.processor(episode["frames"], do_rescale=False, do_normalize=False, return_tensors="pt")
-        return {
-            "frames": cropped["pixel_values_videos"][0],
-            **{name: torch.from_numpy(np.array(array)) for name, array in arrays.items() if array is not None},
-            "fps": episode["fps"],
-            "episode_id": episode["episode_id"],
-        }
-
-
 def is_finished(folder: str | os.PathLike) -> bool:
-    """Whether a cache may be read."""
+    """Whether a cache can be read."""
     return (Path(folder) / INDEX).is_file()
 
 
 class CacheWriter:
-    """Writes this process's share of the episodes into an unfinished cache.
+    """Writes the episodes of this process into an unfinished cache.
 
     Args:
         folder: of the cache; created.
-        rank: of this process; part of its files' names.
-        part_bytes: a part is written when its episodes exceed this, which bounds memory.
+        rank: of this process; part of its file names.
+        part_bytes: size of a part, which bounds memory.
 
     Attributes:
-        done: ids of the episodes in whole parts, of all processes, when the writer was made.
+        done: ids of the episodes in complete parts of all processes, when the writer was created.
     """
 
     def __init__(self, folder: str | os.PathLike, rank: int = 0, part_bytes: int = PART_BYTES):
-        self.folder, self.rank, self.part_bytes = Path(folder), rank, part_bytes
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for path in [*self.folder.glob(f"*part-{rank:03d}-*.tmp"), self._skipped_path]:
-            path.unlink(missing_ok=True)  # what did not read before is tried again
-        self.done = {episode["id"] for part in _parts(self.folder) for episode in _read_header(part)}
+        self.folder = Path(folder)
+        self._parts = PartWriter(self.folder, f"part-{rank:03d}-{{:05d}}.safetensors", _save_episodes, part_bytes)
+        self._skipped_path = self.folder / f"skipped-{rank:03d}.json"
+        self._skipped_path.unlink(missing_ok=True)  # skipped episodes are tried again
+        self.done = {episode["id"] for part in _parts(self.folder) for episode in read_note(part, PART_NOTE)}
         self._written: set[str] = set()
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._pending: list[tuple[dict[str, Any], dict[str, torch.Tensor]]] = []
-        self._bytes = 0
 
     def add(self, name: str, fps: float, columns: dict[str, torch.Tensor], **notes: Any) -> None:
         """Adds an episode.
@@ -186,118 +91,86 @@ class CacheWriter:
         Args:
             name: its id.
             fps: of its frames.
-            columns: name -> (T, ...), or (T-1, ...) of STEP_COLUMNS.
-            notes: more of the episode that JSON holds, of the same names for all; `FeatureCache.notes` gives them.
+            columns: name -> (T, ...), or (T-1, ...) for STEP_COLUMNS.
+            notes: other JSON values, with the same names for all episodes; see `FeatureCache.notes`.
 
         Raises:
-            ValueError: a second episode of that id, or columns that do not fit those of the episodes before.
+            ValueError: the id is taken, or the columns differ from those of earlier episodes.
         """
         if name in self.done or name in self._written:
             raise ValueError(f"Two episodes are called {name!r}; give every row an episode_id of its own.")
         length = max(len(values) for values in columns.values())
-        self._check(name, length, columns)
-        self._written.add(name)
-        self._pending.append(({"id": name, "length": length, "fps": fps, **notes}, columns))
-        self._bytes += sum(values.nbytes for values in columns.values())
-        if self._bytes >= self.part_bytes:
-            self.flush()
-
-    def _check(self, name: str, length: int, columns: dict[str, torch.Tensor]) -> None:
-        """Refuses an episode that does not fit those before: in one file they lie one after the other."""
         found = {key: tuple(values.shape[1:]) for key, values in columns.items()}
         self._shapes = self._shapes or found
-        if found != self._shapes:
+        if found != self._shapes:  # a part concatenates its episodes
             raise ValueError(f"Episode {name!r} has columns {found}, but the ones before had {self._shapes}.")
         for key, values in columns.items():
             if len(values) != length - (key in STEP_COLUMNS):
                 raise ValueError(f"Episode {name!r} has {len(values)} rows of {key!r} for {length} frames.")
-
-    @property
-    def _skipped_path(self) -> Path:
-        return self.folder / f"skipped-{self.rank:03d}.json"
+        self._written.add(name)
+        note = {"id": name, "length": length, "fps": fps, **notes}
+        self._parts.add((note, columns), sum(values.nbytes for values in columns.values()))
 
     def skip(self, reasons: dict[str, str]) -> None:
-        """Notes what did not read, by name, for the index."""
+        """Records unreadable episodes and their reasons, by name, for the index."""
         known = json.loads(self._skipped_path.read_text()) if self._skipped_path.exists() else {}
         write_json(self._skipped_path, known | reasons, indent=None)
 
     def flush(self) -> None:
-        """Writes what is held as a part, aside, then renamed."""
-        if not self._pending:
-            return
-        episodes, columns = zip(*self._pending, strict=True)
-        tensors = {name: torch.cat([part[name] for part in columns]).contiguous() for name in columns[0]}
-        number = len(list(self.folder.glob(f"part-{self.rank:03d}-*.safetensors")))
-        whole = self.folder / f"part-{self.rank:03d}-{number:05d}.safetensors"
-        with writing(whole), write_aside(whole) as partial:
-            save_file(tensors, partial, metadata={"episodes": json.dumps(episodes)})
-        self._pending, self._bytes = [], 0
+        """Writes the episodes so far as a part."""
+        self._parts.flush()
+
+
+def _save_episodes(path: Path, items: list[tuple[dict[str, Any], dict[str, torch.Tensor]]]) -> None:
+    notes, columns = zip(*items, strict=True)
+    save_part(path, {name: torch.cat([part[name] for part in columns]) for name in columns[0]}, PART_NOTE, notes)
 
 
 def finish_cache(folder: str | os.PathLike, description: dict[str, Any]) -> None:
-    """Lists all parts in `index.json`, which makes the cache readable; every writer must have flushed.
+    """Lists all parts in `index.json`, which makes the cache readable. Every writer must have flushed.
 
     Args:
         folder: of the cache.
         description: what its key was made of, for people to read.
 
     Raises:
-        ValueError: no episode, two of one id (from two processes), or columns that differ between parts.
+        ValueError: no episode, two with one id (from two processes), or columns that differ between parts.
     """
     folder = Path(folder)
     episodes, shapes = [], {}
     for part in _parts(folder):
-        frame, found = 0, _read_shapes(part)
+        frame, found = 0, {name: shape[1:] for name, shape in read_shapes(part).items()}
         shapes = shapes or found
         if found != shapes:
             raise ValueError(f"{part.name} has columns {found}, but the parts before had {shapes}.")
-        for number, episode in enumerate(_read_header(part)):
-            # an episode has one row less in the step columns
+        for number, episode in enumerate(read_note(part, PART_NOTE)):
+            # Step columns have one row less per episode
             episodes.append({**episode, "file": part.name, "frame": frame, "step": frame - number})
             frame += episode["length"]
     if not episodes:
-        raise ValueError(
-            f"No episode was written to the cache {str(folder)!r}; look at what the log says of the data."
-        )
+        raise ValueError(f"No episode was written to the cache {str(folder)!r}; the log says why.")
     # By id: the order must not depend on how many processes wrote
     episodes.sort(key=lambda episode: episode["id"])
     for before, after in zip(episodes, episodes[1:]):
         if before["id"] == after["id"]:
             raise ValueError(f"Two episodes are called {after['id']!r}; give every row an episode_id of its own.")
     columns = {key: [episode[key] for episode in episodes] for key in episodes[0]}
-    index = {"description": description, "episodes": columns, "skipped": _skipped(folder, columns["id"])}
-    write_json(folder / INDEX, index, indent=None)
-
-
-def _skipped(folder: Path, written: list[str]) -> dict[str, str]:
-    """Reasons by name of what no process could read."""
-    found = {}
+    skipped = {}
     for path in sorted(folder.glob("skipped-*.json")):
-        found |= json.loads(path.read_text(encoding="utf-8"))
-    return {name: reason for name, reason in found.items() if name not in written}
+        skipped |= json.loads(path.read_text(encoding="utf-8"))
+    skipped = {name: reason for name, reason in skipped.items() if name not in columns["id"]}
+    write_json(folder / INDEX, {"description": description, "episodes": columns, "skipped": skipped}, indent=None)
 
 
 def _parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-*.safetensors"))
 
 
-def _read_header(part: Path) -> list[dict[str, Any]]:
-    """Id, length and fps of the episodes of a part."""
-    with safe_open(part, framework="pt") as file:
-        return json.loads(file.metadata()["episodes"])
-
-
-def _read_shapes(part: Path) -> dict[str, tuple[int, ...]]:
-    """The columns of a part: a row's shape by name."""
-    with safe_open(part, framework="pt") as file:
-        return {name: tuple(file.get_slice(name).get_shape()[1:]) for name in sorted(file.keys())}
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading
 # ---------------------------------------------------------------------------------------------------------------------
 class FeatureCache:
-    """A finished cache, read by memory map: a window costs what it holds, and processes share the pages.
+    """A finished cache, read by memory map: a window costs its own size, and processes share the pages.
 
     Args:
         folder: where `finish_cache` was called.
@@ -307,7 +180,7 @@ class FeatureCache:
         ids, fps: of each episode, in the order of the ids.
         lengths: T of each episode, int64 (E,).
         notes: what else the writer was given of each episode, lists by name.
-        skipped: reasons by name of what did not read when the cache was filled.
+        skipped: reasons by name of the episodes that were unreadable when the cache was filled.
 
     Raises:
         FileNotFoundError: the cache is not finished.
@@ -338,24 +211,24 @@ class FeatureCache:
         return {**self.__dict__, "_open": {}}  # a DataLoader worker maps the files itself
 
     def warn_of_skipped(self) -> None:
-        """Names what is not in the cache, in the run that filled it and in every later one."""
+        """Logs the episodes that are missing, in the run that filled the cache and in every later one."""
         if self.skipped:
             name, reason = next(iter(self.skipped.items()))
             logger.warning(
-                "%s lacks %d rows or shards that did not read when it was filled, such as %s (%s): delete it to try "
-                "again", self.folder, len(self.skipped), name, reason,
+                "%s lacks %d rows or shards that were unreadable when it was filled, such as %s (%s): delete it to "
+                "try again", self.folder, len(self.skipped), name, reason,
             )  # fmt: skip
 
     def windows(self, episodes: torch.Tensor, starts: torch.Tensor, frames: int, skip: int = 1) -> dict:
         """Windows of `frames` frames, `skip` apart.
 
         Args:
-            episodes, starts: int64 (B,), the number of the episode and of its first frame.
+            episodes, starts: int64 (B,), index of the episode and of its first frame.
 
         Returns:
             For each column (B, F, ...), or of the STEP_COLUMNS (B, F-1, skip, ...).
         """
-        return _gather_by(
+        return gather_by(
             self._file[episodes],
             lambda file, chosen: self._read(file, episodes[chosen], starts[chosen], frames, skip),
         )
@@ -373,10 +246,10 @@ class FeatureCache:
         return batch
 
     def statistics(self, column: str, episodes: torch.Tensor) -> dict[str, Any]:
-        """Mean, deviation, lowest and highest value of a column (rows, A) over episodes (int64), in float64.
+        """Statistics of a column (rows, A) over episodes (int64), in float64.
 
         Returns:
-            `mean`, `std`, `low`, `high`: lists of A numbers; `rows`.
+            `mean`, `std`, `low`, `high`: lists of A numbers; `rows`: their number.
         """
         chosen = torch.zeros(len(self.ids), dtype=torch.bool)
         chosen[episodes] = True
@@ -396,7 +269,7 @@ class FeatureCache:
         return {**{name: value.tolist() for name, value in found.items()}, "rows": rows}
 
     def _rows(self, file: int, column: str, chosen: torch.Tensor) -> torch.Tensor:
-        """Which rows of a column of a file belong to the chosen episodes (mask (E,)), bool."""
+        """Mask of the rows of a file's column that belong to the chosen episodes (mask (E,))."""
         here = (self._file == file).nonzero().squeeze(1)
         here = here[self._first["frame"][here].argsort()]
         lengths = self.lengths[here] - int(column in STEP_COLUMNS)
@@ -409,116 +282,8 @@ class FeatureCache:
         return self._open[number]
 
 
-class WindowMixture:
-    """Windows of the episodes of one or several caches.
-
-    Args:
-        caches: with the same columns.
-        episodes: of each cache, the numbers (int64) of those that windows are taken from.
-        weights: share of each cache in the windows drawn; within a cache every window is equally likely.
-    """
-
-    def __init__(self, caches: Sequence[FeatureCache], episodes: Sequence[torch.Tensor], weights: Sequence[float]):
-        self.caches, self.episodes = list(caches), list(episodes)
-        self.weights = np.asarray(weights, np.float64) / np.sum(weights)
-
-    def __len__(self) -> int:
-        """Episodes."""
-        return sum(map(len, self.episodes))
-
-    def room(self, cache: int, frames: int, skip: int) -> np.ndarray:
-        """Windows that each episode of a cache has."""
-        return (self.caches[cache].lengths[self.episodes[cache]] - (frames - 1) * skip).clamp(min=0).numpy()
-
-    def draw(self, count: int, frames: int, skip: int, rng: np.random.Generator) -> torch.Tensor:
-        """Random windows: int64 (count, 3) of cache, episode and first frame.
-
-        Raises:
-            ValueError: a cache has no episode that is long enough.
-        """
-        several = len(self.caches) > 1
-        caches = rng.choice(len(self.caches), size=count, p=self.weights) if several else np.zeros(count, np.int64)
-        places = np.empty((count, 3), np.int64)
-        for number, cache in enumerate(self.caches):
-            ends = self.room(number, frames, skip).cumsum()
-            if not len(ends) or ends[-1] == 0:
-                raise ValueError(
-                    f"No episode has the {(frames - 1) * skip + 1} frames of a window (in {str(cache.folder)!r}); "
-                    "record longer ones."
-                )
-            mine = np.flatnonzero(caches == number)
-            draws = rng.integers(ends[-1], size=len(mine))
-            index = np.searchsorted(ends, draws, side="right")
-            starts = draws - np.concatenate([[0], ends])[index]
-            places[mine] = np.stack([np.full_like(index, number), self.episodes[number].numpy()[index], starts], 1)
-        return torch.from_numpy(places)
-
-    def tile(self, frames: int, skip: int, stride: int, limit: int) -> torch.Tensor:
-        """Windows that begin every `stride` frames, thinned evenly to `limit`: int64 (count, 3), as `draw` gives."""
-        places = []
-        for cache in range(len(self.caches)):
-            for episode, room in zip(self.episodes[cache].tolist(), self.room(cache, frames, skip).tolist()):
-                places += [(cache, episode, start) for start in range(0, room, stride)]
-        places = torch.tensor(places, dtype=torch.int64).view(-1, 3)
-        return places if len(places) <= limit else places[torch.linspace(0, len(places) - 1, limit).long()]
-
-    def names(self, places: torch.Tensor) -> list[str]:
-        """The windows at places (B, 3) in words: episode and first frame."""
-        return [f"{self.caches[cache].ids[episode]}, frame {start}" for cache, episode, start in places.tolist()]
-
-    def read(self, places: torch.Tensor, frames: int, skip: int) -> dict[str, torch.Tensor]:
-        """The windows at places (B, 3), by column; see `FeatureCache.windows`."""
-        return _gather_by(
-            places[:, 0],
-            lambda cache, chosen: self.caches[cache].windows(places[chosen, 1], places[chosen, 2], frames, skip),
-        )
-
-
-class WindowBatches(torch.utils.data.Dataset):
-    """Item n is this process's micro-batch of windows number n: it depends on the seed and n alone.
-
-    Beside the windows' columns it holds their `places` (B, 3), see `WindowMixture`.
-
-    For a DataLoader with `batch_size=None` and a range as sampler: a resumed run begins the range later, and any
-    number of workers gives the same. Processes and micro-batches share out one drawing of the whole step's windows,
-    so that together they hold the batch that one process would draw.
-
-    Args:
-        mixture: what windows are drawn from.
-        batch_size: B, of a process and micro-batch.
-        frames_at: step (from 1) -> F.
-        skip: frames from one frame of a window to the next.
-        seed: of the draws.
-        rank, world_size: of the process.
-        micro_batches: of a step.
-    """
-
-    def __init__(
-        self,
-        mixture: WindowMixture,
-        batch_size: int,
-        frames_at: Callable[[int], int],
-        skip: int = 1,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        micro_batches: int = 1,
-    ):
-        self.mixture, self.batch_size, self.frames_at, self.skip = mixture, batch_size, frames_at, skip
-        self.seed, self.rank, self.world_size, self.micro_batches = seed, rank, world_size, micro_batches
-
-    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        step, micro_batch = number // self.micro_batches + 1, number % self.micro_batches
-        frames = self.frames_at(step)
-        everyone = self.batch_size * self.world_size * self.micro_batches
-        places = self.mixture.draw(everyone, frames, self.skip, np.random.default_rng((self.seed, step)))
-        first = (micro_batch * self.world_size + self.rank) * self.batch_size
-        places = places[first : first + self.batch_size]
-        return {"places": places, **self.mixture.read(places, frames, self.skip)}
-
-
-def _gather_by(groups: torch.Tensor, read: Callable[[int, Any], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Reads the rows of each group (int64 (B,)) by themselves and gives them back in the order of `groups`."""
+def gather_by(groups: torch.Tensor, read: Callable[[int, Any], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Reads the rows of each group (int64 (B,)) separately and returns them in the order of `groups`."""
     numbers = groups.unique().tolist()
     if len(numbers) == 1:
         return read(numbers[0], slice(None))
@@ -531,16 +296,4 @@ def _gather_by(groups: torch.Tensor, read: Callable[[int, Any], dict[str, torch.
     return batch
 
 
-__all__ = [
-    "CacheWriter",
-    "FeatureCache",
-    "EpisodeSource",
-    "EpisodeStream",
-    "WindowBatches",
-    "WindowMixture",
-    "cache_key",
-    "data_fingerprint",
-    "finish_cache",
-    "is_finished",
-    "weights_fingerprint",
-]
+__all__ = ["CacheWriter", "FeatureCache", "data_fingerprint", "finish_cache", "is_finished"]

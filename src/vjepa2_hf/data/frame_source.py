@@ -1,4 +1,4 @@
-"""The frames of one video, in whatever form it comes, as normalised pixels in chunks: one chunk in memory at a time.
+"""Frames of one video as normalized pixels, read in chunks from files, arrays, tensors or iterators.
 
 Shapes: T frames, C channels, H W pixels.
 """
@@ -16,26 +16,25 @@ import torch
 
 
 class FrameSource:
-    """One video to be read in order.
+    """One video, read in order with one chunk in memory at a time.
 
-    Floats are pixels that are normalised already, as the encoder takes them; everything else is pictures, which go
-    through a processor chunk by chunk.
+    Floats are taken as normalized pixels. All other frames are images, which a processor normalizes chunk by chunk.
 
     Args:
-        video: a tensor (T, C, H, W) or (1, T, C, H, W) of normalised floats; uint8 frames as a tensor of those shapes
-            or a numpy array (T, H, W, 3); a video file as path, URL, bytes or datasets' `{"bytes": …, "path": …}`
-            (of a URL the whole file is read first); or any iterable of frames: normalised float tensors (C, H, W),
-            uint8 tensors (3, H, W), uint8 arrays (H, W, 3), or PIL images. An iterator is read once.
-        processor: a `VJepa2VideoProcessor` for pictures.
-        fallback: for pictures where no processor is given: one, or the folder or Hub id that holds one.
-        stride: every stride-th frame is kept, the first one first.
+        video: a tensor (T, C, H, W) or (1, T, C, H, W) of normalized floats; uint8 frames as a tensor of those shapes
+            or a numpy array (T, H, W, 3); a video file as path, URL (downloaded as a whole), bytes or datasets'
+            `{"bytes": …, "path": …}`; or any iterable of frames: normalized float tensors (C, H, W), uint8 tensors
+            (3, H, W), uint8 arrays (H, W, 3), or PIL images. An iterator is read once.
+        processor: a `VJepa2VideoProcessor` for images.
+        fallback: used for images without a processor: a processor, or a folder or Hub id that holds one.
+        stride: every stride-th frame is kept, starting with the first.
 
     Attributes:
-        fps: frames a second of a file, before `stride`, once it has been opened; else `None`.
+        fps: frames per second of a file, before `stride`, once it has been opened; else `None`.
 
     Raises:
-        FileNotFoundError: a path where there is no file.
-        ValueError: what is no video, a stride below 1; pictures without a processor, or floats with one.
+        FileNotFoundError: there is no file at a path.
+        ValueError: not a video; a stride below 1; images without a processor, or floats with one.
     """
 
     def __init__(self, video: Any, processor: Any = None, fallback: Any = None, stride: int = 1):
@@ -53,7 +52,7 @@ class FrameSource:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """For error messages."""
         if isinstance(self.video, (str, os.PathLike)):
             return os.fspath(self.video)
         return "the video"
@@ -64,27 +63,28 @@ class FrameSource:
         """Chunks of `size` kept frames, each beginning with the last `overlap` frames of the one before.
 
         Args:
-            start: number of the first chunk; frames before it are passed over, decoded but not processed.
-            watch: is shown every kept frame, those passed over too.
+            start: number of the first chunk; earlier frames are decoded but not processed.
+            watch: called with every kept frame, earlier ones included.
 
         Yields:
-            Pixels (t, C, H, W), t ≤ size in the last chunk alone, and how many of the frames in front were in the
-            chunk before.
+            Pixels (t, C, H, W) and the number of frames at the front that the previous chunk ended with. Only the last
+            chunk has t < size.
         """
         frames = self._frames(start * (size - overlap), watch)
         tail, known, wanted = None, overlap if start else 0, size
         while batch := list(itertools.islice(frames, wanted)):
             pixels = self._pixels(batch)
             if tail is not None:
-                _check_sizes(tail, pixels, self.name)
+                if tail.shape[1:] != pixels.shape[1:]:
+                    raise self.changed_size(tuple(tail.shape[1:]), tuple(pixels.shape[1:]))
                 pixels = torch.cat([tail, pixels])
             if len(pixels) <= known:
-                return  # a resumed reading: nothing new after the frames that are known
+                return  # a resumed run: no new frame
             yield pixels, known
             tail, known, wanted = (pixels[-overlap:] if overlap else None), overlap, size - overlap
 
     def fingerprint(self) -> str:
-        """A hash of the file's bytes or the array's values; "frames" for an iterable, which only reading tells."""
+        """A hash of the file's bytes or the array's values; "frames" for an iterable, which is not read yet."""
         if isinstance(self.video, (str, os.PathLike)) and "://" not in os.fspath(self.video):
             with open(self.video, "rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
@@ -113,14 +113,14 @@ class FrameSource:
 
     @property
     def processes(self) -> bool | None:
-        """Whether frames go through the processor; `None` for an iterable, where the first frame tells."""
+        """Whether frames go through the processor; `None` for an iterable, where this depends on the first frame."""
         if self.is_file:
             return True
         return not _is_normalized(self.video) if self.is_array else None
 
     @property
     def has_processor(self) -> bool:
-        """Whether one was given, or one is saved beside the model."""
+        """Whether a processor was given, or is saved beside the model."""
         if self._processor is not None or not isinstance(self._fallback, (str, os.PathLike, type(None))):
             return True
         return _holds_processor(self._fallback)
@@ -135,7 +135,7 @@ class FrameSource:
                 yield frame
 
     def _decoded(self, start: int, watch: Callable | None) -> Iterator[np.ndarray | None]:
-        """The kept frames of a file; `None` for those before `start`, which nobody looks at."""
+        """The kept frames of a file; `None` for those before `start` if there is no `watch`."""
         from ..video_io import VideoDecodeError, VideoReader  # PyAV only where a file is decoded
 
         with VideoReader(self.video) as reader:
@@ -146,7 +146,7 @@ class FrameSource:
                     yield reader.to_rgb(frame) if number >= start or watch is not None else None
             if count < len(reader):
                 missing = f"{len(reader) - count} of its {len(reader)} frames are missing"
-                raise VideoDecodeError(f"{reader.name} does not decode to its end: {missing}.")
+                raise VideoDecodeError(f"{reader.name} is truncated or corrupt: {missing}.")
 
     def _pixels(self, frames: list[Any]) -> torch.Tensor:
         """Kept frames as normalised pixels (t, C, H, W)."""
@@ -155,20 +155,27 @@ class FrameSource:
         if len(kinds) > 1:
             raise ValueError(
                 f"The frames of {self.name} differ in kind or size: {sorted(kinds)}; give frames of one size, all "
-                "normalised floats or all uint8."
+                "normalized floats or all uint8."
             )
         if _is_normalized(frames[0]):
             if self._processor is not None:
                 raise ValueError(
-                    f"The frames of {self.name} are floats, which are taken as normalised already, and a processor "
-                    "was given as well: leave it out, or give uint8 frames."
+                    f"The frames of {self.name} are floats, which are taken as normalized pixels, but a processor "
+                    "was given: leave it out, or give uint8 frames."
                 )
             return torch.stack(frames)
         return process_frames(self.processor, frames)
 
+    def changed_size(self, before: tuple[int, ...], now: tuple[int, ...]) -> ValueError:
+        """The error for frames of different sizes (C, H, W)."""
+        return ValueError(
+            f"The frames of {self.name} change from {before} to {now}; give frames of one size, or a processor that "
+            "crops them to one."
+        )
+
 
 def process_frames(processor: Any, frames: list[np.ndarray | torch.Tensor]) -> torch.Tensor:
-    """uint8 frames through a processor, whatever training mode it was saved in: (t, C, H, W) normalised."""
+    """Normalized pixels (t, C, H, W) of uint8 frames, without the processor's random augmentation."""
     options = {"return_tensors": "pt", "do_sample_frames": False}
     if hasattr(processor, "do_random_resized_crop"):
         options["do_random_resized_crop"] = False
@@ -177,7 +184,7 @@ def process_frames(processor: Any, frames: list[np.ndarray | torch.Tensor]) -> t
 
 
 def frame_bytes(frame: Any) -> bytes:
-    """What a hash of a frame is taken of."""
+    """The bytes of a frame, for hashes."""
     if isinstance(frame, torch.Tensor):
         return frame.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
     return np.ascontiguousarray(frame).tobytes()
@@ -200,7 +207,7 @@ def _as_frames(video: Any) -> Iterable:
 
 
 def _as_frame(frame: Any) -> np.ndarray | torch.Tensor:
-    """A frame that is normalised, or uint8."""
+    """A normalized or uint8 frame."""
     if isinstance(frame, PIL.Image.Image):
         return np.array(frame.convert("RGB"))
     if (
@@ -213,7 +220,7 @@ def _as_frame(frame: Any) -> np.ndarray | torch.Tensor:
         return frame
     found = f"{getattr(frame, 'dtype', type(frame).__name__)} {tuple(getattr(frame, 'shape', ()))}"
     raise ValueError(
-        f"A frame of the video is {found}; expected a normalised float tensor (C, H, W), a uint8 tensor or array, or "
+        f"A frame of the video is {found}; expected a normalized float tensor (C, H, W), a uint8 tensor or array, or "
         "a PIL image."
     )
 
@@ -222,20 +229,12 @@ def _is_normalized(frames: Any) -> bool:
     return isinstance(frames, torch.Tensor) and frames.is_floating_point()
 
 
-def _check_sizes(tail: torch.Tensor, pixels: torch.Tensor, name: str) -> None:
-    if tail.shape[1:] != pixels.shape[1:]:
-        raise ValueError(
-            f"The frames of {name} change from {tuple(tail.shape[1:])} to {tuple(pixels.shape[1:])}; give frames of "
-            "one size, or a processor that crops them to one."
-        )
-
-
 def saved_processor(model_name: str | os.PathLike | None, video: str = "the video") -> Any:
     """The processor in a model's folder or on the Hub.
 
     Args:
         model_name: folder or Hub id.
-        video: what it is needed for, for the message.
+        video: what the processor is needed for, for error messages.
 
     Raises:
         ValueError: there is none.
@@ -256,9 +255,9 @@ def _holds_processor(folder: str | os.PathLike | None) -> bool:
 
 
 def _no_processor(model_name: str | os.PathLike | None, video: str) -> str:
-    found = f"none loads from {os.fspath(model_name)!r}" if model_name else "the model was not loaded from anywhere"
+    found = f"{os.fspath(model_name)!r} holds none" if model_name else "the model was not loaded from a folder"
     return (
-        f"{video} must be resized and normalised by a processor, and {found}: give "
+        f"{video} must be resized and normalized by a processor, and {found}: give "
         "`processor=VJepa2VideoProcessor(…)`, or save one beside the model."
     )
 

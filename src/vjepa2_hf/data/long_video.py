@@ -1,12 +1,12 @@
-"""Features of a video of any length: encoded chunk by chunk, kept in memory or on disk.
+"""Features of videos of any length: encoded chunk by chunk, kept in memory or on disk.
 
     encode_long -> tokens (1, N, D)
     encode_long(output_dir) -> manifest.json, part-00000.safetensors, ..., index.json -> LongFeatures
 
-A folder belongs to one encoder, video and settings, which `manifest.json` names. Parts are written aside and renamed,
-one a chunk, and `index.json` comes last: without it the folder is unfinished, and goes on where it was.
+A folder belongs to one encoder, video and settings, which `manifest.json` names. Each chunk is one part, and
+`index.json` is written last: a folder without it is unfinished, and the same call continues it.
 
-Shapes: T kept frames, C channels, H W pixels, (T', H', W') grid, P = H'·W' places, N = T'·P tokens, D width.
+Shapes: T kept frames, C channels, H W pixels, (T', H', W') grid, P = H'·W' patches, N = T'·P tokens, D width.
 """
 
 import hashlib
@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from .files import (
     cache_key,
@@ -33,11 +32,13 @@ from .files import (
     writing,
 )
 from .frame_source import FrameSource, frame_bytes
+from .parts import read_note, read_shapes, save_part
 
 
 logger = logging.getLogger(__name__)
 
 MANIFEST, INDEX = "manifest.json", "index.json"
+PART_NOTE = "part"
 
 
 @torch.no_grad()
@@ -61,26 +62,39 @@ def encode_long(
         return _encode_to_folder(encoder, source, chunk_frames, overlap, pool, Path(output_dir))
     parts = [features for features, _, _ in _encoded(encoder, source, chunk_frames, overlap, pool)]
     if not parts:
-        raise ValueError(_no_frame(source))
+        raise _no_frame(source)
     return torch.cat(parts).flatten(0, -2).unsqueeze(0)
+
+
+def _check(tubelet: int, chunk_frames: int, overlap: int, pool: str | None) -> None:
+    if chunk_frames < 1 or chunk_frames % tubelet:
+        raise ValueError(f"chunk_frames is {chunk_frames}; expected a multiple of the tubelet size, {tubelet}.")
+    if not 0 <= overlap < chunk_frames or overlap % tubelet:
+        raise ValueError(
+            f"overlap is {overlap}; expected a multiple of the tubelet size, {tubelet}, below chunk_frames "
+            f"({chunk_frames})."
+        )
+    if pool not in (None, "frame"):
+        raise ValueError(f"pool is {pool!r}; expected None or 'frame' (whose mean over time is that of the clip).")
+
+
+def _no_frame(source: FrameSource) -> ValueError:
+    return ValueError(f"{source.name} has no frame; expected at least one.")
 
 
 def _encoded(
     encoder: Any, source: FrameSource, chunk_frames: int, overlap: int, pool: str | None, start: int = 0, watch=None
 ) -> Iterator[tuple[torch.Tensor, tuple[int, int], int]]:
-    """Of every chunk from number `start` on: features (t', P, D), or pooled (t', D), of the frames that are new in it;
-    (H', W'); the number of kept frames of the video up to its end."""
+    """For every chunk from number `start` on: features (t', P, D), or pooled (t', D), of its new frames; (H', W');
+    the number of kept frames of the video up to its end."""
     end, shape = start * (chunk_frames - overlap) + (overlap if start else 0), None
     for number, (pixels, known) in enumerate(source.chunks(chunk_frames, overlap, start, watch), start):
         shape = shape or tuple(pixels.shape[1:])
         if tuple(pixels.shape[1:]) != shape:
-            raise ValueError(
-                f"The frames of {source.name} change from {shape} to {tuple(pixels.shape[1:])}; give frames of one "
-                "size, or a processor that crops them to one."
-            )
+            raise source.changed_size(shape, tuple(pixels.shape[1:]))
         end += len(pixels) - known
-        features, places = _encode_chunk(encoder, pixels, number == 0, pool)
-        yield features[known // encoder.config.tubelet_size :], places, end
+        features, grid = _encode_chunk(encoder, pixels, number == 0, pool)
+        yield features[known // encoder.config.tubelet_size :], grid, end
 
 
 def _encode_chunk(
@@ -89,14 +103,14 @@ def _encode_chunk(
     """Features (t', P, D), or pooled (t', D), of a chunk (t, C, H, W); (H', W')."""
     tubelet = encoder.config.tubelet_size
     missing = -len(pixels) % tubelet
-    if missing and not (is_first and len(pixels) < tubelet):  # a video that short is filled by the encoder
+    if missing and not (is_first and len(pixels) < tubelet):  # the encoder itself fills a video that short
         pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
     pixels = pixels.unsqueeze(0).to(device=encoder.device, dtype=encoder.dtype)
     features = encoder.encode(pixels, pool=pool)[0].cpu()
-    places = tuple(size // encoder.config.patch_size for size in pixels.shape[3:])
+    grid = tuple(size // encoder.config.patch_size for size in pixels.shape[3:])
     if pool is None:
-        features = features.unflatten(0, (-1, places[0] * places[1]))
-    return features, places
+        features = features.unflatten(0, (-1, grid[0] * grid[1]))
+    return features, grid
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -105,35 +119,36 @@ def _encode_chunk(
 def _encode_to_folder(
     encoder: Any, source: FrameSource, chunk_frames: int, overlap: int, pool: str | None, folder: Path
 ) -> "LongFeatures":
-    _refuse_dropout(encoder)
+    config = encoder.config
+    if encoder.training and (config.drop_path_rate or config.attention_probs_dropout_prob):
+        raise ValueError("the encoder is in training mode and has dropout, so features are random: call eval() first.")
     settings = {"chunk_frames": chunk_frames, "overlap": overlap, "stride": source.stride, "pool": pool}
-    folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         claim_folder(folder / MANIFEST, _description(encoder, source, settings))
         ends = [_read_part(part) for part in _parts(folder)]
-        is_finished, witness = (folder / INDEX).is_file(), None
+        is_finished, digests = (folder / INDEX).is_file(), None
         if not (source.is_file or source.is_array):
-            witness = _Witness(ends, chunk_frames, overlap, is_finished)
-        if is_finished and witness is None:
+            digests = _FrameDigests(ends, chunk_frames, overlap, is_finished)
+        if is_finished and digests is None:
             return LongFeatures(folder)
         if ends:
-            logger.info("%s: goes on after %d frames of %s", folder, ends[-1]["end"], source.name)
-        for number, (features, places, end) in enumerate(
-            _encoded(encoder, source, chunk_frames, overlap, pool, len(ends), witness), len(ends)
-        ):
-            told = {"end": end, "places": places, "frames": witness.digest(end) if witness else None}
-            whole = folder / f"part-{number:05d}.safetensors"
-            with writing(whole), write_aside(whole) as partial:
-                save_file({"features": features.contiguous()}, partial, metadata={"part": json.dumps(told)})
+            logger.info("%s: continues after %d frames of %s", folder, ends[-1]["end"], source.name)
+        chunks = _encoded(encoder, source, chunk_frames, overlap, pool, len(ends), digests)
+        for number, (features, grid, end) in enumerate(chunks, len(ends)):
+            # "places" is the name of (H', W') in the files
+            note = {"end": end, "places": grid, "frames": digests.digest(end) if digests else None}
+            path = folder / f"part-{number:05d}.safetensors"
+            with writing(path), write_aside(path) as partial:
+                save_part(partial, {"features": features}, PART_NOTE, note)
             logger.info("%s: %d frames encoded", folder, end)
-        _finish(folder, source, settings, encoder.config.tubelet_size, witness)
+        _finish(folder, source, settings, config.tubelet_size, digests)
     return LongFeatures(folder)
 
 
 def _description(encoder: Any, source: FrameSource, settings: dict[str, Any]) -> dict[str, Any]:
     """What the features depend on."""
     processes = source.processes
-    if processes is None:  # an iterable's frames go through it if they are pictures
+    if processes is None:  # frames of an iterable are processed if they are images
         processes = source.has_processor
     return {
         "format": 1,
@@ -147,9 +162,8 @@ def _description(encoder: Any, source: FrameSource, settings: dict[str, Any]) ->
     }
 
 
-class _Witness:
-    """Watches the frames of an iterable: a hash of all kept frames up to the end of every chunk, compared with those
-    that the parts were written with."""
+class _FrameDigests:
+    """Hashes of an iterable's frames up to the end of every chunk, compared with those in the parts' notes."""
 
     def __init__(self, parts: list[dict[str, Any]], chunk_frames: int, overlap: int, is_finished: bool):
         ends = [part["end"] for part in parts]
@@ -164,39 +178,39 @@ class _Witness:
         self._digest.update(frame_bytes(frame))
         self.count += 1
         if self._last is not None and self.count > self._last:
-            raise ValueError(_OTHER_FRAMES.format(count=self.count))
+            raise self._other_frames()
         if self.count >= self._chunk_frames and (self.count - self._chunk_frames) % self._step == 0:
-            self._note()
-
-    def _note(self) -> None:
-        self._found = {self.count: self._digest.hexdigest()}  # chunks are written one by one
-        if self._expected.get(self.count, self._found[self.count]) != self._found[self.count]:
-            raise ValueError(_OTHER_FRAMES.format(count=self.count))
+            self._compare()
 
     def digest(self, end: int) -> str:
-        """Of the frames up to `end`, the end of a chunk, or of the video."""
+        """Of the frames up to `end`, the end of a chunk or of the video."""
         return self._found.get(end) or self._digest.hexdigest()
 
     def check_end(self) -> None:
-        """Refuses a video that ended before the parts' frames were all seen."""
-        self._note()
+        """Refuses a video with fewer frames than the parts."""
+        self._compare()
         if self._expected and max(self._expected) > self.count:
-            raise ValueError(_OTHER_FRAMES.format(count=self.count))
+            raise self._other_frames()
+
+    def _compare(self) -> None:
+        self._found = {self.count: self._digest.hexdigest()}  # chunks are written one by one
+        if self._expected.get(self.count, self._found[self.count]) != self._found[self.count]:
+            raise self._other_frames()
+
+    def _other_frames(self) -> ValueError:
+        return ValueError(
+            f"the first {self.count} frames of the video are not those that output_dir holds features of: give the "
+            "same frames, or another output_dir."
+        )
 
 
-_OTHER_FRAMES = (
-    "the first {count} frames of the video are not those that output_dir holds features of: give the same frames, or "
-    "another output_dir."
-)
-
-
-def _finish(folder: Path, source: FrameSource, settings: dict, tubelet: int, witness: _Witness | None) -> None:
+def _finish(folder: Path, source: FrameSource, settings: dict, tubelet: int, digests: _FrameDigests | None) -> None:
     """Lists the parts in `index.json`, which makes the folder readable."""
     parts = [_read_part(part) for part in _parts(folder)]
     if not parts:
-        raise ValueError(_no_frame(source))
-    if witness is not None:
-        witness.check_end()
+        raise _no_frame(source)
+    if digests is not None:
+        digests.check_end()
     if len({tuple(part["shape"][1:]) for part in parts}) > 1:
         raise ValueError(f"the parts in {str(folder)!r} are of different sizes: give frames of one size.")
     index = {
@@ -212,13 +226,11 @@ def _finish(folder: Path, source: FrameSource, settings: dict, tubelet: int, wit
 
 
 def _read_part(part: Path) -> dict[str, Any]:
-    with safe_open(part, framework="pt") as file:
-        told = json.loads(file.metadata()["part"])
-        return {**told, "file": part.name, "shape": file.get_slice("features").get_shape()}
+    return {**read_note(part, PART_NOTE), "file": part.name, "shape": read_shapes(part)["features"]}
 
 
 def _parts(folder: Path) -> list[Path]:
-    """The whole parts from the first on."""
+    """The complete parts from the first on."""
     numbered = (folder / f"part-{number:05d}.safetensors" for number in itertools.count())
     return list(itertools.takewhile(Path.is_file, numbered))
 
@@ -232,8 +244,8 @@ class LongFeatures:
     Attributes:
         grid: (T', H', W').
         frames: kept frames that were encoded.
-        frames_per_step: frames of the video from one time step to the next, those left out by `stride` counted.
-        fps: frames a second of the video, or `None` where it was no file.
+        frames_per_step: frames of the video per time step, including those left out by `stride`.
+        fps: frames per second of the video, or `None` where it was no file.
 
     Raises:
         FileNotFoundError: the folder is not finished.
@@ -251,7 +263,7 @@ class LongFeatures:
         if not (self.folder / INDEX).is_file():
             raise FileNotFoundError(
                 f"{str(folder)!r} has no {INDEX}: it is not finished, or holds no features; call encode_long with it "
-                "again, which goes on where it was."
+                "again to continue."
             )
         index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
         self._files, self._steps = index["files"], index["steps"]
@@ -291,33 +303,8 @@ class LongFeatures:
         return torch.cat(found) if found else torch.empty(0, *self.shape[1:])
 
     def tokens(self) -> torch.Tensor:
-        """All in memory, as `encode_long` without a folder gives them: (1, N, D), or (1, T', D) pooled."""
+        """All features in memory, as `encode_long` without a folder returns them: (1, N, D), or (1, T', D) pooled."""
         return torch.cat(list(self)).flatten(0, -2).unsqueeze(0)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What is refused
-# ---------------------------------------------------------------------------------------------------------------------
-def _check(tubelet: int, chunk_frames: int, overlap: int, pool: str | None) -> None:
-    if chunk_frames < 1 or chunk_frames % tubelet:
-        raise ValueError(f"chunk_frames is {chunk_frames}; expected a multiple of the tubelet size, {tubelet}.")
-    if not 0 <= overlap < chunk_frames or overlap % tubelet:
-        raise ValueError(
-            f"overlap is {overlap}; expected a multiple of the tubelet size, {tubelet}, below chunk_frames "
-            f"({chunk_frames})."
-        )
-    if pool not in (None, "frame"):
-        raise ValueError(f"pool is {pool!r}; expected None or 'frame' (whose mean over time is that of the clip).")
-
-
-def _refuse_dropout(encoder: Any) -> None:
-    config = encoder.config
-    if encoder.training and (config.drop_path_rate or config.attention_probs_dropout_prob):
-        raise ValueError("the encoder is in training mode and has dropout, so features are random: call eval() first.")
-
-
-def _no_frame(source: FrameSource) -> str:
-    return f"{source.name} has no frame; expected at least one."
 
 
 __all__ = ["LongFeatures", "encode_long"]

@@ -1,4 +1,4 @@
-"""Which frames of a video a training clip takes, and how many: rates, speed, jitter, motion, and a curriculum.
+"""Frame sampling for training clips: rates, speed, jitter, motion, and a curriculum of clip lengths.
 
 Legend: T frames of a clip.
 """
@@ -15,27 +15,27 @@ import torch
 from ..video_io import VideoReader
 
 
-_SLACK = 5e-4  # seconds: a video must not be too short for a clip by rounding
+_SLACK = 5e-4  # seconds, so that rounding makes no video too short for a clip
 
 
 @dataclass(frozen=True)
 class FrameSampler:
-    """Draws the frames of a clip: it begins at any frame from which the clip fits into the video.
+    """Samples the frames of a clip. The clip starts at any frame from which it fits into the video.
 
     Args:
-        fps: frames per second of a clip, or several, one of which is drawn for each clip among those at which the
-            video is long enough (seed 000: 1, 2, 4). None: the video's own frames, one after another.
-        speed: lowest and highest factor by which a clip is played faster, drawn log-uniformly; at 2 its frames lie
-            twice as far apart (seed 000, temporal rescaling, by the nearest frame instead of blending two).
-        frame_jitter: each frame's time moves by up to this share of the interval between frames, either way. At most
-            0.5, which keeps their order (seed 000 moves frames by up to two, across each other).
-        motion_weight: 0 draws the start uniformly, 1 in proportion to the motion in the clip (`VideoReader.motion`),
-            between them a mixture of both (seed 000, "motion-based sampling"). It costs no decoding. A video of key
-            frames only tells nothing about motion: its clips are drawn uniformly.
-        short_videos: a video shorter than the clip is repeated from its start, or refused ("skip").
-        min_frames: the fewest frames, at the clip's rate, that a video must have to be repeated: a tubelet.
-        place: where the clip begins, from 0 (the first frame) to 1 (the last from which it fits), for evaluation;
-            None draws it.
+        fps: frames per second of a clip. Of several rates, one is sampled per clip among those at which the video is
+            long enough (the temporal recipe: 1, 2, 4). None: the video's consecutive frames.
+        speed: range of the playback speed, sampled log-uniformly; at 2, frames are twice as far apart. This is the
+            temporal rescaling of the temporal recipe, with the nearest frame instead of a blend of two.
+        frame_jitter: each frame's time moves by up to this fraction of the interval between frames, in either
+            direction. At most 0.5, which keeps the order of frames (the temporal recipe moves them by up to two).
+        motion_weight: 0 samples the start uniformly, 1 in proportion to the motion in the clip (`VideoReader.motion`),
+            other values mix both (the temporal recipe's motion-based sampling). Nothing is decoded for it. Videos
+            that hold key frames alone are sampled uniformly.
+        short_videos: repeat a video that is shorter than the clip from its start, or refuse it ("skip").
+        min_frames: fewest frames, at the clip's rate, of a video that is repeated: the tubelet size.
+        position: where the clip starts, from 0 (the first frame) to 1 (the last possible start), for evaluation. None
+            samples it.
 
     Raises:
         ValueError: a setting out of range; when called, a video that is too short.
@@ -47,7 +47,7 @@ class FrameSampler:
     motion_weight: float = 0.0
     short_videos: Literal["repeat", "skip"] = "repeat"
     min_frames: int = 2
-    place: float | None = None
+    position: float | None = None
 
     def __post_init__(self) -> None:
         rates = self._rates
@@ -63,8 +63,8 @@ class FrameSampler:
             raise ValueError(f"short_videos is {self.short_videos!r}, but it must be 'repeat' or 'skip'.")
         if self.min_frames < 1:
             raise ValueError(f"min_frames is {self.min_frames}, but a clip has at least 1 frame.")
-        if self.place is not None and not 0 <= self.place <= 1:
-            raise ValueError(f"place is {self.place}, but it must lie in 0 to 1, or be None.")
+        if self.position is not None and not 0 <= self.position <= 1:
+            raise ValueError(f"position is {self.position}, but it must lie in 0 to 1, or be None.")
 
     @property
     def _rates(self) -> tuple[float, ...]:
@@ -73,14 +73,14 @@ class FrameSampler:
         return tuple(self.fps) if isinstance(self.fps, Sequence) else (self.fps,)
 
     def __call__(self, reader: VideoReader, num_frames: int, generator: torch.Generator) -> np.ndarray:
-        """Frame numbers int64 (T,) of one clip of `num_frames`."""
-        interval = self._draw_interval(reader, num_frames, generator)
+        """Frame indices, int64 (T,), of one clip of `num_frames`."""
+        interval = self._sample_interval(reader, num_frames, generator)
         steps = np.arange(num_frames)
         offsets, times = (steps, np.arange(len(reader))) if interval is None else (steps * interval, reader.times)
         starts = int(np.searchsorted(times + offsets[-1], times[-1] + _SLACK, side="right"))
         if not starts:
             return self._repeat(reader, offsets, interval)
-        start = self._draw_start(reader, times, starts, offsets[-1], generator)
+        start = self._sample_start(reader, times, starts, offsets[-1], generator)
         if interval is None:
             return start + offsets
         moments = times[start] + offsets
@@ -89,8 +89,8 @@ class FrameSampler:
             moments = (moments + moved * self.frame_jitter * interval).clip(0, times[-1])
         return reader.indices_at(moments)
 
-    def _draw_interval(self, reader: VideoReader, num_frames: int, generator: torch.Generator) -> float | None:
-        """Seconds between two frames of the clip; None takes the video's own frames."""
+    def _sample_interval(self, reader: VideoReader, num_frames: int, generator: torch.Generator) -> float | None:
+        """Seconds between two frames of the clip; None for consecutive frames."""
         low, high = self.speed
         if self.fps is None and high == low == 1 and not self.frame_jitter:
             return None
@@ -100,32 +100,32 @@ class FrameSampler:
             rates = (fitting[int(torch.randint(len(fitting), (), generator=generator))],)
         speed = low
         if high > low:
-            highest = min(high, length * rates[0] / intervals) if intervals else high  # that fits into the video
-            share = torch.rand((), generator=generator, dtype=torch.float64).item()
-            speed = low * max(highest / low, 1) ** share
+            highest = min(high, length * rates[0] / intervals) if intervals else high  # the highest that fits
+            fraction = torch.rand((), generator=generator, dtype=torch.float64).item()
+            speed = low * max(highest / low, 1) ** fraction
         return speed / rates[0]
 
-    def _draw_start(
+    def _sample_start(
         self, reader: VideoReader, times: np.ndarray, starts: int, length: float, generator: torch.Generator
     ) -> int:
-        """The clip's first frame, among the `starts` first ones; `length` is the clip's, in the units of `times`."""
-        if self.place is not None:
-            return round(self.place * (starts - 1))
+        """The clip's first frame, among the first `starts`; `length` is the clip's, in the units of `times`."""
+        if self.position is not None:
+            return round(self.position * (starts - 1))
         motion = reader.motion() if self.motion_weight and starts > 1 else None
         if motion is None:
             return int(torch.randint(starts, (), generator=generator))
-        # What changes after a clip's first frame until its last: differences of the running sum
+        # Motion after the first frame of a clip up to its last one: differences of the cumulative sum
         total = np.cumsum(motion)
         ends = np.searchsorted(times, times[:starts] + length + _SLACK, side="right") - 1
         scores = total[ends] - total[:starts]
         if not scores.sum() > 0:
             return int(torch.randint(starts, (), generator=generator))
-        chances = (1 - self.motion_weight) / starts + self.motion_weight * scores / scores.sum()
-        share = torch.rand((), generator=generator, dtype=torch.float64).item()
-        return min(int(np.searchsorted(np.cumsum(chances), share, side="right")), starts - 1)
+        probabilities = (1 - self.motion_weight) / starts + self.motion_weight * scores / scores.sum()
+        fraction = torch.rand((), generator=generator, dtype=torch.float64).item()
+        return min(int(np.searchsorted(np.cumsum(probabilities), fraction, side="right")), starts - 1)
 
     def _repeat(self, reader: VideoReader, offsets: np.ndarray, interval: float | None) -> np.ndarray:
-        """What there is of a video shorter than the clip, repeated from its start."""
+        """The frames of a video shorter than the clip, repeated from its start."""
         end = (len(reader) - 1 if interval is None else reader.times[-1]) + _SLACK
         available = offsets[offsets <= end]
         rate = "" if self.fps is None else f" at {1 / interval:g} fps"
@@ -138,19 +138,19 @@ class FrameSampler:
 
 @dataclass(frozen=True)
 class FramesCurriculum:
-    """Frames per clip that grow during training, the same for all clips of a batch (seed 000: 8, 12, 16).
+    """Clip lengths that grow during training, equal for all clips of a batch (the temporal recipe: 8, 12, 16).
 
-    A worker that decodes ahead does not know the training step. It does not have to: batches are taken from the
-    workers in turn, so the k-th batch of worker w of W is the (k W + w)-th of its process, which belongs to step
-    (k W + w) // gradient_accumulation_steps. Each worker counts its own batches, and the count is part of its state.
+    A worker that decodes ahead knows its own batches, not the training step. Batches come from the workers in turn,
+    so the k-th batch of worker w of W is the (k W + w)-th of its process, and belongs to step
+    (k W + w) // gradient_accumulation_steps. The number of batches is part of a worker's state.
 
     Args:
-        stages: (position, frames) in order; the first position is 0. From that many steps done on, clips have so
-            many frames.
-        batch_size: clips of a batch, as the DataLoader's.
-        gradient_accumulation_steps: batches of a step.
-        by: positions count optimiser "step"s, or "epoch"s: how often the reader of the batch's first clip has read
-            its share of the data.
+        stages: (position, frames) in order; the first position is 0. From this position on, clips have this many
+            frames.
+        batch_size: of the DataLoader.
+        gradient_accumulation_steps: batches per step.
+        by: positions count optimizer "step"s, or "epoch"s: how often the reader of the batch's first clip has read
+            its part of the data.
 
     Raises:
         ValueError: stages out of order or empty.
@@ -174,7 +174,7 @@ class FramesCurriculum:
             raise ValueError(f"The frames curriculum counts {self.by!r}, but it can count 'step' or 'epoch'.")
 
     def frames_at(self, position: int) -> int:
-        """Frames per clip after so many steps (or epochs) done."""
+        """Frames per clip after `position` steps (or epochs)."""
         return next(frames for first, frames in reversed(self.stages) if first <= position)
 
     def frames_of_batch(self, batch: int, worker: int, num_workers: int, epoch: int) -> int:

@@ -264,6 +264,22 @@ def files_in(folder: str) -> Iterator[str]:
         yield from (os.path.join(root, name) for name in names if not name.startswith("."))
 
 
+def find_videos(source_dir: Path) -> list[Path]:
+    """The video files below a folder, by their extensions, sorted.
+
+    Raises:
+        FileNotFoundError: there is no folder, or no video file in it.
+    """
+    if not source_dir.is_dir():
+        raise FileNotFoundError(f"There is no folder {str(source_dir)!r}; give a folder that holds video files.")
+    files = sorted(path for path in source_dir.rglob("*") if path.suffix.lower() in VIDEO_EXTENSIONS)
+    files = [path for path in files if path.is_file() and not path.name.startswith(".")]
+    if not files:
+        known = " ".join(VIDEO_EXTENSIONS)
+        raise FileNotFoundError(f"There is no video file in {str(source_dir)!r}; known extensions are {known}.")
+    return files
+
+
 def _is_table_of_files(found: dict[str, list[str]]) -> bool:
     """Whether there is parquet with paths of videos or images, which then lie beside it with reason."""
     try:

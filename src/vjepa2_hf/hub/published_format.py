@@ -19,14 +19,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig
 
-from ..configuration_vjepa2 import (
-    PRESETS,
-    VJepa2EncoderConfig,
-    VJepa2MaskedLatentPredictionConfig,
-    VJepa2VideoClassificationConfig,
-    VJepa2WorldModelConfig,
-)
-from ..modeling_positions import configured_grid, sincos_table
+from ..configuration_classification import VJepa2VideoClassificationConfig
+from ..configuration_vjepa2 import PRESETS, VJepa2EncoderConfig, VJepa2MaskedLatentPredictionConfig
+from ..configuration_world_model import VJepa2WorldModelConfig
+from ..modeling_layers import configured_grid, sincos_table
 from ..training.settings import check_known
 
 

@@ -1,39 +1,32 @@
-"""Features of whole videos as a transformers pipeline: files in, arrays out.
+"""Features of whole videos, as a transformers pipeline.
 
 Shapes: (T', H', W') grid, N = T'·H'·W' tokens, D width.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import Pipeline
 
-from ..data.frame_source import FrameSource
 from ..modeling_encoder import VJepa2Encoder
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
+from .base import VideoPipeline
 
 
-class VJepa2FeatureExtractor(Pipeline):
-    """Embeds videos of any length, chunk by chunk (see [`VJepa2Encoder.encode_long`]).
+class VJepa2FeatureExtractor(VideoPipeline):
+    """Extracts features from videos of any length, chunk by chunk (see [`VJepa2Encoder.encode_long`]).
 
     Args:
-        model: a [`VJepa2Encoder`], or a model of ours that holds one (the target encoder of a masked-latent model).
-        video_processor: a [`VJepa2VideoProcessor`]; needed for whatever is not normalised tensors.
-        pool, chunk_frames, overlap, stride, return_tensors: what calls take by default, see `__call__`.
+        model: a [`VJepa2Encoder`], or one of our models that contains one (of a masked-latent model its target
+            encoder).
+        video_processor: a [`VJepa2VideoProcessor`]; needed for all inputs but normalized tensors.
+        pool, chunk_frames, overlap, stride, return_tensors: defaults of calls, see `__call__`.
 
     Example:
         >>> extractor = pipeline("video-feature-extraction", model="runs/demo/pretrain/final")
         >>> extractor("clip.mp4")  # (D,)
         >>> extractor(["a.mp4", "b.mp4"], pool="frame")  # [(T', D), (T', D)]
     """
-
-    _load_processor = False
-    _load_image_processor = False
-    _load_feature_extractor = False
-    _load_tokenizer = False
-    _load_video_processor = True
 
     def __init__(
         self,
@@ -42,30 +35,30 @@ class VJepa2FeatureExtractor(Pipeline):
         task: str = "video-feature-extraction",
         **kwargs,
     ):
-        super().__init__(model=find_encoder(model).eval(), video_processor=video_processor, task=task, **kwargs)
+        super().__init__(find_encoder(model), video_processor, task=task, **kwargs)
 
     def __call__(self, videos: Any, **kwargs) -> np.ndarray | list[np.ndarray]:
-        """Embeds videos.
+        """Extracts the features of one or several videos.
 
         Args:
-            videos: a video (path, URL, bytes, uint8 array (T, H, W, 3) or tensor (T, 3, H, W), normalised float tensor
-                (T, C, H, W)), or a list, generator or dataset of videos. Each goes through the model by itself, a
-                chunk at a time: `batch_size` changes nothing.
-            pool: "clip" (default) is the mean over all tokens (D,), "frame" over space (T', D), "none" all (N, D).
-            chunk_frames: frames encoded together; default: the clip length that the model was configured with.
+            videos: a video (path, URL, bytes, uint8 array (T, H, W, 3) or tensor (T, 3, H, W), normalized float tensor
+                (T, C, H, W)), or a list, generator or dataset of videos. `batch_size` is ignored: each video goes
+                through the model by itself, one chunk at a time.
+            pool: "clip" (default): the mean over all tokens (D,); "frame": the mean over space (T', D); "none": all
+                tokens (N, D).
+            chunk_frames: frames encoded together; default: the clip length of the model's config.
             overlap, stride: see [`VJepa2Encoder.encode_long`].
-            return_tensors: torch tensors in the place of float32 arrays.
+            return_tensors: return torch tensors instead of float32 arrays.
 
         Raises:
             ValueError, FileNotFoundError: as `encode_long` does.
         """
-        return super().__call__(videos, **{**kwargs, "batch_size": 1})
+        return super().__call__(videos, **kwargs)
 
     def _sanitize_parameters(
         self, pool=None, chunk_frames=None, overlap=None, stride=None, return_tensors=None, **kwargs
     ):
-        if kwargs:
-            raise ValueError(f"video-feature-extraction has no setting {', '.join(map(repr, kwargs))}.")
+        super()._sanitize_parameters(**kwargs)
         if pool not in (None, "clip", "frame", "none"):
             raise ValueError(f"pool is {pool!r}; expected 'clip', 'frame' or 'none'.")
         reading = {} if stride is None else {"stride": stride}
@@ -74,7 +67,7 @@ class VJepa2FeatureExtractor(Pipeline):
         return reading, forward, {} if return_tensors is None else {"return_tensors": return_tensors}
 
     def preprocess(self, video: Any, stride: int = 1) -> dict[str, Any]:
-        return {"source": FrameSource(video, fallback=self.video_processor, stride=stride)}
+        return {"source": self._source(video, stride)}
 
     def _forward(
         self, inputs: dict[str, Any], pool: str = "clip", chunk_frames: int | None = None, overlap: int = 0
@@ -91,18 +84,12 @@ class VJepa2FeatureExtractor(Pipeline):
         features = outputs["features"][0].float()
         return features if return_tensors else features.numpy()
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
-        """Saves encoder and video processor; `pipeline("video-feature-extraction", model=…)` loads them back."""
-        self.model.save_pretrained(str(save_directory), **kwargs)
-        if self.video_processor is not None:
-            self.video_processor.save_pretrained(str(save_directory))
-
 
 def find_encoder(model: Any) -> VJepa2Encoder:
-    """The encoder in a model of ours; of a masked-latent model the target encoder.
+    """The encoder of a model of ours; for a masked-latent model the target encoder.
 
     Raises:
-        ValueError: it holds none.
+        ValueError: the model has none.
     """
     if isinstance(model, VJepa2Encoder):
         return model
@@ -110,13 +97,13 @@ def find_encoder(model: Any) -> VJepa2Encoder:
         if isinstance(getattr(model, name, None), VJepa2Encoder):
             return getattr(model, name)
     raise ValueError(
-        f"model is a {type(model).__name__}; expected a VJepa2Encoder or a model of ours that holds one (a checkpoint "
-        "of transformers' VJEPA2Model loads with VJepa2Encoder.from_pretrained: give that as the model)."
+        f"model is a {type(model).__name__}; expected a VJepa2Encoder or a model of ours that contains one (a "
+        "checkpoint of transformers' VJEPA2Model loads with VJepa2Encoder.from_pretrained: give that as the model)."
     )
 
 
 def default_chunk_frames(encoder: VJepa2Encoder) -> int:
-    """The configured clip length in whole tubelets."""
+    """The clip length of the encoder's config, in whole tubelets."""
     tubelet = encoder.config.tubelet_size
     return max(encoder.config.frames_per_clip // tubelet, 1) * tubelet
 

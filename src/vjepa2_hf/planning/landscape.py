@@ -1,4 +1,4 @@
-"""The cost over two dimensions of an action, as numbers and as a picture.
+"""The cost over two dimensions of an action, as numbers and as a figure.
 
 Letters: P planning horizon, A action size, J candidates.
 """
@@ -62,16 +62,16 @@ class Grid:
         return SolverResult(search.best_actions, search.best_cost, {"cost": costs.T})
 
 
-def draw_landscape(axes: Sequence[Any], costs: Any, dims: tuple[int, int]) -> Any:
-    """A matplotlib figure of costs (points of the second axis, of the first); a red cross marks the lowest of them."""
+def plot_landscape(axes: Sequence[Any], costs: Any, dims: tuple[int, int]) -> Any:
+    """A matplotlib figure of costs (points of the second axis, of the first); a red cross marks the lowest."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 4), layout="constrained")
     axis = figure.add_subplot()
-    colours = axis.contourf(*axes, costs, levels=20)
+    colors = axis.contourf(*axes, costs, levels=20)
     row, column = divmod(int(costs.argmin()), costs.shape[1])
     lowest = axis.plot(axes[0][column], axes[1][row], "r+", markersize=12, clip_on=False, label="lowest cost")
     axis.set(xlabel=f"action[{dims[0]}]", ylabel=f"action[{dims[1]}]")
-    figure.colorbar(colours, label="cost")
+    figure.colorbar(colors, label="cost")
     figure.legend(handles=lowest, loc="outside upper right", numpoints=1)
     return figure

@@ -84,9 +84,9 @@ class ClipViews:
     def _sampler(self, segment: int) -> FrameSampler:
         place = 0.5 if self.segments == 1 else segment / (self.segments - 1)
         if self.anticipate_frames is not None:
-            return FrameSampler(self.fps, (self.speed, self.speed), short_videos="skip", min_frames=1, place=1.0)
+            return FrameSampler(self.fps, (self.speed, self.speed), short_videos="skip", min_frames=1, position=1.0)
         return FrameSampler(
-            self.fps, (self.speed, self.speed), min_frames=1, place=None if self.random_crop else place
+            self.fps, (self.speed, self.speed), min_frames=1, position=None if self.random_crop else place
         )
 
     def cut(self, row: dict[str, Any], name: str, processor: Any) -> dict[str, torch.Tensor]:

@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 import torch
 
-from ..configuration_vjepa2 import VJepa2MaskedLatentPredictionConfig, VJepa2VideoClassificationConfig
+from ..configuration_classification import VJepa2VideoClassificationConfig
+from ..configuration_vjepa2 import VJepa2MaskedLatentPredictionConfig
 from ..masking import PUBLISHED_MASKS, build_mask_samplers
 from .settings import exit_on_user_error, load_config
 

@@ -8,7 +8,7 @@ import torch
 from builders import TINY_ENCODER, same_weights
 
 from vjepa2_hf import VJepa2Encoder, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel, VJepa2WorldModelConfig
-from vjepa2_hf.modeling_transitions import MIN_DEVIATION, VJepa2GaussianHead, VJepa2RewardHead
+from vjepa2_hf.modeling_dynamics import MIN_DEVIATION, VJepa2GaussianHead, VJepa2RewardHead
 
 
 SIZES = {

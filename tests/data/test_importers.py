@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 from builders import numbered_frames, numbers_of
 
+from vjepa2_hf.data import importers
 from vjepa2_hf.data.episodes import read_episodes
 from vjepa2_hf.data.shards import open_stream
 from vjepa2_hf.video_io import VideoReader
@@ -174,14 +175,14 @@ class TestBrokenData:
         listed = dict(line.split("\t") for line in lines)
         assert len(lines) == len(listed) == 11
         assert "it has no actions or action, only image, proprio" in listed["x_action.npz"]
-        assert "no array of pictures" in listed["x_float.npz"]
+        assert "no array of images" in listed["x_float.npz"]
         assert "action has 8 rows for 6 frames" in listed["x_long.npz"]
         assert "action has values that are not finite" in listed["x_nan.npz"]
         assert "it has 1 frames" in listed["x_one.npz"]
         assert "actions of 3, proprio_states of 3, but the ones before had actions of 2" in listed["x_size.npz"]
         assert "states have 4 rows for 6 frames" in listed["x_states.npz"]
         assert "it has actions of 2, but the ones before" in listed["x_stateless.npz"]
-        assert "several arrays of pictures" in listed["y.hdf5/data/demo_1"]
+        assert "several arrays of images" in listed["y.hdf5/data/demo_1"]
         assert "x_cut.npz" in listed and "x_text.hdf5" in listed
         assert "skipped x_nan.npz" in caplog.text
 
@@ -205,7 +206,7 @@ class TestBrokenData:
     def test_failure_half_way_leaves_nothing(self, source, tmp_path, monkeypatch):
         for number in range(3):
             write_npz(source / f"{number}.npz", number)
-        encode = import_episodes.encode_video
+        encode = importers.encode_video
 
         def fail_at_the_second(frames, *rest, **settings):
             if (tmp_path / "seen").exists():
@@ -213,7 +214,7 @@ class TestBrokenData:
             (tmp_path / "seen").touch()
             return encode(frames, *rest, **settings)
 
-        monkeypatch.setattr(import_episodes, "encode_video", fail_at_the_second)
+        monkeypatch.setattr(importers, "encode_video", fail_at_the_second)
         with pytest.raises(SystemExit):
             run(source, tmp_path / "out")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["seen", "source"]
@@ -224,8 +225,8 @@ class TestBrokenData:
             (["{tmp}/missing", "{tmp}/out", "--fps", "10"], "There is nothing at"),
             (["{tmp}/source/more", "{tmp}/out", "--fps", "10"], "There is no episode file in"),
             (["{tmp}/source", "{tmp}/source", "--fps", "10"], "exists and is not empty"),
-            (["{tmp}/source", "{tmp}/out", "--fps", "0"], "--fps is 0.0"),
-            (["{tmp}/source", "{tmp}/out", "--fps", "10", "--num_shards", "0"], "--num_shards is 0"),
+            (["{tmp}/source", "{tmp}/out", "--fps", "0"], "fps is 0.0"),
+            (["{tmp}/source", "{tmp}/out", "--fps", "10", "--num_shards", "0"], "num_shards is 0"),
             (["{tmp}/source", "{tmp}/out", "--fps", "10", "--frames_key", "x"], "it has no x (--frames_key), only"),
             (["{tmp}/source", "{tmp}/out"], "--fps"),
         ],

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from vjepa2_hf.losses import (
+from vjepa2_hf.modeling_masked_latent import (
+    covariance_at_positions,
     covariance_loss,
-    covariance_within_places,
     squares_over_time,
     temporal_contrastive_loss,
     temporal_diversity_loss,
@@ -104,24 +104,24 @@ class TestVarianceAndCovariance:
     def test_differences_between_clips_at_one_place_are_what_counts(self):
         # place 0: 1 and 3; place 1: 10 and 10; both places' means are far apart
         seen = torch.tensor([[1.0, 10.0], [3.0, 10.0]]).unsqueeze(-1)
-        covariance = covariance_within_places(seen, torch.tensor([[0, 1], [0, 1]]), 4)
+        covariance = covariance_at_positions(seen, torch.tensor([[0, 1], [0, 1]]), 4)
         # squares 1 + 1 + 0 + 0 over 4 tokens − 2 means
         assert covariance.item() == pytest.approx(1.0)
 
     def test_places_that_one_clip_alone_shows_do_not_count(self):
         seen = torch.tensor([[1.0, 100.0], [3.0, -50.0]]).unsqueeze(-1)
-        assert covariance_within_places(seen, torch.tensor([[0, 1], [0, 2]]), 4).item() == pytest.approx(2.0)
+        assert covariance_at_positions(seen, torch.tensor([[0, 1], [0, 2]]), 4).item() == pytest.approx(2.0)
 
     def test_is_the_batchs_covariance_where_every_clip_shows_one_place(self):
         seen = torch.randn(20, 1, 6, generator=torch.Generator().manual_seed(0))
-        covariance = covariance_within_places(seen, torch.full((20, 1), 3), 4)
+        covariance = covariance_at_positions(seen, torch.full((20, 1), 3), 4)
         torch.testing.assert_close(covariance, seen.flatten(0, 1).T.cov())
 
     def test_diagonal_is_the_square_of_the_collapse_meter(self):
         """`target_std` of tokens whose deviation is the same at every place."""
         generator = torch.Generator().manual_seed(0)
         seen = torch.randn(400, 5, 6, generator=generator) + 10 * torch.randn(1, 5, 6, generator=generator)
-        covariance = covariance_within_places(seen, torch.arange(5).repeat(400, 1), 5)
+        covariance = covariance_at_positions(seen, torch.arange(5).repeat(400, 1), 5)
         torch.testing.assert_close(covariance.diagonal().sqrt().mean(), seen.std(dim=0).mean(), atol=1e-2, rtol=0)
 
     def test_descending_both_undoes_a_collapse_to_a_line(self):
@@ -130,9 +130,9 @@ class TestVarianceAndCovariance:
         ids = torch.arange(4).repeat(16, 1)
         optimizer = torch.optim.Adam([seen], lr=0.05)
         for _ in range(200):
-            covariance = covariance_within_places(seen, ids, 4)
+            covariance = covariance_at_positions(seen, ids, 4)
             (variance_loss(covariance) + covariance_loss(covariance)).backward()
             optimizer.step()
             optimizer.zero_grad()
-        eigenvalues = torch.linalg.eigvalsh(covariance_within_places(seen.detach(), ids, 4))
+        eigenvalues = torch.linalg.eigvalsh(covariance_at_positions(seen.detach(), ids, 4))
         assert eigenvalues.min() > 0.5

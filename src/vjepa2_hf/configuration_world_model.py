@@ -1,0 +1,275 @@
+"""Configuration of the action-conditioned world model."""
+
+import math
+from typing import Literal
+
+from transformers import PreTrainedConfig
+
+from .configuration_vjepa2 import (
+    VJepa2EncoderConfig,
+    VJepa2NestedConfig,
+    check,
+    check_heads,
+    check_not_negative,
+    check_positive,
+    strict_config,
+)
+
+
+@strict_config
+class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
+    r"""Configuration of [`VJepa2WorldModel`].
+
+    encoder_config (`dict` or [`VJepa2EncoderConfig`]): the encoder of single frames.
+    Inputs, in environment units; A and S are sizes per model step:
+        action_dim (`int`, defaults to 7): A. With `actions_per_step` = k, the k environment actions of a step are
+            concatenated, so A is k times the environment's action size.
+        action_type (`str`, defaults to "continuous"): "discrete" actions are one-hot vectors of A / k categories, k of
+            them concatenated, and have no statistics; a category whose `action_high` is 0 is never planned.
+        proprio_dim, extrinsics_dim (`int`, default to 0: no such token): S; camera extrinsics (6 published).
+        stored_extrinsics_dim (`int`, defaults to 0: none): size of an extrinsics encoder whose weights are kept
+            although the model does not use them. Every published action-conditioned file has one (6);
+            `from_pretrained(folder, extrinsics_dim=6)` turns it on.
+        action_mean, action_std, proprio_mean, proprio_std (lists or `None`): the model standardizes its inputs by
+            them.
+        action_low, action_high (lists of A or `None`): bounds of the planner's search.
+        fps (`float` or `None`), frame_skip, actions_per_step (`int`, default to 1): frame rate of the environment's
+            video, its frames per model step, and environment actions per model step.
+    State:
+        state_type (`str`, defaults to "tokens"): what the N tokens of width D of a frame become. "tokens": unchanged.
+            "merged": 2×2 neighbors concatenated (a quarter of the tokens, four times as wide) and, with `state_dim`,
+            mapped to it. "pooled": their mean (N = 1). "projected": all concatenated and mapped linearly to
+            `state_dim` (N = 1). "pixels": the raw patches (the baseline without an encoder).
+        state_dim (`int` or `None`): D of merged and projected states. `fit_state` fits the map.
+        state_projection (`str`, defaults to "pca"): how the map is fitted: principal components, or "slow" (projected
+            states only): the directions that change least over time within an episode.
+        normalize_latents (`str`, defaults to "layer"): LayerNorm without affine on the encoder's tokens, or "none".
+        state_fitted (`bool`): set by `fit_state`; latents are then standardized per position (and mapped).
+    Dynamics:
+        dynamics_type (`str`, defaults to "transformer"), predictor_hidden_size, predictor_num_hidden_layers,
+            predictor_num_attention_heads, predictor_mlp_ratio: 1024, 24, 16, 4 published; the two-phase recipe has
+            the encoder's width and 6 to 12 layers. "mlp" is a residual MLP on the concatenated states of the window's
+            frames, for pooled and projected states; it has no attention heads.
+        action_fusion (`str`, defaults to "concat"): how action, proprio state and extrinsics enter: each as a token
+            ("concat"; the MLP concatenates them to the state), added to every token ("add"), or as what a frame's
+            tokens attend to in every block ("cross_attention", transformer only).
+        action_encoder_num_layers (`int`, defaults to 1): 1 is linear (published); more is an MLP with GELU (two-phase
+            recipe).
+        context_frames (`int`, defaults to 8): frames that a prediction sees, in training and in rollout; 1 is the
+            Markov model g(s_t, a_t).
+        residual (`bool`, defaults to `False`): the dynamics predicts the change; its last layer starts at zero.
+        predictor_position_embedding_type (`str`, defaults to "rope"; "learned" fixes the frame's grid),
+            predictor_position_std (`float`, defaults to 0.02): initial standard deviation of learned positions.
+        predictor_initializer_range (`float` or `None`, defaults to 0.02): `None` is PyTorch's own initialization.
+        proprio_transition (`str`, defaults to "hold"): how a proprio state continues in a rollout: "hold", "add"
+            (state plus action) or "pose_delta" (xyz, Euler angles and gripper moved by the action; published).
+    Loss:
+        loss_exponent (`int`, defaults to 1), teacher_forcing_weight, rollout_weight (`float`, default to 1, 1),
+            rollout_steps (`int`, defaults to 2), rollout_discount (`float`, defaults to 1.0): published; the two-phase
+            recipe is 2, 0, 1, 5 and λ of its multi-step loss.
+        freeze_encoder (`bool`, defaults to `True`): the encoder gets no gradient. `False` trains it too, usually with
+            a small learning rate; the targets then come from its EMA copy, see
+            [`VJepa2WorldModel.update_target_encoder`] (two-phase recipe: momentum 0.9999).
+    Optional heads (temporal recipe, "Limitations", 2 and 3):
+        reward_head (`bool`, defaults to `False`): predicts the reward of a step, which a planner may maximize. It
+            reads latents and does not change them.
+        reward_mean, reward_std (`float` or `None`): statistics that standardize the rewards of the head.
+        reward_weight (`float`, defaults to 1.0): weight of its squared error in the loss.
+        stochastic_dim (`int`, defaults to 0: none): Z, size of the latent z of the Gaussian of a step's outcome, see
+            [`VJepa2GaussianHead`]: the rank of its covariance beside the diagonal.
+        nll_weight (`float`, defaults to 1.0): weight of its negative log-likelihood (nats per number) in the loss.
+    Planning:
+        planner (`dict` or `None`): default solver settings of [`VJepa2Planner`], written by its `save_pretrained`.
+    """
+
+    model_type = "vjepa2_hf_world_model"
+    # V-JEPA 2-AC: poses of an arm and its gripper at 4 frames per second. Planning searches ±5 cm per step and the
+    # gripper, with no rotation; a planned gripper value below 0.25 in size becomes 0.
+    published = {
+        "action_dim": 7,
+        "proprio_dim": 7,
+        "stored_extrinsics_dim": 6,
+        "proprio_transition": "pose_delta",
+        "fps": 4,
+        "action_low": [-0.05, -0.05, -0.05, 0.0, 0.0, 0.0, -0.75],
+        "action_high": [0.05, 0.05, 0.05, 0.0, 0.0, 0.0, 0.75],
+        "planner": {
+            "solver": "cem",
+            "horizon": 2,
+            "num_candidates": 400,
+            "num_iterations": 10,
+            "num_elites": 10,
+            "momentum": 0.15,
+            "init_std": [0.05, 0.05, 0.05, 0.0, 0.0, 0.0, 1.0],
+            "draw_noise_per_step": True,
+            "cost": "l1",
+            "constraints": [
+                {"constraint": "fixed", "dims": [3, 4, 5], "value": 0.0},
+                {"constraint": "dead_zone", "dim": 6, "below": 0.25},
+            ],
+        },
+    }
+    sub_configs_defaults = {"encoder_config": VJepa2EncoderConfig}
+
+    encoder_config: dict | PreTrainedConfig | None = None
+
+    action_dim: int = 7
+    action_type: Literal["continuous", "discrete"] = "continuous"
+    proprio_dim: int = 0
+    extrinsics_dim: int = 0
+    stored_extrinsics_dim: int = 0
+    action_mean: list | None = None
+    action_std: list | None = None
+    proprio_mean: list | None = None
+    proprio_std: list | None = None
+    action_low: list | None = None
+    action_high: list | None = None
+    fps: int | float | None = None
+    frame_skip: int = 1
+    actions_per_step: int = 1
+
+    state_type: Literal["tokens", "merged", "pooled", "projected", "pixels"] = "tokens"
+    state_dim: int | None = None
+    state_projection: Literal["pca", "slow"] = "pca"
+    normalize_latents: Literal["layer", "none"] = "layer"
+    state_fitted: bool = False
+
+    dynamics_type: Literal["transformer", "mlp"] = "transformer"
+    predictor_hidden_size: int = 1024
+    predictor_num_hidden_layers: int = 24
+    predictor_num_attention_heads: int = 16
+    predictor_mlp_ratio: int | float = 4.0
+    action_fusion: Literal["concat", "add", "cross_attention"] = "concat"
+    action_encoder_num_layers: int = 1
+    context_frames: int = 8
+    residual: bool = False
+    predictor_position_embedding_type: Literal["rope", "learned"] = "rope"
+    predictor_position_std: float = 0.02
+    predictor_initializer_range: float | None = 0.02
+    proprio_transition: Literal["hold", "add", "pose_delta"] = "hold"
+
+    loss_exponent: Literal[1, 2] = 1
+    teacher_forcing_weight: int | float = 1.0
+    rollout_weight: int | float = 1.0
+    rollout_steps: int = 2
+    rollout_discount: int | float = 1.0
+    freeze_encoder: bool = True
+
+    reward_head: bool = False
+    reward_mean: int | float | None = None
+    reward_std: int | float | None = None
+    reward_weight: int | float = 1.0
+    stochastic_dim: int = 0
+    nll_weight: int | float = 1.0
+
+    planner: dict | None = None
+
+    def __post_init__(self, **kwargs):
+        check_positive(self, "action_dim", "predictor_hidden_size", "action_encoder_num_layers", "context_frames")
+        check_positive(self, "frame_skip", "actions_per_step", "rollout_steps", "rollout_discount", "state_dim")
+        check_positive(self, "predictor_mlp_ratio", "fps", "reward_std")
+        check_not_negative(self, "reward_weight", "stochastic_dim", "nll_weight")
+        check_not_negative(self, "proprio_dim", "extrinsics_dim", "stored_extrinsics_dim")
+        check_not_negative(self, "predictor_num_hidden_layers", "predictor_position_std")
+        check_not_negative(self, "predictor_initializer_range", "teacher_forcing_weight", "rollout_weight")
+        if self.dynamics_type != "mlp":
+            size, heads = self.predictor_hidden_size, self.predictor_num_attention_heads
+            check_heads("predictor_hidden_size", size, "predictor_num_attention_heads", heads)
+        self._check_inputs()
+        self._check_discrete_actions()
+        super().__post_init__(**self._refuse_unknown(kwargs))
+        self._check_state()
+
+    def _check_inputs(self) -> None:
+        stored = self.stored_extrinsics_dim
+        check(
+            not stored or self.extrinsics_dim in (0, stored),
+            f"extrinsics_dim is {self.extrinsics_dim}, but the stored extrinsics encoder takes {stored} numbers: give "
+            f"extrinsics_dim={stored}, or 0 to leave extrinsics out.",
+        )
+        check(
+            self.action_dim % self.actions_per_step == 0,
+            f"action_dim={self.action_dim} is the size of one model step and must be a multiple of "
+            f"actions_per_step={self.actions_per_step}.",
+        )
+        for name in ("action_mean", "action_std", "action_low", "action_high", "proprio_mean", "proprio_std"):
+            self._check_vector(name, getattr(self, name))
+        for dimension, (low, high) in enumerate(zip(self.action_low or [], self.action_high or [])):
+            check(low <= high, f"action_low {low} exceeds action_high {high} in dimension {dimension}.")
+        check(
+            self.proprio_transition != "add" or self.proprio_dim in (0, self.action_dim),
+            f"proprio_transition='add' needs proprio_dim={self.proprio_dim} equal to action_dim={self.action_dim}.",
+        )
+        check(
+            self.proprio_transition != "pose_delta" or self.proprio_dim == self.action_dim == 7,
+            "proprio_transition='pose_delta' needs proprio_dim and action_dim 7 (xyz, Euler angles, gripper); got "
+            f"{self.proprio_dim} and {self.action_dim}.",
+        )
+
+    def _check_vector(self, name: str, values: list | None) -> None:
+        """One finite number per dimension. A bound may be infinite: a solver then needs an `init_std`."""
+        if values is None:
+            return
+        dimension = f"{name.split('_')[0]}_dim"
+        size = getattr(self, dimension)
+        check(len(values) == size, f"{name} has {len(values)} numbers; expected {size}, as {dimension} says.")
+        for value in values:
+            number = isinstance(value, (int, float)) and not math.isnan(value)
+            infinite = number and math.isinf(value) and not name.endswith(("_low", "_high"))
+            check(number and not infinite, f"{name} holds {value!r}; expected finite numbers.")
+        positive = not name.endswith("_std") or all(value > 0 for value in values)
+        check(positive, f"{name} is {values}; expected numbers above 0.")
+
+    def _check_discrete_actions(self) -> None:
+        if self.action_type != "discrete":
+            return
+        for name in ("action_mean", "action_std"):
+            value = getattr(self, name)
+            check(
+                value is None,
+                f"{name} is {value}, but action_type='discrete' uses one-hot actions unchanged: leave it out.",
+            )
+        check(
+            self.proprio_transition == "hold",
+            f"proprio_transition={self.proprio_transition!r} adds actions to states, which action_type='discrete' "
+            "does not allow: use 'hold'.",
+        )
+
+    def _check_state(self) -> None:
+        """What state, dynamics and encoder require of each other; `encoder_config` is built by now."""
+        kind = self.state_type
+        check(
+            self.state_dim is None or kind in ("merged", "projected"),
+            f"state_dim is {self.state_dim}, but state_type={kind!r} has a fixed size: leave it out, or use 'merged' "
+            "or 'projected'.",
+        )
+        check(
+            kind != "projected" or self.state_dim is not None,
+            "state_type='projected' needs state_dim, the size of the state: for example state_dim=64.",
+        )
+        check(
+            self.state_projection == "pca" or kind == "projected",
+            f"state_projection={self.state_projection!r} is for state_type='projected'; state_type is {kind!r}.",
+        )
+        side = self.encoder_config.crop_size // self.encoder_config.patch_size
+        check(
+            kind != "merged" or side % 2 == 0,
+            f"state_type='merged' merges 2×2 tokens, but a frame has {side}×{side}: choose a crop_size divisible by "
+            "twice the patch_size.",
+        )
+        check(
+            self.dynamics_type != "mlp" or kind in ("pooled", "projected"),
+            f"dynamics_type='mlp' needs one vector per frame, but state_type is {kind!r}: use 'pooled' or "
+            "'projected'.",
+        )
+        check(
+            self.dynamics_type != "mlp" or self.action_fusion != "cross_attention",
+            "action_fusion='cross_attention' needs dynamics_type='transformer'; got 'mlp': use 'concat' or 'add'.",
+        )
+        check(
+            self.freeze_encoder or kind != "pixels",
+            "freeze_encoder=False with state_type='pixels': raw patches have no encoder to train.",
+        )
+
+
+__all__ = ["VJepa2WorldModelConfig"]

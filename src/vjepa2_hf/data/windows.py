@@ -1,0 +1,123 @@
+"""Windows of cached episodes: sampled or tiled, and their training batches.
+
+Legend: F frames of a window, B windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from .feature_cache import FeatureCache, gather_by
+
+
+class WindowMixture:
+    """Windows of the episodes of one or several caches. A window is (cache, episode, first frame), int64.
+
+    Args:
+        caches: with the same columns.
+        episodes: int64 indices per cache of the episodes that windows are taken from.
+        weights: fraction of the sampled windows per cache; within a cache every window is equally likely.
+    """
+
+    def __init__(self, caches: Sequence[FeatureCache], episodes: Sequence[torch.Tensor], weights: Sequence[float]):
+        self.caches, self.episodes = list(caches), list(episodes)
+        self.weights = np.asarray(weights, np.float64) / np.sum(weights)
+
+    def __len__(self) -> int:
+        """Number of episodes."""
+        return sum(map(len, self.episodes))
+
+    def num_windows(self, cache: int, frames: int, skip: int) -> np.ndarray:
+        """Number of windows in each episode of a cache."""
+        return (self.caches[cache].lengths[self.episodes[cache]] - (frames - 1) * skip).clamp(min=0).numpy()
+
+    def sample(self, count: int, frames: int, skip: int, rng: np.random.Generator) -> torch.Tensor:
+        """Random windows, (count, 3).
+
+        Raises:
+            ValueError: no episode of a cache is long enough.
+        """
+        several = len(self.caches) > 1
+        caches = rng.choice(len(self.caches), size=count, p=self.weights) if several else np.zeros(count, np.int64)
+        windows = np.empty((count, 3), np.int64)
+        for number, cache in enumerate(self.caches):
+            ends = self.num_windows(number, frames, skip).cumsum()
+            if not len(ends) or ends[-1] == 0:
+                raise ValueError(
+                    f"No episode has the {(frames - 1) * skip + 1} frames of a window (in {str(cache.folder)!r}); "
+                    "record longer ones."
+                )
+            mine = np.flatnonzero(caches == number)
+            sampled = rng.integers(ends[-1], size=len(mine))
+            index = np.searchsorted(ends, sampled, side="right")
+            starts = sampled - np.concatenate([[0], ends])[index]
+            windows[mine] = np.stack([np.full_like(index, number), self.episodes[number].numpy()[index], starts], 1)
+        return torch.from_numpy(windows)
+
+    def tile(self, frames: int, skip: int, stride: int, limit: int) -> torch.Tensor:
+        """Windows that begin every `stride` frames, evenly subsampled to at most `limit`: (count, 3)."""
+        windows = []
+        for cache in range(len(self.caches)):
+            counts = self.num_windows(cache, frames, skip).tolist()
+            for episode, count in zip(self.episodes[cache].tolist(), counts):
+                windows += [(cache, episode, start) for start in range(0, count, stride)]
+        windows = torch.tensor(windows, dtype=torch.int64).view(-1, 3)
+        return windows if len(windows) <= limit else windows[torch.linspace(0, len(windows) - 1, limit).long()]
+
+    def names(self, windows: torch.Tensor) -> list[str]:
+        """Readable names of windows (B, 3): episode and first frame."""
+        return [f"{self.caches[cache].ids[episode]}, frame {start}" for cache, episode, start in windows.tolist()]
+
+    def read(self, windows: torch.Tensor, frames: int, skip: int) -> dict[str, torch.Tensor]:
+        """The columns of windows (B, 3); see `FeatureCache.windows`."""
+        return gather_by(
+            windows[:, 0],
+            lambda cache, chosen: self.caches[cache].windows(windows[chosen, 1], windows[chosen, 2], frames, skip),
+        )
+
+
+class WindowBatches(torch.utils.data.Dataset):
+    """Micro-batches of windows for a DataLoader with `batch_size=None` and a range as sampler.
+
+    Item n depends on the seed and n alone, so that a resumed run begins the range later and any number of workers
+    gives the same batches. An item holds the windows' columns, and the windows themselves (B, 3) as `windows`.
+    Processes and micro-batches split the windows that one process would sample for the whole step.
+
+    Args:
+        mixture: to sample from.
+        batch_size: B, of a process and micro-batch.
+        frames_at: step (from 1) -> F.
+        skip: distance between the frames of a window, in frames.
+        seed: of the sampling.
+        rank, world_size: of the process.
+        micro_batches: of a step.
+    """
+
+    def __init__(
+        self,
+        mixture: WindowMixture,
+        batch_size: int,
+        frames_at: Callable[[int], int],
+        skip: int = 1,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        micro_batches: int = 1,
+    ):
+        self.mixture, self.batch_size, self.frames_at, self.skip = mixture, batch_size, frames_at, skip
+        self.seed, self.rank, self.world_size, self.micro_batches = seed, rank, world_size, micro_batches
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        step, micro_batch = number // self.micro_batches + 1, number % self.micro_batches
+        frames = self.frames_at(step)
+        everyone = self.batch_size * self.world_size * self.micro_batches
+        windows = self.mixture.sample(everyone, frames, self.skip, np.random.default_rng((self.seed, step)))
+        first = (micro_batch * self.world_size + self.rank) * self.batch_size
+        windows = windows[first : first + self.batch_size]
+        return {"windows": windows, **self.mixture.read(windows, frames, self.skip)}
+
+
+__all__ = ["WindowBatches", "WindowMixture"]

@@ -1,0 +1,250 @@
+"""Base class of all models: loading, saving, initialization, and the EMA target encoder."""
+
+import json
+import logging
+import os
+import pickle
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import find_adapter_config_file
+from transformers.utils.output_capturing import OutputRecorder
+
+from .configuration_vjepa2 import (
+    TRANSFORMERS_MODEL_TYPE,
+    VJepa2EncoderConfig,
+    refuse_missing_folder,
+    transformers_format,
+)
+from .modeling_layers import VJepa2Attention, VJepa2Layer
+
+
+logger = logging.getLogger(__name__)
+
+
+class VJepa2PreTrainedModel(PreTrainedModel):
+    """Base of all models; its attributes list what transformers may ask of them."""
+
+    config: VJepa2EncoderConfig
+    base_model_prefix = ""
+    main_input_name = "pixel_values_videos"
+    input_modalities = ("video",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["VJepa2Layer", "VJepa2FactorizedLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _can_record_outputs = {
+        "hidden_states": VJepa2Layer,
+        "attentions": OutputRecorder(VJepa2Attention, index=1),
+    }
+    accepts_loss_kwargs = False  # Trainer: losses are means, to be divided by the number of micro-batches
+    _has_transformers_counterpart = False  # whether `from_pretrained` takes a transformers `vjepa2` folder too
+    renamed_weights: dict[str, str] = {}  # pattern of an old weight name -> replacement
+    card_facts = None  # additions to the model card: `vjepa2_hf.hub.model_card.CardFacts`
+    _weight_conversions = ()  # of the file a model was loaded from; emptied, so that `save_pretrained` keeps our names
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """Loads one of our models or, where transformers has the same model, a transformers `vjepa2` checkpoint.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id.
+            args, kwargs: of transformers' `from_pretrained`: `dtype`, `device_map`, `attn_implementation`,
+                `output_loading_info`, …, and config fields to replace.
+
+        Raises:
+            FileNotFoundError: a local folder that does not exist.
+            ValueError: a folder of another model, weights that do not fit the config, or corrupt weights.
+        """
+        path = pretrained_model_name_or_path
+        if path is None:
+            return super().from_pretrained(None, *args, **kwargs)
+        given = getattr(kwargs.get("config"), "model_type", None)
+        if given == TRANSFORMERS_MODEL_TYPE:
+            kwargs["config"] = cls.config_class.from_dict(kwargs["config"].to_dict())
+        # a folder may hold only weights, with the config passed as an argument
+        source = read_config_dict(path, kwargs).get("model_type") or given
+        loadable = [*cls._loadable_model_types(), *[TRANSFORMERS_MODEL_TYPE][: cls._has_transformers_counterpart]]
+        if source not in loadable:
+            hint = " Start one on an encoder with from_encoder." if hasattr(cls, "from_encoder") else ""
+            raise ValueError(
+                f"{path} holds a model of type {source!r}; {cls.__name__} loads "
+                f"{' or '.join(map(repr, loadable))}.{hint}"
+            )
+        mapping = cls.renamed_weights
+        if source == TRANSFORMERS_MODEL_TYPE:
+            mapping = transformers_format().TRANSFORMERS_KEY_MAPPINGS[cls.config_class.model_type]
+            transformers_format().register_conversions(cls.__name__)
+        if mapping:
+            kwargs["key_mapping"] = {**(kwargs.get("key_mapping") or {}), **mapping}
+        return cls._load(path, *args, **kwargs)
+
+    @classmethod
+    def _loadable_model_types(cls) -> tuple[str, ...]:
+        """Our model types whose folders this class loads from."""
+        return (cls.config_class.model_type,)
+
+    @classmethod
+    def _load(cls, path, *args, output_loading_info: bool = False, ignore_mismatched_sizes: bool = False, **kwargs):
+        """transformers' `from_pretrained`; weights that are corrupt or do not fit are refused in one sentence."""
+        try:
+            model, info = super().from_pretrained(
+                path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+        except (SafetensorError, json.JSONDecodeError, EOFError) as error:
+            raise ValueError(
+                f"the weights in {path} are unreadable ({error}): the file is corrupt or truncated; download it again."
+            ) from error
+        except (RuntimeError, pickle.UnpicklingError) as error:
+            if "PytorchStreamReader" not in str(error) and not isinstance(error, pickle.UnpicklingError):
+                raise
+            raise ValueError(
+                f"the weights in {path} are unreadable as tensors: the file is corrupt, truncated, or holds code, "
+                "which was not run; download it again from its publisher."
+            ) from error
+        if info["mismatched_keys"] and not ignore_mismatched_sizes:
+            name, found, expected = sorted(info["mismatched_keys"])[0]
+            raise ValueError(
+                f"{path}: {name} has shape {tuple(found)} in the weights, {tuple(expected)} in the config "
+                f"({len(info['mismatched_keys'])} mismatches in all): config and weights are of different models."
+            )
+        model._weight_conversions = ()
+        return (model, info) if output_loading_info else model
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        """Renames old weights in training checkpoints, which do not go through `from_pretrained`."""
+        for pattern, replacement in self.renamed_weights.items():
+            for name in [name for name in state_dict if name.startswith(prefix)]:
+                new = prefix + re.sub(pattern, replacement, name.removeprefix(prefix))
+                state_dict[new] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def save_pretrained(
+        self,
+        save_directory,
+        is_main_process: bool = True,
+        state_dict: dict | None = None,
+        push_to_hub: bool = False,
+        *args,
+        **kwargs,
+    ):
+        """Saves as transformers does, with a model card (README.md) unless a user wrote the one that is there.
+
+        The card describes the config, the results of the run in the folder above `final/`, and `card_facts`
+        ([`vjepa2_hf.hub.model_card.CardFacts`]).
+        """
+        cards = _model_cards()
+        self._users_card = cards and cards.users_card(save_directory)
+        sizes = {name: value.numel() for name, value in (state_dict or {}).items()}  # saving empties the dict
+        super().save_pretrained(save_directory, is_main_process, state_dict, push_to_hub, *args, **kwargs)
+        if cards and self.should_save_on_this_rank(is_main_process) and not push_to_hub:
+            cards.write_model_card(self, save_directory, sizes=sizes)
+
+    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
+        """Replaces the card that transformers has just written by ours, unless the repository has its own."""
+        if cards := _model_cards():
+            if self._users_card is not None:
+                (Path(working_dir) / cards.README).write_text(self._users_card, encoding="utf-8")
+            cards.write_model_card(self, working_dir, load_from=repo_id)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, (nn.Linear, nn.Conv3d)):
+            init.trunc_normal_(module.weight, std=std * getattr(module, "init_scale", 1.0))
+            if module.bias is not None:
+                init.zeros_(module.bias)
+            if start := getattr(module, "init_query_key_bias", 0.0):
+                thirds = torch.tensor([start, start, 0.0], device=module.bias.device)
+                init.copy_(module.bias, thirds.repeat_interleave(len(module.bias) // 3))
+        elif isinstance(module, nn.LayerNorm):
+            super()._init_weights(module)
+
+
+class TargetEncoderMixin:
+    """For models with an `encoder` and an EMA copy of it, `target_encoder`."""
+
+    @torch.no_grad()
+    def update_target_encoder(self, momentum: float) -> None:
+        """ξ ← τ ξ + (1 − τ) θ, in place (two-phase recipe, Algorithm 1 line 13)."""
+        targets, sources = list(self.target_encoder.parameters()), list(self.encoder.parameters())
+        torch._foreach_lerp_(targets, [source.detach() for source in sources], 1.0 - momentum)
+
+    def _initialize_missing_keys(self, is_quantized: bool) -> None:
+        """If a checkpoint holds one encoder (transformers' `VJEPA2Model`), the target encoder starts as its copy."""
+        self._target_encoder_copied = hasattr(self, "target_encoder") and self._copy_missing_target_encoder()
+        super()._initialize_missing_keys(is_quantized)
+
+    def _copy_missing_target_encoder(self) -> bool:
+        missing = not _loaded(self.target_encoder, any_of=True)
+        offloaded, waiting = (next(part.parameters()).is_meta for part in (self.encoder, self.target_encoder))
+        if missing and offloaded and not waiting:
+            raise ValueError(
+                "the checkpoint holds one encoder, and weights offloaded to disk cannot be copied to the target "
+                "encoder: convert it first (python -m vjepa2_hf.convert_checkpoints), or load without offload."
+            )
+        if not missing or not _loaded(self.encoder):
+            return False
+        logger.info("the checkpoint holds one encoder: the target encoder starts as its copy")
+        for target, source in zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True):
+            target.data.copy_(source.data)
+            target._is_hf_initialized = True
+        return True
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        if self._target_encoder_copied:
+            copied = {name for name in loading_info.missing_keys if name.startswith("target_encoder.")}
+            loading_info.missing_keys -= copied
+
+
+def _loaded(module: nn.Module, any_of: bool = False) -> bool:
+    """Whether all (or any) parameters came from the checkpoint that is being loaded."""
+    flags = [getattr(parameter, "_is_hf_initialized", False) for parameter in module.parameters()]
+    return any(flags) if any_of else all(flags)
+
+
+def _model_cards():
+    """The module that writes model cards; `None` for code exported to the Hub where the package is not installed."""
+    try:
+        from vjepa2_hf.hub import model_card
+    except ImportError:
+        return None
+    return model_card
+
+
+def read_config_dict(path: str | os.PathLike, options: dict) -> dict:
+    """The raw config file of a folder or Hub id; for an adapter, of the model it belongs to.
+
+    Args:
+        path: folder or Hub id.
+        options: of `from_pretrained`; only those that locate files on the Hub are used.
+
+    Raises:
+        FileNotFoundError: a local folder that does not exist.
+        ValueError: a file instead of a folder, or a config that is not a JSON object.
+    """
+    refuse_missing_folder(path)
+    if os.path.isfile(path) and not os.fspath(path).endswith(".json"):
+        raise ValueError(
+            f"{path} is a file; from_pretrained takes a folder or a Hub id. Convert a published `.pt` with "
+            f"`python -m vjepa2_hf.convert_checkpoints {path} OUT_DIR`."
+        )
+    hub = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
+    hub = {key: options[key] for key in hub if key in options}
+    config = PreTrainedConfig.get_config_dict(path, **hub)[0]
+    if not isinstance(config, dict):
+        raise ValueError(f"config.json of {path} is not a JSON object; expected the config of a model.")
+    adapter = None if config else find_adapter_config_file(path, **hub)
+    if adapter is not None:  # a PEFT adapter's folder: transformers loads the model that it belongs to
+        return read_config_dict(json.loads(Path(adapter).read_text())["base_model_name_or_path"], options)
+    return config
+
+
+__all__ = ["TargetEncoderMixin", "VJepa2PreTrainedModel"]
