@@ -1,13 +1,13 @@
-"""Pastes anomalies into a video at random places and measures how well they are found.
+"""Measures anomaly detection on synthetic anomalies, inserted into a video at random times.
 
     python examples/detect_anomalies.py MODEL VIDEO OUT_DIR [--placements 20] [--seed 0]
-    python examples/detect_anomalies.py --cut NORMAL.mp4 VIDEO        # what MODEL may be trained on
+    python examples/detect_anomalies.py --cut NORMAL.mp4 VIDEO        # the training part of the video
 
-The video counts as normal. Its first half is for training, the third quarter calibrates the detector, and anomalies
-are pasted into the last quarter: an object that jumps about, frames that run backwards, a picture that stands still.
-Each placement is a segment of the last quarter with an anomaly in it; AUC (ROC, by `evaluate`) is over its scored
-frames. Beside the model's scores stand those of the change from frame to frame, calibrated in the same way. OUT_DIR
-gets anomalies.json and a heat map of each anomaly's first placement; `--document` has the table written into a page.
+The video is assumed to be normal. Its first half is for training, the third quarter calibrates the detector, and
+anomalies are inserted into the last quarter: a jumping object, reversed frames, a frozen image. Each placement is a
+segment of the last quarter with one anomaly; the ROC AUC (by `evaluate`) is over its scored frames. The baseline is
+the change from frame to frame, calibrated in the same way. OUT_DIR gets anomalies.json and a heat map of the
+first placement of each anomaly; `--document` writes the table into a page.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from vjepa2_hf.video_io import VideoReader
 from vjepa2_hf.visualization.tables import publish_tables
 
 
-TRAINED, CALIBRATED = 0.5, 0.75  # shares of the video's frames where training and calibration end
+TRAINED, CALIBRATED = 0.5, 0.75  # fractions of the video where training and calibration end
 METHODS = {
     "model, errors above and below": ("model", True),
     "model, errors above": ("model", False),
@@ -39,19 +39,19 @@ METHODS = {
 }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Anomalies: frames (T, C, H, W) of a segment, an interval, a generator -> frames with it
-# ---------------------------------------------------------------------------------------------------------------------
+# Anomalies map frames (T, C, H, W) of a segment, an interval and a generator to frames with the anomaly
+
+
 def jump(frames: torch.Tensor, first: int, last: int, rng: np.random.Generator) -> torch.Tensor:
-    """An object of coarse random colours, a sixth of the frame wide, that is elsewhere every fourth frame."""
+    """A square of coarse random colors, a sixth of the frame wide, that jumps every fourth frame."""
     frames, (height, width) = frames.clone(), frames.shape[2:]
     size = max(height // 6, 2)
-    colours = torch.from_numpy(rng.standard_normal((1, frames.shape[1], 3, 3)).astype(np.float32)) * 1.5
-    thing = torch.nn.functional.interpolate(colours, size=(size, size), mode="nearest")[0]
+    colors = torch.from_numpy(rng.standard_normal((1, frames.shape[1], 3, 3)).astype(np.float32)) * 1.5
+    square = torch.nn.functional.interpolate(colors, size=(size, size), mode="nearest")[0]
     for number in range(first, last):
         if (number - first) % 4 == 0:
             top, left = rng.integers(height - size), rng.integers(width - size)
-        frames[number, :, top : top + size, left : left + size] = thing
+        frames[number, :, top : top + size, left : left + size] = square
     return frames
 
 
@@ -61,16 +61,13 @@ def reverse(frames: torch.Tensor, first: int, last: int, rng: np.random.Generato
 
 
 def freeze(frames: torch.Tensor, first: int, last: int, rng: np.random.Generator) -> torch.Tensor:
-    """The interval's first frame stands still."""
+    """The interval repeats its first frame."""
     return torch.cat([frames[:first], frames[first : first + 1].expand(last - first, -1, -1, -1), frames[last:]])
 
 
 ANOMALIES = {"object that jumps": jump, "frames reversed": reverse, "frozen": freeze}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Scores
-# ---------------------------------------------------------------------------------------------------------------------
 def frame_changes(frames: torch.Tensor, tubelet: int, patch: int) -> torch.Tensor:
     """Mean squared change of the pixels from frame to frame: (T, C, H, W) -> (T', H', W'); NaN in the first step."""
     change = torch.full_like(frames[:, 0], float("nan"))
@@ -81,7 +78,7 @@ def frame_changes(frames: torch.Tensor, tubelet: int, patch: int) -> torch.Tenso
 
 
 class Scorers:
-    """The calibrated methods: frames (T, C, H, W) -> a score a frame, NaN where there is none."""
+    """The calibrated methods: frames (T, C, H, W) -> a score per frame, NaN where there is none."""
 
     def __init__(self, detector: VJepa2AnomalyDetector, normal: torch.Tensor):
         self.detector, self.config = detector, detector.model.config.encoder_config
@@ -93,7 +90,7 @@ class Scorers:
             self.calibrations[name] = calibrate([errors[source]], quantile=0.99, settings=settings)
 
     def errors(self, frames: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(T', H', W') of the model, and of the change between frames where the model has any."""
+        """(T', H', W') of the model, and of the change between frames at the time steps that the model scores."""
         window = (self.detector.settings["context_frames"], self.detector.settings["future_frames"])
         statistics = self.detector.calibration.statistics
         model = prediction_errors(self.detector.model, FrameSource(frames), *window, statistics=statistics)
@@ -108,21 +105,21 @@ class Scorers:
         }
 
 
-def draw_placement(frames: int, segment: int, length: int, rng: np.random.Generator) -> tuple[int, int]:
-    """First frames of a segment, and of the anomaly in it, away from its ends: the model needs frames before."""
+def sample_placement(frames: int, segment: int, length: int, rng: np.random.Generator) -> tuple[int, int]:
+    """First frames of a segment and of the anomaly in it, away from the ends, as the model needs context."""
     margin = (segment - length) // 4
     return int(rng.integers(frames - segment + 1)), int(rng.integers(2 * margin, segment - length - margin + 1))
 
 
 def measure(scorers: Scorers, test: torch.Tensor, args: argparse.Namespace) -> dict[str, Any]:
-    """AUC by anomaly, method and placement; draws the first placements."""
+    """AUC by anomaly, method and placement; plots the first placements."""
     folder = Path(vjepa2_hf.__file__).parent / "metrics" / "roc_auc"
     metric = evaluate.load(str(folder))
     aucs = {anomaly: {method: [] for method in METHODS} for anomaly in ANOMALIES}
     for number in tqdm(range(args.placements), desc="placements"):
         for anomaly, paste in ANOMALIES.items():
             rng = np.random.default_rng([args.seed, number])
-            start, first = draw_placement(len(test), args.segment, args.length, rng)
+            start, first = sample_placement(len(test), args.segment, args.length, rng)
             frames = paste(test[start : start + args.segment], first, first + args.length, rng)
             labels = np.zeros(len(frames), np.int32)
             labels[first : first + args.length] = 1
@@ -131,17 +128,13 @@ def measure(scorers: Scorers, test: torch.Tensor, args: argparse.Namespace) -> d
                 found = metric.compute(predictions=scores[scored], references=labels[: len(scores)][scored])
                 aucs[anomaly][method].append(found["roc_auc"])
             if number == 0:
-                draw(scorers.detector, frames, labels, args.out_dir / f"{anomaly.replace(' ', '_')}.png")
+                figure = scorers.detector.heat_map(frames, scorers.detector(frames), labels=labels)
+                figure.savefig(args.out_dir / f"{anomaly.replace(' ', '_')}.png", dpi=120)
     return aucs
 
 
-def draw(detector: VJepa2AnomalyDetector, frames: torch.Tensor, labels: np.ndarray, path: Path) -> None:
-    figure = detector.heat_map(frames, detector(frames), labels=labels)
-    figure.savefig(path, dpi=120)
-
-
 def format_tables(results: dict[str, Any]) -> str:
-    """The table in Markdown."""
+    """The table of AUCs in Markdown."""
     settings = results["settings"]
     lines = [
         f"AUC over {settings['placements']} placements of {settings['length']} frames in {settings['segment']}: mean "
@@ -170,7 +163,7 @@ def detect(args: argparse.Namespace) -> None:
     processor = VJepa2VideoProcessor.from_pretrained(args.model)
     detector = VJepa2AnomalyDetector(model, processor)
     frames = read_frames(args.video, processor, args.stride)
-    ends = [int(share * len(frames)) for share in (TRAINED, CALIBRATED)]
+    ends = [int(fraction * len(frames)) for fraction in (TRAINED, CALIBRATED)]
     normal, test = frames[ends[0] : ends[1]], frames[ends[1] :]
     if len(test) < args.segment:
         raise ValueError(f"The last quarter of {args.video} has {len(test)} frames; --segment is {args.segment}.")
@@ -184,38 +177,38 @@ def detect(args: argparse.Namespace) -> None:
 
 
 def cut(video: str, path: Path) -> None:
-    """Writes the part of a video that a model may be trained on."""
+    """Writes the training part of a video."""
     with VideoReader(video) as reader:
         last, fps = int(TRAINED * len(reader)), reader.fps
         frames = (reader.to_rgb(frame) for number, (_, frame) in enumerate(reader.iterate()) if number < last)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_video(frames, fps=fps, crf=18))
-    print(f"{last} frames are written to {path}.")
+    print(f"{last} frames were written to {path}.")
 
 
 @exit_on_user_error
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL", nargs="?", help="folder or Hub id of a masked-latent model")
-    parser.add_argument("video", metavar="VIDEO", help="in which nothing unusual happens")
+    parser.add_argument("video", metavar="VIDEO", help="without anomalies")
     parser.add_argument("out_dir", metavar="OUT_DIR", nargs="?", type=Path)
-    parser.add_argument("--cut", metavar="NORMAL.mp4", type=Path, help="write the first half of the video, and stop")
+    parser.add_argument("--cut", metavar="NORMAL.mp4", type=Path, help="only write the first half of the video")
     parser.add_argument("--placements", type=int, default=20, help="of each anomaly (default: 20)")
-    parser.add_argument("--segment", type=int, default=80, help="frames that an anomaly is searched in (default: 80)")
+    parser.add_argument("--segment", type=int, default=80, help="frames of a placement (default: 80)")
     parser.add_argument("--length", type=int, default=20, help="frames of an anomaly (default: 20)")
     parser.add_argument("--stride", type=int, default=1, help="every stride-th frame is kept (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the placements (default: 0)")
-    parser.add_argument("--results", type=Path, help="JSON of the results; default: OUT_DIR/anomalies.json")
-    parser.add_argument("--document", type=Path, help="a page with markers that the table is written into")
+    parser.add_argument("--results", type=Path, help="JSON of the results (default: OUT_DIR/anomalies.json)")
+    parser.add_argument("--document", type=Path, help="page with markers between which the table is written")
     args = parser.parse_args(arguments)
     if args.cut is not None:
         cut(args.video, args.cut)
         return
     if args.model is None or args.out_dir is None:
-        raise ValueError("MODEL, VIDEO and OUT_DIR are needed, or --cut NORMAL.mp4 and VIDEO alone.")
+        raise ValueError("Give MODEL, VIDEO and OUT_DIR, or --cut NORMAL.mp4 and VIDEO.")
     for name in ("placements", "segment", "length", "stride"):
         if getattr(args, name) < 1:
-            raise ValueError(f"--{name} is {getattr(args, name)}, but it must be positive.")
+            raise ValueError(f"--{name} is {getattr(args, name)}, expected a positive number.")
     if args.segment < 3 * args.length:
         raise ValueError(f"--segment is {args.segment}; expected at least three times --length ({args.length}).")
     refuse_missing_model(args.model)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from vjepa2_hf.specs import check_known, from_spec, to_spec
+from vjepa2_hf.specs import check_known, from_spec, read_old_names, to_spec
 
 
 @dataclass
@@ -38,3 +38,10 @@ def test_a_spec_builds_an_object_and_an_object_gives_its_spec():
 def test_what_does_not_fit_is_refused_with_a_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_old_names_are_read_with_one_warning(caplog):
+    for _ in range(2):
+        found = read_old_names({"width": 3, "tall": 4}, {"tall": "height"}, "a box")
+    assert found == {"width": 3, "height": 4}
+    assert caplog.messages == ["a box: the setting 'tall' is now called 'height'; save again to update it."]

@@ -6,8 +6,13 @@ Solvers, costs, constraints and mask samplers are built and saved this way. Each
 
 import dataclasses
 import difflib
+import functools
+import logging
 from collections.abc import Iterable
 from typing import Any
+
+
+logger = logging.getLogger(__name__)
 
 
 def check_known(name: str, known: Iterable[str], kind: str, prefix: str = "") -> None:
@@ -54,6 +59,24 @@ def from_spec(spec: Any, classes: dict[str, type], key: str) -> Any:
         return classes[name](**settings)
     except TypeError as error:  # a required setting is missing, or has a type that cannot be compared
         raise ValueError(f"{kind} {spec!r} cannot be built: {error}.") from error
+
+
+def read_old_names(settings: dict[str, Any], new_names: dict[str, str], source: str) -> dict[str, Any]:
+    """Saved settings with the names of today; a warning is logged once for each old name.
+
+    Args:
+        settings: may have names of an older version.
+        new_names: today's name for each old one.
+        source: what the settings are of, for the warning.
+    """
+    for old in settings.keys() & new_names.keys():
+        _warn_once(f"{source}: the setting {old!r} is now called {new_names[old]!r}; save again to update it.")
+    return {new_names.get(name, name): value for name, value in settings.items()}
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
 
 def to_spec(instance: Any, classes: dict[str, type], key: str) -> dict[str, Any]:

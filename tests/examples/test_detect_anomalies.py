@@ -6,7 +6,7 @@ import detect_anomalies
 import numpy as np
 import pytest
 import torch
-from detect_anomalies import draw_placement, frame_changes, freeze, jump, reverse
+from detect_anomalies import frame_changes, freeze, jump, reverse, sample_placement
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_what_each_anomaly_is(frames):
 
 def test_placements_leave_the_model_frames_before_and_the_scores_frames_after():
     generator = rng()
-    drawn = [draw_placement(199, 80, 20, generator) for _ in range(500)]
+    drawn = [sample_placement(199, 80, 20, generator) for _ in range(500)]
     starts, firsts = zip(*drawn)
     assert min(starts) == 0 and max(starts) == 119 and min(firsts) == 30 and max(firsts) == 45
 
@@ -64,8 +64,8 @@ def test_table_names_every_method_and_anomaly():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model", "video.avi"], "MODEL, VIDEO and OUT_DIR are needed"),
-        (["model", "video.avi", "out", "--placements", "0"], "--placements is 0, but it must be positive"),
+        (["model", "video.avi"], "Give MODEL, VIDEO and OUT_DIR"),
+        (["model", "video.avi", "out", "--placements", "0"], "--placements is 0, expected a positive number"),
         (
             ["model", "video.avi", "out", "--length", "40"],
             r"--segment is 80; expected at least three times --length (40)",

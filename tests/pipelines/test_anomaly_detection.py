@@ -38,7 +38,7 @@ class TestDetector:
         assert np.allclose(result["times"], np.arange(23) / 10) and result["threshold"] is None
 
     def test_stride_keeps_frames_and_their_times(self, model, processor, video):
-        detector = VJepa2AnomalyDetector(model, processor, device="cpu", stride=2, context_frames=4, top_share=1)
+        detector = VJepa2AnomalyDetector(model, processor, device="cpu", stride=2, context_frames=4, top_fraction=1)
         result = detector([video, noise_frames(12)])
         assert result[0]["frames"].tolist() == list(range(0, 23, 2)) and result[0]["times"][1] == pytest.approx(0.2)
         assert result[1]["times"] is None and len(result[1]["frame_scores"]) == 6
@@ -66,7 +66,7 @@ class TestDetector:
         one, two = detector(video), loaded(video)
         assert np.allclose(one["frame_scores"], two["frame_scores"], atol=1e-3, equal_nan=True)
         assert one["threshold"] == two["threshold"]
-        assert pipeline(TASK, model=str(tmp_path), device="cpu", top_share=0.5).calibration is None
+        assert pipeline(TASK, model=str(tmp_path), device="cpu", top_fraction=0.5).calibration is None
 
     def test_targets_normalised_over_a_batch_need_calibration(self, processor, video):
         detector = VJepa2AnomalyDetector(build_masked_latent(normalize_targets="batch"), processor, device="cpu")
@@ -81,7 +81,7 @@ class TestDetector:
             ({"context_frames": 3}, "context_frames is 3; expected a multiple of the tubelet size, 2"),
             ({"future_frames": 0}, "future_frames is 0"),
             ({"stride": 0}, "stride is 0"),
-            ({"top_share": 1.5}, "top_share is 1.5"),
+            ({"top_fraction": 1.5}, "top_fraction is 1.5"),
             ({"window_batch_size": 0}, "window_batch_size is 0"),
             ({"horizon": 2}, "no setting 'horizon'"),
         ],
@@ -91,7 +91,7 @@ class TestDetector:
             VJepa2AnomalyDetector(model, processor, **options)
 
     def test_what_else_is_refused(self, detector, model, video):
-        with pytest.raises(ValueError, match="needs a VJepa2ForMaskedLatentPrediction, which predicts; got VJepa2Enc"):
+        with pytest.raises(ValueError, match="needs a VJepa2ForMaskedLatentPrediction; got VJepa2Enc"):
             VJepa2AnomalyDetector(VJepa2Encoder(VJepa2EncoderConfig(**TINY_ENCODER)))
         with pytest.raises(ValueError, match="quantile is 99"):
             detector.calibrate(video, quantile=99)

@@ -77,7 +77,7 @@ class TestErrors:
 class TestCalibration:
     @pytest.mark.parametrize("two_sided", [True, False])
     def test_errors_below_what_is_normal_count_if_both_sides_do(self, two_sided):
-        settings = {"top_share": 0.5, "two_sided": two_sided}
+        settings = {"top_fraction": 0.5, "two_sided": two_sided}
         normal = torch.rand(50, 2, 2, generator=torch.Generator().manual_seed(0)) + 1
         found = calibrate([normal], 0.9, settings)
         high, low = (found.scores(torch.full((1, 2, 2), value)).item() for value in (9.0, 0.1))
@@ -86,35 +86,51 @@ class TestCalibration:
 
     def test_normal_video_in_which_nothing_varies_is_refused(self):
         with pytest.raises(ValueError, match=r"rise_std=0\.0; expected errors above 0 that vary"):
-            calibrate([torch.ones(9, 2, 2)], 0.9, {"top_share": 0.5, "two_sided": True})
+            calibrate([torch.ones(9, 2, 2)], 0.9, {"top_fraction": 0.5, "two_sided": True})
 
     def test_none_where_none_was_saved_and_one_of_another_version_is_refused(self, tmp_path):
         assert Calibration.load(tmp_path) is None
-        settings = {"top_share": 0.5, "two_sided": True}
+        settings = {"top_fraction": 0.5, "two_sided": True}
         found = calibrate([torch.rand(9, 2, 2) + 1], 0.9, settings)
         found.save(tmp_path)
         loaded = Calibration.load(tmp_path)
         numbers = {name: getattr(found, name) for name in ("rise_mean", "rise_std", "fall_mean", "threshold")}
         assert all(getattr(loaded, name) == value for name, value in numbers.items()) and loaded.settings == settings
-        assert torch.equal(loaded.place_mean, found.place_mean) and torch.equal(loaded.place_std, found.place_std)
+        assert torch.equal(loaded.position_mean, found.position_mean) and torch.equal(
+            loaded.position_std, found.position_std
+        )
         save_file({"none": torch.empty(0)}, tmp_path / CALIBRATION_FILE, metadata={"calibration": json.dumps(numbers)})
-        with pytest.raises(ValueError, match="is of another version: calibrate again"):
+        with pytest.raises(ValueError, match="was saved by another version; calibrate again"):
             Calibration.load(tmp_path)
 
     def test_places_that_are_always_hard_do_not_hide_a_change_elsewhere(self):
         normal = torch.rand(50, 4, 4, generator=torch.Generator().manual_seed(0)) + 1
         normal[:, 0] *= 100  # a row that nobody can predict
-        found = calibrate([normal], 1.0, {"top_share": 0.1, "two_sided": False})
+        found = calibrate([normal], 1.0, {"top_fraction": 0.1, "two_sided": False})
         changed = normal.clone()
         changed[20, 3, 3:] *= 5
         above = (found.scores(changed) > found.threshold).nonzero().flatten()
         assert above.tolist() == [20]
 
     def test_another_grid_is_refused(self):
-        found = calibrate([torch.rand(9, 2, 2) + 1], 0.9, {"top_share": 0.5, "two_sided": True})
+        found = calibrate([torch.rand(9, 2, 2) + 1], 0.9, {"top_fraction": 0.5, "two_sided": True})
         with pytest.raises(
-            ValueError, match=r"a grid of \(2, 3\) places, but the detector was calibrated on \(2, 2\)"
+            ValueError, match=r"a grid of \(2, 3\) positions, but the detector was calibrated on \(2, 2\)"
         ):
             found.scores(torch.ones(4, 2, 3))
-        with pytest.raises(ValueError, match=r"normal videos have grids of \[\(2, 2\), \(2, 3\)\] places"):
-            calibrate([torch.ones(9, 2, 2), torch.ones(9, 2, 3)], 0.9, {"top_share": 0.5, "two_sided": True})
+        with pytest.raises(ValueError, match=r"normal videos have grids of \[\(2, 2\), \(2, 3\)\] positions"):
+            calibrate([torch.ones(9, 2, 2), torch.ones(9, 2, 3)], 0.9, {"top_fraction": 0.5, "two_sided": True})
+
+    def test_one_saved_under_the_names_of_0_1_loads(self, tmp_path, caplog):
+        found = calibrate([torch.rand(9, 2, 2) + 1], 0.9, {"top_fraction": 0.5, "two_sided": True})
+        names = ("rise_mean", "rise_std", "fall_mean", "fall_std", "threshold")
+        numbers = {name: getattr(found, name) for name in names}
+        numbers["settings"] = {"top_share": 0.5, "two_sided": True}
+        tensors = {"place_mean": found.position_mean, "place_std": found.position_std}
+        save_file(tensors, tmp_path / CALIBRATION_FILE, metadata={"calibration": json.dumps(numbers)})
+        loaded = Calibration.load(tmp_path)
+        assert loaded.settings == found.settings and torch.equal(loaded.position_mean, found.position_mean)
+        errors = torch.rand(5, 2, 2) + 1
+        assert torch.equal(loaded.scores(errors), found.scores(errors))
+        Calibration.load(tmp_path)
+        assert caplog.text.count("'top_share' is now called 'top_fraction'") == 1

@@ -1,4 +1,4 @@
-"""What does not happen as expected in a video, as a transformers pipeline: a score for each frame and tubelet.
+"""Anomaly detection in videos, as a transformers pipeline: a score for each frame and tubelet.
 
 Shapes: T kept frames, (T', H', W') grid of the video.
 """
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import Pipeline
 
 from ..data.frame_source import FrameSource
 from ..modeling_masked_latent import VJepa2ForMaskedLatentPrediction
@@ -17,35 +16,35 @@ from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from .anomaly_scores import (
     Calibration,
     calibrate,
-    draw_heat_map,
     iterate_windows,
     needs_statistics,
+    plot_heat_map,
     prediction_errors,
     step_statistics,
     target_statistics,
 )
+from .base import VideoPipeline
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class VJepa2AnomalyDetector(Pipeline):
-    """Scores videos by how wrong the masked predictor is about what comes next (`vjepa2_hf.pipelines.anomaly_scores`).
+class VJepa2AnomalyDetector(VideoPipeline):
+    """Scores videos by the error of the predicted features of upcoming frames (`vjepa2_hf.pipelines.anomaly_scores`).
 
-    Scores are errors until `calibrate` has seen normal video; then they are deviations from what is normal, and there
-    is a threshold. `save_pretrained` keeps the calibration beside the model, and what is loaded from there has it.
+    Scores are errors until `calibrate` has seen normal video; then they are deviations from normal, and there is a
+    threshold. `save_pretrained` saves the calibration with the model.
 
     Args:
         model: a [`VJepa2ForMaskedLatentPrediction`].
-        video_processor: a [`VJepa2VideoProcessor`]; needed for whatever is not normalised tensors.
+        video_processor: a [`VJepa2VideoProcessor`]; needed for all inputs but normalized tensors.
         context_frames: kept frames that the model sees. Default: three quarters of the configured clip.
-        future_frames: kept frames that it predicts from them, default one tubelet: errors grow with the horizon.
-        stride: every stride-th frame of a video is kept. It should bring the video to the frame rate that the model
-            was trained at.
-        top_share: share of the places with the highest errors that a frame's score is the mean of; 1 takes all, so
-            that what is small does not show.
-        two_sided: after calibration, errors that are too low raise the score as well (a frozen picture).
+        future_frames: kept frames that it predicts from them. Default: one tubelet; errors grow with the horizon.
+        stride: every stride-th frame of a video is kept; choose it to match the frame rate of training.
+        top_fraction: fraction of the positions with the highest errors over which a frame's score is the mean; with 1,
+            small anomalies average out.
+        two_sided: after calibration, errors that are too low raise the score too (a frozen image).
         window_batch_size: windows that go through the model at a time.
 
     Example:
@@ -56,12 +55,6 @@ class VJepa2AnomalyDetector(Pipeline):
         >>> detector.heat_map("new.mp4", result).savefig("new.png")
     """
 
-    _load_processor = False
-    _load_image_processor = False
-    _load_feature_extractor = False
-    _load_tokenizer = False
-    _load_video_processor = True
-
     def __init__(
         self,
         model: VJepa2ForMaskedLatentPrediction,
@@ -69,64 +62,60 @@ class VJepa2AnomalyDetector(Pipeline):
         context_frames: int | None = None,
         future_frames: int | None = None,
         stride: int | None = None,
-        top_share: float | None = None,
+        top_fraction: float | None = None,
         two_sided: bool | None = None,
         window_batch_size: int = 8,
         task: str = "video-anomaly-detection",
         **kwargs,
     ):
         if not isinstance(model, VJepa2ForMaskedLatentPrediction):
-            raise ValueError(
-                f"anomaly detection needs a VJepa2ForMaskedLatentPrediction, which predicts; got "
-                f"{type(model).__name__}."
-            )
+            raise ValueError(f"anomaly detection needs a VJepa2ForMaskedLatentPrediction; got {type(model).__name__}.")
         if window_batch_size < 1:
             raise ValueError(f"window_batch_size is {window_batch_size}; expected 1 or more.")
         self.window_batch_size = window_batch_size
         self.calibration = Calibration.load(model.name_or_path) if model.name_or_path else None
         given = {"context_frames": context_frames, "future_frames": future_frames, "stride": stride}
-        given |= {"top_share": top_share, "two_sided": two_sided}
+        given |= {"top_fraction": top_fraction, "two_sided": two_sided}
         given = {name: value for name, value in given.items() if value is not None}
         self.settings = _settings(model.config, self.calibration, given)
         if self.calibration is not None and self.settings != self.calibration.settings:
-            self.calibration = None  # errors under other settings are spread otherwise
-        super().__init__(model=model.eval(), video_processor=video_processor, task=task, **kwargs)
+            self.calibration = None  # other settings change the distribution of errors
+        super().__init__(model, video_processor, task=task, **kwargs)
 
     def __call__(self, videos: Any, **kwargs) -> dict[str, Any] | list[dict[str, Any]]:
-        """Scores videos.
+        """Scores one or several videos.
 
         Args:
-            videos: a video (path, URL, bytes, uint8 array (T, H, W, 3) or tensor (T, 3, H, W), normalised float tensor
+            videos: a video (path, URL, bytes, uint8 array (T, H, W, 3) or tensor (T, 3, H, W), normalized float tensor
                 (T, C, H, W)), or a list, generator or dataset of videos.
 
         Returns:
             A dict of numpy arrays, or a list of them: `frame_scores` (T,), NaN for the first `context_frames`, which
-            nothing predicted; `tubelet_scores` (T', H', W'), errors, or calibrated their deviations from what is usual
-            at their place; `frames` (T,), the numbers of the kept frames in the video; `times` (T,) in seconds, where
-            it is a file, else `None`; calibrated also `is_anomaly` (T,) bool and the `threshold`, else `None`.
+            are not predicted; `tubelet_scores` (T', H', W'), errors, or after calibration their deviations from normal
+            at their position; `frames` (T,), the indices of the kept frames in the video; `times` (T,) in seconds for
+            a file, else `None`; after calibration `is_anomaly` (T,) bool and the `threshold`, else `None`.
 
         Raises:
-            ValueError: the video is shorter than context and future, does not decode, or needs a processor; targets
-                are normalised over a batch and nothing was calibrated.
-            FileNotFoundError: a path where there is no file.
+            ValueError: the video is shorter than context and future, is corrupt, or needs a processor; or targets are
+                normalized over a batch and the detector is not calibrated.
+            FileNotFoundError: there is no file at the path.
         """
-        return super().__call__(videos, **{**kwargs, "batch_size": 1})
+        return super().__call__(videos, **kwargs)
 
     def calibrate(self, normal_videos: Any, quantile: float = 0.99) -> Calibration:
-        """Learns from normal video what errors are usual, and sets the threshold.
+        """Fits the distribution of errors on normal video, and sets the threshold.
 
         Args:
-            normal_videos: a video or a list of them, each a file or array (they may be read twice), best of the camera
-                that will be watched: places are compared with themselves.
-            quantile: share of the normal time steps that lie below the threshold. The video should not be one that the
-                model was trained on: there its errors are too low.
+            normal_videos: a video or a list of them, each a file or array (they may be read twice), best from the same
+                camera, as each position is compared with itself. Do not use training videos: their errors are too low.
+            quantile: fraction of the normal time steps below the threshold.
 
         Raises:
-            ValueError: too little normal video, or nothing moves in it.
+            ValueError: there is too little normal video, or nothing moves in it.
         """
         videos = normal_videos if isinstance(normal_videos, (list, tuple)) else [normal_videos]
         statistics = target_statistics(self.model, self._windows(videos)) if needs_statistics(self.model) else None
-        errors = [self._errors(self._source(video), statistics) for video in videos]
+        errors = [self._errors(self._kept(video), statistics) for video in videos]
         found = calibrate(errors, quantile, self.settings)
         found.statistics = statistics
         self.calibration = found
@@ -139,37 +128,30 @@ class VJepa2AnomalyDetector(Pipeline):
         shown: Sequence[int] | None = None,
         labels: np.ndarray | None = None,
     ) -> "Figure":
-        """Frames with the tubelets' scores over them, above the curve of the scores.
+        """A figure of frames with their tubelets' scores as colors, above the curve of the scores.
 
         Args:
             video: a file or array, the one that gave `result`.
             shown: numbers of kept frames; default: eight, evenly spaced.
-            labels: (T,) what is known to be wrong, is drawn as a band.
+            labels: (T,), nonzero where an anomaly is known; plotted as a band.
         """
         count = len(result["frame_scores"])
         first = self.settings["context_frames"]
         shown = np.linspace(first, count - 1, min(8, count - first)).round().astype(int) if shown is None else shown
         shown = sorted(int(number) for number in shown)
-        frames = self._pictures(video, shown)
+        frames = self._images(video, shown)
         tubelet = self.model.config.encoder_config.tubelet_size
         scores = (result["tubelet_scores"], result["frame_scores"])
-        return draw_heat_map(frames, *scores, shown, tubelet, result["threshold"], labels)
+        return plot_heat_map(frames, *scores, shown, tubelet, result["threshold"], labels)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
         """Saves model, video processor and calibration; `pipeline("video-anomaly-detection", model=…)` loads them."""
-        self.model.save_pretrained(str(save_directory), **kwargs)
-        if self.video_processor is not None:
-            self.video_processor.save_pretrained(str(save_directory))
+        super().save_pretrained(save_directory, **kwargs)
         if self.calibration is not None:
             self.calibration.save(save_directory)
 
-    def _sanitize_parameters(self, **kwargs):
-        if kwargs:
-            raise ValueError(f"a call of video-anomaly-detection has no setting {', '.join(map(repr, kwargs))}.")
-        return {}, {}, {}
-
     def preprocess(self, video: Any) -> dict[str, Any]:
-        return {"source": _Counted(self._source(video))}
+        return {"source": _Counted(self._kept(video))}
 
     def _forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
         statistics = self.calibration.statistics if self.calibration else None
@@ -178,12 +160,12 @@ class VJepa2AnomalyDetector(Pipeline):
     def postprocess(self, outputs: dict[str, Any]) -> dict[str, Any]:
         errors, source = outputs["errors"], outputs["source"]
         if self.calibration is None:
-            tubelets, scores, threshold = errors, step_statistics(errors, self.settings["top_share"])[0], None
+            tubelets, scores, threshold = errors, step_statistics(errors, self.settings["top_fraction"])[0], None
         else:
             tubelets, scores = self.calibration.deviations(errors), self.calibration.scores(errors)
             threshold = self.calibration.threshold
         tubelet = self.model.config.encoder_config.tubelet_size
-        steps = (np.arange(source.count) // tubelet).clip(max=len(scores) - 1)  # a last frame without a partner
+        steps = (np.arange(source.count) // tubelet).clip(max=len(scores) - 1)  # a last frame that fills no tubelet
         frame_scores = scores.numpy()[steps]
         frames = np.arange(source.count) * self.settings["stride"]
         return {
@@ -195,8 +177,8 @@ class VJepa2AnomalyDetector(Pipeline):
             "threshold": threshold,
         }
 
-    def _source(self, video: Any) -> FrameSource:
-        return FrameSource(video, fallback=self.video_processor, stride=self.settings["stride"])
+    def _kept(self, video: Any) -> FrameSource:
+        return self._source(video, self.settings["stride"])
 
     def _errors(self, source: FrameSource, statistics: Any) -> torch.Tensor:
         frames = (self.settings["context_frames"], self.settings["future_frames"])
@@ -206,19 +188,19 @@ class VJepa2AnomalyDetector(Pipeline):
         size = self.settings["context_frames"] + self.settings["future_frames"]
         tubelet = self.model.config.encoder_config.tubelet_size
         for video in videos:
-            yield from iterate_windows(self._source(video), size, tubelet, self.window_batch_size)
+            yield from iterate_windows(self._kept(video), size, tubelet, self.window_batch_size)
 
-    def _pictures(self, video: Any, shown: list[int]) -> np.ndarray:
-        """The kept frames with these numbers as the model sees them, uint8 (k, H, W, 3)."""
+    def _images(self, video: Any, shown: list[int]) -> np.ndarray:
+        """The kept frames with these numbers as the model sees them, uint8 (n, H, W, 3)."""
         found, first = [], 0
-        for pixels, _ in self._source(video).chunks(64):
+        for pixels, _ in self._kept(video).chunks(64):
             found += [pixels[number - first] for number in shown if first <= number < first + len(pixels)]
             first += len(pixels)
         return (self.video_processor or VJepa2VideoProcessor()).to_pictures(torch.stack(found))
 
 
 class _Counted:
-    """A source that counts the kept frames it gives."""
+    """A frame source that counts the kept frames it has read."""
 
     def __init__(self, source: FrameSource):
         self._source, self.count = source, 0
@@ -233,23 +215,23 @@ class _Counted:
 
 
 def _settings(config: Any, calibration: Calibration | None, given: dict[str, Any]) -> dict[str, Any]:
-    """Those given, else those of the calibration saved with the model, else by the model's clip.
+    """The settings given, else those of the saved calibration, else the defaults for the model's clip.
 
     Raises:
-        ValueError: one that is out of its range.
+        ValueError: a setting is out of its range.
     """
     tubelet = config.encoder_config.tubelet_size
     steps = max(config.encoder_config.frames_per_clip // tubelet, 2)
     default = {"context_frames": max(3 * steps // 4, 1) * tubelet, "future_frames": tubelet, "stride": 1}
-    default |= {"top_share": 0.1, "two_sided": True}
+    default |= {"top_fraction": 0.1, "two_sided": True}
     found = {**default, **(calibration.settings if calibration else {}), **given}
     for name in ("context_frames", "future_frames"):
         if found[name] < 1 or found[name] % tubelet:
             raise ValueError(f"{name} is {found[name]}; expected a multiple of the tubelet size, {tubelet}, above 0.")
     if found["stride"] < 1:
         raise ValueError(f"stride is {found['stride']}; expected 1 (every frame) or more.")
-    if not 0 < found["top_share"] <= 1:
-        raise ValueError(f"top_share is {found['top_share']}; expected a share of the places, above 0 and up to 1.")
+    if not 0 < found["top_fraction"] <= 1:
+        raise ValueError(f"top_fraction is {found['top_fraction']}; expected a fraction above 0 and up to 1.")
     return found
 
 

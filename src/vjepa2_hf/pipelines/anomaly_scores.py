@@ -1,10 +1,10 @@
-"""Anomaly detection: what the masked predictor expects next, against what the target encoder then sees.
+"""Anomaly scores: the error of the predicted features of upcoming frames, and its calibration on normal video.
 
 A window of `context_frames` and `future_frames` slides over the video, one tubelet at a time. The encoder sees the
-context alone, the predictor says the tokens of the future, the target encoder sees the whole window; the error of a
-token is the training loss |ẑ − z|^p / p, its mean over channels. Where several windows predicted a tubelet, the mean.
+context alone, the predictor predicts the tokens of the future, and the target encoder sees the whole window. The error
+of a token is the training loss |ẑ − z|^p / p, averaged over channels and over the windows that predicted the token.
 
-Shapes: B windows, T kept frames, C channels, H W pixels, (T', H', W') grid of the video, P = H'·W' places, c and f
+Shapes: B windows, T kept frames, C channels, H W pixels, (T', H', W') grid of the video, P = H'·W' positions, c and f
 time steps of context and future, n = (c + f)·P tokens of a window, D width of a target.
 """
 
@@ -24,20 +24,24 @@ from safetensors.torch import save_file
 from ..data.files import write_aside
 from ..data.frame_source import FrameSource
 from ..modeling_masked_latent import VJepa2ForMaskedLatentPrediction
+from ..specs import read_old_names
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CALIBRATION_FILE = "anomaly_calibration.safetensors"
-_TENSORS = ("place_mean", "place_std", "statistics")  # fields of a calibration that are kept as tensors
+# Names in calibrations saved by 0.1.0
+OLD_TENSORS = {"place_mean": "position_mean", "place_std": "position_std"}
+OLD_SETTINGS = {"top_share": "top_fraction"}
 
 
 @dataclass
 class TargetStatistics:
-    """Place means and deviations of raw targets, for models whose targets are normalised over a batch
-    (`normalize_targets` "batch", "batch_channel" or "clip"): a detector's batch is windows of one video, so it takes
-    the statistics of normal video in their place.
+    """Means and standard deviations of raw targets on normal video, for models that normalize targets over a batch.
+
+    They replace the batch statistics (`normalize_targets` "batch", "batch_channel" or "clip"), because a detector's
+    batch is windows of a single video.
 
     mean: (n, D). std: (n, D) for "batch", (1, D) for "batch_channel", (D,) for "clip".
     """
@@ -47,27 +51,28 @@ class TargetStatistics:
 
     def normalize(self, targets: torch.Tensor) -> torch.Tensor:
         """Raw targets (B, n, D), as [`VJepa2ForMaskedLatentPrediction.normalize_targets`] does."""
-        centred = targets - self.mean.to(targets)
+        centered = targets - self.mean.to(targets)
         if self.std.ndim == 1:
-            centred = centred - centred.mean(dim=1, keepdim=True)
-        return centred / (self.std.to(targets) + 1e-6)
+            centered = centered - centered.mean(dim=1, keepdim=True)
+        return centered / (self.std.to(targets) + 1e-6)
 
 
 @dataclass
 class Calibration:
-    """What normal video looks like to a model.
+    """The distribution of a model's errors on normal video.
 
-    Some places are hard to predict in every video of a camera, others easy, so that a token's error is told as z: the
-    deviation of its log from that of its place. A time step has two numbers, see `step_statistics`.
+    Some positions are hard to predict in every video of a camera, others easy. The error of a token is therefore
+    standardized: z is the deviation of its log error from the mean at its position, in standard deviations. A time
+    step has two statistics of z, see `step_statistics`.
 
-    place_mean, place_std: (H', W') of the log errors.
-    rise_mean, rise_std, fall_mean, fall_std: of the two numbers over normal time steps.
-    threshold: above it lies 1 − `quantile` of the scores of normal time steps.
-    settings: of the detector that was calibrated.
+    position_mean, position_std: (H', W') of the log errors.
+    rise_mean, rise_std, fall_mean, fall_std: of the two statistics over normal time steps.
+    threshold: the `quantile` of the scores of normal time steps.
+    settings: of the calibrated detector.
     """
 
-    place_mean: torch.Tensor
-    place_std: torch.Tensor
+    position_mean: torch.Tensor
+    position_std: torch.Tensor
     rise_mean: float
     rise_std: float
     fall_mean: float
@@ -80,22 +85,21 @@ class Calibration:
         """Errors -> z, (T', H', W').
 
         Raises:
-            ValueError: a grid other than that of the normal video.
+            ValueError: the grid is not the one of the normal video.
         """
-        if errors.shape[1:] != self.place_mean.shape:
+        if errors.shape[1:] != self.position_mean.shape:
             raise ValueError(
-                f"the video has a grid of {tuple(errors.shape[1:])} places, but the detector was calibrated on "
-                f"{tuple(self.place_mean.shape)}: give video of the same size, or calibrate again."
+                f"the video has a grid of {tuple(errors.shape[1:])} positions, but the detector was calibrated on "
+                f"{tuple(self.position_mean.shape)}: give video of the same size, or calibrate again."
             )
-        return (errors.log() - self.place_mean) / self.place_std
+        return (errors.log() - self.position_mean) / self.position_std
 
     def scores(self, errors: torch.Tensor) -> torch.Tensor:
-        """Errors (T', H', W') -> (T',): deviations of the highest z from what is normal.
+        """Errors (T', H', W') -> (T',): how far the mean of the highest z lies above normal, in standard deviations.
 
-        With `two_sided` the larger of that and how far the mean z is below what is normal: a picture that stands still
-        is easy to predict.
+        With `two_sided` the maximum of that and how far the mean z lies below normal, as for a frozen image.
         """
-        rise, fall = step_statistics(self.deviations(errors), self.settings["top_share"])
+        rise, fall = step_statistics(self.deviations(errors), self.settings["top_fraction"])
         rise = (rise - self.rise_mean) / self.rise_std
         if not self.settings["two_sided"]:
             return rise
@@ -103,32 +107,35 @@ class Calibration:
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes `anomaly_calibration.safetensors` into a folder."""
-        numbers = {name: value for name, value in vars(self).items() if name not in _TENSORS}
-        tensors = {"place_mean": self.place_mean, "place_std": self.place_std}
-        tensors |= vars(self.statistics) if self.statistics else {}
+        numbers = dict(vars(self))
+        statistics = numbers.pop("statistics")
+        tensors = {name: numbers.pop(name) for name in OLD_TENSORS.values()}
+        tensors |= vars(statistics) if statistics else {}
         with write_aside(Path(folder) / CALIBRATION_FILE) as partial:
             save_file(tensors, partial, metadata={"calibration": json.dumps(numbers)})
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Calibration | None":
-        """The one in a folder, or `None` if there is none."""
+        """The calibration in a folder, or `None` if there is none."""
         path = Path(folder) / CALIBRATION_FILE
         if not path.is_file():
             return None
         with safe_open(path, framework="pt") as file:
             numbers = json.loads(file.metadata()["calibration"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict
-        places = {name: tensors.pop(name) for name in ("place_mean", "place_std") if name in tensors}
-        if numbers.keys() | places.keys() != {field.name for field in fields(cls)} - {"statistics"}:
-            raise ValueError(f"{str(path)!r} is of another version: calibrate again.")
-        return cls(**numbers, **places, statistics=TargetStatistics(**tensors) if tensors else None)
+        tensors = {OLD_TENSORS.get(name, name): tensor for name, tensor in tensors.items()}
+        positions = {name: tensors.pop(name) for name in OLD_TENSORS.values() if name in tensors}
+        if numbers.keys() | positions.keys() != {field.name for field in fields(cls)} - {"statistics"}:
+            raise ValueError(f"{str(path)!r} was saved by another version; calibrate again.")
+        numbers["settings"] = read_old_names(numbers["settings"], OLD_SETTINGS, str(path))
+        return cls(**numbers, **positions, statistics=TargetStatistics(**tensors) if tensors else None)
 
 
-def step_statistics(values: torch.Tensor, top_share: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """(T', H', W') -> two (T',): the mean of the highest `top_share` of the places, the mean of all."""
-    by_place = values.flatten(1).sort(dim=1, descending=True).values
-    count = max(round(top_share * by_place.shape[1]), 1)
-    return by_place[:, :count].mean(dim=1), by_place.mean(dim=1)
+def step_statistics(values: torch.Tensor, top_fraction: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(T', H', W') -> two (T',): the mean over the `top_fraction` of the highest values, and over all positions."""
+    descending = values.flatten(1).sort(dim=1, descending=True).values
+    count = max(round(top_fraction * descending.shape[1]), 1)
+    return descending[:, :count].mean(dim=1), descending.mean(dim=1)
 
 
 @torch.no_grad()
@@ -140,17 +147,17 @@ def prediction_errors(
     batch_size: int = 8,
     statistics: TargetStatistics | None = None,
 ) -> torch.Tensor:
-    """Errors of a whole video, read and scored a batch of windows at a time.
+    """Errors of a whole video, which is read and scored one batch of windows at a time.
 
     Args:
         source: the video.
         context_frames, future_frames: kept frames, multiples of the tubelet size.
         batch_size: windows at a time.
-        statistics: of normal video, for models whose targets are normalised over a batch.
+        statistics: of normal video, for models that normalize targets over a batch.
 
     Returns:
-        float32 (T', H', W'); NaN for the first c time steps, which nothing predicted. Frames at the end that fill no
-        tubelet are left out.
+        float32 (T', H', W'); NaN for the first c time steps, which are not predicted. Frames at the end that fill no
+        tubelet are dropped.
 
     Raises:
         ValueError: the video is shorter than a window.
@@ -169,11 +176,11 @@ def prediction_errors(
         steps = slice(past + horizon, past + horizon + len(errors))
         sums[steps] += errors[:, horizon]
         counts[steps] += 1
-    return (sums / counts).unflatten(1, grid[1:])  # 0 / 0 is NaN: never predicted
+    return (sums / counts).unflatten(1, grid[1:])  # 0 / 0 is NaN: not predicted
 
 
 def iterate_windows(source: FrameSource, size: int, tubelet: int, batch_size: int) -> Iterator[torch.Tensor]:
-    """Windows (B, size, C, H, W) of a video, each a tubelet after the one before; B ≤ `batch_size`.
+    """Windows (B, size, C, H, W) of a video, each starting a tubelet after the last; B ≤ `batch_size`.
 
     Raises:
         ValueError: the video is shorter than a window.
@@ -197,7 +204,7 @@ def window_errors(
     """Errors (B, f, P) of the time steps after the first `context_steps` of windows (B, T, C, H, W).
 
     Raises:
-        ValueError: targets are normalised over a batch, and there are no statistics of normal video.
+        ValueError: targets are normalized over a batch, and there are no statistics of normal video.
     """
     steps, rows, columns = grid = model.encoder.get_grid(windows)
     ids = torch.arange(steps * rows * columns, device=windows.device).expand(len(windows), -1)
@@ -209,8 +216,8 @@ def window_errors(
         targets = statistics.normalize(targets)
     elif needs_statistics(model):
         raise ValueError(
-            f"The model's targets are normalised over a batch (normalize_targets={model.config.normalize_targets!r}), "
-            "and windows of one video are no such batch: calibrate on normal video first."
+            f"The model normalizes targets over a batch (normalize_targets={model.config.normalize_targets!r}), which "
+            "the windows of one video cannot replace: calibrate on normal video first."
         )
     else:
         targets = model.normalize_targets(targets)
@@ -219,7 +226,7 @@ def window_errors(
 
 
 def needs_statistics(model: VJepa2ForMaskedLatentPrediction) -> bool:
-    """Whether targets are normalised over a batch."""
+    """Whether targets are normalized over a batch."""
     return model.config.normalize_targets in ("batch", "batch_channel", "clip")
 
 
@@ -241,7 +248,7 @@ def target_statistics(model: VJepa2ForMaskedLatentPrediction, windows: Iterable[
     mean, square, clip_square = (total / count for total in sums)
     variance = square - mean.square()  # (n, D)
     if model.config.normalize_targets == "clip":
-        # a clip's deviation from its own mean: the total variance less that of the clips' means
+        # the variance within clips: the total variance minus that of the clips' means
         variance = variance.mean(dim=0) - (clip_square - mean.mean(dim=0).square())
         count *= len(mean)
     elif model.config.normalize_targets == "batch_channel":
@@ -252,42 +259,43 @@ def target_statistics(model: VJepa2ForMaskedLatentPrediction, windows: Iterable[
 
 
 def calibrate(errors: Sequence[torch.Tensor], quantile: float, settings: dict[str, Any]) -> Calibration:
-    """From the errors (T', H', W') of normal videos.
+    """Fits a calibration to the errors (T', H', W') of normal videos.
 
     Args:
-        quantile: share of normal time steps below the threshold.
-        settings: `top_share`, `two_sided`, and what else the detector wants to be told.
+        errors: of each video.
+        quantile: fraction of normal time steps below the threshold.
+        settings: `top_fraction`, `two_sided`, and others that are only stored.
 
     Raises:
-        ValueError: a quantile out of (0, 1], videos of several sizes, fewer than two time steps that were predicted,
-            or nothing that varies.
+        ValueError: the quantile is outside (0, 1], videos differ in size, fewer than two time steps were predicted, or
+            the errors do not vary.
     """
     if not 0 < quantile <= 1:
-        raise ValueError(f"quantile is {quantile}; expected a share of normal time steps, above 0 and up to 1.")
+        raise ValueError(f"quantile is {quantile}; expected a fraction of time steps, above 0 and up to 1.")
     if len({one.shape[1:] for one in errors}) > 1:
         grids = sorted({tuple(one.shape[1:]) for one in errors})
-        raise ValueError(f"normal videos have grids of {grids} places; expected one size.")
+        raise ValueError(f"normal videos have grids of {grids} positions; expected one size.")
     errors = torch.cat(list(errors))
     errors = errors[~errors.isnan().any(dim=(1, 2))]
     if len(errors) < 2:
         raise ValueError(f"normal video gives {len(errors)} predicted time steps; expected at least 2.")
-    place_std, place_mean = torch.std_mean(errors.log(), dim=0)
-    place_std = place_std.clamp_min(1e-3)  # where nothing ever changes
-    rise, fall = step_statistics((errors.log() - place_mean) / place_std, settings["top_share"])
+    position_std, position_mean = torch.std_mean(errors.log(), dim=0)
+    position_std = position_std.clamp_min(1e-3)  # where nothing ever changes
+    rise, fall = step_statistics((errors.log() - position_mean) / position_std, settings["top_fraction"])
     spread = {"rise_std": rise.std().item(), "fall_std": fall.std().item()}
     for name, value in spread.items():
         if not 0 < value < math.inf:
             raise ValueError(
-                f"the errors of normal video have {name}={value}; expected errors above 0 that vary: give more video, "
-                "in which something moves."
+                f"the errors of normal video have {name}={value}; expected errors above 0 that vary: give more video "
+                "with motion."
             )
     means = {"rise_mean": rise.mean().item(), "fall_mean": fall.mean().item()}
-    found = Calibration(place_mean, place_std, **means, **spread, threshold=0.0, settings=settings)
+    found = Calibration(position_mean, position_std, **means, **spread, threshold=0.0, settings=settings)
     found.threshold = torch.quantile(found.scores(errors), quantile).item()
     return found
 
 
-def draw_heat_map(
+def plot_heat_map(
     frames: np.ndarray,
     tubelet_scores: np.ndarray,
     frame_scores: np.ndarray,
@@ -296,7 +304,7 @@ def draw_heat_map(
     threshold: float | None = None,
     labels: np.ndarray | None = None,
 ) -> "Figure":
-    """Frames with the scores of their tubelets over them, above the curve of the frames' scores.
+    """A figure of frames with the scores of their tubelets as colors, above the curve of the frames' scores.
 
     Args:
         frames: uint8 (k, H, W, 3), as the model sees them.
@@ -304,21 +312,23 @@ def draw_heat_map(
         frame_scores: (T,).
         shown: numbers (k,) of `frames` in `frame_scores`.
         frames_per_step: frames of a tubelet.
-        threshold: is drawn as a line.
-        labels: (T,) 1 where something is known to be wrong: is drawn as a grey band.
+        threshold: plotted as a line.
+        labels: (T,), 1 where an anomaly is known; plotted as a gray band.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.6 * len(shown), 3.6), layout="constrained")
-    pictures, curve = figure.subfigures(2, 1, height_ratios=(1, 1))
-    low, high = np.nanpercentile(tubelet_scores, [90, 99.9])  # the usual stays without colour
-    axes = np.ravel(pictures.subplots(1, len(shown), squeeze=False))
+    images, curve = figure.subfigures(2, 1, height_ratios=(1, 1))
+    low, high = np.nanpercentile(tubelet_scores, [90, 99.9])  # normal scores stay transparent
+    axes = np.ravel(images.subplots(1, len(shown), squeeze=False))
     for axis, frame, number in zip(axes, frames, shown, strict=True):
         scores = tubelet_scores[min(number // frames_per_step, len(tubelet_scores) - 1)]
         extent = (0, frame.shape[1], frame.shape[0], 0)
         axis.imshow(frame, extent=extent)
-        share = np.nan_to_num(np.clip((scores - low) / max(high - low, 1e-12), 0, 1))
-        axis.imshow(share, extent=extent, cmap="inferno", vmin=0, vmax=1, alpha=0.7 * share, interpolation="nearest")
+        opacity = np.nan_to_num(np.clip((scores - low) / max(high - low, 1e-12), 0, 1))
+        axis.imshow(
+            opacity, extent=extent, cmap="inferno", vmin=0, vmax=1, alpha=0.7 * opacity, interpolation="nearest"
+        )
         axis.set(xticks=[], yticks=[])
         axis.set_title(f"frame {number}", fontsize=9)
     axis = curve.subplots()
@@ -337,4 +347,4 @@ def draw_heat_map(
     return figure
 
 
-__all__ = ["Calibration", "TargetStatistics", "calibrate", "draw_heat_map", "prediction_errors"]
+__all__ = ["Calibration", "TargetStatistics", "calibrate", "plot_heat_map", "prediction_errors"]
