@@ -49,10 +49,11 @@ from vjepa2_hf import (
     VJepa2VideoProcessor,
     VJepa2WorldModel,
     VJepa2WorldModelConfig,
-    convert_checkpoints,
 )
 from vjepa2_hf.convert_checkpoints import convert, main
-from vjepa2_hf.hub.published_format import PublishedFile, model_to_parts, published_config
+from vjepa2_hf.hub import conversion
+from vjepa2_hf.hub.inferred_config import published_config
+from vjepa2_hf.hub.published_format import PublishedFile, model_to_parts
 from vjepa2_hf.hub.transformers_format import config_to_transformers, to_transformers_state_dict
 
 
@@ -377,7 +378,7 @@ UNEQUAL = {
     "sincos": ({"encoder_config": V1}, "position_embedding_type is 'sincos'.*'rope'"),
     "corrected rotary table": ({"encoder_config": {"rope_interleave": True}}, "rope_interleave is True"),
     "factorized attention": ({"encoder_config": {"attention_type": "factorized"}}, "attention_type is 'factorized'"),
-    "pooler heads": ({"pooler_num_attention_heads": 4}, "pooler_num_attention_heads is 4.* 2 "),
+    "pooler heads": ({"pooler_num_attention_heads": 4}, "pooler_num_attention_heads is 4.* 2:"),
     "pooler eps": ({"pooler_layer_norm_eps": 1e-5}, "pooler_layer_norm_eps is 1e-05.*1e-06"),
     "pooler ratio": ({"pooler_mlp_ratio": 2.0}, "pooler_mlp_ratio is 2.0.*4.0"),
     "linear pooler": ({"pooler_type": "linear"}, "pooler_type is 'linear'"),
@@ -821,11 +822,11 @@ BAD = {  # arguments of the command beside OUT_DIR, and what stderr has to say
     "hostile": ("hostile.pt", r"hostile.pt holds code or objects \(.*open\)"),
     "hostile beside tensors": ("nested.pt", r"nested.pt holds code or objects \(.*open\)"),
     "hostile legacy file": ("legacy.pt", r"legacy.pt holds code or objects \(.*open\)"),
-    "hostile pickle": ("pickle2.pt", r"pickle2.pt (holds code|does not read)"),
-    "hostile pickle of protocol 4": ("pickle4.pt", r"pickle4.pt (holds code|does not read)"),
-    "hostile dotted global": ("dotted.pt", r"dotted.pt (holds code|does not read)"),
+    "hostile pickle": ("pickle2.pt", r"pickle2.pt (holds code|is unreadable)"),
+    "hostile pickle of protocol 4": ("pickle4.pt", r"pickle4.pt (holds code|is unreadable)"),
+    "hostile dotted global": ("dotted.pt", r"dotted.pt (holds code|is unreadable)"),
     "hostile tar": ("tar.pt", "tar.pt is no torch file"),
-    "damaged": ("damaged.pt", r"damaged.pt is damaged: the checksum of \S+ is not that of its bytes"),
+    "damaged": ("damaged.pt", r"damaged.pt is damaged: the checksum of \S+ differs from that of its bytes"),
     "name that is a number": ("number.pt", "7 of 'encoder' is no weight .its name is no string"),
     "device": ("/dev/null", "/dev/null is neither a file nor a folder"),
     "device as encoder": ("probe.pt --encoder /dev/null", "/dev/null is neither a file nor a folder"),
@@ -841,7 +842,7 @@ BAD = {  # arguments of the command beside OUT_DIR, and what stderr has to say
         "probe.pt --encoder ours --set pooler_num_attention_heads=3 id2label.0=a",
         r"linear.weight of 'probe' has shape \(7, 96\), .*\(1, 96\)",
     ),
-    "fewer blocks": ("pretraining --set num_hidden_layers=1", "holds 24 weights without a place"),
+    "fewer blocks": ("pretraining --set num_hidden_layers=1", "holds 24 weights that the model does not have"),
     "fewer blocks of the predictor": (
         "pretraining --set predictor_num_hidden_layers=1",
         "holds 12 weights .*predictor.layer.1",
@@ -849,13 +850,19 @@ BAD = {  # arguments of the command beside OUT_DIR, and what stderr has to say
     "no bias": ("pretraining --set qkv_bias=false", r"holds \d+ weights .*attention.qkv.bias"),
     "fewer blocks of a component": (
         "pretraining --component encoder --set num_hidden_layers=1",
-        "holds 12 weights without a place in the model, such as layer.1",
+        "holds 12 weights that the model does not have, such as layer.1",
     ),
-    "fewer blocks of a world model": ("world_model --set num_hidden_layers=1", "holds 12 weights without a place"),
-    "fewer blocks of a classifier": ("classifier --set num_hidden_layers=1", "holds 12 weights without a place"),
+    "fewer blocks of a world model": (
+        "world_model --set num_hidden_layers=1",
+        "holds 12 weights that the model does not have",
+    ),
+    "fewer blocks of a classifier": (
+        "classifier --set num_hidden_layers=1",
+        "holds 12 weights that the model does not have",
+    ),
     "fewer blocks of a probe's encoder": (
         "probe.pt --encoder pretraining --set num_hidden_layers=1 pooler_num_attention_heads=3",
-        "pretraining holds 12 weights without a place",
+        "pretraining holds 12 weights that the model does not have",
     ),
     "truncated": ("cut.pt", "cut.pt is cut short"),
     "text": ("text.pt", "text.pt is no torch file"),
@@ -865,8 +872,8 @@ BAD = {  # arguments of the command beside OUT_DIR, and what stderr has to say
     "V-JEPA 2.1": ("new.pt", r"V-JEPA 2.1 file \(it holds norms_block"),
     "heads": (
         "good.pt",
-        "do not tell num_attention_heads, predictor_num_attention_heads: add --set num_attention_heads=... "
-        "predictor_num_attention_heads=...$",
+        "num_attention_heads, predictor_num_attention_heads cannot be inferred from .*: "
+        "add --set num_attention_heads=... predictor_num_attention_heads=...$",
     ),
     "unknown key": ("good.pt --set loss_expnent=2", "config field 'loss_expnent'; did you mean 'loss_exponent'"),
     "no value": ("good.pt --set crop_size", "crop_size' is not of the form key=value"),
@@ -899,7 +906,7 @@ BAD = {  # arguments of the command beside OUT_DIR, and what stderr has to say
     "encoder for a file with one": ("good.pt --encoder ours", "leave --encoder out"),
     "encoder of another width": (
         "probe.pt --encoder world_model --set pooler_num_attention_heads=3",
-        "probe.pt is for an encoder of hidden_size 96; the one given has 24",
+        "probe.pt is for an encoder of hidden_size 96; the given one has 24",
     ),
     "action-conditioned file without encoder": ("predictor.pt", "predictor.pt holds no encoder: add --encoder"),
     "encoder of another model": ("probe.pt --encoder bert", "bert holds a model of type 'bert'"),
@@ -1009,8 +1016,8 @@ def test_empty_out_dir_is_filled_and_not_replaced(tmp_path, monkeypatch):
     source, out, moved = write_checkpoint(tmp_path, golden_content("encoder")), tmp_path / "ours", []
     out.mkdir()
     monkeypatch.chdir(out)
-    inode, move = out.stat().st_ino, convert_checkpoints.shutil.move
-    monkeypatch.setattr(convert_checkpoints.shutil, "move", lambda a, b: (moved.append(Path(b).name), move(a, b)))
+    inode, move = out.stat().st_ino, conversion.shutil.move
+    monkeypatch.setattr(conversion.shutil, "move", lambda a, b: (moved.append(Path(b).name), move(a, b)))
     convert(source, ".", settings=HEADS)
     assert out.stat().st_ino == inode and sorted(tmp_path.iterdir()) == [out, source]
     assert moved[-1] == "config.json" and sorted(moved) == sorted(os.listdir("."))
@@ -1020,14 +1027,14 @@ def test_empty_out_dir_is_filled_and_not_replaced(tmp_path, monkeypatch):
 def test_failure_while_filling_an_out_dir_leaves_it_empty(tmp_path, monkeypatch):
     source, out = write_checkpoint(tmp_path, golden_content("encoder")), tmp_path / "ours"
     out.mkdir()
-    move = convert_checkpoints.shutil.move
+    move = conversion.shutil.move
 
     def full_disk(file, target):
         if file.name == "model.safetensors":
             raise OSError("No space left on device")
         move(file, target)
 
-    monkeypatch.setattr(convert_checkpoints.shutil, "move", full_disk)
+    monkeypatch.setattr(conversion.shutil, "move", full_disk)
     with pytest.raises(OSError, match="No space left"):
         convert(source, out, settings=HEADS)
     assert sorted(tmp_path.iterdir()) == [out, source] and not list(out.iterdir())
