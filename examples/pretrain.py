@@ -8,10 +8,10 @@ One process on a CPU, in two minutes (make shards of your own videos first):
     python examples/pretrain.py --config examples/configs/demo/pretrain_videos.yaml data=runs/shards output_dir=runs/a
 
 Several CPU processes: `torchrun --nproc_per_node 2 examples/pretrain.py ...` (`accelerate launch --cpu` starts one).
-A run that was stopped goes on with `resume=latest` and the settings it began with (`--help` lists them). The result is
+A stopped run continues with `resume=latest` and its original settings (`--help` lists them). The result is
 `OUTPUT_DIR/final`:
 
-    encoder = VJepa2Encoder.from_pretrained("runs/mine/final")              # the target encoder
+    encoder = VJepa2Encoder.from_pretrained("runs/a/final")                # the target encoder
 
 In `OUTPUT_DIR/metrics.jsonl` losses (`*loss*`) are means over the micro-batches and processes of a step, and `skipped`
 is the sum over processes; `target_std`, `effective_rank` and `prediction_variation` are of the main process's last
@@ -20,16 +20,15 @@ micro-batch.
 
 import contextlib
 import logging
-import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import send_to_device, set_seed
 from torchdata.stateful_dataloader import StatefulDataLoader
-from tqdm import tqdm
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2MaskedLatentPredictionConfig, VJepa2VideoProcessor
@@ -37,16 +36,16 @@ from vjepa2_hf.data.clips import Augmentation, ClipStream, DataSource, MaskColla
 from vjepa2_hf.data.sampling import FrameSampler, FramesCurriculum
 from vjepa2_hf.data.skip_log import SkipLog
 from vjepa2_hf.masking import PUBLISHED_MASKS, build_mask_samplers
-from vjepa2_hf.modeling_masked_latent import VJepa2MaskedLatentPredictionOutput
-from vjepa2_hf.training.capacity import batch_flops, peak_flops
-from vjepa2_hf.training.monitor import CollapseWatch, gradient_norm
-from vjepa2_hf.training.run import Run, check_run_settings, check_tracker, read_metrics
+from vjepa2_hf.training.capacity import batch_flops
+from vjepa2_hf.training.config import TrainingConfig
+from vjepa2_hf.training.loop import TrainingLoop
+from vjepa2_hf.training.monitor import CollapseWatch
+from vjepa2_hf.training.run import read_metrics
 from vjepa2_hf.training.schedules import (
     LearningRateSchedule,
     MomentumSchedule,
     WeightDecaySchedule,
     parameter_groups,
-    set_learning_rate,
     set_weight_decay,
 )
 from vjepa2_hf.training.settings import check_known, exit_on_user_error, one_sentence, parse_arguments
@@ -55,7 +54,6 @@ from vjepa2_hf.video_processing_vjepa2 import RandomResizedClip
 
 logger = logging.getLogger(__name__)
 
-RATE_SETTINGS = ("max_steps", "learning_rate", "ema", "weight_decay")
 METERS = ("target_std", "effective_rank", "prediction_variation")
 # Settings that VJepa2MaskedLatentPredictionConfig has under the same name
 OBJECTIVE_FIELDS = (
@@ -71,40 +69,21 @@ PREDICTOR_FIELDS = {
 }
 
 
-@dataclass
-class PretrainConfig:
+@dataclass(kw_only=True)
+class PretrainConfig(TrainingConfig):
     """Settings of one pretraining run; published values are in configs/published/."""
 
-    output_dir: str
     data: str | list[DataSource]
     """Folder, glob or file of shards, videos or images, or a dataset on the Hub; or several with weights:
-    [{path: videos, weight: 0.7}, {path: images, weight: 0.3}]. An image is a clip that stands still."""
+    [{path: videos, weight: 0.7}, {path: images, weight: 0.3}]. An image becomes a clip of equal frames."""
     max_skipped_fraction: float | None = 0.5
-    """Share of a source's rows that may fail to read before the run stops, counted by each reader (a worker of a
-    process) of its own rows, from 20 on; null: any. See skipped.jsonl."""
+    """Largest fraction of unreadable rows of a source; above it the run stops. Each reader (a worker of a process)
+    counts its own rows, from 20 on. null: no limit. Unreadable rows are logged to skipped.jsonl."""
 
-    # Length and speed. A step is one update of the weights.
-    max_steps: int = 1000
-    batch_size: int = 16
-    """Clips a process and micro-batch."""
-    gradient_accumulation_steps: int = 1
-    seed: int = 0
-    num_workers: int = 0
-    num_threads: int | None = None
-    """Threads of torch; None leaves its choice."""
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
-    """null: as `accelerate launch` says."""
+    # Speed
     gradient_checkpointing: bool = False
     torch_compile: str | None = None
     """Backend of torch.compile for every block of both encoders and the predictor, like inductor; null: none."""
-    log_every: int = 10
-    save_every: int = 500
-    keep_last: int | None = 2
-    """Checkpoints kept, at least 1; null keeps all."""
-    resume: str | None = None
-    """"latest", a checkpoint, or null for a new run."""
-    log_with: Literal["tensorboard", "trackio", "wandb"] | None = None
-    """Tracker that gets the numbers too, where its package is installed."""
 
     # Clips
     frames_per_clip: int = 16
@@ -112,70 +91,69 @@ class PretrainConfig:
     """Fewer frames at first, [steps done, frames] up to frames_per_clip: [[0, 8], [500, 12], [1000, 16]]."""
     frames_curriculum_by: Literal["step", "epoch"] = "step"
     fps: float | list[float] | None = 4.0
-    """Frames a second, or several, one drawn for each clip; null takes the video's own."""
+    """Frames per second, or several, one sampled for each clip; null: the rate of the video."""
     speed: tuple[float, float] = (1.0, 1.0)
-    """Lowest and highest factor by which a clip is played faster."""
+    """Lowest and highest factor of the playback speed."""
     frame_jitter: float = 0.0
-    """Share of the interval between frames by which each one's time moves, at most 0.5."""
+    """Random shift of each frame's time, as a fraction of the interval between frames, at most 0.5."""
     motion_weight: float = 0.0
-    """0: a clip begins anywhere in its video; 1: in proportion to the motion that it would hold."""
+    """0: a clip begins at a uniformly random time of its video; 1: with a probability proportional to its motion."""
     short_videos: Literal["repeat", "skip"] = "repeat"
-    """What happens to videos shorter than a clip."""
+    """Handling of videos shorter than a clip."""
     crop_size: int = 256
-    """Pixels, height and width."""
+    """Height and width in pixels."""
     clips_per_video: int = 1
-    """Clips cut from a video each time it is read: decoding is shared."""
+    """Clips from each read of a video, which share its decoding."""
     augmentation: Augmentation | None = field(default_factory=Augmentation)
-    """null: the largest centred square of the frame."""
+    """null: the largest centered square of the frame."""
 
     # Model
     encoder: dict[str, Any] = field(default_factory=dict)
-    """Fields of VJepa2EncoderConfig, but for frames_per_clip and crop_size, which stand above."""
+    """Fields of VJepa2EncoderConfig, except frames_per_clip and crop_size, which are settings of the clips."""
     predictor: dict[str, Any] = field(default_factory=dict)
     """The other fields of VJepa2MaskedLatentPredictionConfig, without their prefix `predictor_`."""
     init_from: str | None = None
-    """A saved model to start from (cooldown) instead of random weights; it brings `encoder` and `predictor`."""
+    """A saved model to start from (cooldown) instead of random weights; it determines `encoder` and `predictor`."""
 
     # Objective
     masks: list[dict[str, Any]] = field(default_factory=lambda: [dict(spec) for spec in PUBLISHED_MASKS])
     mask_token_index: int | None = None
-    """The learned mask token of all mask sets (the published training shares token 0); null: set i has token i."""
+    """The learned mask token of all mask sets (the published training uses token 0); null: set i has token i."""
     loss_exponent: int = 1
     normalize_targets: Literal["layer", "batch", "batch_channel", "clip", "none"] = "layer"
     target_type: Literal["ema", "online", "pixels"] = "ema"
-    """What is predicted: the target encoder's latents, the encoder's own (they collapse), or pixels."""
+    """Targets: the latents of the target encoder, those of the encoder itself (they collapse), or pixels."""
     temporal_diversity_weight: float = 0.0
-    """Of -Var_t of the predictions (seed 000: 0.1)."""
+    """Weight of -Var_t of the predictions (the temporal recipe: 0.1)."""
     temporal_contrastive_weight: float = 0.0
-    """Of InfoNCE between the predictions and the targets of different clips (seed 000)."""
+    """Weight of InfoNCE between predictions and targets of different clips (the temporal recipe)."""
     temporal_contrastive_temperature: float = 0.1
     variance_weight: float = 0.0
-    """Of VICReg's variance term on the context encoder's tokens."""
+    """Weight of VICReg's variance term on the context encoder's tokens."""
     covariance_weight: float = 0.0
-    """Of VICReg's covariance term on the context encoder's tokens."""
+    """Weight of VICReg's covariance term on the context encoder's tokens."""
     variance_margin: float = 1.0
-    """Deviation between clips below which the variance term acts."""
+    """Standard deviation between clips below which the variance term acts."""
     ema: MomentumSchedule = field(default_factory=MomentumSchedule)
 
-    # Optimiser: AdamW
+    # Optimizer: AdamW
     learning_rate: LearningRateSchedule = field(default_factory=LearningRateSchedule)
     weight_decay: WeightDecaySchedule | float = 0.04
-    """A number is a constant one."""
+    """A number is a constant weight decay."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
     decay_mask_tokens: bool = True
     """Weight decay on the predictor's mask tokens (published); biases and norms never have it."""
-    gradient_clipping: float | None = None
-    """Largest norm of the gradient, above 0; null: any."""
+
+    schedule_settings = ("max_steps", "learning_rate", "ema", "weight_decay")
 
     def __post_init__(self):
-        check_run_settings(self)
-        weight_decay_schedule(self)
+        super().__post_init__()
         for name in {"crop_size", "frames_per_clip"} & self.encoder.keys():
             raise ValueError(f"encoder.{name} is the {name} of the clips; set {name}={self.encoder[name]} alone.")
         if not self.masks:
             raise ValueError("masks is empty; give at least one mask set, like {type: multi_block, num_blocks: 8}.")
         if self.frames_curriculum is not None:
-            last = build_curriculum(self).stages[-1][1]
+            last = self.curriculum.stages[-1][1]
             if last != self.frames_per_clip:
                 raise ValueError(
                     f"frames_curriculum ends with {last} frames, but frames_per_clip is {self.frames_per_clip}."
@@ -183,26 +161,29 @@ class PretrainConfig:
         if self.torch_compile is not None:
             check_known(self.torch_compile, torch.compiler.list_backends(exclude_tags=()), "backend of torch_compile")
         if self.init_from and (self.encoder or self.predictor):
-            raise ValueError("init_from brings the model's sizes; remove the fields of `encoder` and `predictor`.")
+            raise ValueError("init_from determines the model's sizes; remove the fields of `encoder` and `predictor`.")
 
+    @property
+    def curriculum(self) -> FramesCurriculum:
+        """Frames per clip by step or epoch. Workers count their batches, so they know the step."""
+        stages = self.frames_curriculum or [(0, self.frames_per_clip)]
+        return FramesCurriculum(
+            stages, self.batch_size, self.gradient_accumulation_steps, by=self.frames_curriculum_by
+        )
 
-def rates(config: PretrainConfig, step: int) -> dict[str, float]:
-    """What the number of a step decides, from RATE_SETTINGS."""
-    decided = {
-        "learning_rate": config.learning_rate.at(step, config.max_steps),
-        # the online encoder is its own target: an average that keeps nothing
-        "ema_momentum": 0.0 if config.target_type == "online" else config.ema.at(step, config.max_steps),
-        "weight_decay": weight_decay_schedule(config).at(step, config.max_steps),
-    }
-    if config.frames_curriculum and config.frames_curriculum_by == "step":
-        decided["frames_per_clip"] = build_curriculum(config).frames_at(step - 1)
-    return decided
-
-
-def weight_decay_schedule(config: PretrainConfig) -> WeightDecaySchedule:
-    """`weight_decay` as a schedule; a number is a constant one."""
-    given = config.weight_decay
-    return given if isinstance(given, WeightDecaySchedule) else WeightDecaySchedule(start=given)
+    def scheduled(self, step: int) -> dict[str, float]:
+        """Learning rate, momentum of the target encoder, weight decay, and frames per clip of a curriculum by step."""
+        decay = self.weight_decay
+        decay = decay if isinstance(decay, WeightDecaySchedule) else WeightDecaySchedule(start=decay)
+        values = {
+            **super().scheduled(step),
+            # an online encoder as target is an average that keeps nothing
+            "ema_momentum": 0.0 if self.target_type == "online" else self.ema.at(step, self.max_steps),
+            "weight_decay": decay.at(step, self.max_steps),
+        }
+        if self.frames_curriculum and self.frames_curriculum_by == "step":
+            values["frames_per_clip"] = self.curriculum.frames_at(step - 1)
+        return values
 
 
 def build_model(config: PretrainConfig) -> VJepa2ForMaskedLatentPrediction:
@@ -216,7 +197,7 @@ def build_model(config: PretrainConfig) -> VJepa2ForMaskedLatentPrediction:
 
 
 def load_model(config: PretrainConfig) -> VJepa2ForMaskedLatentPrediction:
-    """The model of `init_from`; its encoder remembers the clips it is trained on from now on."""
+    """The model of `init_from`; its encoder's config takes the size of this run's clips."""
     try:
         model = VJepa2ForMaskedLatentPrediction.from_pretrained(config.init_from, **objective(config))
     except (OSError, ValueError) as error:
@@ -227,18 +208,18 @@ def load_model(config: PretrainConfig) -> VJepa2ForMaskedLatentPrediction:
 
 
 def check_model(config: PretrainConfig, model_config: VJepa2MaskedLatentPredictionConfig) -> None:
-    """Refuses clips that hold no whole patch or tubelet, and mask sets without a mask token of their own."""
+    """Refuses clips that patches and tubelets do not divide, and mask sets without a mask token."""
     encoder, tokens = model_config.encoder_config, model_config.num_mask_tokens
     for name, value, unit in (
         ("crop_size", config.crop_size, encoder.patch_size),
         ("frames_per_clip", config.frames_per_clip, encoder.tubelet_size),
     ):
         if value < unit or value % unit:
-            raise ValueError(f"{name}={value} is no multiple of the encoder's {unit} (patch or tubelet) above 0.")
+            raise ValueError(f"{name}={value} must be a multiple of the encoder's {unit} (patch or tubelet), above 0.")
     index = config.mask_token_index
     if index is not None and not 0 <= index < tokens:
         raise ValueError(
-            f"mask_token_index={index} is none of the predictor's {tokens} mask tokens, 0 to {tokens - 1}."
+            f"mask_token_index={index} is not one of the predictor's {tokens} mask tokens, 0 to {tokens - 1}."
         )
     if index is None and len(config.masks) > tokens:
         raise ValueError(
@@ -248,7 +229,7 @@ def check_model(config: PretrainConfig, model_config: VJepa2MaskedLatentPredicti
 
 
 def build_model_config(config: PretrainConfig) -> VJepa2MaskedLatentPredictionConfig:
-    """The model that the settings describe; the encoder remembers the clips it is trained on."""
+    """The model's config; the encoder's part holds the size of the clips."""
     sizes = {"frames_per_clip": config.frames_per_clip, "crop_size": config.crop_size}
     for name in config.predictor:
         check_known(name, PREDICTOR_FIELDS, "key", "predictor.")
@@ -260,22 +241,14 @@ def build_model_config(config: PretrainConfig) -> VJepa2MaskedLatentPredictionCo
 
 
 def objective(config: PretrainConfig) -> dict[str, Any]:
-    """What the model is to minimise, as fields of its config."""
+    """The settings of the objective, as fields of the model's config."""
     return {name: getattr(config, name) for name in OBJECTIVE_FIELDS}
 
 
 def build_processor(config: PretrainConfig) -> VJepa2VideoProcessor:
-    """What users put videos through: the published centre crop, or the whole square if nothing was augmented."""
+    """The processor for users: the published center crop, or the whole square if nothing was augmented."""
     size = {} if config.augmentation else {"size": config.crop_size}
     return VJepa2VideoProcessor(crop_size=config.crop_size, **size)
-
-
-def build_curriculum(config: PretrainConfig) -> FramesCurriculum:
-    """Frames per clip by step or epoch; the workers count their batches, so they know the step."""
-    stages = config.frames_curriculum or [(0, config.frames_per_clip)]
-    return FramesCurriculum(
-        stages, config.batch_size, config.gradient_accumulation_steps, by=config.frames_curriculum_by
-    )
 
 
 def build_loader(config: PretrainConfig, model, processor, accelerator: Accelerator) -> StatefulDataLoader:
@@ -285,7 +258,7 @@ def build_loader(config: PretrainConfig, model, processor, accelerator: Accelera
     crop.setdefault("flip_probability", 0.0)
     stream = ClipStream(
         config.data,
-        frames_per_clip=build_curriculum(config) if config.frames_curriculum else config.frames_per_clip,
+        frames_per_clip=config.curriculum if config.frames_curriculum else config.frames_per_clip,
         frame_sampler=FrameSampler(
             fps=config.fps,
             speed=config.speed,
@@ -312,122 +285,64 @@ def build_loader(config: PretrainConfig, model, processor, accelerator: Accelera
         collate_fn=collator,
         drop_last=True,
         pin_memory=torch.cuda.is_available(),
-        # of its own: starting the loader must not shift the random state that a checkpoint has restored
+        # Its own generator: starting the loader must not shift the random state that a checkpoint has restored
         generator=torch.Generator().manual_seed(config.seed),
     )
 
 
-def read_batches(config: PretrainConfig, loader: StatefulDataLoader, skipped: SkipLog, start: int):
-    """The loader's batches from step `start` on; what was passed over on the way goes to the run's list."""
+def read_batches(
+    loop: TrainingLoop, loader: StatefulDataLoader, skipped: SkipLog
+) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """Names and tensors of the loader's batches; unreadable rows before each batch are added to `skipped`."""
     for number, batch in enumerate(loader):
-        skipped.add(start + 1 + number // config.gradient_accumulation_steps, batch.pop("skipped"))
-        yield batch
+        step = loop.start + 1 + number // loop.config.gradient_accumulation_steps
+        skipped.add(step, batch.pop("skipped"))
+        names = batch.pop("clip_names")
+        yield names, send_to_device(batch, loop.accelerator.device, non_blocking=True)
+    raise ValueError("A process got no clips: the data has fewer shards and rows than processes and workers.")
 
 
-class Clock:
-    """Clips a second, and the shares of the time spent waiting and of the device's peak, since the last reading."""
+class Objective:
+    """The losses of a batch and their gradient, one mask set after the other.
 
-    def __init__(self):
-        self.clips, self.flops, self.waited, self.started = 0, 0, 0.0, time.perf_counter()
+    The loss is a mean over mask sets. Going backward after each set gives the same gradient, and memory holds the
+    activations of one set at a time.
 
-    def next_batch(self, batches):
-        """The next batch, with the wait for it counted."""
-        before = time.perf_counter()
-        batch = next(batches, None)
-        if batch is None:
-            raise ValueError("A process got no clips: the data has fewer shards and rows than processes and workers.")
-        self.waited += time.perf_counter() - before
-        return batch
-
-    def count(self, batch, model_config) -> None:
-        """Counts a batch's clips and arithmetic."""
-        self.clips += len(batch["pixel_values_videos"])
-        self.flops += batch_flops(model_config, batch)
-
-    def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """`clips_per_second` over all processes; `data_wait` (0 to 1) and, where the peak is known,
-        `model_flops_utilization` (0 to 1) of this one. Starts over."""
-        elapsed = time.perf_counter() - self.started
-        clips = self.clips * accelerator.num_processes
-        reading = {"clips_per_second": clips / elapsed, "data_wait": self.waited / elapsed}
-        peak = peak_flops(accelerator.device, accelerator.mixed_precision)
-        if peak is not None:
-            reading["model_flops_utilization"] = self.flops / elapsed / peak
-        self.__init__()
-        return reading
-
-
-def train_step(run, model, optimizer, batches, clock, step, with_meters=False):
-    """One update of the weights from `gradient_accumulation_steps` micro-batches.
-
-    Returns its numbers, means over micro-batches and processes: `loss`, `mask_loss_<i>` by mask set, where the loss
-    has several terms `<term>_loss` without its weight, and `gradient_norm` (before clipping); and the model's output
-    of the last micro-batch.
-
-    Raises a ValueError instead of an update from a loss or gradient that is not finite, see `Run.check_finite`.
+    Attributes:
+        meters: `METERS` of the first mask set in the last micro-batch of a logged step.
     """
-    config, accelerator = run.config, run.accelerator
-    model_config = accelerator.unwrap_model(model).config
-    losses, names = [], []
-    for micro_batch in range(1, config.gradient_accumulation_steps + 1):
-        batch = clock.next_batch(batches)
-        clock.count(batch, model_config)
-        names.append(batch.pop("clip_names"))
-        batch = {name: move(value, accelerator.device) for name, value in batch.items()}
-        with accelerator.accumulate(model):
-            last = micro_batch == config.gradient_accumulation_steps
-            output = forward_backward(accelerator, model, batch, config.mask_token_index, with_meters and last)
-            parts = loss_parts(output)
-            losses.append(torch.stack(list(parts.values())).float())
-            if accelerator.sync_gradients:
-                # before the update, and over all processes: they stop together, with the weights still good
-                means = accelerator.reduce(torch.stack(losses).mean(0), "mean").tolist()
-                norm = gradient_norm(accelerator, model.parameters(), config.gradient_clipping)
-                run.check_finite(step, means[0], norm, [part[0] for part in losses], names)
-            optimizer.step()
-            optimizer.zero_grad()
-    return {**dict(zip(parts, means, strict=True)), "gradient_norm": norm}, output
 
+    def __init__(self, loop: TrainingLoop):
+        self.loop, self.meters = loop, {}
 
-def loss_parts(output) -> dict[str, torch.Tensor]:
-    """A micro-batch's loss, then the losses it is made of, by the names they are logged under."""
-    parts = {"loss": output.loss}
-    parts |= {f"mask_loss_{i}": value for i, value in enumerate(output.mask_losses)}
-    return parts | {f"{name}_loss": value for name, value in output.losses.items()}
+    def __call__(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Adds the gradient of a batch.
 
-
-def forward_backward(
-    accelerator: Accelerator, model, batch, mask_token_index: int | None, with_meters: bool
-) -> VJepa2MaskedLatentPredictionOutput:
-    """Adds a batch's gradients, going backward after each mask set: the loss is a mean over sets, so the gradients are
-    the same, and memory holds the activations of one set at a time. Returns the losses of all sets without their
-    graph, and the meters of the first set."""
-    clips, masks = batch["pixel_values_videos"], list(zip(batch["context_mask"], batch["target_mask"], strict=True))
-    targets, meters, parts = None, {}, []
-    for i, (context, target) in enumerate(masks):
-        meters_now = with_meters and i == 0
-        more = i + 1 < len(masks) and not accelerator.is_fsdp2  # DDP exchanges gradients once, FSDP keeps none whole
-        with accelerator.no_sync(model) if more else contextlib.nullcontext():
-            token = i if mask_token_index is None else mask_token_index
-            output = model(clips, context, target, token, meters_now, output_targets=True, targets=targets)
-            accelerator.backward(output.loss / len(masks))
-        targets = output.targets
-        meters |= {name: output[name] for name in METERS if meters_now}
-        parts.append((output.loss.detach(), output.mask_losses, output.losses or {}))
-    losses, mask_losses, terms = zip(*parts, strict=True)
-    return VJepa2MaskedLatentPredictionOutput(
-        loss=torch.stack(losses).mean(),
-        mask_losses=torch.cat(mask_losses),
-        losses={name: torch.stack([of_set[name] for of_set in terms]).mean() for name in terms[0]},
-        **meters,
-    )
-
-
-def move(value: torch.Tensor | list[torch.Tensor], device: torch.device) -> torch.Tensor | list[torch.Tensor]:
-    """A tensor or a list of tensors on the device, without waiting for the copy."""
-    if isinstance(value, list):
-        return [item.to(device, non_blocking=True) for item in value]
-    return value.to(device, non_blocking=True)
+        Returns:
+            `loss`, `mask_loss_<i>` by mask set, and `<term>_loss` without its weight if the loss has several terms.
+        """
+        accelerator, model, config = self.loop.accelerator, self.loop.model, self.loop.config
+        self.loop.throughput.flops += batch_flops(accelerator.unwrap_model(model).config, batch)
+        clips, targets, parts = batch["pixel_values_videos"], None, []
+        masks = list(zip(batch["context_mask"], batch["target_mask"], strict=True))
+        for i, (context, target) in enumerate(masks):
+            with_meters = i == 0 and accelerator.sync_gradients and self.loop.is_logged(self.loop.step)
+            # DDP exchanges gradients after the last set; FSDP cannot wait, it holds no whole gradients
+            wait = i + 1 < len(masks) and not accelerator.is_fsdp2
+            with accelerator.no_sync(model) if wait else contextlib.nullcontext():
+                token = i if config.mask_token_index is None else config.mask_token_index
+                output = model(clips, context, target, token, with_meters, output_targets=True, targets=targets)
+                accelerator.backward(output.loss / len(masks))
+            targets = output.targets
+            if with_meters:
+                self.meters = {name: output[name].item() for name in METERS}
+            parts.append((output.loss.detach(), output.mask_losses, output.losses or {}))
+        losses, mask_losses, terms = zip(*parts, strict=True)
+        return {
+            "loss": torch.stack(losses).mean(),
+            **{f"mask_loss_{i}": value for i, value in enumerate(torch.cat(mask_losses))},
+            **{f"{name}_loss": torch.stack([of_set[name] for of_set in terms]).mean() for name in terms[0]},
+        }
 
 
 def compile_blocks(model, backend: str) -> None:
@@ -438,43 +353,33 @@ def compile_blocks(model, backend: str) -> None:
 
 
 def restore_loader(loader: StatefulDataLoader, config: PretrainConfig, rank_state: dict[str, Any]) -> None:
-    """Goes on where a checkpoint's loader stood. With other workers or sources there is no such place: the data then
-    starts anew, which a frames curriculum, counted in the batches of each worker, does not survive."""
+    """Restores the position of a checkpoint's loader. With other workers or sources the data starts again from the
+    beginning; a frames curriculum does not allow this, because each worker counts it in batches."""
     if "loader" not in rank_state:
         return
     was, now = rank_state.get("readers"), describe_readers(config)
     if was != now and config.frames_curriculum:
         raise ValueError(
-            f"frames_curriculum is counted in the batches of {was} and would begin again with {now}; set these back, "
-            "or frames_curriculum=null."
+            f"frames_curriculum is counted in the batches of {was} and would restart with {now}; set these back, or "
+            "frames_curriculum=null."
         )
     if was != now:
-        logger.warning("the data starts anew: it was read by %s then and is read by %s now", was, now)
+        logger.warning("the data starts again from the beginning: it was read by %s and is now read by %s", was, now)
         return
     loader.load_state_dict(rank_state["loader"])
 
 
 def describe_readers(config: PretrainConfig) -> dict[str, int]:
-    """What the state of a loader belongs to."""
+    """The settings that the state of a loader depends on."""
     return {"num_workers": config.num_workers, "sources": 1 if isinstance(config.data, str) else len(config.data)}
 
 
 def train(config: PretrainConfig) -> None:
     """The whole run: from an empty or interrupted `output_dir` to `final/`."""
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
-    check_tracker(config.log_with)
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=config.log_with,
-        project_dir=config.output_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # no second copy of them
-    )
-    run = Run(config.output_dir, config, accelerator, config.keep_last)
-    accelerator.init_trackers("pretrain")  # after the folder is this run's alone
+    loop = TrainingLoop(config, "pretrain")
+    accelerator = loop.accelerator
 
-    # Every process starts from the same weights; what differs between processes is the data
+    # Every process starts from the same weights; processes differ in their data
     set_seed(config.seed)
     model = build_model(config)
     if config.gradient_checkpointing:
@@ -483,57 +388,40 @@ def train(config: PretrainConfig) -> None:
     loader = build_loader(config, model, processor, accelerator)
     if config.torch_compile is not None:
         compile_blocks(model, config.torch_compile)
-    groups = parameter_groups(model, rates(config, 1)["weight_decay"], config.decay_mask_tokens)
+    groups = parameter_groups(model, config.scheduled(1)["weight_decay"], config.decay_mask_tokens)
     optimizer = torch.optim.AdamW(groups, betas=config.adam_betas, fused=True)
-    model.train()
     # The loader is not prepared: the stream splits itself among the processes, and Accelerate would write the
     # positions of all processes to one file
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer = loop.prepare(model.train(), optimizer)
+    plain = accelerator.unwrap_model(model)
 
-    # Go on where the run was
-    start, rank_state = run.resume(config.resume, rates, RATE_SETTINGS)
+    # Restore what Accelerate does not
     for group in optimizer.param_groups:
-        group["betas"] = config.adam_betas  # the checkpoint's may be those of another run
-    restore_loader(loader, config, rank_state)
-    skipped = SkipLog(config.output_dir, start, accelerator.process_index, accelerator.num_processes)
-    batches = read_batches(config, loader, skipped, start)
-
+        group["betas"] = config.adam_betas  # a checkpoint of another run may bring its own
+    restore_loader(loader, config, loop.rank_state)
+    skipped = SkipLog(config.output_dir, loop.start, accelerator.process_index, accelerator.num_processes)
     watch = CollapseWatch()
-    for line in read_metrics(run.output_dir) if start and run.metrics_path.exists() else []:
+    for line in read_metrics(config.output_dir) if loop.start and loop.run.metrics_path.exists() else []:
         watch.update(line, config.normalize_targets, line["ema_momentum"])
-    clock = Clock()
-    steps = range(start + 1, config.max_steps + 1)
-    with tqdm(
-        steps, initial=start, total=config.max_steps, disable=not accelerator.is_main_process, desc="pretrain"
-    ) as progress:
-        for step in progress:
-            # Schedules are functions of the step alone, so that a resumed run needs no state of them
-            now = rates(config, step)
-            set_learning_rate(optimizer, now["learning_rate"])
-            set_weight_decay(optimizer, now["weight_decay"])
 
-            log_now = step % config.log_every == 0 or step == config.max_steps
-            numbers, output = train_step(run, model, optimizer, batches, clock, step, with_meters=log_now)
-            accelerator.unwrap_model(model).update_target_encoder(now["ema_momentum"])
+    batches, objective = read_batches(loop, loader, skipped), Objective(loop)
+    for step in loop.steps():
+        set_weight_decay(optimizer, loop.scheduled["weight_decay"])
+        metrics = loop.update(batches, objective)
+        plain.update_target_encoder(loop.scheduled["ema_momentum"])
+        if loop.is_logged(step):
+            everyones = accelerator.reduce(torch.tensor(len(skipped), device=accelerator.device), "sum").item()
+            metrics |= {**objective.meters, "skipped": everyones, **loop.throughput.read("clips")}
+            warning = watch.update({"step": step, **metrics}, config.normalize_targets, metrics["ema_momentum"])
+            if warning and config.target_type != "pixels" and accelerator.is_main_process:
+                logger.warning(warning)
+                metrics["warning"] = warning
+            loop.log(metrics, "loss", "target_std")
+        loop.save_checkpoint(lambda: {"loader": loader.state_dict(), "readers": describe_readers(config)})
 
-            if log_now:
-                everyones = accelerator.reduce(torch.tensor(len(skipped), device=accelerator.device), "sum").item()
-                metrics = {"step": step, **numbers, **now, **{name: output[name].item() for name in METERS}}
-                metrics |= {"skipped": everyones, **clock.read(accelerator)}
-                warning = watch.update(metrics, config.normalize_targets, now["ema_momentum"])
-                if warning and config.target_type != "pixels" and accelerator.is_main_process:
-                    logger.warning(warning)
-                    metrics["warning"] = warning
-                run.log(metrics)
-                progress.set_postfix(loss=f"{numbers['loss']:.3f}", target_std=f"{metrics['target_std']:.3f}")
-            if step % config.save_every == 0 or step == config.max_steps:
-                run.save_checkpoint(step, {"loader": loader.state_dict(), "readers": describe_readers(config)})
-
-    final = run.save_final(model, processor)
+    loop.finish(model, processor)
     if accelerator.is_main_process:
         skipped.merge()
-    progress.write(f"saved {final}")
-    accelerator.end_training()
 
 
 @exit_on_user_error

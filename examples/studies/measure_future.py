@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
 from vjepa2_hf.data.files import write_json
-from vjepa2_hf.probing.labeled_clips import ClipViews, LabelledClips
+from vjepa2_hf.probing.labeled_clips import ClipViews, LabeledClips
 from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
 from vjepa2_hf.visualization.tables import format_table
 
@@ -54,7 +54,7 @@ def iterate_clips(videos: str, frames: int, fps: float | None, processor, count:
     Raises:
         ValueError: fewer than 2 videos are long enough; raised after the last clip.
     """
-    stream = LabelledClips(videos, ClipViews(frames, fps=fps), processor)
+    stream = LabeledClips(videos, ClipViews(frames, fps=fps), processor)
     found = (clip["frames"] for clip in stream if "frames" in clip and is_long_enough(clip["frame_indices"]))
     found, total = islice(found, count), 0
     while taken := list(islice(found, batch)):

@@ -50,7 +50,7 @@ def run_seed(output: Path, environment: str, seed: int) -> None:
         )
     on_model = data | {"world_model": models[ENCODERS["pretrained"]]}
     cloning = runs.configured("cloning", "train_cloning.py", "demo/cloning.yaml", on_model)
-    even = {"goal_draws": 1}
+    even = {"goal_candidates": 1}
     even = runs.configured("cloning_even", "train_cloning.py", "demo/cloning.yaml", on_model | even)
     actor = runs.configured("actor", "train_actor.py", "demo/actor.yaml", on_model | {"start": cloning})
 

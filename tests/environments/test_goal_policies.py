@@ -251,7 +251,7 @@ class TestTraining:
     def test_settings_that_do_not_fit_are_a_sentence(self, monkeypatch, inputs, tmp_path, capsys):
         for override, message in (
             ("goal_steps=0", "goal_steps must be"),
-            ("goal_draws=0", "goal_draws must be"),
+            ("goal_candidates=0", "goal_candidates must be"),
             ("validation_fraction=0.0", "0 held-out ones"),
         ):
             with pytest.raises(SystemExit):

@@ -127,7 +127,7 @@ def test_the_final_model_scores_as_the_report_says(monkeypatch, inputs, tmp_path
     model = VJepa2ForVideoClassification.from_pretrained(tmp_path / "run" / "final").eval()
     processor = VJepa2VideoProcessor.from_pretrained(tmp_path / "run" / "final")
     config = load_config(train_probe.ProbeConfig, tmp_path / "run" / "config.yaml")
-    stream = train_probe.LabelledClips(inputs[0], train_probe.evaluation_views(config), processor)
+    stream = train_probe.LabeledClips(inputs[0], train_probe.evaluation_views(config), processor)
     right = []
     for clip in stream:
         if train_probe.falls_to(config, clip["name"]) == "validation":

@@ -11,7 +11,7 @@ from vjepa2_hf import VJepa2VideoProcessor
 from vjepa2_hf.data.feature_cache import FeatureCache, finish_cache
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video
-from vjepa2_hf.probing.labeled_clips import ClipViews, LabelledClips, LabelledPart, Labels, fill_cache
+from vjepa2_hf.probing.labeled_clips import ClipViews, LabeledClips, LabeledPart, Labels, fill_cache
 
 
 PROCESSOR = VJepa2VideoProcessor(size=32, crop_size=32)
@@ -93,10 +93,10 @@ def shards(tmp_path_factory):
 class TestCache:
     def test_processes_share_the_rows_and_names_do_not_depend_on_the_place(self, shards, tmp_path):
         (tmp_path / "moved").symlink_to(shards)
-        whole = [clip for clip in LabelledClips(shards, ClipViews(4), PROCESSOR) if "name" in clip]
-        moved = [clip for clip in LabelledClips(tmp_path / "moved", ClipViews(4), PROCESSOR) if "name" in clip]
+        whole = [clip for clip in LabeledClips(shards, ClipViews(4), PROCESSOR) if "name" in clip]
+        moved = [clip for clip in LabeledClips(tmp_path / "moved", ClipViews(4), PROCESSOR) if "name" in clip]
         assert [clip["name"] for clip in whole] == [clip["name"] for clip in moved]
-        parts = [LabelledClips(shards, ClipViews(4), PROCESSOR, rank=rank, world_size=3) for rank in range(3)]
+        parts = [LabeledClips(shards, ClipViews(4), PROCESSOR, rank=rank, world_size=3) for rank in range(3)]
         names = [clip["name"] for part in parts for clip in part if "name" in clip]
         assert sorted(names) == sorted(clip["name"] for clip in whole) and len(names) == 5
 
@@ -110,7 +110,7 @@ class TestCache:
             return {"features": frames.float().mean(dim=(1, 3, 4))}
 
         for again in (False, True):
-            stream = LabelledClips(shards, ClipViews(4, segments=2), PROCESSOR)
+            stream = LabeledClips(shards, ClipViews(4, segments=2), PROCESSOR)
             try:
                 fill_cache(tmp_path, stream, encode, Accelerator(), batch_size=4)
             except KeyboardInterrupt:
@@ -120,7 +120,7 @@ class TestCache:
         assert sorted(row["label"] for row in cache.notes["row"]) == [0, 1, 2, 4, 5] and len(cache.skipped) == 1
         assert set(cache.lengths.tolist()) == {2} and max(seen) == 4  # two clips of two views at once
         labels = Labels.describe(cache.notes["row"], "label")
-        part = LabelledPart(cache, torch.tensor([2, 0]), labels, tubelet=2)
+        part = LabeledPart(cache, torch.tensor([2, 0]), labels, tubelet=2)
         assert part.read(part.clips, "features").shape == (2, 2, 3)
         assert part.flat_targets.tolist() == [cache.notes["row"][i]["label"] for i in (2, 0)]
 

@@ -1,6 +1,6 @@
-"""Labelled clips for probes: which views of a video, their cache, and labels as numbers.
+"""Labeled clips for probes: which views of a video, their cache, and labels as numbers.
 
-    LabelledClips (views by ClipViews) -> (an encoder) -> fill_cache -> a cache of one "episode" a clip, one row a view
+    LabeledClips (views by ClipViews) -> (an encoder) -> fill_cache -> a cache of one "episode" a clip, one row a view
     Labels.describe(rows) -> labels.targets(rows) -> what a loss takes
 
 Legend: E clips, V views of a clip, T frames, T' tubelets, C labels, H W pixels.
@@ -146,7 +146,7 @@ def _draw(*key: Any) -> int:
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading and the cache
 # ---------------------------------------------------------------------------------------------------------------------
-class LabelledClips(torch.utils.data.IterableDataset):
+class LabeledClips(torch.utils.data.IterableDataset):
     """Rows of shards, videos or images as views, for any number of processes and DataLoader workers.
 
     Each is a dict: `frames` uint8 (V, T, C, H, W), `frame_indices` int64 (V, T), `name`, and `row`, the columns that
@@ -215,7 +215,7 @@ def _is_plain(value: Any) -> bool:
 
 def fill_cache(
     folder: str | os.PathLike,
-    stream: LabelledClips,
+    stream: LabeledClips,
     encode: Callable[[torch.Tensor], dict[str, torch.Tensor]],
     accelerator: Any,
     num_workers: int = 0,
@@ -283,7 +283,7 @@ class Labels:
         """Finds the classes of a column.
 
         Args:
-            rows: of all data, as `LabelledClips` gives them.
+            rows: of all data, as `LabeledClips` gives them.
             column: its name.
             problem_type: None: single labels, which are ints or strings (bools count as ints).
             per_frame: every value is a list with one label a frame.
@@ -360,7 +360,7 @@ def _as_list(value: Any, column: str, lenient: bool = False) -> list:
     return [value]
 
 
-class LabelledPart:
+class LabeledPart:
     """The clips of one part: a cache, the numbers of its clips, and their labels.
 
     Attributes:
@@ -383,10 +383,21 @@ class LabelledPart:
         views = int(self.cache.lengths[0])
         return self.cache.windows(clips, torch.zeros_like(clips), views)[column]
 
+    def feature_statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation (D,) of the column `features` over all views."""
+        values = torch.cat([self.read(part, "features").float().flatten(0, -2) for part in self.clips.split(1024)])
+        return values.mean(0), values.std(0).clamp(min=1e-6)
+
+    def label_statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation (C,) of the labels of a regression; a constant label keeps its unit."""
+        values = self.targets[self.clips].flatten(0, -2)
+        deviation = values.std(0)
+        return values.mean(0), torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+
     @property
     def flat_targets(self) -> np.ndarray:
-        """The labels of `clips` in a row: (E,) or (E, C), with labels per frame E · V · T' of them."""
+        """The labels of `clips`, concatenated: (E,) or (E, C), with labels per frame E · V · T' of them."""
         return self.targets[self.clips].flatten(0, 2 if self.labels.per_frame else 0).numpy()
 
 
-__all__ = ["ClipViews", "LabelledClips", "LabelledPart", "Labels", "ProblemType", "fill_cache"]
+__all__ = ["ClipViews", "LabeledClips", "LabeledPart", "Labels", "ProblemType", "fill_cache"]

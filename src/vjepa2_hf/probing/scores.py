@@ -1,25 +1,31 @@
-"""How good a probe is: the metrics of each kind of label, beside an answer that needs no look, and a picture.
+"""Scores of probes: the metrics of each kind of label, the best constant answer, results.json, confusion matrix.
 
-Shapes: E clips, C labels.
+Shapes: H heads, E clips, V views of a clip, T' tubelets, C labels.
 """
 
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from tqdm import tqdm
 
-from ..data.files import write_aside
+from ..data.files import write_aside, write_json
 from ..metrics.class_mean_recall.class_mean_recall import ClassMeanRecall
 from ..metrics.confusion_matrix.confusion_matrix import ConfusionMatrix, draw_confusion
 from ..metrics.mean_average_precision.mean_average_precision import MeanAveragePrecision
 from ..metrics.r_squared.r_squared import RSquared
 from ..metrics.top_k_accuracy.top_k_accuracy import TopKAccuracy
-from .labeled_clips import Labels
+from ..modeling_classification import VJepa2ForVideoClassification
+from .labeled_clips import LabeledPart, Labels
+from .sweep import ProbeSweep
 
 
 logger = logging.getLogger(__name__)
 
-# What heads are chosen by, of each problem: the first number of its metrics
+# The metric that heads are chosen by, for each kind of label
 SCORES = {
     "single_label_classification": "accuracy",
     "multi_label_classification": "mean_average_precision",
@@ -40,29 +46,136 @@ def measure(labels: Labels, scores: np.ndarray, targets: np.ndarray) -> dict[str
     return found
 
 
-def guess_without_looking(labels: Labels, training: np.ndarray, targets: np.ndarray) -> float:
-    """The score of the answer that is best on the training clips for all of them: their commonest class, how often
-    each label occurs, the mean."""
+def best_constant_score(labels: Labels, training: np.ndarray, targets: np.ndarray) -> float:
+    """The score of the best constant answer on the training clips: the most common class, the frequency of each label,
+    or the mean."""
     classes = len(labels.names)
     single = labels.problem_type == "single_label_classification"
     answer = np.bincount(training, minlength=classes) if single else training.mean(axis=0)
     scores = np.repeat(answer[None].astype(np.float64), len(targets), axis=0)
-    if single:  # of equally common classes the first
+    if single:  # the first of equally common classes
         scores = np.eye(classes)[scores.argmax(axis=1)]
     return measure(labels, scores, targets)[SCORES[labels.problem_type]]
 
 
-def draw_confusion_picture(path: Path, labels: Labels, scores: np.ndarray, targets: np.ndarray) -> None:
-    """The confusion matrix of single labels."""
+@torch.no_grad()
+def score_clips(
+    sweep: ProbeSweep,
+    model: VJepa2ForVideoClassification,
+    part: LabeledPart,
+    column: str,
+    inputs_of: Callable[[torch.Tensor], torch.Tensor],
+    num_tubelets: int,
+    batch_size: int,
+) -> torch.Tensor:
+    """The scores of each head for a part's clips, float32 (H, E, C): probabilities, the mean over views, or numbers.
+
+    With labels per frame, the tubelets of all views are concatenated: (H, E · V · T', C).
+
+    Args:
+        sweep: the heads.
+        model: the classifier whose heads they are.
+        part: the clips.
+        column: of the cache.
+        inputs_of: rows of the column (B, ...) -> the heads' inputs.
+        num_tubelets: T'.
+        batch_size: views scored at once.
+    """
+    found = []
+    for clips in part.clips.split(max(1, batch_size // int(part.cache.lengths[0]))):
+        values = part.read(clips, column)
+        logits = sweep.predictions(sweep.logits(inputs_of(values.flatten(0, 1)), num_tubelets)).float()
+        if not part.labels.per_frame:
+            by_view = logits.unflatten(1, values.shape[:2])
+            logits = model.mean_over_views(by_view.flatten(0, 1)).unflatten(0, by_view.shape[:2])
+        found.append(logits.flatten(1, -2).cpu())
+    logits = torch.cat(found, dim=1)
+    kind = model.config.problem_type
+    if kind == "regression":
+        return logits
+    return logits.sigmoid() if kind == "multi_label_classification" else logits.softmax(dim=-1)
+
+
+@torch.no_grad()
+def score_neighbors(
+    model: VJepa2ForVideoClassification, part: LabeledPart, num_neighbors: Sequence[int]
+) -> torch.Tensor:
+    """The scores of each number of neighbors for a part's clips, (H, E, C): the mean over views."""
+    features = part.read(part.clips, "features").float()
+    scores = model.classifier.scores(features.flatten(0, 1).to(model.device), num_neighbors)
+    return scores.unflatten(1, features.shape[:2]).mean(dim=2).cpu()
+
+
+def compare_heads(
+    parts: dict[str, LabeledPart],
+    labels: Labels,
+    scores: dict[str, torch.Tensor],
+    settings: list[dict[str, Any]],
+    choose_on: str,
+    where: str,
+) -> dict[str, Any]:
+    """The chosen head on validation and the scores of all heads, as JSON holds them.
+
+    Args:
+        parts: "training", "validation" and others.
+        labels: of their clips.
+        scores: (H, E, C) of every part but "training".
+        settings: of each of the H heads.
+        choose_on: the part whose score decides.
+        where: describes that part.
+    """
+    targets = {part: parts[part].flat_targets for part in parts}
+    heads = [
+        {**setting, **{part: measure(labels, values[i].numpy(), targets[part]) for part, values in scores.items()}}
+        for i, setting in enumerate(settings)
+    ]
+    name = SCORES[labels.problem_type]
+    best = max(range(len(heads)), key=lambda i: heads[i][choose_on][name])
+    return {
+        "problem_type": labels.problem_type,
+        "labels": len(labels.names),
+        "score": name,
+        "validation": heads[best]["validation"],
+        "same_answer_for_all": best_constant_score(labels, targets["training"], targets["validation"]),
+        "chosen": best,
+        "chosen_by": f"{name} on {where}",
+        "heads": heads,
+        "clips": {part: len(found.clips) for part, found in parts.items()},
+        "skipped": {part: len(found.cache.skipped) for part, found in parts.items() if found.cache.skipped},
+    }
+
+
+def write_results(
+    folder: Path, results: dict[str, Any], labels: Labels, parts: dict[str, LabeledPart], scores: dict
+) -> None:
+    """Writes results.json and confusion.png, and prints the scores."""
+    if labels.problem_type == "single_label_classification":
+        chosen = scores["validation"][results["chosen"]].numpy()
+        plot_confusion(folder / "confusion.png", labels, chosen, parts["validation"].flat_targets)
+    write_json(folder / "results.json", results)
+    name = results["score"]
+    tqdm.write(
+        f"{name} {results['validation'][name]:.3f} on {results['clips']['validation']} validation clips (the best "
+        f"constant answer: {results['same_answer_for_all']:.3f}); chosen by {results['chosen_by']}"
+    )
+    for part, found in results["evaluate_on"].items():
+        tqdm.write(f"{name} {found[name]:.3f} on {results['clips'][part]} clips of {part}")
+
+
+def plot_confusion(path: Path, labels: Labels, scores: np.ndarray, targets: np.ndarray) -> None:
+    """Writes the confusion matrix of single labels as an image."""
     arguments = {"predictions": scores.argmax(axis=1), "references": targets, "classes": len(labels.names)}
     counts = ConfusionMatrix().compute(**arguments)["confusion_matrix"]
     try:
         figure = draw_confusion(counts, labels.names)
     except ImportError:
-        logger.warning("matplotlib is not installed, so there is no %s; `pip install matplotlib`", path.name)
+        logger.warning("matplotlib is not installed, so %s is not written; `pip install matplotlib`", path.name)
         return
     with write_aside(path) as partial:
         figure.savefig(partial, format="png")
 
 
-__all__ = ["SCORES", "draw_confusion_picture", "guess_without_looking", "measure"]
+__all__ = [
+    "SCORES", "best_constant_score", "compare_heads", "measure", "plot_confusion", "score_clips", "score_neighbors",
+    "write_results",
+]  # fmt: skip

@@ -40,12 +40,6 @@ def latest_checkpoint(output_dir: str | os.PathLike) -> Path | None:
     return next(reversed(checkpoints(output_dir).values()), None)
 
 
-def check_keep_last(keep_last: int | None) -> None:
-    """Refuses a number of checkpoints that would keep none."""
-    if keep_last is not None and keep_last < 1:
-        raise ValueError(f"keep_last is {keep_last}, expected at least 1 checkpoint to keep, or null to keep all.")
-
-
 def save_checkpoint(
     accelerator: Accelerator,
     output_dir: str | os.PathLike,
@@ -66,7 +60,8 @@ def save_checkpoint(
     Raises:
         OSError: the disk is full or does not take the files; what stood before stands.
     """
-    check_keep_last(keep_last)
+    if keep_last is not None and keep_last < 1:
+        raise ValueError(f"keep_last is {keep_last}, expected at least 1 checkpoint, or None to keep all.")
     whole = Path(output_dir) / f"checkpoint-{step}"
     partial = whole.with_name(whole.name + PARTIAL_SUFFIX)
     if accelerator.is_main_process:

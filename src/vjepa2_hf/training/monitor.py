@@ -4,13 +4,17 @@ watch = CollapseWatch()
 warning = watch.update(metrics, causes)       # at every logged step; a sentence once, when it happens
 """
 
+import contextlib
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from accelerate import Accelerator
 from torch import nn
+
+from .capacity import peak_flops
 
 
 # Of the first reading. Prototypes that collapsed ended at 0.22 (layer-normed targets) and 0.02 (the online encoder as
@@ -92,6 +96,41 @@ class CollapseWatch:
             "clips that hardly differ (look at the data and at fps), or an objective too easy; mask more, or raise "
             "ema.start."
         )
+
+
+class Throughput:
+    """Samples per second over all processes, and how this process spends its time, since the last reading.
+
+    Args:
+        accelerator: of the run.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts a new reading."""
+        self.samples, self.flops, self.waited, self.started = 0, 0, 0.0, time.perf_counter()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time inside the block as waiting for data."""
+        before = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - before
+
+    def read(self, unit: str) -> dict[str, float]:
+        """`<unit>_per_second` over all processes, `data_wait` (0 to 1) and, for devices with a known peak,
+        `model_flops_utilization` (0 to 1) of this process. Starts a new reading."""
+        elapsed = time.perf_counter() - self.started
+        samples = self.samples * self.accelerator.num_processes
+        reading = {f"{unit}_per_second": samples / elapsed, "data_wait": self.waited / elapsed}
+        peak = peak_flops(self.accelerator.device, self.accelerator.mixed_precision)
+        if peak is not None:
+            reading["model_flops_utilization"] = self.flops / elapsed / peak
+        self.reset()
+        return reading
 
 
 def gradient_norm(accelerator: Accelerator, parameters: Iterable[nn.Parameter], largest: float | None) -> float:

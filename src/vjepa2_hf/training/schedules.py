@@ -173,6 +173,9 @@ def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> N
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Sets the learning rate of every parameter group (schedules are functions of the step and keep no state)."""
+    """Sets the learning rate of every group: times its `peak` or `rate_share`, if the group has one.
+
+    Groups keep these names because optimizer states of saved checkpoints hold them.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("peak", group.get("rate_share", 1.0))

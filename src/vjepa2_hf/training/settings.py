@@ -72,7 +72,17 @@ def load_config(
         values = {name: value for name, value in values.items() if name in known}
     for override in overrides:
         _apply_override(values, override)
+    for old, new in getattr(config_class, "renamed_settings", {}).items():
+        if old in values:
+            _warn_of_old_name(old, new)
+            values[new] = values.pop(old)
     return _build(config_class, values, prefix="")
+
+
+@functools.cache
+def _warn_of_old_name(old: str, new: str) -> None:
+    """Warns once per name."""
+    logger.warning("The setting %r is now called %r; please use the new name.", old, new)
 
 
 def parse_arguments(config_class: type[ConfigType], description: str, argv: list[str] | None = None) -> ConfigType:

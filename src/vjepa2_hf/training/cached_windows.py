@@ -1,0 +1,204 @@
+"""Training windows from features that are computed once: caches of a run, their fill, splits, statistics, batches.
+
+cache = open_cache(path, description, root, columns, accelerator, fill)     # filled by the first run that needs it
+training, held_out = split_windows([cache], weights, validation_fraction)
+batches = window_batches(training, config, frames=..., skip=..., accelerator=accelerator, first=0)
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ..data.episodes import EpisodeSource, EpisodeStream, split_episodes
+from ..data.feature_cache import CacheWriter, FeatureCache, data_fingerprint, finish_cache, is_finished
+from ..data.files import cache_key, locked, weights_fingerprint
+from ..data.importers import ImportOptions, import_episodes
+from ..data.windows import WindowBatches, WindowMixture
+from .config import TrainingConfig
+
+
+logger = logging.getLogger(__name__)
+
+
+def cache_root(config: Any, name: str) -> Path:
+    """`cache_dir` of a config, or the folder `name` beside `output_dir`, which the runs there share."""
+    return Path(config.cache_dir) if config.cache_dir else Path(config.output_dir).resolve().parent / name
+
+
+def describe_encoder(encoder: torch.nn.Module, weights: bool = True) -> dict[str, Any]:
+    """The sizes of an encoder and a hash of its weights, for the description of a cache."""
+    sizes = {name: value for name, value in encoder.config.to_diff_dict().items() if name != "transformers_version"}
+    return {"encoder": sizes, "weights": weights_fingerprint(encoder) if weights else None}
+
+
+def open_cache(
+    path: str,
+    description: dict[str, Any],
+    root: Path,
+    columns: Sequence[str],
+    accelerator: Accelerator,
+    fill: Callable[[Path], None],
+) -> FeatureCache:
+    """The cache of one data source, filled first if no run has done so. All processes call it.
+
+    Args:
+        path: of the data.
+        description: everything that the features depend on; a cache belongs to its hash.
+        root: folder of all caches.
+        columns: those to read.
+        accelerator: of the run.
+        fill: writes this process's share of the features into a folder.
+    """
+    folder = root / f"{Path(path).name}-{cache_key(description)}"
+    with locked(folder, accelerator, wait=True):
+        if not is_finished(folder):
+            fill(folder)
+            if accelerator.is_main_process:
+                finish_cache(folder, {"path": path, **description})
+        accelerator.wait_for_everyone()
+    cache = FeatureCache(folder, columns)
+    cache.warn_of_skipped()
+    return cache
+
+
+def as_shards(source: EpisodeSource, root: Path, accelerator: Accelerator) -> EpisodeSource:
+    """HDF5 and npz files as shards in `root`, imported once; any other source as it is."""
+    if source.fps is None:
+        return source
+    key = cache_key({"data": data_fingerprint(source.path), "fps": source.fps, "camera": source.camera})
+    folder = root / f"{Path(source.path).stem}-{key}-shards"
+    with locked(folder, accelerator, wait=True):
+        if accelerator.is_main_process and not folder.exists():
+            import_episodes(source.path, folder, ImportOptions(fps=source.fps, frames_key=source.camera))
+        accelerator.wait_for_everyone()
+    return dataclasses.replace(source, path=str(folder), camera=None, fps=None)
+
+
+def encode_episodes(
+    folder: Path,
+    stream: EpisodeStream,
+    encode: Callable[[torch.Tensor], dict[str, torch.Tensor]],
+    accelerator: Accelerator,
+    num_workers: int = 0,
+) -> None:
+    """Writes this process's episodes into an unfinished cache; episodes that are there already are left out.
+
+    Args:
+        folder: of the cache.
+        stream: of this process.
+        encode: uint8 frames (T, C, H, W) -> columns by name.
+        accelerator: of the run.
+        num_workers: processes that decode.
+    """
+    writer = CacheWriter(folder, accelerator.process_index)
+    stream.done = writer.done
+    loader = DataLoader(stream, batch_size=None, num_workers=num_workers)
+    title = f"encode {Path(stream.source.path).name}"
+    for episode in tqdm(loader, disable=not accelerator.is_main_process, desc=title, initial=len(writer.done)):
+        if "skipped" in episode:
+            writer.skip(episode["skipped"])
+            continue
+        name, fps, frames = (episode.pop(key) for key in ("episode_id", "fps", "frames"))
+        writer.add(name, fps, {**encode(frames), **episode})
+    writer.flush()
+    accelerator.wait_for_everyone()
+
+
+def split_windows(
+    caches: Sequence[FeatureCache], weights: Sequence[float], validation_fraction: float
+) -> tuple[WindowMixture, WindowMixture]:
+    """Windows of the training and of the held-out episodes of all sources.
+
+    Raises:
+        ValueError: no training episode of a source is left.
+    """
+    held_out = [torch.tensor(split_episodes(cache.ids, validation_fraction)) for cache in caches]
+    training, validation = (
+        WindowMixture(caches, [mask.nonzero().squeeze(1) for mask in masks], weights)
+        for masks in ([~mask for mask in held_out], held_out)
+    )
+    count = len(training) + len(validation)
+    if not all(map(len, training.episodes)):
+        raise ValueError(
+            f"validation_fraction={validation_fraction} holds out every episode of a source ({count} in all): lower "
+            "it, or record more."
+        )
+    if not len(validation):
+        logger.warning(
+            "validation_fraction=%s holds out none of the %d episodes: no rollout errors are measured",
+            validation_fraction, count,
+        )  # fmt: skip
+    return training, validation
+
+
+def window_statistics(mixture: WindowMixture, column: str) -> dict[str, Any]:
+    """Mean, standard deviation and bounds of a column over the mixture used for training, and those of each source.
+
+    Raises:
+        ValueError: the sources have columns of different sizes.
+    """
+    sources = [cache.statistics(column, chosen) for cache, chosen in zip(mixture.caches, mixture.episodes)]
+    sizes = {len(source["mean"]) for source in sources}
+    if len(sizes) > 1:
+        raise ValueError(f"The sources have {column} of sizes {sorted(sizes)}; one model needs one size.")
+    mean, std, low, high = (np.array([source[key] for source in sources]) for key in ("mean", "std", "low", "high"))
+    weights = mixture.weights[:, None]
+    mixed = (weights * mean).sum(0)
+    deviation = np.sqrt((weights * (std**2 + (mean - mixed) ** 2)).sum(0))
+    return {
+        "mean": mixed.tolist(),
+        # A constant dimension keeps its unit: divided by a tiny deviation, its first change would dominate
+        "std": np.where(deviation > 1e-6 * np.maximum(1.0, np.abs(mixed)), deviation, 1.0).tolist(),
+        "low": low.min(0).tolist(),
+        "high": high.max(0).tolist(),
+        "sources": sources,
+    }
+
+
+def common_fps(mixture: WindowMixture) -> float:
+    """Frames per second of the first episode; a warning if others differ."""
+    found = np.concatenate([np.asarray(cache.fps) for cache in mixture.caches])
+    if found.max() > 1.01 * found.min():
+        logger.warning(
+            "episodes have %g to %g frames per second, so a model step has no fixed duration; the model's fps is %g",
+            found.min(), found.max(), found[0],
+        )  # fmt: skip
+    return float(found[0])
+
+
+def window_loader(
+    mixture: WindowMixture,
+    config: TrainingConfig,
+    frames: Callable[[int], int],
+    skip: int,
+    accelerator: Accelerator,
+    first: int,
+) -> DataLoader:
+    """Batches of random windows for this process, from micro-batch `first` (from 0) to the end of the run.
+
+    Args:
+        mixture: the windows.
+        config: of the run.
+        frames: step -> frames per window; a function that can be pickled.
+        skip: frames between two frames of a window.
+    """
+    micro_batches = config.gradient_accumulation_steps
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    batches = WindowBatches(mixture, config.batch_size, frames, skip, config.seed, rank, processes, micro_batches)
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(first, config.max_steps * micro_batches),
+        num_workers=config.num_workers,
+        pin_memory=torch.cuda.is_available(),
+        # Its own generator: starting the loader must not shift the random state that a checkpoint has restored
+        generator=torch.Generator().manual_seed(config.seed),
+    )

@@ -1,0 +1,152 @@
+"""The training loop of all scripts: micro-batches, checks, logging, checkpoints, resuming.
+
+loop = TrainingLoop(config, "decoder")                     # output folder, accelerator, trackers
+model, optimizer = loop.prepare(model, optimizer)          # and resume
+for step in loop.steps():                                  # learning rate and progress bar
+    losses = loop.update(batches, forward_backward)        # one update of the weights
+    if loop.is_logged(step):
+        loop.log(losses)
+    loop.save_checkpoint()
+loop.finish(model, processor)                              # OUTPUT_DIR/final
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
+from tqdm import tqdm
+
+from .config import TrainingConfig
+from .monitor import Throughput, gradient_norm
+from .run import Run, check_tracker
+from .schedules import set_learning_rate
+
+
+class TrainingLoop:
+    """Runs the steps of one training, from an empty or interrupted `output_dir` to `final/`.
+
+    Args:
+        config: settings of the run.
+        name: of the training, for trackers and the progress bar.
+        accelerator: None builds it from the settings.
+
+    Attributes:
+        start: steps done before this process began; set by `prepare`.
+        rank_state: what this process saved with the checkpoint that it resumed; set by `prepare`.
+        scheduled: `config.scheduled` of the current step.
+        throughput: samples per second since the last log.
+
+    Raises:
+        ValueError: the folder or its settings do not allow this run, or a tracker is not installed.
+    """
+
+    def __init__(self, config: TrainingConfig, name: str, accelerator: Accelerator | None = None):
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        check_tracker(config.log_with)
+        self.config, self.name = config, name
+        self.accelerator = accelerator or Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            log_with=config.log_with,
+            project_dir=config.output_dir,
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # no second copy of them
+        )
+        self.run = Run(config, self.accelerator)
+        self.accelerator.init_trackers(name)  # after the run has claimed the folder
+        self.run.check(config.resume)  # before hours of encoding
+        self.model = self.optimizer = None
+        self.start, self.rank_state, self.scheduled = 0, {}, {}
+        self.throughput = Throughput(self.accelerator)
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Prepares both for training with Accelerate and restores them from the checkpoint of `config.resume`."""
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.start, self.rank_state = self.run.resume(self.config.resume)
+        return self.model, self.optimizer
+
+    @property
+    def first_micro_batch(self) -> int:
+        """Number of the first micro-batch that is left to do, from 0."""
+        return self.start * self.config.gradient_accumulation_steps
+
+    def steps(self) -> Iterator[int]:
+        """The steps that are left, from 1; each begins with its learning rate."""
+        self.throughput.reset()
+        self.progress = tqdm(
+            range(self.start + 1, self.config.max_steps + 1),
+            initial=self.start,
+            total=self.config.max_steps,
+            disable=not self.accelerator.is_main_process,
+            desc=self.name,
+        )
+        with self.progress:
+            for step in self.progress:
+                # Schedules depend on the step alone: a resumed run needs no state of them
+                self.step, self.scheduled = step, self.config.scheduled(step)
+                set_learning_rate(self.optimizer, self.scheduled["learning_rate"])
+                yield step
+
+    def update(
+        self,
+        batches: Iterator[tuple[list[str], Any]],
+        forward_backward: Callable[[Any], dict[str, torch.Tensor]],
+    ) -> dict[str, Any]:
+        """One update of the weights from `gradient_accumulation_steps` micro-batches.
+
+        Args:
+            batches: names of the samples, for error reports, and what `forward_backward` takes.
+            forward_backward: computes the losses of a micro-batch by name, `loss` first, and adds their gradient with
+                `accelerator.backward`.
+
+        Returns:
+            The losses, means over micro-batches and processes; `gradient_norm` before clipping; `scheduled`.
+
+        Raises:
+            ValueError: loss or gradient is not finite. The weights are left as they were, see `Run.check_finite`.
+        """
+        accelerator, losses, names = self.accelerator, [], []
+        for _ in range(self.config.gradient_accumulation_steps):
+            with self.throughput.waiting():
+                sample_names, batch = next(batches)
+            names.append(sample_names)
+            self.throughput.samples += self.config.batch_size
+            with accelerator.accumulate(self.model):
+                parts = forward_backward(batch)
+                losses.append(torch.stack([part.detach().float() for part in parts.values()]))
+                if accelerator.sync_gradients:
+                    # Checked before the update and over all processes: they stop together with good weights
+                    means = accelerator.reduce(torch.stack(losses).mean(0), "mean").tolist()
+                    norm = gradient_norm(accelerator, self.model.parameters(), self.config.gradient_clipping)
+                    self.run.check_finite(self.step, means[0], norm, [part[0] for part in losses], names)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        return {**dict(zip(parts, means, strict=True)), "gradient_norm": norm, **self.scheduled}
+
+    def is_logged(self, step: int) -> bool:
+        """Whether the metrics of a step are logged: every `log_every` steps and at the end."""
+        return step % self.config.log_every == 0 or step == self.config.max_steps
+
+    def log(self, metrics: dict[str, Any], *shown: str) -> None:
+        """Logs the metrics of the current step; those named in `shown`, or `loss`, appear in the progress bar."""
+        self.run.log({"step": self.step, **metrics})
+        self.progress.set_postfix({name: f"{metrics[name]:.4f}" for name in shown or ("loss",)})
+
+    def save_checkpoint(self, rank_state: Callable[[], dict[str, Any]] = dict) -> None:
+        """Saves a checkpoint where one is due: every `save_every` steps and at the end.
+
+        Args:
+            rank_state: gives what this process needs to resume, such as the position of its data loader.
+        """
+        if self.step % self.config.save_every == 0 or self.step == self.config.max_steps:
+            self.run.save_checkpoint(self.step, rank_state())
+
+    def finish(self, model: nn.Module, *processors: Any) -> None:
+        """Saves `final/` and ends the trackers."""
+        final = self.run.save_final(model, *processors)
+        if self.accelerator.is_main_process:
+            tqdm.write(f"saved {final}")
+        self.accelerator.end_training()
