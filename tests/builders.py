@@ -32,6 +32,7 @@ from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.hub.published_format import from_published_names
 from vjepa2_hf.planning import CEM
+from vjepa2_hf.training.config import TrainingConfig
 from vjepa2_hf.training.run import Run
 from vjepa2_hf.training.schedules import LearningRateSchedule, set_learning_rate
 
@@ -303,20 +304,20 @@ def write_numbered_shards(folder, num_videos: int = 13, num_shards: int = 4, bad
 # --------------------------------------------------------------------------------------------------- a training run
 
 
-@dataclass
-class TinyRunConfig:
+@dataclass(kw_only=True)
+class TinyRunConfig(TrainingConfig):
     """Settings of a run of one linear layer."""
 
-    output_dir: str
     max_steps: int = 10
     batch_size: int = 4
     log_every: int = 1
+    keep_last: int | None = None
     scale: tuple[float, float] = (0.3, 1.0)
     encoder: dict[str, Any] = field(default_factory=dict)
     learning_rate: LearningRateSchedule = field(default_factory=lambda: LearningRateSchedule("warmup_stable_decay"))
 
 
-def tiny_run(output_dir, seed=0, width=3, config=None, **settings):
+def tiny_run(output_dir, seed=0, width=3, config=None):
     """A run's folder with the layer and the optimizer that it trains."""
     torch.manual_seed(seed)
     accelerator = Accelerator(cpu=True)
@@ -324,7 +325,7 @@ def tiny_run(output_dir, seed=0, width=3, config=None, **settings):
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     model, optimizer = accelerator.prepare(model, optimizer)
     config = TinyRunConfig(output_dir=str(output_dir), **(config or {}))
-    return Run(output_dir, config, accelerator, **settings), model, optimizer
+    return Run(config, accelerator), model, optimizer
 
 
 def train_tiny_run(run, model, optimizer, steps) -> None:

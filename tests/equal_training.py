@@ -2,7 +2,7 @@
 
     torchrun --nproc_per_node 2 tests/equal_training.py OUT_DIR ddp|fsdp
 
-The script's own train_step, optimiser and EMA. The main process writes OUT_DIR/result.pt: the losses, the gradients'
+The script's own objective, optimizer and EMA. The main process writes OUT_DIR/result.pt: the losses, the gradients'
 norms, and all weights, whole. "fsdp" is Accelerate's way on a mesh of CPUs, with the settings of the shipped config;
 it also goes through a checkpoint half way.
 """
@@ -17,9 +17,10 @@ import torch
 import yaml
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType, set_seed
-from pretrain import Clock, PretrainConfig, build_model, train_step
+from pretrain import Objective, PretrainConfig, build_model
 
 from vjepa2_hf.training import run as training
+from vjepa2_hf.training.loop import TrainingLoop
 from vjepa2_hf.training.schedules import parameter_groups
 from vjepa2_hf.training.settings import load_config
 
@@ -33,10 +34,13 @@ SETTINGS = [
     "encoder={hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, patch_size: 8, initializer_range: 0.2}",
     "predictor={hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2}",
     "gradient_clipping=0.5",
+    "learning_rate={schedule: constant, peak: 1e-3}",
 ]
 
 
-def shares(rank: int, processes: int, micro_batches: int, first_step: int = 0) -> Iterator[dict[str, Any]]:
+def shares(
+    rank: int, processes: int, micro_batches: int, first_step: int = 0
+) -> Iterator[tuple[list[str], dict[str, Any]]]:
     """This process's micro-batches of every step; all shares of a step together are the same clips and masks."""
     for step in range(first_step, STEPS):
         generator = torch.Generator().manual_seed(step)
@@ -44,47 +48,57 @@ def shares(rank: int, processes: int, micro_batches: int, first_step: int = 0) -
         ids = torch.rand(2, CLIPS, 8, generator=generator).argsort(-1)
         parts = torch.arange(CLIPS).chunk(processes * micro_batches)
         for rows in parts[rank * micro_batches : (rank + 1) * micro_batches]:
-            yield {
-                "pixel_values_videos": clips[rows],
-                "context_mask": [ids[0, rows, :3], ids[1, rows, :5]],
-                "target_mask": [ids[0, rows, 3:], ids[1, rows, 5:]],
-                "clip_names": [f"step {step}, row {row}" for row in rows.tolist()],
-            }
+            names = [f"step {step}, row {row}" for row in rows.tolist()]
+            yield (
+                names,
+                {
+                    "pixel_values_videos": clips[rows],
+                    "context_mask": [ids[0, rows, :3], ids[1, rows, :5]],
+                    "target_mask": [ids[0, rows, 3:], ids[1, rows, 5:]],
+                },
+            )
 
 
-def prepare(output_dir: Path, accelerator: Accelerator, micro_batches: int):
+def prepare(output_dir: Path, accelerator: Accelerator, micro_batches: int, resume: str | None = None) -> TrainingLoop:
     settings = [*SETTINGS, f"output_dir={output_dir}", f"gradient_accumulation_steps={micro_batches}"]
-    config = load_config(PretrainConfig, None, settings)
+    config = load_config(PretrainConfig, None, [*settings, f"max_steps={STEPS}", f"save_every={STEPS // 2}"])
+    config.resume = resume
+    loop = TrainingLoop(config, "pretrain", accelerator)
     set_seed(0)
     model = build_model(config).train()
-    groups = parameter_groups(model, config.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=1e-3, fused=True)
-    return training.Run(output_dir, config, accelerator), *accelerator.prepare(model, optimizer)
+    loop.prepare(model, torch.optim.AdamW(parameter_groups(model, config.weight_decay), fused=True))
+    return loop
 
 
 def train(output_dir: Path, accelerator: Accelerator, micro_batches: int = 1, stop_at: int | None = None) -> dict:
-    """All steps; with `stop_at` a checkpoint is written there and everything is built anew from it."""
-    run, model, optimizer = prepare(output_dir, accelerator, micro_batches)
-    found, step = {"loss": [], "gradient_norm": []}, 0
+    """All steps; with `stop_at` everything is built anew from the checkpoint of that step."""
+    found = {"loss": [], "gradient_norm": []}
     ways = accelerator.process_index, accelerator.num_processes, micro_batches
-    batches = shares(*ways)
-    while step < STEPS:
-        step += 1
-        numbers, _ = train_step(run, model, optimizer, batches, Clock(), step)
-        accelerator.unwrap_model(model).update_target_encoder(0.9)
-        for name, values in found.items():
-            values.append(numbers[name])
-        if step == stop_at:
-            run.save_checkpoint(step)
-            accelerator.free_memory()
-            run, model, optimizer = prepare(output_dir, accelerator, micro_batches)
-            assert run.resume("latest")[0] == step
-            batches = shares(*ways, first_step=step)
-    run.save_final(model)
+    loop = prepare(output_dir, accelerator, micro_batches)
+    steps(loop, shares(*ways), found, stop_at)
+    if stop_at is not None:
+        accelerator.free_memory()
+        loop = prepare(output_dir, accelerator, micro_batches, resume="latest")
+        assert loop.start == stop_at
+        steps(loop, shares(*ways, first_step=stop_at), found)
+    loop.run.save_final(loop.model)
     found["weights"] = {
-        name: parameter.detach().clone() for name, parameter in accelerator.get_state_dict(model).items()
+        name: parameter.detach().clone() for name, parameter in accelerator.get_state_dict(loop.model).items()
     }
     return found
+
+
+def steps(loop: TrainingLoop, batches: Iterator, found: dict[str, list], stop_at: int | None = None) -> None:
+    """The steps that are left, until `stop_at`, at a constant learning rate."""
+    objective = Objective(loop)
+    for step in loop.steps():
+        numbers = loop.update(batches, objective)
+        loop.accelerator.unwrap_model(loop.model).update_target_encoder(0.9)
+        for name, values in found.items():
+            values.append(numbers[name])
+        loop.save_checkpoint()
+        if step == stop_at:
+            return
 
 
 def sharding_accelerator() -> Accelerator:

@@ -21,6 +21,7 @@ from vjepa2_hf.data.sampling import FrameSampler
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.skip_log import SkipLog, read_skipped
 from vjepa2_hf.data.video_writing import encode_video
+from vjepa2_hf.training.run import Run
 from vjepa2_hf.video_io import VideoDecodeError, read_image, read_video
 
 
@@ -171,12 +172,12 @@ def test_an_image_that_does_not_decode_says_so(content):
 def test_training_ends_with_exactly_the_bad_ones_listed(monkeypatch, shards, tmp_path, num_workers):
     data = shutil.copytree(shards, tmp_path / "shards")
 
-    def log(self, metrics, log=pretrain.Run.log):
+    def log(self, metrics, log=Run.log):
         log(self, metrics)
         if metrics["step"] == 6:
             (data / "gone.parquet").unlink()
 
-    monkeypatch.setattr(pretrain.Run, "log", log)
+    monkeypatch.setattr(Run, "log", log)
     settings = [f"num_workers={num_workers}", "max_steps=36", "short_videos=skip", "max_skipped_fraction=null"]
     run_script(monkeypatch, data, tmp_path / "run", *settings)
     listed = [json.loads(line) for line in (tmp_path / "run/skipped.jsonl").read_text().splitlines()]
@@ -192,14 +193,14 @@ def test_a_run_stopped_and_resumed_lists_the_same(monkeypatch, shards, tmp_path)
     class Stop(Exception):
         pass
 
-    def stop(self, step, *arguments, save=pretrain.Run.save_checkpoint):
+    def stop(self, step, *arguments, save=Run.save_checkpoint):
         save(self, step, *arguments)
         raise Stop
 
     settings = ["max_steps=16", "save_every=5", "max_skipped_fraction=null"]
     run_script(monkeypatch, shards, tmp_path / "a", *settings)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(pretrain.Run, "save_checkpoint", stop)
+        patch.setattr(Run, "save_checkpoint", stop)
         run_script(patch, shards, tmp_path / "b", *settings)
     half = read_skipped(tmp_path / "b")
     with open(tmp_path / "b/skipped.jsonl", "a") as file:  # written by steps after the checkpoint, and cut by the kill

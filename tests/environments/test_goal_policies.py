@@ -22,6 +22,7 @@ from vjepa2_hf.environments.tasks import Tasks
 from vjepa2_hf.training.run import read_metrics
 
 
+REQUIRED = {"output_dir": "out", "data": "data", "world_model": "model"}
 DYNAMICS = {"predictor_hidden_size": 16, "predictor_num_hidden_layers": 1, "predictor_num_attention_heads": 2}
 BOUNDS = {"action_low": [-1.0, 0.0], "action_high": [1.0, 0.5]}
 TINY = [
@@ -225,8 +226,8 @@ class TestTraining:
             with pytest.raises(SystemExit):
                 train(monkeypatch, train_actor, inputs, tmp_path / "run", f"start={tmp_path / name}", "policy={}")
             assert message in capsys.readouterr().err
-        with pytest.raises(ValueError, match="brings its own sizes"):
-            train_actor.ActorConfig("out", "data", "model", start="there", policy={"hidden_size": 8})
+        with pytest.raises(ValueError, match="determines the sizes"):
+            train_actor.ActorConfig(**REQUIRED, start="there", policy={"hidden_size": 8})
 
     def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(self, monkeypatch, inputs, tmp_path):
         whole = train(monkeypatch, train_cloning, inputs, tmp_path / "whole", "max_steps=8", "save_every=4")
@@ -242,7 +243,7 @@ class TestTraining:
         save_model(make_model(action_dim=1, action_low=[-1.0], action_high=[1.0]), tmp_path / "other")
         with pytest.raises(SystemExit):
             train(monkeypatch, train_cloning, (inputs[0], tmp_path / "other"), tmp_path / "run")
-        assert "has actions of 2 numbers a model step, but the world model's have 1" in capsys.readouterr().err
+        assert "has actions of 2 numbers per model step, but the world model's have 1" in capsys.readouterr().err
 
     def test_a_small_share_of_few_episodes_holds_out_one(self, monkeypatch, inputs, tmp_path):
         train(monkeypatch, train_cloning, inputs, tmp_path, "validation_fraction=0.001", "max_steps=1")
@@ -258,4 +259,4 @@ class TestTraining:
                 train(monkeypatch, train_cloning, inputs, tmp_path, override)
             assert message in capsys.readouterr().err
         with pytest.raises(ValueError, match="horizon must be"):
-            train_actor.ActorConfig("out", "data", "model", horizon=0)
+            train_actor.ActorConfig(**REQUIRED, horizon=0)

@@ -17,6 +17,7 @@ from script_runs import TINY_PRETRAIN, metrics, run_pretrain, write_square_shard
 
 from vjepa2_hf import VJepa2Encoder, VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
 from vjepa2_hf.masking import build_mask_samplers
+from vjepa2_hf.training.run import Run
 from vjepa2_hf.training.settings import load_config
 
 
@@ -29,12 +30,12 @@ def run_and_stop_after_three(shards: Path, output_dir: Path, *overrides: str) ->
     class Stop(Exception):
         pass
 
-    def stop_after_three(self, step, *arguments, save=pretrain.Run.save_checkpoint):
+    def stop_after_three(self, step, *arguments, save=Run.save_checkpoint):
         save(self, step, *arguments)
         raise Stop
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(pretrain.Run, "save_checkpoint", stop_after_three)
+        patch.setattr(Run, "save_checkpoint", stop_after_three)
         run_pretrain(patch, shards, output_dir, *overrides)
 
 
@@ -197,15 +198,15 @@ def test_started_from_a_saved_model(monkeypatch, shards, tmp_path):
         (["keep_last=-1"], "keep_last is -1, expected at least 1"),
         (["num_threads=0"], "num_threads must be at least 1, got 0"),
         (["seed=-1"], "seed must lie in 0 to 4294967295, got -1"),
-        (["crop_size=4"], "crop_size=4 is no multiple of the encoder's 8"),
-        (["frames_per_clip=1"], "frames_per_clip=1 is no multiple of the encoder's 2"),
+        (["crop_size=4"], "crop_size=4 must be a multiple of the encoder's 8"),
+        (["frames_per_clip=1"], "frames_per_clip=1 must be a multiple of the encoder's 2"),
         (["encoder.crop_size=64"], "set crop_size=64 alone"),
         (["encoder.frames_per_clip=8"], "set frames_per_clip=8 alone"),
-        (["mask_token_index=10"], "mask_token_index=10 is none of the predictor's 10 mask tokens"),
+        (["mask_token_index=10"], "mask_token_index=10 is not one of the predictor's 10 mask tokens"),
         (["predictor.num_mask_tokens=1"], "2 mask sets are more than the predictor's 1 mask tokens"),
         (["torch_compile=inductr"], "did you mean 'inductor'"),
         (["log_with=mlflow"], "log_with"),
-        (["init_from=x"], "init_from brings the model's sizes"),
+        (["init_from=x"], "init_from determines the model's sizes"),
         (["crop_size=33"], "33"),
         (["--config", "missing.yaml"], "'missing.yaml' does not exist"),
     ],
@@ -221,7 +222,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_are_lost(mon
     last = tmp_path / f"checkpoint-{found['step'] - 1}"
     assert last.is_dir() and not (tmp_path / f"checkpoint-{found['step']}").exists()
     assert "lower the learning rate" in error and str(tmp_path / "offending_batch.json") in error
-    assert f"go on in another output_dir with resume={last}" in error
+    assert f"continue in another output_dir with resume={last}" in error
     assert found["loss"] is None and [len(batch["clips"]) for batch in found["batches"]] == [2, 2]
     assert all(".mp4" in name and batch["process"] == 0 for batch in found["batches"] for name in batch["clips"])
     assert not (tmp_path / "final").exists()
@@ -257,7 +258,7 @@ def test_mask_sets_have_tokens_of_their_own_or_share_one_as_published(monkeypatc
 
 def test_a_target_without_an_average_has_momentum_zero():
     settings = ["output_dir=a", "data=b", "target_type=online", "ema.start=0.9"]
-    assert pretrain.rates(load_config(PretrainConfig, None, settings), 1)["ema_momentum"] == 0
+    assert load_config(PretrainConfig, None, settings).scheduled(1)["ema_momentum"] == 0
 
 
 def test_a_run_elsewhere_with_another_number_of_sources_reads_its_data_anew(
@@ -266,7 +267,7 @@ def test_a_run_elsewhere_with_another_number_of_sources_reads_its_data_anew(
     two = f"data=[{{path: {shards}}}, {{path: {shards}}}]"
     lines = run_pretrain(monkeypatch, shards, tmp_path, two, f"resume={stopped / 'checkpoint-3'}")
     assert [line["step"] for line in lines] == [4, 5, 6]
-    assert "the data starts anew: it was read by {'num_workers': 0, 'sources': 1} then" in caplog.text
+    assert "the data starts again from the beginning: it was read by {'num_workers': 0, 'sources': 1}" in caplog.text
 
 
 class Loader:
@@ -279,7 +280,7 @@ class Loader:
 def test_a_loader_of_other_workers_starts_anew_but_for_a_curriculum(caplog):
     settings, state = ["output_dir=a", "data=b", "num_workers=2"], {"loader": {}, "readers": {"num_workers": 0}}
     pretrain.restore_loader(Loader(), load_config(PretrainConfig, None, settings), state)
-    assert "the data starts anew" in caplog.text
+    assert "the data starts again" in caplog.text
     settings += ["frames_curriculum=[[0, 8], [5, 16]]"]
     with pytest.raises(ValueError, match="frames_curriculum is counted in the batches of .*'num_workers': 0"):
         pretrain.restore_loader(Loader(), load_config(PretrainConfig, None, settings), state)

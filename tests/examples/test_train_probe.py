@@ -130,7 +130,7 @@ def test_the_final_model_scores_as_the_report_says(monkeypatch, inputs, tmp_path
     stream = train_probe.LabeledClips(inputs[0], train_probe.evaluation_views(config), processor)
     right = []
     for clip in stream:
-        if train_probe.falls_to(config, clip["name"]) == "validation":
+        if config.part_of(clip["name"]) == "validation":
             views = processor.normalize_cropped(clip["frames"]).unsqueeze(0)
             with torch.no_grad():
                 guess = model.config.id2label[model(views).logits.argmax().item()]
@@ -139,9 +139,9 @@ def test_the_final_model_scores_as_the_report_says(monkeypatch, inputs, tmp_path
     assert np.mean(right) == pytest.approx(results["validation"]["accuracy"])
 
 
-def test_neighbours_need_no_training(monkeypatch, inputs, tmp_path):
-    results = run_script(monkeypatch, inputs, tmp_path / "run", "kind=knn", "neighbours=[1, 3]", "training_views=2")
-    assert results["validation"]["accuracy"] > 0.9 and [head["neighbours"] for head in results["heads"]] == [1, 3]
+def test_neighbors_need_no_training(monkeypatch, inputs, tmp_path):
+    results = run_script(monkeypatch, inputs, tmp_path / "run", "kind=knn", "num_neighbors=[1, 3]", "training_views=2")
+    assert results["validation"]["accuracy"] > 0.9 and [head["num_neighbors"] for head in results["heads"]] == [1, 3]
     model = VJepa2ForVideoClassification.from_pretrained(tmp_path / "run" / "final").eval()
     assert model.config.num_neighbors == [1, 3][results["chosen"]]
     assert model.config.num_stored_views == 2 * results["clips"]["training"]
@@ -275,7 +275,7 @@ def test_the_published_choice_is_named_in_the_report(monkeypatch, inputs, tmp_pa
         ("label=level", "set problem_type=regression"),
         ("validation_fraction=1.0", "There is no training and no held_out clip"),
         ("kind=finetune", "give one of learning_rates"),
-        ("head={pooler_type: linear}", "head.pooler_type is what kind=attentive says"),
+        ("head={pooler_type: linear}", "head.pooler_type is determined by kind=attentive"),
         ("label_fraction=2.0", "label_fraction is 2.0"),
         ("segments=0", "segments is 0"),
         ("encoder=runs/nothing/final", "There is no folder 'runs/nothing/final'"),
@@ -308,7 +308,7 @@ def test_other_clips_with_labels_that_the_probe_does_not_know_are_refused(monkey
     assert "'grey', which no clip of the probe's own data has" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run_script(monkeypatch, inputs, tmp_path / "run", f"evaluate_on={{training: {inputs[0]}}}")
-    assert "evaluate_on has 'training'" in capsys.readouterr().err
+    assert "evaluate_on has the name 'training'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("overrides", [["kind=linear", "max_steps=1"], ["kind=knn"]])
@@ -319,7 +319,7 @@ def test_other_clips_do_not_take_the_name_of_a_heads_setting(monkeypatch, inputs
     for name in settings:
         with pytest.raises(SystemExit):
             run_script(monkeypatch, inputs, tmp_path / name, *overrides, f"evaluate_on={{{name}: {inputs[0]}}}")
-        assert f"evaluate_on has '{name}'" in capsys.readouterr().err
+        assert f"evaluate_on has the name '{name}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("labels", ["color", "bright"])
@@ -373,15 +373,18 @@ def test_one_frame_anticipates_too(monkeypatch, inputs, masked_latent, tmp_path)
     assert results["validation"]["accuracy"] > 0.9
     model = VJepa2ForVideoClassification.from_pretrained(tmp_path / "run" / "final")
     config = load_config(train_probe.ProbeConfig, tmp_path / "run" / "config.yaml")
-    assert model.encode_tokens(torch.zeros(1, 1, 3, 32, 32))[1] == config.steps(tubelet=2) == 2
+    assert model.encode_tokens(torch.zeros(1, 1, 3, 32, 32))[1] == config.num_tubelets(tubelet_size=2) == 2
 
 
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["predicted_frames=2"], "predicted_frames is 2, but 0 to anticipate_frames, with kind"),
-        (["predicted_frames=4", "anticipate_frames=2"], "these are 2 and attentive"),
-        (["predicted_frames=2", "anticipate_frames=2", "kind=linear"], "these are 2 and linear"),
+        (["predicted_frames=2"], "predicted_frames is 2; expected 0 to anticipate_frames (None)"),
+        (["predicted_frames=4", "anticipate_frames=2"], "expected 0 to anticipate_frames (2)"),
+        (
+            ["predicted_frames=2", "anticipate_frames=2", "kind=linear"],
+            "other than attentive and finetune (kind=linear)",
+        ),
         (["anticipate_frames=2", "segments=2"], "anticipate_frames is 2 and a video has 2 clips"),
         (["anticipate_frames=2", "training_views=3"], "anticipate_frames is 2 and a video has 3 clips"),
     ],

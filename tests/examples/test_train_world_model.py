@@ -17,8 +17,10 @@ from script_runs import TINY_WORLD_MODEL, run_train_world_model
 from train_world_model import WorldModelTrainingConfig, build_processor
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel
+from vjepa2_hf.data.feature_cache import CacheWriter
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video
+from vjepa2_hf.training.cached_windows import window_statistics
 from vjepa2_hf.training.run import Run, read_metrics
 
 
@@ -169,7 +171,7 @@ def test_state_is_standardised_on_the_training_episodes(monkeypatch, episodes, t
     ("override", "message"),
     [
         ("validation_fraction=1.0", "holds out every episode of a source (6 in all)"),
-        ("validation_fraction=1.5", "validation_fraction is 1.5, expected a share"),
+        ("validation_fraction=1.5", "validation_fraction is 1.5, expected a fraction"),
         ("world_model.rollout_steps=5", "rollout_steps=5 needs 6 frames"),
         ("world_model.rolout_steps=2", "rolout_steps"),
         ("horizons=[9]", "no held-out episode has 19 frames (the longest has 9)"),
@@ -191,7 +193,7 @@ def test_missing_encoder_is_no_matter_of_the_hub(monkeypatch, capsys, episodes, 
     assert "There is no folder 'runs/nothing/final'" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_frames_are_normalised_as_the_processor_does():
+def test_frames_are_normalized_as_the_processor_does():
     processor = VJepa2VideoProcessor(size=40, crop_size=32)
     frames = np.random.default_rng(0).integers(0, 255, (3, 48, 60, 3), np.uint8)
     cropped = processor(frames, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values_videos"]
@@ -216,7 +218,7 @@ def test_runs_on_one_encoder_share_its_latents(monkeypatch, episodes, tmp_path):
 
 def test_an_encoding_that_was_stopped_goes_on_to_the_same_run(monkeypatch, episodes, tmp_path):
     whole = run_train_world_model(monkeypatch, episodes, tmp_path / "one" / "run")
-    original, encoded = train_world_model.CacheWriter.add, []
+    original, encoded = CacheWriter.add, []
 
     def add(self, name, fps, columns):
         if len(encoded) == 2:
@@ -226,7 +228,7 @@ def test_an_encoding_that_was_stopped_goes_on_to_the_same_run(monkeypatch, episo
         original(self, name, fps, columns)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(train_world_model.CacheWriter, "add", add)
+        patch.setattr(CacheWriter, "add", add)
         run_train_world_model(monkeypatch, episodes, tmp_path / "two" / "run")
     before = cache_files(tmp_path / "two" / "latents")
     assert len(before) == 2
@@ -343,7 +345,7 @@ def test_a_dimension_that_never_varies_keeps_its_unit():
             return {"mean": [5.0, 1.0], "std": [0.0, 0.5], "low": [5.0, 0.0], "high": [5.0, 2.0]}
 
     mixture = SimpleNamespace(caches=[Constant()], episodes=[None], weights=np.ones(1))
-    assert train_world_model.mixed_statistics(mixture, "actions")["std"] == [1.0, 0.5]
+    assert window_statistics(mixture, "actions")["std"] == [1.0, 0.5]
 
 
 def test_held_out_error_is_logged_at_intervals(monkeypatch, episodes, tmp_path):

@@ -33,6 +33,7 @@ from vjepa2_hf.hub import model_card
 from vjepa2_hf.hub import published_cards as cards_of_releases
 from vjepa2_hf.hub.model_card import CardFacts, _setting, parameter_counts, write_model_card
 from vjepa2_hf.hub.published_cards import published_cards
+from vjepa2_hf.training.config import TrainingConfig
 from vjepa2_hf.training.run import Run
 
 
@@ -251,7 +252,7 @@ class TestOrigin:
 
 class TestRun:
     def test_final_quotes_the_run_and_nothing_else(self, encoder, run_folder):
-        run = Run(run_folder, None, Accelerator(cpu=True))
+        run = Run(TrainingConfig(output_dir=str(run_folder)), Accelerator(cpu=True))
         final = run.save_final(encoder, VJepa2VideoProcessor(size=32, crop_size=32))
         card = read(final)
         header, rows = table_of(card)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pretrain
 import pytest
 import torch
+from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
 from vjepa2_hf import (
@@ -13,7 +14,7 @@ from vjepa2_hf import (
     VJepa2MaskedLatentPredictionConfig,
     VJepa2VideoClassificationConfig,
 )
-from vjepa2_hf.training import capacity
+from vjepa2_hf.training import capacity, monitor
 from vjepa2_hf.training.capacity import (
     DEVICES,
     HELD_BYTES,
@@ -29,6 +30,7 @@ from vjepa2_hf.training.capacity import (
     state_bytes,
     step_flops,
 )
+from vjepa2_hf.training.monitor import Throughput
 from vjepa2_hf.training.settings import load_config
 
 
@@ -248,12 +250,11 @@ def test_a_peak_is_known_or_not_given(monkeypatch, name, precision, expected):
 
 
 def test_a_run_logs_the_utilization_where_the_peak_is_known(monkeypatch):
-    clock, batch = pretrain.Clock(), tiny_batch()
-    clock.count(batch, tiny_config())
-    accelerator = pretrain.Accelerator(cpu=True)
-    assert "model_flops_utilization" not in clock.read(accelerator)
-    clock.count(batch, tiny_config())
-    monkeypatch.setattr(pretrain.time, "perf_counter", lambda: clock.started + 10)
-    monkeypatch.setattr(pretrain, "peak_flops", lambda device, precision: 1e9)
+    throughput, batch = Throughput(Accelerator(cpu=True)), tiny_batch()
+    throughput.flops += batch_flops(tiny_config(), batch)
+    assert "model_flops_utilization" not in throughput.read("clips")
+    throughput.flops += batch_flops(tiny_config(), batch)
+    monkeypatch.setattr(monitor.time, "perf_counter", lambda: throughput.started + 10)
+    monkeypatch.setattr(monitor, "peak_flops", lambda device, precision: 1e9)
     expected = batch_flops(tiny_config(), batch) / 10 / 1e9
-    assert clock.read(accelerator)["model_flops_utilization"] == pytest.approx(expected, rel=0.01)
+    assert throughput.read("clips")["model_flops_utilization"] == pytest.approx(expected, rel=0.01)

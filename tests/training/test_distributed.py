@@ -14,6 +14,7 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
 
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction
+from vjepa2_hf.training.config import TrainingConfig
 from vjepa2_hf.training.run import Run, check_sharding
 
 
@@ -38,7 +39,7 @@ def assert_same_training(one: dict, other: dict) -> None:
 
 
 def test_the_training_compared_moves_every_weight_far_more_than_the_tolerance(one_process, tmp_path):
-    _, model, _ = equal_training.prepare(tmp_path, Accelerator(cpu=True), 1)
+    model = equal_training.prepare(tmp_path, Accelerator(cpu=True), 1).model
     for name, weight in model.state_dict().items():
         assert (one_process["weights"][name] - weight).abs().max() > 1e-3, name
 
@@ -68,10 +69,10 @@ def test_two_processes_with_half_the_clips_each_learn_as_one(one_process, tmp_pa
 def test_sharding_on_a_cpu_is_refused_because_accelerate_would_leave_it_out(monkeypatch, tmp_path):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     accelerator = Accelerator(cpu=True, fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2))
-    with pytest.raises(ValueError, match="FSDP is asked for on a CPU, where Accelerate shards nothing"):
-        Run(tmp_path, None, accelerator)
+    with pytest.raises(ValueError, match="FSDP does not work on a CPU: Accelerate would shard nothing"):
+        Run(TrainingConfig(output_dir=str(tmp_path)), accelerator)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
-    Run(tmp_path, None, Accelerator(cpu=True))
+    Run(TrainingConfig(output_dir=str(tmp_path)), Accelerator(cpu=True))
 
 
 def test_the_first_fsdp_is_refused(monkeypatch):

@@ -1,7 +1,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import make_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,9 +12,9 @@ from builders import TinyRunConfig, tiny_run, train_tiny_run
 from torch import nn
 
 from vjepa2_hf.training import run as training
+from vjepa2_hf.training.config import TrainingConfig
 from vjepa2_hf.training.run import (
     Run,
-    check_run_settings,
     check_tracker,
     latest_checkpoint,
     read_metrics,
@@ -25,11 +25,9 @@ from vjepa2_hf.training.schedules import LearningRateSchedule
 from vjepa2_hf.training.settings import load_config
 
 
-def rates(config, step):
-    return config.learning_rate.at(step, config.max_steps)
-
-
-RATE_SETTINGS = ("max_steps", "learning_rate")
+@dataclass(kw_only=True)
+class DecayedConfig(TinyRunConfig):
+    weight_decay: float = 0.04
 
 
 @pytest.mark.parametrize(
@@ -44,11 +42,9 @@ RATE_SETTINGS = ("max_steps", "learning_rate")
     ],
 )
 def test_settings_that_no_run_can_follow_are_refused(settings, message):
-    names = {"seed": 0, "keep_last": None, "gradient_clipping": None, "weight_decay": 0.04, "num_threads": None}
-    config = make_dataclass("Config", ["batch_size", *names])
-    check_run_settings(config(**{"batch_size": 1, **names}))
+    DecayedConfig(output_dir="run")
     with pytest.raises(ValueError, match=message):
-        check_run_settings(config(**{"batch_size": 1, **names, **settings}))
+        DecayedConfig(output_dir="run", **settings)
 
 
 @pytest.mark.parametrize(("name", "package"), [("wandb", "wandb"), ("trackio", "trackio")])
@@ -102,7 +98,7 @@ def test_a_crash_while_saving_leaves_no_partial_checkpoint(tmp_path, monkeypatch
 
 
 def test_only_the_last_checkpoints_are_kept(tmp_path):
-    run, *_ = tiny_run(tmp_path, keep_last=2)
+    run, *_ = tiny_run(tmp_path, config={"keep_last": 2})
     for step in (5, 10, 20, 100):
         run.save_checkpoint(step)
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-100", "checkpoint-20"]
@@ -139,14 +135,14 @@ def test_two_processes_do_not_run_in_one_folder(tmp_path):
 
 def test_fp16_on_a_cpu_is_refused_because_accelerate_would_leave_it_out(tmp_path):
     accelerator = SimpleNamespace(mixed_precision="fp16", device=torch.device("cpu"), state=None)
-    with pytest.raises(ValueError, match="mixed_precision=fp16 is asked for on a CPU"):
-        Run(tmp_path / "a", None, accelerator)
+    with pytest.raises(ValueError, match="mixed_precision=fp16 does not work on a CPU"):
+        Run(TrainingConfig(output_dir=str(tmp_path / "a")), accelerator)
 
 
 @pytest.mark.parametrize("keep_last", [0, -1])
 def test_a_run_that_would_keep_no_checkpoint_is_refused(tmp_path, keep_last):
     with pytest.raises(ValueError, match=f"keep_last is {keep_last}, expected at least 1"):
-        tiny_run(tmp_path, keep_last=keep_last)
+        tiny_run(tmp_path, config={"keep_last": keep_last})
 
 
 def test_a_crash_leaves_the_old_config_and_no_half_of_a_list_of_clips(tmp_path, monkeypatch):
@@ -196,7 +192,7 @@ def test_a_run_does_not_end_before_the_steps_it_has_done(tmp_path):
     run_of(tmp_path, constant)
     before = (tmp_path / "config.yaml").read_text()
     with pytest.raises(ValueError, match="max_steps=3 is below the 4 steps that are done; set max_steps=4 or more"):
-        tiny_run(tmp_path, config={**constant, "max_steps": 3})[0].resume("latest", rates, RATE_SETTINGS)
+        tiny_run(tmp_path, config={**constant, "max_steps": 3})[0].resume("latest")
     assert (tmp_path / "config.yaml").read_text() == before
 
 
@@ -220,7 +216,7 @@ def test_a_run_that_went_on_after_its_end_replaces_the_final_model(tmp_path):
     tiny_run(tmp_path)[0].save_final(Saveable(2, 1))
     (tmp_path / "final" / "README.md").write_text("a card of the shorter run")
     longer, *_ = tiny_run(tmp_path, config={"max_steps": 6})
-    longer.resume("latest", rates, RATE_SETTINGS)
+    longer.resume("latest")
     longer.save_checkpoint(6)
     again, *_ = tiny_run(tmp_path, config={"max_steps": 6})  # killed before `final/` was written
     again.resume("latest")
@@ -271,7 +267,11 @@ def run_of(folder, config):
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ({}, {"batch_size": 8}, r"batch_size=8 \(was 4\); set them back, or go on in another folder with resume=.*-4"),
+        (
+            {},
+            {"batch_size": 8},
+            r"batch_size=8 \(was 4\); set them back, or continue in another folder with resume=.*-4",
+        ),
         ({"encoder": {"width": 16}}, {"encoder": {"width": 24}}, r"encoder.width=24 \(was 16\)"),
         ({"encoder": {"width": 16}}, {}, r"encoder.width=None \(was 16\)"),
         ({}, {"scale": (0.5, 1.0)}, r"scale=\[0.5, 1.0\] \(was \[0.3, 1.0\]\)"),
@@ -288,8 +288,8 @@ def test_a_run_does_not_go_on_with_settings_that_would_have_changed_its_steps(tm
     run_of(tmp_path, before)
     again, *_ = tiny_run(tmp_path, config=after)
     for resume in ("latest", "checkpoint-4"):
-        with pytest.raises(ValueError, match=f"cannot go on with settings .*{message}"):
-            again.resume(resume, rates, RATE_SETTINGS)
+        with pytest.raises(ValueError, match=f"cannot resume: these settings differ .*{message}"):
+            again.resume(resume)
     assert load_config(TinyRunConfig, tmp_path / "config.yaml").encoder == before.get("encoder", {})
 
 
@@ -304,12 +304,13 @@ def test_a_run_does_not_go_on_with_settings_that_would_have_changed_its_steps(tm
 def test_a_run_goes_on_with_settings_that_leave_its_steps_as_they_were(tmp_path, after):
     run_of(tmp_path, {})
     again, *_ = tiny_run(tmp_path, config=after)
-    assert again.resume("latest", rates, RATE_SETTINGS)[0] == 4
+    assert again.resume("latest")[0] == 4
     assert load_config(TinyRunConfig, tmp_path / "config.yaml") == again.config
 
 
-def test_a_schedule_that_nobody_can_compare_does_not_change(tmp_path):
+def test_a_setting_that_is_not_of_a_schedule_does_not_change(tmp_path, monkeypatch):
     run_of(tmp_path, {})
+    monkeypatch.setattr(TrainingConfig, "schedule_settings", ())
     with pytest.raises(ValueError, match="max_steps=20"):
         tiny_run(tmp_path, config={"max_steps": 20})[0].resume("latest")
 
@@ -317,14 +318,14 @@ def test_a_schedule_that_nobody_can_compare_does_not_change(tmp_path):
 def test_another_folder_goes_on_from_a_checkpoint_with_settings_of_its_own(tmp_path, caplog):
     run_of(tmp_path / "a", {})
     branch, *_ = tiny_run(tmp_path / "b", config={"batch_size": 8})
-    assert branch.resume(str(tmp_path / "a" / "checkpoint-4"), rates, RATE_SETTINGS)[0] == 4
+    assert branch.resume(str(tmp_path / "a" / "checkpoint-4"))[0] == 4
     assert "with other settings: batch_size=8 (was 4)" in caplog.text
 
 
 def test_a_config_of_another_script_is_named(tmp_path):
     run_of(tmp_path, {})
     (tmp_path / "config.yaml").write_text("output_dir: x\nepisodes: 3\n")
-    with pytest.raises(ValueError, match="config.yaml' is no config of this script .*Unknown key 'episodes'"):
+    with pytest.raises(ValueError, match="config.yaml' is not a config of this script .*Unknown key 'episodes'"):
         tiny_run(tmp_path)[0].resume("latest")
 
 
@@ -332,7 +333,7 @@ def test_a_lost_config_is_named(tmp_path, caplog):
     run_of(tmp_path, {})
     (tmp_path / "config.yaml").unlink()
     assert tiny_run(tmp_path, config={"batch_size": 8})[0].resume("latest")[0] == 4
-    assert "nothing tells whether the settings are those of" in caplog.text
+    assert "cannot compare the settings of" in caplog.text
 
 
 def test_metrics_are_truncated_after_the_resumed_step(tmp_path):
@@ -393,7 +394,7 @@ def test_final_folder_is_written_aside_and_replaces_the_old_one(tmp_path):
             torch.save(state_dict, Path(path) / "model.bin")
 
     accelerator = Accelerator(cpu=True)
-    run = Run(tmp_path, TinyRunConfig("a"), accelerator)
+    run = Run(TinyRunConfig(output_dir=str(tmp_path)), accelerator)
     for value in (1.0, 2.0):
         model = Model(2, 1)
         nn.init.constant_(model.weight, value)

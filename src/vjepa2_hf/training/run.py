@@ -29,9 +29,10 @@ from torch import nn
 
 from ..data.files import (
     PARTIAL_SUFFIX,
+    commit_folder,
+    empty_folder,
     lock_folder,
     remove_folder,
-    staged_folder,
     write_json,
     write_text,
     writing,
@@ -327,12 +328,15 @@ class Run:
         if self._finished:
             logger.info("%s had ended: %s stays as it is", self.output_dir, final)
             return final
+        partial = final.with_name(final.name + PARTIAL_SUFFIX)
         state_dict = self.accelerator.get_state_dict(model)  # gathers shards: every process takes part
         if self.accelerator.is_main_process:
-            with writing(final, ADVICE), staged_folder(final, overwrite=True) as partial:
+            with writing(final, ADVICE):
+                empty_folder(partial)
                 self.accelerator.unwrap_model(model).save_pretrained(partial, state_dict=state_dict)
                 for processor in processors:
                     processor.save_pretrained(partial)
+                commit_folder(partial, final)
         self.accelerator.wait_for_everyone()
         return final
 
