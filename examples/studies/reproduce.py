@@ -95,28 +95,39 @@ def collect_environment(folder: Path, seeds: int) -> dict[str, Any]:
 
 
 def format_tables(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
-    lines = []
-    for environment, result in results["environments"].items():
-        seeds, episodes = max(len(row["by_seed"]) for row in result["rows"]), result["rows"][0]["episodes"]
-        lines += [f"**{study.capitalized(environment)}** (success; {seeds} training seeds × {episodes} episodes)", ""]
-        lines += format_table(
-            ["method", "mean", "95 % interval over seeds", "by seed"],
-            [
-                [row["name"], f"{row['success']:.2f}", interval(row), study.by_seed(row["by_seed"])]
-                for row in result["rows"]
-            ],
-        )
-        errors = result["rollout_error_over_copy"]
-        lines += ["", "Rollout error over the error of copying the last state, held out, by model steps ahead:", ""]
-        horizons = list(next(iter(errors.values()), {}))
-        rows = [[encoder, *(f"{found[one]:.2f}" for one in horizons)] for encoder, found in errors.items()]
-        lines += [*format_table(["encoder", *horizons], rows), ""]
-    return "\n".join(lines)
+    """The results as Markdown: success and rollout errors, with one column or row per environment."""
+    found = results["environments"]
+    seeds = max(len(row["by_seed"]) for result in found.values() for row in result["rows"])
+    episodes = next(iter(found.values()))["rows"][0]["episodes"]
+    success = {name: {row["name"]: cell(row) for row in result["rows"]} for name, result in found.items()}
+    methods = dict.fromkeys(method for column in success.values() for method in column)
+    lines = [
+        f"Success rate over {seeds} training seeds × {episodes} episodes: mean (95 % interval over seeds), by seed.",
+        "",
+    ]
+    lines += format_table(
+        ["method", *map(study.capitalized, success)],
+        [[method, *(column.get(method, "") for column in success.values())] for method in methods],
+    )
+    lines += [
+        "",
+        "Rollout error on held-out episodes divided by the error of copying the last state, by model steps ahead:",
+        "",
+    ]
+    errors = {name: result["rollout_error_over_copy"] for name, result in found.items()}
+    horizons = list(next((row for result in errors.values() for row in result.values()), {}))
+    rows = [
+        [f"{study.capitalized(name)}, {encoder}", *(f"{row[one]:.2f}" for one in horizons)]
+        for name, result in errors.items()
+        for encoder, row in result.items()
+    ]
+    return "\n".join([*lines, *format_table(["environment, encoder", *horizons], rows)])
 
 
-def interval(row: dict[str, Any]) -> str:
-    return f"{row['low']:.2f}–{row['high']:.2f}" if len(row["by_seed"]) > 1 else "one seed"
+def cell(row: dict[str, Any]) -> str:
+    """Mean, interval and seeds of a row."""
+    interval = f"{row['low']:.2f}–{row['high']:.2f}" if len(row["by_seed"]) > 1 else "one seed"
+    return f"{row['success']:.2f} ({interval}): {study.by_seed(row['by_seed'])}"
 
 
 STUDY = study.Study("reproduce", __doc__, run, collect, format_tables, ["README.md", "model_cards/demo.md"])

@@ -31,7 +31,7 @@ CONFIGS = [path for path in CONFIGS if path.parent.name != "accelerate" and path
 
 
 def test_readme_is_short():
-    assert len(README.splitlines()) <= 200
+    assert len(README.splitlines()) <= 160
 
 
 def test_the_quickstart_runs_without_any_file(tmp_path, monkeypatch):
