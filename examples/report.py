@@ -13,7 +13,6 @@ import functools
 import html
 import io
 import json
-import math
 import platform
 import string
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import numpy as np
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import binomtest
 
 from vjepa2_hf import VJepa2Encoder
 from vjepa2_hf.data.files import write_aside, write_text
@@ -152,9 +152,7 @@ def find_reached(run: Run) -> dict[str, np.ndarray]:
 
 def sign_test(wins: int, losses: int) -> float:
     """Exact two-sided p-value of the sign test; ties are left out."""
-    decided = wins + losses
-    tail = sum(math.comb(decided, k) for k in range(min(wins, losses) + 1)) / 2**decided
-    return min(1.0, 2 * tail)
+    return binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
