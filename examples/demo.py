@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 
@@ -76,36 +77,29 @@ def demo(output: Path, configs: Path, threads: int) -> None:
         arguments = ["--config", str(configs / config), f"output_dir={output / name}", f"data={episodes}"]
         return script(file, name, output / name / "final", *arguments, "resume=latest", *settings)
 
-    record = "--env vjepa2_hf/Pushing-v0 --policy drawn_to_block --episodes 560 --num_proc 2 --output".split()
-    run(
-        output,
-        threads,
+    step = partial(run, output, threads)
+    record = ["--env", "vjepa2_hf/Pushing-v0", "--policy", "drawn_to_block", "--episodes", "560", "--num_proc", "2"]
+    step(
         "recording episodes of the pushing environment",
-        script("record_episodes.py", "record", episodes, *record, str(episodes)),
+        script("record_episodes.py", "record", episodes, *record, "--output", str(episodes)),
     )
-    run(
-        output,
-        threads,
+    step(
         "pretraining the encoder by masked latent prediction",
         training("pretrain.py", "pretrain.yaml", "pretrain"),
     )
     world_model = ("train_world_model.py", "world_model.yaml")
-    run(
-        output,
-        threads,
+    step(
         "training world models on the pretrained encoder and on a random one",
         training(*world_model, "world_model", f"encoder={encoder}", SHORTER),
         training(*world_model, "world_model_random", "encoder=random", RANDOM_ENCODER, SHORTER),
     )
     plan = ["--config", str(configs / "plan.yaml"), f"output_dir={output / 'plan'}", f"models={json.dumps(models)}"]
-    run(
-        output,
-        threads,
+    step(
         "planning 100 episodes per method",
         script("plan.py", "plan", output / "plan" / "results.json", *plan, "videos=20"),
     )
     # the report is always written again
-    run(output, threads, "report", script("report.py", "report", output / "no-such-file", str(output)))
+    step("report", script("report.py", "report", output / "no-such-file", str(output)))
 
 
 def main() -> None:
