@@ -9,10 +9,10 @@ import sklearn.metrics
 
 import vjepa2_hf
 from vjepa2_hf.metrics.class_mean_recall.class_mean_recall import class_mean_recall
-from vjepa2_hf.metrics.confusion_matrix.confusion_matrix import confusion_matrix, draw_confusion
+from vjepa2_hf.metrics.confusion_matrix.confusion_matrix import confusion_matrix, plot_confusion_matrix
 from vjepa2_hf.metrics.mean_average_precision.mean_average_precision import average_precisions
 from vjepa2_hf.metrics.r_squared.r_squared import r_squared
-from vjepa2_hf.metrics.top_k_accuracy.top_k_accuracy import is_among_best
+from vjepa2_hf.metrics.top_k_accuracy.top_k_accuracy import is_in_top_k
 
 
 FOLDER = Path(vjepa2_hf.__file__).parent / "metrics"
@@ -37,8 +37,8 @@ def test_top_k_accuracy_is_scikit_learns(scores, tmp_path):
     assert metric.compute(predictions=scores[0][:, :7], references=scores[1], k=9) == {"top_9_accuracy": 1.0}
 
 
-def test_equal_scores_are_right_about_nothing():
-    assert not is_among_best(np.zeros((3, 4)), np.array([0, 1, 2]), 3).any()
+def test_equal_scores_are_never_correct():
+    assert not is_in_top_k(np.zeros((3, 4)), np.array([0, 1, 2]), 3).any()
     assert class_mean_recall(np.zeros((3, 4)), np.array([0, 1, 2]), 3) == 0
 
 
@@ -71,23 +71,23 @@ def test_confusion_is_counted_and_drawn(scores, tmp_path):
     expected = sklearn.metrics.confusion_matrix(scores[1], guesses, labels=range(8)).tolist()
     metric = load("confusion_matrix", tmp_path)
     assert metric.compute(predictions=guesses, references=scores[1], classes=8) == {"confusion_matrix": expected}
-    figure = draw_confusion(expected, list("abcdefgh"))
+    figure = plot_confusion_matrix(expected, list("abcdefgh"))
     figure.savefig(tmp_path / "confusion.png")
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == list("abcdefgh")
-    shares = figure.axes[0].images[0].get_array()
-    assert shares.sum() == pytest.approx(7)  # the eighth class has no clip
+    fractions = figure.axes[0].images[0].get_array()
+    assert fractions.sum() == pytest.approx(7)  # the eighth class has no clip
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: is_among_best(np.zeros((2, 3)), np.array([0, 3])), "labels lie in 0 to 3"),
-        (lambda: is_among_best(np.zeros((2, 3)), np.array([0])), "expected"),
-        (lambda: is_among_best(np.full((1, 3), np.nan), np.array([0])), "NaN"),
-        (lambda: class_mean_recall(np.zeros((1, 3)), np.array([3])), "0 to 2"),
+        (lambda: is_in_top_k(np.zeros((2, 3)), np.array([0, 3])), "labels lie in 0 to 3; expected 0 to 2"),
+        (lambda: is_in_top_k(np.zeros((2, 3)), np.array([0])), "expected"),
+        (lambda: is_in_top_k(np.full((1, 3), np.nan), np.array([0])), "NaN"),
+        (lambda: class_mean_recall(np.zeros((1, 3)), np.array([3])), "expected 0 to 2"),
         (lambda: average_precisions(np.zeros((2, 3)), np.zeros((2, 3))), "some of them 1"),
         (lambda: r_squared(np.zeros((2, 1)), np.ones((2, 1))), "No label varies"),
-        (lambda: confusion_matrix(np.array([0]), np.array([4]), 3), "outside 0 to 2"),
+        (lambda: confusion_matrix(np.array([0]), np.array([4]), 3), "lie outside 0 to 2"),
     ],
 )
 def test_wrong_inputs_are_a_sentence(call, message):

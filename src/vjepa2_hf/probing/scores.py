@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..data.files import write_aside, write_json
 from ..metrics.class_mean_recall.class_mean_recall import ClassMeanRecall
-from ..metrics.confusion_matrix.confusion_matrix import ConfusionMatrix, draw_confusion
+from ..metrics.confusion_matrix.confusion_matrix import ConfusionMatrix, plot_confusion_matrix
 from ..metrics.mean_average_precision.mean_average_precision import MeanAveragePrecision
 from ..metrics.r_squared.r_squared import RSquared
 from ..metrics.top_k_accuracy.top_k_accuracy import TopKAccuracy
@@ -167,7 +167,7 @@ def plot_confusion(path: Path, labels: Labels, scores: np.ndarray, targets: np.n
     arguments = {"predictions": scores.argmax(axis=1), "references": targets, "classes": len(labels.names)}
     counts = ConfusionMatrix().compute(**arguments)["confusion_matrix"]
     try:
-        figure = draw_confusion(counts, labels.names)
+        figure = plot_confusion_matrix(counts, labels.names)
     except ImportError:
         logger.warning("matplotlib is not installed, so %s is not written; `pip install matplotlib`", path.name)
         return

@@ -1,4 +1,4 @@
-"""Recall at k, the mean over classes: an `evaluate` module that needs nothing from the Hub.
+"""Class-mean recall at k, as an `evaluate` module.
 
     metric = evaluate.load("FOLDER_OF_THE_PACKAGE/metrics/class_mean_recall")
     metric.compute(predictions=scores, references=labels, k=5)   # {"class_mean_recall_at_5": 0.41}
@@ -11,16 +11,19 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
+from sklearn.metrics import recall_score
+
+from vjepa2_hf.metrics.top_k_accuracy.top_k_accuracy import is_in_top_k
 
 
 _DESCRIPTION = """
-For each class that occurs, the share of its clips for which it is among the k highest scores; then the mean over these
-classes, so that rare ones count as much as frequent ones (action anticipation on EPIC-KITCHENS reports k = 5).
+For each class that occurs, the fraction of its clips for which it is among the k highest scores; then the mean over
+these classes, so that rare classes count as much as frequent ones (EPIC-KITCHENS reports k = 5).
 """
 
 _INPUTS = """
 Args:
-    predictions: (B, C), a score for each class; only their order counts.
+    predictions: (B, C), a score for each class; only their order matters.
     references: (B,), the true class of each clip, 0 to C-1.
     k: of `compute`, 5 by default.
 
@@ -30,35 +33,26 @@ Returns:
 
 
 def class_mean_recall(scores: np.ndarray, labels: np.ndarray, k: int = 5) -> float:
-    """Mean over the classes that occur in `labels` (B,) of their recall among the k highest scores (B, C).
-
-    Of equal scores those of the other classes count as higher.
+    """Mean recall at k over the classes in `labels` (B,), from scores (B, C); ties count as wrong.
 
     Raises:
-        ValueError: shapes that do not fit, a class out of range, or scores that are NaN.
+        ValueError: see `is_in_top_k`.
     """
-    scores, labels = np.asarray(scores), np.asarray(labels, np.int64)
-    if scores.ndim != 2 or labels.shape != scores.shape[:1] or not len(labels):
-        raise ValueError(f"scores are {scores.shape} and labels {labels.shape}; expected (B, C) and (B,), B above 0.")
-    if labels.min() < 0 or labels.max() >= scores.shape[1] or np.isnan(scores).any():
-        raise ValueError(f"labels must lie in 0 to {scores.shape[1] - 1} and scores be numbers; got {labels.max()}.")
-    own = np.take_along_axis(scores, labels[:, None], axis=1)
-    found = (scores >= own).sum(axis=1) <= min(k, scores.shape[1])
-    clips = np.bincount(labels)
-    return float((np.bincount(labels, weights=found)[clips > 0] / clips[clips > 0]).mean())
+    labels = np.asarray(labels, np.int64)
+    guesses = np.where(is_in_top_k(scores, labels, k), labels, -1)
+    return float(recall_score(labels, guesses, labels=np.unique(labels), average="macro"))
 
 
 class ClassMeanRecall(evaluate.Metric):
     """The `evaluate` module."""
 
     def _info(self) -> evaluate.MetricInfo:
+        scores = datasets.List(datasets.Value("float64"))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation="",
             inputs_description=_INPUTS,
-            features=datasets.Features(
-                {"predictions": datasets.List(datasets.Value("float64")), "references": datasets.Value("int64")}
-            ),
+            features=datasets.Features({"predictions": scores, "references": datasets.Value("int64")}),
         )
 
     def _compute(self, predictions: Any, references: Any, k: int = 5) -> dict[str, float]:

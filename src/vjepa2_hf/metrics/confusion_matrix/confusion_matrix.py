@@ -1,8 +1,8 @@
-"""Which classes are taken for which: an `evaluate` module that needs nothing from the Hub, and a picture.
+"""Confusion matrix of predicted classes, as an `evaluate` module and as a figure.
 
     metric = evaluate.load("FOLDER_OF_THE_PACKAGE/metrics/confusion_matrix")
     counts = metric.compute(predictions=guesses, references=labels, classes=10)["confusion_matrix"]
-    draw_confusion(counts, names).savefig("confusion.png")
+    plot_confusion_matrix(counts, names).savefig("confusion.png")
 
 Shapes: B clips, C classes.
 """
@@ -13,58 +13,59 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
+import sklearn.metrics
 
 
-_DESCRIPTION = "How many clips of each class (rows) were taken for each class (columns)."
+_DESCRIPTION = "Number of clips of each true class (rows) and predicted class (columns)."
 
 _INPUTS = """
 Args:
-    predictions: (B,), the class that was guessed.
-    references: (B,), the true class.
-    classes: of `compute`: how many there are; by default as many as occur.
+    predictions: (B,), predicted classes.
+    references: (B,), true classes.
+    classes: of `compute`, the number of classes; by default the largest class plus one.
 
 Returns:
     `confusion_matrix`: (C, C) counts as lists.
 """
 
-NAMED_CLASSES = 30  # with more, names would lie on each other
+NAMED_CLASSES = 30  # names of more classes would overlap
 
 
 def confusion_matrix(guesses: np.ndarray, labels: np.ndarray, classes: int | None = None) -> np.ndarray:
-    """Counts int64 (C, C): true class by guessed class; guesses and labels (B,).
+    """Counts int64 (C, C), true class by predicted class; guesses and labels (B,).
 
     Raises:
-        ValueError: shapes that do not fit, or a class out of range.
+        ValueError: shapes do not fit, or a class is out of range.
     """
     guesses, labels = np.asarray(guesses, np.int64), np.asarray(labels, np.int64)
     if guesses.shape != labels.shape or labels.ndim != 1 or not len(labels):
         raise ValueError(f"guesses are {guesses.shape} and labels {labels.shape}; expected (B,) both, B above 0.")
     classes = int(max(guesses.max(), labels.max())) + 1 if classes is None else classes
     if min(guesses.min(), labels.min()) < 0 or max(guesses.max(), labels.max()) >= classes:
-        raise ValueError(f"There are classes outside 0 to {classes - 1} among guesses or labels.")
-    return np.bincount(labels * classes + guesses, minlength=classes**2).reshape(classes, classes)
+        raise ValueError(f"Some classes of guesses or labels lie outside 0 to {classes - 1}.")
+    return sklearn.metrics.confusion_matrix(labels, guesses, labels=range(classes))
 
 
-def draw_confusion(counts: np.ndarray | Sequence, names: Sequence[str] | None = None) -> Any:
-    """A matplotlib figure of counts (C, C), each row as shares of its class.
+def plot_confusion_matrix(counts: np.ndarray | Sequence, names: Sequence[str] | None = None) -> Any:
+    """A matplotlib figure of counts (C, C), each row as fractions of its class.
 
     Args:
-        counts: true class by guessed class.
-        names: of the classes; written beside them where there are at most NAMED_CLASSES.
+        counts: true class by predicted class.
+        names: of the classes; shown for at most NAMED_CLASSES.
     """
     from matplotlib.figure import Figure  # not pyplot: no window, no state
 
     counts = np.asarray(counts, np.float64)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(12.0, 3.0 + 0.35 * len(counts))
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    axes.set(xlabel="taken for", ylabel="is")
+    image = axes.imshow(fractions, vmin=0, vmax=1, cmap="Blues")
+    axes.set(xlabel="predicted class", ylabel="true class")
     if names is not None and len(counts) <= NAMED_CLASSES:
         axes.set_xticks(range(len(counts)), names, rotation=90)
         axes.set_yticks(range(len(counts)), names)
-    figure.colorbar(image, label="share of the class")
+    figure.colorbar(image, label="fraction of the class")
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Mean average precision of several labels a clip: an `evaluate` module that needs nothing from the Hub.
+"""Mean average precision of multi-label predictions, as an `evaluate` module.
 
     metric = evaluate.load("FOLDER_OF_THE_PACKAGE/metrics/mean_average_precision")
     metric.compute(predictions=scores, references=labels)   # {"mean_average_precision": 0.37, "labels": 157}
@@ -11,12 +11,10 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
+from sklearn.metrics import average_precision_score
 
 
-_DESCRIPTION = """
-For each label, clips are ranked by their score, and precision is averaged over the ranks of the clips that have it;
-then the mean over the labels that some clip has. Clips of equal score share one rank.
-"""
+_DESCRIPTION = "scikit-learn's `average_precision_score`, averaged over the labels that occur."
 
 _INPUTS = """
 Args:
@@ -24,47 +22,34 @@ Args:
     references: (B, C), 1 where the clip has the label, else 0.
 
 Returns:
-    `mean_average_precision`, and `labels`, the number of labels it is the mean of.
+    `mean_average_precision`, and `labels`, the number of labels that it averages.
 """
 
 
-def average_precision(scores: np.ndarray, present: np.ndarray) -> float:
-    """The sum over thresholds of (growth of recall) x precision: scores (B,), present (B,) of 0 and 1, some 1."""
-    order = np.argsort(-scores, kind="stable")
-    scores, present = scores[order], present[order]
-    ends = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # of the clips that share a score
-    found = np.cumsum(present)[ends]
-    return float((np.diff(found, prepend=0) * found / (ends + 1)).sum() / found[-1])
-
-
 def average_precisions(scores: np.ndarray, labels: np.ndarray) -> list[float]:
-    """Average precision of each label that some clip has; scores and labels (B, C).
+    """Average precision of each label that occurs; scores and labels (B, C).
 
     Raises:
-        ValueError: shapes that do not fit, labels other than 0 and 1 or all 0, or scores that are NaN.
+        ValueError: shapes do not fit, labels are not 0 or 1 or all 0, or scores are NaN.
     """
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
     if scores.ndim != 2 or labels.shape != scores.shape:
         raise ValueError(f"scores are {scores.shape} and labels {labels.shape}; expected (B, C) both.")
     if not np.isin(labels, (0, 1)).all() or not labels.any() or np.isnan(scores).any():
-        raise ValueError("labels must be 0 or 1, some of them 1, and scores numbers.")
-    return [average_precision(scores[:, i], labels[:, i]) for i in range(labels.shape[1]) if labels[:, i].any()]
+        raise ValueError("labels must be 0 or 1, some of them 1, and scores must be numbers.")
+    return [float(average_precision_score(labels[:, i], scores[:, i])) for i in np.flatnonzero(labels.any(axis=0))]
 
 
 class MeanAveragePrecision(evaluate.Metric):
     """The `evaluate` module."""
 
     def _info(self) -> evaluate.MetricInfo:
+        scores, labels = (datasets.List(datasets.Value(kind)) for kind in ("float64", "int64"))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation="",
             inputs_description=_INPUTS,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.List(datasets.Value("float64")),
-                    "references": datasets.List(datasets.Value("int64")),
-                }
-            ),
+            features=datasets.Features({"predictions": scores, "references": labels}),
         )
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
