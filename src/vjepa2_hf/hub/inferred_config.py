@@ -76,7 +76,13 @@ def published_config(
     own, of_encoder = split_settings(settings, config_class)
     given = {**own, **of_encoder}
     if part is None:
-        _check_width(file, encoder_config.hidden_size)
+        name = ("probe", "linear.weight") if file.kind == "probe" else ("predictor", "predictor_embed.weight")
+        wanted = file.parts[name[0]][name[1]].shape[-1]
+        if wanted != encoder_config.hidden_size:
+            raise ValueError(
+                f"{file.path} is for an encoder of hidden_size {wanted}; the given one has "
+                f"{encoder_config.hidden_size}: give --encoder the one that it was trained on."
+            )
     encoder = InferredConfig() if part is None else infer_encoder(file, part, given)
     head = infer_head(file)
     missing = [name for name in encoder.missing + head.missing if name not in given]
@@ -96,16 +102,6 @@ def published_config(
     if "id2label" in own:
         del head_fields["num_labels"]  # follows from the labels
     return config_class(encoder_config={**encoder_fields, **of_encoder}, **head_fields)
-
-
-def _check_width(file: PublishedFile, width: int) -> None:
-    part, name = ("probe", "linear.weight") if file.kind == "probe" else ("predictor", "predictor_embed.weight")
-    wanted = file.parts[part][name].shape[-1]
-    if wanted != width:
-        raise ValueError(
-            f"{file.path} is for an encoder of hidden_size {wanted}; the given one has {width}: give --encoder the "
-            "one that it was trained on."
-        )
 
 
 def split_settings(settings: Mapping[str, Any], config_class: type) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -109,8 +109,7 @@ def write_model_card(
     if getattr(model, "_hf_peft_config_loaded", False):
         logger.info("no model card in %s: it holds an adapter, and a card describes a model", folder)
         return None
-    card = build_model_card(model, folder, load_from, sizes, _metadata(path))
-    path.write_text(str(card), encoding="utf-8")
+    path.write_text(str(build_model_card(model, folder, load_from, sizes, _metadata(path))), encoding="utf-8")
     return path
 
 

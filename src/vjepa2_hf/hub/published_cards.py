@@ -14,34 +14,26 @@ from ..modeling_world_model import VJepa2WorldModel
 from .model_card import CardFacts, build_model_card
 
 
-_CLASSIFIER = {"num_labels": 174}  # of Something-Something v2
-# File of the card -> class, preset, title, published file and Hub id, fields of the config that differ from the preset
+_CLASSES = {
+    "encoder and predictor": VJepa2ForMaskedLatentPrediction,
+    "classifier of Something-Something v2": VJepa2ForVideoClassification,
+    "world model": VJepa2WorldModel,
+}
+_SSV2 = {"num_labels": 174}
+# Card -> backbone, preset, part, published file, name on the Hub, fields of the config that differ from the preset
 _RELEASED = {
-    "vjepa2_large.md": (
-        VJepa2ForMaskedLatentPrediction, "large", "V-JEPA 2 ViT-L, converted: encoder and predictor",
-        "`vitl.pt`, or `facebook/vjepa2-vitl-fpc64-256` of transformers", {},
+    "vjepa2_large": ("ViT-L", "large", "encoder and predictor", "vitl.pt", "vitl-fpc64-256", {}),
+    "vjepa2_huge": ("ViT-H", "huge", "encoder and predictor", "vith.pt", "vith-fpc64-256", {}),
+    "vjepa2_giant": ("ViT-g", "giant", "encoder and predictor", "vitg.pt", "vitg-fpc64-256", {}),
+    "vjepa2_large_classifier": (
+        "ViT-L", "large", "classifier of Something-Something v2", "ssv2-vitl-16x2x3.pt", "vitl-fpc16-256-ssv2",
+        {**_SSV2, "encoder_config": {"frames_per_clip": 16}},
     ),
-    "vjepa2_huge.md": (
-        VJepa2ForMaskedLatentPrediction, "huge", "V-JEPA 2 ViT-H, converted: encoder and predictor",
-        "`vith.pt`, or `facebook/vjepa2-vith-fpc64-256` of transformers", {},
+    "vjepa2_giant_classifier": (
+        "ViT-g", "giant", "classifier of Something-Something v2", "ssv2-vitg-384-64x2x3.pt", "vitg-fpc64-384-ssv2",
+        {**_SSV2, "encoder_config": {"crop_size": 384}},
     ),
-    "vjepa2_giant.md": (
-        VJepa2ForMaskedLatentPrediction, "giant", "V-JEPA 2 ViT-g, converted: encoder and predictor",
-        "`vitg.pt`, or `facebook/vjepa2-vitg-fpc64-256` of transformers", {},
-    ),
-    "vjepa2_large_classifier.md": (
-        VJepa2ForVideoClassification, "large", "V-JEPA 2 ViT-L, converted: classifier of Something-Something v2",
-        "`ssv2-vitl-16x2x3.pt` (with `--encoder`), or `facebook/vjepa2-vitl-fpc16-256-ssv2` of transformers",
-        {**_CLASSIFIER, "encoder_config": {"frames_per_clip": 16}},
-    ),
-    "vjepa2_giant_classifier.md": (
-        VJepa2ForVideoClassification, "giant", "V-JEPA 2 ViT-g, converted: classifier of Something-Something v2",
-        "`ssv2-vitg-384-64x2x3.pt` (with `--encoder`), or `facebook/vjepa2-vitg-fpc64-384-ssv2` of transformers",
-        {**_CLASSIFIER, "encoder_config": {"crop_size": 384}},
-    ),
-    "vjepa2_ac_giant.md": (
-        VJepa2WorldModel, "giant", "V-JEPA 2-AC ViT-g, converted: world model", "`vjepa2-ac-vitg.pt`", {},
-    ),
+    "vjepa2_ac_giant": ("ViT-g", "giant", "world model", "vjepa2-ac-vitg.pt", None, {}),
 }  # fmt: skip
 
 
@@ -51,11 +43,15 @@ def published_cards() -> dict[str, str]:
     They hold facts of configs and of models on the meta device; released weights are not used.
     """
     cards = {}
-    for file, (model_class, preset, title, source, fields) in _RELEASED.items():
+    for card, (backbone, preset, part, file, hub_name, fields) in _RELEASED.items():
+        model_class = _CLASSES[part]
         with torch.device("meta"):
             model = model_class(model_class.config_class.from_preset(preset, **fields))
+        title = f"V-JEPA 2{'-AC' if part == 'world model' else ''} {backbone}, converted: {part}"
+        source = f"`{file}`" + (" (with `--encoder`)" if model_class is VJepa2ForVideoClassification else "")
+        source += f", or `facebook/vjepa2-{hub_name}` of transformers" if hub_name else ""
         model.card_facts = CardFacts(source=source, title=title)
-        cards[file] = str(build_model_card(model, load_from="OUT_DIR", published=True))
+        cards[f"{card}.md"] = str(build_model_card(model, load_from="OUT_DIR", published=True))
     return cards
 
 
