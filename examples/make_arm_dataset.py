@@ -3,17 +3,17 @@
     python examples/make_arm_dataset.py runs/franka/train --episodes 400
     python examples/make_arm_dataset.py runs/franka/held_out --episodes 40 --seed 1
 
-A hand moves over a table, seen from above by one camera (`observation.images.above`) at 4 frames a second. It goes
-towards places that are drawn within the workspace, one after the other, at most 5 cm a step in each direction, turns a
-little and opens or closes its gripper on the way.
+A hand moves over a table, seen from above by one camera (`observation.images.above`) at 4 frames per second. It moves
+toward random targets in the workspace, at most 5 cm per step in each direction, turns a little, and opens or closes
+its gripper on the way.
 
     observation.state   (7,) x, y, z (m), extrinsic Euler angles xyz (rad), gripper (0 open, 1 closed)
-    action              (7,) what leads from a state to the next one: Δxyz (m), Euler angles of the rotation that is
-                        applied on the left (rad), Δgripper; `vjepa2_hf.pose.move_pose` gives the next state
+    action              (7,) change from a state to the next one: Δxyz (m), Euler angles of the rotation applied on
+                        the left (rad), Δgripper; `vjepa2_hf.pose.move_pose` computes the next state
 
-The picture: a disc that is larger the nearer the hand is to the camera, its shadow on the table, a bar across the disc
-along the hand's own x axis, and two fingers on the hand's y axis, apart by how far the gripper is open. The same
-arguments write the same dataset.
+The image shows a disc (larger when the hand is closer to the camera), its shadow on the table, a bar along the hand's
+x axis, and two fingers on the hand's y axis, whose distance is the opening of the gripper. The same arguments write
+the same dataset.
 """
 
 import argparse
@@ -39,83 +39,83 @@ TASK = "move over the table"
 FRAMES_PER_SECOND = 4
 LOW, HIGH = np.array([0.3, -0.2, 0.1]), np.array([0.7, 0.2, 0.4])  # m, the workspace of the hand
 MAX_STEP = 0.05  # m in each direction and step
-MAX_TURN = 0.05  # rad a step, deviation of the turn about each axis
-GRIPPER_STEP = 0.25  # of the way between open and closed, a step
+MAX_TURN = 0.05  # rad per step, standard deviation of the turn about each axis
+GRIPPER_STEP = 0.25  # largest change per step; 1 is from open to closed
 CAMERA_HEIGHT = 0.8  # m above the table
-FOCAL_LENGTH = 50 / 64  # of the picture's side
+FOCAL_LENGTH = 50 / 64  # of the image side
 HAND_RADIUS = 0.07  # m
 NAMES = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
 
 
-def draw_path(rng: np.random.Generator, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """States (length, 7) and the actions (length, 7) taken in them; the last one leads out of the episode."""
+def sample_path(rng: np.random.Generator, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """States (length, 7) and actions (length, 7); the last action leads beyond the episode."""
     angles = rng.uniform([-0.2, -0.2, -1.0], [0.2, 0.2, 1.0])
     state = torch.tensor([*rng.uniform(LOW, HIGH), *angles, float(rng.integers(2))], dtype=torch.float32)
-    states, actions, place, gripper = [], [], rng.uniform(LOW, HIGH), float(rng.integers(2))
+    states, actions, target, gripper = [], [], rng.uniform(LOW, HIGH), float(rng.integers(2))
     for _ in range(length):
-        if np.abs(place - state[:3].numpy()).max() < MAX_STEP:
-            place, gripper = rng.uniform(LOW, HIGH), float(rng.integers(2))
-        wanted = (place - state[:3].numpy()) * rng.uniform(0.2, 0.6) + rng.normal(0, 0.01, 3)
+        if np.abs(target - state[:3].numpy()).max() < MAX_STEP:
+            target, gripper = rng.uniform(LOW, HIGH), float(rng.integers(2))
+        wanted = (target - state[:3].numpy()) * rng.uniform(0.2, 0.6) + rng.normal(0, 0.01, 3)
         turn = rng.normal(0, MAX_TURN, 3)
         grip = np.clip(gripper - state[6].item(), -GRIPPER_STEP, GRIPPER_STEP)
         command = [*np.clip(wanted, -MAX_STEP, MAX_STEP), *turn, grip]
         following = move_pose(state, torch.tensor(command, dtype=torch.float32))
         states.append(state)
-        actions.append(pose_difference(state, following))  # what happened, as DROID's actions are made from its states
+        actions.append(pose_difference(state, following))  # the executed motion, as in DROID
         state = following
     return torch.stack(states), torch.stack(actions)
 
 
-def draw_frame(state: np.ndarray, size: int) -> np.ndarray:
-    """The picture uint8 (size, size, 3) of a state (7,)."""
+def render_frame(state: np.ndarray, size: int) -> np.ndarray:
+    """The image uint8 (size, size, 3) of a state (7,)."""
     grid = np.stack(np.meshgrid(np.arange(size), np.arange(size), indexing="ij"), axis=-1) + 0.5
     table = 0.62 + 0.06 * np.sin(grid[..., :1] * 24 / size) * np.sin(grid[..., 1:] * 24 / size)
-    picture = table * np.array([0.9, 0.8, 0.65])
+    image = table * np.array([0.9, 0.8, 0.65])
     shadow, _ = _seen(np.array([state[0] + 0.2 * state[2], state[1] + 0.2 * state[2], 0.0]), size)
     hand, pixels = _seen(state[:3], size)
-    picture = _over(picture, _disc(grid, shadow, HAND_RADIUS * FOCAL_LENGTH / CAMERA_HEIGHT * size), (0.3, 0.27, 0.22))
-    picture = _over(picture, _disc(grid, hand, HAND_RADIUS * pixels), (0.2, 0.35, 0.8))
+    image = _over(image, _disc(grid, shadow, HAND_RADIUS * FOCAL_LENGTH / CAMERA_HEIGHT * size), (0.3, 0.27, 0.22))
+    image = _over(image, _disc(grid, hand, HAND_RADIUS * pixels), (0.2, 0.35, 0.8))
     axes = rotation_from_euler(torch.from_numpy(state[3:6].astype(np.float64))).numpy()[:2, :2].T
-    ahead, beside = (axis * pixels for axis in axes)  # pixels a metre along the hand's x and y axis, as seen
+    ahead, beside = (axis * pixels for axis in axes)  # pixels per meter along the hand's x and y axes
     bar = _segment(grid, hand - 0.9 * HAND_RADIUS * ahead, hand + 0.9 * HAND_RADIUS * ahead, 0.014 * pixels)
-    picture = _over(picture, bar, (0.95, 0.95, 0.95))
+    image = _over(image, bar, (0.95, 0.95, 0.95))
     apart = (0.025 + 0.05 * (1 - state[6])) * beside
     for finger in (hand + 0.1 * ahead + apart, hand + 0.1 * ahead - apart):
-        picture = _over(picture, _disc(grid, finger, 0.025 * pixels), (0.85, 0.2, 0.15))
-    return (255 * picture.clip(0, 1) + 0.5).astype(np.uint8)
+        image = _over(image, _disc(grid, finger, 0.025 * pixels), (0.85, 0.2, 0.15))
+    return (255 * image.clip(0, 1) + 0.5).astype(np.uint8)
 
 
 def _seen(position: np.ndarray, size: int) -> tuple[np.ndarray, float]:
-    """Row and column of a point x, y, z in the picture, and how many pixels a metre has there."""
+    """Row and column of a point x, y, z in the image, and pixels per meter at its height."""
     pixels = FOCAL_LENGTH * size / (CAMERA_HEIGHT - position[2])
     middle = (LOW + HIGH)[:2] / 2
     return size / 2 + pixels * (position[:2] - middle), pixels
 
 
-def _disc(grid: np.ndarray, centre: np.ndarray, radius: float) -> np.ndarray:
-    """How much of each pixel a disc covers (size, size, 1), with soft edges, so that parts of a pixel count."""
-    return (radius + 0.5 - np.linalg.norm(grid - centre, axis=-1, keepdims=True)).clip(0, 1)
+def _disc(grid: np.ndarray, center: np.ndarray, radius: float) -> np.ndarray:
+    """Fraction of each pixel that a disc covers, (size, size, 1), with soft edges."""
+    return (radius + 0.5 - np.linalg.norm(grid - center, axis=-1, keepdims=True)).clip(0, 1)
 
 
 def _segment(grid: np.ndarray, start: np.ndarray, end: np.ndarray, radius: float) -> np.ndarray:
-    """As `_disc`, of a line with round ends."""
+    """Like `_disc`, for a line with round ends."""
     along = end - start
-    share = ((grid - start) @ along / max(along @ along, 1e-9)).clip(0, 1)
-    return _disc(grid, start + share[..., None] * along, radius)
+    fraction = ((grid - start) @ along / max(along @ along, 1e-9)).clip(0, 1)
+    return _disc(grid, start + fraction[..., None] * along, radius)
 
 
-def _over(picture: np.ndarray, cover: np.ndarray, colour: tuple[float, float, float]) -> np.ndarray:
-    return picture * (1 - cover) + cover * np.array(colour)
+def _over(image: np.ndarray, cover: np.ndarray, color: tuple[float, float, float]) -> np.ndarray:
+    return image * (1 - cover) + cover * np.array(color)
 
 
 def write_dataset(folder: Path, episodes: int, length: int, size: int, seed: int) -> None:
-    """The files of a LeRobot v3 dataset, with a video file an episode."""
+    """The files of a LeRobot v3 dataset, with one video file per episode."""
     rows: dict[str, list[Any]] = {name: [] for name in ("observation.state", "action", "timestamp", "frame_index")}
     for number in tqdm(range(episodes), desc="arm episodes"):
-        states, actions = draw_path(np.random.default_rng([seed, number]), length)
+        states, actions = sample_path(np.random.default_rng([seed, number]), length)
         path = folder / _video_path(number)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode_video((draw_frame(state, size) for state in states.numpy()), FRAMES_PER_SECOND))
+        path.write_bytes(encode_video((render_frame(state, size) for state in states.numpy()), FRAMES_PER_SECOND))
         rows["observation.state"] += states.tolist()
         rows["action"] += actions.tolist()
         rows["timestamp"] += [frame / FRAMES_PER_SECOND for frame in range(length)]
@@ -132,15 +132,15 @@ def write_dataset(folder: Path, episodes: int, length: int, size: int, seed: int
     }
     _write_table(folder / "data/chunk-000/file-000.parquet", columns)
     _write_table(folder / "meta/episodes/chunk-000/file-000.parquet", _episode_columns(episodes, length))
-    pd.DataFrame({"task_index": [0]}, index=[TASK]).to_parquet(folder / "meta/tasks.parquet")  # as LeRobot looks it up
+    pd.DataFrame({"task_index": [0]}, index=[TASK]).to_parquet(folder / "meta/tasks.parquet")  # LeRobot's layout
     (folder / "meta/info.json").write_text(json.dumps(_info(episodes, length, size), indent=1), encoding="utf-8")
 
 
-FILES_A_CHUNK = 1000
+FILES_PER_CHUNK = 1000
 
 
 def _video_path(number: int) -> str:
-    return f"videos/{CAMERA}/chunk-{number // FILES_A_CHUNK:03d}/file-{number % FILES_A_CHUNK:03d}.mp4"
+    return f"videos/{CAMERA}/chunk-{number // FILES_PER_CHUNK:03d}/file-{number % FILES_PER_CHUNK:03d}.mp4"
 
 
 def _write_table(path: Path, columns: dict[str, Any]) -> None:
@@ -149,7 +149,7 @@ def _write_table(path: Path, columns: dict[str, Any]) -> None:
 
 
 def _episode_columns(episodes: int, length: int) -> dict[str, Any]:
-    """`meta/episodes`: where the data and the video of each episode lie."""
+    """`meta/episodes`: the location of the data and the video of each episode."""
     numbers, zeros = np.arange(episodes), np.zeros(episodes, np.int64)
     return {
         "episode_index": numbers,
@@ -159,8 +159,8 @@ def _episode_columns(episodes: int, length: int) -> dict[str, Any]:
         "data/file_index": zeros,
         "dataset_from_index": numbers * length,
         "dataset_to_index": (numbers + 1) * length,
-        f"videos/{CAMERA}/chunk_index": numbers // FILES_A_CHUNK,
-        f"videos/{CAMERA}/file_index": numbers % FILES_A_CHUNK,
+        f"videos/{CAMERA}/chunk_index": numbers // FILES_PER_CHUNK,
+        f"videos/{CAMERA}/file_index": numbers % FILES_PER_CHUNK,
         f"videos/{CAMERA}/from_timestamp": np.zeros(episodes),
         f"videos/{CAMERA}/to_timestamp": np.full(episodes, length / FRAMES_PER_SECOND),
         "meta/episodes/chunk_index": zeros,
@@ -184,7 +184,7 @@ def _info(episodes: int, length: int, size: int) -> dict[str, Any]:
         "total_episodes": episodes,
         "total_frames": episodes * length,
         "total_tasks": 1,
-        "chunks_size": FILES_A_CHUNK,
+        "chunks_size": FILES_PER_CHUNK,
         "data_files_size_in_mb": 100,
         "video_files_size_in_mb": 200,
         "fps": FRAMES_PER_SECOND,
@@ -200,8 +200,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="folder to write; it must not exist or be empty")
     parser.add_argument("--episodes", default=400, type=int, help="number of episodes (default 400)")
-    parser.add_argument("--length", default=24, type=int, help="frames of an episode (default 24, 6 seconds)")
-    parser.add_argument("--size", default=64, type=int, help="height and width of the pictures in pixels (default 64)")
+    parser.add_argument("--length", default=24, type=int, help="frames per episode (default 24, 6 seconds)")
+    parser.add_argument("--size", default=64, type=int, help="height and width of the images in pixels (default 64)")
     parser.add_argument("--seed", default=0, type=int, help="same seed, same episodes (default 0)")
     options = parser.parse_args(arguments)
     for name, least in (("episodes", 1), ("length", 2), ("size", 16), ("seed", 0)):

@@ -1,11 +1,11 @@
-"""Turns a folder of video files, of any size and codec, into parquet shards for training.
+"""Converts a folder of video files, of any size and codec, to parquet shards for training.
 
     python examples/make_video_shards.py SOURCE_DIR OUT_DIR [--height 256] [--num_proc 2]
 
 The folder is searched recursively. Each video is re-encoded (h264, `--height` pixels high, a key frame every 12
-frames, no sound) into a row with `video`, `path`, `fps`, `num_frames`, and `label` when every video lies in one of
-several class folders. Rows are in a random order that `--seed` sets. Files that do not decode, or not encode, are left
-out and listed in OUT_DIR/skipped.txt. OUT_DIR appears when all is written; a run that was killed leaves no half of it.
+frames, no sound) into a row with `video`, `path`, `fps` and `num_frames`. If every video lies in one of several class
+folders, the row has a `label`. `--seed` determines the random order of rows. Unreadable files are listed in
+OUT_DIR/skipped.txt. OUT_DIR appears only when it is complete.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ logger = logging.getLogger("make_video_shards")
 
 
 def class_names(source_dir: Path, files: list[Path]) -> list[str] | None:
-    """The class folders, if every video lies in one and there are several."""
+    """The class folders, if there are several and every video lies in one."""
     parts = [path.relative_to(source_dir).parts for path in files]
     names = sorted({part[0] for part in parts})
     return names if len(names) > 1 and all(len(part) > 1 for part in parts) else None
 
 
 def transcode(job: tuple[Path, int]) -> tuple[Path, tuple[bytes, int, float] | None, str]:
-    """One file: path, (mp4, frames, fps) or None, and why it was left out."""
+    """One file: path, (mp4, frames, fps) or None, and the reason for skipping it."""
     path, height = job
     try:
         return path, transcode_video(path, height=height), ""
-    except av.FFmpegError as error:  # the reader's own are VideoDecodeErrors
-        reason = f"it does not encode at a height of {height} pixels ({error})"
+    except av.FFmpegError as error:  # of encoding; decoding raises VideoDecodeError
+        reason = f"it cannot be encoded at a height of {height} pixels ({error})"
     except (VideoDecodeError, OSError) as error:
         reason = str(error)
     return path, None, " ".join(reason.split())
 
 
 def run_in_order(jobs: list, num_proc: int) -> Iterator:
-    """`transcode` over the jobs, in order, in several processes; few results wait at a time, so memory is bounded."""
+    """Runs `transcode` on the jobs in several processes, in order, with few results in memory."""
     if num_proc == 1 or len(jobs) == 1:
         yield from map(transcode, jobs)
         return
@@ -72,7 +72,7 @@ def run_in_order(jobs: list, num_proc: int) -> Iterator:
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
-            raise OSError("A worker process died, perhaps for want of memory; try a smaller --num_proc.") from error
+            raise OSError("A worker process died, perhaps out of memory; try a smaller --num_proc.") from error
         finally:
             for future in waiting:
                 future.cancel()
@@ -81,7 +81,7 @@ def run_in_order(jobs: list, num_proc: int) -> Iterator:
 def make_rows(
     results: Iterable, source_dir: Path, classes: list[str] | None, skipped: dict[str, str]
 ) -> Iterator[dict]:
-    """Rows of the videos that decoded; the others go into `skipped`."""
+    """Rows of the readable videos; reasons for the others go into `skipped`."""
     for path, encoded, reason in results:
         name = path.relative_to(source_dir)
         if encoded is None:
@@ -96,7 +96,7 @@ def make_rows(
 def make_shards(args: argparse.Namespace) -> None:
     source_dir = args.source_dir
     files = find_videos(source_dir)
-    # Neighbours in a folder resemble each other; a stream reads rows in the order written here.
+    # Files in a folder are similar, and a stream reads rows in the order written here
     files = [files[i] for i in np.random.default_rng(args.seed).permutation(len(files))]
     classes = class_names(source_dir, files)
     features = {
@@ -115,7 +115,7 @@ def make_shards(args: argparse.Namespace) -> None:
         if not count:
             name, reason = next(iter(skipped.items()))
             raise ValueError(
-                f"None of the {len(files)} files in {str(source_dir)!r} could be taken, e.g. {name}: {reason}"
+                f"None of the {len(files)} files in {str(source_dir)!r} is readable, e.g. {name}: {reason}"
             )
         lines = [f"{name}\t{reason}\n" for name, reason in sorted(skipped.items())]
         (folder / "skipped.txt").write_text("".join(lines), encoding="utf-8")
@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("out_dir", type=Path, help="new folder for the shards")
     parser.add_argument("--height", type=int, default=256, help="of the stored videos, in pixels, even (default: 256)")
     parser.add_argument("--num_proc", type=int, default=2, help="processes (default: 2)")
-    parser.add_argument("--num_shards", type=int, default=16, help="at most so many files (default: 16)")
+    parser.add_argument("--num_shards", type=int, default=16, help="maximum number of files (default: 16)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the rows (default: 0)")
     args = parser.parse_args(arguments)
     for name in ("height", "num_proc", "num_shards"):

@@ -4,20 +4,19 @@
     python examples/record_moving_digits.py --output runs/digits/test --split test --videos 1000 --frames 8
     python examples/record_moving_digits.py --output runs/turns --split train --videos 1500 --frames 8 --two_motions
 
-The digits are scikit-learn's 1797 scans of 8 x 8 pixels; `train` takes the first 1297, `test` the last 500, so that no
-scan is in both. A row is a video: `video` (h264 mp4, 64 x 64), `fps`, `digit` (0 to 9), `direction` (0 to 7: the
-heading of the first frames in steps of 45 degrees, 0 to the right, 2 down), `place` (0 to 15: in which of 4 x 4 fields
-it is in the last frame, row by row). A digit moves straight for
-`STRAIGHT_FRAMES` frames, around a place that is drawn alike for all directions, so that only the order of the frames
-tells the direction; later it bounces. The same arguments record the same videos.
+The digits are scikit-learn's 1797 scans of 8 x 8 pixels; `train` takes the first 1297, `test` the last 500. A row is a
+video: `video` (h264 mp4, 64 x 64), `fps`, `digit` (0 to 9), `direction` (0 to 7: the heading of the first frames in
+steps of 45 degrees; 0 is right, 2 is down), `place` (0 to 15: the digit's cell of a 4 x 4 grid in the last frame).
+A digit moves straight for `STRAIGHT_FRAMES` frames and then bounces. The center of the straight
+path has the same distribution for all directions, so that only the order of frames shows the direction. The same
+arguments record the same videos.
 
-`--speed 2` moves the digits twice as fast, the same digits in the same directions: what a video played at double speed
-shows. (Above 1 they lie nearer to the middle, where there is room for a straight path; at 2, the ends of the longest
-are reflected, by at most a pixel.)
+`--speed 2` moves the same digits twice as fast in the same directions, like a video at double speed. (Straight paths
+are then longer and lie closer to the middle; at 2, the ends of the longest are reflected by up to a pixel.)
 
 With `--two_motions` a digit moves along one axis for half of the video and along the other for the rest, and
-`first_motion` takes the place of `direction`: 0 if it moves sideways first, 1 if up or down first. A path of the one
-kind, played backwards, is one of the other: without their order, the frames tell nothing.
+`first_motion` replaces `direction`: 0 if it first moves sideways, 1 if it first moves up or down. A path of one kind,
+played backward, is one of the other kind, so that only the order of frames distinguishes them.
 """
 
 import argparse
@@ -37,9 +36,9 @@ from vjepa2_hf.training.settings import exit_on_user_error
 IMAGE_SIZE = 64  # pixels, height and width of a video
 DIGIT_SIZE = 24  # pixels, height and width of a digit
 DIRECTIONS = 8
-SPEED = (1.5, 3.0)  # pixels a frame, lowest and highest
+SPEED = (1.5, 3.0)  # range in pixels per frame
 MAX_SPEED = 2.0  # of --speed
-FIELDS = 4  # `place` is one of 4 x 4
+CELLS = 4  # `place` is one of 4 x 4 cells
 STRAIGHT_FRAMES = 8  # frames without a bounce at the start: `direction` holds for them
 TRAIN_DIGITS = 1297  # of 1797
 FRAMES_PER_SECOND = 10.0
@@ -57,7 +56,7 @@ def enlarge(digit: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """A digit (8, 8) with values 0 to 16 as brightness 0 to 1 on a canvas (64, 64), bilinear.
 
     Args:
-        offset: (2,) x and y of the digit's top left corner in pixels; parts of a pixel count.
+        offset: (2,) x and y of the digit's top left corner in pixels, with subpixel accuracy.
     """
     padded = np.pad(digit / 16, 1)
     scale = DIGIT_SIZE / len(digit)
@@ -69,11 +68,11 @@ def enlarge(digit: np.ndarray, offset: np.ndarray) -> np.ndarray:
     return weights[1] @ padded @ weights[0].T
 
 
-def draw_path(rng: np.random.Generator, frames: int, direction: int, speed: float = 1.0) -> np.ndarray:
+def sample_path(rng: np.random.Generator, frames: int, direction: int, speed: float = 1.0) -> np.ndarray:
     """Offsets (frames, 2) of a digit that starts in `direction`, straight at first, and bounces off the edges.
 
     Args:
-        speed: its velocity is so many times what it would be at 1.
+        speed: factor of its velocity.
     """
     angle = direction * 2 * np.pi / DIRECTIONS
     velocity = speed * rng.uniform(*SPEED) * np.array([np.cos(angle), np.sin(angle)])
@@ -84,12 +83,12 @@ def draw_path(rng: np.random.Generator, frames: int, direction: int, speed: floa
     return room - np.abs(position % (2 * room) - room)  # reflected at 0 and at `room`
 
 
-def draw_turn(rng: np.random.Generator, frames: int, first_motion: int) -> np.ndarray:
-    """Offsets (frames, 2) of a digit that moves sideways, then up or down (0), or such a path backwards (1)."""
+def sample_turn(rng: np.random.Generator, frames: int, first_motion: int) -> np.ndarray:
+    """Offsets (frames, 2) of a digit that moves sideways, then up or down (0), or the reverse of such a path (1)."""
     room = IMAGE_SIZE - DIGIT_SIZE
     steps = np.zeros((frames, 2))
     half = frames // 2
-    longest = room / max(half, frames - half)  # pixels a frame, so that the path stays inside
+    longest = room / max(half, frames - half)  # pixels per frame, so that the path stays inside
     for axis, part in enumerate((slice(1, half + 1), slice(half + 1, None))):
         speed = rng.uniform(SPEED[0], max(SPEED[0], min(SPEED[1], longest)))
         steps[part, axis] = rng.choice([-1, 1]) * min(speed, longest)
@@ -98,13 +97,13 @@ def draw_turn(rng: np.random.Generator, frames: int, first_motion: int) -> np.nd
     return path[::-1] if first_motion else path
 
 
-def find_place(offset: np.ndarray) -> int:
-    """The field, 0 to 15, of a digit at an offset (2,)."""
-    column, row = np.clip(offset / (IMAGE_SIZE - DIGIT_SIZE) * FIELDS, 0, FIELDS - 1).astype(int)
-    return int(row * FIELDS + column)
+def find_cell(offset: np.ndarray) -> int:
+    """The cell, 0 to 15, of a digit at an offset (2,)."""
+    column, row = np.clip(offset / (IMAGE_SIZE - DIGIT_SIZE) * CELLS, 0, CELLS - 1).astype(int)
+    return int(row * CELLS + column)
 
 
-def draw_video(digit: np.ndarray, path: np.ndarray) -> np.ndarray:
+def render_video(digit: np.ndarray, path: np.ndarray) -> np.ndarray:
     """A video (frames, 64, 64, 3) uint8 of a white digit on black that follows a path (frames, 2)."""
     brightness = np.stack([enlarge(digit, offset) for offset in path])
     return np.repeat((255 * brightness + 0.5).astype(np.uint8)[..., None], 3, axis=-1)
@@ -113,7 +112,7 @@ def draw_video(digit: np.ndarray, path: np.ndarray) -> np.ndarray:
 def record_videos(
     split: str, videos: int, frames: int, seed: int, two_motions: bool = False, speed: float = 1.0
 ) -> Iterator[dict[str, Any]]:
-    """The rows of videos 0 .. videos - 1; each depends on the seed and its number alone."""
+    """The rows of videos 0 .. videos - 1; each depends only on the seed and its number."""
     digits = load_digits()
     chosen = slice(0, TRAIN_DIGITS) if split == "train" else slice(TRAIN_DIGITS, None)
     images, names = digits.images[chosen], digits.target[chosen]
@@ -121,14 +120,14 @@ def record_videos(
         rng = np.random.default_rng([seed, number])
         index = int(rng.integers(len(images)))
         motion = int(rng.integers(2 if two_motions else DIRECTIONS))
-        path = draw_turn(rng, frames, motion) if two_motions else draw_path(rng, frames, motion, speed)
-        video = draw_video(images[index], path)
+        path = sample_turn(rng, frames, motion) if two_motions else sample_path(rng, frames, motion, speed)
+        video = render_video(images[index], path)
         data = encode_video(video, fps=FRAMES_PER_SECOND, preset="ultrafast")
         yield {
             "video": {"bytes": data, "path": f"{split}-{seed}-{number:06d}.mp4"},
             "fps": FRAMES_PER_SECOND,
             "digit": int(names[index]),
-            "place": find_place(path[-1]),
+            "place": find_cell(path[-1]),
             MOTIONS[two_motions]: motion,
         }
 
@@ -139,11 +138,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", required=True, help="folder to write; it must not exist or be empty")
     parser.add_argument("--split", required=True, choices=["train", "test"], help="which digits")
     parser.add_argument("--videos", required=True, type=int, help="number of videos")
-    parser.add_argument("--frames", default=24, type=int, help="frames of a video (default 24)")
+    parser.add_argument("--frames", default=24, type=int, help="frames per video (default 24)")
     parser.add_argument("--seed", default=0, type=int, help="same seed, same videos (default 0)")
     parser.add_argument("--num_shards", default=8, type=int, help="parquet files (default 8)")
-    parser.add_argument("--two_motions", action="store_true", help="two motions, and which came first")
-    parser.add_argument("--speed", default=1.0, type=float, help="how many times faster digits move (default 1)")
+    parser.add_argument("--two_motions", action="store_true", help="record two motions, labeled by their order")
+    parser.add_argument("--speed", default=1.0, type=float, help="factor of the digits' speed (default 1)")
     options = parser.parse_args(arguments)
     least_frames = 4 if options.two_motions else 1
     for name, least in (("videos", 1), ("frames", least_frames), ("num_shards", 1), ("seed", 0)):

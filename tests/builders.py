@@ -28,6 +28,7 @@ from vjepa2_hf import (
     VJepa2WorldModel,
     VJepa2WorldModelConfig,
 )
+from vjepa2_hf.data.feature_cache import CacheWriter, finish_cache
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.hub.published_format import from_published_names
@@ -336,3 +337,23 @@ def train_tiny_run(run, model, optimizer, steps) -> None:
         optimizer.step()
         optimizer.zero_grad()
         run.log({"step": step, "loss": loss.detach()})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Caches of features
+# ---------------------------------------------------------------------------------------------------------------------
+def cached_episode(number: int, length: int) -> dict[str, torch.Tensor]:
+    """Frame t of episode e is the number 100 e + t, and the action that leads from t to t + 1 is that plus a half."""
+    frames = 100.0 * number + torch.arange(length)
+    return {"latents": frames.view(-1, 1, 1), "actions": frames[:-1].unsqueeze(1) + 0.5}
+
+
+def write_cache(folder, lengths: dict[str, int], part_bytes: int = 2**20, ranks: int = 1):
+    """Episodes by id and length, dealt to several writers; the number in an id is the episode's."""
+    for rank in range(ranks):
+        writer = CacheWriter(folder, rank, part_bytes)
+        for name in list(lengths)[rank::ranks]:
+            writer.add(name, 10.0, cached_episode(int(name), lengths[name]))
+        writer.flush()
+    finish_cache(folder, {})
+    return folder

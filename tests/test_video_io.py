@@ -1,4 +1,4 @@
-"""Videos and images in and out: the right frames, colours and times, and what is no video named."""
+"""Reading of videos: the right frames and times; errors name the video."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vjepa2_hf import video_io
-from vjepa2_hf.data.video_writing import encode_video, transcode_video
+from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.video_io import VideoDecodeError, VideoReader, read_video
 
 
@@ -35,13 +35,6 @@ def video() -> bytes:
 
 
 class TestVideo:
-    def test_encoded_video_has_the_same_colours(self):
-        y, x = np.mgrid[:32, :32]
-        disc = np.where((np.hypot(x - 12, y - 20) < 6)[..., None], [200, 40, 40], [230, 225, 215]).astype(np.uint8)
-        decoded = read_video(encode_video(np.stack([disc] * 3), fps=10))
-        assert decoded.shape == (3, 32, 32, 3) and decoded.dtype == np.uint8
-        assert np.abs(decoded.astype(int) - disc).mean() < 1.5
-
     @settings(max_examples=30, deadline=None)
     @given(indices=st.lists(st.integers(0, 29), min_size=1, max_size=8))
     def test_any_frames_in_any_order_are_the_frames_of_the_whole_video(self, video, indices):
@@ -70,8 +63,8 @@ class TestVideo:
     @pytest.mark.parametrize(
         ("source", "error", "message"),
         [
-            (b"no video", VideoDecodeError, "does not decode as a video"),
-            (b"", VideoDecodeError, "does not decode as a video"),
+            (b"no video", VideoDecodeError, "cannot be decoded as a video"),
+            (b"", VideoDecodeError, "cannot be decoded as a video"),
             ("/nowhere/a.mp4", FileNotFoundError, "no video file at '/nowhere/a.mp4'"),
             (7, ValueError, "bytes, a path or a URL, not as int"),
         ],
@@ -84,11 +77,11 @@ class TestVideo:
         noise = np.random.default_rng(0).integers(0, 255, (24, 32, 32, 3), np.uint8)
         video = bytearray(encode_video(noise, fps=10))
         video[len(video) // 4 : len(video) // 4 + 4000] = bytes(4000)
-        with pytest.raises(ValueError, match="does not decode"), VideoReader(bytes(video[:-2000])) as reader:
+        with pytest.raises(ValueError, match="cannot be decoded"), VideoReader(bytes(video[:-2000])) as reader:
             reader.frames()
 
     def test_a_stream_that_appears_in_a_damaged_file_is_no_index_error(self):
-        with pytest.raises(VideoDecodeError, match="does not decode as a video"):
+        with pytest.raises(VideoDecodeError, match="cannot be decoded as a video"):
             VideoReader(zlib.decompress(base64.b64decode(STREAM_FROM_NOWHERE)))
 
     @pytest.mark.parametrize("read", [VideoReader.frames, lambda reader: list(reader.iterate())])
@@ -103,33 +96,12 @@ class TestVideo:
 
         with VideoReader({"bytes": video, "path": "a.ts"}) as reader:
             monkeypatch.setattr(reader, "_container", Damaged())
-            with pytest.raises(VideoDecodeError, match="a.ts does not decode .list index"):
+            with pytest.raises(VideoDecodeError, match="a.ts cannot be decoded .list index"):
                 read(reader)
 
     def test_frames_beyond_the_end_are_refused(self, video):
         with pytest.raises(ValueError, match="frames 0 to 29"):
             read_video(video, [30])
-
-    @pytest.mark.parametrize(
-        ("frames", "fps", "message"),
-        [
-            (np.zeros((0, 8, 8, 3), np.uint8), 10, "no frame to encode"),
-            (np.zeros((2, 8, 8, 3), np.float32), 10, "uint8 frames"),
-            (np.zeros((2, 8, 8, 3), np.uint8), 0, "fps is 0"),
-        ],
-    )
-    def test_encoder_refuses(self, frames, fps, message):
-        with pytest.raises(ValueError, match=message):
-            encode_video(frames, fps)
-
-    def test_transcoding_keeps_aspect_times_and_makes_sizes_even(self):
-        source = encode_video(numbered_frames(20, 30, 45), fps=7.5)
-        mp4, num_frames, fps = transcode_video(source, height=16)
-        with VideoReader(mp4) as reader:
-            frames = reader.frames()
-            assert np.allclose(reader.times, np.arange(20) / 7.5, atol=1e-3)
-        assert (num_frames, frames.shape) == (20, (20, 16, 24, 3)) and fps == pytest.approx(7.5)
-        assert numbers_of(frames) == list(range(20))
 
     def test_torchcodec_is_used_where_it_imports(self, video, monkeypatch):
         class Decoder:

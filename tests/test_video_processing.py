@@ -275,15 +275,15 @@ class TestInputs:
         (np.full((2, 16, 16, 3), np.inf), ValueError, "not finite"),
         (np.full((2, 16, 16, 3), -1.5), ValueError, "lie in -1.5 to -1.5"),
         (np.full((2, 16, 16, 3), 300), ValueError, "lie in 300 to 300"),
-        (np.zeros((2, 16, 16, 4), np.uint8), ValueError, "neither axis holds the 3 channels"),
-        (np.zeros((2, 16, 16, 1), np.uint8), ValueError, "neither axis holds the 3 channels"),
+        (np.zeros((2, 16, 16, 4), np.uint8), ValueError, "no axis holds the 3 channels"),
+        (np.zeros((2, 16, 16, 1), np.uint8), ValueError, "no axis holds the 3 channels"),
         (np.zeros((16, 16), np.uint8), ValueError, "needs height, width and 3 channels"),
         (np.zeros((0, 16, 16, 3), np.uint8), ValueError, "empty"),
         (np.zeros(16, np.uint8), ValueError, "an image has 3 dimensions"),
         ([], ValueError, "empty"),
         ([[]], ValueError, "empty"),
         ([FRAMES[0], FRAMES[0, :8]], ValueError, "different sizes"),
-        (b"no video", ValueError, "does not decode"),
+        (b"no video", ValueError, "cannot be decoded"),
         ("/nowhere/a.mp4", FileNotFoundError, "no video file"),
         ("/nowhere/a.png", FileNotFoundError, "no image file"),
         (None, ValueError, "The video is a NoneType"),
@@ -437,7 +437,7 @@ class TestRandomResizedClip:
 
     def test_crops_keep_to_scale_and_ratio_and_lie_inside(self):
         transform, generator = RandomResizedClip(16), torch.Generator().manual_seed(0)
-        crops = np.array([transform.draw_crop(200, 300, generator) for _ in range(500)])
+        crops = np.array([transform.sample_crop(200, 300, generator) for _ in range(500)])
         top, left, height, width = crops.T
         assert (top >= 0).all() and (left >= 0).all()
         assert (top + height <= 200).all() and (left + width <= 300).all()
@@ -446,7 +446,7 @@ class TestRandomResizedClip:
         assert len(set(top)) > 50 and len(set(left)) > 50
 
     def test_frame_too_long_for_any_crop_is_cut_in_the_centre(self):
-        crop = RandomResizedClip(8, scale=(1, 1), ratio=(1, 1)).draw_crop(40, 52, torch.Generator())
+        crop = RandomResizedClip(8, scale=(1, 1), ratio=(1, 1)).sample_crop(40, 52, torch.Generator())
         assert crop == (0, 6, 40, 40)
 
     def test_resize_is_torchvisions(self):

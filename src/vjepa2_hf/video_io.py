@@ -33,40 +33,39 @@ IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", "
 
 
 class VideoDecodeError(ValueError):
-    """A video, the part of it that was asked for, or an image does not decode."""
+    """A video, the requested part of it, or an image cannot be decoded."""
 
 
 @functools.cache
 def torchcodec_decoder() -> type | None:
-    """torchcodec's `VideoDecoder`, or None. Only importing it tells: `find_spec` finds it without its FFmpeg too."""
+    """torchcodec's `VideoDecoder`, or None if it cannot be imported, for example without its FFmpeg."""
     try:
         from torchcodec.decoders import VideoDecoder
-    except Exception as error:  # it raises ImportError, OSError or RuntimeError, by what is missing
-        logger.debug("torchcodec does not import (%s); videos decode with PyAV", error)
+    except Exception as error:  # ImportError, OSError or RuntimeError, depending on what is missing
+        logger.debug("torchcodec cannot be imported (%s); PyAV decodes videos", error)
         return None
     return VideoDecoder
 
 
 @contextmanager
 def _refuse_damage(name: str, what: str = "") -> Iterator[None]:
-    """Whatever PyAV raises for a damaged video becomes a VideoDecodeError that names it.
+    """Turns PyAV's errors for a corrupt video into a VideoDecodeError that names it.
 
-    An IndexError comes from streams that appear only within the file, which PyAV does not know (MPEG-TS).
+    PyAV raises IndexError for streams that start within the file (MPEG-TS).
     """
     try:
         yield
     except VideoDecodeError:
         raise
     except (av.FFmpegError, ValueError, OverflowError, IndexError) as error:
-        raise VideoDecodeError(f"{name} does not decode{what} ({error}).") from error
+        raise VideoDecodeError(f"{name} cannot be decoded{what} ({error}).") from error
 
 
 class VideoReader:
-    """Random access to the frames of one video: a table of frame times first, then seek and decode.
+    """Random access to the frames of one video: reads a table of frame times, then seeks and decodes.
 
-    The table comes from the packets, which PyAV reads but does not decode, so frame numbers are exact for variable
-    frame rates, edit lists and B-frames alike. The frames come from torchcodec where it imports and counts the same
-    frames, else from PyAV.
+    PyAV reads the table from the packets without decoding, so frame indices are exact for variable frame rates, edit
+    lists and B-frames. torchcodec decodes the frames if it is installed and counts the same frames, else PyAV.
 
     Args:
         source: mp4 (or any FFmpeg container) bytes, a path, or datasets' `{"bytes": ..., "path": ...}`.
@@ -74,16 +73,16 @@ class VideoReader:
     Attributes:
         times: float64 (T,) seconds of each frame, the first at 0.
         fps: average frames per second.
-        pixel_aspect: width / height of a pixel, before rotation; 1 but for anamorphic video.
+        pixel_aspect: width / height of a pixel before rotation; 1 except for anamorphic video.
 
     Raises:
-        VideoDecodeError: FFmpeg does not read it, or it holds no video frame.
+        VideoDecodeError: FFmpeg cannot read it, or it holds no video frame.
         FileNotFoundError: the path does not exist.
     """
 
     def __init__(self, source: bytes | str | os.PathLike | dict):
         self._container = None
-        source, self.name = _resolve_source(source)
+        source, self.name = resolve_source(source)
         self._source = source
         try:
             with _refuse_damage(self.name, " as a video"):
@@ -97,9 +96,9 @@ class VideoReader:
         if not self._container.streams.video:
             raise VideoDecodeError(f"{self.name} holds no video stream.")
         self._stream = self._container.streams.video[0]
-        self._stream.thread_type = "NONE"  # frame threads cost more than they give at clip sizes
+        self._stream.thread_type = "NONE"  # frame threads are slower at clip sizes
         self._stream.thread_count = 1
-        self._reformatter = VideoReformatter()  # one for all frames: building its tables costs more than a small frame
+        self._reformatter = VideoReformatter()  # one for all frames: its tables cost more than a small frame
         packets = [
             (packet.pts, packet.is_keyframe, packet.size)
             for packet in self._container.demux(self._stream)
@@ -109,7 +108,7 @@ class VideoReader:
             raise VideoDecodeError(f"{self.name} holds no video frame.")
         self._rewind()
         rate = self._stream.average_rate or self._stream.guessed_rate
-        # Some containers (avi, raw streams) carry no presentation times: frames are then counted from the start.
+        # Some containers (avi, raw streams) have no presentation times: frames are counted from the start
         pts = {pts for pts, *_ in packets if pts is not None}
         self._seekable = len(pts) == len(packets)
         packets = sorted(packets) if self._seekable else packets
@@ -141,19 +140,19 @@ class VideoReader:
 
     @property
     def duration(self) -> float:
-        """Seconds, the last frame's own time included."""
+        """Seconds, including the last frame."""
         return float(self.times[-1] + 1 / self.fps)
 
     def indices_at(self, times: Sequence[float]) -> np.ndarray:
-        """The frames shown at these times (seconds from the first frame): the last one that has begun."""
-        # Half a millisecond of slack: times such as 3 / 30 must not fall before a frame stored at 0.1.
+        """Indices of the frames shown at these times (seconds from the first frame)."""
+        # Half a millisecond of slack: 3 / 30 must not fall before a frame stored at 0.1
         return np.clip(np.searchsorted(self.times, np.asarray(times) + 5e-4, side="right") - 1, 0, len(self) - 1)
 
     def motion(self) -> np.ndarray | None:
-        """How much changes at each frame, float64 (T,): the bytes in which it was coded as a difference from others.
+        """Motion at each frame, float64 (T,): the bytes of its difference from other frames, without decoding.
 
-        Nothing is decoded for it. Key frames take the value between their neighbours'; None if there are no others.
-        What is new in the picture counts, so strong sensor noise does too (measured in tests/data/test_sampling.py).
+        Key frames are interpolated from their neighbors; None if there are only key frames. Strong sensor noise counts
+        as motion, too (measured in tests/data/test_sampling.py).
         """
         if self._is_key.all():
             return None
@@ -161,11 +160,11 @@ class VideoReader:
         return np.interp(np.arange(len(self)), others, self._sizes[others])
 
     def frames(self, indices: Sequence[int] | None = None) -> np.ndarray:
-        """Decodes the frames with these numbers (None: all), uint8 (T, H, W, 3), in the order asked for."""
+        """Decodes the frames with these indices (None: all) in the given order, uint8 (T, H, W, 3)."""
         indices = np.arange(len(self)) if indices is None else np.asarray(indices, np.int64)
         if indices.size == 0 or indices.min() < 0 or indices.max() >= len(self):
             asked = "none" if indices.size == 0 else f"{indices.min()} to {indices.max()}"
-            raise ValueError(f"Frames {asked} were asked of {self.name}, which has frames 0 to {len(self) - 1}.")
+            raise ValueError(f"Frames {asked} were requested from {self.name}, which has frames 0 to {len(self) - 1}.")
         wanted, inverse = np.unique(indices, return_inverse=True)
         found = self._decode_with_torchcodec(wanted)
         if found is not None:
@@ -173,10 +172,10 @@ class VideoReader:
         with _refuse_damage(self.name):
             found = self._decode(wanted, seek=self._seekable)
             if len(found) < len(wanted) and self._seekable:
-                found = self._decode(wanted, seek=False)  # a broken index: from the start, once
+                found = self._decode(wanted, seek=False)  # a broken index: decode from the start
         if len(found) < len(wanted):
             missing = len(wanted) - len(found)
-            raise VideoDecodeError(f"{self.name} does not decode: {missing} of {len(wanted)} frames did not appear.")
+            raise VideoDecodeError(f"{self.name} cannot be decoded: {missing} of {len(wanted)} frames did not appear.")
         if inverse.shape == wanted.shape and (inverse == np.arange(len(wanted))).all():
             return np.stack(found)
         return np.stack([found[i] for i in inverse])
@@ -189,14 +188,14 @@ class VideoReader:
         try:
             decoder = decoder_class(source, dimension_order="NHWC", num_ffmpeg_threads=1)
             if len(decoder) != len(self):
-                return None  # it counts frames in another way: numbers would not mean the same
+                return None  # it counts frames differently, so indices would not match
             return decoder.get_frames_at(indices=wanted.tolist()).data.numpy()
         except (RuntimeError, ValueError, IndexError) as error:
-            logger.debug("torchcodec does not decode %s (%s); PyAV tries", self.name, error)
+            logger.debug("torchcodec cannot decode %s (%s); trying PyAV", self.name, error)
             return None
 
     def iterate(self) -> Iterator[tuple[float, av.VideoFrame]]:
-        """All frames in order, one at a time and not converted: (seconds from the first frame, PyAV's frame)."""
+        """All frames in order, not converted: (seconds from the first frame, PyAV's frame)."""
         with _refuse_damage(self.name):
             self._rewind()
             for number, frame in enumerate(self._container.decode(self._stream)):
@@ -206,18 +205,18 @@ class VideoReader:
 
     def to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
         """A decoded frame as upright uint8 (H, W, 3)."""
-        picture = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        return np.rot90(picture, frame.rotation // 90) if frame.rotation % 360 else picture  # telephones film sideways
+        image = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        return np.rot90(image, frame.rotation // 90) if frame.rotation % 360 else image
 
     def _rewind(self) -> None:
         try:
             self._container.seek(0, any_frame=False)
         except av.FFmpegError:
-            # Streams that begin after time 0 refuse it in some containers.
+            # Some containers refuse it for streams that start after time 0
             self._container.seek(self._stream.start_time or 0, stream=self._stream, any_frame=False)
 
     def _decode(self, wanted: np.ndarray, seek: bool) -> list[np.ndarray]:
-        """The wanted frames (sorted numbers) that appear, decoding from as few key frames as possible."""
+        """The wanted frames (sorted indices) that exist, decoded from as few key frames as possible."""
         found, position, current = [], 0, None
         if not seek:
             self._rewind()
@@ -237,7 +236,7 @@ class VideoReader:
                     found.append(self.to_rgb(frame))
                     position += 1
                 else:
-                    return found  # a wanted frame was passed over
+                    return found  # a wanted frame is missing
                 if position == len(wanted) or (seek and self._key_between(current, self._pts[wanted[position]])):
                     break
             if position == before or not seek:
@@ -245,11 +244,11 @@ class VideoReader:
         return found
 
     def _key_between(self, current: int, target: int) -> bool:
-        """Whether a jump saves work: a key frame lies well after the current frame and not after the target."""
+        """Whether seeking is faster: a key frame lies well after the current frame and not after the target."""
         first = np.searchsorted(self._key_pts, current, side="right")
         last = np.searchsorted(self._key_pts, target, side="right")
         return last > first and np.searchsorted(self._pts, self._key_pts[last - 1]) > (
-            np.searchsorted(self._pts, current) + 4  # a seek flushes the decoder, which costs about that many frames
+            np.searchsorted(self._pts, current) + 4  # a seek flushes the decoder, which costs about 4 frames
         )
 
 
@@ -262,11 +261,11 @@ def read_video(
 
     Args:
         source: bytes, a path, a URL that fsspec opens, or datasets' `{"bytes": ..., "path": ...}`.
-        frame_indices: frame numbers; None decodes all.
-        times: seconds from the first frame instead of numbers; each takes the frame shown at that time.
+        frame_indices: None decodes all frames.
+        times: seconds from the first frame instead of indices; selects the frames shown at these times.
 
     Raises:
-        VideoDecodeError: a ValueError with a sentence that names the video.
+        VideoDecodeError: a ValueError that names the video.
         FileNotFoundError: the path does not exist.
     """
     if frame_indices is not None and times is not None:
@@ -276,29 +275,29 @@ def read_video(
 
 
 def read_image(source: bytes | str | os.PathLike | dict) -> np.ndarray:
-    """Decodes a picture, upright, to uint8 (H, W, 3) RGB; grey is spread over the channels, transparency dropped.
+    """Decodes an image to upright uint8 (H, W, 3) RGB; gray becomes RGB, transparency is dropped.
 
     Args:
         source: as for `read_video`.
 
     Raises:
-        VideoDecodeError: Pillow does not read it to its end.
+        VideoDecodeError: the image is truncated or corrupt.
         FileNotFoundError: the path does not exist.
     """
-    source, name = _resolve_source(source, "image")
+    source, name = resolve_source(source, "image")
     try:
         with PIL.Image.open(source) as image:
             image = PIL.ImageOps.exif_transpose(image)
-            if image.mode.startswith("I;16"):  # Pillow would cut 16 bits off at 255
+            if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
                 image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             image = image.convert("RGBA") if image.mode == "P" else image
             return np.array(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as error:
-        raise VideoDecodeError(f"{name} does not decode as an image ({error}).") from error
+        raise VideoDecodeError(f"{name} cannot be decoded as an image ({error}).") from error
 
 
-def _resolve_source(source: bytes | str | os.PathLike | dict, kind: str = "video") -> tuple[Any, str]:
-    """What `av.open` or Pillow takes, and a name for messages."""
+def resolve_source(source: bytes | str | os.PathLike | dict, kind: str = "video") -> tuple[Any, str]:
+    """An argument for `av.open` or Pillow, and a name for error messages."""
     if isinstance(source, dict):
         name = source.get("path") or f"the {kind}"
         if source.get("bytes") is not None:
@@ -309,7 +308,7 @@ def _resolve_source(source: bytes | str | os.PathLike | dict, kind: str = "video
     if not isinstance(source, (str, os.PathLike)):
         raise ValueError(f"The {kind} must be given as bytes, a path or a URL, not as {type(source).__name__}.")
     source = os.fspath(source)
-    if "://" in source:  # http, hf, s3, ...: whatever fsspec, which datasets brings, can open
+    if "://" in source:  # http, hf, s3, ...
         with fsspec.open(source, "rb") as file:
             return io.BytesIO(file.read()), source
     if not os.path.isfile(source):

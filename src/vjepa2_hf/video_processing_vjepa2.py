@@ -1,9 +1,8 @@
-"""How pixels arrive: the video processor, and the augmentation of training clips.
+"""The video processor, and the augmentation of training clips.
 
 Legend: B batch, T frames, C channels, H W pixels.
 """
 
-import io
 import math
 import os
 from typing import Any
@@ -21,11 +20,8 @@ from transformers.video_utils import VideoMetadata
 from .configuration_vjepa2 import refuse_missing_folder
 
 
-IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-
-
 class VJepa2VideosKwargs(VideosKwargs, total=False):
-    """What a call of [`VJepa2VideoProcessor`] takes beside transformers' options."""
+    """Options of [`VJepa2VideoProcessor`] that transformers does not have."""
 
     do_random_resized_crop: bool | None
     random_crop_scale: list[float | int] | tuple[float | int, ...] | None
@@ -34,33 +30,34 @@ class VJepa2VideosKwargs(VideosKwargs, total=False):
 
 
 class VJepa2VideoProcessor(VJEPA2VideoProcessor):
-    """Resizes, centre-crops, rescales and normalises videos: transformers' `VJEPA2VideoProcessor`, to the bit.
+    """Resizes, center-crops, rescales and normalizes videos, bit-equal to transformers' `VJEPA2VideoProcessor`.
 
-    It differs in these things. `size` and `crop_size` are taken as given (transformers' class overwrites `size` with
-    256/224 of the crop; here that is only the default). A video may be a path, a URL, bytes, PIL images, a numpy array
-    or a tensor, and files decode with PyAV. Floats in 0-1 are read as such (transformers takes every number for
-    0-255). What is no video is refused. There is a mode with the published training augmentation.
+    Differences: `size` and `crop_size` are used as given (transformers always replaces `size` by 256/224 of the crop,
+    which is only the default here). A video may be a path, a URL, bytes, PIL images, a numpy array or a tensor; files
+    are decoded with PyAV. Floats in 0-1 are accepted (transformers reads all numbers as 0-255). Invalid videos are
+    refused. One mode applies the published training augmentation.
 
     ```python
-    processor = VJepa2VideoProcessor(size=64, crop_size=64)       # exactly 64 x 64, nothing cut off
+    processor = VJepa2VideoProcessor(size=64, crop_size=64)       # exactly 64 x 64, nothing cropped
     processor("clip.mp4")["pixel_values_videos"]                  # (1, T, 3, 64, 64) float32
 
     processor = VJepa2VideoProcessor(crop_size=256, do_random_resized_crop=True)
-    processor(clips, generator=torch.Generator().manual_seed(0))  # a crop of its own for every clip
+    processor(clips, generator=torch.Generator().manual_seed(0))  # a different crop for every clip
     ```
 
-    A video is (T, H, W, 3) or (T, 3, H, W): uint8, other integers in 0-255, or floats (0-1; above 1 they are read as
-    0-255, as transformers does). An image is a video of one frame; a list of images is one video; a list of videos is
-    a batch. The result is one tensor (B, T, C, H, W), or a list where the videos' shapes differ and no
-    `return_tensors` was asked for.
+    A video is (T, H, W, 3) or (T, 3, H, W): uint8, other integers in 0-255, or floats (0-1; values above 1 are read as
+    0-255, as in transformers). An image is a video of one frame; a list of images is one video; a list of videos is a
+    batch. The result is one tensor (B, T, C, H, W), or a list if the videos' shapes differ and `return_tensors` is
+    not set.
 
     Args:
         kwargs: transformers' options (`size`, `crop_size`, `do_resize`, `do_center_crop`, `resample`, `do_rescale`,
-            `do_normalize`, `image_mean`, `image_std`, `do_sample_frames`, …), and those of the training augmentation,
-            all of which a call may replace:
-        do_random_resized_crop (`False`): take [`RandomResizedClip`]'s crop and flip, resized to `crop_size`, in place
-            of resize and centre crop; one draw for all frames of a clip.
-        random_crop_scale ((0.3, 1.0)), random_crop_ratio ((0.75, 1.35)), random_flip_probability (0.5): published.
+            `do_normalize`, `image_mean`, `image_std`, `do_sample_frames`, …), and those of the training augmentation.
+            A call can override all of them:
+        do_random_resized_crop (`False`): crop and flip at random ([`RandomResizedClip`]) and resize to `crop_size`,
+            instead of resize and center crop; all frames of a clip are treated alike.
+        random_crop_scale ((0.3, 1.0)), random_crop_ratio ((0.75, 1.35)), random_flip_probability (0.5): the published
+            values.
 
     Raises:
         ValueError: no frame, a wrong number of channels, pixels that are not finite or out of range; a setting of the
@@ -79,19 +76,19 @@ class VJepa2VideoProcessor(VJEPA2VideoProcessor):
             kwargs["size"] = _default_size(kwargs.get("crop_size") or type(self).crop_size)
         clip = self._random_resized_clip(kwargs)
         kwargs.update(random_crop_scale=clip.scale, random_crop_ratio=clip.ratio)  # tuples, where a file has lists
-        # VJEPA2VideoProcessor.__init__ does nothing but overwrite `size`, so it is stepped over.
+        # VJEPA2VideoProcessor.__init__ only overwrites `size`, so it is skipped
         super(VJEPA2VideoProcessor, self).__init__(**kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
-        """Loads the settings in a folder or on the Hub, ours or transformers', with `size` as the file has it.
+        """Loads settings of ours or of transformers from a folder or the Hub, with `size` as the file has it.
 
         Args:
             pretrained_model_name_or_path: folder, file or Hub id.
-            kwargs: settings to replace. `crop_size` alone takes `size` along where that was its default.
+            kwargs: settings to replace. `crop_size` alone also changes `size` if that was the default.
 
         Raises:
-            FileNotFoundError: a local folder that is not there.
+            FileNotFoundError: a local folder that does not exist.
         """
         refuse_missing_folder(pretrained_model_name_or_path)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -106,7 +103,7 @@ class VJepa2VideoProcessor(VJEPA2VideoProcessor):
     def to_dict(self) -> dict[str, Any]:
         settings = super().to_dict()
         if self._auto_class is None:
-            settings.pop("auto_map", None)  # of a loaded file: names code that is not saved along
+            settings.pop("auto_map", None)  # of a loaded file: names code that is not saved with it
         return settings
 
     def preprocess(self, videos: Any, generator: torch.Generator | None = None, **kwargs):
@@ -114,8 +111,8 @@ class VJepa2VideoProcessor(VJEPA2VideoProcessor):
 
         Args:
             videos: one video or a batch.
-            generator: what the random crops are drawn from (on the CPU); `None` is torch's global one.
-            kwargs: settings for this call alone, and `return_tensors`.
+            generator: of the random crops (on the CPU); `None` is torch's global one.
+            kwargs: settings for this call, and `return_tensors`.
         """
         layout = kwargs.pop("input_data_format", None)
         layout = getattr(layout, "value", layout)
@@ -144,13 +141,13 @@ class VJepa2VideoProcessor(VJEPA2VideoProcessor):
         return batch
 
     def normalize_cropped(self, frames: torch.Tensor) -> torch.Tensor:
-        """uint8 frames (..., C, H, W), cropped already, -> what `preprocess` makes of them after that, to the bit."""
+        """Rescales and normalizes cropped uint8 frames (..., C, H, W), bit-equal to `preprocess`."""
         return self.rescale_and_normalize(
             frames, self.do_rescale, self.rescale_factor, self.do_normalize, self.image_mean, self.image_std
         )
 
     def to_pictures(self, pixel_values_videos: torch.Tensor) -> np.ndarray:
-        """Pixels as this processor made them (..., C, H, W) -> pictures to look at, uint8 (..., H, W, C)."""
+        """Inverts normalization: pixels (..., C, H, W) -> viewable images, uint8 (..., H, W, C)."""
         pixels = pixel_values_videos.detach().float().cpu()
         if self.do_normalize:
             mean, std = (torch.tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
@@ -160,7 +157,7 @@ class VJepa2VideoProcessor(VJEPA2VideoProcessor):
         return pixels.round().clamp(0, 255).byte().movedim(-3, -1).numpy()
 
     def _random_resized_clip(self, kwargs: dict[str, Any]) -> "RandomResizedClip":
-        """The augmentation by the options of a call (or constructor), and this processor's where it has none."""
+        """The augmentation with the options of a call, completed by those of the processor."""
         options = ("crop_size", "random_crop_scale", "random_crop_ratio", "random_flip_probability")
         crop_size, *random = (_setting(kwargs, self, name) for name in options)
         size = get_size_dict(crop_size, param_name="crop_size")
@@ -168,7 +165,7 @@ class VJepa2VideoProcessor(VJEPA2VideoProcessor):
         return RandomResizedClip((height, size.get("width", height)), *random)
 
     def _load(self, video: Any, layout: str | None, sample_options: dict | None):
-        """One video as a tensor (T, 3, H, W), and its metadata if it was decoded here."""
+        """One video as a tensor (T, 3, H, W), and its metadata if it is a file."""
         if not _is_encoded(video):
             return _to_frames(video, layout), None
         image = _open_image(video)
@@ -193,21 +190,21 @@ def _setting(options: dict[str, Any], processor: VJepa2VideoProcessor, name: str
 
 
 def _default_size(crop_size: Any) -> dict[str, int]:
-    """The size that goes with a crop: the published recipe's ratio, 256 to 224."""
+    """The default size of a crop: the published ratio, 256 / 224."""
     crop_size = get_size_dict(crop_size, param_name="crop_size")
     return {"shortest_edge": int(crop_size.get("height", crop_size.get("shortest_edge")) * 256 / 224)}
 
 
 class RandomResizedClip:
-    """Random resized crop, horizontal flip and normalisation of a training clip, one draw for all its frames.
+    """Random resized crop, horizontal flip and normalization of a training clip, equal for all its frames.
 
-    The crop is torchvision's `RandomResizedCrop` (area `scale`, aspect log-uniform in `ratio`, ten tries), drawn from
-    a generator of its own so that a resumed run sees the same crops.
+    The crop is torchvision's `RandomResizedCrop` (area `scale`, aspect log-uniform in `ratio`, ten tries), sampled
+    with a given generator, so that a resumed run sees the same crops.
 
     Args:
         crop_size: height and width of the result, or one number for both, in pixels.
-        scale: lowest and highest share of the area. Published: 0.3 to 1; (1, 1) keeps the whole frame.
-        ratio: lowest and highest width / height of the crop. Published: 0.75 to 1.35.
+        scale: range of the area as a fraction of the frame. Published: 0.3 to 1; (1, 1) keeps the whole frame.
+        ratio: range of the crop's width / height. Published: 0.75 to 1.35.
         flip_probability: of the horizontal flip. Published: 0.5.
         image_mean, image_std: per channel, on pixels in 0-1. Published: ImageNet's.
     """
@@ -227,7 +224,7 @@ class RandomResizedClip:
         if len(self.crop_size) != 2 or min(self.crop_size) < 1:
             raise ValueError(f"crop_size is {crop_size}, but it must be a positive number of pixels, or two of them.")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale is {scale}, but it must be two shares of the area, 0 < low <= high <= 1.")
+            raise ValueError(f"scale is {scale}, but it must be two fractions of the area, 0 < low <= high <= 1.")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"ratio is {ratio}, but it must be two aspect ratios, 0 < low <= high.")
         if not 0 <= flip_probability <= 1:
@@ -235,23 +232,23 @@ class RandomResizedClip:
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
 
     def __call__(self, frames: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """uint8 (T, C, H, W) -> float32 (T, C, *crop_size), normalised."""
+        """uint8 (T, C, H, W) -> float32 (T, C, *crop_size), normalized."""
         frames = self.crop_and_flip(frames, generator)
         if frames.shape[-2:] != self.crop_size:
             frames = tvf.resize(frames, list(self.crop_size), antialias=True)
-        # One multiplication and one addition a pixel: x / 255, minus the mean, over the deviation.
+        # (x / 255 - mean) / std as one multiplication and one addition per pixel
         std = torch.tensor(self.image_std)[:, None, None]
         mean = torch.tensor(self.image_mean)[:, None, None]
         return frames.float().mul_(1 / (255 * std)).sub_(mean / std)
 
     def crop_and_flip(self, frames: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Frames (T, C, H, W) -> (T, C, height, width) of the drawn crop, flipped or not, before any resizing."""
-        top, left, height, width = self.draw_crop(*frames.shape[-2:], generator)
+        """Frames (T, C, H, W) -> (T, C, height, width) of the sampled crop, before resizing."""
+        top, left, height, width = self.sample_crop(*frames.shape[-2:], generator)
         flip = torch.rand((), generator=generator).item() < self.flip_probability
         frames = frames[..., top : top + height, left : left + width]
         return frames.flip(-1) if flip else frames
 
-    def draw_crop(self, height: int, width: int, generator: torch.Generator | None) -> tuple[int, int, int, int]:
+    def sample_crop(self, height: int, width: int, generator: torch.Generator | None) -> tuple[int, int, int, int]:
         """Top, left, height and width of the crop, in pixels."""
         if self.scale == (1.0, 1.0) and self.ratio[0] <= width / height <= self.ratio[1]:
             return 0, 0, height, width
@@ -263,7 +260,7 @@ class RandomResizedClip:
             if 0 < crop_width <= width and 0 < crop_height <= height:
                 top = int(vertical * (height - crop_height + 1))
                 return top, int(horizontal * (width - crop_width + 1)), crop_height, crop_width
-        # No try fitted a very long frame: the largest centred crop of an allowed aspect.
+        # No try fits a very long frame: the largest centered crop of an allowed aspect
         aspect = min(max(width / height, self.ratio[0]), self.ratio[1])
         crop_width, crop_height = min(width, round(height * aspect)), min(height, round(width / aspect))
         return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
@@ -284,14 +281,14 @@ def _is_encoded(video: Any) -> bool:
 
 
 def _dimensions(value: Any) -> int | None:
-    """Array dimensions of an image, array or tensor; None for anything else."""
+    """Number of dimensions of an image, array or tensor; None for anything else."""
     if isinstance(value, PIL.Image.Image):
         return 3
     return value.ndim if isinstance(value, (np.ndarray, torch.Tensor)) else None
 
 
 def _split_batch(videos: Any) -> list:
-    """The single videos of an input that may be one video, a batch of them, or the frames of one."""
+    """Splits an input (a video, a batch of videos, or the frames of a video) into videos."""
     if _is_encoded(videos) or _dimensions(videos) in (2, 3, 4):
         return [videos]
     if _dimensions(videos) is not None:
@@ -316,33 +313,22 @@ def _split_batch(videos: Any) -> list:
 
 
 def _open_image(source: Any) -> PIL.Image.Image | None:
-    """The image in a file, URL or bytes; None if it is no still image."""
-    if isinstance(source, dict):
-        source = source["bytes"] if source.get("bytes") is not None else source.get("path")
-    if isinstance(source, (str, os.PathLike)):
-        path = os.fspath(source)
-        if not path.split("?")[0].lower().endswith(IMAGE_EXTENSIONS):
-            return None
-        if "://" in path:
-            import fsspec
+    """The image in a file, URL or bytes; None if it is not a still image."""
+    from .video_io import IMAGE_EXTENSIONS, resolve_source  # imports PyAV
 
-            with fsspec.open(path, "rb") as file:
-                source = file.read()
-        elif not os.path.isfile(path):
-            raise FileNotFoundError(f"There is no image file at {path!r}; give the path of an existing file.")
-        else:
-            source = path
+    path = source.get("path") if isinstance(source, dict) and source.get("bytes") is None else source
+    if isinstance(path, (str, os.PathLike)) and not os.fspath(path).split("?")[0].lower().endswith(IMAGE_EXTENSIONS):
+        return None
+    source, name = resolve_source(source, "image")
     try:
-        image = PIL.Image.open(io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else source)
+        image = PIL.Image.open(source)
         if getattr(image, "n_frames", 1) > 1:
             return None  # an animation is a video
         return image.convert("RGB")
     except (PIL.UnidentifiedImageError, TypeError):
         return None
     except OSError as error:
-        raise ValueError(
-            f"The image {source if isinstance(source, str) else ''} does not decode ({error})."
-        ) from error
+        raise ValueError(f"{name} cannot be decoded as an image ({error}).") from error
 
 
 def _to_frames(video: Any, layout: str | None) -> torch.Tensor:
@@ -356,12 +342,12 @@ def _to_frames(video: Any, layout: str | None) -> torch.Tensor:
             raise ValueError(f"The frames of the video have different sizes {sizes}; give frames of one size.")
         return torch.cat(frames)
     if isinstance(video, PIL.Image.Image):
-        # Palettes, grey and alpha become RGB, as PIL defines it.
+        # Palettes, gray and alpha become RGB, as PIL defines it
         video, layout = np.asarray(video.convert("RGB")), "channels_last"
     if _dimensions(video) is None:
         raise ValueError(f"A frame is a {type(video).__name__}; give images, arrays or tensors.")
     prefer_last = isinstance(video, np.ndarray)
-    if prefer_last:  # copied where torch could not share it: PIL's arrays are read-only
+    if prefer_last:  # torch cannot share PIL's read-only arrays
         video = video if video.flags.writeable and video.flags.c_contiguous else video.copy()
         frames = torch.from_numpy(video)
     else:
@@ -383,14 +369,14 @@ def _channels_first(frames: torch.Tensor, layout: str | None, prefer_last: bool)
         frames = frames.permute(0, 3, 1, 2)
     if frames.shape[1] != 3:
         shape = tuple(frames.shape)
-        raise ValueError(f"The video has shape {shape}, where neither axis holds the 3 channels of RGB; convert it.")
+        raise ValueError(f"The video has shape {shape}, but no axis holds the 3 channels of RGB; convert it.")
     return frames.contiguous()
 
 
 def _to_pixel_range(frames: torch.Tensor, do_rescale: bool) -> torch.Tensor:
-    """Checks the pixels, and brings floats in 0-1 to 0-255 if rescaling follows.
+    """Checks the pixels, and scales floats in 0-1 to 0-255 if rescaling follows.
 
-    The dtype stays: transformers resizes each kind of number in its own way, and every bit is to be the same.
+    The dtype is kept, because transformers resizes each dtype differently.
     """
     if frames.dtype == torch.uint8:
         return frames
@@ -402,5 +388,5 @@ def _to_pixel_range(frames: torch.Tensor, do_rescale: bool) -> torch.Tensor:
     if not do_rescale:
         return frames
     if low < 0 or high > 255:
-        raise ValueError(f"The video's pixels lie in {low:g} to {high:g}; give 0-255 or 0-1, before normalisation.")
+        raise ValueError(f"The video's pixels lie in {low:g} to {high:g}; give 0-255 or 0-1, before normalization.")
     return frames * 255 if frames.is_floating_point() and high <= 1 else frames

@@ -31,7 +31,7 @@ def video() -> bytes:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> str:
-    """13 videos in 4 shards; the one named v05 does not decode."""
+    """13 videos in 4 shards; the one named v05 cannot be decoded."""
     return write_numbered_shards(tmp_path_factory.mktemp("data") / "shards")
 
 
@@ -40,7 +40,7 @@ def names(clips) -> list[str]:
 
 
 def key(clip) -> tuple:
-    return clip["clip_name"], clip["draw"], tuple(clip["frame_indices"].tolist())
+    return clip["clip_name"], clip["seed"], tuple(clip["frame_indices"].tolist())
 
 
 class TestClips:
@@ -169,7 +169,7 @@ class TestResume:
         resumed.load_state_dict(state)
         for batch, again in zip(expected, resumed):
             assert batch["clip_name"] == again["clip_name"]
-            assert torch.equal(batch["draw"], again["draw"])
+            assert torch.equal(batch["seed"], again["seed"])
             assert torch.equal(batch["pixel_values_videos"], again["pixel_values_videos"])
 
     def test_workers_and_ranks_together_read_every_video_once(self, shards):
@@ -191,7 +191,7 @@ class TestResume:
         resumed = ClipStream(shards, 4, transform=raw)
         resumed.load_state_dict(stream.state_dict())
         next(iter(resumed))
-        assert len(opened) <= 2  # the clip's own video, and perhaps the one that does not decode
+        assert len(opened) <= 2  # the clip's own video, and perhaps the one that cannot be decoded
 
 
 class TestCurriculum:
@@ -382,18 +382,18 @@ class TestCollator:
 
     @pytest.mark.parametrize(("frames", "size"), [(1, 16), (4, 7)])
     def test_clips_smaller_than_a_token_name_the_settings(self, frames, size):
-        clip = {"pixel_values_videos": torch.zeros(frames, 3, size, size), "draw": 5}
+        clip = {"pixel_values_videos": torch.zeros(frames, 3, size, size), "seed": 5}
         with pytest.raises(ValueError, match=f"of {frames} frames of {size} x {size} .* frames_per_clip or crop_size"):
             MaskCollator([FutureMask(0.5)], patch_size=8)([clip])
 
-    def test_seed_and_clips_change_the_draw(self):
+    def test_seed_and_clips_change_the_masks(self):
         def sampler(batch_size, grid, generator):
-            drawn = torch.randint(1000, (batch_size, 2), generator=generator)
-            return drawn, drawn
+            sampled = torch.randint(1000, (batch_size, 2), generator=generator)
+            return sampled, sampled
 
-        clip = {"pixel_values_videos": torch.zeros(2, 3, 8, 8), "draw": 5}
-        drawn = {
-            MaskCollator([sampler], 8, seed=seed)([{**clip, "draw": draw}])["context_mask"][0].sum().item()
-            for seed, draw in [(0, 5), (1, 5), (0, 6)]
+        clip = {"pixel_values_videos": torch.zeros(2, 3, 8, 8), "seed": 5}
+        sums = {
+            MaskCollator([sampler], 8, seed=seed)([{**clip, "seed": clip_seed}])["context_mask"][0].sum().item()
+            for seed, clip_seed in [(0, 5), (1, 5), (0, 6)]
         }
-        assert len(drawn) == 3
+        assert len(sums) == 3

@@ -1,4 +1,4 @@
-"""HDF5 and npz episodes become shards, every frame with its action; what does not read or fit is listed."""
+"""HDF5 and npz episodes become shards, every frame with its action; invalid ones are listed."""
 
 import io
 import sys

@@ -19,7 +19,7 @@ def reader() -> VideoReader:
         yield reader
 
 
-def draws(sampler: FrameSampler, reader: VideoReader, num_frames: int, count: int = 200) -> np.ndarray:
+def samples(sampler: FrameSampler, reader: VideoReader, num_frames: int, count: int = 200) -> np.ndarray:
     """(count, T) frame numbers."""
     generator = torch.Generator().manual_seed(0)
     return np.stack([sampler(reader, num_frames, generator) for _ in range(count)])
@@ -38,17 +38,17 @@ def half_moving_video(noise: float = 0.0, crf: int = 20) -> bytes:
 
 class TestRates:
     def test_each_of_several_rates_is_drawn_as_often(self, reader):
-        steps = np.diff(draws(FrameSampler(fps=(2, 4, 6)), reader, 4, 600))
+        steps = np.diff(samples(FrameSampler(fps=(2, 4, 6)), reader, 4, 600))
         assert all(len(set(row)) == 1 for row in steps.tolist())
         share = {step: np.mean(steps[:, 0] == step) for step in (6, 3, 2)}
         assert sum(share.values()) == 1 and all(abs(value - 1 / 3) < 0.08 for value in share.values())
 
     def test_a_rate_at_which_the_video_is_too_short_is_not_drawn(self, reader):
-        steps = np.diff(draws(FrameSampler(fps=(1, 4)), reader, 8))
+        steps = np.diff(samples(FrameSampler(fps=(1, 4)), reader, 8))
         assert set(steps.ravel().tolist()) == {3}  # at 1 a second 8 frames take 7 seconds
 
     def test_too_short_at_every_rate_the_fastest_is_repeated(self, reader):
-        (indices,) = draws(FrameSampler(fps=(1, 2)), reader, 16, 1)
+        (indices,) = samples(FrameSampler(fps=(1, 2)), reader, 16, 1)
         assert indices.tolist() == [0, 6, 12, 18, 24, 30, 36, 42, 48, 54, 0, 6, 12, 18, 24, 30]
 
     def test_a_place_fixes_where_the_clip_begins(self, reader):
@@ -60,7 +60,7 @@ class TestRates:
 
     def test_short_videos_are_refused_where_they_are_not_wanted(self, reader):
         with pytest.raises(ValueError, match="10 frames at 2 fps, fewer than the 16 of a clip"):
-            draws(FrameSampler(fps=2, short_videos="skip"), reader, 16)
+            samples(FrameSampler(fps=2, short_videos="skip"), reader, 16)
 
 
 class TestSpeed:
@@ -68,22 +68,22 @@ class TestSpeed:
         sampler, intervals = FrameSampler(fps=6, speed=(0.5, 2.0)), []
         generator = torch.Generator().manual_seed(0)
         for _ in range(2000):
-            intervals.append(sampler._draw_interval(reader, 4, generator) * 6)
+            intervals.append(sampler._sample_interval(reader, 4, generator) * 6)
         assert 0.5 <= min(intervals) < 0.51 and 1.95 < max(intervals) <= 2.0
         assert abs(np.mean(np.array(intervals) < 1) - 0.5) < 0.05
 
     def test_a_speed_at_which_the_video_is_too_short_is_not_drawn(self, reader):
-        indices = draws(FrameSampler(fps=4, speed=(1.0, 8.0)), reader, 8)
+        indices = samples(FrameSampler(fps=4, speed=(1.0, 8.0)), reader, 8)
         assert (np.diff(indices) > 0).all()  # no repetition
         assert indices[:, -1].max() >= 57
 
     def test_double_speed_takes_every_second_frame(self, reader):
-        assert set(np.diff(draws(FrameSampler(speed=(2.0, 2.0)), reader, 5)).ravel().tolist()) == {2}
+        assert set(np.diff(samples(FrameSampler(speed=(2.0, 2.0)), reader, 5)).ravel().tolist()) == {2}
 
 
 class TestJitter:
     def test_frames_move_within_half_an_interval_in_order_and_inside_the_video(self, reader):
-        plain, moved = (draws(FrameSampler(fps=2, frame_jitter=jitter), reader, 8, 300) for jitter in (0, 0.5))
+        plain, moved = (samples(FrameSampler(fps=2, frame_jitter=jitter), reader, 8, 300) for jitter in (0, 0.5))
         steps = np.diff(moved)
         assert set(np.diff(plain).ravel().tolist()) == {6}
         assert (steps >= 0).all() and steps.max() <= 12 and steps.min() <= 2 and steps.max() >= 10
@@ -91,7 +91,7 @@ class TestJitter:
         assert abs(steps.mean() - 6) < 0.2
 
     def test_clips_begin_between_the_frames_of_the_rate(self, reader):
-        starts = draws(FrameSampler(fps=2), reader, 4)[:, 0]
+        starts = samples(FrameSampler(fps=2), reader, 4)[:, 0]
         assert {start % 6 for start in starts} == set(range(6))
 
 
@@ -100,7 +100,7 @@ class TestMotion:
     def test_clips_are_drawn_where_things_move(self, noise, least):
         with VideoReader(half_moving_video(noise)) as reader:
             moving = {
-                weight: np.mean(draws(FrameSampler(motion_weight=weight), reader, 8, 400)[:, 0] >= 57)
+                weight: np.mean(samples(FrameSampler(motion_weight=weight), reader, 8, 400)[:, 0] >= 57)
                 for weight in (0.0, 0.5, 1.0)
             }
             assert abs(moving[0.0] - 56 / 113) < 0.1
@@ -117,7 +117,7 @@ class TestMotion:
             def motion(self):
                 return np.array([9.0, 1, 1, 2, 0, 4])
 
-        starts = draws(FrameSampler(motion_weight=1.0), Reader(), 3, 4000)[:, 0]
+        starts = samples(FrameSampler(motion_weight=1.0), Reader(), 3, 4000)[:, 0]
         # what changes after the first frame: 1+1, 1+2, 2+0, 0+4
         assert np.abs(np.bincount(starts, minlength=4) / 4000 - np.array([2, 3, 2, 4]) / 11).max() < 0.03
 
@@ -126,7 +126,7 @@ class TestMotion:
         video = encode_video(rng.integers(0, 255, (20, 16, 16, 3), dtype=np.uint8), fps=10, gop_size=1)
         with VideoReader(video) as reader:
             assert reader.motion() is None
-            assert set(draws(FrameSampler(motion_weight=1.0), reader, 4)[:, 0].tolist()) == set(range(17))
+            assert set(samples(FrameSampler(motion_weight=1.0), reader, 4)[:, 0].tolist()) == set(range(17))
 
 
 @settings(max_examples=60, deadline=None)

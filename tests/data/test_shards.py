@@ -21,7 +21,7 @@ def video() -> bytes:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> str:
-    """13 videos in 4 shards; the one named v05 does not decode."""
+    """13 videos in 4 shards; the one named v05 cannot be decoded."""
     return write_numbered_shards(tmp_path_factory.mktemp("data") / "shards")
 
 
@@ -81,7 +81,7 @@ class TestShards:
     def test_folder_of_hdf5_files_points_to_the_import(self, tmp_path):
         (tmp_path / "demo.hdf5").write_bytes(b"x")
         for data in (tmp_path, tmp_path / "demo.hdf5"):
-            with pytest.raises(FileNotFoundError, match="HDF5 or npz files, .* with examples/import_episodes.py"):
+            with pytest.raises(FileNotFoundError, match="HDF5 or npz files; .* with examples/import_episodes.py"):
                 ShardSource(data)
 
     @pytest.mark.parametrize(
@@ -129,4 +129,4 @@ class TestShards:
         stream = ClipStream(tmp_path, 4, crop_size=8, epochs=1)
         names = [clip["clip_name"] for clip in stream]
         assert sum("good.tar" in name for name in names) == 3
-        assert "does not read" in stream.sources[0].skipped[str(tmp_path / "broken.tar")]
+        assert "is unreadable" in stream.sources[0].skipped[str(tmp_path / "broken.tar")]

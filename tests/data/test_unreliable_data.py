@@ -164,7 +164,7 @@ def test_an_image_that_does_not_decode_says_so(content):
     buffer = io.BytesIO()
     PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)).save(buffer, "png")
     content = buffer.getvalue()[:500] if content == b"cut" else content
-    with pytest.raises(VideoDecodeError, match="does not decode as an image"):
+    with pytest.raises(VideoDecodeError, match="cannot be decoded as an image"):
         read_image(content)
 
 
@@ -185,7 +185,7 @@ def test_training_ends_with_exactly_the_bad_ones_listed(monkeypatch, shards, tmp
     assert {entry["source"] for entry in listed} == {str(data)}
     reasons = {entry["name"].split("(")[-1][:-3]: entry["reason"] for entry in listed}
     assert "fewer than the 4 of a clip" in reasons["short"] and "fewer than a tubelet" in reasons["one frame"]
-    assert "no video stream" in reasons["sound only"] and "does not decode" in reasons["truncated"]
+    assert "no video stream" in reasons["sound only"] and "cannot be decoded" in reasons["truncated"]
     assert (tmp_path / "run/final").is_dir()
 
 
@@ -279,7 +279,7 @@ def test_other_shards_than_at_the_checkpoint_begin_the_epoch_anew_and_say_so(tmp
     resumed = ClipStream(folder, 4, transform=raw, epochs=2)
     with caplog.at_level(logging.WARNING):
         resumed.load_state_dict(state)
-    assert "has other shards than when its place was saved (3 now)" in caplog.text
+    assert "have changed since the checkpoint (3 now)" in caplog.text
     assert len({clip["clip_name"] for clip in resumed}) == 6
 
 
@@ -318,7 +318,7 @@ class TestSkipLog:
         SkipLog(tmp_path).add(1, self.LINES[:1])
         with open(tmp_path / "skipped.jsonl", "a") as file:
             file.write(line + "\n")
-        with pytest.raises(ValueError, match=rf"Line 2 of '.*skipped.jsonl' is no entry .*{line}"):
+        with pytest.raises(ValueError, match=rf"Line 2 of '.*skipped.jsonl' is not an entry .*{line}"):
             SkipLog(tmp_path, last_step=3)
 
     def test_nothing_skipped_leaves_no_file(self, tmp_path):

@@ -75,7 +75,7 @@ def test_embeddings_are_the_encoders(model, source, tmp_path, pool, name, batch_
 def test_what_does_not_decode_is_listed_and_the_rest_is_there(model, source, tmp_path):
     run(model, source, tmp_path / "out")
     name, reason = (tmp_path / "out" / "skipped.txt").read_text().strip().split("\t")
-    assert name == "a/bad.mp4" and "does not decode as a video" in reason
+    assert name == "a/bad.mp4" and "cannot be decoded as a video" in reason
     for path in source.rglob("*.mp4"):
         path.write_bytes(b"no video")
     with pytest.raises(SystemExit):

@@ -28,7 +28,7 @@ def test_it_reads_as_a_lerobot_dataset(folder):
 def test_frames_are_of_the_states_beside_them(folder):
     for episode in read_episodes(folder):
         for frame, state in zip(episode["frames"], episode["proprio_states"], strict=True):
-            drawn = make_arm_dataset.draw_frame(state, 48).astype(int)
+            drawn = make_arm_dataset.render_frame(state, 48).astype(int)
             assert np.abs(drawn - frame).mean() < 3  # what the video codec changes
 
 
@@ -45,7 +45,7 @@ def test_every_number_of_a_state_shows_in_the_picture(dim):
     state = np.array([0.5, 0.0, 0.25, 0.1, 0.1, 0.3, 0.5], np.float32)
     changed = state.copy()
     changed[dim] += 0.3 if dim > 2 else 0.05
-    pictures = [make_arm_dataset.draw_frame(one, 64).astype(int) for one in (state, changed)]
+    pictures = [make_arm_dataset.render_frame(one, 64).astype(int) for one in (state, changed)]
     assert np.abs(pictures[0] - pictures[1]).max() > 20
 
 

@@ -1,4 +1,4 @@
-"""A folder of video files becomes shards; what does not decode is listed, and a wrong call ends in one sentence."""
+"""A folder of video files becomes shards; what cannot be decoded is listed, and a wrong call ends in one sentence."""
 
 import os
 import subprocess
@@ -54,7 +54,7 @@ def test_videos_become_rows_and_the_broken_one_is_listed(source, tmp_path, capfd
     assert sizes == {"a/one.mp4": (20, 32, 48, 3), "b/two.MP4": (21, 32, 16, 3), "b/c/three.mp4": (22, 32, 32, 3)}
     assert found["a/one.mp4"]["label"] == 0 and found["b/two.MP4"]["label"] == 1
     (line,) = (out / "skipped.txt").read_text().splitlines()
-    assert line.startswith("b/broken.mp4\t") and "does not decode" in line
+    assert line.startswith("b/broken.mp4\t") and "cannot be decoded" in line
     assert sorted(path.name for path in out.iterdir()) == [
         "data-00000-of-00002.parquet", "data-00001-of-00002.parquet", "skipped.txt",
     ]  # fmt: skip
@@ -70,8 +70,8 @@ def test_a_video_that_x264_does_not_take_is_listed_as_well(source, tmp_path, cap
     assert sorted(rows(out)) == ["a/one.mp4", "b/c/three.mp4", "b/two.MP4"]
     lines = (out / "skipped.txt").read_text().splitlines()
     assert [line.split("\t")[0] for line in lines] == ["b/broken.mp4", "b/strip.mp4"]
-    assert "does not encode at a height of 64 pixels" in lines[1]
-    assert "skipped b/strip.mp4: it does not encode" in caplog.text
+    assert "cannot be encoded at a height of 64 pixels" in lines[1]
+    assert "skipped b/strip.mp4: it cannot be encoded" in caplog.text
 
 
 def test_two_processes_from_the_command_line(source, tmp_path):

@@ -83,7 +83,7 @@ def test_numbers_of_a_video_file_are_over_its_clips(model, video, tmp_path):
         (["{model}", "{video}", "{tmp}/o.png", "--frames", "2"], "at least 4 are needed"),
         (["{model}", "{video}", "{tmp}/o.png", "--frames", "5"], "frames=5"),
         (["{model}", "{video}", "{tmp}/o.png", "--frames", "0"], "frames=0"),
-        (["{model}", "{tmp}/broken.mp4", "{tmp}/o.png"], "does not decode"),
+        (["{model}", "{tmp}/broken.mp4", "{tmp}/o.png"], "cannot be decoded"),
     ],
 )
 def test_a_wrong_call_ends_in_one_sentence(model, video, tmp_path, capsys, arguments, message):

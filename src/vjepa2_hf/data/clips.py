@@ -1,9 +1,9 @@
-"""Training clips, streamed from shards of videos and images, and their batches.
+"""Training clips, streamed from shards of videos and images, and their masked batches.
 
     [DataSource, ...] -> ClipStream (frames by FrameSampler, FramesCurriculum) -> DataLoader -> MaskCollator -> batches
 
-Every random choice about a clip comes from (seed, epoch, shard, row, clip), and where a stream stands is a few
-numbers: resumed anywhere, it gives the same clips. What does not read is passed over, and named with the next clip.
+Every random choice for a clip is seeded by (seed, epoch, shard, row, clip), and the state of a stream is a few
+numbers: a resumed run reads the same clips. Unreadable rows are skipped and reported with the next clip.
 
 Legend: B batch, T frames, C channels, H W pixels.
 """
@@ -31,61 +31,62 @@ from .shards import ShardSource, Skip, open_stream
 
 logger = logging.getLogger(__name__)
 
-_FEWEST_ROWS = 20  # below these, a share of bad rows says nothing
-_EMPTY_EPOCHS = 10  # of a reader in a row; one may be bad luck, for its shards change with the epoch
+_FEWEST_ROWS = 20  # below this, the fraction of skipped rows means little
+_EMPTY_EPOCHS = 10  # consecutive ones of a reader; its shards change with the epoch, so one can happen by chance
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """Data with its share in a mixture."""
+    """Data and its weight in a mixture."""
 
     path: str
     """Folder, glob or file of shards, videos or images, or a dataset on the Hub."""
     weight: float = 1.0
-    """Share of the rows drawn, relative to the other sources'."""
+    """Fraction of the sampled rows, relative to the other sources."""
 
 
 @dataclass
 class Augmentation:
-    """Random resized crop and flip, the same for all frames of a clip; the published values."""
+    """Random resized crop and flip of all frames of a clip, with the published values."""
 
     scale: tuple[float, float] = (0.3, 1.0)
     """Area of the crop as a fraction of the frame's."""
     ratio: tuple[float, float] = (0.75, 1.35)
-    """Width over height of the crop."""
+    """Aspect ratio (width / height) of the crop."""
     flip_probability: float = 0.5
-    """Of a horizontal flip."""
+    """Probability of a horizontal flip."""
 
 
 class ClipStream(torch.utils.data.IterableDataset):
     """Clips of streamed videos, for any number of processes and DataLoader workers, resumable to the clip.
 
-    Each clip is a dict: `pixel_values_videos` float32 (T, C, H, W); `clip_name`; `draw`, the int that all its
-    randomness came from; `frame_indices` int64 (T,) in the video; `skipped`, a text with a JSON line for each row or
-    shard passed over since the clip before; and `label` where the row has one. Shards are dealt to (process, worker)
-    by themselves, so the DataLoader must not be split again (no `accelerator.prepare`). Use it with torchdata's
-    `StatefulDataLoader`, whose state then holds the place of every worker.
+    Each clip is a dict: `pixel_values_videos` float32 (T, C, H, W); `clip_name`; `seed`, the int that seeds all its
+    randomness; `frame_indices` int64 (T,) in the video; `skipped`, JSON lines of the rows and shards skipped since the
+    previous clip; and `label` where the row has one. The stream splits shards among processes and workers itself, so
+    the DataLoader must not be split again (no `accelerator.prepare`). Use torchdata's `StatefulDataLoader`, whose
+    state holds the position of every worker.
 
-    An image is a clip that stands still. Of several sources one is drawn for each row, by their weights; all are read
-    again when they end. Readers that are more than a source's rows take turns at them, so that the weights hold for
-    any number of readers. Skipped are rows and shards that do not read, and videos that `frame_sampler` refuses.
+    An image is a clip of equal frames. With several sources, the source of each row is sampled by weight, and sources
+    are read again when they end. Readers that outnumber the rows of a source take turns, so that the weights hold for
+    any number of readers. Unreadable rows and shards, and videos that `frame_sampler` refuses, are skipped.
 
     Args:
         data: as for `ShardSource`, or several `DataSource`s.
         frames_per_clip: T, or a `FramesCurriculum`, whose `batch_size` must be the DataLoader's.
         crop_size: of `RandomResizedClip` with the published settings; not needed with `transform`.
-        frame_sampler: which frames of a video a clip takes.
-        transform: (uint8 frames (T, C, H, W), torch.Generator) -> float frames. An image's T is 1: the result is
+        frame_sampler: samples the frames of a clip.
+        transform: (uint8 frames (T, C, H, W), torch.Generator) -> float frames. For an image T is 1, and the result is
             repeated.
-        clips_per_video: clips drawn from a video each time it is decoded; they follow one another.
-        max_skipped_fraction: of the rows of a source (at least 20) that a reader may skip; None has no bound.
-        seed: with the epoch it sets the order of the shards and every draw.
+        clips_per_video: consecutive clips sampled from a video each time it is decoded.
+        max_skipped_fraction: limit on the fraction of a source's rows (at least 20) that a reader skips; None: no
+            limit.
+        seed: with the epoch, it determines the order of shards and all randomness.
         rank, world_size: of the process.
         epochs: None never ends.
 
     Raises:
-        ValueError: a setting out of range, or (while reading) an epoch of a source without a single clip, or more
-            rows skipped than `max_skipped_fraction`.
+        ValueError: a setting out of range; while reading, an epoch of a source without a single clip, or more rows
+            skipped than `max_skipped_fraction`.
         FileNotFoundError: there is no data.
     """
 
@@ -128,34 +129,35 @@ class ClipStream(torch.utils.data.IterableDataset):
         self._state = self._start = self._first_state()
 
     def _first_state(self) -> dict[str, Any]:
-        place = {"epoch": 0, "place": 0, "row": 0, "clip": 0, "used": 0, "skipped": 0}
-        sources = [{**place, "fingerprint": source.fingerprint} for source in self.sources]
+        # Keys of saved checkpoints: "place" is the position of the shard in the reader's order
+        position = {"epoch": 0, "place": 0, "row": 0, "clip": 0, "used": 0, "skipped": 0}
+        sources = [{**position, "fingerprint": source.fingerprint} for source in self.sources]
         return {"batch": 0, "slot": 0, "batch_epoch": 0, "rows": 0, "sources": sources}
 
     def state_dict(self) -> dict[str, Any]:
-        """The place of the next clip; in a DataLoader worker, of that worker's next clip."""
+        """The position of the next clip; in a DataLoader worker, of that worker's next clip."""
         return copy.deepcopy(self._state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next iteration begins at this place. Nothing is decoded on the way.
+        """Starts the next iteration at this position, without decoding earlier clips.
 
-        If a source has other shards than then, its epoch begins anew with those there are now, which the log says.
+        If the shards of a source have changed, its epoch starts again, with a warning.
         """
         state = copy.deepcopy(state)
         if len(state["sources"]) != len(self.sources):
             raise ValueError(f"The state is of {len(state['sources'])} sources, but the data has {len(self.sources)}.")
-        for source, place in zip(self.sources, state["sources"]):
-            if place["fingerprint"] != source.fingerprint:
+        for source, position in zip(self.sources, state["sources"]):
+            if position["fingerprint"] != source.fingerprint:
                 logger.warning(
-                    "%s has other shards than when its place was saved (%d now): no exact continuation, epoch %d "
-                    "begins anew", source.data, len(source.shards), place["epoch"],
+                    "the shards of %s have changed since the checkpoint (%d now): this is no exact continuation, "
+                    "epoch %d starts again", source.data, len(source.shards), position["epoch"],
                 )  # fmt: skip
-                place.update(place=0, row=0, clip=0, fingerprint=source.fingerprint)
+                position.update(place=0, row=0, clip=0, fingerprint=source.fingerprint)
         self._state = self._start = state
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = torch.utils.data.get_worker_info()
-        # Kept here, so that state_dict sees the place move; the next iteration begins anew
+        # Kept here, so that state_dict sees it change; the next iteration starts from the beginning
         self._state, self._start = copy.deepcopy(self._start), self._first_state()
         yield from _Reader(self, self._state, *((worker.id, worker.num_workers) if worker else (0, 1))).clips()
 
@@ -172,7 +174,7 @@ def _open_sources(data: str | os.PathLike | Sequence[DataSource]) -> tuple[list[
 
 
 class _Reader:
-    """One worker of one process going through a `ClipStream`; moves `state`, the place of the next clip, along."""
+    """One worker of one process reading a `ClipStream`; updates `state`, the position of the next clip."""
 
     def __init__(self, stream: ClipStream, state: dict[str, Any], worker: int, num_workers: int):
         self.stream, self.state, self.worker, self.num_workers = stream, state, worker, num_workers
@@ -189,32 +191,32 @@ class _Reader:
             if clips is None:
                 ended.add(number)
                 continue
-            for place, sample in clips:
-                self._move(number, place)
+            for position, sample in clips:
+                self._advance(number, position)
                 sample["skipped"], self.skips = "\n".join(self.skips), []
                 yield sample
 
     def _choose_source(self, ended: set[int]) -> int:
-        """The source of the next row, drawn by weight from (seed, reader, rows so far); a row begun is finished."""
-        places = self.state["sources"]
-        begun = [number for number, place in enumerate(places) if place["clip"] and number not in ended]
-        if begun or len(places) == 1:
+        """The source of the next row: that of a started row, else sampled by (seed, reader, rows so far)."""
+        positions = self.state["sources"]
+        begun = [number for number, position in enumerate(positions) if position["clip"] and number not in ended]
+        if begun or len(positions) == 1:
             return begun[0] if begun else 0
-        upto = np.cumsum(self.stream.weights) / np.sum(self.stream.weights)
-        # Drawn again while it hits a source that has ended: no matter when that was noticed, the draws are the same
+        cumulative = np.cumsum(self.stream.weights) / np.sum(self.stream.weights)
+        # Sampled again when the source has ended: the choices do not depend on when its end was noticed
         for attempt in itertools.count():
-            share = _draw(self.stream.seed, self.number, self.state["rows"], attempt) / 2**63
-            number = min(int(np.searchsorted(upto, share, side="right")), len(places) - 1)
+            fraction = _seed_of(self.stream.seed, self.number, self.state["rows"], attempt) / 2**63
+            number = min(int(np.searchsorted(cumulative, fraction, side="right")), len(positions) - 1)
             if number not in ended:
                 return number
 
-    def _move(self, number: int, place: dict[str, int]) -> None:
-        """The place after a clip of a source."""
+    def _advance(self, number: int, position: dict[str, int]) -> None:
+        """Moves to the position after a clip of a source."""
         state, curriculum = self.state, self.stream.frames_per_clip
         if state["slot"] == 0:
-            state["batch_epoch"] = place["epoch"]
-        state["sources"][number] = place
-        state["rows"] += place["clip"] == 0
+            state["batch_epoch"] = position["epoch"]
+        state["sources"][number] = position
+        state["rows"] += position["clip"] == 0
         state["slot"] += 1
         if isinstance(curriculum, FramesCurriculum) and state["slot"] == curriculum.batch_size:
             state["batch"], state["slot"] = state["batch"] + 1, 0
@@ -226,40 +228,40 @@ class _Reader:
             return curriculum
         batches, slot = divmod(self.state["slot"] + ahead, curriculum.batch_size)
         if not batches and self.state["slot"]:
-            epoch = self.state["batch_epoch"]  # the batch has begun
+            epoch = self.state["batch_epoch"]  # the batch has started
         return curriculum.frames_of_batch(self.state["batch"] + batches, self.worker, self.num_workers, epoch)
 
     def _rows(self, number: int) -> Iterator[Iterator[tuple[dict[str, int], dict]]]:
-        """For each row of a source that reads: its clips, each with the place after it."""
+        """For each readable row of a source: its clips, each with the position after it."""
         stream, source = self.stream, self.stream.sources[number]
         now, empty = dict(self.state["sources"][number]), 0
         for epoch in itertools.count(now["epoch"]) if stream.epochs is None else range(now["epoch"], stream.epochs):
             whole = not (now["place"] or now["row"] or now["clip"])
             used, first = now["used"], (now["place"], now["row"])
-            for place, shard, row_number, row in open_stream(
+            for position, shard, row_number, row in open_stream(
                 source, self.number, self.readers, stream.seed, epoch, first
             ):
                 first_clip, now["clip"] = now["clip"], 0
-                now |= {"epoch": epoch, "place": place, "row": row_number + 1}
+                now |= {"epoch": epoch, "place": position, "row": row_number + 1}
                 name = source.row_name(shard, row_number, row.get("path"))
-                # The first source's draws are those of a stream that has no other
+                # The first source is seeded like a stream with a single source
                 key = (stream.seed, epoch, shard, row_number), (number,) if number else ()
                 try:
-                    drawn = self._decode(row, epoch, key, first_clip)
+                    decoded = self._decode(row, epoch, key, first_clip)
                 except (ValueError, OSError) as error:
                     source.skip(name, str(error))
-                    drawn = None
-                now["used"] += drawn is not None and first_clip == 0
+                    decoded = None
+                now["used"] += decoded is not None and first_clip == 0
                 self._count_skips(source, now)
-                if drawn is not None:
-                    yield self._finish(drawn, row, name, dict(now), first_clip)
+                if decoded is not None:
+                    yield self._finish(decoded, row, name, dict(now), first_clip)
             self._count_skips(source, now)
             empty = empty + 1 if whole and now["used"] == used else 0
             self._check_empty(source, empty)
             now |= {"epoch": epoch + 1, "place": 0, "row": 0, "clip": 0}
 
     def _count_skips(self, source: ShardSource, now: dict[str, int]) -> None:
-        """Notes what was passed over since the last call, and stops when it is too much."""
+        """Counts the rows skipped since the last call, and stops when they are too many."""
         skips = source.take_skips()
         for skip in skips:
             line = {"source": source.data, "name": skip.name, "reason": skip.reason}
@@ -272,81 +274,75 @@ class _Reader:
         if skips and bound is not None and now["skipped"] > bound * max(tried, _FEWEST_ROWS):
             raise ValueError(
                 f"About {now['skipped']:.0f} of {tried:.0f} rows of {source.data!r} had to be skipped, more than "
-                f"max_skipped_fraction={bound:g} allows; the last was {skips[-1].name}: {skips[-1].reason}; mend the "
-                "data or raise max_skipped_fraction."
+                f"max_skipped_fraction={bound:g} allows; the last was {skips[-1].name}: {skips[-1].reason}; repair "
+                "the data or raise max_skipped_fraction."
             )
 
     def _shares_shards(self, source: ShardSource) -> bool:
-        """Whether every reader reads every shard, and takes its part of the rows, see `open_stream`."""
+        """Whether every reader reads every shard and takes a part of the rows, see `open_stream`."""
         return len(source.shards) < self.readers
 
     def _check_empty(self, source: ShardSource, empty: int) -> None:
-        """Raises after so many epochs without a clip that there is none to come."""
-        # In as many epochs as there are readers, each has met every row of shards that they share
+        """Raises after enough consecutive epochs without a clip."""
+        # After as many epochs as there are readers, each has seen every row of shared shards
         if empty and empty == (self.readers if self._shares_shards(source) or self.readers == 1 else _EMPTY_EPOCHS):
             reasons = [f"{name}: {reason}" for name, reason in source.skipped.items()]
-            told = f" ({len(reasons)} skipped, the first {reasons[0]})" if reasons else ""
-            raise ValueError(f"No clip could be read from {source.data!r}{told}; look at the data.")
+            details = f" ({len(reasons)} skipped, the first {reasons[0]})" if reasons else ""
+            raise ValueError(f"No clip could be read from {source.data!r}{details}; check the data.")
 
     def _decode(self, row: dict, epoch: int, key: tuple, first_clip: int) -> list[tuple]:
-        """(draw, generator, its frames uint8 (T, C, H, W), frame numbers) of the row's clips, decoded in one pass."""
-        place, source = key
+        """(seed, generator, frames uint8 (T, C, H, W), frame indices) of the row's clips, decoded in one pass."""
+        position, source = key
         clips = range(first_clip, self.stream.clips_per_video)
-        draws = [_draw(*place, clip, *source) for clip in clips]
-        generators = [torch.Generator().manual_seed(draw) for draw in draws]
+        seeds = [_seed_of(*position, clip, *source) for clip in clips]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         lengths = [self._num_frames(ahead, epoch) for ahead in range(len(clips))]
         if row["video"] is None and row.get("image") is not None:
             frames = torch.from_numpy(read_image(row["image"])).permute(2, 0, 1)[None]
-            numbers = [torch.zeros(length, dtype=torch.int64) for length in lengths]
-            return list(zip(draws, generators, [frames] * len(clips), numbers))
+            indices = [torch.zeros(length, dtype=torch.int64) for length in lengths]
+            return list(zip(seeds, generators, [frames] * len(clips), indices))
         with VideoReader(row["video"]) as reader:
             sampler = self.stream.frame_sampler
             indices = [sampler(reader, length, generator) for length, generator in zip(lengths, generators)]
             wanted, inverse = np.unique(np.concatenate(indices), return_inverse=True)
             frames = torch.from_numpy(reader.frames(wanted)).permute(0, 3, 1, 2)
-        places = np.split(inverse.reshape(-1), np.cumsum(lengths)[:-1])
+        rows = np.split(inverse.reshape(-1), np.cumsum(lengths)[:-1])
         return [
-            # Frames are gathered when the clip is wanted: all clips of a video at once would be a copy of it
-            (draw, generator, (frames, torch.from_numpy(which)), torch.from_numpy(np.ascontiguousarray(chosen)))
-            for draw, generator, which, chosen in zip(draws, generators, places, indices)
+            # Frames are gathered later, clip by clip: all clips at once would be a copy of the video
+            (seed, generator, (frames, torch.from_numpy(which)), torch.from_numpy(np.ascontiguousarray(chosen)))
+            for seed, generator, which, chosen in zip(seeds, generators, rows, indices)
         ]
 
     def _finish(
-        self, drawn: list[tuple], row: dict, name: str, after: dict[str, int], first_clip: int
+        self, decoded: list[tuple], row: dict, name: str, after: dict[str, int], first_clip: int
     ) -> Iterator[tuple[dict[str, int], dict]]:
-        """(place after the clip, clip) of a decoded row; `after` is the place after the row."""
-        for clip, (draw, generator, frames, indices) in enumerate(drawn, start=first_clip):
+        """(position after the clip, clip) of a decoded row; `after` is the position after the row."""
+        for clip, (seed, generator, frames, indices) in enumerate(decoded, start=first_clip):
             if isinstance(frames, tuple):
                 pixels = self.stream.transform(frames[0][frames[1]], generator)
-            else:  # a picture, transformed once
+            else:  # an image, transformed once
                 pixels = self.stream.transform(frames, generator).expand(len(indices), -1, -1, -1)
-            sample = {
-                "pixel_values_videos": pixels,
-                "clip_name": name,
-                "draw": draw,
-                "frame_indices": indices,
-            }
+            sample = {"pixel_values_videos": pixels, "clip_name": name, "seed": seed, "frame_indices": indices}
             if row.get("label") is not None:
                 sample["label"] = row["label"]
             last = clip + 1 == self.stream.clips_per_video
             yield after if last else {**after, "row": after["row"] - 1, "clip": clip + 1}, sample
 
 
-def _draw(*key: int) -> int:
-    """63 random bits of a place in the data."""
+def _seed_of(*key: int) -> int:
+    """A 63-bit seed for a position in the data."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
 
 class MaskCollator:
-    """Batches clips and draws their masks: what a masked-latent model's forward takes, and no more.
+    """Batches clips and samples their masks, as a masked-latent model's forward takes them.
 
     Args:
         mask_samplers: as of `vjepa2_hf.masking`; one (context, target) pair per sampler.
         patch_size: pixels of a patch, height and width.
         tubelet_size: frames of a token.
-        seed: masks come from it and the draw of the batch's first clip, so a resumed run draws the same.
-        with_names: adds what a training loop needs beside: `clip_names`, and `skipped`, JSON lines of what was passed
-            over (see `ClipStream`), both lists of strings.
+        seed: with the seed of the batch's first clip, it determines the masks, so that a resumed run samples the same.
+        with_names: adds `clip_names` and `skipped` (JSON lines, see `ClipStream`), both lists of strings.
     """
 
     def __init__(
@@ -370,11 +366,11 @@ class MaskCollator:
         grid = (pixels.shape[1] // self.tubelet_size, *(size // self.patch_size for size in pixels.shape[-2:]))
         if min(grid) < 1:
             raise ValueError(
-                f"A clip of {pixels.shape[1]} frames of {pixels.shape[3]} x {pixels.shape[4]} pixels holds no token "
-                f"of tubelet_size={self.tubelet_size} frames and patch_size={self.patch_size} pixels; raise "
-                "frames_per_clip or crop_size."
+                f"A clip of {pixels.shape[1]} frames of {pixels.shape[3]} x {pixels.shape[4]} pixels is smaller "
+                f"than a token of tubelet_size={self.tubelet_size} frames and patch_size={self.patch_size} pixels; "
+                "raise frames_per_clip or crop_size."
             )
-        generator = torch.Generator().manual_seed(_draw(self.seed, clips[0]["draw"]))
+        generator = torch.Generator().manual_seed(_seed_of(self.seed, clips[0]["seed"]))
         masks = [sampler(len(clips), grid, generator) for sampler in self.mask_samplers]
         batch = {
             "pixel_values_videos": pixels,

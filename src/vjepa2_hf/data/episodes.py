@@ -1,4 +1,4 @@
-"""Episodes for the world model, from shards or LeRobot datasets: frames, actions, proprio states, rewards.
+"""Episodes for the world model, read from shards or LeRobot datasets, and their split.
 
 Legend: T frames, A action size, S proprio size.
 """
@@ -48,34 +48,33 @@ def read_episodes(
     wanted: Callable[[str], bool] | None = None,
     skipped: dict[str, str] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Episodes in the order of the shards or of the LeRobot dataset, each `frame_skip`-th frame kept.
+    """Episodes in the order of the shards or of the LeRobot dataset, with every `frame_skip`-th frame.
 
-    An episode whose video does not decode, or that is too short for one step, is skipped and named in the log.
+    Episodes with an unreadable video, or with less than one step, are skipped and logged.
 
     Args:
         data: as for `ShardSource`, with rows as in API.md ("Data on disk"); or a LeRobot v3 dataset, a folder or an
-            id of the Hub (its files are then downloaded one by one, as the reading gets to them).
-        frame_skip: k; the k actions between two kept frames are joined to one of size k*A, the earliest first, and a
-            rest that does not fill a step is dropped.
-        max_episodes: stop after so many.
+            id of the Hub (its files are downloaded when they are reached).
+        frame_skip: k; the k actions between two kept frames are concatenated to size k*A in order of time. An
+            incomplete last step is dropped.
+        max_episodes: maximum number of episodes.
         camera: of a LeRobot dataset, see `LeRobotDataset`.
-        wanted: told each `episode_id` in order, before anything of it is decoded; False passes it over, and it does
-            not count for `max_episodes`.
-        skipped: filled with the reasons, by name, of what is skipped.
+        wanted: called with each `episode_id` in order, before anything is decoded; False leaves the episode out, and
+            it does not count for `max_episodes`.
+        skipped: filled with reasons by name of the skipped episodes.
 
     Yields:
         `frames` uint8 (T, H, W, 3), `actions` float32 (T-1, k*A) in environment units, `proprio_states` float32
-        (T, S) or None, `states` likewise (the environment's true ones, which models are only measured by), `rewards`
-        float32 (T-1,) of the steps (of joined ones their sum) or None, `task` (its text, or None), `fps` of the kept
-        frames, `episode_id`. A row of a shard that has no `episode_id` is called after its file within `data` and its
-        number there.
+        (T, S) or None, `states` likewise (the environment's true states, used for evaluation only), `rewards` float32
+        (T-1,) per step (summed over skipped frames) or None, `task` (text or None), `fps` of the kept frames,
+        `episode_id`. The id of a row without `episode_id` is its file within `data` and its index there.
 
     Raises:
-        ValueError: an episode, named, whose actions, states or rewards have a wrong length or size, or another size
-            than those before, or are not finite; no episode at all; or a camera that is not there.
+        ValueError: an episode's actions, states or rewards have a wrong length, another size than those before, or
+            values that are not finite; there is no episode, or no such camera.
     """
     if frame_skip < 1:
-        raise ValueError(f"frame_skip is {frame_skip}, but at least every frame (1) is kept.")
+        raise ValueError(f"frame_skip is {frame_skip}, but it must be at least 1 (every frame).")
     if max_episodes is not None and max_episodes < 1:
         raise ValueError(f"max_episodes is {max_episodes}, but at least 1 must be read; None reads all.")
     source = _open_source(data, camera)
@@ -91,18 +90,17 @@ def read_episodes(
         count += 1
         yield episode
         if count == max_episodes:
-            return  # before the next one is read, perhaps from a file that is not downloaded yet
+            return  # before the next one is read or downloaded
     if not count and wanted is None:
         reasons = [f"{name}: {reason}" for name, reason in source.skipped.items()]
         raise ValueError(f"No episode could be read from {source.data!r}{f' ({reasons[0]})' if reasons else ''}.")
 
 
 def episode_ids(data: str | os.PathLike, camera: str | None = None) -> Iterator[str]:
-    """The `episode_id` of each episode as `read_episodes` tells them to `wanted`, with nothing decoded: also of those
-    that it skips because they do not decode.
+    """The `episode_id` of every episode, unreadable ones included, without decoding.
 
     Args:
-        data, camera: as there.
+        data, camera: as for `read_episodes`.
     """
     source = _open_source(data, camera)
     yield from (name for name, _ in _named_rows(source)) if isinstance(source, ShardSource) else source.names()
@@ -175,12 +173,12 @@ def _open_source(data: str | os.PathLike, camera: str | None) -> ShardSource | L
     lerobot = open_lerobot(data, camera)
     if lerobot is None and camera is not None:
         ShardSource(data)  # refuses what does not exist
-        raise ValueError(f"camera={camera!r} is for LeRobot datasets, but {os.fspath(data)!r} is none.")
+        raise ValueError(f"camera={camera!r} is for LeRobot datasets, but {os.fspath(data)!r} is not one.")
     return lerobot or ShardSource(data)
 
 
 def _check_sizes(episode: dict[str, Any], sizes: dict[str, int | None]) -> dict[str, int | None]:
-    """The sizes that all episodes share so far; refuses one with others. Only `states` may be missing from some."""
+    """The column sizes of the episodes so far; refuses an episode with others. Only `states` may be missing."""
     columns = ("actions", "proprio_states", "states")
     found = {name: None if episode[name] is None else episode[name].shape[1] for name in columns}
     sizes = sizes or found
@@ -190,14 +188,13 @@ def _check_sizes(episode: dict[str, Any], sizes: dict[str, int | None]) -> dict[
     if found != sizes:
         raise ValueError(
             f"Episode {episode['episode_id']} has (action, proprio, state) sizes {tuple(found.values())}, but the "
-            f"ones before had {tuple(sizes.values())}: keep the episodes of each environment in a folder of its own, "
-            "outside the others'."
+            f"ones before had {tuple(sizes.values())}: keep the episodes of each environment in a separate folder."
         )
     return sizes
 
 
 def _named_rows(source: ShardSource) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of all shards with a name each, which does not change when the data is moved."""
+    """(name, row) of all shards; the names do not change when the data is moved."""
     for _, shard, row_number, row in open_stream(source, seed=None):
         path = source.shards[shard]
         inside = os.path.relpath(path, source.data) if os.path.isdir(source.data) else os.path.basename(path)
@@ -212,7 +209,7 @@ def _shard_episodes(source: ShardSource, wanted: Callable[[str], bool] | None) -
 
 
 def _read_episode(row: dict[str, Any], frame_skip: int) -> dict[str, Any]:
-    """What `read_episodes` yields for a row; a VideoDecodeError if it is not even one step long."""
+    """What `read_episodes` yields for a row; a VideoDecodeError if it is shorter than one step."""
     with row["open_video"]() as video:
         if len(video) - 1 < frame_skip:
             raise VideoDecodeError(f"{len(video)} frames do not fill one step of {frame_skip}")
@@ -233,7 +230,7 @@ def _read_episode(row: dict[str, Any], frame_skip: int) -> dict[str, Any]:
 
 
 def _episode_arrays(row: dict, num_frames: int) -> dict[str, np.ndarray | None]:
-    """Actions (T-1, A), proprio and true states (T, S), rewards (T-1, 1) of a row, checked; None for what it lacks."""
+    """Checked actions (T-1, A), proprio and true states (T, S), rewards (T-1, 1) of a row; None for missing ones."""
     arrays, name = {}, row["episode_id"]
     lengths = {"actions": num_frames - 1, "rewards": num_frames - 1}
     for column in ("actions", "proprio_states", "states", "rewards"):
@@ -251,7 +248,7 @@ def _episode_arrays(row: dict, num_frames: int) -> dict[str, np.ndarray | None]:
             array = np.asarray(values, np.float32)
         except (ValueError, TypeError):
             raise ValueError(
-                f"Episode {name} has {column} whose rows differ in size; give each step as many."
+                f"Episode {name} has {column} whose rows differ in size; give all rows one size."
             ) from None
         if column == "rewards":
             array = array.reshape(len(array), -1) if array.size == len(array) else array
@@ -265,41 +262,41 @@ def _episode_arrays(row: dict, num_frames: int) -> dict[str, np.ndarray | None]:
 
 
 def split_episodes(ids: Sequence[str], validation_fraction: float) -> list[bool]:
-    """Which episodes are held out: those whose id has a hash in the first `validation_fraction` of all hashes.
+    """Which episodes are held out: those whose hashed id lies in the first `validation_fraction` of all hashes.
 
-    The share held out is `validation_fraction` in expectation. Another order moves no episode. More data moves none
-    either, but for one that fills an empty side: of two or more episodes, where the fraction is neither 0 nor 1, the
-    one with the smallest hash is held out if all hashes are above the fraction, and the one with the largest hash is
-    trained on if all are below. It goes back once more data brings an episode whose hash is farther out.
+    The fraction held out is `validation_fraction` in expectation. The split depends on neither the order nor the
+    amount of data, with one exception: with two or more episodes and a fraction between 0 and 1, neither side is
+    empty. If all hashes are above the fraction, the episode with the smallest hash is held out; if all are below, the
+    one with the largest hash is trained on.
 
     Args:
         ids: `episode_id` of each episode; equal ids fall on the same side and count as one.
         validation_fraction: 0 (none) to 1 (all).
 
     Returns:
-        For each id, whether its episode is held out.
+        For each id, whether the episode is held out.
 
     Raises:
-        ValueError: the fraction is no share.
+        ValueError: the fraction is not in 0 to 1.
     """
     return list(map(held_out_of(ids, validation_fraction), ids))
 
 
 def held_out_of(ids: Iterable[str], validation_fraction: float) -> Callable[[str], bool]:
-    """`split_episodes` for episodes that come one by one.
+    """`split_episodes` for episodes that are read one by one.
 
     Args:
-        ids: of all episodes, read only until both sides have one; not at all where the fraction is 0 or 1.
-        validation_fraction: as there.
+        ids: of all episodes, read until both sides have one; not read if the fraction is 0 or 1.
+        validation_fraction: 0 (none) to 1 (all).
 
     Returns:
-        A function that tells of one of `ids` whether its episode is held out.
+        A function: one of `ids` -> whether its episode is held out.
 
     Raises:
-        ValueError: the fraction is no share.
+        ValueError: the fraction is not in 0 to 1.
     """
     if not 0 <= validation_fraction <= 1:
-        raise ValueError(f"validation_fraction is {validation_fraction}, but a share from 0 to 1 is expected.")
+        raise ValueError(f"validation_fraction is {validation_fraction}, but a fraction from 0 to 1 is expected.")
     bound = validation_fraction * 2**64
     lowest, highest = 2**64, -1
     for name in ids if 0 < validation_fraction < 1 else ():

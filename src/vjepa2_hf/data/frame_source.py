@@ -146,10 +146,10 @@ class FrameSource:
                     yield reader.to_rgb(frame) if number >= start or watch is not None else None
             if count < len(reader):
                 missing = f"{len(reader) - count} of its {len(reader)} frames are missing"
-                raise VideoDecodeError(f"{reader.name} is truncated or corrupt: {missing}.")
+                raise VideoDecodeError(f"{reader.name} cannot be decoded to its end: {missing}.")
 
     def _pixels(self, frames: list[Any]) -> torch.Tensor:
-        """Kept frames as normalised pixels (t, C, H, W)."""
+        """Kept frames as normalized pixels (t, C, H, W)."""
         frames = [_as_frame(frame) for frame in frames]
         kinds = {(_is_normalized(frame), tuple(frame.shape)) for frame in frames}
         if len(kinds) > 1:

@@ -1,12 +1,12 @@
-"""LeRobot v3 datasets read as they are, a local folder or one of the Hub, without LeRobot.
+"""Reading of LeRobot v3 datasets, from a local folder or the Hub, without the LeRobot package.
 
     meta/info.json                                   frame rate, features, path templates
-    meta/episodes/chunk-000/file-000.parquet         an episode a row: where its data and videos lie
-    data/chunk-000/file-000.parquet                  a frame a row, many episodes a file
-    videos/<camera>/chunk-000/file-000.mp4           many episodes a file, AV1 by default
+    meta/episodes/chunk-000/file-000.parquet         one row per episode: the location of its data and videos
+    data/chunk-000/file-000.parquet                  one row per frame, many episodes per file
+    videos/<camera>/chunk-000/file-000.mp4           many episodes per file, AV1 by default
 
-Source of the format: lerobot 0.4.4, `datasets/lerobot_dataset.py`. Files are opened when their first episode is
-reached and one of each kind is open at a time; those of the Hub are downloaded then, into its cache.
+Source of the format: lerobot 0.4.4, `datasets/lerobot_dataset.py`. Files are opened (and downloaded
+to the Hub's cache) when their first episode is reached; one file of each kind is open at a time.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ _COLUMNS = {"actions": "action", "proprio_states": "observation.state", "rewards
 
 
 class LeRobotDataset:
-    """The episodes of a LeRobot v3 dataset, seen by one camera.
+    """The episodes of a LeRobot v3 dataset, with the frames of one camera.
 
     Args:
         data: the folder that holds `meta/info.json`, or the id of a dataset of the Hub ("lerobot/pusht").
-        camera: one of `cameras`, whole ("observation.images.front") or by its last part ("front"); None takes the
-            only one.
+        camera: one of `cameras`, by full name ("observation.images.front") or last part ("front"); None for a
+            single camera.
 
     Attributes:
         cameras: names of the features that are videos or images.
         fps: frames per second.
         revision: commit of a dataset of the Hub, None for a folder.
-        skipped: reasons by name of the episodes that were passed over.
+        skipped: reasons by name of the skipped episodes.
 
     Raises:
         FileNotFoundError: there is no `meta/info.json`.
-        ValueError: another version of the format, no such camera, or several and none named.
+        ValueError: another version of the format, no such camera, or several cameras and none named.
     """
 
     def __init__(self, data: str | os.PathLike, camera: str | None = None):
@@ -74,25 +74,25 @@ class LeRobotDataset:
         self._reader: tuple[str, VideoReader | None] = ("", None)
 
     def skip(self, name: str, reason: str) -> None:
-        """Notes an episode as passed over, and names it in the log."""
+        """Records and logs a skipped episode."""
         self.skipped[name] = " ".join(reason.split())
         logger.warning("skipped %s: %s", name, self.skipped[name])
 
     def names(self) -> Iterator[str]:
-        """The `episode_id` of each episode in their order, of which only meta/episodes is read."""
+        """The `episode_id` of every episode in order; only meta/episodes is read."""
         return map(_episode_name, self._episode_rows())
 
     def episodes(self, wanted: Callable[[str], bool] | None = None) -> Iterator[dict[str, Any]]:
-        """The episodes in their order; one whose file does not read is skipped.
+        """The episodes in order; those in unreadable files are skipped.
 
         Args:
-            wanted: told each `episode_id` before anything of the episode is read; False passes it over.
+            wanted: called with each `episode_id` before the episode is read; False leaves it out.
 
         Yields:
-            `episode_id` ("episode_000012"), `open_video` (a function that gives frames as a `VideoReader` does),
-            `actions` (T-1 rows: the last of LeRobot's T is dropped, for no frame shows what it did),
-            `proprio_states` (T rows) and `rewards` (T-1 rows) where the dataset has them, `fps`, and `task`, its text
-            (joined by "; " where it has several).
+            `episode_id` ("episode_000012"), `open_video` (a function that returns frames like a `VideoReader`),
+            `actions` (T-1 rows: the last of LeRobot's T is dropped, because no frame shows its effect),
+            `proprio_states` (T rows) and `rewards` (T-1 rows) where the dataset has them, `fps`, and `task` (text;
+            several are joined by "; ").
         """
         try:
             for episode in self._episode_rows():
@@ -130,10 +130,11 @@ class LeRobotDataset:
         known = ", ".join(self.cameras)
         if camera is None:
             raise ValueError(f"{self.data!r} has several cameras, {known}; name one with camera=.")
-        raise ValueError(f"camera={camera!r} is {'several' if found else 'none'} of those of {self.data!r}: {known}.")
+        match = "several" if found else "none"
+        raise ValueError(f"camera={camera!r} is {match} of the cameras of {self.data!r}: {known}.")
 
     def _path(self, name: str) -> str:
-        """The local path of a file of the dataset; one of the Hub is downloaded unless it is in the cache."""
+        """The local path of a file of the dataset, downloaded if necessary."""
         if os.path.isdir(self.data):
             return os.path.join(self.data, name)
         return huggingface_hub.hf_hub_download(self.data, name, repo_type="dataset", revision=self.revision)
@@ -149,22 +150,22 @@ class LeRobotDataset:
                 rows = pq.read_table(path, columns=columns).to_pylist()
             except (OSError, pa.ArrowException) as error:
                 raise ValueError(
-                    f"{name} of {self.data!r} does not read ({error}), but {self.info['total_episodes'] - count} of "
-                    f"the {self.info['total_episodes']} episodes of {_INFO} are still to come."
+                    f"{name} of {self.data!r} is unreadable ({error}), but {self.info['total_episodes'] - count} of "
+                    f"the {self.info['total_episodes']} episodes of {_INFO} are missing."
                 ) from error
             yield from rows
             count += len(rows)
             chunk, file = (chunk + 1, 0) if file + 1 == self.info["chunks_size"] else (chunk, file + 1)
 
     def _frames(self, episode: dict[str, Any]) -> pa.Table:
-        """The rows of an episode, one a frame."""
+        """The rows of an episode, one per frame."""
         name = self.info["data_path"].format(
             chunk_index=episode["data/chunk_index"], file_index=episode["data/file_index"]
         )
         if self._table[0] != name:
             columns = ["episode_index", "timestamp", *self.columns.values()]
             columns += [] if self._in_video else [self.camera]
-            self._table = ("", pa.table({}))  # two files at once would be too many
+            self._table = ("", pa.table({}))  # one file in memory at a time
             self._table = (name, _read_table(self._path(name), columns))
         frames = self._table[1].filter(pc.field("episode_index") == episode["episode_index"])
         if len(frames) != episode["length"]:
@@ -173,10 +174,10 @@ class LeRobotDataset:
 
     def _open(self, episode: dict[str, Any], frames: pa.Table) -> EpisodeFrames:
         if not self._in_video:
-            pictures = frames[self.camera].to_pylist()
-            return EpisodeFrames(len(frames), lambda wanted: np.stack([read_image(pictures[i]) for i in wanted]))
-        place = {name: episode[f"videos/{self.camera}/{name}"] for name in ("chunk_index", "file_index")}
-        reader = self._open_reader(self.info["video_path"].format(video_key=self.camera, **place))
+            images = frames[self.camera].to_pylist()
+            return EpisodeFrames(len(frames), lambda wanted: np.stack([read_image(images[i]) for i in wanted]))
+        file = {name: episode[f"videos/{self.camera}/{name}"] for name in ("chunk_index", "file_index")}
+        reader = self._open_reader(self.info["video_path"].format(video_key=self.camera, **file))
         begin = episode[f"videos/{self.camera}/from_timestamp"]
         numbers = _frames_at(reader, begin + frames["timestamp"].to_numpy().astype(np.float64), self.fps)
         return EpisodeFrames(len(frames), lambda wanted: reader.frames(numbers[np.asarray(wanted)]))
@@ -194,11 +195,11 @@ class LeRobotDataset:
 
 
 class EpisodeFrames:
-    """The frames of one episode within a file that holds several; what `read_episodes` needs of a `VideoReader`.
+    """The frames of one episode in a file that holds several, read like those of a `VideoReader`.
 
     Args:
         num_frames: T.
-        frames: gives the frames of these numbers (0 .. T-1), uint8 (len, H, W, 3).
+        frames: indices (0 .. T-1) -> frames uint8 (len, H, W, 3).
     """
 
     def __init__(self, num_frames: int, frames: Callable[[Sequence[int]], np.ndarray]):
@@ -215,23 +216,23 @@ class EpisodeFrames:
 
 
 def open_lerobot(data: str | os.PathLike, camera: str | None = None) -> LeRobotDataset | None:
-    """The dataset at `data`, or None if what is there, in a folder or on the Hub, is not LeRobot's."""
+    """The dataset at `data`, a folder or Hub id, or None if it is not a LeRobot dataset."""
     return LeRobotDataset(data, camera) if find_info(data) else None
 
 
 def find_info(data: str | os.PathLike) -> str | None:
-    """The path of a LeRobot dataset's `meta/info.json`, of the Hub's with its commit; None if `data` has none."""
+    """The path of a LeRobot dataset's `meta/info.json` (from the Hub, with the commit); None if there is none."""
     data = os.fspath(data)
     if os.path.isdir(data):
         path = os.path.join(data, _INFO)
         return path if os.path.isfile(path) else None
-    # As in `shards`: beside a folder `runs`, `runs/shards` is a path with nothing there
+    # As in `shards`: if there is a folder `runs`, `runs/shards` is a missing path
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", data) or os.path.exists(data) or os.path.isdir(os.path.dirname(data)):
         return None
     try:
         return huggingface_hub.hf_hub_download(data, _INFO, repo_type="dataset")
     except (OSError, ValueError) as error:  # no such dataset, no such file in it, no network, no valid id
-        logger.debug("%s is no LeRobot dataset of the Hub (%s)", data, error)
+        logger.debug("%s is not a LeRobot dataset of the Hub (%s)", data, error)
         return None
 
 
@@ -240,10 +241,10 @@ def _read_info(path: str, data: str) -> dict[str, Any]:
         info = json.loads(Path(path).read_text(encoding="utf-8"))
         version = str(info["codebase_version"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{_INFO} of {data!r} is not that of a LeRobot dataset ({error!r}).") from error
+        raise ValueError(f"{_INFO} of {data!r} does not describe a LeRobot dataset ({error!r}).") from error
     if not version.startswith("v3."):
         raise ValueError(
-            f"{data!r} is a LeRobot dataset of version {version}, but v3 is read; convert it with "
+            f"{data!r} is a LeRobot dataset of version {version}, but v3 is expected; convert it with "
             f"`python -m lerobot.datasets.v30.convert_dataset_v21_to_v30 --repo-id=...`."
         )
     missing = {"fps", "features", "total_episodes", "chunks_size", "data_path"} - set(info)
@@ -263,20 +264,19 @@ def _episode_name(episode: dict[str, Any]) -> str:
 
 
 def _rows(column: pa.ChunkedArray) -> list:
-    """A list of numbers a row; LeRobot stores features of size 1 as plain numbers."""
+    """One list of numbers per row; LeRobot stores features of size 1 as plain numbers."""
     values = column.to_pylist()
     return values if pa.types.is_nested(column.type) else [[value] for value in values]
 
 
 def _frames_at(reader: VideoReader, times: np.ndarray, fps: float) -> np.ndarray:
-    """The numbers of the frames nearest to these times (seconds), each within half a frame and none twice."""
+    """Indices of the frames nearest to these times (seconds), each within half a frame and none twice."""
     between = (reader.times[1:] + reader.times[:-1]) / 2
     numbers = np.searchsorted(between, times)
     far = np.abs(reader.times[numbers] - times)
     if far.max() > 0.5 / fps or (np.diff(numbers) < 1).any():
         worst = int(far.argmax())
         raise VideoDecodeError(
-            f"{reader.name} has no frame of its own for each time: at {times[worst]:.3f} s the nearest is "
-            f"{far[worst]:.3f} s away"
+            f"{reader.name} lacks frames at some times: the nearest to {times[worst]:.3f} s is {far[worst]:.3f} s away"
         )
     return numbers

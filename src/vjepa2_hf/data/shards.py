@@ -1,10 +1,10 @@
-"""Shards of videos or images: written, found, and read row by row through `datasets`, without decoding.
+"""Shards of videos or images, written and read row by row with `datasets`, without decoding.
 
     write_shards -> parquet shards
     ShardSource  <- parquet or webdataset shards, a folder of videos or images, local or on the Hub
-    open_stream  -> the rows of one epoch that fall to one reader
+    open_stream  -> the rows of one epoch for one reader
 
-Where a stream stands is three numbers (epoch, place, row), so that it resumes anywhere.
+The state of a stream is three numbers (epoch, position, row), so that it resumes anywhere.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .files import staged_folder
 
 logger = logging.getLogger(__name__)
 
-_ROWS_PER_GROUP = 16  # rows a reader takes at once: 16 videos of 256p are some tens of MB
+_ROWS_PER_GROUP = 16  # rows read at once: 16 videos of 256p are some tens of MB
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -46,13 +46,13 @@ def write_shards(
     num_shards: int = 8,
     overwrite: bool = False,
 ) -> int:
-    """Writes rows in turn into `num_shards` parquet files `data-00000-of-00008.parquet`, aside first, then renamed.
+    """Writes rows round-robin into parquet files `data-00000-of-00008.parquet`; the folder appears complete.
 
     Args:
         rows: dicts with the columns of `features`; a video is `{"bytes": mp4, "path": name or None}`.
         output_dir: a folder that does not exist yet, or is empty (or is replaced, with `overwrite`).
-        features: `datasets.Features`; they are stored in the files, so `load_dataset` gives a `Video` column.
-        num_shards: files; more than rows leaves no empty file. A multiple of processes x workers reads fastest.
+        features: `datasets.Features`, stored in the files, so that `load_dataset` gives a `Video` column.
+        num_shards: maximum number of files. A multiple of processes x workers reads fastest.
 
     Returns:
         The number of rows written.
@@ -62,7 +62,7 @@ def write_shards(
 
 
 def write_shard_files(rows: Iterable[dict], folder: Path, features: Features, num_shards: int = 8) -> int:
-    """`write_shards` into a folder that is already staged."""
+    """`write_shards` into an existing folder."""
     if num_shards < 1:
         raise ValueError(f"num_shards is {num_shards}, but at least 1 shard must be written.")
     schema = features.arrow_schema
@@ -76,7 +76,7 @@ def write_shard_files(rows: Iterable[dict], folder: Path, features: Features, nu
         for total, row in enumerate(rows, start=1):
             shard = (total - 1) % num_shards
             if shard == len(writers):
-                # Video is compressed already; another pass would only cost time.
+                # Video is compressed already
                 writers.append(pq.ParquetWriter(folder / f"data-{shard:05d}.parquet", schema, compression="none"))
             pending[shard].append(_encode_row(row, features))
             if len(pending[shard]) >= _ROWS_PER_GROUP:
@@ -93,7 +93,7 @@ def write_shard_files(rows: Iterable[dict], folder: Path, features: Features, nu
 
 
 def _encode_row(row: dict, features: Features) -> dict:
-    # datasets would drop a video's bytes if a file of the same name happened to lie in the working folder.
+    # datasets drops a video's bytes if a file of the same name exists in the working folder
     videos = {name: row[name] for name, feature in features.items() if isinstance(feature, Video)}
     encoded = features.encode_example({**row, **{name: {"bytes": b"", "path": None} for name in videos}})
     return {**encoded, **videos}
@@ -107,12 +107,12 @@ _OPEN_READERS: weakref.WeakSet = weakref.WeakSet()
 
 @atexit.register
 def _close_readers() -> None:
-    # A stream without end is still open when a program ends; closed later, datasets would find its modules gone.
+    # Endless streams are still open at exit; datasets must close them before its modules are gone
     for rows in list(_OPEN_READERS):
         rows.close()
 
 
-_FILE_COLUMNS = {"videos": "video", "images": "image"}  # kinds whose shards are plain files: the column of each
+_FILE_COLUMNS = {"videos": "video", "images": "image"}  # column of the kinds whose shards are plain files
 _EXTENSIONS = {
     "parquet": (".parquet",), "webdataset": (".tar",), "videos": VIDEO_EXTENSIONS, "images": IMAGE_EXTENSIONS
 }  # fmt: skip
@@ -122,12 +122,12 @@ _SHARD_ERRORS = (
 
 
 class Skip(NamedTuple):
-    """A row or a shard that was passed over."""
+    """A skipped row or shard."""
 
     name: str
     reason: str
     rows: int
-    """Rows lost with it; of a shard, an estimate."""
+    """Number of rows lost; for a shard, an estimate."""
     is_shard: bool = False
 
 
@@ -136,15 +136,15 @@ class ShardSource:
 
     Args:
         data: a folder or glob of parquet or webdataset (.tar) shards or of video or image files, one such file, or a
-            dataset of the Hub. A folder is searched with those in it, links too, but for hidden ones.
+            dataset of the Hub. Folders are searched recursively, links included, hidden files and folders excluded.
 
     Attributes:
         kind: "parquet", "webdataset", "videos" or "images".
         shards: paths or URLs, sorted. A video or image file is a shard of one row.
-        skipped: reasons by name of the shards and rows that were passed over.
+        skipped: reasons by name of the skipped shards and rows.
 
     Raises:
-        FileNotFoundError: there is nothing at `data`, or nothing that is a shard, a video or an image.
+        FileNotFoundError: there is nothing at `data`, or no shard, video or image.
         ValueError: there are files of several kinds.
     """
 
@@ -153,11 +153,11 @@ class ShardSource:
         self.kind, self.shards = _find_shards(self.data)
         self.skipped: dict[str, str] = {}
         self._new_skips: list[Skip] = []
-        self._row_counts: dict[int, int] = {}  # of the shards that were read to their end
+        self._row_counts: dict[int, int] = {}  # of completely read shards
         self._datasets: dict[int, IterableDataset] = {}
 
     def read(self, shard: int, first_row: int = 0) -> Iterator[tuple[int, dict]]:
-        """(row number, row) of a shard. A shard that does not read is skipped, counted and named in the log."""
+        """(row number, row) of a shard. An unreadable shard is skipped, counted and logged."""
         rows = self._read(shard, first_row)
         _OPEN_READERS.add(rows)
         return rows
@@ -170,19 +170,19 @@ class ShardSource:
             else:
                 rows = self._dataset(shard)
                 rows = rows.skip(first_row) if first_row else rows
-                # Iterated plainly, datasets deals shards to DataLoader workers itself, a second time; `iter` does not.
+                # Unlike `iter`, plain iteration splits shards among DataLoader workers a second time
                 rows = ({name: values[0] for name, values in batch.items()} for batch in rows.iter(batch_size=1))
             for number, row in enumerate(rows, start=first_row):
-                yield number, _normalise_row(row, self.shards[shard])
+                yield number, _standard_row(row, self.shards[shard])
             self._row_counts[shard] = number + 1
         except _SHARD_ERRORS as error:
-            # What a broken shard would have held is not known: as much as the others do
+            # The number of lost rows is estimated from the other shards
             counts = list(self._row_counts.values())
             usual = round(sum(counts) / len(counts)) if counts else 0
-            self.skip(self.shards[shard], f"the shard does not read ({error})", max(usual - number - 1, 1), True)
+            self.skip(self.shards[shard], f"the shard is unreadable ({error})", max(usual - number - 1, 1), True)
 
     def skip(self, name: str, reason: str, rows: int = 1, is_shard: bool = False) -> None:
-        """Counts a shard or row as skipped, and names it in the log the first time."""
+        """Counts a shard or row as skipped, and logs it the first time."""
         reason = " ".join(reason.split())
         if name not in self.skipped:
             logger.warning("skipped %s: %s", name, reason)
@@ -190,13 +190,13 @@ class ShardSource:
         self._new_skips.append(Skip(name, reason, rows, is_shard))
 
     def take_skips(self) -> list[Skip]:
-        """What was skipped since the last call, again or for the first time."""
+        """The skipped rows and shards since the last call."""
         taken, self._new_skips = self._new_skips, []
         return taken
 
     @property
     def fingerprint(self) -> int:
-        """A number that changes with the names of the shards, on which the order of reading depends."""
+        """A number that changes with the names of the shards, which determine the reading order."""
         return zlib.crc32("\n".join(os.path.basename(shard) for shard in self.shards).encode())
 
     def row_name(self, shard: int, row: int, path: str | None = None) -> str:
@@ -207,7 +207,7 @@ class ShardSource:
     def _dataset(self, shard: int) -> IterableDataset:
         if shard not in self._datasets:
             path = self.shards[shard]
-            if self.kind == "parquet":  # load_dataset("parquet") would ask the network, to count the download
+            if self.kind == "parquet":  # load_dataset("parquet") would use the network
                 dataset = IterableDataset.from_parquet(path)
             else:
                 dataset = load_dataset(self.kind, data_files={"train": [path]}, split="train", streaming=True)
@@ -223,20 +223,19 @@ def open_stream(
     epoch: int = 0,
     first: tuple[int, int] = (0, 0),
 ) -> Iterator[tuple[int, int, int, dict]]:
-    """The rows of one epoch that fall to one of `world_size` readers, undecoded.
+    """The undecoded rows of one epoch for one of `world_size` readers.
 
-    The order of the shards is permuted from (seed, epoch); rows keep their order within a shard. With fewer shards
-    than readers every reader reads every shard and takes each world_size-th row, so shards should be plenty. Which
-    rows these are moves on with the epoch: in `world_size` epochs every reader meets every row once, even if there
-    are fewer rows than readers.
+    Shards are permuted by (seed, epoch); rows keep their order within a shard. With fewer shards than readers, every
+    reader reads every shard and takes every world_size-th row, so more shards are faster. These rows shift with the
+    epoch: in `world_size` epochs every reader sees every row once, even if there are fewer rows than readers.
 
     Args:
         seed: None keeps the shards in the order of their names.
-        first: (place in this reader's order, row) to begin at.
+        first: (position in this reader's order of shards, row) to begin at.
 
     Yields:
-        place in this reader's order, shard (its number by name), row number in the shard, row (a dict whose `video`,
-        or where that is None whose `image`, is bytes, a path or `{"bytes": ..., "path": ...}`).
+        position in this reader's order of shards, shard (index by name), row index in the shard, row (a dict whose
+        `video`, or `image` if that is None, is bytes, a path or `{"bytes": ..., "path": ...}`).
     """
     source = data if isinstance(data, ShardSource) else ShardSource(data)
     order = np.arange(len(source.shards))
@@ -244,18 +243,18 @@ def open_stream(
         order = np.random.default_rng((seed, epoch)).permutation(order)
     split_rows = len(order) < world_size
     mine = order if split_rows else order[rank::world_size]
-    for place in range(first[0], len(mine)):
-        for row_number, row in source.read(int(mine[place]), first[1] if place == first[0] else 0):
-            # With the shard's number: shards of one row each are dealt out, too
-            if not split_rows or (row_number + int(mine[place]) + epoch) % world_size == rank:
-                yield place, int(mine[place]), row_number, row
+    for position in range(first[0], len(mine)):
+        for row_number, row in source.read(int(mine[position]), first[1] if position == first[0] else 0):
+            # The shard's index splits shards of one row, too
+            if not split_rows or (row_number + int(mine[position]) + epoch) % world_size == rank:
+                yield position, int(mine[position]), row_number, row
 
 
 def files_in(folder: str) -> Iterator[str]:
-    """The files in a folder and those below it, but for hidden ones. Links are followed; a folder is read once."""
+    """The files below a folder, without hidden ones. Links are followed; every folder is read once."""
     seen = set()
     for root, folders, names in os.walk(folder, followlinks=True):
-        # Sorted, so that of two ways to a folder it is always the same one that counts
+        # Sorted, so that of two paths to a folder the same one is always used
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if os.path.realpath(root) in seen:
             folders.clear()
@@ -281,10 +280,10 @@ def find_videos(source_dir: Path) -> list[Path]:
 
 
 def _is_table_of_files(found: dict[str, list[str]]) -> bool:
-    """Whether there is parquet with paths of videos or images, which then lie beside it with reason."""
+    """Whether there is a parquet file with paths of videos or images, which may then lie beside it."""
     try:
         return not {"video", "image"}.isdisjoint(pq.read_schema(found["parquet"][0]).names)
-    except (KeyError, OSError, pa.ArrowException):  # no parquet, or none that reads
+    except (KeyError, OSError, pa.ArrowException):  # no parquet file, or an unreadable one
         return False
 
 
@@ -298,42 +297,41 @@ def _find_shards(data: str) -> tuple[str, list[str]]:
     if len(found) > 1 and not _is_table_of_files(found):
         counts = " and ".join(f"{kind} ({len(paths)}, like {paths[0]!r})" for kind, paths in found.items())
         raise ValueError(
-            f"{data!r} holds files of several kinds: {counts}; give a source for each kind that is wanted, by a glob "
-            "like 'FOLDER/**/*.mp4'."
+            f"{data!r} holds files of several kinds: {counts}; give one source per kind, as a glob like "
+            "'FOLDER/**/*.mp4'."
         )
     if found:
         return next(iter(found.items()))
     if any(file.lower().endswith((".hdf5", ".h5", ".npz")) for file in files):
         raise FileNotFoundError(
-            f"{data!r} holds HDF5 or npz files, which are not read as they are: turn them into shards with "
-            "examples/import_episodes.py."
+            f"{data!r} holds HDF5 or npz files; import them as shards with examples/import_episodes.py."
         )
     if os.path.exists(data):
         raise FileNotFoundError(
             f"There is no parquet file, .tar shard, video or image in {data!r}; see make_video_shards.py."
         )
-    # Beside a folder `runs`, `runs/shards` is a path with nothing there and no dataset of an owner called "runs"
+    # If there is a folder `runs`, `runs/shards` is a missing path, not a dataset of the owner "runs"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", data) or os.path.isdir(os.path.dirname(data)):
         raise FileNotFoundError(
             f"There is no data at {data!r}: no such folder or file; give a folder, a glob or a dataset of the Hub."
         )
     try:
         builder = load_dataset_builder(data)
-    except Exception as error:  # whatever the network, the Hub or datasets raises, the user needs one sentence
+    except Exception as error:  # of the network, the Hub or datasets
         raise FileNotFoundError(
-            f"There is no data at {data!r}, and it does not open as a dataset of the Hub ({error})."
+            f"There is no data at {data!r}, and it cannot be opened as a dataset of the Hub ({error})."
         ) from error
     splits = builder.config.data_files or {}
     kind = {"videofolder": "videos", "imagefolder": "images"}.get(builder.name, builder.name)
     if kind not in ("parquet", "webdataset", *_FILE_COLUMNS) or not splits:
         raise ValueError(
-            f"The dataset {data!r} is a {builder.name!r} one; parquet, webdataset, videofolder or imagefolder is read."
+            f"The dataset {data!r} is {builder.name!r}; expected parquet, webdataset, videofolder or imagefolder."
         )
     return kind, sorted(splits["train"] if "train" in splits else next(iter(splits.values())))
 
 
-def _normalise_row(row: dict, shard: str) -> dict:
-    """The row with its video under "video" or its picture under "image"; a relative path is taken from the shard."""
+def _standard_row(row: dict, shard: str) -> dict:
+    """The row with its video as "video" or its image as "image"; relative paths start at the shard."""
     for name, extensions in (("video", VIDEO_EXTENSIONS), ("image", IMAGE_EXTENSIONS)):
         # webdataset names a column by the file's extension
         column = name if name in row else next((key for key in row if f".{key.lower()}" in extensions), None)

@@ -1,10 +1,10 @@
-"""What a run passed over in its data: `skipped.jsonl` in its folder, one object a row or shard, each once.
+"""The log of skipped data, `skipped.jsonl` in a run's folder: one object per row or shard, each once.
 
     {"step": 12, "source": "runs/shards", "name": "runs/shards/data-00001.parquet, row 3", "reason": "it has ..."}
 
-`ClipStream` sends what it skipped along with the next clip, so the list is a function of the step: a run that was
-killed and resumed lists the same. Each process writes to a file of its own (`skipped-<rank>.jsonl`, the main one
-`skipped.jsonl`); `merge` joins them when the run ends.
+`ClipStream` reports skipped rows with the next clip, so the log depends on the step alone: a resumed run logs the
+same. Each process writes its own file (`skipped-<rank>.jsonl`, the main process `skipped.jsonl`); `merge` joins them
+at the end of the run.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from .files import write_text
 
 
 class SkipLog:
-    """The list of one process. Entries after `last_step` are dropped: a resumed run meets them again.
+    """The log of one process. Entries after `last_step` are dropped, because a resumed run logs them again.
 
     Args:
         output_dir: the run's folder.
         last_step: steps done.
         rank: of the process.
-        world_size: number of processes, so that the main one removes the lists that an abandoned run of more has left.
+        world_size: number of processes; the main one removes the logs of an abandoned run with more processes.
     """
 
     def __init__(
@@ -36,9 +36,9 @@ class SkipLog:
         if rank == 0 and world_size is not None:
             for path in self.output_dir.glob("skipped-*.jsonl"):
                 number = path.stem.partition("-")[2]
-                if number.isdigit() and int(number) >= world_size:  # no process of this run writes it
+                if number.isdigit() and int(number) >= world_size:  # of no process of this run
                     path.unlink()
-        # its own alone: a process that was never killed does not know the others' either
+        # only its own, as in a run that was never interrupted
         known = [entry for entry in _read(self.path) if entry["step"] <= last_step] if self.path.exists() else []
         self._known = {(entry["source"], entry["name"]) for entry in known}
         _write(self.path, known)
@@ -47,7 +47,7 @@ class SkipLog:
         return len(self._known)
 
     def add(self, step: int, lines: Iterable[str]) -> None:
-        """Appends what was skipped before the batch of `step` (`skipped` of `MaskCollator`) and is not listed yet."""
+        """Appends the new entries of `lines` (`skipped` of `MaskCollator`), skipped before the batch of `step`."""
         for line in lines:
             entry = json.loads(line)
             if (entry["source"], entry["name"]) not in self._known:
@@ -56,7 +56,7 @@ class SkipLog:
                     file.write(json.dumps({"step": step, **entry}) + "\n")
 
     def merge(self) -> None:
-        """Joins the lists of all processes in `skipped.jsonl`: call it on the main one when the others have ended."""
+        """Joins the logs of all processes in `skipped.jsonl`; for the main process, after the others."""
         parts = [path for path in _paths(self.output_dir) if path != self.output_dir / "skipped.jsonl"]
         if parts:
             _write(self.output_dir / "skipped.jsonl", read_skipped(self.output_dir))
@@ -65,7 +65,7 @@ class SkipLog:
 
 
 def read_skipped(output_dir: str | os.PathLike) -> list[dict[str, Any]]:
-    """The entries of all processes, by step, each row or shard once."""
+    """The entries of all processes by step, each row or shard once."""
     entries = [entry for path in _paths(output_dir) for entry in _read(path)]
     found = {}
     for entry in sorted(entries, key=lambda entry: entry["step"]):
@@ -79,20 +79,20 @@ def _paths(output_dir: str | os.PathLike) -> list[Path]:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     entries = []
-    # A kill may have left the last line without its end
+    # An interruption can leave an incomplete last line
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], start=1):
         try:
             entry = json.loads(line)
         except ValueError:
             entry = None
         if not isinstance(entry, dict) or not {"step", "source", "name"} <= entry.keys():
-            raise ValueError(f"Line {number} of {str(path)!r} is no entry of skipped rows: {line!r:.80}; remove it.")
+            raise ValueError(f"Line {number} of {str(path)!r} is not an entry of a skip log: {line!r:.80}; remove it.")
         entries.append(entry)
     return entries
 
 
 def _write(path: Path, entries: list[dict[str, Any]]) -> None:
-    """The entries, written aside and renamed; no file for none."""
+    """Writes the entries; without entries, removes the file."""
     if not entries:
         path.unlink(missing_ok=True)
         return

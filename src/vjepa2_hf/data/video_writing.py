@@ -26,12 +26,12 @@ def encode_video(
     """Encodes frames as an h264 mp4 held in memory.
 
     Args:
-        frames: uint8 (T, H, W, 3) RGB, or an iterable of (H, W, 3) frames (a long video never lies in memory whole).
+        frames: uint8 (T, H, W, 3) RGB, or an iterable of (H, W, 3) frames, read one at a time.
         fps: frames per second.
-        crf: x264's quality, 0 (lossless in spirit) to 51.
-        gop_size: frames between two key frames; short, so that a clip from the middle decodes few frames in vain.
-        pixel_format: "yuv444p" keeps the colour edges of small pictures, "yuv420p" is what every player reads and
-            needs even sizes.
+        crf: x264's quality, 0 (best) to 51.
+        gop_size: frames between key frames; small values make random access fast.
+        pixel_format: "yuv444p" keeps color edges of small images sharp; "yuv420p" plays everywhere and needs even
+            sizes.
         preset: x264's speed preset.
 
     Raises:
@@ -48,8 +48,8 @@ def encode_video(
                 raise ValueError(f"A frame is {found}, but encode_video takes uint8 frames (H, W, 3) in RGB.")
             if stream is None:
                 stream = _add_stream(container, frame.shape, fps, crf, gop_size, pixel_format, preset)
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            container.mux(stream.encode(reformatter.reformat(picture, format=stream.pix_fmt, threads=1)))
+            image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            container.mux(stream.encode(reformatter.reformat(image, format=stream.pix_fmt, threads=1)))
         if stream is None:
             raise ValueError("There is no frame to encode; encode_video needs at least one.")
         container.mux(stream.encode())
@@ -59,15 +59,16 @@ def encode_video(
 def transcode_video(
     source: bytes | str | os.PathLike, height: int = 256, gop_size: int = 12, crf: int = 20
 ) -> tuple[bytes, int, float]:
-    """Re-encodes a video of any codec and size as h264 mp4 of this height, aspect kept, sizes even, without sound.
+    """Re-encodes a video of any codec and size as h264 mp4 of this height, without sound.
 
-    Frame times are kept, variable rates too; a rotation flag is applied. Frames pass through one at a time.
+    The aspect ratio is kept, with even sizes. Frame times are kept, variable rates included. A rotation flag is
+    applied. One frame is in memory at a time.
 
     Returns:
         The mp4, its number of frames and its average frames per second.
 
     Raises:
-        VideoDecodeError: it does not decode to its end.
+        VideoDecodeError: the video is truncated or corrupt.
     """
     if height < 2 or height % 2:
         raise ValueError(f"height is {height}, but h264 needs a positive even number of pixels.")
@@ -85,14 +86,15 @@ def transcode_video(
                 stream = _add_stream(container, (height, width), reader.fps, crf, gop_size, "yuv420p", "veryfast")
                 stream.codec_context.time_base = _TIME_BASE
                 method = Interpolation.AREA if height < frame.height else Interpolation.BICUBIC
-            picture = reformatter.reformat(frame, width, height, stream.pix_fmt, interpolation=method, threads=1)
+            image = reformatter.reformat(frame, width, height, stream.pix_fmt, interpolation=method, threads=1)
             last_pts = max(last_pts + 1, round(start / _TIME_BASE))
-            picture.pts, picture.time_base, picture.pict_type = last_pts, _TIME_BASE, PictureType.NONE
-            container.mux(stream.encode(picture))
+            image.pts, image.time_base, image.pict_type = last_pts, _TIME_BASE, PictureType.NONE
+            container.mux(stream.encode(image))
         if stream is None:
-            raise VideoDecodeError(f"{reader.name} does not decode: no frame appeared.")
+            raise VideoDecodeError(f"{reader.name} cannot be decoded: no frame appeared.")
         if count < len(reader):
-            raise VideoDecodeError(f"{reader.name} does not decode: {len(reader) - count} of its frames are missing.")
+            missing = len(reader) - count
+            raise VideoDecodeError(f"{reader.name} cannot be decoded: {missing} of its frames are missing.")
         container.mux(stream.encode())
         fps = reader.fps
     return buffer.getvalue(), count, fps
