@@ -38,7 +38,7 @@ def test_a_digit_moves_where_its_label_says(digits):
 def test_the_place_tells_nothing_of_the_direction():
     rng = np.random.default_rng(0)
     middles = np.array(
-        [[record_moving_digits.draw_path(rng, 8, d).mean(axis=0) for _ in range(400)] for d in range(8)]
+        [[record_moving_digits.sample_path(rng, 8, d).mean(axis=0) for _ in range(400)] for d in range(8)]
     )
     deviation = middles.std(axis=1).mean() / np.sqrt(400)
     assert np.abs(middles.mean(axis=1) - middles.mean(axis=(0, 1))).max() < 4 * deviation
@@ -46,7 +46,7 @@ def test_the_place_tells_nothing_of_the_direction():
 
 def test_a_long_video_bounces_and_stays_inside():
     for direction in range(8):
-        path = record_moving_digits.draw_path(np.random.default_rng(direction), 200, direction)
+        path = record_moving_digits.sample_path(np.random.default_rng(direction), 200, direction)
         assert path.min() >= 0 and path.max() <= record_moving_digits.IMAGE_SIZE - record_moving_digits.DIGIT_SIZE
         assert np.abs(np.diff(path, axis=0)).max() < 3.1
 
@@ -54,7 +54,7 @@ def test_a_long_video_bounces_and_stays_inside():
 def test_two_motions_follow_each_other_as_the_label_says():
     for frames in (8, 15, 60):
         for first_motion in (0, 1):
-            path = record_moving_digits.draw_turn(np.random.default_rng(frames), frames, first_motion)
+            path = record_moving_digits.sample_turn(np.random.default_rng(frames), frames, first_motion)
             assert path.min() >= 0 and path.max() <= 64 - record_moving_digits.DIGIT_SIZE
             moved = np.abs(np.diff(path, axis=0)) > 1e-9
             assert (moved.sum(axis=1) == 1).all()  # along one axis at a time
@@ -64,11 +64,11 @@ def test_two_motions_follow_each_other_as_the_label_says():
 
 
 def test_the_frames_without_their_order_tell_nothing_of_which_motion_was_first():
-    paths = [record_moving_digits.draw_turn(np.random.default_rng(3), 8, first) for first in (0, 1)]
+    paths = [record_moving_digits.sample_turn(np.random.default_rng(3), 8, first) for first in (0, 1)]
     assert np.array_equal(paths[0], paths[1][::-1])
     rng = np.random.default_rng(0)
     middles, corners = (
-        np.array([[place(record_moving_digits.draw_turn(rng, 9, k)) for _ in range(400)] for k in (0, 1)])
+        np.array([[place(record_moving_digits.sample_turn(rng, 9, k)) for _ in range(400)] for k in (0, 1)])
         for place in (lambda path: path.mean(axis=0), lambda path: path[4] - (path[0] + path[-1]) / 2)
     )
     for values in (middles, corners):
@@ -89,7 +89,7 @@ def test_another_speed_moves_the_same_digit_in_the_same_direction():
     for direction in range(8):
         steps = {}
         for speed in (0.5, 1.0, 2.0):
-            path = record_moving_digits.draw_path(np.random.default_rng(direction), 8, direction, speed)
+            path = record_moving_digits.sample_path(np.random.default_rng(direction), 8, direction, speed)
             steps[speed] = np.diff(path, axis=0)
             assert path.min() >= 0 and path.max() <= 40
         np.testing.assert_allclose(steps[0.5], steps[1.0] / 2, atol=1e-9)
