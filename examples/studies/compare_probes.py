@@ -188,7 +188,7 @@ def kinds_of(dataset: str, task: str, encoder: str) -> list[str]:
     """The probes of a task: controls (shuffled frames, no positions in time) only where they can show something, and
     fine-tuning of many steps only for content."""
     if task == SHUFFLED:
-        return ["linear", "attentive", "knn"] if encoder == "pretrained" else []
+        return [kind for kind in ("linear", "attentive", "knn") if encoder == "pretrained" and kind in KINDS]
     left_out = set() if (task, encoder) == ("first motion", "pretrained") else {NO_TIME}
     left_out |= {"finetune"} if dataset == PUSHING and task != "content" else set()
     return [kind for kind in KINDS if kind not in left_out]
