@@ -233,7 +233,6 @@ def test_an_exported_encoder_is_small():
         assert forbidden not in text
 
 
-@pytest.mark.xfail(reason="the redesign is under way")
 def test_configs_are_short():
     files = list(itertools.chain(EXAMPLES.rglob("*.yaml"), EXAMPLES.rglob("*.yml")))
     assert sum(path.read_text(encoding="utf-8").count("\n") for path in files) <= LIMITS["lines of configs"]
