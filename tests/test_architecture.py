@@ -165,7 +165,6 @@ def names_imported(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.xfail(reason="the redesign is under way")
 def test_no_example_imports_an_example():
     """Studies may import `study`, which they share, and nothing else."""
     scripts = {path.stem for path in python_files(EXAMPLES)}
