@@ -275,18 +275,49 @@ def animate_planner(run: Run, count: int) -> bytes:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def write_report(folder: Path) -> Path:
+    """Writes `report.html` and `demo.gif` into a run folder; returns the path of the report."""
+    run = read_run(folder)
+    with matplotlib.rc_context(STYLE):
+        features, numbers = plot_features(run)
+        figures = {
+            "pretraining_loss": plot_pretraining_loss(run),
+            "collapse": plot_collapse(run),
+            "features": features,
+            "world_model_loss": plot_world_model_loss(run),
+            "rollout_error": plot_rollout_error(run),
+            "success": plot_success(run),
+        }
+        figures = {name: encode_figure(figure) for name, figure in figures.items()}
+    fractions = [[title, *(f"{values[name]:.3f}" for name in FRACTIONS)] for title, values in list_fractions(numbers)]
+    animation = base64.b64encode(animate_planner(run, ANIMATED_EPISODES)).decode()
+    page = PAGE.substitute(
+        figures,
+        env=html.escape(run.env),
+        tiles=format_tiles(run),
+        verdict=html.escape(compare_encoders(run)),
+        highest_rank=run.configs["pretrain"].get("encoder", {}).get("hidden_size") or "the width",
+        fractions_table=format_table(["fraction of the variance", *FRACTIONS], fractions),
+        windows=run.rollout_errors[PRETRAINED][0]["windows"],
+        skip=run.configs["world_model"]["world_model"].get("frame_skip", 1),
+        success_table=format_success(run),
+        success_pixels=f"{SUCCESS_PIXELS:g}",
+        num_steps=next(iter(run.states.values())).shape[1] - 1,
+        animation=f"data:image/gif;base64,{animation}",
+        num_shown=min(ANIMATED_EPISODES, len(run.seeds)),
+        planner=html.escape(run.find_row(PRETRAINED)["name"]),
+        settings=format_settings(run),
+    )
+    with write_aside(folder / "demo.gif") as partial:
+        partial.write_bytes(animate_planner(run, GIF_EPISODES))
+    write_text(folder / "report.html", page)
+    return folder / "report.html"
+
+
 def encode_figure(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def format_figure(content: str, shows: str, limits: str) -> str:
-    """A figure or table with a caption: what it shows and what it does not."""
-    if content.startswith("data:"):
-        content = f'<img src="{content}" alt="{html.escape(shows, quote=True)}">'
-    caption = f"<b>Shows:</b> {html.escape(shows)} <b>Does not show:</b> {html.escape(limits)}"
-    return f"<figure>{content}<figcaption>{caption}</figcaption></figure>"
 
 
 def format_table(header: list[str], rows: list[list[str]], marked: int | None = None) -> str:
@@ -299,21 +330,15 @@ def format_table(header: list[str], rows: list[list[str]], marked: int | None = 
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
-def format_head(run: Run) -> str:
-    rates = {
-        "success rate with the pretrained encoder": run.find_row(PRETRAINED)["success"],
-        "success rate with a random encoder": run.find_row(RANDOM)["success"],
+def format_tiles(run: Run) -> str:
+    """The main results as HTML."""
+    tiles = {
+        "success rate with the pretrained encoder": f"{100 * run.find_row(PRETRAINED)['success']:.0f} %",
+        "success rate with a random encoder": f"{100 * run.find_row(RANDOM)['success']:.0f} %",
     }
-    tiles = [(f"{100 * rate:.0f} %", text) for text, rate in rates.items()]
     if run.timings:
-        tiles.append((f"{sum(run.timings.values()) / 60:.1f} min", "from the first recorded episode to the results"))
-    boxes = "".join(f'<div class="tile"><b>{value}</b><span>{html.escape(text)}</span></div>' for value, text in tiles)
-    return f"""<h1>From pixels to plans</h1>
-<p class="lead">A video encoder was pretrained on recorded videos, without labels. A world model on its features
-learned the effect of actions. A planner used both to reach goals given as images in {html.escape(run.env)},
-without rewards. This page shows the results of one run.</p>
-<div class="tiles">{boxes}</div>
-<p class="note">{html.escape(compare_encoders(run))}</p>"""
+        tiles["from the first recorded episode to the results"] = f"{sum(run.timings.values()) / 60:.1f} min"
+    return "".join(f'<div class="tile"><b>{value}</b><span>{text}</span></div>' for text, value in tiles.items())
 
 
 def compare_encoders(run: Run) -> str:
@@ -342,120 +367,29 @@ def compare_encoders(run: Run) -> str:
     return f"{counts} {verdict}"
 
 
-def format_pretraining(run: Run) -> str:
-    figure, numbers = plot_features(run)
-    width = run.configs["pretrain"].get("encoder", {}).get("hidden_size")
-    fractions = [[title, *(f"{values[name]:.3f}" for name in FRACTIONS)] for title, values in list_fractions(numbers)]
-    return "\n".join(
-        [
-            "<h2>1. Pretraining</h2>",
-            "<p>Parts of each video clip are masked. The encoder sees the rest, and a predictor predicts the features "
-            "(not the pixels) of the masked parts. The target features come from an exponential moving average of the "
-            "encoder.</p>",
-            format_figure(
-                encode_figure(plot_pretraining_loss(run)),
-                "the error of the predicted features during pretraining (thin: raw, thick: moving mean).",
-                "the quality of the features: the targets change with the encoder, so a lower loss may also mean "
-                "easier targets.",
-            ),
-            format_figure(
-                encode_figure(plot_collapse(run)),
-                "whether the features collapse. A standard deviation or a variation of 0, or a rank of 1, would mean "
-                f"that all clips have equal features. The highest possible rank is {width or 'the width'}.",
-                "the content of the features: they may differ and still lack what a task needs.",
-            ),
-            format_figure(
-                encode_figure(figure),
-                "the first three principal components of the features of one clip as red, green and blue, before and "
-                "after subtracting the mean of each position, with pretrained and with random weights.",
-                "the other components. Colors of different rows do not compare: each row has its own components.",
-            ),
-            format_figure(
-                format_table(["fraction of the variance", *FRACTIONS], fractions),
-                "the fraction of the features' variance explained by the position in the image alone, by the frame "
-                "alone, and by neither. Within one clip static content counts as position; over many clips it does "
-                "not.",
-                "which encoder is more useful: more variance beyond position is not more information.",
-            ),
-        ]
-    )
+def format_success(run: Run) -> str:
+    """The success table as HTML."""
 
+    def number(value: float | None, digits: int) -> str:
+        return "–" if value is None else f"{value:.{digits}f}"
 
-def format_world_model(run: Run) -> str:
-    skip = run.configs["world_model"]["world_model"].get("frame_skip", 1)
-    windows = run.rollout_errors[PRETRAINED][0]["windows"]
-    return "\n".join(
-        [
-            "<h2>2. World model</h2>",
-            "<p>The encoder is frozen. The world model learns from recorded episodes to predict the features after an "
-            "action. One model uses the pretrained encoder; another one with the same settings uses an encoder with "
-            "random weights.</p>",
-            format_figure(
-                encode_figure(plot_world_model_loss(run)),
-                "the training error of both world models. It jumps where the loss changes from one step ahead to "
-                "rollouts over several steps, which are harder.",
-                "which model is better: each is measured in the features of its own encoder.",
-            ),
-            format_figure(
-                encode_figure(plot_rollout_error(run)),
-                f"rollout errors on held-out episodes ({windows} windows) by the number of model steps ahead ({skip} "
-                "actions each), next to copying the last state. On the left, below 1 is better than copying.",
-                "planning performance: the error counts everything in the features, and absolute errors of two "
-                "encoders do not compare.",
-            ),
-        ]
-    )
-
-
-def format_number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def format_planning(run: Run) -> str:
-    best, num_steps = run.find_row(PRETRAINED), next(iter(run.states.values())).shape[1] - 1
-    animation = animate_planner(run, count=ANIMATED_EPISODES)
+    header = ["method", "success", "95 % interval", "episodes", "steps to success", "ms per plan"]
     rows = [
         [
             row["name"],
             f"{row['success']:.2f}",
             f"{row['low']:.2f}–{row['high']:.2f}",
             str(row["episodes"]),
-            format_number(row["steps_to_success"], 1),
-            format_number(row["plan_milliseconds"], 0),
+            number(row["steps_to_success"], 1),
+            number(row["plan_milliseconds"], 0),
         ]
         for row in run.rows
     ]
-    header = ["method", "success", "95 % interval", "episodes", "steps to success", "ms per plan"]
-    return "\n".join(
-        [
-            "<h2>3. Planning</h2>",
-            "<p>The planner gets the current image and the goal image. It samples sequences of actions, predicts "
-            "their outcomes with the world model, refits its distribution to those that end closest to the goal's "
-            "features (cross-entropy method, CEM), executes the first actions and plans again. All methods have the "
-            f"same tasks. An episode succeeds if it is within {SUCCESS_PIXELS:g} pixels of the goal at any of its "
-            f"{num_steps} steps.</p>",
-            format_figure(
-                format_table(header, rows, marked=run.rows.index(best)),
-                "the success rate of each method. The oracle searches in the same way with the true state and "
-                "physics; with its short horizon it is not an upper bound.",
-                "the variation over training runs: the interval is over these episodes, with one trained model.",
-            ),
-            format_figure(
-                encode_figure(plot_success(run)),
-                "the same rates with their 95 % intervals. The random encoder is the baseline of pretraining.",
-                "a test between two rows: see the top for one that compares them task by task.",
-            ),
-            format_figure(
-                "data:image/gif;base64," + base64.b64encode(animation).decode(),
-                f"the first {min(ANIMATED_EPISODES, len(run.seeds))} episodes of '{best['name']}', not selected, each "
-                "next to its goal; green from the step at which it reaches the goal, red if it never does.",
-                "the predictions of the planner.",
-            ),
-        ]
-    )
+    return format_table(header, rows, marked=run.rows.index(run.find_row(PRETRAINED)))
 
 
 def format_settings(run: Run) -> str:
+    """Settings, versions and times as HTML."""
     packages = ("vjepa2-hf", "torch", "transformers", "accelerate", "datasets", "numpy")
     rows = [["Python", platform.python_version()], ["machine", f"{platform.system()} {platform.machine()}"]]
     for package in packages:
@@ -463,7 +397,7 @@ def format_settings(run: Run) -> str:
             rows.append([package, metadata.version(package)])
         except metadata.PackageNotFoundError:
             rows.append([package, "from a checkout"])
-    parts = ["<h2>4. Settings, versions and times</h2>"]
+    parts = []
     for name, config in run.configs.items():
         text = html.escape(yaml.safe_dump(config, sort_keys=False))
         parts.append(f"<details><summary>{name}/config.yaml</summary><pre>{text}</pre></details>")
@@ -472,18 +406,6 @@ def format_settings(run: Run) -> str:
         times = [[step, f"{seconds:.0f}"] for step, seconds in run.timings.items()]
         parts.append(f"<details open><summary>times</summary>{format_table(['step', 'seconds'], times)}</details>")
     return "\n".join(parts)
-
-
-def write_report(folder: Path) -> Path:
-    """Writes `report.html` and `demo.gif` into a run folder; returns the path of the report."""
-    run = read_run(folder)
-    sections = (format_head, format_pretraining, format_world_model, format_planning, format_settings)
-    with matplotlib.rc_context(STYLE):
-        page = PAGE.substitute(body="\n".join(section(run) for section in sections))
-    with write_aside(folder / "demo.gif") as partial:
-        partial.write_bytes(animate_planner(run, count=GIF_EPISODES))
-    write_text(folder / "report.html", page)
-    return folder / "report.html"
 
 
 @exit_on_user_error
