@@ -49,7 +49,7 @@ class TestArrangement:
     @torch.no_grad()
     def test_frames_that_no_processor_normalised_are_warned_of_once(self, recwarn):
         model, bytes_ = build(), 255 * torch.rand(1, 1, 3, 32, 32)
-        with pytest.warns(UserWarning, match="far outside what a video processor gives.*VJepa2VideoProcessor"):
+        with pytest.warns(UserWarning, match="far outside the range of a video processor.*VJepa2VideoProcessor"):
             model.encode(bytes_)
         recwarn.clear()
         model.encode(bytes_)
@@ -161,7 +161,7 @@ class TestFit:
             ({}, random(3, 16, 24), "vary in 2 directions, and the state needs 5"),
             ({}, random(30, 16, 23), r"latents have shape \(30, 16, 23\); expected \(..., 16, 24\)"),
             ({}, [], "latents are an empty list"),
-            ({"state_projection": "slow"}, random(30, 16, 24), "needs to know the episodes"),
+            ({"state_projection": "slow"}, random(30, 16, 24), "needs episodes"),
             ({"state_projection": "slow"}, random(9, 3, 16, 24), "no episode has more than 3 frames"),
             ({"state_type": "merged"}, random(30, 16, 24), r"expected \(..., 4, 96\)"),
         ],

@@ -400,7 +400,7 @@ class TestState:
         torch.testing.assert_close(state.mean(dim=(0, 1)), torch.zeros(16, 24), atol=1e-5, rtol=0)
         assert state.square().mean().sqrt().item() == pytest.approx(1, abs=1e-4)
         torch.testing.assert_close(state * model.state_scale + raw.mean(dim=(0, 1)), raw, **CLOSE)
-        with pytest.raises(ValueError, match="the state is fitted already"):
+        with pytest.raises(ValueError, match="the state is already fitted"):
             model.fit_state(raw)
         model.save_pretrained(tmp_path)
         loaded = VJepa2WorldModel.from_pretrained(tmp_path)
@@ -456,7 +456,11 @@ LATENTS, ACTIONS, PROPRIO = episode(3)
         ({}, {"actions": ACTIONS[:, :1]}, r"actions have shape \(2, 1, 2\); expected \(2, 2, 2\)"),
         ({}, {}, r"actions are missing; expected \(2, 2, 2\)"),
         ({}, {"actions": ACTIONS, "latents": LATENTS[..., :5]}, "latents have shape .*expected .B, T, N, 24"),
-        ({}, {"actions": ACTIONS, "proprio_states": PROPRIO}, "proprio_states were given, but the model has none"),
+        (
+            {},
+            {"actions": ACTIONS, "proprio_states": PROPRIO},
+            "proprio_states were given, but the model does not use them",
+        ),
         ({"proprio_dim": 2}, {"actions": ACTIONS}, r"proprio_states are missing; expected \(2, 3, 2\)"),
         ({"rollout_steps": 5}, {"actions": ACTIONS}, "episodes have 3 frames; rollout_steps=5 needs 6 or more"),
     ],

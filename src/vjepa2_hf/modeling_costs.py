@@ -9,7 +9,8 @@ A term is a `Cost` with `step(imagined) -> (B, J)`, called for every imagined st
 `None` is nothing to add. So a distance of the last step never holds the latents of the others.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -231,3 +232,94 @@ def _weight(weight: Any) -> float:
     if not isinstance(weight, (int, float)) or not -float("inf") < weight < float("inf"):
         raise ValueError(f"the weight of a cost is {weight!r}; expected a finite number.")
     return float(weight)
+
+
+# --- Costs of a world model's rollouts
+
+
+def choose_cost(cost: Any, distance: str | None, uncertainty_weight: float, has_goal: bool, has_rewards: bool) -> Cost:
+    """The cost that the arguments of [`VJepa2WorldModel.score`] describe."""
+    if cost is not None and distance is not None:
+        raise ValueError(f"both cost and distance={distance!r} were given; the distance is a part of the cost.")
+    if cost is None:
+        cost = LatentDistance(distance or "l2") if has_goal or distance is not None else Reward()
+    cost = build_cost(cost)
+    cost = cost + uncertainty_weight * Uncertainty() if uncertainty_weight else cost
+    if not has_goal and (cost.needs_goal or not has_rewards and type(cost) is Reward):
+        raise ValueError("goal is missing: only a model with a reward head (reward_head=True) plans without one.")
+    return cost
+
+
+def goal_latents(goal: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """Goals (B, 1, N, D) or (B, N, D) of observations (B, T0, N, D) -> (B, 1, 1, N, D), one for all candidates."""
+    goal = goal.unsqueeze(1) if goal.ndim == 3 else goal
+    if goal.shape[:2] != (len(latents), 1):
+        raise ValueError(
+            f"the goal's latents have shape {tuple(goal.shape)}; expected one frame for each of the {len(latents)} "
+            "observations."
+        )
+    if goal.shape[-2:] != latents.shape[-2:]:
+        raise ValueError(
+            f"the goal's latents have {goal.shape[-2]} tokens of size {goal.shape[-1]}, the observation's "
+            f"{latents.shape[-2]} of {latents.shape[-1]}: bring both images to one size."
+        )
+    return goal.unsqueeze(1)
+
+
+def goal_proprio(cost: Cost, size: int, states, goal_states, latents: torch.Tensor) -> torch.Tensor | None:
+    """Proprio states of the goals (B, 1, S), where the cost compares with them; S = `size`."""
+    if not cost.needs_proprio:
+        return None
+    if not size or states is None:
+        raise ValueError("the cost compares proprio states, but the model has none, or proprio_states are missing.")
+    if goal_states is None or goal_states.reshape(len(goal_states), -1).shape != (len(latents), size):
+        found = "missing" if goal_states is None else f"of shape {tuple(goal_states.shape)}"
+        raise ValueError(f"the goal's proprio states are {found}; the cost needs ({len(latents)}, {size}).")
+    return goal_states.reshape(-1, 1, size).to(latents.device)
+
+
+def imagined_steps(
+    steps: Iterator[torch.Tensor],
+    actions: torch.Tensor,
+    present: torch.Tensor,
+    samples: int,
+    predict_rewards: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> Iterator[ImaginedStep]:
+    """The steps of a rollout, (B, J·K, N, D) each, from the present (B, 1, N, D) with actions (B, J, P, A).
+
+    Args:
+        samples: K.
+        predict_rewards: of latents (..., 2, N, D) and actions (..., 1, A), called only by costs that need rewards.
+    """
+
+    def rewards(before: torch.Tensor, after: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        pairs = torch.stack([before.expand_as(after), after], dim=3)
+        action = action[:, :, None, None].expand(-1, -1, samples, -1, -1)
+        return predict_rewards(pairs, action).squeeze(-1)
+
+    before, horizon = present.unsqueeze(2), actions.shape[2]
+    for index, latents in enumerate(steps):
+        latents = latents.unflatten(1, (-1, samples))
+        action = actions[:, :, index].to(latents.device)
+        step_rewards = functools.partial(rewards, before, latents, action)
+        yield ImaginedStep(index, index + 1 == horizon, latents, action, rewards=step_rewards)
+        before = latents
+
+
+def sum_over_steps(
+    cost: Cost,
+    steps: Iterator[ImaginedStep],
+    proprio_states: Iterator[torch.Tensor] | None,
+    goal: torch.Tensor | None,
+    goal_proprio_states: torch.Tensor | None,
+) -> torch.Tensor:
+    """The cost (B, J) of a rollout. Steps are consumed one at a time: memory does not grow with the horizon."""
+    total = None
+    for step in steps:
+        step.goal, step.goal_proprio_states = goal, goal_proprio_states
+        step.proprio_states = None if proprio_states is None else next(proprio_states)
+        if total is None:
+            total = torch.zeros(step.actions.shape[:2], device=step.latents.device)
+        added = cost.step(step)
+        total = total if added is None else total + added
+    return total

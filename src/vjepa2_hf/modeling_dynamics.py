@@ -1,47 +1,46 @@
-"""The dynamics of the world model: a block-causal transformer over frames of tokens, or an MLP on one vector a frame.
+"""Dynamics of the world model: a block-causal transformer or an MLP, and rollouts of either.
 
-Shapes: B episodes, F frames of a window, N tokens of a frame, D width of a latent, d width of the dynamics, A action,
-S proprio state, E extrinsics, C conditions of a frame (action, proprio state, extrinsics), h heads, W frames of the
-longest window.
+Shapes: B episodes, T frames, F frames of a window, W the longest window (`context_frames`), J candidates, P steps of a
+rollout, N tokens of a frame, D width of a latent, d width of the dynamics, A action, S proprio state, E extrinsics,
+C conditions of a frame (action, proprio state, extrinsics), h heads.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 from torch import nn
-from torch.distributions import LowRankMultivariateNormal, Normal
+from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_world_model import VJepa2WorldModelConfig
-from .modeling_inputs import Inputs
+from .modeling_heads import VJepa2GaussianHead
 from .modeling_layers import (
     KeyValueBuffer,
     PastKeyValues,
     RotaryTable,
     VJepa2Layer,
     VJepa2MLP,
+    attend,
     build_layers,
-    eager_attention,
     grid_positions,
     rotary_table,
-    sincos_table,
     spread_over_heads,
 )
-from .modeling_state import state_shape
+from .modeling_state import DynamicsInputs, normalize_actions, normalize_inputs, state_shape, token_size
+from .pose import next_proprio_state
 
 
-# What the dynamics keeps of earlier frames: the transformer's keys and values (B, h, tokens so far, d) of every layer,
-# the MLP's frames (B, F, …)
-Cache = list[PastKeyValues | tuple[torch.Tensor]]
+# What the dynamics keeps of earlier frames: per layer the transformer's keys and values (B, h, tokens so far, d), or
+# the MLP's embedded frames (B, F, …)
+KeyValueCache = list[PastKeyValues | tuple[torch.Tensor]]
 
 
 class Dynamics(nn.Module):
-    """What the dynamics have in common: latents and conditions in, the next latents (or their change) out.
+    """Base of the dynamics: latents and conditions of F frames in, the latents of the next frames out.
 
-    A subclass maps F frames of a window to hidden states of every frame, from that frame and the earlier ones alone,
-    and takes up what it computed for earlier frames from a cache.
+    `forward` of a subclass computes hidden states of every frame from this and earlier frames, and reuses a cache of
+    earlier frames.
     """
 
     def __init__(self, config: VJepa2WorldModelConfig):
@@ -58,14 +57,14 @@ class Dynamics(nn.Module):
             self.extrinsics_encoder.requires_grad_(config.extrinsics_dim > 0)
 
     def _build_output(self) -> None:
-        """The last layers; modules are made in the order of the data's way."""
+        """The last layers; a subclass calls this after building its own, so that weights keep their order."""
         config, size = self.config, self.config.predictor_hidden_size
         self.layernorm = nn.LayerNorm(size, eps=config.encoder_config.layer_norm_eps)
         self.proj = nn.Linear(size, state_shape(config)[1])
         if config.residual:
-            self.proj.init_scale = 0.0  # at the start nothing changes
+            self.proj.init_scale = 0.0  # the first prediction is no change
 
-    def condition_tokens(self, inputs: Inputs) -> list[torch.Tensor]:
+    def condition_tokens(self, inputs: DynamicsInputs) -> list[torch.Tensor]:
         """Embedded action, proprio state and extrinsics of every frame, (B, F, d) each."""
         tokens = [self.action_encoder(inputs.actions)]
         if inputs.proprio_states is not None:
@@ -74,28 +73,50 @@ class Dynamics(nn.Module):
             tokens.append(self.extrinsics_encoder(inputs.extrinsics))
         return tokens
 
-    def candidate_cache(self, cache: Cache | None, candidates: int, frames: int, places: int) -> Cache | None:
-        """What each of J candidates a problem begins with, (B · J, …), from a cache (B, …) or none; with what is to
-        come it will hold no more than `frames` of N tokens."""
+    def candidate_cache(
+        self, cache: KeyValueCache | None, candidates: int, frames: int, tokens: int
+    ) -> KeyValueCache | None:
+        """A cache (B, …) or `None`, repeated for J candidates (B · J, …); to hold at most `frames` of N tokens."""
         return [tuple(part.repeat_interleave(candidates, dim=0) for part in parts) for parts in cache or []] or None
 
-    def project(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Hidden states (B, F, N, d) -> outputs (B, F, N, D)."""
-        return self.proj(self.layernorm(hidden_states))
+    def hidden_states(self, inputs: DynamicsInputs) -> torch.Tensor:
+        """Hidden states of every frame (B, F, N, d), each from the window of at most W frames that ends with it."""
+        frames, window = inputs.latents.shape[1], self.config.context_frames
+        if frames <= window:
+            return self(inputs)[0]
+        windows = inputs.map(lambda part: part.unfold(1, window, 1).movedim(-1, 2).flatten(0, 1))
+        output = self(windows)[0].unflatten(0, (-1, frames - window + 1))  # (B, windows, W, N, d)
+        return torch.cat([output[:, 0], output[:, 1:, -1]], dim=1)  # the first window serves the first frames too
+
+    def next_latents(self, hidden_states: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """Hidden states (B, F, N, d) -> the next latents (B, F, N, D): a change of `latents`, or latents normalized
+        like the encoder's."""
+        config, output = self.config, self.proj(self.layernorm(hidden_states))
+        if config.residual:
+            return latents + output
+        normalized = config.normalize_latents == "layer" and not config.state_fitted
+        if not normalized or config.state_type == "pooled":  # a mean of normalized tokens is not normalized
+            return output
+        size = token_size(config)  # each of the merged tokens was normalized
+        return nn.functional.layer_norm(output.unflatten(-1, (-1, size)), (size,)).flatten(-2)
+
+    def predict(self, inputs: DynamicsInputs) -> torch.Tensor:
+        """The next latents of every frame (B, F, N, D)."""
+        return self.next_latents(self.hidden_states(inputs), inputs.latents)
 
 
 class VJepa2Dynamics(Dynamics):
     """Block-causal transformer over frames of latents and conditions.
 
-    Conditions are tokens [action, proprio state, extrinsics] before a frame's latents ("concat"), added to every
-    one of them, or what they attend to in every block ("cross_attention").
+    Conditions are tokens [action, proprio state, extrinsics] before the latents of a frame ("concat"), added to each
+    of them ("add"), or what they attend to in every block ("cross_attention").
     """
 
     def __init__(self, config: VJepa2WorldModelConfig):
         super().__init__(config)
         size = config.predictor_hidden_size
         if config.predictor_position_embedding_type == "learned":
-            self.place_embedding = nn.Parameter(torch.zeros(state_shape(config)[0], size))
+            self.position_embedding = nn.Parameter(torch.zeros(state_shape(config)[0], size))
             self.time_embedding = nn.Parameter(torch.zeros(config.context_frames, size))
         self.layer = build_layers(
             config,
@@ -108,15 +129,14 @@ class VJepa2Dynamics(Dynamics):
         )
         self._build_output()
 
-    def forward(self, inputs: Inputs, past: Cache | None = None) -> tuple[torch.Tensor, Cache]:
-        """Frames (B, F, N, D), which follow the cached ones, -> hidden states (B, F, N, d) for `project`, and keys and
-        values of all.
+    def forward(self, inputs: DynamicsInputs, past: KeyValueCache | None = None) -> tuple[torch.Tensor, KeyValueCache]:
+        """Frames (B, F, N, D) -> hidden states (B, F, N, d), and keys and values of all frames.
 
         Args:
-            inputs: standardised actions and states.
+            inputs: of the frames after the cached ones.
             past: keys and values of earlier frames.
         """
-        frames, places = inputs.latents.shape[1:3]
+        frames, num_tokens = inputs.latents.shape[1:3]
         conditions, patches, extra, crossed = self.condition_tokens(inputs), self.embed(inputs.latents), [], ()
         if self.config.action_fusion == "add":
             patches = patches + sum(conditions).unsqueeze(2)
@@ -124,11 +144,11 @@ class VJepa2Dynamics(Dynamics):
             extra = conditions
         else:
             crossed = (torch.stack(conditions, dim=2),)
-        tokens_per_frame = places + len(extra)
+        tokens_per_frame = num_tokens + len(extra)
         first = _num_cached(past) // tokens_per_frame
         patches = self._with_positions(patches, first)
         tokens = torch.cat([torch.stack(extra, dim=2), patches], dim=2) if extra else patches  # (B, F, extra + N, d)
-        rotary = self._rotary(first, frames, places, len(extra), tokens.device)
+        rotary = self._rotary(first, frames, num_tokens, len(extra), tokens.device)
         mask = _block_causal_mask(frames, first, tokens_per_frame, tokens.device) if frames > 1 else None
 
         hidden_states, present = tokens.flatten(1, 2), []
@@ -137,34 +157,37 @@ class VJepa2Dynamics(Dynamics):
             present.append(key_value)
         return hidden_states.unflatten(1, (frames, tokens_per_frame))[:, :, len(extra) :], present
 
-    def candidate_cache(self, cache: Cache | None, candidates: int, frames: int, places: int) -> Cache | None:
+    def candidate_cache(
+        self, cache: KeyValueCache | None, candidates: int, frames: int, tokens: int
+    ) -> KeyValueCache | None:
         if torch.is_grad_enabled():
-            return super().candidate_cache(cache, candidates, frames, places)
+            return super().candidate_cache(cache, candidates, frames, tokens)
         extra = _num_conditions(self.config) if self.config.action_fusion == "concat" else 0
-        room = frames * (extra + places)
+        room = frames * (extra + tokens)
         return [KeyValueBuffer(room, shared, candidates) for shared in cache or [None] * len(self.layer)]
 
     def _with_positions(self, patches: torch.Tensor, first: int) -> torch.Tensor:
         if self.config.predictor_position_embedding_type != "learned":
             return patches
-        frames, places = patches.shape[1:3]
-        if places != len(self.place_embedding):
+        frames, num_tokens = patches.shape[1:3]
+        if num_tokens != len(self.position_embedding):
             raise ValueError(
-                f"the frame has {places} tokens, but learned positions are for {len(self.place_embedding)}: resize it "
-                f"to {self.config.encoder_config.crop_size} pixels, or use predictor_position_embedding_type='rope'."
+                f"the frame has {num_tokens} tokens, but learned positions are for {len(self.position_embedding)}: "
+                f"resize it to {self.config.encoder_config.crop_size} pixels, or use "
+                "predictor_position_embedding_type='rope'."
             )
-        return patches + self.place_embedding + self.time_embedding[first : first + frames].unsqueeze(1)
+        return patches + self.position_embedding + self.time_embedding[first : first + frames].unsqueeze(1)
 
-    def _rotary(self, first: int, frames: int, places: int, extra: int, device):
-        """Patches turn by time, row and column, the other tokens by time alone; rows and columns are scaled to the
+    def _rotary(self, first: int, frames: int, num_tokens: int, extra: int, device) -> RotaryTable | None:
+        """Rotates patches by time, row and column, the other tokens by time only. Rows and columns are scaled to the
         configured grid (published; no change for square frames of that size)."""
         if self.config.predictor_position_embedding_type != "rope":
             return None
         side = math.isqrt(state_shape(self.config)[0])
-        rows = columns = math.isqrt(places)
-        if rows * columns != places:
-            raise ValueError(f"the frame has {places} tokens, which is no square grid: crop frames to squares.")
-        patches = grid_positions((frames, rows, columns), device).unflatten(0, (frames, places))
+        rows = columns = math.isqrt(num_tokens)
+        if rows * columns != num_tokens:
+            raise ValueError(f"the frame has {num_tokens} tokens, which is not a square grid: crop frames to squares.")
+        patches = grid_positions((frames, rows, columns), device).unflatten(0, (frames, num_tokens))
         patches[..., 1:] *= side / rows
         others = torch.zeros(frames, extra, 3, device=device)
         others[..., 0] = torch.arange(frames, device=device).unsqueeze(1)
@@ -194,14 +217,12 @@ class VJepa2CrossAttention(nn.Module):
         """Tokens (B, N, d), conditions (B, C, d) -> (B, N, d)."""
         query = self.q(tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         key, value = self.kv(conditions).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        attended, _ = attention(self, query, key, value, None, scaling=self.scaling, dropout=0.0, is_causal=False)
-        return self.proj(attended.reshape(tokens.shape))
+        return self.proj(attend(self, query, key, value)[0].reshape(tokens.shape))
 
 
 class VJepa2ConditionedLayer(VJepa2Layer):
-    """A block whose tokens attend to the conditions of their own frame between self-attention and MLP, each pre-norm
-    and added (seed 003, sec. 4.4 c)."""
+    """A block whose tokens attend to the conditions of their frame between self-attention and MLP, each pre-norm and
+    residual (two-phase recipe, sec. 4.4 c)."""
 
     def __init__(self, config, hidden_size: int, num_heads: int, mlp_ratio: float, index: int, **kwargs):
         super().__init__(config, hidden_size, num_heads, mlp_ratio, index, **kwargs)
@@ -226,10 +247,10 @@ class VJepa2ConditionedLayer(VJepa2Layer):
 
 
 class VJepa2MLPDynamics(Dynamics):
-    """Residual MLP on the window's frames one after the other, for states of one vector (N = 1).
+    """Residual MLP on the concatenated frames of the window, for states of one vector (N = 1).
 
-    A frame is its embedded state beside its conditions ("concat"), or with them added. The newest frame always stands
-    at the same end; places of frames that a short window does not have are zero.
+    A frame is its embedded state concatenated with its conditions ("concat"), or their sum ("add"). The newest frame
+    comes last; a short window is padded with zeros at the front.
     """
 
     def __init__(self, config: VJepa2WorldModelConfig):
@@ -240,13 +261,12 @@ class VJepa2MLPDynamics(Dynamics):
         self.layer = nn.ModuleList(VJepa2MLPLayer(config) for _ in range(config.predictor_num_hidden_layers))
         self._build_output()
 
-    def forward(self, inputs: Inputs, past: Cache | None = None) -> tuple[torch.Tensor, Cache]:
-        """States (B, F, 1, D), which follow the cached frames, -> hidden states (B, F, 1, d) for `project`, and the
-        embedded frames.
+    def forward(self, inputs: DynamicsInputs, past: KeyValueCache | None = None) -> tuple[torch.Tensor, KeyValueCache]:
+        """States (B, F, 1, D) -> hidden states (B, F, 1, d), and the embedded frames.
 
         Args:
-            inputs: standardised actions and states.
-            past: embedded frames before them; with them no more than W.
+            inputs: of the frames after the cached ones.
+            past: earlier embedded frames; together at most W.
         """
         tokens = [self.embed(inputs.latents.squeeze(2)), *self.condition_tokens(inputs)]
         new = torch.cat(tokens, dim=-1) if self.config.action_fusion == "concat" else sum(tokens)
@@ -260,7 +280,7 @@ class VJepa2MLPDynamics(Dynamics):
 
 
 class VJepa2MLPLayer(GradientCheckpointingLayer):
-    """A pre-norm MLP that is added to its input."""
+    """A pre-norm residual MLP."""
 
     def __init__(self, config: VJepa2WorldModelConfig):
         super().__init__()
@@ -276,11 +296,11 @@ DYNAMICS = {"transformer": VJepa2Dynamics, "mlp": VJepa2MLPDynamics}  # by `dyna
 
 
 def _num_conditions(config: VJepa2WorldModelConfig) -> int:
-    """C: the action, and what else stands beside a frame."""
+    """C, with the action."""
     return 1 + sum(size > 0 for size in (config.proprio_dim, config.extrinsics_dim))
 
 
-def _num_cached(past: Cache | None) -> int:
+def _num_cached(past: KeyValueCache | None) -> int:
     """Tokens that a transformer's cache holds."""
     if not past:
         return 0
@@ -288,14 +308,14 @@ def _num_cached(past: Cache | None) -> int:
 
 
 def _block_causal_mask(frames: int, first: int, tokens_per_frame: int, device) -> torch.Tensor:
-    """(1, 1, F · n, (first + F) · n), true where a frame's token may look: its own frame and earlier ones."""
+    """(1, 1, F · n, (first + F) · n), true where a token attends: its own frame and earlier ones."""
     query = torch.arange(first, first + frames, device=device).repeat_interleave(tokens_per_frame)
     key = torch.arange(first + frames, device=device).repeat_interleave(tokens_per_frame)
     return (key <= query.unsqueeze(1))[None, None]
 
 
 def _action_encoder(config: VJepa2WorldModelConfig) -> nn.Module:
-    """One linear layer (published), or an MLP with GELU (seed 003, sec. 4.4)."""
+    """One linear layer (published), or an MLP with GELU (two-phase recipe, sec. 4.4)."""
     size, layers = config.predictor_hidden_size, []
     for i in range(config.action_encoder_num_layers):
         layers += [nn.GELU()] if i else []
@@ -303,102 +323,85 @@ def _action_encoder(config: VJepa2WorldModelConfig) -> nn.Module:
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 
 
-MIN_DEVIATION = 0.01  # of a number; latents have about 1
+@torch.no_grad()
+def init_dynamics(config: VJepa2WorldModelConfig, module: nn.Module) -> None:
+    """Initializes a module of the dynamics or its heads, as `_init_weights` of a model."""
+    std, scale = config.predictor_initializer_range, getattr(module, "init_scale", 1.0)
+    if isinstance(module, nn.Linear) and std is not None:
+        init.trunc_normal_(module.weight, std=std * (scale or 1.0))
+        if module.bias is not None:
+            init.zeros_(module.bias)
+    elif isinstance(module, (nn.Linear, nn.LayerNorm)):
+        module.reset_parameters()
+    if isinstance(module, nn.Linear) and scale == 0:
+        init.zeros_(module.weight)
+        init.zeros_(module.bias)
+    if isinstance(module, VJepa2Dynamics) and config.predictor_position_embedding_type == "learned":
+        init.normal_(module.position_embedding, std=config.predictor_position_std)
+        init.normal_(module.time_embedding, std=config.predictor_position_std)
 
 
-class VJepa2RewardHead(nn.Module):
-    """A transition to its reward.
-
-    ::
-
-        [s_t, s_{t+1}] at a place ──► Linear ─┐
-        action a_t ──► Linear ────────────────┼─► MLP ──► mean over places ──► MLP ──► Linear ──► reward
-        position of the place ────────────────┘
-
-    The mean comes after a layer that knows the place: means of the latents themselves lose where things are.
-
-    Args:
-        config: of the world model.
-    """
-
-    def __init__(self, config: VJepa2WorldModelConfig):
-        super().__init__()
-        size, encoder_config = config.predictor_hidden_size, config.encoder_config
-        self.embed = nn.Linear(2 * state_shape(config)[1], size)
-        self.action_embed = nn.Linear(config.action_dim, size)
-        self.norm1 = nn.LayerNorm(size, eps=encoder_config.layer_norm_eps)
-        self.mlp1 = VJepa2MLP(size, config.predictor_mlp_ratio, encoder_config.hidden_act)
-        self.norm2 = nn.LayerNorm(size, eps=encoder_config.layer_norm_eps)
-        self.mlp2 = VJepa2MLP(size, config.predictor_mlp_ratio, encoder_config.hidden_act)
-        self.proj = nn.Linear(size, 1)
-
-    def forward(self, actions: torch.Tensor, latents: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
-        """Standardised actions (..., A), latents before and after (..., N, D) -> standardised rewards (...)."""
-        tokens = self.embed(torch.cat([latents, following], dim=-1)) + self.action_embed(actions).unsqueeze(-2)
-        rows = math.isqrt(tokens.shape[-2])
-        columns = -(-tokens.shape[-2] // rows)
-        positions = sincos_table((1, rows, columns), tokens.shape[-1], uniform_power=True, device=tokens.device)
-        tokens = tokens + positions[: tokens.shape[-2]].to(tokens.dtype)
-        tokens = tokens + self.mlp1(self.norm1(tokens))
-        pooled = tokens.mean(dim=-2)
-        return self.proj(pooled + self.mlp2(self.norm2(pooled))).squeeze(-1).float()
+# --- Rollout
 
 
-class VJepa2GaussianHead(nn.Module):
-    """The dynamics' hidden states to a Gaussian of what its prediction leaves open, over all numbers of a frame.
-
-    ::
-
-        s_{t+1} = ŝ_{t+1} + L z + d · e        z ~ N(0, I_Z) of the frame, e ~ N(0, 1) of every number
-        L = σ · u / √(1 + |u|²),  d = σ / √(1 + |u|²),  σ > 0 and u (Z) of every number
-
-    So σ is a number's deviation, and u says what share of it moves together with the others', and how: the
-    covariance is L Lᵀ + diag(d²), whose diagonal is σ².
+def rollout_steps(
+    dynamics: Dynamics,
+    head: VJepa2GaussianHead | None,
+    context: DynamicsInputs,
+    actions: torch.Tensor,
+    states: list[torch.Tensor | None],
+    num_frames: int,
+    cache: KeyValueCache | None,
+    use_cache: bool,
+    noise: torch.Tensor | None,
+) -> Iterator[torch.Tensor]:
+    """Predicts the frames after a context for j candidates of actions each, one step at a time.
 
     Args:
-        config: of the world model; `stochastic_dim` is Z.
+        dynamics: predicts the next frame from a window of at most W frames.
+        head: samples with `noise`.
+        context: the last frames of the context, at most W; the candidates' first action replaces its last action.
+        actions: (B, j, P, A) in environment units.
+        states: proprio states (B, T0, S) and extrinsics (B, T0, E), or of T0 + P frames, in environment units.
+        num_frames: T0.
+        cache: of the frames before the last.
+        use_cache: whether to reuse the cache of earlier steps.
+        noise: (B·j, P, Z + N·D), or `None` for the mean prediction.
+
+    Yields:
+        P times (B, j, N, D).
     """
-
-    def __init__(self, config: VJepa2WorldModelConfig):
-        super().__init__()
-        size, encoder_config = config.predictor_hidden_size, config.encoder_config
-        self.rank, self.latent_size = config.stochastic_dim, state_shape(config)[1]
-        self.norm1 = nn.LayerNorm(size, eps=encoder_config.layer_norm_eps)
-        self.mlp = VJepa2MLP(size, config.predictor_mlp_ratio, encoder_config.hidden_act)
-        self.norm2 = nn.LayerNorm(size, eps=encoder_config.layer_norm_eps)
-        self.proj = nn.Linear(size, self.latent_size * (self.rank + 1))
-
-    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Hidden states (..., N, d) -> σ (..., N · D), L / σ (..., N · D, Z) and d / σ (..., N · D), float32."""
-        hidden_states = hidden_states + self.mlp(self.norm1(hidden_states))
-        numbers = self.proj(self.norm2(hidden_states)).float()
-        numbers = numbers.unflatten(-1, (self.latent_size, self.rank + 1)).flatten(-3, -2)
-        together = numbers[..., 1:] / math.sqrt(self.rank)  # at the start the same share for every Z
-        alone = (1 + together.square().sum(dim=-1)).rsqrt()
-        return nn.functional.softplus(numbers[..., 0]) + MIN_DEVIATION, together * alone.unsqueeze(-1), alone
-
-    def negative_log_likelihood(
-        self, hidden_states: torch.Tensor, errors: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of errors s_{t+1} - ŝ_{t+1} (..., N, D), in nats a number: float32 (...), twice.
-
-        The first is that of all numbers together, as a function of u alone; the second that of every number for
-        itself, as a function of σ. Their sum is what to minimise: the margins by their own likelihood, then what
-        they have in common given them ("inference functions for margins", Joe and Xu 1996). The first one as a
-        function of both says next to nothing about how wide L is: of N · D numbers it is Z.
-        """
-        deviation, together, alone = self(hidden_states)
-        errors, fixed = errors.float().flatten(-2), deviation.detach()
-        with torch.autocast(errors.device.type, enabled=False):  # small determinants need all digits
-            joint = LowRankMultivariateNormal(
-                torch.zeros_like(errors), fixed.unsqueeze(-1) * together, (fixed * alone).square(), validate_args=False
-            )
-            single = Normal(torch.zeros_like(errors), deviation, validate_args=False)
-            return -joint.log_prob(errors) / errors.shape[-1], -single.log_prob(errors).mean(dim=-1)
-
-    def sample(self, hidden_states: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """L z + d · e of hidden states (..., N, d) and noise [z, e] (..., Z + N · D): (..., N, D)."""
-        deviation, together, alone = self(hidden_states)
-        z, e = noise[..., : self.rank], noise[..., self.rank :]
-        drawn = deviation * ((together @ z.unsqueeze(-1)).squeeze(-1) + alone * e)
-        return drawn.unflatten(-1, (-1, self.latent_size)).to(hidden_states)
+    config, (batch_size, candidates, horizon, _) = dynamics.config, actions.shape
+    actions = actions.flatten(0, 1)  # (B·j, P, A)
+    proprio, extrinsics = (None if part is None else part.repeat_interleave(candidates, dim=0) for part in states)
+    window = context.map(lambda part: part.repeat_interleave(candidates, dim=0))
+    window.actions = torch.cat(
+        [window.actions[:, :-1], normalize_actions(config, window.latents, actions[:, :1])], dim=1
+    )
+    if use_cache:
+        frames_kept = min(window.latents.shape[1] - 1 + horizon, config.context_frames)
+        cache = dynamics.candidate_cache(cache, candidates, frames_kept, window.latents.shape[2])
+    for step in range(horizon):
+        if use_cache and (cache or window.latents.shape[1] == 1):
+            hidden_states, cache = dynamics(window[-1:], past=cache)
+        else:  # the window has moved, which changes the positions of all its frames
+            hidden_states, cache = dynamics(window)
+        hidden_states = hidden_states[:, -1:]
+        latents = dynamics.next_latents(hidden_states, window.latents[:, -1:])
+        if noise is not None:
+            latents = latents + head.sample(hidden_states, noise[:, step : step + 1])
+        yield latents.squeeze(1).unflatten(0, (batch_size, candidates))
+        if step + 1 == horizon:
+            return
+        now = num_frames + step
+        proprio = next_proprio_state(config.proprio_transition, proprio, actions[:, step], now)
+        frame = normalize_inputs(
+            config,
+            latents,
+            actions[:, step + 1 : step + 2],
+            None if proprio is None else proprio[:, now : now + 1],
+            None if extrinsics is None else extrinsics[:, : now + 1][:, -1:],  # the last given one is held
+        )
+        window = window.append(frame)
+        if window.latents.shape[1] > config.context_frames:
+            window, cache = window[1:], None

@@ -5,7 +5,6 @@ L tokens of either kind, M keys, D width, h heads, d channels per head.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from einops import rearrange
@@ -226,6 +225,21 @@ def eager_attention(
     return torch.matmul(dropped, value).transpose(1, 2), weights
 
 
+def attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    dropout: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention over (B, h, L, d) with the implementation that `module.config` chooses: (B, L, h, d) and weights."""
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention)
+    return function(
+        module, query, key, value, attention_mask, scaling=module.scaling, dropout=dropout, is_causal=False
+    )
+
+
 class KeyValueBuffer:
     """Preallocated keys and values of one layer, to which a step copies only its own tokens. Only without gradient,
     which needs the tensors of every step unchanged.
@@ -289,17 +303,7 @@ class VJepa2Attention(nn.Module):
             if past is not None:
                 key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
             present = (key, value)
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        output, weights = attention(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=self.scaling,
-            dropout=self.dropout if self.training else 0.0,
-            is_causal=False,
-        )
+        output, weights = attend(self, query, key, value, attention_mask, self.dropout if self.training else 0.0)
         return self.proj(output.reshape(hidden_states.shape)), weights, present
 
 

@@ -1,11 +1,17 @@
-"""What a frame is to the dynamics: the encoder, and the way from its tokens to a state.
+"""Inputs of the world model's dynamics: the state of a frame, actions, proprio states and extrinsics.
 
-Shapes: B episodes, T frames, C channels, H W pixels; N tokens of D numbers are a frame's state. Before a fitted map a
-frame is *arranged*: n tokens of m numbers.
+Shapes: B episodes, T frames, F frames of a window, C channels, H W pixels, A action, S proprio state, E extrinsics.
+N tokens of width D are the state of a frame; before the fitted map a frame is *arranged*: n tokens of width m.
+
+::
+
+    frame ──► encoder ──► LayerNorm ──► arranged: all tokens, 2×2 merged, or pooled
+          ──► fitted by `fit_state`: minus the mean per position, linear map (`state_dim`), over one standard deviation
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange
@@ -13,19 +19,21 @@ from torch import nn
 
 from .configuration_vjepa2 import VJepa2EncoderConfig
 from .configuration_world_model import VJepa2WorldModelConfig
-from .modeling_base import TargetEncoderMixin, VJepa2PreTrainedModel
 from .modeling_encoder import VJepa2Encoder, clip_grid
 
 
-SLOW_WHITENED = 192  # principal components among which slow directions are looked for
+SLOW_WHITENED = 192  # principal components in which slow directions are searched
 SLOW_LAG = 3  # frames over which "slow" is measured
-_EXACT_SIZE = 4096  # widest covariance that is decomposed whole
+_EXACT_SIZE = 4096  # largest covariance that is decomposed exactly
 _CHUNK = 1024  # frames at a time
-_LARGEST_PIXEL = 20.0  # the usual means and deviations give values of -3 to 3
+_LARGEST_PIXEL = 20.0  # the usual means and standard deviations give values of -3 to 3
+
+
+# --- State
 
 
 def token_size(config: VJepa2WorldModelConfig) -> int:
-    """Numbers in one token of a frame as the encoder gives it, or in one raw patch."""
+    """Width of a token of the encoder, or of a raw patch."""
     encoder_config: VJepa2EncoderConfig = config.encoder_config
     if config.state_type == "pixels":
         return encoder_config.in_chans * encoder_config.patch_size**2
@@ -33,212 +41,139 @@ def token_size(config: VJepa2WorldModelConfig) -> int:
 
 
 def arranged_shape(config: VJepa2WorldModelConfig) -> tuple[int, int]:
-    """(n, m) of a square frame of the configured size before a fitted map."""
-    places, size = (config.encoder_config.crop_size // config.encoder_config.patch_size) ** 2, token_size(config)
-    return {"merged": (places // 4, 4 * size), "pooled": (1, size)}.get(config.state_type, (places, size))
+    """(n, m) of a square frame of the configured size."""
+    tokens, size = (config.encoder_config.crop_size // config.encoder_config.patch_size) ** 2, token_size(config)
+    return {"merged": (tokens // 4, 4 * size), "pooled": (1, size)}.get(config.state_type, (tokens, size))
 
 
 def state_shape(config: VJepa2WorldModelConfig) -> tuple[int, int]:
     """(N, D) of a square frame of the configured size."""
-    places, size = arranged_shape(config)
-    return 1 if config.state_type == "projected" else places, config.state_dim or size
+    tokens, size = arranged_shape(config)
+    return 1 if config.state_type == "projected" else tokens, config.state_dim or size
 
 
-class VJepa2StateModel(TargetEncoderMixin, VJepa2PreTrainedModel):
-    """Encoder and states of the world model.
+def empty_state_map(config: VJepa2WorldModelConfig) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Mean, linear map and scale of the shapes that `fit_state_map` returns, for weights to be loaded into."""
+    shape = arranged_shape(config)
+    inputs = shape[0] * shape[1] if config.state_type == "projected" else shape[1]
+    linear_map = None if config.state_dim is None else torch.eye(inputs, config.state_dim)
+    return torch.zeros(shape), linear_map, torch.ones(())
 
-    ::
 
-        frame ──► encoder ──► LayerNorm ──► arranged: tokens as they are, 2×2 merged, or pooled
-              ──► fitted by `fit_state`: minus the mean at every place, a linear map (`state_dim`), over one deviation
-    """
-
-    config: VJepa2WorldModelConfig
-
-    def __init__(self, config: VJepa2WorldModelConfig):
-        super().__init__(config)
-        self._has_seen_pixels = False
-        if config.state_type != "pixels":
-            self.encoder = VJepa2Encoder(config.encoder_config).requires_grad_(not config.freeze_encoder)
-        if not config.freeze_encoder:
-            self.target_encoder = VJepa2Encoder(config.encoder_config).requires_grad_(False)
-        if config.state_fitted:
-            shape = arranged_shape(config)
-            inputs = shape[0] * shape[1] if config.state_type == "projected" else shape[1]
-            linear_map = None if config.state_dim is None else torch.eye(inputs, config.state_dim)
-            self._register_state(torch.zeros(shape), linear_map, torch.ones(()))
-
-    def train(self, mode: bool = True):
-        super().train(mode)
-        if self.config.freeze_encoder and self.config.state_type != "pixels":
-            self.encoder.eval().requires_grad_(False)  # `from_pretrained` makes new parameters
-        if not self.config.freeze_encoder:
-            self.target_encoder.eval().requires_grad_(False)
-        return self
-
-    @property
-    def tokens_per_frame(self) -> int:
-        """N of a square frame of the configured size."""
-        return state_shape(self.config)[0]
-
-    @property
-    def latent_size(self) -> int:
-        """D."""
-        return state_shape(self.config)[1]
-
-    @torch.no_grad()
-    def encode(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-        """Frames (B, T, C, H, W) as the video processor gives them, each on its own -> latents (B, T, N, D); where a
-        map is still to be fitted (`fit_state`), arranged latents (B, T, n, m), of which it is fitted."""
-        return self._encode_with(getattr(self, "encoder", None), pixel_values_videos)
-
-    @torch.no_grad()
-    def encode_targets(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-        """Latents that predictions are compared with, in training and as goals: those of the EMA encoder with
-        `freeze_encoder=False`, otherwise what `encode` gives. Shapes as there."""
-        encoder = getattr(self, "encoder", None) if self.config.freeze_encoder else self.target_encoder
-        return self._encode_with(encoder, pixel_values_videos)
-
-    def _encode_with(self, encoder: VJepa2Encoder | None, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-        batch_size, config = len(pixel_values_videos), self.config
-        _, rows, columns = clip_grid(config.encoder_config, pixel_values_videos[:, :1])  # refuses wrong shapes
-        if rows != columns:
-            raise ValueError(
-                f"frames are {tuple(pixel_values_videos.shape[-2:])} pixels; the world model takes squares: crop or "
-                "resize."
-            )
-        self._check_range(pixel_values_videos)
-        if config.state_type == "pixels":
-            patch = config.encoder_config.patch_size
-            latents = rearrange(pixel_values_videos, "b t c (h p) (w q) -> (b t) (h w) (c p q)", p=patch, q=patch)
-        else:
-            latents = encoder(pixel_values_videos.flatten(0, 1).unsqueeze(1)).last_hidden_state
-        if config.normalize_latents == "layer":
-            latents = nn.functional.layer_norm(latents, latents.shape[-1:])
-        return self.standardize(self._arrange(latents, rows).unflatten(0, (batch_size, -1)))
-
-    def _check_range(self, pixel_values_videos: torch.Tensor) -> None:
-        """Warns of frames that no processor has normalised. Looks at the first call alone: later ones do not wait."""
-        if self._has_seen_pixels or torch.compiler.is_compiling() or pixel_values_videos.is_meta:
-            return
-        self._has_seen_pixels = True
-        largest = pixel_values_videos.detach().abs().amax().item() if pixel_values_videos.numel() else 0.0
-        if largest > _LARGEST_PIXEL:
-            warnings.warn(
-                f"pixel_values_videos reach {largest:.4g}, far outside what a video processor gives (about -3 to 3): "
-                "put frames through the VJepa2VideoProcessor that the model was saved with, not floats of 0 to 255.",
-                stacklevel=4,
-            )
-
-    def _arrange(self, latents: torch.Tensor, rows: int) -> torch.Tensor:
-        """Tokens (frames, rows², D) -> (frames, n, m)."""
-        if self.config.state_type == "pooled":
-            return latents.mean(dim=1, keepdim=True)
-        if self.config.state_type != "merged":
-            return latents
+def arranged_latents(
+    config: VJepa2WorldModelConfig, encoder: VJepa2Encoder | None, pixel_values_videos: torch.Tensor
+) -> torch.Tensor:
+    """Frames (B, T, C, H, W) of normalized pixels, each encoded alone -> arranged latents (B, T, n, m)."""
+    if config.state_type == "pixels":
+        patch = config.encoder_config.patch_size
+        latents = rearrange(pixel_values_videos, "b t c (h p) (w q) -> (b t) (h w) (c p q)", p=patch, q=patch)
+    else:
+        latents = encoder(pixel_values_videos.flatten(0, 1).unsqueeze(1)).last_hidden_state
+    if config.normalize_latents == "layer":
+        latents = nn.functional.layer_norm(latents, latents.shape[-1:])
+    if config.state_type == "pooled":
+        latents = latents.mean(dim=1, keepdim=True)
+    elif config.state_type == "merged":
+        rows = pixel_values_videos.shape[-2] // config.encoder_config.patch_size
         if rows % 2:
             raise ValueError(
                 f"a frame has {rows}×{rows} tokens, which 2×2 merging does not divide: resize frames to a multiple of "
-                f"{2 * self.config.encoder_config.patch_size} pixels."
+                f"{2 * config.encoder_config.patch_size} pixels."
             )
-        return rearrange(latents, "f (h p w q) d -> f (h w) (p q d)", p=2, q=2, w=rows // 2)
+        latents = rearrange(latents, "f (h p w q) d -> f (h w) (p q d)", p=2, q=2, w=rows // 2)
+    return latents.unflatten(0, (len(pixel_values_videos), -1))
 
-    @torch.no_grad()
-    def fit_state(self, latents: torch.Tensor | Sequence[torch.Tensor]) -> None:
-        """Fits the fixed map of the state, which is saved with the weights: minus the mean at every place and channel,
-        with `state_dim` a linear map, divided by one deviation of all.
 
-        Args:
-            latents: (..., n, m) as `encode` gave them before, or a list of episodes (T, n, m); put them through
-                `standardize` afterwards. With `state_projection="slow"` episodes (E, T, n, m), or a list of them.
+def check_square(config: VJepa2WorldModelConfig, pixel_values_videos: torch.Tensor) -> None:
+    """Refuses frames (B, T, C, H, W) of wrong or unequal sides."""
+    _, rows, columns = clip_grid(config.encoder_config, pixel_values_videos[:, :1])
+    if rows != columns:
+        raise ValueError(
+            f"frames are {tuple(pixel_values_videos.shape[-2:])} pixels; expected squares: crop or resize."
+        )
 
-        Raises:
-            ValueError: when the state is fitted already, the latents have another shape, or they are too few or vary
-                too little for `state_dim` directions.
-        """
-        if self.config.state_fitted:
-            raise ValueError("the state is fitted already: start from a new world model to fit it on other latents.")
-        episodes = self._as_episodes(latents)
-        count = sum(map(len, episodes))
-        mean = (sum(part.sum(dim=0, dtype=torch.float64) for part in _chunks(episodes)) / count).float()
-        linear_map = None if self.config.state_dim is None else self._fit_map([part - mean for part in episodes])
-        squares = size = 0
-        for part in _chunks(episodes):
-            mapped = self._map(part - mean, linear_map)
-            squares, size = squares + mapped.square().sum(dtype=torch.float64), size + mapped.numel()
-        parts = (mean, linear_map, (squares / size).sqrt())
-        # contiguous, as they load back: another layout rounds differently
-        self._register_state(*(None if part is None else part.to(episodes[0]).contiguous() for part in parts))
-        self.config.state_fitted = True
 
-    def _as_episodes(self, latents: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Episodes (T, n, m) each; one of all frames where time does not matter."""
-        parts = [latents] if isinstance(latents, torch.Tensor) else list(latents)
-        expected = arranged_shape(self.config)
-        for part in parts:
-            if tuple(part.shape[-2:]) != expected or part.ndim < 3 or not part.numel():
-                raise ValueError(
-                    f"latents have shape {tuple(part.shape)}; expected (..., {expected[0]}, {expected[1]})."
-                )
-        if not parts:
-            raise ValueError("latents are an empty list; expected episodes (T, N, D).")
-        if self.config.state_projection != "slow":
-            return [part.flatten(0, -3) for part in parts]
-        if isinstance(latents, torch.Tensor) and latents.ndim != 4:
-            raise ValueError(
-                f"latents have shape {tuple(latents.shape)}; state_projection='slow' needs to know the episodes: give "
-                f"(E, T, {expected[0]}, {expected[1]}), or a list of (T, {expected[0]}, {expected[1]})."
-            )
-        return [episode for part in parts for episode in (part if part.ndim == 4 else [part])]
+def warn_if_unnormalized(pixel_values_videos: torch.Tensor) -> None:
+    """Warns of frames that have not been through a video processor."""
+    largest = pixel_values_videos.detach().abs().amax().item() if pixel_values_videos.numel() else 0.0
+    if largest > _LARGEST_PIXEL:
+        warnings.warn(
+            f"pixel_values_videos reach {largest:.4g}, far outside the range of a video processor (about -3 to 3): "
+            "pass frames through the VJepa2VideoProcessor that the model was saved with, not floats of 0 to 255.",
+            stacklevel=4,
+        )
 
-    def _fit_map(self, episodes: list[torch.Tensor]) -> torch.Tensor:
-        """Centred episodes (T, n, m) -> the linear map to `state_dim`."""
-        count = self.config.state_dim
-        if self.config.state_type == "merged":  # one map for all places
-            return principal_directions(torch.cat([part.flatten(0, 1) for part in episodes]), count)[1]
-        episodes = [part.flatten(1) for part in episodes]
-        if self.config.state_projection == "slow":
-            return slow_directions(episodes, count)
-        return principal_directions(torch.cat(episodes), count)[1]
 
-    def _map(self, centred: torch.Tensor, linear_map: torch.Tensor | None) -> torch.Tensor:
-        if linear_map is None:
-            return centred
-        if self.config.state_type == "projected":
-            centred = centred.flatten(-2).unsqueeze(-2)
-        return centred @ linear_map.to(centred)
+def apply_state_map(
+    config: VJepa2WorldModelConfig, centered: torch.Tensor, linear_map: torch.Tensor | None
+) -> torch.Tensor:
+    """Centered latents (..., n, m) through the linear map, if there is one: (..., N, D)."""
+    if linear_map is None:
+        return centered
+    if config.state_type == "projected":
+        centered = centered.flatten(-2).unsqueeze(-2)
+    return centered @ linear_map.to(centered)
 
-    def standardize(self, latents: torch.Tensor) -> torch.Tensor:
-        """Arranged latents (..., n, m) -> the state (..., N, D) that the dynamics works on. Unchanged before
-        `fit_state`."""
-        if not self.config.state_fitted:
-            return latents
-        if latents.shape[-2] != len(self.state_mean):
-            raise ValueError(
-                f"the frame has {latents.shape[-2]} tokens, but the state was fitted on {len(self.state_mean)}: "
-                f"resize frames to {self.config.encoder_config.crop_size} pixels."
-            )
-        return self._map(latents - self.state_mean, getattr(self, "state_map", None)) / self.state_scale
 
-    def _register_state(self, mean: torch.Tensor, linear_map: torch.Tensor | None, scale: torch.Tensor) -> None:
-        self.register_buffer("state_mean", mean)
-        if linear_map is not None:
-            self.register_buffer("state_map", linear_map)
-        self.register_buffer("state_scale", scale)
+def fit_state_map(
+    config: VJepa2WorldModelConfig, latents: torch.Tensor | Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Mean (n, m), linear map (or `None`) and scale () of the state; see [`VJepa2WorldModel.fit_state`]."""
+    episodes = _as_episodes(config, latents)
+    count = sum(map(len, episodes))
+    mean = (sum(part.sum(dim=0, dtype=torch.float64) for part in _chunks(episodes)) / count).float()
+    linear_map = None if config.state_dim is None else _fit_map(config, [part - mean for part in episodes])
+    squares = size = 0
+    for part in _chunks(episodes):
+        mapped = apply_state_map(config, part - mean, linear_map)
+        squares, size = squares + mapped.square().sum(dtype=torch.float64), size + mapped.numel()
+    parts = (mean, linear_map, (squares / size).sqrt())
+    # contiguous, as they load back: another layout rounds differently
+    return tuple(None if part is None else part.to(episodes[0]).contiguous() for part in parts)
+
+
+def _as_episodes(config: VJepa2WorldModelConfig, latents: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Episodes (T, n, m) each; where time does not matter, one of all frames."""
+    parts = [latents] if isinstance(latents, torch.Tensor) else list(latents)
+    expected = arranged_shape(config)
+    for part in parts:
+        if tuple(part.shape[-2:]) != expected or part.ndim < 3 or not part.numel():
+            raise ValueError(f"latents have shape {tuple(part.shape)}; expected (..., {expected[0]}, {expected[1]}).")
+    if not parts:
+        raise ValueError("latents are an empty list; expected episodes (T, N, D).")
+    if config.state_projection != "slow":
+        return [part.flatten(0, -3) for part in parts]
+    if isinstance(latents, torch.Tensor) and latents.ndim != 4:
+        raise ValueError(
+            f"latents have shape {tuple(latents.shape)}; state_projection='slow' needs episodes: give "
+            f"(E, T, {expected[0]}, {expected[1]}), or a list of (T, {expected[0]}, {expected[1]})."
+        )
+    return [episode for part in parts for episode in (part if part.ndim == 4 else [part])]
+
+
+def _fit_map(config: VJepa2WorldModelConfig, episodes: list[torch.Tensor]) -> torch.Tensor:
+    """Centered episodes (T, n, m) -> the linear map to `state_dim`."""
+    count = config.state_dim
+    if config.state_type == "merged":  # one map for all positions
+        return principal_directions(torch.cat([part.flatten(0, 1) for part in episodes]), count)[1]
+    episodes = [part.flatten(1) for part in episodes]
+    if config.state_projection == "slow":
+        return slow_directions(episodes, count)
+    return principal_directions(torch.cat(episodes), count)[1]
 
 
 def principal_directions(
     rows: torch.Tensor, count: int, at_least: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The directions of largest variance of centred rows (r, m).
+    """The directions of largest variance of centered rows (r, m).
 
-    Up to 4096 columns the covariance is decomposed whole; beyond, the randomised method of `torch.svd_lowrank` finds
-    them, always from the same seed.
+    Up to 4096 columns the covariance is decomposed exactly; beyond, by the randomized method of `torch.svd_lowrank`
+    with a fixed seed.
 
     Args:
         rows: float32.
         count: directions to find.
-        at_least: fewest that will do where the rows vary in no more; `None`: `count`.
+        at_least: the smallest number to accept if the rows vary in fewer directions; `None`: `count`.
 
     Returns:
         Variances (k,), descending, and orthonormal directions (m, k), the largest entry of each positive.
@@ -256,7 +191,7 @@ def principal_directions(
             torch.manual_seed(0)
             _, singular, vectors = torch.svd_lowrank(rows, q=min(count + 32, number), niter=4)
         values, vectors = (singular.square() / number)[:count], vectors[:, :count]
-    known = int((values > 1e-6 * values[0]).sum())  # beyond lies float32's rounding
+    known = int((values > 1e-6 * values[0]).sum())  # smaller ones are float32 rounding
     needed = count if at_least is None else at_least
     if known < needed:
         raise ValueError(
@@ -267,15 +202,14 @@ def principal_directions(
 
 
 def slow_directions(episodes: list[torch.Tensor], count: int) -> torch.Tensor:
-    """The directions that change least over 3 frames, relative to how much they vary within an episode.
+    """The directions that change least over 3 frames, relative to their variance within an episode.
 
-    Slow feature analysis (Wiskott & Sejnowski 2002), without labels: the first 192 principal components of the
-    within-episode covariance are whitened, and of the covariance of differences in that space the directions of
-    smallest variance are kept. Taking variance within episodes alone leaves out what tells episodes apart and never
-    changes, such as a background.
+    Slow feature analysis (Wiskott & Sejnowski 2002): the first 192 principal components of the within-episode
+    covariance are whitened; of the covariance of differences in that space, the directions of smallest variance are
+    kept. The within-episode variance excludes what differs between episodes but never changes, such as a background.
 
     Args:
-        episodes: centred, (T, m) each.
+        episodes: centered, (T, m) each.
         count: directions to keep.
 
     Returns:
@@ -296,13 +230,157 @@ def slow_directions(episodes: list[torch.Tensor], count: int) -> torch.Tensor:
 
 
 def _with_fixed_signs(directions: torch.Tensor) -> torch.Tensor:
-    """Directions (m, k) with the largest entry of each positive: a decomposition leaves the sign to chance."""
+    """Directions (m, k) with the largest entry of each positive; the sign of a decomposition is arbitrary."""
     largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
     return directions * largest.sign()
 
 
-def _chunks(episodes: list[torch.Tensor]):
+def _chunks(episodes: list[torch.Tensor]) -> Iterator[torch.Tensor]:
     return (part for episode in episodes for part in episode.split(_CHUNK))
 
 
-__all__ = ["VJepa2StateModel", "principal_directions", "slow_directions"]
+# --- Inputs
+
+
+@dataclass
+class DynamicsInputs:
+    """Standardized inputs of F frames; `inputs[first:last]` takes some of the frames."""
+
+    latents: torch.Tensor  # (B, F, N, D)
+    actions: torch.Tensor  # (B, F, A), or of F - 1 frames
+    proprio_states: torch.Tensor | None = None  # (B, F, S)
+    extrinsics: torch.Tensor | None = None  # (B, F, E)
+
+    def map(self, function) -> "DynamicsInputs":
+        return DynamicsInputs(*(None if part is None else function(part) for part in vars(self).values()))
+
+    def __getitem__(self, frames: slice) -> "DynamicsInputs":
+        return self.map(lambda part: part[:, frames])
+
+    def append(self, frame: "DynamicsInputs") -> "DynamicsInputs":
+        pairs = zip(vars(self).values(), vars(frame).values(), strict=True)
+        return DynamicsInputs(*(None if a is None else torch.cat([a, b], dim=1) for a, b in pairs))
+
+
+def normalize_inputs(config: VJepa2WorldModelConfig, latents, actions, proprio_states, extrinsics) -> DynamicsInputs:
+    """Inputs from environment units, in the precision of the latents."""
+    states, extrinsics = to_float_tensors(latents, proprio_states, extrinsics)
+    if states is not None:
+        states = standardize(states, config.proprio_mean, config.proprio_std).to(latents.dtype)
+    extrinsics = None if extrinsics is None else extrinsics.to(latents.dtype)
+    return DynamicsInputs(latents, normalize_actions(config, latents, actions), states, extrinsics)
+
+
+def normalize_actions(config: VJepa2WorldModelConfig, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    """Actions from environment units, in the precision of the latents."""
+    (actions,) = to_float_tensors(latents, actions)
+    return standardize(actions, config.action_mean, config.action_std).to(latents.dtype)
+
+
+def to_float_tensors(latents: torch.Tensor, *values: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """Values in environment units (often float64 or integers) on the latents' device, in float32 at least: bfloat16
+    would lose small differences before the mean is subtracted."""
+    dtype = torch.promote_types(latents.dtype, torch.float32)
+    return [value if value is None else value.to(latents.device, dtype) for value in values]
+
+
+def standardize(values: torch.Tensor, mean: list | float | None, std: list | float | None) -> torch.Tensor:
+    if mean is not None:
+        values = values - values.new_tensor(mean)
+    return values if std is None else values / values.new_tensor(std)
+
+
+def one_hot_actions(
+    config: VJepa2WorldModelConfig, actions: torch.Tensor | None, name: str = "actions"
+) -> torch.Tensor | None:
+    """Integer categories (..., steps), or (..., steps, k) with k actions per step, as one-hot floats (..., steps, A);
+    other actions unchanged."""
+    if config.action_type != "discrete" or actions is None or actions.is_floating_point():
+        return actions
+    each = config.actions_per_step
+    categories = config.action_dim // each
+    actions = actions.unsqueeze(-1) if each == 1 else actions
+    if actions.ndim < 3 or actions.shape[-1] != each:
+        shape = "(B, steps)" if each == 1 else f"(B, steps, {each})"
+        raise ValueError(
+            f"{name} are integers of shape {tuple(actions.shape)}; expected categories {shape}, or one-hot floats "
+            f"(B, steps, {config.action_dim})."
+        )
+    if actions.numel() and not 0 <= actions.min() <= actions.max() < categories:
+        raise ValueError(
+            f"{name} hold categories {actions.min()} to {actions.max()}; the model knows 0 to {categories - 1}."
+        )
+    return nn.functional.one_hot(actions.long(), categories).flatten(-2).float()
+
+
+def check_inputs(config: VJepa2WorldModelConfig, latents, frames: int, actions, proprio_states, extrinsics) -> None:
+    """Refuses inputs that do not fit `frames` frames and the actions between them."""
+    (tokens, size), batch_size = state_shape(config), len(latents)
+    if config.state_dim is not None and not config.state_fitted:
+        raise ValueError(
+            f"the map of state_type={config.state_type!r} to state_dim={config.state_dim} is not fitted yet: call "
+            "fit_state(latents) with latents from `encode`, then encode again."
+        )
+    if latents.ndim != 4 or latents.shape[-1] != size or (tokens == 1 and latents.shape[2] != 1):
+        shape = (batch_size, frames, *latents.shape[2:])
+        raise ValueError(f"latents have shape {shape}; expected (B, T, {'1' if tokens == 1 else 'N'}, {size}).")
+    expected = {
+        "actions": (actions, frames - 1, config.action_dim),
+        "proprio_states": (proprio_states, frames, config.proprio_dim),
+        "extrinsics": (extrinsics, frames, config.extrinsics_dim),
+    }
+    for name, (value, length, width) in expected.items():
+        if width == 0:
+            if value is not None:
+                raise ValueError(f"{name} were given, but the model does not use them (their size is 0).")
+        elif value is None:
+            raise ValueError(f"{name} are missing; expected ({batch_size}, {length}, {width}).")
+        elif tuple(value.shape) != (batch_size, length, width):
+            raise ValueError(f"{name} have shape {tuple(value.shape)}; expected ({batch_size}, {length}, {width}).")
+
+
+def check_candidates(config: VJepa2WorldModelConfig, latents: torch.Tensor, actions: torch.Tensor) -> None:
+    size, batch_size = config.action_dim, len(latents)
+    if actions.ndim != 4 or actions.shape[-1] != size or len(actions) != batch_size:
+        raise ValueError(
+            f"actions have shape {tuple(actions.shape)}; expected ({batch_size}, steps, {size}) or "
+            f"({batch_size}, candidates, steps, {size})."
+        )
+    if min(actions.shape[1:3]) == 0:
+        raise ValueError(f"actions have shape {tuple(actions.shape)}; expected at least one candidate and one step.")
+
+
+def check_rollout(
+    config: VJepa2WorldModelConfig, latents, actions, context_actions, proprio_states, extrinsics
+) -> None:
+    """Refuses arguments of a rollout from T0 context frames that do not fit each other."""
+    check_candidates(config, latents, actions)
+    frames = latents.shape[1]
+    if frames > 1 and context_actions is None:
+        raise ValueError(f"{frames} frames of context need context_actions ({len(latents)}, {frames - 1}, A).")
+    context_actions = actions[:, 0, :0] if context_actions is None else context_actions
+    total = frames + actions.shape[2]
+    for name, states in (("proprio_states", proprio_states), ("extrinsics", extrinsics)):
+        if states is not None and states.shape[1] not in (frames, total):
+            raise ValueError(f"{name} cover {states.shape[1]} frames; expected {frames} (context) or {total} (all).")
+    cut = [None if part is None else part[:, :frames] for part in (proprio_states, extrinsics)]
+    check_inputs(config, latents, frames, context_actions, *cut)
+
+
+def check_chunk_size(size: int | None) -> None:
+    if size is not None and (not isinstance(size, int) or size < 1):
+        raise ValueError(f"candidate_chunk_size is {size!r}; expected an integer of at least 1, or None.")
+
+
+def default_chunk_size(config: VJepa2WorldModelConfig, latents: torch.Tensor) -> int:
+    """Number of candidates whose widest activation fits in 16 MB, at most 32, on a CPU (larger chunks are hardly
+    faster), or in 1 GB on an accelerator; for latents (B, T, N, D)."""
+    on_cpu = latents.device.type == "cpu"
+    width = int(config.predictor_hidden_size * config.predictor_mlp_ratio)
+    if config.stochastic_dim:
+        width = max(width, state_shape(config)[1] * (config.stochastic_dim + 1))
+    fitting = max(1, (2**22 if on_cpu else 2**28) // (len(latents) * (latents.shape[2] + 3) * width))
+    return min(fitting, 32) if on_cpu else fitting
+
+
+__all__ = ["DynamicsInputs", "fit_state_map", "principal_directions", "slow_directions"]

@@ -1,8 +1,12 @@
-"""Arithmetic of arm poses, batched: position (m), extrinsic Euler angles xyz (rad), gripper (0 to 1).
+"""Proprio states under actions: poses of an arm, batched, and the transitions of a rollout.
 
-As the published action-conditioned model uses it: an action holds Δxyz, the Euler angles of
-the rotation Δ that is applied on the left, and Δgripper.
+A pose is position (m), extrinsic Euler angles xyz (rad) and gripper (0 to 1).
+
+As in the published action-conditioned model, an action holds Δxyz, the Euler angles of a rotation Δ that is applied on
+the left, and Δgripper.
 """
+
+from collections.abc import Iterator
 
 import torch
 
@@ -44,3 +48,35 @@ def pose_difference(pose: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     before, after = (rotation_from_euler(each[..., 3:6].double()) for each in (pose, new))
     angles = euler_from_rotation(after @ before.transpose(-1, -2)).to(pose.dtype)
     return torch.cat([new[..., :3] - pose[..., :3], angles, new[..., 6:] - pose[..., 6:]], dim=-1)
+
+
+def next_proprio_state(
+    transition: str, states: torch.Tensor | None, action: torch.Tensor, index: int
+) -> torch.Tensor | None:
+    """Proprio states (B, at least index + 1, S): those given, or if the one at `index` is missing, with it appended.
+
+    Args:
+        transition: "hold", "add" or "pose_delta", see [`VJepa2WorldModelConfig`].
+        states: (B, index or more, S), or `None`.
+        action: (B, A), which leads to the state at `index`.
+    """
+    if states is None or states.shape[1] > index:
+        return states
+    last = states[:, -1]
+    if transition == "add":
+        last = last + action
+    elif transition == "pose_delta":
+        last = move_pose(last, action)
+    return torch.cat([states, last.unsqueeze(1)], dim=1)
+
+
+def proprio_states_after(
+    transition: str, states: torch.Tensor, actions: torch.Tensor, frames: int, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """Proprio states (B, j, S), float32, after each of actions (B, j, P, A), from states (B, `frames` or more, S)."""
+    candidates = actions.shape[1]
+    states, actions = (part.to(device, torch.float32) for part in (states, actions))
+    states = states.repeat_interleave(candidates, dim=0)
+    for step in range(actions.shape[2]):
+        states = next_proprio_state(transition, states, actions[:, :, step].flatten(0, 1), frames + step)
+        yield states[:, frames + step].unflatten(0, (-1, candidates))

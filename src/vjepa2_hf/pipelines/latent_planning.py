@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..modeling_inputs import check_chunk_size
+from ..modeling_state import check_chunk_size
 from ..modeling_world_model import VJepa2WorldModel
 from ..planning import Cost, LatentDistance, build_constraints, build_cost, shift_plan
 from ..planning.constraints import for_every_action

@@ -8,7 +8,8 @@ import torch
 from builders import TINY_ENCODER, same_weights
 
 from vjepa2_hf import VJepa2Encoder, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel, VJepa2WorldModelConfig
-from vjepa2_hf.modeling_dynamics import MIN_DEVIATION, VJepa2GaussianHead, VJepa2RewardHead
+from vjepa2_hf.modeling_heads import MIN_DEVIATION, VJepa2GaussianHead, VJepa2RewardHead
+from vjepa2_hf.modeling_state import normalize_inputs
 
 
 SIZES = {
@@ -192,14 +193,14 @@ class TestStochastic:
         places, size = latents.shape[2:]
         noise = torch.randn(2, 1, 2, 3 + places * size, generator=torch.Generator().manual_seed(5))[:, 0]
         samples = model.rollout(latents, actions, generator=torch.Generator().manual_seed(5))
-        inputs = model._normalized(latents, actions[:, :1], None, None)
+        inputs = normalize_inputs(model.config, latents, actions[:, :1], None, None)
         for step in range(2):
-            deviation, together, alone = model.chance_head(model._hidden_states(inputs)[:, -1])
+            deviation, together, alone = model.stochastic_head(model.predictor.hidden_states(inputs)[:, -1])
             z, e = noise[:, step].split([3, places * size], dim=-1)
             added = deviation * ((together * z.unsqueeze(1)).sum(-1) + alone * e)
-            expected = model._predict(inputs)[:, -1] + added.view(2, places, size)
+            expected = model.predictor.predict(inputs)[:, -1] + added.view(2, places, size)
             torch.testing.assert_close(samples[:, step], expected, atol=1e-5, rtol=0)
-            following = model._normalized(samples[:, :1], actions[:, 1:], None, None)
+            following = normalize_inputs(model.config, samples[:, :1], actions[:, 1:], None, None)
             inputs = inputs.append(following).map(lambda part: part[:, -model.config.context_frames :])
         assert deviation.min() > MIN_DEVIATION
 
@@ -211,12 +212,12 @@ class TestStochastic:
         model = build(variant, stochastic_dim=3, nll_weight=0.5)
         batch = episodes(model)
         output = model(**batch, teacher_forcing_weight=float(one_step), rollout_weight=float(not one_step))
-        inputs = model._normalized(batch["latents"][:, :-1], batch["actions"], None, None)
-        deviation, together, alone = model.chance_head(model._hidden_states(inputs))
+        inputs = normalize_inputs(model.config, batch["latents"][:, :-1], batch["actions"], None, None)
+        deviation, together, alone = model.stochastic_head(model.predictor.hidden_states(inputs))
         factor = deviation.unsqueeze(-1) * together
         covariance = factor @ factor.mT + torch.diag_embed((deviation * alone).square())
         torch.testing.assert_close(covariance.diagonal(dim1=-2, dim2=-1), deviation.square())
-        middle = model._predict(inputs).flatten(2)
+        middle = model.predictor.predict(inputs).flatten(2)
         gaussian = torch.distributions.MultivariateNormal(middle.double(), covariance.double())
         expected = -gaussian.log_prob(batch["latents"][:, 1:].flatten(2).double()).mean() / middle.shape[-1]
         torch.testing.assert_close(output.nll_loss.double(), expected, rtol=1e-4, atol=1e-5)
@@ -231,7 +232,7 @@ class TestStochastic:
         output, without = model(**batch), plain(**batch)
         assert torch.equal(output.rollout_loss, without.rollout_loss)
         found = gradients(model, output.nll_loss)
-        assert found["chance_head"] > 0 and found["predictor"] == 0
+        assert found["stochastic_head"] > 0 and found["predictor"] == 0
         assert gradients(model, model(**batch).loss)["predictor"] == gradients(plain, without.loss)["predictor"]
         assert torch.equal(
             model.rollout(batch["latents"][:, :1], batch["actions"]),
@@ -242,7 +243,7 @@ class TestStochastic:
         model = build(stochastic_dim=3, freeze_encoder=False).train()
         output = model(torch.rand(2, 3, 3, 32, 32), actions=torch.randn(2, 2, 2))
         found = gradients(model, output.nll_loss)
-        assert found["chance_head"] > 0 and found["encoder"] == 0 and found["predictor"] == 0
+        assert found["stochastic_head"] > 0 and found["encoder"] == 0 and found["predictor"] == 0
 
     def test_likelihood_is_float32_for_bfloat16_latents(self):
         """A small deviation of 384 numbers has a determinant that bfloat16 does not hold."""
@@ -323,9 +324,9 @@ class TestStochastic:
         model = build()
         batch = episodes(model)
         latents, goal = batch["latents"][:, :1], batch["latents"][:, 1:2]
-        with pytest.raises(ValueError, match="leaves nothing to chance"):
+        with pytest.raises(ValueError, match="model is deterministic"):
             model.rollout(latents, batch["actions"], generator=torch.Generator())
-        with pytest.raises(ValueError, match="leaves nothing to chance"):
+        with pytest.raises(ValueError, match="model is deterministic"):
             model.score(latents, goal, torch.zeros(2, 3, 2, 2), num_samples=2)
         with pytest.raises(ValueError, match="num_samples is 1; expected 2 or more"):
             build(stochastic_dim=3).score(latents, goal, torch.zeros(2, 3, 2, 2), uncertainty_weight=1.0)
@@ -389,9 +390,9 @@ class TestPlanner:
 
     def test_settings_that_do_not_fit_are_refused(self):
         model = build(stochastic_dim=3)
-        with pytest.raises(ValueError, match="num_samples is 1, and a cost of uncertainty .* of 2 or more"):
+        with pytest.raises(ValueError, match="num_samples is 1, but a cost with an uncertainty .* needs at least 2"):
             self.planner(model, uncertainty_weight=1.0)
         with pytest.raises(ValueError, match="num_samples is 0"):
             self.planner(model, num_samples=0)
-        with pytest.raises(ValueError, match="leaves nothing to chance"):
+        with pytest.raises(ValueError, match="model is deterministic"):
             self.planner(build(), num_samples=4)

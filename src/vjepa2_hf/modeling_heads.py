@@ -1,0 +1,145 @@
+"""Optional heads of the world model: the reward of a step, and a Gaussian of its outcome.
+
+Shapes: B episodes, F frames, N tokens of a frame, D width of a latent, d width of the dynamics, A action, Z size of
+the stochastic latent, J candidates, K samples, P steps of a rollout.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.distributions import LowRankMultivariateNormal, Normal
+
+from .configuration_world_model import VJepa2WorldModelConfig
+from .modeling_layers import VJepa2MLP, sincos_table
+from .modeling_state import DynamicsInputs, standardize, state_shape, to_float_tensors
+
+
+MIN_DEVIATION = 0.01  # smallest standard deviation of a latent's number; latents have about 1
+
+
+class VJepa2RewardHead(nn.Module):
+    """Predicts the reward of a step.
+
+    ::
+
+        [s_t, s_{t+1}] of a token ──► Linear ─┐
+        action a_t ──► Linear ────────────────┼─► MLP ──► mean over tokens ──► MLP ──► Linear ──► reward
+        position of the token ────────────────┘
+
+    The mean follows a layer that sees positions: a mean of the latents alone would lose where things are.
+
+    Args:
+        config: of the world model.
+    """
+
+    def __init__(self, config: VJepa2WorldModelConfig):
+        super().__init__()
+        size, encoder_config = config.predictor_hidden_size, config.encoder_config
+        self.config = config
+        self.embed = nn.Linear(2 * state_shape(config)[1], size)
+        self.action_embed = nn.Linear(config.action_dim, size)
+        self.norm1 = nn.LayerNorm(size, eps=encoder_config.layer_norm_eps)
+        self.mlp1 = VJepa2MLP(size, config.predictor_mlp_ratio, encoder_config.hidden_act)
+        self.norm2 = nn.LayerNorm(size, eps=encoder_config.layer_norm_eps)
+        self.mlp2 = VJepa2MLP(size, config.predictor_mlp_ratio, encoder_config.hidden_act)
+        self.proj = nn.Linear(size, 1)
+
+    def forward(self, actions: torch.Tensor, latents: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+        """Standardized actions (..., A), latents before and after (..., N, D) -> standardized rewards (...)."""
+        tokens = self.embed(torch.cat([latents, following], dim=-1)) + self.action_embed(actions).unsqueeze(-2)
+        rows = math.isqrt(tokens.shape[-2])
+        columns = -(-tokens.shape[-2] // rows)
+        positions = sincos_table((1, rows, columns), tokens.shape[-1], uniform_power=True, device=tokens.device)
+        tokens = tokens + positions[: tokens.shape[-2]].to(tokens.dtype)
+        tokens = tokens + self.mlp1(self.norm1(tokens))
+        pooled = tokens.mean(dim=-2)
+        return self.proj(pooled + self.mlp2(self.norm2(pooled))).squeeze(-1).float()
+
+    def predict(self, actions: torch.Tensor, latents: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+        """Rewards (...) in environment units; arguments as of `forward`."""
+        std, mean = self.config.reward_std, self.config.reward_mean
+        return self(actions, latents, following) * (1 if std is None else std) + (mean or 0)
+
+    def loss(self, inputs: DynamicsInputs, targets: torch.Tensor, rewards: torch.Tensor | None) -> torch.Tensor:
+        """mean (r̂ − r)² / 2 of standardized rewards; its gradient reaches only the head.
+
+        Args:
+            inputs: of F frames.
+            targets: the latents that follow (B, F, N, D).
+            rewards: (B, F) in environment units.
+        """
+        expected = targets.shape[:2]
+        if rewards is None or rewards.shape != expected:
+            found = "missing" if rewards is None else f"of shape {tuple(rewards.shape)}"
+            raise ValueError(f"rewards are {found}; the reward head needs {tuple(expected)}.")
+        (rewards,) = to_float_tensors(targets, rewards)
+        difference = self(inputs.actions, inputs.latents.detach(), targets)
+        difference = difference - standardize(rewards, self.config.reward_mean, self.config.reward_std).float()
+        return difference.square().mean() / 2
+
+
+class VJepa2GaussianHead(nn.Module):
+    """A Gaussian of low rank over the numbers of the next frame, around the prediction of the dynamics.
+
+    ::
+
+        s_{t+1} = ŝ_{t+1} + L z + d · e        z ~ N(0, I_Z) per frame, e ~ N(0, 1) per number
+        L = σ · u / √(1 + |u|²),  d = σ / √(1 + |u|²),  with σ > 0 and u (Z) per number
+
+    σ is the standard deviation of a number, and u determines which fraction of its variance is correlated with other
+    numbers: the covariance is L Lᵀ + diag(d²), with diagonal σ².
+
+    Args:
+        config: of the world model; `stochastic_dim` is Z.
+    """
+
+    def __init__(self, config: VJepa2WorldModelConfig):
+        super().__init__()
+        size, encoder_config = config.predictor_hidden_size, config.encoder_config
+        self.rank, self.latent_size = config.stochastic_dim, state_shape(config)[1]
+        self.norm1 = nn.LayerNorm(size, eps=encoder_config.layer_norm_eps)
+        self.mlp = VJepa2MLP(size, config.predictor_mlp_ratio, encoder_config.hidden_act)
+        self.norm2 = nn.LayerNorm(size, eps=encoder_config.layer_norm_eps)
+        self.proj = nn.Linear(size, self.latent_size * (self.rank + 1))
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Hidden states (..., N, d) -> σ (..., N · D), L / σ (..., N · D, Z) and d / σ (..., N · D), float32."""
+        hidden_states = hidden_states + self.mlp(self.norm1(hidden_states))
+        numbers = self.proj(self.norm2(hidden_states)).float()
+        numbers = numbers.unflatten(-1, (self.latent_size, self.rank + 1)).flatten(-3, -2)
+        together = numbers[..., 1:] / math.sqrt(self.rank)  # so the initial correlation does not depend on Z
+        alone = (1 + together.square().sum(dim=-1)).rsqrt()
+        return nn.functional.softplus(numbers[..., 0]) + MIN_DEVIATION, together * alone.unsqueeze(-1), alone
+
+    def negative_log_likelihood(
+        self, hidden_states: torch.Tensor, errors: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Negative log-likelihood of errors s_{t+1} - ŝ_{t+1} (..., N, D) in nats per number: float32 (...), twice.
+
+        The first is the joint likelihood of all numbers as a function of u; the second the likelihood of each number
+        alone as a function of σ. Training minimizes their sum: the margins first, then the correlations given them
+        ("inference functions for margins", Joe and Xu 1996). The joint likelihood alone hardly constrains the scale of
+        L, which has only Z of N · D dimensions.
+        """
+        deviation, together, alone = self(hidden_states)
+        errors, fixed = errors.float().flatten(-2), deviation.detach()
+        with torch.autocast(errors.device.type, enabled=False):  # determinants need full precision
+            joint = LowRankMultivariateNormal(
+                torch.zeros_like(errors), fixed.unsqueeze(-1) * together, (fixed * alone).square(), validate_args=False
+            )
+            single = Normal(torch.zeros_like(errors), deviation, validate_args=False)
+            return -joint.log_prob(errors) / errors.shape[-1], -single.log_prob(errors).mean(dim=-1)
+
+    def sample(self, hidden_states: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """L z + d · e of hidden states (..., N, d) and noise [z, e] (..., Z + N · D): (..., N, D)."""
+        deviation, together, alone = self(hidden_states)
+        z, e = noise[..., : self.rank], noise[..., self.rank :]
+        sampled = deviation * ((together @ z.unsqueeze(-1)).squeeze(-1) + alone * e)
+        return sampled.unflatten(-1, (-1, self.latent_size)).to(hidden_states)
+
+    def noise(self, shape: tuple[int, ...], num_tokens: int, generator: torch.Generator) -> torch.Tensor:
+        """Standard normal noise (*shape, Z + N · D) for `sample`."""
+        size = self.rank + num_tokens * self.latent_size
+        noise = torch.randn(*shape, size, generator=generator, device=generator.device)
+        return noise.to(self.proj.weight.device)
