@@ -36,16 +36,11 @@ _ACTION_INPUTS = {
 
 @dataclass
 class InferredConfig:
-    """What tensors say about a config.
+    """What tensors say about a config."""
 
-    fields: determined by tensors.
-    assumed: as in the released model of these sizes, or defaults that change no output.
-    missing: to be given by the user.
-    """
-
-    fields: dict[str, Any] = field(default_factory=dict)
-    assumed: dict[str, Any] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
+    fields: dict[str, Any] = field(default_factory=dict)  # determined by tensors
+    assumed: dict[str, Any] = field(default_factory=dict)  # as released with these sizes, or defaults without effect
+    missing: list[str] = field(default_factory=list)  # to be given by the user
 
     def assume(self, name: str, value: Any) -> None:
         """Assumes a field's value; `None` means that it is unknown."""
@@ -65,9 +60,7 @@ def published_config(
 
     Args:
         part: the encoder in the file to describe, or `None` for one from elsewhere, which has `encoder_config`.
-        settings: config fields that cannot be inferred, or that replace the inferred ones; the encoder's by their
-            plain names.
-        encoder_config: see `part`.
+        settings: as for `convert`.
 
     Raises:
         ValueError: an unknown field (with the nearest known one), or missing ones (with the `--set` that gives them).
@@ -105,11 +98,7 @@ def published_config(
 
 
 def split_settings(settings: Mapping[str, Any], config_class: type) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings for a config itself and for the encoder inside; a field of both is the config's own.
-
-    Raises:
-        ValueError: a name that neither has, with the nearest known one; labels that are misplaced or malformed.
-    """
+    """Settings for a config itself and for the encoder inside; a field of both is the config's own."""
     own_names, encoder_names = (
         {f.name for f in fields(c)} - _COMMON_FIELDS for c in (config_class, VJepa2EncoderConfig)
     )

@@ -144,10 +144,9 @@ def build_model_card(
     previous: Mapping[str, Any] | None = None,
     published: bool = False,
 ) -> ModelCard:
-    """The card of a model.
+    """The card of a model; arguments as of `write_model_card`.
 
     Args:
-        model, folder, load_from, sizes: as for `write_model_card`.
         previous: metadata of the card that this one replaces; its license and tags are kept.
         published: the card is for any conversion of a released file.
     """
@@ -155,13 +154,12 @@ def build_model_card(
     loaded_from = _metadata(Path(model.name_or_path or "", README))
     license = facts.license or previous.get("license") or loaded_from.get("license")
     pipeline_tag, tags = _TASKS[config.model_type]
-    known = {*_TAGS, *(tag for _, others in _TASKS.values() for tag in others)}
     metadata = ModelCardData(
         library_name="transformers",  # the Hub's "Use this model" then shows from_pretrained
         license=license,
         pipeline_tag=pipeline_tag,
         base_model=_hub_id(model.name_or_path) or loaded_from.get("base_model"),
-        tags=[*_TAGS, *tags, *(tag for tag in previous.get("tags") or [] if tag not in known)],
+        tags=list(dict.fromkeys([*_TAGS, *tags, *(previous.get("tags") or [])])),
     )
     run = _describe_run(model, folder)
     counts = parameter_counts(model, sizes)
@@ -190,12 +188,7 @@ def build_model_card(
 
 
 def parameter_counts(model, sizes: Mapping[str, int] | None = None) -> dict[str, int]:
-    """Number of parameters of every part of a model, by its name; of an encoder, all as one.
-
-    Args:
-        model: any of the package's.
-        sizes: number of values of every weight by its name; without it the model's own parameters are counted.
-    """
+    """Number of parameters of every part of a model, by its name; of an encoder, all as one. `sizes` as above."""
     single = model.config.model_type == "vjepa2_hf_encoder"
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():

@@ -51,11 +51,7 @@ class PublishedFile:
     parts: dict[str, State]
 
     def encoder_part(self, component: str | None = None) -> str | None:
-        """The encoder to take: `component`, else the target encoder, else the encoder (logged), else `None`.
-
-        Raises:
-            ValueError: there is no `component`.
-        """
+        """The encoder to take: `component`, else the target encoder, else the encoder (logged), else `None`."""
         present = [name for name in ("target_encoder", "encoder") if name in self.parts]
         if component is not None and component not in present:
             raise ValueError(f"{self.path} holds no {component!r}, but {_listed(self.parts)}: leave --component out.")
@@ -69,10 +65,6 @@ class PublishedFile:
 
 def read_published(path: str, classifier_index: int = 0) -> PublishedFile:
     """Reads a `.pt` without running code in it; tensors stay on disk until they are used.
-
-    Args:
-        path: of the file.
-        classifier_index: which of a probe file's classifiers to take.
 
     Raises:
         ValueError: no torch file, a damaged one, one with code, none of the known kinds, or weights that are no plain
@@ -300,11 +292,7 @@ _TABLES = {"encoder": "pos_embed", "target_encoder": "pos_embed", "predictor": "
 
 
 def drop_tables(path: str, parts: Mapping[str, State], config: PreTrainedConfig) -> dict[str, State]:
-    """The parts without the tables of positions that our models compute themselves.
-
-    Raises:
-        ValueError: a sin-cos table differs from the config's.
-    """
+    """The parts without the tables of positions that our models compute; another table is refused."""
     config = getattr(config, "encoder_config", config)
     parts = {part: dict(state) for part, state in parts.items()}
     for part, name in _TABLES.items():

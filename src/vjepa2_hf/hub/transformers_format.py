@@ -50,15 +50,7 @@ ONLY_OURS = {
 
 
 def config_from_transformers(model_type: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Translates a `VJEPA2Config` file into the fields of one of our configs; logs (info) fields that it drops.
-
-    Args:
-        model_type: ours, such as "vjepa2_hf_encoder".
-        config: the file's fields.
-
-    Raises:
-        ValueError: patches that are not square, which our models do not have.
-    """
+    """Translates a `VJEPA2Config` file into the fields of our config of a model type; logs (info) dropped fields."""
     config, given = dict(config), set(config)
     patch = config.get("patch_size")
     if isinstance(patch, (list, tuple)):
@@ -111,14 +103,7 @@ def _pooler_from_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_to_transformers(config) -> dict[str, Any]:
-    """The fields of a `VJEPA2Config` that computes the same as ours.
-
-    Args:
-        config: of an encoder, a masked-latent model or a classifier.
-
-    Raises:
-        ValueError: transformers has no field for a setting, so that its model would compute different outputs.
-    """
+    """The fields of a `VJEPA2Config` that computes the same as ours; a ValueError names what it cannot express."""
     encoder, model_type, program = getattr(config, "encoder_config", config), config.model_type, "transformers' VJEPA2"
     refuse_other_values(encoder, program, ONLY_OURS["vjepa2_hf_encoder"])
     fields = {name: getattr(encoder, name) for name in _ENCODER_FIELDS}
@@ -149,13 +134,7 @@ def refuse_pixel_predictor(config, program: str) -> None:
 
 
 def refuse_other_values(config, program: str, defaults: Iterable[str], **expected: Any) -> None:
-    """Refuses a config that another program cannot compute.
-
-    Args:
-        program: its name, for the error.
-        defaults: fields of which it has our default alone.
-        expected: fields with their only value.
-    """
+    """Refuses a config that `program` cannot compute: it has our defaults, or `expected` values, alone."""
     for name, value in {**{name: getattr(type(config), name) for name in defaults}, **expected}.items():
         if getattr(config, name) != value:
             raise ValueError(
@@ -190,20 +169,23 @@ TRANSFORMERS_KEY_MAPPINGS: dict[str, dict[str, str]] = {
 }
 
 
-def _joined(sources: tuple[str, ...], target: str) -> list[WeightConverter]:
-    return [
-        WeightConverter([f"{source}.{kind}" for source in sources], f"{target}.{kind}", [Concatenate(dim=0)])
-        for kind in ("weight", "bias")
-    ]
+_JOINED = {
+    "attention.qkv": [
+        ("attention.query", "attention.key", "attention.value"),
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ],
+    "kv": [("cross_attn.k_proj", "cross_attn.v_proj")],
+}
 
 
 def register_conversions(*class_names: str) -> None:
     """Lets `from_pretrained` of these classes join separate q, k, v of a checkpoint; our own names do not match."""
     for class_name in class_names:
         mapping = [
-            *_joined(("attention.query", "attention.key", "attention.value"), "attention.qkv"),
-            *_joined(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "attention.qkv"),
-            *_joined(("cross_attn.k_proj", "cross_attn.v_proj"), "kv"),
+            WeightConverter([f"{source}.{kind}" for source in sources], f"{target}.{kind}", [Concatenate(dim=0)])
+            for target, alternatives in _JOINED.items()
+            for sources in alternatives
+            for kind in ("weight", "bias")
         ]
         register_checkpoint_conversion_mapping(class_name, mapping, overwrite=True)
 

@@ -1,17 +1,16 @@
-"""Model cards of the released models, as `vjepa2_hf.convert_checkpoints` converts them.
+"""Writes the model cards of the released models, as `vjepa2_hf.convert_checkpoints` converts them.
 
-python -m vjepa2_hf.hub.published_cards model_cards
+    python model_cards/write_cards.py
+
+The cards hold facts of configs and of models on the meta device. Released weights are not used.
 """
 
-import argparse
 from pathlib import Path
 
 import torch
 
-from ..modeling_classification import VJepa2ForVideoClassification
-from ..modeling_masked_latent import VJepa2ForMaskedLatentPrediction
-from ..modeling_world_model import VJepa2WorldModel
-from .model_card import CardFacts, build_model_card
+from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2ForVideoClassification, VJepa2WorldModel
+from vjepa2_hf.hub.model_card import CardFacts, build_model_card
 
 
 _CLASSES = {
@@ -38,10 +37,7 @@ _RELEASED = {
 
 
 def published_cards() -> dict[str, str]:
-    """The cards of the models that `convert_checkpoints` makes of released files, by file name.
-
-    They hold facts of configs and of models on the meta device; released weights are not used.
-    """
+    """The cards by file name."""
     cards = {}
     for card, (backbone, preset, part, file, hub_name, fields) in _RELEASED.items():
         model_class = _CLASSES[part]
@@ -55,12 +51,7 @@ def published_cards() -> dict[str, str]:
     return cards
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Writes the cards of the released models into a folder."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("folder", type=Path, help="folder of the cards: model_cards")
-    folder = parser.parse_args(argv).folder
-    folder.mkdir(parents=True, exist_ok=True)
+def main(folder: Path = Path(__file__).parent) -> None:
     for name, text in published_cards().items():
         (folder / name).write_text(text, encoding="utf-8")
 
