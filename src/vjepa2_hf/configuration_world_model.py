@@ -101,7 +101,7 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
             "num_elites": 10,
             "momentum": 0.15,
             "init_std": [0.05, 0.05, 0.05, 0.0, 0.0, 0.0, 1.0],
-            "draw_noise_per_step": True,
+            "sample_noise_per_step": True,
             "cost": "l1",
             "constraints": [
                 {"constraint": "fixed", "dims": [3, 4, 5], "value": 0.0},

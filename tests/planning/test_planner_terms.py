@@ -400,6 +400,6 @@ class TestPublishedArm:
     def test_the_setting_is_one_config(self):
         planner = self.planner(1)
         solver = planner.solver.func
-        assert solver == CEM(2, 24, 1, 5, 0.15, init_std=[0.05, 0.05, 0.05, 0, 0, 0, 1], draw_noise_per_step=True)
+        assert solver == CEM(2, 24, 1, 5, 0.15, init_std=[0.05, 0.05, 0.05, 0, 0, 0, 1], sample_noise_per_step=True)
         assert planner.cost == LatentDistance("l1")
         assert planner.constraints == [Fixed([3, 4, 5], 0.0), DeadZone(6, 0.25)]

@@ -248,7 +248,7 @@ def test_noise_drawn_per_step_is_the_order_of_the_published_code():
         seen.append(candidates)
         return quadratic([0.0] * 3)(candidates)
 
-    solver = CEM(2, 5, 1, 2, init_std=1.0, draw_noise_per_step=True)
+    solver = CEM(2, 5, 1, 2, init_std=1.0, sample_noise_per_step=True)
     solver(cost, 1, 3, -100.0, 100.0, generator=seeded(7))
     generator = seeded(7)
     for step in range(2):

@@ -21,7 +21,7 @@ from vjepa2_hf.planning import (
     build_solver,
     shift_plan,
 )
-from vjepa2_hf.planning.search import coloured
+from vjepa2_hf.planning.search import colored_noise
 
 
 STEPS, SIZE = 4, 2
@@ -196,7 +196,7 @@ class TestGaussian:
             seen.append(candidates)
             return quadratic([0.0] * 3)(candidates)
 
-        solver = CEM(2, 5, 1, 2, init_std=1.0, draw_noise_per_step=True)
+        solver = CEM(2, 5, 1, 2, init_std=1.0, sample_noise_per_step=True)
         solver(cost, 1, 3, -9.0, 9.0, generator=seeded(7), constraints=[Fixed([1], 0.25)])
         generator = seeded(7)
         for step in range(2):
@@ -226,14 +226,14 @@ class TestGaussian:
 class TestICEM:
     def test_noise_has_the_colour_and_unit_variance(self):
         white = torch.randn(20000, 16, 1, generator=seeded())
-        assert torch.allclose(coloured(white, 0.0), white, atol=1e-5)
-        noise = coloured(white, 2.0)
+        assert torch.allclose(colored_noise(white, 0.0), white, atol=1e-5)
+        noise = colored_noise(white, 2.0)
         assert noise.var(dim=0).sub(1).abs().max() < 0.05
         power = torch.fft.rfft(noise, dim=1).abs().square().mean(dim=(0, 2))
         frequencies = torch.fft.rfftfreq(16)
         expected = power[1] * (frequencies[1:] / frequencies[1]).pow(-2)
         torch.testing.assert_close(power[1:], expected, rtol=0.05, atol=0)
-        assert coloured(torch.ones(3, 1, 2), 2.0).tolist() == torch.ones(3, 1, 2).tolist()
+        assert colored_noise(torch.ones(3, 1, 2), 2.0).tolist() == torch.ones(3, 1, 2).tolist()
 
     def test_candidates_shrink_elites_are_kept_and_the_mean_comes_last(self):
         seen = []
@@ -354,3 +354,8 @@ class TestBudget:
         solver = CONTINUOUS.get(name, CategoricalCEM(3, 12, 3, 4))
         result = solver(quadratic([0.2, 0.4]), 2, 2, generator=seeded(), budget_ms=0)
         assert len(result.trace["cost"]) == 1 and torch.allclose(result.cost, quadratic([0.2, 0.4])(result.actions))
+
+
+def test_a_setting_saved_under_its_name_in_0_1_is_read_with_a_warning(caplog):
+    assert build_solver("cem", draw_noise_per_step=True) == CEM(sample_noise_per_step=True)
+    assert "'draw_noise_per_step' is now called 'sample_noise_per_step'" in caplog.text

@@ -1,4 +1,4 @@
-"""Search for the cheapest action sequence: solvers, costs and constraints, written without knowing a model.
+"""Search for the cheapest action sequence: solvers, costs and constraints, independent of a model.
 
 Letters: B batch (problems planned in one call), J candidates, P planning horizon, A action size.
 
@@ -7,9 +7,7 @@ A solver is any object with this call:
     result = solver(cost, batch_size=B, action_dim=A, action_low=-1.0, action_high=1.0,
                     generator=None, warm_start=None)
 
-where `cost` maps candidates (B, J, P, A) to costs (B, J), lower being better, and `result` is a `SolverResult`. The
-solvers live in `planning_solvers`, their loop in `planning_search`, the terms of a world model's planning cost in
-`planning_costs`, and what actions must obey in `planning_constraints`; all of it is imported from here.
+where `cost` maps candidates (B, J, P, A) to costs (B, J), lower is better, and `result` is a `SolverResult`.
 """
 
 from ..modeling_costs import (
@@ -45,39 +43,3 @@ from .solvers import (
     RandomShooting,
     build_solver,
 )
-
-
-__all__ = [
-    "CEM",
-    "ICEM",
-    "MPPI",
-    "GradientDescent",
-    "RandomShooting",
-    "CategoricalCEM",
-    "SOLVERS",
-    "Solver",
-    "SolverResult",
-    "build_solver",
-    "shift_plan",
-    "COSTS",
-    "DISTANCES",
-    "Cost",
-    "ImaginedStep",
-    "LatentDistance",
-    "ProprioDistance",
-    "ActionPenalty",
-    "Uncertainty",
-    "Reward",
-    "WeightedSum",
-    "build_cost",
-    "CONSTRAINTS",
-    "Constraint",
-    "Fixed",
-    "ClosedGripper",
-    "StepBounds",
-    "DeadZone",
-    "build_constraints",
-    "CostFunction",
-    "Generators",
-    "PerDimension",
-]

@@ -1,15 +1,16 @@
-"""The loop that all solvers share, and what a search needs: bounds, constraints, chance, costs, a clock, checks.
+"""The search loop of all solvers: bounds, constraints, noise, costs, time budget and settings.
 
 Letters: B batch (problems planned in one call), J candidates, P planning horizon, A action size, E plans to start
 from, F dimensions that are searched, I iterations, M elites.
 """
 
 import dataclasses
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -19,21 +20,21 @@ from .constraints import finish, fixed_dims
 CostFunction = Callable[[torch.Tensor], torch.Tensor]
 Generators = torch.Generator | Sequence[torch.Generator] | None
 PerDimension = float | Sequence[float] | torch.Tensor
-Row = dict[str, torch.Tensor]  # an iteration's entries of the trace, (B,) each
+TraceRow = dict[str, torch.Tensor]  # one iteration's entries of the trace, (B,) each
 
 
 @dataclass
 class SolverResult:
-    """What a solver returns.
+    """The result of a search.
 
     Attributes:
         actions: (B, P, A) float32, the plan, within the bounds and the constraints.
-        cost: (B,) float32, the cost of that plan itself, infinite where the cost function gave no finite number.
-        trace: how the search went, each entry a float32 tensor (I, B) with one row an iteration: "cost" is the mean
-            cost of the elites (of all restarts, or weighted, where there are none), "best_cost" the lowest cost seen
-            in that iteration, "std" the mean over P and A of the standard deviation after the refit.
-        warm_start: (B, E, P, A) what the next search may start from, the mean first; `shift_plan` moves it on.
-            `None`: the plan.
+        cost: (B,) float32, the cost of the plan, infinite where the cost function returned no finite number.
+        trace: the course of the search, float32 (I, B) each: "cost" is the mean cost of the elites (without elites, of
+            all restarts, or weighted), "best_cost" the lowest cost of the iteration, "std" the mean over P and A of
+            the standard deviation after the refit.
+        warm_start: (B, E, P, A), plans to start the next search from, the mean first; see `shift_plan`. `None`: the
+            plan.
     """
 
     actions: torch.Tensor
@@ -43,24 +44,14 @@ class SolverResult:
 
 
 def shift_plan(actions: torch.Tensor, steps: int = 1) -> torch.Tensor:
-    """Plans (..., P, A) as they go on after `steps` of their steps were carried out; the last action is repeated."""
+    """Plans (..., P, A) without their first `steps` actions; the last action is repeated."""
     index = torch.arange(actions.shape[-2]) + steps
     return actions[..., index.clamp(max=actions.shape[-2] - 1), :]
 
 
 class Search:
-    """One call of a solver: its problems, limits and source of chance, and the best candidate seen.
-
-    Args:
-        cost: candidates (B, J, P, A) -> costs (B, J).
-        shape: (B, P, A).
-        low, high: bounds, a number or one a dimension.
-        constraints: objects of `vjepa2_hf.planning.constraints`, applied after the bounds.
-        generator: one that all problems share, or B.
-        warm_start: (B, P, A) or (B, E, P, A).
-        noise: standard normal numbers in the place of drawn ones, (I, J, P, F) or (I, B, J, P, F).
-        device: of the candidates. `None`: the warm start's, else the CPU.
-    """
+    """One call of a solver: problems, limits, noise, and the best candidate seen. Arguments as in `Solver.__call__`;
+    `shape` is (B, P, A)."""
 
     def __init__(
         self,
@@ -103,9 +94,9 @@ class Search:
         return plan
 
     def start(self) -> torch.Tensor:
-        """The first mean (B, P, A): the (first) warm start, or the middle of the bounds (published: 0, with bounds on
-        both sides of it), where they are not finite zero within them. Constraints are the candidates': the published
-        mean starts at 0 where candidates have a closed gripper."""
+        """The first mean (B, P, A): the (first) warm start, else the middle of the bounds (where they are infinite, 0
+        clipped to them). Constraints do not apply: the published mean starts at 0 while candidates have a closed
+        gripper."""
         if self.warm_start is None:
             middle = (self.low + self.high) / 2
             zero = torch.zeros_like(middle).clamp(self.low, self.high)
@@ -113,7 +104,7 @@ class Search:
         return self.warm_start[:, 0]
 
     def evaluate(self, candidates: torch.Tensor) -> torch.Tensor:
-        """Costs (B, J) of candidates (B, J, P, A), everything that is not finite made infinite; keeps the best.
+        """Costs (B, J) of candidates (B, J, P, A), infinite where they are not finite; keeps the best candidate.
 
         Raises:
             ValueError: a problem has no candidate with a finite cost.
@@ -136,26 +127,26 @@ class Search:
         return costs
 
     def costs_of(self, candidates: torch.Tensor) -> torch.Tensor:
-        """As `evaluate`, but nothing is kept, and nothing is refused."""
+        """As `evaluate`, without keeping the best candidate or refusing costs."""
         costs = torch.as_tensor(self.cost(candidates)).to(candidates)
         if costs.shape != candidates.shape[:2]:
             raise ValueError(
                 f"the cost function returned shape {tuple(costs.shape)} for candidates of shape "
-                f"{tuple(candidates.shape)}; expected {tuple(candidates.shape[:2])}, one number a candidate."
+                f"{tuple(candidates.shape)}; expected {tuple(candidates.shape[:2])}, one number per candidate."
             )
         return costs.masked_fill(~torch.isfinite(costs), float("inf"))
 
     def normal(self, count: int, iteration: int, per_step: bool = False) -> torch.Tensor:
-        """Standard normal noise (1 or B, count, P, A), 0 in fixed dimensions; given, or drawn."""
+        """Standard normal noise (1 or B, count, P, A), given or sampled; 0 in fixed dimensions."""
         horizon, size = self.shape[1], len(self.free)
         if self.noise is not None:
             noise = self.noise[iteration][..., :count, :, :]
             noise = noise.unsqueeze(0) if noise.dim() == 3 else noise
         elif per_step:
-            # one call for all steps would give other numbers: torch fills a tensor in blocks of 16
-            noise = torch.stack([self.draw(torch.randn, (count, size)) for _ in range(horizon)], dim=-2)
+            # as the published code; one call for all steps gives other numbers
+            noise = torch.stack([self.sample(torch.randn, (count, size)) for _ in range(horizon)], dim=-2)
         else:
-            noise = self.draw(torch.randn, (count, horizon, size))
+            noise = self.sample(torch.randn, (count, horizon, size))
         noise = noise.to(self.device)
         if size == self.shape[2]:
             return noise
@@ -163,15 +154,18 @@ class Search:
         padded[..., self.free] = noise
         return padded
 
-    def draw(self, sample: Callable, shape: tuple[int, ...]) -> torch.Tensor:
-        """Random numbers (1, *shape) that all problems share, or (B, *shape) from a list of B generators."""
-        generator = self.generator
-        if generator is None or isinstance(generator, torch.Generator):
-            return sample(1, *shape, generator=generator, device=None if generator is None else generator.device)
-        return torch.cat([sample(1, *shape, generator=each, device=each.device) for each in generator])
+    def sample(self, distribution: Callable, shape: tuple[int, ...]) -> torch.Tensor:
+        """Random numbers (1, *shape) that all problems share, or (B, *shape) from a list of B generators.
+
+        `distribution` is `torch.randn` or `torch.rand`.
+        """
+        generators = self.generator if isinstance(self.generator, Sequence) else [self.generator]
+        devices = [None if each is None else each.device for each in generators]
+        parts = [distribution(1, *shape, generator=g, device=device) for g, device in zip(generators, devices)]
+        return torch.cat(parts)
 
     def std(self, init_std: PerDimension | None) -> torch.Tensor:
-        """The first standard deviation (A,): as given, or half the range."""
+        """The first standard deviation (A,): as given, or half the action range."""
         if init_std is not None:
             return _per_dimension("init_std", init_std, self.shape[2], self.device)
         std = (self.high - self.low) / 2
@@ -203,10 +197,10 @@ class Search:
 
 
 class Clock:
-    """Says whether another iteration fits into a budget, from the time that the last one took.
+    """Decides whether another iteration fits into a time budget, from the duration of the last one.
 
     Args:
-        budget_ms: from now; `None`: everything fits.
+        budget_ms: milliseconds from now; `None`: no limit.
     """
 
     def __init__(self, budget_ms: float | None):
@@ -223,18 +217,27 @@ class Clock:
         return self.end is None or self.now + self.last + self.reserve <= self.end
 
 
+@dataclass
 class Solver:
-    """The protocol, and the loop that solvers share.
+    """The search loop of all solvers.
 
-    A subclass is a dataclass of its settings with `horizon`, `num_candidates` and `num_iterations`, and says how a
-    search begins (`_begin`), what an iteration tries (`_candidates`), what it learns (`_refit`) and what is found
-    (`_found`); the state is whatever it passes from one to the next.
+    A subclass is a dataclass of its settings. It implements `_begin` (the first state), `_candidates` (of an
+    iteration), `_refit` (the next state and a row of the trace) and, unless `returns_best`, `_found` (the plan).
     """
 
-    name: str
-    takes_noise = False  # normal numbers may be given
-    returns_best = False  # the best candidate seen, whose cost is known; otherwise what `_found` says, evaluated
-    needs_gradient = False
+    horizon: int = 5
+    num_candidates: int = 256
+    num_iterations: int = 4
+    name: ClassVar[str]
+    takes_noise: ClassVar[bool] = False  # the noise may be given
+    returns_best: ClassVar[bool] = False  # the plan is the best candidate seen, not `_found`
+    needs_gradient: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            check = CHECKS.get(entry.name)
+            if check is not None:
+                setattr(self, entry.name, check(self, entry.name, getattr(self, entry.name)))
 
     def __call__(
         self,
@@ -252,36 +255,31 @@ class Solver:
     ) -> SolverResult:
         """Plans for B problems at once.
 
-        With one generator (or none) every problem sees the same noise, so that a problem's plan depends on the seed
-        and not on the batch it is planned in; with a list of B generators each has its own.
+        With one generator (or `None`) all problems share the noise, so that a plan depends on the seed and not on the
+        batch.
 
         Args:
-            cost: candidates (B, J, P, A) in action units -> costs (B, J). Called once an iteration, and by solvers
-                that return a mean with J=1 at the end (with a budget after the first iteration, too).
+            cost: candidates (B, J, P, A) in action units -> costs (B, J). Called once per iteration, and with J=1 for
+                the plan of a solver that returns a mean.
             batch_size: B.
             action_dim: A.
-            action_low: lower bound, a number or one a dimension (A,).
-            action_high: upper bound, likewise.
-            generator: source of the noise: a `torch.Generator`, a list of B of them, or None for the global one.
-            warm_start: (B, P, A) initial mean, clipped to the bounds, or (B, E, P, A), the mean first, of which ICEM,
-                RandomShooting and GradientDescent take the others too. None: the middle of the bounds, zero where
-                they are infinite.
-            noise: standard normal numbers to use in place of drawn ones, (I, J, P, F) or (I, B, J, P, F), F being the
-                dimensions that no constraint fixes; for CEM, ICEM and MPPI.
-            device: where candidates live when the cost sees them. None: the warm start's device, else the CPU.
-            budget_ms: milliseconds from now. No iteration begins that would end later if it took as long as the last
-                one, with the evaluation of the plan; one is always done. None: all iterations.
-            constraints: what candidates and plan obey beyond the bounds (`vjepa2_hf.planning.constraints`).
-
-        Returns:
-            The plan, its cost, and the trace.
+            action_low, action_high: bounds, a number or one per dimension (A,).
+            generator: a `torch.Generator`, a list of B of them, or `None` for torch's global one.
+            warm_start: (B, P, A), the first mean, clipped to the bounds; or (B, E, P, A), the mean first and further
+                plans for ICEM, RandomShooting and GradientDescent. `None`: the middle of the bounds.
+            noise: standard normal numbers to use instead of sampling, (I, J, P, F) or (I, B, J, P, F), where F counts
+                the dimensions that no constraint fixes; for CEM, ICEM and MPPI.
+            device: of the candidates. `None`: the warm start's, else the CPU.
+            budget_ms: milliseconds from now. No iteration starts that would end later if it took as long as the last
+                one; one iteration always runs.
+            constraints: of `vjepa2_hf.planning.constraints`, applied after the bounds.
 
         Raises:
             ValueError: an argument has a wrong shape, or an iteration has no candidate with a finite cost.
         """
         clock, shape = Clock(budget_ms), (batch_size, self.horizon, action_dim)
         if noise is not None and not self.takes_noise:
-            raise ValueError(f"solver {self.name!r} takes no noise; only those with normal noise do.")
+            raise ValueError(f"solver {self.name!r} takes no noise; CEM, ICEM and MPPI do.")
         with torch.set_grad_enabled(self.needs_gradient):
             search = Search(cost, shape, action_low, action_high, constraints, generator, warm_start, noise, device)
             search.check_noise(self.num_iterations, self.num_candidates)
@@ -291,7 +289,7 @@ class Solver:
         """The settings as plain values, `"solver"` among them; `build_solver(**settings)` makes the same solver."""
         settings = {"solver": self.name, **dataclasses.asdict(self)}
         if settings.get("num_elites") == default_elites(self.num_candidates):
-            settings["num_elites"] = None  # goes on following the candidates
+            settings["num_elites"] = None  # so that it follows a change of the candidates
         return settings
 
     def _search(self, search: Search, clock: Clock) -> SolverResult:
@@ -310,7 +308,7 @@ class Solver:
                 trace[name].append(value)
             clock.last = clock.lap()
             result = None
-            if clock.end is not None and iteration == 0:  # the plan so far; and how long that takes
+            if clock.end is not None and iteration == 0:  # the plan so far, and how long it takes to evaluate
                 result = self._result(search, state)
                 clock.reserve = clock.lap()
         result = self._result(search, state) if result is None else result
@@ -334,9 +332,9 @@ class Solver:
 def select_elites(
     candidates: torch.Tensor, costs: torch.Tensor, num_elites: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The cheapest candidates, Algorithm 3, line 12: (B, M, P, A), costs (B, M) ascending, and which count (B, M).
+    """Elites (Algorithm 3, line 12): candidates (B, M, P, A), costs (B, M) ascending, and which are finite (B, M).
 
-    Only finite costs count; the others' costs are returned as 0.
+    Costs that are not finite are returned as 0.
     """
     elite_costs, index = costs.topk(num_elites, dim=1, largest=False, sorted=True)
     is_elite = torch.isfinite(elite_costs)
@@ -353,9 +351,9 @@ def fit(elites: torch.Tensor, is_elite: torch.Tensor) -> tuple[torch.Tensor, tor
     return mean, (squares.sum(1) / (count - 1).clamp(min=1)).sqrt()
 
 
-def coloured(noise: torch.Tensor, exponent: float) -> torch.Tensor:
-    """White standard normal noise (..., P, A) -> noise of unit variance whose power falls with frequency as
-    1 / f^exponent along P (Timmer & König 1995; Pinneri et al. 2020, sec. 3.1). Frequency 0 counts as 1 / P."""
+def colored_noise(noise: torch.Tensor, exponent: float) -> torch.Tensor:
+    """White standard normal noise (..., P, A) -> noise of unit variance with power 1 / f^exponent along P
+    (Timmer & König 1995; Pinneri et al. 2020, sec. 3.1). Frequency 0 counts as 1 / P."""
     steps = noise.shape[-2]
     frequencies = torch.fft.rfftfreq(steps, device=noise.device).clamp(min=1 / steps)
     scale = frequencies.pow(-exponent / 2)
@@ -369,72 +367,79 @@ def _bounds(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     low = _per_dimension("action_low", action_low, action_dim, device)
     high = _per_dimension("action_high", action_high, action_dim, device)
-    # written so that NaN is refused too
+    # NaN is refused too
     if not (low <= high).all():
         raise ValueError(f"action_low {low.tolist()} must not exceed action_high {high.tolist()} in any dimension.")
     return low, high
 
 
 def _per_dimension(name: str, value: PerDimension, action_dim: int, device: torch.device) -> torch.Tensor:
-    """A number, or one a dimension, as float32 (A,)."""
+    """A number, or one per dimension, as float32 (A,)."""
     # numpy bounds may be read-only, which as_tensor warns about: copy them
     tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value)
     tensor = tensor.to(device=device, dtype=torch.float32)
     if tensor.dim() > 1 or tensor.numel() not in (1, action_dim):
         raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)}, expected a number or {action_dim}, one a dimension."
+            f"{name} has shape {tuple(tensor.shape)}, expected a number or {action_dim}, one per dimension."
         )
     return tensor.reshape(-1).expand(action_dim)
 
 
-def check_std(value: PerDimension | None) -> float | list[float] | None:
+def default_elites(num_candidates: int) -> int:
+    """A tenth of the candidates, but at least 2 if there are 2."""
+    return min(num_candidates, max(2, round(num_candidates / 10)))
+
+
+def _check_count(solver: Solver, name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} is {value!r}, expected an integer of at least 1.")
+    return value
+
+
+def _check_elites(solver: Solver, name: str, value: Any) -> int:
+    value = _check_count(solver, name, default_elites(solver.num_candidates) if value is None else value)
+    if value > solver.num_candidates:
+        raise ValueError(
+            f"num_elites is {value} but there are only {solver.num_candidates} candidates; "
+            "lower num_elites or raise num_candidates."
+        )
+    return value
+
+
+def _check_std(solver: Solver, name: str, value: PerDimension | None) -> float | list[float] | None:
     """`init_std` as a float or a list of floats, so that it can be compared and written to JSON."""
     if value is None:
         return None
     try:
         tensor = value.double() if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"init_std is {value!r}, expected a number or a list of numbers, one a dimension.") from None
+        raise ValueError(f"{name} is {value!r}, expected a number or a list of numbers, one per dimension.") from None
     if tensor.dim() > 1 or tensor.numel() == 0:
-        raise ValueError(f"init_std has shape {tuple(tensor.shape)}, expected a number or one a dimension.")
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected a number or one per dimension.")
     if not (torch.isfinite(tensor).all() and (tensor >= 0).all()):
-        raise ValueError(f"init_std is {tensor.tolist()}, expected finite numbers that are not negative.")
+        raise ValueError(f"{name} is {tensor.tolist()}, expected finite numbers that are not negative.")
     return tensor.tolist()
 
 
-def check_counts(solver: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(solver, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} is {value!r}, expected an integer of at least 1.")
+def _number(fits: Callable[[float], bool], expected: str) -> Callable[[Solver, str, Any], Any]:
+    def check(solver: Solver, name: str, value: Any) -> Any:
+        if not isinstance(value, (int, float)) or not fits(value):
+            raise ValueError(f"{name} is {value!r}, expected {expected}.")
+        return value
+
+    return check
 
 
-def default_elites(num_candidates: int) -> int:
-    """A tenth of the candidates, at least 2 where there are as many."""
-    return min(num_candidates, max(2, round(num_candidates / 10)))
-
-
-def check_elites(solver: Any) -> None:
-    """Sets `num_elites` that are not given; refuses more than candidates."""
-    if solver.num_elites is None:
-        solver.num_elites = default_elites(solver.num_candidates)
-    check_counts(solver, "num_elites")
-    if solver.num_elites > solver.num_candidates:
-        raise ValueError(
-            f"num_elites is {solver.num_elites} but there are only {solver.num_candidates} candidates; "
-            "lower num_elites or raise num_candidates."
-        )
-
-
-def check_share(name: str, value: Any) -> None:
-    if not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
-        raise ValueError(f"{name} is {value!r}, expected a number in [0, 1), for example 0.15.")
-
-
-def check_number(name: str, value: Any, least: float = 0.0, above: bool = True) -> None:
-    """A finite number above (or at least) `least`."""
-    fits = isinstance(value, (int, float)) and value < float("inf") and (value > least if above else value >= least)
-    if not fits:
-        raise ValueError(
-            f"{name} is {value!r}, expected a finite number {'above' if above else 'of at least'} {least}."
-        )
+_positive = _number(lambda value: 0 < value < math.inf, "a finite number above 0")
+_fraction = _number(lambda value: 0 <= value < 1, "a number in [0, 1), for example 0.15")
+# One check for each setting of the solvers; it returns the value to store
+CHECKS: dict[str, Callable[[Solver, str, Any], Any]] = {
+    **dict.fromkeys(("horizon", "num_candidates", "num_iterations", "actions_per_step"), _check_count),
+    **dict.fromkeys(("momentum", "min_probability"), _fraction),
+    **dict.fromkeys(("temperature", "learning_rate"), _positive),
+    "num_elites": _check_elites,
+    "init_std": _check_std,
+    "noise_exponent": _number(lambda value: 0 <= value < math.inf, "a finite number of at least 0"),
+    "candidate_decay": _number(lambda value: 1 <= value < math.inf, "a finite number of at least 1"),
+    "kept_elites": _number(lambda value: 0 <= value <= 1, "a fraction in [0, 1], for example 0.3"),
+}

@@ -1,7 +1,8 @@
-"""Solvers: how candidates are drawn, what the cheap ones teach, and which plan is returned.
+"""Solvers: sampling candidates, refitting to the cheap ones, and the plan.
 
 Letters: B batch (problems planned in one call), J candidates, P planning horizon, A action size, I iterations, M
-elites.
+elites. All solvers have the settings `horizon` (P), `num_candidates` (J) and `num_iterations` (I). A setting that is
+out of its range is a ValueError.
 """
 
 import math
@@ -11,19 +12,14 @@ from typing import Any
 
 import torch
 
-from ..specs import from_spec
+from ..specs import from_spec, read_old_names
 from .search import (
     PerDimension,
-    Row,
     Search,
     Solver,
     SolverResult,
-    check_counts,
-    check_elites,
-    check_number,
-    check_share,
-    check_std,
-    coloured,
+    TraceRow,
+    colored_noise,
     fit,
     select_elites,
 )
@@ -31,15 +27,16 @@ from .search import (
 
 @dataclass
 class Gaussian:
-    """What CEM, ICEM and MPPI search with: mean and standard deviation (B, P, A), elites (B, M, P, A) if kept."""
+    """The state of CEM, ICEM and MPPI: mean and standard deviation (B, P, A), elites (B, M, P, A) if kept."""
 
     mean: torch.Tensor
     std: torch.Tensor
     elites: torch.Tensor | None = None
 
 
+@dataclass
 class GaussianSolver(Solver):
-    """Solvers that draw around a mean and refit."""
+    """Solvers that sample around a mean and refit mean and standard deviation."""
 
     takes_noise = True
 
@@ -48,59 +45,44 @@ class GaussianSolver(Solver):
         return Gaussian(mean, search.std(self.init_std).expand_as(mean))
 
     def _candidates(self, search: Search, state: Gaussian, iteration: int) -> torch.Tensor:
-        noise = search.normal(self.num_candidates, iteration, getattr(self, "draw_noise_per_step", False))
+        noise = search.normal(self.num_candidates, iteration, getattr(self, "sample_noise_per_step", False))
         return around(state.mean, state.std, noise)
 
     def _found(self, state: Gaussian) -> torch.Tensor:
         return state.mean
 
     def _moved(self, state: Gaussian, mean: torch.Tensor, std: torch.Tensor) -> Gaussian:
-        """The refit, with a share `momentum` of the old."""
+        """The refit, mixed with the fraction `momentum` of the old state."""
         keep = self.momentum
         return Gaussian(keep * state.mean + (1 - keep) * mean, keep * state.std + (1 - keep) * std)
 
 
 @dataclass
 class CEM(GaussianSolver):
-    """Cross-entropy method: sample around a mean, keep the cheapest, refit; seed 003, Algorithm 3.
+    """Cross-entropy method: sample around a mean, keep the cheapest, refit (Algorithm 3 of the two-phase recipe).
 
     Published V-JEPA 2-AC setting: `horizon=2, num_candidates=400, num_iterations=10, num_elites=10, momentum=0.15,
-    draw_noise_per_step=True`, with `init_std` and the bounds per dimension. Seed 003: 500 to 1000 candidates, 3 to 5
-    iterations, a tenth of the candidates as elites, `init_std=1.0`, `momentum=0.0`.
+    sample_noise_per_step=True`, with `init_std` and bounds per dimension. The two-phase recipe: 500 to 1000
+    candidates, 3 to 5 iterations, a tenth of the candidates as elites, `init_std=1.0`, `momentum=0.0`.
 
     Args:
-        horizon: P, the number of actions planned.
-        num_candidates: J, action sequences sampled in an iteration.
-        num_iterations: I, rounds of sampling and refitting.
-        num_elites: M <= J, the cheapest candidates that mean and standard deviation are refitted to. None: a tenth of
-            the candidates, at least 2, which is 26 of 256.
-        momentum: share of the old mean and standard deviation that a refit keeps, in [0, 1).
-        init_std: first standard deviation in action units, a number or one a dimension; a dimension with 0 stays at
-            the initial mean. None: half the action range.
-        draw_noise_per_step: draw the noise as P tensors (J, F), the order of the published code, instead of one.
-
-    Raises:
-        ValueError: a setting is out of its range.
+        num_elites: M <= J, the cheapest candidates, to which mean and standard deviation are refitted. `None`: a tenth
+            of the candidates, at least 2.
+        momentum: fraction of the old mean and standard deviation that a refit keeps, in [0, 1).
+        init_std: first standard deviation in action units, a number or one per dimension; a dimension with 0 stays at
+            the first mean. `None`: half the action range.
+        sample_noise_per_step: sample the noise as P tensors (J, F), in the order of the published code.
     """
 
-    horizon: int = 5
-    num_candidates: int = 256
-    num_iterations: int = 4
     num_elites: int | None = None
     momentum: float = 0.0
     init_std: PerDimension | None = None
-    draw_noise_per_step: bool = False
+    sample_noise_per_step: bool = False
     name = "cem"
-
-    def __post_init__(self) -> None:
-        check_counts(self, "horizon", "num_candidates", "num_iterations")
-        check_elites(self)
-        check_share("momentum", self.momentum)
-        self.init_std = check_std(self.init_std)
 
     def _refit(
         self, search: Search, state: Gaussian, candidates: torch.Tensor, costs: torch.Tensor
-    ) -> tuple[Gaussian, Row]:
+    ) -> tuple[Gaussian, TraceRow]:
         elites, elite_costs, is_elite = select_elites(candidates, costs, self.num_elites)
         state = self._moved(state, *fit(elites, is_elite))
         return state, {"cost": mean_cost(elite_costs, is_elite), "std": state.std.mean(dim=(1, 2))}
@@ -110,26 +92,20 @@ class CEM(GaussianSolver):
 class ICEM(GaussianSolver):
     """Improved cross-entropy method (Pinneri et al. 2020, arXiv 2008.06389): fewer candidates for the same plan.
 
-    Noise is correlated over the steps, some elites are tried again in the next iteration and, over `warm_start`, in
-    the next plan; candidates become fewer with the iterations, the last iteration tries the mean too, and the best
-    candidate ever seen is returned.
+    Noise is correlated over the steps. Some elites are tried again in the next iteration and, with `warm_start`, in
+    the next plan. The number of candidates decays, the last iteration tries the mean too, and the plan is the best
+    candidate seen.
 
     Args:
-        horizon, num_candidates, num_elites, init_std: as in `CEM`; the candidates are those of the first iteration.
-        num_iterations: I, rounds of sampling and refitting.
-        momentum: share of the old mean and standard deviation that a refit keeps (published 0.1).
-        noise_exponent: β, the power of the noise falls with frequency as 1 / f^β along the horizon; 0 is white noise,
-            larger ones are smoother (published 0.25 to 4, by task).
-        candidate_decay: γ >= 1, iteration i samples J · γ^-i candidates, and no fewer than 2 M (published 1.25).
-        kept_elites: share of the elites that are tried again, in [0, 1] (published 0.3).
-
-    Raises:
-        ValueError: a setting is out of its range.
+        num_candidates: J, of the first iteration.
+        num_elites, init_std: as in `CEM`.
+        momentum: as in `CEM` (published 0.1).
+        noise_exponent: β, the noise has power 1 / f^β along the horizon: 0 is white noise, larger is smoother
+            (published 0.25 to 4, by task).
+        candidate_decay: γ >= 1, iteration i samples J · γ^-i candidates, but at least 2 M (published 1.25).
+        kept_elites: fraction of the elites that are tried again, in [0, 1] (published 0.3).
     """
 
-    horizon: int = 5
-    num_candidates: int = 256
-    num_iterations: int = 4
     num_elites: int | None = None
     momentum: float = 0.1
     init_std: PerDimension | None = None
@@ -139,16 +115,6 @@ class ICEM(GaussianSolver):
     name = "icem"
     returns_best = True
 
-    def __post_init__(self) -> None:
-        check_counts(self, "horizon", "num_candidates", "num_iterations")
-        check_elites(self)
-        check_share("momentum", self.momentum)
-        self.init_std = check_std(self.init_std)
-        check_number("noise_exponent", self.noise_exponent, above=False)
-        check_number("candidate_decay", self.candidate_decay, 1.0, above=False)
-        if not isinstance(self.kept_elites, (int, float)) or not 0 <= self.kept_elites <= 1:
-            raise ValueError(f"kept_elites is {self.kept_elites!r}, expected a share in [0, 1], for example 0.3.")
-
     def _begin(self, search: Search) -> Gaussian:
         state = super()._begin(search)
         state.elites = search.warm_start
@@ -157,7 +123,7 @@ class ICEM(GaussianSolver):
     def _candidates(self, search: Search, state: Gaussian, iteration: int) -> torch.Tensor:
         decayed = math.ceil(self.num_candidates * self.candidate_decay**-iteration)
         count = min(self.num_candidates, max(decayed, 2 * self.num_elites))
-        noise = coloured(search.normal(count, iteration), self.noise_exponent)
+        noise = colored_noise(search.normal(count, iteration), self.noise_exponent)
         parts = [around(state.mean, state.std, noise)]
         if state.elites is not None:
             parts.append(state.elites)
@@ -167,10 +133,10 @@ class ICEM(GaussianSolver):
 
     def _refit(
         self, search: Search, state: Gaussian, candidates: torch.Tensor, costs: torch.Tensor
-    ) -> tuple[Gaussian, Row]:
+    ) -> tuple[Gaussian, TraceRow]:
         elites, elite_costs, is_elite = select_elites(candidates, costs, self.num_elites)
         state = self._moved(state, *fit(elites, is_elite))
-        # places of candidates without a finite cost hold the best one
+        # candidates without a finite cost are replaced by the best one
         elites = torch.where(is_elite[:, :, None, None], elites, elites[:, :1])
         kept = math.ceil(self.kept_elites * self.num_elites)
         state.elites = elites[:, :kept] if kept else None
@@ -183,26 +149,17 @@ class ICEM(GaussianSolver):
 
 @dataclass
 class MPPI(GaussianSolver):
-    """Model-predictive path integral control (Williams et al. 2017, arXiv 1707.02342): every candidate counts, with
-    the weight exp(−cost / temperature).
+    """Model-predictive path integral control (Williams et al. 2017, arXiv 1707.02342): all candidates count, with
+    weights exp(−cost / temperature).
 
     Args:
-        horizon, num_candidates, init_std: as in `CEM`; noise is clipped where a candidate would leave the bounds.
-        num_iterations: I, rounds of sampling and weighting (published 1, replanned at every step).
-        temperature: λ, smaller ones let the cheapest candidates decide. In units of the deviation of an iteration's
-            costs, so that it fits costs of any size, and gets finer as the search narrows.
+        temperature: λ, in standard deviations of the costs of an iteration; a smaller value favors the cheapest.
         relative_temperature: `False`: λ is in units of the cost, as published.
-        refit_std: the standard deviation becomes that of the weighted candidates (as in TD-MPC, arXiv 2203.04955);
-            `False`: it stays (published).
-        momentum: share of the old mean and standard deviation that a refit keeps, in [0, 1).
-
-    Raises:
-        ValueError: a setting is out of its range.
+        refit_std: refit the standard deviation to the weighted candidates (as in TD-MPC, arXiv 2203.04955); `False`:
+            it stays (published).
+        momentum, init_std: as in `CEM`.
     """
 
-    horizon: int = 5
-    num_candidates: int = 256
-    num_iterations: int = 4
     temperature: float = 0.2
     relative_temperature: bool = True
     refit_std: bool = True
@@ -210,22 +167,16 @@ class MPPI(GaussianSolver):
     init_std: PerDimension | None = None
     name = "mppi"
 
-    def __post_init__(self) -> None:
-        check_counts(self, "horizon", "num_candidates", "num_iterations")
-        check_number("temperature", self.temperature)
-        check_share("momentum", self.momentum)
-        self.init_std = check_std(self.init_std)
-
     def _refit(
         self, search: Search, state: Gaussian, candidates: torch.Tensor, costs: torch.Tensor
-    ) -> tuple[Gaussian, Row]:
+    ) -> tuple[Gaussian, TraceRow]:
         finite = torch.isfinite(costs)
         known = costs.masked_fill(~finite, 0.0)
         scale = torch.full_like(costs[:, :1], self.temperature)
         if self.relative_temperature:
             count = finite.sum(dim=1, keepdim=True)
-            centred = (known - known.sum(dim=1, keepdim=True) / count) * finite
-            deviation = (centred.square().sum(dim=1, keepdim=True) / count).sqrt()
+            centered = (known - known.sum(dim=1, keepdim=True) / count) * finite
+            deviation = (centered.square().sum(dim=1, keepdim=True) / count).sqrt()
             scale = (scale * deviation).clamp_min(torch.finfo(costs.dtype).tiny)
         best = costs.min(dim=1, keepdim=True).values  # subtracted, so that no weight overflows
         weight = torch.softmax(-(costs - best) / scale, dim=1)
@@ -242,26 +193,12 @@ class MPPI(GaussianSolver):
 class RandomShooting(Solver):
     """The baseline: samples uniformly within the bounds and returns the cheapest sequence seen.
 
-    `num_candidates * num_iterations` sequences are tried, so that the same two numbers cost as much as in `CEM`. Warm
-    starts are among the first.
-
-    Args:
-        horizon: P, the number of actions planned.
-        num_candidates: J, action sequences sampled in an iteration.
-        num_iterations: I, rounds of sampling.
-
-    Raises:
-        ValueError: a setting is not a positive integer.
+    It tries `num_candidates * num_iterations` sequences, warm starts among the first.
     """
 
-    horizon: int = 5
-    num_candidates: int = 256
     num_iterations: int = 1
     name = "random"
     returns_best = True
-
-    def __post_init__(self) -> None:
-        check_counts(self, "horizon", "num_candidates", "num_iterations")
 
     def _begin(self, search: Search) -> None:
         if not torch.isfinite(search.high - search.low).all():
@@ -269,47 +206,44 @@ class RandomShooting(Solver):
 
     def _candidates(self, search: Search, state: None, iteration: int) -> torch.Tensor:
         batch_size, *steps = search.shape
-        unit = search.draw(torch.rand, (self.num_candidates, *steps)).to(search.device)
+        unit = search.sample(torch.rand, (self.num_candidates, *steps)).to(search.device)
         candidates = (search.low + (search.high - search.low) * unit).expand(batch_size, -1, -1, -1)
         if iteration or search.warm_start is None:
             return candidates
         starts = search.warm_start[:, : self.num_candidates]
         return torch.cat([starts, candidates[:, starts.shape[1] :]], dim=1)
 
-    def _refit(self, search: Search, state: None, candidates: torch.Tensor, costs: torch.Tensor) -> tuple[None, Row]:
+    def _refit(
+        self, search: Search, state: None, candidates: torch.Tensor, costs: torch.Tensor
+    ) -> tuple[None, TraceRow]:
         return None, {"cost": costs.min(dim=1).values}
 
 
 @dataclass
 class Descent:
-    """Where gradient descent is: restarts (B, J, P, A) in units of `scale` (A,), and their optimizer."""
+    """The state of gradient descent: restarts (B, J, P, A) in units of `scale` (A,), and their optimizer."""
 
-    places: torch.nn.Parameter
+    restarts: torch.nn.Parameter
     scale: torch.Tensor
-    moves: torch.Tensor  # (A,), whether a dimension does
+    moves: torch.Tensor  # (A,) bool, whether a dimension is optimized
     optimizer: torch.optim.Optimizer
 
 
 @dataclass
 class GradientDescent(Solver):
-    """Adam on the actions, through the cost's gradient, from several starts; the best sequence seen is returned.
+    """Adam on the actions, from several starts; the plan is the best sequence seen.
 
-    For costs that are smooth in the actions: an iteration is a rollout and its gradient, and there are as many as
-    iterations. It looks downhill only, so that the starts matter where there are several valleys.
+    For costs that are smooth in the actions. It only goes downhill, so that the starts matter for costs with several
+    minima. A cost function without gradient is a ValueError.
 
     Args:
-        horizon: P, the number of actions planned.
-        num_candidates: J, restarts: the warm starts, or the first mean, then others at normal distance from the first.
+        num_candidates: J, restarts: the warm starts, or the first mean, then samples around the first of them.
         num_iterations: I, steps of Adam.
-        learning_rate: in units of the start's standard deviation (half the action range).
-        init_std: of the other starts, in action units, a number or one a dimension; a dimension with 0 stays where
-            it starts. None: half the action range.
-
-    Raises:
-        ValueError: a setting is out of its range; at a call also a cost function that has no gradient.
+        learning_rate: in units of `init_std`.
+        init_std: of the restarts, in action units, a number or one per dimension; a dimension with 0 stays at its
+            start. `None`: half the action range.
     """
 
-    horizon: int = 5
     num_candidates: int = 8
     num_iterations: int = 30
     learning_rate: float = 0.1
@@ -317,11 +251,6 @@ class GradientDescent(Solver):
     name = "gradient"
     returns_best = True
     needs_gradient = True
-
-    def __post_init__(self) -> None:
-        check_counts(self, "horizon", "num_candidates", "num_iterations")
-        check_number("learning_rate", self.learning_rate)
-        self.init_std = check_std(self.init_std)
 
     def _begin(self, search: Search) -> Descent:
         std = search.std(self.init_std)
@@ -331,26 +260,26 @@ class GradientDescent(Solver):
         if others:
             starts = torch.cat([starts, around(starts[:, 0], std, search.normal(others, 0))], dim=1)
         scale = torch.where(std > 0, std, 1.0)
-        places = torch.nn.Parameter(search.project(starts) / scale)
-        return Descent(places, scale, std > 0, torch.optim.Adam([places], lr=self.learning_rate))
+        restarts = torch.nn.Parameter(search.project(starts) / scale)
+        return Descent(restarts, scale, std > 0, torch.optim.Adam([restarts], lr=self.learning_rate))
 
     def _candidates(self, search: Search, state: Descent, iteration: int) -> torch.Tensor:
-        return state.places.detach() * state.scale
+        return state.restarts.detach() * state.scale
 
     def _refit(
         self, search: Search, state: Descent, candidates: torch.Tensor, costs: torch.Tensor
-    ) -> tuple[Descent, Row]:
+    ) -> tuple[Descent, TraceRow]:
         if not costs.requires_grad:
             raise ValueError(
                 "the cost function returns costs without gradient, which GradientDescent needs: compute them with "
-                "torch operations on the candidates, and not under torch.no_grad, or take another solver."
+                "torch operations on the candidates, outside torch.no_grad, or take another solver."
             )
         finite = torch.isfinite(costs)
         total = costs.masked_fill(~finite, 0.0).sum()
         (gradient,) = torch.autograd.grad(total, candidates)
         with torch.no_grad():
-            state.places.copy_(candidates / state.scale)  # as projected
-            state.places.grad = torch.nan_to_num(gradient * state.scale * state.moves, 0.0, 0.0, 0.0)
+            state.restarts.copy_(candidates / state.scale)  # as projected
+            state.restarts.grad = torch.nan_to_num(gradient * state.scale * state.moves, 0.0, 0.0, 0.0)
             state.optimizer.step()
             return state, {"cost": mean_cost(costs.masked_fill(~finite, 0.0), finite)}
 
@@ -359,44 +288,28 @@ class GradientDescent(Solver):
 class CategoricalCEM(Solver):
     """Cross-entropy method for discrete actions: sample categories, keep the cheapest, refit their probabilities.
 
-    Candidates are one-hot vectors. The probabilities of every step start equal and become the shares of the
-    categories among the elites (Rubinstein & Kroese 2004, The Cross-Entropy Method, sec. 4); the plan is the
-    likeliest category of every step. Of bounds only an upper one of 0 counts: a category that is never tried. A warm
-    start has half of the probability of every step. Constraints are refused.
+    Candidates are one-hot vectors. The probabilities of every step start equal and become the fractions of the
+    categories among the elites (Rubinstein & Kroese 2004, The Cross-Entropy Method, sec. 4). The plan is the most
+    likely category of every step. An upper bound of 0 rules a category out; other bounds are ignored. A warm start has
+    half of the probability of every step. Constraints are refused.
 
     Args:
-        horizon: P, the number of actions planned.
-        num_candidates: J, action sequences sampled in an iteration.
-        num_iterations: I, rounds of sampling and refitting.
-        num_elites: M <= J, the cheapest candidates that the probabilities are refitted to. None: as in `CEM`.
-        momentum: share of the old probabilities that a refit keeps, in [0, 1).
-        min_probability: share of the refitted probabilities that is spread over all categories, in [0, 1), so that
-            none is lost for good while few elites speak.
+        num_elites, momentum: as in `CEM`.
+        min_probability: fraction of the refitted probabilities that is spread over all categories, in [0, 1), so that
+            no category is lost.
         actions_per_step: k environment actions of A / k categories each, one after the other in a vector of A.
-
-    Raises:
-        ValueError: a setting is out of its range; at a call also a size that k does not divide, or nothing to try.
     """
 
-    horizon: int = 5
-    num_candidates: int = 256
-    num_iterations: int = 4
     num_elites: int | None = None
     momentum: float = 0.0
     min_probability: float = 0.05
     actions_per_step: int = 1
     name = "categorical_cem"
 
-    def __post_init__(self) -> None:
-        check_counts(self, "horizon", "num_candidates", "num_iterations", "actions_per_step")
-        check_elites(self)
-        check_share("momentum", self.momentum)
-        check_share("min_probability", self.min_probability)
-
     def _begin(self, search: Search) -> torch.Tensor:
         """Probabilities (B, P, k, A / k)."""
         if search.constraints:
-            raise ValueError("constraints are for continuous actions; give a category the upper bound 0 to bar it.")
+            raise ValueError("constraints are for continuous actions; an upper bound of 0 rules a category out.")
         if search.shape[2] % self.actions_per_step:
             raise ValueError(
                 f"action_dim={search.shape[2]} is no multiple of actions_per_step={self.actions_per_step}; expected "
@@ -409,7 +322,7 @@ class CategoricalCEM(Solver):
         return (probability + self._one_hot(self._grouped(search.start()))) / 2 * (uniform > 0)
 
     def _uniform(self, search: Search) -> torch.Tensor:
-        """Equal probabilities (k, A / k) of the categories that may be tried."""
+        """Equal probabilities (k, A / k) of the allowed categories."""
         allowed = self._grouped((search.high > 0).float())
         if not allowed.any(dim=-1).all():
             raise ValueError(
@@ -419,17 +332,17 @@ class CategoricalCEM(Solver):
 
     def _candidates(self, search: Search, probability: torch.Tensor, iteration: int) -> torch.Tensor:
         """One-hot candidates (B, J, P, A): the largest of log p + Gumbel noise."""
-        uniform = search.draw(torch.rand, (self.num_candidates, *probability.shape[1:]))
+        uniform = search.sample(torch.rand, (self.num_candidates, *probability.shape[1:]))
         gumbel = -(-uniform.to(probability).clamp_min(torch.finfo(torch.float32).tiny).log()).log()
         return self._one_hot(probability.log().unsqueeze(1) + gumbel).flatten(-2)
 
     def _refit(
         self, search: Search, probability: torch.Tensor, candidates: torch.Tensor, costs: torch.Tensor
-    ) -> tuple[torch.Tensor, Row]:
+    ) -> tuple[torch.Tensor, TraceRow]:
         elites, elite_costs, is_elite = select_elites(candidates, costs, self.num_elites)
-        share = self._grouped(fit(elites, is_elite)[0])
-        share = (1 - self.min_probability) * share + self.min_probability * self._uniform(search)
-        probability = self.momentum * probability + (1 - self.momentum) * share
+        refitted = self._grouped(fit(elites, is_elite)[0])
+        refitted = (1 - self.min_probability) * refitted + self.min_probability * self._uniform(search)
+        probability = self.momentum * probability + (1 - self.momentum) * refitted
         deviation = (probability * (1 - probability)).sqrt().mean(dim=(1, 2, 3))
         return probability, {"cost": mean_cost(elite_costs, is_elite), "std": deviation}
 
@@ -445,13 +358,14 @@ class CategoricalCEM(Solver):
         return torch.zeros_like(scores).scatter_(-1, scores.argmax(dim=-1, keepdim=True), 1.0)
 
 
+OLD_SETTINGS = {"draw_noise_per_step": "sample_noise_per_step"}  # names in planners saved by 0.1.0
 SOLVERS: dict[str, type[Solver]] = {
     solver.name: solver for solver in (CEM, ICEM, MPPI, GradientDescent, RandomShooting, CategoricalCEM)
 }
 
 
 def build_solver(solver: str | Callable[..., SolverResult], **settings: Any) -> Callable[..., SolverResult]:
-    """Makes a solver from a name of `SOLVERS` and its settings; an object that is a solver already is returned.
+    """A solver from a name of `SOLVERS` and its settings; a solver object is returned as it is.
 
     Raises:
         ValueError: the name or a setting is unknown, a setting is out of range, or settings come with an object.
@@ -462,6 +376,7 @@ def build_solver(solver: str | Callable[..., SolverResult], **settings: Any) -> 
         if settings:
             raise ValueError(f"settings {sorted(settings)} were given beside a solver object; set them on the object.")
         return solver
+    settings = read_old_names(settings, OLD_SETTINGS, f"solver {solver!r}")
     return from_spec({"solver": solver, **settings}, SOLVERS, "solver")
 
 
@@ -472,5 +387,5 @@ def around(mean: torch.Tensor, std: torch.Tensor, noise: torch.Tensor) -> torch.
 
 
 def mean_cost(costs: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Mean (B,) over those of the costs (B, M) that count."""
+    """Mean (B,) of the costs (B, M) that count."""
     return (costs * counts).sum(dim=1) / counts.sum(dim=1)
