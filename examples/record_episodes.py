@@ -20,6 +20,7 @@ by the latter), and with `--rewards` `rewards` (T-1). With `--labels` it has thr
 import argparse
 import concurrent.futures
 import dataclasses
+import functools
 import json
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -71,26 +72,24 @@ class EpisodeRecorder:
     labels: bool = False
 
     def __post_init__(self):
-        if self.length < 1:
-            raise ValueError(f"The length is {self.length} steps, but at least 1 is expected.")
-        self._env = None
+        for name, lowest in (("length", 1), ("seed", 0)):
+            if getattr(self, name) < lowest:
+                raise ValueError(f"--{name} is {getattr(self, name)}, but at least {lowest} is expected.")
+        self.is_ours = self.env_id in environments.DATA_POLICY
+        for name in ("varied_appearance", "labels"):
+            if getattr(self, name) and not self.is_ours:
+                known = " and ".join(environments.DATA_POLICY)
+                raise ValueError(f"--{name} is for {known}, but the environment is {self.env_id!r}.")
 
-    @property
+    @functools.cached_property
     def env(self) -> gymnasium.Env:
         """Made on first use, by each process."""
-        if self._env is None:
-            self._env = self._make_env()
-        return self._env
+        ours = {"varied_appearance": self.varied_appearance, "terminate_on_success": False} if self.is_ours else {}
+        return make_env(self.env_id, max_episode_steps=self.length, **(ours | self.env_kwargs))
 
-    def _make_env(self) -> gymnasium.Env:
-        settings: dict[str, Any] = {"max_episode_steps": self.length}
-        if self.env_id in environments.DATA_POLICY:
-            settings |= {"varied_appearance": self.varied_appearance, "terminate_on_success": False}
-        elif self.varied_appearance:
-            known = " and ".join(environments.DATA_POLICY)
-            raise ValueError(f"--varied_appearance is for {known}, but the environment is {self.env_id!r}.")
-        settings |= self.env_kwargs
-        return make_env(self.env_id, **settings)
+    def find_states(self, info: dict[str, Any]) -> dict[str, list[str]]:
+        """Names of the entries to record, by column, from the info of a reset."""
+        return {column: [name] for column, name in STATE_COLUMNS.items() if name in info} | self.state_names
 
     def record(self, number: int) -> dict[str, Any]:
         """Records episode `number`; returns its row."""
@@ -99,8 +98,8 @@ class EpisodeRecorder:
         policy = environments.find_policy(self.policy, self.env)
         observation, info = self.env.reset(seed=int(env_seed), options=self._options(rng))
         frames, actions, rewards = [read_image(self.env, observation)], [], []
-        named = self.named_states(info)
-        states = [read_states(named, info, observation)]
+        entries = self.find_states(info)
+        states = {column: [read_values(names, info, observation)] for column, names in entries.items()}
         ended = False
         while not ended:
             action = policy(self.env.unwrapped, rng)
@@ -108,7 +107,8 @@ class EpisodeRecorder:
             frames.append(read_image(self.env, observation))
             actions.append(np.asarray(action, np.float32).reshape(-1))
             rewards.append(float(reward))
-            states.append(read_states(named, info, observation))
+            for column, names in entries.items():
+                states[column].append(read_values(names, info, observation))
             ended = terminated or truncated
         fps = float(self.env.metadata.get("render_fps") or environments.FRAMES_PER_SECOND)
         episode_id = f"{self.seed}-{number:06d}"
@@ -120,29 +120,16 @@ class EpisodeRecorder:
         }
         if self.rewards:
             row["rewards"] = rewards
-        row |= {column: [one[column] for one in states] for column in named}
+        row |= states
         return row | (motion_labels(np.array(row["states"])) if self.labels else {})
-
-    def named_states(self, info: dict[str, Any]) -> dict[str, list[str]]:
-        """Names of the entries to record, by column.
-
-        Args:
-            info: of a reset.
-        """
-        return {column: [name] for column, name in STATE_COLUMNS.items() if name in info} | self.state_names
 
     def _options(self, rng: np.random.Generator) -> dict[str, Any] | None:
         """Any free start for the package's environments: sampling a goal takes longer, and a recording needs none."""
-        if self.env_id not in environments.DATA_POLICY:
+        if not self.is_ours:
             return None
         sample_starts = self.env.unwrapped.sample_starts
         start = sample_starts(rng, 1)[0]
         return {"state": start, "goal": sample_starts(np.random.default_rng(0), 1)[0] if self.rewards else start}
-
-
-def read_states(named: dict[str, list[str]], info: dict[str, Any], observation: Any) -> dict[str, np.ndarray]:
-    """Current states, float32 (S,) by column."""
-    return {column: read_values(names, info, observation) for column, names in named.items()}
 
 
 LABELS = ("place", "direction", "first_motion")
@@ -241,8 +228,6 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("episodes", "num_shards", "num_proc"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} is {getattr(options, name)}, but at least 1 is expected.")
-    if options.seed < 0:
-        raise ValueError(f"--seed is {options.seed}, but at least 0 is expected.")
     recorder = EpisodeRecorder(
         options.env,
         options.policy,
@@ -254,18 +239,16 @@ def main(arguments: list[str] | None = None) -> None:
         {column: getattr(options, name) for column, name in STATE_COLUMNS.items() if getattr(options, name)},
         options.labels,
     )
-    environments.find_policy(options.policy, recorder.env)  # before any process starts
+    # what is wrong shows before any process starts
+    environments.find_policy(options.policy, recorder.env)
     observation, info = recorder.env.reset(seed=0)
     read_image(recorder.env, observation)
-    if options.labels and options.env not in environments.DATA_POLICY:
-        known = " and ".join(environments.DATA_POLICY)
-        raise ValueError(f"--labels is for {known}, but the environment is {options.env!r}.")
-
+    entries = recorder.find_states(info)
+    for names in entries.values():
+        read_values(names, info, observation)
+    features = episode_features(entries, options.rewards, options.labels)
     rows = record_episodes(recorder, options.episodes, min(options.num_proc, options.episodes))
     progress = tqdm(rows, total=options.episodes, desc="recording", unit="episode")
-    named = recorder.named_states(info)
-    read_states(named, info, observation)  # refused before any process starts
-    features = episode_features(named, options.rewards, options.labels)
     write_shards(progress, options.output, features=features, num_shards=min(options.num_shards, options.episodes))
 
 
