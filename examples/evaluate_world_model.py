@@ -161,50 +161,39 @@ def find_held_out(config: EvaluationConfig) -> HeldOut:
     return held_out
 
 
-@dataclass
 class Evaluation:
-    """A model with everything that its predictions are measured with."""
+    """A model with everything that its predictions are measured with; probe and residuals use training episodes."""
 
-    config: EvaluationConfig
-    model: VJepa2WorldModel
-    processor: VJepa2VideoProcessor
-    held_out: HeldOut
-    probe: LinearProbe | None = None
-    probe_facts: dict[str, Any] = field(default_factory=dict)
-    spaces: dict[str, measures.Space] = field(default_factory=dict)
-    residuals: measures.Table = field(default_factory=dict)
-    decoder: VJepa2PixelDecoder | None = None
-    generator: torch.Generator | None = None
-    """Of samples."""
-
-    def prepare(self) -> "Evaluation":
-        """Fits the probe and the residuals on training episodes, and loads the decoder."""
-        config, device = self.config, self.model.device
-        self.fit_probe()
+    @torch.no_grad()
+    def __init__(self, config: EvaluationConfig, model: VJepa2WorldModel, processor: VJepa2VideoProcessor):
+        self.config, self.model, self.processor = config, model, processor
+        self.held_out = find_held_out(config)
+        self.probe, self.probe_facts = self.fit_probe()
         self.spaces = measures.interval_spaces(self.probe, config.state_groups)
         if config.residual_intervals:
             count = max(1, min(RESIDUAL_WINDOWS, self._affordable_frames()))
             windows = (self.cut_windows(episode, 1, count) for episode in self.training_episodes("residuals"))
             found = (one for one in windows if one is not None)
-            self.residuals = measures.one_step_residuals(self.model, found, self.spaces, config.levels)
+            self.residuals = measures.one_step_residuals(model, found, self.spaces, config.levels)
+        self.decoder = None
         if config.decoder is not None:
-            self.decoder = VJepa2PixelDecoder.from_pretrained(config.decoder).to(device).eval()
-        self.generator = torch.Generator(device=device).manual_seed(config.seed)
-        return self
+            self.decoder = VJepa2PixelDecoder.from_pretrained(config.decoder).to(model.device).eval()
+        self.generator = torch.Generator(device=model.device).manual_seed(config.seed)  # of samples
 
-    def fit_probe(self) -> None:
-        """Fits the probe on training episodes, if they have `states`."""
+    def fit_probe(self) -> tuple[LinearProbe | None, dict[str, Any]]:
+        """A probe and what it was fitted on; None and {} if training episodes have no `states`."""
         latents, states, frames = [], [], max(2, self._affordable_frames())
         for episode in self.training_episodes("probe"):
             if episode["states"] is None:
-                return
+                return None, {}
             count = len(episode["frames"])
             chosen = np.unique(np.linspace(0, count - 1, min(count, frames)).round().astype(np.int64))
             latents.append(encode_frames(self.model, self.processor, episode["frames"][chosen]).float().flatten(1))
             states.append(torch.from_numpy(episode["states"][chosen]).to(self.model.device))
-        if latents:
-            self.probe, ridge = choose_probe(latents, states)
-            self.probe_facts = {"episodes": len(latents), "frames": sum(map(len, latents)), "ridge": ridge}
+        if not latents:
+            return None, {}
+        probe, ridge = choose_probe(latents, states)
+        return probe, {"episodes": len(latents), "frames": sum(map(len, latents)), "ridge": ridge}
 
     def _affordable_frames(self) -> int:
         size = 4 * self.model.tokens_per_frame * self.model.latent_size
@@ -290,7 +279,8 @@ class Evaluation:
             for name, values in table.items():
                 tables.setdefault(name, []).append(values.double().cpu())
         if not measured:
-            return dataclasses.replace(self, config=self.shorten_horizons(lengths)).run()
+            self.config = self.shorten_horizons(lengths)
+            return self.run()
         if strips:
             write_images(Path(config.output).with_suffix(".png"), strips)
         means = scores.compute(horizons=config.horizons)
@@ -329,9 +319,7 @@ def evaluate_model(
     config: EvaluationConfig, model: VJepa2WorldModel, processor: VJepa2VideoProcessor
 ) -> dict[str, Any]:
     """All measures of a world model, see the top of this file."""
-    with torch.no_grad():
-        evaluation = Evaluation(config, model, processor, find_held_out(config)).prepare()
-    return evaluation.run()
+    return Evaluation(config, model, processor).run()
 
 
 def write_images(path: Path, strips: list[torch.Tensor]) -> None:

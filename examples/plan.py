@@ -135,16 +135,9 @@ class PlanConfig:
         return DATA_POLICY[self.env] if self.gym is None else self.gym.policy
 
 
-Plan = Callable[[TaskBatch], np.ndarray]
-
-
-def make_tasks(config: PlanConfig, seeds: range) -> TaskBatch:
-    if config.gym is None:
-        return Tasks(config.env, seeds, config.varied_appearance)
-    return GymTasks(config.env, config.gym, seeds)
-
-
-def run_method(config: PlanConfig, plan_of: Callable[[int], Plan]) -> tuple[ClosedLoopResult, np.ndarray]:
+def run_method(
+    config: PlanConfig, plan_of: Callable[[int], Callable[[TaskBatch], np.ndarray]]
+) -> tuple[ClosedLoopResult, np.ndarray]:
     """Runs all episodes of a method, `parallel` at a time; also returns goal images (n, H, W, 3) of those on video.
 
     Args:
@@ -154,18 +147,15 @@ def run_method(config: PlanConfig, plan_of: Callable[[int], Plan]) -> tuple[Clos
     results, goals = [], []
     for group, first in enumerate(range(0, config.episodes, size)):
         seeds = range(config.first_task + first, config.first_task + min(first + size, config.episodes))
-        tasks, shown = make_tasks(config, seeds), max(0, config.videos - first)
+        if config.gym is None:
+            tasks = Tasks(config.env, seeds, config.varied_appearance)
+        else:
+            tasks = GymTasks(config.env, config.gym, seeds)
+        shown = max(0, config.videos - first)
         results.append(run_closed_loop(tasks, plan_of(group), config.executed_actions, shown))
         goals.append(tasks.goal_images[:shown])
         tasks.close()
     return join_results(results), np.concatenate(goals)
-
-
-def baseline_plan(config: PlanConfig, name: str, group: int) -> Plan:
-    """The plan of a baseline; each group of episodes has its own seed."""
-    if name == "oracle":
-        return Oracle(seed=config.seed + group)
-    return policy_plan("uniform" if name == "uniform" else config.data_policy, config.seed + group)
 
 
 def model_policy(config: PlanConfig, name: str, progress: tqdm) -> PlannerPolicy:
@@ -176,35 +166,6 @@ def model_policy(config: PlanConfig, name: str, progress: tqdm) -> PlannerPolicy
         planner, config.seed, progress, config.executed_actions, config.warm_start, config.budget_ms,
         config.proposals.get(name),
     )  # fmt: skip
-
-
-def run_row(config: PlanConfig, name: str) -> tuple[dict[str, Any], ClosedLoopResult, np.ndarray]:
-    """Runs a method by the name of its row; returns the row, the episodes, and goal images."""
-    extra: dict[str, Any] = {"plan_milliseconds": None}
-    if name in config.models:
-        with tqdm(desc=name) as progress:
-            policy = model_policy(config, name, progress)
-            result, goals = run_method(config, policy.begin)
-        extra = {**policy.timings(), **measure_world_model(policy.planner, config.models[name])}
-    elif name in config.policies:
-        plan = PolicyPlan(config.policies[name], config.device)
-        result, goals = run_method(config, lambda group: plan)
-        extra = {"plan_milliseconds": 1000 * plan.seconds / plan.plans}
-    else:
-        (baseline,) = [key for key in config.baselines if BASELINES[key] == name]
-        result, goals = run_method(config, lambda group: baseline_plan(config, baseline, group))
-    return {**summarize(name, result), **extra}, result, goals
-
-
-def summarize(name: str, result: ClosedLoopResult) -> dict[str, Any]:
-    """A row: `success` with its interval, `steps_to_success`, `by_distance`, and `scores`, means over episodes of the
-    largest and the last value of each score."""
-    start = None if result.distances is None else result.distances[:, 0]
-    row = {"name": name, **summarize_success(result.success, result.steps, start)}
-    for score, values in result.scores.items():
-        values = {"max": float(np.nanmax(values, axis=1).mean()), "last": float(values[:, -1].mean())}
-        row.setdefault("scores", {})[score] = values
-    return row
 
 
 def write_videos(folder: Path, result: ClosedLoopResult, goals: np.ndarray) -> None:
@@ -286,14 +247,35 @@ class FinishedRow:
 
 
 def measure_row(config: PlanConfig, name: str) -> FinishedRow:
-    """Runs a method and writes its videos."""
-    row, result, goals = run_row(config, name)
+    """Runs the method of a row and writes its videos.
+
+    The row has `success` with its interval, `steps_to_success`, `by_distance`, and `scores`: means over episodes of
+    the largest and the last value of each score.
+    """
+    extra: dict[str, Any] = {"plan_milliseconds": None}
+    if name in config.models:
+        with tqdm(desc=name) as progress:
+            policy = model_policy(config, name, progress)
+            result, goals = run_method(config, policy.begin)
+        extra = {**policy.timings(), **measure_world_model(policy.planner, config.models[name])}
+    elif name in config.policies:
+        plan = PolicyPlan(config.policies[name], config.device)
+        result, goals = run_method(config, lambda group: plan)
+        extra = {"plan_milliseconds": 1000 * plan.seconds / plan.plans}
+    elif name == BASELINES["oracle"]:
+        result, goals = run_method(config, lambda group: Oracle(seed=config.seed + group))
+    else:
+        baseline = "uniform" if name == BASELINES["uniform"] else config.data_policy
+        result, goals = run_method(config, lambda group: policy_plan(baseline, config.seed + group))
+    write_videos(Path(config.output_dir) / "videos" / name.replace(" ", "_").replace("/", "_"), result, goals)
+    start = None if result.distances is None else result.distances[:, 0]
     by_episode = {"successes": result.success.tolist(), "steps": result.steps.tolist()}
-    if result.distances is not None:
-        by_episode["distances"] = result.distances[:, 0].tolist()
-    folder = Path(config.output_dir) / "videos" / name.replace(" ", "_").replace("/", "_")
-    write_videos(folder, result, goals)
-    return FinishedRow(row, by_episode, result.states)
+    by_episode |= {} if start is None else {"distances": start.tolist()}
+    row = {"name": name, **summarize_success(result.success, result.steps, start)}
+    for score, values in result.scores.items():
+        values = {"max": float(np.nanmax(values, axis=1).mean()), "last": float(values[:, -1].mean())}
+        row.setdefault("scores", {})[score] = values
+    return FinishedRow({**row, **extra}, by_episode, result.states)
 
 
 def kept_row(config: PlanConfig, name: str, weights: Any) -> FinishedRow:

@@ -91,16 +91,20 @@ def settled(config: PlanConfig) -> dict:
 def test_a_killed_run_goes_on_with_its_finished_rows(model_dir, tmp_path, monkeypatch):
     settings = {"episodes": 2, "solver": SOLVER, "videos": 0, "baselines": ["uniform", "oracle"]}
     expected = settled(PlanConfig(str(tmp_path / "whole"), {"CEM": str(model_dir)}, **settings))
-    config, run_row, ran = PlanConfig(str(tmp_path / "cut"), {"CEM": str(model_dir)}, **settings), plan.run_row, []
+    config, measure_row, ran = (
+        PlanConfig(str(tmp_path / "cut"), {"CEM": str(model_dir)}, **settings),
+        plan.measure_row,
+        [],
+    )
 
     def killed_at(last):
         def run(config, name):
             ran.append(name)
             if name == last:
                 raise KeyboardInterrupt
-            return run_row(config, name)
+            return measure_row(config, name)
 
-        monkeypatch.setattr(plan, "run_row", run)
+        monkeypatch.setattr(plan, "measure_row", run)
 
     killed_at("CEM")
     with pytest.raises(KeyboardInterrupt):
@@ -183,7 +187,7 @@ def test_missing_model_is_a_sentence(monkeypatch, capsys, tmp_path):
     ],
 )
 def test_what_cannot_be_planned_with_shows_before_any_row_has_run(monkeypatch, model_dir, tmp_path, rows, message):
-    monkeypatch.setattr(plan, "run_row", lambda *args: pytest.fail("a row ran"))
+    monkeypatch.setattr(plan, "measure_row", lambda *args: pytest.fail("a row ran"))
     with pytest.raises((ValueError, OSError), match=message):
         evaluate(PlanConfig(str(tmp_path), **{"models": {"CEM": str(model_dir)}, **rows}))
 

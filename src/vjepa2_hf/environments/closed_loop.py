@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..planning import CEM
-from .plane import EXECUTED_ACTIONS, PlaneEnv
+from .plane import EXECUTED_ACTIONS
 from .tasks import TaskBatch, Tasks
 
 
@@ -132,17 +132,13 @@ class Oracle:
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, tasks: Tasks) -> np.ndarray:
-        return self.plan(tasks.env, tasks.states, tasks.goals)
-
-    def plan(self, env: PlaneEnv, states: np.ndarray, goals: np.ndarray) -> np.ndarray:
-        """Plans float32 (N, P, 2) from states (N, S) to goals (N, S)."""
+        """Plans float32 (N, P, 2)."""
 
         def cost(actions: torch.Tensor) -> torch.Tensor:  # (N, J, P, 2) -> (N, J)
             candidates = actions.numpy()
-            reached = np.broadcast_to(states[:, None], (*candidates.shape[:2], states.shape[-1]))
+            reached = np.broadcast_to(tasks.states[:, None], (*candidates.shape[:2], tasks.states.shape[-1]))
             for step in range(candidates.shape[2]):
-                reached = env.dynamics(reached, candidates[:, :, step])
-            return torch.from_numpy(env.state_cost(reached, goals[:, None]).astype(np.float32))
+                reached = tasks.env.dynamics(reached, candidates[:, :, step])
+            return torch.from_numpy(tasks.env.state_cost(reached, tasks.goals[:, None]).astype(np.float32))
 
-        result = self.solver(cost, batch_size=len(states), action_dim=2, generator=self.generator)
-        return result.actions.numpy()
+        return self.solver(cost, batch_size=len(tasks), action_dim=2, generator=self.generator).actions.numpy()

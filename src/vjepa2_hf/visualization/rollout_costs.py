@@ -1,7 +1,4 @@
-"""What a world model costs and how well it predicts: columns of `examples/plan.py`'s table.
-
-measured = measure_world_model(planner, "runs/demo/world_model/final")
-"""
+"""Compute cost and held-out errors of a world model, as in the table of `examples/plan.py`."""
 
 import json
 import time
@@ -20,40 +17,42 @@ TIMED = 5  # repetitions; their median counts
 
 
 def measure_world_model(planner: Any, path: str) -> dict[str, Any]:
-    """`parameters` of the dynamics; `rollout_flops` of one candidate and model step; `rollout_milliseconds` of one
-    model step of as many candidates as the solver samples, `rollout_candidates`; and the held-out errors."""
-    model = planner.model
+    """Costs of a planner's world model, and the held-out errors of the model saved at `path`.
+
+    Returns:
+        `parameters` of the dynamics, `rollout_flops` per candidate and model step, `rollout_milliseconds` per model
+        step of all `rollout_candidates` of the solver, and `rollout_error` if training saved it.
+    """
     candidates = getattr(planner.solver, "num_candidates", 1)
     return {
-        "parameters": sum(parameter.numel() for parameter in model.predictor.parameters()),
-        "rollout_flops": count_flops(model),
-        "rollout_milliseconds": time_step(model, candidates),
+        "parameters": sum(parameter.numel() for parameter in planner.model.predictor.parameters()),
+        "rollout_flops": count_flops(planner.model),
+        "rollout_milliseconds": time_step(planner.model, candidates),
         "rollout_candidates": candidates,
         **held_out_errors(path),
     }
 
 
+@torch.no_grad()
 def _step(model: VJepa2WorldModel, candidates: int) -> None:
-    """One imagined step of so many candidates from an empty present."""
-    config = model.config
+    """One model step of all candidates from latents of zeros."""
+    config, device = model.config, model.device
     sizes = {"proprio_states": config.proprio_dim, "extrinsics": config.extrinsics_dim}
-    states = {name: torch.zeros(1, 1, size, device=model.device) for name, size in sizes.items() if size}
-    latents = torch.zeros(1, 1, model.tokens_per_frame, model.latent_size, device=model.device, dtype=model.dtype)
-    actions = torch.zeros(1, candidates, 1, config.action_dim, device=model.device)
-    with torch.no_grad():
-        model.rollout(latents, actions, **states)
+    states = {name: torch.zeros(1, 1, size, device=device) for name, size in sizes.items() if size}
+    latents = torch.zeros(1, 1, model.tokens_per_frame, model.latent_size, device=device, dtype=model.dtype)
+    model.rollout(latents, torch.zeros(1, candidates, 1, config.action_dim, device=device), **states)
 
 
 def count_flops(model: VJepa2WorldModel) -> int:
-    """Floating-point operations of one candidate's step: of matrix products, as torch counts them."""
-    # the fused attention of CPUs is not in torch's register, the products that it is made of are
+    """Floating-point operations of the matrix products in one candidate's step."""
+    # torch does not count the fused attention of CPUs, but the products in it
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         _step(model, 1)
     return counter.get_total_flops()
 
 
 def time_step(model: VJepa2WorldModel, candidates: int) -> float:
-    """Milliseconds of wall time of one step of all candidates."""
+    """Milliseconds of one step of all candidates."""
     durations = []
     for _ in range(TIMED + 1):
         started = time.perf_counter()
@@ -65,7 +64,7 @@ def time_step(model: VJepa2WorldModel, candidates: int) -> float:
 
 
 def held_out_errors(path: str) -> dict[str, Any]:
-    """`rollout_error` by horizon, from the `rollout_error.json` that training left beside the model; {} without it."""
+    """`rollout_error` by horizon, from the `rollout_error.json` beside the model; {} without the file."""
     file = Path(path).parent / "rollout_error.json"
     if not file.is_file():
         return {}

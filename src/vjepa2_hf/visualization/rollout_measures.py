@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..metrics.latent_rollout.latent_rollout import extrapolate
@@ -23,9 +22,6 @@ Table = dict[str, torch.Tensor]  # measures (B, P) by name
 Space = Callable[[torch.Tensor], torch.Tensor]  # latents (..., N, D) -> numbers (..., M)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Positions and rewards
-# ---------------------------------------------------------------------------------------------------------------------
 def check_columns(groups: dict[str, list[int]], size: int) -> dict[str, list[int]]:
     """Columns of the states by name, checked against S = `size`; without groups, all columns as `state`."""
     groups = groups or {"state": list(range(size))}
@@ -69,9 +65,6 @@ def measure_rewards(model: VJepa2WorldModel, windows: Windows, predicted: torch.
     }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Intervals
-# ---------------------------------------------------------------------------------------------------------------------
 def central_interval(samples: torch.Tensor, level: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Ends (...) of the central interval of samples (K, ...) in ascending order.
 
@@ -179,9 +172,6 @@ def one_step_residuals(
     return {prefix: torch.cat(parts).sort(dim=0).values for prefix, parts in errors.items()}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Images
-# ---------------------------------------------------------------------------------------------------------------------
 def find_object(images: torch.Tensor, color: list[float], max_distance: float) -> torch.Tensor:
     """Mean position of the pixels of a color: images (..., 3, H, W) in 0 to 1 -> x, y (..., 2) in pixels.
 
@@ -197,17 +187,13 @@ def find_object(images: torch.Tensor, color: list[float], max_distance: float) -
     return found.where((total >= 1).unsqueeze(-1), torch.nan)
 
 
-def model_images(processor: VJepa2VideoProcessor, frames: np.ndarray) -> torch.Tensor:
-    """uint8 frames (B, T, H, W, 3) resized and cropped as for the model: (B, T, 3, H', W') in 0 to 1."""
-    pixels = processor(list(frames), do_rescale=False, do_normalize=False, return_tensors="pt")
-    return pixels["pixel_values_videos"].float() / 255
-
-
 def decode_windows(
     decoder: VJepa2PixelDecoder, processor: VJepa2VideoProcessor, windows: Windows, predicted: torch.Tensor
 ) -> torch.Tensor:
     """Images (B, 3, 1+P, 3, H, W), the present first: true frames, decoded true latents, decoded predictions."""
-    true = model_images(processor, windows.frames).to(predicted.device)[:, -predicted.shape[1] - 1 :]
+    frames = list(windows.frames[:, -predicted.shape[1] - 1 :])  # resized and cropped as for the model
+    pixels = processor(frames, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values_videos"]
+    true = (pixels.float() / 255).to(predicted.device)
     present = decoder.decode(windows.known[:, -1:])
     decoded = [torch.cat([present, decoder.decode(future)], dim=1) for future in (windows.future, predicted)]
     return torch.stack([true, *decoded], dim=1)
@@ -238,9 +224,6 @@ def image_strip(images: torch.Tensor, horizons: list[int]) -> torch.Tensor:
     return images[int(change.argmax())][:, [0, *horizons]].cpu()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Means
-# ---------------------------------------------------------------------------------------------------------------------
 def tabulate(scores: dict[str, Any], tables: dict[str, list[torch.Tensor]]) -> list[dict[str, float]]:
     """A row per horizon: scores of `latent_rollout`, and means over windows of tables (B, P).
 

@@ -74,15 +74,6 @@ class Windows:
         return self.actions[:, first : first + frames - 1] if frames > 1 else None
 
 
-def window_frames(length: int, past: int, future: int, count: int) -> np.ndarray:
-    """Frame indices (B, past + future) of up to `count` windows spread evenly over an episode of `length` frames."""
-    last_start = length - past - future
-    if last_start < 0:
-        return np.zeros((0, past + future), np.int64)
-    starts = np.unique(np.linspace(0, last_start, count).round().astype(np.int64))
-    return starts[:, None] + np.arange(past + future)
-
-
 def cut_windows(
     model: VJepa2WorldModel,
     processor: VJepa2VideoProcessor,
@@ -91,15 +82,17 @@ def cut_windows(
     future: int,
     count: int,
 ) -> Windows | None:
-    """Encodes up to `count` windows of an episode; returns None if the episode is too short for one.
+    """Encodes up to `count` windows spread evenly over an episode; None if the episode is too short for one.
 
     Args:
         episode: as `read_episodes` yields it, in model steps.
         past, future: number of known and of future frames.
     """
-    index = window_frames(len(episode["frames"]), past, future, count)
-    if not len(index):
+    last_start = len(episode["frames"]) - past - future
+    if last_start < 0:
         return None
+    starts = np.unique(np.linspace(0, last_start, count).round().astype(np.int64))
+    index = starts[:, None] + np.arange(past + future)  # (B, past + future)
     needed, position = np.unique(index, return_inverse=True)  # a frame of several windows is encoded once
     position, frames = position.reshape(index.shape), episode["frames"][needed]
     latents = encode_frames(model, processor, frames)
