@@ -1,16 +1,16 @@
-"""Draws the training curves of pretraining runs side by side, and says in a table where they began and ended.
+"""Training curves of pretraining runs side by side, and a table of their first and last values.
 
     python examples/plot_training_curves.py runs/mine [runs/other ...] --output curves.png
 
-It reads each run's `metrics.jsonl`, of finished runs and of runs that still go on; a dotted line is the step at which
-a run warns of collapse. The page's own example (docs/training_curves.md says how its runs were made):
+Reads each run's `metrics.jsonl`; the run need not be finished. A dotted line marks the step of a collapse warning. The
+figure of docs/training_curves.md, where the commands of its runs are:
 
     python examples/plot_training_curves.py runs/curves/healthy runs/curves/narrowing runs/curves/collapsing \\
         --output docs/training_curves.png --document docs/training_curves.md --results results/training_curves.json
 """
 
 import argparse
-import json
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,21 @@ import numpy as np
 import yaml
 from matplotlib.figure import Figure
 
+from vjepa2_hf.data.files import write_json
 from vjepa2_hf.training.monitor import CollapseWatch
 from vjepa2_hf.training.run import read_metrics
 from vjepa2_hf.training.settings import exit_on_user_error
 from vjepa2_hf.visualization.curves import STYLE, read_curves, require, smooth
-from vjepa2_hf.visualization.tables import write_between_markers
+from vjepa2_hf.visualization.tables import format_table, write_between_markers
 
 
-# As pretrain.py logs them
+# By name in metrics.jsonl: second line of the title
 CURVES = {
     "loss": "",
-    "target_std": "deviation of the targets",
+    "target_std": "standard deviation of the targets",
     "effective_rank": "effective rank of the targets",
-    "prediction_variation": "variation of predictions over time",
-    "gradient_norm": "norm of the gradient",
+    "prediction_variation": "temporal variation of predictions",
+    "gradient_norm": "gradient norm",
     "learning_rate": "",
 }
 LOGARITHMIC = ("gradient_norm",)
@@ -41,7 +42,7 @@ COLORS = ("#2563eb", "#d97706", "#dc2626", "#16a34a", "#7c3aed", "#64748b")
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """Curves by name, and what `find_warning` finds."""
+    """Curves by name, and the result of `find_warning`."""
     curves = read_curves(folder, "pretrain.py")
     missing = [name for name in (*CURVES, "step", "ema_momentum") if name not in curves]
     if missing:
@@ -52,24 +53,24 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def find_warning(folder: Path) -> dict[str, Any]:
-    """Where a run with this log warns, by this version's limits: `warned_at`, a step, and `warning`, or None twice."""
+    """Step and text of the first collapse warning for a run's log, by the limits of this version; or None twice."""
     path = require(folder / "config.yaml", "pretrain.py")
     normalize_targets = yaml.safe_load(path.read_text(encoding="utf-8"))["normalize_targets"]
     watch = CollapseWatch()
     for line in read_metrics(folder):
-        line.pop("warning", None)  # of the run itself
+        line.pop("warning", None)  # written by the run itself
         if warning := watch.update(line, normalize_targets, line["ema_momentum"]):
             return {"warned_at": line["step"], "warning": warning}
     return {"warned_at": None, "warning": None}
 
 
-def draw(runs: dict[str, dict[str, Any]]) -> Figure:
-    """A panel for each curve, a colour for each run; faint as logged, strong smoothed."""
+def plot(runs: dict[str, dict[str, Any]]) -> Figure:
+    """A panel per curve, a color per run: values as logged are faint, the moving mean is solid."""
     figure = Figure(figsize=(10, 5.2), layout="constrained")
     panels = figure.subplots(2, 3, sharex=True).flat
     for axis, (name, title) in zip(panels, CURVES.items(), strict=True):
-        for number, (label, run) in enumerate(runs.items()):
-            color, steps, values = COLORS[number % len(COLORS)], run["curves"]["step"], run["curves"][name]
+        for color, (label, run) in zip(itertools.cycle(COLORS), runs.items()):
+            steps, values = run["curves"]["step"], run["curves"][name]
             axis.plot(steps, values, color=color, alpha=0.25, lw=1)
             axis.plot(steps, smooth(values), color=color, lw=1.8, label=label)
             if run["warned_at"] is not None:
@@ -85,45 +86,32 @@ def draw(runs: dict[str, dict[str, Any]]) -> Figure:
     return figure
 
 
-def summarise(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Of each run its first and last reading of every curve (of the loss and the norm the mean of three), the lowest
-    deviation as a share of the first, and the warning."""
-    found = {}
-    for label, run in runs.items():
-        curves = run["curves"]
-        ends = {name: [float(np.nanmean(part)) for part in (curves[name][:3], curves[name][-3:])] for name in CURVES}
-        deviation = curves["target_std"]
-        found[label] = {
-            "steps": int(curves["step"][-1]),
-            "ends": ends,
-            "lowest_std_share": float(np.nanmin(deviation) / deviation[0]),
-            "warned_at": run["warned_at"],
-            "warning": run["warning"],
-        }
-    return found
+def summarize(run: dict[str, Any]) -> dict[str, Any]:
+    """Means of the first and last three values of every curve, the lowest `target_std` relative to the first, and the
+    warning."""
+    curves = run["curves"]
+    ends = {name: [float(np.nanmean(part)) for part in (curves[name][:3], curves[name][-3:])] for name in CURVES}
+    lowest = float(np.nanmin(curves["target_std"]) / curves["target_std"][0])
+    warning = {name: run[name] for name in ("warned_at", "warning")}
+    return {"steps": int(curves["step"][-1]), "ends": ends, "lowest_std_fraction": lowest, **warning}
 
 
-def format_table(results: dict[str, Any]) -> str:
-    """The summary as Markdown."""
-    lines = [f"| number (mean of the first three readings → of the last three) | {' | '.join(results)} |"]
-    lines.append("|---" * (len(results) + 1) + "|")
-    for name in CURVES:
-        ends = [run["ends"][name] for run in results.values()]
-        lines.append(f"| `{name}` | {' | '.join(f'{number(a)} → {number(b)}' for a, b in ends)} |")
-    shares = [f"{run['lowest_std_share']:.2f}" for run in results.values()]
-    lines.append(f"| lowest `target_std` as a share of the first | {' | '.join(shares)} |")
-    warned = [str(run["warned_at"] or "none") for run in results.values()]
-    lines.append(f"| step of the warning | {' | '.join(warned)} |")
-    steps = [str(run["steps"]) for run in results.values()]
-    lines.append(f"| steps | {' | '.join(steps)} |")
+def format_summary(results: dict[str, Any]) -> str:
+    """The summaries as Markdown."""
+    runs = results.values()
+    rows = [[f"`{name}`", *(" → ".join(map(number, run["ends"][name])) for run in runs)] for name in CURVES]
+    rows.append(["lowest `target_std` relative to the first", *(f"{run['lowest_std_fraction']:.2f}" for run in runs)])
+    rows.append(["step of the warning", *(str(run["warned_at"] or "none") for run in runs)])
+    rows.append(["steps", *(str(run["steps"]) for run in runs)])
+    lines = format_table(["value (mean of the first three → of the last three)", *results], rows)
     for label, run in results.items():
         if run["warning"]:
-            lines += ["", f"What `{label}` says: “{run['warning']}”"]
+            lines += ["", f"The warning of `{label}`: “{run['warning']}”"]
     return "\n".join(lines)
 
 
 def number(value: float) -> str:
-    """Two significant digits, without an exponent where a reader needs none."""
+    """Two significant digits, without an exponent from 0.001 on."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     if abs(value) < 1e-3:
@@ -135,21 +123,21 @@ def number(value: float) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output_dir of a run of pretrain.py")
-    parser.add_argument("--output", type=Path, required=True, help="picture: png, svg or pdf")
-    parser.add_argument("--results", type=Path, help="JSON file for the table's numbers")
+    parser.add_argument("--output", type=Path, required=True, help="figure: png, svg or pdf")
+    parser.add_argument("--results", type=Path, help="JSON file for the table's values")
     parser.add_argument("--document", type=Path, help="page with markers `training_curves`, for the table")
     options = parser.parse_args(arguments)
     runs = {folder.resolve().name: read_run(folder) for folder in options.runs}
     if len(runs) < len(options.runs):
         raise ValueError(f"The runs are {', '.join(map(str, options.runs))}, but their folders' names must differ.")
     with matplotlib.rc_context(STYLE):
-        draw(runs).savefig(options.output, dpi=80)
-    results = summarise(runs)
+        plot(runs).savefig(options.output, dpi=80)
+    results = {label: summarize(run) for label, run in runs.items()}
     if options.results:
-        options.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_json(options.results, results)
     if options.document:
-        write_between_markers(format_table(results), options.document, "training_curves")
-    print(format_table(results))
+        write_between_markers(format_summary(results), options.document, "training_curves")
+    print(format_summary(results))
 
 
 if __name__ == "__main__":

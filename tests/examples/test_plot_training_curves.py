@@ -1,4 +1,4 @@
-"""The picture and table of training curves: what a run logged, a warning where it stands, refusals in one sentence."""
+"""The figure and table of training curves: what a run logged, a warning where it stands, refusals in one sentence."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import PIL.Image
 import plot_training_curves
 import pytest
-from plot_training_curves import CURVES, format_table, number
+from plot_training_curves import CURVES, format_summary, number
 from pretrain import METERS
 
 
@@ -31,22 +31,23 @@ def runs(tmp_path):
     return write_run(tmp_path, 0.99, "good"), write_run(tmp_path, 0.5, "bad")
 
 
-def test_the_picture_and_the_table_are_of_the_runs_logs(runs, tmp_path, capsys):
+def test_the_figure_and_the_table_are_of_the_runs_logs(runs, tmp_path, capsys):
     page, results = tmp_path / "page.md", tmp_path / "results.json"
     page.write_text("before\n<!-- training_curves:begin -->\nold\n<!-- training_curves:end -->\nafter\n")
     arguments = [*runs, "--output", tmp_path / "curves.png", "--document", page, "--results", results]
     plot_training_curves.main(list(map(str, arguments)))
-    with PIL.Image.open(tmp_path / "curves.png") as picture:
-        assert picture.width > picture.height > 300
+    with PIL.Image.open(tmp_path / "curves.png") as figure:
+        assert figure.width > figure.height > 300
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert (
-        "| step of the warning | none | 50 |" in text and "What `bad` says: “The targets collapse at step 50" in text
+        "| step of the warning | none | 50 |" in text
+        and "The warning of `bad`: “The targets collapse at step 50" in text
     )
     found = json.loads(results.read_text())
-    assert found["bad"]["lowest_std_share"] == pytest.approx(0.5**7) and found["good"]["warning"] is None
+    assert found["bad"]["lowest_std_fraction"] == pytest.approx(0.5**7) and found["good"]["warning"] is None
     assert found["good"]["ends"]["loss"] == pytest.approx([(1 + 1 / 2 + 1 / 3) / 3, (1 / 6 + 1 / 7 + 1 / 8) / 3])
-    assert format_table(found) in capsys.readouterr().out
+    assert format_summary(found) in capsys.readouterr().out
 
 
 def test_what_is_no_run_is_refused_in_one_sentence(runs, tmp_path, capsys):
@@ -79,4 +80,4 @@ def test_the_table_of_the_page_is_that_of_the_last_measurement():
     results = json.loads((ROOT / "results" / "training_curves.json").read_text(encoding="utf-8"))
     page = (ROOT / "docs" / "training_curves.md").read_text(encoding="utf-8")
     written = page.split("<!-- training_curves:begin -->")[1].split("<!-- training_curves:end -->")[0]
-    assert written.strip() == format_table(results).strip()
+    assert written.strip() == format_summary(results).strip()
