@@ -26,11 +26,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Features, List, Value
 from tqdm.auto import tqdm
 
 from vjepa2_hf import VJepa2Encoder, VJepa2VideoProcessor
-from vjepa2_hf.data.files import cache_key, claim_folder, config_fingerprint, locked, weights_fingerprint
+from vjepa2_hf.data.files import cache_key, claim_folder, config_fingerprint, locked, weights_fingerprint, write_text
 from vjepa2_hf.data.frame_source import FrameSource, saved_processor
 from vjepa2_hf.data.parts import PartWriter
 from vjepa2_hf.data.shards import find_videos
@@ -62,6 +63,10 @@ class Job:
     clips: int | None = None
     reason: str | None = None
 
+    @property
+    def is_done(self) -> bool:
+        return self.reason is not None or len(self.rows) == self.clips
+
 
 class Embedder:
     """Reads videos clip by clip and embeds batches of clips of one shape, across videos.
@@ -86,7 +91,7 @@ class Embedder:
         for path in paths:
             waiting.append(Job(path))
             self._read(waiting[-1])
-            while waiting and _is_done(waiting[0]):
+            while waiting and waiting[0].is_done:
                 yield waiting.popleft()
         self._flush()
         yield from waiting
@@ -131,10 +136,6 @@ class Embedder:
         for (job, row, _), embedding in zip(self._batch, embeddings, strict=True):
             job.rows.append({**row, "embedding": embedding})
         self._batch = []
-
-
-def _is_done(job: Job) -> bool:
-    return job.reason is not None or len(job.rows) == job.clips
 
 
 def part_writer(out_dir: Path, source_dir: Path, pool: str, rank: int) -> PartWriter:
@@ -183,21 +184,6 @@ def videos_left(files: list[Path], source_dir: Path, out_dir: Path) -> list[Path
     return [path for path in files if str(path.relative_to(source_dir)) not in done]
 
 
-def write_skipped(out_dir: Path, rank: int, skipped: dict[str, str]) -> None:
-    lines = [f"{name}\t{reason}\n" for name, reason in sorted(skipped.items())]
-    (out_dir / f".skipped-{rank:05d}").write_text("".join(lines), encoding="utf-8")
-
-
-def merge_skipped(out_dir: Path) -> list[str]:
-    """Joins the processes' lists in skipped.txt; returns its lines."""
-    parts = sorted(out_dir.glob(".skipped-*"))
-    lines = sorted(line for part in parts for line in part.read_text(encoding="utf-8").splitlines(keepends=True))
-    (out_dir / "skipped.txt").write_text("".join(lines), encoding="utf-8")
-    for part in parts:
-        part.unlink()
-    return lines
-
-
 def load(args: argparse.Namespace, device: torch.device) -> tuple[VJepa2Encoder, VJepa2VideoProcessor, dict]:
     """The encoder, the processor, and a description of what the embeddings depend on."""
     encoder = VJepa2Encoder.from_pretrained(args.model).eval().to(device)
@@ -242,14 +228,14 @@ def extract(args: argparse.Namespace) -> None:
             bar.update()
         bar.close()
         parts.flush()
-        write_skipped(args.out_dir, state.process_index, skipped)
+        lines = sorted(gather_object([f"{name}\t{reason}\n" for name, reason in skipped.items()]))
         state.wait_for_everyone()
         if state.is_main_process:
-            finish(args.out_dir, len(files))
+            finish(args.out_dir, len(files), lines)
 
 
-def finish(out_dir: Path, num_files: int) -> None:
-    lines = merge_skipped(out_dir)
+def finish(out_dir: Path, num_files: int, lines: list[str]) -> None:
+    write_text(out_dir / "skipped.txt", "".join(lines))
     done = videos_done(out_dir)
     if not done:
         raise ValueError(f"None of the {num_files} files could be embedded, e.g. {lines[0].strip()!r}.")

@@ -24,8 +24,7 @@ import numpy as np
 from datasets import ClassLabel, Features, Value, Video
 from tqdm.auto import tqdm
 
-from vjepa2_hf.data.files import staged_folder
-from vjepa2_hf.data.shards import find_videos, write_shard_files
+from vjepa2_hf.data.shards import find_videos, write_valid_shards
 from vjepa2_hf.data.video_writing import transcode_video
 from vjepa2_hf.training.settings import exit_on_user_error
 from vjepa2_hf.video_io import VideoDecodeError
@@ -106,22 +105,10 @@ def make_shards(args: argparse.Namespace) -> None:
         features["label"] = ClassLabel(names=classes)
 
     skipped: dict[str, str] = {}
-    with staged_folder(args.out_dir) as folder:
-        results = run_in_order([(path, args.height) for path in files], args.num_proc)
-        results = tqdm(results, total=len(files), unit="video", desc="encoding")
-        count = write_shard_files(
-            make_rows(results, source_dir, classes, skipped), folder, Features(features), args.num_shards
-        )
-        if not count:
-            name, reason = next(iter(skipped.items()))
-            raise ValueError(
-                f"None of the {len(files)} files in {str(source_dir)!r} is readable, e.g. {name}: {reason}"
-            )
-        lines = [f"{name}\t{reason}\n" for name, reason in sorted(skipped.items())]
-        (folder / "skipped.txt").write_text("".join(lines), encoding="utf-8")
-    logger.info("%d videos written to %s", count, args.out_dir)
-    if skipped:
-        logger.warning("%d of %d files skipped, listed in %s", len(skipped), len(files), args.out_dir / "skipped.txt")
+    results = run_in_order([(path, args.height) for path in files], args.num_proc)
+    results = tqdm(results, total=len(files), unit="video", desc="encoding")
+    rows = make_rows(results, source_dir, classes, skipped)
+    write_valid_shards(rows, args.out_dir, lambda row: Features(features), args.num_shards, skipped)
 
 
 @exit_on_user_error

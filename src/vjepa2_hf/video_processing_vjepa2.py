@@ -265,10 +265,6 @@ class RandomResizedClip:
         crop_width, crop_height = min(width, round(height * aspect)), min(height, round(width / aspect))
         return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
-    def __repr__(self) -> str:
-        names = ("crop_size", "scale", "ratio", "flip_probability")
-        return f"RandomResizedClip({', '.join(f'{name}={getattr(self, name)}' for name in names)})"
-
 
 def _pair(name: str, value: Any) -> tuple[float, float]:
     if not isinstance(value, (list, tuple)) or len(value) != 2:

@@ -101,7 +101,7 @@ def test_order_is_set_by_the_seed(source, tmp_path):
     [
         (["{tmp}/missing", "{tmp}/out"], "There is no folder"),
         (["{tmp}/empty", "{tmp}/out"], "There is no video file in"),
-        (["{tmp}/bad", "{tmp}/out"], "None of the 1 files"),
+        (["{tmp}/bad", "{tmp}/out"], "None of the 1 inputs"),
         (["{tmp}/source", "{tmp}/full"], "exists and is not empty"),
         (["{tmp}/source", "{tmp}/out", "--height", "15"], "--height is 15"),
         (["{tmp}/source", "{tmp}/out", "--num_proc", "0"], "--num_proc is 0"),

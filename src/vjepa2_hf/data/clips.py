@@ -26,7 +26,7 @@ import torch
 from ..video_io import VideoReader, read_image
 from ..video_processing_vjepa2 import RandomResizedClip
 from .sampling import FrameSampler, FramesCurriculum
-from .shards import ShardSource, Skip, open_stream
+from .shards import ShardSource, open_stream
 
 
 logger = logging.getLogger(__name__)
@@ -262,15 +262,11 @@ class _Reader:
 
     def _count_skips(self, source: ShardSource, now: dict[str, int]) -> None:
         """Counts the rows skipped since the last call, and stops when they are too many."""
-        skips = source.take_skips()
+        skips, bound = source.take_skips(), self.stream.max_skipped_fraction
         for skip in skips:
-            line = {"source": source.data, "name": skip.name, "reason": skip.reason}
-            self.skips.append(json.dumps(line))
+            self.skips.append(json.dumps({"source": source.data, "name": skip.name, "reason": skip.reason}))
             now["skipped"] += skip.rows / self.readers if skip.is_shard and self._shares_shards(source) else skip.rows
-        self._check_skipped(source, now, skips)
-
-    def _check_skipped(self, source: ShardSource, now: dict[str, int], skips: list[Skip]) -> None:
-        bound, tried = self.stream.max_skipped_fraction, now["used"] + now["skipped"]
+        tried = now["used"] + now["skipped"]
         if skips and bound is not None and now["skipped"] > bound * max(tried, _FEWEST_ROWS):
             raise ValueError(
                 f"About {now['skipped']:.0f} of {tried:.0f} rows of {source.data!r} had to be skipped, more than "

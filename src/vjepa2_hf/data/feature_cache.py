@@ -56,9 +56,6 @@ def data_fingerprint(data: str | os.PathLike) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Writing
-# ---------------------------------------------------------------------------------------------------------------------
 def is_finished(folder: str | os.PathLike) -> bool:
     """Whether a cache can be read."""
     return (Path(folder) / INDEX).is_file()
@@ -166,9 +163,6 @@ def _parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-*.safetensors"))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading
-# ---------------------------------------------------------------------------------------------------------------------
 class FeatureCache:
     """A finished cache, read by memory map: a window costs its own size, and processes share the pages.
 
@@ -294,6 +288,3 @@ def gather_by(groups: torch.Tensor, read: Callable[[int, Any], dict[str, torch.T
             rows = batch.setdefault(name, values.new_empty((len(groups), *values.shape[1:])))
             rows[chosen] = values
     return batch
-
-
-__all__ = ["CacheWriter", "FeatureCache", "data_fingerprint", "finish_cache", "is_finished"]

@@ -260,6 +260,3 @@ def _no_processor(model_name: str | os.PathLike | None, video: str) -> str:
         f"{video} must be resized and normalized by a processor, and {found}: give "
         "`processor=VJepa2VideoProcessor(…)`, or save one beside the model."
     )
-
-
-__all__ = ["FrameSource", "frame_bytes", "process_frames", "saved_processor"]

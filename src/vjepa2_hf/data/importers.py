@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
 import re
@@ -20,8 +19,7 @@ from datasets import Features, List, Value, Video
 from tqdm.auto import tqdm
 
 from ..video_io import read_image
-from .files import staged_folder
-from .shards import write_shard_files
+from .shards import write_valid_shards
 from .video_writing import encode_video
 
 
@@ -77,20 +75,8 @@ def import_episodes(source: str | os.PathLike, output_dir: str | os.PathLike, op
         ValueError: no episode is valid, or h5py is needed and not installed.
     """
     source, skipped = Path(source), {}
-    files = find_files(source)
-    with staged_folder(output_dir) as folder:
-        rows = _import_rows(files, source, options, skipped)
-        first = next(rows, None)
-        if first is None:
-            name, reason = next(iter(skipped.items()))
-            raise ValueError(f"None of the episodes in {len(files)} files is valid, e.g. {name}: {reason}.")
-        count = write_shard_files(itertools.chain([first], rows), folder, _features_of(first), options.num_shards)
-        lines = [f"{name}\t{reason}\n" for name, reason in skipped.items()]
-        (folder / "skipped.txt").write_text("".join(lines), encoding="utf-8")
-    logger.info("%d episodes with %s written to %s", count, _describe(_widths(first)), output_dir)
-    if skipped:
-        logger.warning("%d skipped, listed in %s", len(skipped), Path(output_dir) / "skipped.txt")
-    return count
+    rows = _import_rows(find_files(source), source, options, skipped)
+    return write_valid_shards(rows, output_dir, _features_of, options.num_shards, skipped)
 
 
 def find_files(source: Path) -> list[Path]:
@@ -171,9 +157,6 @@ def _features_of(row: dict[str, Any]) -> Features:
     return Features({name: feature for name, feature in known.items() if name in row})
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# One episode
-# ---------------------------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def _open_arrays(path: Path) -> Iterator[Mapping[str, Any]]:
     """The arrays of a file by their path in it; those of HDF5 are read where they are indexed."""
@@ -305,6 +288,3 @@ def _decode_frames(images: Any, height: int | None) -> Iterator[np.ndarray]:
             image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             frame = image.reformat(width, height, interpolation="AREA").to_ndarray()
         yield frame
-
-
-__all__ = ["ImportOptions", "find_files", "import_episodes"]

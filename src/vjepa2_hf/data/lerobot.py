@@ -17,6 +17,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -117,21 +118,13 @@ class LeRobotDataset:
             self._close_reader()
 
     def _choose_camera(self, camera: str | None) -> str:
-        if camera is None:
-            found = self.cameras
-        elif camera in self.cameras:
-            found = [camera]
-        else:
-            found = [name for name in self.cameras if name.endswith(f".{camera}")]
-        if len(found) == 1:
-            return found[0]
-        if not self.cameras:
-            raise ValueError(f"{self.data!r} has no camera, only {', '.join(sorted(self.info['features']))}.")
-        known = ", ".join(self.cameras)
-        if camera is None:
-            raise ValueError(f"{self.data!r} has several cameras, {known}; name one with camera=.")
-        match = "several" if found else "none"
-        raise ValueError(f"camera={camera!r} is {match} of the cameras of {self.data!r}: {known}.")
+        found = [name for name in self.cameras if camera in (None, name) or name.endswith(f".{camera}")]
+        if camera not in found and len(found) != 1:
+            raise ValueError(
+                f"camera={camera!r} selects {', '.join(found) or 'none'} of the cameras of {self.data!r} "
+                f"({', '.join(self.cameras) or 'there is none'}); name one of them."
+            )
+        return camera if camera in found else found[0]
 
     def _path(self, name: str) -> str:
         """The local path of a file of the dataset, downloaded if necessary."""
@@ -166,7 +159,7 @@ class LeRobotDataset:
             columns = ["episode_index", "timestamp", *self.columns.values()]
             columns += [] if self._in_video else [self.camera]
             self._table = ("", pa.table({}))  # one file in memory at a time
-            self._table = (name, _read_table(self._path(name), columns))
+            self._table = (name, pq.read_table(self._path(name), columns=columns))
         frames = self._table[1].filter(pc.field("episode_index") == episode["episode_index"])
         if len(frames) != episode["length"]:
             raise ValueError(f"{name} holds {len(frames)} of its {episode['length']} frames")
@@ -177,16 +170,14 @@ class LeRobotDataset:
             images = frames[self.camera].to_pylist()
             return EpisodeFrames(len(frames), lambda wanted: np.stack([read_image(images[i]) for i in wanted]))
         file = {name: episode[f"videos/{self.camera}/{name}"] for name in ("chunk_index", "file_index")}
-        reader = self._open_reader(self.info["video_path"].format(video_key=self.camera, **file))
-        begin = episode[f"videos/{self.camera}/from_timestamp"]
-        numbers = _frames_at(reader, begin + frames["timestamp"].to_numpy().astype(np.float64), self.fps)
-        return EpisodeFrames(len(frames), lambda wanted: reader.frames(numbers[np.asarray(wanted)]))
-
-    def _open_reader(self, name: str) -> VideoReader:
+        name = self.info["video_path"].format(video_key=self.camera, **file)
         if self._reader[0] != name:
             self._close_reader()
             self._reader = (name, VideoReader(self._path(name)))
-        return self._reader[1]
+        reader = self._reader[1]
+        begin = episode[f"videos/{self.camera}/from_timestamp"]
+        numbers = _frames_at(reader, begin + frames["timestamp"].to_numpy().astype(np.float64), self.fps)
+        return EpisodeFrames(len(frames), lambda wanted: reader.frames(numbers[np.asarray(wanted)]))
 
     def _close_reader(self) -> None:
         if self._reader[1] is not None:
@@ -194,16 +185,13 @@ class LeRobotDataset:
         self._reader = ("", None)
 
 
+@dataclass
 class EpisodeFrames:
-    """The frames of one episode in a file that holds several, read like those of a `VideoReader`.
+    """The frames of one episode in a file that holds several, read like those of a `VideoReader`."""
 
-    Args:
-        num_frames: T.
-        frames: indices (0 .. T-1) -> frames uint8 (len, H, W, 3).
-    """
-
-    def __init__(self, num_frames: int, frames: Callable[[Sequence[int]], np.ndarray]):
-        self.num_frames, self.frames = num_frames, frames
+    num_frames: int
+    frames: Callable[[Sequence[int]], np.ndarray]
+    """Indices (0 .. T-1) -> frames uint8 (len, H, W, 3)."""
 
     def __len__(self) -> int:
         return self.num_frames
@@ -212,7 +200,7 @@ class EpisodeFrames:
         return self
 
     def __exit__(self, *_) -> None:
-        """The file stays open for the next episode; the dataset closes it."""
+        """The dataset closes the file, which may hold the next episode, too."""
 
 
 def open_lerobot(data: str | os.PathLike, camera: str | None = None) -> LeRobotDataset | None:
@@ -251,12 +239,6 @@ def _read_info(path: str, data: str) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{_INFO} of {data!r} lacks {', '.join(sorted(missing))}.")
     return info
-
-
-def _read_table(path: str, columns: list[str]) -> pa.Table:
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no file {path!r}")
-    return pq.read_table(path, columns=columns)
 
 
 def _episode_name(episode: dict[str, Any]) -> str:

@@ -113,9 +113,6 @@ def _encode_chunk(
     return features, grid
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# On disk
-# ---------------------------------------------------------------------------------------------------------------------
 def _encode_to_folder(
     encoder: Any, source: FrameSource, chunk_frames: int, overlap: int, pool: str | None, folder: Path
 ) -> "LongFeatures":
@@ -285,7 +282,7 @@ class LongFeatures:
                 yield file.get_tensor("features")
 
     def __getitem__(self, steps: int | slice) -> torch.Tensor:
-        """A time step (P, D), or those of a slice with step 1, (t', P, D)."""
+        """A time step (P, D), or a slice of time steps with step 1, (t', P, D)."""
         if isinstance(steps, int):
             if not -len(self) <= steps < len(self):
                 raise IndexError(f"time step {steps} was asked for, but there are {len(self)}.")
@@ -305,6 +302,3 @@ class LongFeatures:
     def tokens(self) -> torch.Tensor:
         """All features in memory, as `encode_long` without a folder returns them: (1, N, D), or (1, T', D) pooled."""
         return torch.cat(list(self)).flatten(0, -2).unsqueeze(0)
-
-
-__all__ = ["LongFeatures", "encode_long"]

@@ -84,6 +84,3 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of a part's tensors by name."""
     with safe_open(path, framework="pt") as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
-
-
-__all__ = ["PART_BYTES", "PartWriter", "read_note", "read_shapes", "save_part"]

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import atexit
 import glob
+import itertools
 import logging
 import os
 import re
 import tarfile
 import weakref
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,9 +37,6 @@ logger = logging.getLogger(__name__)
 _ROWS_PER_GROUP = 16  # rows read at once: 16 videos of 256p are some tens of MB
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Writing shards
-# ---------------------------------------------------------------------------------------------------------------------
 def write_shards(
     rows: Iterable[dict[str, Any]],
     output_dir: str | os.PathLike,
@@ -58,11 +56,40 @@ def write_shards(
         The number of rows written.
     """
     with staged_folder(output_dir, overwrite) as folder:
-        return write_shard_files(rows, folder, features, num_shards)
+        return _write_files(rows, folder, features, num_shards)
 
 
-def write_shard_files(rows: Iterable[dict], folder: Path, features: Features, num_shards: int = 8) -> int:
-    """`write_shards` into an existing folder."""
+def write_valid_shards(
+    rows: Iterator[dict],
+    output_dir: str | os.PathLike,
+    features: Callable[[dict], Features],
+    num_shards: int,
+    skipped: dict[str, str],
+) -> int:
+    """`write_shards` for rows of which some inputs were skipped, with the reasons in `skipped.txt`.
+
+    Args:
+        features: of the first row.
+        skipped: reasons by name, filled while `rows` are read.
+
+    Raises:
+        ValueError: there is no row.
+    """
+    with staged_folder(output_dir) as folder:
+        first = next(rows, None)
+        if first is None:
+            name, reason = next(iter(skipped.items()))
+            raise ValueError(f"None of the {len(skipped)} inputs is valid, e.g. {name}: {reason}")
+        count = _write_files(itertools.chain([first], rows), folder, features(first), num_shards)
+        lines = [f"{name}\t{reason}\n" for name, reason in sorted(skipped.items())]
+        (folder / "skipped.txt").write_text("".join(lines), encoding="utf-8")
+    logger.info("%d rows written to %s", count, output_dir)
+    if skipped:
+        logger.warning("%d inputs skipped, listed in %s", len(skipped), Path(output_dir) / "skipped.txt")
+    return count
+
+
+def _write_files(rows: Iterable[dict], folder: Path, features: Features, num_shards: int) -> int:
     if num_shards < 1:
         raise ValueError(f"num_shards is {num_shards}, but at least 1 shard must be written.")
     schema = features.arrow_schema
@@ -99,9 +126,6 @@ def _encode_row(row: dict, features: Features) -> dict:
     return {**encoded, **videos}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading shards
-# ---------------------------------------------------------------------------------------------------------------------
 _OPEN_READERS: weakref.WeakSet = weakref.WeakSet()
 
 
@@ -264,11 +288,7 @@ def files_in(folder: str) -> Iterator[str]:
 
 
 def find_videos(source_dir: Path) -> list[Path]:
-    """The video files below a folder, by their extensions, sorted.
-
-    Raises:
-        FileNotFoundError: there is no folder, or no video file in it.
-    """
+    """The video files below a folder, by their extensions, sorted."""
     if not source_dir.is_dir():
         raise FileNotFoundError(f"There is no folder {str(source_dir)!r}; give a folder that holds video files.")
     files = sorted(path for path in source_dir.rglob("*") if path.suffix.lower() in VIDEO_EXTENSIONS)

@@ -115,6 +115,3 @@ def _add_stream(container, shape, fps: float, crf: int, gop_size: int, pixel_for
     else:
         stream.options = {"qscale": "2"}
     return stream
-
-
-__all__ = ["encode_video", "transcode_video"]

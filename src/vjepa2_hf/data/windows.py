@@ -118,6 +118,3 @@ class WindowBatches(torch.utils.data.Dataset):
         first = (micro_batch * self.world_size + self.rank) * self.batch_size
         windows = windows[first : first + self.batch_size]
         return {"windows": windows, **self.mixture.read(windows, frames, self.skip)}
-
-
-__all__ = ["WindowBatches", "WindowMixture"]
