@@ -81,7 +81,7 @@ def test_two_processes_from_the_command_line(source, tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(rows(out)) == 3
     assert "b/broken.mp4" in done.stderr
-    assert "1 of 4 files skipped" in done.stderr
+    assert "1 of 4 inputs skipped" in done.stderr
 
 
 def test_order_is_set_by_the_seed(source, tmp_path):

@@ -85,7 +85,8 @@ def write_valid_shards(
         (folder / "skipped.txt").write_text("".join(lines), encoding="utf-8")
     logger.info("%d rows written to %s", count, output_dir)
     if skipped:
-        logger.warning("%d inputs skipped, listed in %s", len(skipped), Path(output_dir) / "skipped.txt")
+        total, path = count + len(skipped), Path(output_dir) / "skipped.txt"
+        logger.warning("%d of %d inputs skipped, listed in %s", len(skipped), total, path)
     return count
 
 
