@@ -157,7 +157,7 @@ def test_a_wide_grid_whose_places_are_a_square_number_is_not_taken_for_a_square(
 
 
 def test_labels_per_frame_of_views_are_refused():
-    with pytest.raises(ValueError, match="give them one by one"):
+    with pytest.raises(ValueError, match="pass them one by one"):
         build(labels_per_frame=True)(clips().unsqueeze(1))
 
 

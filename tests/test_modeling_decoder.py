@@ -180,7 +180,7 @@ def test_settings_that_do_not_fit_end_in_a_sentence(fields, message):
 
 def test_other_latents_and_frames_are_refused():
     model = build()
-    with pytest.raises(ValueError, match=r"shape \(2, 4, 12\); this decoder is made for \(\.\.\., 16, 12\)"):
+    with pytest.raises(ValueError, match=r"shape \(2, 4, 12\); expected \(\.\.\., 16, 12\)"):
         model(torch.zeros(2, 4, 12))
     with pytest.raises(ValueError, match=r"shape \(2, 3, 16, 16\); expected \(2, 3, 32, 32\)"):
         model(torch.zeros(2, 16, 12), torch.zeros(2, 3, 16, 16))

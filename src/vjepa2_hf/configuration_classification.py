@@ -11,8 +11,7 @@ from .configuration_vjepa2 import (
     check,
     check_choice,
     check_heads,
-    check_not_negative,
-    check_positive,
+    check_numbers,
     strict_config,
 )
 
@@ -80,9 +79,8 @@ class VJepa2VideoClassificationConfig(VJepa2NestedConfig, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         kwargs = self._read_renamed(kwargs)
-        check_positive(self, "pooler_mlp_ratio", "pooler_layer_norm_eps", "neighbor_temperature")
-        check_not_negative(self, "num_pooler_layers", "initializer_range", "num_neighbors", "num_stored_views")
-        check_not_negative(self, "predicted_frames", "skipped_frames")
+        counts = "num_pooler_layers initializer_range num_neighbors num_stored_views predicted_frames skipped_frames"
+        check_numbers(self, "pooler_mlp_ratio pooler_layer_norm_eps neighbor_temperature", counts)
         if self.num_neighbors:
             check(
                 self.pooler_type == "linear" and not self.labels_per_frame and self.num_stored_views > 0,
@@ -90,15 +88,19 @@ class VJepa2VideoClassificationConfig(VJepa2NestedConfig, PreTrainedConfig):
                 "False and num_stored_views above 0.",
             )
         super().__post_init__(**self._refuse_unknown(kwargs))
-        check_positive(self, "num_labels")
+        check_numbers(self, positive="num_labels")
         problems = ("regression", "single_label_classification", "multi_label_classification")
         check_choice("problem_type", self.problem_type, (None, *problems))
         check(
             sorted(self.id2label) == list(range(self.num_labels)),
             f"id2label names {list(self.id2label)[:8]}; expected every number from 0 to {self.num_labels - 1}.",
         )
-        if self.encoder_layers is not None:
-            self._check_encoder_layers(self.encoder_config.num_hidden_layers)
+        layers, depth = self.encoder_layers, self.encoder_config.num_hidden_layers
+        valid = not layers or all(type(layer) is int and 0 <= layer < depth for layer in layers)
+        check(
+            layers is None or valid and len(set(layers)) == len(layers) > 0,
+            f"encoder_layers is {layers}; expected different block numbers from 0 to {depth - 1}, or None.",
+        )
         if self.predicted_frames or self.skipped_frames or self.predictor_config is not None:
             self._check_predictor()
         if self.pooler_type == "attentive":
@@ -131,15 +133,6 @@ class VJepa2VideoClassificationConfig(VJepa2NestedConfig, PreTrainedConfig):
         check(
             self.masked_latent_config.target_type != "pixels",
             "predictor_config has target_type 'pixels'; expected a predictor of latents.",
-        )
-
-    def _check_encoder_layers(self, depth: int) -> None:
-        layers = self.encoder_layers
-        check(
-            bool(layers)
-            and all(type(layer) is int and 0 <= layer < depth for layer in layers)
-            and len(set(layers)) == len(layers),
-            f"encoder_layers is {layers}; expected different block numbers from 0 to {depth - 1}, or None.",
         )
 
 

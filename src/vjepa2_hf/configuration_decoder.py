@@ -10,8 +10,7 @@ from .configuration_vjepa2 import (
     check,
     check_activation,
     check_heads,
-    check_not_negative,
-    check_positive,
+    check_numbers,
     strict_config,
 )
 
@@ -58,9 +57,8 @@ class VJepa2PixelDecoderConfig(VJepa2BaseConfig, PreTrainedConfig):
     loss_exponent: Literal[1, 2] = 2
 
     def __post_init__(self, **kwargs):
-        check_positive(self, "num_latents", "latent_size", "crop_size", "in_chans", "patch_size", "hidden_size")
-        check_positive(self, "mlp_ratio", "layer_norm_eps")
-        check_not_negative(self, "num_hidden_layers", "initializer_range")
+        sizes = "num_latents latent_size crop_size in_chans patch_size hidden_size mlp_ratio layer_norm_eps"
+        check_numbers(self, positive=sizes, not_negative="num_hidden_layers initializer_range")
         check_activation(self.hidden_act)
         check_heads("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
         check(self.hidden_size % 8 == 0, f"hidden_size is {self.hidden_size}; expected a multiple of 8 (sin-cos).")

@@ -20,23 +20,11 @@ from transformers.activations import ACT2FN
 VERSION = "0.1.0"
 TRANSFORMERS_MODEL_TYPE = "vjepa2"  # of transformers' own `VJEPA2Config`
 
-# Fields that transformers and the Hub add to a config file
-_FOREIGN_FIELDS = {
-    "architectures",
-    "auto_map",
-    "custom_pipelines",
-    "quantization_config",
-    "dtype",
-    "torch_dtype",
-    "model_type",
-    "transformers_version",
-    "name_or_path",
-    "attn_implementation",
-    "output_attentions",
-    "num_labels",
-    "pipeline_tag",
-    "use_cache",  # transformers.Trainer
-}
+# Fields that transformers (its Trainer too) and the Hub add to a config file
+_FOREIGN_FIELDS = (
+    "architectures auto_map custom_pipelines quantization_config dtype torch_dtype model_type transformers_version "
+    "name_or_path attn_implementation output_attentions num_labels pipeline_tag use_cache"
+)
 
 
 # --- Checks: each names the field, the value it got and what was expected
@@ -52,14 +40,12 @@ def check_choice(name: str, value: Any, choices: tuple) -> None:
     check(known, f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}.")
 
 
-def check_positive(config: PreTrainedConfig, *names: str) -> None:
-    for name in names:
+def check_numbers(config: PreTrainedConfig, positive: str = "", not_negative: str = "") -> None:
+    """Checks the fields with these names, separated by spaces; `None` passes."""
+    for name in positive.split():
         value = getattr(config, name)
         check(value is None or 0 < value < math.inf, f"{name} is {value!r}; expected a number above 0.")
-
-
-def check_not_negative(config: PreTrainedConfig, *names: str) -> None:
-    for name in names:
+    for name in not_negative.split():
         value = getattr(config, name)
         check(value is None or 0 <= value < math.inf, f"{name} is {value!r}; expected 0 or more.")
 
@@ -159,7 +145,9 @@ class VJepa2BaseConfig:
         """Drops `vjepa2_hf_version`. An unknown field is an error; in a file of a newer version it is a warning."""
         written_by = kwargs.pop("vjepa2_hf_version", None) or VERSION
         known = {field.name for field in fields(self)} | set(self.attribute_map)
-        for name in [n for n in kwargs if n not in _FOREIGN_FIELDS and n not in known and not n.startswith("_")]:
+        for name in [
+            n for n in kwargs if n not in _FOREIGN_FIELDS.split() and n not in known and not n.startswith("_")
+        ]:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
             if "encoder_config" in known and name in {field.name for field in fields(VJepa2EncoderConfig)}:
@@ -277,9 +265,8 @@ class VJepa2EncoderConfig(VJepa2BaseConfig, PreTrainedConfig):
         return cls(**{**_preset_fields(name), **fields})
 
     def __post_init__(self, **kwargs):
-        check_positive(self, "patch_size", "tubelet_size", "in_chans", "crop_size", "frames_per_clip", "hidden_size")
-        check_positive(self, "mlp_ratio", "layer_norm_eps")
-        check_not_negative(self, "num_hidden_layers", "initializer_range")
+        sizes = "patch_size tubelet_size in_chans crop_size frames_per_clip hidden_size mlp_ratio layer_norm_eps"
+        check_numbers(self, positive=sizes, not_negative="num_hidden_layers initializer_range")
         for name in ("attention_probs_dropout_prob", "drop_path_rate"):
             check(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)!r}; expected 0 <= rate < 1.")
         check_activation(self.hidden_act)
@@ -380,10 +367,9 @@ class VJepa2MaskedLatentPredictionConfig(VJepa2NestedConfig, PreTrainedConfig):
     variance_margin: int | float = 1.0
 
     def __post_init__(self, **kwargs):
-        check_positive(self, "predictor_hidden_size", "predictor_mlp_ratio", "num_mask_tokens")
-        check_positive(self, "temporal_contrastive_temperature", "variance_margin")
-        check_not_negative(self, "predictor_num_hidden_layers", "initializer_range")
-        check_not_negative(self, *(f"{name}_weight" for name in AUXILIARY_LOSSES))
+        sizes = "predictor_hidden_size predictor_mlp_ratio num_mask_tokens temporal_contrastive_temperature"
+        weights = " ".join(f"{name}_weight" for name in AUXILIARY_LOSSES)
+        check_numbers(self, f"{sizes} variance_margin", f"predictor_num_hidden_layers initializer_range {weights}")
         size, heads = self.predictor_hidden_size, self.predictor_num_attention_heads
         check_heads("predictor_hidden_size", size, "predictor_num_attention_heads", heads)
         super().__post_init__(**self._refuse_unknown(kwargs))

@@ -10,8 +10,7 @@ from .configuration_vjepa2 import (
     VJepa2NestedConfig,
     check,
     check_heads,
-    check_not_negative,
-    check_positive,
+    check_numbers,
     strict_config,
 )
 
@@ -165,13 +164,14 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
     planner: dict | None = None
 
     def __post_init__(self, **kwargs):
-        check_positive(self, "action_dim", "predictor_hidden_size", "action_encoder_num_layers", "context_frames")
-        check_positive(self, "frame_skip", "actions_per_step", "rollout_steps", "rollout_discount", "state_dim")
-        check_positive(self, "predictor_mlp_ratio", "fps", "reward_std")
-        check_not_negative(self, "reward_weight", "stochastic_dim", "nll_weight")
-        check_not_negative(self, "proprio_dim", "extrinsics_dim", "stored_extrinsics_dim")
-        check_not_negative(self, "predictor_num_hidden_layers", "predictor_position_std")
-        check_not_negative(self, "predictor_initializer_range", "teacher_forcing_weight", "rollout_weight")
+        positive = (
+            "action_dim predictor_hidden_size action_encoder_num_layers context_frames frame_skip fps state_dim "
+        )
+        positive += "actions_per_step rollout_steps rollout_discount predictor_mlp_ratio reward_std"
+        not_negative = "proprio_dim extrinsics_dim stored_extrinsics_dim predictor_num_hidden_layers stochastic_dim "
+        not_negative += "predictor_position_std predictor_initializer_range "
+        not_negative += "teacher_forcing_weight rollout_weight reward_weight nll_weight"
+        check_numbers(self, positive, not_negative)
         if self.dynamics_type != "mlp":
             size, heads = self.predictor_hidden_size, self.predictor_num_attention_heads
             check_heads("predictor_hidden_size", size, "predictor_num_attention_heads", heads)

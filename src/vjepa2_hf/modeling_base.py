@@ -85,6 +85,10 @@ class VJepa2PreTrainedModel(PreTrainedModel):
         return cls._load(path, *args, **kwargs)
 
     @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # all attention goes through `attend`, which transformers' search of the source does not find
+
+    @classmethod
     def _loadable_model_types(cls) -> tuple[str, ...]:
         """Our model types whose folders this class loads from."""
         return (cls.config_class.model_type,)

@@ -1,7 +1,7 @@
-"""Understanding: a video encoder's tokens, pooled, to labels.
+"""Video classification: VJepa2ForVideoClassification, its poolers, and heads for probing.
 
-Shapes: B clips, V views, T frames, (T', H', W') grid of tubelets, N tokens, D width, h heads, d channels of a head,
-C labels, M stored views.
+Shapes: B clips, V views, T frames, (T', H', W') grid of tubelets, N tokens, D width, h heads, d channels per head,
+C labels (`num_labels`), M stored views.
 """
 
 import copy
@@ -12,21 +12,20 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_classification import VJepa2VideoClassificationConfig
 from .configuration_vjepa2 import VJepa2EncoderConfig
 from .modeling_base import VJepa2PreTrainedModel
 from .modeling_encoder import VJepa2Encoder, VJepa2EncoderOutput, as_encoder
-from .modeling_layers import VJepa2MLP, build_layers, eager_attention, sincos_table
+from .modeling_layers import VJepa2MLP, attend, build_layers, eager_attention, sincos_table
 from .modeling_predictor import VJepa2Predictor, init_predictor, predict_following
 
 
 @dataclass
 class VJepa2VideoClassificationOutput(ModelOutput):
-    """Output of [`VJepa2ForVideoClassification`]: loss (with labels), logits (B, num_labels), or with
-    `config.labels_per_frame` (B, T', num_labels), and on request the encoder's hidden states and attentions."""
+    """Output of [`VJepa2ForVideoClassification`]: loss (with labels), logits (B, C), or (B, T', C) with
+    `config.labels_per_frame`, and on request the encoder's hidden states and attentions."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
@@ -34,24 +33,17 @@ class VJepa2VideoClassificationOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class _ReadOut:
-    """What turns tokens into logits, of the classifier and of a probe's head alike: `config`, `pooler` (where it is
-    attentive) and `classifier`."""
+class _TokenClassifier:
+    """Tokens to logits, for the model and a probe's head alike; needs `config`, `pooler` (attentive) and
+    `classifier`."""
 
     def classify(self, tokens: torch.Tensor, steps: int | None = None) -> torch.Tensor:
-        """Logits of tokens.
-
-        Args:
-            tokens: (B, N, D), as `encode_tokens` gives them; of several layers one after the other.
-            steps: T' as `encode_tokens` gives it, needed with `labels_per_frame` and positions.
-
-        Returns:
-            (B, num_labels), or (B, T', num_labels) with `labels_per_frame`.
-        """
+        """Tokens (B, N, D) of `encode_tokens` -> logits (B, C), or (B, T', C) with `labels_per_frame`; `steps` = T' is
+        needed for these and for positions."""
         return self.classifier(self.pool(tokens, steps))
 
     def pool(self, tokens: torch.Tensor, steps: int | None = None) -> torch.Tensor:
-        """What the linear layer reads, (B, D) or (B, T', D); arguments as of `classify`."""
+        """The input (B, D) or (B, T', D) of the linear layer; arguments as of `classify`."""
         if self.config.pooler_type == "attentive":
             return self.pooler(self._with_positions(tokens, steps), *self._query_each_step(steps))
         if self.config.labels_per_frame:
@@ -59,24 +51,17 @@ class _ReadOut:
         return tokens.mean(dim=1)
 
     def attention(self, tokens: torch.Tensor, steps: int) -> torch.Tensor:
-        """How the attentive pooler's query weighs the places of a clip. (Its self-attention blocks have mixed tokens
-        before, so that what a place holds may be of another.)
+        """The weights (B, h, T', H'·W') that the attentive pooler's query gives to tokens (B, N, D) of T' = `steps`.
 
-        Args:
-            tokens: (B, N, D), as of `classify`.
-            steps: T'.
-
-        Returns:
-            (B, h, T', H'·W'): each head's weights, those of several layers' tokens at a place added. Their sum is 1,
-            or with `labels_per_frame` 1 at each time step, which has a query of its own.
+        They sum to 1, or with `labels_per_frame` to 1 per time step; tokens of several layers are added. (The
+        self-attention blocks before have mixed the tokens.)
 
         Raises:
-            ValueError: a pooler that does not attend.
+            ValueError: a linear pooler.
         """
         if self.config.pooler_type != "attentive":
             raise ValueError(
-                f"pooler_type is {self.config.pooler_type!r}, which weighs all tokens alike; expected 'attentive': "
-                "train a probe of that kind."
+                f"pooler_type is {self.config.pooler_type!r}, which weighs all tokens equally; expected 'attentive'."
             )
         weights = self.pooler.attention(self._with_positions(tokens, steps), *self._query_each_step(steps))
         if self.config.labels_per_frame:  # (B·T', h, layers · n)
@@ -92,20 +77,20 @@ class _ReadOut:
         return (steps, self._layers) if self.config.labels_per_frame else ()
 
     def _with_positions(self, tokens: torch.Tensor, steps: int | None) -> torch.Tensor:
-        """Tokens (B, N, D) with positions in time and place, where the pooler is to have them."""
+        """Tokens (B, N, D) with the configured positions in time and space."""
         if not (self.config.pooler_time_positions or self.config.pooler_space_positions):
             return tokens
         tokens = tokens.unflatten(1, (self._layers, steps, -1))
         return (tokens + self._positions(steps, tokens)).flatten(1, 3)
 
     def _positions(self, steps: int, tokens: torch.Tensor) -> torch.Tensor:
-        """Sin-cos positions (T' or 1, H'·W' or 1, D) of tokens (B, layers, T', H'·W', D); those of predicted tokens
-        lie `config.skipped_frames` later."""
-        tubelet, places = self.config.encoder_config.tubelet_size, tokens.shape[-2]
-        side = math.isqrt(places) if self.config.pooler_space_positions else 1
-        if self.config.pooler_space_positions and side**2 != places:
+        """Sin-cos positions (T' or 1, H'·W' or 1, D) of tokens (B, layers, T', H'·W', D); predicted tokens are
+        `config.skipped_frames` later."""
+        tubelet, per_frame = self.config.encoder_config.tubelet_size, tokens.shape[-2]
+        side = math.isqrt(per_frame) if self.config.pooler_space_positions else 1
+        if self.config.pooler_space_positions and side**2 != per_frame:
             raise ValueError(
-                f"pooler_space_positions needs square frames, but a time step has {places} tokens: crop them."
+                f"pooler_space_positions needs square frames, but a time step has {per_frame} tokens: crop them."
             )
         skip, seen = self.config.skipped_frames // tubelet, steps - self.config.predicted_frames // tubelet
         length = steps + skip if self.config.pooler_time_positions else 1
@@ -114,13 +99,13 @@ class _ReadOut:
         return torch.cat([table[:seen], table[seen + skip :]]) if length > 1 else table
 
 
-class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
+class VJepa2ForVideoClassification(_TokenClassifier, VJepa2PreTrainedModel):
     """Encoder, pooler and a linear head.
 
     ::
 
-        clip ──► encoder ──► tokens ─────────────────┬──► attentive pooler (or mean) ──► Linear ──► logits
-                               └─► predictor ─► those of `config.predicted_frames` after the clip ─┘  (where above 0)
+        clip ──► encoder ──► tokens ──────────────────────────────────────────┬──► pooler ──► Linear ──► logits
+                               └─► predictor ─► tokens of `predicted_frames` ─┘
 
     Args:
         config ([`VJepa2VideoClassificationConfig`]): sizes; weights are random.
@@ -131,7 +116,7 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
     """
 
     config: VJepa2VideoClassificationConfig
-    _keys_to_ignore_on_load_unexpected = [r"^(vjepa2\.)?predictor\."]  # transformers' classifiers hold an idle one
+    _keys_to_ignore_on_load_unexpected = [r"^(vjepa2\.)?predictor\."]  # transformers' classifiers hold an unused one
     _no_split_modules = ["VJepa2Layer", "VJepa2CrossAttentionLayer"]
     _has_transformers_counterpart = True
     _can_record_outputs = {}
@@ -144,7 +129,7 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
         if config.pooler_type == "attentive":
             self.pooler = VJepa2AttentivePooler(config)
         if config.num_neighbors:
-            self.classifier = VJepa2Neighbours(config)
+            self.classifier = VJepa2Neighbors(config)
         else:
             self.classifier = nn.Linear(config.encoder_config.hidden_size, config.num_labels)
         self.post_init()
@@ -153,12 +138,12 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
     def from_encoder(
         cls, encoder: "str | VJepa2Encoder", predictor: VJepa2Predictor | None = None, **config
     ) -> "VJepa2ForVideoClassification":
-        """A classifier with a new pooler and head on a trained encoder, in float32 whatever the encoder's dtype.
+        """A classifier with a new pooler and head on a trained encoder, in float32.
 
         Args:
-            encoder: a [`VJepa2Encoder`], or a folder or Hub id that one loads from.
-            predictor: with `predicted_frames`, the `predictor` of the masked-latent model that the encoder is of.
-            config: fields of [`VJepa2VideoClassificationConfig`], `num_labels` among them.
+            encoder: a [`VJepa2Encoder`], or a folder or Hub id to load one from.
+            predictor: with `predicted_frames`, the `predictor` of the encoder's masked-latent model.
+            config: fields of [`VJepa2VideoClassificationConfig`], such as `num_labels`.
         """
         encoder = as_encoder(encoder)
         if predictor is not None:
@@ -173,14 +158,13 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
     def forward(
         self, pixel_values_videos: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
     ) -> VJepa2VideoClassificationOutput:
-        """Scores clips.
+        """Classifies clips.
 
         Args:
             pixel_values_videos: (B, T, C, H, W), or views of every clip (B, V, T, C, H, W), whose probabilities are
-                averaged (their logarithm is returned; of regression, the scores).
-            labels: what `config.problem_type` takes, as transformers' classifiers do: int64 (B,); floats
-                (B, num_labels) of 0 and 1 for several labels a clip; or numbers for regression. With
-                `config.labels_per_frame` (B, T') or (B, T', num_labels), one for each tubelet.
+                averaged (their logarithm is returned; for regression, the scores).
+            labels: as `config.problem_type` says: int64 (B,), floats of 0 and 1 (B, num_labels) for several labels
+                per clip, or numbers for regression. With `config.labels_per_frame` they have T' after B.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
         """
         if not isinstance(pixel_values_videos, torch.Tensor) or pixel_values_videos.ndim not in (5, 6):
@@ -192,7 +176,7 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
         if views == 0:
             raise ValueError("pixel_values_videos has 0 views; expected at least one.")
         if views is not None and self.config.labels_per_frame:
-            raise ValueError("Views have frames of their own, and labels are one a frame; give them one by one.")
+            raise ValueError("labels_per_frame does not average views, whose frames differ; pass them one by one.")
         clips = pixel_values_videos if views is None else pixel_values_videos.flatten(0, 1)
         output, tokens, steps = self._encode(clips, kwargs)
         logits = self.classify(tokens, steps)
@@ -210,20 +194,19 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
         return self.loss_function(labels=labels, pooled_logits=logits.float(), config=self.config)
 
     def encode_tokens(self, pixel_values_videos: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """What `classify` takes of clips (B, T, C, H, W): tokens (B, N, D) and T', both with those of
-        `config.predicted_frames`."""
+        """Clips (B, T, C, H, W) -> tokens (B, N, D) and T' for `classify`, including `config.predicted_frames`."""
         return self._encode(pixel_values_videos, {})[1:]
 
     @torch.no_grad()
     def pooler_attention(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-        """Where and when the attentive pooler's query looks in clips (B, T, C, H, W): (B, h, T', H', W'), see
-        `attention`; with `config.predicted_frames` T' goes on with the predicted time steps."""
+        """The attentive pooler's weights over clips (B, T, C, H, W): (B, h, T', H', W'), see `attention`; T' includes
+        predicted time steps."""
         output, tokens, steps = self._encode(pixel_values_videos, {})
         return self.attention(tokens, steps).unflatten(-1, output.grid[1:])
 
     def _encode(self, clips: torch.Tensor, options: dict) -> tuple[VJepa2EncoderOutput, torch.Tensor, int]:
-        """The encoder's output; its tokens (B, N, D), those of several blocks in a row (B, layers · N, D), or with the
-        predicted ones after them; and T' of these."""
+        """The encoder's output; its tokens (B, N, D), concatenated over several layers or with the predicted ones; and
+        their T'."""
         layers, tubelet = self.config.encoder_layers, self.config.encoder_config.tubelet_size
         if layers is not None:
             output = self.encoder(clips, **{**options, "output_hidden_states": True})
@@ -240,7 +223,7 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
         return output, torch.cat([tokens, future.flatten(1, 2)], dim=1), steps + more
 
     def _check_square(self, grid: tuple[int, int, int]) -> None:
-        """Places get positions by their number alone, which would take a grid of 2 × 8 for one of 4 × 4."""
+        """Positions depend only on the number of tokens: a grid of 2 × 8 would be taken for 4 × 4."""
         if self.config.pooler_space_positions and grid[1] != grid[2]:
             raise ValueError(
                 f"pooler_space_positions needs square frames, but these have {grid[1]} × {grid[2]} tokens: crop them."
@@ -264,17 +247,17 @@ class VJepa2ForVideoClassification(_ReadOut, VJepa2PreTrainedModel):
             init.trunc_normal_(module.cross_attention_layer.mlp.fc2.weight, std=std / math.sqrt(2 * depth))
         elif isinstance(module, VJepa2Predictor):
             init_predictor(module)
-        elif isinstance(module, VJepa2Neighbours):
+        elif isinstance(module, VJepa2Neighbors):
             init.ones_(module.std)
             for buffer in (module.mean, module.features, module.targets):
                 init.zeros_(buffer)
 
 
-class VJepa2Neighbours(nn.Module):
-    """In place of a linear layer: the labels of the nearest stored views, weighted by exp(cosine / temperature) (DINO,
-    arXiv 2104.14294).
+class VJepa2Neighbors(nn.Module):
+    """k-NN classifier in place of a linear layer: averages the labels of the nearest stored views, weighted by
+    exp(cosine / temperature) (DINO, arXiv 2104.14294).
 
-    Its logits are logarithms of probabilities (log-odds of several labels; numbers of a regression).
+    Its logits are log probabilities (log odds for several labels, numbers for regression).
     """
 
     def __init__(self, config: VJepa2VideoClassificationConfig):
@@ -286,37 +269,24 @@ class VJepa2Neighbours(nn.Module):
         self.register_buffer("targets", torch.zeros(config.num_stored_views, config.num_labels))
 
     def store(self, features: torch.Tensor, targets: torch.Tensor, standardize: bool = False) -> None:
-        """Takes the views to compare with.
-
-        Args:
-            features: (M, D), averages of tokens.
-            targets: (M, C), one-hot classes, several labels, or numbers.
-            standardize: compare features minus their mean over their deviation.
-        """
+        """Stores the features (M, D), mean tokens, and targets (M, C) of the views to compare with; with `standardize`
+        features are compared minus their mean and over their standard deviation."""
         if standardize:
             self.mean.copy_(features.mean(0))
             self.std.copy_(features.std(0).clamp(min=1e-6))
         self.features.copy_((features - self.mean) / self.std)
         self.targets.copy_(targets)
 
-    def scores(self, features: torch.Tensor, neighbours: Sequence[int]) -> torch.Tensor:
-        """Weighted means of the targets of the nearest views, for several numbers of them (at most M count).
-
-        Args:
-            features: (B, D).
-            neighbours: how many, at least 1 each.
-
-        Returns:
-            (len(neighbours), B, C).
-        """
+    def scores(self, features: torch.Tensor, neighbors: Sequence[int]) -> torch.Tensor:
+        """Weighted mean targets (len(neighbors), B, C) of features (B, D), for each number of neighbors."""
         stored = nn.functional.normalize(self.features, dim=-1)
         found = []
         for part in features.split(1024):
             cosines = nn.functional.normalize((part.float() - self.mean) / self.std, dim=-1) @ stored.T
-            nearest, places = cosines.topk(min(max(neighbours), len(stored)), dim=-1)
+            nearest, indices = cosines.topk(min(max(neighbors), len(stored)), dim=-1)
             weights = ((nearest - nearest[:, :1]) / self.config.neighbor_temperature).exp()
-            weighted = weights.unsqueeze(-1) * self.targets[places]
-            sums = [weighted[:, :k].sum(1) / weights[:, :k].sum(1, keepdim=True) for k in neighbours]
+            weighted = weights.unsqueeze(-1) * self.targets[indices]
+            sums = [weighted[:, :k].sum(1) / weights[:, :k].sum(1, keepdim=True) for k in neighbors]
             found.append(torch.stack(sums))
         return torch.cat(found, dim=1)
 
@@ -331,11 +301,8 @@ class VJepa2Neighbours(nn.Module):
         return scores.clamp(min=tiny).log()
 
 
-class VJepa2ProbeHead(_ReadOut, nn.Module):
-    """A copy of a classifier's pooler and linear layer, without its encoder: it reads tokens that were computed once.
-
-    Its weights are named as the classifier's, which loads them with `load_state_dict(..., strict=False)`.
-    """
+class VJepa2ProbeHead(_TokenClassifier, nn.Module):
+    """A copy of a classifier's pooler and linear layer, for cached tokens. Its weights have the classifier's names."""
 
     def __init__(self, model: VJepa2ForVideoClassification):
         super().__init__()
@@ -355,7 +322,7 @@ def _by_step(tokens: torch.Tensor, steps: int, layers: int) -> torch.Tensor:
 
 
 class VJepa2AttentivePooler(nn.Module):
-    """Self-attention blocks over the tokens, then one query that attends to them."""
+    """Self-attention blocks, then one query that attends to all tokens."""
 
     def __init__(self, config: VJepa2VideoClassificationConfig):
         super().__init__()
@@ -373,8 +340,7 @@ class VJepa2AttentivePooler(nn.Module):
         self.cross_attention_layer = VJepa2CrossAttentionLayer(config)
 
     def forward(self, tokens: torch.Tensor, steps: int | None = None, layers: int = 1) -> torch.Tensor:
-        """Tokens (B, N, D) -> (B, D); with `steps` = T', where the query attends to each tubelet's tokens by
-        themselves, (B, T', D)."""
+        """Tokens (B, N, D) -> (B, D); with `steps` = T' the query attends within each tubelet: (B, T', D)."""
         queries, tokens = self._mix(tokens, steps, layers)
         pooled = self.cross_attention_layer(queries, tokens).squeeze(1)
         return pooled if steps is None else pooled.unflatten(0, (-1, steps))
@@ -384,7 +350,7 @@ class VJepa2AttentivePooler(nn.Module):
         return self.cross_attention_layer.attention(*self._mix(tokens, steps, layers)).squeeze(2)
 
     def _mix(self, tokens: torch.Tensor, steps: int | None, layers: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries, and the tokens they attend to after the self-attention blocks."""
+        """Queries, and tokens after the self-attention blocks."""
         for layer in self.layer:
             tokens = layer(tokens)[0]
         if steps is not None:
@@ -393,7 +359,7 @@ class VJepa2AttentivePooler(nn.Module):
 
 
 class VJepa2CrossAttentionLayer(nn.Module):
-    """Queries that attend to tokens, without an output projection, then an MLP; pre-norm on the tokens alone."""
+    """Cross-attention of queries to tokens, without an output projection, then an MLP; pre-norm on the tokens only."""
 
     is_causal = False
 
@@ -411,14 +377,12 @@ class VJepa2CrossAttentionLayer(nn.Module):
 
     def forward(self, queries: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Queries (B, M, D), tokens (B, N, D) -> (B, M, D)."""
-        query, key, value = self.heads(queries, tokens)
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        attended, _ = attention(self, query, key, value, None, scaling=self.scaling, dropout=0.0, is_causal=False)
+        attended, _ = attend(self, *self.heads(queries, tokens))
         queries = queries + attended.reshape(queries.shape)
         return queries + self.mlp(self.norm2(queries))
 
     def attention(self, queries: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """The weights (B, h, M, N) that `forward` gives the tokens, whatever implementation it attends with."""
+        """The attention weights (B, h, M, N) of `forward`."""
         return eager_attention(self, *self.heads(queries, tokens), None, scaling=self.scaling)[1]
 
     def heads(self, queries: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

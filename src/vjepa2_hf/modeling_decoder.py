@@ -1,7 +1,7 @@
-"""Looking: a decoder from a frozen model's latents to pixels, for pictures of what a world model imagines.
+"""A pixel decoder for latents of a frozen model, to visualize the predictions of a world model.
 
-Shapes: B episodes, T frames, N latents of a frame, D their width, C channels, H W pixels, M squares that are painted,
-d width of the decoder.
+Shapes: B episodes, T frames, N latents of a frame, D their width, C channels, H W pixels, M output patches, d width of
+the decoder.
 """
 
 import math
@@ -23,7 +23,7 @@ class VJepa2PixelDecoderOutput(ModelOutput):
     """Output of [`VJepa2PixelDecoder`].
 
     loss: where pixels were given, mean |x̂ − x|^p / p over pixels and channels.
-    predicted_pixels: (..., C, H, W), normalised as the processor's.
+    predicted_pixels: (..., C, H, W), normalized as the processor's.
     """
 
     loss: torch.Tensor | None = None
@@ -31,24 +31,23 @@ class VJepa2PixelDecoderOutput(ModelOutput):
 
 
 class VJepa2PixelDecoder(VJepa2PreTrainedModel):
-    """A small transformer that paints a frame from its latents.
+    """A small transformer from the latents of a frame to its pixels.
 
     ::
 
-        latents s_t (N, D) ──► Linear ──► each to the squares it covers ──► + position ──► blocks ──► Linear ──► pixels
+        latents s_t (N, D) ──► Linear ──► copied to their patches ──► + position ──► blocks ──► Linear ──► pixels
 
-    It shows what a prediction holds, and takes no part in predicting or planning: encoder and dynamics stay as they
-    are (seed 000, "Limitations", 4: an "optional decoder for visualization (like VideoMAE)", arXiv 2203.12602, which
-    like MAE, arXiv 2111.06377, paints every patch by a few blocks and one linear layer). A latent that stands for
-    several squares is given to each of them, and the position tells them apart (arXiv 1901.07017); so one decoder does
-    for tokens, for merged tokens and for a state of one vector.
+    It only visualizes; encoder and dynamics do not change (temporal recipe, "Limitations", 4: an "optional decoder for
+    visualization (like VideoMAE)", arXiv 2203.12602). A latent that covers several patches is copied to each of them,
+    and positions distinguish the copies (arXiv 1901.07017), so the decoder works for tokens, merged tokens and a state
+    of one vector.
 
     Args:
         config ([`VJepa2PixelDecoderConfig`]): sizes; weights are random.
 
     Example:
         >>> decoder = VJepa2PixelDecoder.from_pretrained("runs/demo/decoder/final")
-        >>> pictures = decoder.decode(wm.rollout(latents, actions))  # (B, P, N, D) -> (B, P, C, H, W) in 0 to 1
+        >>> images = decoder.decode(wm.rollout(latents, actions))  # (B, P, N, D) -> (B, P, C, H, W) in 0 to 1
     """
 
     config: VJepa2PixelDecoderConfig
@@ -74,10 +73,10 @@ class VJepa2PixelDecoder(VJepa2PreTrainedModel):
 
     @classmethod
     def from_world_model(cls, world_model: VJepa2PreTrainedModel, **config) -> "VJepa2PixelDecoder":
-        """A decoder with random weights of the sizes that a world model's latents and frames have.
+        """A decoder with random weights for the latents and frames of a [`VJepa2WorldModel`].
 
         Args:
-            world_model: a [`VJepa2WorldModel`], whose `encode` and `rollout` give the latents.
+            world_model: its `encode` and `rollout` return the latents.
             config: other fields of [`VJepa2PixelDecoderConfig`].
         """
         encoder_config = world_model.config.encoder_config
@@ -93,32 +92,32 @@ class VJepa2PixelDecoder(VJepa2PreTrainedModel):
     def forward(
         self, latents: torch.Tensor, pixel_values_videos: torch.Tensor | None = None
     ) -> VJepa2PixelDecoderOutput:
-        """Paints frames, each from its own latents alone.
+        """Decodes frames, each from its own latents.
 
         Args:
-            latents: (..., N, D) as the world model's `encode` gives them: frames (B, T), candidates (B, J, P), or one.
-            pixel_values_videos: the true frames (..., C, H, W), normalised, for the loss.
+            latents: (..., N, D) from the world model: of frames (B, T), candidates (B, J, P), or one frame.
+            pixel_values_videos: the true frames (..., C, H, W), normalized, for the loss.
         """
         config = self.config
         expected = (config.num_latents, config.latent_size)
         if latents.ndim < 2 or tuple(latents.shape[-2:]) != expected:
             raise ValueError(
-                f"latents have shape {tuple(latents.shape)}; this decoder is made for (..., {expected[0]}, "
-                f"{expected[1]}): those of the world model it was trained on."
+                f"latents have shape {tuple(latents.shape)}; expected (..., {expected[0]}, {expected[1]}), as of "
+                "the world model that the decoder was trained on."
             )
         leading = latents.shape[:-2]
         hidden_states = self._spread(self.embed(latents.reshape(-1, *expected).to(self.embed.weight.dtype)))
         for layer in self.layer:
             hidden_states = layer(hidden_states)[0]
-        squares = self.proj(self.layernorm(hidden_states))
+        patches = self.proj(self.layernorm(hidden_states))
         side, patch = config.crop_size // config.patch_size, config.patch_size
-        pixels = rearrange(squares, "b (h w) (c p q) -> b c (h p) (w q)", h=side, p=patch, q=patch)
+        pixels = rearrange(patches, "b (h w) (c p q) -> b c (h p) (w q)", h=side, p=patch, q=patch)
         pixels = pixels.reshape(*leading, *pixels.shape[1:])
         loss = None if pixel_values_videos is None else self.pixel_loss(pixels, pixel_values_videos)
         return VJepa2PixelDecoderOutput(loss=loss, predicted_pixels=pixels)
 
     def _spread(self, embedded: torch.Tensor) -> torch.Tensor:
-        """Embedded latents (B, N, d) -> (B, M, d): each to all squares that it covers, with their positions."""
+        """Embedded latents (B, N, d) -> (B, M, d): each copied to the patches that it covers, plus positions."""
         latent_side = math.isqrt(self.config.num_latents)
         side = self.config.crop_size // self.config.patch_size
         grid = embedded.unflatten(1, (latent_side, latent_side))
@@ -138,15 +137,7 @@ class VJepa2PixelDecoder(VJepa2PreTrainedModel):
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, chunk_size: int = 256) -> torch.Tensor:
-        """Pictures to look at.
-
-        Args:
-            latents: (..., N, D), as for `forward`.
-            chunk_size: frames painted at a time, which bounds memory; the result does not depend on it.
-
-        Returns:
-            float32 (..., C, H, W) in 0 to 1, no longer normalised.
-        """
+        """Images, float32 (..., C, H, W) in 0 to 1, of latents (..., N, D), decoded `chunk_size` frames at a time."""
         leading, frames = latents.shape[:-2], latents.reshape(-1, *latents.shape[-2:])
         pixels = torch.cat([self(part).predicted_pixels.float() for part in frames.split(chunk_size)])
         mean, std = (

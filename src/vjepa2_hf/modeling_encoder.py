@@ -222,28 +222,23 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
         processor: Any = None,
         pool: str | None = None,
     ) -> torch.Tensor | Any:
-        """Features of a video of any length, without gradient.
-
-        The video is read and encoded one chunk at a time, so memory does not grow with its length. No token attends
-        beyond its chunk.
+        """Features of a video of any length, without gradient, read and encoded one chunk at a time: memory does not
+        grow with its length, and no token attends beyond its chunk.
 
         Args:
-            video: normalized pixels (T, C, H, W) or (1, T, C, H, W). Or an input of the processor: a video file (path,
-                URL, bytes) or uint8 frames (array (T, H, W, 3) or tensor (T, 3, H, W)). Or an iterable of frames:
-                normalized float tensors (C, H, W), uint8 or PIL images. The last frame is repeated to fill the last
-                tubelet.
-            chunk_frames: frames encoded together, a multiple of the tubelet size.
-            overlap: frames that a chunk shares with the previous one, a multiple of the tubelet size. They give
-                context only; their tokens in the later chunk are dropped.
+            video: normalized pixels (T, C, H, W) or (1, T, C, H, W); or an input of the processor: a video file (path,
+                URL, bytes) or uint8 frames (array (T, H, W, 3) or tensor (T, 3, H, W)); or an iterable of frames:
+                normalized float tensors (C, H, W), uint8 or PIL images. The last frame is repeated to fill a tubelet.
+            chunk_frames, overlap: frames encoded together, and frames of the previous chunk that give context;
+                multiples of the tubelet size.
             stride: every stride-th frame is kept; `chunk_frames` counts only these.
             output_dir: features are written here, one file per chunk. The same call continues after an interruption.
-                (An iterator must return the same frames from the start; this is checked.)
             processor: a `VJepa2VideoProcessor`. Default: the one saved in the folder of the encoder.
             pool: `None` returns tokens, "frame" their mean over space.
 
         Returns:
-            (1, N, D), N = T'·H'·W', or pooled (1, T', D), on the CPU; for a single chunk equal to `encode`. With
-            `output_dir` a [`~vjepa2_hf.data.long_video.LongFeatures`] that reads from it.
+            (1, N, D), N = T'·H'·W', or pooled (1, T', D), on the CPU; with `output_dir` a
+            [`~vjepa2_hf.data.long_video.LongFeatures`] that reads from it.
 
         Raises:
             ValueError: a setting that does not fit, images without a processor, no frame, an unreadable video, or an
