@@ -30,7 +30,7 @@ from vjepa2_hf import (
     VJepa2VideoClassificationConfig,
 )
 from vjepa2_hf.masking import PUBLISHED_MASKS, build_mask_samplers
-from vjepa2_hf.training import capacity
+from vjepa2_hf.training import capacity, memory
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,16 +90,16 @@ def estimate(case: Case, mixed_precision: str, draws: int = 32) -> dict[str, flo
     config, grid = case.config, case.grid
     if case.way == "inference":
         precision = "no" if mixed_precision == "no" else "bfloat16"
-        state = (4 if precision == "no" else 2) * capacity.count_parameters(config)["encoder"]
-        return {"state": state, "clips": case.clips * capacity.forward_bytes(config.encoder_config, grid, precision)}
+        state = (4 if precision == "no" else 2) * memory.count_parameters(config)["encoder"]
+        return {"state": state, "clips": case.clips * memory.forward_bytes(config.encoder_config, grid, precision)}
     if case.way == "probe":
-        found = capacity.probe_bytes(case.classifier_config, grid, mixed_precision)
+        found = memory.probe_bytes(case.classifier_config, grid, mixed_precision)
         return {"state": found["state"], "clips": case.clips * found["clip"]}
     run = capacity.PlannedRun(batch_size=case.clips, frames_per_clip=case.frames, crop_size=case.side)
-    masks = capacity.draw_masks(run, grid, draws)
+    masks = capacity.sample_masks(run, grid, draws)
     checkpointed = case.way == "checkpointed"
-    kept = [capacity.activation_bytes(config, grid, sizes, mixed_precision, checkpointed) for sizes in masks]
-    state = sum(capacity.state_bytes(capacity.count_parameters(config), mixed_precision).values())
+    kept = [memory.activation_bytes(config, grid, sizes, mixed_precision, checkpointed) for sizes in masks]
+    state = sum(memory.state_bytes(memory.count_parameters(config), mixed_precision).values())
     return {"state": state, "clips": case.clips * sum(kept) / len(kept)}
 
 

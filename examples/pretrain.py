@@ -36,8 +36,8 @@ from vjepa2_hf.data.clips import Augmentation, ClipStream, DataSource, MaskColla
 from vjepa2_hf.data.sampling import FrameSampler, FramesCurriculum
 from vjepa2_hf.data.skip_log import SkipLog
 from vjepa2_hf.masking import PUBLISHED_MASKS, build_mask_samplers
-from vjepa2_hf.training.capacity import batch_flops
 from vjepa2_hf.training.config import TrainingConfig
+from vjepa2_hf.training.flops import batch_flops
 from vjepa2_hf.training.loop import TrainingLoop
 from vjepa2_hf.training.monitor import CollapseWatch
 from vjepa2_hf.training.run import read_metrics

@@ -15,20 +15,16 @@ from vjepa2_hf import (
     VJepa2VideoClassificationConfig,
 )
 from vjepa2_hf.training import capacity, monitor
-from vjepa2_hf.training.capacity import (
-    DEVICES,
+from vjepa2_hf.training.capacity import PlannedRun, plan
+from vjepa2_hf.training.flops import DEVICES, batch_flops, peak_flops, step_flops
+from vjepa2_hf.training.memory import (
     HELD_BYTES,
     KEPT_BYTES,
-    PlannedRun,
     activation_bytes,
-    batch_flops,
     count_parameters,
     forward_bytes,
-    peak_flops,
-    plan,
     probe_bytes,
     state_bytes,
-    step_flops,
 )
 from vjepa2_hf.training.monitor import Throughput
 from vjepa2_hf.training.settings import load_config
@@ -187,7 +183,7 @@ def test_eight_times_the_devices_take_an_eighth_of_the_time():
     run = PlannedRun(batch_size=24)
     few, many = (plan(run, DEVICES["a100"], number, 1536, 0.5) for number in (8, 64))
     assert few["step_seconds"] == pytest.approx(8 * many["step_seconds"])
-    with pytest.raises(ValueError, match="global_batch=100 is no multiple of num_devices=8 times batch_size=24"):
+    with pytest.raises(ValueError, match="global_batch=100 must be a multiple of num_devices=8 times batch_size=24"):
         plan(run, DEVICES["a100"], 8, 100, 0.5)
 
 
@@ -195,7 +191,7 @@ def test_the_command_prints_a_table_for_a_config_with_settings_changed(capsys):
     config = str(CONFIGS / "demo" / "pretrain.yaml")
     capacity.main(["--config", config, "batch_size=2", "--device", "h100", "--num_devices", "1", "8"])
     printed = capsys.readouterr().out
-    assert "pretrain.yaml, 16 clips a step" in printed and "| 1 | 8 |" in printed and "| 8 | 1 |" in printed
+    assert "pretrain.yaml, 16 clips per step" in printed and "| 1 | 8 |" in printed and "| 8 | 1 |" in printed
     assert printed.count("| DDP |") == printed.count("| FSDP |") == 2
 
 
@@ -215,13 +211,13 @@ def test_the_total_says_which_activations_it_counts(capsys, checkpointing, said)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--utilization", "2"], "utilization lies above 0 and at most 1, got 2.0"),
+        (["--utilization", "2"], "utilization must be above 0 and at most 1, got 2.0"),
         (["--num_devices", "0"], "num_devices must be at least 1, got 0"),
         (["--num_devices", "8.5"], "num_devices are whole numbers, got '8.5'"),
         (["--num_devices", "8", "batch_sze=2"], "did you mean 'batch_size'"),
         (["batch_sze=2"], "did you mean 'batch_size'"),
-        (["--global_batch", "5"], "global_batch=5 is no multiple"),
-        (["init_from=nowhere"], "init_from=nowhere is not there, so the model's sizes are not known"),
+        (["--global_batch", "5"], "global_batch=5 must be a multiple"),
+        (["init_from=nowhere"], "init_from=nowhere does not exist, so the model's sizes are unknown"),
     ],
 )
 def test_what_does_not_fit_ends_in_one_sentence(capsys, arguments, message):

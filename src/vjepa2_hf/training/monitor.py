@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from .capacity import peak_flops
+from .flops import peak_flops
 
 
 # Of the first reading. Prototypes that collapsed ended at 0.22 (layer-normed targets) and 0.02 (the online encoder as
