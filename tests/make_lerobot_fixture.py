@@ -5,10 +5,10 @@
     HF_HUB_OFFLINE=1 PYTHONPATH=DIR python tests/make_lerobot_fixture.py tests/fixtures
 
 lerobot_v3: four episodes of different length, AV1 video of two cameras, two files of each kind (the recording is
-resumed before the last episode, which begins new files). lerobot_v3_images: two episodes, one camera, pictures in the
-parquet files in place of video, no states and no rewards.
+resumed before the last episode, which begins new files). lerobot_v3_images: two episodes, one camera, images in the
+parquet files instead of video, no states and no rewards.
 
-What frame t of episode e holds tells where it comes from: a picture is 20 + 16 t + 4 e (the front camera grey, the
+The content of frame t of episode e identifies it: an image is 20 + 16 t + 4 e (the front camera gray, the
 wrist camera in its green channel alone), `observation.state` is (e, t), `action` is (100 e + t, -t), `next.reward` is
 10 e + t.
 """

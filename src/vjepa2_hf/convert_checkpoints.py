@@ -104,14 +104,10 @@ def _log_on_stdout() -> Iterator[None]:
 @contextlib.contextmanager
 def _sigterm_raises() -> Iterator[None]:
     """Turns SIGTERM into an exception, so that an unfinished conversion is removed."""
-
-    def end(number: int, frame: Any) -> None:
-        sys.exit(128 + number)
-
     if threading.current_thread() is not threading.main_thread():  # others get no signals
         yield
         return
-    before = signal.signal(signal.SIGTERM, end)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         yield
     finally:
