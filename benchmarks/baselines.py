@@ -1,4 +1,4 @@
-"""The other way of each comparison, with the same weights: transformers' V-JEPA 2, and planning without a cache.
+"""The other side of each comparison, with the same weights: transformers' V-JEPA 2, and planning without a cache.
 
 Shapes: B clips, N tokens of a clip (of a frame, when planning), K tokens kept, M targets, D width, J candidates,
 P horizon, F frames so far, A action.
@@ -83,7 +83,7 @@ def transformers_loss(
 
 @torch.no_grad()
 def update_target(model: VJEPA2Model, target_model: VJEPA2Model, momentum: float) -> None:
-    """The target encoder follows, as people write it."""
+    """EMA update in its usual form."""
     for target, source in zip(target_model.encoder.parameters(), model.encoder.parameters(), strict=True):
         target.lerp_(source, 1.0 - momentum)
 

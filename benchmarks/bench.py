@@ -1,12 +1,12 @@
-"""Three speed ratios in one run: encoder forward, pretraining step, CEM plan, each beside the arithmetic's floor.
+"""Three speed ratios in one run: encoder forward, pretraining step, CEM plan, each with the arithmetic lower bound.
 
     python benchmarks/bench.py                 # under 5 minutes on 2 cores
     python benchmarks/bench.py --full          # every size, longer, and the memory of all tasks
     python benchmarks/bench.py --tiny          # seconds; shows that everything runs, the numbers mean nothing
 
-Restarts itself with one thread and an allocator that keeps the memory it got (otherwise page faults alone make the
-same call take half as long again), checks that both sides of a comparison give the same result, and only then times
-them, in turn. README.md beside this file says what is compared and how the floor is counted.
+Restarts itself with one thread and an allocator that keeps its memory (otherwise page faults alone make a call take
+half as long again). Checks that both sides of a comparison give the same result, then times them in turn. README.md
+beside this file describes the comparisons and the lower bound.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 
-# Read by glibc and by the maths libraries when a process starts, so they must be there before Python is
+# Read by glibc and by the math libraries when a process starts, so they must be set before Python
 ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
     "MALLOC_MMAP_THRESHOLD_": str(2**34),
@@ -45,7 +45,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     sizes.add_argument("--tiny", dest="mode", action="store_const", const="tiny", help="as small as it goes")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results.json"), help="JSON file")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="comparisons whose name begins so")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="comparisons whose name begins with one of these")
     parser.add_argument("--seconds", type=float, help="for each comparison (default 12, --full 40; 2 rounds at least)")
     parser.set_defaults(mode="default")
     return parser.parse_args(arguments)
@@ -91,7 +91,7 @@ def _is_chosen(name: str, only: list[str] | None) -> bool:
 
 
 def describe_machine() -> dict[str, Any]:
-    """What a reader needs to judge the seconds; ratios hold more widely."""
+    """The machine and the versions behind the seconds; ratios are less specific to them."""
     import torch
     import transformers
 
@@ -110,7 +110,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def measure_memory(name: str) -> dict[str, Any]:
-    """Peak memory above what the imports take of both ways of a task, each in a process of its own and with the usual
+    """Peak memory above that of the imports, for both sides of a task, each in a process of its own and with the usual
     allocator; the ratio is ours over the other's."""
     print(f"peak memory: {name} ...", file=sys.stderr, flush=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
@@ -153,7 +153,7 @@ def format_report(results: dict[str, Any]) -> str:
             lines += ["", f"Where the CPU time of {each['name']}, {each['size']}, goes (fraction: of sgemm's rate):"]
             lines += align([["operator", "calls", "share", "fraction"], *map(_operator_row, each["profile"])])
     if results["peak_memory"]:
-        lines += ["", "Peak memory above what the imports take (weights included): ours / the other's, ratio"]
+        lines += ["", "Peak memory above that of the imports (weights included): ours / the other's, ratio"]
         sides = [(each, each["ours"]["peak_mb"], each["baseline"]["peak_mb"]) for each in results["peak_memory"]]
         lines += align([[each["name"], f"{a:.0f} / {b:.0f} MB", f"{each['ratio']:.2f}"] for each, a, b in sides])
     return "\n".join(lines)
@@ -188,7 +188,7 @@ def align(rows: list[list[str]]) -> list[str]:
 
 
 def write_json(results: dict[str, Any], path: Path) -> None:
-    """Written aside and renamed, so that an interrupted run leaves the old results whole."""
+    """Writes atomically, so that an interrupted run keeps the old results."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.tmp")
     aside.write_text(json.dumps(results, indent=2) + "\n")
@@ -196,7 +196,7 @@ def write_json(results: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    parse_arguments()  # a mistake is told before the restart
+    parse_arguments()  # wrong arguments are reported before the restart
     restart_with_fixed_allocator()
     try:
         main()

@@ -1,12 +1,12 @@
-"""A planner on a real clock: does `budget_ms` hold, and what does it cost in success?
+"""Planning with a time budget: how often `budget_ms` is kept, and its cost in success.
 
-    python benchmarks/budget.py                # after `make demo`; 100 episodes three times, minutes on idle cores
+    python benchmarks/budget.py                # after `make demo`; 100 episodes three times, some minutes
     python benchmarks/budget.py --model runs/my_world_model/final --budget_ms 20 --episodes 20
 
 Runs `examples/plan.py` with the demo's settings, one episode at a time on one thread, with the budget, with the budget
 and half of the candidates (more iterations fit), and without a budget, on the same tasks, and writes the section
-`budget` of `results.json`: the share of planning calls (pictures read, both encoded, all iterations) that took no
-longer than the budget, their median and 95th percentile, and success.
+`budget` of `results.json`: the fraction of planning calls (reading and encoding both images, all iterations)
+that took no longer than the budget, their median and 95th percentile, and success.
 """
 
 import argparse
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PLAN = ROOT / "examples" / "plan.py"
 CONFIG = ROOT / "examples" / "configs" / "demo" / "plan.yaml"
 ROW = "world model"
-FIRST_TASK = 820_000  # tasks that no choice was made on
+FIRST_TASK = 820_000  # no choice was made on these tasks
 FEWER = ["solver.num_candidates=64", "solver.num_elites=6"]
 COLUMNS = ("success", "low", "high", "episodes", "call_milliseconds", "within_budget")
 
@@ -82,6 +82,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    parse_arguments()  # a mistake is told before the restart
+    parse_arguments()  # wrong arguments are reported before the restart
     restart_with_fixed_allocator()
     main()

@@ -81,7 +81,7 @@ def embedding_operations(size: ModelSize, tokens: int) -> int:
 
 
 def encoder_operations(size: ModelSize, tokens: int) -> int:
-    """A clip's forward with that many tokens kept."""
+    """Forward of a clip with that many tokens kept."""
     width, layers, _ = size.encoder
     return embedding_operations(size, tokens) + layers * block_operations(tokens, tokens, width)
 
@@ -104,12 +104,12 @@ def pretraining_operations(size: ModelSize, tokens: int, masks: list[tuple[int, 
     return total
 
 
-def rollout_operations(size: ModelSize, places: int, horizon: int) -> int:
+def rollout_operations(size: ModelSize, tokens: int, horizon: int) -> int:
     """One candidate's rollout from one frame: at step k the newest frame's tokens attend to k frames."""
     width, layers, _ = size.dynamics
-    tokens = places + 1  # and the action's
-    per_step = 2 * (2 * places * size.encoder[0] * width) + 2 * ACTION_DIM * width
-    return sum(per_step + layers * block_operations(tokens, k * tokens, width) for k in range(1, horizon + 1))
+    frame = tokens + 1  # and the action's
+    per_step = 2 * (2 * tokens * size.encoder[0] * width) + 2 * ACTION_DIM * width
+    return sum(per_step + layers * block_operations(frame, k * frame, width) for k in range(1, horizon + 1))
 
 
 # ---------------------------------------------------------------------------------------------- encoder
@@ -135,7 +135,7 @@ def compare_encoder(size: ModelSize, batch_size: int, frames: int, side: int) ->
 
     checks = [check_agreement("tokens", ours(), baseline(), TOLERANCE)]
     tokens = math.prod(size.grid(frames, side))
-    return Workload(ours, baseline, checks, batch_size * encoder_operations(size, tokens), f"{tokens} tokens a clip.")
+    return Workload(ours, baseline, checks, batch_size * encoder_operations(size, tokens), f"{tokens} tokens per clip")
 
 
 # ---------------------------------------------------------------------------------------------- pretraining
@@ -148,7 +148,7 @@ class PretrainingPair:
         torch.manual_seed(SEED)
         config = size.pretraining_config(frames, side)
         self.other, self.other_target = transformers_model(config), transformers_model(config)
-        disturb_weights(self.other_target, seed=SEED + 1)  # a target equal to the encoder would hide a mix-up
+        disturb_weights(self.other_target, seed=SEED + 1)  # equal weights would hide a mix-up
         self.other_target.requires_grad_(False)
         self.model = VJepa2ForMaskedLatentPrediction(config)
         target = our_weights(self.other_target.state_dict())
@@ -263,7 +263,7 @@ def compare_pretraining(size: ModelSize, batch_size: int, frames: int, side: int
     masks = [(c.shape[1], t.shape[1]) for c, t in zip(pair.context_masks, pair.target_masks, strict=True)]
     drawn = " and ".join(f"{context} context + {targets} target" for context, targets in masks)
     operations = batch_size * pretraining_operations(size, pair.num_tokens, masks)
-    note = f"Mask draw (published sets, seed {SEED}): {drawn} of {pair.num_tokens} tokens."
+    note = f"Sampled masks (published sets, seed {SEED}): {drawn} of {pair.num_tokens} tokens."
     return Workload(pair.our_step(), pair.other_step(), checks, operations, note)
 
 
@@ -287,7 +287,7 @@ class PlanningPair:
             )
         ).eval()
         disturb_weights(self.world_model)
-        with torch.no_grad():  # random dynamics hardly mind the action, and equal costs would be ranked by rounding
+        with torch.no_grad():  # otherwise costs would differ by rounding alone
             self.world_model.predictor.action_encoder.weight.mul_(50)
         latents = self.world_model.encode(torch.randn(1, 2, 3, side, side))
         self.latents, self.goal = latents[:, :1], latents[:, 1:]
@@ -330,10 +330,10 @@ def compare_planning(size: ModelSize, side: int, horizon: int, candidates: int) 
     """One CEM plan, block-causal, against recomputing every candidate's whole sequence at every step."""
     pair = PlanningPair(size, side, horizon, candidates)
     checks = pair.check()
-    places = pair.latents.shape[2]
+    tokens = pair.latents.shape[2]
     evaluated = candidates * pair.solver.num_iterations + 1  # and the plan itself
-    operations = evaluated * rollout_operations(size, places, horizon)
-    note = f"H = {horizon}, {places} tokens a frame, {candidates} candidates, 1 iteration, latents given."
+    operations = evaluated * rollout_operations(size, tokens, horizon)
+    note = f"H = {horizon}, {tokens} tokens per frame, {candidates} candidates, 1 iteration, latents given."
     ours, other = partial(pair.plan, pair.our_cost), partial(pair.plan, pair.other_cost)
     return Workload(ours, other, checks, operations, note, warm=True)
 

@@ -1,10 +1,10 @@
-"""Drawing masks: ours for a whole batch at once beside one clip at a time, as the published collator does.
+"""Mask sampling: whole batches at once, against one clip at a time as in the published collator.
 
     python benchmarks/masks.py                 # 64 clips of 16x256^2, under a minute
     python benchmarks/masks.py --tiny          # seconds; shows that everything runs, the numbers mean nothing
 
-Checks first that both ways cover as much of a clip as the published code does (`golden/mask_statistics.json`: mean,
-deviation and extremes of 1000 masks), then times them in turn; writes the section `masks` of `results.json`.
+Checks first that both sides cover as much of a clip as the published code does (`mask_statistics.json`: mean,
+standard deviation and extremes of 1000 masks), then times them in turn; writes the section `masks` of `results.json`.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from vjepa2_hf.masking import PUBLISHED_MASKS, Grid, build_mask_samplers
 
 GRID = (8, 16, 16)  # 16 frames of 256 x 256
 STATISTICS = Path(__file__).parents[1] / "tests" / "fixtures" / "mask_statistics.json"
-# Of masks drawn 1000 times: mean and deviation vary by 0.002, the least and the most covered clip by 0.03
+# Over 1000 sampled masks: mean and standard deviation vary by 0.002, the extremes by 0.03
 TOLERANCES = {"mean_target_ratio": 0.01, "std": 0.008, "min": 0.08, "max": 0.08}
 SEED_003 = {
     "type": "multi_block",
@@ -88,10 +88,10 @@ def _draw_block(size: tuple[int, int, int], grid: Grid, generator: torch.Generat
 
 
 def check_statistics(who: str, draw: Callable[[], tuple], golden: dict[str, float], draws: int = 1000) -> list[Check]:
-    """Compares the share of a clip that is target, over masks of one clip each, with the published code's.
+    """Compares the fraction of target tokens, over masks of one clip each, with the published code's.
 
     Raises:
-        DisagreementError: a figure is further off than chance allows.
+        DisagreementError: a figure differs by more than sampling noise.
     """
     ratios = torch.tensor([draw()[1].shape[1] / math.prod(GRID) for _ in range(draws)])
     figures = {"mean_target_ratio": ratios.mean(), "std": ratios.std(), "min": ratios.min(), "max": ratios.max()}
@@ -107,7 +107,7 @@ def check_statistics(who: str, draw: Callable[[], tuple], golden: dict[str, floa
 
 
 def check_published() -> list[Check]:
-    """Both ways against the published statistics, for both published sets."""
+    """Both sides against the published statistics, for both published sets."""
     golden, generator, checks = json.loads(STATISTICS.read_text()), torch.Generator().manual_seed(0), []
     for name, spec in zip(("short", "long"), PUBLISHED_MASKS, strict=True):
         (sampler,) = build_mask_samplers([spec])
@@ -120,7 +120,7 @@ def check_published() -> list[Check]:
 
 
 def time_masks(name: str, specs: list[dict[str, Any]], batch_size: int, rounds: int) -> dict[str, Any]:
-    """Times both ways in turn; ours ten times a round, for it is too short to be timed alone."""
+    """Times both sides in turn; ours ten times per round, because one call is too short to time."""
     samplers, repeats = build_mask_samplers(specs), 10
     ours_generator, other_generator = (torch.Generator().manual_seed(seed) for seed in (0, 1))
     times: dict[str, list[float]] = {"ours": [], "baseline": []}
@@ -200,9 +200,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    parse_arguments()  # a mistake is told before the restart
+    parse_arguments()  # wrong arguments are reported before the restart
     restart_with_fixed_allocator()
     try:
         main()
-    except ValueError as error:  # also when a way does not draw what the published code draws
+    except ValueError as error:  # also if a side disagrees with the published code
         sys.exit(f"error: {error}")

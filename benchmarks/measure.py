@@ -1,4 +1,4 @@
-"""How things are timed: both sides of a comparison in turn in one process, beside a matrix product.
+"""Timing: both sides of a comparison in turn in one process, next to a matrix product.
 
 Ratios of paired rounds only: the machine's speed changes by tens of percent from minute to minute, and both sides and
 the matrix product of a round see the same minute. Process CPU time, since others may use the cores.
@@ -31,9 +31,9 @@ class Workload:
 
     Attributes:
         ours, baseline: do the work once.
-        checks: what was found to agree.
+        checks: results that agree.
         operations: that the result needs, in matrix products (a multiply-add is 2).
-        note: what was drawn or chosen, for the report.
+        note: sampled or chosen values, for the report.
         warm: the checks have run both sides as they are timed.
     """
 
@@ -133,7 +133,7 @@ def timed(run: Callable[[], Any]) -> tuple[float, int]:
 
 
 class Sgemm:
-    """The machine's own speed limit: float32 products of square matrices that fit in the cache, about 0.1 s a call."""
+    """The machine's own speed limit: float32 products of square matrices that fit in the cache, 0.1 s per call."""
 
     def __init__(self, size: int = 1024, repeats: int = 4):
         self.size, self.repeats = size, repeats
@@ -142,7 +142,7 @@ class Sgemm:
         self.rate()
 
     def rate(self) -> float:
-        """Floating-point operations a CPU second, of the fastest product."""
+        """Floating-point operations per CPU second of the fastest product."""
         rates = []
         for _ in range(self.repeats):
             started = time.process_time()

@@ -1,4 +1,4 @@
-"""Peak memory of one task above what the imports take; `bench.py` runs every task in a process of its own.
+"""Peak memory of one task above that of the imports; `bench.py` runs every task in a process of its own.
 
 python benchmarks/memory.py "pretraining_step, 2 x 16x128^2" ours
 """
@@ -27,11 +27,11 @@ def pretrain(baseline: bool, batch_size: int, side: int) -> None:
     else:
         del pair.other, pair.other_target
         step = pair.our_step()
-    for _ in range(2):  # the second has the optimiser's state
+    for _ in range(2):  # the second has the optimizer's state
         step()
 
 
-# Each is run once for our way and once, with `baseline=True`, for the other
+# Each runs once for our side and once, with `baseline=True`, for the other
 TASKS = {
     "pretraining_step, 2 x 16x128^2": partial(pretrain, batch_size=2, side=128),
     "pretraining_step, 1 x 16x224^2": partial(pretrain, batch_size=1, side=224),

@@ -1,11 +1,11 @@
-"""How much memory the released sizes need by clip length and picture size, by formula; and the formula's check.
+"""Memory of the released models by clip length and resolution: estimates by formula, and their check.
 
     python benchmarks/memory_table.py                 # docs/memory.md; a few minutes on one core
     python benchmarks/memory_table.py --estimates     # the estimates alone, printed; seconds
 
 The estimates are `vjepa2_hf.training.capacity`'s, for one GPU. The check runs small cases on
-this machine, each in a process of its own: the highest resident memory above what the imports take, beside the
-estimate for the same case in float32.
+this machine, each in a process of its own: the highest resident memory above that of the imports, next to
+the estimate for the same case in float32.
 Results go to `results/memory.json`, and into docs/memory.md between its markers.
 """
 
@@ -83,9 +83,9 @@ def estimate(case: Case, mixed_precision: str, draws: int = 32) -> dict[str, flo
     """Bytes on one device: `state`, and `clips`, of all clips together.
 
     Args:
-        case: as is; features are computed by a bfloat16 model where training has bf16.
+        case: features are computed by a bfloat16 model where training has bf16.
         mixed_precision: "no" or "bf16".
-        draws: of the published masks; pretraining takes their mean.
+        draws: samples of the published masks; pretraining takes their mean.
     """
     config, grid = case.config, case.grid
     if case.way == "inference":
@@ -107,7 +107,7 @@ def estimate(case: Case, mixed_precision: str, draws: int = 32) -> dict[str, flo
 # The check
 # ---------------------------------------------------------------------------------------------------------------------
 def run_case(case: Case) -> None:
-    """What is measured: two steps, the second of which has the optimiser's state."""
+    """What is measured: two steps, the second of which has the optimizer's state."""
     clips = torch.randn(case.clips, case.frames, 3, case.side, case.side)
     if case.way == "inference":
         encoder = VJepa2Encoder(case.config.encoder_config).eval()
@@ -148,11 +148,11 @@ def pretrain_step(model: VJepa2ForMaskedLatentPrediction, clips: torch.Tensor, d
 
 
 def measure(case: Case) -> int:
-    """Bytes at the peak of a case, above what the imports take, in a process of its own."""
+    """Peak bytes of a case, above those of the imports, in a process of its own."""
     command = [sys.executable, __file__, "--case", json.dumps(asdict(case))]
     done = subprocess.run(command, env={**os.environ, **ALLOCATOR}, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{case} did not end well: {done.stderr[-2000:]}")
+        raise RuntimeError(f"{case} failed: {done.stderr[-2000:]}")
     return json.loads(done.stdout)["bytes"]
 
 
@@ -167,7 +167,7 @@ def measure_here(case: Case) -> dict[str, int]:
 # The tables
 # ---------------------------------------------------------------------------------------------------------------------
 def collect_estimates(sizes, clips) -> list[dict[str, Any]]:
-    """A row a size and clip, with the estimate of every way, for one clip in bf16."""
+    """One row per model and clip size, with the estimate of every use, for one clip in bf16."""
     rows = []
     for size in sizes:
         for frames, side in clips:
@@ -178,7 +178,7 @@ def collect_estimates(sizes, clips) -> list[dict[str, Any]]:
 
 
 def check(cases) -> list[dict[str, Any]]:
-    """A row a case: measured and estimated bytes. Cases run side by side: a process's memory is its own."""
+    """One row per case: measured and estimated bytes. Cases run side by side in their own processes."""
 
     def row(case: Case) -> dict[str, Any]:
         measured = measure(case)
@@ -191,7 +191,7 @@ def check(cases) -> list[dict[str, Any]]:
 
 def format_tables(results: dict[str, Any]) -> str:
     """Both tables as Markdown."""
-    lines = ["GB on one GPU, bf16: what does not grow with the batch + each clip of a batch. By formula."]
+    lines = ["GB on one GPU, bf16: bytes that do not depend on the batch + bytes per clip. By formula."]
     lines += ["", f"| encoder | clip | {' | '.join(WAYS.values())} |", "|---" * (len(WAYS) + 2) + "|"]
     for row in results["estimates"]:
         cells = [f"{row[way]['state'] / 1e9:.1f} + {digits(row[way]['clips'] / 1e9)}" for way in WAYS]

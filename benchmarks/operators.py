@@ -1,4 +1,4 @@
-"""Where the time of a call goes, by operator, and how near its matrix products come to the machine's sgemm."""
+"""Profile of a call by operator, and the fraction of the machine's sgemm rate that its matrix products reach."""
 
 import time
 from collections.abc import Callable
@@ -19,8 +19,8 @@ NAMED_SHARE = 0.01  # operators below it are summed up
 
 
 class OperatorClock(TorchDispatchMode):
-    """CPU time, calls and needed operations of every operator that runs within it. CPU time, because torch's profiler
-    knows wall time alone, which means little where others have the core, too."""
+    """CPU time, calls and needed operations of every operator that runs within it. torch's profiler measures wall
+    time only, which depends on other processes."""
 
     def __init__(self):
         super().__init__()
@@ -40,15 +40,15 @@ class OperatorClock(TorchDispatchMode):
 
 
 def profile_operators(run: Callable[[], Any], seconds: float, sgemm_rate: float) -> list[dict[str, Any]]:
-    """Profiles one call; its operators by their share of the time, largest first.
+    """Profiles one call; its operators by their fraction of the time, largest first.
 
     Args:
         run: the call.
-        seconds: of CPU that it takes when nothing profiles it; shares are turned to seconds with it.
-        sgemm_rate: operations a second of the machine's best matrix product.
+        seconds: CPU time of the call without the profiler; converts fractions to seconds.
+        sgemm_rate: operations per second of the machine's best matrix product.
 
     Returns:
-        Rows with `operator`, `share` of the operators' CPU time (0 to 1), `calls`, and, for matrix products,
+        Rows with `operator`, `share` (fraction of the operators' CPU time, 0 to 1), `calls`, and, for matrix products,
         `fraction_of_sgemm`: the time that the operations needed would take at `sgemm_rate`, over the time taken.
         Attention's backward needs twice the operations of its forward; the fused kernel computes the scores again,
         which counts nothing.
