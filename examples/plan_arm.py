@@ -28,7 +28,7 @@ from vjepa2_hf.data.episodes import read_episodes
 from vjepa2_hf.data.files import write_json, write_text
 from vjepa2_hf.metrics.planning_success.planning_success import wilson_interval
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
-from vjepa2_hf.visualization.tables import publish_tables
+from vjepa2_hf.visualization.tables import format_table, publish_tables
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,22 +107,6 @@ def sample_pairs(config: PlanArmConfig) -> list[Pair]:
     return pairs
 
 
-def plan_all(planner: VJepa2Planner, pairs: list[Pair], config: PlanArmConfig) -> list[dict[str, Any]]:
-    """Plans every pair, with the same seed."""
-    plans = []
-    with tqdm(total=len(pairs), desc="plans") as progress:
-        for first in range(0, len(pairs), config.plans_at_once):
-            part = pairs[first : first + config.plans_at_once]
-            plans += planner(
-                [pair.image for pair in part],
-                [pair.goal_image for pair in part],
-                proprio_state=[pair.state for pair in part],
-                seed=config.seed,
-            )
-            progress.update(len(part))
-    return plans
-
-
 def angles(moves: np.ndarray, displacements: np.ndarray) -> np.ndarray:
     """Degrees between moves and displacements (..., 3); 90 for a move of length 0."""
     lengths = np.linalg.norm(moves, axis=-1) * np.linalg.norm(displacements, axis=-1)
@@ -166,26 +150,18 @@ def compare(plans: list[dict[str, Any]], pairs: list[Pair], planner: VJepa2Plann
     return {"pairs": len(pairs), "mean_distance": distance, **rows, "each": each}
 
 
-def describe(action: np.ndarray) -> str:
-    """An action (7,) as text with units."""
-    xyz, turn = (", ".join(f"{number:+.3f}" for number in action[part]) for part in (slice(0, 3), slice(3, 6)))
-    return f"Δxyz {xyz} m   Δeuler {turn} rad   Δgripper {action[6]:+.2f} (closed = 1)"
-
-
-def format_table(results: dict[str, Any]) -> str:
+def tabulate(results: dict[str, Any]) -> str:
     """The measures as a Markdown table."""
-    lines = [
-        "| first action | median angle to the goal | under 45° | distance left | right sign of x, y, z |",
-        "|---|---|---|---|---|",
-    ]
+    cells = []
     for name in ("planned", "recorded", "random"):
         row = results[name]
         directed = f"{row['directed']:.2f}"
         if "directed_low" in row:
             directed += f" ({row['directed_low']:.2f}–{row['directed_high']:.2f})"
         signs = ", ".join(f"{number:.2f}" for number in row["right_sign"])
-        lines.append(f"| {name} | {row['median_degrees']:.0f}° | {directed} | {row['remaining']:.2f} | {signs} |")
-    return "\n".join(lines)
+        cells.append([name, f"{row['median_degrees']:.0f}°", directed, f"{row['remaining']:.2f}", signs])
+    titles = ["first action", "median angle to the goal", "under 45°", "distance left", "right sign of x, y, z"]
+    return "\n".join(format_table(titles, cells))
 
 
 def run(config: PlanArmConfig) -> dict[str, Any]:
@@ -200,7 +176,11 @@ def run(config: PlanArmConfig) -> dict[str, Any]:
             "and frame_skip: 1, as in configs/franka/world_model.yaml."
         )
     pairs = sample_pairs(config)
-    plans = plan_all(planner, pairs, config)
+    plans = []
+    for first in tqdm(range(0, len(pairs), config.plans_at_once), desc="plans"):
+        part = pairs[first : first + config.plans_at_once]
+        images, goals, states = zip(*((pair.image, pair.goal_image, pair.state) for pair in part), strict=True)
+        plans += planner(list(images), list(goals), proprio_state=list(states), seed=config.seed)
     results = compare(plans, pairs, planner, config.seed)
     output = Path(config.output_dir)
     output.mkdir(parents=True, exist_ok=True)
@@ -214,13 +194,17 @@ def main(arguments: list[str] | None = None) -> None:
     config = parse_arguments(PlanArmConfig, __doc__, arguments)
     results = run(config)
     first = results["each"][0]
-    print(f"first plan: {describe(np.array(first['action']))}")
-    print(f"displacement to its goal: {', '.join(f'{number:+.3f}' for number in first['way'])} m\n")
+    xyz, rotation, way = (
+        ", ".join(f"{number:+.3f}" for number in part)
+        for part in (first["action"][:3], first["action"][3:6], first["way"])
+    )
+    print(f"first plan: Δxyz {xyz} m   Δeuler {rotation} rad   Δgripper {first['action'][6]:+.2f} (closed = 1)")
+    print(f"displacement to its goal: {way} m\n")
     if config.publish:
         documents = [ROOT / "docs" / "franka.md"]
-        publish_tables(results, format_table(results), ROOT / "results" / "franka.json", documents, "franka")
+        publish_tables(results, tabulate(results), ROOT / "results" / "franka.json", documents, "franka")
     else:
-        print(format_table(results))
+        print(tabulate(results))
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def test_the_table_is_that_of_the_last_measurement():
     results = json.loads((ROOT / "results" / "franka.json").read_text(encoding="utf-8"))
     page = (ROOT / "docs" / "franka.md").read_text(encoding="utf-8")
     written = page.split("<!-- franka:begin -->")[1].split("<!-- franka:end -->")[0]
-    assert written.strip() == plan_arm.format_table(results).strip()
+    assert written.strip() == plan_arm.tabulate(results).strip()
 
 
 def test_the_config_is_the_published_planner():

@@ -177,7 +177,7 @@ def test_what_does_not_fit_is_a_sentence(env, settings, message):
 @pytest.mark.parametrize(
     ("told", "settings", "message"),
     [
-        ({"extra": np.zeros(2)}, {"scores": ["extra"]}, "The score 'extra' of .* is 2 numbers; expected one"),
+        ({"extra": np.zeros(2)}, {"scores": ["extra"]}, "The score 'extra' of .* is 2 numbers, not one"),
         ({"extra": None}, {"scores": ["extra"]}, "reports 'extra' as None; expected finite numbers"),
         ({"extra": np.zeros(2)}, {"goal_state": ["extra"]}, "goal_state has 2 numbers, but gym.state has 1"),
     ],
@@ -195,7 +195,7 @@ def test_what_the_environment_tells_is_checked(monkeypatch, told, settings, mess
 
 def test_actions_of_a_wrong_shape_are_refused():
     tasks = GymTasks("test/Counter-v0", GymTasksConfig(goal="info", success="info"), range(2))
-    with pytest.raises(ValueError, match=r"\(2, 1\) is expected"):
+    with pytest.raises(ValueError, match=r"expected \(2, 1\)"):
         tasks.step(np.zeros((2, 2)))
 
 

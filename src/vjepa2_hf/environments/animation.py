@@ -9,11 +9,10 @@ from .tasks import Tasks
 
 
 GREEN, RED, INK = (22, 163, 74), (220, 38, 38), (71, 85, 105)  # reached, never reached, under way
+COLUMNS, SCALE = 3, 2  # episodes per row, enlargement of the images
 
 
-def animate_episodes(
-    tasks: Tasks, states: np.ndarray, reached: np.ndarray, count: int = 12, columns: int = 3, scale: int = 2
-) -> bytes:
+def animate_episodes(tasks: Tasks, states: np.ndarray, reached: np.ndarray, count: int = 12) -> bytes:
     """The first episodes as an animated GIF; an episode stops when it reaches its goal. Equal inputs, equal bytes.
 
     Args:
@@ -21,8 +20,6 @@ def animate_episodes(
         states: (E, T + 1, S).
         reached: (E,), the step at which an episode reached its goal, -1 if it did not.
         count: number of episodes shown.
-        columns: episodes per row.
-        scale: enlargement of the images.
     """
     count, last = min(count, len(states)), states.shape[1] - 1
     frames = []
@@ -32,7 +29,7 @@ def animate_episodes(
             done = 0 < reached[episode] <= step
             shown = reached[episode] if done else step
             image = tasks.env.render_state(states[episode, shown], tasks.appearances[episode])
-            pair = np.stack([image, tasks.goal_images[episode]]).repeat(scale, axis=1).repeat(scale, axis=2)
+            pair = np.stack([image, tasks.goal_images[episode]]).repeat(SCALE, axis=1).repeat(SCALE, axis=2)
             title, color = f"step {step}   |   goal", INK
             if done:
                 title, color = f"reached at step {shown}   |   goal", GREEN
@@ -40,9 +37,9 @@ def animate_episodes(
                 title, color = "not reached   |   goal", RED
             cells.append(_frame(*pair, title, color))
         width, height = cells[0].size
-        sheet = Image.new("RGB", (width * min(columns, count), height * -(-count // columns)), (255, 255, 255))
+        sheet = Image.new("RGB", (width * min(COLUMNS, count), height * -(-count // COLUMNS)), (255, 255, 255))
         for index, cell in enumerate(cells):
-            sheet.paste(cell, (index % columns * width, index // columns * height))
+            sheet.paste(cell, (index % COLUMNS * width, index // COLUMNS * height))
         frames.append(sheet)
     # One palette for all frames: otherwise colors flicker, and every frame is stored completely
     samples = np.concatenate([np.asarray(frames[index]) for index in (0, len(frames) // 2, -1)])

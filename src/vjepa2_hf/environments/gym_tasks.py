@@ -258,15 +258,12 @@ class GymTasks:
 
     @property
     def states(self) -> np.ndarray | None:
-        """float32 (N, S)."""
-        return self._stack(self.config.state)
+        names = self.config.state
+        return np.stack([episode.values(names) for episode in self.episodes]) if names else None
 
     @property
     def proprio_states(self) -> np.ndarray | None:
-        """float32 (N, S)."""
-        return self._stack(self.config.proprio_state)
-
-    def _stack(self, names: Sequence[str]) -> np.ndarray | None:
+        names = self.config.proprio_state
         return np.stack([episode.values(names) for episode in self.episodes]) if names else None
 
     @property
@@ -282,25 +279,19 @@ class GymTasks:
         """Takes one action (N, A) in the active episodes; the others do not change."""
         actions = np.asarray(actions, np.float32)
         if actions.shape != (len(self), self.action_dim):
-            raise ValueError(
-                f"The actions have shape {actions.shape}, but ({len(self)}, {self.action_dim}) is expected."
-            )
+            raise ValueError(f"The actions have shape {actions.shape}; expected ({len(self)}, {self.action_dim}).")
         succeeded = np.zeros(len(self), bool)
         self.scores = {name: values.copy() for name, values in self.scores.items()}
         for i in np.flatnonzero(self.active):
             terminated = self.episodes[i].step(actions[i])
             succeeded[i] = self._succeeded(self.episodes[i], terminated)
             for name in self.scores:
-                self.scores[name][i] = self._score(self.episodes[i], name)
+                self.scores[name][i], *others = self.episodes[i].values([name])
+                if others:
+                    raise ValueError(f"The score {name!r} of {self.env_id!r} is {1 + len(others)} numbers, not one.")
         if self.config.success == "distance":
             succeeded = self.distances <= self.config.success_distance
         self.reached = self.reached | succeeded
-
-    def _score(self, episode: _Episode, name: str) -> float:
-        numbers = episode.values([name])
-        if len(numbers) != 1:
-            raise ValueError(f"The score {name!r} of {self.env_id!r} is {len(numbers)} numbers; expected one.")
-        return float(numbers[0])
 
     def _succeeded(self, episode: _Episode, terminated: bool) -> bool:
         """The environment's own judgment, if the config asks for it."""
