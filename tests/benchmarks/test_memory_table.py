@@ -58,7 +58,7 @@ def test_a_case_is_measured_in_a_process_of_its_own(table):
 
 
 def test_a_case_that_fails_says_why(table):
-    with pytest.raises(RuntimeError, match="(?s)did not end well: .*ValueError"):
+    with pytest.raises(RuntimeError, match="(?s)failed: .*ValueError"):
         table.measure(table.Case("small", 2, 30, 1, "inference"))
 
 
