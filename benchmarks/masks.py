@@ -45,7 +45,7 @@ def draw_clip_by_clip(
     What the published collator does: a tensor of the whole clip for each block, multiplied together, and the batch cut
     to its shortest from the end. With a `mask_ratio` (not published) each clip is drawn until it lies within it.
     """
-    size = _draw_size(spec, grid, generator)
+    size = _sample_size(spec, grid, generator)
     contexts, targets = [], []
     while len(contexts) < batch_size:
         number, own = spec["num_blocks"], "mask_ratio" in spec
@@ -53,7 +53,7 @@ def draw_clip_by_clip(
             number = int(torch.randint(number[0], number[1] + 1, (1,), generator=generator))
         visible = torch.ones(grid, dtype=torch.int32)
         for _ in range(number):
-            visible *= _draw_block(_draw_size(spec, grid, generator) if own else size, grid, generator)
+            visible *= _sample_block(_sample_size(spec, grid, generator) if own else size, grid, generator)
         visible = visible.flatten()
         target, context = torch.nonzero(visible == 0).squeeze(1), torch.nonzero(visible).squeeze(1)
         low, high = spec.get("mask_ratio", (0, 1))
@@ -64,7 +64,7 @@ def draw_clip_by_clip(
     return torch.stack([ids[:num_context] for ids in contexts]), torch.stack([ids[:num_target] for ids in targets])
 
 
-def _draw_size(spec: dict[str, Any], grid: Grid, generator: torch.Generator) -> tuple[int, int, int]:
+def _sample_size(spec: dict[str, Any], grid: Grid, generator: torch.Generator) -> tuple[int, int, int]:
     def uniform(limits: float | tuple[float, float]) -> float:
         low, high = limits if isinstance(limits, tuple) else (limits, limits)
         return low + torch.rand(1, generator=generator).item() * (high - low)
@@ -79,7 +79,7 @@ def _draw_size(spec: dict[str, Any], grid: Grid, generator: torch.Generator) -> 
     )
 
 
-def _draw_block(size: tuple[int, int, int], grid: Grid, generator: torch.Generator) -> torch.Tensor:
+def _sample_block(size: tuple[int, int, int], grid: Grid, generator: torch.Generator) -> torch.Tensor:
     """(T', H', W') int32: 0 in a block of that size, placed at random, 1 elsewhere."""
     top, left, start = (torch.randint(0, grid[axis] - size[axis] + 1, (1,), generator=generator) for axis in (1, 2, 0))
     block = torch.ones(grid, dtype=torch.int32)

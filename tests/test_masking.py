@@ -363,14 +363,14 @@ def test_seed_003_covers_75_to_90_percent_of_every_clip(grid, monkeypatch):
     assert len(ratio.unique()) > 4
 
 
-def test_clips_are_drawn_again_in_few_rounds(monkeypatch):
-    draw, rows = masking._draw_union, []
+def test_rejected_clips_are_replaced_in_few_rounds(monkeypatch):
+    sample, rows = masking._sample_union, []
 
     def record(sizes, exists, number, grid, rng):
         rows.append(number)
-        return draw(sizes, exists, number, grid, rng)
+        return sample(sizes, exists, number, grid, rng)
 
-    monkeypatch.setattr(masking, "_draw_union", record)
+    monkeypatch.setattr(masking, "_sample_union", record)
     for seed in range(50):
         MultiBlockMask(**SEED_003)(64, (8, 16, 16), seeded(seed))
     assert len(rows) / 50 < 4 and sum(rows) / 50 < 4 * 64
@@ -380,7 +380,7 @@ def test_a_ratio_out_of_reach_ends_after_a_bounded_number_of_tries(monkeypatch):
     monkeypatch.setattr(masking, "MAX_TRIES", 7)
     calls = []
     monkeypatch.setattr(
-        masking, "_draw_union", lambda s, e, rows, grid, rng: calls.append(rows) or np.ones((rows, 8)) > 0
+        masking, "_sample_union", lambda s, e, rows, grid, rng: calls.append(rows) or np.ones((rows, 8)) > 0
     )
     with pytest.raises(ValueError, match="in 7 tries"):
         MultiBlockMask(**SEED_003)(5, (2, 2, 2), seeded())

@@ -2,12 +2,12 @@
 
 A sampler is any callable `sampler(batch_size, grid, generator=None) -> (context_mask (B, K), target_mask (B, M))` of
 sorted int64 token ids, where grid is (T', H', W') in tubelets and patches and token (t, h, w) has the id
-`(t * H' + h) * W' + w`. The same seed gives the same masks; context and target never overlap, lie in the grid and
-are never empty. Frames are counted in tubelets: the smallest step in time that a token can be masked by.
+`(t * H' + h) * W' + w`. The same seed gives the same masks. Context and target never overlap, lie in the grid and are
+never empty. Frames are counted in tubelets.
 
-A sampler that draws takes one number from the generator, whatever its settings, the batch and the grid, so none of
-these changes what is drawn after it. Masks are drawn with numpy, at a fraction of torch's time (benchmarks/masks.py),
-and lie on the generator's device, on the CPU without one.
+A random sampler takes one number from the generator, whatever its settings, the batch and the grid, so that none of
+these changes later random numbers. Masks are sampled with numpy, which is faster than torch (benchmarks/masks.py), and
+lie on the generator's device, or on the CPU without one.
 
 Letters: B batch, T' H' W' the token grid, N = T'·H'·W' tokens, K context tokens, M target tokens, J blocks of a clip.
 """
@@ -26,30 +26,29 @@ from .specs import from_spec
 Grid = tuple[int, int, int]
 NumberOrRange = float | tuple[float, float]
 
-# Batches drawn before a sampler gives up on a grid, and after how many the block size is drawn again.
-MAX_TRIES = 1000
-TRIES_PER_SIZE = 50
+MAX_TRIES = 1000  # batches sampled before a sampler gives up on a grid
+TRIES_PER_SIZE = 50  # batches sampled with the same block size
 
 
 @dataclass(frozen=True)
 class MultiBlockMask:
-    """Blocks of the clip are the target, and what no block covers is the context.
+    """Blocks of the clip are the target, and the uncovered rest is the context.
 
-    The published recipe uses two sets at once, `PUBLISHED_MASKS`: block size and aspect ratio are drawn once a batch,
-    block positions for each clip. With a `mask_ratio` (seed 003: `num_blocks=(4, 8), spatial_scale=(0.15, 0.7),
-    temporal_scale=(0.4, 1.0), mask_ratio=(0.75, 0.9)`) each clip draws its own number of blocks and each block its own
-    size, until the union of the clip's blocks lies within that ratio.
+    The published recipe uses two mask sets at once, `PUBLISHED_MASKS`: block size and aspect ratio are sampled once
+    per batch, block positions for each clip. With a `mask_ratio` (the two-phase recipe: `num_blocks=(4, 8),
+    spatial_scale=(0.15, 0.7), temporal_scale=(0.4, 1.0), mask_ratio=(0.75, 0.9)`) the number of blocks is sampled per
+    clip and the size per block, until the union of the clip's blocks lies within that ratio.
 
-    A batch is made rectangular by dropping tokens at random within each clip, where the published collator drops the
-    last ones; so every frame is equally likely to stay (at `temporal_scale=1.0`).
+    A batch is made rectangular by dropping tokens at random within each clip. The published collator drops the last
+    ones instead, so that late frames are less likely to stay.
 
     Args:
-        num_blocks: J, blocks a clip, an integer or a range (inclusive).
-        spatial_scale: area of a block as a fraction of the frame's, in (0, 1], a number or a range.
-        temporal_scale: length of a block as a fraction of the clip's, in (0, 1], a number or a range.
+        num_blocks: J, blocks per clip, an integer or a range (inclusive).
+        spatial_scale: area of a block as a fraction of the frame, in (0, 1], a number or a range.
+        temporal_scale: length of a block as a fraction of the clip, in (0, 1], a number or a range.
         aspect_ratio: height over width of a block in patches, a number or a range.
-        mask_ratio: share of the tokens that the blocks of one clip cover together before the batch is made
-            rectangular, a range in (0, 1), or None for no such condition.
+        mask_ratio: fraction of the tokens that the blocks of one clip cover together before the batch is made
+            rectangular, a range in (0, 1); `None`: any.
 
     Raises:
         ValueError: a setting is out of its range; when sampling, no clip can meet the settings on this grid.
@@ -74,34 +73,36 @@ class MultiBlockMask:
     def __call__(
         self, batch_size: int, grid: Grid, generator: torch.Generator | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draws the masks of one batch: (context_mask (B, K), target_mask (B, M)), sorted int64 ids."""
+        """Samples the masks of one batch: (context_mask (B, K), target_mask (B, M)), sorted int64 ids."""
         _check_batch(batch_size, grid)
         rng = _numpy_generator(generator)
-        context_ids, target_ids = _trim(self._draw_clips(batch_size, grid, rng), rng)
+        context_ids, target_ids = _trim(self._sample_clips(batch_size, grid, rng), rng)
         device = _device(generator)
         return torch.from_numpy(context_ids).to(device), torch.from_numpy(target_ids).to(device)
 
-    def _draw_clips(self, batch_size: int, grid: Grid, rng: np.random.Generator) -> np.ndarray:
+    def _sample_clips(self, batch_size: int, grid: Grid, rng: np.random.Generator) -> np.ndarray:
         """The tokens that the blocks of each clip cover, bool (B, N), before the batch is made rectangular.
 
-        For every clip refused four more are drawn (a batch at most): one draw is as good as another, so the first B
-        that are accepted serve, and three rounds are enough where one more for each took ten.
+        For each rejected clip four more are sampled (a batch at most), and the first B accepted ones are kept.
         """
         clips, missing = [], batch_size
         for attempt in range(MAX_TRIES):
             rows = min(batch_size, 4 * missing)
             if self.mask_ratio is not None:
-                sizes, exists = self._draw_sizes(rows, grid, rng)
+                sizes, exists = self._sample_sizes(rows, grid, rng)
             elif attempt % TRIES_PER_SIZE == 0:
-                sizes, exists = self._draw_sizes(1, grid, rng)
-            drawn = _draw_union(sizes, exists, rows, grid, rng)
-            clips.append(drawn[self._accepts(drawn)][:missing])
+                sizes, exists = self._sample_sizes(1, grid, rng)
+            covered = _sample_union(sizes, exists, rows, grid, rng)
+            clips.append(covered[self._accepts(covered)][:missing])
             missing -= len(clips[-1])
             if missing == 0:
                 return np.concatenate(clips)
+        reason = "the blocks cover every token and leave no context"
+        if self.mask_ratio is not None:
+            reason = f"the union of the blocks never lies within {self.mask_ratio[0]:g} to {self.mask_ratio[1]:g}"
         raise ValueError(
             f"{self} found no mask for the grid {tuple(grid)} (frames, height, width in tokens) in {MAX_TRIES} tries: "
-            f"{self._condition()}; use a larger grid or other block sizes."
+            f"{reason}; use a larger grid or other block sizes."
         )
 
     def _accepts(self, covered: np.ndarray) -> np.ndarray:
@@ -113,12 +114,7 @@ class MultiBlockMask:
             accepted &= (count >= low * num_tokens) & (count <= high * num_tokens)
         return accepted
 
-    def _condition(self) -> str:
-        if self.mask_ratio is None:
-            return "the blocks cover every token and leave no context"
-        return f"the union of the blocks never lies within {self.mask_ratio[0]:g} to {self.mask_ratio[1]:g}"
-
-    def _draw_sizes(self, rows: int, grid: Grid, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _sample_sizes(self, rows: int, grid: Grid, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Block sizes (t, h, w) in tokens, int64 (rows, J or 1, 3), and which blocks exist, bool (rows, J).
 
         The arithmetic (rounding down the area, rounding the sides) is the published one.
@@ -134,16 +130,44 @@ class MultiBlockMask:
         return sizes.clip(1, grid).astype(np.int64), exists
 
 
+class FrameMask:
+    """Base of the samplers of the temporal recipe, which mask whole frames (tubelets).
+
+    A subclass has `context_frames`, and `target_frames` where the target is not the rest. A setting that is out of its
+    range is a ValueError, and so is a grid with too few frames.
+    """
+
+    def __call__(
+        self, batch_size: int, grid: Grid, generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The masks of one batch: (context_mask (B, K), target_mask (B, M)), sorted int64 ids."""
+        _check_batch(batch_size, grid)
+        if grid[0] < 2:
+            raise ValueError(
+                f"{type(self).__name__} needs at least 2 tubelets but the grid is {tuple(grid)}; use longer clips."
+            )
+        is_context = self.context_frames(batch_size, grid, generator)
+        masks = []
+        for frames in (is_context, self.target_frames(is_context, grid)):
+            tokens = np.broadcast_to(frames, (batch_size, grid[0])).repeat(grid[1] * grid[2], axis=1)
+            masks.append(torch.from_numpy(_ids(tokens)).to(_device(generator)))
+        return masks[0], masks[1]
+
+    def context_frames(self, batch_size: int, grid: Grid, generator: torch.Generator | None) -> np.ndarray:
+        """Which frames are context, bool (T',) for all clips or (B, T')."""
+        raise NotImplementedError
+
+    def target_frames(self, is_context: np.ndarray, grid: Grid) -> np.ndarray:
+        """Which frames are target, of the same shape."""
+        return ~is_context
+
+
 @dataclass(frozen=True)
-class FutureMask:
-    """The first frames are the context, the later ones the target (seed 000).
+class FutureMask(FrameMask):
+    """The first frames are the context, the later ones the target.
 
     Args:
-        context_ratio: share of the frames (tubelets) that are context, in (0, 1); rounded to whole tubelets, at least
-            one on either side.
-
-    Raises:
-        ValueError: the ratio is out of its range; when sampling, the grid has fewer than two frames.
+        context_ratio: fraction of the frames that are context, in (0, 1); rounded, at least one frame on either side.
     """
 
     context_ratio: float = 0.5
@@ -151,25 +175,16 @@ class FutureMask:
     def __post_init__(self) -> None:
         _check_ratio(self, "context_ratio")
 
-    def __call__(
-        self, batch_size: int, grid: Grid, generator: torch.Generator | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The masks of one batch, the same for every clip: (context_mask (B, K), target_mask (B, M))."""
-        _check_batch(batch_size, grid, self)
-        is_context = np.arange(grid[0]) < _share(grid[0], self.context_ratio)
-        return _frame_masks(is_context, ~is_context, batch_size, grid, generator)
+    def context_frames(self, batch_size: int, grid: Grid, generator: torch.Generator | None) -> np.ndarray:
+        return np.arange(grid[0]) < _num_frames(grid[0], self.context_ratio)
 
 
 @dataclass(frozen=True)
-class RandomFrameMask:
-    """Frames drawn at random for each clip are the target, the others the context (seed 000).
+class RandomFrameMask(FrameMask):
+    """Frames sampled for each clip are the target, the others the context.
 
     Args:
-        mask_ratio: share of the frames (tubelets) that are target, in (0, 1); rounded to whole tubelets, at least one
-            on either side.
-
-    Raises:
-        ValueError: the ratio is out of its range; when sampling, the grid has fewer than two frames.
+        mask_ratio: fraction of the frames that are target, in (0, 1); rounded, at least one frame on either side.
     """
 
     mask_ratio: float = 0.5
@@ -177,25 +192,17 @@ class RandomFrameMask:
     def __post_init__(self) -> None:
         _check_ratio(self, "mask_ratio")
 
-    def __call__(
-        self, batch_size: int, grid: Grid, generator: torch.Generator | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draws the masks of one batch: (context_mask (B, K), target_mask (B, M)), sorted int64 ids."""
-        _check_batch(batch_size, grid, self)
-        first = np.arange(grid[0]) < _share(grid[0], self.mask_ratio)
-        is_target = _numpy_generator(generator).permuted(np.tile(first, (batch_size, 1)), axis=1)
-        return _frame_masks(~is_target, is_target, batch_size, grid, generator)
+    def context_frames(self, batch_size: int, grid: Grid, generator: torch.Generator | None) -> np.ndarray:
+        first = np.arange(grid[0]) < _num_frames(grid[0], self.mask_ratio)
+        return ~_numpy_generator(generator).permuted(np.tile(first, (batch_size, 1)), axis=1)
 
 
 @dataclass(frozen=True)
-class PeriodicMask:
-    """Every period-th frame, from the first on, is the context, the frames between are the target (seed 000).
+class PeriodicMask(FrameMask):
+    """Every period-th frame, starting with the first, is the context; the frames between are the target.
 
     Args:
-        period: in frames (tubelets), an integer of at least 2.
-
-    Raises:
-        ValueError: the period is not such an integer; when sampling, the grid has fewer than two frames.
+        period: in frames, an integer of at least 2.
     """
 
     period: int = 2
@@ -207,30 +214,20 @@ class PeriodicMask:
                 f"context and the others are target."
             )
 
-    def __call__(
-        self, batch_size: int, grid: Grid, generator: torch.Generator | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The masks of one batch, the same for every clip: (context_mask (B, K), target_mask (B, M))."""
-        _check_batch(batch_size, grid, self)
-        is_context = np.arange(grid[0]) % self.period == 0
-        return _frame_masks(is_context, ~is_context, batch_size, grid, generator)
+    def context_frames(self, batch_size: int, grid: Grid, generator: torch.Generator | None) -> np.ndarray:
+        return np.arange(grid[0]) % self.period == 0
 
 
 @dataclass(frozen=True)
-class MultiRateMask:
-    """The first frames are the context, frames at several distances after the last of them the target (seed 000).
+class MultiRateMask(FrameMask):
+    """The first frames are the context, frames at several distances after the last of them the target.
 
-    Of 8 tubelets the defaults keep 0 to 3 and predict 4, 5 and 7. Seed 000 counts frames (context 0 to 7, targets 8,
-    10, 12, 14), which at two frames a tubelet would be the future mask.
+    With 8 tubelets the defaults keep 0 to 3 and predict 4, 5 and 7. (The temporal recipe counts frames, with targets
+    8, 10, 12, 14 after a context of 0 to 7; in tubelets of two frames that is the future mask.)
 
     Args:
-        context_ratio: share of the frames (tubelets) that are context, in (0, 1); rounded to whole tubelets, at least
-            one on either side.
-        horizons: distances of the targets from the last context frame, in frames (tubelets), different integers of at
-            least 1.
-
-    Raises:
-        ValueError: a setting is out of its range; when sampling, a horizon lies beyond the clip's end.
+        context_ratio: as in `FutureMask`.
+        horizons: distances of the targets from the last context frame, in frames: different integers of at least 1.
     """
 
     context_ratio: float = 0.5
@@ -250,20 +247,17 @@ class MultiRateMask:
                 f"horizons is {self.horizons!r}, expected different integers of at least 1, for example (1, 2, 4)."
             )
 
-    def __call__(
-        self, batch_size: int, grid: Grid, generator: torch.Generator | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The masks of one batch, the same for every clip: (context_mask (B, K), target_mask (B, M))."""
-        _check_batch(batch_size, grid, self)
-        num_context, needed = _share(grid[0], self.context_ratio), max(self.horizons)
+    def context_frames(self, batch_size: int, grid: Grid, generator: torch.Generator | None) -> np.ndarray:
+        num_context, needed = _num_frames(grid[0], self.context_ratio), max(self.horizons)
         if num_context + needed > grid[0]:
             raise ValueError(
                 f"{self} needs {needed} tubelets after the {num_context} of the context but the grid {tuple(grid)} "
                 f"has {grid[0]} in all; use longer clips, a smaller context_ratio or shorter horizons."
             )
-        frames = np.arange(grid[0])
-        is_target = np.isin(frames, np.array(self.horizons) + num_context - 1)
-        return _frame_masks(frames < num_context, is_target, batch_size, grid, generator)
+        return np.arange(grid[0]) < num_context
+
+    def target_frames(self, is_context: np.ndarray, grid: Grid) -> np.ndarray:
+        return np.isin(np.arange(grid[0]), np.array(self.horizons) + is_context.sum() - 1)
 
 
 MASK_SAMPLERS: dict[str, type] = {
@@ -274,7 +268,7 @@ MASK_SAMPLERS: dict[str, type] = {
     "multi_rate": MultiRateMask,
 }
 
-# The published recipe: both sets in every step, many small blocks and two large ones.
+# The published recipe: two mask sets in every step, many small blocks and two large ones
 PUBLISHED_MASKS: list[dict[str, Any]] = [
     {
         "type": "multi_block",
@@ -288,7 +282,7 @@ PUBLISHED_MASKS: list[dict[str, Any]] = [
 
 
 def build_mask_samplers(specs: Iterable[dict[str, Any]]) -> list:
-    """Makes samplers from specs such as `{"type": "multi_block", "num_blocks": 8}`.
+    """Samplers from specs such as `{"type": "multi_block", "num_blocks": 8}`.
 
     Raises:
         ValueError: a type or a setting is unknown, or a setting is out of its range.
@@ -296,8 +290,10 @@ def build_mask_samplers(specs: Iterable[dict[str, Any]]) -> list:
     return [from_spec(spec, MASK_SAMPLERS, "type") for spec in specs]
 
 
-def _draw_union(sizes: np.ndarray, exists: np.ndarray, rows: int, grid: Grid, rng: np.random.Generator) -> np.ndarray:
-    """Places the blocks of each clip uniformly and returns the tokens that any of them covers, bool (rows, N)."""
+def _sample_union(
+    sizes: np.ndarray, exists: np.ndarray, rows: int, grid: Grid, rng: np.random.Generator
+) -> np.ndarray:
+    """Positions the blocks of each clip uniformly; the tokens that any of them covers, bool (rows, N)."""
     sizes = np.broadcast_to(sizes, (rows, exists.shape[1], 3))
     start = rng.integers(0, np.array(grid) - sizes + 1)
     end = start + sizes
@@ -306,7 +302,7 @@ def _draw_union(sizes: np.ndarray, exists: np.ndarray, rows: int, grid: Grid, rn
         for axis, length in enumerate(grid)
     )
     in_time &= exists[..., None]
-    # A matrix product counts the blocks over each token, many times faster than `any` over whole blocks
+    # A matrix product counts the blocks over each token; much faster than `any` over whole blocks
     lines = (in_time[..., None] & in_height[:, :, None, :]).reshape(rows, exists.shape[1], -1).astype(np.float32)
     return (lines.transpose(0, 2, 1) @ in_width.astype(np.float32) > 0).reshape(rows, -1)
 
@@ -314,63 +310,51 @@ def _draw_union(sizes: np.ndarray, exists: np.ndarray, rows: int, grid: Grid, rn
 def _trim(covered: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Makes a batch of covered tokens, bool (B, N), rectangular: context ids (B, K) and target ids (B, M), sorted.
 
-    K and M are the smallest counts in the batch; clips with more tokens lose some uniformly at random. Every token has
-    a random key, covered ones a low one and the others a high one: a clip's M lowest keys are its target and its K
-    highest its context. A clip whose last key kept equals its first one dropped draws again, so that ties favour no
-    token either.
+    K and M are the smallest counts in the batch; clips with more tokens lose some uniformly at random. Covered tokens
+    get low random keys, the others high ones: the M lowest keys of a clip are its target, the K highest its context.
+    A clip whose last kept key equals the first dropped one is sampled again, so that ties favor no token.
     """
     rows, num_tokens = covered.shape
     counts = _count(covered)
     num_target, num_context = counts.min(), num_tokens - counts.max()
-    # half the size is half the time; up to here one clip in ten has such a tie
+    # 16 bits take half the time; up to this size one clip in ten has a tie
     dtype, bits = (np.uint16, 16) if num_tokens <= 4096 else (np.uint32, 32)
     high_bit = (~covered).astype(dtype) << (bits - 1)
     target, context = np.empty((2, rows, num_tokens), dtype=bool)
-    drawing = np.arange(rows)
-    while len(drawing) > 0:
-        keys = _random_keys(len(drawing), num_tokens, dtype, rng) >> 1 | high_bit[drawing]
+    open_rows = np.arange(rows)
+    while len(open_rows) > 0:
+        keys = _random_keys(len(open_rows), num_tokens, dtype, rng) >> 1 | high_bit[open_rows]
         ordered = np.partition(keys, num_target - 1, axis=1)
         rest = ordered[:, num_target:]
         rest.partition(rest.shape[1] - num_context, axis=1)
-        target[drawing] = in_target = keys <= ordered[:, num_target - 1, None]
-        context[drawing] = in_context = keys >= rest[:, -num_context, None]
-        drawing = drawing[(_count(in_target) > num_target) | (_count(in_context) > num_context)]
+        target[open_rows] = in_target = keys <= ordered[:, num_target - 1, None]
+        context[open_rows] = in_context = keys >= rest[:, -num_context, None]
+        open_rows = open_rows[(_count(in_target) > num_target) | (_count(in_context) > num_context)]
     return _ids(context), _ids(target)
 
 
 def _random_keys(rows: int, num_tokens: int, dtype: type, rng: np.random.Generator) -> np.ndarray:
-    """Random bits (rows, N) of an unsigned type; several keys from each 64-bit number, which takes less time."""
+    """Random bits (rows, N) of an unsigned type, several keys from each 64-bit number."""
     size = np.dtype(dtype).itemsize
     numbers = rng.integers(0, 2**64, -(-rows * num_tokens * size // 8), dtype=np.uint64)
     return numbers.view(dtype)[: rows * num_tokens].reshape(rows, num_tokens)
 
 
 def _count(chosen: np.ndarray) -> np.ndarray:
-    """How many tokens of each clip are chosen, bool (B, N) -> int64 (B,); four times faster than a sum of bools."""
+    """Number of chosen tokens per clip, bool (B, N) -> int64 (B,); four times faster than a sum of bools."""
     return np.bitwise_count(np.packbits(chosen, axis=1)).sum(axis=1, dtype=np.int64)
 
 
 def _ids(chosen: np.ndarray) -> np.ndarray:
-    """Ids of the chosen tokens, as many in every row: bool (B, N) -> int64 (B, K), sorted."""
+    """Sorted ids of the chosen tokens, the same number in every row: bool (B, N) -> int64 (B, K)."""
     rows, num_tokens = chosen.shape
     ids = np.flatnonzero(chosen).reshape(rows, -1)
     ids -= num_tokens * np.arange(rows)[:, None]
     return ids
 
 
-def _frame_masks(
-    is_context: np.ndarray, is_target: np.ndarray, batch_size: int, grid: Grid, generator: torch.Generator | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids of the tokens of whole frames, each bool (T',) for every clip or (B, T'): (B, K), (B, M)."""
-    masks = []
-    for frames in (is_context, is_target):
-        frames = np.broadcast_to(frames, (batch_size, grid[0]))
-        masks.append(torch.from_numpy(_ids(frames.repeat(grid[1] * grid[2], axis=1))).to(_device(generator)))
-    return masks[0], masks[1]
-
-
-def _share(num_frames: int, ratio: float) -> int:
-    """That share of the frames in whole frames, at least one, and at least one left."""
+def _num_frames(num_frames: int, ratio: float) -> int:
+    """That fraction of the frames, rounded, with at least one frame in it and one outside."""
     return min(max(round(num_frames * ratio), 1), num_frames - 1)
 
 
@@ -429,14 +413,8 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _check_batch(batch_size: int, grid: Grid, frame_sampler: Any = None) -> None:
-    """Checks what a sampler is called with; a sampler of whole frames needs two of them."""
+def _check_batch(batch_size: int, grid: Grid) -> None:
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1.")
     if len(grid) != 3 or min(grid) < 1:
         raise ValueError(f"grid is {tuple(grid)}, expected three positive numbers of tokens (frames, height, width).")
-    if frame_sampler is not None and grid[0] < 2:
-        raise ValueError(
-            f"{type(frame_sampler).__name__} needs at least 2 tubelets but the grid is {tuple(grid)}; "
-            f"use longer clips."
-        )
