@@ -1,12 +1,12 @@
-"""What a plan costs: terms that are added with weights and look at imagined steps one at a time.
-
-Letters: B problems, J candidates, K samples of a candidate, P planning horizon, N tokens of a frame, D width of a
-latent, A action, S proprio state.
+"""Planning costs: weighted sums of terms, computed one predicted step at a time.
 
     cost = LatentDistance("l1") + 0.1 * ActionPenalty() + 2.0 * Uncertainty()
 
-A term is a `Cost` with `step(imagined) -> (B, J)`, called for every imagined step in order, whose numbers are summed;
-`None` is nothing to add. So a distance of the last step never holds the latents of the others.
+A term is a `Cost` with `step(imagined) -> (B, J)`, which is called for every predicted step in order; the results are
+summed. A term of the last step thus never holds the latents of the others.
+
+Letters: B problems, J candidates, K samples of a candidate, P planning horizon, N tokens of a frame, D width of a
+latent, A action, S proprio state.
 """
 
 import functools
@@ -24,17 +24,17 @@ DISTANCES = ("l1", "l2", "cosine")
 
 @dataclass
 class ImaginedStep:
-    """What a term may look at.
+    """The inputs of a term.
 
     Attributes:
         index: of the step, from 0.
-        is_last: whether it is the last.
-        latents: (B, J, K, N, D) after the step; K is 1 where nothing is left to chance.
+        is_last: whether it is the last step.
+        latents: (B, J, K, N, D) after the step; K is 1 for a deterministic model.
         actions: (B, J, A) of the step, environment units.
         goal: (B, 1, 1, N, D), or `None`.
-        proprio_states: (B, J, S) after the step, environment units; `None` unless a term asks (`needs_proprio`).
+        proprio_states: (B, J, S) after the step, environment units; `None` unless a term has `needs_proprio`.
         goal_proprio_states: (B, 1, S), or `None`.
-        rewards: a function that tells the step's imagined rewards (B, J, K).
+        rewards: a function that predicts the rewards (B, J, K) of the step.
     """
 
     index: int
@@ -48,12 +48,12 @@ class ImaginedStep:
 
 
 class Cost:
-    """The base of terms; a subclass implements `step` and says what it needs.
+    """Base of the terms.
 
     Attributes:
-        needs_goal: a goal's latents.
-        needs_proprio: proprio states, and a goal's.
-        needs_samples: several samples of every candidate.
+        needs_goal: the term compares with a goal's latents.
+        needs_proprio: it compares with a goal's proprio states.
+        needs_samples: it needs several samples of every candidate.
     """
 
     needs_goal = False
@@ -61,15 +61,15 @@ class Cost:
     needs_samples = False
 
     def step(self, imagined: ImaginedStep) -> torch.Tensor | None:
-        """The step's share of the cost (B, J), lower being better, or `None`."""
+        """The contribution (B, J) of the step to the cost, lower is better, or `None`."""
         raise NotImplementedError
 
     def terms(self) -> "list[tuple[float, Cost]]":
-        """Weights and terms that this cost is the sum of."""
+        """The weights and terms that this cost sums."""
         return [(1.0, self)]
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain values, `"cost"` among them, for `build_cost`."""
+        """The settings as plain values, with the name under "cost", for `build_cost`."""
         return to_spec(self, COSTS, "cost")
 
     def __add__(self, other: "Cost") -> "WeightedSum":
@@ -83,10 +83,10 @@ class Cost:
 
 @dataclass
 class WeightedSum(Cost):
-    """Terms times their weights; made by `+` and `*`.
+    """The weighted sum of terms that `+` and `*` make.
 
     Args:
-        parts: (weight, term) pairs; terms also as names or dicts.
+        parts: (weight, term) pairs; terms may be names or dicts.
     """
 
     parts: list[tuple[float, Cost]]
@@ -114,12 +114,12 @@ class WeightedSum(Cost):
 
 @dataclass
 class LatentDistance(Cost):
-    """Distance of imagined latents to the goal's, averaged over samples.
+    """Distance of predicted latents from the goal's, averaged over samples.
 
     Args:
-        distance: "l2", mean squared difference (seed 003, Algorithm 3 line 10, up to a constant factor), "l1", mean
-            absolute difference (published), or "cosine", 1 − cosine of a token's latents, averaged over tokens.
-        summed: the sum over all steps, which asks for the goal soon; `False`: of the last step.
+        distance: "l2": mean squared error (the two-phase recipe, Algorithm 3 line 10, up to a constant factor); "l1":
+            mean absolute error (published); "cosine": 1 − cosine of each token, averaged over tokens.
+        summed: sum over all steps, which rewards reaching the goal early; `False`: only the last step.
     """
 
     distance: str = "l2"
@@ -147,13 +147,13 @@ class LatentDistance(Cost):
 
 @dataclass
 class ProprioDistance(Cost):
-    """Mean squared difference of imagined proprio states to the goal's, in environment units.
+    """Mean squared difference of predicted proprio states from the goal's, in environment units.
 
-    The states are those that the model's `proprio_transition` makes of the actions ("hold" makes none).
+    The model's `proprio_transition` predicts the states ("hold" keeps them constant).
 
     Args:
-        dims: numbers of the state that count; `None`: all. Angles are compared as they are: leave out those that wrap.
-        summed: the sum over all steps; `False`: of the last step.
+        dims: dimensions of the state that count; `None`: all. Leave out angles that wrap around.
+        summed: sum over all steps; `False`: only the last step.
     """
 
     dims: list[int] | None = None
@@ -163,7 +163,7 @@ class ProprioDistance(Cost):
     def __post_init__(self) -> None:
         self.dims = None if self.dims is None else [int(dim) for dim in self.dims]
         if self.dims == []:
-            raise ValueError("dims is empty; expected at least one number of the state, or None for all.")
+            raise ValueError("dims is empty; expected at least one dimension of the state, or None for all.")
 
     def step(self, imagined: ImaginedStep) -> torch.Tensor | None:
         if not (imagined.is_last or self.summed):
@@ -185,8 +185,8 @@ class ActionPenalty(Cost):
 
 @dataclass
 class Uncertainty(Cost):
-    """Deviation of the last latents over a candidate's samples: the root of their variance, averaged over tokens and
-    channels, which is the size of a latent's own deviation. For a model with a stochastic latent."""
+    """Standard deviation of the last latents over a candidate's samples: the root of the mean variance over tokens and
+    channels. For a model with a stochastic latent."""
 
     needs_samples = True
 
@@ -198,7 +198,7 @@ class Uncertainty(Cost):
 
 @dataclass
 class Reward(Cost):
-    """Minus the sum of the imagined rewards, in environment units. For a model with a reward head."""
+    """The negative sum of the predicted rewards, in environment units. For a model with a reward head."""
 
     def step(self, imagined: ImaginedStep) -> torch.Tensor:
         return -imagined.rewards().mean(dim=2)
@@ -215,10 +215,10 @@ COSTS: dict[str, type[Cost]] = {
 
 
 def build_cost(cost: Any) -> Cost:
-    """A cost from a cost, a dict of `to_dict`, or a name: of a term with its defaults, or of a latent distance.
+    """A cost from a cost, a dict as of `to_dict`, or the name of a term or of a latent distance.
 
     Raises:
-        ValueError: none of these, or a setting that does not fit.
+        ValueError: the cost is something else, or a setting does not fit.
     """
     if isinstance(cost, Cost):
         return cost
@@ -232,9 +232,6 @@ def _weight(weight: Any) -> float:
     if not isinstance(weight, (int, float)) or not -float("inf") < weight < float("inf"):
         raise ValueError(f"the weight of a cost is {weight!r}; expected a finite number.")
     return float(weight)
-
-
-# --- Costs of a world model's rollouts
 
 
 def choose_cost(cost: Any, distance: str | None, uncertainty_weight: float, has_goal: bool, has_rewards: bool) -> Cost:

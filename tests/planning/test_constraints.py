@@ -146,7 +146,7 @@ def test_a_constraint_of_ones_own_needs_apply_alone():
         (lambda: StepBounds([], []), "at least one step"),
         (lambda: StepBounds([1.0], [0.0]), r"low \[1.0\] must not exceed high \[0.0\]"),
         (lambda: StepBounds([float("nan")], [0.0]), "not NaN"),
-        (lambda: StepBounds([[0.0] * 3], [[1.0] * 3]).apply(ACTIONS), "low of StepBounds has 3 numbers a step"),
+        (lambda: StepBounds([[0.0] * 3], [[1.0] * 3]).apply(ACTIONS), "low of StepBounds has 3 numbers per step"),
         (
             lambda: for_every_action([Fixed([2])], 2)[0].apply(ACTIONS),
             "on dimension 2, but actions have 2; expected -2",

@@ -1,13 +1,13 @@
-"""What actions must obey beyond their bounds: terms that a solver applies to every candidate before its cost.
+"""Constraints on actions beyond their bounds, which a solver applies to every candidate before its cost.
 
-Letters: B problems, J candidates, P planning horizon, A action size, k environment actions in a model step.
+A constraint is any object with `apply(actions)`, which maps actions (..., P, A) to allowed ones; the constraints here
+also have `to_dict`, so that a planner can be saved with them. They are applied after the bounds, in the order of the
+list, and take precedence over the bounds.
 
-A constraint is any object with `apply(actions)`, which maps actions (..., P, A) to allowed ones; the terms here also
-have `to_dict`, so that a planner can be saved with them. They are applied in the order of the list, after the bounds,
-so that a constraint wins over a bound.
+`dims` and per-dimension values refer to one environment action; where a model step holds k of them, the planner
+applies a constraint to each (`for_every_action`). Steps are model steps.
 
-A constraint is on environment actions. Where a model step holds k of them, the planner applies it to each
-(`for_every_action`): then A above is the size of one. Steps are the model's.
+Letters: P planning horizon, A size of an action, k environment actions in a model step.
 """
 
 from collections.abc import Sequence
@@ -20,37 +20,28 @@ from ..specs import from_spec, to_spec
 
 
 class Constraint:
-    """The base of constraints; a subclass implements `apply`."""
+    """Base of the constraints; a subclass implements `apply`."""
 
     def apply(self, actions: torch.Tensor) -> torch.Tensor:
-        """Actions (..., P, A) -> allowed actions of the same shape; a new tensor, through which gradient may flow."""
+        """Actions (..., P, A) -> allowed actions, a new tensor of the same shape, differentiable."""
         raise NotImplementedError
 
     def finish(self, plan: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-        """The plan (..., P, A) that is returned.
-
-        Args:
-            plan: within the bounds and the constraints before this one.
-            mean: the plan as the solver found it, before bounds.
-        """
+        """The returned plan (..., P, A), from the plan after the bounds and earlier constraints, and the solver's own
+        `mean` before them."""
         return self.apply(plan)
 
     def fixed_dims(self, action_dim: int) -> list[int]:
-        """Dimensions that nothing is left to search in; no noise is drawn for them."""
+        """Dimensions with a fixed value; solvers sample no noise for them."""
         return []
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain values, `"constraint"` among them, for `build_constraints`."""
+        """The settings as plain values, with the name under "constraint", for `build_constraints`."""
         return to_spec(self, CONSTRAINTS, "constraint")
 
 
 class EveryAction(Constraint):
-    """A constraint on each of the k environment actions that a model step holds one after the other.
-
-    Args:
-        constraint: on an environment action of A / k numbers.
-        count: k.
-    """
+    """A constraint on environment actions, applied to each of the `count` = k actions of a model step."""
 
     def __init__(self, constraint: Any, count: int):
         self.constraint, self.count = constraint, count
@@ -75,7 +66,7 @@ class EveryAction(Constraint):
 
 
 def for_every_action(constraints: Sequence[Any], count: int) -> list[Any]:
-    """Constraints on environment actions as constraints on model steps of `count` of them."""
+    """Constraints on environment actions as constraints on model steps of `count` actions."""
     return list(constraints) if count == 1 else [EveryAction(constraint, count) for constraint in constraints]
 
 
@@ -93,11 +84,11 @@ def fixed_dims(constraint: Any, action_dim: int) -> list[int]:
 
 @dataclass
 class Fixed(Constraint):
-    """Dimensions that have a value, such as an arm's rotation 0; the solver searches the others alone.
+    """Dimensions with a fixed value, such as rotation 0 of an arm; the solver searches the others.
 
     Args:
         dims: of the action.
-        value: a number, or one a dimension, in action units.
+        value: a number, or one per dimension, in action units.
     """
 
     dims: Sequence[int]
@@ -121,14 +112,14 @@ class Fixed(Constraint):
 
 @dataclass
 class ClosedGripper(Constraint):
-    """A gripper that closes at a step and stays closed (the published planner's `close_gripper`).
+    """A gripper that closes at a step and stays closed (`close_gripper` of the published planner).
 
     Args:
         from_step: first model step at which it is closed, from 0.
         value: the action that closes it (published 1.0, beyond its bound of ±0.75).
         dim: the gripper's dimension of the action.
-        exact: the plan has the value itself. `False`: the plan has what the refit left of it, as the published code
-            returns it (with momentum 0.15 and 3 iterations 1 − 0.15³ of it).
+        exact: the plan has this value. `False`: the plan has the solver's mean, as in the published code (with
+            momentum 0.15 and 3 iterations the value times 1 − 0.15³).
     """
 
     from_step: int
@@ -156,11 +147,11 @@ class ClosedGripper(Constraint):
 
 @dataclass
 class StepBounds(Constraint):
-    """Bounds of their own for every step.
+    """Separate bounds for every step.
 
     Args:
-        low, high: P numbers, one a model step, or P lists of A numbers, in action units. Steps beyond the last have
-            its bounds.
+        low, high: P numbers, one per model step, or P lists of A numbers, in action units. The last bounds apply to
+            all later steps.
     """
 
     low: Sequence[float] | Sequence[Sequence[float]]
@@ -186,8 +177,8 @@ class StepBounds(Constraint):
             bound = bound.unsqueeze(-1) if bound.dim() == 1 else bound
             if bound.shape[-1] not in (1, size):
                 raise ValueError(
-                    f"{name} of StepBounds has {bound.shape[-1]} numbers a step; expected {size}, one a dimension of "
-                    "an environment action."
+                    f"{name} of StepBounds has {bound.shape[-1]} numbers per step; expected {size}, one per dimension "
+                    "of an environment action."
                 )
             bounds.append(bound)
         return actions.clamp(*bounds)
@@ -195,11 +186,11 @@ class StepBounds(Constraint):
 
 @dataclass
 class DeadZone(Constraint):
-    """A dimension whose small values become 0 in the plan that is returned; the search knows nothing of it.
+    """Sets small values of a dimension to 0 in the returned plan; the search ignores it.
 
     Args:
         dim: of the action.
-        below: size under which a value becomes 0 (published: the gripper's, 0.25).
+        below: absolute values below this become 0 (published: 0.25, for the gripper).
     """
 
     dim: int
@@ -229,23 +220,19 @@ CONSTRAINTS: dict[str, type[Constraint]] = {
 
 
 def build_constraints(constraints: Any) -> list[Any]:
-    """A list of constraints from constraints, dicts of `to_dict`, one of them, or `None`.
+    """A list of constraints from constraints, dicts as of `to_dict`, a single one, or `None`.
 
     Raises:
-        ValueError: something is neither, or a setting does not fit.
+        ValueError: something else is given, or a setting does not fit.
     """
     if constraints is None:
         return []
-    given = (
-        [constraints] if isinstance(constraints, (dict, str)) or hasattr(constraints, "apply") else list(constraints)
-    )
-    return [_build(constraint) for constraint in given]
-
-
-def _build(constraint: Any) -> Any:
-    if hasattr(constraint, "apply") and not isinstance(constraint, type):
-        return constraint
-    return from_spec(constraint, CONSTRAINTS, "constraint")
+    if isinstance(constraints, (dict, str)) or hasattr(constraints, "apply"):
+        constraints = [constraints]
+    return [
+        each if hasattr(each, "apply") and not isinstance(each, type) else from_spec(each, CONSTRAINTS, "constraint")
+        for each in constraints
+    ]
 
 
 def _dimension(dim: int, action_dim: int) -> int:

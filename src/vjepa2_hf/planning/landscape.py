@@ -13,13 +13,13 @@ from .search import CostFunction, PerDimension, Search, SolverResult
 
 
 class Grid:
-    """A solver that tries a grid and nothing else; its trace holds every candidate's cost.
+    """A solver that evaluates a grid over two dimensions of an action; its trace holds the cost of every point.
 
     Args:
-        actions: (P, A), the dimensions that do not vary.
-        dims: the two that do: of an environment action, which then varies alike in each of the `actions_per_step`
-            actions of the step; where one of them is larger, both are of all A numbers.
-        points: of each, evenly from bound to bound.
+        actions: (P, A), the plan that the grid varies.
+        dims: two dimensions of an environment action, which vary together in all `actions_per_step` actions of the
+            step; if one of them is larger, both index the A numbers of a model step.
+        points: per dimension, evenly spaced from bound to bound.
         step: whose action varies.
         actions_per_step: k.
     """
@@ -49,7 +49,7 @@ class Grid:
         **unused: Any,
     ) -> SolverResult:
         search = Search(cost, (batch_size, *self.actions.shape), action_low, action_high)
-        # where the bounds of a step's actions differ, what is within all of them
+        # the range within the bounds of all actions of the step
         ends = [(search.low[each].max().item(), search.high[each].min().item()) for each in self.columns]
         if not all(math.isfinite(high - low) for low, high in ends):
             raise ValueError("a landscape goes from bound to bound: give finite action_low and action_high.")
