@@ -507,7 +507,7 @@ class TestParts:
         used = VJepa2WorldModel.from_pretrained(tmp_path / "ours", extrinsics_dim=6)
         assert torch.equal(used.predictor.extrinsics_encoder.weight, weight)
         assert all(p.requires_grad for p in used.predictor.extrinsics_encoder.parameters())
-        with pytest.raises(ValueError, match="extrinsics_dim is 3, but the stored extrinsics encoder takes 6"):
+        with pytest.raises(ValueError, match="extrinsics_dim is 3; expected 0 or stored_extrinsics_dim=6"):
             VJepa2WorldModelConfig(extrinsics_dim=3, stored_extrinsics_dim=6)
 
     def test_world_model_moves_poses(self, tmp_path):

@@ -262,22 +262,25 @@ class TestAdaptingEncoder:
     ("fields", "message"),
     [
         ({"state_type": "projected"}, "state_type='projected' needs state_dim"),
-        ({"state_dim": 8}, "state_dim is 8, but state_type='tokens' has a fixed size"),
+        ({"state_dim": 8}, "state_dim=8 is for state_type 'merged' or 'projected'; got 'tokens'"),
         ({"state_type": "merged", "state_dim": 0}, "state_dim is 0; expected a number above 0"),
         (
             {"state_type": "merged", "state_projection": "slow"},
             "state_projection='slow' is for state_type='projected'",
         ),
-        ({"dynamics_type": "mlp"}, "dynamics_type='mlp' needs one vector per frame, but state_type is 'tokens'"),
+        ({"dynamics_type": "mlp"}, "dynamics_type='mlp' needs state_type 'pooled' or 'projected'; got 'tokens'"),
         (
             {"dynamics_type": "mlp", "state_type": "pooled", "action_fusion": "cross_attention"},
-            "action_fusion='cross_attention' needs dynamics_type='transformer'",
+            "dynamics_type='mlp' needs action_fusion 'concat' or 'add'",
         ),
         ({"state_type": "pixels", "freeze_encoder": False}, "raw patches have no encoder to train"),
-        ({"action_type": "discrete", "action_mean": [0.5, 0.5]}, r"action_mean is \[0.5, 0.5\], but action_type="),
+        (
+            {"action_type": "discrete", "action_mean": [0.5, 0.5]},
+            r"action_mean does not apply to action_type='discrete'",
+        ),
         (
             {"action_type": "discrete", "proprio_dim": 2, "proprio_transition": "add"},
-            "proprio_transition='add' adds actions to states, which action_type='discrete' does not allow",
+            "proprio_transition='add' needs action_type='continuous'",
         ),
         ({"action_type": "categorical"}, "action_type is 'categorical'; expected one of 'continuous', 'discrete'"),
     ],

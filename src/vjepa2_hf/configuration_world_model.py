@@ -176,35 +176,33 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
             size, heads = self.predictor_hidden_size, self.predictor_num_attention_heads
             check_heads("predictor_hidden_size", size, "predictor_num_attention_heads", heads)
         self._check_inputs()
-        self._check_discrete_actions()
         super().__post_init__(**self._refuse_unknown(kwargs))
         self._check_state()
 
     def _check_inputs(self) -> None:
-        stored = self.stored_extrinsics_dim
-        check(
-            not stored or self.extrinsics_dim in (0, stored),
-            f"extrinsics_dim is {self.extrinsics_dim}, but the stored extrinsics encoder takes {stored} numbers: give "
-            f"extrinsics_dim={stored}, or 0 to leave extrinsics out.",
-        )
-        check(
-            self.action_dim % self.actions_per_step == 0,
-            f"action_dim={self.action_dim} is the size of one model step and must be a multiple of "
-            f"actions_per_step={self.actions_per_step}.",
-        )
+        stored, action, proprio = self.stored_extrinsics_dim, self.action_dim, self.proprio_dim
+        if stored and self.extrinsics_dim not in (0, stored):
+            raise ValueError(f"extrinsics_dim is {self.extrinsics_dim}; expected 0 or stored_extrinsics_dim={stored}.")
+        if action % self.actions_per_step:
+            raise ValueError(
+                f"action_dim={action} (one model step) must be a multiple of actions_per_step={self.actions_per_step}."
+            )
         for name in ("action_mean", "action_std", "action_low", "action_high", "proprio_mean", "proprio_std"):
             self._check_vector(name, getattr(self, name))
         for dimension, (low, high) in enumerate(zip(self.action_low or [], self.action_high or [])):
             check(low <= high, f"action_low {low} exceeds action_high {high} in dimension {dimension}.")
-        check(
-            self.proprio_transition != "add" or self.proprio_dim in (0, self.action_dim),
-            f"proprio_transition='add' needs proprio_dim={self.proprio_dim} equal to action_dim={self.action_dim}.",
-        )
-        check(
-            self.proprio_transition != "pose_delta" or self.proprio_dim == self.action_dim == 7,
-            "proprio_transition='pose_delta' needs proprio_dim and action_dim 7 (xyz, Euler angles, gripper); got "
-            f"{self.proprio_dim} and {self.action_dim}.",
-        )
+        if self.proprio_transition == "add" and proprio not in (0, action):
+            raise ValueError(f"proprio_transition='add' needs proprio_dim={proprio} equal to action_dim={action}.")
+        if self.proprio_transition == "pose_delta" and not proprio == action == 7:
+            raise ValueError(
+                "proprio_transition='pose_delta' needs proprio_dim and action_dim 7 (xyz, Euler angles, gripper); got "
+                f"{proprio} and {action}."
+            )
+        if self.action_type == "discrete":
+            for name in ("action_mean", "action_std"):
+                check(getattr(self, name) is None, f"{name} does not apply to action_type='discrete': leave it out.")
+            hold = self.proprio_transition == "hold"
+            check(hold, f"proprio_transition={self.proprio_transition!r} needs action_type='continuous': use 'hold'.")
 
     def _check_vector(self, name: str, values: list | None) -> None:
         """One finite number per dimension. A bound may be infinite: a solver then needs an `init_std`."""
@@ -220,56 +218,29 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
         positive = not name.endswith("_std") or all(value > 0 for value in values)
         check(positive, f"{name} is {values}; expected numbers above 0.")
 
-    def _check_discrete_actions(self) -> None:
-        if self.action_type != "discrete":
-            return
-        for name in ("action_mean", "action_std"):
-            value = getattr(self, name)
-            check(
-                value is None,
-                f"{name} is {value}, but action_type='discrete' uses one-hot actions unchanged: leave it out.",
-            )
-        check(
-            self.proprio_transition == "hold",
-            f"proprio_transition={self.proprio_transition!r} adds actions to states, which action_type='discrete' "
-            "does not allow: use 'hold'.",
-        )
-
     def _check_state(self) -> None:
         """What state, dynamics and encoder require of each other; `encoder_config` is built by now."""
-        kind = self.state_type
-        check(
-            self.state_dim is None or kind in ("merged", "projected"),
-            f"state_dim is {self.state_dim}, but state_type={kind!r} has a fixed size: leave it out, or use 'merged' "
-            "or 'projected'.",
-        )
-        check(
-            kind != "projected" or self.state_dim is not None,
-            "state_type='projected' needs state_dim, the size of the state: for example state_dim=64.",
-        )
-        check(
-            self.state_projection == "pca" or kind == "projected",
-            f"state_projection={self.state_projection!r} is for state_type='projected'; state_type is {kind!r}.",
-        )
+        kind, mlp = self.state_type, self.dynamics_type == "mlp"
         side = self.encoder_config.crop_size // self.encoder_config.patch_size
-        check(
-            kind != "merged" or side % 2 == 0,
-            f"state_type='merged' merges 2×2 tokens, but a frame has {side}×{side}: choose a crop_size divisible by "
-            "twice the patch_size.",
-        )
-        check(
-            self.dynamics_type != "mlp" or kind in ("pooled", "projected"),
-            f"dynamics_type='mlp' needs one vector per frame, but state_type is {kind!r}: use 'pooled' or "
-            "'projected'.",
-        )
-        check(
-            self.dynamics_type != "mlp" or self.action_fusion != "cross_attention",
-            "action_fusion='cross_attention' needs dynamics_type='transformer'; got 'mlp': use 'concat' or 'add'.",
-        )
-        check(
-            self.freeze_encoder or kind != "pixels",
-            "freeze_encoder=False with state_type='pixels': raw patches have no encoder to train.",
-        )
+        if self.state_dim is not None and kind not in ("merged", "projected"):
+            raise ValueError(f"state_dim={self.state_dim} is for state_type 'merged' or 'projected'; got {kind!r}.")
+        if kind == "projected" and self.state_dim is None:
+            raise ValueError("state_type='projected' needs state_dim, the size of the state, for example 64.")
+        if self.state_projection != "pca" and kind != "projected":
+            raise ValueError(
+                f"state_projection={self.state_projection!r} is for state_type='projected'; state_type is {kind!r}."
+            )
+        if kind == "merged" and side % 2:
+            raise ValueError(
+                f"state_type='merged' merges 2×2 tokens, but a frame has {side}×{side}: choose a crop_size divisible "
+                "by twice the patch_size."
+            )
+        if mlp and kind not in ("pooled", "projected"):
+            raise ValueError(f"dynamics_type='mlp' needs state_type 'pooled' or 'projected'; got {kind!r}.")
+        if mlp and self.action_fusion == "cross_attention":
+            raise ValueError("dynamics_type='mlp' needs action_fusion 'concat' or 'add'; got 'cross_attention'.")
+        if kind == "pixels" and not self.freeze_encoder:
+            raise ValueError("freeze_encoder=False with state_type='pixels': raw patches have no encoder to train.")
 
 
 __all__ = ["VJepa2WorldModelConfig"]

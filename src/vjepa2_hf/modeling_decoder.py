@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 from .configuration_decoder import VJepa2PixelDecoderConfig
 from .configuration_vjepa2 import VJepa2EncoderConfig
 from .modeling_base import VJepa2PreTrainedModel
-from .modeling_layers import build_layers, sincos_table
+from .modeling_layers import build_layers, power_loss, sincos_table
 
 
 @dataclass
@@ -132,8 +132,7 @@ class VJepa2PixelDecoder(VJepa2PreTrainedModel):
                 f"pixel_values_videos has shape {tuple(target.shape)}; expected {tuple(predicted.shape)}, as the "
                 "latents and the config say."
             )
-        difference = predicted.float() - target.float()
-        return difference.abs().mean() if self.config.loss_exponent == 1 else difference.square().mean() / 2
+        return power_loss(predicted, target, self.config.loss_exponent)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, chunk_size: int = 256) -> torch.Tensor:

@@ -226,18 +226,17 @@ def eager_attention(
 
 
 def attend(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    dropout: float = 0.0,
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask=None, dropout: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention over (B, h, L, d) with the implementation that `module.config` chooses: (B, L, h, d) and weights."""
     function = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention)
-    return function(
-        module, query, key, value, attention_mask, scaling=module.scaling, dropout=dropout, is_causal=False
-    )
+    return function(module, query, key, value, mask, scaling=module.scaling, dropout=dropout, is_causal=False)
+
+
+def power_loss(predicted: torch.Tensor, target: torch.Tensor, exponent: int, dim=None) -> torch.Tensor:
+    """mean |predicted − target|^p / p over all or some dimensions, in float32, for p = 1 or 2."""
+    difference = predicted.float() - target.float()
+    return difference.abs().mean(dim=dim) if exponent == 1 else difference.square().mean(dim=dim) / 2
 
 
 class KeyValueBuffer:
@@ -374,15 +373,7 @@ class VJepa2FactorizedLayer(VJepa2Layer):
     T'·H'·W'. With tokens dropped, masks compute the same function.
     """
 
-    def __init__(
-        self,
-        config: PreTrainedConfig,
-        hidden_size: int,
-        num_heads: int,
-        *args,
-        encoder_config: VJepa2EncoderConfig | None = None,
-        **kwargs,
-    ):
+    def __init__(self, config, hidden_size: int, num_heads: int, *args, encoder_config=None, **kwargs):
         super().__init__(config, hidden_size, num_heads, *args, encoder_config=encoder_config, **kwargs)
         encoder_config = encoder_config or config
         self.norm_time = nn.LayerNorm(hidden_size, eps=encoder_config.layer_norm_eps)

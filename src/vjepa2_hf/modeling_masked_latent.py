@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2MaskedLatentPredictionConfig
 from .modeling_base import TargetEncoderMixin, VJepa2PreTrainedModel
 from .modeling_encoder import VJepa2Encoder, check_token_ids, clip_grid
-from .modeling_layers import gather_tokens
+from .modeling_layers import gather_tokens, power_loss
 from .modeling_predictor import VJepa2Predictor, init_predictor, predict_following
 
 
@@ -187,10 +187,7 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
 
     def latent_errors(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The loss per token: predictions and targets (…, D) -> mean |ẑ − z|^p / p over channels (…)."""
-        difference = predicted.float() - target.float()
-        if self.config.loss_exponent == 1:
-            return difference.abs().mean(dim=-1)
-        return difference.square().mean(dim=-1) / 2
+        return power_loss(predicted, target, self.config.loss_exponent, dim=-1)
 
     def total_loss(
         self, prediction: torch.Tensor, auxiliary: list[dict[str, torch.Tensor]]

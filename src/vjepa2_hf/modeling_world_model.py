@@ -20,6 +20,7 @@ from .modeling_costs import choose_cost, goal_latents, goal_proprio, imagined_st
 from .modeling_dynamics import DYNAMICS, init_dynamics, rollout_steps
 from .modeling_encoder import VJepa2Encoder, as_encoder
 from .modeling_heads import VJepa2GaussianHead, VJepa2RewardHead
+from .modeling_layers import power_loss
 from .modeling_state import (
     DynamicsInputs,
     apply_state_map,
@@ -294,8 +295,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
 
     def latent_loss(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """mean |ŝ − s|^p / p over episodes, steps, tokens and channels (p = 1 published, p = 2 two-phase recipe)."""
-        difference = predicted.float() - target.float()
-        return difference.abs().mean() if self.config.loss_exponent == 1 else difference.square().mean() / 2
+        return power_loss(predicted, target, self.config.loss_exponent)
 
     def _rollout_loss(
         self, inputs: DynamicsInputs, predicted: torch.Tensor | None, targets: torch.Tensor
