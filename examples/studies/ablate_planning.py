@@ -18,6 +18,7 @@ from typing import Any
 
 import study
 import yaml
+from study import ENVIRONMENTS
 
 from vjepa2_hf.planning import SOLVERS
 from vjepa2_hf.visualization.tables import format_table
@@ -84,19 +85,15 @@ def run_row(options: argparse.Namespace, environment: str, seed: int, row: str) 
     settings = {"models": {MODEL: str(model)}, "seed": seed, "videos": 0, "episodes": options.episodes}
     settings |= {"first_task": FIRST_TASK + 1000 * seed, **ROWS[row].settings}
     settings |= {} if row == RECIPE else {"baselines": []}
-    config = study.ENVIRONMENTS[environment]["plan"]
+    config = ENVIRONMENTS[environment].plan
     study.RunFolder(output).configured("plan", "plan.py", config, settings, output=output, result="results.json")
-
-
-def seeds_of(options: argparse.Namespace, environment: str) -> list[int]:
-    """Seeds with a folder."""
-    return sorted(int(path.name[5:]) for path in (options.output / environment).glob("seed-*"))
 
 
 def run(options: argparse.Namespace) -> None:
     """Every row with all its seeds: a stopped study has complete rows."""
-    cells = [(environment, seed) for environment in options.environments for seed in seeds_of(options, environment)]
-    cells = [(one, seed) for one, seed in cells if (options.output / one / f"seed-{seed}" / options.model).exists()]
+    folders = {environment: options.output / environment for environment in options.environments}
+    cells = [(name, seed) for name, folder in folders.items() for seed in study.seeds_of(folder)]
+    cells = [(name, seed) for name, seed in cells if (folders[name] / f"seed-{seed}" / options.model).exists()]
     if not cells:
         raise SystemExit(
             f"error: there is no {options.model} in {options.output}/ENVIRONMENT/seed-*: train world models with "
@@ -110,34 +107,22 @@ def run(options: argparse.Namespace) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Results
 # ---------------------------------------------------------------------------------------------------------------------
-def measured(options: argparse.Namespace, environment: str, row: str) -> dict[int, dict[str, Any]]:
-    """Columns of a row by seed, of the seeds that have finished it."""
-    found = {}
-    for seed in seeds_of(options, environment):
-        path = results_of(options, environment, seed, row)
-        if path.exists():
-            own, baselines = study.planned_row(path, MODEL)
-            found[seed] = {
-                "success": own["success"],
-                "plan_milliseconds": own["plan_milliseconds"],
-                "by_distance": {str(number): part["success"] for number, part in enumerate(own["by_distance"])},
-                "baselines": baselines,
-            }
-    return found
+def columns(options: argparse.Namespace, environment: str, seed: int, row: str) -> dict[str, Any]:
+    own, baselines = study.planned_row(results_of(options, environment, seed, row), MODEL)
+    return {
+        "success": own["success"],
+        "plan_milliseconds": own["plan_milliseconds"],
+        "by_distance": {str(number): part["success"] for number, part in enumerate(own["by_distance"])},
+        "baselines": baselines,
+    }
 
 
 def collect(options: argparse.Namespace) -> dict[str, Any] | None:
-    titles = {name: row.title for name, row in ROWS.items()}
-    settings = {"episodes": options.episodes, "model": options.model}
-    found = study.collect_rows(options.results, settings, titles, partial(measured, options))
-    environments = {name: {"rows": rows, "differences": differences(rows)} for name, rows in found.items()}
-    return {"environments": environments} if found else None
-
-
-def differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Success of every row minus the recipe's, paired by seed."""
-    found = [(row["name"], study.paired(rows, row["name"], RECIPE)) for row in rows if row["name"] != RECIPE]
-    return [{"row": name, **difference} for name, difference in found if difference]
+    titles, pairs = (
+        {name: row.title for name, row in ROWS.items()},
+        [(name, RECIPE) for name in ROWS if name != RECIPE],
+    )
+    return study.collect_rows(options, ["episodes", "model"], titles, pairs, results_of, columns)
 
 
 def format_tables(results: dict[str, Any]) -> str:
@@ -172,13 +157,6 @@ def format_rows(rows: list[dict[str, Any]], compared: dict[str, dict[str, Any]])
     return format_table(titles, lines)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--environments", nargs="+", choices=list(study.ENVIRONMENTS), default=list(study.ENVIRONMENTS)
-    )
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="rows to run")
-
-
 STUDY = study.Study(
     "planning",
     __doc__,
@@ -190,10 +168,9 @@ STUDY = study.Study(
         "model": ("world_model_pretrained/final", "world model within OUTPUT/ENVIRONMENT/seed-*"),
         "episodes": (50, "tasks per row and seed"),
     },
-    seeds=None,
+    options={},
+    choices={"environments": (ENVIRONMENTS, ENVIRONMENTS), "rows": (ROWS, ROWS)},
     output="runs/reproduce",
-    shares_output=True,
-    add_arguments=add_arguments,
 )
 
 

@@ -53,9 +53,9 @@ def prepare(options: argparse.Namespace, dataset: str) -> None:
         target = options.output / dataset / "data" / split
         script, arguments = "record_moving_digits.py", DIGITS[split].split()
         if dataset in study.ENVIRONMENTS:
-            environment = study.ENVIRONMENTS[dataset]
-            script, arguments = "record_episodes.py", ["--env", environment["id"], "--policy", environment["policy"]]
-            arguments += ["--varied_appearance", "--num_proc", "1", *EPISODES[split].split()]
+            name, policy, *_ = study.ENVIRONMENTS[dataset]
+            script, arguments = "record_episodes.py", ["--env", name, "--policy", policy, "--varied_appearance"]
+            arguments += ["--num_proc", "1", *EPISODES[split].split()]
         runs.run(f"record {split}", target, script, *arguments, "--output", str(target))
     probe(runs, PIXELS, "pixels")
 

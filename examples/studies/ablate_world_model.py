@@ -79,13 +79,9 @@ TWO_PHASE = {
 # ---------------------------------------------------------------------------------------------------------------------
 # Runs
 # ---------------------------------------------------------------------------------------------------------------------
-def seed_folder(options: argparse.Namespace, environment: str, seed: int) -> Path:
-    return options.output / environment / f"seed-{seed}"
-
-
 def row_folder(options: argparse.Namespace, environment: str, seed: int, name: str) -> Path:
     """Folder of a row's runs; another number of steps has another folder."""
-    return seed_folder(options, environment, seed) / f"ablations-{options.steps}-steps" / name
+    return options.output / environment / f"seed-{seed}" / f"ablations-{options.steps}-steps" / name
 
 
 def results_of(options: argparse.Namespace, environment: str, seed: int, name: str) -> Path:
@@ -98,8 +94,8 @@ def common(options: argparse.Namespace, environment: str, seed: int) -> dict[str
 
 def pretrain(options: argparse.Namespace, environment: str, seed: int, name: str = RECIPE) -> Path:
     """The encoder of a row; that of the recipe is shared with `reproduce.py`."""
-    own = ROWS[name].encoder != PRETRAINING
-    folder = row_folder(options, environment, seed, name) if own else seed_folder(options, environment, seed)
+    folder = row_folder(options, environment, seed, name)
+    folder = folder.parents[1] if ROWS[name].encoder == PRETRAINING else folder
     settings = common(options, environment, seed)
     return study.RunFolder(folder).configured("pretrain", "pretrain.py", ROWS[name].encoder, settings)
 
@@ -121,7 +117,7 @@ def run_row(options: argparse.Namespace, environment: str, seed: int, name: str)
 
     planning = {"models": {MODEL: str(model)}, "seed": seed, "videos": 0, "episodes": options.episodes}
     planning |= {"first_task": FIRST_TASK + 1000 * seed} | ({} if name == RECIPE else {"baselines": []})
-    config = study.ENVIRONMENTS[environment]["plan"]
+    config = study.ENVIRONMENTS[environment].plan
     runs.configured("plan", "plan.py", config, planning, output=results.parent, result="results.json")
 
 
@@ -141,16 +137,6 @@ def run(options: argparse.Namespace) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Results
 # ---------------------------------------------------------------------------------------------------------------------
-def measured(options: argparse.Namespace, environment: str, name: str) -> dict[int, dict[str, Any]]:
-    """Columns of a row by seed, of the seeds that have finished it."""
-    seeds = sorted(int(path.name[5:]) for path in (options.output / environment).glob("seed-*"))
-    return {
-        seed: columns(options, environment, seed, name)
-        for seed in seeds
-        if results_of(options, environment, seed, name).exists()
-    }
-
-
 def columns(options: argparse.Namespace, environment: str, seed: int, name: str) -> dict[str, Any]:
     model = row_folder(options, environment, seed, name) / "world_model"
     own, baselines = study.planned_row(results_of(options, environment, seed, name), MODEL)
@@ -187,22 +173,14 @@ def dynamics_parameters(folder: Path) -> int:
 
 
 def collect(options: argparse.Namespace) -> dict[str, Any] | None:
-    titles = {name: row.title for name, row in ROWS.items()}
-    settings = {"steps": options.steps, "episodes": options.episodes}
-    found = study.collect_rows(options.results, settings, titles, partial(measured, options))
-    environments = {name: {"rows": rows, "differences": differences(rows)} for name, rows in found.items()}
-    return {"environments": environments} if found else None
-
-
-def differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Differences of success, paired by seed: the pairs of the two-phase recipe, then other rows minus the recipe."""
+    """Compares the pairs of the two-phase recipe, then the other rows with the recipe."""
     pairs = dict.fromkeys([*TWO_PHASE, *((name, RECIPE) for name in ROWS if name != RECIPE)])
-    found = [(one, other, study.paired(rows, one, other)) for one, other in pairs]
-    return [
-        {"row": one, "minus": other, **difference, "two_phase": TWO_PHASE.get((one, other))}
-        for one, other, difference in found
-        if difference
-    ]
+    titles = {name: row.title for name, row in ROWS.items()}
+    found = study.collect_rows(options, ["steps", "episodes"], titles, list(pairs), results_of, columns)
+    for table in found["environments"].values() if found else ():
+        for difference in table["differences"]:
+            difference["two_phase"] = TWO_PHASE.get((difference["row"], difference["minus"]))
+    return found
 
 
 def format_tables(results: dict[str, Any]) -> str:
@@ -258,13 +236,6 @@ def format_differences(compared: list[dict[str, Any]]) -> list[str]:
     return [head, "", *format_table(titles, rows), ""]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--first_seed", type=int, default=0, help="(default: 0)")
-    parser.add_argument("--environments", nargs="+", choices=list(study.ENVIRONMENTS), default=["pushing"])
-    default = [name for name in ROWS if name != "learning_encoder"]
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=default, help="rows to run")
-
-
 STUDY = study.Study(
     "world_model",
     __doc__,
@@ -273,9 +244,12 @@ STUDY = study.Study(
     format_tables,
     ["docs/world_model.md"],
     settings={"steps": (2400, "training steps of every row"), "episodes": (50, "tasks per row and seed")},
+    options={"seeds": (3, "training seeds"), "first_seed": (0, "the first of them")},
+    choices={
+        "environments": (study.ENVIRONMENTS, ["pushing"]),
+        "rows": (ROWS, [name for name in ROWS if name != "learning_encoder"]),
+    },
     output="runs/reproduce",
-    shares_output=True,
-    add_arguments=add_arguments,
 )
 
 

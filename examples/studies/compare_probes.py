@@ -314,9 +314,7 @@ STUDY = study.Study(
         "probe_steps": (400, "steps of every probe"),
         "clips": (2000, "clips to fit probes on; half as many for scores"),
     },
-    add_arguments=lambda parser: parser.add_argument(
-        "--datasets", nargs="*", default=list(TASKS), choices=list(TASKS)
-    ),
+    choices={"datasets": (TASKS, TASKS)},
 )
 
 

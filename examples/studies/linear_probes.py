@@ -38,7 +38,6 @@ from vjepa2_hf.video_io import VideoReader
 PENALTIES = np.logspace(0, 6, 13)
 BATCH_SIZE = 50
 PIXELS = 16  # height and width to which raw pixels are reduced, and of a raw patch
-READOUTS = ("average", "tokens")
 
 
 def read_labeled_clips(data: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -71,20 +70,6 @@ def clip_labels(row: dict[str, Any], data: str) -> dict[str, np.ndarray]:
     )
 
 
-def encode_clips(encoder: VJepa2Encoder, processor: VJepa2VideoProcessor, frames: np.ndarray) -> np.ndarray:
-    """Tokens float32 (N, tokens, D) of frames uint8 (N, T, H, W, 3)."""
-    tokens = []
-    for batch in np.array_split(frames, max(1, len(frames) // BATCH_SIZE)):
-        pixels = processor(list(batch), return_tensors="pt")["pixel_values_videos"]
-        tokens.append(encoder.encode(pixels).numpy())
-    return np.concatenate(tokens)
-
-
-def readouts(tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """Features (N, F) by readout."""
-    return {"average": tokens.mean(axis=1), "tokens": tokens.reshape(len(tokens), -1)}
-
-
 def pixel_readouts(frames: np.ndarray) -> dict[str, np.ndarray]:
     """Features (N, F) by readout of frames uint8 (N, T, H, W, 3); sizes are multiples of 16."""
     scaled = frames.astype(np.float32) / 255
@@ -107,40 +92,38 @@ def probe(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_la
     return max(0.0, float(model.score(test.astype(np.float64), test_labels)))
 
 
-def load_encoder(folder: str, weights: str, seed: int) -> VJepa2Encoder:
-    """The encoder of a folder, or a randomly initialized one of the same architecture."""
-    encoder = VJepa2Encoder.from_pretrained(folder)
-    if weights == "random":
-        torch.manual_seed(seed)
-        encoder = VJepa2Encoder(encoder.config)
-    return encoder.eval()
-
-
 def measure(encoder: str, train: str, test: str, weights: str = "saved", seed: int = 0) -> dict[str, Any]:
     """Scores of `content` and `motion` for both readouts, and `between_clips` (None for pixels).
 
     Args:
         encoder: folder or Hub id, or "pixels".
         train, test: shards of labeled clips to fit and to score probes.
-        weights: "saved" or "random".
+        weights: "saved", or "random" for a randomly initialized encoder of the same architecture.
         seed: of random weights.
     """
-    data = {"train": read_labeled_clips(train), "test": read_labeled_clips(test)}
+    frames, labels = zip(*map(read_labeled_clips, (train, test)), strict=True)
     if encoder == "pixels":
-        features = {split: pixel_readouts(frames) for split, (frames, _) in data.items()}
-        fraction = None
+        features = [pixel_readouts(clips) for clips in frames]
+        scores: dict[str, Any] = {"between_clips": None}
     else:
-        model, processor = load_encoder(encoder, weights, seed), VJepa2VideoProcessor.from_pretrained(encoder)
-        tokens = {split: encode_clips(model, processor, frames) for split, (frames, _) in data.items()}
-        features = {split: readouts(values) for split, values in tokens.items()}
-        fraction = between_clips(tokens["test"])
-    scores: dict[str, Any] = {"between_clips": fraction}
-    for readout in READOUTS:
-        fitted, unseen = (features[split][readout] for split in ("train", "test"))
-        scores[readout] = {
-            name: probe(fitted, data["train"][1][name], unseen, labels) for name, labels in data["test"][1].items()
-        }
+        processor, model = VJepa2VideoProcessor.from_pretrained(encoder), VJepa2Encoder.from_pretrained(encoder)
+        if weights == "random":
+            torch.manual_seed(seed)
+            model = VJepa2Encoder(model.config)
+        tokens = [encode_clips(model.eval(), processor, clips) for clips in frames]
+        features = [{"average": each.mean(axis=1), "tokens": each.reshape(len(each), -1)} for each in tokens]
+        scores = {"between_clips": between_clips(tokens[1])}
+    for readout in ("average", "tokens"):
+        fitted, unseen = (split[readout] for split in features)
+        scores[readout] = {name: probe(fitted, labels[0][name], unseen, labels[1][name]) for name in labels[1]}
     return scores
+
+
+def encode_clips(encoder: VJepa2Encoder, processor: VJepa2VideoProcessor, frames: np.ndarray) -> np.ndarray:
+    """Tokens float32 (N, tokens, D) of frames uint8 (N, T, H, W, 3)."""
+    batches = np.array_split(frames, max(1, len(frames) // BATCH_SIZE))
+    pixels = (processor(list(batch), return_tensors="pt")["pixel_values_videos"] for batch in batches)
+    return np.concatenate([encoder.encode(batch).numpy() for batch in pixels])
 
 
 @exit_on_user_error
@@ -149,12 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--encoder", required=True, help="folder or Hub id of a model, or 'pixels'")
     parser.add_argument("--train", required=True, help="shards of labeled clips, for the probes")
     parser.add_argument("--test", required=True, help="shards of labeled clips, for the scores")
-    parser.add_argument(
-        "--weights",
-        default="saved",
-        choices=["saved", "random"],
-        help="random: the same architecture, randomly initialized",
-    )
+    parser.add_argument("--weights", default="saved", choices=["saved", "random"], help="random: newly initialized")
     parser.add_argument("--seed", default=0, type=int, help="of random weights (default 0)")
     parser.add_argument("--output", type=Path, help="JSON file for the scores, which are also printed")
     options = parser.parse_args(arguments)

@@ -83,7 +83,7 @@ STUDY = study.Study(
         "steps": (100, "steps of pretraining on the new videos"),
         "start": ("runs/demo/pretrain/final", "folder of a pretrained model"),
     },
-    seeds=1,
+    options={"seeds": (1, "training seeds")},
     check=lambda options: refuse_missing_model(options.start),
 )
 

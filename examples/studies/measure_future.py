@@ -84,10 +84,7 @@ def measure(model: VJepa2ForMaskedLatentPrediction, clips: Iterator[torch.Tensor
         past: number of frames that the model sees.
 
     Returns:
-        errors: by method and metric, one float per future tubelet. clips: number of clips.
-
-    Raises:
-        ValueError: there are fewer than two clips.
+        `errors` by method and metric, one float per future tubelet; `clips`, their number.
     """
     tubelet, found = model.config.encoder_config.tubelet_size, []
     for batch in clips:
@@ -98,9 +95,6 @@ def measure(model: VJepa2ForMaskedLatentPrediction, clips: Iterator[torch.Tensor
         if model.config.target_type != "pixels":  # which cannot be context
             parts["autoregressive"] = model.predict_future(seen, future, autoregressive=True)
         found.append({name: values.float().cpu() for name, values in parts.items()})
-    count = sum(len(batch["whole"]) for batch in found)
-    if count < 2:
-        raise ValueError(f"There are {count} clips, but at least 2 are expected; give more.")
     values = {name: torch.cat([batch[name] for batch in found]) for name in found[0]}
     whole, known = (model.normalize_targets(values.pop(name)) for name in ("whole", "past"))
     steps = past // tubelet
@@ -108,7 +102,7 @@ def measure(model: VJepa2ForMaskedLatentPrediction, clips: Iterator[torch.Tensor
     whole, known = whole.unflatten(1, (-1, positions)), known.unflatten(1, (steps, positions))
     truth = whole[:, steps:]  # (E, f, P, D): clips, future tubelets, positions, channels
     guesses = values | baselines(known, truth)
-    return {"clips": count, "errors": {name: errors(guess, truth) for name, guess in guesses.items()}}
+    return {"clips": len(truth), "errors": {name: errors(guess, truth) for name, guess in guesses.items()}}
 
 
 def baselines(known: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -123,16 +117,15 @@ def baselines(known: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.Tenso
 def errors(guess: torch.Tensor, truth: torch.Tensor) -> dict[str, list[float]]:
     """Mean errors of (E, f, P, D) over clips, positions and channels, one per future tubelet."""
     difference = guess - truth
-    return {
-        "mse": difference.square().mean(dim=(0, 2, 3)).tolist(),
-        "l1": difference.abs().mean(dim=(0, 2, 3)).tolist(),
-    }
+    values = {"mse": difference.square(), "l1": difference.abs()}
+    return {name: value.mean(dim=(0, 2, 3)).tolist() for name, value in values.items()}
 
 
 def over_copying(found: dict[str, Any], metric: str, indices: list[int]) -> dict[str, list[float]]:
     """By method: the errors of some future tubelets divided by that of copying."""
+    copied = [max(found[COPY][metric][i], 1e-12) for i in indices]
     return {
-        name: [values[metric][i] / max(found[COPY][metric][i], 1e-12) for i in indices]
+        name: [values[metric][i] / copy for i, copy in zip(indices, copied, strict=True)]
         for name, values in found.items()
     }
 

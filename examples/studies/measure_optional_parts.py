@@ -45,17 +45,18 @@ def run(options: argparse.Namespace) -> None:
         arguments = ["--env", PUSHING, "--policy", "drawn_to_block", "--num_proc", "1", *more.split()]
         arguments += ["--episodes", str(options.episodes), "--output", str(options.output / name)]
         shared.run(name, options.output / name, "record_episodes.py", *arguments)
-    if not options.encoder:
+    encoder = options.encoder
+    if not encoder:
         settings = {"data": options.output / "episodes", "resume": "latest"}
-        options.encoder = shared.configured("pretrain", "pretrain.py", "demo/pretrain.yaml", settings)
-    study.run_side_by_side([partial(run_seed, options, seed) for seed in range(options.seeds)], options.jobs)
+        encoder = shared.configured("pretrain", "pretrain.py", "demo/pretrain.yaml", settings)
+    study.run_side_by_side([partial(run_seed, options, encoder, seed) for seed in range(options.seeds)], options.jobs)
 
 
-def run_seed(options: argparse.Namespace, seed: int) -> None:
+def run_seed(options: argparse.Namespace, encoder: Path | str, seed: int) -> None:
     runs, common = study.RunFolder(options.output / f"seed-{seed}"), {"seed": seed, "resume": "latest"}
 
     def train(name: str, data: str, key: str, value: Any) -> Path:
-        settings = common | {"data": options.output / data, "encoder": options.encoder, "max_steps": options.steps}
+        settings = common | {"data": options.output / data, "encoder": encoder, "max_steps": options.steps}
         settings |= {"cache_dir": options.output / "latents", f"world_model.{key}": value}
         return runs.configured(name, "train_world_model.py", "demo/world_model.yaml", settings)
 
@@ -63,8 +64,7 @@ def run_seed(options: argparse.Namespace, seed: int) -> None:
         result = runs.path / f"{name}.json"
         settings = {"model": model, "output": result, "data": options.output / data, "state_groups": STATES}
         settings |= {"num_threads": 1, **EVALUATION, **more}
-        overrides = [f"{key}={study.to_text(value)}" for key, value in settings.items()]
-        runs.run(f"evaluate_{name}", result, "evaluate_world_model.py", *overrides)
+        runs.run(f"evaluate_{name}", result, "evaluate_world_model.py", *study.key_values(settings))
 
     model = train("world_model", "episodes", "reward_head", True)
     settings = common | {"data": options.output / "episodes", "world_model": model}
@@ -170,10 +170,6 @@ def format_tables(results: dict[str, Any]) -> str:
     return "\n".join([*lines, *reward_table(models["world_model"])]).rstrip()
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--encoder", type=Path, help="folder of a pretrained model for images of 64 pixels")
-
-
 STUDY = study.Study(
     "optional_parts",
     __doc__,
@@ -182,13 +178,13 @@ STUDY = study.Study(
     format_tables,
     ["docs/world_model.md"],
     settings={
+        "encoder": ("", "folder of a pretrained model for images of 64 pixels; empty: one is pretrained"),
         "episodes": (560, "episodes with rewards, and as many with a random force"),
         "steps": (2000, "training steps of every world model"),
         "decoder_steps": (1000, "training steps of the decoder"),
         "stochastic_dim": (16, "size of the stochastic latent"),
     },
-    seeds=1,
-    add_arguments=add_arguments,
+    options={"seeds": (1, "training seeds")},
 )
 
 

@@ -46,7 +46,7 @@ def run_seed(output: Path, environment: str, seed: int) -> None:
     for name, title in ENCODERS.items():
         source = encoder if name == "pretrained" else study.ablation("demo/world_model.yaml", name)
         models[title] = runs.configured(
-            f"world_model_{name}", "train_world_model.py", settings["model"], source | data
+            f"world_model_{name}", "train_world_model.py", settings.world_model, source | data
         )
     on_model = data | {"world_model": models[ENCODERS["pretrained"]]}
     cloning = runs.configured("cloning", "train_cloning.py", "demo/cloning.yaml", on_model)
@@ -64,7 +64,7 @@ def run_seed(output: Path, environment: str, seed: int) -> None:
         "videos": 10,
         "first_task": FIRST_TASK + 1000 * seed,  # other tasks for every seed: the spread contains that of the tasks
     }
-    runs.configured("plan", "plan.py", settings["plan"], planning, result="results.json")
+    runs.configured("plan", "plan.py", settings.plan, planning, result="results.json")
 
 
 def collect(options: argparse.Namespace) -> dict[str, Any] | None:

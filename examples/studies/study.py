@@ -8,9 +8,8 @@ where there are none, writes the tables of the results file again.
 
 import argparse
 import json
-import multiprocessing
 import os
-import runpy
+import subprocess
 import sys
 import threading
 import time
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -42,24 +41,22 @@ SINGLE_THREAD = {
     "MALLOC_MMAP_THRESHOLD_": "1000000000",
 }
 SHORT_RUN = {"num_workers": 0, "save_every": 1_000_000, "resume": "latest"}  # settings of runs that take minutes
-# Many runs take seconds: they are forked from a process that has imported the package
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["vjepa2_hf.probing.sweep", "vjepa2_hf.training.run"])
 
-# The demo's environments: gymnasium id, policy that records, configs of the world model and of planning
+
+class Environment(NamedTuple):
+    """Gymnasium id and recording policy of a demo environment, and configs for it."""
+
+    id: str
+    policy: str
+    world_model: str
+    plan: str
+
+
 ENVIRONMENTS = {
-    "pushing": {
-        "id": "vjepa2_hf/Pushing-v0",
-        "policy": "drawn_to_block",
-        "model": "demo/world_model.yaml",
-        "plan": "demo/plan.yaml",
-    },
-    "two_rooms": {
-        "id": "vjepa2_hf/TwoRooms-v0",
-        "policy": "wander",
-        "model": "demo/world_model_two_rooms.yaml",
-        "plan": "demo/plan_two_rooms.yaml",
-    },
+    "pushing": Environment("vjepa2_hf/Pushing-v0", "drawn_to_block", "demo/world_model.yaml", "demo/plan.yaml"),
+    "two_rooms": Environment(
+        "vjepa2_hf/TwoRooms-v0", "wander", "demo/world_model_two_rooms.yaml", "demo/plan_two_rooms.yaml"
+    ),
 }
 
 
@@ -67,25 +64,17 @@ ENVIRONMENTS = {
 # Runs
 # ---------------------------------------------------------------------------------------------------------------------
 def execute(command: list[str], log: Path) -> None:
-    """Runs a script with its arguments in a process of its own; its output goes to a log.
+    """Runs a script with its arguments; its output goes to a log.
 
     Raises:
         SystemExit: the script failed; the message names the log.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    process = FORKS.Process(target=_become, args=(command, log))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise SystemExit(f"error: {log.stem} failed; see {log}.")
-
-
-def _become(command: list[str], log: Path) -> None:
     with open(log, "w", encoding="utf-8") as stream:
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
-    sys.argv = command
-    runpy.run_path(command[0], run_name="__main__")
+        environment = {**os.environ, **SINGLE_THREAD}
+        done = subprocess.run([sys.executable, *command], stdout=stream, stderr=subprocess.STDOUT, env=environment)
+    if done.returncode:
+        raise SystemExit(f"error: {log.stem} failed; see {log}.")
 
 
 class RunFolder:
@@ -124,25 +113,21 @@ class RunFolder:
         output: Path | None = None,
         result: str = "final",
     ) -> Path:
-        """Runs a script that takes `--config`, in one thread.
+        """Runs a script that takes `--config`, in one thread, and returns the path of its result.
 
         Args:
-            name: of the run; its `output_dir` is `output`, by default the folder NAME here.
+            name: of the run.
             script: in `examples/`.
             config: in `examples/configs/`, or `CONFIG#ROW` for a row of `ablations.yaml`.
             settings: keys and values of the command line; they override the row's.
-            output: `output_dir`.
-            result: what the run leaves in its `output_dir` at the end.
-
-        Returns:
-            The result's path.
+            output: `output_dir`, by default the folder NAME here.
+            result: what a finished run leaves in its `output_dir`.
         """
         config, _, row = config.partition("#")
         output = output or self.path / slug(name)
-        common = {"output_dir": output, "num_threads": 1}
-        settings = common | (ablation(config, row) if row else {}) | settings
-        overrides = [f"{key}={to_text(value)}" for key, value in settings.items()]
-        return self.run(name, output / result, script, "--config", str(CONFIGS / config), *overrides)
+        settings = {"output_dir": output, "num_threads": 1} | (ablation(config, row) if row else {}) | settings
+        arguments = ["--config", str(CONFIGS / config), *key_values(settings)]
+        return self.run(name, output / result, script, *arguments)
 
 
 def ablation(config: str, row: str) -> dict[str, Any]:
@@ -150,9 +135,11 @@ def ablation(config: str, row: str) -> dict[str, Any]:
     return yaml.safe_load((CONFIGS / "ablations.yaml").read_text(encoding="utf-8"))[config][row]
 
 
-def to_text(value: Any) -> str:
-    """The value of a `key=value` argument."""
-    return str(value) if isinstance(value, (str, Path)) else json.dumps(value)
+def key_values(settings: dict[str, Any]) -> list[str]:
+    """Settings as `key=value` arguments."""
+    return [
+        f"{key}={value if isinstance(value, (str, Path)) else json.dumps(value)}" for key, value in settings.items()
+    ]
 
 
 def slug(name: str) -> str:
@@ -162,10 +149,10 @@ def slug(name: str) -> str:
 
 def record_episodes(output: Path, environment: str) -> Path:
     """Records the 560 episodes of an environment that all of its seeds share."""
-    settings, folder = ENVIRONMENTS[environment], output / environment
-    arguments = ["--env", settings["id"], "--policy", settings["policy"], "--episodes", "560", "--num_proc", "2"]
+    folder, (name, policy, *_) = output / environment, ENVIRONMENTS[environment]
+    arguments = ["--env", name, "--policy", policy, "--episodes", "560", "--num_proc", "2", "--output"]
     episodes = folder / "episodes"
-    return RunFolder(folder).run("record", episodes, "record_episodes.py", *arguments, "--output", str(episodes))
+    return RunFolder(folder).run("record", episodes, "record_episodes.py", *arguments, str(episodes))
 
 
 def run_side_by_side(runs: Sequence[Callable[[], Any]], jobs: int) -> None:
@@ -216,33 +203,45 @@ def capitalized(name: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Tables by environment and row, whose seeds come from several collections
+# Tables of planning success, by environment and row
 # ---------------------------------------------------------------------------------------------------------------------
 def collect_rows(
-    results: Path,
-    settings: dict[str, Any],
+    options: argparse.Namespace,
+    settings: Sequence[str],
     titles: dict[str, str],
-    found: Callable[[str, str], dict[int, dict[str, Any]]],
-) -> dict[str, list[dict[str, Any]]]:
-    """Rows by environment: those of an earlier results file with the same settings, and those that were found.
+    pairs: Sequence[tuple[str, str]],
+    results_of: Callable[..., Path],
+    columns: Callable[..., dict[str, Any]],
+) -> dict[str, Any] | None:
+    """Rows and differences of success by environment: seeds of the earlier results file with the same settings, and
+    those that are finished.
 
     Args:
-        results: the earlier file, which may be missing.
-        settings: what the rows depend on.
+        options: of the command line.
+        settings: options that rows depend on.
         titles: of the rows by name, in the table's order.
-        found: environment and row -> seed -> columns (see `join_runs`).
+        pairs: rows whose success is compared.
+        results_of: options, environment, seed, row -> the file that a finished row leaves.
+        columns: the same -> columns of the row (see `join_runs`).
     """
-    known = known_rows(results, settings)
+    known = known_rows(options.results, {name: getattr(options, name) for name in settings})
     tables = {}
     for environment in ENVIRONMENTS:
         rows = []
         for name, title in titles.items():
-            runs = found(environment, name)
-            measured = {"name": name, "title": title, "seeds": list(runs), **join_runs(list(runs.values()))}
+            finished = [(environment, seed, name) for seed in seeds_of(options.output / environment)]
+            finished = [run for run in finished if results_of(options, *run).exists()]
+            measured = {"name": name, "title": title, "seeds": [seed for _, seed, _ in finished]}
+            measured |= join_runs([columns(options, *run) for run in finished])
             row = joined(known.get((environment, name)), measured)
             rows += [row | {"title": title}] if row["seeds"] else []
-        tables |= {environment: rows} if rows else {}
-    return tables
+        tables |= {environment: {"rows": rows, "differences": differences(rows, pairs)}} if rows else {}
+    return {"environments": tables} if tables else None
+
+
+def seeds_of(folder: Path) -> list[int]:
+    """Numbers of the folders `seed-*`."""
+    return sorted(int(path.name[5:]) for path in folder.glob("seed-*"))
 
 
 def join_runs(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -298,6 +297,12 @@ def joined(known: dict[str, Any] | None, measured: dict[str, Any]) -> dict[str, 
     )
 
 
+def differences(rows: list[dict[str, Any]], pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """`paired` of the pairs of rows that share a seed."""
+    found = [{"row": one, "minus": other, **paired(rows, one, other)} for one, other in pairs]
+    return [difference for difference in found if "mean" in difference]
+
+
 def paired(rows: list[dict[str, Any]], one: str, other: str) -> dict[str, Any]:
     """Differences of success on the seeds that two rows share: mean, interval, values; {} without a shared seed."""
     found = {row["name"]: dict(zip(row["seeds"], row["success"]["by_seed"], strict=True)) for row in rows}
@@ -340,17 +345,17 @@ class Study:
     """The command line of a study.
 
     Attributes:
-        name: of the results file and the markers.
+        name: of the results file, the markers, and by default the folder in `runs/`.
         description: of the command.
         run: runs what is missing.
         collect: the results of the runs, without the settings; None if no run is finished.
         format_tables: results as Markdown.
         documents: pages with markers, from the root of the repository.
-        settings: options that results depend on: default and help. A folder holds runs with one set of them.
-        seeds: default number of training seeds; None if the study has no such option.
-        output: folder of the runs, by default `runs/NAME`.
-        shares_output: the folder is another study's, and the paths of runs hold the settings.
-        add_arguments: adds further options.
+        settings: options that results depend on: default and help. A folder holds runs with one set of them, unless
+            it is another study's: `output`.
+        options: other options: default and help.
+        choices: options with a list of values: all values and the default ones.
+        output: folder of another study, where the paths of runs contain the settings.
         check: raises ValueError or OSError for unusable options.
     """
 
@@ -361,28 +366,22 @@ class Study:
     format_tables: Callable[[dict[str, Any]], str]
     documents: Sequence[str]
     settings: dict[str, tuple[Any, str]] = field(default_factory=dict)
-    seeds: int | None = 3
+    options: dict[str, tuple[Any, str]] = field(default_factory=lambda: {"seeds": (3, "training seeds")})
+    choices: dict[str, tuple[Sequence[str], Sequence[str]]] = field(default_factory=dict)
     output: str | None = None
-    shares_output: bool = False
-    add_arguments: Callable[[argparse.ArgumentParser], Any] = lambda parser: None
     check: Callable[[argparse.Namespace], Any] = lambda options: None
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         parser = argparse.ArgumentParser(
             description=self.description, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        output = Path(self.output or f"runs/{self.name}")
-        parser.add_argument("--output", type=Path, default=output, help=f"folder of the runs (default: {output})")
-        if self.seeds is not None:
-            parser.add_argument(
-                "--seeds", type=int, default=self.seeds, help=f"training seeds (default: {self.seeds})"
-            )
-        parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each (default: 2)")
-        for name, (default, text) in self.settings.items():
+        own = {"output": (Path(self.output or f"runs/{self.name}"), "folder of the runs")}
+        own |= self.settings | self.options | {"jobs": (2, "runs side by side, one thread each")}
+        own |= {"results": (ROOT / "results" / f"{self.name}.json", "JSON file to write")}
+        for name, (default, text) in own.items():
             parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{text} (default: {default})")
-        self.add_arguments(parser)
-        results = ROOT / "results" / f"{self.name}.json"
-        parser.add_argument("--results", type=Path, default=results, help="JSON file to write")
+        for name, (values, default) in self.choices.items():
+            parser.add_argument(f"--{name}", nargs="+", choices=list(values), default=list(default))
         pages = [ROOT / document for document in self.documents]
         parser.add_argument("--documents", type=Path, nargs="*", default=pages, help="pages with markers")
         parser.add_argument("--collect", action="store_true", help="run nothing: publish what was measured so far")
@@ -395,7 +394,6 @@ class Study:
         if not options.collect:
             self.check(options)
             self.claim(options)
-            os.environ.update(SINGLE_THREAD)  # processes inherit it
             self.run(options)
         results = self.collect(options)
         if results is not None:
@@ -407,24 +405,21 @@ class Study:
         publish_tables(results, self.format_tables(results), options.results, options.documents, self.name)
 
     def claim(self, options: argparse.Namespace) -> None:
-        """Writes the settings into the folder of the runs; refuses a folder whose runs have others.
-
-        A folder without a settings file is taken to have these.
+        """Writes the settings into the folder of the runs. A folder without them is taken to have these.
 
         Raises:
             ValueError: runs there have other settings.
         """
-        if self.shares_output or not self.settings:
-            return
-        options.output.mkdir(parents=True, exist_ok=True)
-        given = {name: getattr(options, name) for name in self.settings}
-        if not (options.output / SETTINGS).is_file():
-            write_json(options.output / SETTINGS, given)
-        claim_folder(options.output / SETTINGS, given, contents="runs")
+        if self.settings and not self.output:
+            options.output.mkdir(parents=True, exist_ok=True)
+            given, path = {name: getattr(options, name) for name in self.settings}, options.output / SETTINGS
+            if not path.is_file():
+                write_json(path, given)
+            claim_folder(path, given, contents="runs")
 
     def settings_of(self, options: argparse.Namespace) -> dict[str, Any]:
         """The settings of a folder's runs: those in its settings file, or the options."""
         path = options.output / SETTINGS
-        if path.is_file() and not self.shares_output:
+        if path.is_file() and not self.output:
             return json.loads(path.read_text(encoding="utf-8"))
         return {name: getattr(options, name) for name in self.settings}

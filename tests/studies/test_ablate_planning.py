@@ -17,7 +17,7 @@ OVERRIDES = ["output_dir=out", "models={m: x}"]
 
 
 def config_of(name: str) -> PlanConfig:
-    settings = [f"{key}={study.to_text(value)}" for key, value in ROWS[name].settings.items()]
+    settings = study.key_values(ROWS[name].settings)
     return load_config(PlanConfig, study.CONFIGS / "demo" / "plan.yaml", OVERRIDES + settings)
 
 

@@ -124,7 +124,7 @@ CHANGES = {
 def test_an_ablation_differs_from_the_demo_by_its_one_thing(config, row):
     kind = PretrainConfig if config == PRETRAINING else WorldModelTrainingConfig
     recipe = load_config(kind, study.CONFIGS / config)
-    overrides = [f"{key}={study.to_text(value)}" for key, value in study.ablation(config, row).items()]
+    overrides = study.key_values(study.ablation(config, row))
     changed = load_config(kind, study.CONFIGS / config, overrides)
     found = {key: now for key, (_, now) in changed_settings(recipe, changed).items()}
     assert found == CHANGES[config][row]
