@@ -69,7 +69,7 @@ class Clips:
     @property
     def frames(self) -> list[np.ndarray]:
         """uint8 (T, H, W, 3) per clip."""
-        return [self.processor.to_pictures(clip) for clip in self.pixels]
+        return [self.processor.to_images(clip) for clip in self.pixels]
 
 
 def read(options: argparse.Namespace, encoder: VJepa2Encoder, count: int) -> Clips:
@@ -122,7 +122,7 @@ def look_at_attention(options: argparse.Namespace) -> Plot:
         fraction = (attention[:, seen:].sum() / attention.sum()).item()
         titles.append(f"{fraction:.0%} of the attention is on {config.predicted_frames} predicted frames (not shown)")
     title = "; ".join(filter(None, titles)) or None
-    frames = processor.to_pictures(pixels)
+    frames = processor.to_images(pixels)
     plot = partial(plot_probe_attention, frames, attention[:, :seen], tubelet, by_head=options.heads, title=title)
     return plot, len(pixels)
 

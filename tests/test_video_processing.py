@@ -468,6 +468,6 @@ class TestRandomResizedClip:
 def test_pictures_are_what_was_normalised(options):
     processor = VJepa2VideoProcessor(do_resize=False, do_center_crop=False, **options)
     clips = pixels(processor, FRAMES)
-    np.testing.assert_array_equal(processor.to_pictures(clips), FRAMES[None])
-    bright = processor.to_pictures(clips[0] + 2000)
+    np.testing.assert_array_equal(processor.to_images(clips), FRAMES[None])
+    bright = processor.to_images(clips[0] + 2000)
     assert bright.dtype == np.uint8 and (bright == 255).all()

@@ -68,7 +68,7 @@ class VideoReader:
     lists and B-frames. torchcodec decodes the frames if it is installed and counts the same frames, else PyAV.
 
     Args:
-        source: mp4 (or any FFmpeg container) bytes, a path, or datasets' `{"bytes": ..., "path": ...}`.
+        source: bytes of a video file, a path, a URL, or datasets' `{"bytes": ..., "path": ...}`.
 
     Attributes:
         times: float64 (T,) seconds of each frame, the first at 0.

@@ -146,7 +146,7 @@ class VJepa2VideoProcessor(VJEPA2VideoProcessor):
             frames, self.do_rescale, self.rescale_factor, self.do_normalize, self.image_mean, self.image_std
         )
 
-    def to_pictures(self, pixel_values_videos: torch.Tensor) -> np.ndarray:
+    def to_images(self, pixel_values_videos: torch.Tensor) -> np.ndarray:
         """Inverts normalization: pixels (..., C, H, W) -> viewable images, uint8 (..., H, W, C)."""
         pixels = pixel_values_videos.detach().float().cpu()
         if self.do_normalize:

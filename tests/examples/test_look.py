@@ -91,7 +91,7 @@ def test_attention_of_the_clip_that_was_asked_for(work, tmp_path, monkeypatch):
     pictures, attention, options = drawn[0]
     processor = VJepa2VideoProcessor.from_pretrained(work / "attentive")
     pixels = processor(expected, return_tensors="pt")["pixel_values_videos"]
-    np.testing.assert_array_equal(pictures, processor.to_pictures(pixels[0]))
+    np.testing.assert_array_equal(pictures, processor.to_images(pixels[0]))
     model = VJepa2ForVideoClassification.from_pretrained(work / "attentive").eval()
     torch.testing.assert_close(attention, model.pooler_attention(pixels)[0])
     logits = model(pixels).logits[0].softmax(-1)

@@ -97,11 +97,7 @@ def read_episodes(
 
 
 def episode_ids(data: str | os.PathLike, camera: str | None = None) -> Iterator[str]:
-    """The `episode_id` of every episode, unreadable ones included, without decoding.
-
-    Args:
-        data, camera: as for `read_episodes`.
-    """
+    """The `episode_id` of every episode of `read_episodes`, unreadable ones included, without decoding."""
     source = _open_source(data, camera)
     yield from (name for name, _ in _named_rows(source)) if isinstance(source, ShardSource) else source.names()
 
@@ -118,11 +114,8 @@ class EpisodeStream(torch.utils.data.IterableDataset):
     `episode_id`. If episodes were unreadable, the last item is `{"skipped": reasons by name}`.
 
     Args:
-        source: what `read_episodes` reads.
-        processor: a `VJepa2VideoProcessor`.
         max_episodes: only the first episodes of the source.
         done: ids to leave out.
-        rank, world_size: of the process.
     """
 
     def __init__(
@@ -283,18 +276,7 @@ def split_episodes(ids: Sequence[str], validation_fraction: float) -> list[bool]
 
 
 def held_out_of(ids: Iterable[str], validation_fraction: float) -> Callable[[str], bool]:
-    """`split_episodes` for episodes that are read one by one.
-
-    Args:
-        ids: of all episodes, read until both sides have one; not read if the fraction is 0 or 1.
-        validation_fraction: 0 (none) to 1 (all).
-
-    Returns:
-        A function: one of `ids` -> whether its episode is held out.
-
-    Raises:
-        ValueError: the fraction is not in 0 to 1.
-    """
+    """`split_episodes` as a function of one id. Reads `ids` until both sides have one."""
     if not 0 <= validation_fraction <= 1:
         raise ValueError(f"validation_fraction is {validation_fraction}, but a fraction from 0 to 1 is expected.")
     bound = validation_fraction * 2**64

@@ -62,15 +62,10 @@ def is_finished(folder: str | os.PathLike) -> bool:
 
 
 class CacheWriter:
-    """Writes the episodes of this process into an unfinished cache.
-
-    Args:
-        folder: of the cache; created.
-        rank: of this process; part of its file names.
-        part_bytes: size of a part, which bounds memory.
+    """Writes the episodes of one process into an unfinished cache; a part of `part_bytes` is held in memory.
 
     Attributes:
-        done: ids of the episodes in complete parts of all processes, when the writer was created.
+        done: ids of the episodes that the parts of all processes held when the writer was created.
     """
 
     def __init__(self, folder: str | os.PathLike, rank: int = 0, part_bytes: int = PART_BYTES):
@@ -87,7 +82,6 @@ class CacheWriter:
 
         Args:
             name: its id.
-            fps: of its frames.
             columns: name -> (T, ...), or (T-1, ...) for STEP_COLUMNS.
             notes: other JSON values, with the same names for all episodes; see `FeatureCache.notes`.
 
@@ -126,9 +120,7 @@ def _save_episodes(path: Path, items: list[tuple[dict[str, Any], dict[str, torch
 def finish_cache(folder: str | os.PathLike, description: dict[str, Any]) -> None:
     """Lists all parts in `index.json`, which makes the cache readable. Every writer must have flushed.
 
-    Args:
-        folder: of the cache.
-        description: what its key was made of, for people to read.
+    `description` names what the cache's key was made of, for people to read.
 
     Raises:
         ValueError: no episode, two with one id (from two processes), or columns that differ between parts.
@@ -166,14 +158,12 @@ def _parts(folder: Path) -> list[Path]:
 class FeatureCache:
     """A finished cache, read by memory map: a window costs its own size, and processes share the pages.
 
-    Args:
-        folder: where `finish_cache` was called.
-        columns: those that `windows` reads; the part files may hold more.
+    `columns` are those that `windows` reads; the parts may hold more.
 
     Attributes:
         ids, fps: of each episode, in the order of the ids.
         lengths: T of each episode, int64 (E,).
-        notes: what else the writer was given of each episode, lists by name.
+        notes: the writer's notes of each episode, lists by name.
         skipped: reasons by name of the episodes that were unreadable when the cache was filled.
 
     Raises:

@@ -30,14 +30,10 @@ PARTIAL_SUFFIX = ".tmp"
 # ---------------------------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def write_aside(path: str | os.PathLike, unique: bool = False) -> Iterator[Path]:
-    """Gives a path to write to, and renames it to `path` when the block ends without an error.
+    """Yields a path to write a file or folder to, and renames it to `path` when the block ends without an error.
 
-    An error removes what was written, and `path` keeps its old content. A killed process leaves `.<name>.tmp`, which
-    the next write replaces.
-
-    Args:
-        path: of a file or folder, whose parent is created; a folder that is there is replaced.
-        unique: several processes may write `path` at the same time; the last one wins.
+    The parent is created. After an error `path` keeps its old content. A killed process leaves `.<name>.tmp`, which
+    the next write replaces. `unique`: several processes may write `path` at the same time; the last one wins.
     """
     path = Path(path)
     owner = f".{os.getpid()}" if unique else ""
@@ -52,14 +48,10 @@ def write_aside(path: str | os.PathLike, unique: bool = False) -> Iterator[Path]
 
 
 @contextlib.contextmanager
-def staged_folder(folder: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
-    """A new folder that is written aside, see `write_aside`.
-
-    Raises:
-        FileExistsError: `folder` exists and is not empty, and `overwrite` is False.
-    """
+def staged_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """A new folder, see `write_aside`. One that exists and is not empty is an error."""
     target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not overwrite:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{str(target)!r} exists and is not empty; choose another output folder or remove it.")
     with write_aside(target) as partial:
         partial.mkdir(parents=True)
@@ -138,8 +130,8 @@ def lock_folder(folder: str | os.PathLike, wait: bool = False, reentrant: bool =
 
     Args:
         folder: created, and locked by the file `.lock` in it.
-        wait: for another process that has the lock, where the default is an error. The lock is then the file
-            `<folder>.lock` beside the folder, so that its holder can create the folder.
+        wait: for another process that has the lock. The lock is then `<folder>.lock` beside the folder, so that its
+            holder can create the folder.
         reentrant: the same process may lock the folder again.
 
     Raises:
@@ -165,9 +157,7 @@ def lock_folder(folder: str | os.PathLike, wait: bool = False, reentrant: bool =
 def locked(folder: str | os.PathLike, state: Any = None, wait: bool = False) -> Iterator[None]:
     """Locks a folder during the block, see `lock_folder`.
 
-    Args:
-        state: an Accelerator or PartialState, where several processes fill the folder together. Each of them calls
-            this, and the main one takes the lock.
+    With `state` (an Accelerator or PartialState) all its processes call this, and the main one takes the lock.
     """
     lock = lock_folder(folder, wait) if state is None or state.is_main_process else None
     try:

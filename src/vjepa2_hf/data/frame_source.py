@@ -53,9 +53,7 @@ class FrameSource:
     @property
     def name(self) -> str:
         """For error messages."""
-        if isinstance(self.video, (str, os.PathLike)):
-            return os.fspath(self.video)
-        return "the video"
+        return os.fspath(self.video) if isinstance(self.video, (str, os.PathLike)) else "the video"
 
     def chunks(
         self, size: int, overlap: int = 0, start: int = 0, watch: Callable[[Any], None] | None = None
@@ -100,11 +98,7 @@ class FrameSource:
 
     @property
     def processor(self) -> Any:
-        """The one given, or the fallback.
-
-        Raises:
-            ValueError: there is neither.
-        """
+        """The given processor, or the fallback; a ValueError if there is neither."""
         if self._processor is not None:
             return self._processor
         if self._fallback is None or isinstance(self._fallback, (str, os.PathLike)):
@@ -164,7 +158,11 @@ class FrameSource:
                     "was given: leave it out, or give uint8 frames."
                 )
             return torch.stack(frames)
-        return process_frames(self.processor, frames)
+        options = {"return_tensors": "pt", "do_sample_frames": False}
+        if hasattr(self.processor, "do_random_resized_crop"):
+            options["do_random_resized_crop"] = False  # of a processor for training
+        stack = torch.stack(frames) if isinstance(frames[0], torch.Tensor) else np.stack(frames)
+        return self.processor(stack, **options)["pixel_values_videos"][0]
 
     def changed_size(self, before: tuple[int, ...], now: tuple[int, ...]) -> ValueError:
         """The error for frames of different sizes (C, H, W)."""
@@ -172,15 +170,6 @@ class FrameSource:
             f"The frames of {self.name} change from {before} to {now}; give frames of one size, or a processor that "
             "crops them to one."
         )
-
-
-def process_frames(processor: Any, frames: list[np.ndarray | torch.Tensor]) -> torch.Tensor:
-    """Normalized pixels (t, C, H, W) of uint8 frames, without the processor's random augmentation."""
-    options = {"return_tensors": "pt", "do_sample_frames": False}
-    if hasattr(processor, "do_random_resized_crop"):
-        options["do_random_resized_crop"] = False
-    stack = torch.stack(frames) if isinstance(frames[0], torch.Tensor) else np.stack(frames)
-    return processor(stack, **options)["pixel_values_videos"][0]
 
 
 def frame_bytes(frame: Any) -> bytes:
@@ -230,15 +219,7 @@ def _is_normalized(frames: Any) -> bool:
 
 
 def saved_processor(model_name: str | os.PathLike | None, video: str = "the video") -> Any:
-    """The processor in a model's folder or on the Hub.
-
-    Args:
-        model_name: folder or Hub id.
-        video: what the processor is needed for, for error messages.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The processor in a model's folder or on the Hub; a ValueError that names `video` if there is none."""
     from ..video_processing_vjepa2 import VJepa2VideoProcessor
 
     if not model_name or (Path(model_name).exists() and not _holds_processor(model_name)):

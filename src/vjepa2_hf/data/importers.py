@@ -38,7 +38,7 @@ BROKEN = (
 
 @dataclass
 class ImportOptions:
-    """How episodes are found in a file and stored. Keys are relative to the episode's group; None searches them."""
+    """Where episodes are in a file, and how they are stored. Keys are relative to the episode; None searches them."""
 
     fps: float
     """Frames per second."""
@@ -66,13 +66,7 @@ class ImportOptions:
 def import_episodes(source: str | os.PathLike, output_dir: str | os.PathLike, options: ImportOptions) -> int:
     """Writes all valid episodes below a folder as shards; returns their number.
 
-    Invalid episodes are listed with their reasons in `output_dir/skipped.txt`. All episodes have the columns of the
-    first valid one.
-
-    Raises:
-        FileNotFoundError: `source` does not exist or holds no HDF5 or npz file.
-        FileExistsError: `output_dir` exists and is not empty.
-        ValueError: no episode is valid, or h5py is needed and not installed.
+    Invalid episodes, and episodes with other columns than the first valid one, are listed in `skipped.txt`.
     """
     source, skipped = Path(source), {}
     rows = _import_rows(find_files(source), source, options, skipped)

@@ -233,10 +233,7 @@ def _parts(folder: Path) -> list[Path]:
 
 
 class LongFeatures:
-    """Features of a long video on disk, read a part at a time.
-
-    Args:
-        folder: `output_dir` of a finished `encode_long`.
+    """Features in the folder of a finished `encode_long`, read one part at a time.
 
     Attributes:
         grid: (T', H', W').

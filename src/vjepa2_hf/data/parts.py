@@ -6,6 +6,7 @@ Every part is complete (see `files.write_aside`) and holds a JSON note in its me
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,12 @@ PART_BYTES = 2**28
 
 
 class PartWriter:
-    """Collects items and writes them to numbered files of a folder.
+    """Collects items and writes them to numbered files of a folder, after removing partial files of an earlier run.
 
     Args:
-        folder: created. Partial files that an interrupted run left under these names are removed.
         pattern: file name with one `{}` for the number, such as "part-000-{:05d}.safetensors".
         save: (path, items) -> None.
-        max_bytes, max_items: a part is written when its items reach one of them, which bounds memory and the work
-            that an interrupted run loses.
+        max_bytes, max_items: limits of a part, and of the memory and work that an interrupted run can lose.
     """
 
     def __init__(
@@ -44,13 +43,10 @@ class PartWriter:
         self._items: list[Any] = []
         self._bytes = 0
         folder.mkdir(parents=True, exist_ok=True)
-        self._number = len(list(folder.glob(self._glob)))
-        for partial in folder.glob(f"*{self._glob}.tmp"):
+        names = re.sub("{.*}", "*", pattern)
+        self._number = len(list(folder.glob(names)))
+        for partial in folder.glob(f"*{names}.tmp"):
             partial.unlink()
-
-    @property
-    def _glob(self) -> str:
-        return self.pattern.partition("{")[0] + "*" + self.pattern.rpartition("}")[2]
 
     def add(self, item: Any, num_bytes: int) -> None:
         """Adds an item; writes a part if it is full."""

@@ -38,24 +38,20 @@ _ROWS_PER_GROUP = 16  # rows read at once: 16 videos of 256p are some tens of MB
 
 
 def write_shards(
-    rows: Iterable[dict[str, Any]],
-    output_dir: str | os.PathLike,
-    features: Features,
-    num_shards: int = 8,
-    overwrite: bool = False,
+    rows: Iterable[dict[str, Any]], output_dir: str | os.PathLike, features: Features, num_shards: int = 8
 ) -> int:
     """Writes rows round-robin into parquet files `data-00000-of-00008.parquet`; the folder appears complete.
 
     Args:
         rows: dicts with the columns of `features`; a video is `{"bytes": mp4, "path": name or None}`.
-        output_dir: a folder that does not exist yet, or is empty (or is replaced, with `overwrite`).
+        output_dir: a folder that does not exist yet, or is empty.
         features: `datasets.Features`, stored in the files, so that `load_dataset` gives a `Video` column.
         num_shards: maximum number of files. A multiple of processes x workers reads fastest.
 
     Returns:
         The number of rows written.
     """
-    with staged_folder(output_dir, overwrite) as folder:
+    with staged_folder(output_dir) as folder:
         return _write_files(rows, folder, features, num_shards)
 
 
@@ -357,13 +353,10 @@ def _standard_row(row: dict, shard: str) -> dict:
         # webdataset names a column by the file's extension
         column = name if name in row else next((key for key in row if f".{key.lower()}" in extensions), None)
         if column is not None:
-            return {**row, "video": None, name: _locate(row[column], shard)}
+            media = row[column]
+            path = media.get("path") if isinstance(media, dict) and media.get("bytes") is None else media
+            if isinstance(path, str) and "://" not in path and not os.path.isabs(path):
+                beside = os.path.join(os.path.dirname(shard), path)
+                media = beside if os.path.isfile(beside) else path
+            return {**row, "video": None, name: media}
     raise ValueError(f"it has no column 'video' or 'image', only {sorted(row)}")
-
-
-def _locate(media: Any, shard: str) -> Any:
-    path = media.get("path") if isinstance(media, dict) and media.get("bytes") is None else media
-    if isinstance(path, str) and "://" not in path and not os.path.isabs(path):
-        beside = os.path.join(os.path.dirname(shard), path)
-        return beside if os.path.isfile(beside) else path
-    return media

@@ -21,11 +21,7 @@ from .files import write_text
 class SkipLog:
     """The log of one process. Entries after `last_step` are dropped, because a resumed run logs them again.
 
-    Args:
-        output_dir: the run's folder.
-        last_step: steps done.
-        rank: of the process.
-        world_size: number of processes; the main one removes the logs of an abandoned run with more processes.
+    Given `world_size`, the main process removes the logs of an abandoned run with more processes.
     """
 
     def __init__(

@@ -87,13 +87,10 @@ class WindowBatches(torch.utils.data.Dataset):
     Processes and micro-batches split the windows that one process would sample for the whole step.
 
     Args:
-        mixture: to sample from.
-        batch_size: B, of a process and micro-batch.
+        batch_size: B, per process and micro-batch.
         frames_at: step (from 1) -> F.
         skip: distance between the frames of a window, in frames.
-        seed: of the sampling.
-        rank, world_size: of the process.
-        micro_batches: of a step.
+        micro_batches: per step.
     """
 
     def __init__(

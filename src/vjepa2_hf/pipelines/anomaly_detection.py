@@ -196,7 +196,7 @@ class VJepa2AnomalyDetector(VideoPipeline):
         for pixels, _ in self._kept(video).chunks(64):
             found += [pixels[number - first] for number in shown if first <= number < first + len(pixels)]
             first += len(pixels)
-        return (self.video_processor or VJepa2VideoProcessor()).to_pictures(torch.stack(found))
+        return (self.video_processor or VJepa2VideoProcessor()).to_images(torch.stack(found))
 
 
 class _Counted:

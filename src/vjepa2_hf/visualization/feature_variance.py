@@ -105,7 +105,7 @@ def _plot_features(clip: torch.Tensor, features: dict[str, torch.Tensor], proces
     steps = len(next(iter(features.values())))
     shown = evenly_spaced(steps, MAX_COLUMNS)
     first_frames = shown * len(clip) // steps
-    rows = {"frames": processor.to_pictures(clip[first_frames])}
+    rows = {"frames": processor.to_images(clip[first_frames])}
     for name, values in features.items():
         moving = values - values.mean(dim=0)
         rows[f"{name} encoder:\nfeatures"] = feature_colors([values])[0][shown]
