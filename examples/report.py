@@ -9,17 +9,14 @@ scripts measured; only the variance fractions of the features are measured here.
 
 import argparse
 import base64
-import functools
-import html
 import io
 import json
 import platform
-import string
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import matplotlib
 import numpy as np
 import yaml
@@ -43,7 +40,7 @@ WORLD_MODELS = {PRETRAINED: "world_model", RANDOM: "world_model_random"}
 COLORS = {PRETRAINED: "#2563eb", RANDOM: "#d97706", "copy": "#94a3b8", "other": "#64748b"}
 FEATURE_CLIPS, FEATURE_FRAMES = 32, 16
 ANIMATED_EPISODES, GIF_EPISODES = 12, 3
-PAGE = string.Template(Path(__file__).with_name("report_template.html").read_text(encoding="utf-8"))
+TEMPLATE = Path(__file__).with_name("report_template.html")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -51,27 +48,35 @@ PAGE = string.Template(Path(__file__).with_name("report_template.html").read_tex
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass
 class Run:
-    """Contents of a run folder."""
+    """Contents of a run folder: curves, rollout errors, the success table, states of episodes (E, T + 1, S) by row.
 
-    folder: Path
-    pretraining: dict[str, np.ndarray]
-    world_models: dict[str, dict[str, np.ndarray]]
-    """Training curves by encoder."""
-    rollout_errors: dict[str, list[dict[str, float]]]
-    env: str
-    rows: list[dict[str, Any]]
-    """Rows of the success table."""
-    states: dict[str, np.ndarray]
-    """Episodes (E, T + 1, S) by row."""
-    seeds: np.ndarray
-    configs: dict[str, dict[str, Any]]
-    timings: dict[str, float]
+    Raises:
+        FileNotFoundError, ValueError: a part is missing or corrupt.
+    """
 
-    @functools.cached_property
-    def tasks(self) -> Tasks:
-        return Tasks(self.env, self.seeds)
+    def __init__(self, folder: Path):
+        require(folder, "demo.py")
+        require(folder / "episodes", "record_episodes.py")
+        require(folder / "pretrain" / "final", "pretrain.py")
+        train, plan = "train_world_model.py", folder / "plan"
+        results = read_json(plan / "results.json", "plan.py")
+        self.folder, self.env, self.rows = folder, results["env"], results["rows"]
+        with np.load(require(plan / "episodes.npz", "plan.py")) as episodes:
+            self.states = dict(episodes)
+        self.tasks = Tasks(self.env, self.states.pop("seeds"))
+        scripts = {"pretrain": "pretrain.py", **dict.fromkeys(WORLD_MODELS.values(), train), "plan": "plan.py"}
+        self.configs = {
+            name: yaml.safe_load(require(folder / name / "config.yaml", script).read_text(encoding="utf-8"))
+            for name, script in scripts.items()
+        }
+        self.pretraining = read_curves(folder / "pretrain", "pretrain.py")
+        self.world_models = {name: read_curves(folder / part, train) for name, part in WORLD_MODELS.items()}
+        self.rollout_errors = {
+            name: read_json(folder / part / "rollout_error.json", train) for name, part in WORLD_MODELS.items()
+        }
+        timings = folder / "timings.json"
+        self.timings: dict[str, float] = read_json(timings, "demo.py") if timings.exists() else {}
 
     def find_row(self, encoder: str) -> dict[str, Any]:
         """The row of the planner on this encoder."""
@@ -88,42 +93,6 @@ def read_json(path: Path, script: str) -> Any:
         return json.loads(require(path, script).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{str(path)!r} is not valid JSON ({error}); run examples/{script} again.") from error
-
-
-def read_run(folder: Path) -> Run:
-    """Reads the run folder.
-
-    Raises:
-        FileNotFoundError, ValueError: a part is missing or corrupt.
-    """
-    require(folder, "demo.py")
-    require(folder / "episodes", "record_episodes.py")
-    require(folder / "pretrain" / "final", "pretrain.py")
-    train, plan = "train_world_model.py", folder / "plan"
-    results = read_json(plan / "results.json", "plan.py")
-    with np.load(require(plan / "episodes.npz", "plan.py")) as episodes:
-        states = {name: episodes[name] for name in episodes if name != "seeds"}
-        seeds = episodes["seeds"]
-    configs = {}
-    trainings = {"pretrain": "pretrain.py", **dict.fromkeys(WORLD_MODELS.values(), train)}
-    for name, script in {**trainings, "plan": "plan.py"}.items():
-        text = require(folder / name / "config.yaml", script).read_text(encoding="utf-8")
-        configs[name] = yaml.safe_load(text)
-    timings = folder / "timings.json"
-    return Run(
-        folder=folder,
-        pretraining=read_curves(folder / "pretrain", "pretrain.py"),
-        world_models={name: read_curves(folder / part, train) for name, part in WORLD_MODELS.items()},
-        rollout_errors={
-            name: read_json(folder / part / "rollout_error.json", train) for name, part in WORLD_MODELS.items()
-        },
-        env=results["env"],
-        rows=results["rows"],
-        states=states,
-        seeds=seeds,
-        configs=configs,
-        timings=read_json(timings, "demo.py") if timings.exists() else {},
-    )
 
 
 def find_reached(run: Run) -> dict[str, np.ndarray]:
@@ -277,7 +246,7 @@ def animate_planner(run: Run, count: int) -> bytes:
 
 def write_report(folder: Path) -> Path:
     """Writes `report.html` and `demo.gif` into a run folder; returns the path of the report."""
-    run = read_run(folder)
+    run = Run(folder)
     with matplotlib.rc_context(STYLE):
         features, numbers = plot_features(run)
         figures = {
@@ -289,24 +258,34 @@ def write_report(folder: Path) -> Path:
             "success": plot_success(run),
         }
         figures = {name: encode_figure(figure) for name, figure in figures.items()}
-    fractions = [[title, *(f"{values[name]:.3f}" for name in FRACTIONS)] for title, values in list_fractions(numbers)]
-    animation = base64.b64encode(animate_planner(run, ANIMATED_EPISODES)).decode()
-    page = PAGE.substitute(
+    planner, animation = run.find_row(PRETRAINED), animate_planner(run, ANIMATED_EPISODES)
+    tiles = {
+        "success rate with the pretrained encoder": f"{100 * planner['success']:.0f} %",
+        "success rate with a random encoder": f"{100 * run.find_row(RANDOM)['success']:.0f} %",
+    }
+    if run.timings:
+        tiles["from the first recorded episode to the results"] = f"{sum(run.timings.values()) / 60:.1f} min"
+    template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    page = template.render(
         figures,
-        env=html.escape(run.env),
-        tiles=format_tiles(run),
-        verdict=html.escape(compare_encoders(run)),
+        env=run.env,
+        tiles=tiles,
+        verdict=compare_encoders(run),
         highest_rank=run.configs["pretrain"].get("encoder", {}).get("hidden_size") or "the width",
-        fractions_table=format_table(["fraction of the variance", *FRACTIONS], fractions),
+        fraction_names=list(FRACTIONS),
+        fractions=[[name, *(f"{values[kind]:.3f}" for kind in FRACTIONS)] for name, values in list_fractions(numbers)],
         windows=run.rollout_errors[PRETRAINED][0]["windows"],
         skip=run.configs["world_model"]["world_model"].get("frame_skip", 1),
-        success_table=format_success(run),
+        success_rows=[success_cells(row) for row in run.rows],
+        marked=run.rows.index(planner),
         success_pixels=f"{SUCCESS_PIXELS:g}",
         num_steps=next(iter(run.states.values())).shape[1] - 1,
-        animation=f"data:image/gif;base64,{animation}",
-        num_shown=min(ANIMATED_EPISODES, len(run.seeds)),
-        planner=html.escape(run.find_row(PRETRAINED)["name"]),
-        settings=format_settings(run),
+        animation=f"data:image/gif;base64,{base64.b64encode(animation).decode()}",
+        num_shown=min(ANIMATED_EPISODES, len(run.tasks)),
+        planner=planner["name"],
+        configs={name: yaml.safe_dump(config, sort_keys=False) for name, config in run.configs.items()},
+        versions=list_versions(),
+        times=[[step, f"{seconds:.0f}"] for step, seconds in run.timings.items()],
     )
     with write_aside(folder / "demo.gif") as partial:
         partial.write_bytes(animate_planner(run, GIF_EPISODES))
@@ -318,27 +297,6 @@ def encode_figure(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def format_table(header: list[str], rows: list[list[str]], marked: int | None = None) -> str:
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in header)
-    lines = []
-    for number, row in enumerate(rows):
-        cells = "".join(f"<td>{html.escape(text)}</td>" for text in row)
-        mark = ' class="marked"' if number == marked else ""
-        lines.append(f"<tr{mark}>{cells}</tr>")
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-
-
-def format_tiles(run: Run) -> str:
-    """The main results as HTML."""
-    tiles = {
-        "success rate with the pretrained encoder": f"{100 * run.find_row(PRETRAINED)['success']:.0f} %",
-        "success rate with a random encoder": f"{100 * run.find_row(RANDOM)['success']:.0f} %",
-    }
-    if run.timings:
-        tiles["from the first recorded episode to the results"] = f"{sum(run.timings.values()) / 60:.1f} min"
-    return "".join(f'<div class="tile"><b>{value}</b><span>{text}</span></div>' for text, value in tiles.items())
 
 
 def compare_encoders(run: Run) -> str:
@@ -367,45 +325,28 @@ def compare_encoders(run: Run) -> str:
     return f"{counts} {verdict}"
 
 
-def format_success(run: Run) -> str:
-    """The success table as HTML."""
-
-    def number(value: float | None, digits: int) -> str:
-        return "–" if value is None else f"{value:.{digits}f}"
-
-    header = ["method", "success", "95 % interval", "episodes", "steps to success", "ms per plan"]
-    rows = [
-        [
-            row["name"],
-            f"{row['success']:.2f}",
-            f"{row['low']:.2f}–{row['high']:.2f}",
-            str(row["episodes"]),
-            number(row["steps_to_success"], 1),
-            number(row["plan_milliseconds"], 0),
-        ]
-        for row in run.rows
+def success_cells(row: dict[str, Any]) -> list[str]:
+    """Cells of the success table."""
+    steps, milliseconds = row["steps_to_success"], row["plan_milliseconds"]
+    return [
+        row["name"],
+        f"{row['success']:.2f}",
+        f"{row['low']:.2f}–{row['high']:.2f}",
+        str(row["episodes"]),
+        "–" if steps is None else f"{steps:.1f}",
+        "–" if milliseconds is None else f"{milliseconds:.0f}",
     ]
-    return format_table(header, rows, marked=run.rows.index(run.find_row(PRETRAINED)))
 
 
-def format_settings(run: Run) -> str:
-    """Settings, versions and times as HTML."""
-    packages = ("vjepa2-hf", "torch", "transformers", "accelerate", "datasets", "numpy")
+def list_versions() -> list[list[str]]:
+    """Versions of Python, the machine and the main packages."""
     rows = [["Python", platform.python_version()], ["machine", f"{platform.system()} {platform.machine()}"]]
-    for package in packages:
+    for package in ("vjepa2-hf", "torch", "transformers", "accelerate", "datasets", "numpy"):
         try:
             rows.append([package, metadata.version(package)])
         except metadata.PackageNotFoundError:
             rows.append([package, "from a checkout"])
-    parts = []
-    for name, config in run.configs.items():
-        text = html.escape(yaml.safe_dump(config, sort_keys=False))
-        parts.append(f"<details><summary>{name}/config.yaml</summary><pre>{text}</pre></details>")
-    parts.append(f"<details><summary>versions</summary>{format_table(['', 'version'], rows)}</details>")
-    if run.timings:
-        times = [[step, f"{seconds:.0f}"] for step, seconds in run.timings.items()]
-        parts.append(f"<details open><summary>times</summary>{format_table(['step', 'seconds'], times)}</details>")
-    return "\n".join(parts)
+    return rows
 
 
 @exit_on_user_error
