@@ -90,13 +90,14 @@ def convert(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out_dir} exists and is no empty folder: choose another OUT_DIR.")
     options = ConversionOptions(to, component, encoder and os.fspath(encoder), dict(settings or {}))
-    if _is_file(source):
+    published = _is_file(source)
+    if published:
         model, processor = _load_published(source, options), None
     elif options.encoder is not None:
         raise ValueError(f"--encoder is for a published probe or action-conditioned file; {source} is a folder.")
     else:
         model, processor = _load_folder(source, options), _load_processor(source, options.settings)
-    if _is_file(source) or read_config_dict(source, {}).get("model_type") not in _MODELS:
+    if published or read_config_dict(source, {}).get("model_type") not in _MODELS:
         model.card_facts = CardFacts(source=f"`{Path(source).name if os.path.exists(source) else source}`")
     with _written_aside(out) as folder:
         if to == "published":
@@ -299,39 +300,25 @@ def _written_aside(out: Path) -> Iterator[Path]:
     """A folder beside `out` that becomes `out`, or fills it where it is an empty folder; removed after an error."""
     aside = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     aside.mkdir(parents=True)
-    try:
-        yield aside
-        if out.is_dir() or not _renamed(aside, out):
-            _fill(aside, out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _renamed(aside: Path, out: Path) -> bool:
-    try:
-        aside.rename(out)
-    except OSError:
-        if not out.exists():
-            raise
-        return False  # another process made it meanwhile
-    return True
-
-
-def _fill(aside: Path, out: Path) -> None:
-    """Moves files into an empty folder, which may be a working directory or a mount; config.json comes last."""
-    if any(out.iterdir()):
-        raise FileExistsError(
-            f"another process wrote {out} meanwhile: its files stay, and the result of this conversion was removed."
-        )
     moved = []
     try:
+        yield aside
+        if not out.exists():
+            aside.rename(out)
+            return
+        if any(out.iterdir()):
+            raise FileExistsError(
+                f"another process wrote {out} meanwhile: its files stay; the result of this conversion was removed."
+            )
+        # a working directory or a mount cannot be replaced; config.json, which makes it a model's folder, comes last
         for file in sorted(aside.iterdir(), key=lambda file: file.name == "config.json"):
             moved.append(out / file.name)
             shutil.move(file, moved[-1])
-    except BaseException:
-        for file in moved:
+        moved.clear()
+    finally:
+        for file in moved:  # after an error
             file.unlink(missing_ok=True)
-        raise
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write_processor(processor: VJepa2VideoProcessor | None, config: PreTrainedConfig, folder: Path, to: str) -> None:
