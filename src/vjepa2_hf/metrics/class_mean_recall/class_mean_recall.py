@@ -8,28 +8,11 @@ Shapes: B clips, C classes.
 
 from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 from sklearn.metrics import recall_score
 
+from vjepa2_hf import metrics
 from vjepa2_hf.metrics.top_k_accuracy.top_k_accuracy import is_in_top_k
-
-
-_DESCRIPTION = """
-For each class that occurs, the fraction of its clips for which it is among the k highest scores; then the mean over
-these classes, so that rare classes count as much as frequent ones (EPIC-KITCHENS reports k = 5).
-"""
-
-_INPUTS = """
-Args:
-    predictions: (B, C), a score for each class; only their order matters.
-    references: (B,), the true class of each clip, 0 to C-1.
-    k: of `compute`, 5 by default.
-
-Returns:
-    `class_mean_recall_at_<k>`.
-"""
 
 
 def class_mean_recall(scores: np.ndarray, labels: np.ndarray, k: int = 5) -> float:
@@ -43,17 +26,19 @@ def class_mean_recall(scores: np.ndarray, labels: np.ndarray, k: int = 5) -> flo
     return float(recall_score(labels, guesses, labels=np.unique(labels), average="macro"))
 
 
-class ClassMeanRecall(evaluate.Metric):
-    """The `evaluate` module."""
+class ClassMeanRecall(metrics.Metric):
+    """Recall at k, averaged over the classes that occur, so that rare classes count as much as frequent ones."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        scores = datasets.List(datasets.Value("float64"))
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation="",
-            inputs_description=_INPUTS,
-            features=datasets.Features({"predictions": scores, "references": datasets.Value("int64")}),
-        )
+    columns = {"predictions": metrics.NUMBERS, "references": metrics.INTEGER}
 
     def _compute(self, predictions: Any, references: Any, k: int = 5) -> dict[str, float]:
+        """
+        Args:
+            predictions: (B, C), a score for each class; only their order matters.
+            references: (B,), the true class of each clip, 0 to C-1.
+            k: 5 as reported for EPIC-KITCHENS.
+
+        Returns:
+            `class_mean_recall_at_<k>`.
+        """
         return {f"class_mean_recall_at_{k}": class_mean_recall(predictions, references, k)}

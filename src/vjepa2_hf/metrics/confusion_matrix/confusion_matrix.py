@@ -10,23 +10,11 @@ Shapes: B clips, C classes.
 from collections.abc import Sequence
 from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 import sklearn.metrics
 
+from vjepa2_hf import metrics
 
-_DESCRIPTION = "Number of clips of each true class (rows) and predicted class (columns)."
-
-_INPUTS = """
-Args:
-    predictions: (B,), predicted classes.
-    references: (B,), true classes.
-    classes: of `compute`, the number of classes; by default the largest class plus one.
-
-Returns:
-    `confusion_matrix`: (C, C) counts as lists.
-"""
 
 NAMED_CLASSES = 30  # names of more classes would overlap
 
@@ -69,17 +57,19 @@ def plot_confusion_matrix(counts: np.ndarray | Sequence, names: Sequence[str] | 
     return figure
 
 
-class ConfusionMatrix(evaluate.Metric):
-    """The `evaluate` module."""
+class ConfusionMatrix(metrics.Metric):
+    """Number of clips of each true class (rows) and predicted class (columns)."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        number = datasets.Value("int64")
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation="",
-            inputs_description=_INPUTS,
-            features=datasets.Features({"predictions": number, "references": number}),
-        )
+    columns = {"predictions": metrics.INTEGER, "references": metrics.INTEGER}
 
     def _compute(self, predictions: Any, references: Any, classes: int | None = None) -> dict[str, list]:
+        """
+        Args:
+            predictions: (B,), predicted classes.
+            references: (B,), true classes.
+            classes: their number; by default the largest class plus one.
+
+        Returns:
+            `confusion_matrix`: (C, C) counts as lists.
+        """
         return {"confusion_matrix": confusion_matrix(predictions, references, classes).tolist()}

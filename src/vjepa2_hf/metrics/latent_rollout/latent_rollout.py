@@ -1,4 +1,4 @@
-"""How far imagined latents are from true ones, by horizon: an `evaluate` module that needs nothing from the Hub.
+"""Errors of rolled-out latents by horizon, as an `evaluate` module.
 
     metric = evaluate.load("FOLDER_OF_THE_PACKAGE/metrics/latent_rollout")
     metric.add_batch(predictions=predictions, references=references, copies=copies, previous=previous)
@@ -11,29 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import datasets
-import evaluate
 import torch
 
-
-_DESCRIPTION = """
-Mean squared error (over tokens and channels) and cosine (of each token, then their mean) of rolled out latents, by
-horizon, beside two guesses that need no model: copying the last known latents, and moving on from the last two in a
-straight line.
-"""
-
-_INPUTS = """
-Args:
-    predictions: (B, P, ..., D), imagined latents of the P steps after the last known frame.
-    references: (B, P, ..., D), the true ones.
-    copies: (B, ..., D), the latents of the last known frame; without it no guess is scored.
-    previous: (B, ..., D), those of the frame before it; without it no straight line is scored.
-    horizons: of `compute`: steps to report; all by default.
-
-Returns:
-    `horizon` and `windows`, and means over windows, a number for each horizon: `error` and `cosine` of the
-    predictions; with `copies` also `copy_error` and `copy_cosine`; with `previous` `extrapolation_error` and
-    `extrapolation_cosine`.
-"""
+from vjepa2_hf import metrics
 
 
 def step_scores(predictions: torch.Tensor, references: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -46,24 +26,24 @@ def step_scores(predictions: torch.Tensor, references: torch.Tensor) -> dict[str
 
 
 def extrapolate(previous: torch.Tensor, copies: torch.Tensor, steps: int) -> torch.Tensor:
-    """The straight line through two latents (B, ...), h steps past the second: (B, steps, ...)."""
+    """Linear extrapolation of two latents (B, ...) to `steps` further steps: (B, steps, ...)."""
     h = torch.arange(1, steps + 1, device=copies.device).view(-1, *[1] * (copies.ndim - 1))
     return copies.unsqueeze(1) + h * (copies - previous).unsqueeze(1)
 
 
 class RolloutScores:
-    """Sums the scores of batches of windows: memory stays that of one batch."""
+    """Sums of scores over batches of windows, in the memory of one batch."""
 
     def __init__(self):
         self._sums: dict[str, torch.Tensor] = {}  # float64 (P,)
         self.windows = 0
 
     def add(self, predictions: Any, references: Any, copies: Any = None, previous: Any = None) -> None:
-        """Adds windows; tensors, arrays or lists as the module's inputs are described.
+        """Adds windows, as tensors, arrays or lists; see `LatentRollout.compute`.
 
         Raises:
-            ValueError: shapes that do not fit together, `previous` without `copies`, or other inputs or steps than the
-                batches before had.
+            ValueError: shapes do not fit, `previous` is given without `copies`, or a batch has other inputs or steps
+                than the ones before.
         """
         given = {"predictions": predictions, "references": references, "copies": copies, "previous": previous}
         given = {name: torch.as_tensor(value) for name, value in given.items() if value is not None}
@@ -87,10 +67,10 @@ class RolloutScores:
         self.windows += len(references)
 
     def means(self, horizons: Sequence[int] | None = None) -> dict[str, Any]:
-        """Means over the windows, see the module's `Returns`; horizons count from 1.
+        """Means over the windows, see `LatentRollout.compute`; horizons count from 1.
 
         Raises:
-            ValueError: no window yet, or a horizon that was not rolled out.
+            ValueError: there are no windows, or a horizon was not rolled out.
         """
         if not self.windows:
             raise ValueError("there are no windows to score: add predictions and references first.")
@@ -124,32 +104,24 @@ def _check(given: dict[str, torch.Tensor]) -> None:
         if name in given and tuple(given[name].shape) != wanted:
             raise ValueError(f"{name} have shape {tuple(given[name].shape)}; references {shape} need {wanted}.")
     if "previous" in given and "copies" not in given:
-        raise ValueError("previous is given without copies: a straight line needs the last two latents.")
+        raise ValueError("previous is given without copies: extrapolation needs the last two latents.")
 
 
-class LatentRollout(evaluate.Metric):
-    """The `evaluate` module. Unlike others it keeps sums and not its inputs: latents of a few windows fill gigabytes.
+class LatentRollout(metrics.OneProcessMetric):
+    """Mean squared error and cosine similarity of rolled-out latents by horizon, next to two baselines: copying the
+    last known latents, and linear extrapolation of the last two.
 
-    So it adds up in one process; gather the windows of several first.
+    It keeps sums instead of its inputs, as latents of a few windows fill gigabytes; gather those of several processes
+    first.
     """
+
+    _frame = datasets.List(datasets.List(datasets.Value("float32")))
+    columns = {**dict.fromkeys(("predictions", "references"), datasets.List(_frame))}
+    columns |= {"copies": _frame, "previous": _frame}
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        if self.num_process != 1:
-            raise ValueError(f"num_process is {self.num_process}, but latent_rollout adds up in one process.")
         self._scores = RolloutScores()
-
-    def _info(self) -> evaluate.MetricInfo:
-        frame = datasets.List(datasets.List(datasets.Value("float32")))
-        steps = datasets.List(frame)
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation="",
-            inputs_description=_INPUTS,
-            features=datasets.Features(
-                {"predictions": steps, "references": steps, "copies": frame, "previous": frame}
-            ),
-        )
 
     def __len__(self) -> int:
         return self._scores.windows
@@ -166,7 +138,19 @@ class LatentRollout(evaluate.Metric):
     def compute(
         self, *, predictions=None, references=None, copies=None, previous=None, horizons=None
     ) -> dict[str, Any]:
-        """Scores what was added, and windows given here, and begins anew."""
+        """
+        Args:
+            predictions: (B, P, ..., D), predicted latents of the P steps after the last known frame.
+            references: (B, P, ..., D), the true latents.
+            copies: (B, ..., D), latents of the last known frame; needed for the baselines.
+            previous: (B, ..., D), latents of the frame before it; needed for linear extrapolation.
+            horizons: steps to report; all by default.
+
+        Returns:
+            `horizon` and `windows`, and means over windows for each horizon: `error` and `cosine` of the predictions;
+            with `copies` also `copy_error` and `copy_cosine`; with `previous` also `extrapolation_error` and
+            `extrapolation_cosine`.
+        """
         if predictions is not None or references is not None:
             self._scores.add(predictions, references, copies, previous)
         scores, self._scores = self._scores, RolloutScores()

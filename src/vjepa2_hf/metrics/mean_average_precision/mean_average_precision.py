@@ -8,22 +8,10 @@ Shapes: B clips, C labels.
 
 from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 from sklearn.metrics import average_precision_score
 
-
-_DESCRIPTION = "scikit-learn's `average_precision_score`, averaged over the labels that occur."
-
-_INPUTS = """
-Args:
-    predictions: (B, C), a score for each label.
-    references: (B, C), 1 where the clip has the label, else 0.
-
-Returns:
-    `mean_average_precision`, and `labels`, the number of labels that it averages.
-"""
+from vjepa2_hf import metrics
 
 
 def average_precisions(scores: np.ndarray, labels: np.ndarray) -> list[float]:
@@ -40,18 +28,19 @@ def average_precisions(scores: np.ndarray, labels: np.ndarray) -> list[float]:
     return [float(average_precision_score(labels[:, i], scores[:, i])) for i in np.flatnonzero(labels.any(axis=0))]
 
 
-class MeanAveragePrecision(evaluate.Metric):
-    """The `evaluate` module."""
+class MeanAveragePrecision(metrics.Metric):
+    """scikit-learn's `average_precision_score`, averaged over the labels that occur."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        scores, labels = (datasets.List(datasets.Value(kind)) for kind in ("float64", "int64"))
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation="",
-            inputs_description=_INPUTS,
-            features=datasets.Features({"predictions": scores, "references": labels}),
-        )
+    columns = {"predictions": metrics.NUMBERS, "references": metrics.INTEGERS}
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        """
+        Args:
+            predictions: (B, C), a score for each label.
+            references: (B, C), 1 where the clip has the label, else 0.
+
+        Returns:
+            `mean_average_precision`, and `labels`, the number of labels that it averages.
+        """
         precisions = average_precisions(predictions, references)
         return {"mean_average_precision": float(np.mean(precisions)), "labels": len(precisions)}

@@ -1,4 +1,4 @@
-"""How often plans reach their goals, with intervals: an `evaluate` module that needs nothing from the Hub.
+"""Success rates of plans with confidence intervals, as an `evaluate` module.
 
     metric = evaluate.load("FOLDER_OF_THE_PACKAGE/metrics/planning_success")
     metric.add_batch(successes=successes, steps=steps, distances=distances, groups=seeds)
@@ -12,36 +12,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import datasets
-import evaluate
 import numpy as np
 import scipy.stats
 
+from vjepa2_hf import metrics
 
-_DESCRIPTION = """
-Share of episodes that reached their goal, with its 95 % interval over episodes (Wilson's score interval), and over
-groups such as training seeds (Student's t), steps to success, and success by the distance of the goal.
-"""
-
-_INPUTS = """
-Args:
-    successes: (N,), whether an episode reached its goal.
-    steps: (N,), environment steps until it did; what failed episodes say is not read.
-    distances: (N,), of the goals from the starts, in any unit.
-    groups: (N,), a number or name for each episode: the training seed of what planned it.
-    bins: of `compute`: parts of as many episodes that `by_distance` has, default 3; or a list of inner edges.
-
-Returns:
-    `success`, `low` and `high` (of the episodes: they do not say what another training run would reach), `episodes`;
-    with steps `steps_to_success`, the mean over successful episodes (None without any); with distances `by_distance`,
-    a list of `from`, `to`, `success`, `low`, `high`, `episodes`; with groups `by_group` (success of each, in the order
-    in which they came), `group_mean`, `group_low` and `group_high`.
-"""
 
 BINS = 3
 
 
 def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
-    """95 % interval of a rate (Wilson's score interval): of the episodes, not of another training run."""
+    """95 % interval of a rate over episodes (Wilson's score interval)."""
     interval = scipy.stats.binomtest(successes, episodes).proportion_ci(0.95, "wilson")
     return float(interval.low), float(interval.high)
 
@@ -53,7 +34,7 @@ def seed_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    """95 % t-interval of the mean of values without bounds, such as errors; None, None for a single one."""
+    """95 % t-interval of the mean of unbounded values, such as errors; (None, None) for a single value."""
     if len(values) < 2:
         return None, None
     error = np.std(values, ddof=1) / math.sqrt(len(values))
@@ -70,17 +51,13 @@ def success_rate(successes: np.ndarray) -> dict[str, Any]:
 def success_by_distance(
     successes: np.ndarray, distances: np.ndarray, bins: int | Sequence[float] = BINS
 ) -> list[dict[str, Any]]:
-    """Success rates of near to far goals, (N,) each; parts without an episode are left out.
-
-    Args:
-        bins: number of parts with as many episodes each, or the edges between parts.
-    """
+    """Success rates by goal distance, both (N,); `bins` as in `PlanningSuccess.compute`. Empty parts are left out."""
     if isinstance(bins, int):
         if bins < 1:
             raise ValueError(f"bins is {bins}; expected at least 1 part, or a list of edges.")
         bins = np.quantile(distances, np.arange(1, bins) / bins)
-    place = np.searchsorted(np.sort(np.asarray(bins, float)), distances, side="right")
-    parts = [place == number for number in range(len(bins) + 1)]
+    index = np.searchsorted(np.sort(np.asarray(bins, float)), distances, side="right")
+    parts = [index == number for number in range(len(bins) + 1)]
     return [
         {"from": float(distances[part].min()), "to": float(distances[part].max()), **success_rate(successes[part])}
         for part in parts
@@ -95,11 +72,11 @@ def summarize_success(
     groups: Sequence[Any] | None = None,
     bins: int | Sequence[float] = BINS,
 ) -> dict[str, Any]:
-    """What the module's `compute` returns, see there.
+    """The function behind `PlanningSuccess.compute`.
 
     Raises:
-        ValueError: no episode, inputs of other lengths, successes that are neither true nor false, or distances that
-            are not finite.
+        ValueError: there is no episode, lengths differ, successes are neither true nor false, or distances are not
+            finite.
     """
     given = {"successes": successes, "steps": steps, "distances": distances, "groups": groups}
     given = {name: np.asarray(values) for name, values in given.items() if values is not None}
@@ -131,34 +108,27 @@ def _check(given: dict[str, np.ndarray]) -> None:
         raise ValueError("distances hold numbers that are not finite; leave out the episodes without one.")
 
 
-class PlanningSuccess(evaluate.Metric):
-    """The `evaluate` module. Only `successes` must be given, which evaluate's own storage does not allow, so that it
-    keeps its inputs itself, in one process."""
+class PlanningSuccess(metrics.OneProcessMetric):
+    """Success rate with 95 % intervals over episodes (Wilson's score interval) and over groups such as training seeds
+    (Student's t), steps to success, and success by the distance of the goal.
+
+    Only `successes` is required, which evaluate's own storage does not allow.
+    """
+
+    columns = {
+        name: datasets.Value(kind)
+        for name, kind in {"successes": "bool", "steps": "float32", "distances": "float32", "groups": "string"}.items()
+    }
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        if self.num_process != 1:
-            raise ValueError(f"num_process is {self.num_process}, but planning_success adds up in one process.")
         self._inputs: dict[str, list] = {}
-
-    def _info(self) -> evaluate.MetricInfo:
-        columns = {"successes": "bool", "steps": "float32", "distances": "float32", "groups": "string"}
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation="",
-            inputs_description=_INPUTS,
-            features=datasets.Features({name: datasets.Value(kind) for name, kind in columns.items()}),
-        )
 
     def __len__(self) -> int:
         return len(self._inputs.get("successes", []))
 
     def add_batch(self, *, successes=None, steps=None, distances=None, groups=None) -> None:
-        """Adds episodes.
-
-        Raises:
-            ValueError: other inputs than the batches before had, or of other lengths.
-        """
+        """Adds episodes; every batch must have the same inputs."""
         given = {"successes": successes, "steps": steps, "distances": distances, "groups": groups}
         given = {name: np.asarray(values) for name, values in given.items() if values is not None}
         if "successes" not in given:
@@ -178,10 +148,23 @@ class PlanningSuccess(evaluate.Metric):
         self.add_batch(**{name: [value] for name, value in given.items() if value is not None})
 
     def compute(self, *, successes=None, steps=None, distances=None, groups=None, bins=BINS) -> dict[str, Any]:
-        """Sums up what was added, and episodes given here, and begins anew."""
+        """
+        Args:
+            successes: (N,), whether each episode reached its goal.
+            steps: (N,), environment steps to success; ignored for failed episodes.
+            distances: (N,), of the goals from the starts, in any unit.
+            groups: (N,), a number or name per episode, such as the training seed of the planner.
+            bins: number of equally large parts for `by_distance`, or a list of inner edges.
+
+        Returns:
+            `success`, `low` and `high` (over episodes; another training run is not covered), `episodes`; with steps
+            `steps_to_success`, the mean over successful episodes (`None` without any); with distances `by_distance`, a
+            list of `from`, `to`, `success`, `low`, `high`, `episodes`; with groups `by_group` (success rates in order
+            of appearance), `group_mean`, `group_low` and `group_high`.
+        """
         if successes is not None:
             self.add_batch(successes=successes, steps=steps, distances=distances, groups=groups)
         if not self._inputs:
-            raise ValueError("there are no episodes to sum up: add successes first.")
+            raise ValueError("there are no episodes; add successes first.")
         inputs, self._inputs = self._inputs, {}
         return summarize_success(**inputs, bins=bins)

@@ -8,25 +8,10 @@ Shapes: B clips, C values per clip.
 
 from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 from sklearn.metrics import mean_squared_error, r2_score
 
-
-_DESCRIPTION = """
-scikit-learn's `r2_score`, averaged over the values that vary between clips: 1 is perfect, 0 is as good as the mean
-label, below 0 is worse.
-"""
-
-_INPUTS = """
-Args:
-    predictions: (B, C).
-    references: (B, C).
-
-Returns:
-    `r_squared`, and `mean_squared_error` over all values.
-"""
+from vjepa2_hf import metrics
 
 
 def r_squared(predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -44,18 +29,19 @@ def r_squared(predictions: np.ndarray, labels: np.ndarray) -> float:
     return float(r2_score(labels[:, varies], predictions[:, varies]))
 
 
-class RSquared(evaluate.Metric):
-    """The `evaluate` module."""
+class RSquared(metrics.Metric):
+    """scikit-learn's `r2_score`, averaged over the values that vary between clips (1 is perfect, 0 the mean label)."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        values = datasets.List(datasets.Value("float64"))
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation="",
-            inputs_description=_INPUTS,
-            features=datasets.Features({"predictions": values, "references": values}),
-        )
+    columns = {"predictions": metrics.NUMBERS, "references": metrics.NUMBERS}
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        """
+        Args:
+            predictions: (B, C).
+            references: (B, C).
+
+        Returns:
+            `r_squared`, and `mean_squared_error` over all values.
+        """
         error = float(mean_squared_error(references, predictions))
         return {"r_squared": r_squared(predictions, references), "mean_squared_error": error}

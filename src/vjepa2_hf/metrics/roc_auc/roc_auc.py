@@ -7,40 +7,26 @@ metric.compute()   # {"roc_auc": 0.93}
 
 from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-
-_DESCRIPTION = """
-The probability that a positive scores higher than a negative, with ties counted half: 1 is perfect, 0.5 is random.
-scikit-learn's `roc_auc_score`.
-"""
-
-_INPUTS = """
-Args:
-    predictions: scores, higher for positives.
-    references: 1 for positive, 0 for negative.
-
-Returns:
-    `roc_auc`.
-"""
+from vjepa2_hf import metrics
 
 
-class RocAuc(evaluate.Metric):
-    """The `evaluate` module."""
+class RocAuc(metrics.Metric):
+    """scikit-learn's `roc_auc_score`: the probability that a positive scores higher than a negative."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        features = {"predictions": datasets.Value("float64"), "references": datasets.Value("int32")}
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation="",
-            inputs_description=_INPUTS,
-            features=datasets.Features(features),
-        )
+    columns = {"predictions": metrics.NUMBER, "references": metrics.INTEGER}
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        """
+        Args:
+            predictions: scores, higher for positives.
+            references: 1 for positive, 0 for negative.
+
+        Returns:
+            `roc_auc`.
+        """
         predictions, references = np.asarray(predictions), np.asarray(references)
         found = set(references.tolist())
         if found != {0, 1}:

@@ -8,22 +8,9 @@ Shapes: B clips, C classes.
 
 from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 
-
-_DESCRIPTION = "Fraction of clips whose true class is among the k highest scores; k = 1 is the accuracy."
-
-_INPUTS = """
-Args:
-    predictions: (B, C), a score for each class; only their order matters.
-    references: (B,), the true class of each clip, 0 to C-1.
-    k: of `compute`, 1 by default. With k >= C every clip is correct.
-
-Returns:
-    `accuracy` for k = 1, else `top_<k>_accuracy`.
-"""
+from vjepa2_hf import metrics
 
 
 def is_in_top_k(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> np.ndarray:
@@ -48,18 +35,20 @@ def is_in_top_k(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> np.ndarra
     return (scores >= own).sum(axis=1) <= min(k, scores.shape[1])
 
 
-class TopKAccuracy(evaluate.Metric):
-    """The `evaluate` module."""
+class TopKAccuracy(metrics.Metric):
+    """Fraction of clips whose true class is among the k highest scores; k = 1 is the accuracy."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        scores = datasets.List(datasets.Value("float64"))
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation="",
-            inputs_description=_INPUTS,
-            features=datasets.Features({"predictions": scores, "references": datasets.Value("int64")}),
-        )
+    columns = {"predictions": metrics.NUMBERS, "references": metrics.INTEGER}
 
     def _compute(self, predictions: Any, references: Any, k: int = 1) -> dict[str, float]:
+        """
+        Args:
+            predictions: (B, C), a score for each class; only their order matters.
+            references: (B,), the true class of each clip, 0 to C-1.
+            k: with k >= C every clip is correct.
+
+        Returns:
+            `accuracy` for k = 1, else `top_<k>_accuracy`.
+        """
         correct = is_in_top_k(predictions, references, k)
         return {"accuracy" if k == 1 else f"top_{k}_accuracy": float(correct.mean())}
