@@ -55,87 +55,74 @@ def features_of(pool: str) -> Features:
 
 @dataclass
 class Job:
-    """A video in progress: its rows so far, clips read, number of clips (once known), or why it is skipped."""
+    """A video in progress: its rows so far, the number of clips read, or the reason why it is skipped."""
 
     path: Path
     rows: list[dict[str, Any]] = field(default_factory=list)
-    begun: int = 0
-    clips: int | None = None
+    clips: int = 0
+    is_complete: bool = False
     reason: str | None = None
 
     @property
+    def is_read(self) -> bool:
+        return self.is_complete or self.reason is not None
+
+    @property
     def is_done(self) -> bool:
-        return self.reason is not None or len(self.rows) == self.clips
+        return self.reason is not None or (self.is_complete and len(self.rows) == self.clips)
 
 
-class Embedder:
-    """Reads videos clip by clip and embeds batches of clips of one shape, across videos.
+def embed(encoder: VJepa2Encoder, processor: Any, args: argparse.Namespace, paths: Iterable[Path]) -> Iterator[Job]:
+    """The videos in order, each with all its rows, or with the reason why it is skipped.
 
-    Args:
-        encoder: on its device, in evaluation mode.
-        processor: a `VJepa2VideoProcessor`.
-        frames: kept frames per clip.
-        stride: every stride-th frame is kept.
-        pool: "clip", "frame" or "tokens".
-        batch_size: clips per batch.
+    A batch holds clips of one shape, possibly of several videos.
     """
+    waiting: deque[Job] = deque()
+    batch: list[tuple[Job, dict[str, Any], torch.Tensor]] = []
 
-    def __init__(self, encoder: VJepa2Encoder, processor: Any, frames: int, stride: int, pool: str, batch_size: int):
-        self.encoder, self.processor, self.pool = encoder, processor, None if pool == "tokens" else pool
-        self.frames, self.stride, self.batch_size = frames, stride, batch_size
-        self._batch: list[tuple[Job, dict[str, Any], torch.Tensor]] = []
+    def encode_batch() -> None:
+        if batch:
+            pixels = torch.stack([pixels for *_, pixels in batch]).to(device=encoder.device, dtype=encoder.dtype)
+            embeddings = encoder.encode(pixels, pool=None if args.pool == "tokens" else args.pool)
+            for (job, row, _), embedding in zip(batch, embeddings.float().cpu().numpy(), strict=True):
+                job.rows.append({**row, "embedding": embedding})
+            batch.clear()
 
-    def embed(self, paths: Iterable[Path]) -> Iterator[Job]:
-        """The videos in order, each with all its rows, or with the reason why it is skipped."""
-        waiting: deque[Job] = deque()
-        for path in paths:
-            waiting.append(Job(path))
-            self._read(waiting[-1])
-            while waiting and waiting[0].is_done:
-                yield waiting.popleft()
-        self._flush()
-        yield from waiting
-
-    def _read(self, job: Job) -> None:
-        clips = self._clips(job.path)
-        while job.reason is None and job.clips is None:
+    for path in paths:
+        job = Job(path)
+        waiting.append(job)
+        clips = read_clips(path, processor, args.frames, args.stride, encoder.config.tubelet_size)
+        while not job.is_read:
             try:  # around the reading alone: an error of the model ends the run
                 clip = next(clips, None)
             except (ValueError, OSError) as error:
                 job.reason = " ".join(str(error).split())
-                self._batch = [entry for entry in self._batch if entry[0] is not job]
-            else:
-                if clip is None:
-                    job.clips = job.begun
-                else:
-                    job.begun += 1
-                    self._add(job, *clip)
+                batch[:] = [entry for entry in batch if entry[0] is not job]
+                continue
+            if clip is None:
+                job.is_complete = True
+                continue
+            job.clips += 1
+            if batch and batch[0][2].shape != clip[1].shape:
+                encode_batch()
+            batch.append((job, *clip))
+            if len(batch) == args.batch_size:
+                encode_batch()
+        while waiting and waiting[0].is_done:
+            yield waiting.popleft()
+    encode_batch()
+    yield from waiting
 
-    def _clips(self, path: Path) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
-        """The clips of a video: the columns of a row, and pixels (t, C, H, W) padded to whole tubelets."""
-        source = FrameSource(path, self.processor, stride=self.stride)
-        for number, (pixels, _) in enumerate(source.chunks(self.frames)):
-            missing = -len(pixels) % self.encoder.config.tubelet_size
-            pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
-            first = number * self.frames * self.stride
-            yield {"clip": number, "first_frame": first, "start": first / source.fps}, pixels
 
-    def _add(self, job: Job, row: dict[str, Any], pixels: torch.Tensor) -> None:
-        if self._batch and self._batch[0][2].shape != pixels.shape:
-            self._flush()
-        self._batch.append((job, row, pixels))
-        if len(self._batch) == self.batch_size:
-            self._flush()
-
-    def _flush(self) -> None:
-        if not self._batch:
-            return
-        pixels = torch.stack([pixels for *_, pixels in self._batch])
-        pixels = pixels.to(device=self.encoder.device, dtype=self.encoder.dtype)
-        embeddings = self.encoder.encode(pixels, pool=self.pool).float().cpu().numpy()
-        for (job, row, _), embedding in zip(self._batch, embeddings, strict=True):
-            job.rows.append({**row, "embedding": embedding})
-        self._batch = []
+def read_clips(
+    path: Path, processor: Any, frames: int, stride: int, tubelet_size: int
+) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
+    """The clips of a video: the columns of a row, and pixels (t, C, H, W) padded to whole tubelets."""
+    source = FrameSource(path, processor, stride=stride)
+    for number, (pixels, _) in enumerate(source.chunks(frames)):
+        pixels = torch.cat([pixels, pixels[-1:].expand(-len(pixels) % tubelet_size, -1, -1, -1)])
+        first = number * frames * stride
+        yield {"clip": number, "first_frame": first, "start": first / source.fps}, pixels
 
 
 def part_writer(out_dir: Path, source_dir: Path, pool: str, rank: int) -> PartWriter:
@@ -171,11 +158,7 @@ def videos_done(out_dir: Path) -> dict[str, list[int]]:
 
 
 def videos_left(files: list[Path], source_dir: Path, out_dir: Path) -> list[Path]:
-    """The videos that no part holds.
-
-    Raises:
-        ValueError: an embedded video has changed since.
-    """
+    """The videos that no part holds; an embedded video that has changed is an error."""
     done = videos_done(out_dir)
     for path in files:
         state = done.get(str(path.relative_to(source_dir)))
@@ -216,10 +199,9 @@ def extract(args: argparse.Namespace) -> None:
         left = videos_left(files, args.source_dir, args.out_dir)
         state.wait_for_everyone()  # nobody writes before all have looked
         mine = left[state.process_index :: state.num_processes]
-        embedder = Embedder(encoder, processor, args.frames, args.stride, args.pool, args.batch_size)
         parts, skipped = part_writer(args.out_dir, args.source_dir, args.pool, state.process_index), {}
         bar = tqdm(total=len(mine), unit="video", desc="embedding", disable=not state.is_main_process)
-        for job in embedder.embed(mine):
+        for job in embed(encoder, processor, args, mine):
             if job.reason is None:
                 parts.add(job, sum(row["embedding"].nbytes for row in job.rows))
             else:

@@ -33,35 +33,31 @@ class VJepa2VideoProcessor(VJEPA2VideoProcessor):
     """Resizes, center-crops, rescales and normalizes videos, bit-equal to transformers' `VJEPA2VideoProcessor`.
 
     Differences: `size` and `crop_size` are used as given (transformers always replaces `size` by 256/224 of the crop,
-    which is only the default here). A video may be a path, a URL, bytes, PIL images, a numpy array or a tensor; files
-    are decoded with PyAV. Floats in 0-1 are accepted (transformers reads all numbers as 0-255). Invalid videos are
+    which is only the default here). Files are decoded with PyAV. Floats in 0-1 are accepted. Invalid videos are
     refused. One mode applies the published training augmentation.
 
     ```python
     processor = VJepa2VideoProcessor(size=64, crop_size=64)       # exactly 64 x 64, nothing cropped
     processor("clip.mp4")["pixel_values_videos"]                  # (1, T, 3, 64, 64) float32
-
     processor = VJepa2VideoProcessor(crop_size=256, do_random_resized_crop=True)
     processor(clips, generator=torch.Generator().manual_seed(0))  # a different crop for every clip
     ```
 
-    A video is (T, H, W, 3) or (T, 3, H, W): uint8, other integers in 0-255, or floats (0-1; values above 1 are read as
-    0-255, as in transformers). An image is a video of one frame; a list of images is one video; a list of videos is a
-    batch. The result is one tensor (B, T, C, H, W), or a list if the videos' shapes differ and `return_tensors` is
-    not set.
+    A video is a path, URL, bytes, PIL images, or an array or tensor (T, H, W, 3) or (T, 3, H, W): uint8, other
+    integers in 0-255, or floats (0-1; values above 1 are read as 0-255, as in transformers). An image is a video of
+    one frame; a list of images is one video; a list of videos is a batch. The result is one tensor (B, T, C, H, W), or
+    a list if the videos' shapes differ and `return_tensors` is not set.
 
     Args:
         kwargs: transformers' options (`size`, `crop_size`, `do_resize`, `do_center_crop`, `resample`, `do_rescale`,
             `do_normalize`, `image_mean`, `image_std`, `do_sample_frames`, …), and those of the training augmentation.
-            A call can override all of them:
-        do_random_resized_crop (`False`): crop and flip at random ([`RandomResizedClip`]) and resize to `crop_size`,
+            A call can override all of them.
+        do_random_resized_crop (`False`): sample a crop and a flip ([`RandomResizedClip`]) and resize to `crop_size`,
             instead of resize and center crop; all frames of a clip are treated alike.
-        random_crop_scale ((0.3, 1.0)), random_crop_ratio ((0.75, 1.35)), random_flip_probability (0.5): the published
-            values.
+        random_crop_scale ((0.3, 1.0)), random_crop_ratio ((0.75, 1.35)), random_flip_probability (0.5): as published.
 
     Raises:
-        ValueError: no frame, a wrong number of channels, pixels that are not finite or out of range; a setting of the
-            augmentation that is out of range.
+        ValueError: no frame, a wrong number of channels, pixels or settings that are not finite or out of range.
         FileNotFoundError: a path that does not exist.
     """
 
