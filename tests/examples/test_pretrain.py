@@ -286,10 +286,10 @@ def test_a_loader_of_other_workers_starts_anew_but_for_a_curriculum(caplog):
         pretrain.restore_loader(Loader(), load_config(PretrainConfig, None, settings), state)
 
 
-def test_an_optimiser_with_other_groups_ends_in_one_sentence(stopped, shards, monkeypatch, capsys, tmp_path):
+def test_an_optimizer_with_other_groups_ends_in_one_sentence(stopped, shards, monkeypatch, capsys, tmp_path):
     settings = ["decay_mask_tokens=false", f"resume={stopped / 'checkpoint-3'}"]
     error = fails(monkeypatch, capsys, shards, tmp_path, *settings)
-    assert "does not fit the configured model or its optimiser's groups" in error
+    assert "does not fit the configured model or its optimizer's groups" in error
 
 
 def test_a_run_that_had_ended_leaves_its_final_model_when_it_is_resumed(monkeypatch, shards, tmp_path):

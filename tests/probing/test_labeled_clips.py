@@ -50,7 +50,7 @@ class TestViews:
         with pytest.raises(ValueError, match="it has 60 frames, fewer than the 61 of a clip"):
             indices(ClipViews(4, anticipate_frames=57))
         picture = {"video": None, "image": None}
-        with pytest.raises(ValueError, match="a picture, which nothing follows"):
+        with pytest.raises(ValueError, match="an image, which has no later frames"):
             ClipViews(4, anticipate_frames=2).cut(picture, "picture", PROCESSOR)
 
     def test_shuffled_frames_are_the_same_frames_in_an_order_of_each_clip(self):

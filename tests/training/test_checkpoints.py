@@ -28,30 +28,30 @@ def test_a_damaged_checkpoint_is_named_with_the_one_before_it(tmp_path, name, da
     path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"")
     if damage == "missing":
         path.unlink()
-    wrong = "is no checkpoint" if (name, damage) == ("progress.json", "missing") else "is damaged, it does not load"
+    wrong = "is not a checkpoint" if (name, damage) == ("progress.json", "missing") else "is damaged and does not load"
     with pytest.raises((ValueError, FileNotFoundError), match=wrong) as caught:
         tiny_run(tmp_path)[0].resume("latest")
     message = str(caught.value)
     assert f"{tmp_path / 'checkpoint-2'}" in message
-    assert wrong == "is no checkpoint" or f"remove it and go on with resume={tmp_path / 'checkpoint-1'}" in message
+    assert wrong == "is not a checkpoint" or f"remove it and continue with resume={tmp_path / 'checkpoint-1'}" in message
 
 
 def test_a_damaged_checkpoint_that_is_the_only_one_says_so(tmp_path):
     run, *_ = tiny_run(tmp_path)
     whole = run.save_checkpoint(1)
     (whole / "progress.json").write_text("")
-    with pytest.raises(ValueError, match="damaged, .*there is none before it"):
+    with pytest.raises(ValueError, match="damaged .*there is no earlier one"):
         run.resume("latest")
 
 
-def test_an_optimiser_of_other_groups_does_not_fit(tmp_path):
+def test_an_optimizer_of_other_groups_does_not_fit(tmp_path):
     run, *_ = tiny_run(tmp_path)
     whole = run.save_checkpoint(1)
     accelerator = Accelerator(cpu=True)
     model = nn.Linear(3, 1)
     groups = [{"params": [model.weight]}, {"params": [model.bias]}]
     accelerator.prepare(model, torch.optim.AdamW(groups))
-    with pytest.raises(ValueError, match="does not fit the configured model or its optimiser's groups"):
+    with pytest.raises(ValueError, match="does not fit the configured model or its optimizer's groups"):
         load_checkpoint(accelerator, whole)
 
 

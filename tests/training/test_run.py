@@ -82,7 +82,7 @@ def test_a_crash_while_saving_leaves_no_partial_checkpoint(tmp_path, monkeypatch
 
     if crash_in == "save_accelerator_state":
         write_nothing = torch.save
-        # the weights are on disk already when the optimiser's file is written
+        # the weights are on disk already when the optimizer's file is written
         monkeypatch.setattr(torch, "save", lambda *args, **kwargs: (write_nothing(*args, **kwargs), crash()))
     else:
         monkeypatch.setattr(training.os, crash_in, crash)
@@ -247,7 +247,7 @@ def test_checkpoints_that_cannot_be_continued_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint folder 'nowhere', neither .*which holds checkpoint-3"):
         run.resume("nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="empty' is no checkpoint of this package"):
+    with pytest.raises(FileNotFoundError, match="empty' is not a checkpoint of this package"):
         run.resume("empty")
     wider, *_ = tiny_run(tmp_path, width=5)
     with pytest.raises(ValueError, match="does not fit the configured model"):

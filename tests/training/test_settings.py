@@ -19,7 +19,7 @@ class Config:
     output_dir: str
     max_steps: int = 10
     """Of the
-    optimiser."""
+    optimizer."""
     rate: Inner = field(default_factory=lambda: Inner(peak=0.5))
     second_rate: Inner | None = None
     encoder: dict[str, Any] = field(default_factory=dict)
@@ -103,7 +103,7 @@ def test_help_lists_every_key_with_its_type_and_default(capsys):
         parse_arguments(Config, "test", ["--help"])
     assert capsys.readouterr().out.split("keys:\n")[1].splitlines() == [
         "  output_dir: str (required)",
-        "  max_steps: int = 10   # Of the optimiser.",
+        "  max_steps: int = 10   # Of the optimizer.",
         "  rate: Inner",
         "  rate.peak: float = 0.5",
         '  rate.kind: "cosine" | "constant" = "cosine"',
@@ -143,7 +143,7 @@ def test_ctrl_c_ends_in_one_line_without_a_traceback(capsys):
         main()
     assert exit_.value.code == 130
     assert capsys.readouterr().err.splitlines() == [
-        "error: interrupted by the user before the end; what was saved until then stays."
+        "error: interrupted by the user; results saved so far stay."
     ]
 
 
@@ -180,4 +180,4 @@ def test_help_tells_what_inherited_keys_mean(capsys):
     with pytest.raises(SystemExit):
         parse_arguments(Special, "Script.", ["--help"])
     printed = capsys.readouterr().out
-    assert "max_steps: int = 10   # Of the optimiser." in printed and "# Of the special part." in printed
+    assert "max_steps: int = 10   # Of the optimizer." in printed and "# Of the special part." in printed

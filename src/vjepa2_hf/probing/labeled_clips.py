@@ -1,7 +1,7 @@
-"""Labeled clips for probes: which views of a video, their cache, and labels as numbers.
+"""Labeled clips for probes: views of a video, their cache, and labels as tensors.
 
-    LabeledClips (views by ClipViews) -> (an encoder) -> fill_cache -> a cache of one "episode" a clip, one row a view
-    Labels.describe(rows) -> labels.targets(rows) -> what a loss takes
+    LabeledClips (views by ClipViews) -> (an encoder) -> fill_cache -> a cache: one "episode" per clip
+    Labels.describe(rows) -> labels.targets(rows) -> labels for a loss
 
 Legend: E clips, V views of a clip, T frames, T' tubelets, C labels, H W pixels.
 """
@@ -28,7 +28,7 @@ from ..video_io import VideoReader, read_image
 
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
-PICTURES = ("video", "image")  # columns that are no labels
+PIXEL_COLUMNS = ("video", "image")  # columns without labels
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -36,20 +36,20 @@ PICTURES = ("video", "image")  # columns that are no labels
 # ---------------------------------------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class ClipViews:
-    """Which views of a video are seen: `segments` clips spread evenly over it, each as `crops` pictures.
+    """Views of a video: `segments` clips spread evenly over it, each in `crops` crops.
 
     Args:
-        frames_per_clip: T; an image is repeated so often (the published frame protocol: a still clip).
-        fps: frames a second of a clip; None: the video's own.
-        speed: the clip is played so many times faster; with fps=None and 4, every fourth frame.
-        segments: clips of a video. One lies in its middle, several reach from its start to its end.
-        crops: squares along the longer side of the frame, from one end to the other; 1: what the processor sees.
-        random_crop: None, or RandomResizedClip's `scale`, `ratio` and `flip_probability`: views are then drawn, their
-            time too, `segments` x `crops` of them.
-        shuffle_time: frames of a clip in an order drawn anew for each clip: a control for what order tells.
-        anticipate_frames: None, or a view ends so many frames (of the clip's rate) before the video does, and what
-            comes then is not seen. Videos that are too short are refused, and pictures, which nothing follows.
-        seed: of what is drawn.
+        frames_per_clip: T; an image is repeated T times (the published protocol for images).
+        fps: frames per second of a clip; None: the rate of the video.
+        speed: factor of the playback speed; with fps=None, 4 takes every fourth frame.
+        segments: clips of a video. One lies in its middle, several span it from start to end.
+        crops: squares along the longer side of the frame, from one end to the other; 1: the processor's crop.
+        random_crop: None, or RandomResizedClip's `scale`, `ratio` and `flip_probability`, for `segments` x `crops`
+            views at random times.
+        shuffle_time: shuffle the frames of each clip: a control that shows how much their order matters.
+        anticipate_frames: None, or frames (at the clip's rate) between the end of a view and the end of the video. Too
+            short videos and images are refused.
+        seed: of the random views.
 
     Raises:
         ValueError: a number out of range.
@@ -72,8 +72,8 @@ class ClipViews:
         several = self.segments > 1 and self.random_crop is None
         if self.anticipate_frames is not None and (self.anticipate_frames < 0 or several):
             raise ValueError(
-                f"anticipate_frames is {self.anticipate_frames} and a video has {self.segments} clips, but frames "
-                "from 0 and one clip, which ends so long before its video, are expected (more with random crops)."
+                f"anticipate_frames is {self.anticipate_frames} and a video has {self.segments} clips, but "
+                "at least 0 frames and one clip are expected (several only with random crops)."
             )
         self._sampler(0)
 
@@ -82,22 +82,21 @@ class ClipViews:
         return self.segments * self.crops
 
     def _sampler(self, segment: int) -> FrameSampler:
-        place = 0.5 if self.segments == 1 else segment / (self.segments - 1)
+        position = 0.5 if self.segments == 1 else segment / (self.segments - 1)
         if self.anticipate_frames is not None:
             return FrameSampler(self.fps, (self.speed, self.speed), short_videos="skip", min_frames=1, position=1.0)
         return FrameSampler(
-            self.fps, (self.speed, self.speed), min_frames=1, position=None if self.random_crop else place
+            self.fps, (self.speed, self.speed), min_frames=1, position=None if self.random_crop else position
         )
 
     def cut(self, row: dict[str, Any], name: str, processor: Any) -> dict[str, torch.Tensor]:
-        """The views of a row: `frames` uint8 (V, T, C, H, W), cropped, not normalised, and `frame_indices` int64
-        (V, T) in the video."""
+        """The views of a row: `frames` uint8 (V, T, C, H, W), cropped, not normalized, and `frame_indices` (V, T)."""
         ahead = self.anticipate_frames or 0
         if row["video"] is None:
             if self.anticipate_frames is not None:
-                raise ValueError("it is a picture, which nothing follows (anticipate_frames)")
-            picture = read_image(row["image"])
-            return self._cut(lambda _: picture[None], lambda *_: np.zeros(self.frames_per_clip, int), name, processor)
+                raise ValueError("it is an image, which has no later frames (anticipate_frames)")
+            image = read_image(row["image"])
+            return self._cut(lambda _: image[None], lambda *_: np.zeros(self.frames_per_clip, int), name, processor)
         with VideoReader(row["video"]) as reader:
 
             def sample(segment: int, generator: torch.Generator) -> np.ndarray:
@@ -109,7 +108,7 @@ class ClipViews:
     def _cut(self, read: Callable, sample: Callable, name: str, processor: Any) -> dict[str, torch.Tensor]:
         views, indices, frames = [], [], None
         for view in range(len(self)):
-            generator = torch.Generator().manual_seed(_draw(self.seed, name, view))
+            generator = torch.Generator().manual_seed(_hash(self.seed, name, view))
             segment, crop = divmod(view, self.crops)
             if crop == 0 or self.random_crop:
                 found = sample(segment, generator)
@@ -134,11 +133,11 @@ class ClipViews:
             top, left = (round((length - side) * crop / (self.crops - 1)) for length in frames.shape[-2:])
             frames = frames[..., top : top + side, left : left + side]
             size = {name: processor.crop_size[name] for name in ("height", "width")}
-            options |= {"size": size, "do_center_crop": False}  # the square itself, nothing cut off
+            options |= {"size": size, "do_center_crop": False}  # the whole square
         return processor(frames, **options)["pixel_values_videos"][0]
 
 
-def _draw(*key: Any) -> int:
+def _hash(*key: Any) -> int:
     """An int below 2**63 from a key."""
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big") >> 1
 
@@ -150,14 +149,14 @@ class LabeledClips(torch.utils.data.IterableDataset):
     """Rows of shards, videos or images as views, for any number of processes and DataLoader workers.
 
     Each is a dict: `frames` uint8 (V, T, C, H, W), `frame_indices` int64 (V, T), `name`, and `row`, the columns that
-    JSON holds. A row of plain files without a column `label` has the name of its folder as one. The last item, where
-    something did not read, is `{"skipped": reasons by name}`.
+    JSON can hold. Plain files have the name of their folder as `label`. If rows were unreadable, the last item is
+    `{"skipped": reasons by name}`.
 
     Args:
         data: as for `ShardSource`.
-        views, processor: how clips are seen.
-        wanted: of names, those to read; None: all.
-        done: names to leave out.
+        views, processor: of the clips.
+        wanted: whether to read a name; None: all.
+        done: names to skip.
         rank, world_size: of the process.
     """
 
@@ -193,13 +192,13 @@ class LabeledClips(torch.utils.data.IterableDataset):
             yield {"skipped": source.skipped}
 
     def _name(self, source: ShardSource, shard: int, row: int) -> str:
-        """Of a row, within the data: the same wherever the data lies."""
+        """The name of a row within the data, the same if the data moves."""
         path = source.shards[shard]
         inside = os.path.relpath(path, self.data) if os.path.isdir(self.data) else os.path.basename(path)
         return inside if source.kind in ("videos", "images") else f"{inside}, row {row}"
 
     def _labels(self, source: ShardSource, shard: int, row: dict[str, Any]) -> dict[str, Any]:
-        found = {name: value for name, value in row.items() if name not in PICTURES and _is_plain(value)}
+        found = {name: value for name, value in row.items() if name not in PIXEL_COLUMNS and _is_plain(value)}
         if source.kind in ("videos", "images"):
             found.setdefault("label", os.path.basename(os.path.dirname(source.shards[shard])))
         return found
@@ -221,15 +220,15 @@ def fill_cache(
     num_workers: int = 0,
     batch_size: int = 16,
 ) -> None:
-    """Puts this process's share of the clips into an unfinished cache; call `finish_cache` after all have.
+    """Writes this process's clips into an unfinished cache; clips that are there already are left out.
 
     Args:
-        folder: of the cache.
-        stream: of this process; what is in the cache already is left out.
+        folder: of the cache; call `finish_cache` after all processes.
+        stream: of this process.
         encode: uint8 views (B, T, C, H, W) -> columns by name, (B, ...) each.
         accelerator: of the run.
         num_workers: of the DataLoader.
-        batch_size: views encoded at once, about.
+        batch_size: approximate number of views encoded at once.
     """
     writer = CacheWriter(folder, accelerator.process_index)
     stream.done = writer.done
@@ -240,8 +239,8 @@ def fill_cache(
         if pending:
             views = len(stream.views)
             columns = encode(torch.cat([clip["frames"] for clip in pending]))
-            for place, clip in enumerate(pending):
-                own = {name: values[place * views : (place + 1) * views] for name, values in columns.items()}
+            for number, clip in enumerate(pending):
+                own = {name: values[number * views : (number + 1) * views] for name, values in columns.items()}
                 writer.add(clip["name"], 0.0, {**own, "frame_indices": clip["frame_indices"]}, row=clip["row"])
             pending.clear()
 
@@ -262,13 +261,13 @@ def fill_cache(
 # ---------------------------------------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """A column of labels, and how its values become numbers.
+    """A column of labels, and its conversion to tensors.
 
     Attributes:
         column: its name.
-        problem_type: as transformers names it.
-        names: of the labels; of a regression, its numbers counted.
-        per_frame: a row has a label for each frame of its video.
+        problem_type: as in transformers.
+        names: of the labels; for a regression, the indices of its numbers.
+        per_frame: a row has one label per frame of its video.
     """
 
     column: str
@@ -283,10 +282,10 @@ class Labels:
         """Finds the classes of a column.
 
         Args:
-            rows: of all data, as `LabeledClips` gives them.
+            rows: of all data, from `LabeledClips`.
             column: its name.
             problem_type: None: single labels, which are ints or strings (bools count as ints).
-            per_frame: every value is a list with one label a frame.
+            per_frame: every value is a list with one label per frame.
 
         Raises:
             ValueError: a row without the column, or values that do not fit `problem_type`.
@@ -309,13 +308,13 @@ class Labels:
             odd = next(value for value in values if not (isinstance(value, int) and value >= 0))
             raise ValueError(
                 f"A label {column!r} is {odd!r}, but classes are strings or ints from 0; set problem_type=regression "
-                "or multi_label_classification, or labels_per_frame=true, if that is what they are."
+                "or multi_label_classification, or labels_per_frame=true."
             )
         return cls(column, kind, tuple(str(i) for i in range(max(values) + 1)), per_frame)
 
     def targets(self, rows: Sequence[dict], frames: torch.Tensor | None = None) -> torch.Tensor:
-        """What a loss takes: int64 classes (E,), or floats (E, C); with `per_frame` of `frames`, int64 (E, V, T')
-        numbers of frames in the videos, (E, V, T') or (E, V, T', C)."""
+        """Labels for a loss: int64 classes (E,), or floats (E, C). With `per_frame` those of `frames`, int64 indices
+        (E, V, T') in the videos: (E, V, T') or (E, V, T', C)."""
         if not self.per_frame:
             return self._numbers([row[self.column] for row in rows])
         found = [self._numbers(row[self.column]) for row in rows]
@@ -323,28 +322,28 @@ class Labels:
             if int(wanted.max()) >= len(values):
                 raise ValueError(
                     f"A video has at least {int(wanted.max()) + 1} frames, but {len(values)} labels {self.column!r} "
-                    f"({row[self.column]!r:.60}); give one a frame."
+                    f"({row[self.column]!r:.60}); give one per frame."
                 )
         return torch.stack([values[wanted] for values, wanted in zip(found, frames)])
 
     def _numbers(self, values: Sequence[Any]) -> torch.Tensor:
         if self.problem_type == "regression":
             return torch.tensor([_as_list(value, self.column, lenient=True) for value in values], dtype=torch.float32)
-        places = {name: place for place, name in enumerate(self.names)}
+        indices = {name: index for index, name in enumerate(self.names)}
         if self.problem_type == "single_label_classification":
-            return torch.tensor([self._place(places, value) for value in values])
+            return torch.tensor([self._index(indices, value) for value in values])
         hot = torch.zeros(len(values), len(self.names))
         for row, value in zip(hot, values):
-            row[[self._place(places, one) for one in value]] = 1
+            row[[self._index(indices, one) for one in value]] = 1
         return hot
 
-    def _place(self, places: dict[str, int], value: int | str) -> int:
-        if _name(value) not in places:
+    def _index(self, indices: dict[str, int], value: int | str) -> int:
+        if _name(value) not in indices:
             raise ValueError(
                 f"A label {self.column!r} is {value!r}, which no clip of the probe's own data has; its classes are "
                 f"{', '.join(self.names)}."
             )
-        return places[_name(value)]
+        return indices[_name(value)]
 
 
 def _name(value: int | str) -> str:
@@ -361,18 +360,18 @@ def _as_list(value: Any, column: str, lenient: bool = False) -> list:
 
 
 class LabeledPart:
-    """The clips of one part: a cache, the numbers of its clips, and their labels.
+    """The clips of one part: a cache, the indices of its clips, and their labels.
 
     Attributes:
-        clips: int64, numbers in the cache.
-        targets: by number in the cache, as `Labels.targets` gives them for `clips`.
+        clips: int64, indices in the cache.
+        targets: `Labels.targets` of `clips`, by index in the cache.
     """
 
     def __init__(self, cache: FeatureCache, clips: torch.Tensor, labels: Labels, tubelet: int):
         self.cache, self.clips, self.labels, self.tubelet = cache, clips, labels, tubelet
         rows = [cache.notes["row"][i] for i in clips.tolist()]
         frames = self.read(clips, "frame_indices") if labels.per_frame else None
-        if frames is not None:  # the last of each tubelet, or of a clip that is shorter than one
+        if frames is not None:  # the last frame of each tubelet, or of a shorter clip
             frames = frames[:, :, min(tubelet, frames.shape[2]) - 1 :: tubelet]
         found = labels.targets(rows, frames)
         self.targets = found.new_zeros((len(cache.ids), *found.shape[1:]))

@@ -1,7 +1,7 @@
-"""Many heads of a probe trained at once on the same features, and rates by depth for fine-tuning.
+"""Sweeps: many probe heads trained at once on the same features, and fine-tuning with learning rates by depth.
 
-    sweep = ProbeSweep(model, [(lr, wd), ...])     # model: VJepa2ForVideoClassification, whose head all heads begin as
-    losses = sweep(features, labels, steps)        # (H,), one a head: their sum trains each by itself
+    sweep = ProbeSweep(model, [(lr, wd), ...])     # copies of the head of `model`
+    losses = sweep(features, labels, steps)        # (H,), one per head; their sum trains each alone
     model.load_state_dict(sweep.head_weights(best), strict=False)
 
 Shapes: H heads, B clips, N tokens, D width, C labels.
@@ -21,15 +21,16 @@ from ..training.schedules import parameter_groups
 
 
 class ProbeSweep(nn.Module):
-    """Heads that differ in learning rate and weight decay alone: they begin with the same weights and see the same
-    batches. Linear heads are one batched product; attentive heads run one after the other on the shared batch.
+    """Heads that differ only in learning rate and weight decay. They share initial weights and all batches.
+
+    Linear heads are one batched product; attentive heads run one after the other.
 
     Args:
-        model: what each head is a copy of.
+        model: each head is a copy of its head.
         settings: (peak learning rate, weight decay) of each head.
-        features: mean and deviation (D,) of the features, by which linear heads standardise them; None: as they are.
-        labels: mean and deviation (C,) of the labels of a regression, which heads predict standardised.
-        gradient_checkpointing: attentive heads keep no activations; memory is that of one head.
+        features: mean and standard deviation (D,), to standardize features of linear heads; None: not at all.
+        labels: mean and standard deviation (C,) of regression labels, which heads predict standardized.
+        gradient_checkpointing: attentive heads recompute activations; memory is that of one head.
     """
 
     def __init__(
@@ -45,16 +46,16 @@ class ProbeSweep(nn.Module):
         self.heads = nn.ModuleList(VJepa2ProbeHead(model) for _ in settings)
         self.gradient_checkpointing = gradient_checkpointing
         size = model.classifier.in_features
-        self._standardised = features is not None
+        self._standardized = features is not None
         for name, value in (("feature", features or _unit(size)), ("label", labels or _unit(model.config.num_labels))):
             self.register_buffer(f"{name}_mean", value[0].clone())
             self.register_buffer(f"{name}_std", value[1].clone())
 
     def logits(self, features: torch.Tensor, steps: int | None = None) -> torch.Tensor:
-        """Features -> (H, B, C), or (H, B, T', C) with labels per frame; of a regression standardised as its labels.
+        """Features -> (H, B, C), or (H, B, T', C) with labels per frame; standardized for a regression.
 
         Args:
-            features: of attentive heads tokens (B, N, D); of linear ones `model.pool` of them, (B, D) or (B, T', D).
+            features: tokens (B, N, D) for attentive heads, `model.pool` of them for linear ones: (B, D) or (B, T', D).
             steps: T', needed by attentive heads with labels per frame or positions in time.
         """
         if self.config.pooler_type == "attentive":
@@ -75,7 +76,7 @@ class ProbeSweep(nn.Module):
         return self.losses(self.logits(features, steps), labels)
 
     def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean losses (H,) of logits (H, B, ..., C) on labels as `forward` of the classifier takes them."""
+        """Mean losses (H,) of logits (H, B, ..., C) on labels in the format of the classifier."""
         logits = logits.float().flatten(1, -2)
         kind, functional = self.config.problem_type, nn.functional
         if kind == "single_label_classification":
@@ -88,11 +89,11 @@ class ProbeSweep(nn.Module):
         return functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=(1, 2))
 
     def predictions(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits (..., C) in the units of the labels, where they are a regression's."""
+        """Logits (..., C), for a regression in the units of the labels."""
         return logits * self.label_std + self.label_mean if self.config.problem_type == "regression" else logits
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
-        """AdamW groups, `peak` the learning rate of each; biases and norms do not decay."""
+        """AdamW groups with `peak`, the learning rate of each; biases and norms have no weight decay."""
         return [
             {**group, "peak": rate}
             for head, (rate, decay) in zip(self.heads, self.settings, strict=True)
@@ -100,11 +101,10 @@ class ProbeSweep(nn.Module):
         ]
 
     def head_weights(self, head: int) -> dict[str, torch.Tensor]:
-        """The weights of one head by the classifier's names, on features and labels as they are: standardising is
-        folded into its linear layer."""
+        """The weights of one head by the classifier's names, with standardization folded into its linear layer."""
         state = {name: value.detach().clone() for name, value in self.heads[head].state_dict().items()}
         weight, bias = state["classifier.weight"], state["classifier.bias"]
-        if self._standardised:
+        if self._standardized:
             weight = weight / self.feature_std
             bias = bias - weight @ self.feature_mean
         state["classifier.weight"] = weight * self.label_std.unsqueeze(1)
@@ -117,14 +117,13 @@ def _unit(size: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class FineTuning(ProbeSweep):
-    """The whole classifier, encoder and all, as a sweep of one head that takes pixels.
+    """The whole classifier with its encoder, as a sweep of one head that takes pixels.
 
     Args:
-        model: it learns itself; no copy.
+        model: trained itself, not a copy.
         settings: one (learning rate of the head, weight decay).
-        layer_decay: each block learns so many times slower than the one above it, the patches slowest (BEiT, arXiv
-            2106.08254); 1: all alike.
-        labels: as of `ProbeSweep`.
+        layer_decay: ratio of the learning rates of a block and the block above it (BEiT, arXiv 2106.08254).
+        labels: as for `ProbeSweep`.
     """
 
     def __init__(
@@ -143,7 +142,7 @@ class FineTuning(ProbeSweep):
         return self.heads[0](features).logits.unsqueeze(0)
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
-        """As of `ProbeSweep`, a pair of groups for each depth."""
+        """As for `ProbeSweep`, a pair of groups for each depth."""
         (rate, decay), depth = self.settings[0], self.config.encoder_config.num_hidden_layers
         by_depth: dict[int, dict[str, nn.Parameter]] = {}
         for name, parameter in self.heads[0].named_parameters():
@@ -159,7 +158,7 @@ class FineTuning(ProbeSweep):
 
 
 def depth_of(name: str, num_layers: int) -> int:
-    """How deep a classifier's parameter lies: 0 patches and positions, i + 1 block i, then final norm and head."""
+    """Depth of a classifier's parameter: 0 for patches and positions, i + 1 for block i, then norm and head."""
     if not name.startswith("encoder."):
         return num_layers + 1
     parts = name.split(".")

@@ -1,9 +1,9 @@
-"""A run's checkpoints: folders that stand whole or not at all, whatever kills the process.
+"""Checkpoints of a training run: complete folders, also if the process is killed.
 
     save_checkpoint(accelerator, "runs/mine", step=500, rank_state={"loader": loader.state_dict()}, keep_last=2)
     step, rank_state = load_checkpoint(accelerator, latest_checkpoint("runs/mine"))
 
-Files and folders are written aside (`*.tmp`), folders synced to disk too, and then renamed.
+A checkpoint is written to `*.tmp`, synced to disk and then renamed.
 """
 
 import json
@@ -21,13 +21,13 @@ from .settings import one_sentence
 
 
 CHECKPOINT_PATTERN = re.compile(r"^checkpoint-(\d+)$")
-ADVICE = "go on with resume=latest"  # after a write failed
-# How torch says that weights or an optimiser's groups are of other sizes
+ADVICE = "continue with resume=latest"  # after a failed write
+# Torch's messages for weights or optimizer groups of other sizes
 MISFITS = ("loading state_dict", "parameter group")
 
 
 def checkpoints(output_dir: str | os.PathLike) -> dict[int, Path]:
-    """Whole checkpoints of a run's folder: {step: path}, by step."""
+    """Complete checkpoints of a run's folder: {step: path}, by step."""
     folder = Path(output_dir)
     if not folder.is_dir():
         return {}
@@ -36,7 +36,7 @@ def checkpoints(output_dir: str | os.PathLike) -> dict[int, Path]:
 
 
 def latest_checkpoint(output_dir: str | os.PathLike) -> Path | None:
-    """The whole checkpoint with the highest step, or None."""
+    """The complete checkpoint with the highest step, or None."""
     return next(reversed(checkpoints(output_dir).values()), None)
 
 
@@ -47,18 +47,17 @@ def save_checkpoint(
     rank_state: dict[str, Any] | None = None,
     keep_last: int | None = None,
 ) -> Path:
-    """Writes `checkpoint-<step>/` atomically: aside, synced to disk, then renamed. Every process calls it.
+    """Writes `checkpoint-<step>/` atomically. Every process calls it.
 
     Args:
-        accelerator: holds the prepared model and optimiser; random states of all processes are saved too.
-        step: optimiser steps done.
-        rank_state: what this process needs to go on (the position of its data loader): tensors and plain values.
-            Accelerate writes the data loaders of all processes to one file, so theirs would be lost there.
-        keep_last: older checkpoints beyond this number (at least 1) are removed after the new one stands; None keeps
-            all.
+        accelerator: holds the prepared model and optimizer; random states of all processes are saved too.
+        step: optimizer steps done.
+        rank_state: state of this process, such as the position of its data loader: tensors and plain values.
+            Accelerate would write the data loaders of all processes to one file.
+        keep_last: number of checkpoints to keep, at least 1; None keeps all.
 
     Raises:
-        OSError: the disk is full or does not take the files; what stood before stands.
+        OSError: the files cannot be written; earlier checkpoints stay.
     """
     if keep_last is not None and keep_last < 1:
         raise ValueError(f"keep_last is {keep_last}, expected at least 1 checkpoint, or None to keep all.")
@@ -84,32 +83,32 @@ def save_checkpoint(
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: str | os.PathLike) -> tuple[int, dict[str, Any]]:
-    """Restores model, optimiser and random states from a folder of `save_checkpoint`; returns (step, rank_state).
+    """Restores model, optimizer and random states from a folder of `save_checkpoint`; returns (step, rank_state).
 
     Raises:
-        FileNotFoundError: the folder is no checkpoint.
-        ValueError: it is of another number of processes, of another model, or damaged.
+        FileNotFoundError: the folder is not a checkpoint.
+        ValueError: it has another number of processes or another model, or it is damaged.
     """
     checkpoint = Path(checkpoint)
     progress = read_progress(checkpoint)
     if progress["num_processes"] != accelerator.num_processes:
         raise ValueError(
             f"{str(checkpoint)!r} was written by {progress['num_processes']} processes and this run has "
-            f"{accelerator.num_processes}; an exact continuation needs the same number."
+            f"{accelerator.num_processes}; resuming exactly needs the same number."
         )
     rank = accelerator.process_index
     try:
-        load(checkpoint / f"random_states_{rank}.pkl")  # where they do not read, Accelerate goes on in silence
+        load(checkpoint / f"random_states_{rank}.pkl")  # Accelerate ignores an unreadable file without a message
         rank_state = torch.load(checkpoint / f"rank_state_{rank}.pt", weights_only=True)
         accelerator.load_state(str(checkpoint))
-    except Exception as error:  # whatever torch, pickle and safetensors make of a file that was cut
+    except Exception as error:  # of any type, for a truncated file
         if any(misfit in str(error) for misfit in MISFITS):
             raise ValueError(
-                f"{str(checkpoint)!r} does not fit the configured model or its optimiser's groups; resume with its "
+                f"{str(checkpoint)!r} does not fit the configured model or its optimizer's groups; resume with its "
                 f"run's config.yaml ({one_sentence(error)[:200]})."
             ) from error
         raise _damaged(checkpoint, error) from error
-    # Checkpoints lie between steps, whatever number of micro-batches a step of that run had
+    # Checkpoints lie between steps, also if that run had another number of micro-batches
     accelerator.step = 0
     return progress["step"], rank_state
 
@@ -119,7 +118,7 @@ def read_progress(checkpoint: Path) -> dict[str, int]:
     path = checkpoint / "progress.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{str(checkpoint)!r} is no checkpoint of this package; give a `checkpoint-<step>` folder."
+            f"{str(checkpoint)!r} is not a checkpoint of this package; give a `checkpoint-<step>` folder."
         )
     try:
         progress = json.loads(path.read_text())
@@ -131,6 +130,8 @@ def read_progress(checkpoint: Path) -> dict[str, int]:
 def _damaged(checkpoint: Path, error: Exception) -> ValueError:
     match = CHECKPOINT_PATTERN.match(checkpoint.name)
     earlier = [path for step, path in checkpoints(checkpoint.parent).items() if match and step < int(match[1])]
-    onward = f"remove it and go on with resume={earlier[-1]}" if earlier else "there is none before it to go on from"
+    onward = (
+        f"remove it and continue with resume={earlier[-1]}" if earlier else "there is no earlier one to resume from"
+    )
     reason = f"{type(error).__name__}: {one_sentence(error)[:200]}"
-    return ValueError(f"The checkpoint {str(checkpoint)!r} is damaged, it does not load ({reason}); {onward}.")
+    return ValueError(f"The checkpoint {str(checkpoint)!r} is damaged and does not load ({reason}); {onward}.")

@@ -1,7 +1,7 @@
-"""Whether a pretraining run goes well: the size of its gradients, and a warning when its targets collapse.
+"""Monitoring of a training run: collapse of its targets, throughput, gradient norm.
 
 watch = CollapseWatch()
-warning = watch.update(metrics, causes)       # at every logged step; a sentence once, when it happens
+warning = watch.update(metrics, "layer", momentum)       # at every logged step; returns a warning once
 """
 
 import contextlib
@@ -17,26 +17,25 @@ from torch import nn
 from .flops import peak_flops
 
 
-# Of the first reading. Prototypes that collapsed ended at 0.22 (layer-normed targets) and 0.02 (the online encoder as
-# target) of theirs, the collapsing run of docs/training_curves.md at a third (the limit was set with it in view); the
-# lowest of eight runs here that planned well was 0.43.
+# Fraction of the first reading. Collapsed runs ended at 0.22 (layer-normed targets), 0.02 (online targets) and
+# a third (docs/training_curves.md); the lowest of eight runs that planned well was 0.43.
 STD_FRACTION = 0.35
-# RankMe (arXiv 2210.02885) is 1 when all tokens lie on a line and 2 when they spread evenly over a plane; runs here
-# that planned well never fell below 25, at width 96.
+# RankMe (arXiv 2210.02885) is 1 if all tokens lie on a line and 2 if they spread evenly over a plane; runs of width 96
+# that planned well stayed above 25.
 LOWEST_RANK = 2.0
-# One batch may be of look-alike clips; three logged ones in a row are not an accident
+# One batch may hold similar clips; three in a row are not an accident
 READINGS = 3
-# A gradient so many times its usual size points to the learning rate
+# Ratio to the usual gradient norm that indicates a learning rate too high
 GRADIENT_JUMP = 10.0
-# Below it the target has forgotten the encoder of 10 steps ago: 0.9^10 = 0.35. The published momentum is 0.99925.
+# Below it the target encoder forgets within 10 steps: 0.9^10 = 0.35. The published momentum is 0.99925.
 LOWEST_MOMENTUM = 0.9
 
 
 class CollapseWatch:
-    """Sees from a run's metrics when its targets collapse, and says so once.
+    """Detects from the metrics of a run that its targets collapse, and warns once.
 
     The targets have collapsed when `target_std` was below `STD_FRACTION` of its first reading, or `effective_rank`
-    below `LOWEST_RANK`, in `READINGS` readings in a row. A batch of one clip has no deviation; its 0 is left out.
+    below `LOWEST_RANK`, in `READINGS` readings in a row. A batch of one clip has no deviation; its 0 is ignored.
     """
 
     def __init__(self):
@@ -49,13 +48,13 @@ class CollapseWatch:
         """Takes the metrics of one logged step.
 
         Args:
-            metrics: `step`, and where measured `target_std`, `effective_rank`, `gradient_norm` and `warning`; those of
-                a resumed run's earlier steps are given first, so that it does not warn again.
+            metrics: `step`, and if measured `target_std`, `effective_rank`, `gradient_norm`, `warning`. A resumed run
+                passes the metrics of its earlier steps first, so that it does not warn again.
             normalize_targets: as configured.
-            momentum: of the target encoder's average; 0 where the target is the online encoder.
+            momentum: of the target encoder's average; 0 if the online encoder is the target.
 
         Returns:
-            The warning, in the one step in which it is due.
+            The warning, once.
         """
         self.warned |= bool(metrics.get("warning"))
         deviation, rank = metrics.get("target_std") or None, metrics.get("effective_rank")
@@ -89,11 +88,11 @@ class CollapseWatch:
             )
         if normalize_targets in ("layer", "none"):
             return (
-                f"normalize_targets={normalize_targets} leaves in the targets what all clips share, which is the "
-                "easiest to predict; on short runs normalize_targets=batch keeps content in the loss."
+                f"normalize_targets={normalize_targets} keeps in the targets what all clips have in common, "
+                "which is the easiest to predict; on short runs normalize_targets=batch keeps content in the loss."
             )
         return (
-            "clips that hardly differ (look at the data and at fps), or an objective too easy; mask more, or raise "
+            "clips that hardly differ (check the data and fps), or an objective that is too easy; mask more, or raise "
             "ema.start."
         )
 
@@ -134,10 +133,9 @@ class Throughput:
 
 
 def gradient_norm(accelerator: Accelerator, parameters: Iterable[nn.Parameter], largest: float | None) -> float:
-    """Norm of all gradients together, which are then scaled down to `largest` if it is above (`None`: never).
+    """Norm of all gradients, which may be sharded (FSDP). A norm above `largest` is scaled down to it (`None`: never).
 
-    Gradients may be sharded (FSDP). Under fp16 they are unscaled first, and an infinite norm is then no failure: the
-    scaler skips that update.
+    Under fp16 gradients are unscaled first; an infinite norm is not an error then, the scaler skips that update.
     """
     norm = accelerator.clip_grad_norm_(list(parameters), math.inf if largest is None else largest)
     return (norm.full_tensor() if hasattr(norm, "full_tensor") else torch.as_tensor(norm)).item()

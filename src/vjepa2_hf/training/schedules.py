@@ -1,12 +1,11 @@
-"""What changes an optimiser's numbers over a run: learning rates, weight decay, EMA momenta, and which parameters
-decay.
+"""Schedules of learning rate, weight decay and EMA momentum, and the parameter groups of AdamW.
 
     schedule = LearningRateSchedule("warmup_cosine", peak=5e-4, warmup_steps=100)
     optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.04))
     set_learning_rate(optimizer, schedule.at(step, max_steps))
 
-Schedules are pure functions of the step: a resumed run needs no state of them. Learning rates and weight decays count
-steps from 1, EMA momenta from 0, as published.
+Schedules are functions of the step: a resumed run needs no state of them. Learning rates and weight decays count steps
+from 1, EMA momenta from 0, as published.
 """
 
 import math
@@ -56,18 +55,18 @@ def warmup_stable_decay(
 
 @dataclass
 class LearningRateSchedule:
-    """A learning rate as a function of the optimiser step.
+    """A learning rate as a function of the optimizer step.
 
     Attributes:
-        schedule: "warmup_cosine" (V-JEPA 1, seeds), "warmup_stable_decay" (V-JEPA 2; `decay_steps: 0` never decays),
+        schedule: "warmup_cosine" (V-JEPA 1), "warmup_stable_decay" (V-JEPA 2; `decay_steps: 0` never decays),
             "linear" (from `peak` to `final`: the published cooldown) or "constant" (`peak`).
         peak: highest value.
         start: value before the first warm-up step.
         final: value at the end.
-        warmup_steps: optimiser steps of linear warm-up.
-        decay_steps: optimiser steps of the last, linear part of "warmup_stable_decay".
-        schedule_scale: the schedule is computed for `schedule_scale * max_steps` and stopped at `max_steps`: the
-            published runs use 1.25 and so never reach `final`.
+        warmup_steps: steps of linear warm-up.
+        decay_steps: steps of the final linear decay of "warmup_stable_decay".
+        schedule_scale: the schedule is computed for `schedule_scale * max_steps` steps and stops at `max_steps`: the
+            published runs use 1.25 and never reach `final`.
     """
 
     schedule: Literal["warmup_cosine", "warmup_stable_decay", "linear", "constant"] = "warmup_cosine"
@@ -80,10 +79,10 @@ class LearningRateSchedule:
 
     def __post_init__(self):
         if min(self.peak, self.start, self.final, self.warmup_steps, self.decay_steps) < 0 or self.schedule_scale <= 0:
-            raise ValueError(f"A learning rate schedule holds no negative numbers and a scale above 0, got {self}.")
+            raise ValueError(f"A learning rate schedule needs numbers of at least 0 and a scale above 0, got {self}.")
 
     def at(self, step: int, max_steps: int) -> float:
-        """The learning rate of optimiser step `step` (from 1) of `max_steps`."""
+        """The learning rate of optimizer step `step` (from 1) of `max_steps`."""
         total_steps = self.schedule_scale * max_steps
         if self.schedule == "constant":
             return self.peak
@@ -97,11 +96,11 @@ class LearningRateSchedule:
 
 @dataclass
 class MomentumSchedule:
-    """Momentum of an exponential moving average as a function of the optimiser step.
+    """Momentum of an exponential moving average as a function of the optimizer step.
 
     Attributes:
-        schedule: "constant" (`start`), "linear" (published) or "cosine" (seed 003).
-        start: momentum of the first step; the published value is 0.99925, constant; 0.996 in the seeds.
+        schedule: "constant" (`start`), "linear" (published) or "cosine" (the two-phase recipe).
+        start: momentum of the first step; the published value is 0.99925, constant; both recipes use 0.996.
         final: momentum at the end of the schedule.
         schedule_scale: as in `LearningRateSchedule`.
     """
@@ -116,7 +115,7 @@ class MomentumSchedule:
             raise ValueError(f"An EMA momentum lies between 0 and 1, with a scale above 0, got {self}.")
 
     def at(self, step: int, max_steps: int) -> float:
-        """The momentum after optimiser step `step` (from 1) of `max_steps`."""
+        """The momentum after optimizer step `step` (from 1) of `max_steps`."""
         if self.schedule == "constant":
             return self.start
         function = linear if self.schedule == "linear" else cosine
@@ -125,7 +124,7 @@ class MomentumSchedule:
 
 @dataclass
 class WeightDecaySchedule:
-    """Weight decay as a function of the optimiser step.
+    """Weight decay as a function of the optimizer step.
 
     Attributes:
         schedule: "constant" (`start`; published, 0.04) or "cosine" (half a cosine from `start` to `final`).
@@ -145,19 +144,19 @@ class WeightDecaySchedule:
             raise ValueError(f"A weight decay is a number of at least 0, with a scale above 0, got {self}.")
 
     def at(self, step: int, max_steps: int) -> float:
-        """The weight decay of optimiser step `step` (from 1) of `max_steps`."""
+        """The weight decay of optimizer step `step` (from 1) of `max_steps`."""
         if self.schedule == "constant":
             return self.start
         return cosine(step, self.schedule_scale * max_steps, start=self.start, final=self.final)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, decay_mask_tokens: bool = True) -> list[dict[str, Any]]:
-    """Two AdamW groups of the trainable parameters: decayed, then not decayed (biases and 1-D: norms).
+    """Two AdamW groups of the trainable parameters: with weight decay, then without (biases and 1-D: norms).
 
     Args:
-        model: its parameters by their own names, so before anything wraps it.
-        weight_decay: of the decayed group.
-        decay_mask_tokens: as published; `False` counts the predictor's mask tokens among the not decayed.
+        model: unwrapped, so that parameters have their own names.
+        weight_decay: of the first group.
+        decay_mask_tokens: as published; `False` puts the predictor's mask tokens into the second group.
     """
     decayed, kept = [], []
     for name, parameter in model.named_parameters():
@@ -168,7 +167,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_mask_tokens: b
 
 
 def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:
-    """Sets the weight decay of an optimiser of `parameter_groups`: of the first group, whatever it was (0 too)."""
+    """Sets the weight decay of the first group of `parameter_groups`."""
     optimizer.param_groups[0]["weight_decay"] = weight_decay
 
 

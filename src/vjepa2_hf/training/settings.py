@@ -2,7 +2,7 @@
 
     config = parse_arguments(PretrainConfig, __doc__)            # --config FILE key=value ...
 
-Names and types are checked against the dataclass; whatever does not fit is a ValueError of one sentence that names it.
+Names and types are checked against the dataclass; a ValueError of one sentence names a wrong key or value.
 """
 
 import argparse
@@ -59,12 +59,11 @@ def load_config(
         path: a YAML file; None starts from the dataclass's defaults.
         overrides: strings `key=value`; keys go into dataclasses, dicts and lists with dots (`encoder.hidden_size=96`,
             `masks.0.num_blocks=4`); values are read as YAML (`resume=null`, `fps=4`, `aspect_ratio=[0.75, 1.5]`).
-        part: the file is another script's, and this class is the part of it that is looked at: the file's other keys
-            are left to that script. Overrides must be of this class.
+        part: keys of the file that the class does not have are ignored: they belong to another script.
 
     Raises:
         FileNotFoundError: the file is missing.
-        ValueError: not YAML, an unknown key (the nearest known one is named), a missing or wrongly typed value.
+        ValueError: not YAML, an unknown key (with the nearest known one), a missing or wrongly typed value.
     """
     values = _read_yaml(path) if path is not None else {}
     if part:
@@ -99,12 +98,12 @@ def parse_arguments(config_class: type[ConfigType], description: str, argv: list
 
 
 def describe_keys(config_class: type, prefix: str = "", values: Any = None) -> Iterator[str]:
-    """A line for every key of a config dataclass, nested ones too: name, type, default, and the field's docstring.
+    """A line per key of a config dataclass, also nested ones: name, type, default, and the field's docstring.
 
     Args:
         config_class: a dataclass; a string below a field is that field's docstring.
         prefix: of the keys, with its dot.
-        values: an instance of the class to take defaults from, instead of the class's own.
+        values: an instance of the class with other defaults.
     """
     hints, docs = typing.get_type_hints(config_class), _field_docs(config_class)
     for field in dataclasses.fields(config_class):
@@ -127,11 +126,11 @@ def _default(field: dataclasses.Field) -> Any:
 
 
 def _field_docs(config_class: type) -> dict[str, str]:
-    """The strings below the fields of a class, which Python itself does not keep."""
+    """The strings below the fields of a class, which Python does not keep."""
     inherited = _field_docs(config_class.__base__) if dataclasses.is_dataclass(config_class.__base__) else {}
     try:
         source = inspect.getsource(config_class)
-    except (OSError, TypeError):  # a class that was typed in has no file
+    except (OSError, TypeError):  # a class of an interactive session has no file
         return inherited
     body = ast.parse(textwrap.dedent(source)).body[0].body
     return inherited | {
@@ -142,10 +141,8 @@ def _field_docs(config_class: type) -> dict[str, str]:
 
 
 def exit_on_user_error(function: Callable) -> Callable:
-    """Decorates a script's `main`: an error that the user can mend ends in one sentence on stderr and exit code 1.
-
-    The traceback is logged at DEBUG level. Ctrl-C ends in one sentence, too, with the shell's exit code 130.
-    """
+    """Decorates a script's `main`: an error of the user ends in one sentence on stderr and exit code 1, Ctrl-C in exit
+    code 130. The traceback is logged at DEBUG level."""
 
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
@@ -157,24 +154,20 @@ def exit_on_user_error(function: Callable) -> Callable:
             sys.exit(1)
         except KeyboardInterrupt:
             logger.debug("where the program was interrupted", exc_info=True)
-            sys.stderr.write("error: interrupted by the user before the end; what was saved until then stays.\n")
+            sys.stderr.write("error: interrupted by the user; results saved so far stay.\n")
             sys.exit(130)
 
     return wrapper
 
 
 def refuse_missing_model(model: str) -> None:
-    """Refuses a script's MODEL that is neither a folder nor looks like a Hub id, before anything asks the network.
-
-    Raises:
-        FileNotFoundError: it is neither.
-    """
+    """Raises a FileNotFoundError if a script's MODEL is neither a folder nor looks like a Hub id."""
     if not os.path.isdir(model) and model.count("/") != 1:
         raise FileNotFoundError(f"There is no model at {model!r}; give a folder or a Hub id.")
 
 
 def one_sentence(error: BaseException) -> str:
-    """The text of an error on one line; of an error inside a DataLoader's worker, its last line."""
+    """The text of an error on one line; for an error inside a DataLoader worker, its last line."""
     text = str(error)
     if "Original Traceback (most recent call last)" in text:  # an error inside a DataLoader worker
         text = re.sub(r"^[\w.]*(Error|Exception): ", "", text.strip().splitlines()[-1])
@@ -193,7 +186,7 @@ def _read_yaml(path: str | os.PathLike) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ValueError(
-            f"The config file {str(path)!r} holds a {type(values).__name__}; it must hold `key: value` lines."
+            f"The config file {str(path)!r} holds a {type(values).__name__}; expected `key: value` lines."
         )
     return values
 
@@ -274,7 +267,7 @@ def _convert(expected: Any, value: Any, key: str) -> Any:
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     kind = origin or expected
-    # bool is an int for Python, not for a reader: `seed: true` is a mistake
+    # A bool is an int in Python, but `seed: true` is a mistake
     if kind is Any or (isinstance(value, kind) and not (kind in (int, float) and isinstance(value, bool))):
         return value
     raise ValueError(f"The key {key!r} must be {_type_name(expected)}, got {value!r} of type {type(value).__name__}.")
@@ -290,7 +283,7 @@ def _convert_union(alternatives: tuple, value: Any, key: str) -> Any:
             return _convert(alternative, value, key)
         except ValueError as error:
             errors.append(error)
-    # What is wrong inside says more than that the whole fits none of them
+    # An error inside a list or dict says more than that the value fits no alternative
     meant = [error for alternative, error in zip(alternatives, errors) if _has_form(value, alternative)]
     if len(errors) == 1 or len(meant) == 1:
         raise (meant or errors)[0]
@@ -299,7 +292,7 @@ def _convert_union(alternatives: tuple, value: Any, key: str) -> Any:
 
 
 def _has_form(value: Any, expected: Any) -> bool:
-    """Whether `value` is a list or a dict, and a value of type `expected` is one, too."""
+    """Whether `value` and values of type `expected` are both lists, or both dicts."""
     origin = typing.get_origin(expected) or expected
     if isinstance(value, list):
         return origin in (list, tuple)
@@ -307,7 +300,7 @@ def _has_form(value: Any, expected: Any) -> bool:
 
 
 def _type_name(expected: Any) -> str:
-    """A type as a reader of YAML says it: `int | null`, `"a" | "b"`."""
+    """A type in terms of YAML: `int | null`, `"a" | "b"`."""
     if expected is types.NoneType:
         return "null"
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)

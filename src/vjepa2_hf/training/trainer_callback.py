@@ -16,9 +16,9 @@ from .schedules import MomentumSchedule
 
 
 class TargetEncoderCallback(TrainerCallback):
-    """Moves the target encoder after every optimiser step: ξ ← τ ξ + (1 − τ) θ (seed 003, Algorithm 1 line 13).
+    """Moves the target encoder after every step: ξ ← τ ξ + (1 − τ) θ (two-phase recipe, Algorithm 1, line 13).
 
-    The momentum depends on Trainer's step alone, so a resumed run goes on with the schedule without a state of it.
+    The momentum depends on Trainer's step alone, so a resumed run continues the schedule without a state.
 
     Args:
         momentum: τ, a number between 0 and 1 for every step, or a schedule over the run's steps.
@@ -39,7 +39,7 @@ class TargetEncoderCallback(TrainerCallback):
             )
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        # once an optimiser step (micro-batches end in `on_substep_end`), counted already, and before any checkpoint
+        # Once per optimizer step (micro-batches end in `on_substep_end`), already counted, and before any checkpoint
         momentum = self.schedule.at(state.global_step, state.max_steps)
         unwrap_model(model).update_target_encoder(momentum)
 
