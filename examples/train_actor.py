@@ -2,14 +2,14 @@
 
     python examples/train_actor.py --config examples/configs/demo/actor.yaml [key=value ...]
 
-after the demo's world model and `train_cloning.py`, whose policy it starts from (`start`; null: new weights, with
-which it did not learn to push, docs/planning_evaluation.md). Episodes give only where a rollout starts and what its
-goal is (hindsight); what the actor's actions lead to is imagined. `objective: goal` lowers the latent distance to the
-goal, `objective: reward` minus the rewards that the model's reward head reads off imagined steps (seed 000, "world
-model for RL"). A run that was stopped goes on with `resume=latest`; `OUTPUT_DIR/held_out.json` has the imagined cost
-before and after. The result is `OUTPUT_DIR/final`, a row of `examples/plan.py`, and what a planner may start from:
+Run it after the demo's world model and `train_cloning.py`, whose policy it starts from (`start`; with new weights it
+did not learn to push, docs/planning_evaluation.md). Episodes only provide the start and the goal of a rollout
+(hindsight); the world model predicts the effect of the actions. `objective: goal` minimizes the latent distance to the
+goal, `objective: reward` maximizes the rewards that the model's reward head predicts (the temporal recipe). A stopped
+run continues with `resume=latest`; `OUTPUT_DIR/held_out.json` has the cost before and after training. The result is
+`OUTPUT_DIR/final`, a policy for `examples/plan.py` and a proposal for its planners:
 
-    python examples/plan.py --config examples/configs/demo/plan.yaml "policies={actor: runs/demo/actor/final}"
+    python examples/plan.py --config examples/configs/demo/plan.yaml "policies={actor: runs/demo/actor/final}" \\
         "proposals={CEM, pretrained encoder: runs/demo/actor/final}"
 """
 
@@ -25,26 +25,25 @@ from vjepa2_hf.environments.policy_training import PolicyTrainingConfig, train_p
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ActorConfig(PolicyTrainingConfig):
     """Settings of one run."""
 
     horizon: int = 5
-    """Model steps imagined."""
+    """Model steps of a rollout."""
     objective: Literal["goal", "reward"] = "goal"
     cost: Literal["summed", "final"] = "summed"
-    """Of the goal: the mean distance of all imagined steps, which asks for getting there early, or the last one's."""
+    """For the goal: mean distance of all steps, which rewards early arrival, or the distance of the last one."""
 
     def __post_init__(self):
         super().__post_init__()
-        if self.horizon < 1:
-            raise ValueError(f"horizon must be at least 1, got {self.horizon}.")
+        self.require_positive("horizon")
 
 
 def imagined_cost(
     policy: GoalPolicy, model: VJepa2WorldModel, batch: dict[str, torch.Tensor], config: ActorConfig
 ) -> torch.Tensor:
-    """The objective of imagined steps from a batch's starts: a number, lower is better."""
+    """The cost of rollouts from the first frames of a batch: a scalar, lower is better."""
     actions, future = imagine(policy, model, batch["latents"], batch["goal"], config.horizon)
     if config.objective == "reward":
         steps = torch.cat([batch["latents"].unsqueeze(1), future], dim=1)

@@ -1,10 +1,10 @@
-"""Trains goal-conditioned behaviour cloning on episodes: what planning has to beat, from the same data.
+"""Trains goal-conditioned behavior cloning on episodes, the baseline of planning on the same data.
 
     python examples/train_cloning.py --config examples/configs/demo/cloning.yaml [key=value ...]
 
-after the demo's world model, whose frozen latents of observation and goal the network reads (of a world model with
-`encoder=pixels` they are raw patches). Any later frame of an episode is a goal that its actions reached (hindsight).
-A run that was stopped goes on with `resume=latest`. The result is `OUTPUT_DIR/final`, a row of `examples/plan.py`:
+Run it after the demo's world model, whose frozen latents of observation and goal the network takes (raw patches with
+`encoder=pixels`). Any later frame of an episode is a goal that its actions reached (hindsight). A stopped run
+continues with `resume=latest`. The result is `OUTPUT_DIR/final`, a policy for `examples/plan.py`:
 
     python examples/plan.py --config examples/configs/demo/plan.yaml "policies={cloning: runs/demo/cloning/final}"
 """
@@ -18,9 +18,9 @@ from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 
 
 def cloning_loss(policy: GoalPolicy, model: VJepa2WorldModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Mean squared error of the action that the data took, in halves of each dimension's range."""
+    """Mean squared error of the actions in the data, in units of half the range of each dimension."""
     low, high = (torch.tensor(getattr(model.config, name)) for name in ("action_low", "action_high"))
-    reach = ((high - low) / 2).clamp(min=1e-6).to(model.device)  # a dimension that never moves has no error
+    reach = ((high - low) / 2).clamp(min=1e-6).to(model.device)  # a constant dimension has no error
     error = policy(batch["latents"], batch["goal"]) - batch["actions"]
     return (error / reach).square().mean()
 

@@ -142,9 +142,7 @@ def test_ctrl_c_ends_in_one_line_without_a_traceback(capsys):
     with pytest.raises(SystemExit) as exit_:
         main()
     assert exit_.value.code == 130
-    assert capsys.readouterr().err.splitlines() == [
-        "error: interrupted by the user; results saved so far stay."
-    ]
+    assert capsys.readouterr().err.splitlines() == ["error: interrupted by the user; results saved so far stay."]
 
 
 def test_an_error_inside_a_data_worker_is_one_line_too(capsys):
