@@ -96,7 +96,7 @@ class EvaluationConfig:
     decoder: str | None = None
     """Folder or Hub id of a pixel decoder trained on this model's latents."""
     image_windows: int = 4
-    """Windows shown in a PNG beside `output`: of each of the first episodes, the one that changes most."""
+    """Windows shown in a PNG next to `output`: of each of the first episodes, the one that changes most."""
     object_colors: dict[str, list[float]] = field(default_factory=dict)
     """Red, green and blue (0 to 255) of objects to find in images, by name, such as {block: [45, 90, 200]}."""
     color_distance: float = 100.0
@@ -211,23 +211,18 @@ class Evaluation:
         return cut_windows(self.model, self.processor, episode, self.config.past_frames, future, count)
 
     def measure(self, windows: Windows, predicted: torch.Tensor, episode_id: str) -> measures.Table:
-        """All measures beside those of latents, (B, P) each.
+        """All measures other than those of latents, (B, P) each.
 
         Raises:
             ValueError: the episode lacks states or rewards that the others have.
         """
         config, model, probe = self.config, self.model, self.probe
-        if (probe is None) != (windows.states is None):
+        found = None if windows.states is None else windows.states.shape[-1]
+        expected = None if probe is None else len(probe.bias)
+        if found != expected:
             raise ValueError(
-                f"Episode {episode_id} has no states, but the probe's training episodes have."
-                if windows.states is None
-                else f"Episode {episode_id} has states, but no training episode has: give probe_data, episodes that "
-                "the model was trained on."
-            )
-        if probe is not None and windows.states.shape[-1] != len(probe.bias):
-            raise ValueError(
-                f"Episode {episode_id} has states of {windows.states.shape[-1]} numbers, but the probe's training "
-                f"episodes have {len(probe.bias)}: give episodes of one environment."
+                f"Episode {episode_id} has states of {found} numbers, but the probe's training episodes of {expected} "
+                "(None: no states): give probe_data, training episodes of the same environment."
             )
         table = {}
         if probe is not None:

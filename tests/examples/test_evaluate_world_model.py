@@ -164,7 +164,7 @@ def test_model_without_chance_has_intervals_of_its_one_step_errors(world):
             {"horizons": [9]},
             r"no held-out episode of 'held_out' has the 11 frames of a window, 1 apart \(of 3 the longest has 10\)",
         ),
-        ({"probe_data": None}, "Episode h1 has states, but no training episode has"),
+        ({"probe_data": None}, "Episode h1 has states of 2 numbers, but the probe's training episodes of None"),
         (
             {"validation_fraction": 0.0},
             r"validation_fraction=0.0 holds out no episode of 'held_out': give validation_fraction=1.0",
@@ -205,7 +205,7 @@ def test_one_episode_is_held_out_by_nothing_but_its_hash(world):
 def test_states_of_another_size_than_the_probes_are_refused(world):
     for episode in world["held_out"]:
         episode["states"] = episode["states"][:, :1]
-    with pytest.raises(ValueError, match="h1 has states of 1 numbers, but the probe's training episodes have 2"):
+    with pytest.raises(ValueError, match="h1 has states of 1 numbers, but the probe's training episodes of 2"):
         evaluate_model(settings(), TwoNumbers(gain=1.0), two_number_pixels)
 
 

@@ -64,7 +64,7 @@ def time_step(model: VJepa2WorldModel, candidates: int) -> float:
 
 
 def held_out_errors(path: str) -> dict[str, Any]:
-    """`rollout_error` by horizon, from the `rollout_error.json` beside the model; {} without the file."""
+    """`rollout_error` by horizon, from the `rollout_error.json` next to the model; {} without the file."""
     file = Path(path).parent / "rollout_error.json"
     if not file.is_file():
         return {}
