@@ -187,3 +187,16 @@ def test_labels_with_a_gap_are_refused():
 def test_a_value_of_the_wrong_type_is_refused():
     with pytest.raises(StrictDataclassError, match="'hidden_size' expected int, got str .value: 'wide'"):
         VJepa2EncoderConfig(hidden_size="wide")
+
+
+def test_fields_of_a_file_that_were_renamed_are_read_with_one_warning(tmp_path):
+    config = VJepa2VideoClassificationConfig(**CLASSIFIER, pooler_space_positions=True, neighbor_temperature=0.5)
+    config.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    old = {"neighbor_temperature": "neighbour_temperature", "pooler_space_positions": "pooler_place_positions"}
+    path.write_text(json.dumps({old.get(name, name): value for name, value in json.loads(path.read_text()).items()}))
+    with pytest.warns(FutureWarning, match="pooler_place_positions is now pooler_space_positions") as warned:
+        loaded = VJepa2VideoClassificationConfig.from_pretrained(tmp_path)
+    assert len(warned) == 1
+    assert loaded.pooler_space_positions and loaded.neighbor_temperature == 0.5
+    assert not hasattr(loaded, "pooler_place_positions")

@@ -276,7 +276,7 @@ class TestAdaptingEncoder:
         ({"state_type": "pixels", "freeze_encoder": False}, "raw patches have no encoder to train"),
         (
             {"action_type": "discrete", "action_mean": [0.5, 0.5]},
-            r"action_mean does not apply to action_type='discrete'",
+            "action_mean does not apply to action_type",
         ),
         (
             {"action_type": "discrete", "proprio_dim": 2, "proprio_transition": "add"},

@@ -13,6 +13,7 @@ from builders import (
     same_weights,
     spread,
 )
+from safetensors.torch import save_file
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2WorldModel, VJepa2WorldModelConfig
 from vjepa2_hf.pose import move_pose
@@ -506,3 +507,32 @@ def test_a_grid_that_learned_positions_do_not_know_is_refused():
     model = build(predictor_position_embedding_type="learned")
     with pytest.raises(ValueError, match="the frame has 4 tokens, but learned positions are for 16"):
         model.rollout(random(2, 1, 4, 24), random(2, 3, 2))
+
+
+def test_weights_under_the_names_of_0_1_load_and_resume(tmp_path):
+    torch.manual_seed(0)
+    model = VJepa2WorldModel(
+        VJepa2WorldModelConfig(
+            encoder_config=TINY_ENCODER,
+            action_dim=2,
+            stochastic_dim=2,
+            predictor_position_embedding_type="learned",
+            **TINY_PREDICTOR,
+        )
+    )
+    renamed = {"stochastic_head.": "chance_head.", "predictor.position_embedding": "predictor.place_embedding"}
+    old = {}
+    for name, value in model.state_dict().items():
+        for new, before in renamed.items():
+            name = name.replace(new, before)
+        old[name] = value
+    assert any("chance" in name for name in old) and any("place" in name for name in old)
+    model.save_pretrained(tmp_path)
+    save_file(old, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded, info = VJepa2WorldModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    resumed = VJepa2WorldModel(model.config)
+    resumed.load_state_dict(old)
+    for again in (loaded, resumed):
+        assert again.state_dict().keys() == model.state_dict().keys()
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
