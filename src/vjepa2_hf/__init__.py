@@ -26,7 +26,7 @@ from .video_processing_vjepa2 import VJepa2VideoProcessor
 
 __version__ = VERSION
 
-# Config, model, and the Auto class that it has beside or as `AutoModel`
+# Config, model, and its Auto class, beside `AutoModel`
 _MODELS = [
     (VJepa2EncoderConfig, VJepa2Encoder, AutoModel),
     (VJepa2MaskedLatentPredictionConfig, VJepa2ForMaskedLatentPrediction, AutoModelForPreTraining),
@@ -43,11 +43,11 @@ _PIPELINES = {
 
 
 def register_custom_code() -> None:
-    """From now on `save_pretrained` of our models, configs and processor copies our code into the folder.
+    """Makes `save_pretrained` of our models, configs and processor copy our code into the folder.
 
-    Such a folder loads without this package: `AutoModel.from_pretrained(folder, trust_remote_code=True)`. With it, the
-    code in the folder is not looked at. This is transformers' `register_for_auto_class` for all classes at once; it
-    holds until the process ends.
+    Such a folder loads without this package: `AutoModel.from_pretrained(folder, trust_remote_code=True)`. Where the
+    package is installed, the code in the folder is ignored. This calls transformers' `register_for_auto_class` for all
+    classes, until the process ends.
     """
     for config_class, model_class, auto_class in _MODELS:
         config_class.register_for_auto_class()

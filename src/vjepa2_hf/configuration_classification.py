@@ -134,6 +134,3 @@ class VJepa2VideoClassificationConfig(VJepa2NestedConfig, PreTrainedConfig):
             self.masked_latent_config.target_type != "pixels",
             "predictor_config has target_type 'pixels'; expected a predictor of latents.",
         )
-
-
-__all__ = ["VJepa2VideoClassificationConfig"]

@@ -80,6 +80,3 @@ class VJepa2PixelDecoderConfig(VJepa2BaseConfig, PreTrainedConfig):
             f"crop_size={self.crop_size} and patch_size={self.patch_size}: choose another patch_size.",
         )
         super().__post_init__(**self._refuse_unknown(kwargs))
-
-
-__all__ = ["VJepa2PixelDecoderConfig"]

@@ -391,6 +391,3 @@ class VJepa2MaskedLatentPredictionConfig(VJepa2NestedConfig, PreTrainedConfig):
         """The weights above 0 of `AUXILIARY_LOSSES`, by name."""
         weights = {name: getattr(self, f"{name}_weight") for name in AUXILIARY_LOSSES}
         return {name: weight for name, weight in weights.items() if weight > 0}
-
-
-__all__ = ["VJepa2EncoderConfig", "VJepa2MaskedLatentPredictionConfig"]

@@ -241,6 +241,3 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
             raise ValueError("dynamics_type='mlp' needs action_fusion 'concat' or 'add'; got 'cross_attention'.")
         if kind == "pixels" and not self.freeze_encoder:
             raise ValueError("freeze_encoder=False with state_type='pixels': raw patches have no encoder to train.")
-
-
-__all__ = ["VJepa2WorldModelConfig"]

@@ -224,11 +224,8 @@ def _model_cards():
 
 
 def read_config_dict(path: str | os.PathLike, options: dict) -> dict:
-    """The raw config file of a folder or Hub id; for an adapter, of the model it belongs to.
-
-    Args:
-        path: folder or Hub id.
-        options: of `from_pretrained`; only those that locate files on the Hub are used.
+    """The raw config file of a folder or Hub id, located with the `options` of `from_pretrained`; for an adapter, of
+    the model it belongs to.
 
     Raises:
         FileNotFoundError: a local folder that does not exist.
@@ -249,6 +246,3 @@ def read_config_dict(path: str | os.PathLike, options: dict) -> dict:
     if adapter is not None:  # a PEFT adapter's folder: transformers loads the model that it belongs to
         return read_config_dict(json.loads(Path(adapter).read_text())["base_model_name_or_path"], options)
     return config
-
-
-__all__ = ["TargetEncoderMixin", "VJepa2PreTrainedModel"]

@@ -390,6 +390,3 @@ class VJepa2CrossAttentionLayer(nn.Module):
         query = self.q(queries).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         key, value = self.kv(self.norm1(tokens)).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         return query, key, value
-
-
-__all__ = ["VJepa2ForVideoClassification", "VJepa2ProbeHead", "VJepa2VideoClassificationOutput"]

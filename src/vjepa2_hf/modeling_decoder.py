@@ -143,6 +143,3 @@ class VJepa2PixelDecoder(VJepa2PreTrainedModel):
             pixels.new_tensor(values)[:, None, None] for values in (self.config.image_mean, self.config.image_std)
         )
         return (pixels * std + mean).clamp(0, 1).reshape(*leading, *pixels.shape[1:])
-
-
-__all__ = ["VJepa2PixelDecoder", "VJepa2PixelDecoderOutput"]

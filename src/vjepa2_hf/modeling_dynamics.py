@@ -130,12 +130,7 @@ class VJepa2Dynamics(Dynamics):
         self._build_output()
 
     def forward(self, inputs: DynamicsInputs, past: KeyValueCache | None = None) -> tuple[torch.Tensor, KeyValueCache]:
-        """Frames (B, F, N, D) -> hidden states (B, F, N, d), and keys and values of all frames.
-
-        Args:
-            inputs: of the frames after the cached ones.
-            past: keys and values of earlier frames.
-        """
+        """Frames (B, F, N, D) after the cached ones -> hidden states (B, F, N, d), and keys and values of all."""
         frames, num_tokens = inputs.latents.shape[1:3]
         conditions, patches, extra, crossed = self.condition_tokens(inputs), self.embed(inputs.latents), [], ()
         if self.config.action_fusion == "add":
@@ -262,12 +257,7 @@ class VJepa2MLPDynamics(Dynamics):
         self._build_output()
 
     def forward(self, inputs: DynamicsInputs, past: KeyValueCache | None = None) -> tuple[torch.Tensor, KeyValueCache]:
-        """States (B, F, 1, D) -> hidden states (B, F, 1, d), and the embedded frames.
-
-        Args:
-            inputs: of the frames after the cached ones.
-            past: earlier embedded frames; together at most W.
-        """
+        """States (B, F, 1, D) after the cached frames -> hidden states (B, F, 1, d), and at most W embedded frames."""
         tokens = [self.embed(inputs.latents.squeeze(2)), *self.condition_tokens(inputs)]
         new = torch.cat(tokens, dim=-1) if self.config.action_fusion == "concat" else sum(tokens)
         frames = torch.cat([past[0][0], new], dim=1) if past else new

@@ -323,6 +323,3 @@ def check_token_ids(name: str, ids: torch.Tensor, batch_size: int, num_tokens: i
         raise ValueError(
             f"{name} holds ids from {ids.min()} to {ids.max()}; the clip has tokens 0 to {num_tokens - 1}."
         )
-
-
-__all__ = ["VJepa2Encoder", "VJepa2EncoderOutput"]

@@ -38,7 +38,6 @@ def rotary_table(positions: torch.Tensor, head_dim: int, interleave: bool = Fals
 
     Args:
         positions: (..., L, 3) time, row and column.
-        head_dim: d.
         interleave: `False` tiles the angles ([ω0…ωk, ω0…ωk]) although `rotate_queries_keys` rotates neighboring
             channels as pairs. The released weights were trained with this table and need it. `True` gives both
             channels of a pair the same angle.
@@ -150,8 +149,6 @@ def sincos_table(
     ω_i = 10000^(−i / (part / 2)).
 
     Args:
-        grid: (T', H', W').
-        size: D.
         uniform_power: time, row and column get 2·⌈D / 6⌉ channels each, cut to D in all; otherwise time gets D / 2,
             row and column D / 4.
         dtype: of the computation; the published tables were computed in float64.

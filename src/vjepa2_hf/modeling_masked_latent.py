@@ -310,15 +310,8 @@ def auxiliary_losses(
 ) -> dict[str, torch.Tensor]:
     """The unweighted terms of one mask set that have a weight in the config, by name.
 
-    The two temporal terms (temporal recipe) act on the predictions. Variance and covariance act on the context
-    encoder's tokens: the encoder is what collapses, and the predictor alone could satisfy a term on the predictions.
-
-    Args:
-        context: the context encoder's tokens (B, K, D) at ids (B, K) of the grid (T', H', W').
-        predicted, target: (B, M, D) at ids (B, M).
-
-    Raises:
-        ValueError: a term that compares clips, with a batch of one clip.
+    The two temporal terms act on the predictions (B, M, D), variance and covariance on the context encoder's tokens
+    (B, K, D): the encoder is what collapses, and the predictor could satisfy a term on the predictions by itself.
     """
     weights, terms = config.auxiliary_weights, {}
     comparing = [name for name in weights if name != "temporal_diversity"]
@@ -347,11 +340,7 @@ def temporal_diversity_loss(
 
     The recipe has one vector per frame. Here it is the variance (with n − 1) over the times at which a spatial
     position of a clip is predicted, averaged over channels and over positions predicted at least twice; 0 if there is
-    none.
-
-    Args:
-        predicted: predictions (B, M, D) at the ids `target_mask` (B, M).
-        grid: (T', H', W').
+    none. Predictions are (B, M, D) at the ids `target_mask` (B, M).
     """
     squares, count = squares_over_time(predicted.float(), target_mask, grid)
     variance = squares.mean(dim=-1) / (count - 1).clamp_min(1)
@@ -386,10 +375,7 @@ def covariance_at_positions(tokens: torch.Tensor, ids: torch.Tensor, num_positio
     VICReg has one embedding per image and takes statistics over the batch. For clips, the mean token would give few
     samples and compare only averages; all tokens as samples could be satisfied by encoding the position. Subtracting
     the mean per position leaves the differences between clips, as measured by `target_std`, which falls in collapse.
-
-    Args:
-        tokens: (B, K, D).
-        ids: (B, K) their positions, 0 to `num_positions` − 1. Positions that only one clip has do not count.
+    Tokens are (B, K, D) at positions `ids` (B, K); positions that only one clip has do not count.
     """
     centered, sizes = _centered(tokens.float().flatten(0, 1), ids.flatten(), num_positions)
     freedom = (sizes - 1).clamp_min(0).sum().clamp_min(1)
@@ -399,14 +385,8 @@ def covariance_at_positions(tokens: torch.Tensor, ids: torch.Tensor, num_positio
 def squares_over_time(
     tokens: torch.Tensor, ids: torch.Tensor, grid: tuple[int, int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squared changes over time of the tokens at each spatial position of each clip.
-
-    Args:
-        tokens: (B, M, D) at ids (B, M) of the grid (T', H', W').
-
-    Returns:
-        Sums of squared differences from the mean over time (B·H'·W', D), and the number of times (B·H'·W',).
-    """
+    """For tokens (B, M, D) at ids (B, M): sums of squared differences from the mean over time of each spatial position
+    of each clip (B·H'·W', D), and the number of times (B·H'·W',)."""
     per_frame = grid[1] * grid[2]
     clips = torch.arange(len(ids), device=ids.device).unsqueeze(1)
     groups = (clips * per_frame + ids % per_frame).flatten()
@@ -455,6 +435,3 @@ def collapse_meters(
         "effective_rank": entropy.exp(),
         "prediction_variation": (deviation * moving).sum() / moving.sum().clamp_min(1),
     }
-
-
-__all__ = ["VJepa2ForMaskedLatentPrediction", "VJepa2MaskedLatentPredictionOutput", "collapse_meters"]

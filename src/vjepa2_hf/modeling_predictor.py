@@ -111,6 +111,3 @@ def predict_following(
         if autoregressive:
             context = torch.cat([context, predicted], dim=1)
     return torch.cat(future, dim=1).unflatten(1, (steps, rows * columns))
-
-
-__all__ = ["VJepa2Predictor", "init_predictor", "predict_following"]

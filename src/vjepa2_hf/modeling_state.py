@@ -381,6 +381,3 @@ def default_chunk_size(config: VJepa2WorldModelConfig, latents: torch.Tensor) ->
         width = max(width, state_shape(config)[1] * (config.stochastic_dim + 1))
     fitting = max(1, (2**22 if on_cpu else 2**28) // (len(latents) * (latents.shape[2] + 3) * width))
     return min(fitting, 32) if on_cpu else fitting
-
-
-__all__ = ["DynamicsInputs", "fit_state_map", "principal_directions", "slow_directions"]

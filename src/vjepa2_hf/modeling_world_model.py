@@ -495,6 +495,3 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         if tuple(actions.shape) != expected:
             raise ValueError(f"actions have shape {tuple(actions.shape)}; expected {expected}, as latents say.")
         return self.reward_head.predict(actions, latents[..., :-1, :, :], latents[..., 1:, :, :])
-
-
-__all__ = ["VJepa2WorldModel", "VJepa2WorldModelOutput"]

@@ -53,13 +53,8 @@ def pose_difference(pose: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
 def next_proprio_state(
     transition: str, states: torch.Tensor | None, action: torch.Tensor, index: int
 ) -> torch.Tensor | None:
-    """Proprio states (B, at least index + 1, S): those given, or if the one at `index` is missing, with it appended.
-
-    Args:
-        transition: "hold", "add" or "pose_delta", see [`VJepa2WorldModelConfig`].
-        states: (B, index or more, S), or `None`.
-        action: (B, A), which leads to the state at `index`.
-    """
+    """Proprio states (B, `index` or more, S) with the one at `index` appended if missing: the result of an action
+    (B, A) under a `proprio_transition` of [`VJepa2WorldModelConfig`]."""
     if states is None or states.shape[1] > index:
         return states
     last = states[:, -1]
