@@ -41,7 +41,7 @@ from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
 
 logger = logging.getLogger("extract_features")
 
-MANIFEST = ".manifest.json"  # hidden files are no data to `datasets`
+MANIFEST = ".manifest.json"  # `datasets` ignores hidden files
 PART_VIDEOS, PART_BYTES = 64, 2**26  # limits of a part: the work that an interruption can lose
 _VECTOR = List(Value("float32"))
 EMBEDDINGS = {"clip": _VECTOR, "frame": List(_VECTOR), "tokens": List(_VECTOR)}

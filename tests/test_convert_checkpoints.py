@@ -779,7 +779,7 @@ def test_weight_that_is_none_is_named(tmp_path, value, fault, capsys):
     state = {**golden_content("encoder")["target_encoder"], WEIGHT: value}
     source = write_checkpoint(tmp_path, {"target_encoder": state})
     said = error_of([str(source), str(tmp_path / "ours"), "--set", "num_attention_heads=3"], capsys)
-    assert re.search(f"{WEIGHT}' of 'target_encoder' is no weight \\({fault}", said)
+    assert re.search(f"{WEIGHT}' of 'target_encoder' is not a weight \\({fault}", said)
     assert list(tmp_path.iterdir()) == [source]
 
 
@@ -825,9 +825,9 @@ BAD = {  # arguments of the command beside OUT_DIR, and what stderr has to say
     "hostile pickle": ("pickle2.pt", r"pickle2.pt (holds code|is unreadable)"),
     "hostile pickle of protocol 4": ("pickle4.pt", r"pickle4.pt (holds code|is unreadable)"),
     "hostile dotted global": ("dotted.pt", r"dotted.pt (holds code|is unreadable)"),
-    "hostile tar": ("tar.pt", "tar.pt is no torch file"),
+    "hostile tar": ("tar.pt", "tar.pt is not a torch file"),
     "damaged": ("damaged.pt", r"damaged.pt is damaged: the checksum of \S+ differs from that of its bytes"),
-    "name that is a number": ("number.pt", "7 of 'encoder' is no weight .its name is no string"),
+    "name that is a number": ("number.pt", "7 of 'encoder' is not a weight .its name is not a string"),
     "device": ("/dev/null", "/dev/null is neither a file nor a folder"),
     "device as encoder": ("probe.pt --encoder /dev/null", "/dev/null is neither a file nor a folder"),
     "folder called .pt": ("dir.pt", "dir.pt is a folder without config.json"),
@@ -865,10 +865,10 @@ BAD = {  # arguments of the command beside OUT_DIR, and what stderr has to say
         "pretraining holds 12 weights that the model does not have",
     ),
     "truncated": ("cut.pt", "cut.pt is cut short"),
-    "text": ("text.pt", "text.pt is no torch file"),
+    "text": ("text.pt", "text.pt is not a torch file"),
     "missing file": ("nowhere.pt", "There is no file 'nowhere.pt'"),
     "missing folder": ("./nowhere", "There is no folder './nowhere'"),
-    "other keys": ("other.pt", "no published V-JEPA 2 file: it holds model, step"),
+    "other keys": ("other.pt", "not a published V-JEPA 2 file: it holds model, step"),
     "V-JEPA 2.1": ("new.pt", r"V-JEPA 2.1 file \(it holds norms_block"),
     "heads": (
         "good.pt",
@@ -913,7 +913,7 @@ BAD = {  # arguments of the command beside OUT_DIR, and what stderr has to say
     "encoder for a folder": ("ours --encoder ours", "--encoder is for"),
     "wrong table": (
         "v1.pt --set num_attention_heads=3 position_embedding_type=sincos",
-        "no sin-cos table .*uniform_power=True",
+        "not a sin-cos table .*uniform_power=True",
     ),
     "wrong crop": (
         "v1.pt --set num_attention_heads=3 position_embedding_type=sincos uniform_power=true crop_size=32",
@@ -957,7 +957,7 @@ def test_one_sentence_exit_1_and_nothing_written(bad_files, arguments, message, 
 
 def test_out_dir_that_is_not_empty_is_left_alone(bad_files, capsys):
     arguments = [str(bad_files / "encoder.pt"), str(bad_files / "bert"), "--set", "num_attention_heads=3"]
-    assert "bert exists and is no empty folder: choose another OUT_DIR" in error_of(arguments, capsys)
+    assert "bert exists and is not an empty folder: choose another OUT_DIR" in error_of(arguments, capsys)
     assert [file.name for file in (bad_files / "bert").iterdir()] == ["config.json"]
 
 

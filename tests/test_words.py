@@ -47,7 +47,7 @@ BRITISH = [
     r"(?:cancel|channel|label|level|model|signal|travel|tunnel)l(?:ed|ing|er|ers)",
 ]
 # Names of others, and fields of configs that 0.1 saved
-ALLOWED = {"num_neighbours", "neighbour_temperature"}
+ALLOWED = {"num_neighbours", "neighbour_temperature", "chance_head", '"neighbours"'}
 
 
 HOME_MADE = {re.compile(rf"\b(?:{words})\b", re.IGNORECASE): better for words, better in HOME_MADE.items()}
@@ -55,12 +55,13 @@ SPELLED = re.compile("|".join(BRITISH), re.IGNORECASE)
 
 
 def british(text: str) -> list[str]:
-    parts = set(re.findall(r"[A-Z]?[a-z]+|[A-Z]+", re.sub("|".join(ALLOWED), "", text)))
+    parts = set(re.findall(r"[A-Z]?[a-z]+|[A-Z]+", text))
     return [f"{part!r}: American spelling" for part in sorted(parts) if SPELLED.fullmatch(part)]
 
 
 def found(text: str) -> list[str]:
     """Words of a text that should be others, with what to write instead."""
+    text = re.sub("|".join(ALLOWED), "", text)
     wrong = [f"{word!r}: {better}" for words, better in HOME_MADE.items() for word in words.findall(text)]
     return wrong + british(text)
 

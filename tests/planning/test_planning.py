@@ -409,5 +409,5 @@ class TestCategoricalCEM:
             CategoricalCEM(**settings)
 
     def test_an_action_size_that_groups_do_not_divide_is_refused(self):
-        with pytest.raises(ValueError, match="action_dim=5 is no multiple of actions_per_step=2"):
+        with pytest.raises(ValueError, match="action_dim=5 is not a multiple of actions_per_step=2"):
             CategoricalCEM(actions_per_step=2)(quadratic(0.0), 1, 5)

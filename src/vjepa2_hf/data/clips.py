@@ -32,7 +32,7 @@ from .shards import ShardSource, open_stream
 logger = logging.getLogger(__name__)
 
 _FEWEST_ROWS = 20  # below this, the fraction of skipped rows means little
-_EMPTY_EPOCHS = 10  # consecutive ones of a reader; its shards change with the epoch, so one can happen by chance
+_EMPTY_EPOCHS = 10  # consecutive ones of a reader; its shards change with the epoch, so one can happen at random
 
 
 @dataclass(frozen=True)

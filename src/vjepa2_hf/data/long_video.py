@@ -239,7 +239,7 @@ class LongFeatures:
         grid: (T', H', W').
         frames: kept frames that were encoded.
         frames_per_step: frames of the video per time step, including those left out by `stride`.
-        fps: frames per second of the video, or `None` where it was no file.
+        fps: frames per second of the video, or `None` if it was not a file.
 
     Raises:
         FileNotFoundError: the folder is not finished.

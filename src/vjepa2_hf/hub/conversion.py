@@ -88,7 +88,7 @@ def convert(
         raise ValueError(f"to is {to!r}; expected one of {', '.join(map(repr, FORMATS))}.")
     source, out = os.fspath(source), Path(out_dir).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out_dir} exists and is no empty folder: choose another OUT_DIR.")
+        raise ValueError(f"{out_dir} exists and is not an empty folder: choose another OUT_DIR.")
     options = ConversionOptions(to, component, encoder and os.fspath(encoder), dict(settings or {}))
     published = _is_file(source)
     if published:

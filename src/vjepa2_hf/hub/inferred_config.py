@@ -174,7 +174,7 @@ def _infer_clip(path: str, table: torch.Tensor, sizes: Mapping[str, Any]) -> dic
         if same_table(table, published_table(config, table.shape[-1])):
             return clip
     raise ValueError(
-        f"{path}: pos_embed ({tuple(table.shape)}) is no sin-cos table of a square grid with "
+        f"{path}: pos_embed ({tuple(table.shape)}) is not a sin-cos table of a square grid with "
         f"uniform_power={sizes['uniform_power']}: try --set uniform_power={not sizes['uniform_power']}, or leave "
         "position_embedding_type out for rotary positions."
     )

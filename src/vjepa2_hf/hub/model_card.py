@@ -223,7 +223,7 @@ def _title(folder: str | os.PathLike | None, load_from: str) -> str | None:
 
 
 def _hub_id(name: str | None) -> str | None:
-    """The Hub id that a model was loaded from: a name in the Hub's cache that is no local folder."""
+    """The Hub id that a model was loaded from: a name in the Hub's cache that is not a local folder."""
     if not name or os.path.exists(name) or name.count("/") != 1 or name.startswith((".", "/", "~")):
         return None
     return name if isinstance(try_to_load_from_cache(name, "config.json"), str) else None

@@ -67,8 +67,8 @@ def read_published(path: str, classifier_index: int = 0) -> PublishedFile:
     """Reads a `.pt` without running code in it; tensors stay on disk until they are used.
 
     Raises:
-        ValueError: no torch file, a damaged one, one with code, none of the known kinds, or weights that are no plain
-            floating-point tensors.
+        ValueError: the file is not a torch file, is damaged, contains code, is of no known kind, or has
+            weights that are not plain floating-point tensors.
     """
     content = _load(path)
     if not isinstance(content, dict):
@@ -86,7 +86,7 @@ def read_published(path: str, classifier_index: int = 0) -> PublishedFile:
     kind = _kind(parts)
     if kind is None:
         inside = "".join(f"; {name!r} holds {_listed(part)}" for name, part in parts.items())
-        raise ValueError(f"{path} is no published V-JEPA 2 file: it holds {_listed(content)}{inside}.")
+        raise ValueError(f"{path} is not a published V-JEPA 2 file: it holds {_listed(content)}{inside}.")
     left_out = [name for name in content if name not in (*parts, "classifiers")]
     if left_out:
         logger.info("left out of %s: %s", path, _listed(left_out, limit=20))
@@ -101,7 +101,7 @@ def _load(path: str) -> Any:
         raise ValueError(f"{path} is cut short: it starts as a torch file and has no end; download it again.")
     if not packed and start[:1] != b"\x80":  # a pickle, as torch wrote before 1.6
         raise ValueError(
-            f"{path} is no torch file (it starts with {start!r}); expected a published `.pt`, or the folder of a "
+            f"{path} is not a torch file (it starts with {start!r}); expected a published `.pt`, or the folder of a "
             "saved model."
         )
     try:
@@ -134,11 +134,11 @@ def _without_prefixes(state: Any, part: str, path: str) -> State:
     if not isinstance(state, dict):
         raise ValueError(f"{path}: {part!r} is a {type(state).__name__}; expected a dict of tensors.")
     for name, value in state.items():
-        fault = "its name is no string" if not isinstance(name, str) else _fault_of_weight(value)
+        fault = "its name is not a string" if not isinstance(name, str) else _fault_of_weight(value)
         if fault:
             raise ValueError(
-                f"{path}: {name!r} of {part!r} is no weight ({fault}); expected plain tensors of float16, bfloat16, "
-                "float32 or float64 under names."
+                f"{path}: {name!r} of {part!r} is not a weight ({fault}); expected plain tensors of float16, "
+                "bfloat16, float32 or float64 under names."
             )
     return {re.sub(r"^((module|backbone)\.)+", "", name): value for name, value in state.items()}
 

@@ -312,8 +312,8 @@ class CategoricalCEM(Solver):
             raise ValueError("constraints are for continuous actions; an upper bound of 0 rules a category out.")
         if search.shape[2] % self.actions_per_step:
             raise ValueError(
-                f"action_dim={search.shape[2]} is no multiple of actions_per_step={self.actions_per_step}; expected "
-                "that many groups of categories."
+                f"action_dim={search.shape[2]} is not a multiple of actions_per_step={self.actions_per_step}; "
+                "expected that many groups of categories."
             )
         uniform = self._uniform(search)
         probability = uniform.expand(*search.shape[:2], *uniform.shape)

@@ -55,7 +55,7 @@ def open_cache(
         root: folder of all caches.
         columns: those to read.
         accelerator: of the run.
-        fill: writes this process's share of the features into a folder.
+        fill: writes this process's features into a folder.
     """
     folder = root / f"{Path(path).name}-{cache_key(description)}"
     with locked(folder, accelerator, wait=True):
