@@ -12,6 +12,8 @@ was pretrained at these three speeds; and the time of a sweep of 20 heads next t
 """
 
 import argparse
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +79,6 @@ STEPS_FACTOR = {DIGITS: 1, PUSHING: 3}
 # ---------------------------------------------------------------------------------------------------------------------
 # Runs
 # ---------------------------------------------------------------------------------------------------------------------
-def speeds_of(dataset: str) -> dict[str, float]:
-    return SPEEDS if dataset == DIGITS and "motion" in TASKS[dataset] else {}
-
-
 def recording(options: argparse.Namespace, dataset: str, name: str, split: str) -> Path:
     return options.output / dataset / "data" / study.slug(name if name in VIDEOS else f"{name} {split}")
 
@@ -89,99 +87,80 @@ def prepare(options: argparse.Namespace, dataset: str) -> None:
     """Records videos for pretraining and labeled clips of 8 frames."""
     recordings = [("videos", "train")]
     recordings += [(name, split) for name in {task[0] for task in TASKS[dataset].values()} for split in SPLITS]
-    if speeds_of(dataset):
+    if dataset == DIGITS:
         recordings += [("slow_videos", "train"), *((name, "test") for name in SPEEDS)]
     for name, split in recordings:
+        clips = options.clips * (1 if split == "train" else TEST_FRACTION)
+        count = round(options.clips * VIDEO_FRACTION[dataset] if name in VIDEOS else clips)
+        if dataset == DIGITS:
+            special = {"videos": "", "slow_videos": SLOW_VIDEOS, "turns": "--frames 8 --two_motions"}
+            what = f"record_moving_digits.py --split {split} --videos {count} "
+            what += special.get(name, f"--frames 8 --speed {SPEEDS.get(name, 1)}")
+        else:
+            what = "record_episodes.py --env vjepa2_hf/Pushing-v0 --policy drawn_to_block --num_proc 1 "
+            what += f"--episodes {count}" + ("" if name == "videos" else " --labels --length 7")
         target = recording(options, dataset, name, split)
-        script, *arguments = record(dataset, name, split, options.clips)
-        runs = study.RunFolder(options.output / dataset / "shared")
-        runs.run(f"record {target.name}", target, script, *arguments, "--output", str(target))
+        command = [*what.split(), "--seed", str(0 if name in VIDEOS else SPLITS[split]), "--output", str(target)]
+        study.RunFolder(options.output / dataset / "shared").run(f"record {target.name}", target, *command)
 
 
-def record(dataset: str, name: str, split: str, clips: int) -> list[str]:
-    """The command that records `name`, without its output."""
-    count = clips if split == "train" else round(clips * TEST_FRACTION)
-    count = round(clips * VIDEO_FRACTION[dataset]) if name in VIDEOS else count
-    if dataset == DIGITS:
-        special = {"videos": "", "slow_videos": SLOW_VIDEOS, "turns": "--frames 8 --two_motions"}
-        what = f"record_moving_digits.py --split {split} --videos {count} "
-        what += special.get(name, f"--frames 8 --speed {SPEEDS.get(name, 1)}")
-    else:
-        what = f"record_episodes.py --env vjepa2_hf/Pushing-v0 --policy drawn_to_block --num_proc 1 --episodes {count}"
-        what += "" if name == "videos" else " --labels --length 7"
-    return [*what.split(), "--seed", str(0 if name in VIDEOS else SPLITS[split])]
+def run_seed(options: argparse.Namespace, dataset: str, seed: int) -> None:
+    """Pretraining and all probes of one dataset and seed. A random encoder has the pretrained one's architecture."""
+    runs, data = study.RunFolder(options.output / dataset / f"seed-{seed}"), partial(recording, options, dataset)
 
-
-class SeedRuns:
-    """The runs of one dataset and seed.
-
-    Args:
-        options: of the command line.
-        dataset: a name of `TASKS`.
-        seed: of all runs.
-    """
-
-    def __init__(self, options: argparse.Namespace, dataset: str, seed: int):
-        self.options, self.dataset, self.seed = options, dataset, seed
-        self.runs = study.RunFolder(options.output / dataset / f"seed-{seed}")
-
-    def recording(self, name: str, split: str) -> Path:
-        return recording(self.options, self.dataset, name, split)
-
-    def pretrain(self, name: str) -> Path:
-        settings = {"data": self.recording("videos", "train")}
-        if name == SEVERAL_RATES:
-            settings = {"data": self.recording("slow_videos", "train"), "fps": SEVERAL_FPS}
-        settings |= {"seed": self.seed, "max_steps": self.options.steps, **study.SHORT_RUN}
-        output = self.runs.path / ("pretrain_rates" if name == SEVERAL_RATES else "pretrain")
-        return self.runs.configured(f"pretrain {name}", "pretrain.py", RECIPE, settings, output)
-
-    def probe(self, task: str, kind: str, encoder: str, name: str | None = None, **more: Any) -> None:
-        """Trains a probe; its results go to the folder `name`, by default `run_name`. A random encoder has the
-        architecture of the pretrained one."""
-        name = name or run_name(task, kind, encoder)
-        source, label = TASKS[self.dataset][task]
-        steps = STEPS_FACTOR[self.dataset] * self.options.probe_steps
+    def pretrain(output: str, **more: Any) -> Path:
         settings = {
-            "data": self.recording(source, "train"),
-            "validation_data": self.recording(source, "test"),
+            "data": data("videos", "train"),
+            "seed": seed,
+            "max_steps": options.steps,
+            **study.SHORT_RUN,
+            **more,
+        }
+        return runs.configured(output, "pretrain.py", RECIPE, settings)
+
+    encoders = dict.fromkeys(ENCODERS, pretrain("pretrain"))
+    if dataset == DIGITS:
+        slow = {"data": data("slow_videos", "train"), "fps": SEVERAL_FPS}
+        encoders[SEVERAL_RATES] = pretrain("pretrain_rates", **slow)
+    for name, task, kind, encoder, more in probes_of(dataset, timed=seed == 0):
+        source, label = TASKS[dataset][task]
+        steps = STEPS_FACTOR[dataset] * options.probe_steps
+        settings = {
+            "data": data(source, "train"),
+            "validation_data": data(source, "test"),
             "label": label,
-            "encoder": self.pretrain(encoder if encoder == SEVERAL_RATES else "pretrained"),
+            "encoder": encoders[encoder],
             "random_weights": encoder == "random",
-            "cache_dir": self.options.output / self.dataset / "features",
-            "seed": self.seed,
+            "cache_dir": options.output / dataset / "features",
+            "seed": seed,
             "max_steps": steps // 2 if kind == "finetune" else steps,  # its steps take longer
             "shuffle_time": task == SHUFFLED,
             "log_every": 50,
-            **study.SHORT_RUN,
-            **KINDS[kind],
-            **SETTINGS[self.dataset],
-            **more,
         }
-        if speeds_of(self.dataset) and task == "motion" and kind in SPEED_KINDS:
-            settings["evaluate_on"] = {speed: str(self.recording(speed, "test")) for speed in SPEEDS}
-        output = self.runs.path / "runs" / study.slug(name)
-        self.runs.configured(name, "train_probe.py", "demo/probe.yaml", settings, output, "results.json")
+        if "sweep" in more:  # the cache is its own, so that encoding is timed
+            settings["cache_dir"] = runs.path / "runs" / f"features_{kind}"
+            more = SWEEPS[more["sweep"]]
+        if dataset == DIGITS and task == "motion" and kind in SPEED_KINDS:
+            settings["evaluate_on"] = {speed: str(data(speed, "test")) for speed in SPEEDS}
+        settings |= {**study.SHORT_RUN, **KINDS[kind], **SETTINGS[dataset], **more}
+        output = runs.path / "runs" / study.slug(name)
+        runs.configured(name, "train_probe.py", "demo/probe.yaml", settings, output, "results.json")
 
-    def run(self) -> None:
-        """All probes, few labels, other speeds and, for the first seed, the times."""
-        for encoder in ENCODERS:
-            for task in TASKS[self.dataset]:
-                for kind in kinds_of(self.dataset, task, encoder):
-                    self.probe(task, kind, encoder)
-                if self.dataset == DIGITS and task in FEW_LABELS:
-                    for fraction in FRACTIONS[:-1]:
-                        name = run_name(task, "linear", encoder, fraction)
-                        self.probe(task, "linear", encoder, name, label_fraction=fraction)
-        if speeds_of(self.dataset):
-            for kind in SPEED_KINDS:
-                self.probe("motion", kind, SEVERAL_RATES)
-        if self.seed == 0 and self.dataset == DIGITS:
-            for kind in SPEED_KINDS:
-                cache = self.runs.path / "runs" / f"features_{kind}"  # its own, so that encoding is timed
-                for title, sweep in SWEEPS.items():
-                    first = next(iter(TASKS[DIGITS]))
-                    self.probe(first, kind, "pretrained", f"{title} {kind}", cache_dir=cache, **sweep)
+
+def probes_of(dataset: str, timed: bool) -> Iterator[tuple[str, str, str, str, dict[str, Any]]]:
+    """Name, task, kind, encoder and further settings of all probes: those of the table, few labels, other speeds and,
+    where `timed`, sweeps."""
+    for encoder in ENCODERS:
+        for task in TASKS[dataset]:
+            for kind in kinds_of(dataset, task, encoder):
+                yield run_name(task, kind, encoder), task, kind, encoder, {}
+            for fraction in FRACTIONS[:-1] if dataset == DIGITS and task in FEW_LABELS else ():
+                name = run_name(task, "linear", encoder, fraction)
+                yield name, task, "linear", encoder, {"label_fraction": fraction}
+    for kind in SPEED_KINDS if dataset == DIGITS else ():
+        yield run_name("motion", kind, SEVERAL_RATES), "motion", kind, SEVERAL_RATES, {}
+        for sweep in SWEEPS if timed else ():
+            yield f"{sweep} {kind}", next(iter(TASKS[DIGITS])), kind, "pretrained", {"sweep": sweep}
 
 
 def kinds_of(dataset: str, task: str, encoder: str) -> list[str]:
@@ -201,8 +180,8 @@ def run_name(task: str, kind: str, encoder: str, fraction: float = 1.0) -> str:
 def run(options: argparse.Namespace) -> None:
     for dataset in options.datasets:
         prepare(options, dataset)
-    seeds = [SeedRuns(options, dataset, seed) for seed in range(options.seeds) for dataset in options.datasets]
-    study.run_side_by_side([one.run for one in seeds], options.jobs)
+    seeds = [(dataset, seed) for seed in range(options.seeds) for dataset in options.datasets]
+    study.run_side_by_side([partial(run_seed, options, *one) for one in seeds], options.jobs)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

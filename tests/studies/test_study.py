@@ -4,6 +4,7 @@ import json
 import time
 from pathlib import Path
 
+import ablate_planning
 import ablate_pretraining
 import ablate_world_model
 import compare_future
@@ -180,7 +181,7 @@ class TestSeeds:
 
 
 MODULES = (ablate_pretraining, compare_future, compare_probes, measure_fine_tuning, measure_optional_parts, reproduce)
-STUDIES = [module.STUDY for module in (*MODULES, ablate_world_model)]
+STUDIES = [module.STUDY for module in (*MODULES, ablate_planning, ablate_world_model)]
 
 
 class TestCommand:
