@@ -1,5 +1,7 @@
-"""The demo's environments: physics, pictures, the frozen tasks, and how often policies and the oracle succeed."""
+"""The demo's environments: physics, images, the frozen tasks, and success rates of policies and the oracle."""
 
+import importlib
+import sys
 import time
 
 import gymnasium
@@ -238,3 +240,11 @@ def test_steps_and_pictures_are_fast():
         env.step(np.array([0.5, 0.1], np.float32))
         durations.append(time.perf_counter() - start)
     assert np.median(durations) < 2e-3
+
+
+def test_a_missing_gymnasium_is_one_sentence(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("vjepa2_hf.environments")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    with pytest.raises(ImportError, match=r"needs gymnasium: pip install .vjepa2-hf\[demo\]."):
+        importlib.import_module("vjepa2_hf.environments")
