@@ -219,22 +219,20 @@ class PeriodicMask(FrameMask):
 
 
 @dataclass(frozen=True)
-class MultiRateMask(FrameMask):
+class MultiRateMask(FutureMask):
     """The first frames are the context, frames at several distances after the last of them the target.
 
     With 8 tubelets the defaults keep 0 to 3 and predict 4, 5 and 7. (The temporal recipe counts frames, with targets
     8, 10, 12, 14 after a context of 0 to 7; in tubelets of two frames that is the future mask.)
 
     Args:
-        context_ratio: as in `FutureMask`.
         horizons: distances of the targets from the last context frame, in frames: different integers of at least 1.
     """
 
-    context_ratio: float = 0.5
     horizons: tuple[int, ...] = (1, 2, 4)
 
     def __post_init__(self) -> None:
-        _check_ratio(self, "context_ratio")
+        super().__post_init__()
         if isinstance(self.horizons, list):
             object.__setattr__(self, "horizons", tuple(self.horizons))
         if (
@@ -247,17 +245,14 @@ class MultiRateMask(FrameMask):
                 f"horizons is {self.horizons!r}, expected different integers of at least 1, for example (1, 2, 4)."
             )
 
-    def context_frames(self, batch_size: int, grid: Grid, generator: torch.Generator | None) -> np.ndarray:
-        num_context, needed = _num_frames(grid[0], self.context_ratio), max(self.horizons)
+    def target_frames(self, is_context: np.ndarray, grid: Grid) -> np.ndarray:
+        num_context, needed = is_context.sum(), max(self.horizons)
         if num_context + needed > grid[0]:
             raise ValueError(
                 f"{self} needs {needed} tubelets after the {num_context} of the context but the grid {tuple(grid)} "
                 f"has {grid[0]} in all; use longer clips, a smaller context_ratio or shorter horizons."
             )
-        return np.arange(grid[0]) < num_context
-
-    def target_frames(self, is_context: np.ndarray, grid: Grid) -> np.ndarray:
-        return np.isin(np.arange(grid[0]), np.array(self.horizons) + is_context.sum() - 1)
+        return np.isin(np.arange(grid[0]), np.array(self.horizons) + num_context - 1)
 
 
 MASK_SAMPLERS: dict[str, type] = {
