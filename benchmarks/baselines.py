@@ -119,10 +119,10 @@ def plain_cost(
 def plain_dynamics(model: VJepa2WorldModel, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
     """Latents (J, F, N, D) and actions (J, F, A) -> the latents after every frame (J, F, N, D)."""
     dynamics = model.predictor
-    frames, places = latents.shape[1:3]
+    frames, patches_per_frame = latents.shape[1:3]
     action_tokens = dynamics.action_encoder(actions).unsqueeze(2)
     tokens = torch.cat([action_tokens, dynamics.embed(latents)], dim=2).flatten(1, 2)  # (J, F · (1 + N), d)
-    positions = _positions(frames, places)
+    positions = _positions(frames, patches_per_frame)
     frame_of = positions[0]
     block_causal = frame_of.unsqueeze(0) <= frame_of.unsqueeze(1)
     for layer in dynamics.layer:
@@ -132,17 +132,17 @@ def plain_dynamics(model: VJepa2WorldModel, latents: torch.Tensor, actions: torc
         attended = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=block_causal)
         tokens = tokens + layer.attention.proj(attended.transpose(1, 2).flatten(2))
         tokens = tokens + layer.mlp.fc2(nn.functional.gelu(layer.mlp.fc1(layer.norm2(tokens))))
-    patches = tokens.unflatten(1, (frames, 1 + places))[:, :, 1:]
+    patches = tokens.unflatten(1, (frames, 1 + patches_per_frame))[:, :, 1:]
     output = dynamics.proj(dynamics.layernorm(patches))
     return nn.functional.layer_norm(output, output.shape[-1:])
 
 
-def _positions(frames: int, places: int) -> torch.Tensor:
+def _positions(frames: int, patches: int) -> torch.Tensor:
     """Time, row and column (3, F · (1 + N)); the action token, first in its frame, has row and column 0."""
-    side = int(places**0.5)
-    place = torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(places)])
-    time = torch.arange(frames).repeat_interleave(1 + places)
-    return torch.stack([time, (place // side).repeat(frames), (place % side).repeat(frames)]).float()
+    side = int(patches**0.5)
+    index = torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(patches)])
+    time = torch.arange(frames).repeat_interleave(1 + patches)
+    return torch.stack([time, (index // side).repeat(frames), (index % side).repeat(frames)]).float()
 
 
 def _rotate(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

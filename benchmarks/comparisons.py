@@ -159,8 +159,8 @@ class PretrainingPair:
         self.grid = size.grid(frames, side)
         self.num_tokens = math.prod(self.grid)
         generator = torch.Generator().manual_seed(SEED)
-        drawn = [sampler(batch_size, self.grid, generator) for sampler in build_mask_samplers(PUBLISHED_MASKS)]
-        self.context_masks, self.target_masks = map(list, zip(*drawn, strict=True))
+        masks = [sampler(batch_size, self.grid, generator) for sampler in build_mask_samplers(PUBLISHED_MASKS)]
+        self.context_masks, self.target_masks = map(list, zip(*masks, strict=True))
 
     def our_backward(self) -> None:
         """Backward after each mask set, as in examples/pretrain.py."""
@@ -261,9 +261,9 @@ def compare_pretraining(size: ModelSize, batch_size: int, frames: int, side: int
     pair = PretrainingPair(size, batch_size, frames, side)
     checks = pair.check()
     masks = [(c.shape[1], t.shape[1]) for c, t in zip(pair.context_masks, pair.target_masks, strict=True)]
-    drawn = " and ".join(f"{context} context + {targets} target" for context, targets in masks)
+    sizes = " and ".join(f"{context} context + {targets} target" for context, targets in masks)
     operations = batch_size * pretraining_operations(size, pair.num_tokens, masks)
-    note = f"Sampled masks (published sets, seed {SEED}): {drawn} of {pair.num_tokens} tokens."
+    note = f"Sampled masks (published sets, seed {SEED}): {sizes} of {pair.num_tokens} tokens."
     return Workload(pair.our_step(), pair.other_step(), checks, operations, note)
 
 

@@ -37,13 +37,13 @@ TWO_PHASE = {
 }
 
 
-def draw_clip_by_clip(
+def sample_clip_by_clip(
     spec: dict[str, Any], batch_size: int, grid: Grid, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The masks of a multi-block spec one clip and one block at a time: (context ids (B, K), target ids (B, M)).
 
     What the published collator does: a tensor of the whole clip for each block, multiplied together, and the batch cut
-    to its shortest from the end. With a `mask_ratio` (not published) each clip is drawn until it lies within it.
+    to its shortest from the end. With a `mask_ratio` (not published) each clip is sampled until it lies within it.
     """
     size = _sample_size(spec, grid, generator)
     contexts, targets = [], []
@@ -80,20 +80,22 @@ def _sample_size(spec: dict[str, Any], grid: Grid, generator: torch.Generator) -
 
 
 def _sample_block(size: tuple[int, int, int], grid: Grid, generator: torch.Generator) -> torch.Tensor:
-    """(T', H', W') int32: 0 in a block of that size, placed at random, 1 elsewhere."""
+    """(T', H', W') int32: 0 in a block of that size, at a random position, 1 elsewhere."""
     top, left, start = (torch.randint(0, grid[axis] - size[axis] + 1, (1,), generator=generator) for axis in (1, 2, 0))
     block = torch.ones(grid, dtype=torch.int32)
     block[start : start + size[0], top : top + size[1], left : left + size[2]] = 0
     return block
 
 
-def check_statistics(who: str, draw: Callable[[], tuple], golden: dict[str, float], draws: int = 1000) -> list[Check]:
+def check_statistics(
+    who: str, sample: Callable[[], tuple], golden: dict[str, float], count: int = 1000
+) -> list[Check]:
     """Compares the fraction of target tokens, over masks of one clip each, with the published code's.
 
     Raises:
         DisagreementError: a figure differs by more than sampling noise.
     """
-    ratios = torch.tensor([draw()[1].shape[1] / math.prod(GRID) for _ in range(draws)])
+    ratios = torch.tensor([sample()[1].shape[1] / math.prod(GRID) for _ in range(count)])
     figures = {"mean_target_ratio": ratios.mean(), "std": ratios.std(), "min": ratios.min(), "max": ratios.max()}
     checks = []
     for name, tolerance in TOLERANCES.items():
@@ -111,11 +113,11 @@ def check_published() -> list[Check]:
     golden, generator, checks = json.loads(STATISTICS.read_text()), torch.Generator().manual_seed(0), []
     for name, spec in zip(("short", "long"), PUBLISHED_MASKS, strict=True):
         (sampler,) = build_mask_samplers([spec])
-        for who, draw in (
+        for who, sample in (
             (f"ours, {name}", lambda sampler=sampler: sampler(1, GRID, generator)),
-            (f"clip by clip, {name}", lambda spec=spec: draw_clip_by_clip(spec, 1, GRID, generator)),
+            (f"clip by clip, {name}", lambda spec=spec: sample_clip_by_clip(spec, 1, GRID, generator)),
         ):
-            checks += check_statistics(who, draw, golden[name])
+            checks += check_statistics(who, sample, golden[name])
     return checks
 
 
@@ -132,7 +134,7 @@ def time_masks(name: str, specs: list[dict[str, Any]], batch_size: int, rounds: 
 
     def baseline() -> None:
         for spec in specs:
-            draw_clip_by_clip(spec, batch_size, GRID, other_generator)
+            sample_clip_by_clip(spec, batch_size, GRID, other_generator)
 
     ours()
     baseline()

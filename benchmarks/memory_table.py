@@ -79,13 +79,13 @@ CHECKED = tuple(Case("small", 16, 128, clips, way) for way in ("inference", "pro
 CHECKED += tuple(Case("small", 16, 128, 2, way) for way in ("checkpointed", "pretraining"))
 
 
-def estimate(case: Case, mixed_precision: str, draws: int = 32) -> dict[str, float]:
+def estimate(case: Case, mixed_precision: str, mask_samples: int = 32) -> dict[str, float]:
     """Bytes on one device: `state`, and `clips`, of all clips together.
 
     Args:
         case: features are computed by a bfloat16 model where training has bf16.
         mixed_precision: "no" or "bf16".
-        draws: samples of the published masks; pretraining takes their mean.
+        mask_samples: of the published masks; pretraining takes their mean.
     """
     config, grid = case.config, case.grid
     if case.way == "inference":
@@ -96,7 +96,7 @@ def estimate(case: Case, mixed_precision: str, draws: int = 32) -> dict[str, flo
         found = memory.probe_bytes(case.classifier_config, grid, mixed_precision)
         return {"state": found["state"], "clips": case.clips * found["clip"]}
     run = capacity.PlannedRun(batch_size=case.clips, frames_per_clip=case.frames, crop_size=case.side)
-    masks = capacity.sample_masks(run, grid, draws)
+    masks = capacity.sample_masks(run, grid, mask_samples)
     checkpointed = case.way == "checkpointed"
     kept = [memory.activation_bytes(config, grid, sizes, mixed_precision, checkpointed) for sizes in masks]
     state = sum(memory.state_bytes(memory.count_parameters(config), mixed_precision).values())
@@ -126,9 +126,9 @@ def run_case(case: Case) -> None:
     if case.way == "checkpointed":
         model.activation_checkpointing_enable()
     optimizer, generator = build_optimizer(model), torch.Generator().manual_seed(0)
-    drawn = [sampler(case.clips, case.grid, generator) for sampler in build_mask_samplers(PUBLISHED_MASKS)]
+    masks = [sampler(case.clips, case.grid, generator) for sampler in build_mask_samplers(PUBLISHED_MASKS)]
     for _ in range(2):
-        pretrain_step(model, clips, drawn)
+        pretrain_step(model, clips, masks)
         optimizer.step()
         optimizer.zero_grad()
         model.update_target_encoder(0.999)
@@ -138,12 +138,12 @@ def build_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
 
 
-def pretrain_step(model: VJepa2ForMaskedLatentPrediction, clips: torch.Tensor, drawn: list) -> None:
+def pretrain_step(model: VJepa2ForMaskedLatentPrediction, clips: torch.Tensor, mask_sets: list) -> None:
     """Backward after each mask set, as examples/pretrain.py does."""
     targets = None
-    for masks in drawn:
+    for masks in mask_sets:
         output = model(clips, *masks, 0, output_targets=True, targets=targets)
-        (output.loss / len(drawn)).backward()
+        (output.loss / len(mask_sets)).backward()
         targets = output.targets
 
 
@@ -183,7 +183,7 @@ def check(cases) -> list[dict[str, Any]]:
     def row(case: Case) -> dict[str, Any]:
         measured = measure(case)
         print(f"{case}: {measured} bytes", file=sys.stderr, flush=True)
-        return {**asdict(case), "measured": measured, "estimated": sum(estimate(case, "no", draws=1).values())}
+        return {**asdict(case), "measured": measured, "estimated": sum(estimate(case, "no", mask_samples=1).values())}
 
     with ThreadPoolExecutor(LANES) as lanes:
         return list(lanes.map(row, cases))

@@ -27,7 +27,7 @@ from vjepa2_hf.masking import (
 
 
 STATISTICS = json.loads((Path(__file__).parent / "fixtures" / "mask_statistics.json").read_text())
-SEED_003 = {
+TWO_PHASE = {
     "num_blocks": (4, 8),
     "spatial_scale": (0.15, 0.7),
     "temporal_scale": (0.4, 1.0),
@@ -36,7 +36,7 @@ SEED_003 = {
 TRIMMING = {
     "published, 8 small blocks": build_mask_samplers(PUBLISHED_MASKS)[0],
     "published, 2 large blocks": build_mask_samplers(PUBLISHED_MASKS)[1],
-    "seed 003": MultiBlockMask(**SEED_003),
+    "two-phase recipe": MultiBlockMask(**TWO_PHASE),
 }
 FIXED = [FutureMask(0.5), PeriodicMask(3), MultiRateMask(0.3, (1, 2))]
 DRAWING = [*TRIMMING.values(), RandomFrameMask(0.5)]
@@ -308,7 +308,7 @@ def test_every_frame_is_equally_likely_in_both_masks_at_temporal_scale_1(spec):
 
 
 def test_shorter_blocks_favour_the_ends_of_the_clip_by_themselves():
-    frames = (MultiBlockMask(**SEED_003)(2000, (8, 6, 6), seeded())[0].flatten() // 36).bincount()
+    frames = (MultiBlockMask(**TWO_PHASE)(2000, (8, 6, 6), seeded())[0].flatten() // 36).bincount()
     assert frames[0] > 1.3 * frames[3] and frames[7] > 1.3 * frames[4]
 
 
@@ -356,7 +356,7 @@ def test_equal_keys_at_the_boundary_are_drawn_again(num_tokens, monkeypatch):
 @pytest.mark.parametrize("grid", [(8, 14, 14), (8, 8, 8), (4, 4, 4)])
 def test_seed_003_covers_75_to_90_percent_of_every_clip(grid, monkeypatch):
     recorded = record_untrimmed(monkeypatch)
-    check_masks(*MultiBlockMask(**SEED_003)(64, grid, seeded()), 64, grid)
+    check_masks(*MultiBlockMask(**TWO_PHASE)(64, grid, seeded()), 64, grid)
     ratio = recorded[0].float().mean(1)
     assert ratio.min() >= 0.75 and ratio.max() <= 0.9
     # clips differ in what is covered: number and size of the blocks are each clip's own
@@ -372,7 +372,7 @@ def test_rejected_clips_are_replaced_in_few_rounds(monkeypatch):
 
     monkeypatch.setattr(masking, "_sample_union", record)
     for seed in range(50):
-        MultiBlockMask(**SEED_003)(64, (8, 16, 16), seeded(seed))
+        MultiBlockMask(**TWO_PHASE)(64, (8, 16, 16), seeded(seed))
     assert len(rows) / 50 < 4 and sum(rows) / 50 < 4 * 64
 
 
@@ -383,7 +383,7 @@ def test_a_ratio_out_of_reach_ends_after_a_bounded_number_of_tries(monkeypatch):
         masking, "_sample_union", lambda s, e, rows, grid, rng: calls.append(rows) or np.ones((rows, 8)) > 0
     )
     with pytest.raises(ValueError, match="in 7 tries"):
-        MultiBlockMask(**SEED_003)(5, (2, 2, 2), seeded())
+        MultiBlockMask(**TWO_PHASE)(5, (2, 2, 2), seeded())
     assert calls == [5] * 7
 
 
@@ -562,24 +562,24 @@ def benchmark(monkeypatch):
     return importlib.import_module("masks")
 
 
-def test_the_other_way_of_the_benchmark_cuts_the_end_and_draws_what_its_spec_says(benchmark):
-    for spec in (*PUBLISHED_MASKS, benchmark.SEED_003):
-        context_mask, target_mask = benchmark.draw_clip_by_clip(spec, 8, (8, 8, 8), seeded())
+def test_the_baseline_cuts_the_end_and_follows_its_spec(benchmark):
+    for spec in (*PUBLISHED_MASKS, benchmark.TWO_PHASE):
+        context_mask, target_mask = benchmark.sample_clip_by_clip(spec, 8, (8, 8, 8), seeded())
         check_masks(context_mask, target_mask, 8, (8, 8, 8))
         assert (target_mask < 448).sum(1).float().mean() > 0.9 * target_mask.shape[1], "the last frame is cut most"
     ratios = [
-        benchmark.draw_clip_by_clip(benchmark.SEED_003, 1, (8, 8, 8), seeded(seed))[1].shape[1] / 512
+        benchmark.sample_clip_by_clip(benchmark.TWO_PHASE, 1, (8, 8, 8), seeded(seed))[1].shape[1] / 512
         for seed in range(20)
     ]
     assert 0.75 <= min(ratios) < max(ratios) <= 0.9
 
 
-def test_a_way_that_draws_other_masks_is_not_timed(benchmark):
+def test_other_masks_than_the_published_are_not_timed(benchmark):
     (sampler,) = build_mask_samplers([{**PUBLISHED_MASKS[0], "num_blocks": 7}])
     generator = seeded()
     with pytest.raises(ValueError, match="seven blocks: mean_target_ratio is 0.5"):
         benchmark.check_statistics(
-            "seven blocks", lambda: sampler(1, benchmark.GRID, generator), STATISTICS["short"], draws=300
+            "seven blocks", lambda: sampler(1, benchmark.GRID, generator), STATISTICS["short"], count=300
         )
 
 

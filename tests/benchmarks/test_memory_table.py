@@ -39,7 +39,7 @@ def tiny(table, monkeypatch):
 def test_every_way_runs_and_has_an_estimate(tiny, way):
     cases = [tiny.Case("tiny", 4, 64, clips, way) for clips in (1, 3)]
     tiny.run_case(cases[0])
-    one, three = (tiny.estimate(case, "no", draws=1) for case in cases)
+    one, three = (tiny.estimate(case, "no", mask_samples=1) for case in cases)
     assert one["state"] == three["state"] > 0
     assert three["clips"] > 2 * one["clips"] > 0
 
