@@ -69,9 +69,6 @@ ROWS = {
 }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Runs
-# ---------------------------------------------------------------------------------------------------------------------
 def results_of(options: argparse.Namespace, environment: str, seed: int, row: str) -> Path:
     """Of a row; another model or number of tasks has another folder."""
     name = f"planning-{options.model.replace('/', '-')}-{options.episodes}"
@@ -104,9 +101,6 @@ def run(options: argparse.Namespace) -> None:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Results
-# ---------------------------------------------------------------------------------------------------------------------
 def columns(options: argparse.Namespace, environment: str, seed: int, row: str) -> dict[str, Any]:
     own, baselines = study.planned_row(results_of(options, environment, seed, row), MODEL)
     return {

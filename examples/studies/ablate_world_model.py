@@ -76,9 +76,6 @@ TWO_PHASE = {
 }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Runs
-# ---------------------------------------------------------------------------------------------------------------------
 def row_folder(options: argparse.Namespace, environment: str, seed: int, name: str) -> Path:
     """Folder of a row's runs; another number of steps has another folder."""
     return options.output / environment / f"seed-{seed}" / f"ablations-{options.steps}-steps" / name
@@ -134,9 +131,6 @@ def run(options: argparse.Namespace) -> None:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Results
-# ---------------------------------------------------------------------------------------------------------------------
 def columns(options: argparse.Namespace, environment: str, seed: int, name: str) -> dict[str, Any]:
     model = row_folder(options, environment, seed, name) / "world_model"
     own, baselines = study.planned_row(results_of(options, environment, seed, name), MODEL)

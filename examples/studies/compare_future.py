@@ -47,9 +47,6 @@ PROBES = {
 SCORES = {"accuracy": "accuracy", "class_mean_recall_at_5": "class-mean recall at 5"}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Runs
-# ---------------------------------------------------------------------------------------------------------------------
 def run(options: argparse.Namespace) -> None:
     for name, (split, fraction, more) in RECORDINGS.items():
         target = options.output / "data" / name
@@ -82,9 +79,6 @@ def run_seed(options: argparse.Namespace, seed: int) -> None:
         runs.configured(f"probe {row}", "train_probe.py", "demo/probe.yaml", settings, output, "results.json")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Results
-# ---------------------------------------------------------------------------------------------------------------------
 def collect(options: argparse.Namespace) -> dict[str, Any] | None:
     future, frames = {}, []
     for masks in (BLOCKS, BOTH):

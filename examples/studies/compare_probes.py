@@ -76,9 +76,6 @@ SETTINGS = {DIGITS: {"head.pooler_space_positions": False}, PUSHING: {}}
 STEPS_FACTOR = {DIGITS: 1, PUSHING: 3}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Runs
-# ---------------------------------------------------------------------------------------------------------------------
 def recording(options: argparse.Namespace, dataset: str, name: str, split: str) -> Path:
     return options.output / dataset / "data" / study.slug(name if name in VIDEOS else f"{name} {split}")
 
@@ -184,9 +181,6 @@ def run(options: argparse.Namespace) -> None:
     study.run_side_by_side([partial(run_seed, options, *one) for one in seeds], options.jobs)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Results
-# ---------------------------------------------------------------------------------------------------------------------
 def collect(options: argparse.Namespace) -> dict[str, Any] | None:
     datasets = {dataset: collect_dataset(options, dataset) for dataset in options.datasets}
     probes = [value for found in datasets.values() for row in found["probes"].values() for value in row.values()]

@@ -34,9 +34,6 @@ SPACES = {"latents": ("", 1), "pusher": ("pusher_", IMAGE_SIZE), "block": ("bloc
 MODELS = ("world_model", "deterministic", "stochastic")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Runs
-# ---------------------------------------------------------------------------------------------------------------------
 def run(options: argparse.Namespace) -> None:
     """Recordings and the encoder, which the seeds share, then every seed."""
     shared = study.RunFolder(options.output)
@@ -78,9 +75,6 @@ def run_seed(options: argparse.Namespace, encoder: Path | str, seed: int) -> Non
         evaluate(name, model, "random_episodes", residual_intervals=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Results
-# ---------------------------------------------------------------------------------------------------------------------
 def collect(options: argparse.Namespace) -> dict[str, Any] | None:
     """By model and column of its evaluation: means over seeds and values by seed, one number per horizon."""
     models: dict[str, Any] = {}
@@ -101,6 +95,28 @@ def seed_means(values: list[list[float | None]]) -> list[float | None]:
     return [None if None in column else float(np.mean(column)) for column in zip(*values, strict=True)]
 
 
+# Rows of the tables: title -> column, and digits
+BLOCK = {
+    "decoded prediction": ("block_painted_px", 2),
+    "decoded true latents": ("block_decoder_px", 2),
+    "last known frame": ("block_copy_px", 2),
+    "true position, of the true frame": ("block_locator_px", 2),
+    "fraction without a block: decoded prediction": ("block_not_painted", 3),
+    "fraction without a block: decoded true latents": ("block_not_decoded", 3),
+}
+REWARDS = {
+    "imagined step": ("reward_error", 3),
+    "true latents": ("reward_head_error", 3),
+    "the last known reward": ("reward_copy_error", 3),
+    "the mean reward": ("reward_mean_error", 3),
+}
+
+
+def model_table(title: str, model: dict[str, Any], columns: dict[str, tuple[str, int]]) -> list[str]:
+    rows = {name: cells(model["mean"][column], digits) for name, (column, digits) in columns.items()}
+    return horizon_table(title, model["horizon"], rows)
+
+
 def horizon_table(title: str, horizons: list[int], rows: dict[str, list[str]]) -> list[str]:
     """Markdown lines of rows with one cell per horizon."""
     return [*format_table([title, *map(str, horizons)], [[name, *cells] for name, cells in rows.items()]), ""]
@@ -108,22 +124,6 @@ def horizon_table(title: str, horizons: list[int], rows: dict[str, list[str]]) -
 
 def cells(values: list[float | None], digits: int = 2) -> list[str]:
     return ["–" if value is None else f"{value:.{digits}f}" for value in values]
-
-
-def decoder_table(model: dict[str, Any]) -> list[str]:
-    """Position of the block in decoded images."""
-    measured = {
-        "decoded prediction": "painted_px",
-        "decoded true latents": "decoder_px",
-        "last known frame": "copy_px",
-        "true position, of the true frame": "locator_px",
-    }
-    rows = {name: cells(model["mean"][f"block_{column}"]) for name, column in measured.items()}
-    lost = {"decoded prediction": "not_painted", "decoded true latents": "not_decoded"}
-    rows |= {f"fraction without a block: {name}": cells(model["mean"][f"block_{c}"], 3) for name, c in lost.items()}
-    return horizon_table(
-        "pixels between the block and where it is in the true frame, steps ahead", model["horizon"], rows
-    )
 
 
 def interval_table(models: dict[str, Any], level: int) -> list[str]:
@@ -149,25 +149,15 @@ def interval_table(models: dict[str, Any], level: int) -> list[str]:
     )
 
 
-def reward_table(model: dict[str, Any]) -> list[str]:
-    """Errors of rewards."""
-    measured = {
-        "imagined step": "reward_error",
-        "true latents": "reward_head_error",
-        "the last known reward": "reward_copy_error",
-        "the mean reward": "reward_mean_error",
-    }
-    rows = {name: cells(model["mean"][column], 3) for name, column in measured.items()}
-    return horizon_table("error of a step's reward, steps ahead", model["horizon"], rows)
-
-
 def format_tables(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     seeds, models = results["seeds"], results["models"]
     head = f"{seeds} seed{'s' if seeds > 1 else ''}, {results['minutes']:.0f} minutes of wall time."
-    lines = [head, "", *decoder_table(models["world_model"])]
+    block = "pixels between the block and where it is in the true frame, steps ahead"
+    lines = [head, "", *model_table(block, models["world_model"], BLOCK)]
     lines += [*interval_table(models, 90), *interval_table(models, 50)]
-    return "\n".join([*lines, *reward_table(models["world_model"])]).rstrip()
+    lines += model_table("error of a step's reward, steps ahead", models["world_model"], REWARDS)
+    return "\n".join(lines).rstrip()
 
 
 STUDY = study.Study(
