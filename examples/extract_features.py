@@ -47,12 +47,6 @@ _VECTOR = List(Value("float32"))
 EMBEDDINGS = {"clip": _VECTOR, "frame": List(_VECTOR), "tokens": List(_VECTOR)}
 
 
-def features_of(pool: str) -> Features:
-    """The columns."""
-    numbers = {"clip": Value("int32"), "first_frame": Value("int32"), "start": Value("float64")}
-    return Features({"path": Value("string"), **numbers, "embedding": EMBEDDINGS[pool]})
-
-
 @dataclass
 class Job:
     """A video in progress: its rows so far, the number of clips read, or the reason why it is skipped."""
@@ -62,10 +56,6 @@ class Job:
     clips: int = 0
     is_complete: bool = False
     reason: str | None = None
-
-    @property
-    def is_read(self) -> bool:
-        return self.is_complete or self.reason is not None
 
     @property
     def is_done(self) -> bool:
@@ -92,7 +82,7 @@ def embed(encoder: VJepa2Encoder, processor: Any, args: argparse.Namespace, path
         job = Job(path)
         waiting.append(job)
         clips = read_clips(path, processor, args.frames, args.stride, encoder.config.tubelet_size)
-        while not job.is_read:
+        while not job.is_complete and job.reason is None:
             try:  # around the reading alone: an error of the model ends the run
                 clip = next(clips, None)
             except (ValueError, OSError) as error:
@@ -127,6 +117,8 @@ def read_clips(
 
 def part_writer(out_dir: Path, source_dir: Path, pool: str, rank: int) -> PartWriter:
     """The parquet files of one process; their metadata names the videos in them."""
+    numbers = {"clip": Value("int32"), "first_frame": Value("int32"), "start": Value("float64")}
+    schema = Features({"path": Value("string"), **numbers, "embedding": EMBEDDINGS[pool]}).arrow_schema
 
     def save(path: Path, jobs: list[Job]) -> None:
         names = {job.path: str(job.path.relative_to(source_dir)) for job in jobs}
@@ -135,10 +127,9 @@ def part_writer(out_dir: Path, source_dir: Path, pool: str, rank: int) -> PartWr
             for job in jobs
             for row in job.rows
         ]
-        schema = features_of(pool).arrow_schema
         videos = json.dumps({names[job.path]: file_state(job.path) for job in jobs})
-        schema = schema.with_metadata({**schema.metadata, b"videos": videos.encode()})
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+        with_videos = schema.with_metadata({**schema.metadata, b"videos": videos.encode()})
+        pq.write_table(pa.Table.from_pylist(rows, schema=with_videos), path)
 
     return PartWriter(out_dir, f"train-{rank:05d}-{{:05d}}.parquet", save, PART_BYTES, PART_VIDEOS)
 

@@ -44,6 +44,7 @@ GRIPPER_STEP = 0.25  # largest change per step; 1 is from open to closed
 CAMERA_HEIGHT = 0.8  # m above the table
 FOCAL_LENGTH = 50 / 64  # of the image side
 HAND_RADIUS = 0.07  # m
+FILES_PER_CHUNK = 1000
 NAMES = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
 
 
@@ -113,7 +114,8 @@ def write_dataset(folder: Path, episodes: int, length: int, size: int, seed: int
     rows: dict[str, list[Any]] = {name: [] for name in ("observation.state", "action", "timestamp", "frame_index")}
     for number in tqdm(range(episodes), desc="arm episodes"):
         states, actions = sample_path(np.random.default_rng([seed, number]), length)
-        path = folder / _video_path(number)
+        chunk, file = divmod(number, FILES_PER_CHUNK)
+        path = folder / f"videos/{CAMERA}/chunk-{chunk:03d}/file-{file:03d}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_video((render_frame(state, size) for state in states.numpy()), FRAMES_PER_SECOND))
         rows["observation.state"] += states.tolist()
@@ -134,13 +136,6 @@ def write_dataset(folder: Path, episodes: int, length: int, size: int, seed: int
     _write_table(folder / "meta/episodes/chunk-000/file-000.parquet", _episode_columns(episodes, length))
     pd.DataFrame({"task_index": [0]}, index=[TASK]).to_parquet(folder / "meta/tasks.parquet")  # LeRobot's layout
     (folder / "meta/info.json").write_text(json.dumps(_info(episodes, length, size), indent=1), encoding="utf-8")
-
-
-FILES_PER_CHUNK = 1000
-
-
-def _video_path(number: int) -> str:
-    return f"videos/{CAMERA}/chunk-{number // FILES_PER_CHUNK:03d}/file-{number % FILES_PER_CHUNK:03d}.mp4"
 
 
 def _write_table(path: Path, columns: dict[str, Any]) -> None:

@@ -97,18 +97,6 @@ def sample_turn(rng: np.random.Generator, frames: int, first_motion: int) -> np.
     return path[::-1] if first_motion else path
 
 
-def find_cell(offset: np.ndarray) -> int:
-    """The cell, 0 to 15, of a digit at an offset (2,)."""
-    column, row = np.clip(offset / (IMAGE_SIZE - DIGIT_SIZE) * CELLS, 0, CELLS - 1).astype(int)
-    return int(row * CELLS + column)
-
-
-def render_video(digit: np.ndarray, path: np.ndarray) -> np.ndarray:
-    """A video (frames, 64, 64, 3) uint8 of a white digit on black that follows a path (frames, 2)."""
-    brightness = np.stack([enlarge(digit, offset) for offset in path])
-    return np.repeat((255 * brightness + 0.5).astype(np.uint8)[..., None], 3, axis=-1)
-
-
 def record_videos(
     split: str, videos: int, frames: int, seed: int, two_motions: bool = False, speed: float = 1.0
 ) -> Iterator[dict[str, Any]]:
@@ -121,13 +109,15 @@ def record_videos(
         index = int(rng.integers(len(images)))
         motion = int(rng.integers(2 if two_motions else DIRECTIONS))
         path = sample_turn(rng, frames, motion) if two_motions else sample_path(rng, frames, motion, speed)
-        video = render_video(images[index], path)
+        brightness = np.stack([enlarge(images[index], offset) for offset in path])
+        video = np.repeat((255 * brightness + 0.5).astype(np.uint8)[..., None], 3, axis=-1)
+        column, row = np.clip(path[-1] / (IMAGE_SIZE - DIGIT_SIZE) * CELLS, 0, CELLS - 1).astype(int)
         data = encode_video(video, fps=FRAMES_PER_SECOND, preset="ultrafast")
         yield {
             "video": {"bytes": data, "path": f"{split}-{seed}-{number:06d}.mp4"},
             "fps": FRAMES_PER_SECOND,
             "digit": int(names[index]),
-            "place": find_cell(path[-1]),
+            "place": int(row * CELLS + column),
             MOTIONS[two_motions]: motion,
         }
 

@@ -90,6 +90,7 @@ def _write_files(rows: Iterable[dict], folder: Path, features: Features, num_sha
     if num_shards < 1:
         raise ValueError(f"num_shards is {num_shards}, but at least 1 shard must be written.")
     schema = features.arrow_schema
+    video_columns = [name for name, feature in features.items() if isinstance(feature, Video)]
     writers, pending, total = [], [[] for _ in range(num_shards)], 0
 
     def flush(shard: int) -> None:
@@ -102,7 +103,10 @@ def _write_files(rows: Iterable[dict], folder: Path, features: Features, num_sha
             if shard == len(writers):
                 # Video is compressed already
                 writers.append(pq.ParquetWriter(folder / f"data-{shard:05d}.parquet", schema, compression="none"))
-            pending[shard].append(_encode_row(row, features))
+            # datasets drops a video's bytes if a file of the same name exists in the working folder
+            videos = {name: row[name] for name in video_columns}
+            encoded = features.encode_example({**row, **{name: {"bytes": b"", "path": None} for name in videos}})
+            pending[shard].append({**encoded, **videos})
             if len(pending[shard]) >= _ROWS_PER_GROUP:
                 flush(shard)
         for shard in range(len(writers)):
@@ -114,13 +118,6 @@ def _write_files(rows: Iterable[dict], folder: Path, features: Features, num_sha
     for shard in range(len(writers)):
         os.replace(folder / f"data-{shard:05d}.parquet", folder / f"data-{shard:05d}-of-{len(writers):05d}.parquet")
     return total
-
-
-def _encode_row(row: dict, features: Features) -> dict:
-    # datasets drops a video's bytes if a file of the same name exists in the working folder
-    videos = {name: row[name] for name, feature in features.items() if isinstance(feature, Video)}
-    encoded = features.encode_example({**row, **{name: {"bytes": b"", "path": None} for name in videos}})
-    return {**encoded, **videos}
 
 
 _OPEN_READERS: weakref.WeakSet = weakref.WeakSet()
