@@ -5,14 +5,7 @@ from typing import Literal
 
 from transformers import PreTrainedConfig
 
-from .configuration_vjepa2 import (
-    VJepa2BaseConfig,
-    check,
-    check_activation,
-    check_heads,
-    check_numbers,
-    strict_config,
-)
+from .configuration_vjepa2 import VJepa2BaseConfig, check, check_activation, check_heads, check_numbers, strict_config
 
 
 @strict_config

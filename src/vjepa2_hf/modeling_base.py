@@ -38,10 +38,7 @@ class VJepa2PreTrainedModel(PreTrainedModel):
     _no_split_modules = ["VJepa2Layer", "VJepa2FactorizedLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
-    _can_record_outputs = {
-        "hidden_states": VJepa2Layer,
-        "attentions": OutputRecorder(VJepa2Attention, index=1),
-    }
+    _can_record_outputs = {"hidden_states": VJepa2Layer, "attentions": OutputRecorder(VJepa2Attention, index=1)}
     accepts_loss_kwargs = False  # Trainer: losses are means, to be divided by the number of micro-batches
     _has_transformers_counterpart = False  # whether `from_pretrained` takes a transformers `vjepa2` folder too
     renamed_weights: dict[str, str] = {}  # pattern of an old weight name -> replacement

@@ -327,12 +327,8 @@ class VJepa2AttentivePooler(nn.Module):
     def __init__(self, config: VJepa2VideoClassificationConfig):
         super().__init__()
         size, heads = config.encoder_config.hidden_size, config.pooler_num_attention_heads
-        pooler_config = VJepa2EncoderConfig(
-            hidden_size=size,
-            num_attention_heads=heads,
-            layer_norm_eps=config.pooler_layer_norm_eps,
-            hidden_act=config.encoder_config.hidden_act,
-        )
+        layer = {"hidden_act": config.encoder_config.hidden_act, "layer_norm_eps": config.pooler_layer_norm_eps}
+        pooler_config = VJepa2EncoderConfig(hidden_size=size, num_attention_heads=heads, **layer)
         self.query_tokens = nn.Parameter(torch.zeros(1, 1, size))
         self.layer = build_layers(
             config, size, heads, config.pooler_mlp_ratio, config.num_pooler_layers, pooler_config

@@ -56,17 +56,11 @@ class VJepa2PixelDecoder(VJepa2PreTrainedModel):
 
     def __init__(self, config: VJepa2PixelDecoderConfig):
         super().__init__(config)
-        size = config.hidden_size
-        layer_config = VJepa2EncoderConfig(
-            hidden_size=size,
-            num_attention_heads=config.num_attention_heads,
-            hidden_act=config.hidden_act,
-            layer_norm_eps=config.layer_norm_eps,
-        )
+        size, heads = config.hidden_size, config.num_attention_heads
+        layer = {"hidden_act": config.hidden_act, "layer_norm_eps": config.layer_norm_eps}
+        layer_config = VJepa2EncoderConfig(hidden_size=size, num_attention_heads=heads, **layer)
         self.embed = nn.Linear(config.latent_size, size)
-        self.layer = build_layers(
-            config, size, config.num_attention_heads, config.mlp_ratio, config.num_hidden_layers, layer_config
-        )
+        self.layer = build_layers(config, size, heads, config.mlp_ratio, config.num_hidden_layers, layer_config)
         self.layernorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.proj = nn.Linear(size, config.in_chans * config.patch_size**2)
         self.post_init()
@@ -80,13 +74,8 @@ class VJepa2PixelDecoder(VJepa2PreTrainedModel):
             config: other fields of [`VJepa2PixelDecoderConfig`].
         """
         encoder_config = world_model.config.encoder_config
-        sizes = {
-            "num_latents": world_model.tokens_per_frame,
-            "latent_size": world_model.latent_size,
-            "crop_size": encoder_config.crop_size,
-            "patch_size": encoder_config.patch_size,
-            "in_chans": encoder_config.in_chans,
-        }
+        sizes = {name: getattr(encoder_config, name) for name in ("crop_size", "patch_size", "in_chans")}
+        sizes.update(num_latents=world_model.tokens_per_frame, latent_size=world_model.latent_size)
         return cls(VJepa2PixelDecoderConfig(**{**sizes, **config}))
 
     def forward(

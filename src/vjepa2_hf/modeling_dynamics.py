@@ -114,19 +114,13 @@ class VJepa2Dynamics(Dynamics):
 
     def __init__(self, config: VJepa2WorldModelConfig):
         super().__init__(config)
-        size = config.predictor_hidden_size
+        size, heads = config.predictor_hidden_size, config.predictor_num_attention_heads
+        ratio, depth = config.predictor_mlp_ratio, config.predictor_num_hidden_layers
         if config.predictor_position_embedding_type == "learned":
             self.position_embedding = nn.Parameter(torch.zeros(state_shape(config)[0], size))
             self.time_embedding = nn.Parameter(torch.zeros(config.context_frames, size))
-        self.layer = build_layers(
-            config,
-            size,
-            config.predictor_num_attention_heads,
-            config.predictor_mlp_ratio,
-            config.predictor_num_hidden_layers,
-            config.encoder_config,
-            layer_class=VJepa2ConditionedLayer if config.action_fusion == "cross_attention" else VJepa2Layer,
-        )
+        kind = VJepa2ConditionedLayer if config.action_fusion == "cross_attention" else VJepa2Layer
+        self.layer = build_layers(config, size, heads, ratio, depth, config.encoder_config, layer_class=kind)
         self._build_output()
 
     def forward(self, inputs: DynamicsInputs, past: KeyValueCache | None = None) -> tuple[torch.Tensor, KeyValueCache]:
@@ -365,9 +359,8 @@ def rollout_steps(
     actions = actions.flatten(0, 1)  # (B·j, P, A)
     proprio, extrinsics = (None if part is None else part.repeat_interleave(candidates, dim=0) for part in states)
     window = context.map(lambda part: part.repeat_interleave(candidates, dim=0))
-    window.actions = torch.cat(
-        [window.actions[:, :-1], normalize_actions(config, window.latents, actions[:, :1])], dim=1
-    )
+    first_action = normalize_actions(config, window.latents, actions[:, :1])
+    window.actions = torch.cat([window.actions[:, :-1], first_action], dim=1)
     if use_cache:
         frames_kept = min(window.latents.shape[1] - 1 + horizon, config.context_frames)
         cache = dynamics.candidate_cache(cache, candidates, frames_kept, window.latents.shape[2])
@@ -385,13 +378,9 @@ def rollout_steps(
             return
         now = num_frames + step
         proprio = next_proprio_state(config.proprio_transition, proprio, actions[:, step], now)
-        frame = normalize_inputs(
-            config,
-            latents,
-            actions[:, step + 1 : step + 2],
-            None if proprio is None else proprio[:, now : now + 1],
-            None if extrinsics is None else extrinsics[:, : now + 1][:, -1:],  # the last given one is held
-        )
-        window = window.append(frame)
+        next_action = actions[:, step + 1 : step + 2]
+        frame_proprio = None if proprio is None else proprio[:, now : now + 1]
+        frame_extrinsics = None if extrinsics is None else extrinsics[:, : now + 1][:, -1:]  # the last one is held
+        window = window.append(normalize_inputs(config, latents, next_action, frame_proprio, frame_extrinsics))
         if window.latents.shape[1] > config.context_frames:
             window, cache = window[1:], None

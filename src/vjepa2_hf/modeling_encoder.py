@@ -75,15 +75,9 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
         super().__init__(config)
         self.patch_embeddings = VJepa2PatchEmbeddings(config)
         self.position_embeddings = position_parameter(config, config.hidden_size)
-        self.layer = build_layers(
-            config,
-            config.hidden_size,
-            config.num_attention_heads,
-            config.mlp_ratio,
-            config.num_hidden_layers,
-            drop_path_rate=config.drop_path_rate,
-            layer_class=VJepa2FactorizedLayer if config.attention_type == "factorized" else VJepa2Layer,
-        )
+        sizes = (config.hidden_size, config.num_attention_heads, config.mlp_ratio, config.num_hidden_layers)
+        kind = VJepa2FactorizedLayer if config.attention_type == "factorized" else VJepa2Layer
+        self.layer = build_layers(config, *sizes, drop_path_rate=config.drop_path_rate, layer_class=kind)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
@@ -121,10 +115,7 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
-        self,
-        pixel_values_videos: torch.Tensor,
-        context_mask: torch.Tensor | None = None,
-        **kwargs,
+        self, pixel_values_videos: torch.Tensor, context_mask: torch.Tensor | None = None, **kwargs
     ) -> VJepa2EncoderOutput:
         """Encodes clips.
 

@@ -26,19 +26,13 @@ class VJepa2Predictor(nn.Module):
     def __init__(self, config: VJepa2MaskedLatentPredictionConfig, model_config: PreTrainedConfig | None = None):
         super().__init__()
         encoder_config: VJepa2EncoderConfig = config.encoder_config
-        size = config.predictor_hidden_size
+        size, heads = config.predictor_hidden_size, config.predictor_num_attention_heads
+        ratio, depth = config.predictor_mlp_ratio, config.predictor_num_hidden_layers
         self.config = config
         self.embed = nn.Linear(encoder_config.hidden_size, size)
         self.mask_tokens = nn.Parameter(torch.zeros(config.num_mask_tokens, 1, 1, size))
         self.position_embeddings = position_parameter(encoder_config, size)
-        self.layer = build_layers(
-            model_config or config,
-            size,
-            config.predictor_num_attention_heads,
-            config.predictor_mlp_ratio,
-            config.predictor_num_hidden_layers,
-            encoder_config,
-        )
+        self.layer = build_layers(model_config or config, size, heads, ratio, depth, encoder_config)
         for layer in self.layer:
             layer.attention.qkv.init_query_key_bias = config.predictor_query_key_bias
         self.layernorm = nn.LayerNorm(size, eps=encoder_config.layer_norm_eps)
