@@ -259,33 +259,26 @@ def write_report(folder: Path) -> Path:
         }
         figures = {name: encode_figure(figure) for name, figure in figures.items()}
     planner, animation = run.find_row(PRETRAINED), animate_planner(run, ANIMATED_EPISODES)
-    tiles = {
-        "success rate with the pretrained encoder": f"{100 * planner['success']:.0f} %",
-        "success rate with a random encoder": f"{100 * run.find_row(RANDOM)['success']:.0f} %",
-    }
-    if run.timings:
-        tiles["from the first recorded episode to the results"] = f"{sum(run.timings.values()) / 60:.1f} min"
     template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
     page = template.render(
         figures,
         env=run.env,
-        tiles=tiles,
         verdict=compare_encoders(run),
         highest_rank=run.configs["pretrain"].get("encoder", {}).get("hidden_size") or "the width",
         fraction_names=list(FRACTIONS),
         fractions=[[name, *(f"{values[kind]:.3f}" for kind in FRACTIONS)] for name, values in list_fractions(numbers)],
         windows=run.rollout_errors[PRETRAINED][0]["windows"],
         skip=run.configs["world_model"]["world_model"].get("frame_skip", 1),
-        success_rows=[success_cells(row) for row in run.rows],
-        marked=run.rows.index(planner),
+        rows=run.rows,
+        planner=planner,
+        baseline=run.find_row(RANDOM),
         success_pixels=f"{SUCCESS_PIXELS:g}",
         num_steps=next(iter(run.states.values())).shape[1] - 1,
         animation=f"data:image/gif;base64,{base64.b64encode(animation).decode()}",
         num_shown=min(ANIMATED_EPISODES, len(run.tasks)),
-        planner=planner["name"],
         configs={name: yaml.safe_dump(config, sort_keys=False) for name, config in run.configs.items()},
         versions=list_versions(),
-        times=[[step, f"{seconds:.0f}"] for step, seconds in run.timings.items()],
+        timings=run.timings,
     )
     with write_aside(folder / "demo.gif") as partial:
         partial.write_bytes(animate_planner(run, GIF_EPISODES))
@@ -323,19 +316,6 @@ def compare_encoders(run: Run) -> str:
     else:
         verdict = "In this run planning was better with random weights: pretraining did harm at this scale."
     return f"{counts} {verdict}"
-
-
-def success_cells(row: dict[str, Any]) -> list[str]:
-    """Cells of the success table."""
-    steps, milliseconds = row["steps_to_success"], row["plan_milliseconds"]
-    return [
-        row["name"],
-        f"{row['success']:.2f}",
-        f"{row['low']:.2f}–{row['high']:.2f}",
-        str(row["episodes"]),
-        "–" if steps is None else f"{steps:.1f}",
-        "–" if milliseconds is None else f"{milliseconds:.0f}",
-    ]
 
 
 def list_versions() -> list[list[str]]:
