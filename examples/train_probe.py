@@ -191,6 +191,10 @@ class ProbeConfig(TrainingConfig):
         """The learning rate as a fraction of each head's peak."""
         return {"learning_rate": warmup_cosine(step, self.max_steps, peak=1.0, warmup_steps=self.warmup_steps)}
 
+    def views_at(self, step: int) -> int:
+        """Views in a training window."""
+        return 1
+
     def part_of(self, name: str) -> str:
         """The part that a clip of `data` belongs to, by a hash of its name alone."""
         if self.validation_data is None and split_episodes([f"validation {name}"], self.validation_fraction)[0]:
@@ -287,8 +291,8 @@ def open_caches(config, accelerator, backbone: Backbone, processor) -> dict[str,
         "training": (config.data, learned, None if same else config.is_training),
         "held_out": (config.data, evaluated, None if same else config.is_evaluated),
     }
-    wanted["validation"] = wanted["held_out"] if config.validation_data is None else None
-    wanted["validation"] = wanted["validation"] or (config.validation_data, evaluated, None)
+    own = config.validation_data is None
+    wanted["validation"] = wanted["held_out"] if own else (config.validation_data, evaluated, None)
     wanted |= {name: (data, evaluated, None) for name, data in config.evaluate_on.items()}
     depends_on = {"version": 1, "processor": processor.to_dict(), **describe_features(config, accelerator, backbone)}
     encode = functools.cache(functools.partial(build_encode, config, accelerator, backbone, processor))
@@ -364,11 +368,6 @@ def open_parts(config, caches: dict[str, FeatureCache], tubelet: int) -> tuple[d
 # ---------------------------------------------------------------------------------------------------------------------
 # Training
 # ---------------------------------------------------------------------------------------------------------------------
-def one_view(step: int) -> int:
-    """The number of views in a training window."""
-    return 1
-
-
 def model_inputs(config: ProbeConfig, values: torch.Tensor, processor, device) -> torch.Tensor:
     """A column's rows (B, ...) as the heads take them."""
     values = values.to(device)
@@ -392,7 +391,7 @@ def read_batches(loop: TrainingLoop, training: LabeledPart, processor) -> Iterat
     """Names of random views, and the inputs and labels of the heads."""
     config, accelerator = loop.config, loop.accelerator
     mixture = WindowMixture([training.cache], [training.clips], [1.0])
-    for batch in window_loader(mixture, config, one_view, 1, accelerator, loop.first_micro_batch):
+    for batch in window_loader(mixture, config, config.views_at, 1, accelerator, loop.first_micro_batch):
         windows = batch["windows"]
         targets = training.targets[windows[:, 1]]
         if config.labels_per_frame:

@@ -179,3 +179,17 @@ def test_help_tells_what_inherited_keys_mean(capsys):
         parse_arguments(Special, "Script.", ["--help"])
     printed = capsys.readouterr().out
     assert "max_steps: int = 10   # Of the optimizer." in printed and "# Of the special part." in printed
+
+
+@dataclass
+class Renamed(Config):
+    renamed_settings = {"length": "max_steps"}
+
+
+def test_an_old_name_of_a_setting_is_read_with_one_warning(tmp_path, caplog):
+    path = write(tmp_path / "c.yaml", "output_dir: a\nlength: 7\n")
+    for overrides in ([], ["length=7"]):
+        assert load_config(Renamed, path, overrides).max_steps == 7
+    assert [record.getMessage() for record in caplog.records] == [
+        "The setting 'length' is now called 'max_steps'; please use the new name."
+    ]

@@ -205,11 +205,11 @@ class LabeledClips(torch.utils.data.IterableDataset):
 
 
 def _is_plain(value: Any) -> bool:
+    """Whether JSON can hold a value."""
     try:
-        json.dumps(value)
+        return bool(json.dumps(value))
     except (TypeError, ValueError):
         return False
-    return True
 
 
 def fill_cache(

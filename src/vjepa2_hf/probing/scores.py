@@ -69,16 +69,10 @@ def score_clips(
     batch_size: int,
 ) -> torch.Tensor:
     """The scores of each head for a part's clips, float32 (H, E, C): probabilities, the mean over views, or numbers.
-
     With labels per frame, the tubelets of all views are concatenated: (H, E · V · T', C).
 
     Args:
-        sweep: the heads.
-        model: the classifier whose heads they are.
-        part: the clips.
-        column: of the cache.
-        inputs_of: rows of the column (B, ...) -> the heads' inputs.
-        num_tubelets: T'.
+        inputs_of: rows of the cache's `column` (B, ...) -> the heads' inputs.
         batch_size: views scored at once.
     """
     found = []
@@ -117,12 +111,9 @@ def compare_heads(
     """The chosen head on validation and the scores of all heads, as JSON holds them.
 
     Args:
-        parts: "training", "validation" and others.
-        labels: of their clips.
         scores: (H, E, C) of every part but "training".
         settings: of each of the H heads.
-        choose_on: the part whose score decides.
-        where: describes that part.
+        choose_on: the part whose score decides; `where` describes it.
     """
     targets = {part: parts[part].flat_targets for part in parts}
     heads = [

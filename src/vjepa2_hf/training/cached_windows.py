@@ -47,15 +47,13 @@ def open_cache(
     accelerator: Accelerator,
     fill: Callable[[Path], None],
 ) -> FeatureCache:
-    """The cache of one data source, filled first if no run has done so. All processes call it.
+    """The cache of the data at `path`, filled first if no run has done so. All processes call it.
 
     Args:
-        path: of the data.
         description: everything that the features depend on; a cache belongs to its hash.
         root: folder of all caches.
         columns: those to read.
-        accelerator: of the run.
-        fill: writes this process's features into a folder.
+        fill: writes the features of this process into a folder.
     """
     folder = root / f"{Path(path).name}-{cache_key(description)}"
     with locked(folder, accelerator, wait=True):
@@ -92,10 +90,7 @@ def encode_episodes(
     """Writes this process's episodes into an unfinished cache; episodes that are there already are left out.
 
     Args:
-        folder: of the cache.
-        stream: of this process.
         encode: uint8 frames (T, C, H, W) -> columns by name.
-        accelerator: of the run.
         num_workers: processes that decode.
     """
     writer = CacheWriter(folder, accelerator.process_index)
@@ -185,10 +180,8 @@ def window_loader(
     """Batches of random windows for this process, from micro-batch `first` (from 0) to the end of the run.
 
     Args:
-        mixture: the windows.
-        config: of the run.
         frames: step -> frames per window; a function that can be pickled.
-        skip: frames between two frames of a window.
+        skip: frames from one frame of a window to the next.
     """
     micro_batches = config.gradient_accumulation_steps
     rank, processes = accelerator.process_index, accelerator.num_processes

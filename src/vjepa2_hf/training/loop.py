@@ -34,8 +34,7 @@ class TrainingLoop:
         accelerator: None builds it from the settings.
 
     Attributes:
-        start: steps done before this process began; set by `prepare`.
-        rank_state: what this process saved with the checkpoint that it resumed; set by `prepare`.
+        start, rank_state: steps done and state of this process in the resumed checkpoint; set by `prepare`.
         scheduled: `config.scheduled` of the current step.
         throughput: samples per second since the last log.
 
