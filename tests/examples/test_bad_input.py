@@ -88,11 +88,11 @@ CASES = {
     "undecodable video": (lambda t: t.processor(t.path("broken.mp4")), "broken.mp4"),
     "undecodable image": (lambda t: t.planner(PICTURE, t.path("broken.png")), "broken.png"),
     "undecodable bytes": (lambda t: t.processor(b"no video at all"), "decode"),
-    "channels, encoder": (lambda t: t.encoder(clip(channels=4)), "4 channels .*takes 3"),
-    "channels, masked latent": (lambda t: t.masked(clip(channels=1), MASK, MASK), "1 channels .*takes 3"),
-    "channels, classifier": (lambda t: t.classifier(clip(channels=2)), "2 channels .*takes 3"),
-    "channels, world model": (lambda t: t.world_model.encode(clip(channels=4)), "4 channels .*takes 3"),
-    "channels, pixel state": (lambda t: t.pixels.encode(clip(channels=4)), "4 channels .*takes 3"),
+    "channels, encoder": (lambda t: t.encoder(clip(channels=4)), "4 channels .*expected 3"),
+    "channels, masked latent": (lambda t: t.masked(clip(channels=1), MASK, MASK), "1 channels .*expected 3"),
+    "channels, classifier": (lambda t: t.classifier(clip(channels=2)), "2 channels .*expected 3"),
+    "channels, world model": (lambda t: t.world_model.encode(clip(channels=4)), "4 channels .*expected 3"),
+    "channels, pixel state": (lambda t: t.pixels.encode(clip(channels=4)), "4 channels .*expected 3"),
     "channels, processor": (lambda t: t.processor(np.zeros((4, 32, 32, 2), np.uint8)), r"\(4, 32, 32, 2\).*channels"),
     "channels last": (lambda t: t.encoder(clip().movedim(2, -1)), "32 channels .*Channels come third"),
     "target in the context": (
@@ -164,7 +164,7 @@ WARNINGS = {
     ),
     "frame rate": (
         lambda t: t.planner(t.path("fast.mp4"), PICTURE, context_actions=np.zeros((1, 2))),
-        "30 frames a second, the model's steps are 10",
+        "30 frames per second, the model's steps are 10",
     ),
 }
 
