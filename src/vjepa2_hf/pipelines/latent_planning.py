@@ -94,15 +94,17 @@ class VJepa2Planner(VideoPipeline):
         names = (*PIPELINE_ARGUMENTS, "torch_dtype", "dtype")
         pipeline_arguments = {name: kwargs.pop(name) for name in names if name in kwargs}
         saved = dict(model.config.planner or {})
+
+        def choose(name: str, given: Any, default: Any = None) -> Any:
+            stored = saved.pop(name, default)
+            return stored if given is None else given
+
         self.cost = choose_cost(cost, distance, saved)
-        saved_constraints = saved.pop("constraints", None)
-        self.constraints = build_constraints(saved_constraints if constraints is None else constraints)
-        saved_chunk_size = saved.pop("candidate_chunk_size", None)
-        self.candidate_chunk_size = saved_chunk_size if candidate_chunk_size is None else candidate_chunk_size
+        self.constraints = build_constraints(choose("constraints", constraints))
+        self.candidate_chunk_size = choose("candidate_chunk_size", candidate_chunk_size)
         check_chunk_size(self.candidate_chunk_size)
-        saved_samples, saved_weight = saved.pop("num_samples", 1), saved.pop("uncertainty_weight", 0.0)
-        self.num_samples = saved_samples if num_samples is None else num_samples
-        self.uncertainty_weight = saved_weight if uncertainty_weight is None else uncertainty_weight
+        self.num_samples = choose("num_samples", num_samples, 1)
+        self.uncertainty_weight = choose("uncertainty_weight", uncertainty_weight, 0.0)
         check_samples(model.config, self.num_samples, self.uncertainty_weight, self.cost)
         self.action_low, self.action_high = search_bounds(model.config, action_low, action_high)
         self.solver = choose_solver(model.config, solver, kwargs, saved)
