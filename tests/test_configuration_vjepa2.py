@@ -61,18 +61,18 @@ def test_num_frames_sets_frames_per_clip():
 
 
 @every_config
-def test_a_misspelt_field_is_refused_with_the_nearest_known_one(config_class, fields):
+def test_a_misspelled_field_is_refused_with_the_nearest_known_one(config_class, fields):
     name = "hidden_sise" if config_class is VJepa2EncoderConfig else "encoder_confg"
     with pytest.raises(ValueError, match=f"{config_class.__name__} has no field '{name}' .*Did you mean '"):
         config_class(**{**fields, name: 3})
 
 
-def test_a_misspelt_field_of_the_nested_encoder_is_refused():
+def test_a_misspelled_field_of_the_nested_encoder_is_refused():
     with pytest.raises(ValueError, match="VJepa2EncoderConfig has no field 'patchsize'.*'patch_size'"):
         VJepa2WorldModelConfig(**{**WORLD_MODEL, "encoder_config": {**TINY_ENCODER, "patchsize": 8}})
 
 
-def test_a_misspelt_field_in_a_file_is_refused(tmp_path):
+def test_a_misspelled_field_in_a_file_is_refused(tmp_path):
     VJepa2EncoderConfig(**TINY_ENCODER).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "mlp_ration": 2}))
@@ -193,7 +193,7 @@ def test_fields_of_a_file_that_were_renamed_are_read_with_one_warning(tmp_path):
     config = VJepa2VideoClassificationConfig(**CLASSIFIER, pooler_space_positions=True, neighbor_temperature=0.5)
     config.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
-    old = {"neighbor_temperature": "neighbour_temperature", "pooler_space_positions": "pooler_place_positions"}
+    old = {"neighbor_temperature": "neighbor_temperature", "pooler_space_positions": "pooler_place_positions"}
     path.write_text(json.dumps({old.get(name, name): value for name, value in json.loads(path.read_text()).items()}))
     with pytest.warns(FutureWarning, match="pooler_place_positions is now pooler_space_positions") as warned:
         loaded = VJepa2VideoClassificationConfig.from_pretrained(tmp_path)

@@ -130,17 +130,17 @@ def test_with_positions_in_time_an_attentive_pooler_knows_the_order_of_frames(fi
 
 @torch.no_grad()
 @pytest.mark.parametrize("fields", [{}, {"encoder_layers": [0, 1]}, {"pooler_time_positions": True}])
-def test_with_positions_in_place_an_attentive_pooler_knows_where_something_is(fields):
+def test_with_positions_in_position_an_attentive_pooler_knows_where_something_is(fields):
     for positions in (False, True):
         model = build(pooler_space_positions=positions, **fields)
         tokens, steps = model.encode_tokens(clips())
-        moved = tokens.unflatten(1, (-1, 4, 4)).transpose(2, 3).flatten(1, 3)  # rows and columns change places
+        moved = tokens.unflatten(1, (-1, 4, 4)).transpose(2, 3).flatten(1, 3)  # rows and columns change positions
         before, after = model.classify(tokens, steps), model.classify(moved, steps)
         assert torch.allclose(before, after, atol=1e-4) != positions
     torch.testing.assert_close(before, model(clips()).logits)
 
 
-def test_positions_in_place_need_square_frames():
+def test_positions_in_position_need_square_frames():
     model = build(pooler_space_positions=True)
     with pytest.raises(ValueError, match="square frames, but a time step has 8 tokens"):
         model.classify(torch.zeros(1, 16, 24), steps=2)
@@ -174,19 +174,19 @@ def test_a_head_reads_cached_tokens_as_its_classifier_does(fields):
     assert not unexpected and all(name.startswith("encoder.") for name in missing)
 
 
-def build_neighbours(views: int = 40, **fields) -> VJepa2ForVideoClassification:
+def build_neighbors(views: int = 40, **fields) -> VJepa2ForVideoClassification:
     fields = {"pooler_type": "linear", "num_neighbors": 1, "num_stored_views": views, "num_labels": 3, **fields}
     return build(**fields)
 
 
-def test_one_neighbour_is_scikit_learns_and_many_are_a_weighted_mean():
+def test_one_neighbor_is_scikit_learns_and_many_are_a_weighted_mean():
     rng = np.random.default_rng(0)
     stored, queries = (rng.normal(size=(count, 24)).astype(np.float32) for count in (40, 15))
     labels = rng.integers(3, size=40)
     targets = torch.nn.functional.one_hot(torch.from_numpy(labels), 3).float()
-    neighbours = build_neighbours().classifier
-    neighbours.store(torch.from_numpy(stored), targets)
-    found = neighbours.scores(torch.from_numpy(queries), [1, 5, 100])
+    neighbors = build_neighbors().classifier
+    neighbors.store(torch.from_numpy(stored), targets)
+    found = neighbors.scores(torch.from_numpy(queries), [1, 5, 100])
     assert found.shape == (3, 15, 3) and torch.allclose(found.sum(-1), torch.ones(3, 15))
     expected = KNeighborsClassifier(1, metric="cosine").fit(stored, labels).predict(queries)
     assert (found[0].argmax(-1).numpy() == expected).all()
@@ -194,15 +194,15 @@ def test_one_neighbour_is_scikit_learns_and_many_are_a_weighted_mean():
     weights = np.exp(unit[1] @ unit[0].T / 0.07)
     expected = torch.from_numpy(weights @ targets.numpy() / weights.sum(axis=1, keepdims=True))
     torch.testing.assert_close(found[2], expected.float(), rtol=1e-3, atol=1e-5)
-    neighbours.store(torch.from_numpy(stored * 3 + 100), targets, standardize=True)
-    moved = neighbours.scores(torch.from_numpy(queries * 3 + 100), [1])[0]
+    neighbors.store(torch.from_numpy(stored * 3 + 100), targets, standardize=True)
+    moved = neighbors.scores(torch.from_numpy(queries * 3 + 100), [1])[0]
     assert (moved.argmax(-1) == found[0].argmax(-1)).float().mean() > 0.8  # as before, but for the means taken away
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", [None, "multi_label_classification", "regression"])
-def test_neighbours_save_load_and_speak_as_a_classifier(tmp_path, kind):
-    model = build_neighbours(num_neighbors=3, problem_type=kind)
+def test_neighbors_save_load_and_speak_as_a_classifier(tmp_path, kind):
+    model = build_neighbors(num_neighbors=3, problem_type=kind)
     targets = torch.eye(3).repeat(14, 1)[:40]
     model.classifier.store(torch.randn(40, 24), targets)
     scores = model.classifier.scores(model.encoder.encode(clips(), pool="clip"), [3])[0]
@@ -212,10 +212,10 @@ def test_neighbours_save_load_and_speak_as_a_classifier(tmp_path, kind):
     torch.testing.assert_close(said, scores, rtol=1e-3, atol=1e-4)
 
 
-def test_neighbours_need_stored_views_and_a_linear_pooler():
+def test_neighbors_need_stored_views_and_a_linear_pooler():
     for wrong in ({"num_stored_views": 0}, {"pooler_type": "attentive"}, {"labels_per_frame": True}):
         with pytest.raises(ValueError, match="num_neighbors is 1"):
-            build_neighbours(**wrong)
+            build_neighbors(**wrong)
 
 
 @torch.no_grad()
@@ -240,7 +240,7 @@ def test_the_poolers_attention_is_what_its_output_is_made_of(fields, attn_implem
 def test_the_poolers_attention_sums_to_one_over_what_a_query_sees(fields):
     model = build(num_pooler_layers=0, **fields)
     attention = model.pooler_attention(clips())
-    assert attention.shape == (2, 2, 2, 4, 4)  # clips, heads, tubelets, places
+    assert attention.shape == (2, 2, 2, 4, 4)  # clips, heads, tubelets, positions
     by_time = attention.sum(dim=(-1, -2))
     if fields.get("labels_per_frame"):
         torch.testing.assert_close(by_time, torch.ones_like(by_time))
@@ -251,7 +251,7 @@ def test_the_poolers_attention_sums_to_one_over_what_a_query_sees(fields):
 
 @torch.no_grad()
 def test_the_poolers_attention_lies_where_the_query_finds_its_like():
-    """A key that agrees with the query draws all weight to its token's place, in every layer that is read."""
+    """A key that agrees with the query draws all weight to its token's position, in every layer that is read."""
     for fields, layers in (({}, 1), ({"encoder_layers": [0, 1]}, 2)):
         model = build(num_pooler_layers=0, **fields)
         tokens, steps = model.encode_tokens(clips())

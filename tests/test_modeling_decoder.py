@@ -58,7 +58,7 @@ def test_squares_of_one_latent_are_told_apart_by_position():
 
 @torch.no_grad()
 def test_patches_lie_as_the_encoders_do():
-    """The encoder's token n and the decoder's square n are the same place: a moved square is painted where it is."""
+    """Token n of the encoder and patch n of the decoder have the same position: a moved square moves in the output."""
     world_model = VJepa2WorldModel.from_encoder(
         VJepa2Encoder(VJepa2EncoderConfig(**TINY_ENCODER)),
         state_type="pixels",
@@ -94,14 +94,14 @@ def test_four_numbers_by_hand(exponent, expected):
 
 
 @torch.no_grad()
-def test_pictures_are_no_longer_normalised():
+def test_pictures_are_no_longer_normalized():
     model = build(image_mean=[0.5, 0.0, 0.25], image_std=[0.1, 1.0, 0.5])
     latents = torch.randn(5, 16, 12)
-    pixels, pictures = model(latents).predicted_pixels, model.decode(latents)
-    torch.testing.assert_close(pictures[:, 0], (pixels[:, 0] * 0.1 + 0.5).clamp(0, 1))
-    torch.testing.assert_close(pictures[:, 2], (pixels[:, 2] * 0.5 + 0.25).clamp(0, 1))
-    assert pictures.min() >= 0 and pictures.max() <= 1
-    torch.testing.assert_close(model.decode(latents, chunk_size=2), pictures)
+    pixels, images = model(latents).predicted_pixels, model.decode(latents)
+    torch.testing.assert_close(images[:, 0], (pixels[:, 0] * 0.1 + 0.5).clamp(0, 1))
+    torch.testing.assert_close(images[:, 2], (pixels[:, 2] * 0.5 + 0.25).clamp(0, 1))
+    assert images.min() >= 0 and images.max() <= 1
+    torch.testing.assert_close(model.decode(latents, chunk_size=2), images)
     in_bfloat16 = build().to(torch.bfloat16).decode(latents.bfloat16())
     assert in_bfloat16.dtype == torch.float32
 
@@ -113,7 +113,7 @@ def test_gradients_reach_every_parameter():
 
 
 def test_a_square_is_painted_where_it_is():
-    """A hundred steps on single squares: unseen places of it are then painted within a pixel."""
+    """A hundred steps on single squares: unseen positions of it are then painted within a pixel."""
     torch.manual_seed(0)
     grid = torch.arange(32.0)
 
@@ -123,8 +123,8 @@ def test_a_square_is_painted_where_it_is():
         ]
         return inside.float().unsqueeze(1).repeat(1, 3, 1, 1)
 
-    def center(pictures: torch.Tensor) -> torch.Tensor:
-        mass = pictures.mean(1).clamp(min=0.3) - 0.3
+    def center(images: torch.Tensor) -> torch.Tensor:
+        mass = images.mean(1).clamp(min=0.3) - 0.3
         weights = mass / mass.sum((1, 2), keepdim=True)
         return torch.stack([(weights.sum(2) * grid).sum(1), (weights.sum(1) * grid).sum(1)], dim=1)
 
@@ -135,18 +135,18 @@ def test_a_square_is_painted_where_it_is():
         )
     )
 
-    def latents(pictures: torch.Tensor) -> torch.Tensor:
-        patches = pictures.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5)
+    def latents(images: torch.Tensor) -> torch.Tensor:
+        patches = images.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5)
         return patches.flatten(3).flatten(1, 2) @ projection
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(100):
-        pictures = squares(5 + 22 * torch.rand(32, 2))
-        model(latents(pictures), pictures).loss.backward()
+        images = squares(5 + 22 * torch.rand(32, 2))
+        model(latents(images), images).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    pictures = squares(5 + 22 * torch.rand(64, 2))
-    distance = (center(model.eval().decode(latents(pictures))) - center(pictures)).norm(dim=1)
+    images = squares(5 + 22 * torch.rand(64, 2))
+    distance = (center(model.eval().decode(latents(images))) - center(images)).norm(dim=1)
     assert distance.mean() < 1.0
 
 

@@ -297,8 +297,8 @@ def test_two_frames_of_context_learn_a_velocity_and_one_does_not(dynamics, fusio
     generator, errors = torch.Generator().manual_seed(0), {}
     velocity, actions = torch.randn(256, 1, 2, generator=generator), torch.randn(256, 2, 2, generator=generator)
     speeds = torch.cat([velocity, velocity + actions[:, :1]], dim=1)  # over the first and the second step
-    places = torch.cat([torch.zeros(256, 1, 2), speeds.cumsum(dim=1)], dim=1)
-    latents = (places @ torch.randn(2, 8, generator=generator)).unsqueeze(2)  # (B, 3, 1, 8)
+    positions = torch.cat([torch.zeros(256, 1, 2), speeds.cumsum(dim=1)], dim=1)
+    latents = (positions @ torch.randn(2, 8, generator=generator)).unsqueeze(2)  # (B, 3, 1, 8)
     for context_frames in (1, 2):
         model = build(
             dynamics, fusion, "pooled", context_frames=context_frames, residual=True, loss_exponent=2,

@@ -114,8 +114,8 @@ class TestTransformers:
         changed = torch.randn(video.shape, generator=torch.Generator().manual_seed(9))
         for row, ids in enumerate(context_mask.tolist()):
             for token in ids:  # put the context's own pixels back
-                time, place = divmod(token, 16)
-                top, left = place // 4 * 8, place % 4 * 8
+                time, position = divmod(token, 16)
+                top, left = position // 4 * 8, position % 4 * 8
                 where = (row, slice(2 * time, 2 * time + 2), slice(None), slice(top, top + 8), slice(left, left + 8))
                 changed[where] = video[where]
         target_mask = torch.arange(32)[None].repeat(2, 1)
@@ -167,7 +167,7 @@ class TestPositions:
 
     @pytest.mark.parametrize("head_dim", [8, 9])
     def test_gradients_of_turned_queries_and_keys(self, head_dim):
-        """The backward is written by hand; odd head widths leave the last channel without a neighbour."""
+        """The backward is written by hand; odd head widths leave the last channel without a neighbor."""
         generator = torch.Generator().manual_seed(0)
         qkv = torch.randn(2, 3, 3, 2, head_dim, dtype=torch.float64, generator=generator, requires_grad=True)
         positions = torch.randint(0, 5, (2, 3, 3), generator=generator)
@@ -176,7 +176,7 @@ class TestPositions:
 
     @pytest.mark.parametrize("head_dim", [8, 9])
     def test_a_table_spread_over_heads_turns_the_same(self, head_dim):
-        """Neighbours of another head have no part, also where heads are oddly wide; values and gradients as well."""
+        """Neighbors of another head have no part, also where heads are oddly wide; values and gradients as well."""
         generator = torch.Generator().manual_seed(0)
         qkv = torch.randn(2, 4, 3, 3, head_dim, generator=generator, requires_grad=True)
         table = rotary_table(torch.randint(1, 5, (4, 3), generator=generator), head_dim)
@@ -311,7 +311,7 @@ class TestTraining:
             assert torch.equal(encoder.eval()(video)[0], encoder(video)[0])
             assert not torch.equal(encoder.train()(video)[0], encoder(video)[0])
 
-    def test_initialisation(self):
+    def test_initialization(self):
         encoder = VJepa2Encoder(VJepa2EncoderConfig(**{**ENCODER, "hidden_size": 192}))
         for index, layer in enumerate(encoder.layer, start=1):
             assert abs(layer.mlp.fc1.weight.std().item() / 0.02 - 1) < 0.05

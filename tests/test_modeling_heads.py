@@ -1,4 +1,4 @@
-"""The world model's optional parts: the reward head, and the Gaussian latent for what chance decides."""
+"""The world model's optional parts: the reward head, and the Gaussian latent of a stochastic step."""
 
 import itertools
 
@@ -61,7 +61,7 @@ def gradients(model: VJepa2WorldModel, loss: torch.Tensor) -> dict[str, float]:
 
 class TestHead:
     def test_it_knows_the_place(self):
-        """The mean over places comes after a layer that knows them: swapping two tokens is noticed."""
+        """The mean over positions comes after a layer that knows them: swapping two tokens is noticed."""
         head, states = VJepa2RewardHead(build().config), torch.randn(2, 2, 16, 24)
         swapped = states[:, :, [1, 0, *range(2, 16)]]
         actions = torch.zeros(2, 2)
@@ -78,7 +78,7 @@ class TestHead:
 
 
 class TestRewards:
-    def test_loss_by_hand_in_standardised_units(self):
+    def test_loss_by_hand_in_standardized_units(self):
         model = build(reward_head=True, reward_mean=3.0, reward_std=2.0)
         batch = episodes(model)
         rewards = torch.randn(2, 4)
@@ -190,15 +190,15 @@ class TestStochastic:
         """And the next one starts from there."""
         model = build(variant, stochastic_dim=3)
         latents, actions = episodes(model)["latents"][:, :1], torch.randn(2, 2, 2)
-        places, size = latents.shape[2:]
-        noise = torch.randn(2, 1, 2, 3 + places * size, generator=torch.Generator().manual_seed(5))[:, 0]
+        positions, size = latents.shape[2:]
+        noise = torch.randn(2, 1, 2, 3 + positions * size, generator=torch.Generator().manual_seed(5))[:, 0]
         samples = model.rollout(latents, actions, generator=torch.Generator().manual_seed(5))
         inputs = normalize_inputs(model.config, latents, actions[:, :1], None, None)
         for step in range(2):
             deviation, together, alone = model.stochastic_head(model.predictor.hidden_states(inputs)[:, -1])
-            z, e = noise[:, step].split([3, places * size], dim=-1)
+            z, e = noise[:, step].split([3, positions * size], dim=-1)
             added = deviation * ((together * z.unsqueeze(1)).sum(-1) + alone * e)
-            expected = model.predictor.predict(inputs)[:, -1] + added.view(2, places, size)
+            expected = model.predictor.predict(inputs)[:, -1] + added.view(2, positions, size)
             torch.testing.assert_close(samples[:, step], expected, atol=1e-5, rtol=0)
             following = normalize_inputs(model.config, samples[:, :1], actions[:, 1:], None, None)
             inputs = inputs.append(following).map(lambda part: part[:, -model.config.context_frames :])
@@ -294,7 +294,7 @@ class TestStochastic:
         covered = ((low <= true) & (true <= high)).float().mean(dim=0)
         assert (covered > 0.8).all() and (covered < 0.97).all()
         across = (samples[:, :, 0, 0, 4:].std(dim=1)).mean()
-        assert across < 0.1 * found[:, :, 0].std(dim=1).mean()  # no chance where there is none
+        assert across < 0.1 * found[:, :, 0].std(dim=1).mean()  # no noise where there is none
 
     @torch.no_grad()
     @pytest.mark.parametrize("variant", VARIANTS)

@@ -192,7 +192,9 @@ class TestPredictor:
         model = build_masked_latent(position_embedding_type=kind)
         future = model.predict_future(clips(), 4, autoregressive)
         assert future.shape == (2, 2, 16, 24) and future.isfinite().all()
-        assert (future[:, 0] - future[:, 1]).abs().amax(-1).min() > 1e-4  # every place of the second step is its own
+        assert (future[:, 0] - future[:, 1]).abs().amax(
+            -1
+        ).min() > 1e-4  # every position of the second step is its own
 
     @torch.no_grad()
     @pytest.mark.parametrize("kind", ADDED)
@@ -242,13 +244,13 @@ def test_a_world_model_encodes_frames_alone_and_keeps_its_encoder(fields, tmp_pa
 
 def written_out(encoder, video, ids):
     """Factorized attention as a sum over all kept tokens in which a token's weight is zero unless it is in the same
-    frame (first step) or at the same place (second step): (B, K, D)."""
+    frame (first step) or at the same position (second step): (B, K, D)."""
     grid = encoder.get_grid(video)
-    time, place = ids // (grid[1] * grid[2]), ids % (grid[1] * grid[2])
+    time, position = ids // (grid[1] * grid[2]), ids % (grid[1] * grid[2])
     rotary = encoder.rotary(grid, ids, "cpu")
     tokens = encoder(video, context_mask=ids, output_hidden_states=True).hidden_states[0]
     for layer in encoder.layer:
-        steps = [(layer.norm1, layer.attention, time), (layer.norm_time, layer.attention_time, place)]
+        steps = [(layer.norm1, layer.attention, time), (layer.norm_time, layer.attention_time, position)]
         for norm, attention, group in steps:
             qkv = attention.qkv(norm(tokens)).unflatten(-1, (3, attention.num_heads, -1))
             query, key, value = qkv.unbind(2) if rotary is None else rotate_queries_keys(qkv, rotary)
@@ -291,8 +293,8 @@ class TestFactorized:
         encoder = build(attention_type="factorized")
         changed = torch.full((2, 4, 3, 32, 32), 7.0)
         for row, ids in enumerate(CONTEXT.tolist()):
-            for time, place in (divmod(token, 16) for token in ids):
-                top, left = place // 4 * 8, place % 4 * 8
+            for time, position in (divmod(token, 16) for token in ids):
+                top, left = position // 4 * 8, position % 4 * 8
                 where = (row, slice(2 * time, 2 * time + 2), slice(None), slice(top, top + 8), slice(left, left + 8))
                 changed[where] = clips()[where]
         before, after = (encoder(video, context_mask=CONTEXT).last_hidden_state for video in (clips(), changed))

@@ -92,7 +92,7 @@ class TestForward:
         torch.testing.assert_close(model(clips(), CONTEXT, TARGET).target_latents[0], expected)
 
     @torch.no_grad()
-    def test_predictions_depend_on_the_place_asked_for_and_not_on_the_order(self, model):
+    def test_predictions_depend_on_the_position_asked_for_and_not_on_the_order(self, model):
         predicted = model(clips(), CONTEXT, TARGET).predicted_latents[0]
         assert (predicted[:, 0] - predicted[:, 1]).abs().max() > 1e-4
         other = model(clips(), CONTEXT.flip(1), TARGET.flip(1)).predicted_latents[0]
@@ -153,12 +153,12 @@ class TestLoss:
         by_token = [[1.5, 1.5]] if exponent == 1 else [[(1 + 4) / 2 / 2, (0 + 9) / 2 / 2]]
         assert model.latent_errors(predicted, target).tolist() == by_token
 
-    def test_layer_normalisation_of_targets(self):
+    def test_layer_normalization_of_targets(self):
         targets = torch.tensor([[[1.0, 3.0], [0.0, 10.0]]])
         normal = build().normalize_targets(targets)
         torch.testing.assert_close(normal, torch.tensor([[[-1.0, 1.0], [-1.0, 1.0]]]), atol=1e-4, rtol=0)
 
-    def test_batch_normalisation_of_targets(self):
+    def test_batch_normalization_of_targets(self):
         model = build(normalize_targets="batch")
         targets = torch.randn(64, 3, 5) * 4 + 7
         normal = model.normalize_targets(targets)
@@ -167,17 +167,17 @@ class TestLoss:
         with pytest.raises(ValueError, match="needs at least 2 clips in a batch; got 1"):
             model.normalize_targets(targets[:1])
 
-    def test_batch_channel_normalisation_leaves_places_their_own_deviation(self):
+    def test_batch_channel_normalization_leaves_places_their_own_deviation(self):
         model = build(normalize_targets="batch_channel")
-        places = torch.tensor([0.1, 1.0, 10.0]).view(1, 3, 1)
-        normal = model.normalize_targets(torch.randn(64, 3, 5) * places + 7 * places)
+        positions = torch.tensor([0.1, 1.0, 10.0]).view(1, 3, 1)
+        normal = model.normalize_targets(torch.randn(64, 3, 5) * positions + 7 * positions)
         torch.testing.assert_close(normal.mean(0), torch.zeros(3, 5), atol=1e-4, rtol=0)
         torch.testing.assert_close(normal.std((0, 1)), torch.ones(5), atol=1e-4, rtol=0)
         assert (normal[:, 2].std(0) > 50 * normal[:, 0].std(0)).all()
         with pytest.raises(ValueError, match="'batch_channel' needs at least 2 clips"):
             model.normalize_targets(torch.randn(1, 3, 5))
 
-    def test_clip_normalisation_says_nothing_of_what_a_clip_shows_everywhere(self):
+    def test_clip_normalization_says_nothing_of_what_a_clip_shows_everywhere(self):
         model = build(normalize_targets="clip")
         targets = torch.randn(64, 3, 5) * 4 + 7
         normal = model.normalize_targets(targets)
@@ -189,12 +189,12 @@ class TestLoss:
         with pytest.raises(ValueError, match="'clip' needs at least 2 clips"):
             model.normalize_targets(targets[:1])
 
-    def test_no_normalisation_of_targets(self):
+    def test_no_normalization_of_targets(self):
         targets = torch.randn(2, 3, 5)
         assert build(normalize_targets="none").normalize_targets(targets) is targets
 
 
-SHARED = torch.tensor([[0, 1, 5, 17, 29], [2, 3, 5, 17, 29]])  # a context in which clips show the same places
+SHARED = torch.tensor([[0, 1, 5, 17, 29], [2, 3, 5, 17, 29]])  # a context in which clips show the same positions
 WEIGHTS = {
     "temporal_diversity_weight": 0.1,
     "temporal_contrastive_weight": 0.2,
@@ -302,7 +302,7 @@ class TestPixelTargets:
             expected = encoder.patch_embeddings(clips(frames))
             torch.testing.assert_close(torch.nn.functional.linear(pixels, weight.flatten(1), bias), expected)
 
-    def test_targets_are_each_hidden_tubelets_pixels_standardised(self, model):
+    def test_targets_are_each_hidden_tubelets_pixels_standardized(self, model):
         output = model(clips(), CONTEXT, TARGET)
         assert output.predicted_latents[0].shape == output.target_latents[0].shape == (2, 3, 384)
         # token 18 is frames 2 and 3, row 0, column 2
@@ -362,12 +362,12 @@ class TestTargetEncoder:
 
     def test_moves_by_the_ema_formula_in_place(self, model):
         before = [parameter.clone() for parameter in model.target_encoder.parameters()]
-        places = [parameter.data_ptr() for parameter in model.target_encoder.parameters()]
+        positions = [parameter.data_ptr() for parameter in model.target_encoder.parameters()]
         model.update_target_encoder(0.9)
         for old, target, online in zip(before, model.target_encoder.parameters(), model.encoder.parameters()):
             torch.testing.assert_close(target, 0.9 * old + 0.1 * online)
             assert target.grad is None and not target.requires_grad
-        assert places == [parameter.data_ptr() for parameter in model.target_encoder.parameters()]
+        assert positions == [parameter.data_ptr() for parameter in model.target_encoder.parameters()]
 
     def test_momentum_one_keeps_and_zero_copies(self, model):
         before = [parameter.clone() for parameter in model.target_encoder.parameters()]
@@ -476,7 +476,7 @@ class TestMeters:
 
     def test_places_asked_for_once_do_not_count(self):
         predicted = torch.tensor([0.0, 2.0, 5.0]).view(1, 3, 1).expand(6, 3, 16)
-        mask = torch.tensor([[0, 2, 3]]).repeat(6, 1)  # place 0 at two times, place 1 once
+        mask = torch.tensor([[0, 2, 3]]).repeat(6, 1)  # position 0 at two times, position 1 once
         meters = collapse_meters(torch.randn(6, 8, 16), predicted, mask, self.GRID)
         assert meters["prediction_variation"].item() == pytest.approx(1, abs=1e-5)
 
@@ -526,7 +526,7 @@ class TestFolder:
         assert not any(parameter.requires_grad for parameter in loaded.target_encoder.parameters())
 
     def test_of_an_older_version_loads_with_the_same_loss(self, model, tmp_path):
-        """Written before the objective had more than an exponent and a normalisation."""
+        """Written before the objective had more than an exponent and a normalization."""
         model.save_pretrained(tmp_path)
         path = tmp_path / "config.json"
         new = {"target_type", "variance_margin", "temporal_contrastive_temperature", *WEIGHTS}

@@ -21,13 +21,13 @@ def tokens(*numbers, channels=1):
 
 
 class TestTemporalDiversity:
-    GRID = (4, 1, 2)  # token ids 0, 2, 4, 6 are place 0 at four times, 1, 3, 5, 7 place 1
+    GRID = (4, 1, 2)  # token ids 0, 2, 4, 6 are position 0 at four times, 1, 3, 5, 7 position 1
 
     def loss(self, predicted, ids):
         return temporal_diversity_loss(predicted, torch.tensor(ids).view(1, -1), self.GRID).item()
 
     def test_four_numbers_by_hand(self):
-        # place 0: 1, 3, 5 -> variance 4; place 1: 7 alone
+        # position 0: 1, 3, 5 -> variance 4; position 1: 7 alone
         assert self.loss(tokens(1, 3, 7, 5), [0, 2, 3, 4]) == pytest.approx(-4.0)
 
     def test_is_the_seeds_variance_where_a_clip_is_one_vector_a_frame(self):
@@ -36,7 +36,7 @@ class TestTemporalDiversity:
         torch.testing.assert_close(loss, -features.var(dim=1).mean())
 
     def test_mean_over_places_that_move(self):
-        # place 0: 0, 2 -> 2; place 1: 0, 4 -> 8
+        # position 0: 0, 2 -> 2; position 1: 0, 4 -> 8
         assert self.loss(tokens(0, 0, 2, 4), [0, 1, 2, 3]) == pytest.approx(-5.0)
 
     def test_does_not_mind_the_order_of_tokens(self):
@@ -101,8 +101,8 @@ class TestVarianceAndCovariance:
         assert covariance_loss(torch.tensor([[5.0, 2.0], [3.0, 7.0]])).item() == pytest.approx((4 + 9) / 2)
         assert covariance_loss(torch.eye(4)).item() == 0
 
-    def test_differences_between_clips_at_one_place_are_what_counts(self):
-        # place 0: 1 and 3; place 1: 10 and 10; both places' means are far apart
+    def test_differences_between_clips_at_one_position_are_what_counts(self):
+        # position 0: 1 and 3; position 1: 10 and 10; both positions' means are far apart
         seen = torch.tensor([[1.0, 10.0], [3.0, 10.0]]).unsqueeze(-1)
         covariance = covariance_at_positions(seen, torch.tensor([[0, 1], [0, 1]]), 4)
         # squares 1 + 1 + 0 + 0 over 4 tokens − 2 means
@@ -118,7 +118,7 @@ class TestVarianceAndCovariance:
         torch.testing.assert_close(covariance, seen.flatten(0, 1).T.cov())
 
     def test_diagonal_is_the_square_of_the_collapse_meter(self):
-        """`target_std` of tokens whose deviation is the same at every place."""
+        """`target_std` of tokens whose deviation is the same at every position."""
         generator = torch.Generator().manual_seed(0)
         seen = torch.randn(400, 5, 6, generator=generator) + 10 * torch.randn(1, 5, 6, generator=generator)
         covariance = covariance_at_positions(seen, torch.arange(5).repeat(400, 1), 5)

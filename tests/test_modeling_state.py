@@ -25,13 +25,13 @@ class TestArrangement:
     """Of the 4×4 tokens of a frame, 24 wide."""
 
     @torch.no_grad()
-    def test_merged_tokens_are_two_by_two_neighbours_side_by_side(self):
+    def test_merged_tokens_are_two_by_two_neighbors_side_by_side(self):
         plain, model = build(), build(state_type="merged")
         model.encoder.load_state_dict(plain.encoder.state_dict())
         tokens, merged = plain.encode(clips(3)), model.encode(clips(3))
         assert merged.shape == (2, 3, 4, 96)
-        for place, ids in enumerate([[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]):
-            assert torch.equal(merged[:, :, place], tokens[:, :, ids].flatten(2))
+        for position, ids in enumerate([[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]):
+            assert torch.equal(merged[:, :, position], tokens[:, :, ids].flatten(2))
 
     @torch.no_grad()
     def test_a_pooled_state_is_the_mean_of_the_tokens(self):
@@ -39,7 +39,7 @@ class TestArrangement:
         torch.testing.assert_close(pooled, tokens.mean(dim=2, keepdim=True))
 
     @torch.no_grad()
-    def test_merged_predictions_are_normalised_like_the_merged_tokens(self):
+    def test_merged_predictions_are_normalized_like_the_merged_tokens(self):
         model = build(state_type="merged")
         latents = model.encode(clips(1))
         future = model.rollout(latents, random(2, 2, 2)).unflatten(-1, (4, 24))
@@ -47,7 +47,7 @@ class TestArrangement:
         torch.testing.assert_close(future.var(dim=-1, unbiased=False), torch.ones(2, 2, 4, 4), atol=1e-3, rtol=0)
 
     @torch.no_grad()
-    def test_frames_that_no_processor_normalised_are_warned_of_once(self, recwarn):
+    def test_frames_that_no_processor_normalized_are_warned_of_once(self, recwarn):
         model, bytes_ = build(), 255 * torch.rand(1, 1, 3, 32, 32)
         with pytest.warns(UserWarning, match="far outside the range of a video processor.*VJepa2VideoProcessor"):
             model.encode(bytes_)
@@ -76,8 +76,8 @@ class TestFit:
         model.fit_state(latents)
         state = model.standardize(latents)
         assert state.shape == (frames, 1, 8) and (model.tokens_per_frame, model.latent_size) == (1, 8)
-        centred = latents.flatten(1) - latents.flatten(1).mean(dim=0)
-        left, singular, _ = torch.linalg.svd(centred, full_matrices=False)
+        centered = latents.flatten(1) - latents.flatten(1).mean(dim=0)
+        left, singular, _ = torch.linalg.svd(centered, full_matrices=False)
         expected = left[:, :8] * singular[:8]
         expected = expected / expected.square().mean().sqrt()  # one deviation of all
         torch.testing.assert_close(state[:, 0].abs(), expected.abs(), atol=1e-3, rtol=1e-3)
@@ -124,10 +124,10 @@ class TestFit:
             model = build(state_type="projected", state_dim=2, state_projection=projection)
             model.fit_state(latents)
             features = model.standardize(latents)[:, :, 0]
-            centred = features - features.mean(dim=1, keepdim=True)
+            centered = features - features.mean(dim=1, keepdim=True)
             targets = (sources - sources.mean(dim=1, keepdim=True)).flatten(0, 1)
-            fit = torch.linalg.lstsq(centred.flatten(0, 1), targets).solution
-            errors[projection] = (centred.flatten(0, 1) @ fit - targets).square().mean() / targets.square().mean()
+            fit = torch.linalg.lstsq(centered.flatten(0, 1), targets).solution
+            errors[projection] = (centered.flatten(0, 1) @ fit - targets).square().mean() / targets.square().mean()
         assert errors["slow"] < 0.05 and errors["pca"] > 0.9
 
     @torch.no_grad()

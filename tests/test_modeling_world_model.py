@@ -266,7 +266,7 @@ class TestStates:
             two = model.rollout(latents, actions, proprio_states=torch.stack(given, dim=1))
         torch.testing.assert_close(one, two, **CLOSE)
 
-    def test_the_model_standardises_actions_and_states_inside(self):
+    def test_the_model_standardizes_actions_and_states_inside(self):
         plain = build(proprio_dim=2)
         scaled = build(
             proprio_dim=2,
@@ -386,13 +386,13 @@ class TestState:
         torch.testing.assert_close(latents[:, 0], torch.nn.functional.layer_norm(tokens, (24,)), **TOLERANCE)
 
     @torch.no_grad()
-    def test_without_normalisation(self):
+    def test_without_normalization(self):
         model = build(normalize_latents="none")
         expected = model.encoder(clips(1)).last_hidden_state
         torch.testing.assert_close(model.encode(clips(1))[:, 0], expected, **CLOSE)
 
     @torch.no_grad()
-    def test_fit_state_standardises_every_place_with_one_deviation(self, tmp_path):
+    def test_fit_state_standardizes_every_place_with_one_deviation(self, tmp_path):
         model, video = build(), clips(6, batch_size=8)
         raw = model.encode(video)
         model.fit_state(raw)

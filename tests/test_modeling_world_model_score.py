@@ -128,7 +128,7 @@ def test_states_and_actions_of_a_bfloat16_models_costs_keep_their_digits():
 
 
 @torch.no_grad()
-def test_states_and_actions_are_standardised_before_bfloat16_rounds_them():
+def test_states_and_actions_are_standardized_before_bfloat16_rounds_them():
     """Far from 0 and near to each other: in bfloat16 nearly all of these would be one number. All are exact in
     float32, so that the results are equal."""
     statistics = {"mean": [128.0, -64.0], "std": [2**-7, 2**-6]}
