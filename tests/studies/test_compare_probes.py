@@ -120,6 +120,7 @@ def test_runs_with_other_settings_are_neither_taken_nor_published_as_these(run_s
     assert found["datasets"]["moving_digits"]["probes"]["linear, pretrained"]["motion"]["by_seed"] == [0.0, 0.1]
 
 
+@pytest.mark.slow
 def test_the_whole_command_runs_at_tiny_size(tiny_runs, run_study, tmp_path, monkeypatch):
     some = {kind: compare_probes.KINDS[kind] for kind in ("linear", "attentive")}
     monkeypatch.setattr(compare_probes, "KINDS", some)
