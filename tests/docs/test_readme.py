@@ -47,9 +47,20 @@ def test_every_page_of_docs_is_listed_and_every_link_leads_somewhere():
     pages = {path.name for path in (ROOT / "docs").glob("*.md")}
     listed = README.split("## Documentation")[1].split("## Citation")[0]
     assert pages == set(re.findall(r"\(docs/([a-z_]+\.md)\)", listed))
-    for page in (ROOT / "docs").glob("*.md"):
-        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for name, link in re.findall(r"\[([^]]*)\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists() or link == "docs/demo.gif", f"{page.name}: {link}"
+            if link.endswith(".py") and re.fullmatch(r"`[A-Z]\w+`", name):
+                assert f"class {name[1:-1]}" in (page.parent / link).read_text(encoding="utf-8"), (
+                    f"{page.name}: {name}"
+                )
+
+
+def test_tests_that_documents_name_exist():
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for name in re.findall(r"`([tT]est_?[a-zA-Z0-9_]+)`", page.read_text(encoding="utf-8")):
+            assert re.search(rf"(def|class) {name}\b", tests), f"{page.name}: {name}"
 
 
 def commands(page: Path) -> list[list[str]]:
