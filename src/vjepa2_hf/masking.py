@@ -73,12 +73,9 @@ class MultiBlockMask:
     def __call__(
         self, batch_size: int, grid: Grid, generator: torch.Generator | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Samples the masks of one batch: (context_mask (B, K), target_mask (B, M)), sorted int64 ids."""
         _check_batch(batch_size, grid)
         rng = _numpy_generator(generator)
-        context_ids, target_ids = _trim(self._sample_clips(batch_size, grid, rng), rng)
-        device = _device(generator)
-        return torch.from_numpy(context_ids).to(device), torch.from_numpy(target_ids).to(device)
+        return _to_tensors(_trim(self._sample_clips(batch_size, grid, rng), rng), generator)
 
     def _sample_clips(self, batch_size: int, grid: Grid, rng: np.random.Generator) -> np.ndarray:
         """The tokens that the blocks of each clip cover, bool (B, N), before the batch is made rectangular.
@@ -93,7 +90,12 @@ class MultiBlockMask:
             elif attempt % TRIES_PER_SIZE == 0:
                 sizes, exists = self._sample_sizes(1, grid, rng)
             covered = _sample_union(sizes, exists, rows, grid, rng)
-            clips.append(covered[self._accepts(covered)][:missing])
+            count, num_tokens = _count(covered), covered.shape[1]
+            accepted = (count > 0) & (count < num_tokens)
+            if self.mask_ratio is not None:
+                low, high = self.mask_ratio
+                accepted &= (count >= low * num_tokens) & (count <= high * num_tokens)
+            clips.append(covered[accepted][:missing])
             missing -= len(clips[-1])
             if missing == 0:
                 return np.concatenate(clips)
@@ -104,15 +106,6 @@ class MultiBlockMask:
             f"{self} found no mask for the grid {tuple(grid)} (frames, height, width in tokens) in {MAX_TRIES} tries: "
             f"{reason}; use a larger grid or other block sizes."
         )
-
-    def _accepts(self, covered: np.ndarray) -> np.ndarray:
-        """Which clips of (B, N) have a context, a target, and a union within the mask ratio: bool (B,)."""
-        count, num_tokens = _count(covered), covered.shape[1]
-        accepted = (count > 0) & (count < num_tokens)
-        if self.mask_ratio is not None:
-            low, high = self.mask_ratio
-            accepted &= (count >= low * num_tokens) & (count <= high * num_tokens)
-        return accepted
 
     def _sample_sizes(self, rows: int, grid: Grid, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Block sizes (t, h, w) in tokens, int64 (rows, J or 1, 3), and which blocks exist, bool (rows, J).
@@ -131,27 +124,21 @@ class MultiBlockMask:
 
 
 class FrameMask:
-    """Base of the samplers of the temporal recipe, which mask whole frames (tubelets).
-
-    A subclass has `context_frames`, and `target_frames` where the target is not the rest. A setting that is out of its
-    range is a ValueError, and so is a grid with too few frames.
-    """
+    """Base of the samplers of the temporal recipe, which mask whole frames (tubelets). A setting that is out of its
+    range, or a grid with too few frames, is a ValueError."""
 
     def __call__(
         self, batch_size: int, grid: Grid, generator: torch.Generator | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The masks of one batch: (context_mask (B, K), target_mask (B, M)), sorted int64 ids."""
         _check_batch(batch_size, grid)
         if grid[0] < 2:
             raise ValueError(
                 f"{type(self).__name__} needs at least 2 tubelets but the grid is {tuple(grid)}; use longer clips."
             )
         is_context = self.context_frames(batch_size, grid, generator)
-        masks = []
-        for frames in (is_context, self.target_frames(is_context, grid)):
-            tokens = np.broadcast_to(frames, (batch_size, grid[0])).repeat(grid[1] * grid[2], axis=1)
-            masks.append(torch.from_numpy(_ids(tokens)).to(_device(generator)))
-        return masks[0], masks[1]
+        both = (is_context, self.target_frames(is_context, grid))
+        tokens = (np.broadcast_to(each, (batch_size, grid[0])).repeat(grid[1] * grid[2], axis=1) for each in both)
+        return _to_tensors(map(_ids, tokens), generator)
 
     def context_frames(self, batch_size: int, grid: Grid, generator: torch.Generator | None) -> np.ndarray:
         """Which frames are context, bool (T',) for all clips or (B, T')."""
@@ -211,7 +198,7 @@ class PeriodicMask(FrameMask):
         if not _is_integer(self.period) or self.period < 2:
             raise ValueError(
                 f"period is {self.period!r}, expected an integer of at least 2: of every `period` tubelets one is "
-                f"context and the others are target."
+                "context and the others are target."
             )
 
     def context_frames(self, batch_size: int, grid: Grid, generator: torch.Generator | None) -> np.ndarray:
@@ -220,10 +207,8 @@ class PeriodicMask(FrameMask):
 
 @dataclass(frozen=True)
 class MultiRateMask(FutureMask):
-    """The first frames are the context, frames at several distances after the last of them the target.
-
-    With 8 tubelets the defaults keep 0 to 3 and predict 4, 5 and 7. (The temporal recipe counts frames, with targets
-    8, 10, 12, 14 after a context of 0 to 7; in tubelets of two frames that is the future mask.)
+    """The first frames are the context, frames at several distances after the last of them the target: with 8 tubelets
+    the defaults keep 0 to 3 and predict 4, 5 and 7.
 
     Args:
         horizons: distances of the targets from the last context frame, in frames: different integers of at least 1.
@@ -235,12 +220,8 @@ class MultiRateMask(FutureMask):
         super().__post_init__()
         if isinstance(self.horizons, list):
             object.__setattr__(self, "horizons", tuple(self.horizons))
-        if (
-            not isinstance(self.horizons, tuple)
-            or len(self.horizons) == 0
-            or not all(_is_integer(horizon) and horizon >= 1 for horizon in self.horizons)
-            or len(set(self.horizons)) < len(self.horizons)
-        ):
+        valid = isinstance(self.horizons, tuple) and all(_is_integer(each) and each >= 1 for each in self.horizons)
+        if not valid or not 0 < len(self.horizons) == len(set(self.horizons)):
             raise ValueError(
                 f"horizons is {self.horizons!r}, expected different integers of at least 1, for example (1, 2, 4)."
             )
@@ -264,24 +245,15 @@ MASK_SAMPLERS: dict[str, type] = {
 }
 
 # The published recipe: two mask sets in every step, many small blocks and two large ones
+_BOTH_SETS = {"temporal_scale": 1.0, "aspect_ratio": (0.75, 1.5)}
 PUBLISHED_MASKS: list[dict[str, Any]] = [
-    {
-        "type": "multi_block",
-        "num_blocks": 8,
-        "spatial_scale": 0.15,
-        "temporal_scale": 1.0,
-        "aspect_ratio": (0.75, 1.5),
-    },
-    {"type": "multi_block", "num_blocks": 2, "spatial_scale": 0.7, "temporal_scale": 1.0, "aspect_ratio": (0.75, 1.5)},
+    {"type": "multi_block", "num_blocks": 8, "spatial_scale": 0.15, **_BOTH_SETS},
+    {"type": "multi_block", "num_blocks": 2, "spatial_scale": 0.7, **_BOTH_SETS},
 ]
 
 
 def build_mask_samplers(specs: Iterable[dict[str, Any]]) -> list:
-    """Samplers from specs such as `{"type": "multi_block", "num_blocks": 8}`.
-
-    Raises:
-        ValueError: a type or a setting is unknown, or a setting is out of its range.
-    """
+    """Samplers from specs such as `{"type": "multi_block", "num_blocks": 8}`; a bad spec is a ValueError."""
     return [from_spec(spec, MASK_SAMPLERS, "type") for spec in specs]
 
 
@@ -340,6 +312,10 @@ def _count(chosen: np.ndarray) -> np.ndarray:
     return np.bitwise_count(np.packbits(chosen, axis=1)).sum(axis=1, dtype=np.int64)
 
 
+def _to_tensors(masks: Iterable[np.ndarray], generator: torch.Generator | None) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.from_numpy(ids).to(_device(generator)) for ids in masks)
+
+
 def _ids(chosen: np.ndarray) -> np.ndarray:
     """Sorted ids of the chosen tokens, the same number in every row: bool (B, N) -> int64 (B, K)."""
     rows, num_tokens = chosen.shape
@@ -368,19 +344,14 @@ def _device(generator: torch.Generator | None) -> torch.device:
 
 
 def _check_range(
-    sampler: Any,
-    name: str,
-    above: float,
-    below: float = math.inf,
-    at_most: float = math.inf,
-    integers: bool = False,
+    sampler: Any, name: str, above: float, below: float = math.inf, at_most: float = math.inf, integers: bool = False
 ) -> None:
     """Checks a number or a range of the sampler; a list (as YAML gives) is stored as a tuple."""
     value = getattr(sampler, name)
     if isinstance(value, list):
         value = tuple(value)
         object.__setattr__(sampler, name, value)
-    numbers = value if isinstance(value, tuple) else (value, value)
+    numbers = _as_range(value)
     kinds = int if integers else (int, float)
     if (
         len(numbers) != 2
@@ -389,11 +360,10 @@ def _check_range(
         or not (numbers[1] < below and numbers[1] <= at_most)
     ):
         kind = "an integer" if integers else "a number"
-        upper = (
-            f" and below {below:g}" if below < math.inf else f" and at most {at_most:g}" if at_most < math.inf else ""
-        )
+        limits = [f"above {above:g}"]
+        limits += [f"{word} {limit:g}" for word, limit in (("below", below), ("at most", at_most)) if limit < math.inf]
         raise ValueError(
-            f"{name} is {value!r}, expected {kind} above {above:g}{upper}, or a range (lowest, highest) of such."
+            f"{name} is {value!r}, expected {kind} {' and '.join(limits)}, or a range (lowest, highest) of such."
         )
 
 

@@ -27,8 +27,6 @@ class ImaginedStep:
     """The inputs of a term.
 
     Attributes:
-        index: of the step, from 0.
-        is_last: whether it is the last step.
         latents: (B, J, K, N, D) after the step; K is 1 for a deterministic model.
         actions: (B, J, A) of the step, environment units.
         goal: (B, 1, 1, N, D), or `None`.
@@ -48,17 +46,11 @@ class ImaginedStep:
 
 
 class Cost:
-    """Base of the terms.
+    """Base of the terms."""
 
-    Attributes:
-        needs_goal: the term compares with a goal's latents.
-        needs_proprio: it compares with a goal's proprio states.
-        needs_samples: it needs several samples of every candidate.
-    """
-
-    needs_goal = False
-    needs_proprio = False
-    needs_samples = False
+    needs_goal = False  # compares with a goal's latents
+    needs_proprio = False  # compares with a goal's proprio states
+    needs_samples = False  # needs several samples of every candidate
 
     def step(self, imagined: ImaginedStep) -> torch.Tensor | None:
         """The contribution (B, J) of the step to the cost, lower is better, or `None`."""
@@ -83,16 +75,15 @@ class Cost:
 
 @dataclass
 class WeightedSum(Cost):
-    """The weighted sum of terms that `+` and `*` make.
-
-    Args:
-        parts: (weight, term) pairs; terms may be names or dicts.
-    """
+    """The weighted sum that `+` and `*` make: (weight, term) pairs, where terms may be names or dicts."""
 
     parts: list[tuple[float, Cost]]
 
     def __post_init__(self) -> None:
-        self.parts = [(_weight(weight), build_cost(term)) for weight, term in self.parts]
+        for weight, _ in self.parts:
+            if not isinstance(weight, (int, float)) or not -float("inf") < weight < float("inf"):
+                raise ValueError(f"the weight of a cost is {weight!r}; expected a finite number.")
+        self.parts = [(float(weight), build_cost(term)) for weight, term in self.parts]
         if not self.parts:
             raise ValueError("a weighted sum has no terms; expected at least one.")
 
@@ -215,23 +206,13 @@ COSTS: dict[str, type[Cost]] = {
 
 
 def build_cost(cost: Any) -> Cost:
-    """A cost from a cost, a dict as of `to_dict`, or the name of a term or of a latent distance.
-
-    Raises:
-        ValueError: the cost is something else, or a setting does not fit.
-    """
+    """A cost from a cost, a dict as of `to_dict`, or the name of a term or of a latent distance."""
     if isinstance(cost, Cost):
         return cost
     if isinstance(cost, str):
         check_known(cost, [*DISTANCES, *COSTS], "cost")
         cost = {"cost": "latent", "distance": cost} if cost in DISTANCES else {"cost": cost}
     return from_spec(cost, COSTS, "cost")
-
-
-def _weight(weight: Any) -> float:
-    if not isinstance(weight, (int, float)) or not -float("inf") < weight < float("inf"):
-        raise ValueError(f"the weight of a cost is {weight!r}; expected a finite number.")
-    return float(weight)
 
 
 def choose_cost(cost: Any, distance: str | None, uncertainty_weight: float, has_goal: bool, has_rewards: bool) -> Cost:
@@ -284,9 +265,7 @@ def imagined_steps(
 ) -> Iterator[ImaginedStep]:
     """The steps of a rollout, (B, J·K, N, D) each, from the present (B, 1, N, D) with actions (B, J, P, A).
 
-    Args:
-        samples: K.
-        predict_rewards: of latents (..., 2, N, D) and actions (..., 1, A), called only by costs that need rewards.
+    `predict_rewards`, of latents (..., 2, N, D) and actions (..., 1, A), is only called by costs that need rewards.
     """
 
     def rewards(before: torch.Tensor, after: torch.Tensor, action: torch.Tensor) -> torch.Tensor:

@@ -16,16 +16,11 @@ logger = logging.getLogger(__name__)
 
 
 def check_known(name: str, known: Iterable[str], kind: str, prefix: str = "") -> None:
-    """Refuses an unknown name and suggests the nearest known one.
+    """Refuses a name that is not in `known` with a ValueError that suggests the nearest known one.
 
     Args:
-        name: the name to check.
-        known: the names that exist.
         kind: what is named, for the error: "key", "solver", …
         prefix: stands before the names in the error, with its dot.
-
-    Raises:
-        ValueError: `name` is not in `known`.
     """
     known = list(known)
     if name in known:
@@ -62,13 +57,7 @@ def from_spec(spec: Any, classes: dict[str, type], key: str) -> Any:
 
 
 def read_old_names(settings: dict[str, Any], new_names: dict[str, str], source: str) -> dict[str, Any]:
-    """Saved settings with the names of today; a warning is logged once for each old name.
-
-    Args:
-        settings: may have names of an older version.
-        new_names: today's name for each old one.
-        source: what the settings are of, for the warning.
-    """
+    """Saved settings of `source` with the names of today; a warning is logged once for each old name."""
     for old in settings.keys() & new_names.keys():
         _warn_once(f"{source}: the setting {old!r} is now called {new_names[old]!r}; save again to update it.")
     return {new_names.get(name, name): value for name, value in settings.items()}
@@ -80,11 +69,7 @@ def _warn_once(message: str) -> None:
 
 
 def to_spec(instance: Any, classes: dict[str, type], key: str) -> dict[str, Any]:
-    """The spec that `from_spec` builds an equal object from.
-
-    Raises:
-        ValueError: the object's class is not in `classes`, so that loading could not find it.
-    """
+    """The spec that `from_spec` builds an equal object from."""
     name = next((name for name, kind in classes.items() if kind is type(instance)), None)
     if name is None:
         raise ValueError(f"the {key} {instance!r} is none of {', '.join(classes)}, so it cannot be saved.")

@@ -3,6 +3,7 @@
 Shapes: T kept frames, (T', H', W') grid of the video.
 """
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,17 +110,18 @@ class VJepa2AnomalyDetector(VideoPipeline):
             normal_videos: a video or a list of them, each a file or array (they may be read twice), best from the same
                 camera, as each position is compared with itself. Do not use training videos: their errors are too low.
             quantile: fraction of the normal time steps below the threshold.
-
-        Raises:
-            ValueError: there is too little normal video, or nothing moves in it.
         """
         videos = normal_videos if isinstance(normal_videos, (list, tuple)) else [normal_videos]
-        statistics = target_statistics(self.model, self._windows(videos)) if needs_statistics(self.model) else None
+        statistics = None
+        if needs_statistics(self.model):
+            size = self.settings["context_frames"] + self.settings["future_frames"]
+            windows = (size, self.model.config.encoder_config.tubelet_size, self.window_batch_size)
+            every = itertools.chain.from_iterable(iterate_windows(self._kept(video), *windows) for video in videos)
+            statistics = target_statistics(self.model, every)
         errors = [self._errors(self._kept(video), statistics) for video in videos]
-        found = calibrate(errors, quantile, self.settings)
-        found.statistics = statistics
-        self.calibration = found
-        return found
+        self.calibration = calibrate(errors, quantile, self.settings)
+        self.calibration.statistics = statistics
+        return self.calibration
 
     def heat_map(
         self,
@@ -184,12 +186,6 @@ class VJepa2AnomalyDetector(VideoPipeline):
         frames = (self.settings["context_frames"], self.settings["future_frames"])
         return prediction_errors(self.model, source, *frames, self.window_batch_size, statistics)
 
-    def _windows(self, videos: Sequence[Any]):
-        size = self.settings["context_frames"] + self.settings["future_frames"]
-        tubelet = self.model.config.encoder_config.tubelet_size
-        for video in videos:
-            yield from iterate_windows(self._kept(video), size, tubelet, self.window_batch_size)
-
     def _images(self, video: Any, shown: list[int]) -> np.ndarray:
         """The kept frames with these numbers as the model sees them, uint8 (n, H, W, 3)."""
         found, first = [], 0
@@ -215,11 +211,7 @@ class _Counted:
 
 
 def _settings(config: Any, calibration: Calibration | None, given: dict[str, Any]) -> dict[str, Any]:
-    """The settings given, else those of the saved calibration, else the defaults for the model's clip.
-
-    Raises:
-        ValueError: a setting is out of its range.
-    """
+    """The settings given, else those of the saved calibration, else the defaults for the model's clip."""
     tubelet = config.encoder_config.tubelet_size
     steps = max(config.encoder_config.frames_per_clip // tubelet, 2)
     default = {"context_frames": max(3 * steps // 4, 1) * tubelet, "future_frames": tubelet, "stride": 1}
@@ -233,6 +225,3 @@ def _settings(config: Any, calibration: Calibration | None, given: dict[str, Any
     if not 0 < found["top_fraction"] <= 1:
         raise ValueError(f"top_fraction is {found['top_fraction']}; expected a fraction above 0 and up to 1.")
     return found
-
-
-__all__ = ["VJepa2AnomalyDetector"]

@@ -38,13 +38,9 @@ OLD_SETTINGS = {"top_share": "top_fraction"}
 
 @dataclass
 class TargetStatistics:
-    """Means and standard deviations of raw targets on normal video, for models that normalize targets over a batch.
-
-    They replace the batch statistics (`normalize_targets` "batch", "batch_channel" or "clip"), because a detector's
-    batch is windows of a single video.
-
-    mean: (n, D). std: (n, D) for "batch", (1, D) for "batch_channel", (D,) for "clip".
-    """
+    """Means (n, D) and standard deviations of raw targets on normal video: (n, D) where a model's `normalize_targets`
+    is "batch", (1, D) for "batch_channel", (D,) for "clip". They replace the batch statistics, because a detector's
+    batch is windows of a single video."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -82,11 +78,7 @@ class Calibration:
     statistics: TargetStatistics | None = None
 
     def deviations(self, errors: torch.Tensor) -> torch.Tensor:
-        """Errors -> z, (T', H', W').
-
-        Raises:
-            ValueError: the grid is not the one of the normal video.
-        """
+        """Errors -> z, (T', H', W')."""
         if errors.shape[1:] != self.position_mean.shape:
             raise ValueError(
                 f"the video has a grid of {tuple(errors.shape[1:])} positions, but the detector was calibrated on "
@@ -106,7 +98,6 @@ class Calibration:
         return torch.maximum(rise, (self.fall_mean - fall) / self.fall_std)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes `anomaly_calibration.safetensors` into a folder."""
         numbers = dict(vars(self))
         statistics = numbers.pop("statistics")
         tensors = {name: numbers.pop(name) for name in OLD_TENSORS.values()}
@@ -158,9 +149,6 @@ def prediction_errors(
     Returns:
         float32 (T', H', W'); NaN for the first c time steps, which are not predicted. Frames at the end that fill no
         tubelet are dropped.
-
-    Raises:
-        ValueError: the video is shorter than a window.
     """
     tubelet = model.config.encoder_config.tubelet_size
     past, future = context_frames // tubelet, future_frames // tubelet
@@ -180,11 +168,7 @@ def prediction_errors(
 
 
 def iterate_windows(source: FrameSource, size: int, tubelet: int, batch_size: int) -> Iterator[torch.Tensor]:
-    """Windows (B, size, C, H, W) of a video, each starting a tubelet after the last; B ≤ `batch_size`.
-
-    Raises:
-        ValueError: the video is shorter than a window.
-    """
+    """Windows (B, size, C, H, W) of a video, each starting a tubelet after the last; B ≤ `batch_size`."""
     count = 0
     for pixels, known in source.chunks(size + (batch_size - 1) * tubelet, overlap=size - tubelet):
         count += len(pixels) - known
@@ -201,11 +185,7 @@ def window_errors(
     context_steps: int,
     statistics: TargetStatistics | None = None,
 ) -> torch.Tensor:
-    """Errors (B, f, P) of the time steps after the first `context_steps` of windows (B, T, C, H, W).
-
-    Raises:
-        ValueError: targets are normalized over a batch, and there are no statistics of normal video.
-    """
+    """Errors (B, f, P) of the time steps after the first `context_steps` of windows (B, T, C, H, W)."""
     steps, rows, columns = grid = model.encoder.get_grid(windows)
     ids = torch.arange(steps * rows * columns, device=windows.device).expand(len(windows), -1)
     known, hidden = ids[:, : context_steps * rows * columns], ids[:, context_steps * rows * columns :]
@@ -232,11 +212,7 @@ def needs_statistics(model: VJepa2ForMaskedLatentPrediction) -> bool:
 
 @torch.no_grad()
 def target_statistics(model: VJepa2ForMaskedLatentPrediction, windows: Iterable[torch.Tensor]) -> TargetStatistics:
-    """Statistics of the raw targets of windows (B, T, C, H, W), in one pass; see `normalize_targets`.
-
-    Raises:
-        ValueError: fewer than two windows.
-    """
+    """Statistics of the raw targets of windows (B, T, C, H, W), in one pass; see `normalize_targets`."""
     count, sums = 0, [0, 0, 0]
     for batch in windows:
         targets = model.encode_targets(batch.to(device=model.device, dtype=model.dtype)).double()
@@ -247,13 +223,12 @@ def target_statistics(model: VJepa2ForMaskedLatentPrediction, windows: Iterable[
         raise ValueError(f"normal video gives {count} windows; expected at least 2.")
     mean, square, clip_square = (total / count for total in sums)
     variance = square - mean.square()  # (n, D)
-    if model.config.normalize_targets == "clip":
-        # the variance within clips: the total variance minus that of the clips' means
-        variance = variance.mean(dim=0) - (clip_square - mean.mean(dim=0).square())
-        count *= len(mean)
-    elif model.config.normalize_targets == "batch_channel":
+    if model.config.normalize_targets != "batch":
         variance = variance.mean(dim=0, keepdim=True)
         count *= len(mean)
+    if model.config.normalize_targets == "clip":
+        # the variance within clips: the total variance minus that of the clips' means
+        variance = variance[0] - (clip_square - mean.mean(dim=0).square())
     variance = (variance * count / (count - 1)).clamp_min(0)
     return TargetStatistics(mean=mean.float().cpu(), std=variance.sqrt().float().cpu())
 
@@ -262,19 +237,13 @@ def calibrate(errors: Sequence[torch.Tensor], quantile: float, settings: dict[st
     """Fits a calibration to the errors (T', H', W') of normal videos.
 
     Args:
-        errors: of each video.
         quantile: fraction of normal time steps below the threshold.
         settings: `top_fraction`, `two_sided`, and others that are only stored.
-
-    Raises:
-        ValueError: the quantile is outside (0, 1], videos differ in size, fewer than two time steps were predicted, or
-            the errors do not vary.
     """
     if not 0 < quantile <= 1:
         raise ValueError(f"quantile is {quantile}; expected a fraction of time steps, above 0 and up to 1.")
-    if len({one.shape[1:] for one in errors}) > 1:
-        grids = sorted({tuple(one.shape[1:]) for one in errors})
-        raise ValueError(f"normal videos have grids of {grids} positions; expected one size.")
+    if len(grids := {tuple(one.shape[1:]) for one in errors}) > 1:
+        raise ValueError(f"normal videos have grids of {sorted(grids)} positions; expected one size.")
     errors = torch.cat(list(errors))
     errors = errors[~errors.isnan().any(dim=(1, 2))]
     if len(errors) < 2:
@@ -282,15 +251,14 @@ def calibrate(errors: Sequence[torch.Tensor], quantile: float, settings: dict[st
     position_std, position_mean = torch.std_mean(errors.log(), dim=0)
     position_std = position_std.clamp_min(1e-3)  # where nothing ever changes
     rise, fall = step_statistics((errors.log() - position_mean) / position_std, settings["top_fraction"])
-    spread = {"rise_std": rise.std().item(), "fall_std": fall.std().item()}
-    for name, value in spread.items():
-        if not 0 < value < math.inf:
+    rises, falls = ((part.mean().item(), part.std().item()) for part in (rise, fall))
+    for name, (_, std) in {"rise_std": rises, "fall_std": falls}.items():
+        if not 0 < std < math.inf:
             raise ValueError(
-                f"the errors of normal video have {name}={value}; expected errors above 0 that vary: give more video "
+                f"the errors of normal video have {name}={std}; expected errors above 0 that vary: give more video "
                 "with motion."
             )
-    means = {"rise_mean": rise.mean().item(), "fall_mean": fall.mean().item()}
-    found = Calibration(position_mean, position_std, **means, **spread, threshold=0.0, settings=settings)
+    found = Calibration(position_mean, position_std, *rises, *falls, threshold=0.0, settings=settings)
     found.threshold = torch.quantile(found.scores(errors), quantile).item()
     return found
 
@@ -308,11 +276,8 @@ def plot_heat_map(
 
     Args:
         frames: uint8 (k, H, W, 3), as the model sees them.
-        tubelet_scores: (T', H', W').
-        frame_scores: (T,).
+        tubelet_scores, frame_scores: (T', H', W') and (T,).
         shown: numbers (k,) of `frames` in `frame_scores`.
-        frames_per_step: frames of a tubelet.
-        threshold: plotted as a line.
         labels: (T,), 1 where an anomaly is known; plotted as a gray band.
     """
     from matplotlib.figure import Figure
@@ -326,9 +291,8 @@ def plot_heat_map(
         extent = (0, frame.shape[1], frame.shape[0], 0)
         axis.imshow(frame, extent=extent)
         opacity = np.nan_to_num(np.clip((scores - low) / max(high - low, 1e-12), 0, 1))
-        axis.imshow(
-            opacity, extent=extent, cmap="inferno", vmin=0, vmax=1, alpha=0.7 * opacity, interpolation="nearest"
-        )
+        colors = {"cmap": "inferno", "vmin": 0, "vmax": 1, "alpha": 0.7 * opacity}
+        axis.imshow(opacity, extent=extent, interpolation="nearest", **colors)
         axis.set(xticks=[], yticks=[])
         axis.set_title(f"frame {number}", fontsize=9)
     axis = curve.subplots()
@@ -337,14 +301,9 @@ def plot_heat_map(
     if threshold is not None:
         axis.axhline(threshold, color="gray", linestyle="--", linewidth=1, label="threshold")
     if labels is not None:
-        axis.fill_between(
-            np.arange(len(labels)), 0, 1, where=np.asarray(labels) > 0, transform=axis.get_xaxis_transform(),
-            color="gray", alpha=0.25, step="mid", label="anomaly",
-        )  # fmt: skip
+        band = {"where": np.asarray(labels) > 0, "transform": axis.get_xaxis_transform(), "step": "mid"}
+        axis.fill_between(np.arange(len(labels)), 0, 1, **band, color="gray", alpha=0.25, label="anomaly")
     if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize=8, loc="upper left")
     axis.set(xlabel="frame", ylabel="score")
     return figure
-
-
-__all__ = ["Calibration", "TargetStatistics", "calibrate", "plot_heat_map", "prediction_errors"]

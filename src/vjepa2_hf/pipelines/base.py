@@ -13,13 +13,8 @@ UPLOAD_ARGUMENTS = ("push_to_hub", "repo_id", "token", "private", "commit_messag
 
 
 class VideoPipeline(Pipeline):
-    """A pipeline of a model and a [`VJepa2VideoProcessor`]; each video goes through the model by itself.
-
-    Args:
-        model: is set to evaluation mode.
-        video_processor: needed for all inputs but normalized tensors.
-        kwargs: of `transformers.Pipeline`, such as `task` and `device`.
-    """
+    """A pipeline of a model, in evaluation mode, and a [`VJepa2VideoProcessor`], which is needed for all inputs but
+    normalized tensors. Each video goes through the model by itself."""
 
     _load_processor = False
     _load_image_processor = False

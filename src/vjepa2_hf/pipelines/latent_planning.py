@@ -19,11 +19,11 @@ from ..planning.landscape import Grid, plot_landscape
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from .base import VideoPipeline
 from .planner_inputs import (
-    FrameProcessor,
     check_pair,
     goal_indices,
     is_batch,
     is_processed,
+    process_frames,
     stack_numbers,
     states_per_frame,
     states_per_goal,
@@ -118,18 +118,13 @@ class VJepa2Planner(VideoPipeline):
         video_processor: VJepa2VideoProcessor | None = None,
         **kwargs,
     ) -> "VJepa2Planner":
-        """Loads world model, video processor and solver settings.
+        """Loads world model, video processor and solver settings from a folder or the Hub.
 
         Args:
-            pretrained_model_name_or_path: folder or Hub id.
             device: of the model; `None`: the first accelerator, or the CPU.
             video_processor: replaces the saved one.
             kwargs: settings that replace the saved ones, arguments for the Hub (`revision`, `token`, …), `dtype` and
                 `attn_implementation`.
-
-        Raises:
-            FileNotFoundError: a local folder does not exist.
-            ValueError: the folder holds another model, or no video processor.
         """
         path = pretrained_model_name_or_path
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
@@ -145,11 +140,8 @@ class VJepa2Planner(VideoPipeline):
         return cls(model, video_processor, device=device, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
-        """Saves model, video processor and solver settings; `pipeline("latent-planning", model=…)` loads them.
-
-        Raises:
-            ValueError: a custom solver, cost or constraint has no `to_dict`, so its settings cannot be saved.
-        """
+        """Saves model, video processor and solver settings; `pipeline("latent-planning", model=…)` loads them. A
+        custom solver, cost or constraint needs `to_dict`."""
         for kind, part in [("solver", self.solver), *(("constraint", each) for each in self.constraints)]:
             if not hasattr(part, "to_dict"):
                 raise ValueError(f"the {kind} {part!r} has no to_dict, so its settings cannot be saved.")
@@ -253,7 +245,7 @@ class VJepa2Planner(VideoPipeline):
             wrong = f"it has no argument {unknown[0]!r}" if unknown else "the observation is a batch"
             raise ValueError(f"energy_landscape takes one observation and the states and actions of a call; {wrong}.")
         size = self.model.config.action_dim
-        base = torch.zeros(1, size) if actions is None else torch.as_tensor(actions, dtype=torch.float32)
+        base = torch.as_tensor(np.zeros((1, size)) if actions is None else actions, dtype=torch.float32)
         if base.ndim != 2 or base.shape[1] != size:
             raise ValueError(f"actions have shape {tuple(base.shape)}; expected (P, {size}).")
         grid = Grid(base, dims, points, step, self.model.config.actions_per_step)
@@ -292,9 +284,9 @@ class VJepa2Planner(VideoPipeline):
     def preprocess(self, inputs: dict[str, Any]) -> dict[str, Any]:
         observation, goals, single = inputs["observation"], inputs["goals"], inputs["single"]
         config = self.model.config
-        process = FrameProcessor(self.video_processor, config.fps and config.fps / config.frame_skip)
-        frames = process("observation", observation, single)
-        processed = [process("goal", goal, single) for goal in goals]
+        processing = (single, self.video_processor, config.fps and config.fps / config.frame_skip)
+        frames = process_frames("observation", observation, *processing)
+        processed = [process_frames("goal", goal, *processing) for goal in goals]
         for goal, pixels in zip(goals, processed, strict=True):
             check_pair(frames, pixels, config.context_frames)
             if single:
@@ -303,20 +295,17 @@ class VJepa2Planner(VideoPipeline):
                 for pair in zip(observation, goal, strict=True):
                     warn_of_aspect_ratio(*pair)
         batch_size, steps = frames.shape[:2]
-        numbers = {
-            name: stack_numbers(name, inputs["numbers"].get(name), single, batch_size)
-            for name in (*NUMBERS, "warm_start")
-        }
-        sizes = {"proprio_state": config.proprio_dim, "extrinsics": config.extrinsics_dim}
-        states = {name: states_per_frame(name, numbers[name], steps, size) for name, size in sizes.items()}
+        given = {name: inputs["numbers"].get(name) for name in (*NUMBERS, "warm_start")}
+        numbers = {name: stack_numbers(name, value, single, batch_size) for name, value in given.items()}
+        state, extrinsics = numbers["proprio_state"], numbers["extrinsics"]
         return {
             "frames": frames,
             "goals": torch.cat(processed, dim=1) if processed else None,  # (B, G, C, H, W)
             "goal_index": goal_indices(inputs["goal_index"], batch_size, len(goals)),
             "goal_proprio_states": states_per_goal(numbers["goal_proprio_state"], len(goals)),
             "is_sequence": inputs["is_sequence"],
-            "proprio_states": states["proprio_state"],
-            "extrinsics": states["extrinsics"],
+            "proprio_states": states_per_frame("proprio_state", state, steps, config.proprio_dim),
+            "extrinsics": states_per_frame("extrinsics", extrinsics, steps, config.extrinsics_dim),
             "context_actions": numbers["context_actions"],
             "warm_start": numbers["warm_start"],
         }
@@ -390,33 +379,28 @@ class VJepa2Planner(VideoPipeline):
 
     def postprocess(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
         actions, starts = outputs["actions"].float().numpy(), outputs["warm_start"].float().numpy()
-        plans = []
-        for row in range(len(actions)):
-            plan = {
+        progress = [name for name in ("goal_index", "goal_distance") if name in outputs]
+        return [
+            {
                 "action": actions[row, 0],
                 "actions": actions[row],
                 "cost": float(outputs["cost"][row]),
                 "trace": {name: values[:, row].tolist() for name, values in outputs["trace"].items()},
                 "warm_start": starts[row, 0] if starts.shape[1] == 1 else starts[row],
+                **{name: outputs[name][row].item() for name in progress},
             }
-            if "goal_index" in outputs:
-                plan["goal_index"] = int(outputs["goal_index"][row])
-                plan["goal_distance"] = float(outputs["goal_distance"][row])
-            plans.append(plan)
-        return plans
+            for row in range(len(actions))
+        ]
 
 
 def first_unreached(
     distance: LatentDistance, present: torch.Tensor, goals: torch.Tensor, index: torch.Tensor, threshold: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first goal of each problem that is not reached, and its distance from the observation: (B,) each.
+    """The first goal of each problem that is not reached, from the goals `index` (B,) on, and its distance from the
+    observation: (B,) each.
 
-    Args:
-        distance: of latents.
-        present: latents (B, N, D) of the observation.
-        goals: latents (B, G, N, D).
-        index: (B,), the goal to start from.
-        threshold: a goal is reached at this fraction of its distance from the next goal.
+    `present` are latents (B, N, D) of the observation, `goals` (B, G, N, D). A goal is reached at the fraction
+    `threshold` of its distance from the next goal.
     """
     problems, last = torch.arange(len(present), device=goals.device), goals.shape[1] - 1
     away = distance.between(present.unsqueeze(1), goals)
@@ -426,6 +410,3 @@ def first_unreached(
         near = away[problems, index] <= threshold * apart[problems, index.clamp(max=last - 1)]
         index = torch.where(near, following, index)
     return index, away[problems, index]
-
-
-__all__ = ["VJepa2Planner"]

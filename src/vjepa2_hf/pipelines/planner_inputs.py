@@ -13,53 +13,44 @@ import torch
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 
 
-class FrameProcessor:
-    """Processes observations and goals with the model's video processor.
+def process_frames(name: str, value: Any, single: bool, video_processor: Any, fps: float | None) -> torch.Tensor:
+    """Frames (B, T, C, H, W) of one input, or of a list of inputs, or of a processed tensor.
 
     Args:
         video_processor: of the model; random crops (its training mode) are turned off.
         fps: the rate of the model's steps, per second, or `None`; files with another rate give a warning.
     """
+    if is_processed(value):
+        if not torch.isfinite(value).all():
+            raise ValueError(f"the {name} has pixels that are not finite (NaN or infinite).")
+        return value.float()
+    values = [value] if single else value
+    if not values:
+        raise ValueError(f"the {name} is an empty list; expected at least one image.")
+    frames = [_process(name, item, video_processor, fps) for item in values]
+    shapes = sorted({tuple(item.shape) for item in frames})
+    if len(shapes) > 1:
+        raise ValueError(f"the {name}s of the batch differ in shape after processing: {shapes}.")
+    return torch.stack(frames)
 
-    def __init__(self, video_processor: Any, fps: float | None):
-        self.video_processor, self.fps = video_processor, fps
 
-    def __call__(self, name: str, value: Any, single: bool) -> torch.Tensor:
-        """Frames (B, T, C, H, W) of one input, or of a list of inputs, or of a processed tensor.
-
-        Raises:
-            ValueError: the list is empty, sizes differ, or pixels are not finite.
-        """
-        if is_processed(value):
-            if not torch.isfinite(value).all():
-                raise ValueError(f"the {name} has pixels that are not finite (NaN or infinite).")
-            return value.float()
-        values = [value] if single else value
-        if not values:
-            raise ValueError(f"the {name} is an empty list; expected at least one image.")
-        frames = [self._process(name, item) for item in values]
-        shapes = sorted({tuple(item.shape) for item in frames})
-        if len(shapes) > 1:
-            raise ValueError(f"the {name}s of the batch differ in shape after processing: {shapes}.")
-        return torch.stack(frames)
-
-    def _process(self, name: str, value: Any) -> torch.Tensor:
-        """One image or clip -> (T, C, H, W)."""
-        options = {"return_tensors": "pt", "return_metadata": True}
-        if isinstance(self.video_processor, VJepa2VideoProcessor):
-            options["do_random_resized_crop"] = False
-        batch = self.video_processor(value, **options)
-        if len(batch["pixel_values_videos"]) != 1:
-            raise ValueError(f"the {name} holds {len(batch['pixel_values_videos'])} videos: give a batch as a list.")
-        frames, metadata = batch["pixel_values_videos"][0], batch.get("video_metadata")
-        fps = metadata[0].fps if metadata and isinstance(value, (str, bytes, Path)) else None
-        if self.fps and fps and len(frames) > 1 and abs(fps / self.fps - 1) > 0.01:
-            warnings.warn(
-                f"the {name} has {fps:g} frames per second, the model's steps are {self.fps:g} per second: its motion "
-                "will look too slow or too fast to the model.",
-                stacklevel=2,
-            )
-        return frames
+def _process(name: str, value: Any, video_processor: Any, model_fps: float | None) -> torch.Tensor:
+    """One image or clip -> (T, C, H, W)."""
+    options = {"return_tensors": "pt", "return_metadata": True}
+    if isinstance(video_processor, VJepa2VideoProcessor):
+        options["do_random_resized_crop"] = False
+    batch = video_processor(value, **options)
+    if len(batch["pixel_values_videos"]) != 1:
+        raise ValueError(f"the {name} holds {len(batch['pixel_values_videos'])} videos: give a batch as a list.")
+    frames, metadata = batch["pixel_values_videos"][0], batch.get("video_metadata")
+    fps = metadata[0].fps if metadata and isinstance(value, (str, bytes, Path)) else None
+    if model_fps and fps and len(frames) > 1 and abs(fps / model_fps - 1) > 0.01:
+        warnings.warn(
+            f"the {name} has {fps:g} frames per second, the model's steps are {model_fps:g} per second: its motion "
+            "will look too slow or too fast to the model.",
+            stacklevel=2,
+        )
+    return frames
 
 
 def is_processed(value: Any) -> bool:
@@ -117,16 +108,17 @@ def _aspect_ratio(image: Any) -> float | None:
 
 
 def stack_numbers(name: str, value: Any, single: bool, batch_size: int) -> torch.Tensor | None:
-    """Numbers of one problem or of a batch as a float32 tensor (B, …).
-
-    Raises:
-        ValueError: values are not finite numbers, shapes differ, or the number of problems is wrong.
-    """
+    """Numbers of one problem or of a batch as a float32 tensor (B, …)."""
     if value is None:
         return None
     if not single and not hasattr(value, "__iter__"):
         raise ValueError(f"{name} is {value!r}; expected a list, with numbers for each problem.")
-    rows = [_numbers(name, row) for row in ([value] if single else value)]
+    rows = []
+    for row in [value] if single else value:
+        try:
+            rows.append(torch.as_tensor(row, dtype=torch.float32).cpu())
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"{name} is, or holds, {row!r}; expected numbers.") from None
     if len(rows) != batch_size:
         raise ValueError(f"{name} was given for {len(rows)} problems; expected {batch_size}.")
     shapes = sorted({tuple(row.shape) for row in rows})
@@ -136,13 +128,6 @@ def stack_numbers(name: str, value: Any, single: bool, batch_size: int) -> torch
     if not torch.isfinite(stacked).all():
         raise ValueError(f"{name} holds numbers that are not finite.")
     return stacked
-
-
-def _numbers(name: str, value: Any) -> torch.Tensor:
-    try:
-        return torch.as_tensor(value, dtype=torch.float32).cpu()
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"{name} is, or holds, {value!r}; expected numbers.") from None
 
 
 def states_per_frame(name: str, value: torch.Tensor | None, frames: int, size: int) -> torch.Tensor | None:
@@ -167,10 +152,8 @@ def states_per_goal(states: torch.Tensor | None, num_goals: int) -> torch.Tensor
         return None
     states = states.unsqueeze(1).expand(-1, max(1, num_goals), -1) if states.ndim == 2 else states
     if states.ndim != 3 or states.shape[1] != max(1, num_goals):
-        raise ValueError(
-            f"goal_proprio_state has shape {tuple(states.shape[1:])}; expected (S,), or ({num_goals}, S), one per "
-            "goal."
-        )
+        given = tuple(states.shape[1:])
+        raise ValueError(f"goal_proprio_state has shape {given}; expected (S,), or ({num_goals}, S), one per goal.")
     return states
 
 

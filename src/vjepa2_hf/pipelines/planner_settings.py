@@ -19,12 +19,8 @@ def choose_solver(config: Any, solver: Any, settings: dict[str, Any], saved: dic
 
     Args:
         config: of the world model.
-        solver: a name, a solver object, or `None`.
         settings: of the solver; they replace saved settings of the same solver.
         saved: the solver saved with the model, as of `Solver.to_dict`.
-
-    Raises:
-        ValueError: the solver or a setting is unknown, or the solver is for actions of another kind than the model's.
     """
     if solver is not None and solver != saved.get("solver"):
         saved = {}  # settings of another solver
@@ -61,11 +57,9 @@ def choose_cost(cost: Any, distance: str | None, saved: dict[str, Any]) -> Cost:
     """
     if cost is not None and distance is not None:
         raise ValueError(f"both cost and distance={distance!r} were given; the distance is a part of the cost.")
-    saved_cost = saved.pop("cost", None)
-    saved_distance = saved.pop("distance", None)  # in planners saved before there were costs
-    if distance is not None:
-        return LatentDistance(distance)
-    return build_cost(next(each for each in (cost, saved_cost, saved_distance, "l2") if each is not None))
+    old = (saved.pop("cost", None), saved.pop("distance", None))  # a distance was saved before there were costs
+    given = cost if distance is None else LatentDistance(distance)
+    return build_cost(next(each for each in (given, *old, "l2") if each is not None))
 
 
 def check_samples(config: Any, num_samples: int, uncertainty_weight: float, cost: Cost) -> None:
@@ -85,11 +79,7 @@ def check_samples(config: Any, num_samples: int, uncertainty_weight: float, cost
 
 
 def per_model_step(config: Any, name: str, values: Any) -> list[float]:
-    """A numbers, from A numbers or from those of one environment action, which are repeated k times.
-
-    Raises:
-        ValueError: the length is wrong, or a value is not a number. Bounds may be infinite; solvers check that.
-    """
+    """A numbers, from A numbers or from those of one environment action, which are repeated k times."""
     each = config.action_dim // config.actions_per_step
     try:
         values = [float(number) for number in values]
@@ -108,11 +98,7 @@ def per_model_step(config: Any, name: str, values: Any) -> list[float]:
 
 
 def search_bounds(config: Any, low: list[float] | None, high: list[float] | None) -> tuple[list | None, list | None]:
-    """Lower and upper bounds of the search (A numbers each): those given, else those of the config, else `None`.
-
-    Raises:
-        ValueError: the length is wrong, a lower bound exceeds the upper one, or an arm has no bounds.
-    """
+    """Lower and upper bounds of the search (A numbers each): those given, else those of the config, else `None`."""
     bounds = {"action_low": low, "action_high": high}
     for name, value in bounds.items():
         value = getattr(config, name) if value is None else value

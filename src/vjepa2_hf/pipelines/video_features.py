@@ -86,11 +86,7 @@ class VJepa2FeatureExtractor(VideoPipeline):
 
 
 def find_encoder(model: Any) -> VJepa2Encoder:
-    """The encoder of a model of ours; for a masked-latent model the target encoder.
-
-    Raises:
-        ValueError: the model has none.
-    """
+    """The encoder of a model of ours; for a masked-latent model the target encoder."""
     if isinstance(model, VJepa2Encoder):
         return model
     for name in ("target_encoder", "encoder"):
@@ -106,6 +102,3 @@ def default_chunk_frames(encoder: VJepa2Encoder) -> int:
     """The clip length of the encoder's config, in whole tubelets."""
     tubelet = encoder.config.tubelet_size
     return max(encoder.config.frames_per_clip // tubelet, 1) * tubelet
-
-
-__all__ = ["VJepa2FeatureExtractor", "default_chunk_frames", "find_encoder"]

@@ -47,16 +47,16 @@ class EveryAction(Constraint):
         self.constraint, self.count = constraint, count
 
     def apply(self, actions: torch.Tensor) -> torch.Tensor:
-        return self._joined(self.constraint.apply(self._apart(actions)))
+        return self._joined(self.constraint.apply(self._split(actions)))
 
     def finish(self, plan: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-        return self._joined(finish(self.constraint, self._apart(plan), self._apart(mean)))
+        return self._joined(finish(self.constraint, self._split(plan), self._split(mean)))
 
     def fixed_dims(self, action_dim: int) -> list[int]:
         size = action_dim // self.count
         return [size * action + dim for action in range(self.count) for dim in fixed_dims(self.constraint, size)]
 
-    def _apart(self, actions: torch.Tensor) -> torch.Tensor:
+    def _split(self, actions: torch.Tensor) -> torch.Tensor:
         """(..., P, A) -> (..., k, P, A / k)."""
         return actions.unflatten(-1, (self.count, -1)).transpose(-3, -2)
 
@@ -72,24 +72,18 @@ def for_every_action(constraints: Sequence[Any], count: int) -> list[Any]:
 
 def finish(constraint: Any, plan: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     """`Constraint.finish` of any object with `apply`."""
-    own = getattr(constraint, "finish", None)
-    return constraint.apply(plan) if own is None else own(plan, mean)
+    return constraint.finish(plan, mean) if hasattr(constraint, "finish") else constraint.apply(plan)
 
 
 def fixed_dims(constraint: Any, action_dim: int) -> list[int]:
     """`Constraint.fixed_dims` of any object with `apply`."""
-    own = getattr(constraint, "fixed_dims", None)
-    return [] if own is None else own(action_dim)
+    return constraint.fixed_dims(action_dim) if hasattr(constraint, "fixed_dims") else []
 
 
 @dataclass
 class Fixed(Constraint):
-    """Dimensions with a fixed value, such as rotation 0 of an arm; the solver searches the others.
-
-    Args:
-        dims: of the action.
-        value: a number, or one per dimension, in action units.
-    """
+    """Action dimensions `dims` with a fixed value, such as rotation 0 of an arm; the solver searches the others.
+    `value` is a number, or one per dimension, in action units."""
 
     dims: Sequence[int]
     value: float | Sequence[float] = 0.0
@@ -147,12 +141,8 @@ class ClosedGripper(Constraint):
 
 @dataclass
 class StepBounds(Constraint):
-    """Separate bounds for every step.
-
-    Args:
-        low, high: P numbers, one per model step, or P lists of A numbers, in action units. The last bounds apply to
-            all later steps.
-    """
+    """Separate bounds for every step: P numbers, one per model step, or P lists of A numbers, in action units. The
+    last bounds apply to all later steps."""
 
     low: Sequence[float] | Sequence[Sequence[float]]
     high: Sequence[float] | Sequence[Sequence[float]]
@@ -170,28 +160,20 @@ class StepBounds(Constraint):
 
     def apply(self, actions: torch.Tensor) -> torch.Tensor:
         steps, size = actions.shape[-2:]
-        bounds = []
-        for name, value in (("low", self.low), ("high", self.high)):
-            bound = actions.new_tensor(value)
-            bound = bound[torch.arange(steps).clamp(max=len(bound) - 1)]
-            bound = bound.unsqueeze(-1) if bound.dim() == 1 else bound
-            if bound.shape[-1] not in (1, size):
-                raise ValueError(
-                    f"{name} of StepBounds has {bound.shape[-1]} numbers per step; expected {size}, one per dimension "
-                    "of an environment action."
-                )
-            bounds.append(bound)
-        return actions.clamp(*bounds)
+        bounds = actions.new_tensor([self.low, self.high])  # (2, P) or (2, P, A)
+        bounds = bounds.unsqueeze(-1) if bounds.dim() == 2 else bounds
+        if bounds.shape[-1] not in (1, size):
+            raise ValueError(
+                f"low of StepBounds has {bounds.shape[-1]} numbers per step; expected {size}, one per dimension of an "
+                "environment action."
+            )
+        return actions.clamp(*bounds[:, torch.arange(steps).clamp(max=bounds.shape[1] - 1)])
 
 
 @dataclass
 class DeadZone(Constraint):
-    """Sets small values of a dimension to 0 in the returned plan; the search ignores it.
-
-    Args:
-        dim: of the action.
-        below: absolute values below this become 0 (published: 0.25, for the gripper).
-    """
+    """Sets absolute values below `below` of a dimension to 0 in the returned plan (published: 0.25, for the gripper);
+    the search ignores it."""
 
     dim: int
     below: float
@@ -220,11 +202,7 @@ CONSTRAINTS: dict[str, type[Constraint]] = {
 
 
 def build_constraints(constraints: Any) -> list[Any]:
-    """A list of constraints from constraints, dicts as of `to_dict`, a single one, or `None`.
-
-    Raises:
-        ValueError: something else is given, or a setting does not fit.
-    """
+    """A list of constraints from constraints, dicts as of `to_dict`, a single one, or `None`."""
     if constraints is None:
         return []
     if isinstance(constraints, (dict, str)) or hasattr(constraints, "apply"):

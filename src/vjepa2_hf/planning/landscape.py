@@ -25,17 +25,15 @@ class Grid:
     """
 
     def __init__(self, actions: torch.Tensor, dims: tuple[int, int], points: int, step: int, actions_per_step: int):
-        if len(set(dims)) != 2 or not all(0 <= dim < actions.shape[-1] for dim in dims):
-            raise ValueError(
-                f"dims are {tuple(dims)}; expected two of the {actions.shape[-1]} dimensions of an action."
-            )
+        count, width = actions.shape
+        if len(set(dims)) != 2 or not all(0 <= dim < width for dim in dims):
+            raise ValueError(f"dims are {tuple(dims)}; expected two of the {width} dimensions of an action.")
         if points < 2:
             raise ValueError(f"points is {points}; expected 2 or more in each dimension.")
-        if not 0 <= step < len(actions):
-            raise ValueError(f"step is {step}; expected 0 to {len(actions) - 1}, as there are {len(actions)} actions.")
-        size = actions.shape[-1] // actions_per_step
-        repeated = max(dims) < size
-        self.columns = [list(range(dim, actions.shape[-1], size)) if repeated else [dim] for dim in dims]
+        if not 0 <= step < count:
+            raise ValueError(f"step is {step}; expected 0 to {count - 1}, as there are {count} actions.")
+        size = width // actions_per_step
+        self.columns = [list(range(dim, width, size)) if max(dims) < size else [dim] for dim in dims]
         self.actions, self.points, self.step, self.horizon = actions, points, step, len(actions)
         self.axes: list[torch.Tensor] = []
 

@@ -27,14 +27,13 @@ TraceRow = dict[str, torch.Tensor]  # one iteration's entries of the trace, (B,)
 class SolverResult:
     """The result of a search.
 
-    Attributes:
-        actions: (B, P, A) float32, the plan, within the bounds and the constraints.
-        cost: (B,) float32, the cost of the plan, infinite where the cost function returned no finite number.
-        trace: the course of the search, float32 (I, B) each: "cost" is the mean cost of the elites (without elites, of
-            all restarts, or weighted), "best_cost" the lowest cost of the iteration, "std" the mean over P and A of
-            the standard deviation after the refit.
-        warm_start: (B, E, P, A), plans to start the next search from, the mean first; see `shift_plan`. `None`: the
-            plan.
+    actions: (B, P, A) float32, the plan, within the bounds and the constraints.
+    cost: (B,) float32, the cost of the plan, infinite where the cost function returned no finite number.
+    trace: the course of the search, float32 (I, B) each: "cost" is the mean cost of the elites (without elites, of
+        all restarts, or weighted), "best_cost" the lowest cost of the iteration, "std" the mean over P and A of
+        the standard deviation after the refit.
+    warm_start: (B, E, P, A), plans to start the next search from, the mean first; see `shift_plan`. `None`: the
+        plan.
     """
 
     actions: torch.Tensor
@@ -72,11 +71,14 @@ class Search:
         if device is None:
             device = "cpu" if warm_start is None else warm_start.device
         self.device = torch.device(device)
-        self.low, self.high = _bounds(low, high, action_dim, self.device)
+        bounds = {"action_low": low, "action_high": high}
+        self.low, self.high = (self._per_dimension(name, value) for name, value in bounds.items())
+        if not (self.low <= self.high).all():  # NaN is refused too
+            low, high = self.low.tolist(), self.high.tolist()
+            raise ValueError(f"action_low {low} must not exceed action_high {high} in any dimension.")
         fixed = {dim for each in self.constraints for dim in fixed_dims(each, action_dim)}
         self.free = [dim for dim in range(action_dim) if dim not in fixed]
-        self.warm_start = self._check_warm_start(warm_start)
-        self.noise = noise
+        self.warm_start, self.noise = self._check_warm_start(warm_start), noise
         self.best_actions = self.best_cost = None
 
     def project(self, actions: torch.Tensor) -> torch.Tensor:
@@ -104,11 +106,7 @@ class Search:
         return self.warm_start[:, 0]
 
     def evaluate(self, candidates: torch.Tensor) -> torch.Tensor:
-        """Costs (B, J) of candidates (B, J, P, A), infinite where they are not finite; keeps the best candidate.
-
-        Raises:
-            ValueError: a problem has no candidate with a finite cost.
-        """
+        """Costs (B, J) of candidates (B, J, P, A), infinite where they are not finite; keeps the best candidate."""
         costs = self.costs_of(candidates)
         with torch.no_grad():
             lowest, index = costs.min(dim=1)
@@ -155,31 +153,31 @@ class Search:
         return padded
 
     def sample(self, distribution: Callable, shape: tuple[int, ...]) -> torch.Tensor:
-        """Random numbers (1, *shape) that all problems share, or (B, *shape) from a list of B generators.
-
-        `distribution` is `torch.randn` or `torch.rand`.
-        """
+        """Random numbers (1, *shape) that all problems share, or (B, *shape) from a list of B generators;
+        `distribution` is `torch.randn` or `torch.rand`."""
         generators = self.generator if isinstance(self.generator, Sequence) else [self.generator]
         devices = [None if each is None else each.device for each in generators]
-        parts = [distribution(1, *shape, generator=g, device=device) for g, device in zip(generators, devices)]
-        return torch.cat(parts)
+        return torch.cat([distribution(1, *shape, generator=g, device=at) for g, at in zip(generators, devices)])
 
     def std(self, init_std: PerDimension | None) -> torch.Tensor:
         """The first standard deviation (A,): as given, or half the action range."""
         if init_std is not None:
-            return _per_dimension("init_std", init_std, self.shape[2], self.device)
+            return self._per_dimension("init_std", init_std)
         std = (self.high - self.low) / 2
         if not torch.isfinite(std).all():
             raise ValueError("init_std is None but the action bounds are not finite; give init_std or finite bounds.")
         return std
 
-    def check_noise(self, num_iterations: int, num_candidates: int) -> None:
-        if self.noise is None:
-            return
-        shared = (num_iterations, num_candidates, self.shape[1], len(self.free))
-        own = (num_iterations, self.shape[0], *shared[1:])
-        if tuple(self.noise.shape) not in (shared, own):
-            raise ValueError(f"noise has shape {tuple(self.noise.shape)}, expected {shared} or {own}.")
+    def _per_dimension(self, name: str, value: PerDimension) -> torch.Tensor:
+        """A number, or one per dimension, as float32 (A,)."""
+        # numpy bounds may be read-only, which as_tensor warns about: copy them
+        tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value)
+        tensor, size = tensor.to(device=self.device, dtype=torch.float32), self.shape[2]
+        if tensor.dim() > 1 or tensor.numel() not in (1, size):
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}, expected a number or {size}, one per dimension."
+            )
+        return tensor.reshape(-1).expand(size)
 
     def _check_warm_start(self, warm_start: torch.Tensor | None) -> torch.Tensor | None:
         """(B, E, P, A) within the bounds."""
@@ -197,11 +195,8 @@ class Search:
 
 
 class Clock:
-    """Decides whether another iteration fits into a time budget, from the duration of the last one.
-
-    Args:
-        budget_ms: milliseconds from now; `None`: no limit.
-    """
+    """Decides whether another iteration fits into a time budget, in milliseconds from now, from the duration of the
+    last one."""
 
     def __init__(self, budget_ms: float | None):
         self.now = time.perf_counter()
@@ -235,8 +230,7 @@ class Solver:
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
-            check = CHECKS.get(entry.name)
-            if check is not None:
+            if check := CHECKS.get(entry.name):
                 setattr(self, entry.name, check(self, entry.name, getattr(self, entry.name)))
 
     def __call__(
@@ -282,7 +276,10 @@ class Solver:
             raise ValueError(f"solver {self.name!r} takes no noise; CEM, ICEM and MPPI do.")
         with torch.set_grad_enabled(self.needs_gradient):
             search = Search(cost, shape, action_low, action_high, constraints, generator, warm_start, noise, device)
-            search.check_noise(self.num_iterations, self.num_candidates)
+            shared = (self.num_iterations, self.num_candidates, self.horizon, len(search.free))
+            own = (self.num_iterations, batch_size, *shared[1:])
+            if noise is not None and tuple(noise.shape) not in (shared, own):
+                raise ValueError(f"noise has shape {tuple(noise.shape)}, expected {shared} or {own}.")
             return self._search(search, clock)
 
     def to_dict(self) -> dict[str, Any]:
@@ -316,11 +313,9 @@ class Solver:
         return result
 
     def _result(self, search: Search, state: Any) -> SolverResult:
-        found = search.best_actions if self.returns_best else self._found(state)
+        found, cost = search.best_actions if self.returns_best else self._found(state), search.best_cost
         plan = search.finish(found)
-        if self.returns_best and torch.equal(plan, found):
-            cost = search.best_cost
-        else:
+        if not self.returns_best or not torch.equal(plan, found):
             with torch.no_grad():
                 cost = search.costs_of(plan.unsqueeze(1))[:, 0]
         return SolverResult(plan, cost, warm_start=self._warm_start(state, plan))
@@ -332,10 +327,8 @@ class Solver:
 def select_elites(
     candidates: torch.Tensor, costs: torch.Tensor, num_elites: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Elites (Algorithm 3, line 12): candidates (B, M, P, A), costs (B, M) ascending, and which are finite (B, M).
-
-    Costs that are not finite are returned as 0.
-    """
+    """Elites (Algorithm 3, line 12): candidates (B, M, P, A), costs (B, M) ascending, and which are finite (B, M);
+    costs that are not finite are returned as 0."""
     elite_costs, index = costs.topk(num_elites, dim=1, largest=False, sorted=True)
     is_elite = torch.isfinite(elite_costs)
     elites = candidates[torch.arange(len(candidates), device=candidates.device).unsqueeze(1), index]
@@ -360,29 +353,6 @@ def colored_noise(noise: torch.Tensor, exponent: float) -> torch.Tensor:
     every = torch.fft.fftfreq(steps, device=noise.device).abs().clamp(min=1 / steps).pow(-exponent)
     spectrum = torch.fft.rfft(noise, dim=-2) * scale.unsqueeze(-1)
     return torch.fft.irfft(spectrum, n=steps, dim=-2) / every.mean().sqrt()
-
-
-def _bounds(
-    action_low: PerDimension, action_high: PerDimension, action_dim: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    low = _per_dimension("action_low", action_low, action_dim, device)
-    high = _per_dimension("action_high", action_high, action_dim, device)
-    # NaN is refused too
-    if not (low <= high).all():
-        raise ValueError(f"action_low {low.tolist()} must not exceed action_high {high.tolist()} in any dimension.")
-    return low, high
-
-
-def _per_dimension(name: str, value: PerDimension, action_dim: int, device: torch.device) -> torch.Tensor:
-    """A number, or one per dimension, as float32 (A,)."""
-    # numpy bounds may be read-only, which as_tensor warns about: copy them
-    tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value)
-    tensor = tensor.to(device=device, dtype=torch.float32)
-    if tensor.dim() > 1 or tensor.numel() not in (1, action_dim):
-        raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)}, expected a number or {action_dim}, one per dimension."
-        )
-    return tensor.reshape(-1).expand(action_dim)
 
 
 def default_elites(num_candidates: int) -> int:

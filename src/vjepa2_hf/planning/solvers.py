@@ -1,8 +1,7 @@
 """Solvers: sampling candidates, refitting to the cheap ones, and the plan.
 
-Letters: B batch (problems planned in one call), J candidates, P planning horizon, A action size, I iterations, M
-elites. All solvers have the settings `horizon` (P), `num_candidates` (J) and `num_iterations` (I). A setting that is
-out of its range is a ValueError.
+Letters: B batch (problems planned in one call), A action size, M elites. All solvers have the settings `horizon` (P),
+`num_candidates` (J) and `num_iterations` (I). A setting that is out of its range is a ValueError.
 """
 
 import math
@@ -13,16 +12,7 @@ from typing import Any
 import torch
 
 from ..specs import from_spec, read_old_names
-from .search import (
-    PerDimension,
-    Search,
-    Solver,
-    SolverResult,
-    TraceRow,
-    colored_noise,
-    fit,
-    select_elites,
-)
+from .search import PerDimension, Search, Solver, SolverResult, TraceRow, colored_noise, fit, select_elites
 
 
 @dataclass
@@ -51,10 +41,13 @@ class GaussianSolver(Solver):
     def _found(self, state: Gaussian) -> torch.Tensor:
         return state.mean
 
-    def _moved(self, state: Gaussian, mean: torch.Tensor, std: torch.Tensor) -> Gaussian:
-        """The refit, mixed with the fraction `momentum` of the old state."""
+    def _moved(
+        self, state: Gaussian, mean: torch.Tensor, std: torch.Tensor, cost: torch.Tensor
+    ) -> tuple[Gaussian, TraceRow]:
+        """The refit, mixed with the fraction `momentum` of the old state, and the row of the trace."""
         keep = self.momentum
-        return Gaussian(keep * state.mean + (1 - keep) * mean, keep * state.std + (1 - keep) * std)
+        state = Gaussian(keep * state.mean + (1 - keep) * mean, keep * state.std + (1 - keep) * std)
+        return state, {"cost": cost, "std": state.std.mean(dim=(1, 2))}
 
 
 @dataclass
@@ -84,8 +77,7 @@ class CEM(GaussianSolver):
         self, search: Search, state: Gaussian, candidates: torch.Tensor, costs: torch.Tensor
     ) -> tuple[Gaussian, TraceRow]:
         elites, elite_costs, is_elite = select_elites(candidates, costs, self.num_elites)
-        state = self._moved(state, *fit(elites, is_elite))
-        return state, {"cost": mean_cost(elite_costs, is_elite), "std": state.std.mean(dim=(1, 2))}
+        return self._moved(state, *fit(elites, is_elite), mean_cost(elite_costs, is_elite))
 
 
 @dataclass
@@ -124,27 +116,24 @@ class ICEM(GaussianSolver):
         decayed = math.ceil(self.num_candidates * self.candidate_decay**-iteration)
         count = min(self.num_candidates, max(decayed, 2 * self.num_elites))
         noise = colored_noise(search.normal(count, iteration), self.noise_exponent)
-        parts = [around(state.mean, state.std, noise)]
-        if state.elites is not None:
-            parts.append(state.elites)
-        if iteration == self.num_iterations - 1:
-            parts.append(state.mean.unsqueeze(1))
-        return torch.cat(parts, dim=1)
+        kept = [] if state.elites is None else [state.elites]
+        last = [state.mean.unsqueeze(1)] if iteration == self.num_iterations - 1 else []
+        return torch.cat([around(state.mean, state.std, noise), *kept, *last], dim=1)
 
     def _refit(
         self, search: Search, state: Gaussian, candidates: torch.Tensor, costs: torch.Tensor
     ) -> tuple[Gaussian, TraceRow]:
         elites, elite_costs, is_elite = select_elites(candidates, costs, self.num_elites)
-        state = self._moved(state, *fit(elites, is_elite))
+        state, row = self._moved(state, *fit(elites, is_elite), mean_cost(elite_costs, is_elite))
         # candidates without a finite cost are replaced by the best one
         elites = torch.where(is_elite[:, :, None, None], elites, elites[:, :1])
         kept = math.ceil(self.kept_elites * self.num_elites)
         state.elites = elites[:, :kept] if kept else None
-        return state, {"cost": mean_cost(elite_costs, is_elite), "std": state.std.mean(dim=(1, 2))}
+        return state, row
 
     def _warm_start(self, state: Gaussian, plan: torch.Tensor) -> torch.Tensor:
-        starts = [search_start.unsqueeze(1) for search_start in (state.mean, plan)]
-        return torch.cat([*starts, state.elites] if state.elites is not None else starts, dim=1)
+        kept = [] if state.elites is None else [state.elites]
+        return torch.cat([state.mean.unsqueeze(1), plan.unsqueeze(1), *kept], dim=1)
 
 
 @dataclass
@@ -185,16 +174,13 @@ class MPPI(GaussianSolver):
         std = state.std
         if self.refit_std:
             std = (each * (candidates - mean.unsqueeze(1)).square()).sum(dim=1).sqrt()
-        state = self._moved(state, mean, std)
-        return state, {"cost": (weight * known).sum(dim=1), "std": state.std.mean(dim=(1, 2))}
+        return self._moved(state, mean, std, (weight * known).sum(dim=1))
 
 
 @dataclass
 class RandomShooting(Solver):
-    """The baseline: samples uniformly within the bounds and returns the cheapest sequence seen.
-
-    It tries `num_candidates * num_iterations` sequences, warm starts among the first.
-    """
+    """The baseline: samples `num_candidates * num_iterations` sequences uniformly within the bounds, with warm starts
+    among the first, and returns the cheapest one."""
 
     num_iterations: int = 1
     name = "random"
@@ -365,11 +351,7 @@ SOLVERS: dict[str, type[Solver]] = {
 
 
 def build_solver(solver: str | Callable[..., SolverResult], **settings: Any) -> Callable[..., SolverResult]:
-    """A solver from a name of `SOLVERS` and its settings; a solver object is returned as it is.
-
-    Raises:
-        ValueError: the name or a setting is unknown, a setting is out of range, or settings come with an object.
-    """
+    """A solver from a name of `SOLVERS` and its settings; a solver object is returned as it is."""
     if not isinstance(solver, str):
         if not callable(solver) or isinstance(solver, type):
             raise ValueError(f"solver is {solver!r}, expected one of {sorted(SOLVERS)} or a solver object.")

@@ -16,11 +16,7 @@ from vjepa2_hf.metrics.top_k_accuracy.top_k_accuracy import is_in_top_k
 
 
 def class_mean_recall(scores: np.ndarray, labels: np.ndarray, k: int = 5) -> float:
-    """Mean recall at k over the classes in `labels` (B,), from scores (B, C); ties count as wrong.
-
-    Raises:
-        ValueError: see `is_in_top_k`.
-    """
+    """Mean recall at k over the classes in `labels` (B,), from scores (B, C); ties count as wrong."""
     labels = np.asarray(labels, np.int64)
     guesses = np.where(is_in_top_k(scores, labels, k), labels, -1)
     return float(recall_score(labels, guesses, labels=np.unique(labels), average="macro"))

@@ -20,11 +20,7 @@ NAMED_CLASSES = 30  # names of more classes would overlap
 
 
 def confusion_matrix(guesses: np.ndarray, labels: np.ndarray, classes: int | None = None) -> np.ndarray:
-    """Counts int64 (C, C), true class by predicted class; guesses and labels (B,).
-
-    Raises:
-        ValueError: shapes do not fit, or a class is out of range.
-    """
+    """Counts int64 (C, C), true class by predicted class; guesses and labels (B,)."""
     guesses, labels = np.asarray(guesses, np.int64), np.asarray(labels, np.int64)
     if guesses.shape != labels.shape or labels.ndim != 1 or not len(labels):
         raise ValueError(f"guesses are {guesses.shape} and labels {labels.shape}; expected (B,) both, B above 0.")
@@ -35,12 +31,8 @@ def confusion_matrix(guesses: np.ndarray, labels: np.ndarray, classes: int | Non
 
 
 def plot_confusion_matrix(counts: np.ndarray | Sequence, names: Sequence[str] | None = None) -> Any:
-    """A matplotlib figure of counts (C, C), each row as fractions of its class.
-
-    Args:
-        counts: true class by predicted class.
-        names: of the classes; shown for at most NAMED_CLASSES.
-    """
+    """A matplotlib figure of counts (C, C), each row as fractions of its class; with the names of the classes if there
+    are at most NAMED_CLASSES."""
     from matplotlib.figure import Figure  # not pyplot: no window, no state
 
     counts = np.asarray(counts, np.float64)

@@ -39,12 +39,7 @@ class RolloutScores:
         self.windows = 0
 
     def add(self, predictions: Any, references: Any, copies: Any = None, previous: Any = None) -> None:
-        """Adds windows, as tensors, arrays or lists; see `LatentRollout.compute`.
-
-        Raises:
-            ValueError: shapes do not fit, `previous` is given without `copies`, or a batch has other inputs or steps
-                than the ones before.
-        """
+        """Adds windows, as tensors, arrays or lists; see `LatentRollout.compute`."""
         given = {"predictions": predictions, "references": references, "copies": copies, "previous": previous}
         given = {name: torch.as_tensor(value) for name, value in given.items() if value is not None}
         _check(given)
@@ -58,7 +53,7 @@ class RolloutScores:
             scores |= {f"extrapolation_{name}": value for name, value in step_scores(line, references).items()}
         sums = {name: value.cpu().double().sum(dim=0) for name, value in scores.items()}
         before = self._sums or {name: torch.zeros_like(value) for name, value in sums.items()}
-        if {name: len(value) for name, value in before.items()} != {name: len(value) for name, value in sums.items()}:
+        if before.keys() != sums.keys() or len(before["error"]) != references.shape[1]:
             raise ValueError(
                 f"a batch gives {sorted(sums)} of {references.shape[1]} steps, but the ones before gave "
                 f"{sorted(before)} of {len(before['error'])}: give the same inputs every time."
@@ -67,11 +62,7 @@ class RolloutScores:
         self.windows += len(references)
 
     def means(self, horizons: Sequence[int] | None = None) -> dict[str, Any]:
-        """Means over the windows, see `LatentRollout.compute`; horizons count from 1.
-
-        Raises:
-            ValueError: there are no windows, or a horizon was not rolled out.
-        """
+        """Means over the windows, see `LatentRollout.compute`; horizons count from 1."""
         if not self.windows:
             raise ValueError("there are no windows to score: add predictions and references first.")
         steps = len(self._sums["error"])
@@ -79,28 +70,23 @@ class RolloutScores:
         for horizon in horizons:
             if not 1 <= horizon <= steps:
                 raise ValueError(f"a horizon is {horizon}, but the rollouts have steps 1 to {steps}.")
-        means = {
-            name: [(value[horizon - 1] / self.windows).item() for horizon in horizons]
-            for name, value in self._sums.items()
-        }
+        index = [horizon - 1 for horizon in horizons]
+        means = {name: (value[index] / self.windows).tolist() for name, value in self._sums.items()}
         return {"horizon": horizons, **means, "windows": self.windows}
 
     def rows(self, horizons: Sequence[int] | None = None) -> list[dict[str, float]]:
         """`means`, a dict for each horizon."""
-        means = self.means(horizons)
-        columns = {name: values for name, values in means.items() if name != "windows"}
-        return [
-            {**dict(zip(columns, row, strict=True)), "windows": self.windows}
-            for row in zip(*columns.values(), strict=True)
-        ]
+        columns = self.means(horizons)
+        del columns["windows"]
+        return [dict(zip(columns, row)) | {"windows": self.windows} for row in zip(*columns.values())]
 
 
 def _check(given: dict[str, torch.Tensor]) -> None:
     shape = tuple(given["references"].shape)
-    expected = {"predictions": shape, "copies": (shape[0], *shape[2:]), "previous": (shape[0], *shape[2:])}
     if len(shape) < 3 or 0 in shape:
         raise ValueError(f"references have shape {shape}; expected (B, P, ..., D), none of them 0.")
-    for name, wanted in expected.items():
+    frame = (shape[0], *shape[2:])
+    for name, wanted in {"predictions": shape, "copies": frame, "previous": frame}.items():
         if name in given and tuple(given[name].shape) != wanted:
             raise ValueError(f"{name} have shape {tuple(given[name].shape)}; references {shape} need {wanted}.")
     if "previous" in given and "copies" not in given:
@@ -111,12 +97,11 @@ class LatentRollout(metrics.OneProcessMetric):
     """Mean squared error and cosine similarity of rolled-out latents by horizon, next to two baselines: copying the
     last known latents, and linear extrapolation of the last two.
 
-    It keeps sums instead of its inputs, as latents of a few windows fill gigabytes; gather those of several processes
-    first.
+    It keeps sums instead of its inputs, as latents of a few windows fill gigabytes.
     """
 
     _frame = datasets.List(datasets.List(datasets.Value("float32")))
-    columns = {**dict.fromkeys(("predictions", "references"), datasets.List(_frame))}
+    columns = {"predictions": datasets.List(_frame), "references": datasets.List(_frame)}
     columns |= {"copies": _frame, "previous": _frame}
 
     def __init__(self, *args, **kwargs):
@@ -127,7 +112,6 @@ class LatentRollout(metrics.OneProcessMetric):
         return self._scores.windows
 
     def add_batch(self, *, predictions=None, references=None, copies=None, previous=None) -> None:
-        """Adds windows."""
         self._scores.add(predictions, references, copies, previous)
 
     def add(self, *, prediction=None, reference=None, copies=None, previous=None) -> None:

@@ -15,11 +15,7 @@ from vjepa2_hf import metrics
 
 
 def average_precisions(scores: np.ndarray, labels: np.ndarray) -> list[float]:
-    """Average precision of each label that occurs; scores and labels (B, C).
-
-    Raises:
-        ValueError: shapes do not fit, labels are not 0 or 1 or all 0, or scores are NaN.
-    """
+    """Average precision of each label that occurs; scores and labels (B, C)."""
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
     if scores.ndim != 2 or labels.shape != scores.shape:
         raise ValueError(f"scores are {scores.shape} and labels {labels.shape}; expected (B, C) both.")

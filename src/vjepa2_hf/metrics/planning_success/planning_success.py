@@ -4,7 +4,7 @@
     metric.add_batch(successes=successes, steps=steps, distances=distances, groups=seeds)
     metric.compute()
 
-Legend: N episodes, of one or several groups (training seeds).
+Shapes: N episodes.
 """
 
 import math
@@ -72,15 +72,8 @@ def summarize_success(
     groups: Sequence[Any] | None = None,
     bins: int | Sequence[float] = BINS,
 ) -> dict[str, Any]:
-    """The function behind `PlanningSuccess.compute`.
-
-    Raises:
-        ValueError: there is no episode, lengths differ, successes are neither true nor false, or distances are not
-            finite.
-    """
-    given = {"successes": successes, "steps": steps, "distances": distances, "groups": groups}
-    given = {name: np.asarray(values) for name, values in given.items() if values is not None}
-    _check(given)
+    """The function behind `PlanningSuccess.compute`."""
+    given = _arrays(successes=successes, steps=steps, distances=distances, groups=groups)
     reached = given["successes"].astype(bool)
     found = success_rate(reached)
     if "steps" in given:
@@ -95,7 +88,11 @@ def summarize_success(
     return found
 
 
-def _check(given: dict[str, np.ndarray]) -> None:
+def _arrays(**given: Sequence[Any] | None) -> dict[str, np.ndarray]:
+    """The columns that are given, as arrays of one length."""
+    given = {name: np.asarray(values) for name, values in given.items() if values is not None}
+    if "successes" not in given:
+        raise ValueError("successes are missing: give one for every episode.")
     successes = given["successes"]
     if successes.ndim != 1 or not len(successes):
         raise ValueError(f"successes have shape {successes.shape}; expected (N,), at least one episode.")
@@ -106,6 +103,7 @@ def _check(given: dict[str, np.ndarray]) -> None:
             raise ValueError(f"{name} have shape {values.shape}; {len(successes)} successes need ({len(successes)},).")
     if "distances" in given and not np.isfinite(given["distances"]).all():
         raise ValueError("distances hold numbers that are not finite; leave out the episodes without one.")
+    return given
 
 
 class PlanningSuccess(metrics.OneProcessMetric):
@@ -115,10 +113,8 @@ class PlanningSuccess(metrics.OneProcessMetric):
     Only `successes` is required, which evaluate's own storage does not allow.
     """
 
-    columns = {
-        name: datasets.Value(kind)
-        for name, kind in {"successes": "bool", "steps": "float32", "distances": "float32", "groups": "string"}.items()
-    }
+    _types = {"successes": "bool", "steps": "float32", "distances": "float32", "groups": "string"}
+    columns = {name: datasets.Value(kind) for name, kind in _types.items()}
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -129,11 +125,7 @@ class PlanningSuccess(metrics.OneProcessMetric):
 
     def add_batch(self, *, successes=None, steps=None, distances=None, groups=None) -> None:
         """Adds episodes; every batch must have the same inputs."""
-        given = {"successes": successes, "steps": steps, "distances": distances, "groups": groups}
-        given = {name: np.asarray(values) for name, values in given.items() if values is not None}
-        if "successes" not in given:
-            raise ValueError("successes are missing: give one for every episode.")
-        _check(given)
+        given = _arrays(successes=successes, steps=steps, distances=distances, groups=groups)
         if self._inputs and set(self._inputs) != set(given):
             raise ValueError(
                 f"a batch gives {sorted(given)}, but the ones before gave {sorted(self._inputs)}: give the same "

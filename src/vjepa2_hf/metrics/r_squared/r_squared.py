@@ -15,11 +15,7 @@ from vjepa2_hf import metrics
 
 
 def r_squared(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Mean R² over the columns of labels (B, C) that vary; predictions (B, C).
-
-    Raises:
-        ValueError: shapes do not fit, or no column varies.
-    """
+    """Mean R² over the columns of labels (B, C) that vary; predictions (B, C)."""
     predictions, labels = np.asarray(predictions, np.float64), np.asarray(labels, np.float64)
     if labels.ndim != 2 or predictions.shape != labels.shape:
         raise ValueError(f"predictions are {predictions.shape} and labels {labels.shape}; expected (B, C) both.")
@@ -37,8 +33,7 @@ class RSquared(metrics.Metric):
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         """
         Args:
-            predictions: (B, C).
-            references: (B, C).
+            predictions, references: (B, C).
 
         Returns:
             `r_squared`, and `mean_squared_error` over all values.

@@ -18,9 +18,6 @@ def is_in_top_k(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> np.ndarra
 
     Ties count as wrong, so that a model with equal scores is never correct. (scikit-learn's `top_k_accuracy_score`
     prefers the last of the tied classes instead.)
-
-    Raises:
-        ValueError: shapes do not fit, a class is out of range, scores are NaN, or k is below 1.
     """
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.ndim != 2 or labels.shape != scores.shape[:1] or not len(labels):
