@@ -4,10 +4,9 @@
     python examples/detect_anomalies.py --cut NORMAL.mp4 VIDEO        # the training part of the video
 
 The video is assumed to be normal. Its first half is for training, the third quarter calibrates the detector, and
-anomalies are inserted into the last quarter: a jumping object, reversed frames, a frozen image. Each placement is a
-segment of the last quarter with one anomaly; the ROC AUC (by `evaluate`) is over its scored frames. The baseline is
-the change from frame to frame, calibrated in the same way. OUT_DIR gets anomalies.json and a heat map of the
-first placement of each anomaly; `--document` writes the table into a page.
+anomalies are inserted into the last quarter: a jumping object, reversed frames, a frozen image. The ROC AUC is over
+the scored frames of a segment with one anomaly. The baseline is the change from frame to frame, calibrated in the same
+way. OUT_DIR gets anomalies.json and a heat map of the first placement of each anomaly.
 """
 
 import argparse
@@ -27,7 +26,7 @@ from vjepa2_hf.metrics.planning_success.planning_success import seed_interval
 from vjepa2_hf.pipelines.anomaly_scores import Calibration, calibrate, prediction_errors
 from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
 from vjepa2_hf.video_io import VideoReader
-from vjepa2_hf.visualization.tables import publish_tables
+from vjepa2_hf.visualization.tables import format_table, publish_tables
 
 
 TRAINED, CALIBRATED = 0.5, 0.75  # fractions of the video where training and calibration end
@@ -113,8 +112,7 @@ def sample_placement(frames: int, segment: int, length: int, rng: np.random.Gene
 
 def measure(scorers: Scorers, test: torch.Tensor, args: argparse.Namespace) -> dict[str, Any]:
     """AUC by anomaly, method and placement; plots the first placements."""
-    folder = Path(vjepa2_hf.__file__).parent / "metrics" / "roc_auc"
-    metric = evaluate.load(str(folder))
+    metric = evaluate.load(str(Path(vjepa2_hf.__file__).parent / "metrics" / "roc_auc"))
     aucs = {anomaly: {method: [] for method in METHODS} for anomaly in ANOMALIES}
     for number in tqdm(range(args.placements), desc="placements"):
         for anomaly, paste in ANOMALIES.items():
@@ -136,33 +134,25 @@ def measure(scorers: Scorers, test: torch.Tensor, args: argparse.Namespace) -> d
 def format_tables(results: dict[str, Any]) -> str:
     """The table of AUCs in Markdown."""
     settings = results["settings"]
-    lines = [
+    caption = (
         f"AUC over {settings['placements']} placements of {settings['length']} frames in {settings['segment']}: mean "
-        "(95 % interval of the mean over placements), lowest.",
-        "",
-        "| scores | " + " | ".join(results["auc"]) + " |",
-        "|---|" + "---|" * len(results["auc"]),
-    ]
-    for method in METHODS:
-        cells = []
-        for by_method in results["auc"].values():
-            values = by_method[method]
-            interval = "{:.2f}–{:.2f}".format(*seed_interval(values)) if len(values) > 1 else "one placement"
-            cells.append(f"{np.mean(values):.2f} ({interval}), {min(values):.2f}")
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        "(95 % interval of the mean over placements), lowest."
+    )
 
+    def cell(values: list[float]) -> str:
+        interval = "{:.2f}–{:.2f}".format(*seed_interval(values)) if len(values) > 1 else "one placement"
+        return f"{np.mean(values):.2f} ({interval}), {min(values):.2f}"
 
-def read_frames(video: str, processor: VJepa2VideoProcessor, stride: int) -> torch.Tensor:
-    """A whole video at the model's size, (T, C, H, W)."""
-    return torch.cat([pixels for pixels, _ in FrameSource(video, processor, stride=stride).chunks(64)])
+    rows = ([method, *(cell(values[method]) for values in results["auc"].values())] for method in METHODS)
+    return "\n".join([caption, "", *format_table(["scores", *results["auc"]], rows)])
 
 
 def detect(args: argparse.Namespace) -> None:
     model = VJepa2ForMaskedLatentPrediction.from_pretrained(args.model)
     processor = VJepa2VideoProcessor.from_pretrained(args.model)
     detector = VJepa2AnomalyDetector(model, processor)
-    frames = read_frames(args.video, processor, args.stride)
+    chunks = FrameSource(args.video, processor, stride=args.stride).chunks(64)
+    frames = torch.cat([pixels for pixels, _ in chunks])  # (T, C, H, W)
     ends = [int(fraction * len(frames)) for fraction in (TRAINED, CALIBRATED)]
     normal, test = frames[ends[0] : ends[1]], frames[ends[1] :]
     if len(test) < args.segment:

@@ -9,11 +9,9 @@ After the demo:
 
     python examples/look.py pca runs/demo/pretrain/final runs/demo/episodes features.gif
 
-VIDEO is a video file, of which evenly spaced clips are read (with attention the clip number `--clip`, counting
-consecutive clips), or a folder of shards, of which each row gives its first frames. MODEL is a folder or Hub id: for
-pca and nearest any model with an encoder, for attention a probe from `examples/train_probe.py` with `kind=attentive`,
-for loss a masked-latent model. The masks are those in `--masks`, else those of the model's run (`config.yaml` above
-`final/`), else the published ones.
+VIDEO is a video file, of which evenly spaced clips are read (with attention the clip `--clip`), or a folder of shards,
+of which each row gives its first frames. MODEL is a folder or Hub id: for pca and nearest any model with an encoder,
+for attention a probe from `examples/train_probe.py` with `kind=attentive`, for loss a masked-latent model.
 """
 
 import argparse
@@ -26,12 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vjepa2_hf import (
-    VJepa2Encoder,
-    VJepa2ForMaskedLatentPrediction,
-    VJepa2ForVideoClassification,
-    VJepa2VideoProcessor,
-)
+from vjepa2_hf import VJepa2Encoder, VJepa2ForMaskedLatentPrediction, VJepa2ForVideoClassification
 from vjepa2_hf.masking import PUBLISHED_MASKS, build_mask_samplers
 from vjepa2_hf.training.settings import exit_on_user_error, load_config, refuse_missing_model
 from vjepa2_hf.visualization.figures import (
@@ -60,16 +53,11 @@ class MaskSettings:
 
 @dataclass
 class Clips:
-    """Clips for a model: pixels (T, C, H, W) and a name each."""
+    """Clips for a model: pixels (T, C, H, W), frames uint8 (T, H, W, 3) and a name each."""
 
     pixels: list[torch.Tensor]
+    frames: list[np.ndarray]
     names: list[str]
-    processor: VJepa2VideoProcessor
-
-    @property
-    def frames(self) -> list[np.ndarray]:
-        """uint8 (T, H, W, 3) per clip."""
-        return [self.processor.to_images(clip) for clip in self.pixels]
 
 
 def read(options: argparse.Namespace, encoder: VJepa2Encoder, count: int) -> Clips:
@@ -89,7 +77,7 @@ def read(options: argparse.Namespace, encoder: VJepa2Encoder, count: int) -> Cli
     pixels = [processor(clip, return_tensors="pt")["pixel_values_videos"][0] for clip in clips]
     if len({clip.shape for clip in pixels}) > 1:
         raise ValueError(f"The clips have sizes {sorted({tuple(clip.shape) for clip in pixels})}; expected one size.")
-    return Clips(pixels, names, processor)
+    return Clips(pixels, [processor.to_images(clip) for clip in pixels], names)
 
 
 def load(model_class: type, model: str, part: str, hint: str) -> Any:
@@ -145,22 +133,15 @@ def look_at_neighbors(options: argparse.Namespace) -> Plot:
     tokens = torch.stack([dense_features(encoder, clip[None]) for clip in clips.pixels])  # (B, T', H', W', D)
     latents = tokens.mean(dim=(2, 3)) if options.pool == "frame" else tokens.flatten(2)
     steps = latents.shape[1]
-    others = torch.arange(len(clips.pixels) - 1).repeat_interleave(steps)
-    distances, indices = nearest_frames(
-        latents[0], latents[1:].flatten(0, 1), options.neighbors, options.metric, groups=others
-    )
+    others, gallery = torch.arange(len(clips.pixels) - 1).repeat_interleave(steps), latents[1:].flatten(0, 1)
+    distances, indices = nearest_frames(latents[0], gallery, options.neighbors, options.metric, groups=others)
     size = len(clips.pixels[0]) // steps
     frames = np.stack(clips.frames)[:, ::size][:, :steps]  # the first frame of each tubelet
-    plot = partial(
-        plot_nearest_frames,
-        frames[0],
-        frames[1:].reshape(-1, *frames.shape[2:])[indices],
-        distances,
-        [f"frame {step * size}" for step in range(steps)],
-        [[f"{clips.names[1 + at // steps]}, frame {at % steps * size}" for at in row] for row in indices.tolist()],
-        title=f"{options.metric} distance of latents to {clips.names[0]}",
-    )
-    return plot, steps
+    neighbors = frames[1:].reshape(-1, *frames.shape[2:])[indices]
+    names = [f"frame {step * size}" for step in range(steps)]
+    found = [[f"{clips.names[1 + at // steps]}, frame {at % steps * size}" for at in row] for row in indices.tolist()]
+    title = f"{options.metric} distance of latents to {clips.names[0]}"
+    return partial(plot_nearest_frames, frames[0], neighbors, distances, names, found, title=title), steps
 
 
 def look_at_losses(options: argparse.Namespace) -> Plot:
@@ -171,9 +152,8 @@ def look_at_losses(options: argparse.Namespace) -> Plot:
     source = options.masks or (own if own.is_file() else None)
     settings = MaskSettings() if source is None else load_config(MaskSettings, source, part=True)
     pixels, samplers = torch.stack(clips.pixels), build_mask_samplers(settings.masks)
-    found = loss_by_position(
-        model, pixels, samplers, options.mask_samples, options.seed, mask_token_index=settings.mask_token_index
-    )
+    sampling = (options.mask_samples, options.seed, settings.mask_token_index)
+    found = loss_by_position(model, pixels, samplers, *sampling)
     masks = "the published masks" if source is None else f"the masks of {source}"
     counts = f"{len(clips.pixels)} clips, {options.mask_samples} samples of"
     print(f"{counts} {masks}: mean loss {found.mean.nanmean():.4f}.")
@@ -183,12 +163,7 @@ def look_at_losses(options: argparse.Namespace) -> Plot:
     return partial(plot_loss_by_position, found.mean, size, title=title), len(found.mean)
 
 
-LOOKS = {
-    "pca": look_at_features,
-    "attention": look_at_attention,
-    "nearest": look_at_neighbors,
-    "loss": look_at_losses,
-}
+LOOKS = {"pca": look_at_features, "attention": look_at_attention, "nearest": look_at_neighbors, "loss": look_at_losses}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -213,11 +188,11 @@ def make_parser() -> argparse.ArgumentParser:
     near = parsers["nearest"]
     near.add_argument("--neighbors", type=int, default=4, help="neighbors of a frame, each from another clip (4)")
     near.add_argument("--metric", choices=("cosine", "l2"), default="cosine", help="cosine is of centered latents")
-    near.add_argument(
-        "--pool", choices=("tokens", "frame"), default="tokens", help="compare all tokens, or their mean"
-    )
+    pools = ("tokens", "frame")
+    near.add_argument("--pool", choices=pools, default="tokens", help="compare all tokens, or their mean")
     loss = parsers["loss"]
-    loss.add_argument("--masks", type=Path, help="YAML with `masks` (default: those of the model's run)")
+    own = "those of the model's run (config.yaml above final/), else the published ones"
+    loss.add_argument("--masks", type=Path, help=f"YAML with `masks` (default: {own})")
     loss.add_argument("--mask_samples", type=int, default=16, help="how often masks of the clips are sampled (16)")
     loss.add_argument("--seed", type=int, default=0, help="of the masks (0)")
     return parser

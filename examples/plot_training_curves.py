@@ -2,11 +2,7 @@
 
     python examples/plot_training_curves.py runs/mine [runs/other ...] --output curves.png
 
-Reads each run's `metrics.jsonl`; the run need not be finished. A dotted line marks the step of a collapse warning. The
-figure of docs/training_curves.md, where the commands of its runs are:
-
-    python examples/plot_training_curves.py runs/curves/healthy runs/curves/narrowing runs/curves/collapsing \\
-        --output docs/training_curves.png --document docs/training_curves.md --results results/training_curves.json
+Reads each run's `metrics.jsonl`; the run need not be finished. A dotted line marks the step of a collapse warning.
 """
 
 import argparse
@@ -20,12 +16,11 @@ import numpy as np
 import yaml
 from matplotlib.figure import Figure
 
-from vjepa2_hf.data.files import write_json
 from vjepa2_hf.training.monitor import CollapseWatch
 from vjepa2_hf.training.run import read_metrics
 from vjepa2_hf.training.settings import exit_on_user_error
 from vjepa2_hf.visualization.curves import STYLE, read_curves, require, smooth
-from vjepa2_hf.visualization.tables import format_table, write_between_markers
+from vjepa2_hf.visualization.tables import format_table, publish_tables
 
 
 # By name in metrics.jsonl: second line of the title
@@ -46,9 +41,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     curves = read_curves(folder, "pretrain.py")
     missing = [name for name in (*CURVES, "step", "ema_momentum") if name not in curves]
     if missing:
-        raise ValueError(
-            f"{str(folder / 'metrics.jsonl')!r} has no {missing[0]}; give the output_dir of a run of pretrain.py."
-        )
+        path = str(folder / "metrics.jsonl")
+        raise ValueError(f"{path!r} has no {missing[0]}; give the output_dir of a run of pretrain.py.")
     return {"curves": curves, **find_warning(folder)}
 
 
@@ -133,11 +127,8 @@ def main(arguments: list[str] | None = None) -> None:
     with matplotlib.rc_context(STYLE):
         plot(runs).savefig(options.output, dpi=80)
     results = {label: summarize(run) for label, run in runs.items()}
-    if options.results:
-        write_json(options.results, results)
-    if options.document:
-        write_between_markers(format_summary(results), options.document, "training_curves")
-    print(format_summary(results))
+    documents = [options.document] if options.document else []
+    publish_tables(results, format_summary(results), options.results, documents, "training_curves")
 
 
 if __name__ == "__main__":

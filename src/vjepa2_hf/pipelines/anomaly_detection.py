@@ -124,11 +124,7 @@ class VJepa2AnomalyDetector(VideoPipeline):
         return self.calibration
 
     def heat_map(
-        self,
-        video: Any,
-        result: dict[str, Any],
-        shown: Sequence[int] | None = None,
-        labels: np.ndarray | None = None,
+        self, video: Any, result: dict[str, Any], shown: Sequence[int] | None = None, labels: np.ndarray | None = None
     ) -> "Figure":
         """A figure of frames with their tubelets' scores as colors, above the curve of the scores.
 

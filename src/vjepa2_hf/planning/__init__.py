@@ -23,23 +23,6 @@ from ..modeling_costs import (
     WeightedSum,
     build_cost,
 )
-from .constraints import (
-    CONSTRAINTS,
-    ClosedGripper,
-    Constraint,
-    DeadZone,
-    Fixed,
-    StepBounds,
-    build_constraints,
-)
+from .constraints import CONSTRAINTS, ClosedGripper, Constraint, DeadZone, Fixed, StepBounds, build_constraints
 from .search import CostFunction, Generators, PerDimension, Solver, SolverResult, shift_plan
-from .solvers import (
-    CEM,
-    ICEM,
-    MPPI,
-    SOLVERS,
-    CategoricalCEM,
-    GradientDescent,
-    RandomShooting,
-    build_solver,
-)
+from .solvers import CEM, ICEM, MPPI, SOLVERS, CategoricalCEM, GradientDescent, RandomShooting, build_solver

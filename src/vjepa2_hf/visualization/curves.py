@@ -23,11 +23,7 @@ STYLE = {  # of matplotlib
 
 
 def require(path: Path, script: str) -> Path:
-    """The path, if it exists.
-
-    Raises:
-        FileNotFoundError: it does not; the error names the script that writes it.
-    """
+    """The path; if it does not exist, the error names the script that writes it."""
     if not path.exists():
         raise FileNotFoundError(f"There is no {str(path)!r}; run examples/{script} first, or the whole demo.")
     return path

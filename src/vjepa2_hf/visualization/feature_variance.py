@@ -28,18 +28,12 @@ def random_encoder(encoder: VJepa2Encoder, seed: int = 0) -> VJepa2Encoder:
 
 
 def variance_fractions(features: torch.Tensor) -> dict[str, float]:
-    """Splits the variance of tokens into the parts explained by position alone, by time alone, and the rest.
+    """Splits the variance of tokens (T', H', W', D) into the fractions of position alone, time alone, and the rest.
 
     A two-way analysis of variance without replication; the fractions sum to 1. `position` is the variance between
     positions of the mean over time. It is an upper bound for what position alone explains: static content counts as
     position too, and even noise has 1 / T' of its variance there. For clips concatenated along time, `position` only
     counts what is the same in all of them, and `time` separates whole frames and clips.
-
-    Args:
-        features: (T', H', W', D).
-
-    Raises:
-        ValueError: all tokens are equal.
     """
     tokens = features.double().flatten(1, 2)  # (T', P, D)
     tokens = tokens - tokens.mean(dim=(0, 1))
@@ -54,20 +48,13 @@ def variance_fractions(features: torch.Tensor) -> dict[str, float]:
 def compare_with_random(
     encoder: VJepa2Encoder, processor: VJepa2VideoProcessor, clips: list[np.ndarray]
 ) -> "tuple[Figure, dict[str, Any]]":
-    """Plots the first clip's features and computes the variance fractions of all clips.
-
-    Args:
-        encoder: the trained encoder, compared with a random one of the same config.
-        processor: resizes and normalizes the frames.
-        clips: uint8 (T, H, W, 3) each.
+    """Plots the first clip's features, and computes the variance fractions of all clips (uint8 (T, H, W, 3) each) for
+    the encoder and for a random one of the same config.
 
     Returns:
         The figure, and `{"grid": [T', H', W'], "trained": fractions, "random": fractions}` of the first clip (see
         `variance_fractions`). With several clips also `"over_clips": {"clips": n, "trained": fractions, "random":
         fractions}`, where the static content of a single clip does not count as position.
-
-    Raises:
-        ValueError: the clips have fewer than two time steps.
     """
     pixels = [processor(clip, return_tensors="pt")["pixel_values_videos"] for clip in clips]  # (1, T, C, H, W) each
     encoders = {"trained": encoder, "random": random_encoder(encoder)}
@@ -76,19 +63,17 @@ def compare_with_random(
     numbers = {"grid": list(first["trained"].shape[:3]), **{name: variance_fractions(first[name]) for name in first}}
     if len(clips) > 1:
         same = {name: [part for part in values if part.shape == values[0].shape] for name, values in features.items()}
-        numbers["over_clips"] = {
-            "clips": len(same["trained"]),
-            **{name: variance_fractions(torch.cat(values)) for name, values in same.items()},
-        }
+        over = {name: variance_fractions(torch.cat(values)) for name, values in same.items()}
+        numbers["over_clips"] = {"clips": len(same["trained"]), **over}
     return _plot_features(pixels[0][0], first, processor), numbers
 
 
 def list_fractions(numbers: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
     """Titled rows of the fractions that `compare_with_random` returns."""
-    rows = [(f"{name} encoder, this clip", numbers[name]) for name in ("trained", "random")]
+    parts = {"this clip": numbers}
     if over := numbers.get("over_clips"):
-        rows += [(f"{name} encoder, over {over['clips']} clips", over[name]) for name in ("trained", "random")]
-    return rows
+        parts[f"over {over['clips']} clips"] = over
+    return [(f"{kind} encoder, {name}", part[kind]) for name, part in parts.items() for kind in ("trained", "random")]
 
 
 def _encode(encoder: VJepa2Encoder, pixel_values_videos: torch.Tensor) -> torch.Tensor:
@@ -111,6 +96,3 @@ def _plot_features(clip: torch.Tensor, features: dict[str, torch.Tensor], proces
         rows[f"{name} encoder:\nfeatures"] = feature_colors([values])[0][shown]
         rows[f"{name} encoder:\nchanges"] = feature_colors([moving], around_zero=True)[0][shown]
     return plot_rows(list(rows.items()), [f"frame {frame}" for frame in first_frames])
-
-
-__all__ = ["FRACTIONS", "compare_with_random", "list_fractions", "random_encoder", "variance_fractions"]

@@ -1,8 +1,7 @@
 """Matplotlib figures of what encoders, probes and predictors see, and animations of them as GIF or mp4.
 
 The numbers come from `vjepa2_hf.visualization.measures` and `VJepa2ForVideoClassification.pooler_attention`.
-matplotlib (extra `demo`) is imported when a figure is plotted. The argument `shown` of a `plot_*` function selects the
-frames; `write_figure` makes an animation from one figure per frame.
+The argument `shown` of a `plot_*` function selects the frames; `write_figure` makes an animation of one figure each.
 
 Shapes: T frames, H W pixels, (T', H', W') grid of tokens, h heads, Q queries, k neighbors.
 """
@@ -45,7 +44,6 @@ def plot_feature_pca(
         colors: floats (T', H', W', 3) per clip, from [`~vjepa2_hf.visualization.measures.feature_colors`].
         shown: frame numbers; default eight, evenly spaced. With several frames each clip has two rows; with one frame
             each clip has a column.
-        names: of the clips.
     """
     steps, count = len(colors[0]), len(frames[0])
     shown = evenly_spaced(steps, MAX_COLUMNS) * count // steps if shown is None else np.asarray(shown)
@@ -78,10 +76,6 @@ def plot_probe_attention(
         frames_per_step: frames of a tubelet.
         shown: frame numbers; default eight, evenly spaced.
         by_head: also plot each head; else only their mean.
-        title: over the figure, for example the probe's prediction.
-
-    Raises:
-        ValueError: the attention has another number of time steps than the frames.
     """
     matplotlib = _matplotlib()
     weights = _as_array(attention)
@@ -128,10 +122,8 @@ def plot_nearest_frames(
         queries: uint8 (Q, H, W, 3).
         neighbors: uint8 (Q, k, H, W, 3).
         distances: (Q, k), from [`~vjepa2_hf.visualization.measures.nearest_frames`].
-        names: of the queries.
-        neighbor_names: of their neighbors, k per query.
+        neighbor_names: k per query.
         shown: numbers of queries; default six, evenly spaced.
-        title: over the figure.
     """
     shown = evenly_spaced(len(queries), MAX_QUERIES) if shown is None else np.asarray(shown)
     rows = [(names[q], np.concatenate([queries[q, None], neighbors[q]])) for q in shown]
@@ -158,7 +150,6 @@ def plot_loss_by_position(
         losses: (T', H', W'), the `mean` of [`loss_by_position`]; NaN (never masked) is gray.
         frames_per_step: frames of a tubelet.
         shown: numbers of time steps; default eight, evenly spaced.
-        title: over the figure.
     """
     matplotlib = _matplotlib()
     losses = np.ma.masked_invalid(_as_array(losses))
@@ -167,7 +158,8 @@ def plot_loss_by_position(
     colors = matplotlib.colormaps["viridis"].with_extremes(bad="lightgray")
     maps = np.ma.concatenate([losses[shown], losses.mean(axis=0)[None]])
     rows = [("loss", colors(scale(maps))[..., :3])]
-    labels = [*(_frames_of(step, frames_per_step) for step in shown), "mean over time"]
+    labels = [f"frames {first}–{first + frames_per_step - 1}" for first in shown * frames_per_step]
+    labels = [*(labels if frames_per_step > 1 else (f"frame {step}" for step in shown)), "mean over time"]
     figure, (above, below) = _stacked(rows, len(labels), under=1.5)
     axes = _fill(above, rows, labels)
     _color_bar(above, axes, scale, "viridis", "")
@@ -226,9 +218,8 @@ def _fill(parent: "SubFigure", rows: Rows, labels: Sequence[str]) -> np.ndarray:
 
 
 def _color_bar(parent: "SubFigure", axes: np.ndarray, scale: "Normalize", colors: str, label: str) -> None:
-    bar = parent.colorbar(
-        _matplotlib().cm.ScalarMappable(scale, colors), ax=axes, shrink=0.9, aspect=12 * len(axes), pad=0.01
-    )
+    mappable = _matplotlib().cm.ScalarMappable(scale, colors)
+    bar = parent.colorbar(mappable, ax=axes, shrink=0.9, aspect=12 * len(axes), pad=0.01)
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=8)
 
@@ -269,10 +260,9 @@ def _add_title(figure: "Figure", title: str | None) -> None:
 def _overlay(images: np.ndarray, values: np.ndarray, scale: "Normalize", colors: "Colormap") -> np.ndarray:
     """Values (n, H', W') as colors over gray images (n, H, W, 3): floats (n, H, W, 3)."""
     height, width = images.shape[1:3]
-    lines = np.arange(height) * values.shape[1] // height
-    columns = np.arange(width) * values.shape[2] // width
-    gray = _as_float(images).mean(axis=-1, keepdims=True)
-    return 0.25 * gray + 0.75 * colors(scale(values[:, lines][:, :, columns]))[..., :3]
+    lines, columns = np.ogrid[:height, :width]
+    values = values[:, lines * values.shape[1] // height, columns * values.shape[2] // width]
+    return 0.25 * _as_float(images).mean(axis=-1, keepdims=True) + 0.75 * colors(scale(values))[..., :3]
 
 
 def _as_array(values: torch.Tensor | np.ndarray) -> np.ndarray:
@@ -290,17 +280,8 @@ def evenly_spaced(count: int, most: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
-def _frames_of(step: int, size: int) -> str:
-    return f"frame {step}" if size == 1 else f"frames {step * size}–{(step + 1) * size - 1}"
-
-
 def check_output(path: str | os.PathLike, fps: float = 6.0) -> None:
-    """Refuses what `write_figure` could not write, before the work starts. Arguments as in `write_figure`.
-
-    Raises:
-        ValueError: the name does not end in .png, .gif or .mp4, the frame rate is not positive, or the folder is not
-            writable.
-    """
+    """Refuses what `write_figure` could not write, before the work starts. Arguments as in `write_figure`."""
     if Path(path).suffix.lower() not in ENDINGS:
         raise ValueError(f"The output is {os.fspath(path)!r}; expected a name that ends in .png, .gif or .mp4.")
     if not 0 < fps < math.inf:
@@ -311,10 +292,7 @@ def check_output(path: str | os.PathLike, fps: float = 6.0) -> None:
 
 
 def write_figure(
-    path: str | os.PathLike,
-    plot: Callable[[Sequence[int] | None], "Figure"],
-    count: int = 1,
-    fps: float = 6.0,
+    path: str | os.PathLike, plot: Callable[[Sequence[int] | None], "Figure"], count: int = 1, fps: float = 6.0
 ) -> None:
     """Writes a figure or an animation; the file appears complete or not at all.
 
@@ -322,11 +300,7 @@ def write_figure(
         path: .png: the figure `plot(None)`; .gif (Pillow) or .mp4 (h264): the figures `plot([0])` to
             `plot([count - 1])` as an animation. Missing folders are created.
         plot: a `plot_*` function with all arguments but `shown` filled in.
-        count: frames of the animation.
-        fps: frames per second of the animation.
-
-    Raises:
-        ValueError: `check_output` refuses the path or the frame rate, or `count` is below 1.
+        count, fps: frames of the animation, and how many per second.
     """
     check_output(path, fps)
     path = Path(path)
@@ -335,9 +309,17 @@ def write_figure(
     with write_aside(path, unique=True) as partial:
         if path.suffix.lower() == ".png":
             plot(None).savefig(partial, format="png")
+            return
+        frames = [render(plot([number])) for number in range(count)]
+        if path.suffix.lower() == ".gif":
+            import PIL.Image
+
+            first, *rest = map(PIL.Image.fromarray, frames)
+            first.save(partial, format="GIF", save_all=True, append_images=rest, duration=1000 / fps, loop=0)
         else:
-            frames = [render(plot([number])) for number in range(count)]
-            _write_gif(partial, frames, fps) if path.suffix.lower() == ".gif" else _write_mp4(partial, frames, fps)
+            from ..data.video_writing import encode_video  # PyAV only where a video is written
+
+            partial.write_bytes(encode_video(frames, fps=fps, crf=16, pixel_format="yuv420p"))
 
 
 def render(figure: "Figure") -> np.ndarray:
@@ -348,29 +330,3 @@ def render(figure: "Figure") -> np.ndarray:
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
     return pixels[: pixels.shape[0] // 2 * 2, : pixels.shape[1] // 2 * 2].copy()
-
-
-def _write_gif(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
-    import PIL.Image
-
-    first, *rest = (PIL.Image.fromarray(frame) for frame in frames)
-    first.save(path, format="GIF", save_all=True, append_images=rest, duration=1000 / fps, loop=0)
-
-
-def _write_mp4(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
-    from ..data.video_writing import encode_video  # PyAV only where a video is written
-
-    path.write_bytes(encode_video(frames, fps=fps, crf=16, pixel_format="yuv420p"))
-
-
-__all__ = [
-    "check_output",
-    "plot_rows",
-    "evenly_spaced",
-    "plot_feature_pca",
-    "plot_loss_by_position",
-    "plot_nearest_frames",
-    "plot_probe_attention",
-    "render",
-    "write_figure",
-]

@@ -32,9 +32,6 @@ def feature_colors(features: Sequence[torch.Tensor], around_zero: bool = False) 
 
     Returns:
         Floats (T', H', W', 3) in 0..1 per clip.
-
-    Raises:
-        ValueError: features that are not finite.
     """
     tokens = torch.cat([clip.detach().double().cpu().flatten(0, 2) for clip in features])
     _check_finite("features", tokens)
@@ -45,11 +42,9 @@ def feature_colors(features: Sequence[torch.Tensor], around_zero: bool = False) 
     # the solver leaves the sign open
     vectors = vectors * vectors[largest, torch.arange(vectors.shape[1])].sign()
     components = torch.nn.functional.pad(tokens @ vectors, (0, 3 - vectors.shape[1])).numpy()
+    low, high = np.percentile(components, [1, 99], axis=0)
     if around_zero:
-        high = np.percentile(np.abs(components), 99.5)
-        low = -high
-    else:
-        low, high = np.percentile(components, [1, 99], axis=0)
+        low, high = np.percentile(np.abs(components), 99.5) * np.array([-1, 1])
     span = np.asarray(high - low)
     varies = span > 1e-9 * max(span.max(), 1e-9)  # smaller spans are rounding errors
     colors = np.where(varies, (components - low) / np.where(varies, span, 1), 0.5).clip(0, 1)
@@ -64,21 +59,15 @@ def nearest_frames(
     metric: Literal["cosine", "l2"] = "cosine",
     groups: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k frames nearest to each query in latent space.
+    """The k frames of a gallery (M, D) nearest to each query (Q, D) in latent space.
 
     Args:
-        queries: (Q, D).
-        gallery: (M, D).
-        k: number of neighbors.
         metric: "cosine" is 1 − cosine after subtracting the gallery's mean (without that all cosines are near 1), "l2"
             the Euclidean distance.
         groups: (M,) integers, for example the clip of each frame; only the nearest frame of each group is returned.
 
     Returns:
         Distances (Q, k), nearest first, and indices (Q, k) into the gallery, both on the CPU.
-
-    Raises:
-        ValueError: the metric is unknown, there are fewer than k frames or groups, or latents are not finite.
     """
     if metric not in ("cosine", "l2"):
         raise ValueError(f"metric is {metric!r}; expected 'cosine' or 'l2'.")
@@ -98,12 +87,10 @@ def nearest_frames(
     else:
         distances = torch.cdist(queries, gallery)
     rows = []
-    for order in distances.argsort(dim=1, stable=True).tolist():
-        first = {}  # the nearest frame of each group, in order
-        for index in order:
-            first.setdefault(int(groups[index]), index)
-        rows.append(list(first.values())[:k])
-    indices = torch.tensor(rows)
+    for order in distances.argsort(dim=1, stable=True):
+        _, first = np.unique(groups[order], return_index=True)  # the nearest frame of each group
+        rows.append(order[np.sort(first)[:k]])
+    indices = torch.stack(rows)
     return distances.gather(1, indices), indices
 
 
@@ -118,14 +105,12 @@ def _check_finite(name: str, values: torch.Tensor) -> None:
 
 
 class PositionLosses(NamedTuple):
-    """The mean loss of each grid position when it is masked.
-
-    mean: float32 (T', H', W'); NaN where no mask covered the position.
-    count: int64 (T', H', W'), how often the position was masked, over clips, mask sets and samples.
-    """
+    """The mean loss of each grid position when it is masked."""
 
     mean: torch.Tensor
+    """float32 (T', H', W'); NaN where no mask covered the position"""
     count: torch.Tensor
+    """int64 (T', H', W'), how often the position was masked, over clips, mask sets and samples"""
 
 
 @torch.no_grad()
@@ -143,11 +128,7 @@ def loss_by_position(
         pixel_values_videos: (B, T, C, H, W), one batch, over which batch-normalized targets are normalized.
         samplers: mask samplers (see `vjepa2_hf.masking.build_mask_samplers`), one per mask set.
         num_samples: how often the masks of the batch are sampled.
-        seed: of the masks.
         mask_token_index: as in the model's forward.
-
-    Raises:
-        ValueError: `num_samples` is below 1, or the samplers or the model refuse the clips.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}; expected at least 1.")
@@ -164,6 +145,3 @@ def loss_by_position(
             sums.index_add_(0, ids, errors)
             count.index_add_(0, ids, torch.ones_like(ids))
     return PositionLosses((sums / count).unflatten(0, grid), count.unflatten(0, grid))  # 0 / 0 is NaN: never masked
-
-
-__all__ = ["PositionLosses", "dense_features", "feature_colors", "loss_by_position", "nearest_frames"]

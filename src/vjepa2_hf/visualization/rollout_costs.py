@@ -17,12 +17,9 @@ TIMED = 5  # repetitions; their median counts
 
 
 def measure_world_model(planner: Any, path: str) -> dict[str, Any]:
-    """Costs of a planner's world model, and the held-out errors of the model saved at `path`.
-
-    Returns:
-        `parameters` of the dynamics, `rollout_flops` per candidate and model step, `rollout_milliseconds` per model
-        step of all `rollout_candidates` of the solver, and `rollout_error` if training saved it.
-    """
+    """Costs of a planner's world model: `parameters` of the dynamics, `rollout_flops` per candidate and model step,
+    `rollout_milliseconds` per model step of all `rollout_candidates` of the solver; and the `rollout_error` of the
+    model saved at `path`, if training saved it."""
     candidates = getattr(planner.solver, "num_candidates", 1)
     return {
         "parameters": sum(parameter.numel() for parameter in planner.model.predictor.parameters()),

@@ -129,12 +129,8 @@ def measure_residual_intervals(
     residuals: Table,
     stochastic: bool,
 ) -> Table:
-    """Scores of predictions ± one-step errors · √h at h steps ahead.
-
-    Args:
-        residuals: one-step errors by space, see `one_step_residuals`.
-        stochastic: whether the model has intervals of its own; else its prediction is an interval of width 0.
-    """
+    """Scores of predictions ± one-step errors (see `one_step_residuals`) · √h at h steps ahead; the prediction of a
+    model that is not stochastic is also scored as an interval of width 0."""
     rows = {}
     for prefix, space in spaces.items():
         found, truth = space(predicted), space(windows.future)
@@ -153,11 +149,7 @@ def measure_residual_intervals(
 def one_step_residuals(
     model: VJepa2WorldModel, all_windows: Iterable[Windows], spaces: dict[str, Space], levels: list[float]
 ) -> Table:
-    """True minus predicted numbers (K, M) one step ahead, in ascending order, by space.
-
-    Raises:
-        ValueError: too few windows for the intervals of `levels`.
-    """
+    """True minus predicted numbers (K, M) one step ahead, in ascending order, by space."""
     errors: dict[str, list[torch.Tensor]] = {prefix: [] for prefix in spaces}
     for windows in all_windows:
         predicted = windows.rollout(model)
@@ -202,12 +194,8 @@ def decode_windows(
 def measure_object(
     images: torch.Tensor, name: str, color: list[float], max_distance: float, located: torch.Tensor | None
 ) -> Table:
-    """Distances in pixels of an object from its position in the true frame, and whether it is missing (0 or 1).
-
-    Args:
-        images: see `decode_windows`.
-        located: x, y (B, P, 2) in pixels from the states, or None.
-    """
+    """Distances in pixels of an object from its position in the true frame, and whether it is missing (0 or 1), from
+    images of `decode_windows` and x, y (B, P, 2) in pixels from the states, if `located`."""
     seen, decoded, predicted = find_object(images, color, max_distance).unbind(1)
     last, seen, decoded, predicted = seen[:, :1], seen[:, 1:], decoded[:, 1:], predicted[:, 1:]
     positions = {"painted": predicted, "decoder": decoded, "copy": last}

@@ -20,11 +20,8 @@ ENCODED_AT_ONCE = 64  # frames
 def encode_frames(
     model: VJepa2WorldModel, processor: VJepa2VideoProcessor, frames: np.ndarray, targets: bool = True
 ) -> torch.Tensor:
-    """Encodes uint8 frames (T, H, W, 3), each on its own, to latents (T, N, D).
-
-    Args:
-        targets: use the target encoder, to compare with predictions; False: the encoder that rollouts start from.
-    """
+    """Encodes uint8 frames (T, H, W, 3), each on its own, to latents (T, N, D): by the target encoder, to compare with
+    predictions, or by the encoder that rollouts start from."""
     parts = []
     for first in range(0, len(frames), ENCODED_AT_ONCE):
         pixels = processor(frames[first : first + ENCODED_AT_ONCE], return_tensors="pt")["pixel_values_videos"]
@@ -82,12 +79,8 @@ def cut_windows(
     future: int,
     count: int,
 ) -> Windows | None:
-    """Encodes up to `count` windows spread evenly over an episode; None if the episode is too short for one.
-
-    Args:
-        episode: as `read_episodes` yields it, in model steps.
-        past, future: number of known and of future frames.
-    """
+    """Encodes up to `count` windows of K = `past` and P = `future` frames, spread evenly over an episode as
+    `read_episodes` yields it, in model steps; None if it is too short for one."""
     last_start = len(episode["frames"]) - past - future
     if last_start < 0:
         return None

@@ -46,17 +46,8 @@ def fit_ridge(latents: torch.Tensor, states: torch.Tensor, ridge: float) -> Line
 
 
 def choose_probe(latents: Sequence[torch.Tensor], states: Sequence[torch.Tensor]) -> tuple[LinearProbe, float]:
-    """Fits a probe and chooses its strength among `RIDGES` by the error on every fifth episode.
-
-    Args:
-        latents, states: (F, N·D) and (F, S) of each episode.
-
-    Returns:
-        The probe fitted on all episodes, and its strength.
-
-    Raises:
-        ValueError: fewer than two episodes.
-    """
+    """Fits a probe to latents (F, N·D) and states (F, S) of every episode; its strength, which is returned too, is
+    chosen among `RIDGES` by the error on every fifth episode."""
     if len(latents) < 2:
         raise ValueError(f"the probe needs 2 or more training episodes with states, but found {len(latents)}.")
     held_out = [number % 5 == min(4, len(latents) - 1) for number in range(len(latents))]

@@ -16,25 +16,15 @@ def format_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[s
     return lines + [f"| {' | '.join(row)} |" for row in rows]
 
 
-def publish_tables(results: dict[str, Any], text: str, path: Path, documents: Sequence[Path], name: str) -> None:
-    """Writes results to their JSON file and their tables between the markers of documents, and prints the tables.
-
-    Args:
-        results: numbers of the tables.
-        text: the tables.
-        path: JSON file.
-        documents: pages with markers.
-        name: of the markers.
-    """
-    write_json(path, results)
-    for document in documents:
-        write_between_markers(text, document, name)
-    print(text)  # noqa: T201
-
-
-def write_between_markers(text: str, document: Path, name: str) -> None:
-    """Replaces the text between two markers of a page."""
+def publish_tables(
+    results: dict[str, Any], text: str, path: Path | None, documents: Sequence[Path], name: str
+) -> None:
+    """Writes results to a JSON file, if `path` is given, and their tables, `text`, between the markers `name` of
+    documents, and prints the tables."""
+    if path is not None:
+        write_json(path, results)
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    before, rest = document.read_text(encoding="utf-8").split(begin)
-    after = rest.split(end)[1]
-    write_text(document, f"{before}{begin}\n{text}\n{end}{after}")
+    for document in documents:
+        before, rest = document.read_text(encoding="utf-8").split(begin)
+        write_text(document, f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
+    print(text)  # noqa: T201

@@ -23,10 +23,6 @@ def read_clips(video: str | Path, num_frames: int, fps: float | None = None, cou
         fps: frames per second; `None`: the video's own rate.
         count: maximum number of clips. Clips of a file do not overlap, and the first one starts at frame 0. Rows of
             shards that are too short are skipped, except the first, which is an error.
-
-    Raises:
-        FileNotFoundError: there is nothing at `video`.
-        ValueError: the video is corrupt, or shorter than the clip.
     """
     _check_numbers(num_frames, fps, count)
     if _is_video(video):
@@ -39,24 +35,15 @@ def read_clips(video: str | Path, num_frames: int, fps: float | None = None, cou
             if not clips:
                 raise
         if len(clips) == count:
-            break
+            return clips
     if not clips:
         raise ValueError(f"{video} has no readable row; give a video file or a folder of shards.")
     return clips
 
 
 def read_clip(video: str | Path, num_frames: int, fps: float | None = None, number: int = 0) -> np.ndarray:
-    """Reads one clip, uint8 (T, H, W, 3).
-
-    Args:
-        video, num_frames, fps: as in `read_clips`.
-        number: of the clip, from 0: the clips of a file follow each other without a gap; a row of shards has one, its
-            first frames.
-
-    Raises:
-        FileNotFoundError: there is nothing at `video`.
-        ValueError: the video is corrupt, or there is no such clip.
-    """
+    """Reads the clip of this number, from 0: uint8 (T, H, W, 3). The clips of a file follow each other without a gap;
+    a row of shards has one, its first frames."""
     if number < 0:
         raise ValueError(f"Clip {number} was requested; clips are counted from 0.")
     _check_numbers(num_frames, fps, 1)
@@ -77,13 +64,8 @@ def read_clip(video: str | Path, num_frames: int, fps: float | None = None, numb
 
 
 def load_processor(model: str | Path, encoder: VJepa2Encoder, size: int | None = None) -> VJepa2VideoProcessor:
-    """The processor saved with a model; with a `size` or where none is saved, one that keeps the whole frame.
-
-    Args:
-        model: folder of the model.
-        encoder: its `crop_size` is the size where none is given.
-        size: side of the square that frames are resized to, in pixels.
-    """
+    """The processor saved with a model; with a `size` or where none is saved, one that resizes the whole frame to a
+    square of that many pixels (default: the encoder's `crop_size`)."""
     if size is None and (Path(model) / "video_preprocessor_config.json").is_file():
         return VJepa2VideoProcessor.from_pretrained(model)
     size = size or encoder.config.crop_size
@@ -119,6 +101,3 @@ def _read_clips(source: Any, name: str, num_frames: int, fps: float | None, coun
         count = min(count, available // num_frames)
         starts = np.linspace(0, available - num_frames, count).astype(int) if count > 1 else [0]
         return [_read_frames(reader, start, num_frames, fps) for start in starts]
-
-
-__all__ = ["load_processor", "read_clip", "read_clips"]
