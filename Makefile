@@ -15,7 +15,7 @@ PYTHON := .venv/bin/python
 ENVIRONMENT := .venv/installed
 endif
 
-# An environment given by VENV= does not know this checkout; examples and tests run from it either way
+# An environment given by VENV= may not have this checkout installed; examples and tests use it in any case
 export PYTHONPATH := $(CURDIR)/src$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .PHONY: demo reproduce test test-all lint bench bench-full help
@@ -24,13 +24,13 @@ export PYTHONPATH := $(CURDIR)/src$(if $(PYTHONPATH),:$(PYTHONPATH))
 help:
 	@echo "make demo | reproduce | test | test-all | lint | bench | bench-full   [VENV=existing environment]"
 
-# The stamp is the last thing written: an interrupted install is done again
+# The stamp is written last: an interrupted install is repeated
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(BASE_PYTHON) -m venv .venv
 	.venv/bin/python -m pip install -c constraints.txt -e ".[demo,dev]"
 	touch $@
 
-# The whole road on a small scale, about 4 minutes on 2 idle cores:        python examples/demo.py
+# The complete pipeline at small scale, about 4 minutes on 2 cores:         python examples/demo.py
 demo: $(ENVIRONMENT)
 	$(PYTHON) examples/demo.py
 
@@ -38,7 +38,7 @@ demo: $(ENVIRONMENT)
 reproduce: $(ENVIRONMENT)
 	$(PYTHON) examples/studies/reproduce.py
 
-# The tests but the slow ones, two files at a time:                  python -m pytest -q -m "not slow" -n 2 --dist loadfile
+# The fast tests, two files at a time:                                python -m pytest -q -m "not slow" -n 2 --dist loadfile
 test: $(ENVIRONMENT)
 	$(PYTHON) -m pytest -q -m "not slow" -n 2 --dist loadfile
 

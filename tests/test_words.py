@@ -10,8 +10,11 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "examples/README.md")]
-DOCUMENTS = [path for path in DOCUMENTS if path.exists()] + sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile")]
+DOCUMENTS += sorted((ROOT / "model_cards").glob("*.md")) + [
+    ROOT / name / "README.md" for name in ("examples", "benchmarks")
+]
+DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
 CONFIGS = sorted((ROOT / "examples" / "configs").rglob("*.yaml"))
 CODE = sorted(path for folder in ("src", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 
