@@ -10,13 +10,12 @@ recipe's architecture and initialization.
 """
 
 import argparse
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import study
-
-from vjepa2_hf.visualization.tables import format_table
 
 
 ABLATED = "moving_digits"  # the dataset of the ablations
@@ -32,7 +31,6 @@ ABLATIONS = {
     "layer-normed targets": f"{CONFIG}#layer_targets",
     "no bias toward neighbors": f"{CONFIG}#no_locality",
 }
-COLUMNS = [(readout, label) for readout in ("average", "tokens") for label in ("content", "motion")]
 # Videos for pretraining; clips of 8 frames to fit and to test probes
 DIGITS = {
     "videos": "--split train --videos 1500 --seed 0",
@@ -48,32 +46,23 @@ EPISODES = {
 
 def prepare(options: argparse.Namespace, dataset: str) -> None:
     """Records the data, and probes raw pixels, which have no seed."""
-    runs = study.RunFolder(options.output / dataset / "shared")
+    runs, data = study.RunFolder(options.output / dataset / "shared"), options.output / dataset / "data"
     for split in DIGITS:
-        target = options.output / dataset / "data" / split
-        script, arguments = "record_moving_digits.py", DIGITS[split].split()
+        command = f"record_moving_digits.py {DIGITS[split]}"
         if dataset in study.ENVIRONMENTS:
-            name, policy, *_ = study.ENVIRONMENTS[dataset]
-            script, arguments = "record_episodes.py", ["--env", name, "--policy", policy, "--varied_appearance"]
-            arguments += ["--num_proc", "1", *EPISODES[split].split()]
-        runs.run(f"record {split}", target, script, *arguments, "--output", str(target))
-    probe(runs, PIXELS, "pixels")
+            command = f"{study.ENVIRONMENTS[dataset].record} --varied_appearance --num_proc 1 {EPISODES[split]}"
+        runs.record(data / split, command)
+    runs.probe_linearly(PIXELS, "pixels", data)
 
 
 def run_row(options: argparse.Namespace, row: str, config: str, dataset: str, seed: int) -> None:
     """Pretrains and probes a row; the recipe's row also probes the random encoder."""
-    runs = study.RunFolder(options.output / dataset / f"seed-{seed}")
-    settings = {"data": options.output / dataset / "data" / "videos", "seed": seed, "max_steps": options.steps}
-    encoder = runs.configured(row, "pretrain.py", config, settings | study.SHORT_RUN)
-    probe(runs, row, str(encoder))
+    runs, data = study.RunFolder(options.output / dataset / f"seed-{seed}"), options.output / dataset / "data"
+    settings = {"data": data / "videos", "seed": seed, "max_steps": options.steps, **study.SHORT_RUN}
+    encoder = runs.configured(row, "pretrain.py", config, settings)
+    runs.probe_linearly(row, encoder, data)
     if row == RECIPE:
-        probe(runs, RANDOM, str(encoder), "--weights", "random", "--seed", str(seed))
-
-
-def probe(runs: study.RunFolder, row: str, encoder: str, *more: str) -> None:
-    result, data = runs.path / f"{study.slug(row)}.json", runs.path.parent / "data"
-    arguments = ["--encoder", encoder, "--train", str(data / "train"), "--test", str(data / "test"), *more]
-    runs.run(f"probe {row}", result, "studies/linear_probes.py", *arguments, "--output", str(result))
+        runs.probe_linearly(RANDOM, encoder, data, random_seed=seed)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -109,30 +98,24 @@ def summarize(scores: list[dict[str, Any]]) -> dict[str, Any]:
     """Scores of one row by readout and label, over seeds."""
     row: dict[str, Any] = {
         f"{readout} {label}": study.over_seeds([score[readout][label] for score in scores])
-        for readout, label in COLUMNS
+        for readout, label in study.LINEAR_PROBES
     }
     fractions = [score["between_clips"] for score in scores]
     return row | {"between_clips": None if None in fractions else float(np.mean(fractions))}
 
 
-def format_tables(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
-    lines = [f"{results['steps']} steps of pretraining"]
+@study.markdown
+def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
+    time = ""
     if results["minutes"]:
-        lines[0] += f", {results['minutes'][0]:.1f} to {results['minutes'][1]:.1f} minutes on one thread"
-    lines[0] += "; means over seeds (95 % interval over seeds)."
-    titles = ["row", *(f"{label} ({readout})" for readout, label in COLUMNS), "between clips"]
+        time = f", {results['minutes'][0]:.1f} to {results['minutes'][1]:.1f} minutes on one thread"
+    yield f"{results['steps']} steps of pretraining{time}; means over seeds (95 % interval over seeds)."
+    columns = {f"{readout} {label}": f"{label} ({readout})" for readout, label in study.LINEAR_PROBES}
+    columns = {"name": "row", **columns, "between_clips": "between clips"}
     for dataset, rows in results["datasets"].items():
-        score = "accuracy" if dataset == ABLATED else "R²"
-        seeds = max(row["runs"] for row in rows)
-        cells = []
-        for row in rows:
-            fraction = "" if row["between_clips"] is None else f"{row['between_clips']:.2f}"
-            cells.append(
-                [row["name"], *(study.cell(row[f"{readout} {label}"]) for readout, label in COLUMNS), fraction]
-            )
-        lines += ["", f"**{study.capitalized(dataset)}** ({score}; {seeds} seeds)", "", *format_table(titles, cells)]
-    return "\n".join(lines)
+        score, seeds = "accuracy" if dataset == ABLATED else "R²", max(row["runs"] for row in rows)
+        yield f"**{study.capitalized(dataset)}** ({score}; {seeds} seeds)"
+        yield columns.values(), [[row[column] for column in columns] for row in rows]
 
 
 STUDY = study.Study(

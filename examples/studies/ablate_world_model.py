@@ -13,7 +13,7 @@ only by name (`--rows learning_encoder`), because it encodes every frame at ever
 import argparse
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,50 +21,37 @@ from typing import Any
 import study
 import yaml
 from safetensors import safe_open
+from study import RECIPE
 
 from vjepa2_hf.training.run import read_metrics
-from vjepa2_hf.visualization.tables import format_table
 
 
 PRETRAINING, DYNAMICS = "demo/pretrain.yaml", "demo/world_model.yaml"
-MODEL = "world model"  # its name among the rows of plan.py
 HORIZONS = (1, 2, 5)  # model steps; the cosine is that of the longest measured one
 FIRST_TASK = 100_000  # other tasks than those of `reproduce.py`, whose figures no choice may depend on
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table. With the recipe's encoder, it is the row of `ablations.yaml` that has its name.
-
-    Attributes:
-        title: its name in the table.
-        encoder: config of its pretraining, with `#ROW` for a row of `ablations.yaml`; "random" or "pixels".
-    """
-
-    title: str
-    encoder: str = PRETRAINING
-
-
-RECIPE = "recipe"
-ROWS = {  # in the order in which they run
-    RECIPE: Row("the recipe: concatenation, width 64, rollouts of 3 steps"),
-    "random": Row("no pretraining: random encoder", encoder="random"),
-    "pixels": Row("no encoder: raw pixels", encoder="pixels"),
-    "addition": Row("addition instead of concatenation"),
-    "wide": Row("width 128 instead of 64"),
-    "one_step": Row("one-step loss alone"),
-    "five_steps": Row("rollouts of 5 steps (H = 5)"),
-    "online_target": Row("no EMA in pretraining", encoder=f"{PRETRAINING}#online_target"),
-    "pixel_target": Row("pixels as target of pretraining", encoder=f"{PRETRAINING}#pixels"),
-    "pooled": Row("pooled state: the mean token"),
-    "merged": Row("merged state: 4 tokens"),
-    "mlp_slow": Row("MLP on 64 slow features"),
-    "mlp_pca": Row("MLP on 64 principal components"),
-    "cross_attention": Row("cross-attention instead of concatenation"),
-    "history": Row("history of 3 frames, block-causal"),
-    "linear_actions": Row("linear action encoder"),
-    "learning_encoder": Row("encoder trained with the world model"),
+ROWS = {  # titles, in the order in which the rows run
+    RECIPE: "the recipe: concatenation, width 64, rollouts of 3 steps",
+    "random": "no pretraining: random encoder",
+    "pixels": "no encoder: raw pixels",
+    "addition": "addition instead of concatenation",
+    "wide": "width 128 instead of 64",
+    "one_step": "one-step loss alone",
+    "five_steps": "rollouts of 5 steps (H = 5)",
+    "online_target": "no EMA in pretraining",
+    "pixel_target": "pixels as target of pretraining",
+    "pooled": "pooled state: the mean token",
+    "merged": "merged state: 4 tokens",
+    "mlp_slow": "MLP on 64 slow features",
+    "mlp_pca": "MLP on 64 principal components",
+    "cross_attention": "cross-attention instead of concatenation",
+    "history": "history of 3 frames, block-causal",
+    "linear_actions": "linear action encoder",
+    "learning_encoder": "encoder trained with the world model",
 }
+# Rows with an encoder of their own: config of its pretraining, with its row of `ablations.yaml`; the others have the
+# recipe's encoder and are the rows of `ablations.yaml` that have their names
+PRETRAINED = {"online_target": f"{PRETRAINING}#online_target", "pixel_target": f"{PRETRAINING}#pixels"}
+NOT_PRETRAINED = ("random", "pixels")
 # Pairs that the two-phase recipe compares, with its differences of success (sec. 9.4)
 TWO_PHASE = {
     ("addition", RECIPE): -0.03,
@@ -92,30 +79,25 @@ def common(options: argparse.Namespace, environment: str, seed: int) -> dict[str
 def pretrain(options: argparse.Namespace, environment: str, seed: int, name: str = RECIPE) -> Path:
     """The encoder of a row; that of the recipe is shared with `reproduce.py`."""
     folder = row_folder(options, environment, seed, name)
-    folder = folder.parents[1] if ROWS[name].encoder == PRETRAINING else folder
-    settings = common(options, environment, seed)
-    return study.RunFolder(folder).configured("pretrain", "pretrain.py", ROWS[name].encoder, settings)
+    runs = study.RunFolder(folder if name in PRETRAINED else folder.parents[1])
+    config = PRETRAINED.get(name, PRETRAINING)
+    return runs.configured("pretrain", "pretrain.py", config, common(options, environment, seed))
 
 
 def run_row(options: argparse.Namespace, environment: str, seed: int, name: str) -> None:
-    """Trains a row and plans with it; the recipe's row also runs the methods without a world model."""
-    results, row = results_of(options, environment, seed, name), ROWS[name]
+    """Trains a row and plans with it."""
+    results, config = results_of(options, environment, seed, name), f"{DYNAMICS}#{name}"
     if results.exists():
         return
     runs = study.RunFolder(row_folder(options, environment, seed, name))
-    if row.encoder in ("random", "pixels"):
-        settings = study.ablation(DYNAMICS, row.encoder)
-    else:
-        settings = {"encoder": pretrain(options, environment, seed, name)}
-    settings |= common(options, environment, seed) | {"max_steps": options.steps}
+    settings = common(options, environment, seed) | {"max_steps": options.steps}
     settings |= {"cache_dir": options.output / environment / "latents"}  # encoded once for all rows
-    config = DYNAMICS if name == RECIPE or row.encoder != PRETRAINING else f"{DYNAMICS}#{name}"
+    if name not in NOT_PRETRAINED:
+        settings |= {"encoder": pretrain(options, environment, seed, name)}
+        config = DYNAMICS if name == RECIPE or name in PRETRAINED else config
     model = runs.configured("world_model", "train_world_model.py", config, settings)
-
-    planning = {"models": {MODEL: str(model)}, "seed": seed, "videos": 0, "episodes": options.episodes}
-    planning |= {"first_task": FIRST_TASK + 1000 * seed} | ({} if name == RECIPE else {"baselines": []})
-    config = study.ENVIRONMENTS[environment].plan
-    runs.configured("plan", "plan.py", config, planning, output=results.parent, result="results.json")
+    planning = {"episodes": options.episodes, "first_task": FIRST_TASK + 1000 * seed}
+    study.plan_row(runs, results, environment, seed, model, name, planning)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -126,14 +108,13 @@ def run(options: argparse.Namespace) -> None:
     cells = [(environment, seed) for environment in options.environments for seed in seeds]
     # first: two rows of a seed that run side by side would both make its encoder
     study.run_side_by_side([partial(pretrain, options, *one) for one in cells], options.jobs)
-    study.run_side_by_side(
-        [partial(run_row, options, *one, row) for row in options.rows for one in cells], options.jobs
-    )
+    rows = [partial(run_row, options, *one, row) for row in options.rows for one in cells]
+    study.run_side_by_side(rows, options.jobs)
 
 
 def columns(options: argparse.Namespace, environment: str, seed: int, name: str) -> dict[str, Any]:
     model = row_folder(options, environment, seed, name) / "world_model"
-    own, baselines = study.planned_row(results_of(options, environment, seed, name), MODEL)
+    own, baselines = study.planned_row(results_of(options, environment, seed, name))
     errors = {row["horizon"]: row for row in json.loads((model / "rollout_error.json").read_text())}
     last = errors[max(errors)]
     return {
@@ -168,66 +149,51 @@ def dynamics_parameters(folder: Path) -> int:
 
 def collect(options: argparse.Namespace) -> dict[str, Any] | None:
     """Compares the pairs of the two-phase recipe, then the other rows with the recipe."""
-    pairs = dict.fromkeys([*TWO_PHASE, *((name, RECIPE) for name in ROWS if name != RECIPE)])
-    titles = {name: row.title for name, row in ROWS.items()}
-    found = study.collect_rows(options, ["steps", "episodes"], titles, list(pairs), results_of, columns)
+    found = study.collect_rows(options, ["steps", "episodes"], ROWS, results_of, columns, TWO_PHASE)
     for table in found["environments"].values() if found else ():
         for difference in table["differences"]:
             difference["two_phase"] = TWO_PHASE.get((difference["row"], difference["minus"]))
     return found
 
 
-def format_tables(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
-    lines = []
+@study.markdown
+def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
+    """The rows, below them the methods without a world model, and differences of success."""
     for environment, result in results["environments"].items():
         rows = result["rows"]
-        lines += [
+        yield (
             f"**{study.capitalized(environment)}**: {results['steps']} steps of training in every row, up to "
             f"{max(len(row['seeds']) for row in rows)} training seeds, {results['episodes']} tasks per seed. Means "
             "over seeds; success with its 95 % interval over seeds. Minutes of training and milliseconds per plan are "
-            "wall time with two runs side by side.",
-            "",
-            *format_rows(rows),
-            "",
+            "wall time with two runs side by side."
+        )
+        horizons = list(rows[0]["error_over_copy"])
+        titles = ["row", "parameters", "minutes", *(f"error {horizon}" for horizon in horizons)]
+        titles += [f"cosine {rows[0]['cosine_horizon']:.0f}", "success", "by seed", "ms per plan"]
+        yield titles, [*map(row_cells, rows), *study.baseline_rows(rows, 3 + len(horizons), 1)]
+        yield (
             "Error is the error of rollouts on held-out episodes divided by the error of copying the last state, by "
             "model steps ahead (two frames each); the cosine of copying is in parentheses. Both are computed in each "
-            "row's own state space, so they do not compare rows with different encoders or states. Success does.",
-            "",
-            *format_differences(result["differences"]),
-        ]
-    return "\n".join(lines).rstrip("\n")
+            "row's own state space, so they do not compare rows with different encoders or states. Success does."
+        )
+        if result["differences"]:
+            yield "**Differences of success**, paired by seed (the same tasks), next to those of the two-phase recipe:"
+            titles = ["row", "minus", "two-phase recipe", "here", "95 % interval", "by seed"]
+            yield titles, map(difference_cells, result["differences"])
 
 
-def format_rows(rows: list[dict[str, Any]]) -> list[str]:
-    """The rows, and below them the methods without a world model."""
-    horizons = list(rows[0]["error_over_copy"])
-    titles = ["row", "parameters", "minutes", *(f"error {horizon}" for horizon in horizons)]
-    titles += [f"cosine {rows[0]['cosine_horizon']:.0f}", "success", "by seed", "ms per plan"]
-    lines = []
-    for row in rows:
-        cells = [row["title"], f"{row['parameters']:,}", f"{row['minutes']:.1f}"]
-        cells += [f"{row['error_over_copy'][horizon]['mean']:.2f}" for horizon in horizons]
-        cells += [f"{row['cosine']:.2f} ({row['copy_cosine']:.2f})", *study.success_cells(row["success"])]
-        lines.append([*cells, f"{row['plan_milliseconds']:.0f}"])
-    empty = [""] * (3 + len(horizons))
-    baselines = [one for row in rows for one in row["baselines"].items()]
-    lines += [[name, *empty, *study.success_cells(success), ""] for name, success in baselines]
-    return format_table(titles, lines)
+def row_cells(row: dict[str, Any]) -> list[Any]:
+    errors = [error["mean"] for error in row["error_over_copy"].values()]
+    cells = [row["title"], f"{row['parameters']:,}", f"{row['minutes']:.1f}", *errors]
+    cells += [f"{row['cosine']:.2f} ({row['copy_cosine']:.2f})", row["success"], row["success"]["by_seed"]]
+    return [*cells, f"{row['plan_milliseconds']:.0f}"]
 
 
-def format_differences(compared: list[dict[str, Any]]) -> list[str]:
-    if not compared:
-        return []
-    rows = []
-    for one in compared:
-        published = "" if one["two_phase"] is None else f"{one['two_phase']:+.2f}"
-        minus = "the recipe" if one["minus"] == RECIPE else ROWS[one["minus"]].title
-        cells = [ROWS[one["row"]].title, minus, published, f"{one['mean']:+.2f}", study.interval_cell(one)]
-        rows.append([*cells, study.by_seed(one["by_seed"], "+.2f")])
-    titles = ["row", "minus", "two-phase recipe", "here", "95 % interval", "by seed"]
-    head = "**Differences of success**, paired by seed (the same tasks), next to those of the two-phase recipe:"
-    return [head, "", *format_table(titles, rows), ""]
+def difference_cells(one: dict[str, Any]) -> list[str]:
+    published = "" if one["two_phase"] is None else f"{one['two_phase']:+.2f}"
+    minus = "the recipe" if one["minus"] == RECIPE else ROWS[one["minus"]]
+    by_seed = ", ".join(f"{value:+.2f}" for value in one["by_seed"])
+    return [ROWS[one["row"]], minus, published, f"{one['mean']:+.2f}", study.interval_cell(one), by_seed]
 
 
 STUDY = study.Study(

@@ -12,6 +12,7 @@ weights, and for comparison the tokens of the last 8 frames, which show the answ
 """
 
 import argparse
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,6 @@ import study
 import yaml
 
 from vjepa2_hf.metrics.planning_success.planning_success import t_interval
-from vjepa2_hf.visualization.tables import format_table
 
 
 RECIPE = "demo/pretrain_digits.yaml"
@@ -49,28 +49,24 @@ SCORES = {"accuracy": "accuracy", "class_mean_recall_at_5": "class-mean recall a
 
 def run(options: argparse.Namespace) -> None:
     for name, (split, fraction, more) in RECORDINGS.items():
-        target = options.output / "data" / name
-        arguments = ["--split", split, "--videos", str(round(options.clips * fraction)), *more.split()]
-        study.RunFolder(options.output / "shared").run(
-            f"record {name}", target, "record_moving_digits.py", *arguments, "--output", str(target)
-        )
+        command = f"record_moving_digits.py --split {split} --videos {round(options.clips * fraction)} {more}"
+        study.RunFolder(options.output / "shared").record(options.output / "data" / name, command)
     study.run_side_by_side([partial(run_seed, options, seed) for seed in range(options.seeds)], options.jobs)
 
 
 def run_seed(options: argparse.Namespace, seed: int) -> None:
     """Pretraining and errors with both kinds of masks, then the probes."""
     runs, data = study.RunFolder(options.output / f"seed-{seed}"), options.output / "data"
+    specs = yaml.safe_load((study.CONFIGS / RECIPE).read_text(encoding="utf-8"))["masks"]
     models = {}
     for masks in (BOTH, BLOCKS):
-        specs = yaml.safe_load((study.CONFIGS / RECIPE).read_text(encoding="utf-8"))["masks"]
-        specs = specs if masks == BOTH else [spec for spec in specs if spec["type"] != "future"]
-        settings = {"data": data / "videos", "seed": seed, "max_steps": options.steps, "masks": specs}
+        kept = [spec for spec in specs if masks == BOTH or spec["type"] != "future"]
+        settings = {"data": data / "videos", "seed": seed, "max_steps": options.steps, "masks": kept}
         settings |= {"frames_per_clip": PAST + FUTURE, **study.SHORT_RUN}
         models[masks] = runs.configured(f"pretrain {masks}", "pretrain.py", RECIPE, settings)
         result = runs.path / f"{study.slug(f'future {masks}')}.json"
-        arguments = [str(models[masks]), str(data / "test"), str(result), "--past", str(PAST), "--num_threads", "1"]
-        arguments += ["--horizons", *map(str, HORIZONS)]
-        runs.run(f"measure {masks}", result, "studies/measure_future.py", *arguments)
+        arguments = [models[masks], data / "test", result, "--past", PAST, "--num_threads", 1, "--horizons", *HORIZONS]
+        runs.run(f"measure {masks}", result, "studies/measure_future.py", *map(str, arguments))
     for row, changed in PROBES.items():
         settings = {"data": data / "train", "validation_data": data / "test", "label": "place", "seed": seed}
         settings |= {"encoder": models[BOTH], "frames_per_clip": PAST, "cache_dir": runs.path / "features"}
@@ -108,27 +104,28 @@ def summarize_errors(runs: list[dict[str, Any]], metric: str) -> dict[str, dict[
     }
 
 
-def format_tables(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
-    lines = [f"{results['steps']} steps of pretraining; means over seeds (95 % interval over seeds)."]
+@study.markdown
+def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
+    yield f"{results['steps']} steps of pretraining; means over seeds (95 % interval over seeds)."
     for metric, title in METRICS.items():
-        lines += ["", f"{title} divided by that of copying the last tubelet, by frames after the past:", ""]
-        rows = [
-            [masks, method, *map(study.cell, values.values())]
-            for masks, found in results["future"].items()
-            for method, values in found[metric].items()
-        ]
-        lines += format_table(["masks", "prediction", *results["frames"]], rows)
-    anticipation = results["anticipation"]
-    if anticipation:
-        first = next(iter(anticipation.values()))
+        yield f"{title} divided by that of copying the last tubelet, by frames after the past:"
+        yield (
+            ["masks", "prediction", *results["frames"]],
+            [
+                [masks, method, *values.values()]
+                for masks, found in results["future"].items()
+                for method, values in found[metric].items()
+            ],
+        )
+    if anticipation := results["anticipation"]:
         seeds = max(len(row["accuracy"]["by_seed"]) for row in anticipation.values())
-        lines += ["", f"Anticipation, {results['probe_steps']} steps of a probe on {results['clips']} clips ({seeds}"]
-        lines[-1] += f" seeds), masks: {BOTH}:"
-        rows = [[row, *(study.cell(found[score]) for score in SCORES)] for row, found in anticipation.items()]
-        rows = [["the same answer for all", f"{first['same_answer_for_all']:.2f}", ""], *rows]
-        lines += ["", *format_table(["probe on", *SCORES.values()], rows)]
-    return "\n".join(lines)
+        yield (
+            f"Anticipation, {results['probe_steps']} steps of a probe on {results['clips']} clips ({seeds} seeds), "
+            f"masks: {BOTH}:"
+        )
+        rows = [["the same answer for all", next(iter(anticipation.values()))["same_answer_for_all"], None]]
+        rows += [[row, *(found[score] for score in SCORES)] for row, found in anticipation.items()]
+        yield ["probe on", *SCORES.values()], rows
 
 
 STUDY = study.Study(

@@ -14,13 +14,12 @@ was pretrained at these three speeds; and the time of a sweep of 20 heads next t
 import argparse
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import study
-
-from vjepa2_hf.visualization.tables import format_table
 
 
 RECIPE = "demo/pretrain.yaml#variance"
@@ -43,18 +42,13 @@ VIDEOS = ("videos", "slow_videos")  # recordings for pretraining
 TEST_FRACTION, VIDEO_FRACTION = 0.5, {DIGITS: 0.75, PUSHING: 0.28}
 # By dataset: task -> recording, label column. SHUFFLED removes the order of the frames
 TASKS = {
-    DIGITS: {
-        "content": ("clips", "digit"),
+    dataset: {
+        "content": ("clips", content),
         "motion": ("clips", "direction"),
-        "first motion": ("turns", "first_motion"),
-        SHUFFLED: ("turns", "first_motion"),
-    },
-    PUSHING: {
-        "content": ("clips", "place"),
-        "motion": ("clips", "direction"),
-        "first motion": ("clips", "first_motion"),
-        SHUFFLED: ("clips", "first_motion"),
-    },
+        "first motion": (turns, "first_motion"),
+        SHUFFLED: (turns, "first_motion"),
+    }
+    for dataset, content, turns in ((DIGITS, "digit", "turns"), (PUSHING, "place", "clips"))
 }
 ATTENTIVE = {"kind": "attentive", "learning_rates": [3e-3, 1e-3], "weight_decays": [0.1]}
 # Rows of the table: what differs from the demo's probe
@@ -86,39 +80,28 @@ def prepare(options: argparse.Namespace, dataset: str) -> None:
     recordings += [(name, split) for name in {task[0] for task in TASKS[dataset].values()} for split in SPLITS]
     if dataset == DIGITS:
         recordings += [("slow_videos", "train"), *((name, "test") for name in SPEEDS)]
+    special = {"videos": "", "slow_videos": SLOW_VIDEOS, "turns": "--frames 8 --two_motions"}
     for name, split in recordings:
         clips = options.clips * (1 if split == "train" else TEST_FRACTION)
         count = round(options.clips * VIDEO_FRACTION[dataset] if name in VIDEOS else clips)
         if dataset == DIGITS:
-            special = {"videos": "", "slow_videos": SLOW_VIDEOS, "turns": "--frames 8 --two_motions"}
-            what = f"record_moving_digits.py --split {split} --videos {count} "
-            what += special.get(name, f"--frames 8 --speed {SPEEDS.get(name, 1)}")
+            more = special.get(name, f"--frames 8 --speed {SPEEDS.get(name, 1)}")
+            command = f"record_moving_digits.py --split {split} --videos {count} {more}"
         else:
-            what = "record_episodes.py --env vjepa2_hf/Pushing-v0 --policy drawn_to_block --num_proc 1 "
-            what += f"--episodes {count}" + ("" if name == "videos" else " --labels --length 7")
-        target = recording(options, dataset, name, split)
-        command = [*what.split(), "--seed", str(0 if name in VIDEOS else SPLITS[split]), "--output", str(target)]
-        study.RunFolder(options.output / dataset / "shared").run(f"record {target.name}", target, *command)
+            more = "" if name == "videos" else "--labels --length 7"
+            command = f"{study.ENVIRONMENTS[PUSHING].record} --num_proc 1 --episodes {count} {more}"
+        command += f" --seed {0 if name in VIDEOS else SPLITS[split]}"
+        study.RunFolder(options.output / dataset / "shared").record(recording(options, dataset, name, split), command)
 
 
 def run_seed(options: argparse.Namespace, dataset: str, seed: int) -> None:
     """Pretraining and all probes of one dataset and seed. A random encoder has the pretrained one's architecture."""
     runs, data = study.RunFolder(options.output / dataset / f"seed-{seed}"), partial(recording, options, dataset)
-
-    def pretrain(output: str, **more: Any) -> Path:
-        settings = {
-            "data": data("videos", "train"),
-            "seed": seed,
-            "max_steps": options.steps,
-            **study.SHORT_RUN,
-            **more,
-        }
-        return runs.configured(output, "pretrain.py", RECIPE, settings)
-
-    encoders = dict.fromkeys(ENCODERS, pretrain("pretrain"))
+    settings = {"data": data("videos", "train"), "seed": seed, "max_steps": options.steps, **study.SHORT_RUN}
+    encoders = dict.fromkeys(ENCODERS, runs.configured("pretrain", "pretrain.py", RECIPE, settings))
     if dataset == DIGITS:
-        slow = {"data": data("slow_videos", "train"), "fps": SEVERAL_FPS}
-        encoders[SEVERAL_RATES] = pretrain("pretrain_rates", **slow)
+        settings |= {"data": data("slow_videos", "train"), "fps": SEVERAL_FPS}
+        encoders[SEVERAL_RATES] = runs.configured("pretrain_rates", "pretrain.py", RECIPE, settings)
     for name, task, kind, encoder, more in probes_of(dataset, timed=seed == 0):
         source, label = TASKS[dataset][task]
         steps = STEPS_FACTOR[dataset] * options.probe_steps
@@ -134,9 +117,8 @@ def run_seed(options: argparse.Namespace, dataset: str, seed: int) -> None:
             "shuffle_time": task == SHUFFLED,
             "log_every": 50,
         }
-        if "sweep" in more:  # the cache is its own, so that encoding is timed
+        if more in SWEEPS.values():  # the cache is its own, so that encoding is timed
             settings["cache_dir"] = runs.path / "runs" / f"features_{kind}"
-            more = SWEEPS[more["sweep"]]
         if dataset == DIGITS and task == "motion" and kind in SPEED_KINDS:
             settings["evaluate_on"] = {speed: str(data(speed, "test")) for speed in SPEEDS}
         settings |= {**study.SHORT_RUN, **KINDS[kind], **SETTINGS[dataset], **more}
@@ -156,8 +138,8 @@ def probes_of(dataset: str, timed: bool) -> Iterator[tuple[str, str, str, str, d
                 yield name, task, "linear", encoder, {"label_fraction": fraction}
     for kind in SPEED_KINDS if dataset == DIGITS else ():
         yield run_name("motion", kind, SEVERAL_RATES), "motion", kind, SEVERAL_RATES, {}
-        for sweep in SWEEPS if timed else ():
-            yield f"{sweep} {kind}", next(iter(TASKS[DIGITS])), kind, "pretrained", {"sweep": sweep}
+        for sweep, more in SWEEPS.items() if timed else ():
+            yield f"{sweep} {kind}", next(iter(TASKS[DIGITS])), kind, "pretrained", more
 
 
 def kinds_of(dataset: str, task: str, encoder: str) -> list[str]:
@@ -191,20 +173,13 @@ def collect_dataset(options: argparse.Namespace, dataset: str) -> dict[str, Any]
     def read(name: str) -> list[dict[str, Any]]:
         return study.read_seeds(options.output / dataset, f"runs/{study.slug(name)}/results.json", options.seeds)
 
-    found: dict[str, Any] = {}
-    found["probes"] = {
-        f"{kind}, {encoder}": {task: summarize(read(run_name(task, kind, encoder))) for task in TASKS[dataset]}
-        for kind in KINDS
-        for encoder in ENCODERS
-    }
-    found["few_labels"] = {
-        f"{task}, {encoder}": {
-            percent(fraction): summarize(read(run_name(task, "linear", encoder, fraction))) for fraction in FRACTIONS
-        }
-        for task in FEW_LABELS
-        for encoder in ENCODERS
-    }
-    found["seconds"] = {}
+    found: dict[str, Any] = {"probes": {}, "few_labels": {}, "seconds": {}}
+    for kind, encoder in product(KINDS, ENCODERS):
+        row = {task: summarize(read(run_name(task, kind, encoder))) for task in TASKS[dataset]}
+        found["probes"][f"{kind}, {encoder}"] = row
+    for task, encoder in product(FEW_LABELS, ENCODERS):
+        row = {f"{100 * part:g} %": summarize(read(run_name(task, "linear", encoder, part))) for part in FRACTIONS}
+        found["few_labels"][f"{task}, {encoder}"] = row
     for kind in SPEED_KINDS:
         sweep, one = (read(f"{title} {kind}") for title in SWEEPS)
         if sweep and one:  # of encoding, of 20 heads at once, and of one head
@@ -212,12 +187,11 @@ def collect_dataset(options: argparse.Namespace, dataset: str) -> dict[str, Any]
             found["seconds"][kind] = seconds | {"one_head": one[0]["seconds"]["heads"]}
     if dataset == DIGITS:
         found["speeds"] = {}
-        for kind in SPEED_KINDS:
-            for encoder in (*ENCODERS, SEVERAL_RATES):
-                results = read(run_name("motion", kind, encoder))
-                half, double = (summarize(results, speed) for speed in SPEEDS)
-                row = {"half speed": half, "as trained": summarize(results), "double speed": double}
-                found["speeds"][f"{kind}, {encoder}"] = row
+        for kind, encoder in product(SPEED_KINDS, (*ENCODERS, SEVERAL_RATES)):
+            results = read(run_name("motion", kind, encoder))
+            half, double = (summarize(results, speed) for speed in SPEEDS)
+            row = {"half speed": half, "as trained": summarize(results), "double speed": double}
+            found["speeds"][f"{kind}, {encoder}"] = row
     return found
 
 
@@ -231,48 +205,35 @@ def summarize(results: list[dict[str, Any]], other: str | None = None) -> dict[s
     return {**study.over_seeds(values), "same_answer_for_all": guess}
 
 
-def percent(fraction: float) -> str:
-    return f"{100 * fraction:g} %"
-
-
-def format_tables(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
-    lines = [
+@study.markdown
+def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
+    yield (
         f"{results['steps']} steps of pretraining, {results['probe_steps']} of a probe (in pushing "
         f"{STEPS_FACTOR[PUSHING]} times as many; fine-tuning: half as many) on {results['clips']} clips; accuracy on "
         "others, means over seeds (95 % interval over seeds)."
-    ]
+    )
     for dataset, found in results["datasets"].items():
-        tasks, probes = list(TASKS[dataset]), found["probes"]
-        values = [value for row in probes.values() for value in row.values() if value]
-        seeds = max([len(value["by_seed"]) for value in values] or [0])
-        guesses = [next((row[task] for row in probes.values() if row[task]), None) for task in tasks]
-        guesses = [f"{guess['same_answer_for_all']:.2f}" if guess else "" for guess in guesses]
-        rows = [["the same answer for all", *guesses]]
-        rows += [
-            [name, *(study.cell(row[task]) for task in tasks)] for name, row in probes.items() if any(row.values())
-        ]
-        lines += ["", f"**{study.capitalized(dataset)}** ({seeds} seeds)", ""]
-        lines += format_table(["probe, encoder", *tasks], rows)
+        measured = {name: row for name, row in found["probes"].items() if any(row.values())}
+        seeds = max([len(value["by_seed"]) for row in measured.values() for value in row.values() if value] or [0])
+        yield f"**{study.capitalized(dataset)}** ({seeds} seeds)"
+        guess = dict.fromkeys(TASKS[dataset])
+        for row in reversed(measured.values()):  # of the first row that has it
+            guess |= {task: value["same_answer_for_all"] for task, value in row.items() if value}
+        yield study.table("probe, encoder", {"the same answer for all": guess, **measured})
         if dataset == DIGITS:
-            lines += ["", "Linear probes on a fraction of the labels:", "", *format_rows("task", found["few_labels"])]
+            yield "Linear probes on a fraction of the labels:"
+            yield study.table("task, encoder", found["few_labels"])
         if any(value for row in found.get("speeds", {}).values() for value in row.values()):
-            lines += ["", "Motion, probes fitted at normal speed, on the same digits at other speeds:", ""]
-            lines += format_rows("probe", found["speeds"])
+            yield "Motion, probes fitted at normal speed, on the same digits at other speeds:"
+            yield study.table("probe, encoder", found["speeds"])
         if found["seconds"]:
-            lines += ["", f"Seconds on one thread, with another run side by side ({HEADS} heads at once, or one):", ""]
-            rows = []
+            yield f"Seconds on one thread, with another run side by side ({HEADS} heads at once, or one):"
+            rows = {}
             for kind, one in found["seconds"].items():
                 seconds = one["features"], one["sweep"], one["features"] + HEADS * one["one_head"]
-                rows.append([kind, *(f"{value:.0f}" for value in seconds)])
-            lines += format_table(["heads", "features", f"{HEADS} at once", f"features + {HEADS} × one"], rows)
-    return "\n".join(lines)
-
-
-def format_rows(title: str, rows: dict[str, dict[str, Any]]) -> list[str]:
-    columns = list(next(iter(rows.values())))
-    cells = [[name, *map(study.cell, row.values())] for name, row in rows.items()]
-    return format_table([f"{title}, encoder", *columns], cells)
+                titles = "features", f"{HEADS} at once", f"features + {HEADS} × one"
+                rows[kind] = {title: f"{value:.0f}" for title, value in zip(titles, seconds, strict=True)}
+            yield study.table("heads", rows)
 
 
 STUDY = study.Study(

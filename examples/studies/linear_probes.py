@@ -41,20 +41,15 @@ PIXELS = 16  # height and width to which raw pixels are reduced, and of a raw pa
 
 
 def read_labeled_clips(data: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Frames uint8 (N, T, H, W, 3), and labels "content" and "motion", each (N,) int or (N, S) float.
-
-    Raises:
-        ValueError: columns are missing, or the clips differ in length or size.
-    """
-    frames, labels = [], {"content": [], "motion": []}
+    """Frames uint8 (N, T, H, W, 3), and labels "content" and "motion", each (N,) int or (N, S) float."""
+    frames, labels = [], []
     for *_, row in open_stream(ShardSource(data), seed=None):
         with VideoReader(row["video"]) as reader:
             frames.append(reader.frames())
-        for name, value in clip_labels(row, data).items():
-            labels[name].append(value)
+        labels.append(clip_labels(row, data))
     if len(shapes := {clip.shape for clip in frames}) != 1:
         raise ValueError(f"The clips in {data!r} have the shapes {sorted(shapes)}, but all must have the same.")
-    return np.stack(frames), {name: np.stack(values) for name, values in labels.items()}
+    return np.stack(frames), {name: np.stack([one[name] for one in labels]) for name in labels[0]}
 
 
 def clip_labels(row: dict[str, Any], data: str) -> dict[str, np.ndarray]:
@@ -93,14 +88,8 @@ def probe(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_la
 
 
 def measure(encoder: str, train: str, test: str, weights: str = "saved", seed: int = 0) -> dict[str, Any]:
-    """Scores of `content` and `motion` for both readouts, and `between_clips` (None for pixels).
-
-    Args:
-        encoder: folder or Hub id, or "pixels".
-        train, test: shards of labeled clips to fit and to score probes.
-        weights: "saved", or "random" for a randomly initialized encoder of the same architecture.
-        seed: of random weights.
-    """
+    """Scores of `content` and `motion` for both readouts, and `between_clips` (None for pixels); the arguments are
+    the options of the command."""
     frames, labels = zip(*map(read_labeled_clips, (train, test)), strict=True)
     if encoder == "pixels":
         features = [pixel_readouts(clips) for clips in frames]
@@ -135,11 +124,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--weights", default="saved", choices=["saved", "random"], help="random: newly initialized")
     parser.add_argument("--seed", default=0, type=int, help="of random weights (default 0)")
     parser.add_argument("--output", type=Path, help="JSON file for the scores, which are also printed")
-    options = parser.parse_args(arguments)
-    scores = measure(options.encoder, options.train, options.test, options.weights, options.seed)
+    options = vars(parser.parse_args(arguments))
+    output, scores = options.pop("output"), measure(**options)
     print(json.dumps(scores, indent=1))
-    if options.output:
-        write_json(options.output, scores)
+    if output:
+        write_json(output, scores)
 
 
 if __name__ == "__main__":

@@ -9,18 +9,17 @@ the digit, motion its direction. From scratch is `configs/demo/pretrain.yaml`; c
 """
 
 import argparse
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import study
 
 from vjepa2_hf.training.settings import refuse_missing_model
-from vjepa2_hf.visualization.tables import format_table
 
 
 START, RANDOM, SCRATCH = "the start, as it is", "random encoder", "from scratch, peak 2e-3"
 CONTINUED = {f"continued, peak {peak}": peak for peak in ("5e-4", "2e-3")}
-COLUMNS = [(readout, label) for readout in ("average", "tokens") for label in ("content", "motion")]
 RECORDINGS = {
     "videos": "--split train --videos 1000 --seed 0",
     "train": "--split train --videos 1000 --frames 8 --seed 1",
@@ -30,9 +29,7 @@ RECORDINGS = {
 
 def run(options: argparse.Namespace) -> None:
     for split, arguments in RECORDINGS.items():
-        target = options.output / split
-        command = ["record_moving_digits.py", *arguments.split(), "--output", str(target)]
-        study.RunFolder(options.output).run(f"record {split}", target, *command)
+        study.RunFolder(options.output).record(options.output / split, f"record_moving_digits.py {arguments}")
     study.run_side_by_side([partial(run_seed, options, seed) for seed in range(options.seeds)], options.jobs)
 
 
@@ -40,18 +37,14 @@ def run_seed(options: argparse.Namespace, seed: int) -> None:
     """Every row; the start has no seed."""
     runs = study.RunFolder(options.output / f"seed-{seed}")
     encoders = {START: options.start} if seed == 0 else {}
-    encoders[RANDOM] = options.start
     settings = {"data": options.output / "videos", "seed": seed, "max_steps": options.steps, **study.SHORT_RUN}
     encoders[SCRATCH] = runs.configured(SCRATCH, "pretrain.py", "demo/pretrain.yaml", settings)
     for row, peak in CONTINUED.items():
         more = {"init_from": options.start, "learning_rate.peak": peak}
         encoders[row] = runs.configured(row, "pretrain.py", "demo/pretrain_continue.yaml", settings | more)
     for row, encoder in encoders.items():
-        result = runs.path / f"{study.slug(row)}.json"
-        arguments = ["--encoder", str(encoder), "--output", str(result)]
-        arguments += ["--train", str(options.output / "train"), "--test", str(options.output / "test")]
-        arguments += ["--weights", "random", "--seed", str(seed)] if row == RANDOM else []
-        runs.run(f"probe {row}", result, "studies/linear_probes.py", *arguments)
+        runs.probe_linearly(row, encoder, options.output)
+    runs.probe_linearly(RANDOM, options.start, options.output, random_seed=seed)
 
 
 def collect(options: argparse.Namespace) -> dict[str, Any] | None:
@@ -59,17 +52,17 @@ def collect(options: argparse.Namespace) -> dict[str, Any] | None:
     rows = {}
     for row in (RANDOM, START, SCRATCH, *CONTINUED):
         scores = study.read_seeds(options.output, f"{study.slug(row)}.json", options.seeds)
-        rows[row] = {f"{label} ({readout})": [one[readout][label] for one in scores] for readout, label in COLUMNS}
+        rows[row] = {
+            f"{label} ({readout})": [one[readout][label] for one in scores] for readout, label in study.LINEAR_PROBES
+        }
     measured = any(values for row in rows.values() for values in row.values())
     return {"seeds": options.seeds, "rows": rows} if measured else None
 
 
-def format_tables(results: dict[str, Any]) -> str:
-    """The results as Markdown: one accuracy per seed."""
-    columns = list(next(iter(results["rows"].values())))
-    lines = [f"Moving Digits, accuracy by seed; {results['steps']} steps of pretraining in each of the last rows.", ""]
-    rows = [[row, *(study.by_seed(scores[column]) for column in columns)] for row, scores in results["rows"].items()]
-    return "\n".join(lines + format_table(["encoder", *columns], rows))
+@study.markdown
+def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
+    yield f"Moving Digits, accuracy by seed; {results['steps']} steps of pretraining in each of the last rows."
+    yield study.table("encoder", results["rows"])
 
 
 STUDY = study.Study(

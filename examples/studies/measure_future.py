@@ -23,6 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import study
 import torch
 from tqdm.auto import tqdm
 
@@ -30,7 +31,6 @@ from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
 from vjepa2_hf.data.files import write_json
 from vjepa2_hf.probing.labeled_clips import ClipViews, LabeledClips
 from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
-from vjepa2_hf.visualization.tables import format_table
 
 
 COPY = "copy the last tubelet"
@@ -49,13 +49,10 @@ def covered(index: int, tubelet_size: int) -> str:
 
 
 def iterate_clips(videos: str, frames: int, fps: float | None, processor, count: int, batch: int) -> Iterator:
-    """Normalized clips (B, T, C, H, W), each from the middle of a long enough video.
-
-    Raises:
-        ValueError: fewer than 2 videos are long enough; raised after the last clip.
-    """
+    """Normalized clips (B, T, C, H, W) from the middles of long enough videos; fewer than 2 in all are an error."""
     stream = LabeledClips(videos, ClipViews(frames, fps=fps), processor)
-    found = (clip["frames"] for clip in stream if "frames" in clip and is_long_enough(clip["frame_indices"]))
+    # Indices (1, T) increase: videos that are too short start again, and frames repeat at rates above the own one
+    found = (clip["frames"] for clip in stream if "frames" in clip and (clip["frame_indices"].diff(dim=1) > 0).all())
     found, total = islice(found, count), 0
     while taken := list(islice(found, batch)):
         total += len(taken)
@@ -69,22 +66,11 @@ def iterate_clips(videos: str, frames: int, fps: float | None, processor, count:
         )
 
 
-def is_long_enough(frame_indices: torch.Tensor) -> bool:
-    """Whether the indices (1, T) of a clip's frames increase: a video that is too short starts again, and frames
-    repeat where the rate is above the video's own."""
-    return bool((frame_indices.diff(dim=1) > 0).all())
-
-
 @torch.no_grad()
 def measure(model: VJepa2ForMaskedLatentPrediction, clips: Iterator[torch.Tensor], past: int) -> dict[str, Any]:
-    """Errors of every method.
+    """`errors` by method and metric, one float per future tubelet, and `clips`, their number.
 
-    Args:
-        clips: batches (B, T, C, H, W), T = `past` and the frames to predict.
-        past: number of frames that the model sees.
-
-    Returns:
-        `errors` by method and metric, one float per future tubelet; `clips`, their number.
+    Batches of clips are (B, T, C, H, W); the first `past` of their T frames are what the model sees.
     """
     tubelet, found = model.config.encoder_config.tubelet_size, []
     for batch in clips:
@@ -123,22 +109,15 @@ def errors(guess: torch.Tensor, truth: torch.Tensor) -> dict[str, list[float]]:
 
 def over_copying(found: dict[str, Any], metric: str, indices: list[int]) -> dict[str, list[float]]:
     """By method: the errors of some future tubelets divided by that of copying."""
-    copied = [max(found[COPY][metric][i], 1e-12) for i in indices]
-    return {
-        name: [values[metric][i] / copy for i, copy in zip(indices, copied, strict=True)]
-        for name, values in found.items()
-    }
+    copied = found[COPY][metric]
+    return {name: [values[metric][i] / max(copied[i], 1e-12) for i in indices] for name, values in found.items()}
 
 
-def format_tables(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
-    lines = []
+@study.markdown
+def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
     for metric, title in METRICS.items():
         titles = [f"{title} over that of copying, frames after the past", *results["frames"]]
-        found = results["over_copying"][metric]
-        rows = [[name, *(f"{value:.2f}" for value in values)] for name, values in found.items()]
-        lines += [*format_table(titles, rows), ""]
-    return "\n".join(lines).strip()
+        yield titles, [[name, *values] for name, values in results["over_copying"][metric].items()]
 
 
 @exit_on_user_error
@@ -176,7 +155,6 @@ def main(arguments: list[str] | None = None) -> None:
     indices = sorted(set(horizons.values()))
     results["frames"] = [covered(index, tubelet) for index in indices]
     results["over_copying"] = {metric: over_copying(results["errors"], metric, indices) for metric in METRICS}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.output, results)
     print(format_tables(results))
 

@@ -15,7 +15,9 @@ Without `--encoder`, an encoder is pretrained first. `OUTPUT/seed-0/world_model.
 """
 
 import argparse
+from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,7 @@ import numpy as np
 import study
 
 from vjepa2_hf.environments.appearance import IMAGE_SIZE
-from vjepa2_hf.environments.pushing import PUSHING, PushingEnv
-from vjepa2_hf.visualization.tables import format_table
+from vjepa2_hf.environments.pushing import PushingEnv
 
 
 RANDOM_FORCE = 0.3  # 1.9 pixels per frame, 2.7 per model step: several times the error of a world model of this size
@@ -39,9 +40,8 @@ def run(options: argparse.Namespace) -> None:
     shared = study.RunFolder(options.output)
     recordings = {"episodes": "--rewards", "random_episodes": f'--env_kwargs {{"random_force":{RANDOM_FORCE}}}'}
     for name, more in recordings.items():
-        arguments = ["--env", PUSHING, "--policy", "drawn_to_block", "--num_proc", "1", *more.split()]
-        arguments += ["--episodes", str(options.episodes), "--output", str(options.output / name)]
-        shared.run(name, options.output / name, "record_episodes.py", *arguments)
+        command = f"{study.ENVIRONMENTS['pushing'].record} --num_proc 1 {more} --episodes {options.episodes}"
+        shared.record(options.output / name, command)
     encoder = options.encoder
     if not encoder:
         settings = {"data": options.output / "episodes", "resume": "latest"}
@@ -91,73 +91,60 @@ def collect(options: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def seed_means(values: list[list[float | None]]) -> list[float | None]:
-    """Of (seeds, horizons); None where a seed has no finite number."""
+    """Of (seeds, horizons); None where a seed has none."""
     return [None if None in column else float(np.mean(column)) for column in zip(*values, strict=True)]
 
 
-# Rows of the tables: title -> column, and digits
+# Rows of the tables: title -> column of the evaluation; errors in pixels have 2 digits, others 3
 BLOCK = {
-    "decoded prediction": ("block_painted_px", 2),
-    "decoded true latents": ("block_decoder_px", 2),
-    "last known frame": ("block_copy_px", 2),
-    "true position, of the true frame": ("block_locator_px", 2),
-    "fraction without a block: decoded prediction": ("block_not_painted", 3),
-    "fraction without a block: decoded true latents": ("block_not_decoded", 3),
+    "decoded prediction": "block_painted_px",
+    "decoded true latents": "block_decoder_px",
+    "last known frame": "block_copy_px",
+    "true position, of the true frame": "block_locator_px",
+    "fraction without a block: decoded prediction": "block_not_painted",
+    "fraction without a block: decoded true latents": "block_not_decoded",
 }
 REWARDS = {
-    "imagined step": ("reward_error", 3),
-    "true latents": ("reward_head_error", 3),
-    "the last known reward": ("reward_copy_error", 3),
-    "the mean reward": ("reward_mean_error", 3),
+    "imagined step": "reward_error",
+    "true latents": "reward_head_error",
+    "the last known reward": "reward_copy_error",
+    "the mean reward": "reward_mean_error",
+}
+INTERVALS = {  # title -> model, prefix of the columns
+    "samples": ("stochastic", ""),
+    "one-step errors · √h around its middle": ("stochastic", "residual_"),
+    "one-step errors · √h": ("deterministic", "residual_"),
+    "its one future": ("deterministic", ""),
 }
 
 
-def model_table(title: str, model: dict[str, Any], columns: dict[str, tuple[str, int]]) -> list[str]:
-    rows = {name: cells(model["mean"][column], digits) for name, (column, digits) in columns.items()}
-    return horizon_table(title, model["horizon"], rows)
-
-
-def horizon_table(title: str, horizons: list[int], rows: dict[str, list[str]]) -> list[str]:
-    """Markdown lines of rows with one cell per horizon."""
-    return [*format_table([title, *map(str, horizons)], [[name, *cells] for name, cells in rows.items()]), ""]
-
-
-def cells(values: list[float | None], digits: int = 2) -> list[str]:
-    return ["–" if value is None else f"{value:.{digits}f}" for value in values]
-
-
-def interval_table(models: dict[str, Any], level: int) -> list[str]:
-    """Coverage, width and score of the latents' and the positions' intervals."""
-    kinds = {
-        "samples": ("stochastic", ""),
-        "one-step errors · √h around its middle": ("stochastic", "residual_"),
-        "one-step errors · √h": ("deterministic", "residual_"),
-        "its one future": ("deterministic", ""),
-    }
-    rows = {}
-    for what, (space, scale) in SPACES.items():
-        for kind, (name, prefix) in kinds.items():
-            mean = models[name]["mean"]
-            columns = [mean[f"{space}{prefix}{column}_{level}"] for column in ("coverage", "width", "score")]
-            rows[f"{what}: {name}, {kind}"] = [
-                f"{c:.2f}, {scale * w:.2g}, {scale * s:.2g}" for c, w, s in zip(*columns, strict=True)
-            ]
-    return horizon_table(
-        f"{level} % intervals: coverage, width, interval score (positions in pixels), steps ahead",
-        models["stochastic"]["horizon"],
-        rows,
-    )
-
-
-def format_tables(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
+@study.markdown
+def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
+    """One column per number of steps ahead."""
     seeds, models = results["seeds"], results["models"]
-    head = f"{seeds} seed{'s' if seeds > 1 else ''}, {results['minutes']:.0f} minutes of wall time."
-    block = "pixels between the block and where it is in the true frame, steps ahead"
-    lines = [head, "", *model_table(block, models["world_model"], BLOCK)]
-    lines += [*interval_table(models, 90), *interval_table(models, 50)]
-    lines += model_table("error of a step's reward, steps ahead", models["world_model"], REWARDS)
-    return "\n".join(lines).rstrip()
+    yield f"{seeds} seed{'s' if seeds > 1 else ''}, {results['minutes']:.0f} minutes of wall time."
+    horizons = [str(horizon) for horizon in models["world_model"]["horizon"]]
+    means = {name: model["mean"] for name, model in models.items()}
+    titles = ["pixels between the block and where it is in the true frame, steps ahead", *horizons]
+    yield titles, [[title, *cells(means["world_model"], column)] for title, column in BLOCK.items()]
+    for level in (90, 50):
+        title = f"{level} % intervals: coverage, width, interval score (positions in pixels), steps ahead"
+        yield [title, *horizons], interval_rows(means, level)
+    titles = ["error of a step's reward, steps ahead", *horizons]
+    yield titles, [[title, *cells(means["world_model"], column)] for title, column in REWARDS.items()]
+
+
+def cells(means: dict[str, list[float | None]], column: str) -> list[str]:
+    digits = 2 if column.endswith("_px") else 3
+    return ["–" if value is None else f"{value:.{digits}f}" for value in means[column]]
+
+
+def interval_rows(means: dict[str, Any], level: int) -> Iterator[list[str]]:
+    """Coverage, width and score of the latents' and the positions' intervals."""
+    for (what, (space, scale)), (kind, (name, prefix)) in product(SPACES.items(), INTERVALS.items()):
+        columns = [means[name][f"{space}{prefix}{column}_{level}"] for column in ("coverage", "width", "score")]
+        found = [f"{c:.2f}, {scale * w:.2g}, {scale * s:.2g}" for c, w, s in zip(*columns, strict=True)]
+        yield [f"{what}: {name}, {kind}", *found]
 
 
 STUDY = study.Study(

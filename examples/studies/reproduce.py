@@ -9,14 +9,13 @@ In two rooms the dynamics see three frames. Results go to `results/reproduce.jso
 """
 
 import argparse
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import study
-
-from vjepa2_hf.visualization.tables import format_table
 
 
 POLICIES = {
@@ -94,40 +93,31 @@ def collect_environment(folder: Path, seeds: int) -> dict[str, Any]:
     return {"rows": rows, "rollout_error_over_copy": errors}
 
 
-def format_tables(results: dict[str, Any]) -> str:
-    """The results as Markdown: success and rollout errors, with one column or row per environment."""
+@study.markdown
+def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
+    """Success and rollout errors, with one column or row per environment."""
     found = results["environments"]
     seeds = max(len(row["by_seed"]) for result in found.values() for row in result["rows"])
     episodes = next(iter(found.values()))["rows"][0]["episodes"]
-    success = {name: {row["name"]: cell(row) for row in result["rows"]} for name, result in found.items()}
-    methods = dict.fromkeys(method for column in success.values() for method in column)
-    lines = [
-        f"Success rate over {seeds} training seeds × {episodes} episodes: mean (95 % interval over seeds), by seed.",
-        "",
-    ]
-    lines += format_table(
-        ["method", *map(study.capitalized, success)],
-        [[method, *(column.get(method, "") for column in success.values())] for method in methods],
-    )
-    lines += [
-        "",
-        "Rollout error on held-out episodes divided by the error of copying the last state, by model steps ahead:",
-        "",
-    ]
-    errors = {name: result["rollout_error_over_copy"] for name, result in found.items()}
-    horizons = list(next((row for result in errors.values() for row in result.values()), {}))
-    rows = [
-        [f"{study.capitalized(name)}, {encoder}", *(f"{row[one]:.2f}" for one in horizons)]
-        for name, result in errors.items()
-        for encoder, row in result.items()
-    ]
-    return "\n".join([*lines, *format_table(["environment, encoder", *horizons], rows)])
+    yield f"Success rate over {seeds} training seeds × {episodes} episodes: mean (95 % interval over seeds), by seed."
+    columns = [{row["name"]: cell(row) for row in result["rows"]} for result in found.values()]
+    methods = dict.fromkeys(method for column in columns for method in column)
+    rows = [[method, *(column.get(method) for column in columns)] for method in methods]
+    yield ["method", *map(study.capitalized, found)], rows
+    yield "Rollout error on held-out episodes divided by the error of copying the last state, by model steps ahead:"
+    errors = {
+        f"{study.capitalized(name)}, {encoder}": row
+        for name, result in found.items()
+        for encoder, row in result["rollout_error_over_copy"].items()
+    }
+    horizons = next(iter(errors.values()), {})
+    yield ["environment, encoder", *horizons], [[name, *row.values()] for name, row in errors.items()]
 
 
 def cell(row: dict[str, Any]) -> str:
     """Mean, interval and seeds of a row."""
     interval = f"{row['low']:.2f}–{row['high']:.2f}" if len(row["by_seed"]) > 1 else "one seed"
-    return f"{row['success']:.2f} ({interval}): {study.by_seed(row['by_seed'])}"
+    return f"{row['success']:.2f} ({interval}): {study.cell(row['by_seed'])}"
 
 
 STUDY = study.Study("reproduce", __doc__, run, collect, format_tables, ["README.md", "model_cards/demo.md"])

@@ -7,13 +7,14 @@ where there are none, writes the tables of the results file again.
 """
 
 import argparse
+import functools
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from vjepa2_hf.data.files import claim_folder, write_json
 from vjepa2_hf.metrics.planning_success.planning_success import seed_interval
 from vjepa2_hf.training.settings import exit_on_user_error
-from vjepa2_hf.visualization.tables import publish_tables
+from vjepa2_hf.visualization.tables import format_table, publish_tables
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,31 +45,35 @@ SHORT_RUN = {"num_workers": 0, "save_every": 1_000_000, "resume": "latest"}  # s
 
 
 class Environment(NamedTuple):
-    """Gymnasium id and recording policy of a demo environment, and configs for it."""
+    """A demo environment: the command that records it, and configs for it."""
 
-    id: str
-    policy: str
+    record: str
     world_model: str
     plan: str
 
 
 ENVIRONMENTS = {
-    "pushing": Environment("vjepa2_hf/Pushing-v0", "drawn_to_block", "demo/world_model.yaml", "demo/plan.yaml"),
+    "pushing": Environment(
+        "record_episodes.py --env vjepa2_hf/Pushing-v0 --policy drawn_to_block",
+        "demo/world_model.yaml",
+        "demo/plan.yaml",
+    ),
     "two_rooms": Environment(
-        "vjepa2_hf/TwoRooms-v0", "wander", "demo/world_model_two_rooms.yaml", "demo/plan_two_rooms.yaml"
+        "record_episodes.py --env vjepa2_hf/TwoRooms-v0 --policy wander",
+        "demo/world_model_two_rooms.yaml",
+        "demo/plan_two_rooms.yaml",
     ),
 }
+RECIPE = "recipe"  # the first row of ablations, with which the others are compared
+MODEL = "world model"  # its name among the rows of plan.py in ablations
+LINEAR_PROBES = [(readout, label) for readout in ("average", "tokens") for label in ("content", "motion")]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Runs
 # ---------------------------------------------------------------------------------------------------------------------
 def execute(command: list[str], log: Path) -> None:
-    """Runs a script with its arguments; its output goes to a log.
-
-    Raises:
-        SystemExit: the script failed; the message names the log.
-    """
+    """Runs a script with its arguments; its output goes to a log, which the error names if the script fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as stream:
         environment = {**os.environ, **SINGLE_THREAD}
@@ -78,11 +83,7 @@ def execute(command: list[str], log: Path) -> None:
 
 
 class RunFolder:
-    """A folder of runs, with their logs and wall times (`timings.json`, seconds by name).
-
-    Args:
-        path: the folder.
-    """
+    """A folder of runs, with their logs and wall times (`timings.json`, seconds by name)."""
 
     _lock = threading.Lock()  # of timings.json
 
@@ -129,6 +130,17 @@ class RunFolder:
         arguments = ["--config", str(CONFIGS / config), *key_values(settings)]
         return self.run(name, output / result, script, *arguments)
 
+    def record(self, target: Path, command: str) -> Path:
+        """Runs a recording script, given with its arguments."""
+        return self.run(f"record {target.name}", target, *command.split(), "--output", str(target))
+
+    def probe_linearly(self, row: str, encoder: Path | str, data: Path, random_seed: int | None = None) -> None:
+        """Runs `linear_probes.py` on the clips of DATA/train and DATA/test; with a seed, on random weights."""
+        result = self.path / f"{slug(row)}.json"
+        arguments = ["--encoder", encoder, "--train", data / "train", "--test", data / "test", "--output", result]
+        arguments += [] if random_seed is None else ["--weights", "random", "--seed", random_seed]
+        self.run(f"probe {row}", result, "studies/linear_probes.py", *map(str, arguments))
+
 
 def ablation(config: str, row: str) -> dict[str, Any]:
     """The settings that a row of `configs/ablations.yaml` changes in a config."""
@@ -149,10 +161,8 @@ def slug(name: str) -> str:
 
 def record_episodes(output: Path, environment: str) -> Path:
     """Records the 560 episodes of an environment that all of its seeds share."""
-    folder, (name, policy, *_) = output / environment, ENVIRONMENTS[environment]
-    arguments = ["--env", name, "--policy", policy, "--episodes", "560", "--num_proc", "2", "--output"]
-    episodes = folder / "episodes"
-    return RunFolder(folder).run("record", episodes, "record_episodes.py", *arguments, str(episodes))
+    command = f"{ENVIRONMENTS[environment].record} --episodes 560 --num_proc 2"
+    return RunFolder(output / environment).record(output / environment / "episodes", command)
 
 
 def run_side_by_side(runs: Sequence[Callable[[], Any]], jobs: int) -> None:
@@ -168,7 +178,7 @@ def run_side_by_side(runs: Sequence[Callable[[], Any]], jobs: int) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Results
+# Results and tables
 # ---------------------------------------------------------------------------------------------------------------------
 def read_results(files: Iterable[Path]) -> list[Any]:
     """The contents of the JSON files that exist."""
@@ -186,16 +196,34 @@ def over_seeds(values: list[float], interval: Callable = seed_interval) -> dict[
     return {"mean": float(np.mean(values)), "low": low, "high": high, "by_seed": values}
 
 
-def cell(value: dict[str, Any] | None) -> str:
-    """The mean, with its interval if there were several runs; empty where nothing was measured."""
-    if value is None:
-        return ""
-    interval = f" ({value['low']:.2f}–{value['high']:.2f})" if len(value["by_seed"]) > 1 else ""
-    return f"{value['mean']:.2f}{interval}"
+def markdown(blocks: Callable[[dict[str, Any]], Iterator[str | tuple]]) -> Callable[[dict[str, Any]], str]:
+    """Decorator: Markdown of a function that yields paragraphs and, as (titles, rows of values), tables."""
+
+    @functools.wraps(blocks)
+    def format_tables(results: dict[str, Any]) -> str:
+        return "\n\n".join(
+            block
+            if isinstance(block, str)
+            else "\n".join(format_table(block[0], [map(cell, row) for row in block[1]]))
+            for block in blocks(results)
+        )
+
+    return format_tables
 
 
-def by_seed(values: Iterable[float], form: str = ".2f") -> str:
-    return ", ".join(f"{value:{form}}" for value in values)
+def table(title: str, rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Titles and rows of a table whose rows are {column: value} by name; `title` is that of the names."""
+    return [title, *next(iter(rows.values()))], [[name, *row.values()] for name, row in rows.items()]
+
+
+def cell(value: dict[str, Any] | list[float] | float | str | None) -> str:
+    """A value in a table: of `over_seeds` the mean, with its interval if there were several runs; empty for None."""
+    if isinstance(value, dict):
+        interval = f" ({value['low']:.2f}–{value['high']:.2f})" if len(value["by_seed"]) > 1 else ""
+        return f"{value['mean']:.2f}{interval}"
+    if isinstance(value, list):
+        return ", ".join(map(cell, value))
+    return value or "" if value is None or isinstance(value, str) else f"{value:.2f}"
 
 
 def capitalized(name: str) -> str:
@@ -203,15 +231,31 @@ def capitalized(name: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Tables of planning success, by environment and row
+# Ablations by planning success: rows of every environment
 # ---------------------------------------------------------------------------------------------------------------------
+def plan_row(
+    runs: RunFolder, results: Path, environment: str, seed: int, model: Path, row: str, settings: dict[str, Any]
+) -> None:
+    """Plans with the world model of a row; the recipe's row also runs the methods without a world model."""
+    given = {"models": {MODEL: str(model)}, "seed": seed, "videos": 0} | settings
+    given |= {} if row == RECIPE else {"baselines": []}
+    runs.configured("plan", "plan.py", ENVIRONMENTS[environment].plan, given, results.parent, results.name)
+
+
+def planned_row(results: Path) -> tuple[dict[str, Any], dict[str, float]]:
+    """From a results file of plan.py: the row of the world model, and the success of the other methods by name."""
+    rows = {row["name"]: row for row in json.loads(results.read_text(encoding="utf-8"))["rows"]}
+    own = rows.pop(MODEL)
+    return own, {name: row["success"] for name, row in rows.items()}
+
+
 def collect_rows(
     options: argparse.Namespace,
     settings: Sequence[str],
     titles: dict[str, str],
-    pairs: Sequence[tuple[str, str]],
     results_of: Callable[..., Path],
     columns: Callable[..., dict[str, Any]],
+    pairs: Iterable[tuple[str, str]] = (),
 ) -> dict[str, Any] | None:
     """Rows and differences of success by environment: seeds of the earlier results file with the same settings, and
     those that are finished.
@@ -220,11 +264,12 @@ def collect_rows(
         options: of the command line.
         settings: options that rows depend on.
         titles: of the rows by name, in the table's order.
-        pairs: rows whose success is compared.
         results_of: options, environment, seed, row -> the file that a finished row leaves.
         columns: the same -> columns of the row (see `join_runs`).
+        pairs: rows whose success is compared, before the comparisons of all rows with the recipe.
     """
     known = known_rows(options.results, {name: getattr(options, name) for name in settings})
+    pairs = dict.fromkeys([*pairs, *((name, RECIPE) for name in titles if name != RECIPE)])
     tables = {}
     for environment in ENVIRONMENTS:
         rows = []
@@ -247,10 +292,8 @@ def seeds_of(folder: Path) -> list[int]:
 def join_runs(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Columns of one row over its seeds: `over_seeds` of "success" and of the values of nested columns, the first of
     "parameters", means of other columns."""
-    if not runs:
-        return {}
     columns: dict[str, Any] = {}
-    for name, value in runs[0].items():
+    for name, value in runs[0].items() if runs else ():
         values = [run[name] for run in runs]
         if isinstance(value, dict):
             columns[name] = {key: over_seeds([one[key] for one in values]) for key in value}
@@ -266,11 +309,7 @@ def known_rows(path: Path, settings: dict[str, Any]) -> dict[tuple[str, str], di
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if any(known.get(name) != value for name, value in settings.items()):
         return {}
-    return {
-        (environment, row["name"]): row
-        for environment, result in known["environments"].items()
-        for row in result["rows"]
-    }
+    return {(name, row["name"]): row for name, result in known["environments"].items() for row in result["rows"]}
 
 
 def joined(known: dict[str, Any] | None, measured: dict[str, Any]) -> dict[str, Any]:
@@ -291,50 +330,39 @@ def joined(known: dict[str, Any] | None, measured: dict[str, Any]) -> dict[str, 
         return {key: join(old[key], value) for key, value in new.items()}
 
     same = {name: measured[name] for name in ("name", "title", "parameters") if name in measured}
-    seeds = {"seeds": [known["seeds"][i] for i in kept] + measured["seeds"]}
-    return (
-        same | seeds | {name: join(known[name], value) for name, value in measured.items() if name not in same | seeds}
-    )
+    same["seeds"] = [known["seeds"][i] for i in kept] + measured["seeds"]
+    return same | {name: join(known[name], value) for name, value in measured.items() if name not in same}
 
 
-def differences(rows: list[dict[str, Any]], pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """`paired` of the pairs of rows that share a seed."""
-    found = [{"row": one, "minus": other, **paired(rows, one, other)} for one, other in pairs]
-    return [difference for difference in found if "mean" in difference]
-
-
-def paired(rows: list[dict[str, Any]], one: str, other: str) -> dict[str, Any]:
-    """Differences of success on the seeds that two rows share: mean, interval, values; {} without a shared seed."""
-    found = {row["name"]: dict(zip(row["seeds"], row["success"]["by_seed"], strict=True)) for row in rows}
-    mine, others = found.get(one, {}), found.get(other, {})
-    values = [mine[seed] - others[seed] for seed in mine if seed in others]
-    # half of 1 + difference is within 0 and 1, as `seed_interval` expects
-    return over_seeds(values, _difference_interval) if values else {}
+def differences(rows: list[dict[str, Any]], pairs: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
+    """For the pairs of rows that share seeds: differences of success on these seeds, see `over_seeds`."""
+    success = {row["name"]: dict(zip(row["seeds"], row["success"]["by_seed"], strict=True)) for row in rows}
+    found = []
+    for one, other in pairs:
+        mine, others = success.get(one, {}), success.get(other, {})
+        values = [mine[seed] - others[seed] for seed in mine if seed in others]
+        found += [{"row": one, "minus": other, **over_seeds(values, _difference_interval)}] if values else []
+    return found
 
 
 def _difference_interval(values: list[float]) -> tuple[float, float]:
+    # half of 1 + difference is within 0 and 1, as `seed_interval` expects
     low, high = seed_interval([(1 + value) / 2 for value in values])
     return 2 * low - 1, 2 * high - 1
 
 
-def success_cells(success: dict[str, Any]) -> list[str]:
-    """Mean with interval, and values by seed."""
-    return [cell(success), by_seed(success["by_seed"])]
-
-
 def interval_cell(difference: dict[str, Any]) -> str:
-    """The interval of `paired`; "–" where all differences are equal, which says nothing about their spread."""
+    """The interval of a difference; "–" where all values are equal, which says nothing about their spread."""
     values = difference["by_seed"]
     if len(values) < 2:
         return "one seed"
     return "–" if np.ptp(values) < EQUAL else f"{difference['low']:+.2f} to {difference['high']:+.2f}"
 
 
-def planned_row(results: Path, model: str) -> tuple[dict[str, Any], dict[str, float]]:
-    """From a results file of plan.py: the row of a model, and the success of the other methods by name."""
-    rows = {row["name"]: row for row in json.loads(results.read_text(encoding="utf-8"))["rows"]}
-    own = rows.pop(model)
-    return own, {name: row["success"] for name, row in rows.items()}
+def baseline_rows(rows: list[dict[str, Any]], before: int, after: int) -> list[list[Any]]:
+    """The methods without a world model: name, success and its values by seed, between empty columns."""
+    baselines = [one for row in rows for one in row["baselines"].items()]
+    return [[name, *[None] * before, value, value["by_seed"], *[None] * after] for name, value in baselines]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

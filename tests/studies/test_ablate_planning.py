@@ -17,7 +17,7 @@ OVERRIDES = ["output_dir=out", "models={m: x}"]
 
 
 def config_of(name: str) -> PlanConfig:
-    settings = study.key_values(ROWS[name].settings)
+    settings = study.key_values(ROWS[name][1])
     return load_config(PlanConfig, study.CONFIGS / "demo" / "plan.yaml", OVERRIDES + settings)
 
 
@@ -25,7 +25,7 @@ class TestRows:
     def test_the_recipe_is_what_its_title_says(self):
         solver = config_of(RECIPE).solver
         assert (solver["num_candidates"], solver["num_iterations"], solver["horizon"]) == (128, 3, 3)
-        assert not ROWS[RECIPE].settings and len({row.title for row in ROWS.values()}) == len(ROWS)
+        assert not ROWS[RECIPE][1] and len({title for title, _ in ROWS.values()}) == len(ROWS)
 
     @pytest.mark.parametrize("name", [name for name in ROWS if name != RECIPE])
     def test_a_row_changes_what_its_name_says_and_its_solver_can_be_built(self, name):

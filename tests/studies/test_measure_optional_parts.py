@@ -50,7 +50,7 @@ def test_means_are_over_seeds_and_what_was_not_found_stays_open(tmp_path):
     assert found["mean"]["block_painted_px"] == [1.5, None]
     assert found["mean"]["coverage_90"] == [pytest.approx(0.95), 0.5]
     assert (results["seeds"], results["minutes"]) == (2, 3.0)
-    assert measure_optional_parts.cells(found["mean"]["block_painted_px"]) == ["1.50", "–"]
+    assert measure_optional_parts.cells(found["mean"], "block_painted_px") == ["1.50", "–"]
 
 
 def test_part_of_the_models_is_no_table(tmp_path):

@@ -148,16 +148,16 @@ class TestSeeds:
 
     def test_differences_are_of_the_seeds_that_both_have(self):
         rows = self.rows({0: 0.5, 1: 0.75, 3: 0.5}, {0: 0.25, 1: 0.75, 2: 1.0})
-        difference = study.paired(rows, "a", "b")
+        (difference,) = study.differences(rows, [("a", "b"), ("a", "absent")])
         assert difference["by_seed"] == [0.25, 0.0] and difference["mean"] == 0.125
         assert difference["low"] < 0 < difference["high"]
-        assert study.paired(self.rows({0: 0.5}, {1: 0.5}), "a", "b") == {}
-        assert study.paired(rows, "a", "absent") == {}
-        assert study.interval_cell(study.paired(self.rows({0: 0.5}, {0: 0.25}), "a", "b")) == "one seed"
+        assert study.differences(self.rows({0: 0.5}, {1: 0.5}), [("a", "b")]) == []
+        (one_seed,) = study.differences(self.rows({0: 0.5}, {0: 0.25}), [("a", "b")])
+        assert study.interval_cell(one_seed) == "one seed"
         assert study.interval_cell(difference) == "-1.00 to +1.00"
 
     def test_equal_differences_have_no_interval(self):
-        difference = study.paired(self.rows({0: 1.0, 1: 0.94}, {0: 0.96, 1: 0.90}), "a", "b")
+        (difference,) = study.differences(self.rows({0: 1.0, 1: 0.94}, {0: 0.96, 1: 0.90}), [("a", "b")])
         assert len(set(difference["by_seed"])) > 1, "rounding alone separates them"
         assert study.interval_cell(difference) == "–"
 
