@@ -5,12 +5,12 @@ Legend: T frames, H W pixels.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import av
@@ -47,17 +47,19 @@ def torchcodec_decoder() -> type | None:
     return VideoDecoder
 
 
-@contextmanager
+@contextlib.contextmanager
 def _refuse_damage(name: str, what: str = "") -> Iterator[None]:
-    """Turns PyAV's errors for a corrupt video into a VideoDecodeError that names it.
-
-    PyAV raises IndexError for streams that start within the file (MPEG-TS).
-    """
+    """Turns PyAV's errors for a corrupt video into a VideoDecodeError that names it."""
     try:
         yield
     except VideoDecodeError:
         raise
-    except (av.FFmpegError, ValueError, OverflowError, IndexError) as error:
+    except (
+        av.FFmpegError,
+        ValueError,
+        OverflowError,
+        IndexError,
+    ) as error:  # the last for cut MPEG-TS
         raise VideoDecodeError(f"{name} cannot be decoded{what} ({error}).") from error
 
 
@@ -81,16 +83,11 @@ class VideoReader:
     """
 
     def __init__(self, source: bytes | str | os.PathLike | dict):
-        self._container = None
-        source, self.name = resolve_source(source)
-        self._source = source
-        try:
-            with _refuse_damage(self.name, " as a video"):
-                self._container = av.open(source)
-                self._open()
-        except VideoDecodeError:
-            self.close()
-            raise
+        self._source, self.name = resolve_source(source)
+        with _refuse_damage(self.name, " as a video"), contextlib.ExitStack() as on_error:
+            self._container = on_error.enter_context(av.open(self._source))
+            self._open()
+            on_error.pop_all()  # stays open
 
     def _open(self) -> None:
         if not self._container.streams.video:
@@ -109,13 +106,11 @@ class VideoReader:
         self._rewind()
         rate = self._stream.average_rate or self._stream.guessed_rate
         # Some containers (avi, raw streams) have no presentation times: frames are counted from the start
-        pts = {pts for pts, *_ in packets if pts is not None}
-        self._seekable = len(pts) == len(packets)
-        packets = sorted(packets) if self._seekable else packets
-        self._is_key = np.array([key for _, key, _ in packets], bool)
-        self._sizes = np.array([size for *_, size in packets], np.float64)
+        self._seekable = len({pts for pts, *_ in packets if pts is not None}) == len(packets)
+        pts, is_key, sizes = zip(*sorted(packets) if self._seekable else packets, strict=True)
+        self._is_key, self._sizes = np.array(is_key, bool), np.array(sizes, np.float64)
         if self._seekable:
-            self._pts = np.asarray([pts for pts, *_ in packets], np.int64)
+            self._pts = np.array(pts, np.int64)
             self._key_pts = self._pts[self._is_key] if self._is_key.any() else self._pts[:1]
             self.times = (self._pts - self._pts[0]) * float(self._stream.time_base)
         else:
@@ -135,8 +130,7 @@ class VideoReader:
         self.close()
 
     def close(self) -> None:
-        if self._container is not None:
-            self._container.close()
+        self._container.close()
 
     @property
     def duration(self) -> float:
@@ -176,8 +170,6 @@ class VideoReader:
         if len(found) < len(wanted):
             missing = len(wanted) - len(found)
             raise VideoDecodeError(f"{self.name} cannot be decoded: {missing} of {len(wanted)} frames did not appear.")
-        if inverse.shape == wanted.shape and (inverse == np.arange(len(wanted))).all():
-            return np.stack(found)
         return np.stack([found[i] for i in inverse])
 
     def _decode_with_torchcodec(self, wanted: np.ndarray) -> np.ndarray | None:
@@ -257,16 +249,9 @@ def read_video(
     frame_indices: Sequence[int] | None = None,
     times: Sequence[float] | None = None,
 ) -> np.ndarray:
-    """Decodes a video, or some of its frames, to uint8 (T, H, W, 3) RGB.
+    """Decodes all frames of a video, or those with these indices or shown at these times, to uint8 (T, H, W, 3) RGB.
 
-    Args:
-        source: bytes, a path, a URL that fsspec opens, or datasets' `{"bytes": ..., "path": ...}`.
-        frame_indices: None decodes all frames.
-        times: seconds from the first frame instead of indices; selects the frames shown at these times.
-
-    Raises:
-        VideoDecodeError: a ValueError that names the video.
-        FileNotFoundError: the path does not exist.
+    The source and errors are those of `VideoReader`; times are seconds from the first frame.
     """
     if frame_indices is not None and times is not None:
         raise ValueError("read_video got frame_indices and times; give one of them.")
@@ -277,12 +262,7 @@ def read_video(
 def read_image(source: bytes | str | os.PathLike | dict) -> np.ndarray:
     """Decodes an image to upright uint8 (H, W, 3) RGB; gray becomes RGB, transparency is dropped.
 
-    Args:
-        source: as for `read_video`.
-
-    Raises:
-        VideoDecodeError: the image is truncated or corrupt.
-        FileNotFoundError: the path does not exist.
+    The source is as for `VideoReader`. A truncated or corrupt image is a `VideoDecodeError`.
     """
     source, name = resolve_source(source, "image")
     try:

@@ -184,7 +184,12 @@ def test_batches_taken_from_the_workers_in_turn_have_the_frames_of_their_step(wo
 
 @pytest.mark.parametrize(
     ("stages", "message"),
-    [((), "must hold"), (((1, 8),), "begin at 0"), (((0, 8), (0, 16)), "begin at 0"), (((0, 0),), "at least 1 frame")],
+    [
+        ((), "with steps"),
+        (((1, 8),), "begin at 0"),
+        (((0, 8), (0, 16)), "begin at 0"),
+        (((0, 0),), "at least 1 frame"),
+    ],
 )
 def test_bad_stages_are_refused(stages, message):
     with pytest.raises(ValueError, match=message):

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..configuration_vjepa2 import check
 from ..video_io import VideoReader, read_image
 from ..video_processing_vjepa2 import RandomResizedClip
 from .sampling import FrameSampler, FramesCurriculum
@@ -75,8 +76,7 @@ class ClipStream(torch.utils.data.IterableDataset):
         frames_per_clip: T, or a `FramesCurriculum`, whose `batch_size` must be the DataLoader's.
         crop_size: of `RandomResizedClip` with the published settings; not needed with `transform`.
         frame_sampler: samples the frames of a clip.
-        transform: (uint8 frames (T, C, H, W), torch.Generator) -> float frames. For an image T is 1, and the result is
-            repeated.
+        transform: (uint8 frames (T, C, H, W), torch.Generator) -> float frames. For an image T is 1.
         clips_per_video: consecutive clips sampled from a video each time it is decoded.
         max_skipped_fraction: limit on the fraction of a source's rows (at least 20) that a reader skips; None: no
             limit.
@@ -87,7 +87,6 @@ class ClipStream(torch.utils.data.IterableDataset):
     Raises:
         ValueError: a setting out of range; while reading, an epoch of a source without a single clip, or more rows
             skipped than `max_skipped_fraction`.
-        FileNotFoundError: there is no data.
     """
 
     def __init__(
@@ -104,24 +103,20 @@ class ClipStream(torch.utils.data.IterableDataset):
         world_size: int = 1,
         epochs: int | None = None,
     ):
+        curriculum = frames_per_clip if isinstance(frames_per_clip, FramesCurriculum) else None
         counts = {"clips_per_video": clips_per_video, "world_size": world_size, "epochs": epochs}
-        counts |= {} if isinstance(frames_per_clip, FramesCurriculum) else {"frames_per_clip": frames_per_clip}
+        counts["frames_per_clip"] = None if curriculum else frames_per_clip
         for name, value in counts.items():
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}, but it must be positive.")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank is {rank}, but with world_size {world_size} it must lie in 0 to {world_size - 1}.")
-        if seed < 0:
-            raise ValueError(f"seed is {seed}, but it must not be negative.")
-        if transform is None and crop_size is None:
-            raise ValueError("ClipStream got neither crop_size nor transform; give one, so that clips have one size.")
+            check(value is None or value > 0, f"{name} is {value}, but it must be positive.")
+        check(0 <= rank < world_size, f"rank is {rank}, but it must lie in 0 to {world_size - 1} (world_size - 1).")
+        check(seed >= 0, f"seed is {seed}, but it must not be negative.")
+        has_size = transform is not None or crop_size is not None
+        check(has_size, "ClipStream got neither crop_size nor transform; give one, so that clips have one size.")
         if max_skipped_fraction is not None and not 0 <= max_skipped_fraction <= 1:
             raise ValueError(f"max_skipped_fraction is {max_skipped_fraction}, but a fraction lies in 0 to 1.")
         self.sources, self.weights = _open_sources(data)
-        if len(self.sources) > 1 and isinstance(frames_per_clip, FramesCurriculum) and frames_per_clip.by == "epoch":
-            raise ValueError(
-                "A frames curriculum by epoch needs one source: several have epochs of their own; use steps."
-            )
+        if len(self.sources) > 1 and curriculum and curriculum.by == "epoch":
+            raise ValueError("A frames curriculum by epoch needs one source: several count epochs apart; use steps.")
         self.frames_per_clip, self.frame_sampler = frames_per_clip, frame_sampler or FrameSampler()
         self.clips_per_video, self.max_skipped_fraction = clips_per_video, max_skipped_fraction
         self.transform = transform or RandomResizedClip(crop_size)
@@ -165,11 +160,9 @@ class ClipStream(torch.utils.data.IterableDataset):
 def _open_sources(data: str | os.PathLike | Sequence[DataSource]) -> tuple[list[ShardSource], list[float]]:
     if isinstance(data, (str, os.PathLike)):
         data = [DataSource(os.fspath(data))]
-    if not data:
-        raise ValueError("There is no data source; give a folder, or a list with at least one path and weight.")
-    for source in data:
-        if not 0 < source.weight < math.inf:
-            raise ValueError(f"The weight of {source.path!r} is {source.weight}, but it must be positive and finite.")
+    check(data, "There is no data source; give a folder, or a list with at least one path and weight.")
+    for path, weight in ((source.path, source.weight) for source in data):
+        check(0 < weight < math.inf, f"The weight of {path!r} is {weight}, but it must be positive and finite.")
     return [ShardSource(source.path) for source in data], [source.weight for source in data]
 
 
@@ -287,7 +280,10 @@ class _Reader:
             raise ValueError(f"No clip could be read from {source.data!r}{details}; check the data.")
 
     def _decode(self, row: dict, epoch: int, key: tuple, first_clip: int) -> list[tuple]:
-        """(seed, generator, frames uint8 (T, C, H, W), frame indices) of the row's clips, decoded in one pass."""
+        """(seed, generator, (video, rows of it), frame indices) of the row's clips, decoded in one pass.
+
+        Frames uint8 (T, C, H, W) are gathered later, clip by clip: all clips at once would be a copy of the video.
+        """
         position, source = key
         clips = range(first_clip, self.stream.clips_per_video)
         seeds = [_seed_of(*position, clip, *source) for clip in clips]
@@ -296,28 +292,24 @@ class _Reader:
         if row["video"] is None and row.get("image") is not None:
             frames = torch.from_numpy(read_image(row["image"])).permute(2, 0, 1)[None]
             indices = [torch.zeros(length, dtype=torch.int64) for length in lengths]
-            return list(zip(seeds, generators, [frames] * len(clips), indices))
+            return list(zip(seeds, generators, [(frames, None)] * len(clips), indices))
         with VideoReader(row["video"]) as reader:
             sampler = self.stream.frame_sampler
             indices = [sampler(reader, length, generator) for length, generator in zip(lengths, generators)]
             wanted, inverse = np.unique(np.concatenate(indices), return_inverse=True)
             frames = torch.from_numpy(reader.frames(wanted)).permute(0, 3, 1, 2)
         rows = np.split(inverse.reshape(-1), np.cumsum(lengths)[:-1])
-        return [
-            # Frames are gathered later, clip by clip: all clips at once would be a copy of the video
-            (seed, generator, (frames, torch.from_numpy(which)), torch.from_numpy(np.ascontiguousarray(chosen)))
-            for seed, generator, which, chosen in zip(seeds, generators, rows, indices)
-        ]
+        videos = [(frames, torch.from_numpy(which)) for which in rows]
+        return list(zip(seeds, generators, videos, [torch.from_numpy(np.ascontiguousarray(one)) for one in indices]))
 
     def _finish(
         self, decoded: list[tuple], row: dict, name: str, after: dict[str, int], first_clip: int
     ) -> Iterator[tuple[dict[str, int], dict]]:
         """(position after the clip, clip) of a decoded row; `after` is the position after the row."""
-        for clip, (seed, generator, frames, indices) in enumerate(decoded, start=first_clip):
-            if isinstance(frames, tuple):
-                pixels = self.stream.transform(frames[0][frames[1]], generator)
-            else:  # an image, transformed once
-                pixels = self.stream.transform(frames, generator).expand(len(indices), -1, -1, -1)
+        for clip, (seed, generator, (frames, which), indices) in enumerate(decoded, start=first_clip):
+            pixels = self.stream.transform(frames if which is None else frames[which], generator)
+            if which is None:  # an image
+                pixels = pixels.expand(len(indices), -1, -1, -1)
             sample = {"pixel_values_videos": pixels, "clip_name": name, "seed": seed, "frame_indices": indices}
             if row.get("label") is not None:
                 sample["label"] = row["label"]
@@ -333,12 +325,9 @@ def _seed_of(*key: int) -> int:
 class MaskCollator:
     """Batches clips and samples their masks, as a masked-latent model's forward takes them.
 
-    Args:
-        mask_samplers: as of `vjepa2_hf.masking`; one (context, target) pair per sampler.
-        patch_size: pixels of a patch, height and width.
-        tubelet_size: frames of a token.
-        seed: with the seed of the batch's first clip, it determines the masks, so that a resumed run samples the same.
-        with_names: adds `clip_names` and `skipped` (JSON lines, see `ClipStream`), both lists of strings.
+    Each of the `mask_samplers` (of `vjepa2_hf.masking`) gives one pair of masks. `seed` and the seed of the batch's
+    first clip determine them, so that a resumed run samples the same. `with_names` adds `clip_names` and `skipped`
+    (JSON lines, see `ClipStream`), both lists of strings.
     """
 
     def __init__(
@@ -353,19 +342,12 @@ class MaskCollator:
         self.seed, self.with_names = seed, with_names
 
     def __call__(self, clips: list[dict[str, Any]]) -> dict[str, Any]:
-        """`pixel_values_videos` (B, T, C, H, W); `context_mask` and `target_mask`, lists of int64 (B, K).
-
-        Raises:
-            ValueError: the clips are smaller than a token.
-        """
+        """`pixel_values_videos` (B, T, C, H, W); `context_mask` and `target_mask`, lists of int64 (B, K)."""
         pixels = torch.stack([clip["pixel_values_videos"] for clip in clips])
         grid = (pixels.shape[1] // self.tubelet_size, *(size // self.patch_size for size in pixels.shape[-2:]))
-        if min(grid) < 1:
-            raise ValueError(
-                f"A clip of {pixels.shape[1]} frames of {pixels.shape[3]} x {pixels.shape[4]} pixels is smaller "
-                f"than a token of tubelet_size={self.tubelet_size} frames and patch_size={self.patch_size} pixels; "
-                "raise frames_per_clip or crop_size."
-            )
+        found = f"A clip of {pixels.shape[1]} frames of {pixels.shape[3]} x {pixels.shape[4]} pixels"
+        token = f"a token of tubelet_size={self.tubelet_size} frames and patch_size={self.patch_size} pixels"
+        check(min(grid) > 0, f"{found} is smaller than {token}; raise frames_per_clip or crop_size.")
         generator = torch.Generator().manual_seed(_seed_of(self.seed, clips[0]["seed"]))
         masks = [sampler(len(clips), grid, generator) for sampler in self.mask_samplers]
         batch = {

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..configuration_vjepa2 import check
 from ..video_io import VideoDecodeError, VideoReader
 from .lerobot import LeRobotDataset, open_lerobot
 from .shards import ShardSource, open_stream
@@ -36,8 +37,7 @@ class EpisodeSource:
     """Frames per second of HDF5 and npz files, which are imported as shards first."""
 
     def __post_init__(self):
-        if not self.weight > 0:
-            raise ValueError(f"The weight of {self.path!r} is {self.weight}, but it must be positive.")
+        check(self.weight > 0, f"The weight of {self.path!r} is {self.weight}, but it must be positive.")
 
 
 def read_episodes(
@@ -53,8 +53,8 @@ def read_episodes(
     Episodes with an unreadable video, or with less than one step, are skipped and logged.
 
     Args:
-        data: as for `ShardSource`, with rows as in API.md ("Data on disk"); or a LeRobot v3 dataset, a folder or an
-            id of the Hub (its files are downloaded when they are reached).
+        data: as for `ShardSource`, or a LeRobot v3 dataset, a folder or an id of the Hub (its files are downloaded
+            when they are reached).
         frame_skip: k; the k actions between two kept frames are concatenated to size k*A in order of time. An
             incomplete last step is dropped.
         max_episodes: maximum number of episodes.
@@ -73,10 +73,9 @@ def read_episodes(
         ValueError: an episode's actions, states or rewards have a wrong length, another size than those before, or
             values that are not finite; there is no episode, or no such camera.
     """
-    if frame_skip < 1:
-        raise ValueError(f"frame_skip is {frame_skip}, but it must be at least 1 (every frame).")
-    if max_episodes is not None and max_episodes < 1:
-        raise ValueError(f"max_episodes is {max_episodes}, but at least 1 must be read; None reads all.")
+    check(frame_skip > 0, f"frame_skip is {frame_skip}, but it must be at least 1 (every frame).")
+    enough = max_episodes is None or max_episodes > 0
+    check(enough, f"max_episodes is {max_episodes}, but at least 1 must be read; None reads all.")
     source = _open_source(data, camera)
     source.skipped = source.skipped if skipped is None else skipped
     count, sizes = 0, {}
@@ -111,11 +110,8 @@ class EpisodeStream(torch.utils.data.IterableDataset):
 
     Each is a dict: `frames` uint8 (T, C, H, W), cropped by the processor and not normalized; `actions` float32
     (T-1, A) and, where the data has them, `proprio_states` float32 (T, S) and `rewards` float32 (T-1, 1); `fps`;
-    `episode_id`. If episodes were unreadable, the last item is `{"skipped": reasons by name}`.
-
-    Args:
-        max_episodes: only the first episodes of the source.
-        done: ids to leave out.
+    `episode_id`. If episodes were unreadable, the last item is `{"skipped": reasons by name}`. Only the first
+    `max_episodes` of the source are read, without the ids in `done`.
     """
 
     def __init__(
@@ -144,8 +140,7 @@ class EpisodeStream(torch.utils.data.IterableDataset):
 
         with contextlib.suppress(_EnoughEpisodes):
             episodes = read_episodes(self.source.path, camera=self.source.camera, wanted=wanted, skipped=skipped)
-            for episode in episodes:
-                yield self._cropped(episode)
+            yield from map(self._cropped, episodes)
         if skipped:
             yield {"skipped": skipped}
 
@@ -224,32 +219,24 @@ def _read_episode(row: dict[str, Any], frame_skip: int) -> dict[str, Any]:
 
 def _episode_arrays(row: dict, num_frames: int) -> dict[str, np.ndarray | None]:
     """Checked actions (T-1, A), proprio and true states (T, S), rewards (T-1, 1) of a row; None for missing ones."""
-    arrays, name = {}, row["episode_id"]
-    lengths = {"actions": num_frames - 1, "rewards": num_frames - 1}
-    for column in ("actions", "proprio_states", "states", "rewards"):
-        length = lengths.get(column, num_frames)
-        values = row.get(column)
-        if values is None:
-            if column == "actions":
-                raise ValueError(
-                    f"Episode {name} has no actions; record it with examples/record_episodes.py, or import it with "
-                    "examples/import_episodes.py."
-                )
-            arrays[column] = None
+    name = row["episode_id"]
+    arrays = dict.fromkeys(("actions", "proprio_states", "states", "rewards"))
+    recorders = "record it with examples/record_episodes.py, or import it with examples/import_episodes.py"
+    check(row.get("actions") is not None, f"Episode {name} has no actions; {recorders}.")
+    for column in arrays:
+        if row.get(column) is None:
             continue
         try:
-            array = np.asarray(values, np.float32)
+            array = np.asarray(row[column], np.float32)
         except (ValueError, TypeError):
-            raise ValueError(
-                f"Episode {name} has {column} whose rows differ in size; give all rows one size."
-            ) from None
-        if column == "rewards":
-            array = array.reshape(len(array), -1) if array.size == len(array) else array
-        if array.ndim != 2 or len(array) != length or array.shape[1] == 0:
-            wanted = f"{length} rows for {num_frames} frames"
-            raise ValueError(f"Episode {name} has {column} of shape {array.shape}, but {wanted} are needed.")
-        if not np.isfinite(array).all():
-            raise ValueError(f"Episode {name} has {column} that are not finite (NaN or infinite).")
+            raise ValueError(f"Episode {name} has {column} whose rows differ in size; give all one size.") from None
+        if column == "rewards" and array.size == len(array):
+            array = array.reshape(len(array), -1)
+        length = num_frames - (column in ("actions", "rewards"))
+        fits = array.ndim == 2 and len(array) == length and array.shape[1] > 0
+        needed = f"{length} rows for {num_frames} frames are needed"
+        check(fits, f"Episode {name} has {column} of shape {array.shape}, but {needed}.")
+        check(np.isfinite(array).all(), f"Episode {name} has {column} that are not finite (NaN or infinite).")
         arrays[column] = array
     return arrays
 
@@ -257,28 +244,18 @@ def _episode_arrays(row: dict, num_frames: int) -> dict[str, np.ndarray | None]:
 def split_episodes(ids: Sequence[str], validation_fraction: float) -> list[bool]:
     """Which episodes are held out: those whose hashed id lies in the first `validation_fraction` of all hashes.
 
-    The fraction held out is `validation_fraction` in expectation. The split depends on neither the order nor the
-    amount of data, with one exception: with two or more episodes and a fraction between 0 and 1, neither side is
-    empty. If all hashes are above the fraction, the episode with the smallest hash is held out; if all are below, the
-    one with the largest hash is trained on.
-
-    Args:
-        ids: `episode_id` of each episode; equal ids fall on the same side and count as one.
-        validation_fraction: 0 (none) to 1 (all).
-
-    Returns:
-        For each id, whether the episode is held out.
-
-    Raises:
-        ValueError: the fraction is not in 0 to 1.
+    The fraction held out is `validation_fraction` (0 to 1) in expectation. The split depends on neither the order nor
+    the amount of data, and equal ids count as one. There is one exception: with two or more episodes and a fraction
+    between 0 and 1, neither side is empty. If all hashes are above the fraction, the episode with the smallest hash is
+    held out; if all are below, the one with the largest hash is trained on.
     """
     return list(map(held_out_of(ids, validation_fraction), ids))
 
 
 def held_out_of(ids: Iterable[str], validation_fraction: float) -> Callable[[str], bool]:
     """`split_episodes` as a function of one id. Reads `ids` until both sides have one."""
-    if not 0 <= validation_fraction <= 1:
-        raise ValueError(f"validation_fraction is {validation_fraction}, but a fraction from 0 to 1 is expected.")
+    is_fraction = 0 <= validation_fraction <= 1
+    check(is_fraction, f"validation_fraction is {validation_fraction}, but a fraction from 0 to 1 is expected.")
     bound = validation_fraction * 2**64
     lowest, highest = 2**64, -1
     for name in ids if 0 < validation_fraction < 1 else ():

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from ..configuration_vjepa2 import check
 from .files import write_json
 from .lerobot import find_info
 from .parts import PART_BYTES, PartWriter, read_note, read_shapes, save_part
@@ -34,25 +35,21 @@ logger = logging.getLogger(__name__)
 INDEX = "index.json"
 STEP_COLUMNS = ("actions", "rewards")  # T-1 rows per episode; every other column has T
 PART_NOTE = "episodes"  # of a part: id, length and fps of each episode in it
+_TWO_EPISODES = "Two episodes are called {!r}; give every row an episode_id of its own."
 
 
 def data_fingerprint(data: str | os.PathLike) -> str:
-    """A hash of the names, sizes and modification times of the files at `data`, or of a Hub dataset's revision.
-
-    Raises:
-        FileNotFoundError: there is nothing at `data`.
-    """
+    """A hash of the names, sizes and modification times of the files at `data`, or of a Hub dataset's revision."""
     data = os.fspath(data)
     if os.path.isdir(data):
         files = [(os.path.relpath(file, data), file) for file in sorted(files_in(data))]
     else:
         files = [(os.path.basename(file), file) for file in sorted(glob.glob(data, recursive=True))]
-    if not files:
+    found = [(name, os.stat(file)) for name, file in files]
+    lines = [f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in found]
+    if not lines:
         info = find_info(data)  # of a LeRobot dataset on the Hub: its path holds the commit
         lines = ["/".join(Path(info).parts[-4:])] if info else ShardSource(data).shards
-    else:
-        found = [(name, os.stat(file)) for name, file in files]
-        lines = [f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in found]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -78,18 +75,12 @@ class CacheWriter:
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     def add(self, name: str, fps: float, columns: dict[str, torch.Tensor], **notes: Any) -> None:
-        """Adds an episode.
+        """Adds an episode with its id.
 
-        Args:
-            name: its id.
-            columns: name -> (T, ...), or (T-1, ...) for STEP_COLUMNS.
-            notes: other JSON values, with the same names for all episodes; see `FeatureCache.notes`.
-
-        Raises:
-            ValueError: the id is taken, or the columns differ from those of earlier episodes.
+        `columns` are (T, ...), or (T-1, ...) for STEP_COLUMNS; `notes` are other JSON values. Their names are the same
+        for all episodes.
         """
-        if name in self.done or name in self._written:
-            raise ValueError(f"Two episodes are called {name!r}; give every row an episode_id of its own.")
+        check(not (name in self.done or name in self._written), _TWO_EPISODES.format(name))
         length = max(len(values) for values in columns.values())
         found = {key: tuple(values.shape[1:]) for key, values in columns.items()}
         self._shapes = self._shapes or found
@@ -121,28 +112,22 @@ def finish_cache(folder: str | os.PathLike, description: dict[str, Any]) -> None
     """Lists all parts in `index.json`, which makes the cache readable. Every writer must have flushed.
 
     `description` names what the cache's key was made of, for people to read.
-
-    Raises:
-        ValueError: no episode, two with one id (from two processes), or columns that differ between parts.
     """
     folder = Path(folder)
     episodes, shapes = [], {}
     for part in _parts(folder):
         frame, found = 0, {name: shape[1:] for name, shape in read_shapes(part).items()}
         shapes = shapes or found
-        if found != shapes:
-            raise ValueError(f"{part.name} has columns {found}, but the parts before had {shapes}.")
+        check(found == shapes, f"{part.name} has columns {found}, but the parts before had {shapes}.")
         for number, episode in enumerate(read_note(part, PART_NOTE)):
             # Step columns have one row less per episode
             episodes.append({**episode, "file": part.name, "frame": frame, "step": frame - number})
             frame += episode["length"]
-    if not episodes:
-        raise ValueError(f"No episode was written to the cache {str(folder)!r}; the log says why.")
+    check(episodes, f"No episode was written to the cache {str(folder)!r}; the log says why.")
     # By id: the order must not depend on how many processes wrote
     episodes.sort(key=lambda episode: episode["id"])
-    for before, after in zip(episodes, episodes[1:]):
-        if before["id"] == after["id"]:
-            raise ValueError(f"Two episodes are called {after['id']!r}; give every row an episode_id of its own.")
+    for before, after in zip(episodes, episodes[1:]):  # of two processes
+        check(before["id"] != after["id"], _TWO_EPISODES.format(after["id"]))
     columns = {key: [episode[key] for episode in episodes] for key in episodes[0]}
     skipped = {}
     for path in sorted(folder.glob("skipped-*.json")):
@@ -165,10 +150,6 @@ class FeatureCache:
         lengths: T of each episode, int64 (E,).
         notes: the writer's notes of each episode, lists by name.
         skipped: reasons by name of the episodes that were unreadable when the cache was filled.
-
-    Raises:
-        FileNotFoundError: the cache is not finished.
-        ValueError: it lacks one of `columns`.
     """
 
     def __init__(self, folder: str | os.PathLike, columns: Sequence[str] = ("latents", "actions")):
@@ -204,13 +185,9 @@ class FeatureCache:
             )  # fmt: skip
 
     def windows(self, episodes: torch.Tensor, starts: torch.Tensor, frames: int, skip: int = 1) -> dict:
-        """Windows of `frames` frames, `skip` apart.
+        """Windows of `frames` frames, `skip` apart, from the frames `starts` of `episodes`, both int64 (B,).
 
-        Args:
-            episodes, starts: int64 (B,), index of the episode and of its first frame.
-
-        Returns:
-            For each column (B, F, ...), or of the STEP_COLUMNS (B, F-1, skip, ...).
+        Each column is (B, F, ...), or of the STEP_COLUMNS (B, F-1, skip, ...).
         """
         return gather_by(
             self._file[episodes],
@@ -230,11 +207,7 @@ class FeatureCache:
         return batch
 
     def statistics(self, column: str, episodes: torch.Tensor) -> dict[str, Any]:
-        """Statistics of a column (rows, A) over episodes (int64), in float64.
-
-        Returns:
-            `mean`, `std`, `low`, `high`: lists of A numbers; `rows`: their number.
-        """
+        """`mean`, `std`, `low` and `high` (lists of A numbers) of a column (rows, A) over episodes; its `rows`."""
         chosen = torch.zeros(len(self.ids), dtype=torch.bool)
         chosen[episodes] = True
 

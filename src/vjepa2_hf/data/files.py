@@ -25,9 +25,6 @@ LOCK = ".lock"
 PARTIAL_SUFFIX = ".tmp"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Atomic writes
-# ---------------------------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def write_aside(path: str | os.PathLike, unique: bool = False) -> Iterator[Path]:
     """Yields a path to write a file or folder to, and renames it to `path` when the block ends without an error.
@@ -108,10 +105,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
@@ -122,20 +116,12 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# One writer per folder
-# ---------------------------------------------------------------------------------------------------------------------
 def lock_folder(folder: str | os.PathLike, wait: bool = False, reentrant: bool = False) -> FileLock:
     """Locks a folder until `release()`, or until the lock or the process is gone.
 
-    Args:
-        folder: created, and locked by the file `.lock` in it.
-        wait: for another process that has the lock. The lock is then `<folder>.lock` beside the folder, so that its
-            holder can create the folder.
-        reentrant: the same process may lock the folder again.
-
-    Raises:
-        OSError: another process has the lock.
+    The lock is the file `.lock` in the folder; if another process has it, this is an OSError. With `wait` the lock is
+    `<folder>.lock` beside it, so that its holder can create the folder, and the others wait. `reentrant`: the same
+    process may lock the folder again.
     """
     folder = Path(folder)
     path = folder.with_name(folder.name + LOCK) if wait else folder / LOCK
@@ -170,16 +156,10 @@ def locked(folder: str | os.PathLike, state: Any = None, wait: bool = False) -> 
 
 
 def claim_folder(manifest: Path, description: dict[str, Any], contents: str = "features") -> None:
-    """Writes the manifest of a new folder, or checks the manifest of one that is there.
+    """Writes the manifest (a path) of a new folder; refuses a folder of other results, or of files without a manifest.
 
-    Args:
-        manifest: its path in the folder.
-        description: what the results depend on; "model" is for people to read and not compared.
-        contents: what the folder holds, for error messages.
-
-    Raises:
-        FileExistsError: the folder holds files, but no manifest.
-        ValueError: the folder holds other results.
+    `description` names what the results depend on; its "model" is for people to read and not compared. `contents`
+    names the results in errors.
     """
     folder = manifest.parent
     if not manifest.is_file():
@@ -199,9 +179,6 @@ def claim_folder(manifest: Path, description: dict[str, Any], contents: str = "f
         )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Fingerprints
-# ---------------------------------------------------------------------------------------------------------------------
 def cache_key(description: dict[str, Any]) -> str:
     """16 hex digits of a description that JSON can hold."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]

@@ -14,6 +14,8 @@ import numpy as np
 import PIL.Image
 import torch
 
+from ..configuration_vjepa2 import check
+
 
 class FrameSource:
     """One video, read in order with one chunk in memory at a time.
@@ -31,15 +33,10 @@ class FrameSource:
 
     Attributes:
         fps: frames per second of a file, before `stride`, once it has been opened; else `None`.
-
-    Raises:
-        FileNotFoundError: there is no file at a path.
-        ValueError: not a video; a stride below 1; images without a processor, or floats with one.
     """
 
     def __init__(self, video: Any, processor: Any = None, fallback: Any = None, stride: int = 1):
-        if stride < 1:
-            raise ValueError(f"stride is {stride}; expected 1 (every frame) or more.")
+        check(stride > 0, f"stride is {stride}; expected 1 (every frame) or more.")
         if isinstance(video, dict):  # a row's video as datasets gives it undecoded
             video = video["path"] if video.get("bytes") is None else video["bytes"]
         self.stride, self.fps = stride, None
@@ -60,9 +57,7 @@ class FrameSource:
     ) -> Iterator[tuple[torch.Tensor, int]]:
         """Chunks of `size` kept frames, each beginning with the last `overlap` frames of the one before.
 
-        Args:
-            start: number of the first chunk; earlier frames are decoded but not processed.
-            watch: called with every kept frame, earlier ones included.
+        Frames before chunk number `start` are decoded but not processed. `watch` is called with every kept frame.
 
         Yields:
             Pixels (t, C, H, W) and the number of frames at the front that the previous chunk ended with. Only the last
@@ -86,9 +81,8 @@ class FrameSource:
         if isinstance(self.video, (str, os.PathLike)) and "://" not in os.fspath(self.video):
             with open(self.video, "rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
-        if self.is_file:
-            value = self.video if isinstance(self.video, (bytes, bytearray)) else os.fspath(self.video).encode()
-            return hashlib.sha256(value).hexdigest()
+        if self.is_file:  # bytes or a URL
+            return hashlib.sha256(self.video.encode() if isinstance(self.video, str) else self.video).hexdigest()
         if not self.is_array:
             return "frames"
         digest = hashlib.sha256(f"{self.video.dtype} {tuple(self.video.shape)}".encode())
@@ -146,17 +140,14 @@ class FrameSource:
         """Kept frames as normalized pixels (t, C, H, W)."""
         frames = [_as_frame(frame) for frame in frames]
         kinds = {(_is_normalized(frame), tuple(frame.shape)) for frame in frames}
-        if len(kinds) > 1:
-            raise ValueError(
-                f"The frames of {self.name} differ in kind or size: {sorted(kinds)}; give frames of one size, all "
-                "normalized floats or all uint8."
-            )
+        expected = "give frames of one size, all normalized floats or all uint8"
+        check(len(kinds) == 1, f"The frames of {self.name} differ in kind or size: {sorted(kinds)}; {expected}.")
         if _is_normalized(frames[0]):
-            if self._processor is not None:
-                raise ValueError(
-                    f"The frames of {self.name} are floats, which are taken as normalized pixels, but a processor "
-                    "was given: leave it out, or give uint8 frames."
-                )
+            advice = "but a processor was given: leave it out, or give uint8 frames"
+            check(
+                self._processor is None,
+                f"The frames of {self.name} are floats, which are taken as normalized pixels, {advice}.",
+            )
             return torch.stack(frames)
         options = {"return_tensors": "pt", "do_sample_frames": False}
         if hasattr(self.processor, "do_random_resized_crop"):
@@ -183,15 +174,11 @@ def _as_frames(video: Any) -> Iterable:
     if isinstance(video, (torch.Tensor, np.ndarray)):
         if video.ndim == 5 and len(video) == 1:
             video = video[0]
-        if video.ndim != 4 or 0 in video.shape:
-            raise ValueError(
-                f"video has shape {tuple(video.shape)}; expected (T, C, H, W) or (1, T, C, H, W), or a numpy array "
-                "(T, H, W, 3), with at least one frame: one video at a time."
-            )
+        expected = "(T, C, H, W) or (1, T, C, H, W), or an array (T, H, W, 3), not empty: one video at a time"
+        check(video.ndim == 4 and 0 not in video.shape, f"video has shape {tuple(video.shape)}; expected {expected}.")
         _as_frame(video[0])
-        return video
-    if not hasattr(video, "__iter__"):
-        raise ValueError(f"video is a {type(video).__name__}; expected a tensor, an array, a path, or frames.")
+    kind = type(video).__name__
+    check(hasattr(video, "__iter__"), f"video is a {kind}; expected a tensor, an array, a path, or frames.")
     return video
 
 
@@ -199,19 +186,11 @@ def _as_frame(frame: Any) -> np.ndarray | torch.Tensor:
     """A normalized or uint8 frame."""
     if isinstance(frame, PIL.Image.Image):
         return np.array(frame.convert("RGB"))
-    if (
-        isinstance(frame, torch.Tensor)
-        and frame.ndim == 3
-        and (frame.is_floating_point() or frame.dtype == torch.uint8)
-    ):
-        return frame
-    if isinstance(frame, np.ndarray) and frame.ndim == 3 and frame.dtype == np.uint8:
-        return frame
-    found = f"{getattr(frame, 'dtype', type(frame).__name__)} {tuple(getattr(frame, 'shape', ()))}"
-    raise ValueError(
-        f"A frame of the video is {found}; expected a normalized float tensor (C, H, W), a uint8 tensor or array, or "
-        "a PIL image."
-    )
+    dtype, shape = getattr(frame, "dtype", type(frame).__name__), tuple(getattr(frame, "shape", ()))
+    is_frame = len(shape) == 3 and (dtype in (torch.uint8, np.uint8) or _is_normalized(frame))
+    expected = "a normalized float tensor (C, H, W), a uint8 tensor or array, or a PIL image"
+    check(is_frame, f"A frame of the video is {dtype} {shape}; expected {expected}.")
+    return frame
 
 
 def _is_normalized(frames: Any) -> bool:
@@ -222,22 +201,16 @@ def saved_processor(model_name: str | os.PathLike | None, video: str = "the vide
     """The processor in a model's folder or on the Hub; a ValueError that names `video` if there is none."""
     from ..video_processing_vjepa2 import VJepa2VideoProcessor
 
-    if not model_name or (Path(model_name).exists() and not _holds_processor(model_name)):
-        raise ValueError(_no_processor(model_name, video))
+    found = f"{os.fspath(model_name)!r} holds none" if model_name else "the model was not loaded from a folder"
+    advice = "give `processor=VJepa2VideoProcessor(…)`, or save one beside the model"
+    message = f"{video} must be resized and normalized by a processor, and {found}: {advice}."
+    check(model_name and (not Path(model_name).exists() or _holds_processor(model_name)), message)
     try:
         return VJepa2VideoProcessor.from_pretrained(model_name)
     except OSError as error:
-        raise ValueError(_no_processor(model_name, video)) from error
+        raise ValueError(message) from error
 
 
 def _holds_processor(folder: str | os.PathLike | None) -> bool:
     names = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
     return bool(folder) and any((Path(folder) / name).is_file() for name in names)
-
-
-def _no_processor(model_name: str | os.PathLike | None, video: str) -> str:
-    found = f"{os.fspath(model_name)!r} holds none" if model_name else "the model was not loaded from a folder"
-    return (
-        f"{video} must be resized and normalized by a processor, and {found}: give "
-        "`processor=VJepa2VideoProcessor(…)`, or save one beside the model."
-    )

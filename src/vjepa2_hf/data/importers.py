@@ -18,6 +18,7 @@ import numpy as np
 from datasets import Features, List, Value, Video
 from tqdm.auto import tqdm
 
+from ..configuration_vjepa2 import check
 from ..video_io import read_image
 from .shards import write_valid_shards
 from .video_writing import encode_video
@@ -57,10 +58,8 @@ class ImportOptions:
     def __post_init__(self):
         for name, least in (("num_shards", 1), ("height", 2), ("crf", 0)):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} is {value}, but at least {least} is expected.")
-        if not self.fps > 0:
-            raise ValueError(f"fps is {self.fps}, but a positive number of frames per second is expected.")
+            check(value is None or value >= least, f"{name} is {value}, but at least {least} is expected.")
+        check(self.fps > 0, f"fps is {self.fps}, but a positive number of frames per second is expected.")
 
 
 def import_episodes(source: str | os.PathLike, output_dir: str | os.PathLike, options: ImportOptions) -> int:
@@ -69,11 +68,11 @@ def import_episodes(source: str | os.PathLike, output_dir: str | os.PathLike, op
     Invalid episodes, and episodes with other columns than the first valid one, are listed in `skipped.txt`.
     """
     source, skipped = Path(source), {}
-    rows = _import_rows(find_files(source), source, options, skipped)
+    rows = _import_rows(_find_files(source), source, options, skipped)
     return write_valid_shards(rows, output_dir, _features_of, options.num_shards, skipped)
 
 
-def find_files(source: Path) -> list[Path]:
+def _find_files(source: Path) -> list[Path]:
     """The HDF5 and npz files below a folder, or the file itself, in natural order."""
     known = HDF5_EXTENSIONS + NPZ_EXTENSIONS
     if not source.exists():
@@ -112,9 +111,7 @@ def _import_rows(files: list[Path], source: Path, options: ImportOptions, skippe
                     try:
                         row = {**_read_episode(arrays, episode, actions, options), "episode_id": name}
                         columns = columns or _widths(row)
-                        if _widths(row) != columns:
-                            found, expected = _describe(_widths(row)), _describe(columns)
-                            raise ValueError(f"it has {found}, but the ones before had {expected}")
+                        check(_widths(row) == columns, f"it has {_widths(row)}, but the ones before had {columns}")
                     except BROKEN as error:
                         _skip(skipped, name, error)
                     else:
@@ -128,26 +125,16 @@ def _skip(skipped: dict[str, str], name: str, error: Exception) -> None:
     logger.warning("skipped %s: %s", name, skipped[name])
 
 
-def _widths(row: dict[str, Any]) -> dict[str, int]:
-    """Values per row of each array."""
+def _widths(row: dict[str, Any]) -> str:
+    """Names of the arrays with their values per row."""
     arrays = {name: row[name] for name in ("actions", "proprio_states", "rewards") if name in row}
-    return {name: values.shape[1] if values.ndim == 2 else 1 for name, values in arrays.items()}
-
-
-def _describe(widths: dict[str, int]) -> str:
-    return ", ".join(f"{name} of {width}" for name, width in widths.items())
+    return ", ".join(f"{name} of {values[0].size}" for name, values in arrays.items())
 
 
 def _features_of(row: dict[str, Any]) -> Features:
-    rows = List(List(Value("float32")))
-    known = {
-        "video": Video(decode=False),
-        "actions": rows,
-        "proprio_states": rows,
-        "rewards": List(Value("float32")),
-        "fps": Value("float32"),
-        "episode_id": Value("string"),
-    }
+    number = Value("float32")
+    arrays = {"actions": List(List(number)), "proprio_states": List(List(number)), "rewards": List(number)}
+    known = {"video": Video(decode=False), **arrays, "fps": number, "episode_id": Value("string")}
     return Features({name: feature for name, feature in known.items() if name in row})
 
 
@@ -173,34 +160,30 @@ def _find_episodes(arrays: Mapping[str, Any], actions_key: str | None) -> dict[s
         for name in sorted(arrays, key=_natural):
             if name == key or name.endswith(f"/{key}"):
                 found.setdefault(name.removesuffix(key), name)
-    if not found:
-        wanted = actions_key or " or ".join(ACTION_KEYS)
-        raise ValueError(f"it has no {wanted}, only {', '.join(sorted(arrays)[:8]) or 'nothing'}; name --actions_key")
+    wanted, others = actions_key or " or ".join(ACTION_KEYS), ", ".join(sorted(arrays)[:8]) or "nothing"
+    check(found, f"it has no {wanted}, only {others}; name --actions_key")
     return found
 
 
 def _read_episode(arrays: Mapping[str, Any], episode: str, actions: str, options: ImportOptions) -> dict[str, Any]:
     """The row of an episode; a ValueError says what does not fit."""
     images = arrays[_frames_name(arrays, episode, options.frames_key)]
-    if not _are_images(images):
-        raise ValueError(
-            f"its frames are {images.dtype} {tuple(images.shape)}, but uint8 (T, H, W, 3) or (T, 3, H, W) is "
-            "expected, or one JPEG or PNG per frame"
-        )
+    expected = "uint8 (T, H, W, 3) or (T, 3, H, W), or one JPEG or PNG per frame"
+    check(_are_images(images), f"its frames are {images.dtype} {tuple(images.shape)}; expected {expected}")
     num_frames = len(images)
-    if num_frames < 2:
-        raise ValueError(f"it has {num_frames} frames, but one step needs 2")
+    check(num_frames > 1, f"it has {num_frames} frames, but one step needs 2")
     row = {"actions": _read_steps(arrays, actions, num_frames, options.spare_action)}
-    states = [_read_numbers(arrays, name) for name in _state_names(arrays, episode, options.states_key)]
-    if any(len(values) != num_frames for values in states):
-        raise ValueError(f"its states have {', '.join(str(len(v)) for v in states)} rows for {num_frames} frames")
+    keys = options.states_key or [key for key in STATE_KEYS if episode + key in arrays][:1]
+    states = [_read_numbers(arrays, _existing(arrays, episode + key, "--states_key")) for key in keys]
+    lengths = [len(values) for values in states]
+    check({num_frames}.issuperset(lengths), f"its states have {str(lengths)[1:-1]} rows for {num_frames} frames")
     if states:
         row["proprio_states"] = np.concatenate(states, axis=1)
     rewards = next((episode + key for key in REWARD_KEYS if episode + key in arrays), None)
     if rewards:
         row["rewards"] = _read_steps(arrays, rewards, num_frames, options.spare_action)
-        if row["rewards"].shape[1] != 1:
-            raise ValueError(f"{rewards} has {row['rewards'].shape[1]} values per step, but a reward is one number")
+        count = row["rewards"].shape[1]
+        check(count == 1, f"{rewards} has {count} values per step, but a reward is one number")
         row["rewards"] = row["rewards"][:, 0]
     video = encode_video(_decode_frames(images, options.height), options.fps, crf=options.crf)
     return {**row, "video": {"bytes": video, "path": None}, "fps": options.fps}
@@ -210,44 +193,33 @@ def _frames_name(arrays: Mapping[str, Any], episode: str, frames_key: str | None
     if frames_key:
         return _existing(arrays, episode + frames_key, "--frames_key")
     names = sorted(name for name in arrays if name.startswith(episode) and _are_images(arrays[name]))
-    if len(names) != 1:
-        keys = ", ".join(name.removeprefix(episode) for name in names)
-        found = f"several arrays of images, {keys}" if names else "no array of images"
-        raise ValueError(f"it has {found}; name one with --frames_key")
+    keys = ", ".join(name.removeprefix(episode) for name in names)
+    found = f"several arrays of images, {keys}" if names else "no array of images"
+    check(len(names) == 1, f"it has {found}; name one with --frames_key")
     return names[0]
 
 
-def _state_names(arrays: Mapping[str, Any], episode: str, states_key: list[str] | None) -> list[str]:
-    if states_key:
-        return [_existing(arrays, episode + key, "--states_key") for key in states_key]
-    return [episode + key for key in STATE_KEYS if episode + key in arrays][:1]
-
-
 def _existing(arrays: Mapping[str, Any], name: str, option: str) -> str:
-    if name not in arrays:
-        raise ValueError(f"it has no {name} ({option}), only {', '.join(sorted(arrays)[:8])}")
+    check(name in arrays, f"it has no {name} ({option}), only {', '.join(sorted(arrays)[:8])}")
     return name
 
 
 def _read_steps(arrays: Mapping[str, Any], name: str, num_frames: int, spare: str) -> np.ndarray:
     """An array with one row per step; the spare row is dropped where there is one per frame."""
     values = _read_numbers(arrays, name)
+    found = f"{name} has {len(values)} rows for {num_frames} frames"
     if len(values) == num_frames:
         values = values[:-1] if spare == "last" else values[1:]
-    if len(values) != num_frames - 1:
-        raise ValueError(f"{name} has {len(values)} rows for {num_frames} frames, but as many or one less is needed")
+    check(len(values) == num_frames - 1, f"{found}, but as many or one less is needed")
     return values
 
 
 def _read_numbers(arrays: Mapping[str, Any], name: str) -> np.ndarray:
     """An array as float32, one row per frame or step."""
     values = np.asarray(arrays[name][()], np.float32)
-    if values.ndim == 0:
-        raise ValueError(f"{name} is a single number, but one row per frame is needed")
-    values = values.reshape(len(values), -1)
-    if not np.isfinite(values).all():
-        raise ValueError(f"{name} has values that are not finite (NaN or infinite)")
-    return values
+    check(values.ndim > 0, f"{name} is a single number, but one row per frame is needed")
+    check(np.isfinite(values).all(), f"{name} has values that are not finite (NaN or infinite)")
+    return values.reshape(len(values), -1)
 
 
 def _are_images(array: Any) -> bool:
@@ -272,7 +244,7 @@ def _to_bytes(row: Any) -> bytes:
 def _decode_frames(images: Any, height: int | None) -> Iterator[np.ndarray]:
     """uint8 (H, W, 3) RGB frames, read one at a time; taller ones are resized to `height`."""
     compressed = _are_compressed(images)
-    for frame in (images[number] for number in range(len(images))):
+    for frame in images:
         if compressed:
             frame = read_image(_to_bytes(frame))
         elif frame.shape[-1] != 3:

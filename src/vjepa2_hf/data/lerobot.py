@@ -42,18 +42,12 @@ class LeRobotDataset:
 
     Args:
         data: the folder that holds `meta/info.json`, or the id of a dataset of the Hub ("lerobot/pusht").
-        camera: one of `cameras`, by full name ("observation.images.front") or last part ("front"); None for a
-            single camera.
+        camera: a feature of videos or images by full name ("observation.images.front") or last part ("front"); may be
+            None for a single camera.
 
     Attributes:
-        cameras: names of the features that are videos or images.
         fps: frames per second.
-        revision: commit of a dataset of the Hub, None for a folder.
         skipped: reasons by name of the skipped episodes.
-
-    Raises:
-        FileNotFoundError: there is no `meta/info.json`.
-        ValueError: another version of the format, no such camera, or several cameras and none named.
     """
 
     def __init__(self, data: str | os.PathLike, camera: str | None = None):
@@ -84,10 +78,7 @@ class LeRobotDataset:
         return map(_episode_name, self._episode_rows())
 
     def episodes(self, wanted: Callable[[str], bool] | None = None) -> Iterator[dict[str, Any]]:
-        """The episodes in order; those in unreadable files are skipped.
-
-        Args:
-            wanted: called with each `episode_id` before the episode is read; False leaves it out.
+        """The episodes in order, without those in unreadable files and those whose id is not `wanted`.
 
         Yields:
             `episode_id` ("episode_000012"), `open_video` (a function that returns frames like a `VideoReader`),
@@ -214,14 +205,20 @@ def find_info(data: str | os.PathLike) -> str | None:
     if os.path.isdir(data):
         path = os.path.join(data, _INFO)
         return path if os.path.isfile(path) else None
-    # As in `shards`: if there is a folder `runs`, `runs/shards` is a missing path
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", data) or os.path.exists(data) or os.path.isdir(os.path.dirname(data)):
+    if not is_hub_id(data):
         return None
     try:
         return huggingface_hub.hf_hub_download(data, _INFO, repo_type="dataset")
     except (OSError, ValueError) as error:  # no such dataset, no such file in it, no network, no valid id
         logger.debug("%s is not a LeRobot dataset of the Hub (%s)", data, error)
         return None
+
+
+def is_hub_id(data: str) -> bool:
+    """Whether a dataset of the Hub may have this id: nothing is there locally."""
+    # If there is a folder `runs`, `runs/shards` is a missing path, not a dataset of the owner "runs"
+    is_local = os.path.exists(data) or os.path.isdir(os.path.dirname(data))
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", data) is not None and not is_local
 
 
 def _read_info(path: str, data: str) -> dict[str, Any]:

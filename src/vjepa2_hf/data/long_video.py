@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from ..configuration_vjepa2 import check
 from .files import (
     cache_key,
     claim_folder,
@@ -53,33 +54,21 @@ def encode_long(
     pool: str | None = None,
 ) -> "torch.Tensor | LongFeatures":
     """See [`VJepa2Encoder.encode_long`]."""
-    _check(encoder.config.tubelet_size, chunk_frames, overlap, pool)
-    if isinstance(video, FrameSource):
-        source = video
-    else:
+    multiple = f"expected a multiple of the tubelet size, {encoder.config.tubelet_size}"
+    fits = chunk_frames > 0 and chunk_frames % encoder.config.tubelet_size == 0
+    check(fits, f"chunk_frames is {chunk_frames}; {multiple}.")
+    fits = 0 <= overlap < chunk_frames and overlap % encoder.config.tubelet_size == 0
+    check(fits, f"overlap is {overlap}; {multiple}, below chunk_frames ({chunk_frames}).")
+    known = pool in (None, "frame")
+    check(known, f"pool is {pool!r}; expected None or 'frame' (whose mean over time is that of the clip).")
+    source = video
+    if not isinstance(video, FrameSource):
         source = FrameSource(video, processor, encoder.name_or_path, stride)
     if output_dir is not None:
         return _encode_to_folder(encoder, source, chunk_frames, overlap, pool, Path(output_dir))
     parts = [features for features, _, _ in _encoded(encoder, source, chunk_frames, overlap, pool)]
-    if not parts:
-        raise _no_frame(source)
+    check(parts, f"{source.name} has no frame; expected at least one.")
     return torch.cat(parts).flatten(0, -2).unsqueeze(0)
-
-
-def _check(tubelet: int, chunk_frames: int, overlap: int, pool: str | None) -> None:
-    if chunk_frames < 1 or chunk_frames % tubelet:
-        raise ValueError(f"chunk_frames is {chunk_frames}; expected a multiple of the tubelet size, {tubelet}.")
-    if not 0 <= overlap < chunk_frames or overlap % tubelet:
-        raise ValueError(
-            f"overlap is {overlap}; expected a multiple of the tubelet size, {tubelet}, below chunk_frames "
-            f"({chunk_frames})."
-        )
-    if pool not in (None, "frame"):
-        raise ValueError(f"pool is {pool!r}; expected None or 'frame' (whose mean over time is that of the clip).")
-
-
-def _no_frame(source: FrameSource) -> ValueError:
-    return ValueError(f"{source.name} has no frame; expected at least one.")
 
 
 def _encoded(
@@ -87,38 +76,30 @@ def _encoded(
 ) -> Iterator[tuple[torch.Tensor, tuple[int, int], int]]:
     """For every chunk from number `start` on: features (t', P, D), or pooled (t', D), of its new frames; (H', W');
     the number of kept frames of the video up to its end."""
-    end, shape = start * (chunk_frames - overlap) + (overlap if start else 0), None
+    tubelet, shape = encoder.config.tubelet_size, None
+    end = start * (chunk_frames - overlap) + (overlap if start else 0)
     for number, (pixels, known) in enumerate(source.chunks(chunk_frames, overlap, start, watch), start):
         shape = shape or tuple(pixels.shape[1:])
         if tuple(pixels.shape[1:]) != shape:
             raise source.changed_size(shape, tuple(pixels.shape[1:]))
         end += len(pixels) - known
-        features, grid = _encode_chunk(encoder, pixels, number == 0, pool)
-        yield features[known // encoder.config.tubelet_size :], grid, end
-
-
-def _encode_chunk(
-    encoder: Any, pixels: torch.Tensor, is_first: bool, pool: str | None
-) -> tuple[torch.Tensor, tuple[int, int]]:
-    """Features (t', P, D), or pooled (t', D), of a chunk (t, C, H, W); (H', W')."""
-    tubelet = encoder.config.tubelet_size
-    missing = -len(pixels) % tubelet
-    if missing and not (is_first and len(pixels) < tubelet):  # the encoder itself fills a video that short
-        pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
-    pixels = pixels.unsqueeze(0).to(device=encoder.device, dtype=encoder.dtype)
-    features = encoder.encode(pixels, pool=pool)[0].cpu()
-    grid = tuple(size // encoder.config.patch_size for size in pixels.shape[3:])
-    if pool is None:
-        features = features.unflatten(0, (-1, grid[0] * grid[1]))
-    return features, grid
+        missing = -len(pixels) % tubelet
+        if missing and (number or len(pixels) > tubelet):  # the encoder itself fills a shorter video
+            pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
+        pixels = pixels.unsqueeze(0).to(device=encoder.device, dtype=encoder.dtype)
+        features = encoder.encode(pixels, pool=pool)[0].cpu()
+        grid = tuple(size // encoder.config.patch_size for size in shape[1:])
+        if pool is None:
+            features = features.unflatten(0, (-1, grid[0] * grid[1]))
+        yield features[known // tubelet :], grid, end
 
 
 def _encode_to_folder(
     encoder: Any, source: FrameSource, chunk_frames: int, overlap: int, pool: str | None, folder: Path
 ) -> "LongFeatures":
     config = encoder.config
-    if encoder.training and (config.drop_path_rate or config.attention_probs_dropout_prob):
-        raise ValueError("the encoder is in training mode and has dropout, so features are random: call eval() first.")
+    is_random = encoder.training and (config.drop_path_rate or config.attention_probs_dropout_prob)
+    check(not is_random, "the encoder is in training mode and has dropout, so features are random: call eval() first.")
     settings = {"chunk_frames": chunk_frames, "overlap": overlap, "stride": source.stride, "pool": pool}
     with locked(folder):
         claim_folder(folder / MANIFEST, _description(encoder, source, settings))
@@ -204,12 +185,11 @@ class _FrameDigests:
 def _finish(folder: Path, source: FrameSource, settings: dict, tubelet: int, digests: _FrameDigests | None) -> None:
     """Lists the parts in `index.json`, which makes the folder readable."""
     parts = [_read_part(part) for part in _parts(folder)]
-    if not parts:
-        raise _no_frame(source)
+    check(parts, f"{source.name} has no frame; expected at least one.")
     if digests is not None:
         digests.check_end()
-    if len({tuple(part["shape"][1:]) for part in parts}) > 1:
-        raise ValueError(f"the parts in {str(folder)!r} are of different sizes: give frames of one size.")
+    has_one_size = len({tuple(part["shape"][1:]) for part in parts}) == 1
+    check(has_one_size, f"the parts in {str(folder)!r} are of different sizes: give frames of one size.")
     index = {
         "files": [part["file"] for part in parts],
         "steps": [part["shape"][0] for part in parts],
@@ -241,23 +221,19 @@ class LongFeatures:
         frames_per_step: frames of the video per time step, including those left out by `stride`.
         fps: frames per second of the video, or `None` if it was not a file.
 
-    Raises:
-        FileNotFoundError: the folder is not finished.
-
     Example:
         >>> features = LongFeatures("features/lecture")
         >>> features.shape  # (T', P, D), or (T', D) if encoded with pool="frame"
         >>> features[100:164]  # these time steps
-        >>> for part in features:  # (t', P, D), one part in memory at a time
-        ...     ...
+        >>> for part in features: ...  # (t', P, D), one part in memory at a time
     """
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
         if not (self.folder / INDEX).is_file():
+            advice = "call encode_long with it again to continue"
             raise FileNotFoundError(
-                f"{str(folder)!r} has no {INDEX}: it is not finished, or holds no features; call encode_long with it "
-                "again to continue."
+                f"{str(folder)!r} has no {INDEX}: it is not finished, or no such folder; {advice}."
             )
         index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
         self._files, self._steps = index["files"], index["steps"]

@@ -24,10 +24,8 @@ PART_BYTES = 2**28
 class PartWriter:
     """Collects items and writes them to numbered files of a folder, after removing partial files of an earlier run.
 
-    Args:
-        pattern: file name with one `{}` for the number, such as "part-000-{:05d}.safetensors".
-        save: (path, items) -> None.
-        max_bytes, max_items: limits of a part, and of the memory and work that an interrupted run can lose.
+    `pattern` is a file name with one `{}` for the number. `save` writes items to a path. `max_bytes` and `max_items`
+    limit a part, and the memory and work that an interrupted run can lose.
     """
 
     def __init__(

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from ..configuration_vjepa2 import check
 from ..video_io import VideoReader
 
 
@@ -36,9 +37,6 @@ class FrameSampler:
         min_frames: fewest frames, at the clip's rate, of a video that is repeated: the tubelet size.
         position: where the clip starts, from 0 (the first frame) to 1 (the last possible start), for evaluation. None
             samples it.
-
-    Raises:
-        ValueError: a setting out of range; when called, a video that is too short.
     """
 
     fps: float | Sequence[float] | None = None
@@ -50,27 +48,23 @@ class FrameSampler:
     position: float | None = None
 
     def __post_init__(self) -> None:
-        rates = self._rates
-        if self.fps is not None and (not rates or not all(rate > 0 for rate in rates)):
-            raise ValueError(f"fps is {self.fps}, but it must be a positive number, several of them, or None.")
-        if len(self.speed) != 2 or not 0 < self.speed[0] <= self.speed[1]:
-            raise ValueError(f"speed is {self.speed}, but it must be two factors, 0 < low <= high.")
-        if not 0 <= self.frame_jitter <= 0.5:
-            raise ValueError(f"frame_jitter is {self.frame_jitter}, but it must lie in 0 to 0.5 of the interval.")
-        if not 0 <= self.motion_weight <= 1:
-            raise ValueError(f"motion_weight is {self.motion_weight}, but it must lie in 0 to 1.")
-        if self.short_videos not in ("repeat", "skip"):
-            raise ValueError(f"short_videos is {self.short_videos!r}, but it must be 'repeat' or 'skip'.")
-        if self.min_frames < 1:
-            raise ValueError(f"min_frames is {self.min_frames}, but a clip has at least 1 frame.")
-        if self.position is not None and not 0 <= self.position <= 1:
-            raise ValueError(f"position is {self.position}, but it must lie in 0 to 1, or be None.")
+        speed, rates = self.speed, self._rates
+        rules = {
+            "fps": (self.fps is None or rates and min(rates) > 0, "a positive number, several of them, or None"),
+            "speed": (len(speed) == 2 and 0 < speed[0] <= speed[1], "two factors, 0 < low <= high"),
+            "frame_jitter": (0 <= self.frame_jitter <= 0.5, "0 to 0.5 of the interval"),
+            "motion_weight": (0 <= self.motion_weight <= 1, "0 to 1"),
+            "short_videos": (self.short_videos in ("repeat", "skip"), "'repeat' or 'skip'"),
+            "min_frames": (self.min_frames > 0, "at least 1"),
+            "position": (self.position is None or 0 <= self.position <= 1, "0 to 1, or None"),
+        }
+        for name, (is_valid, expected) in rules.items():
+            check(is_valid, f"{name} is {getattr(self, name)!r}; expected {expected}.")
 
     @property
     def _rates(self) -> tuple[float, ...]:
-        if self.fps is None:
-            return ()
-        return tuple(self.fps) if isinstance(self.fps, Sequence) else (self.fps,)
+        fps = () if self.fps is None else self.fps
+        return tuple(fps) if isinstance(fps, Sequence) else (fps,)
 
     def __call__(self, reader: VideoReader, num_frames: int, generator: torch.Generator) -> np.ndarray:
         """Frame indices, int64 (T,), of one clip of `num_frames`."""
@@ -151,9 +145,6 @@ class FramesCurriculum:
         gradient_accumulation_steps: batches per step.
         by: positions count optimizer "step"s, or "epoch"s: how often the reader of the batch's first clip has read
             its part of the data.
-
-    Raises:
-        ValueError: stages out of order or empty.
     """
 
     stages: Sequence[tuple[int, int]]
@@ -163,15 +154,12 @@ class FramesCurriculum:
 
     def __post_init__(self) -> None:
         positions = [position for position, _ in self.stages]
-        if not positions or positions[0] != 0 or sorted(set(positions)) != positions:
-            raise ValueError(
-                f"The frames curriculum is {list(self.stages)}, but it must hold [{self.by}, frames] with {self.by}s "
-                "that begin at 0 and grow, like [[0, 8], [500, 16]]."
-            )
-        if min(frames for _, frames in self.stages) < 1:
-            raise ValueError(f"The frames curriculum is {list(self.stages)}, but a clip has at least 1 frame.")
-        if self.by not in ("step", "epoch"):
-            raise ValueError(f"The frames curriculum counts {self.by!r}, but it can count 'step' or 'epoch'.")
+        check(self.by in ("step", "epoch"), f"The frames curriculum counts {self.by!r}; expected 'step' or 'epoch'.")
+        in_order = positions and positions[0] == 0 and sorted(set(positions)) == positions
+        expected = f"[{self.by}, frames] with {self.by}s that begin at 0 and grow, like [[0, 8], [500, 16]]"
+        check(in_order, f"The frames curriculum is {list(self.stages)}; expected {expected}.")
+        has_frames = min(frames for _, frames in self.stages) > 0
+        check(has_frames, f"The frames curriculum is {list(self.stages)}, but a clip has at least 1 frame.")
 
     def frames_at(self, position: int) -> int:
         """Frames per clip after `position` steps (or epochs)."""

@@ -14,7 +14,6 @@ import glob
 import itertools
 import logging
 import os
-import re
 import tarfile
 import weakref
 import zlib
@@ -30,6 +29,7 @@ from datasets.exceptions import DatasetsError
 
 from ..video_io import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from .files import staged_folder
+from .lerobot import is_hub_id
 
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def write_shards(
     Args:
         rows: dicts with the columns of `features`; a video is `{"bytes": mp4, "path": name or None}`.
         output_dir: a folder that does not exist yet, or is empty.
-        features: `datasets.Features`, stored in the files, so that `load_dataset` gives a `Video` column.
+        features: stored in the files, so that `load_dataset` gives a `Video` column.
         num_shards: maximum number of files. A multiple of processes x workers reads fastest.
 
     Returns:
@@ -62,14 +62,10 @@ def write_valid_shards(
     num_shards: int,
     skipped: dict[str, str],
 ) -> int:
-    """`write_shards` for rows of which some inputs were skipped, with the reasons in `skipped.txt`.
+    """`write_shards` for rows of which some inputs were skipped; at least one row is needed.
 
-    Args:
-        features: of the first row.
-        skipped: reasons by name, filled while `rows` are read.
-
-    Raises:
-        ValueError: there is no row.
+    `features` gets the first row. `skipped` (reasons by name) is filled while `rows` are read, and becomes
+    `skipped.txt`.
     """
     with staged_folder(output_dir) as folder:
         first = next(rows, None)
@@ -92,11 +88,6 @@ def _write_files(rows: Iterable[dict], folder: Path, features: Features, num_sha
     schema = features.arrow_schema
     video_columns = [name for name, feature in features.items() if isinstance(feature, Video)]
     writers, pending, total = [], [[] for _ in range(num_shards)], 0
-
-    def flush(shard: int) -> None:
-        writers[shard].write_table(pa.Table.from_pylist(pending[shard], schema=schema))
-        pending[shard] = []
-
     try:
         for total, row in enumerate(rows, start=1):
             shard = (total - 1) % num_shards
@@ -107,11 +98,12 @@ def _write_files(rows: Iterable[dict], folder: Path, features: Features, num_sha
             videos = {name: row[name] for name in video_columns}
             encoded = features.encode_example({**row, **{name: {"bytes": b"", "path": None} for name in videos}})
             pending[shard].append({**encoded, **videos})
-            if len(pending[shard]) >= _ROWS_PER_GROUP:
-                flush(shard)
-        for shard in range(len(writers)):
-            if pending[shard]:
-                flush(shard)
+            if len(pending[shard]) == _ROWS_PER_GROUP:
+                writers[shard].write_table(pa.Table.from_pylist(pending[shard], schema=schema))
+                pending[shard] = []
+        for writer, rest in zip(writers, pending):
+            if rest:
+                writer.write_table(pa.Table.from_pylist(rest, schema=schema))
     finally:
         for writer in writers:
             writer.close()
@@ -155,15 +147,12 @@ class ShardSource:
     Args:
         data: a folder or glob of parquet or webdataset (.tar) shards or of video or image files, one such file, or a
             dataset of the Hub. Folders are searched recursively, links included, hidden files and folders excluded.
+            Files of several kinds are refused.
 
     Attributes:
         kind: "parquet", "webdataset", "videos" or "images".
         shards: paths or URLs, sorted. A video or image file is a shard of one row.
         skipped: reasons by name of the skipped shards and rows.
-
-    Raises:
-        FileNotFoundError: there is nothing at `data`, or no shard, video or image.
-        ValueError: there are files of several kinds.
     """
 
     def __init__(self, data: str | os.PathLike):
@@ -247,9 +236,7 @@ def open_stream(
     reader reads every shard and takes every world_size-th row, so more shards are faster. These rows shift with the
     epoch: in `world_size` epochs every reader sees every row once, even if there are fewer rows than readers.
 
-    Args:
-        seed: None keeps the shards in the order of their names.
-        first: (position in this reader's order of shards, row) to begin at.
+    Without a seed, shards keep the order of their names. `first` is the (position, row) to begin at.
 
     Yields:
         position in this reader's order of shards, shard (index by name), row index in the shard, row (a dict whose
@@ -310,37 +297,28 @@ def _find_shards(data: str) -> tuple[str, list[str]]:
     found = {kind: sorted(paths) for kind, paths in found.items() if paths}
     if len(found) > 1 and not _is_table_of_files(found):
         counts = " and ".join(f"{kind} ({len(paths)}, like {paths[0]!r})" for kind, paths in found.items())
-        raise ValueError(
-            f"{data!r} holds files of several kinds: {counts}; give one source per kind, as a glob like "
-            "'FOLDER/**/*.mp4'."
-        )
+        raise ValueError(f"{data!r} holds several kinds of files: {counts}; give one, like 'FOLDER/**/*.mp4'.")
     if found:
         return next(iter(found.items()))
+    problem = None
     if any(file.lower().endswith((".hdf5", ".h5", ".npz")) for file in files):
-        raise FileNotFoundError(
-            f"{data!r} holds HDF5 or npz files; import them as shards with examples/import_episodes.py."
-        )
-    if os.path.exists(data):
-        raise FileNotFoundError(
-            f"There is no parquet file, .tar shard, video or image in {data!r}; see make_video_shards.py."
-        )
-    # If there is a folder `runs`, `runs/shards` is a missing path, not a dataset of the owner "runs"
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", data) or os.path.isdir(os.path.dirname(data)):
-        raise FileNotFoundError(
-            f"There is no data at {data!r}: no such folder or file; give a folder, a glob or a dataset of the Hub."
-        )
+        problem = f"{data!r} holds HDF5 or npz files; import them as shards with examples/import_episodes.py."
+    elif os.path.exists(data):
+        problem = f"There is no parquet file, .tar shard, video or image in {data!r}; see make_video_shards.py."
+    elif not is_hub_id(data):
+        problem = f"There is no data at {data!r}: no such folder or file; give a folder, a glob or a Hub dataset."
+    if problem:
+        raise FileNotFoundError(problem)
     try:
         builder = load_dataset_builder(data)
     except Exception as error:  # of the network, the Hub or datasets
-        raise FileNotFoundError(
-            f"There is no data at {data!r}, and it cannot be opened as a dataset of the Hub ({error})."
-        ) from error
+        problem = f"There is no data at {data!r}, and it cannot be opened as a dataset of the Hub ({error})."
+        raise FileNotFoundError(problem) from error
     splits = builder.config.data_files or {}
     kind = {"videofolder": "videos", "imagefolder": "images"}.get(builder.name, builder.name)
-    if kind not in ("parquet", "webdataset", *_FILE_COLUMNS) or not splits:
-        raise ValueError(
-            f"The dataset {data!r} is {builder.name!r}; expected parquet, webdataset, videofolder or imagefolder."
-        )
+    if kind not in _EXTENSIONS or not splits:
+        expected = "parquet, webdataset, videofolder or imagefolder"
+        raise ValueError(f"The dataset {data!r} is {builder.name!r}; expected {expected}.")
     return kind, sorted(splits["train"] if "train" in splits else next(iter(splits.values())))
 
 

@@ -34,7 +34,6 @@ class SkipLog:
                 number = path.stem.partition("-")[2]
                 if number.isdigit() and int(number) >= world_size:  # of no process of this run
                     path.unlink()
-        # only its own, as in a run that was never interrupted
         known = [entry for entry in _read(self.path) if entry["step"] <= last_step] if self.path.exists() else []
         self._known = {(entry["source"], entry["name"]) for entry in known}
         _write(self.path, known)
@@ -53,7 +52,7 @@ class SkipLog:
 
     def merge(self) -> None:
         """Joins the logs of all processes in `skipped.jsonl`; for the main process, after the others."""
-        parts = [path for path in _paths(self.output_dir) if path != self.output_dir / "skipped.jsonl"]
+        parts = list(self.output_dir.glob("skipped-*.jsonl"))
         if parts:
             _write(self.output_dir / "skipped.jsonl", read_skipped(self.output_dir))
         for part in parts:
@@ -62,15 +61,12 @@ class SkipLog:
 
 def read_skipped(output_dir: str | os.PathLike) -> list[dict[str, Any]]:
     """The entries of all processes by step, each row or shard once."""
-    entries = [entry for path in _paths(output_dir) for entry in _read(path)]
-    found = {}
+    folder, found = Path(output_dir), {}
+    paths = [*folder.glob("skipped.jsonl"), *sorted(folder.glob("skipped-*.jsonl"))]
+    entries = [entry for path in paths for entry in _read(path)]
     for entry in sorted(entries, key=lambda entry: entry["step"]):
         found.setdefault((entry["source"], entry["name"]), entry)
     return list(found.values())
-
-
-def _paths(output_dir: str | os.PathLike) -> list[Path]:
-    return [*Path(output_dir).glob("skipped.jsonl"), *sorted(Path(output_dir).glob("skipped-*.jsonl"))]
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -89,7 +85,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 def _write(path: Path, entries: list[dict[str, Any]]) -> None:
     """Writes the entries; without entries, removes the file."""
-    if not entries:
+    if entries:
+        write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))
+    else:
         path.unlink(missing_ok=True)
-        return
-    write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))

@@ -15,6 +15,9 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from ..video_io import VideoDecodeError, VideoReader
 
 
+_TIME_BASE = Fraction(1, 90_000)  # fine enough for every usual frame rate
+
+
 def encode_video(
     frames: np.ndarray | Iterable[np.ndarray],
     fps: float,
@@ -33,9 +36,6 @@ def encode_video(
         pixel_format: "yuv444p" keeps color edges of small images sharp; "yuv420p" plays everywhere and needs even
             sizes.
         preset: x264's speed preset.
-
-    Raises:
-        ValueError: no frame, frames that are not uint8 RGB, or a frame rate that is not positive.
     """
     if not fps > 0:
         raise ValueError(f"fps is {fps}, but a frame rate must be a positive number of frames per second.")
@@ -56,19 +56,14 @@ def encode_video(
     return buffer.getvalue()
 
 
-def transcode_video(
-    source: bytes | str | os.PathLike, height: int = 256, gop_size: int = 12, crf: int = 20
-) -> tuple[bytes, int, float]:
+def transcode_video(source: bytes | str | os.PathLike, height: int = 256, crf: int = 20) -> tuple[bytes, int, float]:
     """Re-encodes a video of any codec and size as h264 mp4 of this height, without sound.
 
     The aspect ratio is kept, with even sizes. Frame times are kept, variable rates included. A rotation flag is
-    applied. One frame is in memory at a time.
+    applied. One frame is in memory at a time. A truncated or corrupt video is a `VideoDecodeError`.
 
     Returns:
         The mp4, its number of frames and its average frames per second.
-
-    Raises:
-        VideoDecodeError: the video is truncated or corrupt.
     """
     if height < 2 or height % 2:
         raise ValueError(f"height is {height}, but h264 needs a positive even number of pixels.")
@@ -83,7 +78,7 @@ def transcode_video(
             if stream is None:
                 aspect = frame.width / frame.height * (reader.pixel_aspect if not turned else 1 / reader.pixel_aspect)
                 width = max(2, 2 * round(height * aspect / 2))
-                stream = _add_stream(container, (height, width), reader.fps, crf, gop_size, "yuv420p", "veryfast")
+                stream = _add_stream(container, (height, width), reader.fps, crf, 12, "yuv420p", "veryfast")
                 stream.codec_context.time_base = _TIME_BASE
                 method = Interpolation.AREA if height < frame.height else Interpolation.BICUBIC
             image = reformatter.reformat(frame, width, height, stream.pix_fmt, interpolation=method, threads=1)
@@ -100,18 +95,12 @@ def transcode_video(
     return buffer.getvalue(), count, fps
 
 
-_TIME_BASE = Fraction(1, 90_000)  # fine enough for every usual frame rate
-
-
 def _add_stream(container, shape, fps: float, crf: int, gop_size: int, pixel_format: str, preset: str):
-    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"  # some system builds of FFmpeg lack x264
-    stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+    has_x264 = "libx264" in av.codecs_available  # some system builds of FFmpeg lack it
+    stream = container.add_stream("libx264" if has_x264 else "mpeg4", rate=Fraction(fps).limit_denominator(1001))
     stream.height, stream.width = shape[:2]
-    stream.pix_fmt = pixel_format if codec == "libx264" else "yuv420p"
+    stream.pix_fmt = pixel_format if has_x264 else "yuv420p"
     stream.gop_size = gop_size
     stream.thread_count = 1  # callers run several processes
-    if codec == "libx264":
-        stream.options = {"crf": str(crf), "preset": preset, "tune": "fastdecode"}
-    else:
-        stream.options = {"qscale": "2"}
+    stream.options = {"crf": str(crf), "preset": preset, "tune": "fastdecode"} if has_x264 else {"qscale": "2"}
     return stream

@@ -14,12 +14,10 @@ from .feature_cache import FeatureCache, gather_by
 
 
 class WindowMixture:
-    """Windows of the episodes of one or several caches. A window is (cache, episode, first frame), int64.
+    """Windows of episodes of caches with the same columns. A window is (cache, episode, first frame), int64.
 
-    Args:
-        caches: with the same columns.
-        episodes: int64 indices per cache of the episodes that windows are taken from.
-        weights: fraction of the sampled windows per cache; within a cache every window is equally likely.
+    `episodes` are int64 indices per cache, and `weights` the fraction of the sampled windows per cache; within a cache
+    every window is equally likely.
     """
 
     def __init__(self, caches: Sequence[FeatureCache], episodes: Sequence[torch.Tensor], weights: Sequence[float]):
@@ -35,11 +33,7 @@ class WindowMixture:
         return (self.caches[cache].lengths[self.episodes[cache]] - (frames - 1) * skip).clamp(min=0).numpy()
 
     def sample(self, count: int, frames: int, skip: int, rng: np.random.Generator) -> torch.Tensor:
-        """Random windows, (count, 3).
-
-        Raises:
-            ValueError: no episode of a cache is long enough.
-        """
+        """Random windows, (count, 3)."""
         several = len(self.caches) > 1
         caches = rng.choice(len(self.caches), size=count, p=self.weights) if several else np.zeros(count, np.int64)
         windows = np.empty((count, 3), np.int64)
@@ -84,13 +78,8 @@ class WindowBatches(torch.utils.data.Dataset):
 
     Item n depends on the seed and n alone, so that a resumed run begins the range later and any number of workers
     gives the same batches. An item holds the windows' columns, and the windows themselves (B, 3) as `windows`.
-    Processes and micro-batches split the windows that one process would sample for the whole step.
-
-    Args:
-        batch_size: B, per process and micro-batch.
-        frames_at: step (from 1) -> F.
-        skip: distance between the frames of a window, in frames.
-        micro_batches: per step.
+    Processes and micro-batches split the windows that one process would sample for the whole step. `batch_size` is B,
+    per process and micro-batch; `frames_at` gives F for a step (from 1); frames of a window are `skip` apart.
     """
 
     def __init__(
