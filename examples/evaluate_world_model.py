@@ -3,24 +3,9 @@
     python examples/evaluate_world_model.py model=runs/demo/world_model/final data=runs/demo/episodes
     output=runs/demo/world_model/evaluation.json [key=value ...]
 
-Writes a JSON file and prints a Markdown table with a column per horizon. The baselines copy the last known latents, or
-extrapolate the last two linearly. Only the proprio states of known frames are given to the model, as in planning.
-
-Rows of the table, each a mean over windows:
-
-* `error`, `cosine`: of predicted latents; `copy_...`, `extrapolation_...`: of the baselines.
-* `NAME_error` (episodes with `states`): distance of the position NAME (`state_groups`), read from predicted latents by
-  a linear probe, from the true one. `NAME_probe_error`: the same from true latents, the error of the probe itself.
-* `reward_error` (models with a reward head): |predicted - true| of the step at that horizon. `reward_head_error`: from
-  true latents. `reward_mean_error`, `reward_copy_error`: of predicting the training mean, or the last known reward.
-* `coverage_90`, `width_90`, `score_90` (stochastic models): fraction of latent values inside the central 90 % interval
-  of samples, its mean width, and the interval score (Gneiting and Raftery 2007, section 6.2; lower is better).
-  `NAME_coverage_90` and so on: of the probed positions. With `residual_intervals`, `residual_...`: of the prediction
-  plus quantiles of the model's one-step errors on training episodes, scaled by the root of the horizon.
-* `NAME_painted_px` (with `decoder` and `object_colors`): distance in pixels of the object NAME in the decoded
-  prediction from its position in the true frame. `NAME_decoder_px`: in decoded true latents. `NAME_copy_px`: in the
-  last known frame. `NAME_locator_px`: according to `states`. `NAME_not_painted`, `NAME_not_decoded`, `NAME_not_seen`:
-  fraction of windows in which the object is not found; the distances leave these windows out.
+Writes a JSON file and prints a Markdown table with a column per horizon; docs/world_model.md explains its rows. The
+baselines copy the last known latents, or extrapolate the last two linearly. As in planning, the model gets the proprio
+states of known frames only.
 """
 
 import dataclasses
@@ -41,6 +26,7 @@ from vjepa2_hf import VJepa2PixelDecoder, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.data.episodes import episode_ids, held_out_of, read_episodes
 from vjepa2_hf.data.files import write_aside, write_json
 from vjepa2_hf.metrics.latent_rollout.latent_rollout import LatentRollout
+from vjepa2_hf.specs import check_at_least
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 from vjepa2_hf.visualization import rollout_measures as measures
 from vjepa2_hf.visualization.rollout_windows import Windows, cut_windows, encode_frames
@@ -109,10 +95,7 @@ class EvaluationConfig:
     num_threads: int | None = None
 
     def __post_init__(self):
-        lowest = {"windows_per_episode": 1, "past_frames": 2, "probe_episodes": 2, "max_episodes": 1}
-        for name, bound in lowest.items():
-            if getattr(self, name) is not None and getattr(self, name) < bound:
-                raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}.")
+        check_at_least(self, windows_per_episode=1, past_frames=2, probe_episodes=2, max_episodes=1)
         if not self.horizons or min(self.horizons) < 1:
             raise ValueError(f"horizons are {self.horizons}; expected model steps, 1 or more.")
         for name, color in self.object_colors.items():
@@ -134,15 +117,8 @@ class EvaluationConfig:
                 )
 
 
-HeldOut = Callable[[str], bool]  # whether the episode of an id is held out
-
-
-def find_held_out(config: EvaluationConfig) -> HeldOut:
-    """Which episodes training held out: by `validation_fraction`, or by the `config.yaml` of the model's run.
-
-    Raises:
-        ValueError: the fraction is unknown, or holds out no episode.
-    """
+def find_held_out(config: EvaluationConfig) -> Callable[[str], bool]:
+    """Whether training held out the episode of an id: by `validation_fraction`, or as in the model's run."""
     fraction, path = config.validation_fraction, Path(config.model).parent / "config.yaml"
     if fraction is None:
         settings = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -210,12 +186,10 @@ class Evaluation:
     def cut_windows(self, episode: dict[str, Any], future: int, count: int) -> Windows | None:
         return cut_windows(self.model, self.processor, episode, self.config.past_frames, future, count)
 
-    def measure(self, windows: Windows, predicted: torch.Tensor, episode_id: str) -> measures.Table:
-        """All measures other than those of latents, (B, P) each.
-
-        Raises:
-            ValueError: the episode lacks states or rewards that the others have.
-        """
+    def measure(
+        self, windows: Windows, predicted: torch.Tensor, images: torch.Tensor | None, episode_id: str
+    ) -> measures.Table:
+        """All measures other than those of latents, (B, P) each."""
         config, model, probe = self.config, self.model, self.probe
         found = None if windows.states is None else windows.states.shape[-1]
         expected = None if probe is None else len(probe.bias)
@@ -237,11 +211,8 @@ class Evaluation:
         if config.residual_intervals:
             arguments = (self.spaces, config.levels, self.residuals, bool(model.config.stochastic_dim))
             table |= measures.measure_residual_intervals(windows, predicted, *arguments)
-        return table
-
-    def measure_images(self, windows: Windows, images: torch.Tensor) -> measures.Table:
-        """Distances (B, P) of objects in decoded images, see `measures.decode_windows`."""
-        config, table = self.config, {}
+        if images is None:
+            return table
         for name, color in config.object_colors.items():
             located = None
             if config.pixels_per_unit is not None and windows.states is not None:
@@ -254,7 +225,7 @@ class Evaluation:
         """Measures all windows of held-out episodes; with a decoder it also writes the PNG."""
         config, model = self.config, self.model
         scores, tables, strips = LatentRollout(), {}, []
-        lengths, measured = [], 0
+        lengths, measured, images = [], 0, None
         wanted = {"max_episodes": config.max_episodes, "camera": config.camera, "wanted": self.held_out}
         for episode in tqdm(read_episodes(config.data, model.config.frame_skip, **wanted), desc="evaluate"):
             lengths.append(len(episode["frames"]))
@@ -265,19 +236,19 @@ class Evaluation:
             predicted = windows.rollout(model)
             known = {"copies": windows.known[:, -1], "previous": windows.known[:, -2]}
             scores.add_batch(predictions=predicted, references=windows.future, **known)
-            table = self.measure(windows, predicted, episode["episode_id"])
             if self.decoder is not None:
                 images = measures.decode_windows(self.decoder, self.processor, windows, predicted)
-                table |= self.measure_images(windows, images)
                 if len(strips) < config.image_windows:
                     strips.append(measures.image_strip(images, config.horizons))
-            for name, values in table.items():
+            for name, values in self.measure(windows, predicted, images, episode["episode_id"]).items():
                 tables.setdefault(name, []).append(values.double().cpu())
         if not measured:
             self.config = self.shorten_horizons(lengths)
             return self.run()
-        if strips:
-            write_images(Path(config.output).with_suffix(".png"), strips)
+        if strips:  # below each other, three rows each: true frames, decoded true latents, decoded predictions
+            with write_aside(Path(config.output).with_suffix(".png")) as partial:
+                images = torch.cat([strip.flatten(0, 1) for strip in strips])
+                save_image(images, partial, nrow=strips[0].shape[1], format="png")
         means = scores.compute(horizons=config.horizons)
         facts = {"episodes": measured, "episodes_too_short": len(lengths) - measured, "windows": means["windows"]}
         rows = measures.tabulate(means, tables)
@@ -286,11 +257,7 @@ class Evaluation:
     def shorten_horizons(self, lengths: list[int]) -> EvaluationConfig:
         """Settings without the horizons that no held-out episode is long enough for; a warning names them.
 
-        Args:
-            lengths: frames of each held-out episode, in model steps.
-
-        Raises:
-            ValueError: no horizon is left, or no held-out episode could be read.
+        `lengths` are the frames of each held-out episode, in model steps.
         """
         config, skip = self.config, self.model.config.frame_skip
         if not lengths:
@@ -310,30 +277,6 @@ class Evaluation:
         return dataclasses.replace(config, horizons=kept)
 
 
-def evaluate_model(
-    config: EvaluationConfig, model: VJepa2WorldModel, processor: VJepa2VideoProcessor
-) -> dict[str, Any]:
-    """All measures of a world model, see the top of this file."""
-    return Evaluation(config, model, processor).run()
-
-
-def write_images(path: Path, strips: list[torch.Tensor]) -> None:
-    """Windows below each other, three rows each: true frames, decoded true latents, decoded predictions."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with write_aside(path) as partial:
-        images = torch.cat([strip.flatten(0, 1) for strip in strips])
-        save_image(images, partial, nrow=strips[0].shape[1], format="png")
-
-
-def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Writes the JSON file; a number that is not finite becomes null."""
-    rows = [
-        {name: value if math.isfinite(value) else None for name, value in row.items()} for row in result["horizons"]
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {**result, "horizons": rows})
-
-
 @exit_on_user_error
 def main() -> None:
     config = parse_arguments(EvaluationConfig, __doc__)
@@ -341,10 +284,11 @@ def main() -> None:
         torch.set_num_threads(config.num_threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = VJepa2WorldModel.from_pretrained(config.model).to(device).eval()
-    result = evaluate_model(config, model, VJepa2VideoProcessor.from_pretrained(config.model))
-    write_result(Path(config.output), result)
-    print(f"{result['windows']} windows of {result['episodes']} held-out episodes\n")
+    result = Evaluation(config, model, VJepa2VideoProcessor.from_pretrained(config.model)).run()
     rows = result["horizons"]
+    finite = [{name: value if math.isfinite(value) else None for name, value in row.items()} for row in rows]
+    write_json(config.output, {**result, "horizons": finite})
+    print(f"{result['windows']} windows of {result['episodes']} held-out episodes\n")
     cells = [[name, *(f"{row[name]:.3g}" for row in rows)] for name in rows[0] if name != "horizon"]
     print("\n".join(format_table(["steps ahead", *(str(row["horizon"]) for row in rows)], cells)))
 

@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 from vjepa2_hf.data.files import staged_folder
 from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.pose import move_pose, pose_difference, rotation_from_euler
+from vjepa2_hf.specs import check_at_least
 from vjepa2_hf.training.settings import exit_on_user_error
 
 
@@ -72,17 +73,26 @@ def render_frame(state: np.ndarray, size: int) -> np.ndarray:
     grid = np.stack(np.meshgrid(np.arange(size), np.arange(size), indexing="ij"), axis=-1) + 0.5
     table = 0.62 + 0.06 * np.sin(grid[..., :1] * 24 / size) * np.sin(grid[..., 1:] * 24 / size)
     image = table * np.array([0.9, 0.8, 0.65])
+
+    def paint(color: tuple[float, float, float], radius: float, start: np.ndarray, end: np.ndarray) -> None:
+        """Blends a line with round ends and soft edges over the image."""
+        nonlocal image
+        along = end - start
+        fraction = ((grid - start) @ along / max(along @ along, 1e-9)).clip(0, 1)[..., None]
+        distance = np.linalg.norm(grid - (start + fraction * along), axis=-1, keepdims=True)
+        cover = (radius + 0.5 - distance).clip(0, 1)
+        image = image * (1 - cover) + cover * np.array(color)
+
     shadow, _ = _seen(np.array([state[0] + 0.2 * state[2], state[1] + 0.2 * state[2], 0.0]), size)
     hand, pixels = _seen(state[:3], size)
-    image = _over(image, _disc(grid, shadow, HAND_RADIUS * FOCAL_LENGTH / CAMERA_HEIGHT * size), (0.3, 0.27, 0.22))
-    image = _over(image, _disc(grid, hand, HAND_RADIUS * pixels), (0.2, 0.35, 0.8))
+    paint((0.3, 0.27, 0.22), HAND_RADIUS * FOCAL_LENGTH / CAMERA_HEIGHT * size, shadow, shadow)
+    paint((0.2, 0.35, 0.8), HAND_RADIUS * pixels, hand, hand)
     axes = rotation_from_euler(torch.from_numpy(state[3:6].astype(np.float64))).numpy()[:2, :2].T
     ahead, beside = (axis * pixels for axis in axes)  # pixels per meter along the hand's x and y axes
-    bar = _segment(grid, hand - 0.9 * HAND_RADIUS * ahead, hand + 0.9 * HAND_RADIUS * ahead, 0.014 * pixels)
-    image = _over(image, bar, (0.95, 0.95, 0.95))
+    paint((0.95, 0.95, 0.95), 0.014 * pixels, hand - 0.9 * HAND_RADIUS * ahead, hand + 0.9 * HAND_RADIUS * ahead)
     apart = (0.025 + 0.05 * (1 - state[6])) * beside
     for finger in (hand + 0.1 * ahead + apart, hand + 0.1 * ahead - apart):
-        image = _over(image, _disc(grid, finger, 0.025 * pixels), (0.85, 0.2, 0.15))
+        paint((0.85, 0.2, 0.15), 0.025 * pixels, finger, finger)
     return (255 * image.clip(0, 1) + 0.5).astype(np.uint8)
 
 
@@ -93,54 +103,33 @@ def _seen(position: np.ndarray, size: int) -> tuple[np.ndarray, float]:
     return size / 2 + pixels * (position[:2] - middle), pixels
 
 
-def _disc(grid: np.ndarray, center: np.ndarray, radius: float) -> np.ndarray:
-    """Fraction of each pixel that a disc covers, (size, size, 1), with soft edges."""
-    return (radius + 0.5 - np.linalg.norm(grid - center, axis=-1, keepdims=True)).clip(0, 1)
-
-
-def _segment(grid: np.ndarray, start: np.ndarray, end: np.ndarray, radius: float) -> np.ndarray:
-    """Like `_disc`, for a line with round ends."""
-    along = end - start
-    fraction = ((grid - start) @ along / max(along @ along, 1e-9)).clip(0, 1)
-    return _disc(grid, start + fraction[..., None] * along, radius)
-
-
-def _over(image: np.ndarray, cover: np.ndarray, color: tuple[float, float, float]) -> np.ndarray:
-    return image * (1 - cover) + cover * np.array(color)
-
-
 def write_dataset(folder: Path, episodes: int, length: int, size: int, seed: int) -> None:
     """The files of a LeRobot v3 dataset, with one video file per episode."""
-    rows: dict[str, list[Any]] = {name: [] for name in ("observation.state", "action", "timestamp", "frame_index")}
+    all_states, all_actions = [], []
     for number in tqdm(range(episodes), desc="arm episodes"):
         states, actions = sample_path(np.random.default_rng([seed, number]), length)
         chunk, file = divmod(number, FILES_PER_CHUNK)
         path = folder / f"videos/{CAMERA}/chunk-{chunk:03d}/file-{file:03d}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_video((render_frame(state, size) for state in states.numpy()), FRAMES_PER_SECOND))
-        rows["observation.state"] += states.tolist()
-        rows["action"] += actions.tolist()
-        rows["timestamp"] += [frame / FRAMES_PER_SECOND for frame in range(length)]
-        rows["frame_index"] += list(range(length))
-    total = episodes * length
+        all_states += states.tolist()
+        all_actions += actions.tolist()
+    frames, total = np.tile(np.arange(length), episodes), episodes * length
     columns = {
-        "observation.state": pa.array(rows["observation.state"], pa.list_(pa.float32(), 7)),
-        "action": pa.array(rows["action"], pa.list_(pa.float32(), 7)),
-        "timestamp": pa.array(rows["timestamp"], pa.float32()),
-        "frame_index": rows["frame_index"],
+        "observation.state": pa.array(all_states, pa.list_(pa.float32(), 7)),
+        "action": pa.array(all_actions, pa.list_(pa.float32(), 7)),
+        "timestamp": np.float32(frames / FRAMES_PER_SECOND),
+        "frame_index": frames,
         "episode_index": np.repeat(np.arange(episodes), length),
         "index": np.arange(total),
         "task_index": np.zeros(total, np.int64),
     }
-    _write_table(folder / "data/chunk-000/file-000.parquet", columns)
-    _write_table(folder / "meta/episodes/chunk-000/file-000.parquet", _episode_columns(episodes, length))
+    for part, table in (("data", columns), ("meta/episodes", _episode_columns(episodes, length))):
+        path = folder / part / "chunk-000/file-000.parquet"
+        path.parent.mkdir(parents=True)
+        pq.write_table(pa.table(table), path)
     pd.DataFrame({"task_index": [0]}, index=[TASK]).to_parquet(folder / "meta/tasks.parquet")  # LeRobot's layout
     (folder / "meta/info.json").write_text(json.dumps(_info(episodes, length, size), indent=1), encoding="utf-8")
-
-
-def _write_table(path: Path, columns: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), path)
 
 
 def _episode_columns(episodes: int, length: int) -> dict[str, Any]:
@@ -199,9 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", default=64, type=int, help="height and width of the images in pixels (default 64)")
     parser.add_argument("--seed", default=0, type=int, help="same seed, same episodes (default 0)")
     options = parser.parse_args(arguments)
-    for name, least in (("episodes", 1), ("length", 2), ("size", 16), ("seed", 0)):
-        if getattr(options, name) < least:
-            raise ValueError(f"--{name} is {getattr(options, name)}, but at least {least} is expected.")
+    check_at_least(options, "--", episodes=1, length=2, size=16, seed=0)
     with staged_folder(options.output) as folder:
         write_dataset(folder, options.episodes, options.length, options.size, options.seed)
 

@@ -2,24 +2,21 @@
 
     python examples/plan.py --config examples/configs/demo/plan.yaml [key=value ...]
 
-Small, with your own world model:
-
-    python examples/plan.py --config examples/configs/demo/plan.yaml episodes=10 \
-        "models={mine: runs/my_world_model/final}"
+Small, with your own world model: `episodes=10 "models={mine: runs/my_world_model/final}"`.
 
 Any gymnasium environment works that renders and takes a bounded Box action; `gym` then defines goals and success, see
 examples/configs/pusht/plan.yaml and docs/planning_evaluation.md.
 
 Writes `OUTPUT_DIR/results.json` (one row per method), `by_episode.json` (success, steps and goal distance of every
-episode, the inputs of the `evaluate` module `planning_success`), `episodes.npz` (states) and
-`videos/METHOD/episode-000.mp4` (an episode next to its goal). Finished rows are kept in `rows/` until the end, and the
-same command continues a stopped evaluation. Rows of other settings or weights are not reused.
+episode), `episodes.npz` (states) and `videos/METHOD/episode-000.mp4` (an episode next to its goal). The same command
+continues a stopped evaluation; finished rows of other settings or weights are not reused.
 """
 
 import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +38,22 @@ from vjepa2_hf.data.files import (
 )
 from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.environments import DATA_POLICY
-from vjepa2_hf.environments.closed_loop import ClosedLoopResult, Oracle, join_results, policy_plan, run_closed_loop
+from vjepa2_hf.environments.closed_loop import (
+    ClosedLoopResult,
+    Plan,
+    join_results,
+    oracle_plan,
+    policy_plan,
+    run_closed_loop,
+)
 from vjepa2_hf.environments.goal_policies import PolicyPlan, load_policy
 from vjepa2_hf.environments.gym_tasks import GymTasks, GymTasksConfig
 from vjepa2_hf.environments.planner_policy import PlannerPolicy
-from vjepa2_hf.environments.tasks import TaskBatch, Tasks
+from vjepa2_hf.environments.tasks import Tasks
 from vjepa2_hf.metrics.planning_success.planning_success import summarize_success
-from vjepa2_hf.training.settings import check_known, exit_on_user_error, parse_arguments
+from vjepa2_hf.specs import check_at_least, check_known
+from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
+from vjepa2_hf.visualization import tables
 from vjepa2_hf.visualization.rollout_costs import HORIZONS, measure_world_model
 
 
@@ -108,9 +114,7 @@ class PlanConfig:
         for name in rows:
             if name in ("seeds", "file") or rows.count(name) > 1:
                 raise ValueError(f"The row name {name!r} is reserved or used twice; choose another name.")
-        for name in ("episodes", "executed_actions", "parallel"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        check_at_least(self, episodes=1, executed_actions=1, parallel=1)
         for name in self.baselines:
             check_known(name, BASELINES, "baseline")
         for name in self.proposals:
@@ -130,18 +134,11 @@ class PlanConfig:
                 "baselines=[uniform, data_policy] and leave out varied_appearance."
             )
 
-    @property
-    def data_policy(self) -> str:
-        return DATA_POLICY[self.env] if self.gym is None else self.gym.policy
 
+def run_method(config: PlanConfig, plan_of: Callable[[int], Plan]) -> tuple[ClosedLoopResult, np.ndarray]:
+    """Runs all episodes of a method, `parallel` at a time, and keeps goal images (n, H, W, 3) of those on video.
 
-def run_method(
-    config: PlanConfig, plan_of: Callable[[int], Callable[[TaskBatch], np.ndarray]]
-) -> tuple[ClosedLoopResult, np.ndarray]:
-    """Runs all episodes of a method, `parallel` at a time; also returns goal images (n, H, W, 3) of those on video.
-
-    Args:
-        plan_of: returns the plan for a group of episodes, by the number of the group.
+    `plan_of` returns the plan for a group of episodes, by the number of the group.
     """
     size = config.parallel or config.episodes
     results, goals = [], []
@@ -162,10 +159,8 @@ def model_policy(config: PlanConfig, name: str, progress: tqdm) -> PlannerPolicy
     settings = {**config.solver, "device": config.device, **config.planner}
     settings |= {} if "cost" in config.planner else {"distance": config.distance}  # None: as saved
     planner = VJepa2Planner.from_pretrained(config.models[name], solver=settings.pop("name", None), **settings)
-    return PlannerPolicy(
-        planner, config.seed, progress, config.executed_actions, config.warm_start, config.budget_ms,
-        config.proposals.get(name),
-    )  # fmt: skip
+    start = {"warm_start": config.warm_start, "proposal": config.proposals.get(name)}
+    return PlannerPolicy(planner, config.seed, progress, config.executed_actions, budget_ms=config.budget_ms, **start)
 
 
 def write_videos(folder: Path, result: ClosedLoopResult, goals: np.ndarray) -> None:
@@ -216,25 +211,17 @@ def format_table(rows: list[dict[str, Any]]) -> str:
     order += [name for h in HORIZONS for name in (f"error {h} / copy error", f"cosine {h} (copy)")]
     found = list(dict.fromkeys(name for row in cells for name in row))
     titles = [name for name in order if name in found] + [name for name in found if name not in order]
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-    return "\n".join(lines + [f"| {' | '.join(row.get(title, '–') for title in titles)} |" for row in cells])
+    return "\n".join(tables.format_table(titles, [[row.get(title, "–") for title in titles] for row in cells]))
 
 
 def check_models(config: PlanConfig) -> dict[str, Any]:
-    """Loads all models and policies once, so that errors in them show before the first row runs.
-
-    Returns:
-        Path and fingerprints of the weights of each row that has some, by its name.
-    """
+    """Path and fingerprints of each row that has weights. All are loaded, so that errors show before any row runs."""
     found = {}
-    for name in config.models:
+    for name, path in config.models.items():
         policy = model_policy(config, name, tqdm(disable=True))
-        model, proposal = policy.planner.model, policy.proposal
-        found[name] = [config.models[name], config_fingerprint(model.config), weights_fingerprint(model)]
-        found[name].append(None if proposal is None else weights_fingerprint(proposal))
-    for name, path in config.policies.items():
-        found[name] = [path, weights_fingerprint(load_policy(path))]
-    return found
+        model, proposal = policy.planner.model, policy.proposal and weights_fingerprint(policy.proposal)
+        found[name] = [path, config_fingerprint(model.config), weights_fingerprint(model), proposal]
+    return found | {name: [path, weights_fingerprint(load_policy(path))] for name, path in config.policies.items()}
 
 
 @dataclass
@@ -247,11 +234,7 @@ class FinishedRow:
 
 
 def measure_row(config: PlanConfig, name: str) -> FinishedRow:
-    """Runs the method of a row and writes its videos.
-
-    The row has `success` with its interval, `steps_to_success`, `by_distance`, and `scores`: means over episodes of
-    the largest and the last value of each score.
-    """
+    """Runs the method of a row and writes its videos; `scores` are means of each score's largest and last value."""
     extra: dict[str, Any] = {"plan_milliseconds": None}
     if name in config.models:
         with tqdm(desc=name) as progress:
@@ -262,11 +245,11 @@ def measure_row(config: PlanConfig, name: str) -> FinishedRow:
         plan = PolicyPlan(config.policies[name], config.device)
         result, goals = run_method(config, lambda group: plan)
         extra = {"plan_milliseconds": 1000 * plan.seconds / plan.plans}
-    elif name == BASELINES["oracle"]:
-        result, goals = run_method(config, lambda group: Oracle(seed=config.seed + group))
     else:
-        baseline = "uniform" if name == BASELINES["uniform"] else config.data_policy
-        result, goals = run_method(config, lambda group: policy_plan(baseline, config.seed + group))
+        data_policy = DATA_POLICY[config.env] if config.gym is None else config.gym.policy
+        policies = {BASELINES["uniform"]: "uniform", BASELINES["data_policy"]: data_policy}
+        make_plan = partial(policy_plan, policies[name]) if name in policies else oracle_plan
+        result, goals = run_method(config, lambda group: make_plan(seed=config.seed + group))
     write_videos(Path(config.output_dir) / "videos" / name.replace(" ", "_").replace("/", "_"), result, goals)
     start = None if result.distances is None else result.distances[:, 0]
     by_episode = {"successes": result.success.tolist(), "steps": result.steps.tolist()}
@@ -297,11 +280,7 @@ def kept_row(config: PlanConfig, name: str, weights: Any) -> FinishedRow:
 
 
 def evaluate(config: PlanConfig) -> list[dict[str, Any]]:
-    """Runs every method on the same tasks and writes the results.
-
-    Raises:
-        OSError: another run writes to the folder.
-    """
+    """Runs every method on the same tasks and writes the results."""
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     output = Path(config.output_dir)
@@ -310,29 +289,22 @@ def evaluate(config: PlanConfig) -> list[dict[str, Any]]:
     with locked(output):
         weights = check_models(config)
         finished = {name: kept_row(config, name, weights.get(name)) for name in names}
-        write_results(config, finished)
+        write_text(output / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+        seeds = np.arange(config.first_task, config.first_task + config.episodes)
+        states = {name: one.states for name, one in finished.items() if one.states is not None}
+        with write_aside(output / "episodes.npz") as unfinished, open(unfinished, "wb") as file:
+            np.savez_compressed(file, seeds=seeds, **states)
+        write_json(output / "by_episode.json", {name: one.by_episode for name, one in finished.items()}, indent=None)
+        # written last: results.json implies the other files
+        rows = [one.row for one in finished.values()]
+        write_json(output / "results.json", {"env": config.env, "rows": rows})
         remove_folder(output / "rows")
-    return [one.row for one in finished.values()]
-
-
-def write_results(config: PlanConfig, finished: dict[str, FinishedRow]) -> None:
-    """Writes the files of all rows."""
-    output = Path(config.output_dir)
-    write_text(output / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
-    seeds = range(config.first_task, config.first_task + config.episodes)
-    states = {name: one.states for name, one in finished.items() if one.states is not None}
-    with write_aside(output / "episodes.npz") as partial, open(partial, "wb") as file:
-        np.savez_compressed(file, seeds=np.array(seeds), **states)
-    write_json(output / "by_episode.json", {name: one.by_episode for name, one in finished.items()}, indent=None)
-    # written last: results.json implies the other files
-    rows = [one.row for one in finished.values()]
-    write_json(output / "results.json", {"env": config.env, "rows": rows})
+    return rows
 
 
 @exit_on_user_error
 def main() -> None:
-    rows = evaluate(parse_arguments(PlanConfig, __doc__))
-    print(format_table(rows))
+    print(format_table(evaluate(parse_arguments(PlanConfig, __doc__))))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ shards with states of xyz (m), extrinsic Euler angles xyz (rad) and gripper (clo
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from vjepa2_hf import VJepa2Planner
 from vjepa2_hf.data.episodes import read_episodes
 from vjepa2_hf.data.files import write_json, write_text
 from vjepa2_hf.metrics.planning_success.planning_success import wilson_interval
+from vjepa2_hf.specs import check_at_least
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 from vjepa2_hf.visualization.tables import format_table, publish_tables
 
@@ -65,18 +66,15 @@ class PlanArmConfig:
     """Also write the repository's results and page."""
 
     def __post_init__(self):
-        for name in ("pairs", "steps_ahead", "plans_at_once", "smallest_distance"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0.")
+        check_at_least(self, pairs=1, steps_ahead=1, plans_at_once=1, smallest_distance=1e-6)
 
 
-@dataclass
-class Pair:
+class Pair(NamedTuple):
     """An observation and a goal: images uint8 (H, W, 3), states (7,), and the recorded action (7,)."""
 
     image: np.ndarray
-    state: np.ndarray
     goal_image: np.ndarray
+    state: np.ndarray
     goal_state: np.ndarray
     action: np.ndarray
 
@@ -96,7 +94,7 @@ def sample_pairs(config: PlanArmConfig) -> list[Pair]:
         if len(starts):
             start = int(rng.choice(starts))
             frames, end = episode["frames"], start + config.steps_ahead
-            pairs.append(Pair(frames[start], states[start], frames[end], states[end], episode["actions"][start]))
+            pairs.append(Pair(frames[start], frames[end], states[start], states[end], episode["actions"][start]))
         if len(pairs) == config.pairs:
             break
     if not pairs:
@@ -114,20 +112,15 @@ def angles(moves: np.ndarray, displacements: np.ndarray) -> np.ndarray:
 
 
 def measure(moves: np.ndarray, displacements: np.ndarray) -> dict[str, Any]:
-    """Compares moves (M, n, 3), M for each of n pairs, with the displacements (n, 3) to their goals, in meters.
-
-    Returns:
-        `median_degrees` between the two; `directed`, the fraction under 45 degrees; `remaining`, the mean distance to
-        the goal after the move over that before it; `right_sign`, the fraction of moves with the right sign, by axis.
-    """
+    """Compares moves (M, n, 3), M for each of n pairs, with the displacements (n, 3) to their goals, in meters."""
     found = angles(moves, displacements)
     after = np.linalg.norm(displacements - moves, axis=-1)
     before = np.linalg.norm(displacements, axis=-1)
     return {
         "median_degrees": float(np.median(found)),
-        "directed": float((found < DIRECTED).mean()),
-        "remaining": float(after.mean() / before.mean()),
-        "right_sign": ((moves > 0) == (displacements > 0)).mean(axis=(0, 1)).tolist(),
+        "directed": float((found < DIRECTED).mean()),  # fraction
+        "remaining": float(after.mean() / before.mean()),  # distance to the goal after the move over that before it
+        "right_sign": ((moves > 0) == (displacements > 0)).mean(axis=(0, 1)).tolist(),  # fraction, by axis
     }
 
 
@@ -138,10 +131,10 @@ def compare(plans: list[dict[str, Any]], pairs: list[Pair], planner: VJepa2Plann
     recorded = np.stack([pair.action[:3] for pair in pairs])
     low, high = planner.action_low[:3], planner.action_high[:3]
     sampled = np.random.default_rng(seed).uniform(low, high, (RANDOM_ACTIONS, len(pairs), 3))
-    rows = {"planned": measure(planned[None], displacements)}
+    moves = {"planned": planned[None], "recorded": recorded[None], "random": sampled}
+    rows = {name: measure(moved, displacements) for name, moved in moves.items()}
     count = int((angles(planned, displacements) < DIRECTED).sum())
     rows["planned"]["directed_low"], rows["planned"]["directed_high"] = wilson_interval(count, len(pairs))
-    rows |= {"recorded": measure(recorded[None], displacements), "random": measure(sampled, displacements)}
     each = [
         {"action": plan["action"].tolist(), "cost": plan["cost"], "way": displacement.tolist()}
         for plan, displacement in zip(plans, displacements, strict=True)
@@ -179,11 +172,10 @@ def run(config: PlanArmConfig) -> dict[str, Any]:
     plans = []
     for first in tqdm(range(0, len(pairs), config.plans_at_once), desc="plans"):
         part = pairs[first : first + config.plans_at_once]
-        images, goals, states = zip(*((pair.image, pair.goal_image, pair.state) for pair in part), strict=True)
+        images, goals, states, *_ = zip(*part, strict=True)
         plans += planner(list(images), list(goals), proprio_state=list(states), seed=config.seed)
     results = compare(plans, pairs, planner, config.seed)
     output = Path(config.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
     write_text(output / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
     write_json(output / "results.json", results)
     return results
@@ -194,10 +186,8 @@ def main(arguments: list[str] | None = None) -> None:
     config = parse_arguments(PlanArmConfig, __doc__, arguments)
     results = run(config)
     first = results["each"][0]
-    xyz, rotation, way = (
-        ", ".join(f"{number:+.3f}" for number in part)
-        for part in (first["action"][:3], first["action"][3:6], first["way"])
-    )
+    parts = (first["action"][:3], first["action"][3:6], first["way"])
+    xyz, rotation, way = (", ".join(f"{number:+.3f}" for number in part) for part in parts)
     print(f"first plan: Δxyz {xyz} m   Δeuler {rotation} rad   Δgripper {first['action'][6]:+.2f} (closed = 1)")
     print(f"displacement to its goal: {way} m\n")
     if config.publish:

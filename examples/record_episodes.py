@@ -2,10 +2,6 @@
 
     python examples/record_episodes.py --env vjepa2_hf/Pushing-v0 --policy drawn_to_block --episodes 560 --output data
 
-Small, in a second:
-
-    python examples/record_episodes.py --env vjepa2_hf/TwoRooms-v0 --policy wander --episodes 4 --output tiny_data
-
 Any registered environment works that renders "rgb_array" and takes bounded Box actions (with `--policy uniform` or
 `held`; an id `module:Name-v0` imports the module first). Record each environment into its own folder: folders are read
 with all their subfolders. The same arguments record the same episodes, whatever `--num_proc`.
@@ -34,6 +30,7 @@ from vjepa2_hf import environments
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.environments.gym_tasks import make_env, read_image, read_values
+from vjepa2_hf.specs import check_at_least
 from vjepa2_hf.training.settings import exit_on_user_error
 
 
@@ -43,22 +40,21 @@ PRESET = "ultrafast"
 STATE_COLUMNS = {"proprio_states": "proprio_state", "states": "state"}  # default entry of the info
 
 
+@functools.cache
+def shared_env(env_id: str, length: int, settings: str) -> gymnasium.Env:
+    """One environment per process: environments cannot be pickled. `settings` are JSON."""
+    return make_env(env_id, max_episode_steps=length, **json.loads(settings))
+
+
 @dataclasses.dataclass
 class EpisodeRecorder:
     """Records single episodes; each depends on `seed` and its number alone.
 
     Args:
-        env_id: a registered environment.
-        policy: a name in `environments.POLICIES`.
-        length: steps of an episode, which has one frame more. An environment may terminate earlier.
-        seed: of all episodes together.
-        varied_appearance: appearance randomization, for the package's environments.
+        state_names: names of the entries that form a column of `STATE_COLUMNS`; a column without names is recorded if
+            the environment has its default entry.
         rewards: record rewards. In the package's environments all episodes then have one goal: their reward depends
             on the goal, which images do not show.
-        env_kwargs: keyword arguments of the environment.
-        state_names: names of the entries that form a column of `STATE_COLUMNS`; by default the column is recorded if
-            the environment has its default entry.
-        labels: add `motion_labels`, for the package's environments.
     """
 
     env_id: str
@@ -72,20 +68,17 @@ class EpisodeRecorder:
     labels: bool = False
 
     def __post_init__(self):
-        for name, lowest in (("length", 1), ("seed", 0)):
-            if getattr(self, name) < lowest:
-                raise ValueError(f"--{name} is {getattr(self, name)}, but at least {lowest} is expected.")
+        check_at_least(self, "--", length=1, seed=0)
         self.is_ours = self.env_id in environments.DATA_POLICY
         for name in ("varied_appearance", "labels"):
             if getattr(self, name) and not self.is_ours:
                 known = " and ".join(environments.DATA_POLICY)
                 raise ValueError(f"--{name} is for {known}, but the environment is {self.env_id!r}.")
 
-    @functools.cached_property
+    @property
     def env(self) -> gymnasium.Env:
-        """Made on first use, by each process."""
         ours = {"varied_appearance": self.varied_appearance, "terminate_on_success": False} if self.is_ours else {}
-        return make_env(self.env_id, max_episode_steps=self.length, **(ours | self.env_kwargs))
+        return shared_env(self.env_id, self.length, json.dumps(ours | self.env_kwargs))
 
     def find_states(self, info: dict[str, Any]) -> dict[str, list[str]]:
         """Names of the entries to record, by column, from the info of a reset."""
@@ -94,33 +87,28 @@ class EpisodeRecorder:
     def record(self, number: int) -> dict[str, Any]:
         """Records episode `number`; returns its row."""
         env_seed, policy_seed = np.random.SeedSequence([self.seed, number]).generate_state(2)
-        rng = np.random.default_rng(policy_seed)
-        policy = environments.find_policy(self.policy, self.env)
-        observation, info = self.env.reset(seed=int(env_seed), options=self._options(rng))
-        frames, actions, rewards = [read_image(self.env, observation)], [], []
-        entries = self.find_states(info)
-        states = {column: [read_values(names, info, observation)] for column, names in entries.items()}
-        ended = False
-        while not ended:
-            action = policy(self.env.unwrapped, rng)
-            observation, reward, terminated, truncated, info = self.env.step(action)
-            frames.append(read_image(self.env, observation))
-            actions.append(np.asarray(action, np.float32).reshape(-1))
-            rewards.append(float(reward))
+        env, rng = self.env, np.random.default_rng(policy_seed)
+        policy = environments.find_policy(self.policy, env)
+        observation, info = env.reset(seed=int(env_seed), options=self._options(rng))
+        entries, ended = self.find_states(info), False
+        frames, actions, rewards, states = [], [], [], {column: [] for column in entries}
+        while True:
+            frames.append(read_image(env, observation))
             for column, names in entries.items():
                 states[column].append(read_values(names, info, observation))
+            if ended:
+                break
+            action = policy(env.unwrapped, rng)
+            observation, reward, terminated, truncated, info = env.step(action)
+            actions.append(np.asarray(action, np.float32).reshape(-1))
+            rewards.append(float(reward))
             ended = terminated or truncated
-        fps = float(self.env.metadata.get("render_fps") or environments.FRAMES_PER_SECOND)
+        fps = float(env.metadata.get("render_fps") or environments.FRAMES_PER_SECOND)
         episode_id = f"{self.seed}-{number:06d}"
-        row = {
-            "video": {"bytes": encode_video(frames, fps=fps, preset=PRESET), "path": f"{episode_id}.mp4"},
-            "actions": actions,
-            "fps": fps,
-            "episode_id": episode_id,
-        }
+        video = {"bytes": encode_video(frames, fps=fps, preset=PRESET), "path": f"{episode_id}.mp4"}
+        row = {"video": video, "actions": actions, "fps": fps, "episode_id": episode_id, **states}
         if self.rewards:
             row["rewards"] = rewards
-        row |= states
         return row | (motion_labels(np.array(row["states"])) if self.labels else {})
 
     def _options(self, rng: np.random.Generator) -> dict[str, Any] | None:
@@ -136,11 +124,7 @@ LABELS = ("place", "direction", "first_motion")
 
 
 def motion_labels(states: np.ndarray) -> dict[str, int]:
-    """Labels of the agent's position and motion.
-
-    Args:
-        states: (T, S), which begin with the agent's x and y in field units.
-    """
+    """Labels of the agent from states (T, S), which begin with its x and y in field units."""
     positions = states[:, :2].astype(np.float64)
     column, row = (np.clip(positions[-1], 0, 1 - 1e-9) * 3).astype(int)
     moved = positions[-1] - positions[0]
@@ -159,32 +143,15 @@ def record_episodes(recorder: EpisodeRecorder, episodes: int, num_proc: int = 1)
     if num_proc <= 1:
         yield from map(recorder.record, range(episodes))
         return
-    with concurrent.futures.ProcessPoolExecutor(num_proc, initializer=_start_worker, initargs=(recorder,)) as pool:
-        yield from pool.map(_record_in_worker, range(episodes), chunksize=max(1, min(16, episodes // num_proc)))
-
-
-_worker: EpisodeRecorder | None = None  # of this process: environments cannot be pickled
-
-
-def _start_worker(recorder: EpisodeRecorder) -> None:
-    global _worker
-    _worker = dataclasses.replace(recorder)
-
-
-def _record_in_worker(number: int) -> dict[str, Any]:
-    return _worker.record(number)
+    with concurrent.futures.ProcessPoolExecutor(num_proc) as pool:
+        yield from pool.map(recorder.record, range(episodes), chunksize=max(1, min(16, episodes // num_proc)))
 
 
 def episode_features(states: Collection[str], with_rewards: bool = False, with_labels: bool = False) -> Features:
     """Columns of an episode shard with the given ones of `STATE_COLUMNS`."""
     numbers = List(List(Value("float32")))
-    columns = {
-        "video": Video(decode=False),
-        "actions": numbers,
-        "fps": Value("float32"),
-        "episode_id": Value("string"),
-    }
-    columns |= {column: numbers for column in STATE_COLUMNS if column in states}
+    columns = {"video": Video(decode=False), "actions": numbers, "fps": Value("float32")}
+    columns |= {"episode_id": Value("string")} | {column: numbers for column in STATE_COLUMNS if column in states}
     columns |= {name: Value("int64") for name in LABELS} if with_labels else {}
     return Features(columns | ({"rewards": List(Value("float32"))} if with_rewards else {}))
 
@@ -204,41 +171,22 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     for name in STATE_COLUMNS.values():
         text = f"entries of the environment's info that form it (default: {name}, if there is one)"
         parser.add_argument(f"--{name}", nargs="+", metavar="NAME", help=text)
-    parser.add_argument(
-        "--labels", action="store_true", help="add labels of the agent's position and motion, for probes"
-    )
+    parser.add_argument("--labels", action="store_true", help="add labels of the agent, for probes")
     parser.add_argument("--env_kwargs", default="{}", help="JSON object of keyword arguments of the environment")
     return parser.parse_args(arguments)
-
-
-def read_env_kwargs(text: str) -> dict[str, Any]:
-    """The JSON object of `--env_kwargs`."""
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--env_kwargs is {text!r}, which is not JSON ({error}).") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"--env_kwargs is {text!r}, but a JSON object is expected.")
-    return values
 
 
 @exit_on_user_error
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
-    for name in ("episodes", "num_shards", "num_proc"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name} is {getattr(options, name)}, but at least 1 is expected.")
-    recorder = EpisodeRecorder(
-        options.env,
-        options.policy,
-        options.length,
-        options.seed,
-        options.varied_appearance,
-        options.rewards,
-        read_env_kwargs(options.env_kwargs),
-        {column: getattr(options, name) for column, name in STATE_COLUMNS.items() if getattr(options, name)},
-        options.labels,
-    )
+    check_at_least(options, "--", episodes=1, num_shards=1, num_proc=1)
+    try:
+        env_kwargs = dict(json.loads(options.env_kwargs))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--env_kwargs is {options.env_kwargs!r}, but a JSON object is expected.") from error
+    state_names = {column: getattr(options, name) for column, name in STATE_COLUMNS.items() if getattr(options, name)}
+    same = {name: getattr(options, name) for name in ("length", "seed", "varied_appearance", "rewards", "labels")}
+    recorder = EpisodeRecorder(options.env, options.policy, env_kwargs=env_kwargs, state_names=state_names, **same)
     # what is wrong shows before any process starts
     environments.find_policy(options.policy, recorder.env)
     observation, info = recorder.env.reset(seed=0)

@@ -7,12 +7,9 @@
 The digits are scikit-learn's 1797 scans of 8 x 8 pixels; `train` takes the first 1297, `test` the last 500. A row is a
 video: `video` (h264 mp4, 64 x 64), `fps`, `digit` (0 to 9), `direction` (0 to 7: the heading of the first frames in
 steps of 45 degrees; 0 is right, 2 is down), `place` (0 to 15: the digit's cell of a 4 x 4 grid in the last frame).
-A digit moves straight for `STRAIGHT_FRAMES` frames and then bounces. The center of the straight
-path has the same distribution for all directions, so that only the order of frames shows the direction. The same
-arguments record the same videos.
-
-`--speed 2` moves the same digits twice as fast in the same directions, like a video at double speed. (Straight paths
-are then longer and lie closer to the middle; at 2, the ends of the longest are reflected by up to a pixel.)
+A digit moves straight for `STRAIGHT_FRAMES` frames and then bounces. The center of the straight path has the same
+distribution for all directions, so that only the order of frames shows the direction. The same arguments record the
+same videos. `--speed 2` moves the same digits twice as fast in the same directions, like a video at double speed.
 
 With `--two_motions` a digit moves along one axis for half of the video and along the other for the rest, and
 `first_motion` replaces `direction`: 0 if it first moves sideways, 1 if it first moves up or down. A path of one kind,
@@ -30,6 +27,7 @@ from tqdm.auto import tqdm
 
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video
+from vjepa2_hf.specs import check_at_least
 from vjepa2_hf.training.settings import exit_on_user_error
 
 
@@ -45,18 +43,10 @@ FRAMES_PER_SECOND = 10.0
 MOTIONS = {False: "direction", True: "first_motion"}  # the column, without and with --two_motions
 
 
-def features(two_motions: bool = False) -> Features:
-    """The columns of the shards."""
-    number = Value("int64")
-    columns = {"video": Video(decode=False), "fps": Value("float32"), "digit": number, "place": number}
-    return Features({**columns, MOTIONS[two_motions]: number})
-
-
 def enlarge(digit: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """A digit (8, 8) with values 0 to 16 as brightness 0 to 1 on a canvas (64, 64), bilinear.
 
-    Args:
-        offset: (2,) x and y of the digit's top left corner in pixels, with subpixel accuracy.
+    `offset` (2,) are x and y of the digit's top left corner in pixels, with subpixel accuracy.
     """
     padded = np.pad(digit / 16, 1)
     scale = DIGIT_SIZE / len(digit)
@@ -71,8 +61,7 @@ def enlarge(digit: np.ndarray, offset: np.ndarray) -> np.ndarray:
 def sample_path(rng: np.random.Generator, frames: int, direction: int, speed: float = 1.0) -> np.ndarray:
     """Offsets (frames, 2) of a digit that starts in `direction`, straight at first, and bounces off the edges.
 
-    Args:
-        speed: factor of its velocity.
+    At `speed` 2, straight paths lie closer to the middle; the ends of the longest are reflected by up to a pixel.
     """
     angle = direction * 2 * np.pi / DIRECTIONS
     velocity = speed * rng.uniform(*SPEED) * np.array([np.cos(angle), np.sin(angle)])
@@ -134,21 +123,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--two_motions", action="store_true", help="record two motions, labeled by their order")
     parser.add_argument("--speed", default=1.0, type=float, help="factor of the digits' speed (default 1)")
     options = parser.parse_args(arguments)
-    least_frames = 4 if options.two_motions else 1
-    for name, least in (("videos", 1), ("frames", least_frames), ("num_shards", 1), ("seed", 0)):
-        if getattr(options, name) < least:
-            raise ValueError(f"--{name} is {getattr(options, name)}, but at least {least} is expected.")
+    check_at_least(options, "--", videos=1, frames=4 if options.two_motions else 1, num_shards=1, seed=0)
     if not 0 < options.speed <= MAX_SPEED or (options.two_motions and options.speed != 1):
         raise ValueError(
             f"--speed is {options.speed:g}, but a number above 0 and up to {MAX_SPEED:g} is expected (faster have "
             "no room for a straight path), and 1 with --two_motions."
         )
-    rows = record_videos(
-        options.split, options.videos, options.frames, options.seed, options.two_motions, options.speed
-    )
-    progress = tqdm(rows, total=options.videos, desc="recording", unit="video")
-    columns, shards = features(options.two_motions), min(options.num_shards, options.videos)
-    write_shards(progress, options.output, features=columns, num_shards=shards)
+    settings = {name: value for name, value in vars(options).items() if name not in ("output", "num_shards")}
+    rows = tqdm(record_videos(**settings), total=options.videos, desc="recording", unit="video")
+    names = ("digit", "place", MOTIONS[options.two_motions])
+    columns = {"video": Video(decode=False), "fps": Value("float32"), **dict.fromkeys(names, Value("int64"))}
+    write_shards(rows, options.output, Features(columns), num_shards=min(options.num_shards, options.videos))
 
 
 if __name__ == "__main__":

@@ -43,17 +43,8 @@ ANIMATED_EPISODES, GIF_EPISODES = 12, 3
 TEMPLATE = Path(__file__).with_name("report_template.html")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The run folder
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 class Run:
-    """Contents of a run folder: curves, rollout errors, the success table, states of episodes (E, T + 1, S) by row.
-
-    Raises:
-        FileNotFoundError, ValueError: a part is missing or corrupt.
-    """
+    """Contents of a run folder: curves, rollout errors, the success table, states of episodes (E, T + 1, S) by row."""
 
     def __init__(self, folder: Path):
         require(folder, "demo.py")
@@ -76,16 +67,15 @@ class Run:
             name: read_json(folder / part / "rollout_error.json", train) for name, part in WORLD_MODELS.items()
         }
         timings = folder / "timings.json"
-        self.timings: dict[str, float] = read_json(timings, "demo.py") if timings.exists() else {}
+        self.timings = read_json(timings, "demo.py") if timings.exists() else {}
 
     def find_row(self, encoder: str) -> dict[str, Any]:
         """The row of the planner on this encoder."""
         for row in self.rows:
             if row["name"].endswith(encoder):
                 return row
-        raise ValueError(
-            f"{self.folder / 'plan' / 'results.json'} has no row 'CEM, {encoder}'; plan with both encoders."
-        )
+        path = self.folder / "plan" / "results.json"
+        raise ValueError(f"{path} has no row 'CEM, {encoder}'; plan with both encoders.")
 
 
 def read_json(path: Path, script: str) -> Any:
@@ -96,24 +86,19 @@ def read_json(path: Path, script: str) -> Any:
 
 
 def find_reached(run: Run) -> dict[str, np.ndarray]:
-    """The step at which each episode reached its goal (E,), -1 if it did not, by encoder.
-
-    Raises:
-        ValueError: episodes and table are of different runs.
-    """
-    tasks, reached = run.tasks, {}
+    """The step at which each episode reached its goal (E,), -1 if it did not, by encoder."""
+    reached = {}
     for encoder in WORLD_MODELS:
         row = run.find_row(encoder)
-        if row["name"] not in run.states:
+        name, success = row["name"], None
+        if name in run.states:
+            distances = run.tasks.env.distance_px(run.states[name], run.tasks.goals[:, None])
+            hits = distances[:, 1:] <= SUCCESS_PIXELS
+            reached[encoder] = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, -1)
+            success = hits.any(axis=1).mean()
+        if success is None or abs(success - row["success"]) > 1e-6:
             raise ValueError(
-                f"{run.folder / 'plan' / 'episodes.npz'} lacks {row['name']!r}; run examples/plan.py again."
-            )
-        distances = tasks.env.distance_px(run.states[row["name"]], tasks.goals[:, None])
-        hits = distances[:, 1:] <= SUCCESS_PIXELS
-        reached[encoder] = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, -1)
-        if abs((reached[encoder] > 0).mean() - row["success"]) > 1e-6:
-            raise ValueError(
-                f"The episodes and the table in {run.folder / 'plan'} disagree about {row['name']!r}, so they are of "
+                f"The episodes and the table in {run.folder / 'plan'} disagree about {name!r}, so they are of "
                 "different runs; run examples/plan.py again."
             )
     return reached
@@ -124,9 +109,10 @@ def sign_test(wins: int, losses: int) -> float:
     return binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Figures
-# ---------------------------------------------------------------------------------------------------------------------
+def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
+    """A figure in inches and its axes."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns)
 
 
 def plot_smoothed(axis: Axes, steps: np.ndarray, values: np.ndarray) -> None:
@@ -137,48 +123,39 @@ def plot_smoothed(axis: Axes, steps: np.ndarray, values: np.ndarray) -> None:
 
 
 def plot_pretraining_loss(run: Run) -> Figure:
-    figure = Figure(figsize=(8, 3), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = new_figure(8, 3)
     plot_smoothed(axis, run.pretraining["step"], run.pretraining["loss"])
     axis.set(ylabel="loss")
     return figure
 
 
 def plot_collapse(run: Run) -> Figure:
-    figure = Figure(figsize=(10, 2.8), layout="constrained")
     titles = {
         "target_std": "standard deviation of the targets",
         "effective_rank": "effective rank of the targets",
         "prediction_variation": "variation of predictions over time",
     }
-    for axis, (name, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
-        values = run.pretraining.get(name)
-        if values is None:
+    figure, axes = new_figure(10, 2.8, columns=3)
+    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+        if name not in run.pretraining:
             path = run.folder / "pretrain" / "metrics.jsonl"
             raise ValueError(f"{str(path)!r} has no {name}; run examples/pretrain.py of this version.")
-        plot_smoothed(axis, run.pretraining["step"], values)
+        plot_smoothed(axis, run.pretraining["step"], run.pretraining[name])
         axis.set(title=title)
         axis.set_ylim(bottom=0)
     return figure
 
 
 def plot_world_model_loss(run: Run) -> Figure:
-    figure = Figure(figsize=(8, 3), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = new_figure(8, 3)
     for encoder, metrics in run.world_models.items():
         axis.plot(metrics["step"], metrics["loss"], color=COLORS[encoder], lw=1.6, label=encoder)
     training = run.configs["world_model"]
     switch = training["rollout_start"] * training["max_steps"]
     if 0 < switch < training["max_steps"]:
         axis.axvline(switch, color=COLORS["copy"], ls="--", lw=1)
-        axis.annotate(
-            " loss of rollouts from here on",
-            (switch, 1),
-            xycoords=("data", "axes fraction"),
-            va="top",
-            fontsize=9,
-            color=COLORS["other"],
-        )
+        style = {"va": "top", "fontsize": 9, "color": COLORS["other"]}
+        axis.annotate(" loss of rollouts from here on", (switch, 1), xycoords=("data", "axes fraction"), **style)
     axis.set(xlabel="training step", ylabel="loss")
     axis.set_ylim(bottom=0)
     axis.legend(loc="lower left")
@@ -186,17 +163,15 @@ def plot_world_model_loss(run: Run) -> Figure:
 
 
 def plot_rollout_error(run: Run) -> Figure:
-    figure = Figure(figsize=(10, 3.3), layout="constrained")
-    ratio, absolute = figure.subplots(1, 2)
+    figure, (ratio, absolute) = new_figure(10, 3.3, columns=2)
     for encoder, rows in run.rollout_errors.items():
-        horizons, errors, copies = (
-            np.array([row[name] for row in rows]) for name in ("horizon", "error", "copy_error")
-        )
-        ratio.plot(horizons, errors / copies, "o-", color=COLORS[encoder], label=encoder)
-        absolute.plot(horizons, errors, "o-", color=COLORS[encoder], label=encoder)
-        absolute.plot(
-            horizons, copies, "o--", color=COLORS[encoder], alpha=0.5, lw=1, ms=3, label="  copy the last state"
-        )
+        columns = ("horizon", "error", "copy_error")
+        horizons, errors, copies = (np.array([row[name] for row in rows]) for name in columns)
+        style = {"color": COLORS[encoder], "label": encoder}
+        ratio.plot(horizons, errors / copies, "o-", **style)
+        absolute.plot(horizons, errors, "o-", **style)
+        style["label"] = "  copy the last state"
+        absolute.plot(horizons, copies, "o--", alpha=0.5, lw=1, ms=3, **style)
     ratio.axhline(1, color=COLORS["other"], ls="--", lw=1)
     ratio.annotate("copy the last state", (horizons[-1], 1.02), ha="right", fontsize=9, color=COLORS["other"])
     ratio.set(title="error relative to copying", ylabel="ratio (lower is better)")
@@ -210,8 +185,7 @@ def plot_rollout_error(run: Run) -> Figure:
 
 
 def plot_success(run: Run) -> Figure:
-    figure = Figure(figsize=(8, 0.45 * len(run.rows) + 0.8), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = new_figure(8, 0.45 * len(run.rows) + 0.8)
     for index, row in enumerate(run.rows):
         color = next((COLORS[name] for name in WORLD_MODELS if row["name"].endswith(name)), COLORS["copy"])
         span = [[row["success"] - row["low"]], [row["high"] - row["success"]]]
@@ -233,17 +207,6 @@ def plot_features(run: Run) -> tuple[Figure, dict[str, Any]]:
     return compare_with_random(encoder, load_processor(model, encoder), clips)
 
 
-def animate_planner(run: Run, count: int) -> bytes:
-    """A GIF of the first episodes of the planner with the pretrained encoder."""
-    states = run.states[run.find_row(PRETRAINED)["name"]]
-    return animate_episodes(run.tasks, states, find_reached(run)[PRETRAINED], count)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The page
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def write_report(folder: Path) -> Path:
     """Writes `report.html` and `demo.gif` into a run folder; returns the path of the report."""
     run = Run(folder)
@@ -258,12 +221,13 @@ def write_report(folder: Path) -> Path:
             "success": plot_success(run),
         }
         figures = {name: encode_figure(figure) for name, figure in figures.items()}
-    planner, animation = run.find_row(PRETRAINED), animate_planner(run, ANIMATED_EPISODES)
+    planner, reached = run.find_row(PRETRAINED), find_reached(run)
+    episodes = (run.tasks, run.states[planner["name"]], reached[PRETRAINED])
     template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
     page = template.render(
         figures,
         env=run.env,
-        verdict=compare_encoders(run),
+        verdict=compare_encoders(run, reached),
         highest_rank=run.configs["pretrain"].get("encoder", {}).get("hidden_size") or "the width",
         fraction_names=list(FRACTIONS),
         fractions=[[name, *(f"{values[kind]:.3f}" for kind in FRACTIONS)] for name, values in list_fractions(numbers)],
@@ -274,14 +238,14 @@ def write_report(folder: Path) -> Path:
         baseline=run.find_row(RANDOM),
         success_pixels=f"{SUCCESS_PIXELS:g}",
         num_steps=next(iter(run.states.values())).shape[1] - 1,
-        animation=f"data:image/gif;base64,{base64.b64encode(animation).decode()}",
+        animation=data_url("gif", animate_episodes(*episodes, ANIMATED_EPISODES)),
         num_shown=min(ANIMATED_EPISODES, len(run.tasks)),
         configs={name: yaml.safe_dump(config, sort_keys=False) for name, config in run.configs.items()},
         versions=list_versions(),
         timings=run.timings,
     )
     with write_aside(folder / "demo.gif") as partial:
-        partial.write_bytes(animate_planner(run, GIF_EPISODES))
+        partial.write_bytes(animate_episodes(*episodes, GIF_EPISODES))
     write_text(folder / "report.html", page)
     return folder / "report.html"
 
@@ -289,12 +253,16 @@ def write_report(folder: Path) -> Path:
 def encode_figure(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_url("png", buffer.getvalue())
 
 
-def compare_encoders(run: Run) -> str:
+def data_url(kind: str, image: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
+
+def compare_encoders(run: Run, reached: dict[str, np.ndarray]) -> str:
     """Whether this run shows a gain of pretraining."""
-    solved = {encoder: steps > 0 for encoder, steps in find_reached(run).items()}
+    solved = {encoder: steps > 0 for encoder, steps in reached.items()}
     wins = int((solved[PRETRAINED] & ~solved[RANDOM]).sum())
     losses = int((solved[RANDOM] & ~solved[PRETRAINED]).sum())
     p = sign_test(wins, losses)
@@ -332,9 +300,7 @@ def list_versions() -> list[list[str]]:
 @exit_on_user_error
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "run_dir", metavar="RUN_DIR", type=Path, help="output of examples/demo.py, for example runs/demo"
-    )
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="output of examples/demo.py, such as runs/demo")
     print(f"The report is {write_report(parser.parse_args(arguments).run_dir).resolve()}")
 
 

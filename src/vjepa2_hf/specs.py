@@ -30,6 +30,14 @@ def check_known(name: str, known: Iterable[str], kind: str, prefix: str = "") ->
     raise ValueError(f"Unknown {kind} {prefix + name!r}; {hint}")
 
 
+def check_at_least(settings: Any, prefix: str = "", **lowest: float) -> None:
+    """Raises a ValueError for the first attribute of `settings` below its lowest value; None is allowed."""
+    for name, bound in lowest.items():
+        value = getattr(settings, name)
+        if value is not None and not value >= bound:
+            raise ValueError(f"{prefix}{name} must be at least {bound}, got {value}.")
+
+
 def from_spec(spec: Any, classes: dict[str, type], key: str) -> Any:
     """Builds an object from its spec.
 

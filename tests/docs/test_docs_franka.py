@@ -139,5 +139,5 @@ class TestRefusals:
             plan_arm.sample_pairs(config)
 
     def test_a_number_of_pairs_that_is_none(self):
-        with pytest.raises(ValueError, match="pairs is 0; expected more than 0"):
+        with pytest.raises(ValueError, match="pairs must be at least 1, got 0"):
             plan_arm.PlanArmConfig("out", "model", "data", pairs=0)

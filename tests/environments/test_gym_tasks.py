@@ -154,7 +154,7 @@ def test_policies_act_in_any_environment_and_held_ones_keep_their_action():
             r"distance_columns are \[1\], but the state has 1 numbers",
         ),
         (TWO_ROOMS, {**OURS, "success_distance": 1.0, "distance_columns": []}, "every distance would be 0"),
-        (TWO_ROOMS, {**OURS, "success_distance": -1.0}, "success_distance must be above 0"),
+        (TWO_ROOMS, {**OURS, "success_distance": -1.0}, "gym.success_distance above 0"),
         ("CartPole-v1", {"goal": "info", "success": "info"}, "a bounded Box is expected"),
         (
             TWO_ROOMS,

@@ -5,7 +5,7 @@ import pytest
 
 from vjepa2_hf import environments
 from vjepa2_hf.environments import PUSHING, TWO_ROOMS
-from vjepa2_hf.environments.closed_loop import Oracle, join_results, policy_plan, run_closed_loop
+from vjepa2_hf.environments.closed_loop import join_results, oracle_plan, policy_plan, run_closed_loop
 from vjepa2_hf.environments.tasks import Tasks
 
 
@@ -35,13 +35,13 @@ def test_policies_and_oracle_succeed_as_often_as_quoted(env_id, uniform, data, o
 
     assert success(policy_plan("uniform")) <= uniform
     assert data[0] <= success(policy_plan(environments.DATA_POLICY[env_id])) <= data[1]
-    assert success(Oracle()) >= oracle
+    assert success(oracle_plan()) >= oracle
 
 
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
 def test_oracle_repeats_itself(env_id):
     tasks = Tasks(env_id, range(4))
-    np.testing.assert_array_equal(Oracle(seed=1)(tasks), Oracle(seed=1)(tasks))
+    np.testing.assert_array_equal(oracle_plan(seed=1)(tasks), oracle_plan(seed=1)(tasks))
 
 
 def test_steps_to_success_are_counted_from_the_first_action():

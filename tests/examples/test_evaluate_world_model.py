@@ -11,7 +11,7 @@ import pytest
 import torch
 from builders import TINY_ENCODER
 from datasets import Features, List, Value, Video
-from evaluate_world_model import EvaluationConfig, evaluate_model
+from evaluate_world_model import Evaluation, EvaluationConfig
 from PIL import Image
 
 from vjepa2_hf import (
@@ -93,6 +93,10 @@ def world(monkeypatch):
 def settings(**changes) -> EvaluationConfig:
     fields = {"data": "held_out", "probe_data": "train", "validation_fraction": 1.0, "horizons": [1, 4]}
     return EvaluationConfig(model="none", output="none", **{**fields, **changes})
+
+
+def evaluate_model(config: EvaluationConfig, model: TwoNumbers, processor) -> dict:
+    return Evaluation(config, model, processor).run()
 
 
 @pytest.mark.parametrize("context_frames", [1, 2])

@@ -64,4 +64,4 @@ def test_a_folder_with_something_in_it_is_refused(folder, capsys):
     assert "exists and is not empty" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         make_arm_dataset.main([str(folder.parent / "new"), "--length", "1"])
-    assert "--length is 1, but at least 2 is expected" in capsys.readouterr().err
+    assert "--length must be at least 2, got 1" in capsys.readouterr().err

@@ -114,7 +114,7 @@ def test_the_same_seed_records_the_same_bytes():
 def test_a_wrong_number_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         record_moving_digits.main(f"--split train --videos 0 --output {tmp_path / 'x'}".split())
-    assert "--videos is 0" in capsys.readouterr().err
+    assert "--videos must be at least 1, got 0" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         record_moving_digits.main(f"--split train --videos 1 --speed 3 --output {tmp_path / 'x'}".split())
     assert "--speed is 3" in capsys.readouterr().err

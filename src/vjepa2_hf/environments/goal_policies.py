@@ -5,7 +5,7 @@
     policy = GoalPolicy.from_pretrained("runs/demo/cloning/final")
     actions = policy(latents, goal)     # (B, N, D), (B, N, D) -> (B, A)
 
-Letters: B batch, F frames of all episodes, N tokens, D width of a latent, A action of a model step, P model steps.
+Letters: B batch, N tokens, D width of a latent, A action of a model step, P model steps.
 """
 
 import time
@@ -56,19 +56,15 @@ class GoalPolicy(nn.Module, PyTorchModelHubMixin):
 
     @classmethod
     def from_world_model(cls, model: VJepa2WorldModel, path: str, **settings: Any) -> "GoalPolicy":
-        """A new policy for the latents and actions of a world model.
-
-        Raises:
-            ValueError: the model has discrete actions, or no action bounds.
-        """
+        """A new policy for the latents and actions of a world model with continuous actions and their bounds."""
         config = model.config
         if config.action_type == "discrete" or config.action_low is None or config.action_high is None:
             raise ValueError(
                 f"The world model {path!r} has {config.action_type} actions with bounds from {config.action_low} to "
                 f"{config.action_high}; a policy needs continuous actions with bounds."
             )
-        bounds = {"action_low": list(config.action_low), "action_high": list(config.action_high)}
-        return cls(model.tokens_per_frame, model.latent_size, **bounds, world_model=path, **settings)
+        low, high = list(config.action_low), list(config.action_high)
+        return cls(model.tokens_per_frame, model.latent_size, low, high, path, **settings)
 
     def forward(self, latents: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
         """(B, N, D), (B, N, D) -> actions (B, A) in environment units."""
@@ -77,11 +73,7 @@ class GoalPolicy(nn.Module, PyTorchModelHubMixin):
 
 
 def load_policy(path: str, **settings: Any) -> GoalPolicy:
-    """Loads a trained policy; `settings` override the saved ones.
-
-    Raises:
-        FileNotFoundError: the folder has no policy.
-    """
+    """Loads a trained policy; `settings` override the saved ones. A folder without one is a FileNotFoundError."""
     if not (Path(path) / "config.json").is_file():
         raise FileNotFoundError(
             f"There is no policy in {path!r}; train one with examples/train_cloning.py or examples/train_actor.py."
@@ -108,9 +100,6 @@ def imagine(
 
     Returns:
         actions (B, P, A) and the predicted latents (B, P, N, D).
-
-    Raises:
-        ValueError: the model needs proprio states or extrinsics, which policies do not predict.
     """
     config = model.config
     if config.proprio_dim or config.extrinsics_dim:
@@ -138,8 +127,9 @@ class PolicyPlan:
 
     def __init__(self, path: str, device: str | None = None):
         self.policy = load_policy(path).to(device or "cpu")
-        self.model = VJepa2WorldModel.from_pretrained(self.policy.world_model).to(device or "cpu").eval()
-        self.processor = VJepa2VideoProcessor.from_pretrained(self.policy.world_model)
+        world_model = self.policy.world_model
+        self.model = VJepa2WorldModel.from_pretrained(world_model).to(device or "cpu").eval()
+        self.processor = VJepa2VideoProcessor.from_pretrained(world_model)
         self.plans, self.seconds = 0, 0.0
 
     @torch.no_grad()

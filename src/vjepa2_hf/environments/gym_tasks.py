@@ -13,6 +13,7 @@ from typing import Any, Literal
 import gymnasium
 import numpy as np
 
+from ..specs import check_at_least
 from .policies import find_policy
 
 
@@ -21,54 +22,39 @@ SUCCESS_KEYS = ("success", "is_success")  # of an environment's info
 
 
 def make_env(env_id: str, **settings: Any) -> gymnasium.Env:
-    """Makes a registered environment that renders "rgb_array"; an id `module:Name-v0` imports the module first.
-
-    Raises:
-        ValueError: gymnasium cannot make it.
-    """
+    """Makes a registered environment that renders "rgb_array"; an id `module:Name-v0` imports the module first."""
     try:
         return gymnasium.make(env_id, render_mode="rgb_array", disable_env_checker=True, **settings)
     except (gymnasium.error.Error, ImportError, TypeError) as error:
         raise ValueError(f"The environment {env_id!r} cannot be made: {error}") from error
 
 
-def is_image(value: Any) -> bool:
-    """Whether it is a uint8 image (H, W, 3)."""
+def _is_image(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3
 
 
 def read_image(env: gymnasium.Env, observation: Any) -> np.ndarray:
-    """The current image, uint8 (H, W, 3): the observation if it is an image, else the rendering.
-
-    Raises:
-        ValueError: the environment cannot render, or renders something else.
-    """
-    if is_image(observation):  # rendering it again would double the cost
+    """The current image, uint8 (H, W, 3): the observation if it is an image, else the rendering."""
+    if _is_image(observation):  # rendering it again would double the cost
         return observation
     try:
         image = env.render()
     except gymnasium.error.Error as error:  # for example a rendering library that is not installed
         raise ValueError(f"The environment {env.spec.id!r} cannot render: {error}") from error
-    if not is_image(image):
+    if not _is_image(image):
         raise ValueError(f"The environment {env.spec.id!r} renders no uint8 image (H, W, 3) as 'rgb_array'.")
     return image
 
 
 def read_values(names: Sequence[str], info: dict[str, Any], observation: Any = None) -> np.ndarray:
-    """Concatenates the named entries of an info or of a dict observation: float32 (S,).
-
-    Raises:
-        ValueError: an entry is missing or not finite.
-    """
-    entries = {**(observation if isinstance(observation, dict) else {}), **info}
+    """Concatenates the named entries of an info or of a dict observation: finite float32 (S,)."""
+    entries, values = {**(observation if isinstance(observation, dict) else {}), **info}, []
     for name in names:
         if name not in entries:
-            raise ValueError(
-                f"The environment reports no {name!r}; it reports {', '.join(sorted(entries)) or 'nothing'}."
-            )
-    values = [np.asarray(entries[name], np.float32).reshape(-1) for name in names]
-    for name, value in zip(names, values, strict=True):
-        if not np.isfinite(value).all():
+            known = ", ".join(sorted(entries)) or "nothing"
+            raise ValueError(f"The environment reports no {name!r}; it reports {known}.")
+        values.append(np.asarray(entries[name], np.float32).reshape(-1))
+        if not np.isfinite(values[-1]).all():
             raise ValueError(f"The environment reports {name!r} as {entries[name]!r}; expected finite numbers.")
     return np.concatenate(values)
 
@@ -112,32 +98,28 @@ class GymTasksConfig:
     """Names of numbers to report after each step, such as [coverage]."""
 
     def __post_init__(self):
-        if self.success == "distance" and not (self.state and self.success_distance):
+        check_at_least(self, "gym.", max_steps=1, goal_steps=1)
+        by_distance, goal = self.success == "distance", self.goal
+        if by_distance and not (self.state and (self.success_distance or 0) > 0):
             raise ValueError(
                 "gym.success is 'distance', which needs gym.state (names of entries of its info) and "
-                "gym.success_distance; or set gym.success to 'info' or 'terminated'."
+                "gym.success_distance above 0; or set gym.success to 'info' or 'terminated'."
             )
-        if self.success != "distance" and self.goal == "policy":
+        if not by_distance and goal == "policy":
             raise ValueError(
-                f"gym.goal is 'policy', a goal that the environment does not know, but gym.success is "
-                f"{self.success!r}, its own judgment: set gym.success to 'distance', or gym.goal to 'reset' or "
-                "'info'."
+                "gym.goal is 'policy', a goal that the environment does not know, but gym.success is "
+                f"{self.success!r}, its own judgment: set gym.success to 'distance', or gym.goal to 'reset' or 'info'."
             )
-        if self.goal == "reset" and not self.goal_options:
+        if goal == "reset" and not self.goal_options:
             raise ValueError("gym.goal is 'reset', but gym.goal_options is empty, so the goal would be the start.")
-        if self.goal_state and (self.goal != "info" or not self.state):
+        if self.goal_state and not (goal == "info" and self.state):
             raise ValueError("gym.goal_state needs gym.goal 'info' and gym.state.")
-        if self.success == "distance" and self.goal == "info" and not self.goal_state:
+        if by_distance and goal == "info" and not self.goal_state:
             raise ValueError("gym.goal is 'info' and gym.success 'distance': name the goal's state in gym.goal_state.")
-        if self.min_goal_distance and (self.goal != "policy" or not self.state):
+        if self.min_goal_distance and not (goal == "policy" and self.state):
             raise ValueError("gym.min_goal_distance needs gym.goal 'policy' and gym.state.")
-        if self.success_distance is not None and not self.success_distance > 0:
-            raise ValueError(f"gym.success_distance must be above 0, got {self.success_distance}.")
         if self.distance_columns == []:
             raise ValueError("gym.distance_columns is empty, so every distance would be 0; null takes all.")
-        for name in ("max_steps", "goal_steps"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"gym.{name} must be at least 1, got {getattr(self, name)}.")
 
 
 @dataclass
@@ -145,9 +127,6 @@ class _Episode:
     """One environment in its task."""
 
     env: gymnasium.Env
-    observation: Any = None
-    info: dict[str, Any] = field(default_factory=dict)
-    ended: bool = False
 
     def reset(self, seed: int, options: dict[str, Any] | None = None) -> None:
         self.observation, self.info = self.env.reset(seed=seed, options=options)
@@ -161,8 +140,9 @@ class _Episode:
         self.ended = bool(terminated or truncated)
         return bool(terminated)
 
-    def values(self, names: Sequence[str]) -> np.ndarray:
-        return read_values(names, self.info, self.observation)
+    def values(self, names: Sequence[str]) -> np.ndarray | None:
+        """The named entries (S,), or None without names."""
+        return read_values(names, self.info, self.observation) if names else None
 
     def image(self) -> np.ndarray:
         return read_image(self.env, self.observation)
@@ -177,8 +157,7 @@ class GymTasks:
         seeds: of the starts, one per task; the seeds of goals are derived from them.
 
     Raises:
-        ValueError: the environment cannot be made, rendered or acted in, lacks an entry that the config names, or
-            starts differently from the same seed; or no goal is far enough away.
+        ValueError: the environment does not fit the config, or no goal is far enough away.
     """
 
     def __init__(self, env_id: str, config: GymTasksConfig, seeds: Sequence[int]):
@@ -193,9 +172,9 @@ class GymTasks:
         self.action_dim = int(np.prod(first.action_space.shape))
         self.reached = np.zeros(len(self), bool)
         self._policies: dict[str, list] = {}
-        goals = [self._start(episode, seed) for episode, seed in zip(self.episodes, self.seeds, strict=True)]
-        self.goal_images = np.stack([image for image, _ in goals])
-        self.goal_states = None if goals[0][1] is None else np.stack([state for _, state in goals])
+        images, states = zip(*map(self._start, self.episodes, self.seeds), strict=True)
+        self.goal_images = np.stack(images)
+        self.goal_states = None if states[0] is None else np.stack(states)
         self.scores = {name: np.full(len(self), np.nan) for name in config.scores}
 
     def __len__(self) -> int:
@@ -203,22 +182,21 @@ class GymTasks:
 
     def _start(self, episode: _Episode, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Brings an episode to its start; returns the image (H, W, 3) and the state (S,) or None of its goal."""
+        episode.reset(seed)
         if self.config.goal == "info":
-            episode.reset(seed)
             image = episode.info.get("goal_image", getattr(episode.env.unwrapped, "goal_image", None))
-            if not is_image(image):
+            if not _is_image(image):
                 raise ValueError(
                     f"The environment {self.env_id!r} has no goal_image, neither in its info nor as an attribute: "
                     "set gym.goal to 'policy' or 'reset'."
                 )
-            return image, episode.values(self.config.goal_state) if self.config.goal_state else None
-        episode.reset(seed)
+            return image, episode.values(self.config.goal_state)
         first = episode.image()
         if self.config.goal == "reset":
             episode.reset(seed, self.config.goal_options)
         else:
             self._play_to_goal(episode, seed)
-        goal = episode.image(), episode.values(self.config.state) if self.config.state else None
+        goal = episode.image(), episode.values(self.config.state)
         episode.reset(seed)
         if not np.array_equal(first, episode.image()):
             raise ValueError(f"The environment {self.env_id!r} starts differently from the same seed ({seed}).")
@@ -256,15 +234,16 @@ class GymTasks:
     def active(self) -> np.ndarray:
         return ~self.reached & ~np.array([episode.ended for episode in self.episodes])
 
-    @property
-    def states(self) -> np.ndarray | None:
-        names = self.config.state
+    def _values(self, names: Sequence[str]) -> np.ndarray | None:
         return np.stack([episode.values(names) for episode in self.episodes]) if names else None
 
     @property
+    def states(self) -> np.ndarray | None:
+        return self._values(self.config.state)
+
+    @property
     def proprio_states(self) -> np.ndarray | None:
-        names = self.config.proprio_state
-        return np.stack([episode.values(names) for episode in self.episodes]) if names else None
+        return self._values(self.config.proprio_state)
 
     @property
     def distances(self) -> np.ndarray | None:
@@ -272,11 +251,10 @@ class GymTasks:
         return None if self.goal_states is None else self._distance(self.states, self.goal_states)
 
     def render(self, episodes: np.ndarray | None = None) -> np.ndarray:
-        """Current images of these episodes (indices; default all): uint8 (n, H, W, 3)."""
         return np.stack([self.episodes[i].image() for i in (range(len(self)) if episodes is None else episodes)])
 
     def step(self, actions: np.ndarray) -> None:
-        """Takes one action (N, A) in the active episodes; the others do not change."""
+        """Acts in the active episodes; the others do not change."""
         actions = np.asarray(actions, np.float32)
         if actions.shape != (len(self), self.action_dim):
             raise ValueError(f"The actions have shape {actions.shape}; expected ({len(self)}, {self.action_dim}).")
@@ -294,7 +272,7 @@ class GymTasks:
         self.reached = self.reached | succeeded
 
     def _succeeded(self, episode: _Episode, terminated: bool) -> bool:
-        """The environment's own judgment, if the config asks for it."""
+        """The environment's own judgment."""
         if self.config.success == "terminated":
             return terminated
         reported = [episode.info[name] for name in SUCCESS_KEYS if name in episode.info]
@@ -306,12 +284,10 @@ class GymTasks:
         return any(map(bool, reported))
 
     def policy_actions(self, name: str, rng: np.random.Generator) -> np.ndarray:
-        """Actions (N, A) of one of `policies.POLICIES`."""
         if name not in self._policies:
             self._policies[name] = [find_policy(name, episode.env) for episode in self.episodes]
         pairs = zip(self._policies[name], self.episodes, strict=True)
-        actions = [np.asarray(policy(episode.env.unwrapped, rng), np.float32) for policy, episode in pairs]
-        return np.stack(actions).reshape(len(self), -1)
+        return np.float32([policy(episode.env.unwrapped, rng) for policy, episode in pairs]).reshape(len(self), -1)
 
     def close(self) -> None:
         """Closes the environments with their windows and GPU contexts."""

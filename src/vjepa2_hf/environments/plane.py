@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from ..specs import check_known
 from .appearance import IMAGE_SIZE, Appearance, distinct_colors, random_light, render_disc, textured_floor
 
 
@@ -27,8 +28,7 @@ class PlaneEnv(gymnasium.Env):
     """Base class; a subclass adds the physics and the tasks.
 
     Observation: uint8 (64, 64, 3). Action: (2,) in [-1, 1], the agent's move, clipped; 1.0 is 0.1 of the field.
-    Reward: minus the distance to the goal in field units. An episode terminates on success (unless
-    `terminate_on_success=False`) and `gymnasium.make` truncates it after 25 steps.
+    Reward: minus the distance to the goal in field units. `gymnasium.make` truncates an episode after 25 steps.
     `info`: `state` float32 (S,), `proprio_state` float32 (2,) the agent's position, `goal_state` float32 (S,),
     `distance_px`, `success`.
 
@@ -36,8 +36,7 @@ class PlaneEnv(gymnasium.Env):
         varied_appearance: appearance randomization: a random textured floor, colors, distractors and light per episode
             seed.
         terminate_on_success: False continues after success, to record episodes of a fixed length.
-        random_force: process noise: after every action the agent is moved by another action, normal with this standard
-            deviation. 0 is deterministic.
+        random_force: process noise: standard deviation of a normal action that follows every action; 0: none.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": FRAMES_PER_SECOND}
@@ -56,39 +55,32 @@ class PlaneEnv(gymnasium.Env):
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode is {render_mode!r}, but 'rgb_array' or None is expected.")
         if not isinstance(random_force, (int, float)) or not 0 <= random_force <= 1:
-            raise ValueError(
-                f"random_force is {random_force!r}, but a standard deviation in actions, 0 to 1, is expected."
-            )
-        self.render_mode = render_mode
-        self.varied_appearance = varied_appearance
-        self.terminate_on_success = terminate_on_success
-        self.random_force = random_force
+            raise ValueError(f"random_force is {random_force!r}; expected a standard deviation in actions, 0 to 1.")
+        self.render_mode, self.varied_appearance = render_mode, varied_appearance
+        self.terminate_on_success, self.random_force = terminate_on_success, random_force
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.observation_space = gymnasium.spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
         self.appearance = self.make_appearance(None)
-        self.state = np.zeros(self.state_dim, np.float32)
-        self.goal_state = np.zeros(self.state_dim, np.float32)
+        self.state = self.goal_state = np.zeros(self.state_dim, np.float32)
         self.last_action = np.zeros(2, np.float32)  # zero after a reset; the policy "wander" continues it
-
-    # --- gymnasium ---------------------------------------------------------------------------------------------------
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Starts an episode, sampled from the seed unless `options` gives a `state` or a `goal` (a state).
 
         Raises:
-            ValueError: an unknown option, or a state of the wrong size or in which discs overlap or leave the field.
+            ValueError: an unknown option, or an impossible state.
         """
         super().reset(seed=seed)
-        options = dict(options or {})
-        if unknown := sorted(set(options) - {"state", "goal"}):
-            raise ValueError(f"reset got the unknown option {unknown[0]!r}; the known options are 'state' and 'goal'.")
+        options = options or {}
+        for name in options:
+            check_known(name, ("state", "goal"), "option of reset")
         appearance_seed, task_seed = (int(s) for s in self.np_random.integers(0, 2**31, 2))
         self.appearance = self.make_appearance(appearance_seed if self.varied_appearance else None)
         start, goal = options.get("state"), options.get("goal")
         if start is None or goal is None:
             sampled_start, sampled_goal = self.sample_task(task_seed)
             start, goal = sampled_start if start is None else start, sampled_goal if goal is None else goal
-        self.goal_state = self.check_state(goal)
+        self.goal_state = self._check_state(goal)
         self.set_state(start)
         return self.render(), self._info()
 
@@ -117,19 +109,13 @@ class PlaneEnv(gymnasium.Env):
             "success": distance <= SUCCESS_PIXELS,
         }
 
-    # --- states ------------------------------------------------------------------------------------------------------
-
     def set_state(self, state: np.ndarray) -> None:
-        """Sets the state (S,); appearance and goal stay."""
-        self.state = self.check_state(state)
+        """Sets the state (S,); appearance and goal stay. An impossible state is a ValueError."""
+        self.state = self._check_state(state)
         self.last_action = np.zeros(2, np.float32)
 
-    def check_state(self, state: np.ndarray) -> np.ndarray:
-        """A copy of `state` as float32 (S,).
-
-        Raises:
-            ValueError: wrong size, not finite, or physically impossible.
-        """
+    def _check_state(self, state: np.ndarray) -> np.ndarray:
+        """A copy of a possible state, float32 (S,)."""
         state = np.array(state, np.float32)
         if state.shape != (self.state_dim,):
             raise ValueError(f"The state has shape {state.shape}, but ({self.state_dim},) is expected.")
@@ -153,11 +139,6 @@ class PlaneEnv(gymnasium.Env):
         """The true physics, without side effects: (..., S), (..., 2) -> float32 (..., S)."""
         raise NotImplementedError
 
-    def state_cost(self, states: np.ndarray, goals: np.ndarray) -> np.ndarray:
-        """Squared distance of complete states, which two images show: (..., S), (..., S) -> (...)."""
-        difference = states - goals
-        return (difference * difference).sum(-1)
-
     def sample_starts(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Uniform free states: (count, S) float32."""
         raise NotImplementedError
@@ -165,8 +146,6 @@ class PlaneEnv(gymnasium.Env):
     def sample_task(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """The frozen task of a seed: start and goal, float32 (S,) each."""
         raise NotImplementedError
-
-    # --- images ------------------------------------------------------------------------------------------------------
 
     @property
     def goal_image(self) -> np.ndarray:

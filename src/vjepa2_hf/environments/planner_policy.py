@@ -22,15 +22,12 @@ class PlannerPolicy:
 
     Args:
         planner: the planner.
-        seed: of the planner's samples; the calls since `begin` are numbered, and each has its own seed.
+        seed: of the planner's samples; each call since `begin` has its own seed.
         progress: shows the calls and the number of episodes that reached their goal.
         executed_actions: environment actions between two calls.
         warm_start: start from the last plan's "warm_start", shifted by the executed actions.
         budget_ms: time limit of a call, see `VJepa2Planner.__call__`.
         proposal: folder of a policy on this planner's world model; its rollout initializes the search.
-
-    Raises:
-        ValueError: `warm_start` with executed actions that are not complete model steps, or a policy of another model.
     """
 
     def __init__(
@@ -75,14 +72,9 @@ class PlannerPolicy:
             proprio = list(tasks.proprio_states[active]) if config.proprio_dim else None
             observations, goals = list(tasks.render(active)), list(tasks.goal_images[active])
             started = time.perf_counter()
-            found = self.planner(
-                observations,
-                goals,
-                proprio_state=proprio,
-                seed=self.seed * 1000 + self.calls,
-                warm_start=self._starts(observations, goals, active),
-                budget_ms=self.budget_ms,
-            )
+            starts, seed = self._starts(observations, goals, active), self.seed * 1000 + self.calls
+            given = {"proprio_state": proprio, "seed": seed, "warm_start": starts, "budget_ms": self.budget_ms}
+            found = self.planner(observations, goals, **given)
             self.call_seconds.append(time.perf_counter() - started)
             self.plans += len(active)
             plans[active] = np.stack([plan["actions"] for plan in found])
@@ -95,21 +87,19 @@ class PlannerPolicy:
     def _starts(self, observations: list, goals: list, active: np.ndarray) -> list[np.ndarray] | None:
         """Initial action sequences of the search, (P, A) or (E, P, A) for each active episode."""
         if self.proposal is not None:
-            return list(self._propose(observations, goals, self.planner.solver.horizon))
+            return list(self._propose(observations, goals))
         if not self.executed_steps or not self.last_starts:
             return None
         steps = self.executed_steps - 1  # a plan's own warm start is shifted by one step already
         return [shift_plan(torch.from_numpy(self.last_starts[episode]), steps).numpy() for episode in active]
 
     @torch.no_grad()
-    def _propose(self, observations: list, goals: list, horizon: int) -> np.ndarray:
+    def _propose(self, observations: list, goals: list) -> np.ndarray:
         """Actions of the policy in the world model: (n, P, A)."""
         model, processor = self.planner.model, self.planner.video_processor
-        seen, goal = (
-            encode_frames(model, processor, np.stack(images), targets)
-            for images, targets in ((observations, False), (goals, True))
-        )
-        return imagine(self.proposal, model, seen, goal, horizon)[0].cpu().numpy()
+        seen = encode_frames(model, processor, np.stack(observations), targets=False)
+        goal = encode_frames(model, processor, np.stack(goals))
+        return imagine(self.proposal, model, seen, goal, self.planner.solver.horizon)[0].cpu().numpy()
 
     def timings(self) -> dict[str, Any]:
         """`plan_milliseconds`, the mean per plan; `call_milliseconds`, median and 95th percentile of the calls, which

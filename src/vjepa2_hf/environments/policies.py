@@ -17,8 +17,8 @@ PERSISTENCE, WANDER = 0.8, 1.0
 
 def wandering_actions(last_actions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Random actions that keep their heading for a few steps: last actions (..., 2) -> float32 (..., 2)."""
-    noise = rng.standard_normal(last_actions.shape)
-    return np.clip(PERSISTENCE * last_actions + WANDER * noise, -1, 1).astype(np.float32)
+    actions = PERSISTENCE * last_actions + WANDER * rng.standard_normal(last_actions.shape)
+    return np.clip(actions, -1, 1).astype(np.float32)
 
 
 def uniform(env: gymnasium.Env, rng: np.random.Generator) -> np.ndarray:
@@ -28,15 +28,10 @@ def uniform(env: gymnasium.Env, rng: np.random.Generator) -> np.ndarray:
 
 
 class Held:
-    """Uniform random actions that are each repeated with probability `KEEP`; for any environment with a bounded Box.
-
-    It has a state: `find_policy` makes a new one for each episode.
-    """
+    """Uniform random actions, each repeated with probability `KEEP`; for any environment with a bounded Box."""
 
     KEEP = 0.8
-
-    def __init__(self):
-        self.action = None
+    action = None
 
     def __call__(self, env: gymnasium.Env, rng: np.random.Generator) -> np.ndarray:
         if self.action is None or rng.random() >= self.KEEP:
@@ -55,22 +50,13 @@ def wander(env: PlaneEnv, rng: np.random.Generator) -> np.ndarray:
 
 
 Policy = Callable[[gymnasium.Env, np.random.Generator], np.ndarray]
-POLICIES: dict[str, Policy | type[Held]] = {
-    "uniform": uniform,
-    "held": Held,
-    "drawn_to_block": drawn_to_block,
-    "wander": wander,
-}
+POLICIES = {"uniform": uniform, "held": Held, "drawn_to_block": drawn_to_block, "wander": wander}
 _POLICY_ENVIRONMENT = {"drawn_to_block": PushingEnv, "wander": PlaneEnv}  # others act anywhere
 DATA_POLICY = {PUSHING: "drawn_to_block", TWO_ROOMS: "wander"}
 
 
 def find_policy(name: str, env: gymnasium.Env) -> Policy:
-    """The policy called `name`, ready for one episode of `env`.
-
-    Raises:
-        ValueError: an unknown name, a policy of another environment, or an action space that is not a bounded Box.
-    """
+    """The policy called `name`, new for one episode of `env`, which must have a bounded Box of actions."""
     check_known(name, POLICIES, "policy")
     space = env.action_space
     if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded():

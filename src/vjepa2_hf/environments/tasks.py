@@ -17,11 +17,7 @@ from .two_rooms import TWO_ROOMS, TwoRoomsEnv
 
 
 def make_plain(env_id: str, **settings: Any) -> PlaneEnv:
-    """One of the package's environments without gymnasium's wrappers.
-
-    Raises:
-        ValueError: another id.
-    """
+    """One of the package's environments without gymnasium's wrappers."""
     classes = {PUSHING: PushingEnv, TWO_ROOMS: TwoRoomsEnv}
     check_known(env_id, classes, "environment")
     return classes[env_id](**settings)
@@ -70,14 +66,13 @@ class TaskBatch(Protocol):
 class Tasks:
     """Frozen tasks of the package's environments in parallel, with vectorized physics; a `TaskBatch`.
 
+    `states` and `goals` are float32 (N, S) in field units, `distances` (N,) in pixels. A task is reached within
+    `SUCCESS_PIXELS` of its goal.
+
     Args:
         env_id: `PUSHING` or `TWO_ROOMS`.
         seeds: one task each.
         varied_appearance: each task has its own random appearance, from its seed.
-
-    Attributes:
-        states, goals: float32 (N, S), field units.
-        reached: bool (N,), within `SUCCESS_PIXELS` of the goal after any step so far.
     """
 
     max_steps = MAX_STEPS
@@ -86,9 +81,7 @@ class Tasks:
     def __init__(self, env_id: str, seeds: Sequence[int], varied_appearance: bool = False):
         self.env: PlaneEnv = make_plain(env_id)
         self.seeds = [int(seed) for seed in seeds]
-        sampled = [self.env.sample_task(seed) for seed in self.seeds]
-        self.states = np.stack([start for start, _ in sampled])
-        self.goals = np.stack([goal for _, goal in sampled])
+        self.states, self.goals = map(np.stack, zip(*map(self.env.sample_task, self.seeds), strict=True))
         self.appearances = [self.env.make_appearance(seed if varied_appearance else None) for seed in self.seeds]
         pairs = zip(self.goals, self.appearances, strict=True)
         self.goal_images = np.stack([self.env.render_state(goal, appearance) for goal, appearance in pairs])
@@ -109,12 +102,10 @@ class Tasks:
 
     @property
     def proprio_states(self) -> np.ndarray:
-        """The agents' positions, float32 (N, 2)."""
-        return self.states[:, :2]
+        return self.states[:, :2]  # the agents' positions
 
     @property
     def distances(self) -> np.ndarray:
-        """To the goals (N,), in pixels."""
         return self.env.distance_px(self.states, self.goals)
 
     def step(self, actions: np.ndarray) -> None:
