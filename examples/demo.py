@@ -33,13 +33,7 @@ Command = tuple[str, Path, list[str]]  # name of its log, result, script and arg
 def run(output: Path, threads: int, title: str, *commands: Command) -> None:
     """Runs commands in parallel, except those whose result exists; the first one prints to the screen.
 
-    Args:
-        output: folder of the demo, for `logs/` and `timings.json`.
-        threads: of torch, in all commands together.
-        title: printed, and the key in `timings.json`.
-
-    Raises:
-        SystemExit: a command failed.
+    A failure ends the demo. `threads` are of torch, in all commands together; `timings.json` has the seconds by title.
     """
     missing = [(name, command) for name, result, command in commands if not result.exists()]
     print(f"\n== {title}" + ("" if missing else ": done already"), flush=True)
@@ -51,8 +45,7 @@ def run(output: Path, threads: int, title: str, *commands: Command) -> None:
     processes = {}
     for number, (name, command) in enumerate(missing):
         with open(logs / f"{name}.log", "w", encoding="utf-8") if number else nullcontext() as log:
-            arguments = [sys.executable, *command]
-            processes[name] = subprocess.Popen(arguments, env=environment, stdout=log, stderr=log)
+            processes[name] = subprocess.Popen([sys.executable, *command], env=environment, stdout=log, stderr=log)
     failed = [name for name, process in processes.items() if process.wait()]
     if failed:
         raise SystemExit(f"{failed[0]} failed; see above or {logs / failed[0]}.log.")
@@ -79,14 +72,10 @@ def demo(output: Path, configs: Path, threads: int) -> None:
 
     step = partial(run, output, threads)
     record = ["--env", "vjepa2_hf/Pushing-v0", "--policy", "drawn_to_block", "--episodes", "560", "--num_proc", "2"]
-    step(
-        "recording episodes of the pushing environment",
-        script("record_episodes.py", "record", episodes, *record, "--output", str(episodes)),
-    )
-    step(
-        "pretraining the encoder by masked latent prediction",
-        training("pretrain.py", "pretrain.yaml", "pretrain"),
-    )
+    recording = script("record_episodes.py", "record", episodes, *record, "--output", str(episodes))
+    step("recording episodes of the pushing environment", recording)
+    pretraining = training("pretrain.py", "pretrain.yaml", "pretrain")
+    step("pretraining the encoder by masked latent prediction", pretraining)
     world_model = ("train_world_model.py", "world_model.yaml")
     step(
         "training world models on the pretrained encoder and on a random one",
@@ -94,10 +83,8 @@ def demo(output: Path, configs: Path, threads: int) -> None:
         training(*world_model, "world_model_random", "encoder=random", RANDOM_ENCODER, SHORTER),
     )
     plan = ["--config", str(configs / "plan.yaml"), f"output_dir={output / 'plan'}", f"models={json.dumps(models)}"]
-    step(
-        "planning 100 episodes per method",
-        script("plan.py", "plan", output / "plan" / "results.json", *plan, "videos=20"),
-    )
+    planning = script("plan.py", "plan", output / "plan" / "results.json", *plan, "videos=20")
+    step("planning 100 episodes per method", planning)
     # the report is always written again
     step("report", script("report.py", "report", output / "no-such-file", str(output)))
 

@@ -211,8 +211,6 @@ class Evaluation:
         if config.residual_intervals:
             arguments = (self.spaces, config.levels, self.residuals, bool(model.config.stochastic_dim))
             table |= measures.measure_residual_intervals(windows, predicted, *arguments)
-        if images is None:
-            return table
         for name, color in config.object_colors.items():
             located = None
             if config.pixels_per_unit is not None and windows.states is not None:

@@ -156,7 +156,8 @@ def episode_features(states: Collection[str], with_rewards: bool = False, with_l
     return Features(columns | ({"rewards": List(Value("float32"))} if with_rewards else {}))
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+@exit_on_user_error
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", required=True, help="gymnasium id, for example vjepa2_hf/Pushing-v0")
     parser.add_argument("--policy", required=True, help=f"one of: {', '.join(environments.POLICIES)}")
@@ -173,12 +174,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", nargs="+", metavar="NAME", help=text)
     parser.add_argument("--labels", action="store_true", help="add labels of the agent, for probes")
     parser.add_argument("--env_kwargs", default="{}", help="JSON object of keyword arguments of the environment")
-    return parser.parse_args(arguments)
-
-
-@exit_on_user_error
-def main(arguments: list[str] | None = None) -> None:
-    options = parse_arguments(arguments)
+    options = parser.parse_args(arguments)
     check_at_least(options, "--", episodes=1, num_shards=1, num_proc=1)
     try:
         env_kwargs = dict(json.loads(options.env_kwargs))

@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
-from vjepa2_hf import VJepa2Encoder
+from vjepa2_hf import VJepa2Encoder, __version__
 from vjepa2_hf.data.files import write_aside, write_text
 from vjepa2_hf.environments import SUCCESS_PIXELS
 from vjepa2_hf.environments.animation import animate_episodes
@@ -289,12 +289,8 @@ def compare_encoders(run: Run, reached: dict[str, np.ndarray]) -> str:
 def list_versions() -> list[list[str]]:
     """Versions of Python, the machine and the main packages."""
     rows = [["Python", platform.python_version()], ["machine", f"{platform.system()} {platform.machine()}"]]
-    for package in ("vjepa2-hf", "torch", "transformers", "accelerate", "datasets", "numpy"):
-        try:
-            rows.append([package, metadata.version(package)])
-        except metadata.PackageNotFoundError:
-            rows.append([package, "from a checkout"])
-    return rows
+    packages = ("torch", "transformers", "accelerate", "datasets", "numpy")
+    return [*rows, ["vjepa2-hf", __version__], *([package, metadata.version(package)] for package in packages)]
 
 
 @exit_on_user_error

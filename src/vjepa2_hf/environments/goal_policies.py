@@ -72,22 +72,24 @@ class GoalPolicy(nn.Module, PyTorchModelHubMixin):
         return self.middle + self.reach * torch.tanh(self.action(joined))
 
 
-def load_policy(path: str, **settings: Any) -> GoalPolicy:
-    """Loads a trained policy; `settings` override the saved ones. A folder without one is a FileNotFoundError."""
+def load_policy(path: str, model: VJepa2WorldModel | None = None, **settings: Any) -> GoalPolicy:
+    """Loads a trained policy; `settings` override the saved ones.
+
+    Raises:
+        FileNotFoundError: the folder has none.
+        ValueError: it was trained on latents of another size than those of `model`.
+    """
     if not (Path(path) / "config.json").is_file():
         raise FileNotFoundError(
             f"There is no policy in {path!r}; train one with examples/train_cloning.py or examples/train_actor.py."
         )
-    return GoalPolicy.from_pretrained(path, **settings).eval()
-
-
-def check_latents(policy: GoalPolicy, path: str, model: VJepa2WorldModel) -> None:
-    """Raises a ValueError if the policy at `path` was trained on latents of another size than the model's."""
-    if (policy.tokens, policy.latent_size) != (model.tokens_per_frame, model.latent_size):
+    policy = GoalPolicy.from_pretrained(path, **settings).eval()
+    if model is not None and (policy.tokens, policy.latent_size) != (model.tokens_per_frame, model.latent_size):
         raise ValueError(
             f"The policy {path!r} takes {policy.tokens} tokens of size {policy.latent_size}, but the world model has "
             f"{model.tokens_per_frame} of size {model.latent_size}: give a policy that was trained on this model."
         )
+    return policy
 
 
 def imagine(

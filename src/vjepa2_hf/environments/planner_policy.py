@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..pipelines.latent_planning import VJepa2Planner
 from ..planning import shift_plan
 from ..visualization.rollout_windows import encode_frames
-from .goal_policies import check_latents, imagine, load_policy
+from .goal_policies import imagine, load_policy
 from .tasks import TaskBatch
 
 
@@ -48,9 +48,7 @@ class PlannerPolicy:
                 f"warm_start shifts plans by model steps of {config.actions_per_step} environment actions, but "
                 f"executed_actions is {executed_actions}: give a multiple."
             )
-        self.proposal = None if proposal is None else load_policy(proposal).to(planner.model.device)
-        if self.proposal is not None:
-            check_latents(self.proposal, proposal, planner.model)
+        self.proposal = proposal and load_policy(proposal, planner.model).to(planner.model.device)
         self.calls, self.plans, self.call_seconds = 0, 0, []
         self.last_starts: dict[int, np.ndarray] = {}  # by episode
 

@@ -21,7 +21,7 @@ from ..training.loop import TrainingLoop
 from ..training.schedules import LearningRateSchedule
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from ..visualization.rollout_windows import encode_frames
-from .goal_policies import GoalPolicy, check_latents, load_policy
+from .goal_policies import GoalPolicy, load_policy
 
 
 HELD_OUT_PAIRS = 512
@@ -165,8 +165,7 @@ def first_policy(config: PolicyTrainingConfig, model: VJepa2WorldModel) -> GoalP
     """
     if config.start is None:
         return GoalPolicy.from_world_model(model, config.world_model, **config.policy)
-    policy = load_policy(config.start, world_model=config.world_model).train()
-    check_latents(policy, config.start, model)
+    policy = load_policy(config.start, model, world_model=config.world_model).train()
     if len(policy.reach) != model.config.action_dim:
         raise ValueError(
             f"the policy {config.start!r} has actions of {len(policy.reach)} numbers, the world model's have "
