@@ -112,6 +112,7 @@ class LatentRollout(metrics.OneProcessMetric):
         return self._scores.windows
 
     def add_batch(self, *, predictions=None, references=None, copies=None, previous=None) -> None:
+        """Adds windows."""  # `evaluate` extends this docstring
         self._scores.add(predictions, references, copies, previous)
 
     def add(self, *, prediction=None, reference=None, copies=None, previous=None) -> None:
