@@ -256,14 +256,19 @@ def goal_proprio(cost: Cost, size: int, states, goal_states, latents: torch.Tens
     return goal_states.reshape(-1, 1, size).to(latents.device)
 
 
-def imagined_steps(
+def sum_over_steps(
+    cost: Cost,
     steps: Iterator[torch.Tensor],
     actions: torch.Tensor,
     present: torch.Tensor,
     samples: int,
     predict_rewards: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-) -> Iterator[ImaginedStep]:
-    """The steps of a rollout, (B, J·K, N, D) each, from the present (B, 1, N, D) with actions (B, J, P, A).
+    proprio_states: Iterator[torch.Tensor] | None,
+    goal: torch.Tensor | None,
+    goal_proprio_states: torch.Tensor | None,
+) -> torch.Tensor:
+    """The cost (B, J) of a rollout, latents (B, J·K, N, D) a step, from the present (B, 1, N, D) with actions
+    (B, J, P, A). Steps are consumed one at a time: memory does not grow with the horizon.
 
     `predict_rewards`, of latents (..., 2, N, D) and actions (..., 1, A), is only called by costs that need rewards.
     """
@@ -273,29 +278,14 @@ def imagined_steps(
         action = action[:, :, None, None].expand(-1, -1, samples, -1, -1)
         return predict_rewards(pairs, action).squeeze(-1)
 
-    before, horizon = present.unsqueeze(2), actions.shape[2]
+    before, total = present.unsqueeze(2), torch.zeros(actions.shape[:2], device=present.device)
     for index, latents in enumerate(steps):
         latents = latents.unflatten(1, (-1, samples))
         action = actions[:, :, index].to(latents.device)
+        states = None if proprio_states is None else next(proprio_states)
+        goals = (goal, states, goal_proprio_states)
         step_rewards = functools.partial(rewards, before, latents, action)
-        yield ImaginedStep(index, index + 1 == horizon, latents, action, rewards=step_rewards)
-        before = latents
-
-
-def sum_over_steps(
-    cost: Cost,
-    steps: Iterator[ImaginedStep],
-    proprio_states: Iterator[torch.Tensor] | None,
-    goal: torch.Tensor | None,
-    goal_proprio_states: torch.Tensor | None,
-) -> torch.Tensor:
-    """The cost (B, J) of a rollout. Steps are consumed one at a time: memory does not grow with the horizon."""
-    total = None
-    for step in steps:
-        step.goal, step.goal_proprio_states = goal, goal_proprio_states
-        step.proprio_states = None if proprio_states is None else next(proprio_states)
-        if total is None:
-            total = torch.zeros(step.actions.shape[:2], device=step.latents.device)
-        added = cost.step(step)
+        added = cost.step(ImaginedStep(index, index + 1 == actions.shape[2], latents, action, *goals, step_rewards))
         total = total if added is None else total + added
+        before = latents
     return total

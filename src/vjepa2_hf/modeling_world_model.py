@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_world_model import VJepa2WorldModelConfig
 from .modeling_base import TargetEncoderMixin, VJepa2PreTrainedModel
-from .modeling_costs import choose_cost, goal_latents, goal_proprio, imagined_steps, sum_over_steps
+from .modeling_costs import choose_cost, goal_latents, goal_proprio, sum_over_steps
 from .modeling_dynamics import DYNAMICS, init_dynamics, rollout_steps
 from .modeling_encoder import VJepa2Encoder, as_encoder
 from .modeling_heads import VJepa2GaussianHead, VJepa2RewardHead
@@ -474,8 +474,8 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             if terms.needs_proprio:
                 kind, frames = self.config.proprio_transition, latents.shape[1]
                 states = proprio_states_after(kind, context[1], chunk, frames, latents.device)
-            imagined = imagined_steps(steps, chunk, latents[:, -1:], samples, self.predict_rewards)
-            costs.append(sum_over_steps(terms, imagined, states, *goals))
+            rollout = (steps, chunk, latents[:, -1:], samples, self.predict_rewards, states)
+            costs.append(sum_over_steps(terms, *rollout, *goals))
         return torch.cat(costs, dim=1)
 
     def predict_rewards(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:

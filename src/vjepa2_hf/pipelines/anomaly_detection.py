@@ -19,7 +19,6 @@ from .anomaly_scores import (
     calibrate,
     iterate_windows,
     needs_statistics,
-    plot_heat_map,
     prediction_errors,
     step_statistics,
     target_statistics,
@@ -133,14 +132,40 @@ class VJepa2AnomalyDetector(VideoPipeline):
             shown: numbers of kept frames; default: eight, evenly spaced.
             labels: (T,), nonzero where an anomaly is known; plotted as a band.
         """
+        from matplotlib.figure import Figure
+
         count = len(result["frame_scores"])
         first = self.settings["context_frames"]
         shown = np.linspace(first, count - 1, min(8, count - first)).round().astype(int) if shown is None else shown
         shown = sorted(int(number) for number in shown)
-        frames = self._images(video, shown)
-        tubelet = self.model.config.encoder_config.tubelet_size
-        scores = (result["tubelet_scores"], result["frame_scores"])
-        return plot_heat_map(frames, *scores, shown, tubelet, result["threshold"], labels)
+        frames, tubelet = self._images(video, shown), self.model.config.encoder_config.tubelet_size
+        scored = ("tubelet_scores", "frame_scores", "threshold")
+        tubelet_scores, frame_scores, threshold = (result[name] for name in scored)
+        figure = Figure(figsize=(1.6 * len(shown), 3.6), layout="constrained")
+        images, curve = figure.subfigures(2, 1, height_ratios=(1, 1))
+        low, high = np.nanpercentile(tubelet_scores, [90, 99.9])  # normal scores stay transparent
+        axes = np.ravel(images.subplots(1, len(shown), squeeze=False))
+        for axis, frame, number in zip(axes, frames, shown, strict=True):
+            scores = tubelet_scores[min(number // tubelet, len(tubelet_scores) - 1)]
+            extent = (0, frame.shape[1], frame.shape[0], 0)
+            axis.imshow(frame, extent=extent)
+            opacity = np.nan_to_num(np.clip((scores - low) / max(high - low, 1e-12), 0, 1))
+            colors = {"cmap": "inferno", "vmin": 0, "vmax": 1, "alpha": 0.7 * opacity}
+            axis.imshow(opacity, extent=extent, interpolation="nearest", **colors)
+            axis.set(xticks=[], yticks=[])
+            axis.set_title(f"frame {number}", fontsize=9)
+        axis = curve.subplots()
+        axis.plot(frame_scores, color="tab:red", linewidth=1)
+        axis.plot(shown, np.asarray(frame_scores)[list(shown)], "k|", markersize=8)
+        if threshold is not None:
+            axis.axhline(threshold, color="gray", linestyle="--", linewidth=1, label="threshold")
+        if labels is not None:
+            band = {"where": np.asarray(labels) > 0, "transform": axis.get_xaxis_transform(), "step": "mid"}
+            axis.fill_between(np.arange(len(labels)), 0, 1, **band, color="gray", alpha=0.25, label="anomaly")
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8, loc="upper left")
+        axis.set(xlabel="frame", ylabel="score")
+        return figure
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
         """Saves model, video processor and calibration; `pipeline("video-anomaly-detection", model=…)` loads them."""

@@ -14,9 +14,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -26,9 +25,6 @@ from ..data.frame_source import FrameSource
 from ..modeling_masked_latent import VJepa2ForMaskedLatentPrediction
 from ..specs import read_old_names
 
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 CALIBRATION_FILE = "anomaly_calibration.safetensors"
 # Names in calibrations saved by 0.1.0
@@ -261,49 +257,3 @@ def calibrate(errors: Sequence[torch.Tensor], quantile: float, settings: dict[st
     found = Calibration(position_mean, position_std, *rises, *falls, threshold=0.0, settings=settings)
     found.threshold = torch.quantile(found.scores(errors), quantile).item()
     return found
-
-
-def plot_heat_map(
-    frames: np.ndarray,
-    tubelet_scores: np.ndarray,
-    frame_scores: np.ndarray,
-    shown: Sequence[int],
-    frames_per_step: int,
-    threshold: float | None = None,
-    labels: np.ndarray | None = None,
-) -> "Figure":
-    """A figure of frames with the scores of their tubelets as colors, above the curve of the frames' scores.
-
-    Args:
-        frames: uint8 (k, H, W, 3), as the model sees them.
-        tubelet_scores, frame_scores: (T', H', W') and (T,).
-        shown: numbers (k,) of `frames` in `frame_scores`.
-        labels: (T,), 1 where an anomaly is known; plotted as a gray band.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.6 * len(shown), 3.6), layout="constrained")
-    images, curve = figure.subfigures(2, 1, height_ratios=(1, 1))
-    low, high = np.nanpercentile(tubelet_scores, [90, 99.9])  # normal scores stay transparent
-    axes = np.ravel(images.subplots(1, len(shown), squeeze=False))
-    for axis, frame, number in zip(axes, frames, shown, strict=True):
-        scores = tubelet_scores[min(number // frames_per_step, len(tubelet_scores) - 1)]
-        extent = (0, frame.shape[1], frame.shape[0], 0)
-        axis.imshow(frame, extent=extent)
-        opacity = np.nan_to_num(np.clip((scores - low) / max(high - low, 1e-12), 0, 1))
-        colors = {"cmap": "inferno", "vmin": 0, "vmax": 1, "alpha": 0.7 * opacity}
-        axis.imshow(opacity, extent=extent, interpolation="nearest", **colors)
-        axis.set(xticks=[], yticks=[])
-        axis.set_title(f"frame {number}", fontsize=9)
-    axis = curve.subplots()
-    axis.plot(frame_scores, color="tab:red", linewidth=1)
-    axis.plot(shown, np.asarray(frame_scores)[list(shown)], "k|", markersize=8)
-    if threshold is not None:
-        axis.axhline(threshold, color="gray", linestyle="--", linewidth=1, label="threshold")
-    if labels is not None:
-        band = {"where": np.asarray(labels) > 0, "transform": axis.get_xaxis_transform(), "step": "mid"}
-        axis.fill_between(np.arange(len(labels)), 0, 1, **band, color="gray", alpha=0.25, label="anomaly")
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(fontsize=8, loc="upper left")
-    axis.set(xlabel="frame", ylabel="score")
-    return figure

@@ -38,13 +38,7 @@ class Grid:
         self.axes: list[torch.Tensor] = []
 
     def __call__(
-        self,
-        cost: CostFunction,
-        batch_size: int,
-        action_dim: int,
-        action_low: PerDimension = -1.0,
-        action_high: PerDimension = 1.0,
-        **unused: Any,
+        self, cost: CostFunction, batch_size: int, action_low: PerDimension, action_high: PerDimension, **unused: Any
     ) -> SolverResult:
         search = Search(cost, (batch_size, *self.actions.shape), action_low, action_high)
         # the range within the bounds of all actions of the step

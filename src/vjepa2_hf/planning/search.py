@@ -299,7 +299,7 @@ class Solver:
             candidates = search.project(self._candidates(search, state, iteration))
             candidates = candidates.detach().requires_grad_(self.needs_gradient)
             costs = search.evaluate(candidates)
-            state, row = self._refit(search, state, candidates, costs)
+            state, row = self._refit(state, candidates, costs)
             row["best_cost"] = costs.detach().min(dim=1).values
             for name, value in row.items():
                 trace[name].append(value)
@@ -327,12 +327,12 @@ class Solver:
 def select_elites(
     candidates: torch.Tensor, costs: torch.Tensor, num_elites: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Elites (Algorithm 3, line 12): candidates (B, M, P, A), costs (B, M) ascending, and which are finite (B, M);
-    costs that are not finite are returned as 0."""
+    """Elites (Algorithm 3, line 12): candidates (B, M, P, A) in ascending order of costs, which of them have a finite
+    cost (B, M), and the mean (B,) of these costs."""
     elite_costs, index = costs.topk(num_elites, dim=1, largest=False, sorted=True)
     is_elite = torch.isfinite(elite_costs)
     elites = candidates[torch.arange(len(candidates), device=candidates.device).unsqueeze(1), index]
-    return elites, elite_costs.masked_fill(~is_elite, 0.0), is_elite
+    return elites, is_elite, elite_costs.masked_fill(~is_elite, 0.0).sum(dim=1) / is_elite.sum(dim=1)
 
 
 def fit(elites: torch.Tensor, is_elite: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

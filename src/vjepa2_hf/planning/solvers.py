@@ -73,11 +73,9 @@ class CEM(GaussianSolver):
     sample_noise_per_step: bool = False
     name = "cem"
 
-    def _refit(
-        self, search: Search, state: Gaussian, candidates: torch.Tensor, costs: torch.Tensor
-    ) -> tuple[Gaussian, TraceRow]:
-        elites, elite_costs, is_elite = select_elites(candidates, costs, self.num_elites)
-        return self._moved(state, *fit(elites, is_elite), mean_cost(elite_costs, is_elite))
+    def _refit(self, state: Gaussian, candidates: torch.Tensor, costs: torch.Tensor) -> tuple[Gaussian, TraceRow]:
+        elites, is_elite, cost = select_elites(candidates, costs, self.num_elites)
+        return self._moved(state, *fit(elites, is_elite), cost)
 
 
 @dataclass
@@ -120,11 +118,9 @@ class ICEM(GaussianSolver):
         last = [state.mean.unsqueeze(1)] if iteration == self.num_iterations - 1 else []
         return torch.cat([around(state.mean, state.std, noise), *kept, *last], dim=1)
 
-    def _refit(
-        self, search: Search, state: Gaussian, candidates: torch.Tensor, costs: torch.Tensor
-    ) -> tuple[Gaussian, TraceRow]:
-        elites, elite_costs, is_elite = select_elites(candidates, costs, self.num_elites)
-        state, row = self._moved(state, *fit(elites, is_elite), mean_cost(elite_costs, is_elite))
+    def _refit(self, state: Gaussian, candidates: torch.Tensor, costs: torch.Tensor) -> tuple[Gaussian, TraceRow]:
+        elites, is_elite, cost = select_elites(candidates, costs, self.num_elites)
+        state, row = self._moved(state, *fit(elites, is_elite), cost)
         # candidates without a finite cost are replaced by the best one
         elites = torch.where(is_elite[:, :, None, None], elites, elites[:, :1])
         kept = math.ceil(self.kept_elites * self.num_elites)
@@ -156,9 +152,7 @@ class MPPI(GaussianSolver):
     init_std: PerDimension | None = None
     name = "mppi"
 
-    def _refit(
-        self, search: Search, state: Gaussian, candidates: torch.Tensor, costs: torch.Tensor
-    ) -> tuple[Gaussian, TraceRow]:
+    def _refit(self, state: Gaussian, candidates: torch.Tensor, costs: torch.Tensor) -> tuple[Gaussian, TraceRow]:
         finite = torch.isfinite(costs)
         known = costs.masked_fill(~finite, 0.0)
         scale = torch.full_like(costs[:, :1], self.temperature)
@@ -199,9 +193,7 @@ class RandomShooting(Solver):
         starts = search.warm_start[:, : self.num_candidates]
         return torch.cat([starts, candidates[:, starts.shape[1] :]], dim=1)
 
-    def _refit(
-        self, search: Search, state: None, candidates: torch.Tensor, costs: torch.Tensor
-    ) -> tuple[None, TraceRow]:
+    def _refit(self, state: None, candidates: torch.Tensor, costs: torch.Tensor) -> tuple[None, TraceRow]:
         return None, {"cost": costs.min(dim=1).values}
 
 
@@ -252,22 +244,24 @@ class GradientDescent(Solver):
     def _candidates(self, search: Search, state: Descent, iteration: int) -> torch.Tensor:
         return state.restarts.detach() * state.scale
 
-    def _refit(
-        self, search: Search, state: Descent, candidates: torch.Tensor, costs: torch.Tensor
-    ) -> tuple[Descent, TraceRow]:
+    def _refit(self, state: Descent, candidates: torch.Tensor, costs: torch.Tensor) -> tuple[Descent, TraceRow]:
         if not costs.requires_grad:
             raise ValueError(
                 "the cost function returns costs without gradient, which GradientDescent needs: compute them with "
                 "torch operations on the candidates, outside torch.no_grad, or take another solver."
             )
         finite = torch.isfinite(costs)
-        total = costs.masked_fill(~finite, 0.0).sum()
-        (gradient,) = torch.autograd.grad(total, candidates)
+        known = costs.masked_fill(~finite, 0.0)
+        (gradient,) = torch.autograd.grad(known.sum(), candidates)
         with torch.no_grad():
             state.restarts.copy_(candidates / state.scale)  # as projected
             state.restarts.grad = torch.nan_to_num(gradient * state.scale * state.moves, 0.0, 0.0, 0.0)
             state.optimizer.step()
-            return state, {"cost": mean_cost(costs.masked_fill(~finite, 0.0), finite)}
+            return state, {"cost": known.sum(dim=1) / finite.sum(dim=1)}
+
+
+# The probabilities of the categories (B, P, k, A / k), and equal probabilities (k, A / k) of those that are allowed
+Categories = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass
@@ -292,8 +286,7 @@ class CategoricalCEM(Solver):
     actions_per_step: int = 1
     name = "categorical_cem"
 
-    def _begin(self, search: Search) -> torch.Tensor:
-        """Probabilities (B, P, k, A / k)."""
+    def _begin(self, search: Search) -> Categories:
         if search.constraints:
             raise ValueError("constraints are for continuous actions; an upper bound of 0 rules a category out.")
         if search.shape[2] % self.actions_per_step:
@@ -301,39 +294,35 @@ class CategoricalCEM(Solver):
                 f"action_dim={search.shape[2]} is not a multiple of actions_per_step={self.actions_per_step}; "
                 "expected that many groups of categories."
             )
-        uniform = self._uniform(search)
-        probability = uniform.expand(*search.shape[:2], *uniform.shape)
-        if search.warm_start is None:
-            return probability
-        return (probability + self._one_hot(self._grouped(search.start()))) / 2 * (uniform > 0)
-
-    def _uniform(self, search: Search) -> torch.Tensor:
-        """Equal probabilities (k, A / k) of the allowed categories."""
         allowed = self._grouped((search.high > 0).float())
         if not allowed.any(dim=-1).all():
             raise ValueError(
                 f"action_high is {search.high.tolist()}; expected at least one category above 0 in every group."
             )
-        return allowed / allowed.sum(dim=-1, keepdim=True)
+        uniform = allowed / allowed.sum(dim=-1, keepdim=True)
+        probability = uniform.expand(*search.shape[:2], *uniform.shape)
+        if search.warm_start is not None:
+            probability = (probability + self._one_hot(self._grouped(search.start()))) / 2 * (uniform > 0)
+        return probability, uniform
 
-    def _candidates(self, search: Search, probability: torch.Tensor, iteration: int) -> torch.Tensor:
+    def _candidates(self, search: Search, state: Categories, iteration: int) -> torch.Tensor:
         """One-hot candidates (B, J, P, A): the largest of log p + Gumbel noise."""
+        probability, _ = state
         uniform = search.sample(torch.rand, (self.num_candidates, *probability.shape[1:]))
         gumbel = -(-uniform.to(probability).clamp_min(torch.finfo(torch.float32).tiny).log()).log()
         return self._one_hot(probability.log().unsqueeze(1) + gumbel).flatten(-2)
 
-    def _refit(
-        self, search: Search, probability: torch.Tensor, candidates: torch.Tensor, costs: torch.Tensor
-    ) -> tuple[torch.Tensor, TraceRow]:
-        elites, elite_costs, is_elite = select_elites(candidates, costs, self.num_elites)
+    def _refit(self, state: Categories, candidates: torch.Tensor, costs: torch.Tensor) -> tuple[Categories, TraceRow]:
+        probability, uniform = state
+        elites, is_elite, cost = select_elites(candidates, costs, self.num_elites)
         refitted = self._grouped(fit(elites, is_elite)[0])
-        refitted = (1 - self.min_probability) * refitted + self.min_probability * self._uniform(search)
+        refitted = (1 - self.min_probability) * refitted + self.min_probability * uniform
         probability = self.momentum * probability + (1 - self.momentum) * refitted
         deviation = (probability * (1 - probability)).sqrt().mean(dim=(1, 2, 3))
-        return probability, {"cost": mean_cost(elite_costs, is_elite), "std": deviation}
+        return (probability, uniform), {"cost": cost, "std": deviation}
 
-    def _found(self, probability: torch.Tensor) -> torch.Tensor:
-        return self._one_hot(probability).flatten(-2)
+    def _found(self, state: Categories) -> torch.Tensor:
+        return self._one_hot(state[0]).flatten(-2)
 
     def _grouped(self, vectors: torch.Tensor) -> torch.Tensor:
         """(..., A) -> (..., k, A / k)."""
@@ -366,8 +355,3 @@ def around(mean: torch.Tensor, std: torch.Tensor, noise: torch.Tensor) -> torch.
     """Candidates (B, J, P, A) around a mean (B, P, A); Algorithm 3, line 4."""
     std = std.unsqueeze(1) if std.dim() == 3 else std
     return mean.unsqueeze(1) + std * noise
-
-
-def mean_cost(costs: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Mean (B,) of the costs (B, M) that count."""
-    return (costs * counts).sum(dim=1) / counts.sum(dim=1)
