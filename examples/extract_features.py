@@ -31,6 +31,7 @@ from datasets import Features, List, Value
 from tqdm.auto import tqdm
 
 from vjepa2_hf import VJepa2Encoder, VJepa2VideoProcessor
+from vjepa2_hf.configuration_vjepa2 import check
 from vjepa2_hf.data.files import cache_key, claim_folder, config_fingerprint, locked, weights_fingerprint, write_text
 from vjepa2_hf.data.frame_source import FrameSource, saved_processor
 from vjepa2_hf.data.parts import PartWriter
@@ -54,12 +55,12 @@ class Job:
     path: Path
     rows: list[dict[str, Any]] = field(default_factory=list)
     clips: int = 0
-    is_complete: bool = False
+    is_read: bool = False
     reason: str | None = None
 
     @property
     def is_done(self) -> bool:
-        return self.reason is not None or (self.is_complete and len(self.rows) == self.clips)
+        return self.reason is not None or (self.is_read and len(self.rows) == self.clips)
 
 
 def embed(encoder: VJepa2Encoder, processor: Any, args: argparse.Namespace, paths: Iterable[Path]) -> Iterator[Job]:
@@ -82,16 +83,15 @@ def embed(encoder: VJepa2Encoder, processor: Any, args: argparse.Namespace, path
         job = Job(path)
         waiting.append(job)
         clips = read_clips(path, processor, args.frames, args.stride, encoder.config.tubelet_size)
-        while not job.is_complete and job.reason is None:
+        while True:
             try:  # around the reading alone: an error of the model ends the run
                 clip = next(clips, None)
             except (ValueError, OSError) as error:
-                job.reason = " ".join(str(error).split())
+                job.reason, clip = " ".join(str(error).split()), None
                 batch[:] = [entry for entry in batch if entry[0] is not job]
-                continue
             if clip is None:
-                job.is_complete = True
-                continue
+                job.is_read = True
+                break
             job.clips += 1
             if batch and batch[0][2].shape != clip[1].shape:
                 encode_batch()
@@ -122,11 +122,8 @@ def part_writer(out_dir: Path, source_dir: Path, pool: str, rank: int) -> PartWr
 
     def save(path: Path, jobs: list[Job]) -> None:
         names = {job.path: str(job.path.relative_to(source_dir)) for job in jobs}
-        rows = [
-            {"path": names[job.path], **row, "embedding": row["embedding"].tolist()}
-            for job in jobs
-            for row in job.rows
-        ]
+        rows = [(names[job.path], row) for job in jobs for row in job.rows]
+        rows = [{"path": name, **row, "embedding": row["embedding"].tolist()} for name, row in rows]
         videos = json.dumps({names[job.path]: file_state(job.path) for job in jobs})
         with_videos = schema.with_metadata({**schema.metadata, b"videos": videos.encode()})
         pq.write_table(pa.Table.from_pylist(rows, schema=with_videos), path)
@@ -151,11 +148,11 @@ def videos_done(out_dir: Path) -> dict[str, list[int]]:
 def videos_left(files: list[Path], source_dir: Path, out_dir: Path) -> list[Path]:
     """The videos that no part holds; an embedded video that has changed is an error."""
     done = videos_done(out_dir)
-    for path in files:
-        state = done.get(str(path.relative_to(source_dir)))
-        if state is not None and state != file_state(path):
-            raise ValueError(f"{str(path)!r} has changed since it was embedded; give another OUT_DIR, or remove it.")
-    return [path for path in files if str(path.relative_to(source_dir)) not in done]
+    states = {path: done.get(str(path.relative_to(source_dir))) for path in files}
+    for path, state in states.items():
+        is_same = state is None or state == file_state(path)
+        check(is_same, f"{str(path)!r} has changed since it was embedded; give another OUT_DIR, or remove it.")
+    return [path for path, state in states.items() if state is None]
 
 
 def load(args: argparse.Namespace, device: torch.device) -> tuple[VJepa2Encoder, VJepa2VideoProcessor, dict]:
@@ -163,12 +160,10 @@ def load(args: argparse.Namespace, device: torch.device) -> tuple[VJepa2Encoder,
     encoder = VJepa2Encoder.from_pretrained(args.model).eval().to(device)
     args.frames = args.frames or default_chunk_frames(encoder)
     tubelet = encoder.config.tubelet_size
-    if args.frames % tubelet:
-        raise ValueError(f"--frames is {args.frames}; expected a multiple of the model's tubelet size, {tubelet}.")
-    if args.size:
-        processor = VJepa2VideoProcessor(size=args.size, crop_size=args.size)
-    else:
-        processor = saved_processor(args.model, "a video")
+    is_whole = args.frames % tubelet == 0
+    check(is_whole, f"--frames is {args.frames}; expected a multiple of the model's tubelet size, {tubelet}.")
+    size = args.size
+    processor = VJepa2VideoProcessor(size=size, crop_size=size) if size else saved_processor(args.model, "a video")
     return encoder, processor, {
         "model": args.model,
         "weights": weights_fingerprint(encoder),
@@ -203,18 +198,15 @@ def extract(args: argparse.Namespace) -> None:
         parts.flush()
         lines = sorted(gather_object([f"{name}\t{reason}\n" for name, reason in skipped.items()]))
         state.wait_for_everyone()
-        if state.is_main_process:
-            finish(args.out_dir, len(files), lines)
-
-
-def finish(out_dir: Path, num_files: int, lines: list[str]) -> None:
-    write_text(out_dir / "skipped.txt", "".join(lines))
-    done = videos_done(out_dir)
-    if not done:
-        raise ValueError(f"None of the {num_files} files could be embedded, e.g. {lines[0].strip()!r}.")
-    logger.info("%d videos are embedded in %s", len(done), out_dir)
-    if lines:
-        logger.warning("%d of %d files skipped, listed in %s", len(lines), num_files, out_dir / "skipped.txt")
+        if not state.is_main_process:
+            return
+        list_of_skipped = args.out_dir / "skipped.txt"
+        write_text(list_of_skipped, "".join(lines))
+        done = videos_done(args.out_dir)
+        check(done, f"None of the {len(files)} files could be embedded, e.g. {''.join(lines[:1]).strip()!r}.")
+        logger.info("%d videos are embedded in %s", len(done), args.out_dir)
+        if lines:
+            logger.warning("%d of %d files skipped, listed in %s", len(lines), len(files), list_of_skipped)
 
 
 @exit_on_user_error
@@ -230,8 +222,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=8, help="clips per batch and process (default: 8)")
     args = parser.parse_args(arguments)
     for name in ("frames", "stride", "size", "batch_size"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ValueError(f"--{name} is {getattr(args, name)}, but it must be positive.")
+        value = getattr(args, name)
+        check(value is None or value > 0, f"--{name} is {value}, but it must be positive.")
     refuse_missing_model(args.model)
     extract(args)
 

@@ -24,6 +24,7 @@ import numpy as np
 from datasets import ClassLabel, Features, Value, Video
 from tqdm.auto import tqdm
 
+from vjepa2_hf.configuration_vjepa2 import check
 from vjepa2_hf.data.shards import find_videos, write_valid_shards
 from vjepa2_hf.data.video_writing import transcode_video
 from vjepa2_hf.training.settings import exit_on_user_error
@@ -31,13 +32,6 @@ from vjepa2_hf.video_io import VideoDecodeError
 
 
 logger = logging.getLogger("make_video_shards")
-
-
-def class_names(source_dir: Path, files: list[Path]) -> list[str] | None:
-    """The class folders, if there are several and every video lies in one."""
-    parts = [path.relative_to(source_dir).parts for path in files]
-    names = sorted({part[0] for part in parts})
-    return names if len(names) > 1 and all(len(part) > 1 for part in parts) else None
 
 
 def transcode(job: tuple[Path, int]) -> tuple[Path, tuple[bytes, int, float] | None, str]:
@@ -77,9 +71,7 @@ def run_in_order(jobs: list, num_proc: int) -> Iterator:
                 future.cancel()
 
 
-def make_rows(
-    results: Iterable, source_dir: Path, classes: list[str] | None, skipped: dict[str, str]
-) -> Iterator[dict]:
+def make_rows(results: Iterable, source_dir: Path, has_classes: bool, skipped: dict[str, str]) -> Iterator[dict]:
     """Rows of the readable videos; reasons for the others go into `skipped`."""
     for path, encoded, reason in results:
         name = path.relative_to(source_dir)
@@ -89,7 +81,7 @@ def make_rows(
             continue
         mp4, num_frames, fps = encoded
         row = {"video": {"bytes": mp4, "path": None}, "path": str(name), "fps": fps, "num_frames": num_frames}
-        yield row | ({"label": name.parts[0]} if classes else {})
+        yield row | ({"label": name.parts[0]} if has_classes else {})
 
 
 def make_shards(args: argparse.Namespace) -> None:
@@ -97,17 +89,18 @@ def make_shards(args: argparse.Namespace) -> None:
     files = find_videos(source_dir)
     # Files in a folder are similar, and a stream reads rows in the order written here
     files = [files[i] for i in np.random.default_rng(args.seed).permutation(len(files))]
-    classes = class_names(source_dir, files)
-    features = {
-        "video": Video(decode=False), "path": Value("string"), "fps": Value("float32"), "num_frames": Value("int32"),
-    }  # fmt: skip
-    if classes:
+    numbers = {"fps": Value("float32"), "num_frames": Value("int32")}
+    features = {"video": Video(decode=False), "path": Value("string"), **numbers}
+    parts = [path.relative_to(source_dir).parts for path in files]
+    classes = sorted({part[0] for part in parts})
+    has_classes = len(classes) > 1 and all(len(part) > 1 for part in parts)
+    if has_classes:
         features["label"] = ClassLabel(names=classes)
 
     skipped: dict[str, str] = {}
     results = run_in_order([(path, args.height) for path in files], args.num_proc)
     results = tqdm(results, total=len(files), unit="video", desc="encoding")
-    rows = make_rows(results, source_dir, classes, skipped)
+    rows = make_rows(results, source_dir, has_classes, skipped)
     write_valid_shards(rows, args.out_dir, lambda row: Features(features), args.num_shards, skipped)
 
 
@@ -122,12 +115,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the order of the rows (default: 0)")
     args = parser.parse_args(arguments)
     for name in ("height", "num_proc", "num_shards"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} is {getattr(args, name)}, but it must be positive.")
-    if args.height % 2:
-        raise ValueError(f"--height is {args.height}, but h264 needs an even number; try {args.height + 1}.")
-    if args.seed < 0:
-        raise ValueError(f"--seed is {args.seed}, but it must not be negative.")
+        check(getattr(args, name) > 0, f"--{name} is {getattr(args, name)}, but it must be positive.")
+    check(args.height % 2 == 0, f"--height is {args.height}, but h264 needs an even number; try {args.height + 1}.")
+    check(args.seed >= 0, f"--seed is {args.seed}, but it must not be negative.")
     make_shards(args)
 
 

@@ -13,6 +13,7 @@ from builders import served
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from torchvision.transforms.v2 import functional as tvf
 from transformers import AutoVideoProcessor
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.vjepa2.video_processing_vjepa2 import VJEPA2VideoProcessor
 from transformers.video_utils import VideoMetadata
 
@@ -450,10 +451,9 @@ class TestRandomResizedClip:
         assert crop == (0, 6, 40, 40)
 
     def test_resize_is_torchvisions(self):
-        transform = RandomResizedClip(16, scale=(1, 1), ratio=(0.5, 2), flip_probability=0, image_mean=(0, 0, 0))
-        expected = (
-            tvf.resize(self.CLIP, [16, 16], antialias=True) / 255 / torch.tensor(transform.image_std)[:, None, None]
-        )
+        transform = RandomResizedClip(16, scale=(1, 1), ratio=(0.5, 2), flip_probability=0)
+        expected = tvf.resize(self.CLIP, [16, 16], antialias=True) / 255
+        expected = tvf.normalize(expected, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
         assert torch.allclose(transform(self.CLIP), expected, atol=1e-5)
 
     @pytest.mark.parametrize(

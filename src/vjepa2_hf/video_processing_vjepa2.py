@@ -17,7 +17,7 @@ from transformers.models.vjepa2.video_processing_vjepa2 import VJEPA2VideoProces
 from transformers.processing_utils import VideosKwargs
 from transformers.video_utils import VideoMetadata
 
-from .configuration_vjepa2 import refuse_missing_folder
+from .configuration_vjepa2 import check, refuse_missing_folder
 
 
 class VJepa2VideosKwargs(VideosKwargs, total=False):
@@ -77,14 +77,10 @@ class VJepa2VideoProcessor(VJEPA2VideoProcessor):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
-        """Loads settings of ours or of transformers from a folder or the Hub, with `size` as the file has it.
+        """Loads settings of ours or of transformers from a folder, file or Hub id, with `size` as the file has it.
 
-        Args:
-            pretrained_model_name_or_path: folder, file or Hub id.
-            kwargs: settings to replace. `crop_size` alone also changes `size` if that was the default.
-
-        Raises:
-            FileNotFoundError: a local folder that does not exist.
+        `kwargs` are settings to replace; `crop_size` alone also changes `size` if that was the default. A local folder
+        that does not exist is a `FileNotFoundError`.
         """
         refuse_missing_folder(pretrained_model_name_or_path)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -103,12 +99,10 @@ class VJepa2VideoProcessor(VJEPA2VideoProcessor):
         return settings
 
     def preprocess(self, videos: Any, generator: torch.Generator | None = None, **kwargs):
-        """Videos -> `{"pixel_values_videos": (B, T, C, H, W)}`; see the class for what a video is.
+        """One video or a batch, see the class -> `{"pixel_values_videos": (B, T, C, H, W)}`.
 
-        Args:
-            videos: one video or a batch.
-            generator: of the random crops (on the CPU); `None` is torch's global one.
-            kwargs: settings for this call, and `return_tensors`.
+        `generator` (on the CPU) is of the random crops; `None` is torch's global one. `kwargs` are settings for this
+        call, and `return_tensors`.
         """
         layout = kwargs.pop("input_data_format", None)
         layout = getattr(layout, "value", layout)
@@ -119,8 +113,7 @@ class VJepa2VideoProcessor(VJEPA2VideoProcessor):
             frames, video_metadata = self._load(video, layout, sample_options)
             tensors.append(_to_pixel_range(frames, kwargs.get("do_rescale", self.do_rescale)))
             metadata.append(video_metadata)
-        if not tensors:
-            raise ValueError("The batch of videos is empty; give at least one video.")
+        check(tensors, "The batch of videos is empty; give at least one video.")
         if all(video_metadata is not None for video_metadata in metadata):
             kwargs.setdefault("video_metadata", metadata)
             kwargs["do_sample_frames"] = False  # only the sampled frames were decoded
@@ -195,14 +188,13 @@ class RandomResizedClip:
     """Random resized crop, horizontal flip and normalization of a training clip, equal for all its frames.
 
     The crop is torchvision's `RandomResizedCrop` (area `scale`, aspect log-uniform in `ratio`, ten tries), sampled
-    with a given generator, so that a resumed run sees the same crops.
+    with a given generator, so that a resumed run sees the same crops. The defaults are the published values.
 
     Args:
         crop_size: height and width of the result, or one number for both, in pixels.
-        scale: range of the area as a fraction of the frame. Published: 0.3 to 1; (1, 1) keeps the whole frame.
-        ratio: range of the crop's width / height. Published: 0.75 to 1.35.
-        flip_probability: of the horizontal flip. Published: 0.5.
-        image_mean, image_std: per channel, on pixels in 0-1. Published: ImageNet's.
+        scale: range of the area as a fraction of the frame; (1, 1) keeps the whole frame.
+        ratio: range of the crop's width / height.
+        flip_probability: of the horizontal flip.
     """
 
     def __init__(
@@ -211,21 +203,19 @@ class RandomResizedClip:
         scale: tuple[float, float] = (0.3, 1.0),
         ratio: tuple[float, float] = (0.75, 1.35),
         flip_probability: float = 0.5,
-        image_mean: tuple[float, ...] = tuple(IMAGENET_DEFAULT_MEAN),
-        image_std: tuple[float, ...] = tuple(IMAGENET_DEFAULT_STD),
     ):
         self.crop_size = (crop_size, crop_size) if isinstance(crop_size, int) else tuple(crop_size)
-        self.scale, self.ratio = _pair("scale", scale), _pair("ratio", ratio)
-        self.flip_probability = flip_probability
-        if len(self.crop_size) != 2 or min(self.crop_size) < 1:
-            raise ValueError(f"crop_size is {crop_size}, but it must be a positive number of pixels, or two of them.")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale is {scale}, but it must be two fractions of the area, 0 < low <= high <= 1.")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"ratio is {ratio}, but it must be two aspect ratios, 0 < low <= high.")
-        if not 0 <= flip_probability <= 1:
-            raise ValueError(f"flip_probability is {flip_probability}, but a probability lies in 0 to 1.")
-        self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
+        is_size = len(self.crop_size) == 2 and min(self.crop_size) > 0
+        check(is_size, f"crop_size is {crop_size}, but it must be a positive number of pixels, or two of them.")
+        for name, value in (("scale", scale), ("ratio", ratio)):
+            are_two = isinstance(value, (list, tuple)) and len(value) == 2
+            check(are_two, f"{name} is {value!r}, but it must be two numbers, low and high.")
+        is_range = 0 < scale[0] <= scale[1] <= 1
+        check(is_range, f"scale is {scale}, but it must be two fractions of the area, 0 < low <= high <= 1.")
+        check(0 < ratio[0] <= ratio[1], f"ratio is {ratio}, but it must be two aspect ratios, 0 < low <= high.")
+        is_probability = 0 <= flip_probability <= 1
+        check(is_probability, f"flip_probability is {flip_probability}, but a probability lies in 0 to 1.")
+        self.scale, self.ratio, self.flip_probability = tuple(scale), tuple(ratio), flip_probability
 
     def __call__(self, frames: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """uint8 (T, C, H, W) -> float32 (T, C, *crop_size), normalized."""
@@ -233,8 +223,7 @@ class RandomResizedClip:
         if frames.shape[-2:] != self.crop_size:
             frames = tvf.resize(frames, list(self.crop_size), antialias=True)
         # (x / 255 - mean) / std as one multiplication and one addition per pixel
-        std = torch.tensor(self.image_std)[:, None, None]
-        mean = torch.tensor(self.image_mean)[:, None, None]
+        mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
         return frames.float().mul_(1 / (255 * std)).sub_(mean / std)
 
     def crop_and_flip(self, frames: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -262,12 +251,6 @@ class RandomResizedClip:
         return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def _pair(name: str, value: Any) -> tuple[float, float]:
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise ValueError(f"{name} is {value!r}, but it must be two numbers, low and high.")
-    return tuple(value)
-
-
 def _is_encoded(video: Any) -> bool:
     return isinstance(video, (str, os.PathLike, bytes, bytearray, dict))
 
@@ -281,18 +264,15 @@ def _dimensions(value: Any) -> int | None:
 
 def _split_batch(videos: Any) -> list:
     """Splits an input (a video, a batch of videos, or the frames of a video) into videos."""
-    if _is_encoded(videos) or _dimensions(videos) in (2, 3, 4):
+    dimensions = _dimensions(videos)
+    if _is_encoded(videos) or dimensions in (2, 3, 4):
         return [videos]
-    if _dimensions(videos) is not None:
-        if videos.ndim == 5:
-            return list(videos)
-        raise ValueError(
-            f"The array has shape {tuple(videos.shape)}, but an image has 3 dimensions, a video 4 and a batch 5."
-        )
-    if not isinstance(videos, (list, tuple)):
-        raise ValueError(
-            f"The video is a {type(videos).__name__}; give a path, URL, bytes, PIL image, array, tensor, or a list."
-        )
+    if dimensions is not None:
+        expected = "an image has 3 dimensions, a video 4 and a batch 5"
+        check(dimensions == 5, f"The array has shape {tuple(videos.shape)}, but {expected}.")
+        return list(videos)
+    expected = "give a path, URL, bytes, PIL image, array, tensor, or a list"
+    check(isinstance(videos, (list, tuple)), f"The video is a {type(videos).__name__}; {expected}.")
     if videos and all(_dimensions(item) in (2, 3) for item in videos):
         return [videos]  # the frames of one video
     batch = []
@@ -326,18 +306,16 @@ def _open_image(source: Any) -> PIL.Image.Image | None:
 def _to_frames(video: Any, layout: str | None) -> torch.Tensor:
     """An array, tensor, image or list of frames as a tensor (T, 3, H, W) of its own dtype."""
     if isinstance(video, (list, tuple)):
-        if not video:
-            raise ValueError("The video is empty: it has no frame; give at least one.")
-        frames = [_to_frames(_open_image(f) if _is_encoded(f) else f, layout) for f in video]
-        if len({tuple(frame.shape[1:]) for frame in frames}) > 1:
-            sizes = sorted({tuple(frame.shape[2:]) for frame in frames})
-            raise ValueError(f"The frames of the video have different sizes {sizes}; give frames of one size.")
+        check(video, "The video is empty: it has no frame; give at least one.")
+        frames = [_to_frames(_open_image(frame) if _is_encoded(frame) else frame, layout) for frame in video]
+        sizes = sorted({tuple(frame.shape[2:]) for frame in frames})
+        check(len(sizes) == 1, f"The frames of the video have different sizes {sizes}; give frames of one size.")
         return torch.cat(frames)
     if isinstance(video, PIL.Image.Image):
         # Palettes, gray and alpha become RGB, as PIL defines it
         video, layout = np.asarray(video.convert("RGB")), "channels_last"
-    if _dimensions(video) is None:
-        raise ValueError(f"A frame is a {type(video).__name__}; give images, arrays or tensors.")
+    kind = type(video).__name__
+    check(_dimensions(video) is not None, f"A frame is a {kind}; give images, arrays or tensors.")
     prefer_last = isinstance(video, np.ndarray)
     if prefer_last:  # torch cannot share PIL's read-only arrays
         video = video if video.flags.writeable and video.flags.c_contiguous else video.copy()
@@ -346,22 +324,16 @@ def _to_frames(video: Any, layout: str | None) -> torch.Tensor:
         frames = video.detach()
     if frames.ndim == 3:
         frames = frames[None]
-    if frames.ndim != 4:
-        raise ValueError(f"A frame has shape {tuple(video.shape)}, but it needs height, width and 3 channels.")
-    if frames.numel() == 0:
-        raise ValueError(f"The video is empty: its shape is {tuple(video.shape)}; give at least one frame.")
-    return _channels_first(frames, layout, prefer_last)
-
-
-def _channels_first(frames: torch.Tensor, layout: str | None, prefer_last: bool) -> torch.Tensor:
+    shape = tuple(video.shape)
+    check(frames.ndim == 4, f"A frame has shape {shape}, but it needs height, width and 3 channels.")
+    check(frames.numel() > 0, f"The video is empty: its shape is {shape}; give at least one frame.")
     if layout is None:
         last, first = frames.shape[3] == 3, frames.shape[1] == 3
         layout = "channels_last" if last and (prefer_last or not first) else "channels_first"
     if layout in ("channels_last", "last"):
         frames = frames.permute(0, 3, 1, 2)
-    if frames.shape[1] != 3:
-        shape = tuple(frames.shape)
-        raise ValueError(f"The video has shape {shape}, but no axis holds the 3 channels of RGB; convert it.")
+    has_colors = frames.shape[1] == 3
+    check(has_colors, f"The video has shape {shape}, but no axis holds the 3 channels of RGB; convert it.")
     return frames.contiguous()
 
 
@@ -372,13 +344,13 @@ def _to_pixel_range(frames: torch.Tensor, do_rescale: bool) -> torch.Tensor:
     """
     if frames.dtype == torch.uint8:
         return frames
-    if frames.dtype == torch.bool or frames.is_complex():
-        raise ValueError(f"The video's pixels are {frames.dtype}, but uint8 or floats are needed.")
+    is_numeric = frames.dtype != torch.bool and not frames.is_complex()
+    check(is_numeric, f"The video's pixels are {frames.dtype}, but uint8 or floats are needed.")
     low, high = (bound.item() for bound in torch.aminmax(frames))
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError("The video has pixels that are not finite (NaN or infinite); give finite values.")
+    is_finite = math.isfinite(low) and math.isfinite(high)
+    check(is_finite, "The video has pixels that are not finite (NaN or infinite); give finite values.")
     if not do_rescale:
         return frames
-    if low < 0 or high > 255:
-        raise ValueError(f"The video's pixels lie in {low:g} to {high:g}; give 0-255 or 0-1, before normalization.")
+    in_range = low >= 0 and high <= 255
+    check(in_range, f"The video's pixels lie in {low:g} to {high:g}; give 0-255 or 0-1, before normalization.")
     return frames * 255 if frames.is_floating_point() and high <= 1 else frames
