@@ -95,7 +95,8 @@ def estimate(case: Case, mixed_precision: str, mask_samples: int = 32) -> dict[s
     if case.way == "probe":
         found = memory.probe_bytes(case.classifier_config, grid, mixed_precision)
         return {"state": found["state"], "clips": case.clips * found["clip"]}
-    run = capacity.PlannedRun(batch_size=case.clips, frames_per_clip=case.frames, crop_size=case.side)
+    sizes = {"batch_size": case.clips, "frames_per_clip": case.frames, "crop_size": case.side}
+    run = capacity.PretrainConfig(output_dir="", data="", **sizes)
     masks = capacity.sample_masks(run, grid, mask_samples)
     checkpointed = case.way == "checkpointed"
     kept = [memory.activation_bytes(config, grid, sizes, mixed_precision, checkpointed) for sizes in masks]

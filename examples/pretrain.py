@@ -13,17 +13,15 @@ A stopped run continues with `resume=latest` and its original settings (`--help`
 
     encoder = VJepa2Encoder.from_pretrained("runs/a/final")                # the target encoder
 
-In `OUTPUT_DIR/metrics.jsonl` losses (`*loss*`) are means over the micro-batches and processes of a step, and `skipped`
-is the sum over processes; `target_std`, `effective_rank` and `prediction_variation` are of the main process's last
-micro-batch.
+docs/training_curves.md explains the numbers in `OUTPUT_DIR/metrics.jsonl`.
 """
 
 import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -31,224 +29,39 @@ from accelerate.utils import send_to_device, set_seed
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2MaskedLatentPredictionConfig, VJepa2VideoProcessor
-from vjepa2_hf.data.clips import Augmentation, ClipStream, DataSource, MaskCollator
-from vjepa2_hf.data.sampling import FrameSampler, FramesCurriculum
+from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
+from vjepa2_hf.data.clips import ClipStream, MaskCollator
+from vjepa2_hf.data.sampling import FrameSampler
 from vjepa2_hf.data.skip_log import SkipLog
-from vjepa2_hf.masking import PUBLISHED_MASKS, build_mask_samplers
-from vjepa2_hf.training.config import TrainingConfig
+from vjepa2_hf.masking import build_mask_samplers
 from vjepa2_hf.training.flops import batch_flops
 from vjepa2_hf.training.loop import TrainingLoop
 from vjepa2_hf.training.monitor import CollapseWatch
+from vjepa2_hf.training.pretraining import PretrainConfig, build_model_config, check_model, objective
 from vjepa2_hf.training.run import read_metrics
-from vjepa2_hf.training.schedules import (
-    LearningRateSchedule,
-    MomentumSchedule,
-    WeightDecaySchedule,
-    parameter_groups,
-    set_weight_decay,
-)
-from vjepa2_hf.training.settings import check_known, exit_on_user_error, one_sentence, parse_arguments
+from vjepa2_hf.training.schedules import parameter_groups, set_weight_decay
+from vjepa2_hf.training.settings import exit_on_user_error, one_sentence, parse_arguments
 from vjepa2_hf.video_processing_vjepa2 import RandomResizedClip
 
 
 logger = logging.getLogger(__name__)
 
 METERS = ("target_std", "effective_rank", "prediction_variation")
-# Settings that VJepa2MaskedLatentPredictionConfig has under the same name
-OBJECTIVE_FIELDS = (
-    "loss_exponent", "normalize_targets", "target_type", "temporal_diversity_weight", "temporal_contrastive_weight",
-    "temporal_contrastive_temperature", "variance_weight", "covariance_weight", "variance_margin",
-)  # fmt: skip
-PREDICTOR_FIELDS = {
-    **{
-        name: f"predictor_{name}"
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "query_key_bias")
-    },
-    **{name: name for name in ("num_mask_tokens", "zero_init_mask_tokens", "initializer_range")},
-}
-
-
-@dataclass(kw_only=True)
-class PretrainConfig(TrainingConfig):
-    """Settings of one pretraining run; published values are in configs/published/."""
-
-    data: str | list[DataSource]
-    """Folder, glob or file of shards, videos or images, or a dataset on the Hub; or several with weights:
-    [{path: videos, weight: 0.7}, {path: images, weight: 0.3}]. An image becomes a clip of equal frames."""
-    max_skipped_fraction: float | None = 0.5
-    """Largest fraction of unreadable rows of a source; above it the run stops. Each reader (a worker of a process)
-    counts its own rows, from 20 on. null: no limit. Unreadable rows are logged to skipped.jsonl."""
-
-    # Speed
-    gradient_checkpointing: bool = False
-    torch_compile: str | None = None
-    """Backend of torch.compile for every block of both encoders and the predictor, like inductor; null: none."""
-
-    # Clips
-    frames_per_clip: int = 16
-    frames_curriculum: list[tuple[int, int]] | None = None
-    """Fewer frames at first, [steps done, frames] up to frames_per_clip: [[0, 8], [500, 12], [1000, 16]]."""
-    frames_curriculum_by: Literal["step", "epoch"] = "step"
-    fps: float | list[float] | None = 4.0
-    """Frames per second, or several, one sampled for each clip; null: the rate of the video."""
-    speed: tuple[float, float] = (1.0, 1.0)
-    """Lowest and highest factor of the playback speed."""
-    frame_jitter: float = 0.0
-    """Random shift of each frame's time, as a fraction of the interval between frames, at most 0.5."""
-    motion_weight: float = 0.0
-    """0: a clip begins at a uniformly random time of its video; 1: with a probability proportional to its motion."""
-    short_videos: Literal["repeat", "skip"] = "repeat"
-    """Handling of videos shorter than a clip."""
-    crop_size: int = 256
-    """Height and width in pixels."""
-    clips_per_video: int = 1
-    """Clips from each read of a video, which share its decoding."""
-    augmentation: Augmentation | None = field(default_factory=Augmentation)
-    """null: the largest centered square of the frame."""
-
-    # Model
-    encoder: dict[str, Any] = field(default_factory=dict)
-    """Fields of VJepa2EncoderConfig, except frames_per_clip and crop_size, which are settings of the clips."""
-    predictor: dict[str, Any] = field(default_factory=dict)
-    """The other fields of VJepa2MaskedLatentPredictionConfig, without their prefix `predictor_`."""
-    init_from: str | None = None
-    """A saved model to start from (cooldown) instead of random weights; it determines `encoder` and `predictor`."""
-
-    # Objective
-    masks: list[dict[str, Any]] = field(default_factory=lambda: [dict(spec) for spec in PUBLISHED_MASKS])
-    mask_token_index: int | None = None
-    """The learned mask token of all mask sets (the published training uses token 0); null: set i has token i."""
-    loss_exponent: int = 1
-    normalize_targets: Literal["layer", "batch", "batch_channel", "clip", "none"] = "layer"
-    target_type: Literal["ema", "online", "pixels"] = "ema"
-    """Targets: the latents of the target encoder, those of the encoder itself (they collapse), or pixels."""
-    temporal_diversity_weight: float = 0.0
-    """Weight of -Var_t of the predictions (the temporal recipe: 0.1)."""
-    temporal_contrastive_weight: float = 0.0
-    """Weight of InfoNCE between predictions and targets of different clips (the temporal recipe)."""
-    temporal_contrastive_temperature: float = 0.1
-    variance_weight: float = 0.0
-    """Weight of VICReg's variance term on the context encoder's tokens."""
-    covariance_weight: float = 0.0
-    """Weight of VICReg's covariance term on the context encoder's tokens."""
-    variance_margin: float = 1.0
-    """Standard deviation between clips below which the variance term acts."""
-    ema: MomentumSchedule = field(default_factory=MomentumSchedule)
-
-    # Optimizer: AdamW
-    learning_rate: LearningRateSchedule = field(default_factory=LearningRateSchedule)
-    weight_decay: WeightDecaySchedule | float = 0.04
-    """A number is a constant weight decay."""
-    adam_betas: tuple[float, float] = (0.9, 0.999)
-    decay_mask_tokens: bool = True
-    """Weight decay on the predictor's mask tokens (published); biases and norms never have it."""
-
-    schedule_settings = ("max_steps", "learning_rate", "ema", "weight_decay")
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in {"crop_size", "frames_per_clip"} & self.encoder.keys():
-            raise ValueError(f"encoder.{name} is the {name} of the clips; set {name}={self.encoder[name]} alone.")
-        if not self.masks:
-            raise ValueError("masks is empty; give at least one mask set, like {type: multi_block, num_blocks: 8}.")
-        if self.frames_curriculum is not None:
-            last = self.curriculum.stages[-1][1]
-            if last != self.frames_per_clip:
-                raise ValueError(
-                    f"frames_curriculum ends with {last} frames, but frames_per_clip is {self.frames_per_clip}."
-                )
-        if self.torch_compile is not None:
-            check_known(self.torch_compile, torch.compiler.list_backends(exclude_tags=()), "backend of torch_compile")
-        if self.init_from and (self.encoder or self.predictor):
-            raise ValueError("init_from determines the model's sizes; remove the fields of `encoder` and `predictor`.")
-
-    @property
-    def curriculum(self) -> FramesCurriculum:
-        """Frames per clip by step or epoch. Workers count their batches, so they know the step."""
-        stages = self.frames_curriculum or [(0, self.frames_per_clip)]
-        return FramesCurriculum(
-            stages, self.batch_size, self.gradient_accumulation_steps, by=self.frames_curriculum_by
-        )
-
-    def scheduled(self, step: int) -> dict[str, float]:
-        """Learning rate, momentum of the target encoder, weight decay, and frames per clip of a curriculum by step."""
-        decay = self.weight_decay
-        decay = decay if isinstance(decay, WeightDecaySchedule) else WeightDecaySchedule(start=decay)
-        values = {
-            **super().scheduled(step),
-            # an online encoder as target is an average that keeps nothing
-            "ema_momentum": 0.0 if self.target_type == "online" else self.ema.at(step, self.max_steps),
-            "weight_decay": decay.at(step, self.max_steps),
-        }
-        if self.frames_curriculum and self.frames_curriculum_by == "step":
-            values["frames_per_clip"] = self.curriculum.frames_at(step - 1)
-        return values
 
 
 def build_model(config: PretrainConfig) -> VJepa2ForMaskedLatentPrediction:
-    """A model with random weights, or the one of `init_from` under this run's objective."""
+    """A model with random weights, or the one of `init_from` under this run's objective and for its clips."""
     if config.init_from:
-        model = load_model(config)
+        try:
+            model = VJepa2ForMaskedLatentPrediction.from_pretrained(config.init_from, **objective(config))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"init_from={config.init_from} does not load: {one_sentence(error)}") from error
+        for encoder in (model.config.encoder_config, model.encoder.config, model.target_encoder.config):
+            encoder.frames_per_clip, encoder.crop_size = config.frames_per_clip, config.crop_size
     else:
         model = VJepa2ForMaskedLatentPrediction(build_model_config(config))
     check_model(config, model.config)
     return model
-
-
-def load_model(config: PretrainConfig) -> VJepa2ForMaskedLatentPrediction:
-    """The model of `init_from`; its encoder's config takes the size of this run's clips."""
-    try:
-        model = VJepa2ForMaskedLatentPrediction.from_pretrained(config.init_from, **objective(config))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"init_from={config.init_from} does not load: {one_sentence(error)}") from error
-    for encoder in (model.config.encoder_config, model.encoder.config, model.target_encoder.config):
-        encoder.frames_per_clip, encoder.crop_size = config.frames_per_clip, config.crop_size
-    return model
-
-
-def check_model(config: PretrainConfig, model_config: VJepa2MaskedLatentPredictionConfig) -> None:
-    """Refuses clips that patches and tubelets do not divide, and mask sets without a mask token."""
-    encoder, tokens = model_config.encoder_config, model_config.num_mask_tokens
-    for name, value, unit in (
-        ("crop_size", config.crop_size, encoder.patch_size),
-        ("frames_per_clip", config.frames_per_clip, encoder.tubelet_size),
-    ):
-        if value < unit or value % unit:
-            raise ValueError(f"{name}={value} must be a multiple of the encoder's {unit} (patch or tubelet), above 0.")
-    index = config.mask_token_index
-    if index is not None and not 0 <= index < tokens:
-        raise ValueError(
-            f"mask_token_index={index} is not one of the predictor's {tokens} mask tokens, 0 to {tokens - 1}."
-        )
-    if index is None and len(config.masks) > tokens:
-        raise ValueError(
-            f"{len(config.masks)} mask sets are more than the predictor's {tokens} mask tokens; set "
-            f"predictor.num_mask_tokens={len(config.masks)}, or mask_token_index=0 to share one."
-        )
-
-
-def build_model_config(config: PretrainConfig) -> VJepa2MaskedLatentPredictionConfig:
-    """The model's config; the encoder's part holds the size of the clips."""
-    sizes = {"frames_per_clip": config.frames_per_clip, "crop_size": config.crop_size}
-    for name in config.predictor:
-        check_known(name, PREDICTOR_FIELDS, "key", "predictor.")
-    return VJepa2MaskedLatentPredictionConfig(
-        encoder_config={**sizes, **config.encoder},
-        **{PREDICTOR_FIELDS[name]: value for name, value in config.predictor.items()},
-        **objective(config),
-    )
-
-
-def objective(config: PretrainConfig) -> dict[str, Any]:
-    """The settings of the objective, as fields of the model's config."""
-    return {name: getattr(config, name) for name in OBJECTIVE_FIELDS}
-
-
-def build_processor(config: PretrainConfig) -> VJepa2VideoProcessor:
-    """The processor for users: the published center crop, or the whole square if nothing was augmented."""
-    size = {} if config.augmentation else {"size": config.crop_size}
-    return VJepa2VideoProcessor(crop_size=config.crop_size, **size)
 
 
 def build_loader(config: PretrainConfig, model, processor, accelerator: Accelerator) -> StatefulDataLoader:
@@ -303,24 +116,17 @@ def read_batches(
 
 
 class Objective:
-    """The losses of a batch and their gradient, one mask set after the other.
+    """The losses of a batch and their gradient, one mask set after the other: memory holds the activations of one.
 
-    The loss is a mean over mask sets. Going backward after each set gives the same gradient, and memory holds the
-    activations of one set at a time.
-
-    Attributes:
-        meters: `METERS` of the first mask set in the last micro-batch of a logged step.
+    `meters` are the `METERS` of the first mask set in the last micro-batch of a logged step.
     """
 
     def __init__(self, loop: TrainingLoop):
         self.loop, self.meters = loop, {}
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Adds the gradient of a batch.
-
-        Returns:
-            `loss`, `mask_loss_<i>` by mask set, and `<term>_loss` without its weight if the loss has several terms.
-        """
+        """Adds the gradient of a batch. Returns `loss`, the mean over mask sets, `mask_loss_<i>` by mask set, and
+        `<term>_loss` without its weight if the loss has several terms."""
         accelerator, model, config = self.loop.accelerator, self.loop.model, self.loop.config
         self.loop.throughput.flops += batch_flops(accelerator.unwrap_model(model).config, batch)
         clips, targets, parts = batch["pixel_values_videos"], None, []
@@ -345,28 +151,21 @@ class Objective:
         }
 
 
-def compile_blocks(model, backend: str) -> None:
-    """Compiles the blocks one by one, so that DDP and FSDP may wrap them; token counts differ by batch."""
-    for block in model.modules():
-        if isinstance(block, GradientCheckpointingLayer):
-            block.compile(backend=backend, dynamic=True)
-
-
 def restore_loader(loader: StatefulDataLoader, config: PretrainConfig, rank_state: dict[str, Any]) -> None:
     """Restores the position of a checkpoint's loader. With other workers or sources the data starts again from the
     beginning; a frames curriculum does not allow this, because each worker counts it in batches."""
+    was, now = rank_state.get("readers"), describe_readers(config)
     if "loader" not in rank_state:
         return
-    was, now = rank_state.get("readers"), describe_readers(config)
-    if was != now and config.frames_curriculum:
+    if was == now:
+        loader.load_state_dict(rank_state["loader"])
+    elif config.frames_curriculum:
         raise ValueError(
             f"frames_curriculum is counted in the batches of {was} and would restart with {now}; set these back, or "
             "frames_curriculum=null."
         )
-    if was != now:
+    else:
         logger.warning("the data starts again from the beginning: it was read by %s and is now read by %s", was, now)
-        return
-    loader.load_state_dict(rank_state["loader"])
 
 
 def describe_readers(config: PretrainConfig) -> dict[str, int]:
@@ -384,10 +183,15 @@ def train(config: PretrainConfig) -> None:
     model = build_model(config)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    processor = build_processor(config)
+    # For users: the published center crop, or the whole square if nothing was augmented
+    size = {} if config.augmentation else {"size": config.crop_size}
+    processor = VJepa2VideoProcessor(crop_size=config.crop_size, **size)
     loader = build_loader(config, model, processor, accelerator)
     if config.torch_compile is not None:
-        compile_blocks(model, config.torch_compile)
+        # One by one, so that DDP and FSDP may wrap them; token counts differ by batch
+        for block in model.modules():
+            if isinstance(block, GradientCheckpointingLayer):
+                block.compile(backend=config.torch_compile, dynamic=True)
     groups = parameter_groups(model, config.scheduled(1)["weight_decay"], config.decay_mask_tokens)
     optimizer = torch.optim.AdamW(groups, betas=config.adam_betas, fused=True)
     # The loader is not prepared: the stream splits itself among the processes, and Accelerate would write the

@@ -6,8 +6,7 @@ One process on a CPU, after the demo:
 
     python examples/train_decoder.py --config examples/configs/demo/decoder.yaml
 
-World model and encoder do not change. Frames are kept as bytes and encoded in every batch, because latents of a large
-encoder take more memory than the frames. Results on held-out episodes are `OUTPUT_DIR/reconstruction_error.json` and
+World model and encoder do not change. Results on held-out episodes are `OUTPUT_DIR/reconstruction_error.json` and
 `reconstruction.png` (true frames above decoded ones). Use the decoder in `OUTPUT_DIR/final` on predicted latents:
 
     decoder = VJepa2PixelDecoder.from_pretrained("runs/demo/decoder/final")
@@ -99,11 +98,6 @@ def read_frames(
     return torch.cat(training), torch.cat(held_out)
 
 
-def normalized(processor: VJepa2VideoProcessor, frames: torch.Tensor) -> torch.Tensor:
-    """uint8 (B, C, H, W) -> (B, 1, C, H, W), the encoder's input for single frames."""
-    return processor.normalize_cropped(frames).unsqueeze(1)
-
-
 def sample_batches(
     config: DecoderTrainingConfig, frames: torch.Tensor, rank: int, first: int
 ) -> Iterator[tuple[list[str], torch.Tensor]]:
@@ -118,7 +112,7 @@ def reconstruct(
     model: VJepa2PixelDecoder, world_model: VJepa2WorldModel, processor: VJepa2VideoProcessor, frames: torch.Tensor
 ) -> torch.Tensor:
     """uint8 frames (F, C, H, W) -> frames decoded from their latents, float32 (F, C, H, W) in 0 to 1."""
-    parts = [normalized(processor, part).to(world_model.device) for part in frames.split(64)]
+    parts = [processor.normalize_cropped(part).unsqueeze(1).to(world_model.device) for part in frames.split(64)]
     return torch.cat([model.decode(world_model.encode_targets(part))[:, 0].cpu() for part in parts])
 
 
@@ -138,6 +132,7 @@ def train(config: DecoderTrainingConfig) -> None:
     accelerator = loop.accelerator
     world_model = VJepa2WorldModel.from_pretrained(config.world_model).to(accelerator.device).eval()
     processor = VJepa2VideoProcessor.from_pretrained(config.world_model)
+    # Encoded in every batch: latents of a large encoder take more memory than the bytes of frames
     frames, held_out = read_frames(config, processor, accelerator)
 
     # Only the decoder learns; every process starts from the same weights
@@ -150,17 +145,13 @@ def train(config: DecoderTrainingConfig) -> None:
     set_weight_decay(optimizer, config.weight_decay)  # a checkpoint of another run may bring its own
 
     def forward_backward(frames: torch.Tensor) -> dict[str, torch.Tensor]:
-        pixels = normalized(processor, frames).to(accelerator.device)
+        pixels = processor.normalize_cropped(frames).unsqueeze(1).to(accelerator.device)  # clips of one frame
         output = model(world_model.encode_targets(pixels), pixels)  # predictions are compared with these latents
         accelerator.backward(output.loss)
         return {"loss": output.loss}
 
     batches = sample_batches(config, frames, accelerator.process_index, loop.first_micro_batch)
-    for step in loop.steps():
-        metrics = loop.update(batches, forward_backward)
-        if loop.is_logged(step):
-            loop.log(metrics)
-        loop.save_checkpoint()
+    loop.run_steps(batches, forward_backward)
 
     # Errors on held-out episodes
     if accelerator.is_main_process:

@@ -7,14 +7,11 @@ One process on a CPU, in a few minutes, after the demo (or with any folder of vi
     python examples/record_moving_digits.py --output runs/digits/train --split train --videos 1500 --frames 8
     python examples/train_probe.py --config examples/configs/demo/probe.yaml encoder=runs/demo/pretrain/final
 
-`kind` is linear (a linear layer on the average of the tokens), attentive (published: self-attention blocks, then a
-query), knn, or finetune (trains the encoder too, lower blocks slower). Features are computed once and kept in
-`cache_dir`, where later runs on the same encoder, views and data find them. You may delete them. All heads of the
-sweep `learning_rates` x `weight_decays` are trained on the same batches. A stopped run continues with `resume=latest`.
+Features are computed once; later runs on the same encoder, views and data find them in `cache_dir`. You may delete
+them. A stopped run continues with `resume=latest`.
 
 The best head is chosen on held-out training clips; `OUTPUT_DIR/results.json` reports its score and those of all others
-on the validation clips. `choose_on=validation`, the way published numbers are chosen, is optimistic, and the report
-says so. The result is `OUTPUT_DIR/final` (for k-NN it holds the features of the training clips):
+on the validation clips. The result is `OUTPUT_DIR/final` (for k-NN it holds the features of the training clips):
 
     pipeline("video-classification", model="runs/probe/final")("clip.mp4")       # after `import vjepa2_hf`
 """
@@ -22,9 +19,9 @@ says so. The result is `OUTPUT_DIR/final` (for k-NN it holds the features of the
 import functools
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -48,7 +45,7 @@ from vjepa2_hf.probing.sweep import FineTuning, ProbeSweep
 from vjepa2_hf.training.cached_windows import cache_root, describe_encoder, open_cache, window_loader
 from vjepa2_hf.training.config import TrainingConfig
 from vjepa2_hf.training.loop import TrainingLoop
-from vjepa2_hf.training.schedules import warmup_cosine
+from vjepa2_hf.training.schedules import LearningRateSchedule
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 
 
@@ -73,6 +70,8 @@ class ProbeConfig(TrainingConfig):
     """More labeled clips, by a name of your choice. Heads are scored on them but not chosen. With `resume=latest` a
     finished run is only scored."""
     kind: Literal["linear", "attentive", "knn", "finetune"] = "attentive"
+    """linear: a linear layer on the average of the tokens; attentive (published): self-attention blocks, then a query;
+    finetune trains the encoder too, lower blocks slower."""
     random_weights: bool = False
     """Use the encoder's architecture with random weights: the baseline without pretraining."""
 
@@ -189,7 +188,8 @@ class ProbeConfig(TrainingConfig):
 
     def scheduled(self, step: int) -> dict[str, float]:
         """The learning rate as a fraction of each head's peak."""
-        return {"learning_rate": warmup_cosine(step, self.max_steps, peak=1.0, warmup_steps=self.warmup_steps)}
+        schedule = LearningRateSchedule(peak=1.0, warmup_steps=self.warmup_steps)
+        return {"learning_rate": schedule.at(step, self.max_steps)}
 
     def views_at(self, step: int) -> int:
         """Views in a training window."""
@@ -208,11 +208,7 @@ class ProbeConfig(TrainingConfig):
         return self.part_of(name) != "training"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Features
-# ---------------------------------------------------------------------------------------------------------------------
-@dataclass
-class Backbone:
+class Backbone(NamedTuple):
     """The frozen parts: an encoder and, with predicted_frames, the predictor that was trained with it."""
 
     encoder: VJepa2Encoder
@@ -270,16 +266,16 @@ def build_encode(config: ProbeConfig, accelerator: Accelerator, backbone: Backbo
 
 def evaluation_views(config: ProbeConfig) -> ClipViews:
     """The views whose probabilities are averaged."""
-    views = (config.frames_per_clip, config.fps, config.speed, config.segments, config.crops, None)
-    return ClipViews(*views, config.shuffle_time, anticipate_frames=config.anticipate_frames)
+    shared = ("frames_per_clip", "fps", "speed", "segments", "crops", "shuffle_time", "anticipate_frames")
+    return ClipViews(**{name: getattr(config, name) for name in shared})
 
 
 def training_views(config: ProbeConfig) -> ClipViews:
     """The views that heads are trained on."""
-    random = asdict(config.augmentation) if config.augmentation else None
-    seed = config.seed if random else 0
-    views = (config.frames_per_clip, config.fps, config.speed, config.training_views, 1, random, config.shuffle_time)
-    return ClipViews(*views, seed, anticipate_frames=config.anticipate_frames)
+    views = replace(evaluation_views(config), segments=config.training_views, crops=1)
+    if config.augmentation is None:
+        return views
+    return replace(views, random_crop=asdict(config.augmentation), seed=config.seed)
 
 
 def open_caches(config, accelerator, backbone: Backbone, processor) -> dict[str, FeatureCache]:
@@ -327,11 +323,7 @@ def describe_features(config: ProbeConfig, accelerator: Accelerator, backbone: B
 
 
 def split_clips(config: ProbeConfig, caches: dict[str, FeatureCache]) -> dict[str, torch.Tensor]:
-    """Indices of each part's clips in its cache; of the training clips only `label_fraction`.
-
-    Raises:
-        ValueError: a part has no clip.
-    """
+    """Indices of each part's clips in its cache; of the training clips only `label_fraction`."""
     clips = {}
     for part, cache in caches.items():
         ids = cache.ids
@@ -360,25 +352,19 @@ def open_parts(config, caches: dict[str, FeatureCache], tubelet: int) -> tuple[d
     clips = split_clips(config, caches)
     rows = [caches[part].notes["row"][i] for part in PARTS for i in clips[part].tolist()]
     labels = Labels.describe(rows, config.label, config.problem_type, config.labels_per_frame)
-    return {
-        part: LabeledPart(caches[part], clips[part], labels, tubelet) for part in caches if len(clips[part])
-    }, labels
+    parts = {part: LabeledPart(caches[part], chosen, labels, tubelet) for part, chosen in clips.items() if len(chosen)}
+    return parts, labels
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Training
-# ---------------------------------------------------------------------------------------------------------------------
 def model_inputs(config: ProbeConfig, values: torch.Tensor, processor, device) -> torch.Tensor:
     """A column's rows (B, ...) as the heads take them."""
     values = values.to(device)
     return processor.normalize_cropped(values) if config.kind == "finetune" else values.float()
 
 
-def build_sweep(
-    config: ProbeConfig, model: VJepa2ForVideoClassification, labels: Labels, training: LabeledPart
-) -> ProbeSweep:
+def build_sweep(config: ProbeConfig, model: VJepa2ForVideoClassification, training: LabeledPart) -> ProbeSweep:
     """All heads, or the classifier to be fine-tuned."""
-    scale = training.label_statistics() if labels.problem_type == "regression" else None
+    scale = training.label_statistics() if training.labels.problem_type == "regression" else None
     if config.kind == "finetune":
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable()
@@ -465,7 +451,7 @@ def train(config: ProbeConfig) -> None:
     else:
         settings = [{"learning_rate": rate, "weight_decay": decay} for rate, decay in config.sweep]
         model = build_classifier(config, backbone, labels)
-        sweep = train_heads(loop, build_sweep(config, model, labels, training), training, processor)
+        sweep = train_heads(loop, build_sweep(config, model, training), training, processor)
         model.to(accelerator.device)
         inputs_of = functools.partial(model_inputs, config, processor=processor, device=accelerator.device)
         num_tubelets = config.num_tubelets(training.tubelet)

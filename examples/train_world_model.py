@@ -7,13 +7,10 @@ One process on a CPU, after `examples/record_episodes.py` and `examples/pretrain
     python examples/train_world_model.py --config examples/configs/demo/world_model.yaml \\
         encoder=runs/demo/pretrain/final
 
-A frozen encoder encodes each frame once; the latents stay in `cache_dir`, where later runs on the same encoder and
-data find them. You may delete them. With `world_model.freeze_encoder=false` the cache holds frames instead. A stopped
-run continues with `resume=latest`; a stopped encoding continues by itself. Several CPU processes:
-`torchrun --nproc_per_node 2 examples/train_world_model.py ...`.
-
-`OUTPUT_DIR/rollout_error.json` compares rollouts on held-out episodes with copying the last state;
-`OUTPUT_DIR/statistics.json` describes the data. The result is `OUTPUT_DIR/final`:
+Several CPU processes: `torchrun --nproc_per_node 2 examples/train_world_model.py ...`. A frozen encoder encodes each
+frame once; later runs on the same encoder and data find the latents in `cache_dir`. You may delete them. A stopped run
+continues with `resume=latest`. `OUTPUT_DIR/rollout_error.json` compares rollouts on held-out episodes with copying the
+last state. The result is `OUTPUT_DIR/final`:
 
     planner = VJepa2Planner.from_pretrained("runs/demo/world_model/final")
 """
@@ -187,21 +184,19 @@ def build_processor(config: WorldModelTrainingConfig, encoder: VJepa2Encoder) ->
     return processor
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Data
-# ---------------------------------------------------------------------------------------------------------------------
 def open_caches(config: WorldModelTrainingConfig, accelerator: Accelerator, encoder, processor) -> list[FeatureCache]:
     """The cache of every source: latents of a frozen encoder, or frames."""
     root = cache_root(config, "latents")
     columns = ["latents" if config.freeze_encoder else "frames", "actions"]
     columns += ["proprio_states"] if config.use_proprio else []
     columns += ["rewards"] if config.world_model.get("reward_head") else []
-    depends_on = {
-        "version": 1,
-        "processor": processor.to_dict(),
-        "max_episodes": config.max_episodes,
-        "latents": describe_latents(config, accelerator, encoder) if config.freeze_encoder else None,
-    }
+    latents = None
+    if config.freeze_encoder:
+        latents = {**state_layout(config), **describe_encoder(encoder, weights=config.encoder != "pixels")}
+        latents |= {"dtype": config.cache_dtype, "precision": accelerator.mixed_precision}
+    # Everything that the cache depends on, except the pixels
+    depends_on = {"version": 1, "processor": processor.to_dict(), "max_episodes": config.max_episodes}
+    depends_on["latents"] = latents
     caches, encode = [], None
     for source in config.sources:
         source = as_shards(source, root, accelerator)
@@ -218,19 +213,7 @@ def open_caches(config: WorldModelTrainingConfig, accelerator: Accelerator, enco
     return caches
 
 
-def describe_latents(config: WorldModelTrainingConfig, accelerator: Accelerator, encoder: VJepa2Encoder) -> dict:
-    """Everything that latents depend on, except the pixels."""
-    return {
-        **state_layout(config),
-        **describe_encoder(encoder, weights=config.encoder != "pixels"),
-        "dtype": config.cache_dtype,
-        "precision": accelerator.mixed_precision,
-    }
-
-
-def build_encode(
-    config, accelerator: Accelerator, encoder, processor
-) -> Callable[[torch.Tensor], dict[str, torch.Tensor]]:
+def build_encode(config, accelerator: Accelerator, encoder, processor) -> Callable[[torch.Tensor], dict]:
     """A function from the uint8 frames of an episode (T, C, H, W) to the cache's column: latents (T, N, D) before any
     fitted map, or the frames."""
     if not config.freeze_encoder:
@@ -279,9 +262,6 @@ def measured_horizons(config: WorldModelTrainingConfig, held_out: WindowMixture)
     return kept
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Model
-# ---------------------------------------------------------------------------------------------------------------------
 def build_model(config: WorldModelTrainingConfig, encoder, statistics: dict, fps: float) -> VJepa2WorldModel:
     """A world model with new dynamics; sizes, statistics and bounds come from the data."""
     actions, skip = statistics["actions"], config.frame_skip
@@ -355,9 +335,7 @@ def prepare_data(config: WorldModelTrainingConfig, accelerator: Accelerator):
     if config.fit_state:
         fit_state(model, training, processor)
     check_windows(config, model)
-    training.sample(
-        1, config.frames_per_window, config.frame_skip, np.random.default_rng(0)
-    )  # raises if there is none
+    training.sample(1, config.frames_per_window, config.frame_skip, np.random.default_rng(0))  # raises if none
     named = [dataclasses.asdict(source) for source in config.sources]
     return model, processor, training, held_out, {"data": named, **statistics}
 
@@ -381,9 +359,6 @@ def check_windows(config: WorldModelTrainingConfig, model: VJepa2WorldModel) -> 
         )  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Evaluation and training
-# ---------------------------------------------------------------------------------------------------------------------
 @torch.no_grad()
 def rollout_errors(
     model: VJepa2WorldModel, held_out: WindowMixture, processor, horizons: list[int], batch_size: int = 64
@@ -406,25 +381,15 @@ def rollout_errors(
     return scores.rows(horizons)
 
 
-def validation_metrics(accelerator: Accelerator, model, held_out: WindowMixture, processor, horizons) -> dict:
-    """Rollout errors by horizon for the log, measured by the main process."""
-    if not accelerator.is_main_process or not len(held_out):
-        return {}
-    rows = rollout_errors(model.eval(), held_out, processor, horizons)
-    model.train()
-    return {f"validation_error_{row['horizon']}": row["error"] for row in rows}
-
-
 def optimizer_groups(config: WorldModelTrainingConfig, model: VJepa2WorldModel) -> list[dict[str, Any]]:
     """Parameters with and without weight decay; a trained encoder has groups with its own fraction of the rate."""
     groups = parameter_groups(model, config.weight_decay)
     if config.freeze_encoder:
         return groups
-    slow = {id(parameter) for parameter in model.encoder.parameters()}
-    split = []
+    slow, split = set(model.encoder.parameters()), []
     for group in groups:
         for fraction, wanted in ((1.0, False), (config.encoder_learning_rate, True)):
-            parameters = [parameter for parameter in group["params"] if (id(parameter) in slow) == wanted]
+            parameters = [parameter for parameter in group["params"] if (parameter in slow) == wanted]
             split += [{**group, "params": parameters, "rate_share": fraction}] if parameters else []
     return split
 
@@ -464,8 +429,10 @@ def train(config: WorldModelTrainingConfig) -> None:
         if not config.freeze_encoder:
             plain.update_target_encoder(loop.scheduled["ema_momentum"])
         measured = {}
-        if config.eval_every and step % config.eval_every == 0:
-            measured = validation_metrics(accelerator, plain, held_out, processor, horizons)
+        if config.eval_every and step % config.eval_every == 0 and accelerator.is_main_process and len(held_out):
+            rows = rollout_errors(plain.eval(), held_out, processor, horizons)
+            measured = {f"validation_error_{row['horizon']}": row["error"] for row in rows}
+            plain.train()
         if measured or loop.is_logged(step):
             speed = loop.throughput.read("windows")["windows_per_second"]
             loop.log({**metrics, **measured, "windows_per_second": speed})

@@ -98,7 +98,7 @@ def test_the_decoder_sees_the_frames_that_the_encoder_sees(inputs):
     at_once = processor(frames, return_tensors="pt")["pixel_values_videos"]
     as_bytes = processor(frames, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values_videos"]
     assert as_bytes.dtype == torch.uint8
-    assert torch.equal(train_decoder.normalized(processor, as_bytes[0]).transpose(0, 1), at_once)
+    assert torch.equal(processor.normalize_cropped(as_bytes[0]).unsqueeze(0), at_once)
 
 
 def test_training_leaves_the_world_model_as_it_is(monkeypatch, inputs, tmp_path):

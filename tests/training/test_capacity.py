@@ -1,5 +1,3 @@
-import dataclasses
-import typing
 from pathlib import Path
 
 import pretrain
@@ -15,7 +13,7 @@ from vjepa2_hf import (
     VJepa2VideoClassificationConfig,
 )
 from vjepa2_hf.training import capacity, monitor
-from vjepa2_hf.training.capacity import PlannedRun, plan
+from vjepa2_hf.training.capacity import plan
 from vjepa2_hf.training.flops import DEVICES, batch_flops, peak_flops, step_flops
 from vjepa2_hf.training.memory import (
     HELD_BYTES,
@@ -27,6 +25,7 @@ from vjepa2_hf.training.memory import (
     state_bytes,
 )
 from vjepa2_hf.training.monitor import Throughput
+from vjepa2_hf.training.pretraining import PretrainConfig
 from vjepa2_hf.training.settings import load_config
 
 
@@ -155,7 +154,7 @@ def test_checkpointing_keeps_less():
 
 @pytest.mark.parametrize("size", ["l", "h", "g"])
 def test_published_models_have_their_published_sizes(size):
-    run = load_config(PlannedRun, CONFIGS / "published" / f"pretrain_vit{size}.yaml", part=True)
+    run = load_config(PretrainConfig, CONFIGS / "published" / f"pretrain_vit{size}.yaml")
     found = plan(run, DEVICES["h100"], 64, 3072, 0.4)
     encoder = {"l": 304e6, "h": 632e6, "g": 1012e6}[size]
     assert found["parameters"]["encoder"] == pytest.approx(encoder, rel=0.01)
@@ -164,23 +163,8 @@ def test_published_models_have_their_published_sizes(size):
     assert found["model_flops_utilization"] < 0.4  # checkpointing repeats forwards
 
 
-def test_the_keys_of_a_plan_are_those_of_the_script_with_its_defaults():
-    config, types = pretrain.PretrainConfig(output_dir="", data=""), typing.get_type_hints(pretrain.PretrainConfig)
-    run, own_types = PlannedRun(), typing.get_type_hints(PlannedRun)
-    for field in dataclasses.fields(PlannedRun):
-        assert getattr(run, field.name) == getattr(config, field.name), field.name
-        assert own_types[field.name] == types[field.name], field.name
-
-
-def test_the_model_of_a_plan_is_the_one_that_the_script_builds():
-    settings = {"encoder": {"hidden_size": 48, "num_attention_heads": 4}, "predictor": {"hidden_size": 24}}
-    settings |= {"frames_per_clip": 8, "crop_size": 64, "target_type": "pixels"}
-    built = pretrain.build_model_config(pretrain.PretrainConfig(output_dir="", data="", **settings))
-    assert PlannedRun(**settings).model_config().to_dict() == built.to_dict()
-
-
 def test_eight_times_the_devices_take_an_eighth_of_the_time():
-    run = PlannedRun(batch_size=24)
+    run = PretrainConfig(output_dir="", data="", batch_size=24)
     few, many = (plan(run, DEVICES["a100"], number, 1536, 0.5) for number in (8, 64))
     assert few["step_seconds"] == pytest.approx(8 * many["step_seconds"])
     with pytest.raises(ValueError, match="global_batch=100 must be a multiple of num_devices=8 times batch_size=24"):
@@ -212,12 +196,15 @@ def test_the_total_says_which_activations_it_counts(capsys, checkpointing, said)
     ("arguments", "message"),
     [
         (["--utilization", "2"], "utilization must be above 0 and at most 1, got 2.0"),
-        (["--num_devices", "0"], "num_devices must be at least 1, got 0"),
-        (["--num_devices", "8.5"], "num_devices are whole numbers, got '8.5'"),
+        (["--num_devices", "0"], "num_devices are whole numbers of at least 1, got '0'"),
+        (["--num_devices", "8.5"], "num_devices are whole numbers of at least 1, got '8.5'"),
         (["--num_devices", "8", "batch_sze=2"], "did you mean 'batch_size'"),
         (["batch_sze=2"], "did you mean 'batch_size'"),
         (["--global_batch", "5"], "global_batch=5 must be a multiple"),
-        (["init_from=nowhere"], "init_from=nowhere does not exist, so the model's sizes are unknown"),
+        (
+            ["init_from=nowhere", "encoder={}", "predictor={}"],
+            "init_from=nowhere does not exist, so the model's sizes are unknown",
+        ),
     ],
 )
 def test_what_does_not_fit_ends_in_one_sentence(capsys, arguments, message):

@@ -5,7 +5,7 @@ from builders import tiny_run, train_tiny_run
 from safetensors import SafetensorError
 from torch import nn
 
-from vjepa2_hf.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
+from vjepa2_hf.training.checkpoints import checkpoints, load_checkpoint
 
 
 def two_checkpoints(folder) -> None:
@@ -67,13 +67,6 @@ def test_a_full_disk_ends_in_one_sentence_and_leaves_what_stood(tmp_path, monkey
     with pytest.raises(OSError, match=f"checkpoint-3' could not be written .{error}.; see whether the disk is full"):
         run.save_checkpoint(3)
     assert list(checkpoints(tmp_path)) == [1, 2]
-
-
-@pytest.mark.parametrize("keep_last", [0, -1])
-def test_a_number_to_keep_that_would_remove_all_is_refused(tmp_path, keep_last):
-    accelerator = tiny_run(tmp_path)[0].accelerator
-    with pytest.raises(ValueError, match=f"keep_last is {keep_last}"):
-        save_checkpoint(accelerator, tmp_path, 1, keep_last=keep_last)
 
 
 def test_micro_batches_are_counted_from_the_checkpoint_on(tmp_path):

@@ -74,7 +74,7 @@ def test_config_file_and_overrides_make_one_config(tmp_path):
         ("output_dir: x", ["data=[{peek: 1}]"], "'data.0.peek'; did you mean 'data.0.peak'"),
         ("output_dir: x", ["data=[{peak: 1}, {peak: many}]"], "'data.1.peak' must be float, got 'many'"),
         ("output_dir: x", ["data={peak: 1}"], "'data' must be str or list"),
-        ("masks: [{}]", ["masks.3.num_blocks=1"], "'masks.3' does not exist: the part before '3' is a list of 1"),
+        ("masks: [{}]", ["masks.3.num_blocks=1"], "'masks.3' does not exist: 'masks' is a list of 1"),
         ("max_steps: 3", ["max_steps.a=1"], "'max_steps' is the single value 3"),
         ("output_dir: x", ["max_steps"], "not of the form key=value"),
         ("output_dir: x", ["max_steps=[1"], "not valid YAML"),

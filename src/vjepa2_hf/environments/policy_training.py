@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import set_seed
-from torch import nn
 from tqdm import tqdm
 
 from ..data.episodes import episode_ids, held_out_of, read_episodes
@@ -27,9 +26,6 @@ from .goal_policies import GoalPolicy, load_policy
 HELD_OUT_PAIRS = 512
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Data: hindsight goals
-# ---------------------------------------------------------------------------------------------------------------------
 @dataclass
 class HindsightPairs:
     """Frames of episodes; any later frame of an episode is a goal that its actions reached (hindsight).
@@ -48,13 +44,8 @@ class HindsightPairs:
     def sample(
         self, count: int, longest: int, generator: torch.Generator, candidates: int = 1
     ) -> dict[str, torch.Tensor]:
-        """Random pairs of a frame and a later frame of the same episode as its goal.
-
-        Args:
-            count: B.
-            longest: largest number of steps between the two.
-            generator: of the randomness.
-            candidates: pairs to sample for each one kept, the pair whose latents are farthest apart.
+        """B = `count` random pairs of a frame and a later frame of the same episode as its goal; each is the one of
+        `candidates` pairs whose latents are farthest apart.
 
         Returns:
             `latents` and `goal` (B, N, D), `actions` (B, A) of the first step, and `steps` (B,) between them, uniform
@@ -77,18 +68,13 @@ class HindsightPairs:
 
 
 def read_pairs(config: "PolicyTrainingConfig", model: VJepa2WorldModel) -> tuple[HindsightPairs, HindsightPairs]:
-    """Training and held-out episodes, each frame encoded once.
-
-    Raises:
-        ValueError: there are no training or no held-out episodes.
-    """
+    """Training and held-out episodes, each frame encoded once."""
     processor = VJepa2VideoProcessor.from_pretrained(config.world_model)
     sides: tuple[list, list] = ([], [])
     names = itertools.islice(episode_ids(config.data, config.camera), config.max_episodes)
     is_held_out = held_out_of(names, config.validation_fraction)
-    for episode in tqdm(
-        read_episodes(config.data, model.config.frame_skip, config.max_episodes, config.camera), desc="encode"
-    ):
+    episodes = read_episodes(config.data, model.config.frame_skip, config.max_episodes, config.camera)
+    for episode in tqdm(episodes, desc="encode"):
         if episode["actions"].shape[1] != model.config.action_dim:
             raise ValueError(
                 f"Episode {episode['episode_id']} has actions of {episode['actions'].shape[1]} numbers per model "
@@ -106,9 +92,6 @@ def read_pairs(config: "PolicyTrainingConfig", model: VJepa2WorldModel) -> tuple
     return tuple(HindsightPairs(*map(torch.cat, zip(*side, strict=True))) for side in sides)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Training
-# ---------------------------------------------------------------------------------------------------------------------
 @dataclass(kw_only=True)
 class PolicyTrainingConfig(TrainingConfig):
     """Settings of one run."""
@@ -153,16 +136,8 @@ class PolicyTrainingConfig(TrainingConfig):
             )
 
 
-Loss = Callable[[nn.Module, VJepa2WorldModel, dict[str, torch.Tensor]], torch.Tensor]
-
-
 def first_policy(config: PolicyTrainingConfig, model: VJepa2WorldModel) -> GoalPolicy:
-    """The policy that training begins with.
-
-    Raises:
-        FileNotFoundError: there is none at `start`.
-        ValueError: the policy at `start` has other latents or actions than the model.
-    """
+    """The policy that training begins with."""
     if config.start is None:
         return GoalPolicy.from_world_model(model, config.world_model, **config.policy)
     policy = load_policy(config.start, model, world_model=config.world_model).train()
@@ -183,13 +158,11 @@ def sample_batches(
         yield [], pairs.sample(count, config.goal_steps, generator, config.goal_candidates)
 
 
-def train_policy(config: PolicyTrainingConfig, loss_of: Loss) -> None:
+def train_policy(config: PolicyTrainingConfig, loss_of: Callable[..., torch.Tensor]) -> None:
     """The whole run of a policy, from an empty or interrupted `output_dir` to `final/`.
 
-    `held_out.json` has the loss on held-out episodes `before` and `after` training.
-
-    Args:
-        loss_of: (policy, world model, batch of `HindsightPairs.sample`) -> a scalar.
+    `loss_of` maps policy, world model and a batch of `HindsightPairs.sample` to a scalar. `held_out.json` has it for
+    held-out episodes, `before` and `after` training.
     """
     loop = TrainingLoop(config, "policy")
     accelerator, rank = loop.accelerator, loop.accelerator.process_index
@@ -218,11 +191,7 @@ def train_policy(config: PolicyTrainingConfig, loss_of: Loss) -> None:
     before = held_out_loss()  # of the initial weights, also in a resumed run
     policy, optimizer = loop.prepare(policy, optimizer)
     batches = sample_batches(training, config, config.batch_size, rank, loop.first_micro_batch + 1)
-    for step in loop.steps():
-        metrics = loop.update(batches, forward_backward)
-        if loop.is_logged(step):
-            loop.log(metrics)
-        loop.save_checkpoint()
+    loop.run_steps(batches, forward_backward)
 
     if accelerator.is_main_process:
         write_json(loop.run.output_dir / "held_out.json", {"before": before, "after": held_out_loss()}, indent=None)

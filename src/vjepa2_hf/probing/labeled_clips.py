@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -18,12 +20,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from ..data.feature_cache import CacheWriter, FeatureCache
 from ..data.sampling import FrameSampler
 from ..data.shards import ShardSource, open_stream
+from ..training.cached_windows import uncached_items
 from ..video_io import VideoReader, read_image
 
 
@@ -31,9 +32,6 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 PIXEL_COLUMNS = ("video", "image")  # columns without labels
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Views
-# ---------------------------------------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class ClipViews:
     """Views of a video: `segments` clips spread evenly over it, each in `crops` crops.
@@ -83,11 +81,10 @@ class ClipViews:
 
     def _sampler(self, segment: int) -> FrameSampler:
         position = 0.5 if self.segments == 1 else segment / (self.segments - 1)
+        options = {"position": None if self.random_crop else position}
         if self.anticipate_frames is not None:
-            return FrameSampler(self.fps, (self.speed, self.speed), short_videos="skip", min_frames=1, position=1.0)
-        return FrameSampler(
-            self.fps, (self.speed, self.speed), min_frames=1, position=None if self.random_crop else position
-        )
+            options = {"position": 1.0, "short_videos": "skip"}
+        return FrameSampler(self.fps, (self.speed, self.speed), min_frames=1, **options)
 
     def cut(self, row: dict[str, Any], name: str, processor: Any) -> dict[str, torch.Tensor]:
         """The views of a row: `frames` uint8 (V, T, C, H, W), cropped, not normalized, and `frame_indices` (V, T)."""
@@ -142,9 +139,6 @@ def _hash(*key: Any) -> int:
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big") >> 1
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading and the cache
-# ---------------------------------------------------------------------------------------------------------------------
 class LabeledClips(torch.utils.data.IterableDataset):
     """Rows of shards, videos or images as views, for any number of processes and DataLoader workers.
 
@@ -154,7 +148,6 @@ class LabeledClips(torch.utils.data.IterableDataset):
 
     Args:
         data: as for `ShardSource`.
-        views, processor: of the clips.
         wanted: whether to read a name; None: all.
         done: names to skip.
         rank, world_size: of the process.
@@ -220,45 +213,19 @@ def fill_cache(
     num_workers: int = 0,
     batch_size: int = 16,
 ) -> None:
-    """Writes this process's clips into an unfinished cache; clips that are there already are left out.
-
-    Args:
-        folder: of the cache; call `finish_cache` after all processes.
-        stream: of this process.
-        encode: uint8 views (B, T, C, H, W) -> columns by name, (B, ...) each.
-        accelerator: of the run.
-        num_workers: of the DataLoader.
-        batch_size: approximate number of views encoded at once.
-    """
-    writer = CacheWriter(folder, accelerator.process_index)
-    stream.done = writer.done
-    loader = DataLoader(stream, batch_size=None, num_workers=num_workers)
-    title, pending = f"encode {Path(stream.data).name}", []
-
-    def write() -> None:
-        if pending:
-            views = len(stream.views)
-            columns = encode(torch.cat([clip["frames"] for clip in pending]))
-            for number, clip in enumerate(pending):
-                own = {name: values[number * views : (number + 1) * views] for name, values in columns.items()}
-                writer.add(clip["name"], 0.0, {**own, "frame_indices": clip["frame_indices"]}, row=clip["row"])
-            pending.clear()
-
-    for clip in tqdm(loader, disable=not accelerator.is_main_process, desc=title, initial=len(writer.done)):
-        if "skipped" in clip:
-            writer.skip(clip["skipped"])
-            continue
-        pending.append(clip)
-        if len(pending) * len(stream.views) >= batch_size:
-            write()
-    write()
+    """Writes this process's clips into an unfinished cache; clips that are there already are left out. `encode` maps
+    about `batch_size` uint8 views (B, T, C, H, W) to columns by name, (B, ...) each."""
+    writer, views = CacheWriter(folder, accelerator.process_index), len(stream.views)
+    items = uncached_items(writer, stream, accelerator, num_workers, Path(stream.data).name)
+    while clips := list(itertools.islice(items, math.ceil(batch_size / views))):
+        columns = encode(torch.cat([clip["frames"] for clip in clips]))
+        for clip, *values in zip(clips, *(values.split(views) for values in columns.values()), strict=True):
+            own = dict(zip(columns, values))
+            writer.add(clip["name"], 0.0, {**own, "frame_indices": clip["frame_indices"]}, row=clip["row"])
     writer.flush()
     accelerator.wait_for_everyone()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Labels
-# ---------------------------------------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class Labels:
     """A column of labels, and its conversion to tensors.
@@ -279,11 +246,9 @@ class Labels:
     def describe(
         cls, rows: Sequence[dict], column: str, problem_type: ProblemType | None = None, per_frame: bool = False
     ) -> Labels:
-        """Finds the classes of a column.
+        """Finds the classes of a column in the rows of all data.
 
         Args:
-            rows: of all data, from `LabeledClips`.
-            column: its name.
             problem_type: None: single labels, which are ints or strings (bools count as ints).
             per_frame: every value is a list with one label per frame.
 
@@ -304,11 +269,11 @@ class Labels:
             return cls(column, kind, tuple(str(i) for i in range(sizes.pop())), per_frame)
         if all(isinstance(value, str) for value in values):
             return cls(column, kind, tuple(sorted(set(values))), per_frame)
-        if not all(isinstance(value, int) and value >= 0 for value in values):
-            odd = next(value for value in values if not (isinstance(value, int) and value >= 0))
+        odd = [value for value in values if not (isinstance(value, int) and value >= 0)]
+        if odd:
             raise ValueError(
-                f"A label {column!r} is {odd!r}, but classes are strings or ints from 0; set problem_type=regression "
-                "or multi_label_classification, or labels_per_frame=true."
+                f"A label {column!r} is {odd[0]!r}, but classes are strings or ints from 0; set "
+                "problem_type=regression or multi_label_classification, or labels_per_frame=true."
             )
         return cls(column, kind, tuple(str(i) for i in range(max(values) + 1)), per_frame)
 

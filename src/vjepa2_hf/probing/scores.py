@@ -71,9 +71,7 @@ def score_clips(
     """The scores of each head for a part's clips, float32 (H, E, C): probabilities, the mean over views, or numbers.
     With labels per frame, the tubelets of all views are concatenated: (H, E · V · T', C).
 
-    Args:
-        inputs_of: rows of the cache's `column` (B, ...) -> the heads' inputs.
-        batch_size: views scored at once.
+    `inputs_of` maps rows of the cache's `column` (B, ...) to the heads' inputs, `batch_size` views at once.
     """
     found = []
     for clips in part.clips.split(max(1, batch_size // int(part.cache.lengths[0]))):
@@ -139,10 +137,18 @@ def compare_heads(
 def write_results(
     folder: Path, results: dict[str, Any], labels: Labels, parts: dict[str, LabeledPart], scores: dict
 ) -> None:
-    """Writes results.json and confusion.png, and prints the scores."""
+    """Writes results.json and confusion.png (of single labels), and prints the scores."""
     if labels.problem_type == "single_label_classification":
-        chosen = scores["validation"][results["chosen"]].numpy()
-        plot_confusion(folder / "confusion.png", labels, chosen, parts["validation"].flat_targets)
+        answers = scores["validation"][results["chosen"]].numpy().argmax(axis=1)
+        targets = {"references": parts["validation"].flat_targets, "classes": len(labels.names)}
+        counts = ConfusionMatrix().compute(predictions=answers, **targets)["confusion_matrix"]
+        try:
+            figure = plot_confusion_matrix(counts, labels.names)
+        except ImportError:
+            logger.warning("matplotlib is not installed, so confusion.png is not written; `pip install matplotlib`")
+        else:
+            with write_aside(folder / "confusion.png") as partial:
+                figure.savefig(partial, format="png")
     write_json(folder / "results.json", results)
     name = results["score"]
     tqdm.write(
@@ -153,20 +159,12 @@ def write_results(
         tqdm.write(f"{name} {found[name]:.3f} on {results['clips'][part]} clips of {part}")
 
 
-def plot_confusion(path: Path, labels: Labels, scores: np.ndarray, targets: np.ndarray) -> None:
-    """Writes the confusion matrix of single labels as an image."""
-    arguments = {"predictions": scores.argmax(axis=1), "references": targets, "classes": len(labels.names)}
-    counts = ConfusionMatrix().compute(**arguments)["confusion_matrix"]
-    try:
-        figure = plot_confusion_matrix(counts, labels.names)
-    except ImportError:
-        logger.warning("matplotlib is not installed, so %s is not written; `pip install matplotlib`", path.name)
-        return
-    with write_aside(path) as partial:
-        figure.savefig(partial, format="png")
-
-
 __all__ = [
-    "SCORES", "best_constant_score", "compare_heads", "measure", "plot_confusion", "score_clips", "score_neighbors",
+    "SCORES",
+    "best_constant_score",
+    "compare_heads",
+    "measure",
+    "score_clips",
+    "score_neighbors",
     "write_results",
-]  # fmt: skip
+]

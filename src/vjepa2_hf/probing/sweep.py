@@ -45,11 +45,12 @@ class ProbeSweep(nn.Module):
         self.config, self.settings = model.config, list(settings)
         self.heads = nn.ModuleList(VJepa2ProbeHead(model) for _ in settings)
         self.gradient_checkpointing = gradient_checkpointing
-        size = model.classifier.in_features
         self._standardized = features is not None
-        for name, value in (("feature", features or _unit(size)), ("label", labels or _unit(model.config.num_labels))):
-            self.register_buffer(f"{name}_mean", value[0].clone())
-            self.register_buffer(f"{name}_std", value[1].clone())
+        sizes = model.classifier.in_features, model.config.num_labels
+        for name, value, size in zip(("feature", "label"), (features, labels), sizes, strict=True):
+            mean, std = value or (torch.zeros(size), torch.ones(size))
+            self.register_buffer(f"{name}_mean", mean.clone())
+            self.register_buffer(f"{name}_std", std.clone())
 
     def logits(self, features: torch.Tensor, steps: int | None = None) -> torch.Tensor:
         """Features -> (H, B, C), or (H, B, T', C) with labels per frame; standardized for a regression.
@@ -59,17 +60,14 @@ class ProbeSweep(nn.Module):
             steps: T', needed by attentive heads with labels per frame or positions in time.
         """
         if self.config.pooler_type == "attentive":
-            return torch.stack([self._one(head, features, steps) for head in self.heads])
+            if self.gradient_checkpointing and self.training:
+                return torch.stack([checkpoint(head, features, steps, use_reentrant=False) for head in self.heads])
+            return torch.stack([head(features, steps) for head in self.heads])
         weight = torch.stack([head.classifier.weight for head in self.heads])  # (H, C, D)
         bias = torch.stack([head.classifier.bias for head in self.heads])
         features = (features - self.feature_mean) / self.feature_std
         product = torch.einsum("bd,hcd->hbc", features.flatten(0, -2), weight) + bias.unsqueeze(1)
         return product.unflatten(1, features.shape[:-1])
-
-    def _one(self, head: VJepa2ProbeHead, features: torch.Tensor, steps: int | None) -> torch.Tensor:
-        if self.gradient_checkpointing and self.training:
-            return checkpoint(head, features, steps, use_reentrant=False)
-        return head(features, steps)
 
     def forward(self, features: torch.Tensor, labels: torch.Tensor, steps: int | None = None) -> torch.Tensor:
         """The loss of each head, (H,)."""
@@ -112,18 +110,12 @@ class ProbeSweep(nn.Module):
         return state
 
 
-def _unit(size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.zeros(size), torch.ones(size)
-
-
 class FineTuning(ProbeSweep):
-    """The whole classifier with its encoder, as a sweep of one head that takes pixels.
+    """The whole classifier with its encoder, itself and not a copy, as a sweep of one head that takes pixels.
 
     Args:
-        model: trained itself, not a copy.
-        settings: one (learning rate of the head, weight decay).
+        settings: (learning rate of the head, weight decay).
         layer_decay: ratio of the learning rates of a block and the block above it (BEiT, arXiv 2106.08254).
-        labels: as for `ProbeSweep`.
     """
 
     def __init__(
@@ -144,17 +136,18 @@ class FineTuning(ProbeSweep):
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """As for `ProbeSweep`, a pair of groups for each depth."""
         (rate, decay), depth = self.settings[0], self.config.encoder_config.num_hidden_layers
-        by_depth: dict[int, dict[str, nn.Parameter]] = {}
+        groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
         for name, parameter in self.heads[0].named_parameters():
-            by_depth.setdefault(depth_of(name, depth), {})[name] = parameter
-        groups = []
-        for level, parameters in sorted(by_depth.items()):
-            decayed = [p for name, p in parameters.items() if p.ndim > 1 and not name.endswith(".bias")]
-            kept = [p for name, p in parameters.items() if p.ndim <= 1 or name.endswith(".bias")]
-            peak = rate * self.layer_decay ** (depth + 1 - level)
-            groups.append({"params": decayed, "weight_decay": decay, "peak": peak})
-            groups.append({"params": kept, "weight_decay": 0.0, "peak": peak})
-        return [group for group in groups if group["params"]]
+            kept = parameter.ndim <= 1 or name.endswith(".bias")
+            groups.setdefault((depth_of(name, depth), kept), []).append(parameter)
+        return [
+            {
+                "params": parameters,
+                "weight_decay": 0.0 if kept else decay,
+                "peak": rate * self.layer_decay ** (depth + 1 - level),
+            }
+            for (level, kept), parameters in sorted(groups.items(), key=lambda item: item[0])
+        ]
 
 
 def depth_of(name: str, num_layers: int) -> int:

@@ -7,14 +7,14 @@ batches = window_batches(training, config, frames=..., skip=..., accelerator=acc
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 from ..data.episodes import EpisodeSource, EpisodeStream, split_episodes
@@ -80,6 +80,20 @@ def as_shards(source: EpisodeSource, root: Path, accelerator: Accelerator) -> Ep
     return dataclasses.replace(source, path=str(folder), camera=None, fps=None)
 
 
+def uncached_items(
+    writer: CacheWriter, stream: IterableDataset, accelerator: Accelerator, num_workers: int, title: str
+) -> Iterator[dict[str, Any]]:
+    """Items of a stream that the writer's cache lacks; reasons of unreadable ones go into the cache."""
+    stream.done = writer.done
+    loader = DataLoader(stream, batch_size=None, num_workers=num_workers)
+    hidden = not accelerator.is_main_process
+    for item in tqdm(loader, disable=hidden, desc=f"encode {title}", initial=len(writer.done)):
+        if "skipped" in item:
+            writer.skip(item["skipped"])
+        else:
+            yield item
+
+
 def encode_episodes(
     folder: Path,
     stream: EpisodeStream,
@@ -87,20 +101,10 @@ def encode_episodes(
     accelerator: Accelerator,
     num_workers: int = 0,
 ) -> None:
-    """Writes this process's episodes into an unfinished cache; episodes that are there already are left out.
-
-    Args:
-        encode: uint8 frames (T, C, H, W) -> columns by name.
-        num_workers: processes that decode.
-    """
-    writer = CacheWriter(folder, accelerator.process_index)
-    stream.done = writer.done
-    loader = DataLoader(stream, batch_size=None, num_workers=num_workers)
-    title = f"encode {Path(stream.source.path).name}"
-    for episode in tqdm(loader, disable=not accelerator.is_main_process, desc=title, initial=len(writer.done)):
-        if "skipped" in episode:
-            writer.skip(episode["skipped"])
-            continue
+    """Writes this process's episodes into an unfinished cache: `encode` maps uint8 frames (T, C, H, W) to columns by
+    name. Episodes that are there already are left out."""
+    writer, title = CacheWriter(folder, accelerator.process_index), Path(stream.source.path).name
+    for episode in uncached_items(writer, stream, accelerator, num_workers, title):
         name, fps, frames = (episode.pop(key) for key in ("episode_id", "fps", "frames"))
         writer.add(name, fps, {**encode(frames), **episode})
     writer.flush()
@@ -110,11 +114,7 @@ def encode_episodes(
 def split_windows(
     caches: Sequence[FeatureCache], weights: Sequence[float], validation_fraction: float
 ) -> tuple[WindowMixture, WindowMixture]:
-    """Windows of the training and of the held-out episodes of all sources.
-
-    Raises:
-        ValueError: no training episode of a source is left.
-    """
+    """Windows of the training and of the held-out episodes of all sources."""
     held_out = [torch.tensor(split_episodes(cache.ids, validation_fraction)) for cache in caches]
     training, validation = (
         WindowMixture(caches, [mask.nonzero().squeeze(1) for mask in masks], weights)
@@ -135,11 +135,7 @@ def split_windows(
 
 
 def window_statistics(mixture: WindowMixture, column: str) -> dict[str, Any]:
-    """Mean, standard deviation and bounds of a column over the mixture used for training, and those of each source.
-
-    Raises:
-        ValueError: the sources have columns of different sizes.
-    """
+    """Mean, standard deviation and bounds of a column over the mixture used for training, and those of each source."""
     sources = [cache.statistics(column, chosen) for cache, chosen in zip(mixture.caches, mixture.episodes)]
     sizes = {len(source["mean"]) for source in sources}
     if len(sizes) > 1:

@@ -13,82 +13,56 @@ import argparse
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from ..configuration_vjepa2 import VJepa2MaskedLatentPredictionConfig
-from ..masking import PUBLISHED_MASKS, build_mask_samplers
+from ..masking import build_mask_samplers
 from .flops import DEVICES, Device, step_flops
 from .memory import activation_bytes, count_parameters, state_bytes
+from .pretraining import PretrainConfig, build_model_config, check_model
 from .settings import exit_on_user_error, load_config
 
 
-@dataclass
-class PlannedRun:
-    """The settings of `examples/pretrain.py` that determine its cost, with the same defaults."""
-
-    batch_size: int = 16
-    max_steps: int = 1000
-    frames_per_clip: int = 16
-    crop_size: int = 256
-    encoder: dict[str, Any] = field(default_factory=dict)
-    predictor: dict[str, Any] = field(default_factory=dict)
-    init_from: str | None = None
-    masks: list[dict[str, Any]] = field(default_factory=lambda: [dict(spec) for spec in PUBLISHED_MASKS])
-    target_type: Literal["ema", "online", "pixels"] = "ema"
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
-    gradient_checkpointing: bool = False
-
-    def __post_init__(self):
-        for name in ("batch_size", "max_steps", "frames_per_clip", "crop_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-
-    def model_config(self) -> VJepa2MaskedLatentPredictionConfig:
-        """The sizes of the model; settings that do not affect them keep their defaults."""
-        if self.init_from and not os.path.isdir(self.init_from):
-            raise ValueError(
-                f"init_from={self.init_from} does not exist, so the model's sizes are unknown; give "
-                "init_from=null encoder='{hidden_size: ...}' predictor='{...}'."
-            )
-        if self.init_from:
-            return VJepa2MaskedLatentPredictionConfig.from_pretrained(self.init_from)
-        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio")
-        return VJepa2MaskedLatentPredictionConfig(
-            encoder_config={"frames_per_clip": self.frames_per_clip, "crop_size": self.crop_size, **self.encoder},
-            **{f"predictor_{name}": self.predictor[name] for name in sizes if name in self.predictor},
-            target_type=self.target_type,
+def model_config(run: PretrainConfig) -> VJepa2MaskedLatentPredictionConfig:
+    """The config of the run's model."""
+    if run.init_from is None:
+        config = build_model_config(run)
+    elif os.path.isdir(run.init_from):
+        config = VJepa2MaskedLatentPredictionConfig.from_pretrained(run.init_from)
+    else:
+        raise ValueError(
+            f"init_from={run.init_from} does not exist, so the model's sizes are unknown; give "
+            "init_from=null encoder='{hidden_size: ...}' predictor='{...}'."
         )
+    check_model(run, config)
+    return config
 
 
-def sample_masks(run: PlannedRun, grid: tuple[int, int, int], samples: int = 32) -> list[list[tuple[int, int]]]:
+def sample_masks(run: PretrainConfig, grid: tuple[int, int, int], samples: int = 32) -> list[list[tuple[int, int]]]:
     """(K, M) of every mask set in each of several batches; attention is quadratic, so a mean would not be enough."""
     samplers, generator = build_mask_samplers(run.masks), torch.Generator().manual_seed(0)
     batches = [[sampler(run.batch_size, grid, generator) for sampler in samplers] for _ in range(samples)]
     return [[(context.shape[1], target.shape[1]) for context, target in batch] for batch in batches]
 
 
-def plan(run: PlannedRun, device: Device, num_devices: int, global_batch: int, utilization: float) -> dict[str, Any]:
+def plan(
+    run: PretrainConfig, device: Device, num_devices: int, global_batch: int, utilization: float
+) -> dict[str, Any]:
     """The cost of a run in bytes, operations and seconds.
 
     Args:
-        run: its settings.
-        device: each of them.
         num_devices: they share the batch; FSDP shards over all of them.
         global_batch: clips per step, accumulated over micro-batches of `batch_size` per device.
         utilization: assumed fraction of the device's peak, counting the repeats of checkpointing as done.
-
-    Raises:
-        ValueError: a global batch that devices and micro-batches do not divide.
     """
     if global_batch % (num_devices * run.batch_size):
         raise ValueError(
             f"global_batch={global_batch} must be a multiple of num_devices={num_devices} times "
             f"batch_size={run.batch_size}; choose another batch_size."
         )
-    config, precision = run.model_config(), run.mixed_precision or "no"
+    config, precision = model_config(run), run.mixed_precision or "no"
     encoder, side = config.encoder_config, run.crop_size // config.encoder_config.patch_size
     grid = (run.frames_per_clip // encoder.tubelet_size, side, side)
     masks = sample_masks(run, grid)
@@ -99,12 +73,10 @@ def plan(run: PlannedRun, device: Device, num_devices: int, global_batch: int, u
     peak = device.single if precision == "no" else device.half
     step_seconds = done * global_batch / num_devices / (peak * utilization)
     parameters, accumulation = count_parameters(config), global_batch // (num_devices * run.batch_size)
-    activations = {
-        kept: run.batch_size
-        * sum(activation_bytes(config, grid, sizes, precision, kept) for sizes in masks)
-        / len(masks)
-        for kept in (True, False)
-    }
+    activations = {}
+    for checkpointing in (True, False):
+        clips = [activation_bytes(config, grid, sizes, precision, checkpointing) for sizes in masks]
+        activations[checkpointing] = run.batch_size * sum(clips) / len(clips)
     return {
         "parameters": parameters,
         "grid": grid,
@@ -123,7 +95,7 @@ def plan(run: PlannedRun, device: Device, num_devices: int, global_batch: int, u
     }
 
 
-def format_plan(title: str, run: PlannedRun, device: Device, plans: dict[int, dict[str, Any]]) -> str:
+def format_plan(title: str, run: PretrainConfig, device: Device, plans: dict[int, dict[str, Any]]) -> str:
     """The plans of one config for several numbers of devices, as Markdown."""
     first = next(iter(plans.values()))
     tera = {name: f"{flops / 1e12:.2f}" for name, flops in first["flops_per_clip"].items()}
@@ -174,12 +146,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         words = getattr(arguments, name)
         arguments.overrides += [word for word in words if "=" in word]
         setattr(arguments, name, [word for word in words if "=" not in word])
-    wrong = [word for word in arguments.num_devices if not word.isdecimal()]
-    if wrong:
-        raise ValueError(f"num_devices are whole numbers, got {wrong[0]!r}.")
+    for word in arguments.num_devices:
+        if not word.isdecimal() or int(word) < 1:
+            raise ValueError(f"num_devices are whole numbers of at least 1, got {word!r}.")
     arguments.num_devices = [int(word) for word in arguments.num_devices]
-    if min(arguments.num_devices) < 1:
-        raise ValueError(f"num_devices must be at least 1, got {min(arguments.num_devices)}.")
     if not 0 < arguments.utilization <= 1:
         raise ValueError(f"utilization must be above 0 and at most 1, got {arguments.utilization}.")
     return arguments
@@ -195,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"utilization {arguments.utilization:.0%}. These are estimates by formula, not measurements."
     ]
     for path in arguments.config:
-        run = load_config(PlannedRun, path, arguments.overrides, part=True)
+        run = load_config(PretrainConfig, path, ["output_dir=none", *arguments.overrides])
         batch = arguments.global_batch or run.batch_size * max(arguments.num_devices)
         plans = {n: plan(run, device, n, batch, arguments.utilization) for n in arguments.num_devices}
         texts.append(format_plan(f"{path}, {batch} clips per step", run, device, plans))

@@ -54,13 +54,11 @@ def save_checkpoint(
         step: optimizer steps done.
         rank_state: state of this process, such as the position of its data loader: tensors and plain values.
             Accelerate would write the data loaders of all processes to one file.
-        keep_last: number of checkpoints to keep, at least 1; None keeps all.
+        keep_last: number of checkpoints to keep; None keeps all.
 
     Raises:
         OSError: the files cannot be written; earlier checkpoints stay.
     """
-    if keep_last is not None and keep_last < 1:
-        raise ValueError(f"keep_last is {keep_last}, expected at least 1 checkpoint, or None to keep all.")
     whole = Path(output_dir) / f"checkpoint-{step}"
     partial = whole.with_name(whole.name + PARTIAL_SUFFIX)
     if accelerator.is_main_process:
@@ -130,8 +128,8 @@ def read_progress(checkpoint: Path) -> dict[str, int]:
 def _damaged(checkpoint: Path, error: Exception) -> ValueError:
     match = CHECKPOINT_PATTERN.match(checkpoint.name)
     earlier = [path for step, path in checkpoints(checkpoint.parent).items() if match and step < int(match[1])]
-    onward = (
-        f"remove it and continue with resume={earlier[-1]}" if earlier else "there is no earlier one to resume from"
-    )
+    onward = "there is no earlier one to resume from"
+    if earlier:
+        onward = f"remove it and continue with resume={earlier[-1]}"
     reason = f"{type(error).__name__}: {one_sentence(error)[:200]}"
     return ValueError(f"The checkpoint {str(checkpoint)!r} is damaged and does not load ({reason}); {onward}.")

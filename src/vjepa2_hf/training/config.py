@@ -14,11 +14,7 @@ from typing import Any, ClassVar, Literal
 
 @dataclass(kw_only=True)
 class TrainingConfig:
-    """Settings of one training run; a script adds its data, model and optimizer.
-
-    Raises:
-        ValueError: a count below 1, a seed that numpy does not accept, a gradient clipping or weight decay below 0.
-    """
+    """Settings of one training run; a script adds its data, model and optimizer."""
 
     output_dir: str
     """Folder of the run."""

@@ -47,26 +47,15 @@ DEVICES = {
 
 
 def block_flops(tokens: int, width: int, inner: int, attended: Sequence[int]) -> int:
-    """Forward operations of a block on the tokens of one clip.
-
-    Args:
-        tokens: number of tokens.
-        width, inner: D and F.
-        attended: number of tokens that a token attends to, for each attention of the block.
-    """
+    """Forward operations of a block of widths D and F on the tokens of one clip. Each attends to `attended` tokens, in
+    each attention of the block."""
     attention = sum(8 * width**2 + 4 * width * keys for keys in attended)  # q, k, v, output; QKᵀ and AV
     return tokens * (attention + 4 * width * inner)
 
 
 def encoder_flops(config: Any, tokens: int, grid: tuple[int, int, int], masked: bool) -> tuple[int, int]:
-    """Forward operations of the encoder on `tokens` (N or K) of one clip: (patch embedding, blocks).
-
-    Args:
-        config: [`VJepa2EncoderConfig`].
-        tokens: N, or K after masking.
-        grid: (T', H', W') of the clip.
-        masked: whether tokens were dropped. Factorized attention then computes all pairs and masks them.
-    """
+    """Forward operations of the encoder on `tokens` (N or K) of one clip of `grid` (T', H', W'): (patch embedding,
+    blocks). If it is `masked`, factorized attention computes all pairs and masks them."""
     width, inner = config.hidden_size, int(config.hidden_size * config.mlp_ratio)
     attended = [tokens]
     if config.attention_type == "factorized":
@@ -94,7 +83,6 @@ def step_flops(
     A backward pass is twice its forward, except for the patch embedding, whose pixels need no gradient.
 
     Args:
-        config: of the model.
         grid: (T', H', W') of the clip.
         masks: (K, M) of each mask set.
 

@@ -30,7 +30,7 @@ class TrainingLoop:
 
     Args:
         config: settings of the run.
-        name: of the training, for trackers and the progress bar.
+        name: for trackers and the progress bar.
         accelerator: None builds it from the settings.
 
     Attributes:
@@ -125,6 +125,14 @@ class TrainingLoop:
                 self.optimizer.zero_grad()
         return {**dict(zip(parts, means, strict=True)), "gradient_norm": norm, **self.scheduled}
 
+    def run_steps(self, batches: Iterator, forward_backward: Callable) -> None:
+        """The steps that are left, if nothing but `update` is done in them."""
+        for step in self.steps():
+            metrics = self.update(batches, forward_backward)
+            if self.is_logged(step):
+                self.log(metrics)
+            self.save_checkpoint()
+
     def is_logged(self, step: int) -> bool:
         """Whether the metrics of a step are logged: every `log_every` steps and at the end."""
         return step % self.config.log_every == 0 or step == self.config.max_steps
@@ -135,11 +143,7 @@ class TrainingLoop:
         self.progress.set_postfix({name: f"{metrics[name]:.4f}" for name in shown or ("loss",)})
 
     def save_checkpoint(self, rank_state: Callable[[], dict[str, Any]] = dict) -> None:
-        """Saves a checkpoint where one is due: every `save_every` steps and at the end.
-
-        Args:
-            rank_state: gives what this process needs to resume, such as the position of its data loader.
-        """
+        """Saves a checkpoint every `save_every` steps and at the end, with what this process needs to resume."""
         if self.step % self.config.save_every == 0 or self.step == self.config.max_steps:
             self.run.save_checkpoint(self.step, rank_state())
 

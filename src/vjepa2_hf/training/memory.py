@@ -49,7 +49,6 @@ def state_bytes(
 
     Args:
         parameters: of `count_parameters`.
-        mixed_precision: "no", "bf16" or "fp16".
         shards: devices that share weights, gradients, moments and the target encoder (FSDP); 1 is DDP or one device.
         accumulates: whether gradients accumulate over micro-batches; FSDP then keeps them unsharded.
     """
@@ -106,7 +105,6 @@ def forward_bytes(config: Any, grid: tuple[int, int, int], precision: str) -> fl
 
     Args:
         config: [`VJepa2EncoderConfig`] with joint attention.
-        grid: (T', H', W') of the clip.
         precision: "no", "bf16" or "fp16" (autocast), or "bfloat16", the model's dtype.
     """
     attention, per_width, per_inner = HELD_BYTES[precision]
@@ -121,11 +119,6 @@ def probe_bytes(
     """Bytes of training an attentive probe on a frozen encoder: `state`, and `clip`, per clip.
 
     The encoder runs in every step. `examples/train_probe.py` runs it once, before training, and needs less.
-
-    Args:
-        config: of the classifier.
-        grid: (T', H', W') of the clip.
-        mixed_precision: "no", "bf16" or "fp16"; weights are float32.
     """
     from ..modeling_classification import VJepa2ForVideoClassification
 

@@ -45,16 +45,13 @@ class CollapseWatch:
         self._low = 0
 
     def update(self, metrics: Mapping[str, float | None], normalize_targets: str, momentum: float) -> str | None:
-        """Takes the metrics of one logged step.
+        """Takes the metrics of one logged step; returns the warning, once.
 
         Args:
             metrics: `step`, and if measured `target_std`, `effective_rank`, `gradient_norm`, `warning`. A resumed run
                 passes the metrics of its earlier steps first, so that it does not warn again.
             normalize_targets: as configured.
             momentum: of the target encoder's average; 0 if the online encoder is the target.
-
-        Returns:
-            The warning, once.
         """
         self.warned |= bool(metrics.get("warning"))
         deviation, rank = metrics.get("target_std") or None, metrics.get("effective_rank")
@@ -75,16 +72,17 @@ class CollapseWatch:
         return warning
 
     def _likely_cause(self, metrics: Mapping[str, float | None], normalize_targets: str, momentum: float) -> str:
-        usual = statistics.median(self._norms) if self._norms else math.inf
+        usual = statistics.median(self._norms or [math.inf])
+        last = max(self._norms[-READINGS:], default=0.0)
         if momentum < LOWEST_MOMENTUM:
             return (
                 f"the target encoder follows the encoder too closely (momentum {momentum:g}), so that both agree on a "
                 "constant; use target_type=ema with ema.start=0.99 or more."
             )
-        if self._norms and max(self._norms[-READINGS:]) > GRADIENT_JUMP * usual:
+        if last > GRADIENT_JUMP * usual:
             return (
-                f"updates too large (gradient norm {max(self._norms[-READINGS:]):.3g}, usually {usual:.3g}); lower "
-                "learning_rate.peak, warm up for longer, or set gradient_clipping=1.0."
+                f"updates too large (gradient norm {last:.3g}, usually {usual:.3g}); lower learning_rate.peak, warm "
+                "up for longer, or set gradient_clipping=1.0."
             )
         if normalize_targets in ("layer", "none"):
             return (
@@ -98,11 +96,7 @@ class CollapseWatch:
 
 
 class Throughput:
-    """Samples per second over all processes, and how this process spends its time, since the last reading.
-
-    Args:
-        accelerator: of the run.
-    """
+    """Samples per second over all processes, and how this process spends its time, since the last reading."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator

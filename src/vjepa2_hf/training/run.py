@@ -79,7 +79,7 @@ def check_sharding(accelerator: Accelerator) -> None:
 
 
 def check_precision(accelerator: Accelerator) -> None:
-    """Refuses fp16 on a CPU, where Accelerate would compute in float32 without a message."""
+    """Refuses fp16 on a CPU."""
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError(
             "mixed_precision=fp16 does not work on a CPU: Accelerate would compute in float32, without a message. Set "
@@ -109,10 +109,8 @@ def read_metrics(output_dir: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def changed_settings(before: Any, now: Any) -> dict[str, tuple[Any, Any]]:
-    """The settings, except `FREE_SETTINGS`, in which two configs of one dataclass differ: {key: (before, now)}.
-
-    Keys of nested dataclasses and dicts are joined with dots; a missing value counts as None.
-    """
+    """The settings, except `FREE_SETTINGS`, in which two configs of one dataclass differ: {dotted key: (before, now)}.
+    A missing value counts as None."""
     was, given = (_flatten(_plain(dataclasses.asdict(config))) for config in (before, now))
     keys = [key for key in {**was, **given} if key.split(".")[0] not in FREE_SETTINGS]
     return {key: (was.get(key), given.get(key)) for key in keys if was.get(key) != given.get(key)}
@@ -126,12 +124,9 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class Run:
-    """The folder of one training run: config, metrics, checkpoints, final model.
+    """The folder of one training run, `config.output_dir`, locked for this process.
 
-    Args:
-        config: settings of the run, written resolved to `config.yaml`. `output_dir` is created if it does not exist;
-            files of an interrupted write there (`*.tmp`) are removed.
-        accelerator: only the main process writes; with `log_with` set, metrics go to its trackers too.
+    It is created if it does not exist; files of an interrupted write (`*.tmp`) are removed.
 
     Raises:
         OSError: another process runs in the folder.
@@ -177,13 +172,17 @@ class Run:
             ValueError: settings, number of processes or later checkpoints that do not fit the checkpoint, `max_steps`
                 below its step, or a damaged checkpoint. Nothing has been written then.
         """
-        checkpoint = self._find_checkpoint(resume)
+        checkpoint, own = self._find_checkpoint(resume), False
+        step, rank_state = 0, {}
         if checkpoint is not None:
+            own = self._owns(checkpoint)
             self._check_settings(checkpoint)
-        step, rank_state = (0, {}) if checkpoint is None else load_checkpoint(self.accelerator, checkpoint)
+            step, rank_state = load_checkpoint(self.accelerator, checkpoint)
         self._check_steps(step)
-        own = checkpoint is not None and self._owns(checkpoint)
-        self._finished = own and self._holds_final_of(checkpoint, step)
+        final = self.output_dir / "final"
+        self._finished = own and step == self.config.max_steps and final.is_dir()
+        # `final/` may be of an earlier end of the run
+        self._finished = self._finished and final.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             for path in [] if own else self.output_dir.glob("skipped*.jsonl"):
@@ -213,12 +212,6 @@ class Run:
                 f"max_steps={self.config.max_steps} is below the {step} steps that are done; set max_steps={step} or "
                 "more, or resume an earlier checkpoint in another output_dir."
             )
-
-    def _holds_final_of(self, checkpoint: Path, step: int) -> bool:
-        """Whether the run ended with this checkpoint and `final/` was written after it."""
-        final = self.output_dir / "final"
-        ended = step == self.config.max_steps and final.is_dir()
-        return ended and final.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns
 
     def _find_checkpoint(self, resume: str | None) -> Path | None:
         if resume is None:
@@ -277,20 +270,13 @@ class Run:
         self.accelerator.log(numbers, step=plain["step"])
 
     def check_finite(
-        self,
-        step: int,
-        loss: float,
-        gradient_norm: float = 0.0,
-        losses: Sequence[float] = (),
-        clips: Sequence[list[str]] = (),
+        self, step: int, loss: float, gradient_norm: float, losses: Sequence[float], clips: Sequence[list[str]]
     ) -> None:
-        """Stops before an update that would destroy the weights, and lists the samples it was computed from.
-
-        Every process calls it with the same `loss` and `gradient_norm`, so they stop together.
+        """Stops before the update `step` if it would destroy the weights, and lists the samples it was computed from.
 
         Args:
-            step: the update to come.
-            loss: its mean over processes and micro-batches.
+            loss: mean over processes and micro-batches; the same for all processes, as `gradient_norm` is, so that
+                they stop together.
             gradient_norm: of all gradients; under fp16 the scaler handles an infinite one.
             losses, clips: the loss and the names of the samples of each micro-batch of this process.
 
@@ -301,7 +287,7 @@ class Run:
         scaled = self.accelerator.scaler is not None
         if math.isfinite(loss) and (scaled or math.isfinite(gradient_norm)):
             return
-        what = f"gradient norm of step {step} is {gradient_norm}" if math.isfinite(loss) else None
+        name, value = ("gradient norm", gradient_norm) if math.isfinite(loss) else ("loss", loss)
         own = [{"loss": _plain_number(float(part)), "clips": names} for part, names in zip(losses, clips)]
         everyone = gather_object([{"process": self.accelerator.process_index, **batch} for batch in own])
         path, last = self.output_dir / "offending_batch.json", latest_checkpoint(self.output_dir)
@@ -310,7 +296,7 @@ class Run:
             write_json(path, {**found, "batches": everyone})
         onward = f"continue in another output_dir with resume={last}" if last else "start again"
         raise ValueError(
-            f"The {what or f'loss of step {step} is {loss}'}; the names of its clips are in {str(path)!r}. Look for "
+            f"The {name} of step {step} is {value}; the names of its clips are in {str(path)!r}. Look for "
             "values there that are not finite, lower the learning rate or clip gradients (gradient_clipping=1.0), and "
             f"{onward}."
         )
@@ -320,10 +306,8 @@ class Run:
         return save_checkpoint(self.accelerator, self.output_dir, step, rank_state, self.config.keep_last)
 
     def save_final(self, model: nn.Module, *processors: Any) -> Path:
-        """Writes `final/` with `save_pretrained` of the model and of each processor: to `*.tmp`, then renamed.
-
-        If a run was resumed after its end, its `final/` stays as it is, with files that were added since.
-        """
+        """Writes `final/` with `save_pretrained` of the model and of each processor. If a run was resumed after its
+        end, its `final/` stays as it is, with files that were added since."""
         final = self.output_dir / "final"
         if self._finished:
             logger.info("%s had ended: %s stays as it is", self.output_dir, final)

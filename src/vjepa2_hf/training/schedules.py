@@ -26,56 +26,24 @@ def cosine(step: float, total_steps: float, *, start: float, final: float) -> fl
     return final + (start - final) * 0.5 * (1.0 + math.cos(math.pi * min(step / max(total_steps, 1), 1.0)))
 
 
-def warmup_cosine(
-    step: float, total_steps: float, *, peak: float, start: float = 0.0, final: float = 0.0, warmup_steps: int = 0
-) -> float:
-    """Linear from `start` to `peak` over `warmup_steps`, then cosine to `final` at `total_steps`."""
-    if step < warmup_steps:
-        return linear(step, warmup_steps, start=start, final=peak)
-    return cosine(step - warmup_steps, total_steps - warmup_steps, start=peak, final=final)
-
-
-def warmup_stable_decay(
-    step: float,
-    total_steps: float,
-    *,
-    peak: float,
-    start: float = 0.0,
-    final: float = 0.0,
-    warmup_steps: int = 0,
-    decay_steps: int = 0,
-) -> float:
-    """Linear from `start` to `peak` over `warmup_steps`, `peak`, linear to `final` over the last `decay_steps`."""
-    if step < warmup_steps:
-        return linear(step, warmup_steps, start=start, final=peak)
-    if step <= total_steps - decay_steps:
-        return peak
-    return linear(step - (total_steps - decay_steps), decay_steps, start=peak, final=final)
-
-
 @dataclass
 class LearningRateSchedule:
-    """A learning rate as a function of the optimizer step.
-
-    Attributes:
-        schedule: "warmup_cosine" (V-JEPA 1), "warmup_stable_decay" (V-JEPA 2; `decay_steps: 0` never decays),
-            "linear" (from `peak` to `final`: the published cooldown) or "constant" (`peak`).
-        peak: highest value.
-        start: value before the first warm-up step.
-        final: value at the end.
-        warmup_steps: steps of linear warm-up.
-        decay_steps: steps of the final linear decay of "warmup_stable_decay".
-        schedule_scale: the schedule is computed for `schedule_scale * max_steps` steps and stops at `max_steps`: the
-            published runs use 1.25 and never reach `final`.
-    """
+    """A learning rate as a function of the optimizer step."""
 
     schedule: Literal["warmup_cosine", "warmup_stable_decay", "linear", "constant"] = "warmup_cosine"
+    """warmup_cosine (V-JEPA 1), warmup_stable_decay (V-JEPA 2), linear (from `peak` to `final`: the published
+    cooldown), or constant (`peak`)."""
     peak: float = 5.25e-4
     start: float = 0.0
+    """Value before the first warm-up step."""
     final: float = 0.0
     warmup_steps: int = 0
+    """Steps of linear warm-up."""
     decay_steps: int = 0
+    """Steps of the final linear decay of warmup_stable_decay; 0: none."""
     schedule_scale: float = 1.0
+    """The schedule is computed for `schedule_scale * max_steps` steps and stops at `max_steps`: the published runs use
+    1.25 and never reach `final`."""
 
     def __post_init__(self):
         if min(self.peak, self.start, self.final, self.warmup_steps, self.decay_steps) < 0 or self.schedule_scale <= 0:
@@ -83,32 +51,32 @@ class LearningRateSchedule:
 
     def at(self, step: int, max_steps: int) -> float:
         """The learning rate of optimizer step `step` (from 1) of `max_steps`."""
-        total_steps = self.schedule_scale * max_steps
+        total_steps, warmup = self.schedule_scale * max_steps, self.warmup_steps
         if self.schedule == "constant":
             return self.peak
         if self.schedule == "linear":
             return linear(step, total_steps, start=self.peak, final=self.final)
-        ramp = {"peak": self.peak, "start": self.start, "final": self.final, "warmup_steps": self.warmup_steps}
+        if step < warmup:
+            return linear(step, warmup, start=self.start, final=self.peak)
         if self.schedule == "warmup_cosine":
-            return warmup_cosine(step, total_steps, **ramp)
-        return warmup_stable_decay(step, total_steps, **ramp, decay_steps=self.decay_steps)
+            return cosine(step - warmup, total_steps - warmup, start=self.peak, final=self.final)
+        stable_steps = total_steps - self.decay_steps
+        if step <= stable_steps:
+            return self.peak
+        return linear(step - stable_steps, self.decay_steps, start=self.peak, final=self.final)
 
 
 @dataclass
 class MomentumSchedule:
-    """Momentum of an exponential moving average as a function of the optimizer step.
-
-    Attributes:
-        schedule: "constant" (`start`), "linear" (published) or "cosine" (the two-phase recipe).
-        start: momentum of the first step; the published value is 0.99925, constant; both recipes use 0.996.
-        final: momentum at the end of the schedule.
-        schedule_scale: as in `LearningRateSchedule`.
-    """
+    """Momentum of an exponential moving average as a function of the optimizer step."""
 
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """constant (`start`), linear (published) or cosine (the two-phase recipe)."""
     start: float = 0.99925
+    """Momentum of the first step; the published value is 0.99925, constant; both recipes use 0.996."""
     final: float = 1.0
     schedule_scale: float = 1.0
+    """As for learning_rate."""
 
     def __post_init__(self):
         if not (0.0 <= self.start <= 1.0 and 0.0 <= self.final <= 1.0) or self.schedule_scale <= 0:
@@ -124,19 +92,14 @@ class MomentumSchedule:
 
 @dataclass
 class WeightDecaySchedule:
-    """Weight decay as a function of the optimizer step.
-
-    Attributes:
-        schedule: "constant" (`start`; published, 0.04) or "cosine" (half a cosine from `start` to `final`).
-        start: value at the start.
-        final: value at the end of the schedule.
-        schedule_scale: as in `LearningRateSchedule`.
-    """
+    """Weight decay as a function of the optimizer step."""
 
     schedule: Literal["constant", "cosine"] = "constant"
+    """constant (`start`; published, 0.04) or cosine (half a cosine from `start` to `final`)."""
     start: float = 0.04
     final: float = 0.4
     schedule_scale: float = 1.0
+    """As for learning_rate."""
 
     def __post_init__(self):
         finite = all(0 <= value < math.inf for value in (self.start, self.final))
@@ -151,13 +114,8 @@ class WeightDecaySchedule:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, decay_mask_tokens: bool = True) -> list[dict[str, Any]]:
-    """Two AdamW groups of the trainable parameters: with weight decay, then without (biases and 1-D: norms).
-
-    Args:
-        model: unwrapped, so that parameters have their own names.
-        weight_decay: of the first group.
-        decay_mask_tokens: as published; `False` puts the predictor's mask tokens into the second group.
-    """
+    """Two AdamW groups of the trainable parameters of an unwrapped model: with weight decay, then without (biases,
+    1-D parameters such as norms, and without `decay_mask_tokens`, which is as published, the mask tokens)."""
     decayed, kept = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -50,25 +50,20 @@ def load_config(
     config_class: type[ConfigType],
     path: str | os.PathLike | None = None,
     overrides: Iterable[str] = (),
-    part: bool = False,
 ) -> ConfigType:
     """Builds a config dataclass from a YAML file and `key=value` overrides, and checks names and types.
 
     Args:
         config_class: a dataclass; fields may be dataclasses, `dict`, `list[...]`, unions and `Literal`s.
         path: a YAML file; None starts from the dataclass's defaults.
-        overrides: strings `key=value`; keys go into dataclasses, dicts and lists with dots (`encoder.hidden_size=96`,
-            `masks.0.num_blocks=4`); values are read as YAML (`resume=null`, `fps=4`, `aspect_ratio=[0.75, 1.5]`).
-        part: keys of the file that the class does not have are ignored: they belong to another script.
+        overrides: keys go into dataclasses, dicts and lists with dots (`encoder.hidden_size=96`,
+            `masks.0.num_blocks=4`); values are read as YAML (`resume=null`, `aspect_ratio=[0.75, 1.5]`).
 
     Raises:
         FileNotFoundError: the file is missing.
         ValueError: not YAML, an unknown key (with the nearest known one), a missing or wrongly typed value.
     """
     values = _read_yaml(path) if path is not None else {}
-    if part:
-        known = {field.name for field in dataclasses.fields(config_class)}
-        values = {name: value for name, value in values.items() if name in known}
     for override in overrides:
         _apply_override(values, override)
     for old, new in getattr(config_class, "renamed_settings", {}).items():
@@ -98,17 +93,13 @@ def parse_arguments(config_class: type[ConfigType], description: str, argv: list
 
 
 def describe_keys(config_class: type, prefix: str = "", values: Any = None) -> Iterator[str]:
-    """A line per key of a config dataclass, also nested ones: name, type, default, and the field's docstring.
-
-    Args:
-        config_class: a dataclass; a string below a field is that field's docstring.
-        prefix: of the keys, with its dot.
-        values: an instance of the class with other defaults.
-    """
+    """A line per key of a config dataclass, also nested ones: name, type, default (that of the instance `values` if
+    there is one), and the string below the field."""
     hints, docs = typing.get_type_hints(config_class), _field_docs(config_class)
     for field in dataclasses.fields(config_class):
         hint, key = hints[field.name], prefix + field.name
-        default = _default(field) if values is None else getattr(values, field.name)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        default = default if values is None else getattr(values, field.name)
         nested = next((kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)), None)
         inner = default if dataclasses.is_dataclass(default) else None
         line = f"{key}: {_type_name(hint)}"
@@ -119,10 +110,6 @@ def describe_keys(config_class: type, prefix: str = "", values: Any = None) -> I
         yield line + (f"   # {docs[field.name]}" if field.name in docs else "")
         if nested:
             yield from describe_keys(nested, key + ".", inner)
-
-
-def _default(field: dataclasses.Field) -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _field_docs(config_class: type) -> dict[str, str]:
@@ -141,8 +128,8 @@ def _field_docs(config_class: type) -> dict[str, str]:
 
 
 def exit_on_user_error(function: Callable) -> Callable:
-    """Decorates a script's `main`: an error of the user ends in one sentence on stderr and exit code 1, Ctrl-C in exit
-    code 130. The traceback is logged at DEBUG level."""
+    """Decorates a `main`: a user's error ends in one sentence on stderr and exit code 1, Ctrl-C in exit code 130. The
+    traceback is logged at DEBUG level."""
 
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
@@ -169,7 +156,7 @@ def refuse_missing_model(model: str) -> None:
 def one_sentence(error: BaseException) -> str:
     """The text of an error on one line; for an error inside a DataLoader worker, its last line."""
     text = str(error)
-    if "Original Traceback (most recent call last)" in text:  # an error inside a DataLoader worker
+    if "Original Traceback (most recent call last)" in text:
         text = re.sub(r"^[\w.]*(Error|Exception): ", "", text.strip().splitlines()[-1])
     return " ".join(text.split())
 
@@ -200,28 +187,19 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         value = yaml.load(text, Loader=_YamlLoader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
         raise ValueError(f"The value of the argument {override!r} is not valid YAML; quote it.") from error
-    *parents, last = key.split(".")
-    node: Any = values
-    for position, name in enumerate(parents):
-        if isinstance(node, dict) and node.get(name) is None:
+    names, node = key.split("."), values
+    for position, name in enumerate(names):
+        if isinstance(node, list) and name.isdigit() and int(name) < len(node):
+            name = int(name)
+        elif not isinstance(node, dict):
+            have = f"a list of {len(node)}, counted from 0" if isinstance(node, list) else f"the single value {node!r}"
+            path, parent = ".".join(names[: position + 1]), ".".join(names[:position])
+            raise ValueError(f"The key {path!r} does not exist: {parent!r} is {have}.")
+        if position == len(names) - 1:
+            node[name] = value
+        elif isinstance(node, dict) and node.get(name) is None:
             node[name] = {}
-        node = _step_into(node, name, ".".join(parents[: position + 1]))
-    if isinstance(node, list):
-        _step_into(node, last, key)
-        node[int(last)] = value
-    elif isinstance(node, dict):
-        node[last] = value
-    else:
-        raise ValueError(f"The key {key!r} does not exist: {'.'.join(parents)!r} is the single value {node!r}.")
-
-
-def _step_into(node: Any, name: str, key: str) -> Any:
-    if isinstance(node, dict):
-        return node[name]
-    if isinstance(node, list) and name.isdigit() and int(name) < len(node):
-        return node[int(name)]
-    have = f"a list of {len(node)}, counted from 0" if isinstance(node, list) else f"the single value {node!r}"
-    raise ValueError(f"The key {key!r} does not exist: the part before {name!r} is {have}.")
+        node = node[name]
 
 
 def _build(config_class: type[ConfigType], values: Any, prefix: str) -> ConfigType:
@@ -242,7 +220,7 @@ def _build(config_class: type[ConfigType], values: Any, prefix: str) -> ConfigTy
 
 
 def _convert(expected: Any, value: Any, key: str) -> Any:
-    """Checks `value` against the type `expected` of the dataclass's field and returns it converted."""
+    """`value` as the type `expected` of its field."""
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
     if origin in (typing.Union, types.UnionType):
         return _convert_union(arguments, value, key)
@@ -255,13 +233,9 @@ def _convert(expected: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(expected):
         return _build(expected, value, key + ".")
     if origin in (list, tuple) and isinstance(value, list):
-        types_of_items = arguments if origin is tuple and Ellipsis not in arguments else arguments[:1] * len(value)
-        if len(types_of_items) == len(value):
-            items = [
-                _convert(item_type, item, f"{key}.{i}")
-                for i, (item_type, item) in enumerate(zip(types_of_items, value))
-            ]
-            return origin(items)
+        item_types = arguments if origin is tuple and Ellipsis not in arguments else arguments[:1] * len(value)
+        if len(item_types) == len(value):
+            return origin(_convert(*pair, f"{key}.{i}") for i, pair in enumerate(zip(item_types, value)))
     if origin is dict and isinstance(value, dict):
         return {name: _convert(arguments[1], item, f"{key}.{name}") for name, item in value.items()}
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
@@ -276,8 +250,7 @@ def _convert(expected: Any, value: Any, key: str) -> Any:
 def _convert_union(alternatives: tuple, value: Any, key: str) -> Any:
     if value is None and types.NoneType in alternatives:
         return None
-    alternatives = tuple(alternative for alternative in alternatives if alternative is not types.NoneType)
-    errors = []
+    alternatives, errors = [kind for kind in alternatives if kind is not types.NoneType], []
     for alternative in alternatives:
         try:
             return _convert(alternative, value, key)
@@ -287,7 +260,7 @@ def _convert_union(alternatives: tuple, value: Any, key: str) -> Any:
     meant = [error for alternative, error in zip(alternatives, errors) if _has_form(value, alternative)]
     if len(errors) == 1 or len(meant) == 1:
         raise (meant or errors)[0]
-    names = " or ".join(_type_name(alternative) for alternative in alternatives)
+    names = " or ".join(map(_type_name, alternatives))
     raise ValueError(f"The key {key!r} must be {names}, got {value!r} of type {type(value).__name__}.")
 
 

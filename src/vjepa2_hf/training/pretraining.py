@@ -1,0 +1,182 @@
+"""Settings of `examples/pretrain.py`, and the model config that they describe.
+
+config = load_config(PretrainConfig, "examples/configs/demo/pretrain.yaml")
+model = VJepa2ForMaskedLatentPrediction(build_model_config(config))
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from ..configuration_vjepa2 import VJepa2MaskedLatentPredictionConfig
+from ..data.clips import Augmentation, DataSource
+from ..data.sampling import FramesCurriculum
+from ..masking import PUBLISHED_MASKS
+from ..specs import check_known
+from .config import TrainingConfig
+from .schedules import LearningRateSchedule, MomentumSchedule, WeightDecaySchedule
+
+
+# By their names in `PretrainConfig.predictor`
+PREDICTOR_FIELDS = {
+    name.removeprefix("predictor_"): name
+    for name in (
+        "predictor_hidden_size", "predictor_num_hidden_layers", "predictor_num_attention_heads", "predictor_mlp_ratio",
+        "predictor_query_key_bias", "num_mask_tokens", "zero_init_mask_tokens", "initializer_range",
+    )
+}  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class PretrainConfig(TrainingConfig):
+    """Settings of one pretraining run; published values are in configs/published/."""
+
+    data: str | list[DataSource]
+    """Folder, glob or file of shards, videos or images, or a dataset on the Hub; or several with weights:
+    [{path: videos, weight: 0.7}, {path: images, weight: 0.3}]. An image becomes a clip of equal frames."""
+    max_skipped_fraction: float | None = 0.5
+    """Largest fraction of unreadable rows of a source; above it the run stops. Each reader (a worker of a process)
+    counts its own rows, from 20 on. null: no limit. Unreadable rows are logged to skipped.jsonl."""
+
+    # Speed
+    gradient_checkpointing: bool = False
+    torch_compile: str | None = None
+    """Backend of torch.compile for every block of both encoders and the predictor, like inductor; null: none."""
+
+    # Clips
+    frames_per_clip: int = 16
+    frames_curriculum: list[tuple[int, int]] | None = None
+    """Fewer frames at first, [steps done, frames] up to frames_per_clip: [[0, 8], [500, 12], [1000, 16]]."""
+    frames_curriculum_by: Literal["step", "epoch"] = "step"
+    fps: float | list[float] | None = 4.0
+    """Frames per second, or several, one sampled for each clip; null: the rate of the video."""
+    speed: tuple[float, float] = (1.0, 1.0)
+    """Lowest and highest factor of the playback speed."""
+    frame_jitter: float = 0.0
+    """Random shift of each frame's time, as a fraction of the interval between frames, at most 0.5."""
+    motion_weight: float = 0.0
+    """0: a clip begins at a uniformly random time of its video; 1: with a probability proportional to its motion."""
+    short_videos: Literal["repeat", "skip"] = "repeat"
+    """Handling of videos shorter than a clip."""
+    crop_size: int = 256
+    """Height and width in pixels."""
+    clips_per_video: int = 1
+    """Clips from each read of a video, which share its decoding."""
+    augmentation: Augmentation | None = field(default_factory=Augmentation)
+    """null: the largest centered square of the frame."""
+
+    # Model
+    encoder: dict[str, Any] = field(default_factory=dict)
+    """Fields of VJepa2EncoderConfig, except frames_per_clip and crop_size, which are settings of the clips."""
+    predictor: dict[str, Any] = field(default_factory=dict)
+    """The other fields of VJepa2MaskedLatentPredictionConfig, without their prefix `predictor_`."""
+    init_from: str | None = None
+    """A saved model to start from (cooldown) instead of random weights; it determines `encoder` and `predictor`."""
+
+    # Objective
+    masks: list[dict[str, Any]] = field(default_factory=lambda: [dict(spec) for spec in PUBLISHED_MASKS])
+    mask_token_index: int | None = None
+    """The learned mask token of all mask sets (the published training uses token 0); null: set i has token i."""
+    loss_exponent: int = 1
+    normalize_targets: Literal["layer", "batch", "batch_channel", "clip", "none"] = "layer"
+    target_type: Literal["ema", "online", "pixels"] = "ema"
+    """Targets: the latents of the target encoder, those of the encoder itself (they collapse), or pixels."""
+    temporal_diversity_weight: float = 0.0
+    """Weight of -Var_t of the predictions (the temporal recipe: 0.1)."""
+    temporal_contrastive_weight: float = 0.0
+    """Weight of InfoNCE between predictions and targets of different clips (the temporal recipe)."""
+    temporal_contrastive_temperature: float = 0.1
+    variance_weight: float = 0.0
+    """Weight of VICReg's variance term on the context encoder's tokens."""
+    covariance_weight: float = 0.0
+    """Weight of VICReg's covariance term on the context encoder's tokens."""
+    variance_margin: float = 1.0
+    """Standard deviation between clips below which the variance term acts."""
+    ema: MomentumSchedule = field(default_factory=MomentumSchedule)
+
+    # Optimizer: AdamW
+    learning_rate: LearningRateSchedule = field(default_factory=LearningRateSchedule)
+    weight_decay: WeightDecaySchedule | float = 0.04
+    """A number is a constant weight decay."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    decay_mask_tokens: bool = True
+    """Weight decay on the predictor's mask tokens (published); biases and norms never have it."""
+
+    schedule_settings = ("max_steps", "learning_rate", "ema", "weight_decay")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in {"crop_size", "frames_per_clip"} & self.encoder.keys():
+            raise ValueError(f"encoder.{name} is the {name} of the clips; set {name}={self.encoder[name]} alone.")
+        if not self.masks:
+            raise ValueError("masks is empty; give at least one mask set, like {type: multi_block, num_blocks: 8}.")
+        last = self.curriculum.stages[-1][1] if self.frames_curriculum is not None else self.frames_per_clip
+        if last != self.frames_per_clip:
+            raise ValueError(
+                f"frames_curriculum ends with {last} frames, but frames_per_clip is {self.frames_per_clip}."
+            )
+        if self.torch_compile is not None:
+            check_known(self.torch_compile, torch.compiler.list_backends(exclude_tags=()), "backend of torch_compile")
+        if self.init_from and (self.encoder or self.predictor):
+            raise ValueError("init_from determines the model's sizes; remove the fields of `encoder` and `predictor`.")
+
+    @property
+    def curriculum(self) -> FramesCurriculum:
+        """Frames per clip by step or epoch. Workers count their batches, so they know the step."""
+        stages, micro_batches = self.frames_curriculum or [(0, self.frames_per_clip)], self.gradient_accumulation_steps
+        return FramesCurriculum(stages, self.batch_size, micro_batches, by=self.frames_curriculum_by)
+
+    def scheduled(self, step: int) -> dict[str, float]:
+        """Learning rate, momentum of the target encoder, weight decay, and frames per clip of a curriculum by step."""
+        decay = self.weight_decay
+        decay = decay if isinstance(decay, WeightDecaySchedule) else WeightDecaySchedule(start=decay)
+        values = {
+            **super().scheduled(step),
+            # an online encoder as target is an average that keeps nothing
+            "ema_momentum": 0.0 if self.target_type == "online" else self.ema.at(step, self.max_steps),
+            "weight_decay": decay.at(step, self.max_steps),
+        }
+        if self.frames_curriculum and self.frames_curriculum_by == "step":
+            values["frames_per_clip"] = self.curriculum.frames_at(step - 1)
+        return values
+
+
+def check_model(config: PretrainConfig, model_config: VJepa2MaskedLatentPredictionConfig) -> None:
+    """Refuses clips that patches and tubelets do not divide, and mask sets without a mask token."""
+    encoder, tokens = model_config.encoder_config, model_config.num_mask_tokens
+    for name, value, unit in (
+        ("crop_size", config.crop_size, encoder.patch_size),
+        ("frames_per_clip", config.frames_per_clip, encoder.tubelet_size),
+    ):
+        if value < unit or value % unit:
+            raise ValueError(f"{name}={value} must be a multiple of the encoder's {unit} (patch or tubelet), above 0.")
+    index = config.mask_token_index
+    if index is not None and not 0 <= index < tokens:
+        raise ValueError(
+            f"mask_token_index={index} is not one of the predictor's {tokens} mask tokens, 0 to {tokens - 1}."
+        )
+    if index is None and len(config.masks) > tokens:
+        raise ValueError(
+            f"{len(config.masks)} mask sets are more than the predictor's {tokens} mask tokens; set "
+            f"predictor.num_mask_tokens={len(config.masks)}, or mask_token_index=0 to share one."
+        )
+
+
+def build_model_config(config: PretrainConfig) -> VJepa2MaskedLatentPredictionConfig:
+    """The model's config; the encoder's part holds the size of the clips."""
+    sizes = {"frames_per_clip": config.frames_per_clip, "crop_size": config.crop_size}
+    for name in config.predictor:
+        check_known(name, PREDICTOR_FIELDS, "key", "predictor.")
+    return VJepa2MaskedLatentPredictionConfig(
+        encoder_config={**sizes, **config.encoder},
+        **{PREDICTOR_FIELDS[name]: value for name, value in config.predictor.items()},
+        **objective(config),
+    )
+
+
+def objective(config: PretrainConfig) -> dict[str, Any]:
+    """The settings of the objective, which are fields of the model's config too."""
+    names = {field.name for field in dataclasses.fields(VJepa2MaskedLatentPredictionConfig)}
+    return {name: value for name, value in vars(config).items() if name in names}
