@@ -224,7 +224,7 @@ def test_an_encoding_that_was_stopped_goes_on_to_the_same_run(monkeypatch, episo
         if len(encoded) == 2:
             raise KeyboardInterrupt
         encoded.append(name)
-        self.part_bytes = 1  # every episode is a part of its own
+        self._parts.max_bytes = 1  # every episode is a part of its own
         original(self, name, fps, columns)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):

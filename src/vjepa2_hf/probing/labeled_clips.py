@@ -88,24 +88,24 @@ class ClipViews:
 
     def cut(self, row: dict[str, Any], name: str, processor: Any) -> dict[str, torch.Tensor]:
         """The views of a row: `frames` uint8 (V, T, C, H, W), cropped, not normalized, and `frame_indices` (V, T)."""
-        ahead = self.anticipate_frames or 0
         if row["video"] is None:
             if self.anticipate_frames is not None:
                 raise ValueError("it is an image, which has no later frames (anticipate_frames)")
             image = read_image(row["image"])
             return self._cut(lambda _: image[None], lambda *_: np.zeros(self.frames_per_clip, int), name, processor)
+        frames = self.frames_per_clip + (self.anticipate_frames or 0)
         with VideoReader(row["video"]) as reader:
 
             def sample(segment: int, generator: torch.Generator) -> np.ndarray:
-                found = self._sampler(segment)(reader, self.frames_per_clip + ahead, generator)
-                return found[: self.frames_per_clip]
+                return self._sampler(segment)(reader, frames, generator)[: self.frames_per_clip]
 
             return self._cut(reader.frames, sample, name, processor)
 
     def _cut(self, read: Callable, sample: Callable, name: str, processor: Any) -> dict[str, torch.Tensor]:
         views, indices, frames = [], [], None
         for view in range(len(self)):
-            generator = torch.Generator().manual_seed(_hash(self.seed, name, view))
+            key = hashlib.sha256(repr((self.seed, name, view)).encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)  # below 2**63
             segment, crop = divmod(view, self.crops)
             if crop == 0 or self.random_crop:
                 found = sample(segment, generator)
@@ -121,9 +121,8 @@ class ClipViews:
         """uint8 (T, C, H, W) -> uint8 of the size the model takes."""
         options: dict[str, Any] = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
         if self.random_crop is not None:
-            random = {"scale": "random_crop_scale", "ratio": "random_crop_ratio"}
-            random["flip_probability"] = "random_flip_probability"
-            options |= {random[key]: value for key, value in self.random_crop.items()}
+            names = {"scale": "random_crop_scale", "ratio": "random_crop_ratio"}
+            options |= {names.get(key, f"random_{key}"): value for key, value in self.random_crop.items()}
             options |= {"do_random_resized_crop": True, "generator": generator}
         elif self.crops > 1:
             side = min(frames.shape[-2:])
@@ -132,11 +131,6 @@ class ClipViews:
             size = {name: processor.crop_size[name] for name in ("height", "width")}
             options |= {"size": size, "do_center_crop": False}  # the whole square
         return processor(frames, **options)["pixel_values_videos"][0]
-
-
-def _hash(*key: Any) -> int:
-    """An int below 2**63 from a key."""
-    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big") >> 1
 
 
 class LabeledClips(torch.utils.data.IterableDataset):
@@ -231,8 +225,6 @@ class Labels:
     """A column of labels, and its conversion to tensors.
 
     Attributes:
-        column: its name.
-        problem_type: as in transformers.
         names: of the labels; for a regression, the indices of its numbers.
         per_frame: a row has one label per frame of its video.
     """

@@ -110,7 +110,6 @@ def compare_heads(
 
     Args:
         scores: (H, E, C) of every part but "training".
-        settings: of each of the H heads.
         choose_on: the part whose score decides; `where` describes it.
     """
     targets = {part: parts[part].flat_targets for part in parts}

@@ -78,15 +78,6 @@ def check_sharding(accelerator: Accelerator) -> None:
         )
 
 
-def check_precision(accelerator: Accelerator) -> None:
-    """Refuses fp16 on a CPU."""
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError(
-            "mixed_precision=fp16 does not work on a CPU: Accelerate would compute in float32, without a message. Set "
-            "mixed_precision=bf16 or no, or run on a GPU."
-        )
-
-
 def truncate_metrics(path: str | os.PathLike, last_step: int) -> None:
     """Drops the lines of a `metrics.jsonl` after `last_step`, and a line that a killed run left half written."""
     path = Path(path)
@@ -111,7 +102,7 @@ def read_metrics(output_dir: str | os.PathLike) -> list[dict[str, Any]]:
 def changed_settings(before: Any, now: Any) -> dict[str, tuple[Any, Any]]:
     """The settings, except `FREE_SETTINGS`, in which two configs of one dataclass differ: {dotted key: (before, now)}.
     A missing value counts as None."""
-    was, given = (_flatten(_plain(dataclasses.asdict(config))) for config in (before, now))
+    was, given = (_flatten(_plain_settings(config)) for config in (before, now))
     keys = [key for key in {**was, **given} if key.split(".")[0] not in FREE_SETTINGS]
     return {key: (was.get(key), given.get(key)) for key in keys if was.get(key) != given.get(key)}
 
@@ -139,7 +130,11 @@ class Run:
         self.metrics_path = self.output_dir / "metrics.jsonl"
         self._finished = False
         check_sharding(accelerator)
-        check_precision(accelerator)
+        if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+            raise ValueError(
+                "mixed_precision=fp16 does not work on a CPU: Accelerate would compute in float32, without a message. "
+                "Set mixed_precision=bf16 or no, or run on a GPU."
+            )
         if accelerator.is_main_process:
             self._lock = lock_folder(self.output_dir, reentrant=True)  # until the process or this object ends
             for partial in self.output_dir.glob("*" + PARTIAL_SUFFIX):
@@ -189,8 +184,7 @@ class Run:
                 path.unlink()  # of a run that left no checkpoint
             (self.output_dir / "offending_batch.json").unlink(missing_ok=True)
             truncate_metrics(self.metrics_path, step)
-            text = yaml.safe_dump(_plain(dataclasses.asdict(self.config)), sort_keys=False)
-            write_text(self.output_dir / "config.yaml", text)
+            write_text(self.output_dir / "config.yaml", yaml.safe_dump(_plain_settings(self.config), sort_keys=False))
         self.accelerator.wait_for_everyone()  # before other processes read these files
         if step:
             logger.info("resumed %s at step %d", checkpoint, step)
@@ -325,11 +319,9 @@ class Run:
         return final
 
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists: safe YAML has no tuples."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+def _plain_settings(config: Any) -> dict[str, Any]:
+    """Settings with tuples as lists: safe YAML has no tuples."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def _plain_number(value: Any) -> Any:

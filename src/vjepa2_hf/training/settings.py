@@ -73,9 +73,8 @@ def load_config(
     return _build(config_class, values, prefix="")
 
 
-@functools.cache
+@functools.cache  # once per name
 def _warn_of_old_name(old: str, new: str) -> None:
-    """Warns once per name."""
     logger.warning("The setting %r is now called %r; please use the new name.", old, new)
 
 
@@ -169,13 +168,11 @@ def _read_yaml(path: str | os.PathLike) -> dict[str, Any]:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_YamlLoader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
         raise ValueError(f"The config file {str(path)!r} is not valid YAML: {one_sentence(error)}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
+    if not isinstance(values, dict | None):
         raise ValueError(
             f"The config file {str(path)!r} holds a {type(values).__name__}; expected `key: value` lines."
         )
-    return values
+    return values or {}
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -211,11 +208,9 @@ def _build(config_class: type[ConfigType], values: Any, prefix: str) -> ConfigTy
     hints = typing.get_type_hints(config_class)
     arguments = {name: _convert(hints[name], value, prefix + name) for name, value in values.items()}
     for name, field in known.items():
-        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-        if name not in arguments and not has_default:
-            raise ValueError(
-                f"The key {prefix + name!r} is missing; set it in the config file or as `{prefix + name}=...`."
-            )
+        if name not in arguments and field.default is field.default_factory is dataclasses.MISSING:
+            key = prefix + name
+            raise ValueError(f"The key {key!r} is missing; set it in the config file or as `{key}=...`.")
     return config_class(**arguments)
 
 
@@ -257,19 +252,11 @@ def _convert_union(alternatives: tuple, value: Any, key: str) -> Any:
         except ValueError as error:
             errors.append(error)
     # An error inside a list or dict says more than that the value fits no alternative
-    meant = [error for alternative, error in zip(alternatives, errors) if _has_form(value, alternative)]
-    if len(errors) == 1 or len(meant) == 1:
-        raise (meant or errors)[0]
+    inside = [error for error in errors if not str(error).startswith(f"The key {key!r} must")]
+    if inside or len(errors) == 1:
+        raise (inside or errors)[0]
     names = " or ".join(map(_type_name, alternatives))
     raise ValueError(f"The key {key!r} must be {names}, got {value!r} of type {type(value).__name__}.")
-
-
-def _has_form(value: Any, expected: Any) -> bool:
-    """Whether `value` and values of type `expected` are both lists, or both dicts."""
-    origin = typing.get_origin(expected) or expected
-    if isinstance(value, list):
-        return origin in (list, tuple)
-    return isinstance(value, dict) and (origin is dict or dataclasses.is_dataclass(expected))
 
 
 def _type_name(expected: Any) -> str:
