@@ -4,10 +4,8 @@
 
 Run it after the demo's world model and `train_cloning.py`, whose policy it starts from (`start`; with new weights it
 did not learn to push, docs/planning_evaluation.md). Episodes only provide the start and the goal of a rollout
-(hindsight); the world model predicts the effect of the actions. `objective: goal` minimizes the latent distance to the
-goal, `objective: reward` maximizes the rewards that the model's reward head predicts (the temporal recipe). A stopped
-run continues with `resume=latest`; `OUTPUT_DIR/held_out.json` has the cost before and after training. The result is
-`OUTPUT_DIR/final`, a policy for `examples/plan.py` and a proposal for its planners:
+(hindsight); the world model predicts the effect of the actions. `OUTPUT_DIR/held_out.json` has the cost before and
+after training. The result is `OUTPUT_DIR/final`, a policy for `examples/plan.py` and a proposal for its planners:
 
     python examples/plan.py --config examples/configs/demo/plan.yaml "policies={actor: runs/demo/actor/final}" \\
         "proposals={CEM, pretrained encoder: runs/demo/actor/final}"
@@ -32,6 +30,7 @@ class ActorConfig(PolicyTrainingConfig):
     horizon: int = 5
     """Model steps of a rollout."""
     objective: Literal["goal", "reward"] = "goal"
+    """goal: minimize the latent distance to the goal; reward: maximize the predictions of the model's reward head."""
     cost: Literal["summed", "final"] = "summed"
     """For the goal: mean distance of all steps, which rewards early arrival, or the distance of the last one."""
 

@@ -28,18 +28,12 @@ HELD_OUT_PAIRS = 512
 
 @dataclass
 class HindsightPairs:
-    """Frames of episodes; any later frame of an episode is a goal that its actions reached (hindsight).
+    """Frames of all episodes; any later frame of an episode is a goal that its actions reached (hindsight)."""
 
-    Attributes:
-        latents, goals: (F, N, D), all episodes concatenated, encoded as observations and as goals.
-        actions: (F, A); the last frame of an episode has none, its row is not used.
-        remaining: (F,) int64, model steps that follow in the same episode.
-    """
-
-    latents: torch.Tensor
-    goals: torch.Tensor
-    actions: torch.Tensor
-    remaining: torch.Tensor
+    latents: torch.Tensor  # (F, N, D), encoded as observations
+    goals: torch.Tensor  # (F, N, D), encoded as goals
+    actions: torch.Tensor  # (F, A); the last frame of an episode has none, its row is not used
+    remaining: torch.Tensor  # (F,) int64, model steps that follow in the same episode
 
     def sample(
         self, count: int, longest: int, generator: torch.Generator, candidates: int = 1
@@ -59,12 +53,8 @@ class HindsightPairs:
             apart = (self.latents[start] - self.goals[start + steps]).square().mean(dim=(1, 2))
             kept = candidates * torch.arange(count) + apart.view(count, candidates).argmax(dim=1)
             start, steps = start[kept], steps[kept]
-        return {
-            "latents": self.latents[start],
-            "goal": self.goals[start + steps],
-            "actions": self.actions[start],
-            "steps": steps,
-        }
+        pairs = {"latents": self.latents[start], "goal": self.goals[start + steps]}
+        return {**pairs, "actions": self.actions[start], "steps": steps}
 
 
 def read_pairs(config: "PolicyTrainingConfig", model: VJepa2WorldModel) -> tuple[HindsightPairs, HindsightPairs]:

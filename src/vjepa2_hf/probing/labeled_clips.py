@@ -138,13 +138,7 @@ class LabeledClips(torch.utils.data.IterableDataset):
 
     Each is a dict: `frames` uint8 (V, T, C, H, W), `frame_indices` int64 (V, T), `name`, and `row`, the columns that
     JSON can hold. Plain files have the name of their folder as `label`. If rows were unreadable, the last item is
-    `{"skipped": reasons by name}`.
-
-    Args:
-        data: as for `ShardSource`.
-        wanted: whether to read a name; None: all.
-        done: names to skip.
-        rank, world_size: of the process.
+    `{"skipped": reasons by name}`. Names that are `done` or not `wanted` are left out; `data` is as for `ShardSource`.
     """
 
     def __init__(
@@ -222,17 +216,12 @@ def fill_cache(
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """A column of labels, and its conversion to tensors.
-
-    Attributes:
-        names: of the labels; for a regression, the indices of its numbers.
-        per_frame: a row has one label per frame of its video.
-    """
+    """A column of labels, and its conversion to tensors."""
 
     column: str
     problem_type: ProblemType
-    names: tuple[str, ...]
-    per_frame: bool = False
+    names: tuple[str, ...]  # of the labels; for a regression, the indices of its numbers
+    per_frame: bool = False  # a row has one label per frame of its video
 
     @classmethod
     def describe(
@@ -317,12 +306,8 @@ def _as_list(value: Any, column: str, lenient: bool = False) -> list:
 
 
 class LabeledPart:
-    """The clips of one part: a cache, the indices of its clips, and their labels.
-
-    Attributes:
-        clips: int64, indices in the cache.
-        targets: `Labels.targets` of `clips`, by index in the cache.
-    """
+    """The clips of one part: a cache, int64 indices of its `clips` there, and their `targets` (see `Labels`) by index
+    in the cache."""
 
     def __init__(self, cache: FeatureCache, clips: torch.Tensor, labels: Labels, tubelet: int):
         self.cache, self.clips, self.labels, self.tubelet = cache, clips, labels, tubelet

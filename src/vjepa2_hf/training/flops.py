@@ -18,20 +18,12 @@ from ..configuration_vjepa2 import VJepa2MaskedLatentPredictionConfig
 
 @dataclass(frozen=True)
 class Device:
-    """Data sheet of a GPU.
+    """Data sheet of a GPU."""
 
-    Attributes:
-        name: `torch.cuda.get_device_name`, or its first words.
-        half: operations per second of the tensor cores in bf16 and fp16, without sparsity.
-        single: operations per second in float32 outside the tensor cores, PyTorch's default.
-        memory: in GB (10^9 bytes).
-        source: of the numbers.
-    """
-
-    name: str
-    half: float
-    single: float
-    memory: float
+    name: str  # `torch.cuda.get_device_name`, or its first words
+    half: float  # operations per second of the tensor cores in bf16 and fp16, without sparsity
+    single: float  # operations per second in float32 outside the tensor cores, PyTorch's default
+    memory: float  # GB (10^9 bytes)
     source: str
 
 

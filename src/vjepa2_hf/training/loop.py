@@ -28,12 +28,8 @@ from .schedules import set_learning_rate
 class TrainingLoop:
     """Runs the steps of one training, from an empty or interrupted `output_dir` to `final/`.
 
-    Args:
-        config: settings of the run.
-        name: for trackers and the progress bar.
-        accelerator: None builds it from the settings.
-
     Attributes:
+        name: for trackers and the progress bar.
         start, rank_state: steps done and state of this process in the resumed checkpoint; set by `prepare`.
         scheduled: `config.scheduled` of the current step.
         throughput: samples per second since the last log.
@@ -94,15 +90,13 @@ class TrainingLoop:
         batches: Iterator[tuple[list[str], Any]],
         forward_backward: Callable[[Any], dict[str, torch.Tensor]],
     ) -> dict[str, Any]:
-        """One update of the weights from `gradient_accumulation_steps` micro-batches.
+        """One update of the weights from `gradient_accumulation_steps` micro-batches. Returns the losses, means over
+        micro-batches and processes; `gradient_norm` before clipping; `scheduled`.
 
         Args:
             batches: names of the samples, for error reports, and what `forward_backward` takes.
             forward_backward: computes the losses of a micro-batch by name, `loss` first, and adds their gradient with
                 `accelerator.backward`.
-
-        Returns:
-            The losses, means over micro-batches and processes; `gradient_norm` before clipping; `scheduled`.
 
         Raises:
             ValueError: loss or gradient is not finite. The weights are left as they were, see `Run.check_finite`.

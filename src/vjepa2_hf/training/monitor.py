@@ -50,7 +50,6 @@ class CollapseWatch:
         Args:
             metrics: `step`, and if measured `target_std`, `effective_rank`, `gradient_norm`, `warning`. A resumed run
                 passes the metrics of its earlier steps first, so that it does not warn again.
-            normalize_targets: as configured.
             momentum: of the target encoder's average; 0 if the online encoder is the target.
         """
         self.warned |= bool(metrics.get("warning"))

@@ -148,7 +148,8 @@ class Run:
             self._check_settings(checkpoint)
 
     def resume(self, resume: str | None) -> tuple[int, dict[str, Any]]:
-        """Restores a checkpoint; call it after `accelerator.prepare` and before the first step.
+        """Restores a checkpoint; call it after `accelerator.prepare` and before the first step. Returns the optimizer
+        steps done and the rank_state of `save_checkpoint`: (0, {}) at the start.
 
         A run resumes in its own folder with its original settings, so that it learns what it would have learned
         without the stop. Two kinds of settings may change: `FREE_SETTINGS`, and schedules (`config.schedule_settings`)
@@ -159,13 +160,9 @@ class Run:
             resume: "latest" (from the start if there is no checkpoint yet), a checkpoint (path, or name in the run's
                 folder), or None for a new run, which must not find another run's results in its folder.
 
-        Returns:
-            (optimizer steps done, rank_state of `save_checkpoint`): (0, {}) at the start.
-
         Raises:
             FileNotFoundError: no such checkpoint.
-            ValueError: settings, number of processes or later checkpoints that do not fit the checkpoint, `max_steps`
-                below its step, or a damaged checkpoint. Nothing has been written then.
+            ValueError: the checkpoint is damaged or does not fit this run. Nothing has been written then.
         """
         checkpoint, own = self._find_checkpoint(resume), False
         step, rank_state = 0, {}
@@ -266,17 +263,13 @@ class Run:
     def check_finite(
         self, step: int, loss: float, gradient_norm: float, losses: Sequence[float], clips: Sequence[list[str]]
     ) -> None:
-        """Stops before the update `step` if it would destroy the weights, and lists the samples it was computed from.
+        """Raises a ValueError before the update `step` if it would destroy the weights. `offending_batch.json` holds
+        the names of its samples, and the last checkpoint stays.
 
         Args:
-            loss: mean over processes and micro-batches; the same for all processes, as `gradient_norm` is, so that
-                they stop together.
-            gradient_norm: of all gradients; under fp16 the scaler handles an infinite one.
+            loss, gradient_norm: the same for all processes, so that they stop together; under fp16 the scaler handles
+                an infinite gradient.
             losses, clips: the loss and the names of the samples of each micro-batch of this process.
-
-        Raises:
-            ValueError: loss or gradient norm is not finite. `offending_batch.json` holds the names, and the last
-                checkpoint stays.
         """
         scaled = self.accelerator.scaler is not None
         if math.isfinite(loss) and (scaled or math.isfinite(gradient_norm)):
