@@ -244,7 +244,7 @@ def test_what_did_not_read_is_named_in_every_run_on_the_cache(monkeypatch, caplo
     for run in ("first", "second"):
         caplog.clear()
         run_train_world_model(monkeypatch, data, tmp_path / run, "validation_fraction=0")
-        assert "lacks 1 rows or shards that did not read when it was filled" in caplog.text
+        assert "lacks 1 rows or shards that were unreadable when it was filled" in caplog.text
         assert shard.name in caplog.text
 
 
