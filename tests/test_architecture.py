@@ -73,12 +73,11 @@ def imports_of(path: Path) -> Iterator[tuple[str, ast.stmt]]:
 
 
 def guarded(path: Path) -> set[ast.stmt]:
-    """Statements inside `try: ... except ImportError` or `if TYPE_CHECKING`, which the export does not follow."""
+    """Statements inside `try: ... except ImportError`. The export ignores absolute imports there, but requires those
+    under `if TYPE_CHECKING`."""
     found = set()
     for node in ast.walk(tree(path)):
-        catches = isinstance(node, ast.Try) and any("ImportError" in ast.dump(one) for one in node.handlers)
-        typing = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        if catches or typing:
+        if isinstance(node, ast.Try) and any("ImportError" in ast.dump(one) for one in node.handlers):
             found.update(inner for statement in node.body for inner in ast.walk(statement))
     return found
 

@@ -294,3 +294,14 @@ def resolve_source(source: bytes | str | os.PathLike | dict, kind: str = "video"
     if not os.path.isfile(source):
         raise FileNotFoundError(f"There is no {kind} file at {source!r}; give the path of an existing file.")
     return source, source
+
+
+def __getattr__(name: str) -> Any:
+    """`encode_video` and `transcode_video`, which are now in `vjepa2_hf.data.video_writing`."""
+    if name in ("encode_video", "transcode_video"):
+        try:
+            from vjepa2_hf.data import video_writing
+        except ImportError as error:
+            raise ImportError(f"{name} needs the package vjepa2_hf: pip install vjepa2_hf.") from error
+        return getattr(video_writing, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

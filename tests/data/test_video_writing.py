@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from builders import numbered_frames, numbers_of
 
+from vjepa2_hf import video_io
 from vjepa2_hf.data.video_writing import encode_video, transcode_video
 from vjepa2_hf.video_io import VideoReader, read_video
 
@@ -37,3 +38,9 @@ def test_transcoding_keeps_aspect_times_and_makes_sizes_even():
         assert np.allclose(reader.times, np.arange(20) / 7.5, atol=1e-3)
     assert (num_frames, frames.shape) == (20, (20, 16, 24, 3)) and fps == pytest.approx(7.5)
     assert numbers_of(frames) == list(range(20))
+
+
+def test_the_old_import_path_works():
+    assert (video_io.encode_video, video_io.transcode_video) == (encode_video, transcode_video)
+    with pytest.raises(ImportError, match="encode_vdeo"):
+        from vjepa2_hf.video_io import encode_vdeo  # noqa: F401
