@@ -67,12 +67,8 @@ class VJepa2PixelDecoder(VJepa2PreTrainedModel):
 
     @classmethod
     def from_world_model(cls, world_model: VJepa2PreTrainedModel, **config) -> "VJepa2PixelDecoder":
-        """A decoder with random weights for the latents and frames of a [`VJepa2WorldModel`].
-
-        Args:
-            world_model: its `encode` and `rollout` return the latents.
-            config: other fields of [`VJepa2PixelDecoderConfig`].
-        """
+        """A decoder with random weights for latents and frames of a [`VJepa2WorldModel`]; `config` are other fields of
+        [`VJepa2PixelDecoderConfig`]."""
         encoder_config = world_model.config.encoder_config
         sizes = {name: getattr(encoder_config, name) for name in ("crop_size", "patch_size", "in_chans")}
         sizes.update(num_latents=world_model.tokens_per_frame, latent_size=world_model.latent_size)
@@ -89,7 +85,7 @@ class VJepa2PixelDecoder(VJepa2PreTrainedModel):
         """
         config = self.config
         expected = (config.num_latents, config.latent_size)
-        if latents.ndim < 2 or tuple(latents.shape[-2:]) != expected:
+        if tuple(latents.shape[-2:]) != expected:
             raise ValueError(
                 f"latents have shape {tuple(latents.shape)}; expected (..., {expected[0]}, {expected[1]}), as of "
                 "the world model that the decoder was trained on."

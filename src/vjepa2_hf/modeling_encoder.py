@@ -6,6 +6,7 @@ D width, h heads, d channels per head.
 
 import math
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,11 +66,6 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
     """
 
     _has_transformers_counterpart = True
-    # Weights beside the encoder in folders of other models
-    _keys_to_ignore_on_load_unexpected = [
-        r"^(encoder|target_encoder|(vjepa2\.)?predictor|pooler|classifier|reward_head|stochastic_head|chance_head)\.",
-        r"^state_(mean|map|scale)$",
-    ]
 
     def __init__(self, config: VJepa2EncoderConfig):
         super().__init__(config)
@@ -112,6 +108,10 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
     def _loadable_model_types(cls) -> tuple[str, ...]:
         return tuple(_COMPONENTS)
 
+    def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        loading_info.unexpected_keys = {key for key in loading_info.unexpected_keys if not _OTHER_WEIGHTS.match(key)}
+
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -124,9 +124,6 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
                 frames than a tubelet are repeated to fill it.
             context_mask: int64 (B, K) token ids. Only these tokens are embedded and encoded; they never see the rest
                 of the clip.
-
-        Raises:
-            ValueError: a shape or a mask that does not fit.
         """
         pixel_values_videos = self.fill_tubelet(pixel_values_videos)
         grid = self.get_grid(pixel_values_videos)
@@ -144,10 +141,9 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
         """Rotary table of a grid (T', H', W'), or of its tokens `ids` (B, K); `None` for other kinds of positions."""
         if self.config.position_embedding_type != "rope":
             return None
-        positions = grid_positions(grid, device)
         head_dim = self.config.hidden_size // self.config.num_attention_heads
-        cos, sin = rotary_table(positions, head_dim, self.config.rope_interleave)
-        return (cos, sin) if ids is None else (cos[ids], sin[ids])
+        table = rotary_table(grid_positions(grid, device), head_dim, self.config.rope_interleave)
+        return table if ids is None else tuple(part[ids] for part in table)
 
     def _attention_groups(self, grid: tuple[int, int, int], ids: torch.Tensor | None) -> tuple:
         """Further arguments of a factorized layer: the clip's steps, or masks for the tokens `ids` (B, K)."""
@@ -172,11 +168,7 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
             init.trunc_normal_(self.position_embeddings, std=self.config.initializer_range)
 
     def get_grid(self, pixel_values_videos: torch.Tensor) -> tuple[int, int, int]:
-        """Grid (T', H', W') of clips (B, T, C, H, W); a clip of one frame has a grid of one step.
-
-        Raises:
-            ValueError: a wrong number of dimensions or channels, or sizes that tubelet and patch do not divide.
-        """
+        """Grid (T', H', W') of clips (B, T, C, H, W), whose shape is checked; one frame has a grid of one step."""
         return clip_grid(self.config, pixel_values_videos)
 
     def fill_tubelet(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
@@ -234,7 +226,6 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
         Raises:
             ValueError: a setting that does not fit, images without a processor, no frame, an unreadable video, or an
                 `output_dir` of other weights, settings or another video.
-            FileNotFoundError: no file at this path.
         """
         try:
             from vjepa2_hf.data.long_video import encode_long
@@ -243,6 +234,11 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
         return encode_long(self, video, chunk_frames, overlap, stride, output_dir, processor, pool)
 
 
+# Weights beside the encoder in folders of other models
+_OTHER_WEIGHTS = re.compile(
+    r"(encoder|target_encoder|(vjepa2\.)?predictor|pooler|classifier|reward_head|stochastic_head|chance_head)\."
+    r"|state_(mean|map|scale)$"
+)
 # By model type, the prefixes of encoders in a folder; the first is the default
 _COMPONENTS = {
     "vjepa2_hf_encoder": [],
@@ -253,11 +249,7 @@ _COMPONENTS = {
 
 
 def as_encoder(encoder: "str | os.PathLike | VJepa2Encoder") -> VJepa2Encoder:
-    """The encoder that `from_encoder` copies: an encoder, or one loaded from a folder or Hub id.
-
-    Raises:
-        ValueError: something else, or an encoder with an adapter that is not merged.
-    """
+    """The encoder that `from_encoder` copies: an encoder, or one loaded from a folder or Hub id."""
     if isinstance(encoder, (str, os.PathLike)):
         encoder = VJepa2Encoder.from_pretrained(encoder)
     if not isinstance(encoder, VJepa2Encoder):

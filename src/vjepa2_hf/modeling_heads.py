@@ -28,9 +28,6 @@ class VJepa2RewardHead(nn.Module):
         position of the token ────────────────┘
 
     The mean follows a layer that sees positions: a mean of the latents alone would lose where things are.
-
-    Args:
-        config: of the world model.
     """
 
     def __init__(self, config: VJepa2WorldModelConfig):
@@ -62,13 +59,8 @@ class VJepa2RewardHead(nn.Module):
         return self(actions, latents, following) * (1 if std is None else std) + (mean or 0)
 
     def loss(self, inputs: DynamicsInputs, targets: torch.Tensor, rewards: torch.Tensor | None) -> torch.Tensor:
-        """mean (r̂ − r)² / 2 of standardized rewards; its gradient reaches only the head.
-
-        Args:
-            inputs: of F frames.
-            targets: the latents that follow (B, F, N, D).
-            rewards: (B, F) in environment units.
-        """
+        """mean (r̂ − r)² / 2 of standardized rewards (B, F), for inputs of F frames and the latents that follow them
+        (B, F, N, D); its gradient reaches only the head."""
         expected = targets.shape[:2]
         if rewards is None or rewards.shape != expected:
             found = "missing" if rewards is None else f"of shape {tuple(rewards.shape)}"
@@ -89,9 +81,6 @@ class VJepa2GaussianHead(nn.Module):
 
     σ is the standard deviation of a number, and u determines which fraction of its variance is correlated with other
     numbers: the covariance is L Lᵀ + diag(d²), with diagonal σ².
-
-    Args:
-        config: of the world model; `stochastic_dim` is Z.
     """
 
     def __init__(self, config: VJepa2WorldModelConfig):

@@ -9,6 +9,7 @@ import math
 import torch
 from einops import rearrange
 from torch import nn
+from torchvision.ops import StochasticDepth
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN, GELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -31,19 +32,12 @@ def grid_positions(grid: tuple[int, int, int], device=None) -> torch.Tensor:
 
 
 def rotary_table(positions: torch.Tensor, head_dim: int, interleave: bool = False) -> RotaryTable:
-    """Cosine and sine of 3-D RoPE, computed once per forward for all layers.
+    """Cosine and sine (..., L, d) of 3-D RoPE at positions (..., L, 3), in float32, computed once per forward for all
+    layers; the sine has the sign that `rotate_queries_keys` needs.
 
     A head's channels are split into time, height and width, 2·((d // 3) // 2) each, and a rest that is not rotated;
-    ω_i = 10000^(−i / (size / 2)).
-
-    Args:
-        positions: (..., L, 3) time, row and column.
-        interleave: `False` tiles the angles ([ω0…ωk, ω0…ωk]) although `rotate_queries_keys` rotates neighboring
-            channels as pairs. The released weights were trained with this table and need it. `True` gives both
-            channels of a pair the same angle.
-
-    Returns:
-        Cosine and sine (..., L, d) in float32; the sine has the sign that `rotate_queries_keys` needs.
+    ω_i = 10000^(−i / (size / 2)). Without `interleave` the angles are tiled ([ω0…ωk, ω0…ωk]) although
+    `rotate_queries_keys` rotates neighboring channels as pairs: the released weights were trained with this table.
     """
     size = 2 * ((head_dim // 3) // 2)
     omega = 10000.0 ** -(torch.arange(size // 2, device=positions.device, dtype=torch.float32) / max(size / 2, 1))
@@ -137,21 +131,13 @@ def position_parameter(config: VJepa2EncoderConfig, size: int) -> nn.Parameter |
 
 
 def sincos_table(
-    grid: tuple[int, int, int],
-    size: int,
-    uniform_power: bool = False,
-    device: torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
+    grid: tuple[int, int, int], size: int, uniform_power: bool = False, device=None, dtype=torch.float32
 ) -> torch.Tensor:
     """Fixed positions of V-JEPA 1 (`pos_embed` in its checkpoints) for a grid (T', H', W'): (N, D).
 
     Channels are for time, then row, then column, each with the sines and then the cosines of position · ω_i with
-    ω_i = 10000^(−i / (part / 2)).
-
-    Args:
-        uniform_power: time, row and column get 2·⌈D / 6⌉ channels each, cut to D in all; otherwise time gets D / 2,
-            row and column D / 4.
-        dtype: of the computation; the published tables were computed in float64.
+    ω_i = 10000^(−i / (part / 2)). With `uniform_power` each gets 2·⌈D / 6⌉ channels, cut to D in all; otherwise time
+    gets D / 2, row and column D / 4. The published tables were computed in float64.
     """
     parts = [2 * math.ceil(size / 6)] * 3 if uniform_power else [size // 2, size // 4, size // 4]
     channels = []
@@ -170,14 +156,10 @@ def add_positions(
     ids: torch.Tensor | None = None,
     learned: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Adds sin-cos or learned positions to tokens; with "rope" nothing is added.
+    """Adds sin-cos or `learned` positions to tokens (B, N, D), or (B, K, D) at `ids`; with "rope" nothing is added.
 
     A clip of the configured height and width that is not too long gets the first steps of the table. For any other
     clip the whole table is interpolated along time, height and width to the clip's grid, as in the published code.
-
-    Args:
-        hidden_states: (B, N, D) of the grid (T', H', W'), or (B, K, D) of its tokens `ids` (B, K).
-        learned: the parameter (configured tokens, D) for "learned".
     """
     if config.position_embedding_type == "rope":
         return hidden_states
@@ -204,14 +186,7 @@ def gather_tokens(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 def eager_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
+    module: nn.Module, query, key, value, attention_mask, scaling: float, dropout: float = 0.0, **kwargs
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention over (B, h, L, d) that returns its weights; a boolean mask is true where a query attends."""
     weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
@@ -240,9 +215,7 @@ class KeyValueBuffer:
     """Preallocated keys and values of one layer, to which a step copies only its own tokens. Only without gradient,
     which needs the tensors of every step unchanged.
 
-    Args:
-        room: M, the largest number of tokens.
-        shared: keys and values (B, h, L, d) of the first tokens, each repeated for `copies` candidates.
+    It has `room` for M tokens; `shared`: keys and values (B, h, L, d) of the first, repeated for `copies` candidates.
     """
 
     def __init__(self, room: int, shared: tuple[torch.Tensor, torch.Tensor] | None = None, copies: int = 1):
@@ -323,7 +296,6 @@ class VJepa2Layer(GradientCheckpointingLayer):
 
     Args:
         config: of the model that holds the layer; it chooses the attention implementation.
-        hidden_size, num_heads, mlp_ratio: of this stack.
         index: 1 for the first block; the initialization of its two projections depends on it.
         encoder_config: has activation, norm eps, bias and dropout; `config` when `None`.
         drop_path: probability of skipping each branch, per clip.
@@ -345,7 +317,7 @@ class VJepa2Layer(GradientCheckpointingLayer):
         self.attention = VJepa2Attention(config, hidden_size, num_heads, encoder_config)
         self.norm2 = nn.LayerNorm(hidden_size, eps=encoder_config.layer_norm_eps)
         self.mlp = VJepa2MLP(hidden_size, mlp_ratio, encoder_config.hidden_act)
-        self.drop_path = _drop_path(drop_path)
+        self.drop_path = StochasticDepth(drop_path, mode="row") if drop_path else nn.Identity()
         if encoder_config.depth_scaled_init:
             # on the projections: transformers does not visit a layer that has no parameters of its own
             self.attention.proj.init_scale = self.mlp.fc2.init_scale = 1 / math.sqrt(2 * index)
@@ -414,14 +386,6 @@ def _attend(
     rotary = None if rotary is None else (grouped(rotary[0]), grouped(rotary[1]))
     attended = attention(grouped(hidden_states), rotary)[0]
     return (attended.transpose(1, 2) if over_time else attended).flatten(1, 2)
-
-
-def _drop_path(rate: float) -> nn.Module:
-    if rate == 0.0:
-        return nn.Identity()
-    from torchvision.ops import StochasticDepth
-
-    return StochasticDepth(rate, mode="row")
 
 
 def build_layers(

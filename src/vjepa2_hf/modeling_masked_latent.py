@@ -30,7 +30,7 @@ class VJepa2MaskedLatentPredictionOutput(ModelOutput):
     mask_losses: (number of mask sets,) the prediction loss of each, without gradient.
     losses: if the config gives auxiliary terms a weight: every term by name, unweighted and without gradient,
         "prediction" and those of `config.auxiliary_weights`.
-    target_std, effective_rank, prediction_variation: with `output_meters=True`, see `collapse_meters`.
+    target_std, effective_rank, prediction_variation: see `collapse_meters`; with `output_meters=True`.
     targets: with `output_targets=True`, (B, N, D) of the whole clip before normalization.
     """
 
@@ -105,9 +105,20 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
             targets: from an earlier forward of these clips, instead of computing them again. With them a training step
                 may process one mask set at a time and keep the activations of only one in memory.
         """
-        context_masks, target_masks = _as_mask_sets(context_mask, target_mask)
+        context_masks, target_masks = _as_mask_sets(context_mask), _as_mask_sets(target_mask)
+        if len(context_masks) != len(target_masks) or not context_masks:
+            raise ValueError(
+                f"{len(context_masks)} context masks and {len(target_masks)} target masks; expected equal numbers."
+            )
         grid = self.encoder.get_grid(self.encoder.fill_tubelet(pixel_values_videos))
-        targets = self._targets(pixel_values_videos, targets, math.prod(grid))
+        if targets is None:
+            targets = self.encode_targets(pixel_values_videos)
+        expected = len(pixel_values_videos), math.prod(grid)
+        if targets.shape[:2] != expected:
+            raise ValueError(
+                f"targets have shape {tuple(targets.shape)}; expected {expected} in front: the `output.targets` of "
+                "these clips."
+            )
         normalized = self.normalize_targets(targets)
 
         predicted, selected, auxiliary = [], [], []
@@ -137,22 +148,9 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
             **meters,
         )
 
-    def _targets(self, pixel_values_videos: torch.Tensor, given: torch.Tensor | None, num_tokens: int) -> torch.Tensor:
-        """Raw targets (B, N, D): the given ones, or those of the target encoder."""
-        if given is None:
-            return self.encode_targets(pixel_values_videos)
-        expected = len(pixel_values_videos), num_tokens
-        if given.shape[:2] != expected:
-            raise ValueError(
-                f"targets have shape {tuple(given.shape)}; expected {expected} in front: the `output.targets` of "
-                "these clips."
-            )
-        return given
-
     @torch.no_grad()
     def encode_targets(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-        """Targets before normalization: the target encoder's tokens (B, N, D) of the whole clip, or for
-        `target_type="pixels"` its pixels per tubelet."""
+        """Targets before normalization: `encode_clip`, or for `target_type="pixels"` the pixels per tubelet."""
         if self.config.target_type == "pixels":
             return tubelet_pixels(self.config.encoder_config, self.encoder.fill_tubelet(pixel_values_videos))
         return self.encode_clip(pixel_values_videos)
@@ -164,11 +162,7 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
 
     @torch.no_grad()
     def normalize_targets(self, targets: torch.Tensor) -> torch.Tensor:
-        """Targets (B, N, D) normalized as `config.normalize_targets` says.
-
-        Raises:
-            ValueError: normalization over the batch with a single clip.
-        """
+        """Targets (B, N, D) normalized as `config.normalize_targets` says; the batch kinds refuse a single clip."""
         kind = self.config.normalize_targets
         if kind == "layer":
             return nn.functional.layer_norm(targets, targets.shape[-1:])
@@ -192,11 +186,8 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
     def total_loss(
         self, prediction: torch.Tensor, auxiliary: list[dict[str, torch.Tensor]]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None]:
-        """The prediction loss plus the auxiliary terms of all mask sets, each the weighted mean over sets.
-
-        Returns:
-            The sum; and every term by name, unweighted and without gradient, or `None` without auxiliary terms.
-        """
+        """The prediction loss plus the weighted means over mask sets of the auxiliary terms; and, if there are any,
+        every term by name, unweighted and without gradient."""
         if not auxiliary:
             return prediction, None
         weights = self.config.auxiliary_weights
@@ -212,11 +203,10 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
     def predict_future(
         self, pixel_values_videos: torch.Tensor, num_future_frames: int, autoregressive: bool = False
     ) -> torch.Tensor:
-        """Latents of the frames that follow a clip.
+        """Latents of the frames that follow a clip (B, T, C, H, W).
 
         Args:
-            pixel_values_videos: (B, T, C, H, W), the past.
-            num_future_frames: frames to predict, a multiple of the tubelet size.
+            num_future_frames: a multiple of the tubelet size.
             autoregressive: predict one tubelet at a time and use it as context for the next, instead of all at once.
                 (Beyond the length of the configured clip, rotary positions continue; sin-cos and learned tables are
                 interpolated over the whole, see `add_positions`.)
@@ -246,8 +236,7 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
 
 
 def tubelet_pixels(config: VJepa2EncoderConfig, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-    """Clips (B, T, C, H, W) as tokens of pixels (B, N, C · tubelet · patch²), in the token order of the encoder; a
-    single frame is repeated to fill its tubelet."""
+    """Clips (B, T, C, H, W) as tokens of pixels (B, N, C · tubelet · patch²); a single frame is repeated."""
     tubelet, patch = config.tubelet_size, config.patch_size
     clip_grid(config, pixel_values_videos)  # refuses wrong shapes
     if pixel_values_videos.shape[1] == 1:
@@ -284,16 +273,10 @@ def _check_hidden(index: int, context_ids: torch.Tensor, target_ids: torch.Tenso
         )
 
 
-def _as_mask_sets(context_mask, target_mask) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    context_masks = [context_mask] if isinstance(context_mask, torch.Tensor) else context_mask
-    target_masks = [target_mask] if isinstance(target_mask, torch.Tensor) else target_mask
-    if context_masks is None or target_masks is None:
+def _as_mask_sets(masks: torch.Tensor | list[torch.Tensor] | None) -> list[torch.Tensor]:
+    if masks is None:
         raise ValueError("context_mask and target_mask are both required: token ids (B, K), or a list of them.")
-    if len(context_masks) != len(target_masks) or not context_masks:
-        raise ValueError(
-            f"{len(context_masks)} context masks and {len(target_masks)} target masks; expected equal numbers."
-        )
-    return list(context_masks), list(target_masks)
+    return [masks] if isinstance(masks, torch.Tensor) else list(masks)
 
 
 # --- Auxiliary loss terms: means over the clips of one process, in float32, unweighted
@@ -310,8 +293,8 @@ def auxiliary_losses(
 ) -> dict[str, torch.Tensor]:
     """The unweighted terms of one mask set that have a weight in the config, by name.
 
-    The two temporal terms act on the predictions (B, M, D), variance and covariance on the context encoder's tokens
-    (B, K, D): the encoder is what collapses, and the predictor could satisfy a term on the predictions by itself.
+    Variance and covariance act on the context encoder's tokens (B, K, D): the encoder is what collapses, and the
+    predictor could satisfy a term on the predictions (B, M, D) by itself.
     """
     weights, terms = config.auxiliary_weights, {}
     comparing = [name for name in weights if name != "temporal_diversity"]
@@ -336,11 +319,11 @@ def auxiliary_losses(
 def temporal_diversity_loss(
     predicted: torch.Tensor, target_mask: torch.Tensor, grid: tuple[int, int, int]
 ) -> torch.Tensor:
-    """−Var_t: high if the predictions change little over time (temporal recipe, "Temporal Collapse", weight 0.1).
+    """−Var_t of predictions (B, M, D) at ids `target_mask` (B, M): high if they change little over time (temporal
+    recipe, "Temporal Collapse", weight 0.1).
 
     The recipe has one vector per frame. Here it is the variance (with n − 1) over the times at which a spatial
-    position of a clip is predicted, averaged over channels and over positions predicted at least twice; 0 if there is
-    none. Predictions are (B, M, D) at the ids `target_mask` (B, M).
+    position of a clip is predicted, averaged over channels and over positions predicted at least twice (else 0).
     """
     squares, count = squares_over_time(predicted.float(), target_mask, grid)
     variance = squares.mean(dim=-1) / (count - 1).clamp_min(1)
@@ -375,7 +358,7 @@ def covariance_at_positions(tokens: torch.Tensor, ids: torch.Tensor, num_positio
     VICReg has one embedding per image and takes statistics over the batch. For clips, the mean token would give few
     samples and compare only averages; all tokens as samples could be satisfied by encoding the position. Subtracting
     the mean per position leaves the differences between clips, as measured by `target_std`, which falls in collapse.
-    Tokens are (B, K, D) at positions `ids` (B, K); positions that only one clip has do not count.
+    Tokens are (B, K, D) at `ids` (B, K); positions that only one clip has do not count.
     """
     centered, sizes = _centered(tokens.float().flatten(0, 1), ids.flatten(), num_positions)
     freedom = (sizes - 1).clamp_min(0).sum().clamp_min(1)
@@ -405,12 +388,7 @@ def _centered(tokens: torch.Tensor, groups: torch.Tensor, num_groups: int) -> tu
 def collapse_meters(
     targets: torch.Tensor, predicted: torch.Tensor, target_mask: torch.Tensor, grid: tuple[int, int, int]
 ) -> dict[str, torch.Tensor]:
-    """Three numbers that fall when the representation collapses.
-
-    Args:
-        targets: raw target tokens (B, N, D).
-        predicted: predictions (B, M, D) at `target_mask` (B, M).
-        grid: (T', H', W').
+    """Numbers that fall when the representation collapses, of raw targets (B, N, D) and predictions (B, M, D).
 
     Returns:
         target_std: standard deviation of the raw targets over the batch, mean over positions and channels (0 for one

@@ -19,7 +19,6 @@ class VJepa2Predictor(nn.Module):
     all tokens (published V-JEPA 1), or its own learned table.
 
     Args:
-        config: sizes.
         model_config: of the model that holds the predictor, if different; it chooses the attention implementation.
     """
 
@@ -83,17 +82,11 @@ def predict_following(
     autoregressive: bool = False,
     skip: int = 0,
 ) -> torch.Tensor:
-    """Tokens of the tubelets that follow a clip.
+    """Tokens (B, steps, H'·W', D) of the tubelets that follow a clip with tokens (B, T'·H'·W', D).
 
     Args:
-        context: the clip's tokens (B, T'·H'·W', D).
-        grid: (T', H', W') of the clip.
-        steps: tubelets to predict.
         autoregressive: predict one tubelet at a time and use it as context for the next, instead of all at once.
         skip: tubelets between the clip and those to predict, when all are predicted at once.
-
-    Returns:
-        (B, steps, H'·W', D).
     """
     past_steps, rows, columns = grid
     at_once, future = 1 if autoregressive else steps, []

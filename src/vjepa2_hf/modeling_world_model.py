@@ -49,8 +49,7 @@ class VJepa2WorldModelOutput(ModelOutput):
 
     loss: teacher_forcing_weight · teacher_forcing_loss + rollout_weight · rollout_loss + losses of optional heads.
     teacher_forcing_loss: of predictions one step ahead of true latents.
-    rollout_loss: of the first `rollout_steps` steps from the first frame, each fed with the previous prediction;
-        `None` when its weight is 0.
+    rollout_loss: of the first `rollout_steps` steps, each fed with the previous prediction; `None` for weight 0.
     predicted_latents: (B, T-1, N, D), one step ahead of true latents.
     reward_loss: with a reward head, mean (r̂ − r)² / 2 of standardized rewards.
     nll_loss: with a stochastic latent, -log p(s_{t+1} | s_t, a_t) in nats per number of the latents.
@@ -81,9 +80,8 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
     gradient, and the targets are from its EMA copy `target_encoder`, without; call `update_target_encoder(0.9999)`
     after every step (two-phase recipe, Algorithm 2 line 10).
 
-    With `stochastic_dim` a head predicts the error as a Gaussian of low rank, s_{t+1} = ŝ_{t+1} + L z + d · e
-    ([`VJepa2GaussianHead`]); a rollout may sample from it at every step. With `reward_head` a head predicts the reward
-    from (s_t, a_t, s_{t+1}). Neither changes the dynamics.
+    Optional heads, which do not change the dynamics: with `stochastic_dim` one predicts the error as a Gaussian, from
+    which a rollout may sample ([`VJepa2GaussianHead`]); with `reward_head` one predicts the reward.
 
     Args:
         config ([`VJepa2WorldModelConfig`]): sizes; weights are random.
@@ -125,8 +123,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         """A world model with new dynamics on a trained encoder, in float32.
 
         Args:
-            encoder: a [`VJepa2Encoder`], or a folder or Hub id to load one from (of a masked-latent model, the target
-                encoder).
+            encoder: a [`VJepa2Encoder`], or a folder or Hub id to load one from.
             config: fields of [`VJepa2WorldModelConfig`].
         """
         encoder = as_encoder(encoder)
@@ -171,8 +168,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
 
     @torch.no_grad()
     def encode_targets(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-        """Latents of training targets and goals: from the EMA encoder with `freeze_encoder=False`, otherwise as
-        `encode`."""
+        """As `encode`, for training targets and goals: with `freeze_encoder=False` from the EMA encoder."""
         encoder = getattr(self, "encoder", None) if self.config.freeze_encoder else self.target_encoder
         return self._encode_with(encoder, pixel_values_videos)
 
@@ -191,9 +187,6 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         Args:
             latents: (..., n, m) from `encode` before fitting, or a list of episodes (T, n, m); `standardize` maps them
                 afterwards. With `state_projection="slow"` episodes (E, T, n, m), or a list of them.
-
-        Raises:
-            ValueError: the state is already fitted, or the latents have another shape, are too few or vary too little.
         """
         if self.config.state_fitted:
             raise ValueError("the state is already fitted: start from a new world model to fit it on other latents.")
@@ -233,16 +226,15 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         """Teacher-forcing and rollout loss of episodes, plus the losses of the optional heads.
 
         A reward head adds reward_weight · reward_loss, a stochastic latent nll_weight · (nll_loss + that of every
-        number alone), see [`VJepa2GaussianHead`]; their gradients reach only their heads.
+        number alone); their gradients reach only their heads.
 
         Args:
             pixel_values_videos: frames (B, T, C, H, W), or
             latents: (B, T, N, D) from `encode` (cached), with a frozen encoder.
-            actions: (B, T-1, A) in environment units; discrete ones as one-hot floats, or as int64 categories
-                (B, T-1), with several actions per step (B, T-1, k).
+            actions: (B, T-1, A) in environment units; discrete ones as one-hot floats, or as int64 categories (B, T-1)
+                or, for k actions per step, (B, T-1, k).
             proprio_states, extrinsics: (B, T, S) in environment units and (B, T, E), if the model has them.
-            teacher_forcing_weight, rollout_weight: replace the configured weights, for schedules; a loss with weight 0
-                is not computed.
+            teacher_forcing_weight, rollout_weight: replace the configured ones; a loss with weight 0 is not computed.
             rewards: (B, T-1) in environment units, if the model has a reward head.
         """
         config, losses, heads = self.config, {}, {}
@@ -256,16 +248,16 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             raise ValueError("rewards were given, but the model has no reward head: set reward_head=True.")
 
         hidden_states = predicted = None
-        forcing = config.teacher_forcing_weight if teacher_forcing_weight is None else teacher_forcing_weight
-        rollout = config.rollout_weight if rollout_weight is None else rollout_weight
+        loss, rollout = 0, config.rollout_weight if rollout_weight is None else rollout_weight
         if teacher_forcing_weight != 0:  # a configured 0 is computed, to be logged
             hidden_states = self.predictor.hidden_states(inputs)
             predicted = self.predictor.next_latents(hidden_states, inputs.latents)
             losses["teacher_forcing_loss"] = self.latent_loss(predicted, targets)
+            forcing = config.teacher_forcing_weight if teacher_forcing_weight is None else teacher_forcing_weight
+            loss = loss + forcing * losses["teacher_forcing_loss"]
         if rollout:
             losses["rollout_loss"] = self._rollout_loss(inputs, predicted, targets)
-        weights = {"teacher_forcing_loss": forcing, "rollout_loss": rollout}
-        loss = sum(weights[name] * value for name, value in losses.items())
+            loss = loss + rollout * losses["rollout_loss"]
         if config.stochastic_dim:
             heads["nll_loss"], margins = self._stochastic_losses(inputs, hidden_states, targets)
             loss = loss + config.nll_weight * (heads["nll_loss"] + margins)
@@ -343,8 +335,8 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
     ) -> torch.Tensor:
         """Predicts the latents that follow under given actions.
 
-        With a stochastic latent it is the mean prediction at every step, or with a generator one sample per candidate.
-        For K samples repeat the actions: `actions.unsqueeze(1).expand(-1, K, -1, -1)`.
+        With a stochastic latent it is the mean prediction, or with a generator one sample per candidate. For K samples
+        repeat the actions: `actions.unsqueeze(1).expand(-1, K, -1, -1)`.
 
         Args:
             latents: (B, T0, N, D) from `encode`; the last is the present.
@@ -353,9 +345,8 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             context_actions: (B, T0-1, A), needed when T0 > 1.
             proprio_states: (B, T0, S), continued by `proprio_transition`; or (B, T0+P, S), used as given.
             extrinsics: (B, T0, E), of which the last is held, or (B, T0+P, E).
-            candidate_chunk_size: candidates per forward, which bounds memory; `None` chooses by size. The result does
-                not depend on it.
-            use_cache: reuse keys and values of earlier steps. The result does not depend on it.
+            candidate_chunk_size, use_cache: candidates per forward (`None` chooses by size) and whether keys and
+                values of earlier steps are reused; memory and time depend on them, the result does not.
             generator: noise of the samples, for a model with `stochastic_dim`.
 
         Returns:
@@ -364,9 +355,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         check_chunk_size(candidate_chunk_size)
         actions = one_hot_actions(self.config, actions)
         candidates = actions.unsqueeze(1) if actions.ndim == 3 else actions
-        noise = None
-        if generator is not None:
-            noise = self._noise(candidates.shape[:-1], latents.shape[2], generator)
+        noise = None if generator is None else self._noise(candidates.shape[:-1], latents.shape[2], generator)
         context = (context_actions, proprio_states, extrinsics)
         chunks = self._rollout_chunks(latents, candidates, context, candidate_chunk_size, use_cache, noise)
         future = torch.cat([torch.stack(list(steps), dim=2) for steps in chunks], dim=1)
@@ -429,8 +418,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             actions: (B, J, P, A) in environment units.
             context_actions, proprio_states, extrinsics, candidate_chunk_size: as in `rollout`.
             distance: "l2" (mean squared), "l1" or "cosine", short for `cost=LatentDistance(distance)`.
-            num_samples: K samples over which the cost is averaged, for a model with a stochastic latent; 1 uses the
-                mean prediction.
+            num_samples: K samples of a stochastic latent over which the cost is averaged; 1 uses the mean prediction.
             uncertainty_weight: w, short for adding `w * Uncertainty()` to the cost.
             generator: noise of the samples, shared by all candidates; `None`: the same noise in every call.
             cost: terms of `vjepa2_hf.planning`, such as `LatentDistance("l1") + 0.1 * ActionPenalty()`, or a name.
@@ -479,15 +467,8 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         return torch.cat(costs, dim=1)
 
     def predict_rewards(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Rewards of the steps between latents, true or predicted; with gradient.
-
-        Args:
-            latents: (..., T, N, D): a present and the output of `rollout`, concatenated.
-            actions: (..., T-1, A) in environment units.
-
-        Returns:
-            float32 (..., T-1), in environment units.
-        """
+        """Rewards (..., T-1) of the steps between latents (..., T, N, D), such as a present and the output of
+        `rollout`, under actions (..., T-1, A), all in environment units; float32, with gradient."""
         if not self.config.reward_head:
             raise ValueError("the model has no reward head: train one with reward_head=True and rewards in the data.")
         actions = normalize_actions(self.config, latents, one_hot_actions(self.config, actions))

@@ -1,9 +1,7 @@
 """Proprio states under actions: poses of an arm, batched, and the transitions of a rollout.
 
-A pose is position (m), extrinsic Euler angles xyz (rad) and gripper (0 to 1).
-
-As in the published action-conditioned model, an action holds Δxyz, the Euler angles of a rotation Δ that is applied on
-the left, and Δgripper.
+A pose is position (m), extrinsic Euler angles xyz (rad) and gripper (0 to 1). An action (published) is Δxyz, the Euler
+angles of a rotation Δ that is applied on the left, and Δgripper.
 """
 
 from collections.abc import Iterator
@@ -34,10 +32,8 @@ def euler_from_rotation(rotation: torch.Tensor) -> torch.Tensor:
 
 
 def move_pose(pose: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-    """Pose (..., 7) after an action (..., 7): xyz + Δxyz, Δ·R, gripper + Δgripper within 0 and 1.
-
-    Angles are computed in float64: near the poles float32 loses them.
-    """
+    """Pose (..., 7) after an action (..., 7): xyz + Δxyz, Δ·R (in float64, for the poles), gripper + Δgripper within 0
+    and 1."""
     rotation = rotation_from_euler(action[..., 3:6].double()) @ rotation_from_euler(pose[..., 3:6].double())
     gripper = (pose[..., 6:] + action[..., 6:]).clamp(0, 1)
     return torch.cat([pose[..., :3] + action[..., :3], euler_from_rotation(rotation).to(pose.dtype), gripper], dim=-1)

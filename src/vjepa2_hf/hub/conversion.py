@@ -231,7 +231,6 @@ def _load_folder(source: str, options: ConversionOptions, model_class: type | No
     model_class = model_class or class_in_folder
     if options.wants_encoder_alone(model_class.config_class.model_type):
         model_class = VJepa2Encoder
-    own_encoder = model_class is VJepa2Encoder and file["model_type"] != TRANSFORMERS_MODEL_TYPE
     config = model_class.config_class.from_pretrained(source)
     own, of_encoder = split_settings(options.settings, model_class.config_class)
     if options.settings:
@@ -239,14 +238,10 @@ def _load_folder(source: str, options: ConversionOptions, model_class: type | No
         if of_encoder:
             fields["encoder_config"] = {**fields["encoder_config"], **of_encoder}
         config = model_class.config_class.from_dict(fields)
-    with contextlib.nullcontext() if model_class is VJepa2Encoder else _every_weight_counted():
-        model, info = model_class.from_pretrained(
-            source,
-            config=config,
-            dtype="auto",
-            output_loading_info=True,
-            **({"component": options.component} if own_encoder else {}),
-        )
+    loading = {"config": config, "dtype": "auto", "output_loading_info": True}
+    if model_class is VJepa2Encoder and file["model_type"] != TRANSFORMERS_MODEL_TYPE:
+        loading["component"] = options.component
+    model, info = model_class.from_pretrained(source, **loading)
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{source} lacks {len(missing)} weights of a {model_class.__name__}, such as {missing[0]}.")
     if unexpected := sorted(info["unexpected_keys"]):
@@ -255,18 +250,6 @@ def _load_folder(source: str, options: ConversionOptions, model_class: type | No
             "config, with or without --set, is of a smaller or another model."
         )
     return model
-
-
-@contextlib.contextmanager
-def _every_weight_counted() -> Iterator[None]:
-    """Weights that an encoder ignores in folders of larger models count as unexpected again: transformers passes the
-    encoder's list on to the models that hold one."""
-    ignored = VJepa2Encoder._keys_to_ignore_on_load_unexpected
-    VJepa2Encoder._keys_to_ignore_on_load_unexpected = None
-    try:
-        yield
-    finally:
-        VJepa2Encoder._keys_to_ignore_on_load_unexpected = ignored
 
 
 def _class_in_folder(source: str, file: Mapping[str, Any]) -> type[PreTrainedModel]:
