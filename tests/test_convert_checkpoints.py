@@ -502,7 +502,7 @@ class TestParts:
         weight = golden("world_model_ac")["predictor/extrinsics_encoder.weight"]
         assert torch.equal(model.predictor.extrinsics_encoder.weight, weight) and model.config.extrinsics_dim == 0
         assert not any(p.requires_grad for p in model.predictor.extrinsics_encoder.parameters())
-        with pytest.raises(ValueError, match="extrinsics were given, but the model has none"):
+        with pytest.raises(ValueError, match="extrinsics were given, but the model does not use them"):
             model(torch.zeros(1, 2, 3, 64, 64), None, torch.zeros(1, 1, 7), torch.zeros(1, 2, 7), torch.zeros(1, 2, 6))
         used = VJepa2WorldModel.from_pretrained(tmp_path / "ours", extrinsics_dim=6)
         assert torch.equal(used.predictor.extrinsics_encoder.weight, weight)

@@ -15,12 +15,7 @@ from transformers import initialization as init
 from transformers.utils import find_adapter_config_file
 from transformers.utils.output_capturing import OutputRecorder
 
-from .configuration_vjepa2 import (
-    TRANSFORMERS_MODEL_TYPE,
-    VJepa2EncoderConfig,
-    refuse_missing_folder,
-    transformers_format,
-)
+from .configuration_vjepa2 import TRANSFORMERS_MODEL_TYPE, refuse_missing_folder, transformers_format
 from .modeling_layers import VJepa2Attention, VJepa2Layer
 
 
@@ -30,7 +25,6 @@ logger = logging.getLogger(__name__)
 class VJepa2PreTrainedModel(PreTrainedModel):
     """Base of all models; its attributes list what transformers may ask of them."""
 
-    config: VJepa2EncoderConfig
     base_model_prefix = ""
     main_input_name = "pixel_values_videos"
     input_modalities = ("video",)
@@ -51,8 +45,8 @@ class VJepa2PreTrainedModel(PreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: folder or Hub id.
-            args, kwargs: of transformers' `from_pretrained`: `dtype`, `device_map`, `attn_implementation`,
-                `output_loading_info`, …, and config fields to replace.
+            args, kwargs: of transformers' `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, …), and
+                config fields to replace.
 
         Raises:
             FileNotFoundError: a local folder that does not exist.
@@ -102,7 +96,7 @@ class VJepa2PreTrainedModel(PreTrainedModel):
                 f"the weights in {path} are unreadable ({error}): the file is corrupt or truncated; download it again."
             ) from error
         except (RuntimeError, pickle.UnpicklingError) as error:
-            if "PytorchStreamReader" not in str(error) and not isinstance(error, pickle.UnpicklingError):
+            if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
                 raise
             raise ValueError(
                 f"the weights in {path} are unreadable as tensors: the file is corrupt, truncated, or holds code, "
@@ -222,12 +216,7 @@ def _model_cards():
 
 def read_config_dict(path: str | os.PathLike, options: dict) -> dict:
     """The raw config file of a folder or Hub id, located with the `options` of `from_pretrained`; for an adapter, of
-    the model it belongs to.
-
-    Raises:
-        FileNotFoundError: a local folder that does not exist.
-        ValueError: a file instead of a folder, or a config that is not a JSON object.
-    """
+    the model it belongs to."""
     refuse_missing_folder(path)
     if os.path.isfile(path) and not os.fspath(path).endswith(".json"):
         raise ValueError(

@@ -34,8 +34,7 @@ class VJepa2VideoClassificationOutput(ModelOutput):
 
 
 class _TokenClassifier:
-    """Tokens to logits, for the model and a probe's head alike; needs `config`, `pooler` (attentive) and
-    `classifier`."""
+    """Tokens to logits, for the model and a probe's head alike; needs `config`, `pooler` and `classifier`."""
 
     def classify(self, tokens: torch.Tensor, steps: int | None = None) -> torch.Tensor:
         """Tokens (B, N, D) of `encode_tokens` -> logits (B, C), or (B, T', C) with `labels_per_frame`; `steps` = T' is
@@ -45,7 +44,7 @@ class _TokenClassifier:
     def pool(self, tokens: torch.Tensor, steps: int | None = None) -> torch.Tensor:
         """The input (B, D) or (B, T', D) of the linear layer; arguments as of `classify`."""
         if self.config.pooler_type == "attentive":
-            return self.pooler(self._with_positions(tokens, steps), *self._query_each_step(steps))
+            return self.pooler(*self._pooler_inputs(tokens, steps))
         if self.config.labels_per_frame:
             return _by_step(tokens, steps, self._layers).mean(dim=2)
         return tokens.mean(dim=1)
@@ -55,15 +54,12 @@ class _TokenClassifier:
 
         They sum to 1, or with `labels_per_frame` to 1 per time step; tokens of several layers are added. (The
         self-attention blocks before have mixed the tokens.)
-
-        Raises:
-            ValueError: a linear pooler.
         """
         if self.config.pooler_type != "attentive":
             raise ValueError(
                 f"pooler_type is {self.config.pooler_type!r}, which weighs all tokens equally; expected 'attentive'."
             )
-        weights = self.pooler.attention(self._with_positions(tokens, steps), *self._query_each_step(steps))
+        weights = self.pooler.attention(*self._pooler_inputs(tokens, steps))
         if self.config.labels_per_frame:  # (B·T', h, layers · n)
             weights = weights.unflatten(0, (-1, steps)).transpose(1, 2)
             return weights.unflatten(-1, (self._layers, -1)).sum(dim=-2)
@@ -73,15 +69,12 @@ class _TokenClassifier:
     def _layers(self) -> int:
         return len(self.config.encoder_layers or [None])
 
-    def _query_each_step(self, steps: int | None) -> tuple[int, int] | tuple[()]:
-        return (steps, self._layers) if self.config.labels_per_frame else ()
-
-    def _with_positions(self, tokens: torch.Tensor, steps: int | None) -> torch.Tensor:
-        """Tokens (B, N, D) with the configured positions in time and space."""
-        if not (self.config.pooler_time_positions or self.config.pooler_space_positions):
-            return tokens
-        tokens = tokens.unflatten(1, (self._layers, steps, -1))
-        return (tokens + self._positions(steps, tokens)).flatten(1, 3)
+    def _pooler_inputs(self, tokens: torch.Tensor, steps: int | None) -> tuple:
+        """Tokens (B, N, D) with the configured positions, and with `labels_per_frame` T' and the number of layers."""
+        if self.config.pooler_time_positions or self.config.pooler_space_positions:
+            tokens = tokens.unflatten(1, (self._layers, steps, -1))
+            tokens = (tokens + self._positions(steps, tokens)).flatten(1, 3)
+        return (tokens, steps, self._layers) if self.config.labels_per_frame else (tokens,)
 
     def _positions(self, steps: int, tokens: torch.Tensor) -> torch.Tensor:
         """Sin-cos positions (T' or 1, H'·W' or 1, D) of tokens (B, layers, T', H'·W', D); predicted tokens are
@@ -208,26 +201,20 @@ class VJepa2ForVideoClassification(_TokenClassifier, VJepa2PreTrainedModel):
         """The encoder's output; its tokens (B, N, D), concatenated over several layers or with the predicted ones; and
         their T'."""
         layers, tubelet = self.config.encoder_layers, self.config.encoder_config.tubelet_size
+        output = self.encoder(clips, **(options if layers is None else {**options, "output_hidden_states": True}))
+        tokens, (steps, rows, columns) = output.last_hidden_state, output.grid
+        if self.config.pooler_space_positions and rows != columns:  # the number of tokens alone does not tell
+            raise ValueError(
+                f"pooler_space_positions needs square frames, but these have {rows} × {columns} tokens: crop them."
+            )
         if layers is not None:
-            output = self.encoder(clips, **{**options, "output_hidden_states": True})
-            self._check_square(output.grid)
-            states = [self.encoder.layernorm(output.hidden_states[layer + 1]) for layer in layers]
-            return output, torch.cat(states, dim=1), output.grid[0]
-        output = self.encoder(clips, **options)
-        self._check_square(output.grid)
-        tokens, steps = output.last_hidden_state, output.grid[0]
+            tokens = [self.encoder.layernorm(output.hidden_states[layer + 1]) for layer in layers]
+            return output, torch.cat(tokens, dim=1), steps
         more, skip = self.config.predicted_frames // tubelet, self.config.skipped_frames // tubelet
         if not more:
             return output, tokens, steps
         future = predict_following(self.predictor, tokens, output.grid, more, skip=skip)
         return output, torch.cat([tokens, future.flatten(1, 2)], dim=1), steps + more
-
-    def _check_square(self, grid: tuple[int, int, int]) -> None:
-        """Positions depend only on the number of tokens: a grid of 2 × 8 would be taken for 4 × 4."""
-        if self.config.pooler_space_positions and grid[1] != grid[2]:
-            raise ValueError(
-                f"pooler_space_positions needs square frames, but these have {grid[1]} × {grid[2]} tokens: crop them."
-            )
 
     def mean_over_views(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits (B, V, num_labels) -> (B, num_labels) of the mean probabilities."""
@@ -255,10 +242,8 @@ class VJepa2ForVideoClassification(_TokenClassifier, VJepa2PreTrainedModel):
 
 class VJepa2Neighbors(nn.Module):
     """k-NN classifier in place of a linear layer: averages the labels of the nearest stored views, weighted by
-    exp(cosine / temperature) (DINO, arXiv 2104.14294).
-
-    Its logits are log probabilities (log odds for several labels, numbers for regression).
-    """
+    exp(cosine / temperature) (DINO, arXiv 2104.14294). Its logits are log probabilities (log odds for several labels,
+    numbers for regression)."""
 
     def __init__(self, config: VJepa2VideoClassificationConfig):
         super().__init__()

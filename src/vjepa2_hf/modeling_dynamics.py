@@ -37,11 +37,8 @@ KeyValueCache = list[PastKeyValues | tuple[torch.Tensor]]
 
 
 class Dynamics(nn.Module):
-    """Base of the dynamics: latents and conditions of F frames in, the latents of the next frames out.
-
-    `forward` of a subclass computes hidden states of every frame from this and earlier frames, and reuses a cache of
-    earlier frames.
-    """
+    """Base of the dynamics. `forward` of a subclass computes the hidden states of every frame from this and earlier
+    frames, of which it may reuse a cache; `next_latents` maps them to latents."""
 
     def __init__(self, config: VJepa2WorldModelConfig):
         super().__init__()
@@ -51,10 +48,8 @@ class Dynamics(nn.Module):
         self.action_encoder = _action_encoder(config)
         if config.proprio_dim:
             self.proprio_encoder = nn.Linear(config.proprio_dim, size)
-        extrinsics_dim = config.extrinsics_dim or config.stored_extrinsics_dim
-        if extrinsics_dim:
-            self.extrinsics_encoder = nn.Linear(extrinsics_dim, size)
-            self.extrinsics_encoder.requires_grad_(config.extrinsics_dim > 0)
+        if extrinsics_dim := config.extrinsics_dim or config.stored_extrinsics_dim:
+            self.extrinsics_encoder = nn.Linear(extrinsics_dim, size).requires_grad_(config.extrinsics_dim > 0)
 
     def _build_output(self) -> None:
         """The last layers; a subclass calls this after building its own, so that weights keep their order."""
@@ -342,15 +337,12 @@ def rollout_steps(
     """Predicts the frames after a context for j candidates of actions each, one step at a time.
 
     Args:
-        dynamics: predicts the next frame from a window of at most W frames.
-        head: samples with `noise`.
         context: the last frames of the context, at most W; the candidates' first action replaces its last action.
         actions: (B, j, P, A) in environment units.
         states: proprio states (B, T0, S) and extrinsics (B, T0, E), or of T0 + P frames, in environment units.
         num_frames: T0.
         cache: of the frames before the last.
-        use_cache: whether to reuse the cache of earlier steps.
-        noise: (B·j, P, Z + N·D), or `None` for the mean prediction.
+        noise: (B·j, P, Z + N·D) for samples of the head, or `None` for the mean prediction.
 
     Yields:
         P times (B, j, N, D).

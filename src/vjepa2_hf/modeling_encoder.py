@@ -65,6 +65,7 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
         >>> clip_features = encoder.encode(pixel_values_videos, pool="clip")  # (B, D), no gradient
     """
 
+    config: VJepa2EncoderConfig
     _has_transformers_counterpart = True
 
     def __init__(self, config: VJepa2EncoderConfig):

@@ -10,14 +10,13 @@ N tokens of width D are the state of a frame; before the fitted map a frame is *
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from einops import rearrange
 from torch import nn
 
-from .configuration_vjepa2 import VJepa2EncoderConfig
 from .configuration_world_model import VJepa2WorldModelConfig
 from .modeling_encoder import VJepa2Encoder, clip_grid
 
@@ -34,10 +33,8 @@ _LARGEST_PIXEL = 20.0  # the usual means and standard deviations give values of 
 
 def token_size(config: VJepa2WorldModelConfig) -> int:
     """Width of a token of the encoder, or of a raw patch."""
-    encoder_config: VJepa2EncoderConfig = config.encoder_config
-    if config.state_type == "pixels":
-        return encoder_config.in_chans * encoder_config.patch_size**2
-    return encoder_config.hidden_size
+    encoder = config.encoder_config
+    return encoder.in_chans * encoder.patch_size**2 if config.state_type == "pixels" else encoder.hidden_size
 
 
 def arranged_shape(config: VJepa2WorldModelConfig) -> tuple[int, int]:
@@ -121,10 +118,11 @@ def fit_state_map(
     """Mean (n, m), linear map (or `None`) and scale () of the state; see [`VJepa2WorldModel.fit_state`]."""
     episodes = _as_episodes(config, latents)
     count = sum(map(len, episodes))
-    mean = (sum(part.sum(dim=0, dtype=torch.float64) for part in _chunks(episodes)) / count).float()
+    chunks = [part for episode in episodes for part in episode.split(_CHUNK)]
+    mean = (sum(part.sum(dim=0, dtype=torch.float64) for part in chunks) / count).float()
     linear_map = None if config.state_dim is None else _fit_map(config, [part - mean for part in episodes])
     squares = size = 0
-    for part in _chunks(episodes):
+    for part in chunks:
         mapped = apply_state_map(config, part - mean, linear_map)
         squares, size = squares + mapped.square().sum(dtype=torch.float64), size + mapped.numel()
     parts = (mean, linear_map, (squares / size).sqrt())
@@ -153,33 +151,20 @@ def _as_episodes(config: VJepa2WorldModelConfig, latents: torch.Tensor | Sequenc
 
 def _fit_map(config: VJepa2WorldModelConfig, episodes: list[torch.Tensor]) -> torch.Tensor:
     """Centered episodes (T, n, m) -> the linear map to `state_dim`."""
-    count = config.state_dim
-    if config.state_type == "merged":  # one map for all positions
-        return principal_directions(torch.cat([part.flatten(0, 1) for part in episodes]), count)[1]
-    episodes = [part.flatten(1) for part in episodes]
     if config.state_projection == "slow":
-        return slow_directions(episodes, count)
-    return principal_directions(torch.cat(episodes), count)[1]
+        return slow_directions([part.flatten(1) for part in episodes], config.state_dim)
+    rows = torch.cat(episodes)
+    rows = rows.flatten(0, 1) if config.state_type == "merged" else rows.flatten(1)  # one map for all merged tokens
+    return principal_directions(rows, config.state_dim)[1]
 
 
 def principal_directions(
     rows: torch.Tensor, count: int, at_least: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The directions of largest variance of centered rows (r, m).
+    """The `count` directions of largest variance of centered float32 rows (r, m), at least `at_least` if they vary in
+    fewer: variances (k,), descending, and orthonormal directions (m, k), the largest entry of each positive.
 
-    Up to 4096 columns the covariance is decomposed exactly; beyond, by the randomized method of `torch.svd_lowrank`
-    with a fixed seed.
-
-    Args:
-        rows: float32.
-        count: directions to find.
-        at_least: the smallest number to accept if the rows vary in fewer directions; `None`: `count`.
-
-    Returns:
-        Variances (k,), descending, and orthonormal directions (m, k), the largest entry of each positive.
-
-    Raises:
-        ValueError: the rows vary in fewer directions than needed.
+    Up to 4096 columns the covariance is decomposed exactly; beyond, by `torch.svd_lowrank` with a fixed seed.
     """
     number, size = rows.shape
     if size <= _EXACT_SIZE:
@@ -191,8 +176,7 @@ def principal_directions(
             torch.manual_seed(0)
             _, singular, vectors = torch.svd_lowrank(rows, q=min(count + 32, number), niter=4)
         values, vectors = (singular.square() / number)[:count], vectors[:, :count]
-    known = int((values > 1e-6 * values[0]).sum())  # smaller ones are float32 rounding
-    needed = count if at_least is None else at_least
+    known, needed = int((values > 1e-6 * values[0]).sum()), at_least or count  # smaller ones are float32 rounding
     if known < needed:
         raise ValueError(
             f"{number} latents of {size} numbers vary in {known} directions, and the state needs {needed}: give "
@@ -202,18 +186,12 @@ def principal_directions(
 
 
 def slow_directions(episodes: list[torch.Tensor], count: int) -> torch.Tensor:
-    """The directions that change least over 3 frames, relative to their variance within an episode.
+    """The directions (m, count) in which centered episodes (T, m) change least over 3 frames, relative to their
+    variance within an episode; the slowest first.
 
     Slow feature analysis (Wiskott & Sejnowski 2002): the first 192 principal components of the within-episode
     covariance are whitened; of the covariance of differences in that space, the directions of smallest variance are
     kept. The within-episode variance excludes what differs between episodes but never changes, such as a background.
-
-    Args:
-        episodes: centered, (T, m) each.
-        count: directions to keep.
-
-    Returns:
-        (m, count), the slowest first.
     """
     within = torch.cat([episode - episode.mean(dim=0) for episode in episodes])
     variances, directions = principal_directions(within, max(count, SLOW_WHITENED), at_least=count)
@@ -233,10 +211,6 @@ def _with_fixed_signs(directions: torch.Tensor) -> torch.Tensor:
     """Directions (m, k) with the largest entry of each positive; the sign of a decomposition is arbitrary."""
     largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
     return directions * largest.sign()
-
-
-def _chunks(episodes: list[torch.Tensor]) -> Iterator[torch.Tensor]:
-    return (part for episode in episodes for part in episode.split(_CHUNK))
 
 
 # --- Inputs
@@ -330,13 +304,11 @@ def check_inputs(config: VJepa2WorldModelConfig, latents, frames: int, actions, 
         "extrinsics": (extrinsics, frames, config.extrinsics_dim),
     }
     for name, (value, length, width) in expected.items():
-        if width == 0:
-            if value is not None:
-                raise ValueError(f"{name} were given, but the model does not use them (their size is 0).")
-        elif value is None:
-            raise ValueError(f"{name} are missing; expected ({batch_size}, {length}, {width}).")
-        elif tuple(value.shape) != (batch_size, length, width):
-            raise ValueError(f"{name} have shape {tuple(value.shape)}; expected ({batch_size}, {length}, {width}).")
+        if width == 0 and value is not None:
+            raise ValueError(f"{name} were given, but the model does not use them (their size is 0).")
+        if width and (value is None or tuple(value.shape) != (batch_size, length, width)):
+            found = "are missing" if value is None else f"have shape {tuple(value.shape)}"
+            raise ValueError(f"{name} {found}; expected ({batch_size}, {length}, {width}).")
 
 
 def check_candidates(config: VJepa2WorldModelConfig, latents: torch.Tensor, actions: torch.Tensor) -> None:
