@@ -89,8 +89,8 @@ class VJepa2VideoClassificationConfig(VJepa2NestedConfig, PreTrainedConfig):
             )
         super().__post_init__(**self._refuse_unknown(kwargs))
         check_numbers(self, positive="num_labels")
-        problems = ("regression", "single_label_classification", "multi_label_classification")
-        check_choice("problem_type", self.problem_type, (None, *problems))
+        problems = (None, "regression", "single_label_classification", "multi_label_classification")
+        check_choice("problem_type", self.problem_type, problems)
         check(
             sorted(self.id2label) == list(range(self.num_labels)),
             f"id2label names {list(self.id2label)[:8]}; expected every number from 0 to {self.num_labels - 1}.",
@@ -110,9 +110,8 @@ class VJepa2VideoClassificationConfig(VJepa2NestedConfig, PreTrainedConfig):
     @property
     def masked_latent_config(self) -> VJepa2MaskedLatentPredictionConfig:
         """The configuration that the predictor is built from."""
-        return VJepa2MaskedLatentPredictionConfig(
-            encoder_config=self.encoder_config.to_dict(), **(self.predictor_config or {})
-        )
+        encoder_config = self.encoder_config.to_dict()
+        return VJepa2MaskedLatentPredictionConfig(encoder_config=encoder_config, **(self.predictor_config or {}))
 
     def _check_predictor(self) -> None:
         tubelet, own = self.encoder_config.tubelet_size, self.predictor_config is not None
@@ -121,16 +120,12 @@ class VJepa2VideoClassificationConfig(VJepa2NestedConfig, PreTrainedConfig):
             f"predicted_frames is {self.predicted_frames} and predictor_config is {self.predictor_config}; expected a "
             f"multiple of the tubelet size {tubelet} above 0 and the fields of a predictor, or 0 and None.",
         )
-        check(
-            self.skipped_frames % tubelet == 0,
-            f"skipped_frames is {self.skipped_frames}; expected a multiple of the tubelet size {tubelet}.",
-        )
+        skips = f"skipped_frames is {self.skipped_frames}; expected a multiple of the tubelet size {tubelet}."
+        check(self.skipped_frames % tubelet == 0, skips)
         check(
             self.pooler_type == "attentive" and not self.labels_per_frame and self.encoder_layers is None,
             f"predicted_frames={self.predicted_frames} needs pooler_type 'attentive', labels_per_frame False and "
             f"encoder_layers None; got {self.pooler_type!r}, {self.labels_per_frame} and {self.encoder_layers}.",
         )
-        check(
-            self.masked_latent_config.target_type != "pixels",
-            "predictor_config has target_type 'pixels'; expected a predictor of latents.",
-        )
+        latents = self.masked_latent_config.target_type != "pixels"
+        check(latents, "predictor_config has target_type 'pixels'; expected a predictor of latents.")

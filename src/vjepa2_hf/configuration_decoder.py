@@ -61,15 +61,13 @@ class VJepa2PixelDecoderConfig(VJepa2BaseConfig, PreTrainedConfig):
                 len(values) == self.in_chans and all(math.isfinite(value) for value in values),
                 f"{name} is {values}; expected {self.in_chans} finite numbers, as in_chans says.",
             )
-        check(all(value > 0 for value in self.image_std), f"image_std is {self.image_std}; expected numbers above 0.")
-        check(
-            self.crop_size % self.patch_size == 0,
-            f"patch_size={self.patch_size} must divide crop_size={self.crop_size}: choose another.",
-        )
-        side, patches = math.isqrt(self.num_latents), self.crop_size // self.patch_size
+        check(min(self.image_std) > 0, f"image_std is {self.image_std}; expected numbers above 0.")
+        crop, patch = self.crop_size, self.patch_size
+        check(crop % patch == 0, f"patch_size={patch} must divide crop_size={crop}: choose another.")
+        side, patches = math.isqrt(self.num_latents), crop // patch
         check(
             side**2 == self.num_latents and patches % side == 0,
             f"num_latents={self.num_latents} is not a square grid that divides the {patches} × {patches} patches of "
-            f"crop_size={self.crop_size} and patch_size={self.patch_size}: choose another patch_size.",
+            f"crop_size={crop} and patch_size={patch}: choose another patch_size.",
         )
         super().__post_init__(**self._refuse_unknown(kwargs))

@@ -8,6 +8,7 @@ import difflib
 import math
 import os
 import warnings
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin
 
@@ -35,7 +36,7 @@ def check(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def check_choice(name: str, value: Any, choices: tuple) -> None:
+def check_choice(name: str, value: Any, choices: Iterable) -> None:
     known = any(isinstance(value, type(choice)) and value == choice for choice in choices)
     check(known, f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}.")
 
@@ -70,11 +71,7 @@ def _check_sincos_size(encoder_config: "VJepa2EncoderConfig", size_name: str, si
 
 
 def refuse_missing_folder(path: str | os.PathLike) -> None:
-    """Refuses a local folder that does not exist, which transformers would look for on the Hub.
-
-    Raises:
-        FileNotFoundError: the string looks like a local path, and nothing is there.
-    """
+    """Refuses a local folder that does not exist, which transformers would look for on the Hub."""
     name = os.fspath(path)
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or os.sep != "/" and os.sep in name
     if (looks_local or isinstance(path, os.PathLike)) and not os.path.exists(name):
@@ -145,9 +142,7 @@ class VJepa2BaseConfig:
         """Drops `vjepa2_hf_version`. An unknown field is an error; in a file of a newer version it is a warning."""
         written_by = kwargs.pop("vjepa2_hf_version", None) or VERSION
         known = {field.name for field in fields(self)} | set(self.attribute_map)
-        for name in [
-            n for n in kwargs if n not in _FOREIGN_FIELDS.split() and n not in known and not n.startswith("_")
-        ]:
+        for name in [n for n in kwargs if n not in {*_FOREIGN_FIELDS.split(), *known} and not n.startswith("_")]:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
             if "encoder_config" in known and name in {field.name for field in fields(VJepa2EncoderConfig)}:
@@ -178,17 +173,14 @@ PRESETS = {
     "huge": (1280, 32, 16, 4.0),
     "giant": (1408, 40, 22, 48 / 11),
 }
-_SIZE_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio")
 
 
 def _preset_fields(name: str) -> dict:
     """Encoder fields of a released size, from its name or the letter in its checkpoint's name."""
-    check(isinstance(name, str), f"preset is {name!r}; expected one of {', '.join(map(repr, PRESETS))}.")
-    letters = {"s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant"}
-    plain = name.lower().removeprefix("vit").lstrip("-_")
-    plain = letters.get(plain, plain)
-    check_choice("preset", plain if plain in PRESETS else name, tuple(PRESETS))
-    return dict(zip(_SIZE_FIELDS, PRESETS[plain]))
+    plain = str(name).lower().removeprefix("vit").lstrip("-_")
+    plain = next((preset for preset in PRESETS if plain == preset[0]), plain)
+    check_choice("preset", plain if plain in PRESETS else name, PRESETS)
+    return dict(zip(("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio"), PRESETS[plain]))
 
 
 @strict_config
@@ -282,13 +274,8 @@ class VJepa2NestedConfig(VJepa2BaseConfig):
 
     @classmethod
     def from_preset(cls, name: str, encoder_config: dict | None = None, **fields):
-        """The configuration of the published model around a released encoder.
-
-        Args:
-            name: of the encoder, see [`VJepa2EncoderConfig.from_preset`].
-            encoder_config: replaces fields of the encoder.
-            fields: replace the other fields.
-        """
+        """The configuration of the published model around a released encoder, see [`VJepa2EncoderConfig.from_preset`];
+        `encoder_config` replaces fields of the encoder, and `fields` the others."""
         encoder = {**_preset_fields(name), **(encoder_config or {})}
         return cls(encoder_config=encoder, **{**cls.published, **fields})
 
@@ -383,8 +370,7 @@ class VJepa2MaskedLatentPredictionConfig(VJepa2NestedConfig, PreTrainedConfig):
     def predictor_fields(self) -> dict:
         """The fields that the predictor is built from, without the encoder's."""
         names = ("num_mask_tokens", "zero_init_mask_tokens", "initializer_range", "target_type")
-        own = [name for name in self.to_dict() if name.startswith("predictor_") or name in names]
-        return {name: getattr(self, name) for name in own}
+        return {k: value for k, value in self.to_dict().items() if k.startswith("predictor_") or k in names}
 
     @property
     def auxiliary_weights(self) -> dict[str, float]:

@@ -164,10 +164,8 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
     planner: dict | None = None
 
     def __post_init__(self, **kwargs):
-        positive = (
-            "action_dim predictor_hidden_size action_encoder_num_layers context_frames frame_skip fps state_dim "
-        )
-        positive += "actions_per_step rollout_steps rollout_discount predictor_mlp_ratio reward_std"
+        positive = "action_dim predictor_hidden_size action_encoder_num_layers context_frames frame_skip fps "
+        positive += "state_dim actions_per_step rollout_steps rollout_discount predictor_mlp_ratio reward_std"
         not_negative = "proprio_dim extrinsics_dim stored_extrinsics_dim predictor_num_hidden_layers stochastic_dim "
         not_negative += "predictor_position_std predictor_initializer_range "
         not_negative += "teacher_forcing_weight rollout_weight reward_weight nll_weight"
@@ -188,7 +186,8 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
                 f"action_dim={action} (one model step) must be a multiple of actions_per_step={self.actions_per_step}."
             )
         for name in ("action_mean", "action_std", "action_low", "action_high", "proprio_mean", "proprio_std"):
-            self._check_vector(name, getattr(self, name))
+            if getattr(self, name) is not None:
+                self._check_vector(name, getattr(self, name))
         for dimension, (low, high) in enumerate(zip(self.action_low or [], self.action_high or [])):
             check(low <= high, f"action_low {low} exceeds action_high {high} in dimension {dimension}.")
         if self.proprio_transition == "add" and proprio not in (0, action):
@@ -204,18 +203,16 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
             hold = self.proprio_transition == "hold"
             check(hold, f"proprio_transition={self.proprio_transition!r} needs action_type='continuous': use 'hold'.")
 
-    def _check_vector(self, name: str, values: list | None) -> None:
+    def _check_vector(self, name: str, values: list) -> None:
         """One finite number per dimension. A bound may be infinite: a solver then needs an `init_std`."""
-        if values is None:
-            return
         dimension = f"{name.split('_')[0]}_dim"
         size = getattr(self, dimension)
         check(len(values) == size, f"{name} has {len(values)} numbers; expected {size}, as {dimension} says.")
+        bound = name.endswith(("_low", "_high"))
         for value in values:
-            number = isinstance(value, (int, float)) and not math.isnan(value)
-            infinite = number and math.isinf(value) and not name.endswith(("_low", "_high"))
-            check(number and not infinite, f"{name} holds {value!r}; expected finite numbers.")
-        positive = not name.endswith("_std") or all(value > 0 for value in values)
+            number = isinstance(value, (int, float)) and (math.isfinite(value) or bound and math.isinf(value))
+            check(number, f"{name} holds {value!r}; expected finite numbers.")
+        positive = not name.endswith("_std") or min(values) > 0
         check(positive, f"{name} is {values}; expected numbers above 0.")
 
     def _check_state(self) -> None:

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import make_dataclass
 from typing import Any
 
 from .hub.conversion import FORMATS, convert
@@ -52,13 +52,6 @@ be deleted.
 """
 
 
-@dataclass
-class _Settings:
-    """Values of `--set`, parsed as the scripts parse their arguments."""
-
-    set: dict[str, Any] = field(default_factory=dict)
-
-
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
@@ -79,7 +72,8 @@ def main(argv: list[str] | None = None) -> None:
         "--set", metavar="key=value", nargs="+", action="extend", default=[], help="config fields, see the examples"
     )
     arguments = parser.parse_args(argv)
-    settings = load_config(_Settings, overrides=[f"set.{setting}" for setting in arguments.set]).set
+    overrides = [f"set.{setting}" for setting in arguments.set]
+    settings = load_config(make_dataclass("Settings", [("set", dict[str, Any], None)]), overrides=overrides).set
     with _log_on_stdout(), _sigterm_raises():
         folder = convert(
             arguments.source, arguments.out_dir, arguments.to, arguments.component, arguments.encoder, settings

@@ -68,7 +68,7 @@ def convert(
     Args:
         source: a published `.pt`, a folder of ours or transformers', or a Hub id.
         out_dir: new or empty folder. Its files appear when all are written; until then they are in `OUT_DIR.tmp-PID`
-            beside it. A killed process leaves that folder behind; it can be deleted.
+            beside it, which a killed process leaves behind.
         to: "ours", "transformers" or "published".
         component: "target_encoder" or "encoder": that encoder alone. For a probe or an action-conditioned file, the
             encoder that goes into the model; for a masked-latent model written for transformers, the one that goes
@@ -89,7 +89,7 @@ def convert(
     source, out = os.fspath(source), Path(out_dir).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out_dir} exists and is not an empty folder: choose another OUT_DIR.")
-    options = ConversionOptions(to, component, encoder and os.fspath(encoder), dict(settings or {}))
+    options = ConversionOptions(to, component, encoder and os.fspath(encoder), settings or {})
     published = _is_file(source)
     if published:
         model, processor = _load_published(source, options), None
@@ -115,7 +115,7 @@ class ConversionOptions:
     to: str
     component: str | None
     encoder: str | None
-    settings: dict[str, Any]
+    settings: Mapping[str, Any]
 
     def wants_encoder_alone(self, model_type: str) -> bool:
         if self.component is None or model_type == VJepa2EncoderConfig.model_type:
@@ -124,19 +124,13 @@ class ConversionOptions:
 
 
 def _is_file(source: str) -> bool:
-    """True for a file, False for a folder or a Hub id.
-
-    Raises:
-        FileNotFoundError: the name of a file that does not exist.
-        ValueError: neither file nor folder, but a device or the like.
-    """
-    if os.path.exists(source):
-        if not os.path.isfile(source) and not os.path.isdir(source):
-            raise ValueError(f"{source} is neither a file nor a folder: give a published `.pt` or a model folder.")
-        return os.path.isfile(source)
-    if Path(source).suffix in (".pt", ".pth", ".tar", ".bin", ".safetensors"):
+    """True for a file, False for a folder or a Hub id; a missing file or a device is refused."""
+    path = Path(source)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f"{source} is neither a file nor a folder: give a published `.pt` or a model folder.")
+    if not path.exists() and path.suffix in (".pt", ".pth", ".tar", ".bin", ".safetensors"):
         raise FileNotFoundError(f"There is no file {source!r}; give a published `.pt`, a model folder or a Hub id.")
-    return False
+    return path.is_file()
 
 
 # ------------------------------------------------------------------------------------------------ published files

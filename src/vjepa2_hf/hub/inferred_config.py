@@ -51,19 +51,13 @@ class InferredConfig:
 
 
 def published_config(
-    file: PublishedFile,
-    part: str | None,
-    settings: Mapping[str, Any],
-    encoder_config: VJepa2EncoderConfig | None = None,
+    file: PublishedFile, part: str | None, settings: Mapping[str, Any], encoder_config=None
 ) -> PreTrainedConfig:
     """The config of the model in a file; what it assumes is logged.
 
     Args:
         part: the encoder in the file to describe, or `None` for one from elsewhere, which has `encoder_config`.
         settings: as for `convert`.
-
-    Raises:
-        ValueError: an unknown field (with the nearest known one), or missing ones (with the `--set` that gives them).
     """
     config_class = CONFIGS[file.kind]
     own, of_encoder = split_settings(settings, config_class)

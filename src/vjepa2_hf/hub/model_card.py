@@ -64,9 +64,6 @@ class CardFacts:
         data: what the model was trained on. `None`: the `data` of the run's config.yaml.
         run_dir: folder with the run's metrics.jsonl. `None`: the folder above `final/`.
         title: heading of the card. `None`: the name of the folder or of the run, else of the class.
-
-    Raises:
-        FileNotFoundError: `run_dir` holds no metrics.jsonl.
     """
 
     license: str | None = None
@@ -88,17 +85,13 @@ class CardFacts:
 def write_model_card(
     model, folder: str | os.PathLike, load_from: str = ".", sizes: Mapping[str, int] | None = None
 ) -> Path | None:
-    """Writes the README.md of a model's folder.
+    """Writes the README.md of a model's folder and returns its path; `None`, with the reason in the log (info), where
+    a person wrote it, or the folder holds an adapter.
 
     Args:
-        model: any of the package's; its `card_facts` are used.
-        folder: where its weights are.
+        model: any of the package's, with its `card_facts`.
         load_from: what the card's code loads: the folder itself, or a Hub id.
         sizes: number of values of every weight by its name, for a process that holds a part of each.
-
-    Returns:
-        The file, or `None`, with the reason in the log (info): a person wrote the one that is there, or the folder
-        holds an adapter and no model.
     """
     path = Path(folder) / README
     if not path.parent.is_dir():
@@ -114,16 +107,12 @@ def write_model_card(
 
 
 def users_card(folder: str | os.PathLike) -> str | None:
-    """The README.md of a folder if a person wrote it, or `None`."""
+    """The README.md of a folder if a person wrote it, not we or transformers; or `None`."""
     path = Path(folder) / README
-    text = path.read_text(encoding="utf-8") if path.is_file() else None
-    return None if text is None or is_generated(text) else text
-
-
-def is_generated(text: str) -> bool:
-    """Whether a card is one of ours, or the one that transformers writes where there is none."""
-    stock = ModelCard.from_template(ModelCardData(library_name="x"), model_description=_STOCK_DESCRIPTION)
-    return MARK in text or (text.startswith("---") and text.partition("\n---")[2].strip() == stock.text.strip())
+    text = path.read_text(encoding="utf-8") if path.is_file() else MARK
+    stock = ModelCard.from_template(ModelCardData(library_name="x"), model_description=_STOCK_DESCRIPTION).text.strip()
+    is_stock = text.startswith("---") and text.partition("\n---")[2].strip() == stock
+    return None if MARK in text or is_stock else text
 
 
 def _metadata(path: Path) -> dict[str, Any]:
@@ -255,7 +244,10 @@ def _describe_run(model, folder: str | os.PathLike | None) -> dict[str, Any] | N
     columns = [name for name in names if not name.endswith(_SPEED)][:TABLE_COLUMNS]
     stride = max((len(rows) - 1) / (TABLE_ROWS - 1), 1)
     shown = [rows[i] for i in sorted({min(round(k * stride), len(rows) - 1) for k in range(TABLE_ROWS)})]
-    config = _read_config(run_dir / "config.yaml")
+    config = None
+    with contextlib.suppress(OSError, yaml.YAMLError):
+        config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    config = _without_absolute_paths(config) if isinstance(config, dict) else {}
     return {
         "loaded": loaded,
         "columns": columns,
@@ -276,15 +268,8 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict) and "step" in row]
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """A run's config with absolute paths cut to their last part: a card is read by others."""
-    with contextlib.suppress(OSError, yaml.YAMLError):
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return _without_absolute_paths(config) if isinstance(config, dict) else {}
-    return {}
-
-
 def _without_absolute_paths(value: Any) -> Any:
+    """A value of a config with absolute paths cut to their last part: a card is read by others."""
     if isinstance(value, dict):
         return {key: _without_absolute_paths(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -39,16 +39,11 @@ _NUMPY_SCALARS = [  # how NumPy 1 and 2 pickle the numbers among the counters
 
 @dataclass
 class PublishedFile:
-    """A published file.
-
-    path: where it was read from.
-    kind: "pretraining", "action-conditioned", "encoder" or "probe".
-    parts: "encoder", "target_encoder", "predictor", "probe": published names without prefixes.
-    """
+    """A published file and where it was read from."""
 
     path: str
-    kind: str
-    parts: dict[str, State]
+    kind: str  # "pretraining", "action-conditioned", "encoder" or "probe"
+    parts: dict[str, State]  # "encoder", "target_encoder", "predictor", "probe": published names without prefixes
 
     def encoder_part(self, component: str | None = None) -> str | None:
         """The encoder to take: `component`, else the target encoder, else the encoder (logged), else `None`."""
@@ -64,12 +59,7 @@ class PublishedFile:
 
 
 def read_published(path: str, classifier_index: int = 0) -> PublishedFile:
-    """Reads a `.pt` without running code in it; tensors stay on disk until they are used.
-
-    Raises:
-        ValueError: the file is not a torch file, is damaged, contains code, is of no known kind, or has
-            weights that are not plain floating-point tensors.
-    """
+    """Reads a `.pt` without running code in it; tensors stay on disk until they are used."""
     content = _load(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a dict of state dicts.")
@@ -191,15 +181,13 @@ def _listed(names: Iterable, limit: int = 6) -> str:
 
 # ------------------------------------------------------------------------------------------------ names
 
-_ENCODER_NAMES = {  # published -> ours, by the first prefix that matches
-    "patch_embed.": "patch_embeddings.",
-    "blocks.": "layer.",
-    "norm.": "layernorm.",
-    "pos_embed": "position_embeddings",
-}
-_NAMES = {
-    "encoder": _ENCODER_NAMES,
-    "target_encoder": _ENCODER_NAMES,
+_NAMES = {  # published -> ours, by the first prefix that matches
+    "encoder": {
+        "patch_embed.": "patch_embeddings.",
+        "blocks.": "layer.",
+        "norm.": "layernorm.",
+        "pos_embed": "position_embeddings",
+    },
     "predictor": {
         "predictor_embed.": "embed.",
         "predictor_blocks.": "layer.",
@@ -216,6 +204,7 @@ _NAMES = {
         "linear.": "classifier.",
     },
 }
+_NAMES["target_encoder"] = _NAMES["encoder"]
 # Prefixes of the parts in our models
 _PREFIXES = {
     "vjepa2_hf_encoder": {"encoder": ""},
