@@ -12,7 +12,6 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import make_dataclass
 from typing import Any
 
@@ -74,38 +73,20 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     overrides = [f"set.{setting}" for setting in arguments.set]
     settings = load_config(make_dataclass("Settings", [("set", dict[str, Any], None)]), overrides=overrides).set
-    with _log_on_stdout(), _sigterm_raises():
+    package, handler = logging.getLogger(__package__), logging.StreamHandler(sys.stdout)
+    with contextlib.ExitStack() as undo:
+        undo.callback(package.setLevel, package.level)
+        undo.callback(package.removeHandler, handler)
+        package.addHandler(handler)
+        package.setLevel(logging.INFO)
+        if threading.current_thread() is threading.main_thread():  # others get no signals
+            # an exception, so that an unfinished conversion is removed
+            before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+            undo.callback(signal.signal, signal.SIGTERM, before or signal.SIG_DFL)
         folder = convert(
             arguments.source, arguments.out_dir, arguments.to, arguments.component, arguments.encoder, settings
         )
         logger.info("written: %s", folder)
-
-
-@contextlib.contextmanager
-def _log_on_stdout() -> Iterator[None]:
-    """Prints the package's log as plain lines."""
-    package, handler = logging.getLogger(__package__), logging.StreamHandler(sys.stdout)
-    level = package.level
-    package.addHandler(handler)
-    package.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        package.removeHandler(handler)
-        package.setLevel(level)
-
-
-@contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Turns SIGTERM into an exception, so that an unfinished conversion is removed."""
-    if threading.current_thread() is not threading.main_thread():  # others get no signals
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 if __name__ == "__main__":

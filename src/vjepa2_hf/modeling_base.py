@@ -173,36 +173,32 @@ class TargetEncoderMixin:
 
     def _initialize_missing_keys(self, is_quantized: bool) -> None:
         """If a checkpoint holds one encoder (transformers' `VJEPA2Model`), the target encoder starts as its copy."""
-        self._target_encoder_copied = hasattr(self, "target_encoder") and self._copy_missing_target_encoder()
+        self._target_encoder_copied = False
+        if hasattr(self, "target_encoder") and not any(_loaded(self.target_encoder)):
+            offloaded, waiting = (next(part.parameters()).is_meta for part in (self.encoder, self.target_encoder))
+            if offloaded and not waiting:
+                raise ValueError(
+                    "the checkpoint holds one encoder, and weights offloaded to disk cannot be copied to the target "
+                    "encoder: convert it first (python -m vjepa2_hf.convert_checkpoints), or load without offload."
+                )
+            self._target_encoder_copied = all(_loaded(self.encoder))
+        if self._target_encoder_copied:
+            logger.info("the checkpoint holds one encoder: the target encoder starts as its copy")
+            for target, source in zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True):
+                target.data.copy_(source.data)
+                target._is_hf_initialized = True
         super()._initialize_missing_keys(is_quantized)
-
-    def _copy_missing_target_encoder(self) -> bool:
-        missing = not _loaded(self.target_encoder, any_of=True)
-        offloaded, waiting = (next(part.parameters()).is_meta for part in (self.encoder, self.target_encoder))
-        if missing and offloaded and not waiting:
-            raise ValueError(
-                "the checkpoint holds one encoder, and weights offloaded to disk cannot be copied to the target "
-                "encoder: convert it first (python -m vjepa2_hf.convert_checkpoints), or load without offload."
-            )
-        if not missing or not _loaded(self.encoder):
-            return False
-        logger.info("the checkpoint holds one encoder: the target encoder starts as its copy")
-        for target, source in zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True):
-            target.data.copy_(source.data)
-            target._is_hf_initialized = True
-        return True
 
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
         super()._adjust_missing_and_unexpected_keys(loading_info)
         if self._target_encoder_copied:
-            copied = {name for name in loading_info.missing_keys if name.startswith("target_encoder.")}
-            loading_info.missing_keys -= copied
+            missing = {name for name in loading_info.missing_keys if not name.startswith("target_encoder.")}
+            loading_info.missing_keys = missing
 
 
-def _loaded(module: nn.Module, any_of: bool = False) -> bool:
-    """Whether all (or any) parameters came from the checkpoint that is being loaded."""
-    flags = [getattr(parameter, "_is_hf_initialized", False) for parameter in module.parameters()]
-    return any(flags) if any_of else all(flags)
+def _loaded(module: nn.Module) -> list[bool]:
+    """Whether each parameter came from the checkpoint that is being loaded."""
+    return [getattr(parameter, "_is_hf_initialized", False) for parameter in module.parameters()]
 
 
 def _model_cards():

@@ -147,10 +147,7 @@ def refuse_other_values(config, program: str, defaults: Iterable[str], **expecte
 
 # By our model type: how `from_pretrained` renames the weights of a transformers checkpoint, one after the other
 TRANSFORMERS_KEY_MAPPINGS: dict[str, dict[str, str]] = {
-    "vjepa2_hf_encoder": {
-        r"^(?:vjepa2\.)?encoder\.embeddings\.": "",
-        r"^(?:vjepa2\.)?encoder\.": "",
-    },
+    "vjepa2_hf_encoder": {r"^(?:vjepa2\.)?encoder\.embeddings\.": "", r"^(?:vjepa2\.)?encoder\.": ""},
     "vjepa2_hf_masked_latent_prediction": {
         r"^vjepa2\.": "",
         r"^encoder\.embeddings\.": "encoder.",
