@@ -91,10 +91,8 @@ class VJepa2VideoClassificationConfig(VJepa2NestedConfig, PreTrainedConfig):
         check_numbers(self, positive="num_labels")
         problems = (None, "regression", "single_label_classification", "multi_label_classification")
         check_choice("problem_type", self.problem_type, problems)
-        check(
-            sorted(self.id2label) == list(range(self.num_labels)),
-            f"id2label names {list(self.id2label)[:8]}; expected every number from 0 to {self.num_labels - 1}.",
-        )
+        wanted, named = list(range(self.num_labels)), list(self.id2label)
+        check(sorted(named) == wanted, f"id2label names {named[:8]}; expected every number from 0 to {wanted[-1]}.")
         layers, depth = self.encoder_layers, self.encoder_config.num_hidden_layers
         valid = not layers or all(type(layer) is int and 0 <= layer < depth for layer in layers)
         check(

@@ -57,10 +57,8 @@ class VJepa2PixelDecoderConfig(VJepa2BaseConfig, PreTrainedConfig):
         check(self.hidden_size % 8 == 0, f"hidden_size is {self.hidden_size}; expected a multiple of 8 (sin-cos).")
         for name in ("image_mean", "image_std"):
             values = getattr(self, name)
-            check(
-                len(values) == self.in_chans and all(math.isfinite(value) for value in values),
-                f"{name} is {values}; expected {self.in_chans} finite numbers, as in_chans says.",
-            )
+            valid = len(values) == self.in_chans and all(map(math.isfinite, values))
+            check(valid, f"{name} is {values}; expected {self.in_chans} finite numbers, as in_chans says.")
         check(min(self.image_std) > 0, f"image_std is {self.image_std}; expected numbers above 0.")
         crop, patch = self.crop_size, self.patch_size
         check(crop % patch == 0, f"patch_size={patch} must divide crop_size={crop}: choose another.")

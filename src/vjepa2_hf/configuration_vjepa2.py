@@ -63,11 +63,8 @@ def check_heads(size_name: str, size: int, heads_name: str, heads: int) -> None:
 def _check_sincos_size(encoder_config: "VJepa2EncoderConfig", size_name: str, size: int) -> None:
     """Sines and cosines come in pairs; half of the channels are for time, a quarter each for height and width."""
     sincos = encoder_config.position_embedding_type == "sincos" and not encoder_config.uniform_power
-    check(
-        not sincos or size % 8 == 0,
-        f"position_embedding_type='sincos' needs {size_name}={size} to be a multiple of 8: choose another, or "
-        "uniform_power=True.",
-    )
+    advice = "to be a multiple of 8: choose another, or uniform_power=True."
+    check(not sincos or size % 8 == 0, f"position_embedding_type='sincos' needs {size_name}={size} {advice}")
 
 
 def refuse_missing_folder(path: str | os.PathLike) -> None:
@@ -361,11 +358,9 @@ class VJepa2MaskedLatentPredictionConfig(VJepa2NestedConfig, PreTrainedConfig):
         check_heads("predictor_hidden_size", size, "predictor_num_attention_heads", heads)
         super().__post_init__(**self._refuse_unknown(kwargs))
         _check_sincos_size(self.encoder_config, "predictor_hidden_size", self.predictor_hidden_size)
-        check(
-            not self.predictor_query_key_bias or self.encoder_config.qkv_bias,
-            f"predictor_query_key_bias={self.predictor_query_key_bias} needs biases to set: qkv_bias=True in "
-            "encoder_config.",
-        )
+        bias = self.predictor_query_key_bias
+        needed = f"predictor_query_key_bias={bias} needs biases to set: qkv_bias=True in encoder_config."
+        check(not bias or self.encoder_config.qkv_bias, needed)
 
     def predictor_fields(self) -> dict:
         """The fields that the predictor is built from, without the encoder's."""

@@ -182,9 +182,7 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
         if stored and self.extrinsics_dim not in (0, stored):
             raise ValueError(f"extrinsics_dim is {self.extrinsics_dim}; expected 0 or stored_extrinsics_dim={stored}.")
         if action % self.actions_per_step:
-            raise ValueError(
-                f"action_dim={action} (one model step) must be a multiple of actions_per_step={self.actions_per_step}."
-            )
+            raise ValueError(f"action_dim={action} must be a multiple of actions_per_step={self.actions_per_step}.")
         for name in ("action_mean", "action_std", "action_low", "action_high", "proprio_mean", "proprio_std"):
             if getattr(self, name) is not None:
                 self._check_vector(name, getattr(self, name))
@@ -193,10 +191,8 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
         if self.proprio_transition == "add" and proprio not in (0, action):
             raise ValueError(f"proprio_transition='add' needs proprio_dim={proprio} equal to action_dim={action}.")
         if self.proprio_transition == "pose_delta" and not proprio == action == 7:
-            raise ValueError(
-                "proprio_transition='pose_delta' needs proprio_dim and action_dim 7 (xyz, Euler angles, gripper); got "
-                f"{proprio} and {action}."
-            )
+            sizes = f"proprio_dim and action_dim 7; got {proprio} and {action}."
+            raise ValueError(f"proprio_transition='pose_delta' (xyz, Euler angles, gripper) needs {sizes}")
         if self.action_type == "discrete":
             for name in ("action_mean", "action_std"):
                 check(getattr(self, name) is None, f"{name} does not apply to action_type='discrete': leave it out.")
@@ -224,14 +220,10 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
         if kind == "projected" and self.state_dim is None:
             raise ValueError("state_type='projected' needs state_dim, the size of the state, for example 64.")
         if self.state_projection != "pca" and kind != "projected":
-            raise ValueError(
-                f"state_projection={self.state_projection!r} is for state_type='projected'; state_type is {kind!r}."
-            )
+            raise ValueError(f"state_projection='slow' is for state_type='projected'; got {kind!r}.")
         if kind == "merged" and side % 2:
-            raise ValueError(
-                f"state_type='merged' merges 2×2 tokens, but a frame has {side}×{side}: choose a crop_size divisible "
-                "by twice the patch_size."
-            )
+            advice = "choose a crop_size divisible by twice the patch_size."
+            raise ValueError(f"state_type='merged' merges 2×2 tokens, but a frame has {side}×{side}: {advice}")
         if mlp and kind not in ("pooled", "projected"):
             raise ValueError(f"dynamics_type='mlp' needs state_type 'pooled' or 'projected'; got {kind!r}.")
         if mlp and self.action_fusion == "cross_attention":

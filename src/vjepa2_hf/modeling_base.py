@@ -63,10 +63,8 @@ class VJepa2PreTrainedModel(PreTrainedModel):
         loadable = [*cls._loadable_model_types(), *[TRANSFORMERS_MODEL_TYPE][: cls._has_transformers_counterpart]]
         if source not in loadable:
             hint = " Start one on an encoder with from_encoder." if hasattr(cls, "from_encoder") else ""
-            raise ValueError(
-                f"{path} holds a model of type {source!r}; {cls.__name__} loads "
-                f"{' or '.join(map(repr, loadable))}.{hint}"
-            )
+            expected = f"{cls.__name__} loads {' or '.join(map(repr, loadable))}.{hint}"
+            raise ValueError(f"{path} holds a model of type {source!r}; {expected}")
         mapping = cls.renamed_weights
         if source == TRANSFORMERS_MODEL_TYPE:
             mapping = transformers_format().TRANSFORMERS_KEY_MAPPINGS[cls.config_class.model_type]

@@ -56,9 +56,7 @@ class _TokenClassifier:
         self-attention blocks before have mixed the tokens.)
         """
         if self.config.pooler_type != "attentive":
-            raise ValueError(
-                f"pooler_type is {self.config.pooler_type!r}, which weighs all tokens equally; expected 'attentive'."
-            )
+            raise ValueError("pooler_type is 'linear', which weighs all tokens equally; expected 'attentive'.")
         weights = self.pooler.attention(*self._pooler_inputs(tokens, steps))
         if self.config.labels_per_frame:  # (B·T', h, layers · n)
             weights = weights.unflatten(0, (-1, steps)).transpose(1, 2)
@@ -82,9 +80,7 @@ class _TokenClassifier:
         tubelet, per_frame = self.config.encoder_config.tubelet_size, tokens.shape[-2]
         side = math.isqrt(per_frame) if self.config.pooler_space_positions else 1
         if self.config.pooler_space_positions and side**2 != per_frame:
-            raise ValueError(
-                f"pooler_space_positions needs square frames, but a time step has {per_frame} tokens: crop them."
-            )
+            raise ValueError(f"pooler_space_positions needs square frames, but a time step has {per_frame} tokens.")
         skip, seen = self.config.skipped_frames // tubelet, steps - self.config.predicted_frames // tubelet
         length = steps + skip if self.config.pooler_time_positions else 1
         table = sincos_table((length, side, side), tokens.shape[-1], device=tokens.device).to(tokens.dtype)
@@ -204,9 +200,7 @@ class VJepa2ForVideoClassification(_TokenClassifier, VJepa2PreTrainedModel):
         output = self.encoder(clips, **(options if layers is None else {**options, "output_hidden_states": True}))
         tokens, (steps, rows, columns) = output.last_hidden_state, output.grid
         if self.config.pooler_space_positions and rows != columns:  # the number of tokens alone does not tell
-            raise ValueError(
-                f"pooler_space_positions needs square frames, but these have {rows} × {columns} tokens: crop them."
-            )
+            raise ValueError(f"pooler_space_positions needs square frames, but these have {rows} × {columns} tokens.")
         if layers is not None:
             tokens = [self.encoder.layernorm(output.hidden_states[layer + 1]) for layer in layers]
             return output, torch.cat(tokens, dim=1), steps

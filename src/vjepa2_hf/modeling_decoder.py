@@ -86,10 +86,8 @@ class VJepa2PixelDecoder(VJepa2PreTrainedModel):
         config = self.config
         expected = (config.num_latents, config.latent_size)
         if tuple(latents.shape[-2:]) != expected:
-            raise ValueError(
-                f"latents have shape {tuple(latents.shape)}; expected (..., {expected[0]}, {expected[1]}), as of "
-                "the world model that the decoder was trained on."
-            )
+            wanted = f"(..., {expected[0]}, {expected[1]}), as of the world model that the decoder was trained on"
+            raise ValueError(f"latents have shape {tuple(latents.shape)}; expected {wanted}.")
         leading = latents.shape[:-2]
         hidden_states = self._spread(self.embed(latents.reshape(-1, *expected).to(self.embed.weight.dtype)))
         for layer in self.layer:
@@ -113,10 +111,8 @@ class VJepa2PixelDecoder(VJepa2PreTrainedModel):
     def pixel_loss(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """mean |x̂ − x|^p / p over frames, pixels and channels."""
         if predicted.shape != target.shape:
-            raise ValueError(
-                f"pixel_values_videos has shape {tuple(target.shape)}; expected {tuple(predicted.shape)}, as the "
-                "latents and the config say."
-            )
+            shapes = f"{tuple(target.shape)}; expected {tuple(predicted.shape)}, as the latents and the config say"
+            raise ValueError(f"pixel_values_videos has shape {shapes}.")
         return power_loss(predicted, target, self.config.loss_exponent)
 
     @torch.no_grad()

@@ -96,10 +96,9 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
         if file.get("state_type") == "pixels":
             raise ValueError(f"{pretrained_model_name_or_path} is a world model on raw pixels: it holds no encoder.")
         if component is not None and component not in components:
-            raise ValueError(
-                f"component is {component!r}, but {pretrained_model_name_or_path} holds a "
-                f"{file.get('model_type')!r}; expected one of {components or 'none: leave it out'}."
-            )
+            held = f"{pretrained_model_name_or_path} holds a {file.get('model_type')!r}"
+            expected = f"expected one of {components or 'none: leave it out'}"
+            raise ValueError(f"component is {component!r}, but {held}; {expected}.")
         if components:
             own = {rf"^{component or components[0]}\.(.+)": r"\1"}
             kwargs["key_mapping"] = {**(kwargs.get("key_mapping") or {}), **own}
@@ -259,10 +258,7 @@ def as_encoder(encoder: "str | os.PathLike | VJepa2Encoder") -> VJepa2Encoder:
             "pass `merge_and_unload()`, for another model the encoder inside it."
         )
     if any(".base_layer." in name for name in encoder.state_dict()):
-        raise ValueError(
-            "encoder has an unmerged PEFT adapter; expected plain weights: merge it with `merge_and_unload()` of the "
-            "PEFT model."
-        )
+        raise ValueError("encoder has an unmerged PEFT adapter: merge it with `merge_and_unload()` of the PEFT model.")
     return encoder
 
 
@@ -272,24 +268,18 @@ def clip_grid(config: VJepa2EncoderConfig, pixel_values_videos: torch.Tensor) ->
     if len(shape) != 5:
         raise ValueError(f"pixel_values_videos has shape {shape}; expected (batch, frames, channels, height, width).")
     if not pixel_values_videos.is_floating_point():
-        raise ValueError(
-            f"pixel_values_videos are {pixel_values_videos.dtype}; expected normalized floats: pass videos through a "
-            "VJepa2VideoProcessor."
-        )
+        advice = "expected normalized floats: pass videos through a VJepa2VideoProcessor."
+        raise ValueError(f"pixel_values_videos are {pixel_values_videos.dtype}; {advice}")
     _, frames, channels, height, width = shape
     if channels != config.in_chans:
-        raise ValueError(
-            f"pixel_values_videos has {channels} channels (shape {shape}); expected {config.in_chans}. "
-            "Channels come third: (batch, frames, channels, height, width)."
-        )
+        expected = f"{config.in_chans}. Channels come third: (batch, frames, channels, height, width)."
+        raise ValueError(f"pixel_values_videos has {channels} channels (shape {shape}); expected {expected}")
     units = {"frames": 1 if frames == 1 else config.tubelet_size}
     units.update(height=config.patch_size, width=config.patch_size)
     for (name, unit), size in zip(units.items(), (frames, height, width), strict=True):
         if size == 0 or size % unit:
-            raise ValueError(
-                f"pixel_values_videos has {name}={size} (shape {shape}); expected a multiple of {unit}: "
-                "resize, crop or cut the clip."
-            )
+            expected = f"expected a multiple of {unit}: resize, crop or cut the clip."
+            raise ValueError(f"pixel_values_videos has {name}={size} (shape {shape}); {expected}")
     return frames // units["frames"], height // units["height"], width // units["width"]
 
 
@@ -297,13 +287,10 @@ def check_token_ids(name: str, ids: torch.Tensor, batch_size: int, num_tokens: i
     """Refuses masks that are not (B, K) int64 ids. The range is checked on the CPU only, where it needs no
     synchronization, and not in a compiled graph, which cannot branch on values."""
     if ids.dtype != torch.int64 or ids.ndim != 2 or ids.shape[0] != batch_size or ids.shape[1] == 0:
-        raise ValueError(
-            f"{name} has shape {tuple(ids.shape)} and dtype {ids.dtype}; expected int64 token ids ({batch_size}, K) "
-            "with K above 0."
-        )
+        expected = f"int64 token ids ({batch_size}, K) with K above 0"
+        raise ValueError(f"{name} has shape {tuple(ids.shape)} and dtype {ids.dtype}; expected {expected}.")
     if torch.compiler.is_compiling() or ids.device.type != "cpu":
         return
     if ids.min() < 0 or ids.max() >= num_tokens:
-        raise ValueError(
-            f"{name} holds ids from {ids.min()} to {ids.max()}; the clip has tokens 0 to {num_tokens - 1}."
-        )
+        found = f"ids from {ids.min()} to {ids.max()}"
+        raise ValueError(f"{name} holds {found}; the clip has tokens 0 to {num_tokens - 1}.")

@@ -107,18 +107,15 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
         """
         context_masks, target_masks = _as_mask_sets(context_mask), _as_mask_sets(target_mask)
         if len(context_masks) != len(target_masks) or not context_masks:
-            raise ValueError(
-                f"{len(context_masks)} context masks and {len(target_masks)} target masks; expected equal numbers."
-            )
+            numbers = f"{len(context_masks)} context masks and {len(target_masks)} target masks"
+            raise ValueError(f"{numbers}; expected equal numbers.")
         grid = self.encoder.get_grid(self.encoder.fill_tubelet(pixel_values_videos))
         if targets is None:
             targets = self.encode_targets(pixel_values_videos)
         expected = len(pixel_values_videos), math.prod(grid)
         if targets.shape[:2] != expected:
-            raise ValueError(
-                f"targets have shape {tuple(targets.shape)}; expected {expected} in front: the `output.targets` of "
-                "these clips."
-            )
+            advice = f"expected {expected} in front: the `output.targets` of these clips."
+            raise ValueError(f"targets have shape {tuple(targets.shape)}; {advice}")
         normalized = self.normalize_targets(targets)
 
         predicted, selected, auxiliary = [], [], []
@@ -217,10 +214,7 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
         """
         tubelet = self.config.encoder_config.tubelet_size
         if autoregressive and self.config.target_type == "pixels":
-            raise ValueError(
-                "autoregressive=True needs predicted latents as context, and target_type='pixels' predicts pixels: "
-                "leave it out to predict all frames at once."
-            )
+            raise ValueError("autoregressive=True needs predicted latents as context, but target_type is 'pixels'.")
         if num_future_frames < 1 or num_future_frames % tubelet:
             raise ValueError(f"num_future_frames is {num_future_frames}; expected a multiple of {tubelet} above 0.")
         past = self.encoder(pixel_values_videos)

@@ -73,10 +73,8 @@ def arranged_latents(
     elif config.state_type == "merged":
         rows = pixel_values_videos.shape[-2] // config.encoder_config.patch_size
         if rows % 2:
-            raise ValueError(
-                f"a frame has {rows}×{rows} tokens, which 2×2 merging does not divide: resize frames to a multiple of "
-                f"{2 * config.encoder_config.patch_size} pixels."
-            )
+            advice = f"resize frames to a multiple of {2 * config.encoder_config.patch_size} pixels."
+            raise ValueError(f"a frame has {rows}×{rows} tokens, which 2×2 merging does not divide: {advice}")
         latents = rearrange(latents, "f (h p w q) d -> f (h w) (p q d)", p=2, q=2, w=rows // 2)
     return latents.unflatten(0, (len(pixel_values_videos), -1))
 
@@ -85,9 +83,8 @@ def check_square(config: VJepa2WorldModelConfig, pixel_values_videos: torch.Tens
     """Refuses frames (B, T, C, H, W) of wrong or unequal sides."""
     _, rows, columns = clip_grid(config.encoder_config, pixel_values_videos[:, :1])
     if rows != columns:
-        raise ValueError(
-            f"frames are {tuple(pixel_values_videos.shape[-2:])} pixels; expected squares: crop or resize."
-        )
+        size = tuple(pixel_values_videos.shape[-2:])
+        raise ValueError(f"frames are {size} pixels; expected squares: crop or resize.")
 
 
 def warn_if_unnormalized(pixel_values_videos: torch.Tensor) -> None:
@@ -178,10 +175,8 @@ def principal_directions(
         values, vectors = (singular.square() / number)[:count], vectors[:, :count]
     known, needed = int((values > 1e-6 * values[0]).sum()), at_least or count  # smaller ones are float32 rounding
     if known < needed:
-        raise ValueError(
-            f"{number} latents of {size} numbers vary in {known} directions, and the state needs {needed}: give "
-            "latents of more frames, or lower state_dim."
-        )
+        found = f"{number} latents of {size} numbers vary in {known} directions, and the state needs {needed}"
+        raise ValueError(f"{found}: give latents of more frames, or lower state_dim.")
     return values[:known].to(rows), _with_fixed_signs(vectors[:, :known]).to(rows)
 
 
@@ -198,10 +193,8 @@ def slow_directions(episodes: list[torch.Tensor], count: int) -> torch.Tensor:
     whitening = directions / variances.sqrt()
     moving = [episode for episode in episodes if len(episode) > SLOW_LAG]
     if not moving:
-        raise ValueError(
-            f"no episode has more than {SLOW_LAG} frames, over which state_projection='slow' measures change: give "
-            "longer ones, or use 'pca'."
-        )
+        advice = "give longer ones, or use state_projection='pca'."
+        raise ValueError(f"no episode has more than {SLOW_LAG} frames, over which 'slow' measures change: {advice}")
     steps = torch.cat([(episode[SLOW_LAG:] - episode[:-SLOW_LAG]) @ whitening for episode in moving])
     _, rotations = torch.linalg.eigh((steps.T @ steps).double())  # ascending: the slowest first
     return _with_fixed_signs(whitening @ rotations[:, :count].to(whitening))
@@ -276,14 +269,11 @@ def one_hot_actions(
     actions = actions.unsqueeze(-1) if each == 1 else actions
     if actions.ndim < 3 or actions.shape[-1] != each:
         shape = "(B, steps)" if each == 1 else f"(B, steps, {each})"
-        raise ValueError(
-            f"{name} are integers of shape {tuple(actions.shape)}; expected categories {shape}, or one-hot floats "
-            f"(B, steps, {config.action_dim})."
-        )
+        expected = f"categories {shape}, or one-hot floats (B, steps, {config.action_dim})"
+        raise ValueError(f"{name} are integers of shape {tuple(actions.shape)}; expected {expected}.")
     if actions.numel() and not 0 <= actions.min() <= actions.max() < categories:
-        raise ValueError(
-            f"{name} hold categories {actions.min()} to {actions.max()}; the model knows 0 to {categories - 1}."
-        )
+        found = f"categories {actions.min()} to {actions.max()}"
+        raise ValueError(f"{name} hold {found}; the model knows 0 to {categories - 1}.")
     return nn.functional.one_hot(actions.long(), categories).flatten(-2).float()
 
 
@@ -291,10 +281,8 @@ def check_inputs(config: VJepa2WorldModelConfig, latents, frames: int, actions, 
     """Refuses inputs that do not fit `frames` frames and the actions between them."""
     (tokens, size), batch_size = state_shape(config), len(latents)
     if config.state_dim is not None and not config.state_fitted:
-        raise ValueError(
-            f"the map of state_type={config.state_type!r} to state_dim={config.state_dim} is not fitted yet: call "
-            "fit_state(latents) with latents from `encode`, then encode again."
-        )
+        missing = f"the map of state_type={config.state_type!r} to state_dim={config.state_dim} is not fitted yet"
+        raise ValueError(f"{missing}: call fit_state(latents) with latents from `encode`, then encode again.")
     if latents.ndim != 4 or latents.shape[-1] != size or (tokens == 1 and latents.shape[2] != 1):
         shape = (batch_size, frames, *latents.shape[2:])
         raise ValueError(f"latents have shape {shape}; expected (B, T, {'1' if tokens == 1 else 'N'}, {size}).")
@@ -314,10 +302,8 @@ def check_inputs(config: VJepa2WorldModelConfig, latents, frames: int, actions, 
 def check_candidates(config: VJepa2WorldModelConfig, latents: torch.Tensor, actions: torch.Tensor) -> None:
     size, batch_size = config.action_dim, len(latents)
     if actions.ndim != 4 or actions.shape[-1] != size or len(actions) != batch_size:
-        raise ValueError(
-            f"actions have shape {tuple(actions.shape)}; expected ({batch_size}, steps, {size}) or "
-            f"({batch_size}, candidates, steps, {size})."
-        )
+        expected = f"({batch_size}, steps, {size}) or ({batch_size}, candidates, steps, {size})"
+        raise ValueError(f"actions have shape {tuple(actions.shape)}; expected {expected}.")
     if min(actions.shape[1:3]) == 0:
         raise ValueError(f"actions have shape {tuple(actions.shape)}; expected at least one candidate and one step.")
 

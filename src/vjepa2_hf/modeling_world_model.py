@@ -198,10 +198,8 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         if not self.config.state_fitted:
             return latents
         if latents.shape[-2] != len(self.state_mean):
-            raise ValueError(
-                f"the frame has {latents.shape[-2]} tokens, but the state was fitted on {len(self.state_mean)}: "
-                f"resize frames to {self.config.encoder_config.crop_size} pixels."
-            )
+            found = f"the frame has {latents.shape[-2]} tokens, but the state was fitted on {len(self.state_mean)}"
+            raise ValueError(f"{found}: resize frames to {self.config.encoder_config.crop_size} pixels.")
         centered = latents - self.state_mean
         return apply_state_map(self.config, centered, getattr(self, "state_map", None)) / self.state_scale
 
@@ -278,10 +276,8 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             latents = self.encode(pixel_values_videos) if latents is None else latents
             return latents[:, :-1], latents[:, 1:]
         if latents is not None:
-            raise ValueError(
-                "latents were given, but with freeze_encoder=False cached latents are outdated after every step: give "
-                "pixel_values_videos."
-            )
+            outdated = "cached latents are outdated after every step: give pixel_values_videos."
+            raise ValueError(f"latents were given, but with freeze_encoder=False {outdated}")
         seen = self._encode_with(self.encoder, pixel_values_videos[:, :-1])
         return seen, self.encode_targets(pixel_values_videos[:, 1:])
 
@@ -296,9 +292,8 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         rollout; step 1 is the teacher-forced prediction."""
         horizon, discount = self.config.rollout_steps, self.config.rollout_discount
         if targets.shape[1] < horizon:
-            raise ValueError(
-                f"episodes have {targets.shape[1] + 1} frames; rollout_steps={horizon} needs {horizon + 1} or more."
-            )
+            frames = targets.shape[1] + 1
+            raise ValueError(f"episodes have {frames} frames; rollout_steps={horizon} needs {horizon + 1} or more.")
         window = inputs[:1]
         step = self.predictor.predict(window) if predicted is None else predicted[:, :1]
         losses = [self.latent_loss(step, targets[:, :1])]

@@ -148,9 +148,7 @@ def _load_published(path: str, options: ConversionOptions) -> PreTrainedModel:
         return _load_on_encoder(file, options.encoder, options.component, settings)
     part = file.encoder_part(options.component)
     if part is None:
-        raise ValueError(
-            f"{path} holds no encoder: add --encoder with the `.pt` or folder of the one that it was trained on."
-        )
+        raise ValueError(f"{path} holds no encoder: add --encoder with the one that it was trained on.")
     alone = file.kind == "encoder" or options.wants_encoder_alone(CONFIGS[file.kind].model_type)
     if alone and not needs_encoder:
         file, part = file.encoder_alone(part), "encoder"
@@ -239,10 +237,8 @@ def _load_folder(source: str, options: ConversionOptions, model_class: type | No
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{source} lacks {len(missing)} weights of a {model_class.__name__}, such as {missing[0]}.")
     if unexpected := sorted(info["unexpected_keys"]):
-        raise ValueError(
-            f"{source} holds {len(unexpected)} weights that the model does not have, such as {unexpected[0]}: its "
-            "config, with or without --set, is of a smaller or another model."
-        )
+        found = f"{len(unexpected)} weights that the model does not have, such as {unexpected[0]}"
+        raise ValueError(f"{source} holds {found}: its config, or --set, is of another model.")
     return model
 
 
@@ -251,10 +247,8 @@ def _class_in_folder(source: str, file: Mapping[str, Any]) -> type[PreTrainedMod
     if model_type in _MODELS:
         return _MODELS[model_type]
     if model_type != TRANSFORMERS_MODEL_TYPE:
-        raise ValueError(
-            f"{source} holds a model of type {model_type!r}; expected {TRANSFORMERS_MODEL_TYPE!r} (transformers) or "
-            f"one of ours: {', '.join(_MODELS)}."
-        )
+        expected = f"{TRANSFORMERS_MODEL_TYPE!r} (transformers) or one of ours: {', '.join(_MODELS)}."
+        raise ValueError(f"{source} holds a model of type {model_type!r}; expected {expected}")
     if "VJEPA2ForVideoClassification" in architectures:
         logger.info("%s: the predictor, which classification does not use, is left out", source)
         return VJepa2ForVideoClassification
@@ -284,9 +278,7 @@ def _written_aside(out: Path) -> Iterator[Path]:
             aside.rename(out)
             return
         if any(out.iterdir()):
-            raise FileExistsError(
-                f"another process wrote {out} meanwhile: its files stay; the result of this conversion was removed."
-            )
+            raise FileExistsError(f"another process wrote {out} meanwhile: its files stay, ours are removed.")
         # a working directory or a mount cannot be replaced; config.json, which makes it a model's folder, comes last
         for file in sorted(aside.iterdir(), key=lambda file: file.name == "config.json"):
             moved.append(out / file.name)

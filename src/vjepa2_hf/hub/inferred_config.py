@@ -66,18 +66,14 @@ def published_config(
         name = ("probe", "linear.weight") if file.kind == "probe" else ("predictor", "predictor_embed.weight")
         wanted = file.parts[name[0]][name[1]].shape[-1]
         if wanted != encoder_config.hidden_size:
-            raise ValueError(
-                f"{file.path} is for an encoder of hidden_size {wanted}; the given one has "
-                f"{encoder_config.hidden_size}: give --encoder the one that it was trained on."
-            )
+            sizes = f"hidden_size {wanted}; the given one has {encoder_config.hidden_size}"
+            raise ValueError(f"{file.path} is for an encoder of {sizes}: give --encoder its own.")
     encoder = InferredConfig() if part is None else infer_encoder(file, part, given)
     head = infer_head(file)
     missing = [name for name in encoder.missing + head.missing if name not in given]
     if missing:
-        needed = " ".join(f"{name}=..." for name in missing)
-        raise ValueError(
-            f"{', '.join(missing)} cannot be inferred from the tensors of {file.path}: add --set {needed}"
-        )
+        names, needed = ", ".join(missing), " ".join(f"{name}=..." for name in missing)
+        raise ValueError(f"{names} cannot be inferred from the tensors of {file.path}: add --set {needed}")
     assumed = {name: value for name, value in {**encoder.assumed, **head.assumed}.items() if name not in given}
     if assumed:
         shown = " ".join(f"{name}={value}" for name, value in assumed.items())
@@ -135,10 +131,8 @@ def infer_encoder(file: PublishedFile, part: str, given: Mapping[str, Any]) -> I
     state = file.parts[part]
     kernel = state["patch_embed.proj.weight"]
     if kernel.ndim != 5 or kernel.shape[3] != kernel.shape[4]:
-        raise ValueError(
-            f"{file.path}: patch_embed.proj.weight has shape {tuple(kernel.shape)}; expected (width, channels, "
-            "frames, side, side)."
-        )
+        shapes = f"{tuple(kernel.shape)}; expected (width, channels, frames, side, side)"
+        raise ValueError(f"{file.path}: patch_embed.proj.weight has shape {shapes}.")
     width, channels, tubelet, patch, _ = kernel.shape
     depth, mlp_ratio = _stack(state, "blocks.", width)
     inferred = InferredConfig({"hidden_size": width, "num_hidden_layers": depth, "mlp_ratio": mlp_ratio})

@@ -74,9 +74,7 @@ class CardFacts:
 
     def __post_init__(self):
         if self.run_dir is not None and not (Path(self.run_dir) / "metrics.jsonl").is_file():
-            raise FileNotFoundError(
-                f"CardFacts got run_dir={str(self.run_dir)!r}, which holds no metrics.jsonl; give a run's folder."
-            )
+            raise FileNotFoundError(f"run_dir={str(self.run_dir)!r}, which holds no metrics.jsonl: give a run's.")
 
 
 # --- Writing
@@ -131,14 +129,9 @@ def build_model_card(
     load_from: str = ".",
     sizes: Mapping[str, int] | None = None,
     previous: Mapping[str, Any] | None = None,
-    published: bool = False,
 ) -> ModelCard:
-    """The card of a model; arguments as of `write_model_card`.
-
-    Args:
-        previous: metadata of the card that this one replaces; its license and tags are kept.
-        published: the card is for any conversion of a released file.
-    """
+    """The card of a model; arguments as of `write_model_card`. It keeps license and tags of `previous`, the metadata
+    of the card that it replaces."""
     config, facts, previous = model.config, model.card_facts or CardFacts(), previous or {}
     loaded_from = _metadata(Path(model.name_or_path or "", README))
     license = facts.license or previous.get("license") or loaded_from.get("license")
@@ -170,7 +163,6 @@ def build_model_card(
         license=license,
         load_from=load_from,
         auto_class=next((name for name in getattr(config, "auto_map", None) or () if "Model" in name), None),
-        published=published,
     )
     card.text += "\n"  # which jinja removes
     return card

@@ -90,10 +90,7 @@ def _load(path: str) -> Any:
     if packed and not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is cut short: it starts as a torch file and has no end; download it again.")
     if not packed and start[:1] != b"\x80":  # a pickle, as torch wrote before 1.6
-        raise ValueError(
-            f"{path} is not a torch file (it starts with {start!r}); expected a published `.pt`, or the folder of a "
-            "saved model."
-        )
+        raise ValueError(f"{path} is not a torch file (it starts with {start!r}); expected a `.pt` or a model folder.")
     try:
         if packed:  # torch itself verifies no checksums; this reads the file once
             with zipfile.ZipFile(path) as archive:
@@ -105,9 +102,8 @@ def _load(path: str) -> Any:
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise ValueError(
-            f"{path} holds code or objects{f' ({name[1]})' if name else ''} beside tensors and was not opened, since "
-            "such a file can run anything: get it from its publisher, or, if you trust it, save its state dicts alone "
-            "with torch.save."
+            f"{path} holds code or objects{f' ({name[1]})' if name else ''} beside tensors, which could run anything, "
+            "and was not opened: if you trust it, save its state dicts alone with torch.save."
         ) from error
     except zipfile.BadZipFile as error:
         raise ValueError(
@@ -115,9 +111,7 @@ def _load(path: str) -> Any:
             "(torch.save after set_crc32_options(False) writes no checksums: save it with them)."
         ) from error
     except Exception as error:  # whatever torch raises for damaged bytes
-        raise ValueError(
-            f"{path} is unreadable as a torch file: it is damaged or cut short; download it again."
-        ) from error
+        raise ValueError(f"{path} is unreadable: it is damaged or cut short; download it again.") from error
 
 
 def _without_prefixes(state: Any, part: str, path: str) -> State:
@@ -126,10 +120,8 @@ def _without_prefixes(state: Any, part: str, path: str) -> State:
     for name, value in state.items():
         fault = "its name is not a string" if not isinstance(name, str) else _fault_of_weight(value)
         if fault:
-            raise ValueError(
-                f"{path}: {name!r} of {part!r} is not a weight ({fault}); expected plain tensors of float16, "
-                "bfloat16, float32 or float64 under names."
-            )
+            expected = "plain tensors of float16, bfloat16, float32 or float64 under names"
+            raise ValueError(f"{path}: {name!r} of {part!r} is not a weight ({fault}); expected {expected}.")
     return {re.sub(r"^((module|backbone)\.)+", "", name): value for name, value in state.items()}
 
 
@@ -269,10 +261,8 @@ def check_parts(path: str, parts: Mapping[str, State], expected: Mapping[str, St
                 said = "is missing" if found is None else "is not expected"
                 raise ValueError(f"{path}: {name} of {part!r} {said}: the file is of another architecture.")
             if found.shape != wanted.shape:
-                raise ValueError(
-                    f"{path}: {name} of {part!r} has shape {tuple(found.shape)}, but the file's other sizes and the "
-                    f"settings give {tuple(wanted.shape)}: one of them is wrong."
-                )
+                others = f"but the file's other sizes and the settings give {tuple(wanted.shape)}"
+                raise ValueError(f"{path}: {name} of {part!r} has shape {tuple(found.shape)}, {others}.")
 
 
 # ------------------------------------------------------------------------------------------------ positions

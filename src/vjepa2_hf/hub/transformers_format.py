@@ -88,11 +88,8 @@ def _pooler_from_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
             stacklevel=2,
         )
     if config.get("attention_dropout"):
-        warnings.warn(
-            f"attention_dropout={config['attention_dropout']} of the pooler is left out: ours has none (it acts in "
-            "training only).",
-            stacklevel=2,
-        )
+        dropout = f"attention_dropout={config['attention_dropout']} of the pooler"
+        warnings.warn(f"{dropout} is left out: ours has none (it acts in training only).", stacklevel=2)
     return {
         **{name: config[name] for name in _LABEL_FIELDS if name in config},
         "num_pooler_layers": config.get("num_pooler_layers", 3),
@@ -127,20 +124,16 @@ def config_to_transformers(config) -> dict[str, Any]:
 def refuse_pixel_predictor(config, program: str) -> None:
     """Refuses a predictor of pixels, which neither transformers nor the published code has."""
     if config.target_type == "pixels":
-        raise ValueError(
-            f"target_type is 'pixels', but the predictor of {program} predicts latents: convert one encoder with "
-            "--component, or keep our format."
-        )
+        advice = "convert one encoder with --component, or keep our format."
+        raise ValueError(f"target_type is 'pixels', but the predictor of {program} predicts latents: {advice}")
 
 
 def refuse_other_values(config, program: str, defaults: Iterable[str], **expected: Any) -> None:
     """Refuses a config that `program` cannot compute: it has our defaults, or `expected` values, alone."""
     for name, value in {**{name: getattr(type(config), name) for name in defaults}, **expected}.items():
         if getattr(config, name) != value:
-            raise ValueError(
-                f"{name} is {getattr(config, name)!r}, but {program} always computes with {value!r}: its outputs "
-                "would differ, so the model stays in our format."
-            )
+            values = f"{getattr(config, name)!r}, but {program} always computes with {value!r}"
+            raise ValueError(f"{name} is {values}: its outputs would differ, so the model stays in our format.")
 
 
 # --- Weights
