@@ -70,11 +70,8 @@ _register()
 
 # fmt: off
 __all__ = [
-    "VJepa2EncoderConfig", "VJepa2Encoder",
-    "VJepa2MaskedLatentPredictionConfig", "VJepa2ForMaskedLatentPrediction",
-    "VJepa2WorldModelConfig", "VJepa2WorldModel",
-    "VJepa2VideoClassificationConfig", "VJepa2ForVideoClassification",
-    "VJepa2PixelDecoderConfig", "VJepa2PixelDecoder",
-    "VJepa2VideoProcessor", "VJepa2Planner", "VJepa2FeatureExtractor", "VJepa2AnomalyDetector",
-    "register_custom_code",
-]
+    "VJepa2EncoderConfig", "VJepa2Encoder", "VJepa2MaskedLatentPredictionConfig", "VJepa2ForMaskedLatentPrediction",
+    "VJepa2WorldModelConfig", "VJepa2WorldModel", "VJepa2VideoClassificationConfig", "VJepa2ForVideoClassification",
+    "VJepa2PixelDecoderConfig", "VJepa2PixelDecoder", "VJepa2VideoProcessor", "VJepa2Planner",
+    "VJepa2FeatureExtractor", "VJepa2AnomalyDetector", "register_custom_code",
+]  # fmt: skip

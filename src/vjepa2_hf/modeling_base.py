@@ -35,6 +35,7 @@ class VJepa2PreTrainedModel(PreTrainedModel):
     _can_record_outputs = {"hidden_states": VJepa2Layer, "attentions": OutputRecorder(VJepa2Attention, index=1)}
     accepts_loss_kwargs = False  # Trainer: losses are means, to be divided by the number of micro-batches
     _has_transformers_counterpart = False  # whether `from_pretrained` takes a transformers `vjepa2` folder too
+    _loadable_model_types = ()  # ours, whose folders this class loads from; empty: its own
     renamed_weights: dict[str, str] = {}  # pattern of an old weight name -> replacement
     card_facts = None  # additions to the model card: `vjepa2_hf.hub.model_card.CardFacts`
     _weight_conversions = ()  # of the file a model was loaded from; emptied, so that `save_pretrained` keeps our names
@@ -60,7 +61,8 @@ class VJepa2PreTrainedModel(PreTrainedModel):
             kwargs["config"] = cls.config_class.from_dict(kwargs["config"].to_dict())
         # a folder may hold only weights, with the config passed as an argument
         source = read_config_dict(path, kwargs).get("model_type") or given
-        loadable = [*cls._loadable_model_types(), *[TRANSFORMERS_MODEL_TYPE][: cls._has_transformers_counterpart]]
+        loadable = cls._loadable_model_types or [cls.config_class.model_type]
+        loadable = [*loadable, *[TRANSFORMERS_MODEL_TYPE][: cls._has_transformers_counterpart]]
         if source not in loadable:
             hint = " Start one on an encoder with from_encoder." if hasattr(cls, "from_encoder") else ""
             expected = f"{cls.__name__} loads {' or '.join(map(repr, loadable))}.{hint}"
@@ -76,11 +78,6 @@ class VJepa2PreTrainedModel(PreTrainedModel):
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
         return True  # all attention goes through `attend`, which transformers' search of the source does not find
-
-    @classmethod
-    def _loadable_model_types(cls) -> tuple[str, ...]:
-        """Our model types whose folders this class loads from."""
-        return (cls.config_class.model_type,)
 
     @classmethod
     def _load(cls, path, *args, output_loading_info: bool = False, ignore_mismatched_sizes: bool = False, **kwargs):
@@ -118,13 +115,7 @@ class VJepa2PreTrainedModel(PreTrainedModel):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def save_pretrained(
-        self,
-        save_directory,
-        is_main_process: bool = True,
-        state_dict: dict | None = None,
-        push_to_hub: bool = False,
-        *args,
-        **kwargs,
+        self, save_directory, is_main_process: bool = True, state_dict=None, push_to_hub: bool = False, *args, **kwargs
     ):
         """Saves as transformers does, with a model card (README.md) unless a user wrote the one that is there.
 

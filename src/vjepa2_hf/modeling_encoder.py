@@ -32,6 +32,20 @@ from .modeling_layers import (
 )
 
 
+# By model type, the prefixes of encoders in a folder; the first is the default
+_COMPONENTS = {
+    "vjepa2_hf_encoder": [],
+    "vjepa2_hf_masked_latent_prediction": ["target_encoder", "encoder"],
+    "vjepa2_hf_world_model": ["encoder"],
+    "vjepa2_hf_video_classification": ["encoder"],
+}
+# Weights beside the encoder in folders of other models
+_OTHER_WEIGHTS = re.compile(
+    r"(encoder|target_encoder|(vjepa2\.)?predictor|pooler|classifier|reward_head|stochastic_head|chance_head)\."
+    r"|state_(mean|map|scale)$"
+)
+
+
 @dataclass
 class VJepa2EncoderOutput(ModelOutput):
     """Output of [`VJepa2Encoder`].
@@ -67,6 +81,7 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
 
     config: VJepa2EncoderConfig
     _has_transformers_counterpart = True
+    _loadable_model_types = tuple(_COMPONENTS)
 
     def __init__(self, config: VJepa2EncoderConfig):
         super().__init__(config)
@@ -103,10 +118,6 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
             own = {rf"^{component or components[0]}\.(.+)": r"\1"}
             kwargs["key_mapping"] = {**(kwargs.get("key_mapping") or {}), **own}
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-
-    @classmethod
-    def _loadable_model_types(cls) -> tuple[str, ...]:
-        return tuple(_COMPONENTS)
 
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
         super()._adjust_missing_and_unexpected_keys(loading_info)
@@ -232,20 +243,6 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
         except ImportError as error:
             raise ImportError("encode_long needs the package vjepa2_hf: pip install vjepa2_hf.") from error
         return encode_long(self, video, chunk_frames, overlap, stride, output_dir, processor, pool)
-
-
-# Weights beside the encoder in folders of other models
-_OTHER_WEIGHTS = re.compile(
-    r"(encoder|target_encoder|(vjepa2\.)?predictor|pooler|classifier|reward_head|stochastic_head|chance_head)\."
-    r"|state_(mean|map|scale)$"
-)
-# By model type, the prefixes of encoders in a folder; the first is the default
-_COMPONENTS = {
-    "vjepa2_hf_encoder": [],
-    "vjepa2_hf_masked_latent_prediction": ["target_encoder", "encoder"],
-    "vjepa2_hf_world_model": ["encoder"],
-    "vjepa2_hf_video_classification": ["encoder"],
-}
 
 
 def as_encoder(encoder: "str | os.PathLike | VJepa2Encoder") -> VJepa2Encoder:

@@ -422,13 +422,8 @@ class VJepa2PatchEmbeddings(nn.Module):
         weight = self.proj.weight
         if pixel_values_videos.shape[1] == 1:  # sum the kernel over time instead of repeating a frame
             weight = weight.sum(dim=2, keepdim=True)
-        patches = rearrange(
-            pixel_values_videos.to(weight.dtype),
-            "b (t u) c (h p) (w q) -> b t h w c u p q",
-            u=weight.shape[2],
-            p=weight.shape[3],
-            q=weight.shape[4],
-        )
+        pixels, sizes = pixel_values_videos.to(weight.dtype), dict(zip("upq", weight.shape[2:]))
+        patches = rearrange(pixels, "b (t u) c (h p) (w q) -> b t h w c u p q", **sizes)
         if ids is None:
             patches = patches.flatten(4).flatten(1, 3)
         else:

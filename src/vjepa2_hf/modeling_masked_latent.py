@@ -130,8 +130,12 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
                 seen, hidden = (context, context_ids), (predicted[-1], selected[-1], target_ids)
                 auxiliary.append(auxiliary_losses(self.config, *seen, *hidden, grid))
         mask_losses = torch.stack([self.latent_loss(p, z) for p, z in zip(predicted, selected, strict=True)])
-        loss, losses = self.total_loss(mask_losses.mean(), auxiliary)
-        meters = {}
+        loss, losses, meters = mask_losses.mean(), None, {}
+        if auxiliary:
+            weights = self.config.auxiliary_weights
+            terms = {name: torch.stack([each[name] for each in auxiliary]).mean() for name in weights}
+            losses = {name: term.detach() for name, term in {"prediction": loss, **terms}.items()}
+            loss = loss + sum(weight * terms[name] for name, weight in weights.items())
         if output_meters:
             latents = self.encode_clip(pixel_values_videos) if self.config.target_type == "pixels" else targets
             meters = collapse_meters(latents, predicted[0].detach(), target_masks[0], grid)
@@ -179,18 +183,6 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
     def latent_errors(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The loss per token: predictions and targets (…, D) -> mean |ẑ − z|^p / p over channels (…)."""
         return power_loss(predicted, target, self.config.loss_exponent, dim=-1)
-
-    def total_loss(
-        self, prediction: torch.Tensor, auxiliary: list[dict[str, torch.Tensor]]
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None]:
-        """The prediction loss plus the weighted means over mask sets of the auxiliary terms; and, if there are any,
-        every term by name, unweighted and without gradient."""
-        if not auxiliary:
-            return prediction, None
-        weights = self.config.auxiliary_weights
-        terms = {name: torch.stack([terms[name] for terms in auxiliary]).mean() for name in weights}
-        loss = prediction + sum(weight * terms[name] for name, weight in weights.items())
-        return loss, {name: term.detach() for name, term in {"prediction": prediction, **terms}.items()}
 
     def update_target_encoder(self, momentum: float) -> None:
         """ξ ← τ ξ + (1 − τ) θ, in place (two-phase recipe, Algorithm 1 line 13); `target_type="online"`: ξ ← θ."""

@@ -136,10 +136,9 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
 
     def train(self, mode: bool = True):
         super().train(mode)  # what follows is repeated here because `from_pretrained` makes new parameters
-        if self.config.freeze_encoder and self.config.state_type != "pixels":
-            self.encoder.eval().requires_grad_(False)
-        if not self.config.freeze_encoder:
-            self.target_encoder.eval().requires_grad_(False)
+        frozen = getattr(self, "encoder" if self.config.freeze_encoder else "target_encoder", None)
+        if frozen is not None:
+            frozen.eval().requires_grad_(False)
         if self.config.stored_extrinsics_dim and not self.config.extrinsics_dim:
             self.predictor.extrinsics_encoder.requires_grad_(False)  # kept unused, to convert the model back
         return self

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,11 +125,7 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 
 def build_model_card(
-    model,
-    folder: str | os.PathLike | None = None,
-    load_from: str = ".",
-    sizes: Mapping[str, int] | None = None,
-    previous: Mapping[str, Any] | None = None,
+    model, folder=None, load_from: str = ".", sizes: Mapping[str, int] | None = None, previous=None
 ) -> ModelCard:
     """The card of a model; arguments as of `write_model_card`. It keeps license and tags of `previous`, the metadata
     of the card that it replaces."""
@@ -170,12 +167,10 @@ def build_model_card(
 
 def parameter_counts(model, sizes: Mapping[str, int] | None = None) -> dict[str, int]:
     """Number of parameters of every part of a model, by its name; of an encoder, all as one. `sizes` as above."""
-    single = model.config.model_type == "vjepa2_hf_encoder"
-    counts: dict[str, int] = {}
+    single, counts = model.config.model_type == "vjepa2_hf_encoder", Counter()
     for name, parameter in model.named_parameters():
-        part = "encoder" if single else name.partition(".")[0]
-        counts[part] = counts.get(part, 0) + (sizes or {}).get(name, parameter.numel())
-    return counts
+        counts["encoder" if single else name.partition(".")[0]] += (sizes or {}).get(name, parameter.numel())
+    return dict(counts)
 
 
 def _setting(value: Any) -> str:
