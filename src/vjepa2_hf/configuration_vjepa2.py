@@ -243,13 +243,12 @@ class VJepa2EncoderConfig(VJepa2BaseConfig, PreTrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, **fields) -> "VJepa2EncoderConfig":
-        """The configuration of a released architecture.
+        """The configuration of a released architecture; `fields` replace those of the preset.
 
         Args:
             name: "small", "base", "large", "huge" or "giant" (also "vitl", "L", …): ViT-S/B/L/H/g with patches of 16
                 and tubelets of 2. L, H and g are the released V-JEPA 2 models at 256 pixels and 64 frames; the g at
                 384 pixels is `from_preset("giant", crop_size=384)`.
-            fields: replace fields of the preset.
         """
         return cls(**{**_preset_fields(name), **fields})
 

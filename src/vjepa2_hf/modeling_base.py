@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class VJepa2PreTrainedModel(PreTrainedModel):
-    """Base of all models; its attributes list what transformers may ask of them."""
+    """Base of all models; its attributes list what transformers may ask of them. From a config, weights are random."""
 
     base_model_prefix = ""
     main_input_name = "pixel_values_videos"
@@ -46,8 +46,7 @@ class VJepa2PreTrainedModel(PreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: folder or Hub id.
-            args, kwargs: of transformers' `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, …), and
-                config fields to replace.
+            args, kwargs: of transformers' `from_pretrained` (`dtype`, `device_map`, …), and config fields to replace.
 
         Raises:
             FileNotFoundError: a local folder that does not exist.

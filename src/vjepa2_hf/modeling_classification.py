@@ -96,9 +96,6 @@ class VJepa2ForVideoClassification(_TokenClassifier, VJepa2PreTrainedModel):
         clip ──► encoder ──► tokens ──────────────────────────────────────────┬──► pooler ──► Linear ──► logits
                                └─► predictor ─► tokens of `predicted_frames` ─┘
 
-    Args:
-        config ([`VJepa2VideoClassificationConfig`]): sizes; weights are random.
-
     Example:
         >>> model = VJepa2ForVideoClassification.from_encoder("runs/demo/pretrain/final", num_labels=10)
         >>> model(pixel_values_videos, labels=labels).loss  # labels (B,) int64
@@ -194,8 +191,7 @@ class VJepa2ForVideoClassification(_TokenClassifier, VJepa2PreTrainedModel):
         return self.attention(tokens, steps).unflatten(-1, output.grid[1:])
 
     def _encode(self, clips: torch.Tensor, options: dict) -> tuple[VJepa2EncoderOutput, torch.Tensor, int]:
-        """The encoder's output; its tokens (B, N, D), concatenated over several layers or with the predicted ones; and
-        their T'."""
+        """The encoder's output, its tokens (B, N, D), concatenated over layers or with predicted ones, and T'."""
         layers, tubelet = self.config.encoder_layers, self.config.encoder_config.tubelet_size
         output = self.encoder(clips, **(options if layers is None else {**options, "output_hidden_states": True}))
         tokens, (steps, rows, columns) = output.last_hidden_state, output.grid
@@ -248,8 +244,7 @@ class VJepa2Neighbors(nn.Module):
         self.register_buffer("targets", torch.zeros(config.num_stored_views, config.num_labels))
 
     def store(self, features: torch.Tensor, targets: torch.Tensor, standardize: bool = False) -> None:
-        """Stores the features (M, D), mean tokens, and targets (M, C) of the views to compare with; with `standardize`
-        features are compared minus their mean and over their standard deviation."""
+        """Stores the features (M, D), mean tokens, standardized if wanted, and targets (M, C) of the views."""
         if standardize:
             self.mean.copy_(features.mean(0))
             self.std.copy_(features.std(0).clamp(min=1e-6))

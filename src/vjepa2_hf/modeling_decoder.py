@@ -42,9 +42,6 @@ class VJepa2PixelDecoder(VJepa2PreTrainedModel):
     and positions distinguish the copies (arXiv 1901.07017), so the decoder works for tokens, merged tokens and a state
     of one vector.
 
-    Args:
-        config ([`VJepa2PixelDecoderConfig`]): sizes; weights are random.
-
     Example:
         >>> decoder = VJepa2PixelDecoder.from_pretrained("runs/demo/decoder/final")
         >>> images = decoder.decode(wm.rollout(latents, actions))  # (B, P, N, D) -> (B, P, C, H, W) in 0 to 1

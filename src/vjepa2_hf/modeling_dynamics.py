@@ -37,8 +37,7 @@ KeyValueCache = list[PastKeyValues | tuple[torch.Tensor]]
 
 
 class Dynamics(nn.Module):
-    """Base of the dynamics. `forward` of a subclass computes the hidden states of every frame from this and earlier
-    frames, of which it may reuse a cache; `next_latents` maps them to latents."""
+    """Base of the dynamics; `forward` computes hidden states of every frame from this and earlier frames."""
 
     def __init__(self, config: VJepa2WorldModelConfig):
         super().__init__()
@@ -155,11 +154,9 @@ class VJepa2Dynamics(Dynamics):
             return patches
         frames, num_tokens = patches.shape[1:3]
         if num_tokens != len(self.position_embedding):
-            raise ValueError(
-                f"the frame has {num_tokens} tokens, but learned positions are for {len(self.position_embedding)}: "
-                f"resize it to {self.config.encoder_config.crop_size} pixels, or use "
-                "predictor_position_embedding_type='rope'."
-            )
+            found = f"the frame has {num_tokens} tokens, but learned positions are for {len(self.position_embedding)}"
+            advice = f"resize it to {self.config.encoder_config.crop_size} pixels, or use"
+            raise ValueError(f"{found}: {advice} predictor_position_embedding_type='rope'.")
         return patches + self.position_embedding + self.time_embedding[first : first + frames].unsqueeze(1)
 
     def _rotary(self, first: int, frames: int, num_tokens: int, extra: int, device) -> RotaryTable | None:

@@ -70,9 +70,6 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
 
         clip (B, T, C, H, W) ──► patch embeddings ──► (context mask: drop tokens) ──► blocks ──► norm ──► (B, N, D)
 
-    Args:
-        config ([`VJepa2EncoderConfig`]): sizes; weights are random.
-
     Example:
         >>> encoder = VJepa2Encoder.from_pretrained("runs/demo/pretrain/final")
         >>> tokens = encoder(pixel_values_videos).last_hidden_state  # (B, N, D)
@@ -96,11 +93,10 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, component: str | None = None, **kwargs):
-        """Loads an encoder from its own folder, from that of a model of ours that holds one, or from a transformers
-        `vjepa2` checkpoint.
+        """Loads an encoder from its own folder or Hub id, from that of a model of ours that holds one, or from a
+        transformers `vjepa2` checkpoint.
 
         Args:
-            pretrained_model_name_or_path: folder or Hub id.
             component: for a masked-latent model, "target_encoder" (the default: what evaluation and world models use)
                 or "encoder" (the online one).
         """

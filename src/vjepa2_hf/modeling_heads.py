@@ -126,9 +126,3 @@ class VJepa2GaussianHead(nn.Module):
         z, e = noise[..., : self.rank], noise[..., self.rank :]
         sampled = deviation * ((together @ z.unsqueeze(-1)).squeeze(-1) + alone * e)
         return sampled.unflatten(-1, (-1, self.latent_size)).to(hidden_states)
-
-    def noise(self, shape: tuple[int, ...], num_tokens: int, generator: torch.Generator) -> torch.Tensor:
-        """Standard normal noise (*shape, Z + N · D) for `sample`."""
-        size = self.rank + num_tokens * self.latent_size
-        noise = torch.randn(*shape, size, generator=generator, device=generator.device)
-        return noise.to(self.proj.weight.device)

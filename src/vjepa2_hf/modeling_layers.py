@@ -20,7 +20,6 @@ from .configuration_vjepa2 import VJepa2EncoderConfig
 
 # --- Positions
 
-
 # Cosine and signed sine, each (L, d) or (B, L, d); or the three tensors of `spread_over_heads`
 RotaryTable = tuple[torch.Tensor, ...]
 

@@ -55,10 +55,7 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
           └──── all tokens ─────► target_encoder ──► gather hidden positions ──► normalize ─► z ─┘  (no gradient)
 
     The context encoder never sees a hidden token: tokens are dropped before its first block (arXiv 2506.09985, sec. 2;
-    two-phase recipe, Algorithm 1).
-
-    Args:
-        config ([`VJepa2MaskedLatentPredictionConfig`]): sizes; weights are random, the target encoder is a copy.
+    two-phase recipe, Algorithm 1). In a new model the target encoder is a copy.
     """
 
     config: VJepa2MaskedLatentPredictionConfig
@@ -197,8 +194,7 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
         Args:
             num_future_frames: a multiple of the tubelet size.
             autoregressive: predict one tubelet at a time and use it as context for the next, instead of all at once.
-                (Beyond the length of the configured clip, rotary positions continue; sin-cos and learned tables are
-                interpolated over the whole, see `add_positions`.)
+                (Beyond the configured clip, rotary positions continue; tables are interpolated, see `add_positions`.)
 
         Returns:
             (B, num_future_frames / tubelet_size, H'·W', D), in the space of the normalized targets (pixels for

@@ -83,9 +83,6 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
     Optional heads, which do not change the dynamics: with `stochastic_dim` one predicts the error as a Gaussian, from
     which a rollout may sample ([`VJepa2GaussianHead`]); with `reward_head` one predicts the reward.
 
-    Args:
-        config ([`VJepa2WorldModelConfig`]): sizes; weights are random.
-
     Example:
         >>> wm = VJepa2WorldModel.from_encoder("runs/demo/pretrain/final", action_dim=2, context_frames=1)
         >>> latents = wm.encode(frames)  # (B, T, C, H, W) -> (B, T, N, D)
@@ -360,10 +357,8 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
     ) -> Iterator[Iterator[torch.Tensor]]:
         """For every chunk of candidates, an iterator over the latents (B, j, N, D) of the steps. Only the cache of the
         frames before the present is shared: the present's tokens depend on the first action of a candidate."""
-        context_actions, proprio_states, extrinsics = context
-        context_actions = one_hot_actions(self.config, context_actions, "context_actions")
-        values = (actions, context_actions, proprio_states, extrinsics)
-        actions, context_actions, *states = to_float_tensors(latents, *values)
+        context_actions = one_hot_actions(self.config, context[0], "context_actions")
+        actions, context_actions, *states = to_float_tensors(latents, actions, context_actions, *context[1:])
         check_rollout(self.config, latents, actions, context_actions, *states)
         frames = latents.shape[1]
         known = actions[:, 0, :1] if context_actions is None else torch.cat([context_actions, actions[:, 0, :1]], 1)
@@ -380,9 +375,12 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             yield rollout_steps(self.predictor, head, inputs, chunk, states, frames, cache, use_cache, chunk_noise)
 
     def _noise(self, shape: tuple[int, ...], num_tokens: int, generator: torch.Generator) -> torch.Tensor:
+        """Standard normal noise (*shape, Z + N · D) for samples."""
         if not self.config.stochastic_dim:
             raise ValueError("samples are requested, but the model is deterministic (stochastic_dim is 0).")
-        return self.stochastic_head.noise(shape, num_tokens, generator)
+        size = self.config.stochastic_dim + num_tokens * self.latent_size
+        noise = torch.randn(*shape, size, generator=generator, device=generator.device)
+        return noise.to(self.stochastic_head.proj.weight.device)
 
     # --- Score
 

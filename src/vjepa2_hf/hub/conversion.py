@@ -7,7 +7,6 @@ import os
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,7 @@ def convert(
     encoder: str | os.PathLike | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Converts a checkpoint; what is assumed or left out is logged (info).
+    """Converts a checkpoint and returns the new folder; what is assumed or left out is logged (info).
 
     Args:
         source: a published `.pt`, a folder of ours or transformers', or a Hub id.
@@ -77,9 +76,6 @@ def convert(
         settings: config fields that cannot be inferred from tensors, or that replace the inferred ones; the encoder's
             by their plain names.
 
-    Returns:
-        The folder.
-
     Raises:
         ValueError: the source is malformed, or cannot be expressed in the wanted format.
         OSError: a file is unreadable or cannot be written.
@@ -89,14 +85,13 @@ def convert(
     source, out = os.fspath(source), Path(out_dir).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out_dir} exists and is not an empty folder: choose another OUT_DIR.")
-    options = ConversionOptions(to, component, encoder and os.fspath(encoder), settings or {})
-    published = _is_file(source)
+    settings, published = dict(settings or {}), _is_file(source)
     if published:
-        model, processor = _load_published(source, options), None
-    elif options.encoder is not None:
+        model, processor = _load_published(source, to, component, encoder and os.fspath(encoder), settings), None
+    elif encoder is not None:
         raise ValueError(f"--encoder is for a published probe or action-conditioned file; {source} is a folder.")
     else:
-        model, processor = _load_folder(source, options), _load_processor(source, options.settings)
+        model, processor = _load_folder(source, to, component, settings), _load_processor(source, settings)
     if published or read_config_dict(source, {}).get("model_type") not in _MODELS:
         model.card_facts = CardFacts(source=f"`{Path(source).name if os.path.exists(source) else source}`")
     with _written_aside(out) as folder:
@@ -108,19 +103,9 @@ def convert(
     return out
 
 
-@dataclass
-class ConversionOptions:
-    """How a source is read; see `convert`."""
-
-    to: str
-    component: str | None
-    encoder: str | None
-    settings: Mapping[str, Any]
-
-    def wants_encoder_alone(self, model_type: str) -> bool:
-        if self.component is None or model_type == VJepa2EncoderConfig.model_type:
-            return False
-        return not (self.to == "transformers" and model_type == "vjepa2_hf_masked_latent_prediction")
+def _takes_encoder_alone(model_type: str, to: str, component: str | None) -> bool:
+    with_predictor = to == "transformers" and model_type == "vjepa2_hf_masked_latent_prediction"
+    return component is not None and model_type != VJepa2EncoderConfig.model_type and not with_predictor
 
 
 def _is_file(source: str) -> bool:
@@ -133,23 +118,19 @@ def _is_file(source: str) -> bool:
     return path.is_file()
 
 
-# ------------------------------------------------------------------------------------------------ published files
-
-
-def _load_published(path: str, options: ConversionOptions) -> PreTrainedModel:
-    settings = dict(options.settings)
+def _load_published(path: str, to: str, component: str | None, encoder: str | None, settings: dict) -> PreTrainedModel:
     file = read_published(path, settings.get("classifier_index", 0))
     if file.kind == "probe":
         settings.pop("classifier_index", None)
     needs_encoder = file.kind in ("probe", "action-conditioned")
-    if options.encoder is not None:
+    if encoder is not None:
         if not needs_encoder:
             raise ValueError(f"{path} is a published file of kind {file.kind!r} with an encoder: leave --encoder out.")
-        return _load_on_encoder(file, options.encoder, options.component, settings)
-    part = file.encoder_part(options.component)
+        return _load_on_encoder(file, encoder, component, settings)
+    part = file.encoder_part(component)
     if part is None:
         raise ValueError(f"{path} holds no encoder: add --encoder with the one that it was trained on.")
-    alone = file.kind == "encoder" or options.wants_encoder_alone(CONFIGS[file.kind].model_type)
+    alone = file.kind == "encoder" or _takes_encoder_alone(CONFIGS[file.kind].model_type, to, component)
     if alone and not needs_encoder:
         file, part = file.encoder_alone(part), "encoder"
     return _assemble(file, published_config(file, part, settings), part)
@@ -168,7 +149,7 @@ def _load_on_encoder(file: PublishedFile, path: str, component: str | None, sett
         encoders = encoders.encoder_alone(part)
         encoder = _assemble(encoders, published_config(encoders, "encoder", of_encoder), "encoder")
     else:
-        encoder = _load_folder(path, ConversionOptions("ours", component, None, of_encoder), VJepa2Encoder)
+        encoder = _load_folder(path, "ours", component, of_encoder, VJepa2Encoder)
     config = published_config(file, None, settings, encoder.config)
     state = model_to_parts(encoder.state_dict(), encoder.config.model_type)["encoder"]
     return _assemble(PublishedFile(file.path, file.kind, {**file.parts, "encoder": state}), config, "encoder")
@@ -212,27 +193,26 @@ def _without_shared_memory(state: Mapping[str, torch.Tensor]) -> dict[str, torch
     return result
 
 
-# ------------------------------------------------------------------------------------------------ folders
-
-
-def _load_folder(source: str, options: ConversionOptions, model_class: type | None = None) -> PreTrainedModel:
+def _load_folder(
+    source: str, to: str, component: str | None, settings: dict, model_class: type | None = None
+) -> PreTrainedModel:
     if os.path.isdir(source) and not os.path.isfile(os.path.join(source, "config.json")):
         raise ValueError(f"{source} is a folder without config.json; expected a model's, or a published `.pt`.")
     file = read_config_dict(source, {})
     class_in_folder = _class_in_folder(source, file)
     model_class = model_class or class_in_folder
-    if options.wants_encoder_alone(model_class.config_class.model_type):
+    if _takes_encoder_alone(model_class.config_class.model_type, to, component):
         model_class = VJepa2Encoder
     config = model_class.config_class.from_pretrained(source)
-    own, of_encoder = split_settings(options.settings, model_class.config_class)
-    if options.settings:
+    own, of_encoder = split_settings(settings, model_class.config_class)
+    if settings:
         fields = {**config.to_dict(), **own}
         if of_encoder:
             fields["encoder_config"] = {**fields["encoder_config"], **of_encoder}
         config = model_class.config_class.from_dict(fields)
     loading = {"config": config, "dtype": "auto", "output_loading_info": True}
     if model_class is VJepa2Encoder and file["model_type"] != TRANSFORMERS_MODEL_TYPE:
-        loading["component"] = options.component
+        loading["component"] = component
     model, info = model_class.from_pretrained(source, **loading)
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{source} lacks {len(missing)} weights of a {model_class.__name__}, such as {missing[0]}.")
@@ -261,9 +241,6 @@ def _class_in_folder(source: str, file: Mapping[str, Any]) -> type[PreTrainedMod
 def _load_processor(source: str, settings: Mapping[str, Any]) -> VJepa2VideoProcessor | None:
     with contextlib.suppress(OSError):  # the folder has none
         return None if "crop_size" in settings else VJepa2VideoProcessor.from_pretrained(source)
-
-
-# ------------------------------------------------------------------------------------------------ writing
 
 
 @contextlib.contextmanager

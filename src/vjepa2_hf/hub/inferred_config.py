@@ -53,12 +53,8 @@ class InferredConfig:
 def published_config(
     file: PublishedFile, part: str | None, settings: Mapping[str, Any], encoder_config=None
 ) -> PreTrainedConfig:
-    """The config of the model in a file; what it assumes is logged.
-
-    Args:
-        part: the encoder in the file to describe, or `None` for one from elsewhere, which has `encoder_config`.
-        settings: as for `convert`.
-    """
+    """The config of the model in a file, with the encoder `part` of the file, or for `None` one from elsewhere with
+    `encoder_config`; what is assumed is logged. Settings are as for `convert`."""
     config_class = CONFIGS[file.kind]
     own, of_encoder = split_settings(settings, config_class)
     given = {**own, **of_encoder}
@@ -89,9 +85,8 @@ def published_config(
 
 def split_settings(settings: Mapping[str, Any], config_class: type) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings for a config itself and for the encoder inside; a field of both is the config's own."""
-    own_names, encoder_names = (
-        {f.name for f in fields(c)} - _COMMON_FIELDS for c in (config_class, VJepa2EncoderConfig)
-    )
+    both = (config_class, VJepa2EncoderConfig)
+    own_names, encoder_names = ({f.name for f in fields(c)} - _COMMON_FIELDS for c in both)
     if config_class is VJepa2VideoClassificationConfig:
         own_names |= _LABEL_FIELDS
     elif of_labels := _LABEL_FIELDS & set(settings):
@@ -161,11 +156,9 @@ def _infer_clip(path: str, table: torch.Tensor, sizes: Mapping[str, Any]) -> dic
         config = VJepa2EncoderConfig(**sizes, **clip, num_attention_heads=1, position_embedding_type="sincos")
         if same_table(table, published_table(config, table.shape[-1])):
             return clip
-    raise ValueError(
-        f"{path}: pos_embed ({tuple(table.shape)}) is not a sin-cos table of a square grid with "
-        f"uniform_power={sizes['uniform_power']}: try --set uniform_power={not sizes['uniform_power']}, or leave "
-        "position_embedding_type out for rotary positions."
-    )
+    found, power = f"{path}: pos_embed ({tuple(table.shape)})", sizes["uniform_power"]
+    advice = f"try --set uniform_power={not power}, or leave position_embedding_type out for rotary positions."
+    raise ValueError(f"{found} is not a sin-cos table of a square grid with uniform_power={power}: {advice}")
 
 
 def infer_head(file: PublishedFile) -> InferredConfig:

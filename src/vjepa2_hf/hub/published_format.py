@@ -25,8 +25,6 @@ logger = logging.getLogger(__name__)
 
 State = dict[str, torch.Tensor]
 
-# ------------------------------------------------------------------------------------------------ files
-
 _PARTS = ("encoder", "target_encoder", "predictor")
 _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NUMPY_SCALARS = [  # how NumPy 1 and 2 pickle the numbers among the counters
@@ -171,8 +169,6 @@ def _listed(names: Iterable, limit: int = 6) -> str:
     return (", ".join(names[:limit]) or "nothing") + more
 
 
-# ------------------------------------------------------------------------------------------------ names
-
 _NAMES = {  # published -> ours, by the first prefix that matches
     "encoder": {
         "patch_embed.": "patch_embeddings.",
@@ -265,8 +261,6 @@ def check_parts(path: str, parts: Mapping[str, State], expected: Mapping[str, St
                 raise ValueError(f"{path}: {name} of {part!r} has shape {tuple(found.shape)}, {others}.")
 
 
-# ------------------------------------------------------------------------------------------------ positions
-
 _TABLES = {"encoder": "pos_embed", "target_encoder": "pos_embed", "predictor": "predictor_pos_embed"}
 
 
@@ -279,17 +273,13 @@ def drop_tables(path: str, parts: Mapping[str, State], config: PreTrainedConfig)
         if table is None or config.position_embedding_type == "learned":
             continue
         if config.position_embedding_type == "rope":
-            logger.info(
-                "%s: %s of %r is left out, since rotary positions do not use it (a V-JEPA 1 file, which does, needs "
-                "--set position_embedding_type=sincos uniform_power=true)",
-                path, name, part,
-            )  # fmt: skip
+            advice = "--set position_embedding_type=sincos uniform_power=true for V-JEPA 1, which does"
+            logger.info("%s: %s of %r is left out: rotary positions do not use it (%s)", path, name, part, advice)
         elif not same_table(table, published_table(config, table.shape[-1])):
-            raise ValueError(
-                f"{path}: {name} of {part!r} ({tuple(table.shape)}) is not the sin-cos table of "
-                f"crop_size={config.crop_size}, frames_per_clip={config.frames_per_clip}, "
-                f"uniform_power={config.uniform_power}: --set what it was trained with."
-            )
+            fields = ("crop_size", "frames_per_clip", "uniform_power")
+            settings = ", ".join(f"{field}={getattr(config, field)}" for field in fields)
+            found = f"{path}: {name} of {part!r} ({tuple(table.shape)})"
+            raise ValueError(f"{found} is not the sin-cos table of {settings}: --set what it was trained with.")
         del parts[part][name]
     return parts
 

@@ -82,9 +82,8 @@ def _pooler_from_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
     heads = config.get("num_attention_heads", 16)
     if heads == 22:  # ViT-g, whose released probes have 16
         warnings.warn(
-            "this ViT-g classifier runs its attentive pooler with the backbone's 22 heads, as transformers does. "
-            "Published probes were trained with 16, so its scores may be wrong in transformers and here alike: pass "
-            "pooler_num_attention_heads=16 if it was trained so.",
+            "this ViT-g classifier runs its pooler with the backbone's 22 heads, as transformers does, but published "
+            "probes were trained with 16: pass pooler_num_attention_heads=16 if it was trained so.",
             stacklevel=2,
         )
     if config.get("attention_dropout"):
