@@ -18,7 +18,7 @@ from typing import Any
 
 import study
 import yaml
-from study import ENVIRONMENTS, RECIPE
+from study import RECIPE
 
 from vjepa2_hf.planning import SOLVERS
 
@@ -88,10 +88,8 @@ def run(options: argparse.Namespace) -> None:
 
 
 def columns(options: argparse.Namespace, environment: str, seed: int, row: str) -> dict[str, Any]:
-    own, baselines = study.planned_row(results_of(options, environment, seed, row))
-    found = {name: own[name] for name in ("success", "plan_milliseconds")}
-    parts = {str(number): part["success"] for number, part in enumerate(own["by_distance"])}
-    return found | {"by_distance": parts, "baselines": baselines}
+    own, more = study.planned_row(results_of(options, environment, seed, row))
+    return {**more, "by_distance": {str(number): part["success"] for number, part in enumerate(own["by_distance"])}}
 
 
 def collect(options: argparse.Namespace) -> dict[str, Any] | None:
@@ -121,20 +119,14 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
         yield titles, rows + study.baseline_rows(result["rows"], 0, 4)
 
 
+SETTINGS = {
+    "model": ("world_model_pretrained/final", "world model within OUTPUT/ENVIRONMENT/seed-*"),
+    "episodes": (50, "tasks per row and seed"),
+}
+CHOICES = {"environments": (study.ENVIRONMENTS, study.ENVIRONMENTS), "rows": (ROWS, ROWS)}
+PAGES = ["docs/planning_evaluation.md"]
 STUDY = study.Study(
-    "planning",
-    __doc__,
-    run,
-    collect,
-    format_tables,
-    ["docs/planning_evaluation.md"],
-    settings={
-        "model": ("world_model_pretrained/final", "world model within OUTPUT/ENVIRONMENT/seed-*"),
-        "episodes": (50, "tasks per row and seed"),
-    },
-    options={},
-    choices={"environments": (ENVIRONMENTS, ENVIRONMENTS), "rows": (ROWS, ROWS)},
-    output="runs/reproduce",
+    "planning", __doc__, run, collect, format_tables, PAGES, SETTINGS, {}, CHOICES, output="runs/reproduce"
 )
 
 

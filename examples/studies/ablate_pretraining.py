@@ -50,7 +50,7 @@ def prepare(options: argparse.Namespace, dataset: str) -> None:
     for split in DIGITS:
         command = f"record_moving_digits.py {DIGITS[split]}"
         if dataset in study.ENVIRONMENTS:
-            command = f"{study.ENVIRONMENTS[dataset].record} --varied_appearance --num_proc 1 {EPISODES[split]}"
+            command = f"{study.ENVIRONMENTS[dataset]} --varied_appearance --num_proc 1 {EPISODES[split]}"
         runs.record(data / split, command)
     runs.probe_linearly(PIXELS, "pixels", data)
 
@@ -118,15 +118,8 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
         yield columns.values(), [[row[column] for column in columns] for row in rows]
 
 
-STUDY = study.Study(
-    "pretraining",
-    __doc__,
-    run,
-    collect,
-    format_tables,
-    ["docs/pretraining.md"],
-    settings={"steps": (600, "steps of pretraining in every row")},
-)
+SETTINGS = {"steps": (600, "steps of pretraining in every row")}
+STUDY = study.Study("pretraining", __doc__, run, collect, format_tables, ["docs/pretraining.md"], SETTINGS)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def run_row(options: argparse.Namespace, environment: str, seed: int, name: str)
 def run(options: argparse.Namespace) -> None:
     """Episodes, encoders, then every row with all its seeds: a stopped study has complete rows."""
     for environment in options.environments:
-        study.record_episodes(options.output, environment)
+        study.record_episodes(options.output / environment)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     cells = [(environment, seed) for environment in options.environments for seed in seeds]
     # first: two rows of a seed that run side by side would both make its encoder
@@ -114,19 +114,14 @@ def run(options: argparse.Namespace) -> None:
 
 def columns(options: argparse.Namespace, environment: str, seed: int, name: str) -> dict[str, Any]:
     model = row_folder(options, environment, seed, name) / "world_model"
-    own, baselines = study.planned_row(results_of(options, environment, seed, name))
     errors = {row["horizon"]: row for row in json.loads((model / "rollout_error.json").read_text())}
     last = errors[max(errors)]
     return {
         "parameters": dynamics_parameters(model / "final"),
-        "success": own["success"],
-        "plan_milliseconds": own["plan_milliseconds"],
+        **study.planned_row(results_of(options, environment, seed, name))[1],
         "minutes": training_minutes(model),
         "error_over_copy": {str(k): errors[k]["error"] / errors[k]["copy_error"] for k in HORIZONS},
-        "cosine": last["cosine"],
-        "copy_cosine": last["copy_cosine"],
-        "cosine_horizon": last["horizon"],
-        "baselines": baselines,
+        **{"cosine": last["cosine"], "copy_cosine": last["copy_cosine"], "cosine_horizon": last["horizon"]},
     }
 
 
@@ -196,20 +191,15 @@ def difference_cells(one: dict[str, Any]) -> list[str]:
     return [ROWS[one["row"]], minus, published, f"{one['mean']:+.2f}", study.interval_cell(one), by_seed]
 
 
+SETTINGS = {"steps": (2400, "training steps of every row"), "episodes": (50, "tasks per row and seed")}
+SEEDS = {"seeds": (3, "training seeds"), "first_seed": (0, "the first of them")}
+CHOICES = {
+    "environments": (study.ENVIRONMENTS, ["pushing"]),
+    "rows": (ROWS, [name for name in ROWS if name != "learning_encoder"]),
+}
+PAGES = ["docs/world_model.md"]
 STUDY = study.Study(
-    "world_model",
-    __doc__,
-    run,
-    collect,
-    format_tables,
-    ["docs/world_model.md"],
-    settings={"steps": (2400, "training steps of every row"), "episodes": (50, "tasks per row and seed")},
-    options={"seeds": (3, "training seeds"), "first_seed": (0, "the first of them")},
-    choices={
-        "environments": (study.ENVIRONMENTS, ["pushing"]),
-        "rows": (ROWS, [name for name in ROWS if name != "learning_encoder"]),
-    },
-    output="runs/reproduce",
+    "world_model", __doc__, run, collect, format_tables, PAGES, SETTINGS, SEEDS, CHOICES, output="runs/reproduce"
 )
 
 

@@ -70,9 +70,8 @@ def run_seed(options: argparse.Namespace, seed: int) -> None:
     for row, changed in PROBES.items():
         settings = {"data": data / "train", "validation_data": data / "test", "label": "place", "seed": seed}
         settings |= {"encoder": models[BOTH], "frames_per_clip": PAST, "cache_dir": runs.path / "features"}
-        settings |= {"max_steps": options.probe_steps, "log_every": 50, **study.SHORT_RUN, **changed}
-        output = runs.path / "probes" / study.slug(row)
-        runs.configured(f"probe {row}", "train_probe.py", "demo/probe.yaml", settings, output, "results.json")
+        settings |= {"max_steps": options.probe_steps, **changed}
+        runs.train_probe(f"probe {row}", runs.path / "probes" / study.slug(row), settings)
 
 
 def collect(options: argparse.Namespace) -> dict[str, Any] | None:
@@ -128,19 +127,8 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
         yield ["probe on", *SCORES.values()], rows
 
 
-STUDY = study.Study(
-    "future_prediction",
-    __doc__,
-    run,
-    collect,
-    format_tables,
-    ["docs/future_prediction.md"],
-    settings={
-        "steps": (600, "steps of pretraining"),
-        "probe_steps": (400, "steps of every probe"),
-        "clips": (2000, "clips to fit probes on; half as many for scores"),
-    },
-)
+SETTINGS = study.PROBE_SETTINGS
+STUDY = study.Study("future_prediction", __doc__, run, collect, format_tables, ["docs/future_prediction.md"], SETTINGS)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,7 @@ SHUFFLED = "first motion, shuffled frames"
 FEW_LABELS = ("content", "motion")  # tasks of Moving Digits
 FRACTIONS = (0.01, 0.05, 0.1, 0.5, 1.0)
 SPLITS = {"train": 1, "test": 2}  # with the seed of the recording
-# The test clips of Moving Digits' motion, slower and faster
-SPEEDS = {"half speed": 0.5, "double speed": 2.0}
+SPEEDS = {"half speed": 0.5, "double speed": 2.0}  # the test clips of Moving Digits' motion, slower and faster
 SPEED_KINDS = ("linear", "attentive")
 # An encoder pretrained at all three speeds: it sees every, every second or every fourth frame of videos with half as
 # much motion per frame and twice as many frames (10 per second, as in all recordings)
@@ -89,7 +88,7 @@ def prepare(options: argparse.Namespace, dataset: str) -> None:
             command = f"record_moving_digits.py --split {split} --videos {count} {more}"
         else:
             more = "" if name == "videos" else "--labels --length 7"
-            command = f"{study.ENVIRONMENTS[PUSHING].record} --num_proc 1 --episodes {count} {more}"
+            command = f"{study.ENVIRONMENTS[PUSHING]} --num_proc 1 --episodes {count} {more}"
         command += f" --seed {0 if name in VIDEOS else SPLITS[split]}"
         study.RunFolder(options.output / dataset / "shared").record(recording(options, dataset, name, split), command)
 
@@ -115,15 +114,13 @@ def run_seed(options: argparse.Namespace, dataset: str, seed: int) -> None:
             "seed": seed,
             "max_steps": steps // 2 if kind == "finetune" else steps,  # its steps take longer
             "shuffle_time": task == SHUFFLED,
-            "log_every": 50,
         }
         if more in SWEEPS.values():  # the cache is its own, so that encoding is timed
             settings["cache_dir"] = runs.path / "runs" / f"features_{kind}"
         if dataset == DIGITS and task == "motion" and kind in SPEED_KINDS:
             settings["evaluate_on"] = {speed: str(data(speed, "test")) for speed in SPEEDS}
-        settings |= {**study.SHORT_RUN, **KINDS[kind], **SETTINGS[dataset], **more}
-        output = runs.path / "runs" / study.slug(name)
-        runs.configured(name, "train_probe.py", "demo/probe.yaml", settings, output, "results.json")
+        settings |= {**KINDS[kind], **SETTINGS[dataset], **more}
+        runs.train_probe(name, runs.path / "runs" / study.slug(name), settings)
 
 
 def probes_of(dataset: str, timed: bool) -> Iterator[tuple[str, str, str, str, dict[str, Any]]]:
@@ -236,19 +233,9 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
             yield study.table("heads", rows)
 
 
+CHOICES = {"datasets": (TASKS, TASKS)}
 STUDY = study.Study(
-    "probes",
-    __doc__,
-    run,
-    collect,
-    format_tables,
-    ["docs/probes.md"],
-    settings={
-        "steps": (600, "steps of pretraining"),
-        "probe_steps": (400, "steps of every probe"),
-        "clips": (2000, "clips to fit probes on; half as many for scores"),
-    },
-    choices={"datasets": (TASKS, TASKS)},
+    "probes", __doc__, run, collect, format_tables, ["docs/probes.md"], study.PROBE_SETTINGS, choices=CHOICES
 )
 
 

@@ -15,8 +15,6 @@ from typing import Any
 
 import study
 
-from vjepa2_hf.training.settings import refuse_missing_model
-
 
 START, RANDOM, SCRATCH = "the start, as it is", "random encoder", "from scratch, peak 2e-3"
 CONTINUED = {f"continued, peak {peak}": peak for peak in ("5e-4", "2e-3")}
@@ -65,20 +63,12 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
     yield study.table("encoder", results["rows"])
 
 
-STUDY = study.Study(
-    "fine_tuning",
-    __doc__,
-    run,
-    collect,
-    format_tables,
-    ["docs/fine_tuning.md"],
-    settings={
-        "steps": (100, "steps of pretraining on the new videos"),
-        "start": ("runs/demo/pretrain/final", "folder of a pretrained model"),
-    },
-    options={"seeds": (1, "training seeds")},
-    check=lambda options: refuse_missing_model(options.start),
-)
+SETTINGS = {
+    "steps": (100, "steps of pretraining on the new videos"),
+    "start": ("runs/demo/pretrain/final", "folder of a pretrained model"),
+}
+PAGES, SEEDS = ["docs/fine_tuning.md"], {"seeds": (1, "training seeds")}
+STUDY = study.Study("fine_tuning", __doc__, run, collect, format_tables, PAGES, SETTINGS, SEEDS, model="start")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python examples/studies/measure_future.py MODEL VIDEOS OUT.json [--past 8] [--horizons 1 2 4 8] [--clips 500]
 
-MODEL is a masked-latent model; VIDEOS is what `examples/pretrain.py` reads, best held out from its training. A clip
-is the middle of a video: `--past` frames that the model sees, and as many after them as the furthest horizon. The
-error at horizon `h` is that of the tubelet with the `h`-th frame after the past.
+MODEL is a masked-latent model; VIDEOS are shards or a folder. A clip is the middle of a video: `--past` frames that
+the model sees, and as many after them as the furthest horizon. The error at horizon `h` is that of the tubelet with
+the `h`-th frame after the past.
 
 - Targets: the target encoder's tokens of the whole clip at the future's positions, normalized as in training, with all
   clips as one batch.
@@ -147,12 +147,12 @@ def main(arguments: list[str] | None = None) -> None:
             f"{tubelet} frames, and frames from 1, are expected."
         )
     horizons = {str(horizon): tubelet_of(horizon, tubelet) for horizon in sorted(options.horizons)}
-    frames = options.past + (max(horizons.values()) + 1) * tubelet
+    indices = sorted(set(horizons.values()))
+    frames = options.past + (indices[-1] + 1) * tubelet
     processor = VJepa2VideoProcessor.from_pretrained(options.model)
     clips = iterate_clips(options.videos, frames, options.fps, processor, options.clips, options.batch_size)
     results = measure(model, tqdm(clips, desc="clips", unit="batch"), options.past)
     results = {"model": options.model, "past": options.past, "tubelet_size": tubelet, "horizons": horizons, **results}
-    indices = sorted(set(horizons.values()))
     results["frames"] = [covered(index, tubelet) for index in indices]
     results["over_copying"] = {metric: over_copying(results["errors"], metric, indices) for metric in METRICS}
     write_json(options.output, results)

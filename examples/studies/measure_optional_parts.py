@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
     shared = study.RunFolder(options.output)
     recordings = {"episodes": "--rewards", "random_episodes": f'--env_kwargs {{"random_force":{RANDOM_FORCE}}}'}
     for name, more in recordings.items():
-        command = f"{study.ENVIRONMENTS['pushing'].record} --num_proc 1 {more} --episodes {options.episodes}"
+        command = f"{study.ENVIRONMENTS['pushing']} --num_proc 1 {more} --episodes {options.episodes}"
         shared.record(options.output / name, command)
     encoder = options.encoder
     if not encoder:
@@ -147,22 +147,15 @@ def interval_rows(means: dict[str, Any], level: int) -> Iterator[list[str]]:
         yield [f"{what}: {name}, {kind}", *found]
 
 
-STUDY = study.Study(
-    "optional_parts",
-    __doc__,
-    run,
-    collect,
-    format_tables,
-    ["docs/world_model.md"],
-    settings={
-        "encoder": ("", "folder of a pretrained model for images of 64 pixels; empty: one is pretrained"),
-        "episodes": (560, "episodes with rewards, and as many with a random force"),
-        "steps": (2000, "training steps of every world model"),
-        "decoder_steps": (1000, "training steps of the decoder"),
-        "stochastic_dim": (16, "size of the stochastic latent"),
-    },
-    options={"seeds": (1, "training seeds")},
-)
+SETTINGS = {
+    "encoder": ("", "folder of a pretrained model for images of 64 pixels; empty: one is pretrained"),
+    "episodes": (560, "episodes with rewards, and as many with a random force"),
+    "steps": (2000, "training steps of every world model"),
+    "decoder_steps": (1000, "training steps of the decoder"),
+    "stochastic_dim": (16, "size of the stochastic latent"),
+}
+PAGES, SEEDS = ["docs/world_model.md"], {"seeds": (1, "training seeds")}
+STUDY = study.Study("optional_parts", __doc__, run, collect, format_tables, PAGES, SETTINGS, SEEDS)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ import numpy as np
 import study
 
 
-POLICIES = {
-    "cloning": "goal-conditioned behavior cloning",
-    "cloning_even": "behavior cloning, goals sampled uniformly",
-    "actor": "actor: cloning, improved in imagination",
-}
+POLICIES = (
+    "goal-conditioned behavior cloning",
+    "behavior cloning, goals sampled uniformly",
+    "actor: cloning, improved in imagination",
+)
 ENCODERS = {"pretrained": "CEM, pretrained encoder", "random": "CEM, random encoder", "pixels": "CEM, raw pixels"}
 PROPOSED = "CEM, pretrained encoder, from cloning's proposals"
 FIRST_TASK = 700_000  # tasks of the demo and the ablations have smaller numbers: choices were made on those
@@ -30,40 +30,40 @@ FIRST_TASK = 700_000  # tasks of the demo and the ablations have smaller numbers
 
 def run(options: argparse.Namespace) -> None:
     for environment in study.ENVIRONMENTS:
-        study.record_episodes(options.output, environment)
+        study.record_episodes(options.output / environment)
     seeds = [(environment, seed) for seed in range(options.seeds) for environment in study.ENVIRONMENTS]
     study.run_side_by_side([partial(run_seed, options.output, *one) for one in seeds], options.jobs)
 
 
 def run_seed(output: Path, environment: str, seed: int) -> None:
     """Pretraining, world models, policies and planning of one environment and seed."""
-    runs, settings = study.RunFolder(output / environment / f"seed-{seed}"), study.ENVIRONMENTS[environment]
+    runs, config = (
+        study.RunFolder(output / environment / f"seed-{seed}"),
+        study.demo_config("world_model", environment),
+    )
     data = {"data": output / environment / "episodes", "seed": seed, "resume": "latest"}
 
     encoder = {"encoder": runs.configured("pretrain", "pretrain.py", "demo/pretrain.yaml", data)}
     models = {}
     for name, title in ENCODERS.items():
         source = encoder if name == "pretrained" else study.ablation("demo/world_model.yaml", name)
-        models[title] = runs.configured(
-            f"world_model_{name}", "train_world_model.py", settings.world_model, source | data
-        )
+        models[title] = runs.configured(f"world_model_{name}", "train_world_model.py", config, source | data)
     on_model = data | {"world_model": models[ENCODERS["pretrained"]]}
     cloning = runs.configured("cloning", "train_cloning.py", "demo/cloning.yaml", on_model)
-    even = {"goal_candidates": 1}
-    even = runs.configured("cloning_even", "train_cloning.py", "demo/cloning.yaml", on_model | even)
+    one_goal = on_model | {"goal_candidates": 1}
+    even = runs.configured("cloning_even", "train_cloning.py", "demo/cloning.yaml", one_goal)
     actor = runs.configured("actor", "train_actor.py", "demo/actor.yaml", on_model | {"start": cloning})
 
     models[PROPOSED] = models[ENCODERS["pretrained"]]
-    policies = dict(zip(POLICIES.values(), map(str, (cloning, even, actor)), strict=True))
     planning = {
         "models": {name: str(path) for name, path in models.items()},
-        "policies": policies,
+        "policies": dict(zip(POLICIES, map(str, (cloning, even, actor)), strict=True)),
         "proposals": {PROPOSED: str(cloning)},
         "seed": seed,
         "videos": 10,
         "first_task": FIRST_TASK + 1000 * seed,  # other tasks for every seed: the spread contains that of the tasks
     }
-    runs.configured("plan", "plan.py", settings.plan, planning, result="results.json")
+    runs.configured("plan", "plan.py", study.demo_config("plan", environment), planning, result="results.json")
 
 
 def collect(options: argparse.Namespace) -> dict[str, Any] | None:

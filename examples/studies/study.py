@@ -17,8 +17,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import yaml
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 from vjepa2_hf.data.files import claim_folder, write_json
 from vjepa2_hf.metrics.planning_success.planning_success import seed_interval
-from vjepa2_hf.training.settings import exit_on_user_error
+from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
 from vjepa2_hf.visualization.tables import format_table, publish_tables
 
 
@@ -44,28 +45,17 @@ SINGLE_THREAD = {
 SHORT_RUN = {"num_workers": 0, "save_every": 1_000_000, "resume": "latest"}  # settings of runs that take minutes
 
 
-class Environment(NamedTuple):
-    """A demo environment: the command that records it, and configs for it."""
-
-    record: str
-    world_model: str
-    plan: str
-
-
-ENVIRONMENTS = {
-    "pushing": Environment(
-        "record_episodes.py --env vjepa2_hf/Pushing-v0 --policy drawn_to_block",
-        "demo/world_model.yaml",
-        "demo/plan.yaml",
-    ),
-    "two_rooms": Environment(
-        "record_episodes.py --env vjepa2_hf/TwoRooms-v0 --policy wander",
-        "demo/world_model_two_rooms.yaml",
-        "demo/plan_two_rooms.yaml",
-    ),
+ENVIRONMENTS = {  # commands that record episodes
+    "pushing": "record_episodes.py --env vjepa2_hf/Pushing-v0 --policy drawn_to_block",
+    "two_rooms": "record_episodes.py --env vjepa2_hf/TwoRooms-v0 --policy wander",
 }
 RECIPE = "recipe"  # the first row of ablations, with which the others are compared
 MODEL = "world model"  # its name among the rows of plan.py in ablations
+PROBE_SETTINGS = {  # of studies that pretrain and then probe
+    "steps": (600, "steps of pretraining"),
+    "probe_steps": (400, "steps of every probe"),
+    "clips": (2000, "clips to fit probes on; half as many for scores"),
+}
 LINEAR_PROBES = [(readout, label) for readout in ("average", "tokens") for label in ("content", "motion")]
 
 
@@ -106,23 +96,15 @@ class RunFolder:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def configured(
-        self,
-        name: str,
-        script: str,
-        config: str,
-        settings: dict[str, Any],
-        output: Path | None = None,
-        result: str = "final",
+        self, name: str, script: str, config: str, settings: dict, output: Path | None = None, result: str = "final"
     ) -> Path:
         """Runs a script that takes `--config`, in one thread, and returns the path of its result.
 
         Args:
-            name: of the run.
-            script: in `examples/`.
             config: in `examples/configs/`, or `CONFIG#ROW` for a row of `ablations.yaml`.
             settings: keys and values of the command line; they override the row's.
             output: `output_dir`, by default the folder NAME here.
-            result: what a finished run leaves in its `output_dir`.
+            result: what a finished run leaves there.
         """
         config, _, row = config.partition("#")
         output = output or self.path / slug(name)
@@ -133,6 +115,10 @@ class RunFolder:
     def record(self, target: Path, command: str) -> Path:
         """Runs a recording script, given with its arguments."""
         return self.run(f"record {target.name}", target, *command.split(), "--output", str(target))
+
+    def train_probe(self, name: str, output: Path, settings: dict[str, Any]) -> None:
+        settings = {"log_every": 50, **SHORT_RUN, **settings}
+        self.configured(name, "train_probe.py", "demo/probe.yaml", settings, output, "results.json")
 
     def probe_linearly(self, row: str, encoder: Path | str, data: Path, random_seed: int | None = None) -> None:
         """Runs `linear_probes.py` on the clips of DATA/train and DATA/test; with a seed, on random weights."""
@@ -147,10 +133,14 @@ def ablation(config: str, row: str) -> dict[str, Any]:
     return yaml.safe_load((CONFIGS / "ablations.yaml").read_text(encoding="utf-8"))[config][row]
 
 
+def demo_config(name: str, environment: str) -> str:
+    return f"demo/{name}.yaml" if environment == "pushing" else f"demo/{name}_{environment}.yaml"
+
+
 def key_values(settings: dict[str, Any]) -> list[str]:
     """Settings as `key=value` arguments."""
     return [
-        f"{key}={value if isinstance(value, (str, Path)) else json.dumps(value)}" for key, value in settings.items()
+        f"{key}={value if isinstance(value, str | Path) else json.dumps(value)}" for key, value in settings.items()
     ]
 
 
@@ -159,10 +149,9 @@ def slug(name: str) -> str:
     return "".join(letter if letter.isalnum() else "_" for letter in name)
 
 
-def record_episodes(output: Path, environment: str) -> Path:
-    """Records the 560 episodes of an environment that all of its seeds share."""
-    command = f"{ENVIRONMENTS[environment].record} --episodes 560 --num_proc 2"
-    return RunFolder(output / environment).record(output / environment / "episodes", command)
+def record_episodes(folder: Path) -> None:
+    """Records the 560 episodes of the environment that the folder is named after; all of its seeds share them."""
+    RunFolder(folder).record(folder / "episodes", f"{ENVIRONMENTS[folder.name]} --episodes 560 --num_proc 2")
 
 
 def run_side_by_side(runs: Sequence[Callable[[], Any]], jobs: int) -> None:
@@ -223,7 +212,7 @@ def cell(value: dict[str, Any] | list[float] | float | str | None) -> str:
         return f"{value['mean']:.2f}{interval}"
     if isinstance(value, list):
         return ", ".join(map(cell, value))
-    return value or "" if value is None or isinstance(value, str) else f"{value:.2f}"
+    return f"{value:.2f}" if isinstance(value, int | float) else value or ""
 
 
 def capitalized(name: str) -> str:
@@ -239,14 +228,15 @@ def plan_row(
     """Plans with the world model of a row; the recipe's row also runs the methods without a world model."""
     given = {"models": {MODEL: str(model)}, "seed": seed, "videos": 0} | settings
     given |= {} if row == RECIPE else {"baselines": []}
-    runs.configured("plan", "plan.py", ENVIRONMENTS[environment].plan, given, results.parent, results.name)
+    runs.configured("plan", "plan.py", demo_config("plan", environment), given, results.parent, results.name)
 
 
-def planned_row(results: Path) -> tuple[dict[str, Any], dict[str, float]]:
-    """From a results file of plan.py: the row of the world model, and the success of the other methods by name."""
+def planned_row(results: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """From a results file of plan.py: the row of the world model, and columns that all tables have of it."""
     rows = {row["name"]: row for row in json.loads(results.read_text(encoding="utf-8"))["rows"]}
     own = rows.pop(MODEL)
-    return own, {name: row["success"] for name, row in rows.items()}
+    columns = {name: own[name] for name in ("success", "plan_milliseconds")}
+    return own, columns | {"baselines": {name: row["success"] for name, row in rows.items()}}
 
 
 def collect_rows(
@@ -257,15 +247,14 @@ def collect_rows(
     columns: Callable[..., dict[str, Any]],
     pairs: Iterable[tuple[str, str]] = (),
 ) -> dict[str, Any] | None:
-    """Rows and differences of success by environment: seeds of the earlier results file with the same settings, and
-    those that are finished.
+    """Rows and differences of success by environment, of finished seeds and of those in the earlier results file.
 
     Args:
         options: of the command line.
-        settings: options that rows depend on.
+        settings: options that rows depend on; an earlier file counts if it has the same.
         titles: of the rows by name, in the table's order.
-        results_of: options, environment, seed, row -> the file that a finished row leaves.
-        columns: the same -> columns of the row (see `join_runs`).
+        results_of, columns: the file that a finished run leaves, and its columns (see `join_runs`), from options,
+            environment, seed and row.
         pairs: rows whose success is compared, before the comparisons of all rows with the recipe.
     """
     known = known_rows(options.results, {name: getattr(options, name) for name in settings})
@@ -297,10 +286,8 @@ def join_runs(runs: list[dict[str, Any]]) -> dict[str, Any]:
         values = [run[name] for run in runs]
         if isinstance(value, dict):
             columns[name] = {key: over_seeds([one[key] for one in values]) for key in value}
-        elif name == "parameters":
-            columns[name] = value
         else:
-            columns[name] = over_seeds(values) if name == "success" else float(np.mean(values))
+            columns[name] = {"success": over_seeds, "parameters": itemgetter(0)}.get(name, np.mean)(values)
     return columns
 
 
@@ -313,10 +300,7 @@ def known_rows(path: Path, settings: dict[str, Any]) -> dict[tuple[str, str], di
 
 
 def joined(known: dict[str, Any] | None, measured: dict[str, Any]) -> dict[str, Any]:
-    """A row with the seeds of both; a seed that both have counts as measured.
-
-    Columns without values by seed are averaged by the number of seeds.
-    """
+    """A row with the seeds of both, or as measured; columns without values by seed are averaged by number of seeds."""
     if not known or not measured["seeds"]:
         return known or measured
     kept = [i for i, seed in enumerate(known["seeds"]) if seed not in measured["seeds"]]
@@ -374,17 +358,14 @@ class Study:
 
     Attributes:
         name: of the results file, the markers, and by default the folder in `runs/`.
-        description: of the command.
-        run: runs what is missing.
         collect: the results of the runs, without the settings; None if no run is finished.
-        format_tables: results as Markdown.
         documents: pages with markers, from the root of the repository.
         settings: options that results depend on: default and help. A folder holds runs with one set of them, unless
             it is another study's: `output`.
         options: other options: default and help.
         choices: options with a list of values: all values and the default ones.
         output: folder of another study, where the paths of runs contain the settings.
-        check: raises ValueError or OSError for unusable options.
+        model: the option, if any, that names a model which must exist before anything is run.
     """
 
     name: str
@@ -397,12 +378,11 @@ class Study:
     options: dict[str, tuple[Any, str]] = field(default_factory=lambda: {"seeds": (3, "training seeds")})
     choices: dict[str, tuple[Sequence[str], Sequence[str]]] = field(default_factory=dict)
     output: str | None = None
-    check: Callable[[argparse.Namespace], Any] = lambda options: None
+    model: str | None = None
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
-        parser = argparse.ArgumentParser(
-            description=self.description, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        style = argparse.RawDescriptionHelpFormatter
+        parser = argparse.ArgumentParser(description=self.description, formatter_class=style)
         own = {"output": (Path(self.output or f"runs/{self.name}"), "folder of the runs")}
         own |= self.settings | self.options | {"jobs": (2, "runs side by side, one thread each")}
         own |= {"results": (ROOT / "results" / f"{self.name}.json", "JSON file to write")}
@@ -420,7 +400,8 @@ class Study:
         """Runs what is missing, and writes results and tables."""
         options = self.parse(arguments)
         if not options.collect:
-            self.check(options)
+            if self.model:
+                refuse_missing_model(getattr(options, self.model))
             self.claim(options)
             self.run(options)
         results = self.collect(options)
@@ -433,11 +414,7 @@ class Study:
         publish_tables(results, self.format_tables(results), options.results, options.documents, self.name)
 
     def claim(self, options: argparse.Namespace) -> None:
-        """Writes the settings into the folder of the runs. A folder without them is taken to have these.
-
-        Raises:
-            ValueError: runs there have other settings.
-        """
+        """Writes the settings into the folder of the runs, or refuses a folder with others."""
         if self.settings and not self.output:
             options.output.mkdir(parents=True, exist_ok=True)
             given, path = {name: getattr(options, name) for name in self.settings}, options.output / SETTINGS
