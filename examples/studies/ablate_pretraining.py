@@ -12,6 +12,7 @@ recipe's architecture and initialization.
 import argparse
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -79,19 +80,17 @@ def run(options: argparse.Namespace) -> None:
 
 def collect(options: argparse.Namespace) -> dict[str, Any] | None:
     """Means over seeds with intervals, and values by seed, of every row that was measured."""
-    datasets = {}
-    for dataset in DATASETS:
-        folder, rows = options.output / dataset, []
-        for row in (PIXELS, RANDOM, *EVERYWHERE, *ABLATIONS):
-            name = f"{study.slug(row)}.json"
-            scores = study.read_results([folder / "shared" / name]) + study.read_seeds(folder, name, options.seeds)
-            rows += [{"name": row, "runs": len(scores), **summarize(scores)}] if scores else []
-        datasets[dataset] = rows
+    datasets: dict[str, list] = {dataset: [] for dataset in DATASETS}
+    for dataset, row in product(DATASETS, (PIXELS, RANDOM, *EVERYWHERE, *ABLATIONS)):
+        folder, name = options.output / dataset, f"{study.slug(row)}.json"
+        scores = study.read_results([folder / "shared" / name]) + study.read_seeds(folder, name, options.seeds)
+        if scores:
+            datasets[dataset].append({"name": row, "runs": len(scores), **summarize(scores)})
     if not any(datasets.values()):
         return None
     timings = [study.RunFolder(path.parent).timings for path in options.output.glob("*/seed-*/timings.json")]
-    minutes = [found[RECIPE] / 60 for found in timings if RECIPE in found]
-    return {"datasets": datasets, "minutes": [min(minutes), max(minutes)] if minutes else []}
+    minutes = sorted(found[RECIPE] / 60 for found in timings if RECIPE in found)
+    return {"datasets": datasets, "minutes": [minutes[0], minutes[-1]] if minutes else []}
 
 
 def summarize(scores: list[dict[str, Any]]) -> dict[str, Any]:
@@ -106,10 +105,9 @@ def summarize(scores: list[dict[str, Any]]) -> dict[str, Any]:
 
 @study.markdown
 def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
-    time = ""
-    if results["minutes"]:
-        time = f", {results['minutes'][0]:.1f} to {results['minutes'][1]:.1f} minutes on one thread"
-    yield f"{results['steps']} steps of pretraining{time}; means over seeds (95 % interval over seeds)."
+    minutes = " to ".join(f"{value:.1f}" for value in results["minutes"])
+    minutes = minutes and f", {minutes} minutes on one thread"
+    yield f"{results['steps']} steps of pretraining{minutes}; means over seeds (95 % interval over seeds)."
     columns = {f"{readout} {label}": f"{label} ({readout})" for readout, label in study.LINEAR_PROBES}
     columns = {"name": "row", **columns, "between_clips": "between clips"}
     for dataset, rows in results["datasets"].items():

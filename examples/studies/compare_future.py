@@ -77,14 +77,12 @@ def run_seed(options: argparse.Namespace, seed: int) -> None:
 def collect(options: argparse.Namespace) -> dict[str, Any] | None:
     future, frames = {}, []
     for masks in (BLOCKS, BOTH):
-        runs = study.read_seeds(options.output, f"{study.slug(f'future {masks}')}.json", options.seeds)
-        if runs:
+        if runs := study.read_seeds(options.output, f"{study.slug(f'future {masks}')}.json", options.seeds):
             frames = runs[0]["frames"]
             future[masks] = {metric: summarize_errors(runs, metric) for metric in METRICS}
     anticipation = {}
     for row in PROBES:
-        runs = study.read_seeds(options.output, f"probes/{study.slug(row)}/results.json", options.seeds)
-        if runs:
+        if runs := study.read_seeds(options.output, f"probes/{study.slug(row)}/results.json", options.seeds):
             found = {score: study.over_seeds([run["validation"][score] for run in runs]) for score in SCORES}
             guess = float(np.mean([run["same_answer_for_all"] for run in runs]))
             anticipation[row] = {**found, "same_answer_for_all": guess}

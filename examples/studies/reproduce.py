@@ -37,14 +37,11 @@ def run(options: argparse.Namespace) -> None:
 
 def run_seed(output: Path, environment: str, seed: int) -> None:
     """Pretraining, world models, policies and planning of one environment and seed."""
-    runs, config = (
-        study.RunFolder(output / environment / f"seed-{seed}"),
-        study.demo_config("world_model", environment),
-    )
+    runs = study.RunFolder(output / environment / f"seed-{seed}")
     data = {"data": output / environment / "episodes", "seed": seed, "resume": "latest"}
 
     encoder = {"encoder": runs.configured("pretrain", "pretrain.py", "demo/pretrain.yaml", data)}
-    models = {}
+    models, config = {}, study.demo_config("world_model", environment)
     for name, title in ENCODERS.items():
         source = encoder if name == "pretrained" else study.ablation("demo/world_model.yaml", name)
         models[title] = runs.configured(f"world_model_{name}", "train_world_model.py", config, source | data)
@@ -77,15 +74,13 @@ def collect_environment(folder: Path, seeds: int) -> dict[str, Any]:
     tables = [table["rows"] for table in study.read_seeds(folder, "plan/results.json", seeds)]
     rows = []
     for row in max(tables, key=len, default=[]):  # seeds of a stopped study may have different rows
-        success = study.over_seeds(
-            [other["success"] for table in tables for other in table if other["name"] == row["name"]]
-        )
+        values = [other["success"] for table in tables for other in table if other["name"] == row["name"]]
+        success = study.over_seeds(values)
         success["success"] = success.pop("mean")
         rows.append({"name": row["name"], **success, "episodes": row["episodes"]})
     errors = {}
     for encoder in ENCODERS:
-        measured = study.read_seeds(folder, f"world_model_{encoder}/rollout_error.json", seeds)
-        if measured:
+        if measured := study.read_seeds(folder, f"world_model_{encoder}/rollout_error.json", seeds):
             errors[encoder] = {
                 str(row["horizon"]): float(np.mean([one[i]["error"] / one[i]["copy_error"] for one in measured]))
                 for i, row in enumerate(measured[0])
