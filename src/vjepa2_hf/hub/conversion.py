@@ -255,7 +255,8 @@ def _written_aside(out: Path) -> Iterator[Path]:
             aside.rename(out)
             return
         if any(out.iterdir()):
-            raise FileExistsError(f"another process wrote {out} meanwhile: its files stay, ours are removed.")
+            kept = "its files stay; the result of this conversion was removed"
+            raise FileExistsError(f"another process wrote {out} meanwhile: {kept}.")
         # a working directory or a mount cannot be replaced; config.json, which makes it a model's folder, comes last
         for file in sorted(aside.iterdir(), key=lambda file: file.name == "config.json"):
             moved.append(out / file.name)

@@ -125,10 +125,10 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 
 def build_model_card(
-    model, folder=None, load_from: str = ".", sizes: Mapping[str, int] | None = None, previous=None
+    model, folder=None, load_from: str = ".", sizes=None, previous=None, published: bool = False
 ) -> ModelCard:
     """The card of a model; arguments as of `write_model_card`. It keeps license and tags of `previous`, the metadata
-    of the card that it replaces."""
+    of the card that it replaces; `published` is for a card of any conversion of a released file."""
     config, facts, previous = model.config, model.card_facts or CardFacts(), previous or {}
     loaded_from = _metadata(Path(model.name_or_path or "", README))
     license = facts.license or previous.get("license") or loaded_from.get("license")
@@ -159,6 +159,7 @@ def build_model_card(
         source=facts.source,
         license=license,
         load_from=load_from,
+        published=published,
         auto_class=next((name for name in getattr(config, "auto_map", None) or () if "Model" in name), None),
     )
     card.text += "\n"  # which jinja removes
