@@ -178,12 +178,8 @@ def write_videos(folder: Path, result: ClosedLoopResult, goals: np.ndarray) -> N
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:
     """Cells of a row by column; a column that no row has is left out of the table."""
-    cells = {
-        "method": row["name"],
-        "success": f"{row['success']:.2f}",
-        "95 % interval": f"{row['low']:.2f}–{row['high']:.2f}",
-        "episodes": str(row["episodes"]),
-    }
+    cells = {"method": row["name"], "success": f"{row['success']:.2f}"}
+    cells |= {"95 % interval": f"{row['low']:.2f}–{row['high']:.2f}", "episodes": str(row["episodes"])}
     if row["steps_to_success"] is not None:
         cells["steps"] = f"{row['steps_to_success']:.1f}"
     if row.get("plan_milliseconds") is not None:

@@ -157,8 +157,9 @@ def tabulate(results: dict[str, Any]) -> str:
     return "\n".join(format_table(titles, cells))
 
 
-def run(config: PlanArmConfig) -> dict[str, Any]:
-    """Plans all pairs; writes and returns the results."""
+@exit_on_user_error
+def main(arguments: list[str] | None = None) -> None:
+    config = parse_arguments(PlanArmConfig, __doc__, arguments)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     planner = VJepa2Planner.from_pretrained(config.model, device=config.device, **config.planner)
@@ -168,23 +169,14 @@ def run(config: PlanArmConfig) -> dict[str, Any]:
             f"{config.model!r} is not a world model of an arm's poses: train one with proprio_transition: pose_delta "
             "and frame_skip: 1, as in configs/franka/world_model.yaml."
         )
-    pairs = sample_pairs(config)
-    plans = []
-    for first in tqdm(range(0, len(pairs), config.plans_at_once), desc="plans"):
-        part = pairs[first : first + config.plans_at_once]
-        images, goals, states, *_ = zip(*part, strict=True)
+    pairs, plans = sample_pairs(config), []
+    for begin in tqdm(range(0, len(pairs), config.plans_at_once), desc="plans"):
+        images, goals, states, *_ = zip(*pairs[begin : begin + config.plans_at_once], strict=True)
         plans += planner(list(images), list(goals), proprio_state=list(states), seed=config.seed)
     results = compare(plans, pairs, planner, config.seed)
     output = Path(config.output_dir)
     write_text(output / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
     write_json(output / "results.json", results)
-    return results
-
-
-@exit_on_user_error
-def main(arguments: list[str] | None = None) -> None:
-    config = parse_arguments(PlanArmConfig, __doc__, arguments)
-    results = run(config)
     first = results["each"][0]
     parts = (first["action"][:3], first["action"][3:6], first["way"])
     xyz, rotation, way = (", ".join(f"{number:+.3f}" for number in part) for part in parts)

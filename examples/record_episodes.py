@@ -89,7 +89,12 @@ class EpisodeRecorder:
         env_seed, policy_seed = np.random.SeedSequence([self.seed, number]).generate_state(2)
         env, rng = self.env, np.random.default_rng(policy_seed)
         policy = environments.find_policy(self.policy, env)
-        observation, info = env.reset(seed=int(env_seed), options=self._options(rng))
+        options = None
+        if self.is_ours:  # any free start: sampling a goal takes longer, and a recording needs none
+            start = env.unwrapped.sample_starts(rng, 1)[0]
+            goal = env.unwrapped.sample_starts(np.random.default_rng(0), 1)[0] if self.rewards else start
+            options = {"state": start, "goal": goal}
+        observation, info = env.reset(seed=int(env_seed), options=options)
         entries, ended = self.find_states(info), False
         frames, actions, rewards, states = [], [], [], {column: [] for column in entries}
         while True:
@@ -110,14 +115,6 @@ class EpisodeRecorder:
         if self.rewards:
             row["rewards"] = rewards
         return row | (motion_labels(np.array(row["states"])) if self.labels else {})
-
-    def _options(self, rng: np.random.Generator) -> dict[str, Any] | None:
-        """Any free start for the package's environments: sampling a goal takes longer, and a recording needs none."""
-        if not self.is_ours:
-            return None
-        sample_starts = self.env.unwrapped.sample_starts
-        start = sample_starts(rng, 1)[0]
-        return {"state": start, "goal": sample_starts(np.random.default_rng(0), 1)[0] if self.rewards else start}
 
 
 LABELS = ("place", "direction", "first_motion")

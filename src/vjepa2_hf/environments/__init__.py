@@ -13,8 +13,8 @@ try:
 except ImportError as error:
     raise ImportError('vjepa2_hf.environments needs gymnasium: pip install "vjepa2-hf[demo]".') from error
 
-from .appearance import IMAGE_SIZE, Appearance
-from .plane import EXECUTED_ACTIONS, FRAMES_PER_SECOND, MAX_STEPS, STEP_SIZE, SUCCESS_PIXELS, PlaneEnv
+from .appearance import IMAGE_SIZE
+from .plane import FRAMES_PER_SECOND, MAX_STEPS, STEP_SIZE, SUCCESS_PIXELS, PlaneEnv
 from .policies import DATA_POLICY, POLICIES, find_policy
 from .pushing import PUSHING, PushingEnv
 from .tasks import make_plain
@@ -23,7 +23,6 @@ from .two_rooms import TWO_ROOMS, TwoRoomsEnv
 
 __all__ = [
     "DATA_POLICY",
-    "EXECUTED_ACTIONS",
     "FRAMES_PER_SECOND",
     "IMAGE_SIZE",
     "MAX_STEPS",
@@ -32,7 +31,6 @@ __all__ = [
     "STEP_SIZE",
     "SUCCESS_PIXELS",
     "TWO_ROOMS",
-    "Appearance",
     "PlaneEnv",
     "PushingEnv",
     "TwoRoomsEnv",

@@ -13,13 +13,9 @@ COLUMNS, SCALE = 3, 2  # episodes per row, enlargement of the images
 
 
 def animate_episodes(tasks: Tasks, states: np.ndarray, reached: np.ndarray, count: int = 12) -> bytes:
-    """The first episodes as an animated GIF; an episode stops when it reaches its goal. Equal inputs, equal bytes.
+    """The first `count` of E episodes with states (E, T + 1, S) as an animated GIF. Equal inputs, equal bytes.
 
-    Args:
-        tasks: tasks of the episodes.
-        states: (E, T + 1, S).
-        reached: (E,), the step at which an episode reached its goal, -1 if it did not.
-        count: number of episodes shown.
+    An episode stops at its step in `reached` (E,), at which it reached its goal; -1: it did not.
     """
     count, last = min(count, len(states)), states.shape[1] - 1
     frames = []
@@ -30,12 +26,10 @@ def animate_episodes(tasks: Tasks, states: np.ndarray, reached: np.ndarray, coun
             shown = reached[episode] if done else step
             image = tasks.env.render_state(states[episode, shown], tasks.appearances[episode])
             pair = np.stack([image, tasks.goal_images[episode]]).repeat(SCALE, axis=1).repeat(SCALE, axis=2)
-            title, color = f"step {step}   |   goal", INK
-            if done:
-                title, color = f"reached at step {shown}   |   goal", GREEN
-            elif step == last:
-                title, color = "not reached   |   goal", RED
-            cells.append(_frame(*pair, title, color))
+            title, color = (f"reached at step {shown}", GREEN) if done else (f"step {step}", INK)
+            if step == last and not done:
+                title, color = "not reached", RED
+            cells.append(_frame(*pair, f"{title}   |   goal", color))
         width, height = cells[0].size
         sheet = Image.new("RGB", (width * min(COLUMNS, count), height * -(-count // COLUMNS)), (255, 255, 255))
         for index, cell in enumerate(cells):

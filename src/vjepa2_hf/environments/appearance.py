@@ -11,30 +11,20 @@ IMAGE_SIZE = 64  # pixels, height and width
 
 @dataclasses.dataclass(frozen=True)
 class Appearance:
-    """How an image looks apart from the state; one per episode.
+    """How an image looks apart from the state; one per episode."""
 
-    Attributes:
-        background: float32 (64, 64, 3) in 0 to 255: floor, distractors and walls.
-        colors: float32 (number of discs, 3) in 0 to 255, in the order of `PlaneEnv.radii`.
-        light: brightness factors, float32 (64, 64, 1), or None for uniform light.
-    """
-
-    background: np.ndarray
-    colors: np.ndarray
-    light: np.ndarray | None = None
+    background: np.ndarray  # float32 (64, 64, 3) in 0 to 255: floor, distractors and walls
+    colors: np.ndarray  # float32 (number of discs, 3) in 0 to 255, in the order of `PlaneEnv.radii`
+    light: np.ndarray | None = None  # brightness factors, float32 (64, 64, 1); None: uniform light
 
 
 _PIXELS = ((np.arange(IMAGE_SIZE) + 0.5) / IMAGE_SIZE).astype(np.float32)  # pixel centers in field units
 
 
 def render_disc(canvas: np.ndarray, center: np.ndarray, radius: float, color: np.ndarray) -> None:
-    """Renders an anti-aliased disc in place.
+    """Renders an anti-aliased disc in place, so that sub-pixel positions are visible.
 
-    Args:
-        canvas: float32 (64, 64, 3).
-        center: (2,) x and y in field units; sub-pixel positions are visible in the smooth edges.
-        radius: field units.
-        color: (3,) in 0 to 255.
+    The canvas is float32 (64, 64, 3), the color (3,) in 0 to 255; center (2,) and radius are in field units.
     """
     reach = radius + 1 / IMAGE_SIZE
     left, top = (max(0, int((float(c) - reach) * IMAGE_SIZE)) for c in center)

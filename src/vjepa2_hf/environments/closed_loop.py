@@ -22,25 +22,15 @@ Plan = Callable[[TaskBatch], np.ndarray]  # actions (N, P, A), P >= 1, from the 
 
 @dataclasses.dataclass(frozen=True)
 class ClosedLoopResult:
-    """Outcome of N episodes of T steps.
+    """Outcome of N episodes of T steps."""
 
-    Attributes:
-        success: bool (N,), tasks that succeeded after any action.
-        steps: int (N,), actions until the first success, -1 without one.
-        actions: float32 (N, T, A).
-        distances: float (N, T + 1) to the goal, from the start on, or None.
-        states: float32 (N, T + 1, S), or None.
-        scores: by name (N, T + 1); nan at the start.
-        frames: uint8 (n, T + 1, H, W, 3) of the first episodes, or None.
-    """
-
-    success: np.ndarray
-    steps: np.ndarray
-    actions: np.ndarray
-    scores: dict[str, np.ndarray]
-    distances: np.ndarray | None = None
-    states: np.ndarray | None = None
-    frames: np.ndarray | None = None
+    success: np.ndarray  # bool (N,), tasks that succeeded after any action
+    steps: np.ndarray  # int (N,), actions until the first success, -1 without one
+    actions: np.ndarray  # float32 (N, T, A)
+    scores: dict[str, np.ndarray]  # (N, T + 1) by name; nan at the start
+    distances: np.ndarray | None = None  # float (N, T + 1) to the goal, from the start on
+    states: np.ndarray | None = None  # float32 (N, T + 1, S)
+    frames: np.ndarray | None = None  # uint8 (n, T + 1, H, W, 3) of the first episodes
 
 
 def run_closed_loop(

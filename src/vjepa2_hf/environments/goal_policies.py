@@ -1,7 +1,5 @@
 """Goal-conditioned policies a = π(s, s_goal) on the latents of a frozen world model.
 
-`examples/train_cloning.py` and `examples/train_actor.py` train them, and `examples/plan.py` evaluates them.
-
     policy = GoalPolicy.from_pretrained("runs/demo/cloning/final")
     actions = policy(latents, goal)     # (B, N, D), (B, N, D) -> (B, A)
 

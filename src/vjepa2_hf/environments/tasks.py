@@ -24,29 +24,17 @@ def make_plain(env_id: str, **settings: Any) -> PlaneEnv:
 
 
 class TaskBatch(Protocol):
-    """N tasks in parallel, each at its start when made.
+    """N tasks in parallel, each at its start when made. Planners do not see the states."""
 
-    Attributes:
-        max_steps: environment steps that a task has.
-        action_dim: A.
-        goal_images: uint8 (N, H, W, 3).
-        reached: bool (N,), tasks that succeeded after any step so far.
-        active: bool (N,), tasks that still need actions; actions of the others have no effect on their success.
-        states: float32 (N, S), or None if the environment has none. Planners do not see them.
-        distances: float (N,) to the goals, in the unit of the tasks, or None.
-        proprio_states: float32 (N, S), the agent's state that a model may see, or None.
-        scores: other values of the environment by name, (N,) each.
-    """
-
-    max_steps: int
-    action_dim: int
-    goal_images: np.ndarray
-    reached: np.ndarray
-    active: np.ndarray
-    states: np.ndarray | None
-    distances: np.ndarray | None
-    proprio_states: np.ndarray | None
-    scores: dict[str, np.ndarray]
+    max_steps: int  # environment steps that a task has
+    action_dim: int  # A
+    goal_images: np.ndarray  # uint8 (N, H, W, 3)
+    reached: np.ndarray  # bool (N,), tasks that succeeded after any step so far
+    active: np.ndarray  # bool (N,), tasks that still need actions; those of the others do not change their success
+    states: np.ndarray | None  # float32 (N, S), or None if the environment has none
+    distances: np.ndarray | None  # float (N,) to the goals, in the unit of the tasks
+    proprio_states: np.ndarray | None  # float32 (N, S), the agent's state that a model may see
+    scores: dict[str, np.ndarray]  # other values of the environment by name, (N,) each
 
     def __len__(self) -> int: ...
 

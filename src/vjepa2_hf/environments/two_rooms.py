@@ -54,9 +54,8 @@ class TwoRoomsEnv(PlaneEnv):
 
     def sample_positions(self, rng: np.random.Generator, right: bool) -> np.ndarray:
         """A uniform position in the left or the right room, float32 (2,)."""
-        low, high = (
-            (self.WALL[1] + self.RADIUS, 1 - self.RADIUS) if right else (self.RADIUS, self.WALL[0] - self.RADIUS)
-        )
+        left_room = (self.RADIUS, self.WALL[0] - self.RADIUS)
+        low, high = (self.WALL[1] + self.RADIUS, 1 - self.RADIUS) if right else left_room
         return np.array([rng.uniform(low, high), rng.uniform(self.RADIUS, 1 - self.RADIUS)], np.float32)
 
     def sample_starts(self, rng: np.random.Generator, count: int) -> np.ndarray:
