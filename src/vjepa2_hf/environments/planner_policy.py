@@ -48,7 +48,7 @@ class PlannerPolicy:
                 f"warm_start shifts plans by model steps of {config.actions_per_step} environment actions, but "
                 f"executed_actions is {executed_actions}: give a multiple."
             )
-        self.proposal = proposal and load_policy(proposal, planner.model).to(planner.model.device)
+        self.proposal = None if proposal is None else load_policy(proposal, planner.model).to(planner.model.device)
         self.calls, self.plans, self.call_seconds = 0, 0, []
         self.last_starts: dict[int, np.ndarray] = {}  # by episode
 
