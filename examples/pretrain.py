@@ -64,7 +64,7 @@ def build_model(config: PretrainConfig) -> VJepa2ForMaskedLatentPrediction:
     return model
 
 
-def build_loader(config: PretrainConfig, model, processor, accelerator: Accelerator) -> StatefulDataLoader:
+def build_loader(config: PretrainConfig, model, accelerator: Accelerator) -> StatefulDataLoader:
     """Batches of this process's own clips with their masks; its position is part of the checkpoint."""
     encoder = model.config.encoder_config
     crop = asdict(config.augmentation) if config.augmentation else {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
@@ -80,9 +80,7 @@ def build_loader(config: PretrainConfig, model, processor, accelerator: Accelera
             short_videos=config.short_videos,
             min_frames=encoder.tubelet_size,
         ),
-        transform=RandomResizedClip(
-            config.crop_size, **crop, image_mean=processor.image_mean, image_std=processor.image_std
-        ),
+        transform=RandomResizedClip(config.crop_size, **crop),
         clips_per_video=config.clips_per_video,
         max_skipped_fraction=config.max_skipped_fraction,
         seed=config.seed,
@@ -186,7 +184,7 @@ def train(config: PretrainConfig) -> None:
     # For users: the published center crop, or the whole square if nothing was augmented
     size = {} if config.augmentation else {"size": config.crop_size}
     processor = VJepa2VideoProcessor(crop_size=config.crop_size, **size)
-    loader = build_loader(config, model, processor, accelerator)
+    loader = build_loader(config, model, accelerator)
     if config.torch_compile is not None:
         # One by one, so that DDP and FSDP may wrap them; token counts differ by batch
         for block in model.modules():

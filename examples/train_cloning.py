@@ -3,8 +3,8 @@
     python examples/train_cloning.py --config examples/configs/demo/cloning.yaml [key=value ...]
 
 Run it after the demo's world model, whose frozen latents of observation and goal the network takes (raw patches with
-`encoder=pixels`). Any later frame of an episode is a goal that its actions reached (hindsight). A stopped run
-continues with `resume=latest`. The result is `OUTPUT_DIR/final`, a policy for `examples/plan.py`:
+`encoder=pixels`). Any later frame of an episode is a goal that its actions reached (hindsight). The result is
+`OUTPUT_DIR/final`, a policy for `examples/plan.py`:
 
     python examples/plan.py --config examples/configs/demo/plan.yaml "policies={cloning: runs/demo/cloning/final}"
 """

@@ -108,16 +108,14 @@ def sample_batches(
 
 
 @torch.no_grad()
-def reconstruct(
-    model: VJepa2PixelDecoder, world_model: VJepa2WorldModel, processor: VJepa2VideoProcessor, frames: torch.Tensor
-) -> torch.Tensor:
-    """uint8 frames (F, C, H, W) -> frames decoded from their latents, float32 (F, C, H, W) in 0 to 1."""
+def write_reconstruction(
+    output_dir: Path, model: VJepa2PixelDecoder, world_model, processor, frames: torch.Tensor, mean: torch.Tensor
+) -> None:
+    """Decodes uint8 frames (F, C, H, W) from their latents. Writes the error, that of the image `mean` in 0 to 1, and
+    an image of eight decoded frames."""
     parts = [processor.normalize_cropped(part).unsqueeze(1).to(world_model.device) for part in frames.split(64)]
-    return torch.cat([model.decode(world_model.encode_targets(part))[:, 0].cpu() for part in parts])
-
-
-def write_reconstruction(output_dir: Path, decoded: torch.Tensor, true: torch.Tensor, mean: torch.Tensor) -> None:
-    """The error of decoded frames and of the mean training image, and an image of eight decoded frames."""
+    decoded = torch.cat([model.decode(world_model.encode_targets(part))[:, 0].cpu() for part in parts])
+    true = frames / 255
     error, mean_error = ((true - guess).square().mean().item() for guess in (decoded, mean))
     numbers = {"error": error, "mean_picture_error": mean_error, "psnr": -10 * math.log10(error), "frames": len(true)}
     write_json(output_dir / "reconstruction_error.json", numbers)
@@ -155,9 +153,9 @@ def train(config: DecoderTrainingConfig) -> None:
 
     # Errors on held-out episodes
     if accelerator.is_main_process:
-        decoded = reconstruct(accelerator.unwrap_model(model).eval(), world_model, processor, held_out)
+        trained = accelerator.unwrap_model(model).eval()
         mean = sum(part.sum(0, dtype=torch.float64) for part in frames.split(256)).float() / (255 * len(frames))
-        write_reconstruction(loop.run.output_dir, decoded, held_out / 255, mean)
+        write_reconstruction(loop.run.output_dir, trained, world_model, processor, held_out, mean)
     loop.finish(model, processor)
 
 

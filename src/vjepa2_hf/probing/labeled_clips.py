@@ -36,31 +36,19 @@ PIXEL_COLUMNS = ("video", "image")  # columns without labels
 class ClipViews:
     """Views of a video: `segments` clips spread evenly over it, each in `crops` crops.
 
-    Args:
-        frames_per_clip: T; an image is repeated T times (the published protocol for images).
-        fps: frames per second of a clip; None: the rate of the video.
-        speed: factor of the playback speed; with fps=None, 4 takes every fourth frame.
-        segments: clips of a video. One lies in its middle, several span it from start to end.
-        crops: squares along the longer side of the frame, from one end to the other; 1: the processor's crop.
-        random_crop: None, or RandomResizedClip's `scale`, `ratio` and `flip_probability`, for `segments` x `crops`
-            views at random times.
-        shuffle_time: shuffle the frames of each clip: a control that shows how much their order matters.
-        anticipate_frames: None, or frames (at the clip's rate) between the end of a view and the end of the video. Too
-            short videos and images are refused.
-        seed: of the random views.
-
-    Raises:
-        ValueError: a number out of range.
+    One clip lies in the middle of its video, several span it from start to end.
     """
 
-    frames_per_clip: int = 16
-    fps: float | None = None
-    speed: float = 1.0
+    frames_per_clip: int = 16  # T; an image is repeated T times (the published protocol for images)
+    fps: float | None = None  # frames per second of a clip; None: the rate of the video
+    speed: float = 1.0  # factor of the playback speed; with fps=None, 4 takes every fourth frame
     segments: int = 1
-    crops: int = 1
+    crops: int = 1  # squares along the longer side of the frame, from end to end; 1: the processor's crop
+    # `scale`, `ratio` and `flip_probability` of RandomResizedClip, for `segments` x `crops` views at random times
     random_crop: dict[str, Any] | None = None
-    shuffle_time: bool = False
-    seed: int = 0
+    shuffle_time: bool = False  # shuffle the frames of each clip: a control that shows how much their order matters
+    seed: int = 0  # of the random views
+    # Frames (at the clip's rate) from the end of a view to the end of the video; short videos and images are refused
     anticipate_frames: int | None = None
 
     def __post_init__(self):
@@ -339,6 +327,3 @@ class LabeledPart:
     def flat_targets(self) -> np.ndarray:
         """The labels of `clips`, concatenated: (E,) or (E, C), with labels per frame E · V · T' of them."""
         return self.targets[self.clips].flatten(0, 2 if self.labels.per_frame else 0).numpy()
-
-
-__all__ = ["ClipViews", "LabeledClips", "LabeledPart", "Labels", "ProblemType", "fill_cache"]

@@ -156,14 +156,3 @@ def write_results(
     )
     for part, found in results["evaluate_on"].items():
         tqdm.write(f"{name} {found[name]:.3f} on {results['clips'][part]} clips of {part}")
-
-
-__all__ = [
-    "SCORES",
-    "best_constant_score",
-    "compare_heads",
-    "measure",
-    "score_clips",
-    "score_neighbors",
-    "write_results",
-]

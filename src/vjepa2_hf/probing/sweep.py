@@ -70,12 +70,8 @@ class ProbeSweep(nn.Module):
         return product.unflatten(1, features.shape[:-1])
 
     def forward(self, features: torch.Tensor, labels: torch.Tensor, steps: int | None = None) -> torch.Tensor:
-        """The loss of each head, (H,)."""
-        return self.losses(self.logits(features, steps), labels)
-
-    def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean losses (H,) of logits (H, B, ..., C) on labels in the format of the classifier."""
-        logits = logits.float().flatten(1, -2)
+        """The mean loss of each head, (H,), on labels in the format of the classifier."""
+        logits = self.logits(features, steps).float().flatten(1, -2)
         kind, functional = self.config.problem_type, nn.functional
         if kind == "single_label_classification":
             labels = labels.flatten().expand(len(logits), -1)
@@ -158,6 +154,3 @@ def depth_of(name: str, num_layers: int) -> int:
     if "layer" in parts:
         return int(parts[parts.index("layer") + 1]) + 1
     return num_layers + 1 if "layernorm" in parts else 0
-
-
-__all__ = ["FineTuning", "ProbeSweep", "depth_of"]

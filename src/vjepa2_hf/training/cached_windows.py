@@ -2,7 +2,7 @@
 
 cache = open_cache(path, description, root, columns, accelerator, fill)     # filled by the first run that needs it
 training, held_out = split_windows([cache], weights, validation_fraction)
-batches = window_batches(training, config, frames=..., skip=..., accelerator=accelerator, first=0)
+batches = window_loader(training, config, frames=..., skip=..., accelerator=accelerator, first=0)
 """
 
 import dataclasses
@@ -52,7 +52,6 @@ def open_cache(
     Args:
         description: everything that the features depend on; a cache belongs to its hash.
         root: folder of all caches.
-        columns: those to read.
         fill: writes the features of this process into a folder.
     """
     folder = root / f"{Path(path).name}-{cache_key(description)}"
@@ -173,12 +172,8 @@ def window_loader(
     accelerator: Accelerator,
     first: int,
 ) -> DataLoader:
-    """Batches of random windows for this process, from micro-batch `first` (from 0) to the end of the run.
-
-    Args:
-        frames: step -> frames per window; a function that can be pickled.
-        skip: frames from one frame of a window to the next.
-    """
+    """Batches of random windows for this process, from micro-batch `first` (from 0) to the end of the run. `frames`
+    maps a step to the frames per window, `skip` frames apart, and can be pickled."""
     micro_batches = config.gradient_accumulation_steps
     rank, processes = accelerator.process_index, accelerator.num_processes
     batches = WindowBatches(mixture, config.batch_size, frames, skip, config.seed, rank, processes, micro_batches)
