@@ -78,7 +78,7 @@ def read_episodes(
     check(enough, f"max_episodes is {max_episodes}, but at least 1 must be read; None reads all.")
     source = _open_source(data, camera)
     source.skipped = source.skipped if skipped is None else skipped
-    count, sizes = 0, {}
+    count, sizes = 0, ()
     for row in _shard_episodes(source, wanted) if isinstance(source, ShardSource) else source.episodes(wanted):
         try:
             episode = _read_episode(row, frame_skip)
@@ -165,20 +165,15 @@ def _open_source(data: str | os.PathLike, camera: str | None) -> ShardSource | L
     return lerobot or ShardSource(data)
 
 
-def _check_sizes(episode: dict[str, Any], sizes: dict[str, int | None]) -> dict[str, int | None]:
+def _check_sizes(episode: dict[str, Any], sizes: tuple) -> tuple:
     """The column sizes of the episodes so far; refuses an episode with others. Only `states` may be missing."""
-    columns = ("actions", "proprio_states", "states")
-    found = {name: None if episode[name] is None else episode[name].shape[1] for name in columns}
-    sizes = sizes or found
-    if found["states"] is None or sizes["states"] is None:
-        known = found["states"] or sizes["states"]
-        found, sizes = {**found, "states": known}, {**sizes, "states": known}
-    if found != sizes:
-        raise ValueError(
-            f"Episode {episode['episode_id']} has (action, proprio, state) sizes {tuple(found.values())}, but the "
-            f"ones before had {tuple(sizes.values())}: keep the episodes of each environment in a separate folder."
-        )
-    return sizes
+    columns = (episode[name] for name in ("actions", "proprio_states", "states"))
+    *found, states = (None if values is None else values.shape[1] for values in columns)
+    *before, known = sizes or (*found, states)
+    message = f"has (action, proprio, state) sizes {(*found, states)}, but the ones before had {(*before, known)}"
+    fits = found == before and (states == known or None in (states, known))
+    check(fits, f"Episode {episode['episode_id']} {message}: keep each environment's episodes in a separate folder.")
+    return (*found, known or states)
 
 
 def _named_rows(source: ShardSource) -> Iterator[tuple[str, dict[str, Any]]]:

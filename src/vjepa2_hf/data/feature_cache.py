@@ -84,11 +84,11 @@ class CacheWriter:
         length = max(len(values) for values in columns.values())
         found = {key: tuple(values.shape[1:]) for key, values in columns.items()}
         self._shapes = self._shapes or found
-        if found != self._shapes:  # a part concatenates its episodes
-            raise ValueError(f"Episode {name!r} has columns {found}, but the ones before had {self._shapes}.")
+        # A part concatenates its episodes
+        check(found == self._shapes, f"Episode {name!r} has columns {found}, but the ones before had {self._shapes}.")
         for key, values in columns.items():
-            if len(values) != length - (key in STEP_COLUMNS):
-                raise ValueError(f"Episode {name!r} has {len(values)} rows of {key!r} for {length} frames.")
+            fits = len(values) == length - (key in STEP_COLUMNS)
+            check(fits, f"Episode {name!r} has {len(values)} rows of {key!r} for {length} frames.")
         self._written.add(name)
         note = {"id": name, "length": length, "fps": fps, **notes}
         self._parts.add((note, columns), sum(values.nbytes for values in columns.values()))
@@ -196,14 +196,11 @@ class FeatureCache:
 
     def _read(self, file: int, episodes: torch.Tensor, starts: torch.Tensor, frames: int, skip: int) -> dict:
         part, batch = self._part(file), {}
-        steps = torch.arange((frames - 1) * skip)
         for name in self.columns:
-            if name in STEP_COLUMNS:
-                rows = (self._first["step"][episodes] + starts).unsqueeze(1) + steps
-                batch[name] = part[name][rows].unflatten(1, (frames - 1, skip))
-            else:
-                rows = (self._first["frame"][episodes] + starts).unsqueeze(1) + torch.arange(frames) * skip
-                batch[name] = part[name][rows]
+            kind = "step" if name in STEP_COLUMNS else "frame"
+            offsets = torch.arange((frames - 1) * skip) if kind == "step" else torch.arange(frames) * skip
+            values = part[name][(self._first[kind][episodes] + starts).unsqueeze(1) + offsets]
+            batch[name] = values.unflatten(1, (frames - 1, skip)) if kind == "step" else values
         return batch
 
     def statistics(self, column: str, episodes: torch.Tensor) -> dict[str, Any]:

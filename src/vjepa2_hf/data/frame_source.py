@@ -100,18 +100,12 @@ class FrameSource:
         return self._fallback
 
     @property
-    def processes(self) -> bool | None:
-        """Whether frames go through the processor; `None` for an iterable, where this depends on the first frame."""
-        if self.is_file:
-            return True
-        return not _is_normalized(self.video) if self.is_array else None
-
-    @property
-    def has_processor(self) -> bool:
-        """Whether a processor was given, or is saved beside the model."""
-        if self._processor is not None or not isinstance(self._fallback, (str, os.PathLike, type(None))):
-            return True
-        return _holds_processor(self._fallback)
+    def processes(self) -> bool:
+        """Whether frames go through the processor; of an iterable, not read yet, whether there is a processor."""
+        if self.is_file or self.is_array:
+            return not _is_normalized(self.video)
+        given = self._processor is not None or not isinstance(self._fallback, (str, os.PathLike, type(None)))
+        return given or _holds_processor(self._fallback)
 
     def _frames(self, start: int, watch: Callable[[Any], None] | None) -> Iterator[Any]:
         """The kept frames from number `start` on."""

@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..configuration_vjepa2 import check
 from ..video_io import VideoDecodeError, VideoReader, read_image
 
 
@@ -62,8 +63,7 @@ class LeRobotDataset:
         self.camera = self._choose_camera(camera)
         self._in_video = features[self.camera]["dtype"] == "video"
         self.columns = {ours: theirs for ours, theirs in _COLUMNS.items() if theirs in features}
-        if "actions" not in self.columns:
-            raise ValueError(f"{self.data!r} has no feature 'action', only {', '.join(sorted(features))}.")
+        check("actions" in self.columns, f"{self.data!r} has no feature 'action', only {', '.join(sorted(features))}.")
         self.skipped: dict[str, str] = {}
         self._table: tuple[str, pa.Table | Exception] = ("", pa.table({}))
         self._reader: tuple[str, VideoReader | None] = ("", None)
@@ -110,11 +110,9 @@ class LeRobotDataset:
 
     def _choose_camera(self, camera: str | None) -> str:
         found = [name for name in self.cameras if camera in (None, name) or name.endswith(f".{camera}")]
-        if camera not in found and len(found) != 1:
-            raise ValueError(
-                f"camera={camera!r} selects {', '.join(found) or 'none'} of the cameras of {self.data!r} "
-                f"({', '.join(self.cameras) or 'there is none'}); name one of them."
-            )
+        selected = f"camera={camera!r} selects {', '.join(found) or 'none'} of the cameras of {self.data!r}"
+        known = ", ".join(self.cameras) or "there is none"
+        check(camera in found or len(found) == 1, f"{selected} ({known}); name one of them.")
         return camera if camera in found else found[0]
 
     def _path(self, name: str) -> str:
@@ -133,10 +131,9 @@ class LeRobotDataset:
                 columns = [column for column in pq.read_schema(path).names if not column.startswith("stats/")]
                 rows = pq.read_table(path, columns=columns).to_pylist()
             except (OSError, pa.ArrowException) as error:
-                raise ValueError(
-                    f"{name} of {self.data!r} is unreadable ({error}), but {self.info['total_episodes'] - count} of "
-                    f"the {self.info['total_episodes']} episodes of {_INFO} are missing."
-                ) from error
+                total = self.info["total_episodes"]
+                missing = f"{total - count} of the {total} episodes of {_INFO} are missing"
+                raise ValueError(f"{name} of {self.data!r} is unreadable ({error}), but {missing}.") from error
             yield from rows
             count += len(rows)
             chunk, file = (chunk + 1, 0) if file + 1 == self.info["chunks_size"] else (chunk, file + 1)
@@ -152,8 +149,8 @@ class LeRobotDataset:
             self._table = ("", pa.table({}))  # one file in memory at a time
             self._table = (name, pq.read_table(self._path(name), columns=columns))
         frames = self._table[1].filter(pc.field("episode_index") == episode["episode_index"])
-        if len(frames) != episode["length"]:
-            raise ValueError(f"{name} holds {len(frames)} of its {episode['length']} frames")
+        expected = episode["length"]
+        check(len(frames) == expected, f"{name} holds {len(frames)} of its {expected} frames")
         return frames
 
     def _open(self, episode: dict[str, Any], frames: pa.Table) -> EpisodeFrames:
@@ -227,14 +224,11 @@ def _read_info(path: str, data: str) -> dict[str, Any]:
         version = str(info["codebase_version"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{_INFO} of {data!r} does not describe a LeRobot dataset ({error!r}).") from error
-    if not version.startswith("v3."):
-        raise ValueError(
-            f"{data!r} is a LeRobot dataset of version {version}, but v3 is expected; convert it with "
-            f"`python -m lerobot.datasets.v30.convert_dataset_v21_to_v30 --repo-id=...`."
-        )
-    missing = {"fps", "features", "total_episodes", "chunks_size", "data_path"} - set(info)
-    if missing:
-        raise ValueError(f"{_INFO} of {data!r} lacks {', '.join(sorted(missing))}.")
+    found = f"{data!r} is a LeRobot dataset of version {version}, but v3 is expected"
+    command = "python -m lerobot.datasets.v30.convert_dataset_v21_to_v30 --repo-id=..."
+    check(version.startswith("v3."), f"{found}; convert it with `{command}`.")
+    missing = sorted({"fps", "features", "total_episodes", "chunks_size", "data_path"} - set(info))
+    check(not missing, f"{_INFO} of {data!r} lacks {', '.join(missing)}.")
     return info
 
 
@@ -255,7 +249,6 @@ def _frames_at(reader: VideoReader, times: np.ndarray, fps: float) -> np.ndarray
     far = np.abs(reader.times[numbers] - times)
     if far.max() > 0.5 / fps or (np.diff(numbers) < 1).any():
         worst = int(far.argmax())
-        raise VideoDecodeError(
-            f"{reader.name} lacks frames at some times: the nearest to {times[worst]:.3f} s is {far[worst]:.3f} s away"
-        )
+        nearest = f"the nearest to {times[worst]:.3f} s is {far[worst]:.3f} s away"
+        raise VideoDecodeError(f"{reader.name} lacks frames at some times: {nearest}")
     return numbers

@@ -125,16 +125,13 @@ def _encode_to_folder(
 
 def _description(encoder: Any, source: FrameSource, settings: dict[str, Any]) -> dict[str, Any]:
     """What the features depend on."""
-    processes = source.processes
-    if processes is None:  # frames of an iterable are processed if they are images
-        processes = source.has_processor
     return {
         "format": 1,
         "model": encoder.name_or_path,
         "weights": weights_fingerprint(encoder),
         "config": config_fingerprint(encoder.config),
         "dtype": str(encoder.dtype),
-        "processor": cache_key(json.loads(source.processor.to_json_string())) if processes else None,
+        "processor": cache_key(json.loads(source.processor.to_json_string())) if source.processes else None,
         "video": source.fingerprint(),
         **settings,
     }
