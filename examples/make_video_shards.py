@@ -25,7 +25,7 @@ from datasets import ClassLabel, Features, Value, Video
 from tqdm.auto import tqdm
 
 from vjepa2_hf.configuration_vjepa2 import check
-from vjepa2_hf.data.shards import find_videos, write_valid_shards
+from vjepa2_hf.data.shards import find_videos, write_shards
 from vjepa2_hf.data.video_writing import transcode_video
 from vjepa2_hf.training.settings import exit_on_user_error
 from vjepa2_hf.video_io import VideoDecodeError
@@ -101,7 +101,7 @@ def make_shards(args: argparse.Namespace) -> None:
     results = run_in_order([(path, args.height) for path in files], args.num_proc)
     results = tqdm(results, total=len(files), unit="video", desc="encoding")
     rows = make_rows(results, source_dir, has_classes, skipped)
-    write_valid_shards(rows, args.out_dir, lambda row: Features(features), args.num_shards, skipped)
+    write_shards(rows, args.out_dir, Features(features), args.num_shards, skipped)
 
 
 @exit_on_user_error

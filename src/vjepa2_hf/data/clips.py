@@ -139,8 +139,8 @@ class ClipStream(torch.utils.data.IterableDataset):
         If the shards of a source have changed, its epoch starts again, with a warning.
         """
         state = copy.deepcopy(state)
-        if len(state["sources"]) != len(self.sources):
-            raise ValueError(f"The state is of {len(state['sources'])} sources, but the data has {len(self.sources)}.")
+        saved, given = len(state["sources"]), len(self.sources)
+        check(saved == given, f"The state is of {saved} sources, but the data has {given}.")
         for source, position in zip(self.sources, state["sources"]):
             if position["fingerprint"] != source.fingerprint:
                 logger.warning(
@@ -261,11 +261,9 @@ class _Reader:
             now["skipped"] += skip.rows / self.readers if skip.is_shard and self._shares_shards(source) else skip.rows
         tried = now["used"] + now["skipped"]
         if skips and bound is not None and now["skipped"] > bound * max(tried, _FEWEST_ROWS):
-            raise ValueError(
-                f"About {now['skipped']:.0f} of {tried:.0f} rows of {source.data!r} had to be skipped, more than "
-                f"max_skipped_fraction={bound:g} allows; the last was {skips[-1].name}: {skips[-1].reason}; repair "
-                "the data or raise max_skipped_fraction."
-            )
+            found = f"About {now['skipped']:.0f} of {tried:.0f} rows of {source.data!r} had to be skipped"
+            allowed = f"more than max_skipped_fraction={bound:g} allows; repair the data or raise it"
+            raise ValueError(f"{found}, {allowed}. The last was {skips[-1].name}: {skips[-1].reason}.")
 
     def _shares_shards(self, source: ShardSource) -> bool:
         """Whether every reader reads every shard and takes a part of the rows, see `open_stream`."""

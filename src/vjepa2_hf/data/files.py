@@ -73,9 +73,8 @@ def writing(path: str | os.PathLike, advice: str = "run the same command again")
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # torch raises RuntimeError when the disk is full
         reason = " ".join(str(error).split())[:200]
-        raise OSError(
-            f"{os.fspath(path)!r} could not be written ({reason}); see whether the disk is full, then {advice}."
-        ) from error
+        steps = f"see whether the disk is full, then {advice}"
+        raise OSError(f"{os.fspath(path)!r} could not be written ({reason}); {steps}.") from error
 
 
 def commit_folder(partial: Path, whole: Path) -> None:
@@ -170,13 +169,11 @@ def claim_folder(manifest: Path, description: dict[str, Any], contents: str = "f
         return
     found = json.loads(manifest.read_text(encoding="utf-8"))
     names = (found.keys() | description.keys()) - {"model"}
-    different = sorted(name for name in names if found.get(name) != description.get(name))
+    pairs = {name: (found.get(name), description.get(name)) for name in sorted(names)}
+    different = [f"{name} ({old!s:.12}, now {new!s:.12})" for name, (old, new) in pairs.items() if old != new]
     if different:
-        raise ValueError(
-            f"{str(folder)!r} holds {contents} with other "
-            + ", ".join(f"{name} ({found.get(name)!s:.12}, now {description.get(name)!s:.12})" for name in different)
-            + "; choose another folder, or remove it."
-        )
+        advice = "choose another folder, or remove it"
+        raise ValueError(f"{str(folder)!r} holds {contents} with other {', '.join(different)}; {advice}.")
 
 
 def cache_key(description: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..configuration_vjepa2 import check
 from ..video_io import read_image
-from .shards import write_valid_shards
+from .shards import write_shards
 from .video_writing import encode_video
 
 
@@ -69,7 +69,7 @@ def import_episodes(source: str | os.PathLike, output_dir: str | os.PathLike, op
     """
     source, skipped = Path(source), {}
     rows = _import_rows(_find_files(source), source, options, skipped)
-    return write_valid_shards(rows, output_dir, _features_of, options.num_shards, skipped)
+    return write_shards(rows, output_dir, _features_of, options.num_shards, skipped)
 
 
 def _find_files(source: Path) -> list[Path]:

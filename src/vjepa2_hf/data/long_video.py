@@ -228,10 +228,8 @@ class LongFeatures:
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
         if not (self.folder / INDEX).is_file():
-            advice = "call encode_long with it again to continue"
-            raise FileNotFoundError(
-                f"{str(folder)!r} has no {INDEX}: it is not finished, or no such folder; {advice}."
-            )
+            advice = "it is not finished, or holds no features; call encode_long with it again to continue"
+            raise FileNotFoundError(f"{str(folder)!r} has no {INDEX}: {advice}.")
         index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
         self._files, self._steps = index["files"], index["steps"]
         self.grid = (sum(self._steps), *index["places"])

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from datasets import Features, IterableDataset, Video, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetsError
 
+from ..configuration_vjepa2 import check
 from ..video_io import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from .files import staged_folder
 from .lerobot import is_hub_id
@@ -38,43 +39,36 @@ _ROWS_PER_GROUP = 16  # rows read at once: 16 videos of 256p are some tens of MB
 
 
 def write_shards(
-    rows: Iterable[dict[str, Any]], output_dir: str | os.PathLike, features: Features, num_shards: int = 8
+    rows: Iterable[dict[str, Any]],
+    output_dir: str | os.PathLike,
+    features: Features | Callable[[dict], Features],
+    num_shards: int = 8,
+    skipped: dict[str, str] | None = None,
 ) -> int:
     """Writes rows round-robin into parquet files `data-00000-of-00008.parquet`; the folder appears complete.
 
     Args:
         rows: dicts with the columns of `features`; a video is `{"bytes": mp4, "path": name or None}`.
         output_dir: a folder that does not exist yet, or is empty.
-        features: stored in the files, so that `load_dataset` gives a `Video` column.
+        features: stored in the files, so that `load_dataset` gives a `Video` column; may be a function of a row.
         num_shards: maximum number of files. A multiple of processes x workers reads fastest.
+        skipped: reasons by name of inputs that gave no row, filled while `rows` are read; they become `skipped.txt`,
+            and at least one row is needed.
 
     Returns:
         The number of rows written.
     """
     with staged_folder(output_dir) as folder:
-        return _write_files(rows, folder, features, num_shards)
-
-
-def write_valid_shards(
-    rows: Iterator[dict],
-    output_dir: str | os.PathLike,
-    features: Callable[[dict], Features],
-    num_shards: int,
-    skipped: dict[str, str],
-) -> int:
-    """`write_shards` for rows of which some inputs were skipped; at least one row is needed.
-
-    `features` gets the first row. `skipped` (reasons by name) is filled while `rows` are read, and becomes
-    `skipped.txt`.
-    """
-    with staged_folder(output_dir) as folder:
-        first = next(rows, None)
-        if first is None:
+        rows = iter(rows)
+        first = list(itertools.islice(rows, 1))
+        if skipped and not first:
             name, reason = next(iter(skipped.items()))
             raise ValueError(f"None of the {len(skipped)} inputs is valid, e.g. {name}: {reason}")
-        count = _write_files(itertools.chain([first], rows), folder, features(first), num_shards)
-        lines = [f"{name}\t{reason}\n" for name, reason in sorted(skipped.items())]
-        (folder / "skipped.txt").write_text("".join(lines), encoding="utf-8")
+        features = features if isinstance(features, Features) else features(*first)
+        count = _write_files(itertools.chain(first, rows), folder, features, num_shards)
+        if skipped is not None:
+            lines = [f"{name}\t{reason}\n" for name, reason in sorted(skipped.items())]
+            (folder / "skipped.txt").write_text("".join(lines), encoding="utf-8")
     logger.info("%d rows written to %s", count, output_dir)
     if skipped:
         total, path = count + len(skipped), Path(output_dir) / "skipped.txt"
@@ -83,8 +77,7 @@ def write_valid_shards(
 
 
 def _write_files(rows: Iterable[dict], folder: Path, features: Features, num_shards: int) -> int:
-    if num_shards < 1:
-        raise ValueError(f"num_shards is {num_shards}, but at least 1 shard must be written.")
+    check(num_shards > 0, f"num_shards is {num_shards}, but at least 1 shard must be written.")
     schema = features.arrow_schema
     video_columns = [name for name, feature in features.items() if isinstance(feature, Video)]
     writers, pending, total = [], [[] for _ in range(num_shards)], 0

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from ..configuration_vjepa2 import check
 from .feature_cache import FeatureCache, gather_by
 
 
@@ -39,11 +40,8 @@ class WindowMixture:
         windows = np.empty((count, 3), np.int64)
         for number, cache in enumerate(self.caches):
             ends = self.num_windows(number, frames, skip).cumsum()
-            if not len(ends) or ends[-1] == 0:
-                raise ValueError(
-                    f"No episode has the {(frames - 1) * skip + 1} frames of a window (in {str(cache.folder)!r}); "
-                    "record longer ones."
-                )
+            needed = f"{(frames - 1) * skip + 1} frames of a window (in {str(cache.folder)!r})"
+            check(len(ends) and ends[-1] > 0, f"No episode has the {needed}; record longer ones.")
             mine = np.flatnonzero(caches == number)
             sampled = rng.integers(ends[-1], size=len(mine))
             index = np.searchsorted(ends, sampled, side="right")
