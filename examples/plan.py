@@ -26,26 +26,9 @@ import yaml
 from tqdm import tqdm
 
 from vjepa2_hf import VJepa2Planner
-from vjepa2_hf.data.files import (
-    cache_key,
-    config_fingerprint,
-    locked,
-    remove_folder,
-    weights_fingerprint,
-    write_aside,
-    write_json,
-    write_text,
-)
+from vjepa2_hf.data import files
 from vjepa2_hf.data.video_writing import encode_video
-from vjepa2_hf.environments import DATA_POLICY
-from vjepa2_hf.environments.closed_loop import (
-    ClosedLoopResult,
-    Plan,
-    join_results,
-    oracle_plan,
-    policy_plan,
-    run_closed_loop,
-)
+from vjepa2_hf.environments import DATA_POLICY, closed_loop
 from vjepa2_hf.environments.goal_policies import PolicyPlan, load_policy
 from vjepa2_hf.environments.gym_tasks import GymTasks, GymTasksConfig
 from vjepa2_hf.environments.planner_policy import PlannerPolicy
@@ -135,7 +118,9 @@ class PlanConfig:
             )
 
 
-def run_method(config: PlanConfig, plan_of: Callable[[int], Plan]) -> tuple[ClosedLoopResult, np.ndarray]:
+def run_method(
+    config: PlanConfig, plan_of: Callable[[int], closed_loop.Plan]
+) -> tuple[closed_loop.ClosedLoopResult, np.ndarray]:
     """Runs all episodes of a method, `parallel` at a time, and keeps goal images (n, H, W, 3) of those on video.
 
     `plan_of` returns the plan for a group of episodes, by the number of the group.
@@ -149,10 +134,10 @@ def run_method(config: PlanConfig, plan_of: Callable[[int], Plan]) -> tuple[Clos
         else:
             tasks = GymTasks(config.env, config.gym, seeds)
         shown = max(0, config.videos - first)
-        results.append(run_closed_loop(tasks, plan_of(group), config.executed_actions, shown))
+        results.append(closed_loop.run_closed_loop(tasks, plan_of(group), config.executed_actions, shown))
         goals.append(tasks.goal_images[:shown])
         tasks.close()
-    return join_results(results), np.concatenate(goals)
+    return closed_loop.join_results(results), np.concatenate(goals)
 
 
 def model_policy(config: PlanConfig, name: str, progress: tqdm) -> PlannerPolicy:
@@ -163,7 +148,7 @@ def model_policy(config: PlanConfig, name: str, progress: tqdm) -> PlannerPolicy
     return PlannerPolicy(planner, config.seed, progress, config.executed_actions, budget_ms=config.budget_ms, **start)
 
 
-def write_videos(folder: Path, result: ClosedLoopResult, goals: np.ndarray) -> None:
+def write_videos(folder: Path, result: closed_loop.ClosedLoopResult, goals: np.ndarray) -> None:
     """Writes episodes next to their goals, until their success; small images are enlarged."""
     if result.frames is None:
         return
@@ -215,9 +200,11 @@ def check_models(config: PlanConfig) -> dict[str, Any]:
     found = {}
     for name, path in config.models.items():
         policy = model_policy(config, name, tqdm(disable=True))
-        model, proposal = policy.planner.model, policy.proposal and weights_fingerprint(policy.proposal)
-        found[name] = [path, config_fingerprint(model.config), weights_fingerprint(model), proposal]
-    return found | {name: [path, weights_fingerprint(load_policy(path))] for name, path in config.policies.items()}
+        model, proposal = policy.planner.model, policy.proposal and files.weights_fingerprint(policy.proposal)
+        found[name] = [path, files.config_fingerprint(model.config), files.weights_fingerprint(model), proposal]
+    return found | {
+        name: [path, files.weights_fingerprint(load_policy(path))] for name, path in config.policies.items()
+    }
 
 
 @dataclass
@@ -244,7 +231,7 @@ def measure_row(config: PlanConfig, name: str) -> FinishedRow:
     else:
         data_policy = DATA_POLICY[config.env] if config.gym is None else config.gym.policy
         policies = {BASELINES["uniform"]: "uniform", BASELINES["data_policy"]: data_policy}
-        make_plan = partial(policy_plan, policies[name]) if name in policies else oracle_plan
+        make_plan = partial(closed_loop.policy_plan, policies[name]) if name in policies else closed_loop.oracle_plan
         result, goals = run_method(config, lambda group: make_plan(seed=config.seed + group))
     write_videos(Path(config.output_dir) / "videos" / name.replace(" ", "_").replace("/", "_"), result, goals)
     start = None if result.distances is None else result.distances[:, 0]
@@ -261,7 +248,7 @@ def kept_row(config: PlanConfig, name: str, weights: Any) -> FinishedRow:
     """Reads the row if an earlier run with the same settings and weights finished it; else runs and keeps it."""
     others = ("output_dir", "models", "policies", "proposals", "baselines")  # which other rows exist
     settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in others}
-    path = Path(config.output_dir) / "rows" / f"{cache_key({**settings, 'row': name, 'weights': weights})}.json"
+    path = Path(config.output_dir) / "rows" / f"{files.cache_key({**settings, 'row': name, 'weights': weights})}.json"
     if path.exists():
         finished = FinishedRow(**json.loads(path.read_text(encoding="utf-8")))
         finished.states = np.load(path.with_suffix(".npy")) if finished.states else None
@@ -271,7 +258,7 @@ def kept_row(config: PlanConfig, name: str, weights: Any) -> FinishedRow:
     if finished.states is not None:
         np.save(path.with_suffix(".npy"), finished.states)
     # written last: a row implies complete states
-    write_json(path, {**vars(finished), "states": finished.states is not None}, indent=None)
+    files.write_json(path, {**vars(finished), "states": finished.states is not None}, indent=None)
     return finished
 
 
@@ -282,19 +269,21 @@ def evaluate(config: PlanConfig) -> list[dict[str, Any]]:
     output = Path(config.output_dir)
     names = [BASELINES[name] for name in config.baselines if name != "oracle"] + [*config.policies, *config.models]
     names += [BASELINES["oracle"]] * ("oracle" in config.baselines)
-    with locked(output):
+    with files.locked(output):
         weights = check_models(config)
         finished = {name: kept_row(config, name, weights.get(name)) for name in names}
-        write_text(output / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+        files.write_text(output / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
         seeds = np.arange(config.first_task, config.first_task + config.episodes)
         states = {name: one.states for name, one in finished.items() if one.states is not None}
-        with write_aside(output / "episodes.npz") as unfinished, open(unfinished, "wb") as file:
+        with files.write_aside(output / "episodes.npz") as unfinished, open(unfinished, "wb") as file:
             np.savez_compressed(file, seeds=seeds, **states)
-        write_json(output / "by_episode.json", {name: one.by_episode for name, one in finished.items()}, indent=None)
+        files.write_json(
+            output / "by_episode.json", {name: one.by_episode for name, one in finished.items()}, indent=None
+        )
         # written last: results.json implies the other files
         rows = [one.row for one in finished.values()]
-        write_json(output / "results.json", {"env": config.env, "rows": rows})
-        remove_folder(output / "rows")
+        files.write_json(output / "results.json", {"env": config.env, "rows": rows})
+        files.remove_folder(output / "rows")
     return rows
 
 
