@@ -102,21 +102,15 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
             targets: from an earlier forward of these clips, instead of computing them again. With them a training step
                 may process one mask set at a time and keep the activations of only one in memory.
         """
-        context_masks, target_masks = _as_mask_sets(context_mask), _as_mask_sets(target_mask)
-        if len(context_masks) != len(target_masks) or not context_masks:
-            numbers = f"{len(context_masks)} context masks and {len(target_masks)} target masks"
-            raise ValueError(f"{numbers}; expected equal numbers.")
+        mask_sets = _pair_masks(context_mask, target_mask)
         grid = self.encoder.get_grid(self.encoder.fill_tubelet(pixel_values_videos))
         if targets is None:
             targets = self.encode_targets(pixel_values_videos)
-        expected = len(pixel_values_videos), math.prod(grid)
-        if targets.shape[:2] != expected:
-            advice = f"expected {expected} in front: the `output.targets` of these clips."
-            raise ValueError(f"targets have shape {tuple(targets.shape)}; {advice}")
+        _check_targets(targets, (len(pixel_values_videos), math.prod(grid)))
         normalized = self.normalize_targets(targets)
 
         predicted, selected, auxiliary = [], [], []
-        for i, (context_ids, target_ids) in enumerate(zip(context_masks, target_masks, strict=True)):
+        for i, (context_ids, target_ids) in enumerate(mask_sets):
             check_token_ids("target_mask", target_ids, len(targets), math.prod(grid))
             context = self.encoder(pixel_values_videos, context_mask=context_ids).last_hidden_state
             _check_hidden(i, context_ids, target_ids, math.prod(grid))
@@ -135,7 +129,7 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
             loss = loss + sum(weight * terms[name] for name, weight in weights.items())
         if output_meters:
             latents = self.encode_clip(pixel_values_videos) if self.config.target_type == "pixels" else targets
-            meters = collapse_meters(latents, predicted[0].detach(), target_masks[0], grid)
+            meters = collapse_meters(latents, predicted[0].detach(), mask_sets[0][1], grid)
         return VJepa2MaskedLatentPredictionOutput(
             loss=loss,
             predicted_latents=predicted,
@@ -255,10 +249,21 @@ def _check_hidden(index: int, context_ids: torch.Tensor, target_ids: torch.Tenso
         )
 
 
-def _as_mask_sets(masks: torch.Tensor | list[torch.Tensor] | None) -> list[torch.Tensor]:
-    if masks is None:
+def _check_targets(targets: torch.Tensor, expected: tuple[int, int]) -> None:
+    if targets.shape[:2] != expected:
+        advice = f"expected {expected} in front: the `output.targets` of these clips."
+        raise ValueError(f"targets have shape {tuple(targets.shape)}; {advice}")
+
+
+def _pair_masks(context, target) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(context, target) token ids of every mask set, from two tensors or two lists of them."""
+    if context is None or target is None:
         raise ValueError("context_mask and target_mask are both required: token ids (B, K), or a list of them.")
-    return [masks] if isinstance(masks, torch.Tensor) else list(masks)
+    contexts, targets = ([masks] if isinstance(masks, torch.Tensor) else list(masks) for masks in (context, target))
+    if len(contexts) != len(targets) or not contexts:
+        numbers = f"{len(contexts)} context masks and {len(targets)} target masks"
+        raise ValueError(f"{numbers}; expected equal numbers.")
+    return list(zip(contexts, targets, strict=True))
 
 
 # --- Auxiliary loss terms: means over the clips of one process, in float32, unweighted

@@ -49,7 +49,7 @@ def test_every_page_of_docs_is_listed_and_every_link_leads_somewhere():
     assert pages == set(re.findall(r"\(docs/([a-z_]+\.md)\)", listed))
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for name, link in re.findall(r"\[([^]]*)\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / link).exists() or link == "docs/demo.gif", f"{page.name}: {link}"
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
             if link.endswith(".py") and re.fullmatch(r"`[A-Z]\w+`", name):
                 assert f"class {name[1:-1]}" in (page.parent / link).read_text(encoding="utf-8"), (
                     f"{page.name}: {name}"

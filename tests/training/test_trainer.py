@@ -361,7 +361,7 @@ class TestFromEncoder:
         model = peft.get_peft_model(encoder, lora())
         with pytest.raises(ValueError, match="encoder is a PeftModel.*merge_and_unload"):
             build(model)
-        with pytest.raises(ValueError, match="carries a PEFT adapter"):
+        with pytest.raises(ValueError, match="unmerged PEFT adapter"):
             build(encoder)
         with pytest.raises(ValueError, match="is a VJepa2ForMaskedLatentPrediction"):
             build(masked_latent())
