@@ -27,20 +27,15 @@ import torch
 from vjepa2_hf import VJepa2Encoder, VJepa2ForMaskedLatentPrediction, VJepa2ForVideoClassification
 from vjepa2_hf.masking import PUBLISHED_MASKS, build_mask_samplers
 from vjepa2_hf.training.settings import exit_on_user_error, load_config, refuse_missing_model
-from vjepa2_hf.visualization.figures import (
-    check_output,
-    plot_feature_pca,
-    plot_loss_by_position,
-    plot_nearest_frames,
-    plot_probe_attention,
-    write_figure,
-)
+from vjepa2_hf.visualization import figures
 from vjepa2_hf.visualization.measures import dense_features, feature_colors, loss_by_position, nearest_frames
 from vjepa2_hf.visualization.video_clips import load_processor, read_clip, read_clips
 
 
 # Arguments of write_figure: a function that plots the frames it is given, and the number of frames
 Plot = tuple[Callable[[Sequence[int] | None], Any], int]
+# Of each clip: pixels (T, C, H, W), frames uint8 (T, H, W, 3), and a name
+Clips = tuple[list[torch.Tensor], list[np.ndarray], list[str]]
 
 
 @dataclass
@@ -49,15 +44,6 @@ class MaskSettings:
 
     masks: list[dict[str, Any]] = field(default_factory=lambda: PUBLISHED_MASKS)
     mask_token_index: int | None = None
-
-
-@dataclass
-class Clips:
-    """Clips for a model: pixels (T, C, H, W), frames uint8 (T, H, W, 3) and a name each."""
-
-    pixels: list[torch.Tensor]
-    frames: list[np.ndarray]
-    names: list[str]
 
 
 def read(options: argparse.Namespace, encoder: VJepa2Encoder, count: int) -> Clips:
@@ -77,7 +63,7 @@ def read(options: argparse.Namespace, encoder: VJepa2Encoder, count: int) -> Cli
     pixels = [processor(clip, return_tensors="pt")["pixel_values_videos"][0] for clip in clips]
     if len({clip.shape for clip in pixels}) > 1:
         raise ValueError(f"The clips have sizes {sorted({tuple(clip.shape) for clip in pixels})}; expected one size.")
-    return Clips(pixels, [processor.to_images(clip) for clip in pixels], names)
+    return pixels, [processor.to_images(clip) for clip in pixels], names
 
 
 def load(model_class: type, model: str, part: str, hint: str) -> Any:
@@ -91,9 +77,9 @@ def load(model_class: type, model: str, part: str, hint: str) -> Any:
 
 def look_at_features(options: argparse.Namespace) -> Plot:
     encoder = VJepa2Encoder.from_pretrained(options.model).eval()
-    clips = read(options, encoder, options.clips)
-    colors = feature_colors([dense_features(encoder, clip[None]) for clip in clips.pixels])
-    return partial(plot_feature_pca, clips.frames, colors, names=clips.names), len(clips.pixels[0])
+    pixels, frames, names = read(options, encoder, options.clips)
+    colors = feature_colors([dense_features(encoder, clip[None]) for clip in pixels])
+    return partial(figures.plot_feature_pca, frames, colors, names=names), len(pixels[0])
 
 
 def look_at_attention(options: argparse.Namespace) -> Plot:
@@ -111,7 +97,9 @@ def look_at_attention(options: argparse.Namespace) -> Plot:
         titles.append(f"{fraction:.0%} of the attention is on {config.predicted_frames} predicted frames (not shown)")
     title = "; ".join(filter(None, titles)) or None
     frames = processor.to_images(pixels)
-    plot = partial(plot_probe_attention, frames, attention[:, :seen], tubelet, by_head=options.heads, title=title)
+    plot = partial(
+        figures.plot_probe_attention, frames, attention[:, :seen], tubelet, by_head=options.heads, title=title
+    )
     return plot, len(pixels)
 
 
@@ -127,40 +115,40 @@ def predict_class(model: VJepa2ForVideoClassification, pixels: torch.Tensor) -> 
 
 def look_at_neighbors(options: argparse.Namespace) -> Plot:
     encoder = VJepa2Encoder.from_pretrained(options.model).eval()
-    clips = read(options, encoder, options.clips)
-    if len(clips.pixels) < 2:
+    pixels, frames, names = read(options, encoder, options.clips)
+    if len(pixels) < 2:
         raise ValueError("There is 1 clip, and nearest frames come from other clips; give more videos or --clips.")
-    tokens = torch.stack([dense_features(encoder, clip[None]) for clip in clips.pixels])  # (B, T', H', W', D)
+    tokens = torch.stack([dense_features(encoder, clip[None]) for clip in pixels])  # (B, T', H', W', D)
     latents = tokens.mean(dim=(2, 3)) if options.pool == "frame" else tokens.flatten(2)
     steps = latents.shape[1]
-    others, gallery = torch.arange(len(clips.pixels) - 1).repeat_interleave(steps), latents[1:].flatten(0, 1)
+    others, gallery = torch.arange(len(pixels) - 1).repeat_interleave(steps), latents[1:].flatten(0, 1)
     distances, indices = nearest_frames(latents[0], gallery, options.neighbors, options.metric, groups=others)
-    size = len(clips.pixels[0]) // steps
-    frames = np.stack(clips.frames)[:, ::size][:, :steps]  # the first frame of each tubelet
+    size = len(pixels[0]) // steps
+    frames = np.stack(frames)[:, ::size][:, :steps]  # the first frame of each tubelet
     neighbors = frames[1:].reshape(-1, *frames.shape[2:])[indices]
-    names = [f"frame {step * size}" for step in range(steps)]
-    found = [[f"{clips.names[1 + at // steps]}, frame {at % steps * size}" for at in row] for row in indices.tolist()]
-    title = f"{options.metric} distance of latents to {clips.names[0]}"
-    return partial(plot_nearest_frames, frames[0], neighbors, distances, names, found, title=title), steps
+    labels = [f"frame {step * size}" for step in range(steps)]
+    found = [[f"{names[1 + at // steps]}, frame {at % steps * size}" for at in row] for row in indices.tolist()]
+    title = f"{options.metric} distance of latents to {names[0]}"
+    return partial(figures.plot_nearest_frames, frames[0], neighbors, distances, labels, found, title=title), steps
 
 
 def look_at_losses(options: argparse.Namespace) -> Plot:
     hint = "give a model from examples/pretrain.py"
     model = load(VJepa2ForMaskedLatentPrediction, options.model, "predictor", hint)
-    clips = read(options, model.encoder, options.clips)
+    pixels, _, _ = read(options, model.encoder, options.clips)
     own = Path(options.model).parent / "config.yaml"
     source = options.masks or (own if own.is_file() else None)
     settings = MaskSettings() if source is None else load_config(MaskSettings, source, part=True)
-    pixels, samplers = torch.stack(clips.pixels), build_mask_samplers(settings.masks)
+    samplers = build_mask_samplers(settings.masks)
     sampling = (options.mask_samples, options.seed, settings.mask_token_index)
-    found = loss_by_position(model, pixels, samplers, *sampling)
+    found = loss_by_position(model, torch.stack(pixels), samplers, *sampling)
     masks = "the published masks" if source is None else f"the masks of {source}"
-    counts = f"{len(clips.pixels)} clips, {options.mask_samples} samples of"
+    counts = f"{len(pixels)} clips, {options.mask_samples} samples of"
     print(f"{counts} {masks}: mean loss {found.mean.nanmean():.4f}.")
     masks = "published masks" if source is None else f"{Path(source).name}'s masks"
     title = f"prediction loss when masked: {counts} {masks}"
-    size = len(clips.pixels[0]) // len(found.mean)
-    return partial(plot_loss_by_position, found.mean, size, title=title), len(found.mean)
+    size = len(pixels[0]) // len(found.mean)
+    return partial(figures.plot_loss_by_position, found.mean, size, title=title), len(found.mean)
 
 
 LOOKS = {"pca": look_at_features, "attention": look_at_attention, "nearest": look_at_neighbors, "loss": look_at_losses}
@@ -201,10 +189,10 @@ def make_parser() -> argparse.ArgumentParser:
 @exit_on_user_error
 def main(arguments: list[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
-    check_output(options.output, options.play_fps)
+    figures.check_output(options.output, options.play_fps)
     refuse_missing_model(options.model)
     plot, count = LOOKS[options.look](options)
-    write_figure(options.output, lambda shown: plot(shown=shown), count, options.play_fps)
+    figures.write_figure(options.output, lambda shown: plot(shown=shown), count, options.play_fps)
     print(f"Wrote {options.output}.")
 
 

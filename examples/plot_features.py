@@ -6,11 +6,9 @@ After the demo:
 
     python examples/plot_features.py runs/demo/pretrain/final runs/demo/episodes features.png
 
-MODEL is a folder or Hub id of a model with an encoder. VIDEO is a video file or a folder of shards; the figure shows
-its first clip. The rows are the frames, the first three principal components of the tokens as red, green and blue, and
-the same after subtracting each position's mean over time (gray: unchanged); then both again for an encoder with random
-weights. The variance fractions, for this clip and over `--clips` clips, are printed and saved in `OUTPUT.json`.
-`examples/look.py` has the figures that need no second encoder.
+The figure shows the frames of the first clip, the first three principal components of the tokens as red, green and
+blue, and the same after subtracting each position's mean over time (gray: unchanged); then both again for an encoder
+with random weights. The variance fractions, for this clip and over `--clips` clips, are saved in `OUTPUT.json`.
 """
 
 import argparse

@@ -151,16 +151,13 @@ class FrameMask:
 
 @dataclass(frozen=True)
 class FutureMask(FrameMask):
-    """The first frames are the context, the later ones the target.
-
-    Args:
-        context_ratio: fraction of the frames that are context, in (0, 1); rounded, at least one frame on either side.
-    """
+    """The first frames are the context, the later ones the target. `context_ratio` is the fraction in the context, in
+    (0, 1); rounded, at least one frame on either side."""
 
     context_ratio: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_ratio(self, "context_ratio")
+        _check_range(self, "context_ratio", above=0, below=1, single=True)
 
     def context_frames(self, batch_size: int, grid: Grid, generator: torch.Generator | None) -> np.ndarray:
         return np.arange(grid[0]) < _num_frames(grid[0], self.context_ratio)
@@ -168,16 +165,13 @@ class FutureMask(FrameMask):
 
 @dataclass(frozen=True)
 class RandomFrameMask(FrameMask):
-    """Frames sampled for each clip are the target, the others the context.
-
-    Args:
-        mask_ratio: fraction of the frames that are target, in (0, 1); rounded, at least one frame on either side.
-    """
+    """Frames sampled for each clip are the target, the others the context. `mask_ratio` is the fraction in the target,
+    in (0, 1); rounded, at least one frame on either side."""
 
     mask_ratio: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_ratio(self, "mask_ratio")
+        _check_range(self, "mask_ratio", above=0, below=1, single=True)
 
     def context_frames(self, batch_size: int, grid: Grid, generator: torch.Generator | None) -> np.ndarray:
         first = np.arange(grid[0]) < _num_frames(grid[0], self.mask_ratio)
@@ -186,11 +180,7 @@ class RandomFrameMask(FrameMask):
 
 @dataclass(frozen=True)
 class PeriodicMask(FrameMask):
-    """Every period-th frame, starting with the first, is the context; the frames between are the target.
-
-    Args:
-        period: in frames, an integer of at least 2.
-    """
+    """Every period-th frame, starting with the first, is the context; the frames between are the target."""
 
     period: int = 2
 
@@ -208,11 +198,7 @@ class PeriodicMask(FrameMask):
 @dataclass(frozen=True)
 class MultiRateMask(FutureMask):
     """The first frames are the context, frames at several distances after the last of them the target: with 8 tubelets
-    the defaults keep 0 to 3 and predict 4, 5 and 7.
-
-    Args:
-        horizons: distances of the targets from the last context frame, in frames: different integers of at least 1.
-    """
+    the defaults keep 0 to 3 and predict 4, 5 and 7. `horizons` are the distances from the last context frame."""
 
     horizons: tuple[int, ...] = (1, 2, 4)
 
@@ -344,9 +330,9 @@ def _device(generator: torch.Generator | None) -> torch.device:
 
 
 def _check_range(
-    sampler: Any, name: str, above: float, below: float = math.inf, at_most: float = math.inf, integers: bool = False
+    sampler, name: str, above: float, below: float = math.inf, at_most: float = math.inf, integers=False, single=False
 ) -> None:
-    """Checks a number or a range of the sampler; a list (as YAML gives) is stored as a tuple."""
+    """Checks a number or, unless `single`, a range of the sampler; a list (as YAML gives) is stored as a tuple."""
     value = getattr(sampler, name)
     if isinstance(value, list):
         value = tuple(value)
@@ -365,13 +351,8 @@ def _check_range(
         raise ValueError(
             f"{name} is {value!r}, expected {kind} {' and '.join(limits)}, or a range (lowest, highest) of such."
         )
-
-
-def _check_ratio(sampler: Any, name: str) -> None:
-    """Checks one number between 0 and 1 of the sampler."""
-    _check_range(sampler, name, above=0, below=1)
-    if isinstance(getattr(sampler, name), tuple):
-        raise ValueError(f"{name} is {getattr(sampler, name)!r}, expected one number, for example 0.5.")
+    if single and isinstance(value, tuple):
+        raise ValueError(f"{name} is {value!r}, expected one number, for example 0.5.")
 
 
 def _is_integer(value: Any) -> bool:

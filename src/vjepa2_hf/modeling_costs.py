@@ -24,25 +24,17 @@ DISTANCES = ("l1", "l2", "cosine")
 
 @dataclass
 class ImaginedStep:
-    """The inputs of a term.
+    """The inputs of a term."""
 
-    Attributes:
-        latents: (B, J, K, N, D) after the step; K is 1 for a deterministic model.
-        actions: (B, J, A) of the step, environment units.
-        goal: (B, 1, 1, N, D), or `None`.
-        proprio_states: (B, J, S) after the step, environment units; `None` unless a term has `needs_proprio`.
-        goal_proprio_states: (B, 1, S), or `None`.
-        rewards: a function that predicts the rewards (B, J, K) of the step.
-    """
-
-    index: int
+    index: int  # from 0
     is_last: bool
-    latents: torch.Tensor
-    actions: torch.Tensor
-    goal: torch.Tensor | None = None
+    latents: torch.Tensor  # (B, J, K, N, D) after the step; K is 1 for a deterministic model
+    actions: torch.Tensor  # (B, J, A) of the step, environment units
+    goal: torch.Tensor | None = None  # (B, 1, 1, N, D)
+    # (B, J, S) after the step, environment units; None unless a term has `needs_proprio`
     proprio_states: torch.Tensor | None = None
-    goal_proprio_states: torch.Tensor | None = None
-    rewards: Callable[[], torch.Tensor] | None = None
+    goal_proprio_states: torch.Tensor | None = None  # (B, 1, S)
+    rewards: Callable[[], torch.Tensor] | None = None  # predicts the rewards (B, J, K) of the step
 
 
 class Cost:

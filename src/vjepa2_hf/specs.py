@@ -39,12 +39,9 @@ def check_at_least(settings: Any, prefix: str = "", **lowest: float) -> None:
 
 
 def from_spec(spec: Any, classes: dict[str, type], key: str) -> Any:
-    """Builds an object from its spec.
+    """Builds an object of one of the dataclasses `classes` from its spec, `{key: name, **settings}`.
 
-    Args:
-        spec: `{key: name, **settings}`; settings that are left out have their defaults.
-        classes: a dataclass for each name.
-        key: the key of the name; errors call the object by it ("mask" for "type", which only masks use).
+    Errors call the object by the key ("mask" for "type", which only masks use).
 
     Raises:
         ValueError: the spec has another form, or the name or a setting is unknown, missing or out of its range.

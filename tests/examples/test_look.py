@@ -71,7 +71,7 @@ def test_videos_of_one_name_are_told_apart(work, tmp_path):
         ([str(work / "clip.mp4"), str(work / "shards")], ["clip", "shards"]),
     ):
         arguments = ["pca", str(work / "encoder"), *videos, "o.png"]
-        assert look.read(look.make_parser().parse_args(arguments), encoder, count=2).names == names
+        assert look.read(look.make_parser().parse_args(arguments), encoder, count=2)[2] == names
 
 
 def test_attention_of_the_clip_that_was_asked_for(work, tmp_path, monkeypatch):
@@ -81,8 +81,8 @@ def test_attention_of_the_clip_that_was_asked_for(work, tmp_path, monkeypatch):
         drawn.append((pictures, attention, options))
         return plot(pictures, attention, tubelet, **options)
 
-    plot = look.plot_probe_attention
-    monkeypatch.setattr(look, "plot_probe_attention", draw)
+    plot = look.figures.plot_probe_attention
+    monkeypatch.setattr(look.figures, "plot_probe_attention", draw)
     output = tmp_path / "attention.mp4"
     look.main(["attention", str(work / "attentive"), str(work / "clip.mp4"), str(output), "--clip", "2", "--heads"])
     with VideoReader(output) as reader, VideoReader(work / "clip.mp4") as source:
@@ -101,8 +101,8 @@ def test_attention_of_the_clip_that_was_asked_for(work, tmp_path, monkeypatch):
 @pytest.mark.parametrize("video", ["clip.mp4", "shards"])
 def test_each_number_is_another_clip(work, tmp_path, monkeypatch, video):
     drawn = []
-    monkeypatch.setattr(look, "plot_probe_attention", lambda pictures, *more, **options: drawn.append(pictures))
-    monkeypatch.setattr(look, "write_figure", lambda path, draw, count, fps: draw(None))
+    monkeypatch.setattr(look.figures, "plot_probe_attention", lambda pictures, *more, **options: drawn.append(pictures))
+    monkeypatch.setattr(look.figures, "write_figure", lambda path, draw, count, fps: draw(None))
     for number in range(3):
         arguments = [str(work / "attentive"), str(work / video), str(tmp_path / "o.png"), "--clip", str(number)]
         look.main(["attention", *arguments])
@@ -116,13 +116,13 @@ def test_attention_to_predicted_frames_is_told_and_not_drawn(work, tmp_path, mon
     model = VJepa2ForVideoClassification.from_encoder(masked.encoder, masked.predictor, **fields).eval()
     model.save_pretrained(tmp_path / "probe")
     VJepa2VideoProcessor(size=32, crop_size=32).save_pretrained(tmp_path / "probe")
-    plot, drawn = look.plot_probe_attention, []
+    plot, drawn = look.figures.plot_probe_attention, []
 
     def draw(*given, **options):
         drawn.append((*given, options))
         return plot(*given, **options)
 
-    monkeypatch.setattr(look, "plot_probe_attention", draw)
+    monkeypatch.setattr(look.figures, "plot_probe_attention", draw)
     look.main(["attention", str(tmp_path / "probe"), str(work / "clip.mp4"), str(tmp_path / "look.png")])
     pictures, attention, tubelet, options = drawn[0]
     pixels = VJepa2VideoProcessor(size=32, crop_size=32)(
@@ -142,8 +142,8 @@ def test_nearest_frames_are_of_other_clips_one_of_each(work, tmp_path, monkeypat
         drawn.append(given)
         return plot(*given, **options)
 
-    plot = look.plot_nearest_frames
-    monkeypatch.setattr(look, "plot_nearest_frames", draw)
+    plot = look.figures.plot_nearest_frames
+    monkeypatch.setattr(look.figures, "plot_nearest_frames", draw)
     arguments = [str(work / "encoder"), str(work / "shards"), str(tmp_path / "near.png"), "--neighbors", "4"]
     for pool in ("tokens", "frame"):
         look.main(["nearest", *arguments, "--pool", pool, "--metric", "l2"])

@@ -76,7 +76,6 @@ class VJepa2AnomalyDetector(VideoPipeline):
         self.calibration = Calibration.load(model.name_or_path) if model.name_or_path else None
         given = {"context_frames": context_frames, "future_frames": future_frames, "stride": stride}
         given |= {"top_fraction": top_fraction, "two_sided": two_sided}
-        given = {name: value for name, value in given.items() if value is not None}
         self.settings = _settings(model.config, self.calibration, given)
         if self.calibration is not None and self.settings != self.calibration.settings:
             self.calibration = None  # other settings change the distribution of errors
@@ -97,8 +96,7 @@ class VJepa2AnomalyDetector(VideoPipeline):
 
         Raises:
             ValueError: the video is shorter than context and future, is corrupt, or needs a processor; or targets are
-                normalized over a batch and the detector is not calibrated.
-            FileNotFoundError: there is no file at the path.
+                normalized over a batch and the detector is not calibrated. A missing file is a FileNotFoundError.
         """
         return super().__call__(videos, **kwargs)
 
@@ -108,7 +106,8 @@ class VJepa2AnomalyDetector(VideoPipeline):
         Args:
             normal_videos: a video or a list of them, each a file or array (they may be read twice), best from the same
                 camera, as each position is compared with itself. Do not use training videos: their errors are too low.
-            quantile: fraction of the normal time steps below the threshold.
+            quantile: fraction of the normal time steps below the threshold. Too little normal video, or video in which
+                nothing moves, is a ValueError.
         """
         videos = normal_videos if isinstance(normal_videos, (list, tuple)) else [normal_videos]
         statistics = None
@@ -209,11 +208,9 @@ class VJepa2AnomalyDetector(VideoPipeline):
 
     def _images(self, video: Any, shown: list[int]) -> np.ndarray:
         """The kept frames with these numbers as the model sees them, uint8 (n, H, W, 3)."""
-        found, first = [], 0
-        for pixels, _ in self._kept(video).chunks(64):
-            found += [pixels[number - first] for number in shown if first <= number < first + len(pixels)]
-            first += len(pixels)
-        return (self.video_processor or VJepa2VideoProcessor()).to_images(torch.stack(found))
+        frames = itertools.chain.from_iterable(pixels for pixels, _ in self._kept(video).chunks(64))
+        found = torch.stack([frame for number, frame in enumerate(frames) if number in shown])
+        return (self.video_processor or VJepa2VideoProcessor()).to_images(found)
 
 
 class _Counted:
@@ -237,7 +234,8 @@ def _settings(config: Any, calibration: Calibration | None, given: dict[str, Any
     steps = max(config.encoder_config.frames_per_clip // tubelet, 2)
     default = {"context_frames": max(3 * steps // 4, 1) * tubelet, "future_frames": tubelet, "stride": 1}
     default |= {"top_fraction": 0.1, "two_sided": True}
-    found = {**default, **(calibration.settings if calibration else {}), **given}
+    found = {**default, **(calibration.settings if calibration else {})}
+    found |= {name: value for name, value in given.items() if value is not None}
     for name in ("context_frames", "future_frames"):
         if found[name] < 1 or found[name] % tubelet:
             raise ValueError(f"{name} is {found[name]}; expected a multiple of the tubelet size, {tubelet}, above 0.")

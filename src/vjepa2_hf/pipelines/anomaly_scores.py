@@ -137,9 +137,7 @@ def prediction_errors(
     """Errors of a whole video, which is read and scored one batch of windows at a time.
 
     Args:
-        source: the video.
         context_frames, future_frames: kept frames, multiples of the tubelet size.
-        batch_size: windows at a time.
         statistics: of normal video, for models that normalize targets over a batch.
 
     Returns:

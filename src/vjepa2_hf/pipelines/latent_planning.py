@@ -17,18 +17,8 @@ from ..planning import Cost, LatentDistance, build_constraints, build_cost, shif
 from ..planning.constraints import for_every_action
 from ..planning.landscape import Grid, plot_landscape
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
+from . import planner_inputs
 from .base import VideoPipeline
-from .planner_inputs import (
-    check_pair,
-    goal_indices,
-    is_batch,
-    is_processed,
-    process_frames,
-    stack_numbers,
-    states_per_frame,
-    states_per_goal,
-    warn_of_aspect_ratio,
-)
 from .planner_settings import check_samples, choose_cost, choose_solver, search_bounds
 
 
@@ -41,8 +31,8 @@ NUMBERS = ("proprio_state", "context_actions", "extrinsics", "goal_proprio_state
 class VJepa2Planner(VideoPipeline):
     """Model-predictive control in latent space (Algorithm 3 of the two-phase recipe), as a transformers pipeline.
 
-    The planner encodes observation and goal, and its solver searches for the actions whose predicted outcome is
-    nearest to the goal. It has no state between calls: a warm start is an argument.
+    The solver searches for the actions whose predicted outcome is nearest to the goal, in latents. There is no state
+    between calls: a warm start is an argument.
 
     Args:
         model: a [`VJepa2WorldModel`].
@@ -125,6 +115,9 @@ class VJepa2Planner(VideoPipeline):
             video_processor: replaces the saved one.
             kwargs: settings that replace the saved ones, arguments for the Hub (`revision`, `token`, …), `dtype` and
                 `attn_implementation`.
+
+        Raises:
+            FileNotFoundError, ValueError: there is no such folder, or it holds another model, or no video processor.
         """
         path = pretrained_model_name_or_path
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
@@ -241,7 +234,8 @@ class VJepa2Planner(VideoPipeline):
             second dimension, costs with one row per y, float32 numpy, and a matplotlib figure.
         """
         unknown = sorted(given.keys() - set(NUMBERS))
-        if unknown or isinstance(observation, list) or is_processed(observation) and len(observation) != 1:
+        is_batch = planner_inputs.is_batch(observation) and (isinstance(observation, list) or len(observation) != 1)
+        if unknown or is_batch:
             wrong = f"it has no argument {unknown[0]!r}" if unknown else "the observation is a batch"
             raise ValueError(f"energy_landscape takes one observation and the states and actions of a call; {wrong}.")
         size = self.model.config.action_dim
@@ -272,8 +266,8 @@ class VJepa2Planner(VideoPipeline):
             raise ValueError("give either goal, or goals as a list of at least one.")
         if not is_sequence:
             goals = [] if goal is None else [goal]
-        single = not is_batch(observation)
-        if any(single == is_batch(each) for each in goals):
+        single = not planner_inputs.is_batch(observation)
+        if any(single == planner_inputs.is_batch(each) for each in goals):
             raise ValueError("observation and goal must both be single, or both be a batch (a list, or processed).")
         check_samples(self.model.config, self.num_samples, self.uncertainty_weight, search["cost"])
         inputs = {"observation": observation, "goals": goals, "goal_index": goal_index, "numbers": numbers}
@@ -285,27 +279,29 @@ class VJepa2Planner(VideoPipeline):
         observation, goals, single = inputs["observation"], inputs["goals"], inputs["single"]
         config = self.model.config
         processing = (single, self.video_processor, config.fps and config.fps / config.frame_skip)
-        frames = process_frames("observation", observation, *processing)
-        processed = [process_frames("goal", goal, *processing) for goal in goals]
+        frames = planner_inputs.process_frames("observation", observation, *processing)
+        processed = [planner_inputs.process_frames("goal", goal, *processing) for goal in goals]
         for goal, pixels in zip(goals, processed, strict=True):
-            check_pair(frames, pixels, config.context_frames)
+            planner_inputs.check_pair(frames, pixels, config.context_frames)
             if single:
-                warn_of_aspect_ratio(observation, goal)
+                planner_inputs.warn_of_aspect_ratio(observation, goal)
             elif isinstance(observation, list) and isinstance(goal, list):
                 for pair in zip(observation, goal, strict=True):
-                    warn_of_aspect_ratio(*pair)
+                    planner_inputs.warn_of_aspect_ratio(*pair)
         batch_size, steps = frames.shape[:2]
         given = {name: inputs["numbers"].get(name) for name in (*NUMBERS, "warm_start")}
-        numbers = {name: stack_numbers(name, value, single, batch_size) for name, value in given.items()}
+        numbers = {
+            name: planner_inputs.stack_numbers(name, value, single, batch_size) for name, value in given.items()
+        }
         state, extrinsics = numbers["proprio_state"], numbers["extrinsics"]
         return {
             "frames": frames,
             "goals": torch.cat(processed, dim=1) if processed else None,  # (B, G, C, H, W)
-            "goal_index": goal_indices(inputs["goal_index"], batch_size, len(goals)),
-            "goal_proprio_states": states_per_goal(numbers["goal_proprio_state"], len(goals)),
+            "goal_index": planner_inputs.goal_indices(inputs["goal_index"], batch_size, len(goals)),
+            "goal_proprio_states": planner_inputs.states_per_goal(numbers["goal_proprio_state"], len(goals)),
             "is_sequence": inputs["is_sequence"],
-            "proprio_states": states_per_frame("proprio_state", state, steps, config.proprio_dim),
-            "extrinsics": states_per_frame("extrinsics", extrinsics, steps, config.extrinsics_dim),
+            "proprio_states": planner_inputs.states_per_frame("proprio_state", state, steps, config.proprio_dim),
+            "extrinsics": planner_inputs.states_per_frame("extrinsics", extrinsics, steps, config.extrinsics_dim),
             "context_actions": numbers["context_actions"],
             "warm_start": numbers["warm_start"],
         }
@@ -324,20 +320,13 @@ class VJepa2Planner(VideoPipeline):
         latents = model.encode(inputs["frames"].to(model.dtype))
         goal, goal_proprio_states, progress = self._current_goal(inputs, latents, cost, goal_threshold)
 
+        scoring = {name: inputs[name] for name in ("context_actions", "proprio_states", "extrinsics")}
+        scoring |= {"cost": cost, "goal_proprio_states": goal_proprio_states}
+        for name in ("candidate_chunk_size", "num_samples", "uncertainty_weight"):
+            scoring[name] = getattr(self, name)
+
         def score(actions: torch.Tensor) -> torch.Tensor:
-            return model.score(
-                latents,
-                goal,
-                actions.to(latents.device),
-                context_actions=inputs["context_actions"],
-                proprio_states=inputs["proprio_states"],
-                extrinsics=inputs["extrinsics"],
-                candidate_chunk_size=self.candidate_chunk_size,
-                num_samples=self.num_samples,
-                uncertainty_weight=self.uncertainty_weight,
-                cost=cost,
-                goal_proprio_states=goal_proprio_states,
-            )
+            return model.score(latents, goal, actions.to(latents.device), **scoring)
 
         default_low = 0.0 if model.config.action_type == "discrete" else -1.0
         optional = {} if end is None else {"budget_ms": 1000 * (end - time.perf_counter())}
@@ -354,9 +343,9 @@ class VJepa2Planner(VideoPipeline):
             **optional,
         )
         starts = getattr(result, "warm_start", None)
-        starts = result.actions.unsqueeze(1) if starts is None else starts
+        starts = shift_plan(result.actions.unsqueeze(1) if starts is None else starts)
         plan = {"actions": result.actions, "cost": result.cost, "trace": result.trace}
-        return {**plan, "warm_start": shift_plan(starts), **progress}
+        return {**plan, "warm_start": starts, **progress}
 
     def _current_goal(
         self, inputs: dict[str, Any], latents: torch.Tensor, cost: Cost, threshold: float

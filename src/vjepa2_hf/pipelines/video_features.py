@@ -20,7 +20,7 @@ class VJepa2FeatureExtractor(VideoPipeline):
         model: a [`VJepa2Encoder`], or one of our models that contains one (of a masked-latent model its target
             encoder).
         video_processor: a [`VJepa2VideoProcessor`]; needed for all inputs but normalized tensors.
-        pool, chunk_frames, overlap, stride, return_tensors: defaults of calls, see `__call__`.
+        kwargs: defaults of calls (see `__call__`), and of `transformers.Pipeline`.
 
     Example:
         >>> extractor = pipeline("video-feature-extraction", model="runs/demo/pretrain/final")
@@ -32,7 +32,7 @@ class VJepa2FeatureExtractor(VideoPipeline):
         self,
         model: Any,
         video_processor: VJepa2VideoProcessor | None = None,
-        task: str = "video-feature-extraction",
+        task="video-feature-extraction",
         **kwargs,
     ):
         super().__init__(find_encoder(model), video_processor, task=task, **kwargs)
@@ -42,16 +42,12 @@ class VJepa2FeatureExtractor(VideoPipeline):
 
         Args:
             videos: a video (path, URL, bytes, uint8 array (T, H, W, 3) or tensor (T, 3, H, W), normalized float tensor
-                (T, C, H, W)), or a list, generator or dataset of videos. `batch_size` is ignored: each video goes
-                through the model by itself, one chunk at a time.
+                (T, C, H, W)), or a list, generator or dataset of videos. `batch_size` is ignored.
             pool: "clip" (default): the mean over all tokens (D,); "frame": the mean over space (T', D); "none": all
                 tokens (N, D).
             chunk_frames: frames encoded together; default: the clip length of the model's config.
-            overlap, stride: see [`VJepa2Encoder.encode_long`].
+            overlap, stride: see [`VJepa2Encoder.encode_long`], also for errors.
             return_tensors: return torch tensors instead of float32 arrays.
-
-        Raises:
-            ValueError, FileNotFoundError: as `encode_long` does.
         """
         return super().__call__(videos, **kwargs)
 

@@ -15,13 +15,8 @@ from .search import CostFunction, PerDimension, Search, SolverResult
 class Grid:
     """A solver that evaluates a grid over two dimensions of an action; its trace holds the cost of every point.
 
-    Args:
-        actions: (P, A), the plan that the grid varies.
-        dims: two dimensions of an environment action, which vary together in all `actions_per_step` actions of the
-            step; if one of them is larger, both index the A numbers of a model step.
-        points: per dimension, evenly spaced from bound to bound.
-        step: whose action varies.
-        actions_per_step: k.
+    `dims`, of an environment action, vary together in all `actions_per_step` actions of the step; if one of them is
+    larger, both index the A numbers of a model step. The other actions (P, A) stay as given.
     """
 
     def __init__(self, actions: torch.Tensor, dims: tuple[int, int], points: int, step: int, actions_per_step: int):

@@ -97,13 +97,12 @@ class Search:
 
     def start(self) -> torch.Tensor:
         """The first mean (B, P, A): the (first) warm start, else the middle of the bounds (where they are infinite, 0
-        clipped to them). Constraints do not apply: the published mean starts at 0 while candidates have a closed
-        gripper."""
-        if self.warm_start is None:
-            middle = (self.low + self.high) / 2
-            zero = torch.zeros_like(middle).clamp(self.low, self.high)
-            return torch.where(torch.isfinite(middle), middle, zero).expand(self.shape).clone()
-        return self.warm_start[:, 0]
+        clipped to them). Constraints do not apply, as in the published code."""
+        if self.warm_start is not None:
+            return self.warm_start[:, 0]
+        middle = (self.low + self.high) / 2
+        zero = torch.zeros_like(middle).clamp(self.low, self.high)
+        return torch.where(torch.isfinite(middle), middle, zero).expand(self.shape).clone()
 
     def evaluate(self, candidates: torch.Tensor) -> torch.Tensor:
         """Costs (B, J) of candidates (B, J, P, A), infinite where they are not finite; keeps the best candidate."""

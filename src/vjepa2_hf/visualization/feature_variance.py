@@ -58,8 +58,11 @@ def compare_with_random(
     """
     pixels = [processor(clip, return_tensors="pt")["pixel_values_videos"] for clip in clips]  # (1, T, C, H, W) each
     encoders = {"trained": encoder, "random": random_encoder(encoder)}
-    features = {name: [_encode(model, clip) for clip in pixels] for name, model in encoders.items()}
+    features = {name: [dense_features(model, clip) for clip in pixels] for name, model in encoders.items()}
     first = {name: values[0] for name, values in features.items()}
+    if len(first["trained"]) < 2:
+        needed = 2 * encoder.config.tubelet_size
+        raise ValueError(f"The clip has {len(clips[0])} frames, but at least {needed} are needed.")
     numbers = {"grid": list(first["trained"].shape[:3]), **{name: variance_fractions(first[name]) for name in first}}
     if len(clips) > 1:
         same = {name: [part for part in values if part.shape == values[0].shape] for name, values in features.items()}
@@ -74,15 +77,6 @@ def list_fractions(numbers: dict[str, Any]) -> list[tuple[str, dict[str, float]]
     if over := numbers.get("over_clips"):
         parts[f"over {over['clips']} clips"] = over
     return [(f"{kind} encoder, {name}", part[kind]) for name, part in parts.items() for kind in ("trained", "random")]
-
-
-def _encode(encoder: VJepa2Encoder, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-    """Features (T', H', W', D) of one clip (1, T, C, H, W)."""
-    features = dense_features(encoder, pixel_values_videos)
-    if len(features) < 2:
-        needed = 2 * encoder.config.tubelet_size
-        raise ValueError(f"The clip has {pixel_values_videos.shape[1]} frames, but at least {needed} are needed.")
-    return features
 
 
 def _plot_features(clip: torch.Tensor, features: dict[str, torch.Tensor], processor: VJepa2VideoProcessor) -> "Figure":

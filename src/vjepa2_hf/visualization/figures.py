@@ -98,7 +98,7 @@ def plot_probe_attention(
     labels = [f"frame {number}" for number in shown]
     if len(shown) == 1:  # side by side
         labels = [name for name, _ in rows]
-        rows = [(f"frame {shown[0]}", np.concatenate([_as_float(part) for _, part in rows]))]
+        rows = [(f"frame {shown[0]}", np.concatenate([frames[shown] / 255, *(part for _, part in rows[1:])]))]
     figure, (above, below) = _stacked(rows, len(labels), under=1.3)
     axes = _fill(above, rows, labels)
     _color_bar(above, axes, scale, "inferno", "times the\nuniform weight")
@@ -253,8 +253,7 @@ def _plot_times(
 
 def _add_title(figure: "Figure", title: str | None) -> None:
     if title is not None:
-        letters = int(10 * figure.get_figwidth())  # DejaVu Sans at 10 points, wide letters
-        figure.suptitle(textwrap.fill(title, letters), fontsize=10)
+        figure.suptitle(textwrap.fill(title, int(10 * figure.get_figwidth())), fontsize=10)  # 10 letters an inch
 
 
 def _overlay(images: np.ndarray, values: np.ndarray, scale: "Normalize", colors: "Colormap") -> np.ndarray:
@@ -262,17 +261,13 @@ def _overlay(images: np.ndarray, values: np.ndarray, scale: "Normalize", colors:
     height, width = images.shape[1:3]
     lines, columns = np.ogrid[:height, :width]
     values = values[:, lines * values.shape[1] // height, columns * values.shape[2] // width]
-    return 0.25 * _as_float(images).mean(axis=-1, keepdims=True) + 0.75 * colors(scale(values))[..., :3]
+    return 0.25 * (images / 255).mean(axis=-1, keepdims=True) + 0.75 * colors(scale(values))[..., :3]
 
 
 def _as_array(values: torch.Tensor | np.ndarray) -> np.ndarray:
     """float64 on the CPU, from any dtype and device (NumPy has no bfloat16)."""
     values = values.detach().double().cpu().numpy() if isinstance(values, torch.Tensor) else values
     return np.asarray(values, np.float64)
-
-
-def _as_float(images: np.ndarray) -> np.ndarray:
-    return images / 255 if images.dtype == np.uint8 else images
 
 
 def evenly_spaced(count: int, most: int) -> np.ndarray:

@@ -107,10 +107,8 @@ def _check_finite(name: str, values: torch.Tensor) -> None:
 class PositionLosses(NamedTuple):
     """The mean loss of each grid position when it is masked."""
 
-    mean: torch.Tensor
-    """float32 (T', H', W'); NaN where no mask covered the position"""
-    count: torch.Tensor
-    """int64 (T', H', W'), how often the position was masked, over clips, mask sets and samples"""
+    mean: torch.Tensor  # float32 (T', H', W'); NaN where no mask covered the position
+    count: torch.Tensor  # int64 (T', H', W'), how often the position was masked, over clips, mask sets and samples
 
 
 @torch.no_grad()
@@ -128,7 +126,6 @@ def loss_by_position(
         pixel_values_videos: (B, T, C, H, W), one batch, over which batch-normalized targets are normalized.
         samplers: mask samplers (see `vjepa2_hf.masking.build_mask_samplers`), one per mask set.
         num_samples: how often the masks of the batch are sampled.
-        mask_token_index: as in the model's forward.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}; expected at least 1.")

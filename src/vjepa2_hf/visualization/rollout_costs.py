@@ -65,7 +65,6 @@ def held_out_errors(path: str) -> dict[str, Any]:
     file = Path(path).parent / "rollout_error.json"
     if not file.is_file():
         return {}
-    rows = {row["horizon"]: row for row in json.loads(file.read_text(encoding="utf-8"))}
-    names = ("error", "copy_error", "cosine", "copy_cosine")
-    found = {str(h): {name: rows[h][name] for name in names} for h in HORIZONS if h in rows}
+    rows, names = json.loads(file.read_text(encoding="utf-8")), ("error", "copy_error", "cosine", "copy_cosine")
+    found = {str(row["horizon"]): {name: row[name] for name in names} for row in rows if row["horizon"] in HORIZONS}
     return {"rollout_error": found} if found else {}

@@ -33,22 +33,14 @@ def encode_frames(
 class Windows:
     """Windows of an episode with K known frames and P future frames."""
 
-    seen: torch.Tensor
-    """(B, T0, N, D), latents that the model starts from"""
-    known: torch.Tensor
-    """(B, K, N, D), target latents"""
-    future: torch.Tensor
-    """(B, P, N, D), target latents"""
-    actions: torch.Tensor
-    """(B, K-1+P, A)"""
-    proprio_states: torch.Tensor | None
-    """(B, T0, S)"""
-    states: torch.Tensor | None
-    """(B, P, S)"""
-    rewards: torch.Tensor | None
-    """(B, 1+P), the last known reward first"""
-    frames: np.ndarray
-    """uint8 (B, K+P, H, W, 3)"""
+    seen: torch.Tensor  # (B, T0, N, D), latents that the model starts from
+    known: torch.Tensor  # (B, K, N, D), target latents
+    future: torch.Tensor  # (B, P, N, D), target latents
+    actions: torch.Tensor  # (B, K-1+P, A)
+    proprio_states: torch.Tensor | None  # (B, T0, S)
+    states: torch.Tensor | None  # (B, P, S)
+    rewards: torch.Tensor | None  # (B, 1+P), the last known reward first
+    frames: np.ndarray  # uint8 (B, K+P, H, W, 3)
 
     @property
     def future_actions(self) -> torch.Tensor:

@@ -17,12 +17,9 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # candidate strengths, as fractions of t
 class LinearProbe:
     """states ≈ (latents - mean) · weights + bias."""
 
-    mean: torch.Tensor
-    """(N·D,)"""
-    weights: torch.Tensor
-    """(N·D, S)"""
-    bias: torch.Tensor
-    """(S,)"""
+    mean: torch.Tensor  # (N·D,)
+    weights: torch.Tensor  # (N·D, S)
+    bias: torch.Tensor  # (S,)
 
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
         """(..., N, D) -> (..., S)."""
