@@ -16,7 +16,6 @@ for attention a probe from `examples/train_probe.py` with `kind=attentive`, for 
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ import torch
 
 from vjepa2_hf import VJepa2Encoder, VJepa2ForMaskedLatentPrediction, VJepa2ForVideoClassification
 from vjepa2_hf.masking import PUBLISHED_MASKS, build_mask_samplers
-from vjepa2_hf.training.settings import exit_on_user_error, load_config, refuse_missing_model
+from vjepa2_hf.training.settings import exit_on_user_error, read_yaml, refuse_missing_model
 from vjepa2_hf.visualization import figures
 from vjepa2_hf.visualization.measures import dense_features, feature_colors, loss_by_position, nearest_frames
 from vjepa2_hf.visualization.video_clips import load_processor, read_clip, read_clips
@@ -36,14 +35,6 @@ from vjepa2_hf.visualization.video_clips import load_processor, read_clip, read_
 Plot = tuple[Callable[[Sequence[int] | None], Any], int]
 # Of each clip: pixels (T, C, H, W), frames uint8 (T, H, W, 3), and a name
 Clips = tuple[list[torch.Tensor], list[np.ndarray], list[str]]
-
-
-@dataclass
-class MaskSettings:
-    """The settings of a pretraining run that choose the masks."""
-
-    masks: list[dict[str, Any]] = field(default_factory=lambda: PUBLISHED_MASKS)
-    mask_token_index: int | None = None
 
 
 def read(options: argparse.Namespace, encoder: VJepa2Encoder, count: int) -> Clips:
@@ -138,9 +129,9 @@ def look_at_losses(options: argparse.Namespace) -> Plot:
     pixels, _, _ = read(options, model.encoder, options.clips)
     own = Path(options.model).parent / "config.yaml"
     source = options.masks or (own if own.is_file() else None)
-    settings = MaskSettings() if source is None else load_config(MaskSettings, source, part=True)
-    samplers = build_mask_samplers(settings.masks)
-    sampling = (options.mask_samples, options.seed, settings.mask_token_index)
+    settings = {} if source is None else read_yaml(source)
+    samplers = build_mask_samplers(settings.get("masks", PUBLISHED_MASKS))
+    sampling = (options.mask_samples, options.seed, settings.get("mask_token_index"))
     found = loss_by_position(model, torch.stack(pixels), samplers, *sampling)
     masks = "the published masks" if source is None else f"the masks of {source}"
     counts = f"{len(pixels)} clips, {options.mask_samples} samples of"

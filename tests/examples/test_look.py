@@ -101,7 +101,9 @@ def test_attention_of_the_clip_that_was_asked_for(work, tmp_path, monkeypatch):
 @pytest.mark.parametrize("video", ["clip.mp4", "shards"])
 def test_each_number_is_another_clip(work, tmp_path, monkeypatch, video):
     drawn = []
-    monkeypatch.setattr(look.figures, "plot_probe_attention", lambda pictures, *more, **options: drawn.append(pictures))
+    monkeypatch.setattr(
+        look.figures, "plot_probe_attention", lambda pictures, *more, **options: drawn.append(pictures)
+    )
     monkeypatch.setattr(look.figures, "write_figure", lambda path, draw, count, fps: draw(None))
     for number in range(3):
         arguments = [str(work / "attentive"), str(work / video), str(tmp_path / "o.png"), "--clip", str(number)]

@@ -63,7 +63,7 @@ def load_config(
         FileNotFoundError: the file is missing.
         ValueError: not YAML, an unknown key (with the nearest known one), a missing or wrongly typed value.
     """
-    values = _read_yaml(path) if path is not None else {}
+    values = read_yaml(path) if path is not None else {}
     for override in overrides:
         _apply_override(values, override)
     for old, new in getattr(config_class, "renamed_settings", {}).items():
@@ -160,7 +160,8 @@ def one_sentence(error: BaseException) -> str:
     return " ".join(text.split())
 
 
-def _read_yaml(path: str | os.PathLike) -> dict[str, Any]:
+def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
+    """The keys and values of a config file."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"The config file {str(path)!r} does not exist; give the path of a YAML file.")
