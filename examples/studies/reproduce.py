@@ -92,9 +92,10 @@ def collect_environment(folder: Path, seeds: int) -> dict[str, Any]:
 def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
     """Success and rollout errors, with one column or row per environment."""
     found = results["environments"]
-    seeds = max(len(row["by_seed"]) for result in found.values() for row in result["rows"])
+    seeds = {len(row["by_seed"]) for result in found.values() for row in result["rows"]}
+    count = f"{min(seeds)} or {max(seeds)}" if len(seeds) > 1 else max(seeds)
     episodes = next(iter(found.values()))["rows"][0]["episodes"]
-    yield f"Success rate over {seeds} training seeds × {episodes} episodes: mean (95 % interval over seeds), by seed."
+    yield f"Success rate over {count} training seeds × {episodes} episodes: mean (95 % interval over seeds), by seed."
     columns = [{row["name"]: cell(row) for row in result["rows"]} for result in found.values()]
     methods = dict.fromkeys(method for column in columns for method in column)
     rows = [[method, *(column.get(method) for column in columns)] for method in methods]

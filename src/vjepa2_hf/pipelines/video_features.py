@@ -90,7 +90,8 @@ def find_encoder(model: Any) -> VJepa2Encoder:
             return getattr(model, name)
     raise ValueError(
         f"model is a {type(model).__name__}; expected a VJepa2Encoder or a model of ours that contains one (a "
-        "checkpoint of transformers' VJEPA2Model loads with VJepa2Encoder.from_pretrained: give that as the model)."
+        "checkpoint of transformers' VJEPA2Model loads with VJepa2Encoder.from_pretrained: give that as the model, "
+        "with a VJepa2VideoProcessor as video_processor)."
     )
 
 
