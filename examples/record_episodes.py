@@ -18,6 +18,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -41,9 +42,9 @@ STATE_COLUMNS = {"proprio_states": "proprio_state", "states": "state"}  # defaul
 
 
 @functools.cache
-def shared_env(env_id: str, length: int, settings: str) -> gymnasium.Env:
-    """One environment per process: environments cannot be pickled. `settings` are JSON."""
-    return make_env(env_id, max_episode_steps=length, **json.loads(settings))
+def shared_env(process: int, env_id: str, settings: str) -> gymnasium.Env:
+    """One environment per process: it cannot be pickled, and its GPU context is lost in a fork. `settings` are JSON."""
+    return make_env(env_id, **json.loads(settings))
 
 
 @dataclasses.dataclass
@@ -78,7 +79,8 @@ class EpisodeRecorder:
     @property
     def env(self) -> gymnasium.Env:
         ours = {"varied_appearance": self.varied_appearance, "terminate_on_success": False} if self.is_ours else {}
-        return shared_env(self.env_id, self.length, json.dumps(ours | self.env_kwargs))
+        settings = {"max_episode_steps": self.length, **ours, **self.env_kwargs}
+        return shared_env(os.getpid(), self.env_id, json.dumps(settings))
 
     def find_states(self, info: dict[str, Any]) -> dict[str, list[str]]:
         """Names of the entries to record, by column, from the info of a reset."""

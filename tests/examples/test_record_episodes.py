@@ -100,6 +100,22 @@ def test_the_seed_decides_the_episodes_and_processes_do_not(tmp_path):
     np.testing.assert_equal(recorder.record(2)["actions"], alone[2]["actions"])
 
 
+def test_every_process_makes_its_own_environment(monkeypatch):
+    """A rendering context does not survive a fork."""
+    recorder = record_episodes.EpisodeRecorder(environments.PUSHING, "uniform")
+    first = recorder.env
+    assert recorder.env is first
+    monkeypatch.setattr(record_episodes.os, "getpid", lambda: -1)
+    assert recorder.env is not first
+
+
+def test_env_kwargs_may_hold_the_number_of_steps():
+    recorder = record_episodes.EpisodeRecorder(
+        environments.PUSHING, "uniform", length=8, env_kwargs={"max_episode_steps": 3}
+    )
+    assert len(recorder.record(0)["actions"]) == 3
+
+
 def test_any_environment_with_pictures_and_box_actions_works(tmp_path):
     rows = record(tmp_path / "out", "Counting-v0", "uniform", "--episodes", "2", "--length", "8")
     for row in rows:
