@@ -94,6 +94,8 @@ class EvaluationConfig:
     seed: int = 0
     num_threads: int | None = None
 
+    renamed_settings = {"picture_windows": "image_windows"}
+
     def __post_init__(self):
         check_at_least(self, windows_per_episode=1, past_frames=2, probe_episodes=2, max_episodes=1)
         if not self.horizons or min(self.horizons) < 1:

@@ -22,6 +22,7 @@ from vjepa2_hf import (
 )
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video
+from vjepa2_hf.training.settings import load_config
 
 
 class TwoNumbers:
@@ -247,6 +248,12 @@ def write_episodes(folder: Path) -> None:
         for number in range(6)
     )
     write_shards(rows, folder, Features(columns), num_shards=1)
+
+
+def test_the_old_name_of_a_setting_is_read(caplog):
+    arguments = ["model=a", "data=b", "output=c", "picture_windows=2"]
+    assert load_config(EvaluationConfig, overrides=arguments).image_windows == 2
+    assert "image_windows" in caplog.text
 
 
 def test_script_measures_a_saved_model_on_the_episodes_its_run_held_out(monkeypatch, tmp_path, capsys):
