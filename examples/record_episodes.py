@@ -43,7 +43,7 @@ STATE_COLUMNS = {"proprio_states": "proprio_state", "states": "state"}  # defaul
 
 @functools.cache
 def shared_env(process: int, env_id: str, settings: str) -> gymnasium.Env:
-    """One environment per process: it cannot be pickled, and its GPU context is lost in a fork. `settings` are JSON."""
+    """One environment per process: it cannot be pickled, and a fork loses its GPU context. `settings` are JSON."""
     return make_env(env_id, **json.loads(settings))
 
 
