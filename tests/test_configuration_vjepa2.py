@@ -179,6 +179,10 @@ def test_a_dimension_that_never_moves_and_unbounded_actions_are_possible(tmp_pat
     assert (loaded.action_low, loaded.action_high) == (bounds["action_low"], bounds["action_high"])
 
 
+def test_statistics_of_no_proprio_states_may_be_empty():
+    assert VJepa2WorldModelConfig(**WORLD_MODEL, proprio_mean=[], proprio_std=[]).proprio_std == []
+
+
 def test_labels_with_a_gap_are_refused():
     with pytest.raises(ValueError, match="id2label names .0, 5.; expected every number from 0 to 1"):
         VJepa2VideoClassificationConfig(encoder_config=TINY_ENCODER, pooler_type="linear", id2label={0: "a", 5: "b"})
@@ -193,7 +197,7 @@ def test_fields_of_a_file_that_were_renamed_are_read_with_one_warning(tmp_path):
     config = VJepa2VideoClassificationConfig(**CLASSIFIER, pooler_space_positions=True, neighbor_temperature=0.5)
     config.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
-    old = {"neighbor_temperature": "neighbor_temperature", "pooler_space_positions": "pooler_place_positions"}
+    old = {"neighbor_temperature": "neighbour_temperature", "pooler_space_positions": "pooler_place_positions"}
     path.write_text(json.dumps({old.get(name, name): value for name, value in json.loads(path.read_text()).items()}))
     with pytest.warns(FutureWarning, match="pooler_place_positions is now pooler_space_positions") as warned:
         loaded = VJepa2VideoClassificationConfig.from_pretrained(tmp_path)

@@ -208,7 +208,7 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
         for value in values:
             number = isinstance(value, (int, float)) and (math.isfinite(value) or bound and math.isinf(value))
             check(number, f"{name} holds {value!r}; expected finite numbers.")
-        positive = not name.endswith("_std") or min(values) > 0
+        positive = not name.endswith("_std") or all(value > 0 for value in values)
         check(positive, f"{name} is {values}; expected numbers above 0.")
 
     def _check_state(self) -> None:

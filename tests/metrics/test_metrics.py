@@ -59,6 +59,12 @@ def test_mean_average_precision_is_scikit_learns_with_ties(scores, tmp_path):
     assert found == {"mean_average_precision": pytest.approx(np.mean(expected)), "labels": 6}
 
 
+def test_mean_average_precision_takes_infinite_scores():
+    labels = np.array([[1], [0], [1], [0]])
+    finite = average_precisions([[9.0], [1], [0.5], [-9]], labels)
+    assert average_precisions([[np.inf], [1], [0.5], [-np.inf]], labels) == finite == [pytest.approx(5 / 6)]
+
+
 def test_r_squared_is_scikit_learns(scores, tmp_path):
     labels = scores[0] + np.random.default_rng(1).normal(size=scores[0].shape)
     found = load("r_squared", tmp_path).compute(predictions=scores[0], references=labels)

@@ -263,6 +263,11 @@ class TestFolders:
         planner.save_pretrained(tmp_path)
         with pytest.raises(ValueError, match="only 3 candidates.*; num_elites=4 was saved with the model.$"):
             VJepa2Planner.from_pretrained(tmp_path, num_candidates=3)
+        planner.model.config.planner["future"] = 1
+        planner.model.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="Unknown solver setting 'cem.future'.*; future=1 was saved with the m"):
+            VJepa2Planner.from_pretrained(tmp_path)
+        del planner.model.config.planner["future"]
         planner.model.config.planner["solver"] = "mine"
         planner.model.save_pretrained(tmp_path)
         with pytest.raises(ValueError, match="Unknown solver 'mine'.*; solver='mine' was saved with the model.$"):

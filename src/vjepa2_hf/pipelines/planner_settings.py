@@ -43,7 +43,8 @@ def choose_solver(config: Any, solver: Any, settings: dict[str, Any], saved: dic
         return build_solver(name, **combined)
     except ValueError as error:
         for name in saved.keys() - settings.keys():
-            if str(error).startswith((f"{name} is ", f"Unknown {name} '")):  # a setting the caller did not give
+            unknown = (f"Unknown {name} '", f"Unknown solver setting '{saved.get('solver')}.{name}'")
+            if str(error).startswith((f"{name} is ", *unknown)):  # a setting the caller did not give
                 raise ValueError(
                     f"{str(error).rstrip('.?')}; {name}={saved[name]!r} was saved with the model."
                 ) from error

@@ -21,7 +21,8 @@ def average_precisions(scores: np.ndarray, labels: np.ndarray) -> list[float]:
         raise ValueError(f"scores are {scores.shape} and labels {labels.shape}; expected (B, C) both.")
     if not np.isin(labels, (0, 1)).all() or not labels.any() or np.isnan(scores).any():
         raise ValueError("labels must be 0 or 1, some of them 1, and scores must be numbers.")
-    return [float(average_precision_score(labels[:, i], scores[:, i])) for i in np.flatnonzero(labels.any(axis=0))]
+    ranks = [np.unique(column, return_inverse=True)[1] for column in scores.T]  # scikit-learn refuses infinite scores
+    return [float(average_precision_score(labels[:, i], ranks[i])) for i in np.flatnonzero(labels.any(axis=0))]
 
 
 class MeanAveragePrecision(metrics.Metric):
