@@ -41,9 +41,9 @@ def workplace(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "crop_size": 64}
-    encoder = folder / "runs" / "demo" / "pretrain" / "final"
-    VJepa2Encoder(VJepa2EncoderConfig(**sizes)).save_pretrained(encoder)
-    VJepa2VideoProcessor(size=64, crop_size=64).save_pretrained(encoder)
+    for encoder in (folder / "runs" / "demo" / "pretrain" / "final", folder / "runs" / "mine" / "final"):
+        VJepa2Encoder(VJepa2EncoderConfig(**sizes)).save_pretrained(encoder)
+        VJepa2VideoProcessor(size=64, crop_size=64).save_pretrained(encoder)
     for number in range(16):
         own = folder / "my_videos" / ("fast" if number % 2 else "slow")
         own.mkdir(parents=True, exist_ok=True)
