@@ -41,16 +41,18 @@ class VJepa2PreTrainedModel(PreTrainedModel):
     _weight_conversions = ()  # of the file a model was loaded from; emptied, so that `save_pretrained` keeps our names
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, allow_missing: bool = False, **kwargs):
         """Loads one of our models or, where transformers has the same model, a transformers `vjepa2` checkpoint.
 
         Args:
             pretrained_model_name_or_path: folder or Hub id.
+            allow_missing: load one of our models although the file lacks some of its weights, which start random. A
+                transformers checkpoint, which may have no head, always loads.
             args, kwargs: of transformers' `from_pretrained` (`dtype`, `device_map`, …), and config fields to replace.
 
         Raises:
             FileNotFoundError: a local folder that does not exist.
-            ValueError: a folder of another model, weights that do not fit the config, or corrupt weights.
+            ValueError: a folder of another model, missing or corrupt weights, or weights that do not fit the config.
         """
         path = pretrained_model_name_or_path
         if path is None:
@@ -72,15 +74,23 @@ class VJepa2PreTrainedModel(PreTrainedModel):
             transformers_format().register_conversions(cls.__name__)
         if mapping:
             kwargs["key_mapping"] = {**(kwargs.get("key_mapping") or {}), **mapping}
-        return cls._load(path, *args, **kwargs)
+        return cls._load(path, *args, allow_missing=allow_missing or source == TRANSFORMERS_MODEL_TYPE, **kwargs)
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
         return True  # all attention goes through `attend`, which transformers' search of the source does not find
 
     @classmethod
-    def _load(cls, path, *args, output_loading_info: bool = False, ignore_mismatched_sizes: bool = False, **kwargs):
-        """transformers' `from_pretrained`; weights that are corrupt or do not fit are refused in one sentence."""
+    def _load(
+        cls,
+        path,
+        *args,
+        allow_missing: bool,
+        output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        **kwargs,
+    ):
+        """transformers' `from_pretrained`; refuses in one sentence weights that are missing, corrupt or do not fit."""
         try:
             model, info = super().from_pretrained(
                 path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
@@ -101,6 +111,11 @@ class VJepa2PreTrainedModel(PreTrainedModel):
             raise ValueError(
                 f"{path}: {name} has shape {tuple(found)} in the weights, {tuple(expected)} in the config "
                 f"({len(info['mismatched_keys'])} mismatches in all): config and weights are of different models."
+            )
+        if (missing := sorted(info["missing_keys"])) and not allow_missing:
+            raise ValueError(
+                f"{path} lacks {len(missing)} weights of {cls.__name__}, the first of them {missing[0]}: save or "
+                "download the model again, or pass allow_missing=True to start them at random values."
             )
         model._weight_conversions = ()
         return (model, info) if output_loading_info else model
