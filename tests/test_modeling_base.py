@@ -1,4 +1,4 @@
-"""Loading folders of our models whose weights are incomplete."""
+"""What all models share: folders with missing weights, keyword arguments, the EMA target encoder."""
 
 import pytest
 import torch
@@ -80,3 +80,38 @@ class TestMissingWeights:
         with pytest.raises(ValueError, match=r"the first of them reward_head\."):
             VJepa2WorldModel.from_pretrained(tmp_path, reward_head=True)
         assert VJepa2WorldModel.from_pretrained(tmp_path, reward_head=True, allow_missing=True).reward_head
+
+
+class TestKeywords:
+    @pytest.mark.parametrize(
+        ("kind", "keyword", "hint"),
+        [
+            ("encoder", "contextmask", "did you mean 'context_mask'?"),
+            ("encoder", "labels", "known ones are pixel_values_videos, context_mask, output_attentions, "),
+            ("encoder", "output_hidden_state", "did you mean 'output_hidden_states'?"),
+            ("classifier", "label", "did you mean 'labels'?"),
+            ("classifier", "contextmask", "did you mean 'context_mask'?"),
+        ],
+    )
+    def test_that_are_unknown_are_refused_with_the_nearest_known_one(self, kind, keyword, hint):
+        with pytest.raises(TypeError) as refusal:
+            build(kind)(torch.randn(2, 4, 3, 32, 32), **{keyword: torch.tensor([[0], [1]])})
+        assert f"unexpected keyword argument {keyword!r}; {hint}" in str(refusal.value)
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("kind", ["encoder", "classifier"])
+    def test_of_transformers_are_taken(self, kind):
+        model, video = build(kind).eval(), torch.randn(2, 4, 3, 32, 32)
+        model.set_attn_implementation("eager")
+        options = {"num_items_in_batch": torch.tensor(2), "use_cache": False, "input_ids": None}  # None as PEFT has it
+        output = model(video, output_attentions=True, output_hidden_states=True, return_dict=True, **options)
+        assert len(output.attentions) == 2 and len(output.hidden_states) == 3
+        assert isinstance(model(video, return_dict=False), tuple)
+
+
+@pytest.mark.parametrize("momentum", [1.5, -0.1, float("nan")])
+def test_a_momentum_outside_0_to_1_is_refused(momentum):
+    model = build("masked_latent")
+    with pytest.raises(ValueError, match="momentum is .*; expected 0"):
+        model.update_target_encoder(momentum)
+    assert same_weights(model.target_encoder, model.encoder)

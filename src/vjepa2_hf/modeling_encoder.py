@@ -18,7 +18,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_vjepa2 import VJepa2EncoderConfig
-from .modeling_base import VJepa2PreTrainedModel, read_config_dict
+from .modeling_base import VJepa2PreTrainedModel, check_keywords, read_config_dict
 from .modeling_layers import (
     RotaryTable,
     VJepa2FactorizedLayer,
@@ -131,7 +131,9 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
                 frames than a tubelet are repeated to fill it.
             context_mask: int64 (B, K) token ids. Only these tokens are embedded and encoded; they never see the rest
                 of the clip.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
         """
+        check_keywords(self, kwargs)
         pixel_values_videos = self.fill_tubelet(pixel_values_videos)
         grid = self.get_grid(pixel_values_videos)
         if context_mask is not None:
