@@ -140,6 +140,9 @@ class VJepa2ForVideoClassification(_TokenClassifier, VJepa2PreTrainedModel):
             model.predictor.load_state_dict(predictor.state_dict())
         return model
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.patch_embeddings
+
     @can_return_tuple
     def forward(
         self, pixel_values_videos: torch.Tensor, labels: torch.Tensor | None = None, **kwargs

@@ -115,6 +115,9 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
             kwargs["key_mapping"] = {**(kwargs.get("key_mapping") or {}), **own}
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.patch_embeddings  # PEFT asks for it to train adapters with reentrant checkpointing
+
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
         super()._adjust_missing_and_unexpected_keys(loading_info)
         loading_info.unexpected_keys = {key for key in loading_info.unexpected_keys if not _OTHER_WEIGHTS.match(key)}
