@@ -59,7 +59,7 @@ def read(options: argparse.Namespace, encoder: VJepa2Encoder, count: int) -> Cli
 
 def load(model_class: type, model: str, part: str, hint: str) -> Any:
     """Loads a model; refuses one saved without the weights of `part`, which would be random."""
-    loaded, info = model_class.from_pretrained(model, output_loading_info=True)
+    loaded, info = model_class.from_pretrained(model, allow_missing=True, output_loading_info=True)
     missing = [name for name in info["missing_keys"] if name.startswith(part)]
     if missing:
         raise ValueError(f"{model} has no weights of a {part} ({missing[0]} is missing); {hint}.")

@@ -1,5 +1,7 @@
 """Base class of all models: loading, saving, initialization, and the EMA target encoder."""
 
+import difflib
+import inspect
 import json
 import logging
 import os
@@ -12,7 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import find_adapter_config_file
+from transformers.utils import TransformersKwargs, find_adapter_config_file
 from transformers.utils.output_capturing import OutputRecorder
 
 from .configuration_vjepa2 import TRANSFORMERS_MODEL_TYPE, refuse_missing_folder, transformers_format
@@ -20,6 +22,12 @@ from .modeling_layers import VJepa2Attention, VJepa2Layer
 
 
 logger = logging.getLogger(__name__)
+
+_OUTPUT_KEYWORDS = ("output_attentions", "output_hidden_states", "return_dict")
+# What transformers itself may pass to any model's forward
+_TRANSFORMERS_KEYWORDS = frozenset(
+    {*TransformersKwargs.__annotations__, *_OUTPUT_KEYWORDS, "use_cache", "debug_io", "debug_io_dir", "prune_layers"}
+)
 
 
 class VJepa2PreTrainedModel(PreTrainedModel):
@@ -41,16 +49,18 @@ class VJepa2PreTrainedModel(PreTrainedModel):
     _weight_conversions = ()  # of the file a model was loaded from; emptied, so that `save_pretrained` keeps our names
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, allow_missing: bool = False, **kwargs):
         """Loads one of our models or, where transformers has the same model, a transformers `vjepa2` checkpoint.
 
         Args:
             pretrained_model_name_or_path: folder or Hub id.
+            allow_missing: load one of our models although the file lacks some of its weights, which start random. A
+                transformers checkpoint, which may have no head, always loads.
             args, kwargs: of transformers' `from_pretrained` (`dtype`, `device_map`, …), and config fields to replace.
 
         Raises:
             FileNotFoundError: a local folder that does not exist.
-            ValueError: a folder of another model, weights that do not fit the config, or corrupt weights.
+            ValueError: a folder of another model, missing or corrupt weights, or weights that do not fit the config.
         """
         path = pretrained_model_name_or_path
         if path is None:
@@ -72,15 +82,23 @@ class VJepa2PreTrainedModel(PreTrainedModel):
             transformers_format().register_conversions(cls.__name__)
         if mapping:
             kwargs["key_mapping"] = {**(kwargs.get("key_mapping") or {}), **mapping}
-        return cls._load(path, *args, **kwargs)
+        return cls._load(path, *args, allow_missing=allow_missing or source == TRANSFORMERS_MODEL_TYPE, **kwargs)
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
         return True  # all attention goes through `attend`, which transformers' search of the source does not find
 
     @classmethod
-    def _load(cls, path, *args, output_loading_info: bool = False, ignore_mismatched_sizes: bool = False, **kwargs):
-        """transformers' `from_pretrained`; weights that are corrupt or do not fit are refused in one sentence."""
+    def _load(
+        cls,
+        path,
+        *args,
+        allow_missing: bool,
+        output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        **kwargs,
+    ):
+        """transformers' `from_pretrained`; refuses in one sentence weights that are missing, corrupt or do not fit."""
         try:
             model, info = super().from_pretrained(
                 path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
@@ -101,6 +119,11 @@ class VJepa2PreTrainedModel(PreTrainedModel):
             raise ValueError(
                 f"{path}: {name} has shape {tuple(found)} in the weights, {tuple(expected)} in the config "
                 f"({len(info['mismatched_keys'])} mismatches in all): config and weights are of different models."
+            )
+        if (missing := sorted(info["missing_keys"])) and not allow_missing:
+            raise ValueError(
+                f"{path} lacks {len(missing)} weights of {cls.__name__}, the first of them {missing[0]}: save or "
+                "download the model again, or pass allow_missing=True to start them at random values."
             )
         model._weight_conversions = ()
         return (model, info) if output_loading_info else model
@@ -156,6 +179,8 @@ class TargetEncoderMixin:
     @torch.no_grad()
     def update_target_encoder(self, momentum: float) -> None:
         """ξ ← τ ξ + (1 − τ) θ, in place (two-phase recipe, Algorithm 1 line 13)."""
+        if not 0.0 <= momentum <= 1.0:
+            raise ValueError(f"momentum is {momentum}; expected 0 (copies the encoder) to 1 (keeps the target).")
         targets, sources = list(self.target_encoder.parameters()), list(self.encoder.parameters())
         torch._foreach_lerp_(targets, [source.detach() for source in sources], 1.0 - momentum)
 
@@ -187,6 +212,19 @@ class TargetEncoderMixin:
 def _loaded(module: nn.Module) -> list[bool]:
     """Whether each parameter came from the checkpoint that is being loaded."""
     return [getattr(parameter, "_is_hf_initialized", False) for parameter in module.parameters()]
+
+
+def check_keywords(model: nn.Module, given: dict, *passed_on: str) -> None:
+    """Refuses the keyword arguments in a forward's `**kwargs` that have a value and are neither transformers' own nor
+    `passed_on` to the encoder. (PEFT passes `input_ids=None` and the like.)"""
+    for name, value in given.items():
+        if value is None or name in _TRANSFORMERS_KEYWORDS or name in passed_on:
+            continue
+        known = [*inspect.signature(type(model).forward).parameters, *passed_on, *_OUTPUT_KEYWORDS]
+        known = [each for each in known if each not in ("self", "kwargs")]
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known ones are {', '.join(known)}."
+        raise TypeError(f"{type(model).__name__} got an unexpected keyword argument {name!r}; {hint}")
 
 
 def _model_cards():

@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_classification import VJepa2VideoClassificationConfig
 from .configuration_vjepa2 import VJepa2EncoderConfig
-from .modeling_base import VJepa2PreTrainedModel
+from .modeling_base import VJepa2PreTrainedModel, check_keywords
 from .modeling_encoder import VJepa2Encoder, VJepa2EncoderOutput, as_encoder
 from .modeling_layers import VJepa2MLP, attend, build_layers, eager_attention, sincos_table
 from .modeling_predictor import VJepa2Predictor, init_predictor, predict_following
@@ -140,6 +140,9 @@ class VJepa2ForVideoClassification(_TokenClassifier, VJepa2PreTrainedModel):
             model.predictor.load_state_dict(predictor.state_dict())
         return model
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.patch_embeddings
+
     @can_return_tuple
     def forward(
         self, pixel_values_videos: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
@@ -153,6 +156,7 @@ class VJepa2ForVideoClassification(_TokenClassifier, VJepa2PreTrainedModel):
                 per clip, or numbers for regression. With `config.labels_per_frame` they have T' after B.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
         """
+        check_keywords(self, kwargs, "context_mask")
         if not isinstance(pixel_values_videos, torch.Tensor) or pixel_values_videos.ndim not in (5, 6):
             raise ValueError(
                 "pixel_values_videos must be a tensor (batch, frames, channels, height, width), or (batch, views, …) "

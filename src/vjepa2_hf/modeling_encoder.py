@@ -18,7 +18,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_vjepa2 import VJepa2EncoderConfig
-from .modeling_base import VJepa2PreTrainedModel, read_config_dict
+from .modeling_base import VJepa2PreTrainedModel, check_keywords, read_config_dict
 from .modeling_layers import (
     RotaryTable,
     VJepa2FactorizedLayer,
@@ -115,6 +115,9 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
             kwargs["key_mapping"] = {**(kwargs.get("key_mapping") or {}), **own}
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.patch_embeddings  # PEFT asks for it to train adapters with reentrant checkpointing
+
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
         super()._adjust_missing_and_unexpected_keys(loading_info)
         loading_info.unexpected_keys = {key for key in loading_info.unexpected_keys if not _OTHER_WEIGHTS.match(key)}
@@ -131,7 +134,9 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
                 frames than a tubelet are repeated to fill it.
             context_mask: int64 (B, K) token ids. Only these tokens are embedded and encoded; they never see the rest
                 of the clip.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
         """
+        check_keywords(self, kwargs)
         pixel_values_videos = self.fill_tubelet(pixel_values_videos)
         grid = self.get_grid(pixel_values_videos)
         if context_mask is not None:

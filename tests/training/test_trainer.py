@@ -329,6 +329,22 @@ class TestAdapterInAClassifier:
             assert set(merged.state_dict()) == set(new_classifier().state_dict())
             torch.testing.assert_close(merged(VIDEOS).logits, logits, rtol=0, atol=1e-5)
 
+    @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+    def test_reentrant_checkpointing_gives_the_same_gradients(self):
+        gradients = []
+        for checkpointed in (False, True):
+            base = new_classifier()
+            if checkpointed:  # before PEFT, which then makes the embeddings require gradients
+                base.gradient_checkpointing_enable({"use_reentrant": True})
+            torch.manual_seed(0)
+            model = peft.get_peft_model(base, lora(modules_to_save=["classifier"], init_lora_weights=False))
+            classifier_loss(model.train()).backward()
+            gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+        assert any("encoder.layer.0" in name for name in gradients[0])
+        for name, expected in gradients[0].items():
+            assert expected.abs().sum() > 0 and gradients[1][name] is not None, name
+            torch.testing.assert_close(gradients[1][name], expected)
+
     def test_add_adapter_saves_and_loads(self, tmp_path):
         new_classifier().save_pretrained(tmp_path / "base")
         model = VJepa2ForVideoClassification.from_pretrained(tmp_path / "base")

@@ -210,7 +210,7 @@ def _load_folder(
         if of_encoder:
             fields["encoder_config"] = {**fields["encoder_config"], **of_encoder}
         config = model_class.config_class.from_dict(fields)
-    loading = {"config": config, "dtype": "auto", "output_loading_info": True}
+    loading = {"config": config, "dtype": "auto", "output_loading_info": True, "allow_missing": True}
     if model_class is VJepa2Encoder and file["model_type"] != TRANSFORMERS_MODEL_TYPE:
         loading["component"] = component
     model, info = model_class.from_pretrained(source, **loading)

@@ -113,15 +113,16 @@ class VJepa2Planner(VideoPipeline):
         Args:
             device: of the model; `None`: the first accelerator, or the CPU.
             video_processor: replaces the saved one.
-            kwargs: settings that replace the saved ones, arguments for the Hub (`revision`, `token`, …), `dtype` and
-                `attn_implementation`.
+            kwargs: settings that replace the saved ones, arguments for the Hub (`revision`, `token`, …), `dtype`,
+                `attn_implementation` and `allow_missing`.
 
         Raises:
             FileNotFoundError, ValueError: there is no such folder, or it holds another model, or no video processor.
         """
         path = pretrained_model_name_or_path
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
-        loading = {name: kwargs.pop(name) for name in ("dtype", "attn_implementation") if name in kwargs}
+        loading = ("dtype", "attn_implementation", "allow_missing")
+        loading = {name: kwargs.pop(name) for name in loading if name in kwargs}
         model = VJepa2WorldModel.from_pretrained(path, **hub, **loading)
         if video_processor is None:
             try:
