@@ -93,8 +93,41 @@ def test_a_crash_while_saving_leaves_no_partial_checkpoint(tmp_path, monkeypatch
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
 
     run, *_ = tiny_run(tmp_path)
-    assert not (tmp_path / "checkpoint-2.tmp").exists()
     assert run.resume("latest")[0] == 1
+    assert not (tmp_path / "checkpoint-2.tmp").exists()
+
+
+USERS = ("work.tmp", "notes.txt.tmp", "my-final.tmp", "checkpoint-best.tmp", "config.yaml.tmp", "skipped_by_me.jsonl")
+PARTIAL_FOLDERS = ("checkpoint-5.tmp", "checkpoint-1.old.tmp", "final.tmp", "final.old.tmp")
+PARTIAL_FILES = (".config.yaml.tmp", ".metrics.jsonl.tmp", ".offending_batch.json.tmp", ".skipped-1.jsonl.tmp")
+
+
+def folder_of_a_project(folder) -> None:
+    for name in ("work.tmp", *PARTIAL_FOLDERS):
+        (folder / name).mkdir()
+        (folder / name / "a.txt").touch()
+    for name in (*USERS[1:], *PARTIAL_FILES):
+        (folder / name).touch()
+
+
+def test_a_run_removes_its_own_partial_files_and_keeps_those_of_the_user(tmp_path):
+    folder_of_a_project(tmp_path)
+    (tmp_path / "checkpoint-7.tmp").symlink_to(tmp_path / "work.tmp", target_is_directory=True)
+    tiny_run(tmp_path)[0].resume("latest")
+    kept = {".lock", "config.yaml", "checkpoint-7.tmp", *USERS}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    assert (tmp_path / "work.tmp" / "a.txt").exists()
+
+
+def test_a_run_that_is_refused_removes_nothing(tmp_path):
+    run_of(tmp_path, {})
+    folder_of_a_project(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    again, *_ = tiny_run(tmp_path, config={"batch_size": 8})
+    for refused in (again.check, again.resume):
+        with pytest.raises(ValueError, match="cannot resume: these settings differ"):
+            refused("latest")
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_only_the_last_checkpoints_are_kept(tmp_path):
