@@ -1,6 +1,7 @@
 """Atomic writes, folder locks and fingerprints."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -86,6 +87,26 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
     write_text(path, "[2]")
     assert json.loads(path.read_text()) == [2]
+
+
+def test_a_text_is_on_the_disk_before_it_is_renamed_and_its_folder_after(tmp_path, monkeypatch):
+    events, fsync, replace = [], os.fsync, os.replace
+
+    def synced(descriptor):
+        fsync(descriptor)
+        events.append(os.fstat(descriptor).st_ino)
+
+    def replaced(source, target):
+        replace(source, target)
+        events.append(os.path.basename(target))
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    for text in ("new", "replaced"):
+        events.clear()
+        write_text(tmp_path / "config.yaml", text)
+        file = (tmp_path / "config.yaml").stat().st_ino
+        assert events == [file, "config.yaml", tmp_path.stat().st_ino]
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path):
