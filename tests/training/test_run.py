@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -244,6 +245,40 @@ def test_the_final_model_of_a_run_that_had_ended_is_left_as_it_is(tmp_path):
     assert (tmp_path / "final" / "README.md").read_text() == "a card"
 
 
+def ended_run(folder, recorded=True):
+    run_of(folder, {"max_steps": 4})
+    tiny_run(folder)[0].save_final(Saveable(2, 1))
+    (folder / "final" / "README.md").write_text("a card")
+    if not recorded:
+        (folder / "final" / "training_step.json").unlink()
+
+
+def resume_and_save(folder):
+    again, *_ = tiny_run(folder, config={"max_steps": 4})
+    again.resume("latest")
+    again.save_final(Saveable(2, 1))
+
+
+def test_the_final_model_of_a_copied_run_is_left_as_it_is(tmp_path):
+    """A copy may have any times."""
+    ended_run(tmp_path)
+    os.utime(tmp_path / "final", (1, 1))
+    resume_and_save(tmp_path)
+    assert (tmp_path / "final" / "README.md").read_text() == "a card"
+
+
+@pytest.mark.parametrize("record", [None, "", "{}", "[]"])
+@pytest.mark.parametrize("stays", [True, False])
+def test_times_decide_where_a_final_model_has_no_step(tmp_path, stays, record):
+    ended_run(tmp_path, recorded=False)
+    if record is not None:
+        (tmp_path / "final" / "training_step.json").write_text(record)
+    if not stays:
+        os.utime(tmp_path / "final", (1, 1))
+    resume_and_save(tmp_path)
+    assert (tmp_path / "final" / "README.md").exists() == stays
+
+
 def test_a_run_that_went_on_after_its_end_replaces_the_final_model(tmp_path):
     run_of(tmp_path, {"max_steps": 4})
     tiny_run(tmp_path)[0].save_final(Saveable(2, 1))
@@ -252,6 +287,7 @@ def test_a_run_that_went_on_after_its_end_replaces_the_final_model(tmp_path):
     longer.resume("latest")
     longer.save_checkpoint(6)
     again, *_ = tiny_run(tmp_path, config={"max_steps": 6})  # killed before `final/` was written
+    os.utime(tmp_path / "final")  # copied last
     again.resume("latest")
     again.save_final(Saveable(2, 1))
     assert not (tmp_path / "final" / "README.md").exists()

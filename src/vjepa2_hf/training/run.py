@@ -57,6 +57,7 @@ PARTIAL_FOLDERS = re.compile(rf"(checkpoint-\d+|final)(\.old)?{re.escape(PARTIAL
 PARTIAL_FILES = re.compile(
     r"\.(config\.yaml|metrics\.jsonl|offending_batch\.json|skipped(-\d+)?\.jsonl)" + re.escape(PARTIAL_SUFFIX)
 )
+FINAL_STEP = "training_step.json"  # in `final/`
 SKIP_LOGS = re.compile(r"skipped(-\d+)?\.jsonl")
 
 
@@ -188,10 +189,8 @@ class Run:
             self._check_settings(checkpoint)
             step, rank_state = load_checkpoint(self.accelerator, checkpoint)
         self._check_steps(step)
-        final = self.output_dir / "final"
-        self._finished = own and step == self.config.max_steps and final.is_dir()
-        # `final/` may be of an earlier end of the run
-        self._finished = self._finished and final.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns
+        ended = own and step == self.config.max_steps
+        self._finished = ended and _is_final_of(self.output_dir / "final", checkpoint, step)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             remove_partial_writes(self.output_dir)
@@ -312,8 +311,8 @@ class Run:
         return save_checkpoint(self.accelerator, self.output_dir, step, rank_state, self.config.keep_last)
 
     def save_final(self, model: nn.Module, *processors: Any) -> Path:
-        """Writes `final/` with `save_pretrained` of the model and of each processor. If a run was resumed after its
-        end, its `final/` stays as it is, with files that were added since."""
+        """Writes `final/` with `save_pretrained` of the model and of each processor, and the step that it is of. If a
+        run was resumed after its end, its `final/` stays as it is, with files that were added since."""
         final = self.output_dir / "final"
         if self._finished:
             logger.info("%s had ended: %s stays as it is", self.output_dir, final)
@@ -326,9 +325,22 @@ class Run:
                 self.accelerator.unwrap_model(model).save_pretrained(partial, state_dict=state_dict)
                 for processor in processors:
                     processor.save_pretrained(partial)
+                if done := checkpoints(self.output_dir):
+                    write_json(partial / FINAL_STEP, {"step": max(done)}, indent=None)
                 commit_folder(partial, final)
         self.accelerator.wait_for_everyone()
         return final
+
+
+def _is_final_of(final: Path, checkpoint: Path, step: int) -> bool:
+    """Whether `final/` is of this checkpoint, and not of an earlier end of the run. Times decide where `final/` does
+    not record its step, as in 0.1; a copy of a run may have other times."""
+    if not final.is_dir():
+        return False
+    try:
+        return json.loads((final / FINAL_STEP).read_text(encoding="utf-8"))["step"] == step
+    except (OSError, ValueError, KeyError, TypeError):
+        return final.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns
 
 
 def _plain_settings(config: Any) -> dict[str, Any]:
