@@ -269,6 +269,14 @@ class TestTransformersRoundTrips:
         else:
             assert same_weights(back, ours)
 
+    @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+    def test_weights_follow_the_umask(self, tmp_path):
+        random_model("encoder").save_pretrained(tmp_path / "ours")
+        convert(tmp_path / "ours", tmp_path / "theirs", to="transformers")
+        (tmp_path / "other").touch()
+        files = [tmp_path / folder / "model.safetensors" for folder in ("ours", "theirs")]
+        assert {file.stat().st_mode for file in files} == {(tmp_path / "other").stat().st_mode}
+
     def test_online_encoder_goes_to_transformers_when_asked_for(self, tmp_path):
         model = random_model("pretraining")
         model.encoder.layernorm.bias.data.add_(1.0)

@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import re
+import stat
 from pathlib import Path
 
 import torch
@@ -148,6 +149,11 @@ class VJepa2PreTrainedModel(PreTrainedModel):
         self._users_card = cards and cards.users_card(save_directory)
         sizes = {name: value.numel() for name, value in (state_dict or {}).items()}  # saving empties the dict
         super().save_pretrained(save_directory, is_main_process, state_dict, push_to_hub, *args, **kwargs)
+        configs = (Path(save_directory, name) for name in ("config.json", "adapter_config.json"))
+        config = next(filter(Path.is_file, configs), None)
+        if config and self.should_save_on_this_rank(is_main_process):
+            for weights in Path(save_directory).glob("*model*.safetensors"):
+                weights.chmod(stat.S_IMODE(config.stat().st_mode))  # safetensors 0.8 lets only the owner read them
         if cards and self.should_save_on_this_rank(is_main_process) and not push_to_hub:
             cards.write_model_card(self, save_directory, sizes=sizes)
 

@@ -1,10 +1,14 @@
 """Atomic writes, folder locks and fingerprints."""
 
 import json
+import os
+import stat
 from types import SimpleNamespace
 
 import pytest
-from builders import TINY_ENCODER
+import torch
+from builders import TINY_ENCODER, tiny_run
+from safetensors.torch import save_file
 from torch import nn
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig
@@ -20,6 +24,7 @@ from vjepa2_hf.data.files import (
     write_text,
     writing,
 )
+from vjepa2_hf.data.parts import save_part
 
 
 def test_weights_have_their_hash():
@@ -86,6 +91,47 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
     write_text(path, "[2]")
     assert json.loads(path.read_text()) == [2]
+
+
+def test_a_text_is_on_the_disk_before_it_is_renamed_and_its_folder_after(tmp_path, monkeypatch):
+    events, fsync, replace = [], os.fsync, os.replace
+
+    def synced(descriptor):
+        fsync(descriptor)
+        events.append(os.fstat(descriptor).st_ino)
+
+    def replaced(source, target):
+        replace(source, target)
+        events.append(os.path.basename(target))
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    for text in ("new", "replaced"):
+        events.clear()
+        write_text(tmp_path / "config.yaml", text)
+        file = (tmp_path / "config.yaml").stat().st_ino
+        assert events == [file, "config.yaml", tmp_path.stat().st_ino]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_weights_have_the_permissions_of_other_new_files(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        VJepa2Encoder(VJepa2EncoderConfig(**TINY_ENCODER)).save_pretrained(tmp_path / "model", max_shard_size="20KB")
+        with write_aside(tmp_path / "part-0.safetensors") as partial:
+            save_part(partial, {"a": torch.zeros(3)}, "note", 1)
+        with write_aside(tmp_path / "checkpoint") as partial:
+            partial.mkdir()
+            save_file({"a": torch.zeros(3)}, partial / "model.safetensors")
+        run, *_ = tiny_run(tmp_path / "run")
+        run.save_checkpoint(1)
+    finally:
+        os.umask(before)
+    files = list(tmp_path.rglob("*.safetensors"))
+    assert len(files) > 4
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o666 & ~mask}
+    assert not list(tmp_path.rglob(".mode*"))
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path):

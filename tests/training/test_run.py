@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -93,8 +94,41 @@ def test_a_crash_while_saving_leaves_no_partial_checkpoint(tmp_path, monkeypatch
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
 
     run, *_ = tiny_run(tmp_path)
-    assert not (tmp_path / "checkpoint-2.tmp").exists()
     assert run.resume("latest")[0] == 1
+    assert not (tmp_path / "checkpoint-2.tmp").exists()
+
+
+USERS = ("work.tmp", "notes.txt.tmp", "my-final.tmp", "checkpoint-best.tmp", "config.yaml.tmp", "skipped_by_me.jsonl")
+PARTIAL_FOLDERS = ("checkpoint-5.tmp", "checkpoint-1.old.tmp", "final.tmp", "final.old.tmp")
+PARTIAL_FILES = (".config.yaml.tmp", ".metrics.jsonl.tmp", ".offending_batch.json.tmp", ".skipped-1.jsonl.tmp")
+
+
+def folder_of_a_project(folder) -> None:
+    for name in ("work.tmp", *PARTIAL_FOLDERS):
+        (folder / name).mkdir()
+        (folder / name / "a.txt").touch()
+    for name in (*USERS[1:], *PARTIAL_FILES):
+        (folder / name).touch()
+
+
+def test_a_run_removes_its_own_partial_files_and_keeps_those_of_the_user(tmp_path):
+    folder_of_a_project(tmp_path)
+    (tmp_path / "checkpoint-7.tmp").symlink_to(tmp_path / "work.tmp", target_is_directory=True)
+    tiny_run(tmp_path)[0].resume("latest")
+    kept = {".lock", "config.yaml", "checkpoint-7.tmp", *USERS}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    assert (tmp_path / "work.tmp" / "a.txt").exists()
+
+
+def test_a_run_that_is_refused_removes_nothing(tmp_path):
+    run_of(tmp_path, {})
+    folder_of_a_project(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    again, *_ = tiny_run(tmp_path, config={"batch_size": 8})
+    for refused in (again.check, again.resume):
+        with pytest.raises(ValueError, match="cannot resume: these settings differ"):
+            refused("latest")
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_only_the_last_checkpoints_are_kept(tmp_path):
@@ -211,6 +245,40 @@ def test_the_final_model_of_a_run_that_had_ended_is_left_as_it_is(tmp_path):
     assert (tmp_path / "final" / "README.md").read_text() == "a card"
 
 
+def ended_run(folder, recorded=True):
+    run_of(folder, {"max_steps": 4})
+    tiny_run(folder)[0].save_final(Saveable(2, 1))
+    (folder / "final" / "README.md").write_text("a card")
+    if not recorded:
+        (folder / "final" / "training_step.json").unlink()
+
+
+def resume_and_save(folder):
+    again, *_ = tiny_run(folder, config={"max_steps": 4})
+    again.resume("latest")
+    again.save_final(Saveable(2, 1))
+
+
+def test_the_final_model_of_a_copied_run_is_left_as_it_is(tmp_path):
+    """A copy may have any times."""
+    ended_run(tmp_path)
+    os.utime(tmp_path / "final", (1, 1))
+    resume_and_save(tmp_path)
+    assert (tmp_path / "final" / "README.md").read_text() == "a card"
+
+
+@pytest.mark.parametrize("record", [None, "", "{}", "[]"])
+@pytest.mark.parametrize("stays", [True, False])
+def test_times_decide_where_a_final_model_has_no_step(tmp_path, stays, record):
+    ended_run(tmp_path, recorded=False)
+    if record is not None:
+        (tmp_path / "final" / "training_step.json").write_text(record)
+    if not stays:
+        os.utime(tmp_path / "final", (1, 1))
+    resume_and_save(tmp_path)
+    assert (tmp_path / "final" / "README.md").exists() == stays
+
+
 def test_a_run_that_went_on_after_its_end_replaces_the_final_model(tmp_path):
     run_of(tmp_path, {"max_steps": 4})
     tiny_run(tmp_path)[0].save_final(Saveable(2, 1))
@@ -219,6 +287,7 @@ def test_a_run_that_went_on_after_its_end_replaces_the_final_model(tmp_path):
     longer.resume("latest")
     longer.save_checkpoint(6)
     again, *_ = tiny_run(tmp_path, config={"max_steps": 6})  # killed before `final/` was written
+    os.utime(tmp_path / "final")  # copied last
     again.resume("latest")
     again.save_final(Saveable(2, 1))
     assert not (tmp_path / "final" / "README.md").exists()

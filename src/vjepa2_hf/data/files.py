@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,12 +80,34 @@ def writing(path: str | os.PathLike, advice: str = "run the same command again")
 
 def commit_folder(partial: Path, whole: Path) -> None:
     """Renames a complete file or folder after its bytes have reached the disk; a folder that is there is replaced."""
+    if partial.is_dir() or whole.suffix == ".safetensors":
+        apply_umask(partial)
     for path in (*partial.rglob("*"), partial):
         _sync(path)
     if whole.is_dir() and any(whole.iterdir()):
         remove_folder(whole)
     os.replace(partial, whole)
     _sync(whole.parent)
+
+
+def apply_umask(path: Path) -> None:
+    """Gives a file, or the safetensors files of a folder, the permissions of a newly created file.
+
+    safetensors 0.8 creates files that only their owner can read.
+    """
+    files = list(path.rglob("*.safetensors")) if path.is_dir() else [path]
+    if not files:
+        return
+    # `os.umask` would change the mask of all threads for a moment
+    probe = (path if path.is_dir() else path.parent) / f".mode.{os.getpid()}{PARTIAL_SUFFIX}"
+    descriptor = os.open(probe, os.O_CREAT | os.O_WRONLY, 0o666)
+    try:
+        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
+        probe.unlink(missing_ok=True)
+    for file in files:
+        file.chmod(mode)
 
 
 def empty_folder(folder: Path) -> None:

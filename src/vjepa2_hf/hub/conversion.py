@@ -18,6 +18,7 @@ from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2ForVideoClassificat
 from transformers.models.vjepa2.video_processing_vjepa2 import VJEPA2VideoProcessor
 
 from ..configuration_vjepa2 import VJepa2EncoderConfig
+from ..data.files import apply_umask
 from ..modeling_base import read_config_dict
 from ..modeling_classification import VJepa2ForVideoClassification
 from ..modeling_encoder import VJepa2Encoder
@@ -251,6 +252,7 @@ def _written_aside(out: Path) -> Iterator[Path]:
     moved = []
     try:
         yield aside
+        apply_umask(aside)
         if not out.exists():
             aside.rename(out)
             return

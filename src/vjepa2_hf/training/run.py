@@ -16,6 +16,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,14 @@ FREE_SETTINGS = (
     "gradient_checkpointing", "horizons", "max_skipped_fraction", "cache_dir", "eval_every",
     "evaluate_on",
 )  # fmt: skip
+
+# What a killed run leaves in its folder; a user may keep other files and folders named `*.tmp` there
+PARTIAL_FOLDERS = re.compile(rf"(checkpoint-\d+|final)(\.old)?{re.escape(PARTIAL_SUFFIX)}")
+PARTIAL_FILES = re.compile(
+    r"\.(config\.yaml|metrics\.jsonl|offending_batch\.json|skipped(-\d+)?\.jsonl)" + re.escape(PARTIAL_SUFFIX)
+)
+FINAL_STEP = "training_step.json"  # in `final/`
+SKIP_LOGS = re.compile(r"skipped(-\d+)?\.jsonl")
 
 
 def check_tracker(log_with: str | None) -> None:
@@ -93,6 +102,17 @@ def truncate_metrics(path: str | os.PathLike, last_step: int) -> None:
     write_text(path, "".join(kept))
 
 
+def remove_partial_writes(output_dir: str | os.PathLike) -> None:
+    """Removes the files and folders of an interrupted run, and nothing that this package does not write."""
+    for path in Path(output_dir).glob("*" + PARTIAL_SUFFIX):
+        if path.is_symlink():
+            continue
+        if path.is_dir() and PARTIAL_FOLDERS.fullmatch(path.name):
+            remove_folder(path)
+        elif path.is_file() and PARTIAL_FILES.fullmatch(path.name):
+            path.unlink()
+
+
 def read_metrics(output_dir: str | os.PathLike) -> list[dict[str, Any]]:
     """The objects of a run's `metrics.jsonl`, in order."""
     with open(Path(output_dir) / "metrics.jsonl", encoding="utf-8") as lines:
@@ -117,7 +137,7 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 class Run:
     """The folder of one training run, `config.output_dir`, locked for this process.
 
-    It is created if it does not exist; files of an interrupted write (`*.tmp`) are removed.
+    It is created if it does not exist. `resume` removes what an interrupted run left half written.
 
     Raises:
         OSError: another process runs in the folder.
@@ -137,8 +157,6 @@ class Run:
             )
         if accelerator.is_main_process:
             self._lock = lock_folder(self.output_dir, reentrant=True)  # until the process or this object ends
-            for partial in self.output_dir.glob("*" + PARTIAL_SUFFIX):
-                remove_folder(partial) if partial.is_dir() else partial.unlink()
         accelerator.wait_for_everyone()
 
     def check(self, resume: str | None) -> None:
@@ -171,14 +189,14 @@ class Run:
             self._check_settings(checkpoint)
             step, rank_state = load_checkpoint(self.accelerator, checkpoint)
         self._check_steps(step)
-        final = self.output_dir / "final"
-        self._finished = own and step == self.config.max_steps and final.is_dir()
-        # `final/` may be of an earlier end of the run
-        self._finished = self._finished and final.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns
+        ended = own and step == self.config.max_steps
+        self._finished = ended and _is_final_of(self.output_dir / "final", checkpoint, step)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            remove_partial_writes(self.output_dir)
             for path in [] if own else self.output_dir.glob("skipped*.jsonl"):
-                path.unlink()  # of a run that left no checkpoint
+                if SKIP_LOGS.fullmatch(path.name):
+                    path.unlink()  # of a run that left no checkpoint
             (self.output_dir / "offending_batch.json").unlink(missing_ok=True)
             truncate_metrics(self.metrics_path, step)
             write_text(self.output_dir / "config.yaml", yaml.safe_dump(_plain_settings(self.config), sort_keys=False))
@@ -293,8 +311,8 @@ class Run:
         return save_checkpoint(self.accelerator, self.output_dir, step, rank_state, self.config.keep_last)
 
     def save_final(self, model: nn.Module, *processors: Any) -> Path:
-        """Writes `final/` with `save_pretrained` of the model and of each processor. If a run was resumed after its
-        end, its `final/` stays as it is, with files that were added since."""
+        """Writes `final/` with `save_pretrained` of the model and of each processor, and the step that it is of. If a
+        run was resumed after its end, its `final/` stays as it is, with files that were added since."""
         final = self.output_dir / "final"
         if self._finished:
             logger.info("%s had ended: %s stays as it is", self.output_dir, final)
@@ -307,9 +325,22 @@ class Run:
                 self.accelerator.unwrap_model(model).save_pretrained(partial, state_dict=state_dict)
                 for processor in processors:
                     processor.save_pretrained(partial)
+                if done := checkpoints(self.output_dir):
+                    write_json(partial / FINAL_STEP, {"step": max(done)}, indent=None)
                 commit_folder(partial, final)
         self.accelerator.wait_for_everyone()
         return final
+
+
+def _is_final_of(final: Path, checkpoint: Path, step: int) -> bool:
+    """Whether `final/` is of this checkpoint, and not of an earlier end of the run. Times decide where `final/` does
+    not record its step, as in 0.1; a copy of a run may have other times."""
+    if not final.is_dir():
+        return False
+    try:
+        return json.loads((final / FINAL_STEP).read_text(encoding="utf-8"))["step"] == step
+    except (OSError, ValueError, KeyError, TypeError):
+        return final.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns
 
 
 def _plain_settings(config: Any) -> dict[str, Any]:
