@@ -14,26 +14,27 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import av
-import fsspec
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 from av.video.reformatter import VideoReformatter
 
+from .video_source import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, ReadLimits, VideoDecodeError, resolve_source
+
+
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "VIDEO_EXTENSIONS",
+    "ReadLimits",
+    "VideoDecodeError",
+    "VideoReader",
+    "read_image",
+    "read_video",
+    "resolve_source",
+    "torchcodec_decoder",
+]
 
 logger = logging.getLogger(__name__)
-
-# fmt: off
-VIDEO_EXTENSIONS = (
-    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".3gp",
-    ".ogv", ".vob", ".gif", ".y4m", ".asf", ".mjpeg",
-)
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-# fmt: on
-
-
-class VideoDecodeError(ValueError):
-    """A video, the requested part of it, or an image cannot be decoded."""
 
 
 @functools.cache
@@ -71,6 +72,7 @@ class VideoReader:
 
     Args:
         source: bytes of a video file, a path, a URL, or datasets' `{"bytes": ..., "path": ...}`.
+        limits: sizes above which a video is refused, and how long a URL may take; None: the defaults of `ReadLimits`.
 
     Attributes:
         times: float64 (T,) seconds of each frame, the first at 0.
@@ -82,8 +84,9 @@ class VideoReader:
         FileNotFoundError: the path does not exist.
     """
 
-    def __init__(self, source: bytes | str | os.PathLike | dict):
-        self._source, self.name = resolve_source(source)
+    def __init__(self, source: bytes | str | os.PathLike | dict, limits: ReadLimits | None = None):
+        self._limits = limits or ReadLimits()
+        self._source, self.name = resolve_source(source, limits=self._limits)
         with _refuse_damage(self.name, " as a video"), contextlib.ExitStack() as on_error:
             self._container = on_error.enter_context(av.open(self._source))
             self._open()
@@ -95,6 +98,7 @@ class VideoReader:
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "NONE"  # frame threads are slower at clip sizes
         self._stream.thread_count = 1
+        self._limits.check_pixels(self._stream.height, self._stream.width, f"A frame of {self.name}")
         self._reformatter = VideoReformatter()  # one for all frames: its tables cost more than a small frame
         packets = [
             (packet.pts, packet.is_keyframe, packet.size)
@@ -248,52 +252,37 @@ def read_video(
     source: bytes | str | os.PathLike | dict,
     frame_indices: Sequence[int] | None = None,
     times: Sequence[float] | None = None,
+    limits: ReadLimits | None = None,
 ) -> np.ndarray:
     """Decodes all frames of a video, or those with these indices or shown at these times, to uint8 (T, H, W, 3) RGB.
 
-    The source and errors are those of `VideoReader`; times are seconds from the first frame.
+    The source, limits and errors are those of `VideoReader`; times are seconds from the first frame.
     """
     if frame_indices is not None and times is not None:
         raise ValueError("read_video got frame_indices and times; give one of them.")
-    with VideoReader(source) as reader:
+    with VideoReader(source, limits) as reader:
         return reader.frames(reader.indices_at(times) if times is not None else frame_indices)
 
 
-def read_image(source: bytes | str | os.PathLike | dict) -> np.ndarray:
+def read_image(source: bytes | str | os.PathLike | dict, limits: ReadLimits | None = None) -> np.ndarray:
     """Decodes an image to upright uint8 (H, W, 3) RGB; gray becomes RGB, transparency is dropped.
 
-    The source is as for `VideoReader`. A truncated or corrupt image is a `VideoDecodeError`.
+    The source and limits are as for `VideoReader`. A truncated or corrupt image is a `VideoDecodeError`.
     """
-    source, name = resolve_source(source, "image")
+    limits = limits or ReadLimits()
+    source, name = resolve_source(source, "image", limits)
     try:
         with PIL.Image.open(source) as image:
+            limits.check_pixels(image.height, image.width, name)
             image = PIL.ImageOps.exif_transpose(image)
             if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
                 image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             image = image.convert("RGBA") if image.mode == "P" else image
             return np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as error:
+    except VideoDecodeError:
+        raise
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, PIL.Image.DecompressionBombError) as error:
         raise VideoDecodeError(f"{name} cannot be decoded as an image ({error}).") from error
-
-
-def resolve_source(source: bytes | str | os.PathLike | dict, kind: str = "video") -> tuple[Any, str]:
-    """An argument for `av.open` or Pillow, and a name for error messages."""
-    if isinstance(source, dict):
-        name = source.get("path") or f"the {kind}"
-        if source.get("bytes") is not None:
-            return io.BytesIO(source["bytes"]), str(name)
-        source = source.get("path")
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return io.BytesIO(source), f"the {kind}"
-    if not isinstance(source, (str, os.PathLike)):
-        raise ValueError(f"The {kind} must be given as bytes, a path or a URL, not as {type(source).__name__}.")
-    source = os.fspath(source)
-    if "://" in source:  # http, hf, s3, ...
-        with fsspec.open(source, "rb") as file:
-            return io.BytesIO(file.read()), source
-    if not os.path.isfile(source):
-        raise FileNotFoundError(f"There is no {kind} file at {source!r}; give the path of an existing file.")
-    return source, source
 
 
 def __getattr__(name: str) -> Any:
