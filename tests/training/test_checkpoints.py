@@ -1,3 +1,6 @@
+import json
+import os
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -5,7 +8,9 @@ from builders import tiny_run, train_tiny_run
 from safetensors import SafetensorError
 from torch import nn
 
-from vjepa2_hf.training.checkpoints import checkpoints, load_checkpoint
+from vjepa2_hf.data import files
+from vjepa2_hf.training import run as training_run
+from vjepa2_hf.training.checkpoints import checkpoints, find_damage, load_checkpoint
 
 
 def two_checkpoints(folder) -> None:
@@ -19,29 +24,141 @@ def two_checkpoints(folder) -> None:
 FILES = ("model.safetensors", "optimizer.bin", "random_states_0.pkl", "rank_state_0.pt", "progress.json")
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "missing"])
-@pytest.mark.parametrize("name", FILES)
-def test_a_damaged_checkpoint_is_named_with_the_one_before_it(tmp_path, name, damage):
-    two_checkpoints(tmp_path)
-    path = tmp_path / "checkpoint-2" / name
+def damage(path, kind) -> None:
     whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"")
-    if damage == "missing":
+    if kind == "missing":
         path.unlink()
-    wrong = "is not a checkpoint" if (name, damage) == ("progress.json", "missing") else "is damaged and does not load"
-    with pytest.raises((ValueError, FileNotFoundError), match=wrong) as caught:
+    elif kind == "bit":
+        middle = len(whole) // 2
+        path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    else:
+        path.write_bytes(whole[: len(whole) // 2] if kind == "cut" else b"")
+
+
+@pytest.mark.parametrize("kind", ["cut", "missing", "bit", "older"])
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_checkpoint_is_named_and_the_setting_that_goes_on_with_the_one_before(tmp_path, name, kind):
+    """Each of these files, also where an older version has written no digests."""
+    two_checkpoints(tmp_path)
+    newest = tmp_path / "checkpoint-2"
+    if kind == "older":
+        (newest / "digests.json").unlink()
+    damage(newest / name, "cut" if kind == "older" else kind)
+    onward = (
+        "continue with resume=latest_undamaged, which resumes checkpoint-1 and renames checkpoint-2 to checkpoint-2.d"
+    )
+    with pytest.raises(ValueError, match=f"checkpoint-2' is damaged and does not load .*{onward}"):
         tiny_run(tmp_path)[0].resume("latest")
-    message = str(caught.value)
-    assert f"{tmp_path / 'checkpoint-2'}" in message
-    assert wrong == "is not a checkpoint" or f"continue with resume={tmp_path / 'checkpoint-1'}" in message
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+
+    run, model, optimizer = tiny_run(tmp_path)
+    assert run.resume("latest_undamaged") == (1, {"position": 1})
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2.damaged"]
+    train_tiny_run(run, model, optimizer, [2])
+    assert run.save_checkpoint(2, {"position": 2}) == newest
+    assert (newest / "model.safetensors").read_bytes() == undamaged_weights(tmp_path / "again")
+
+
+def undamaged_weights(folder) -> bytes:
+    two_checkpoints(folder)
+    return (folder / "checkpoint-2" / "model.safetensors").read_bytes()
+
+
+def test_every_file_of_a_checkpoint_has_a_digest_and_any_flipped_bit_is_found(tmp_path):
+    run, *_ = tiny_run(tmp_path)
+    whole = run.save_checkpoint(1)
+    files = {path.name for path in whole.iterdir()}
+    assert set(json.loads((whole / "digests.json").read_text())) == files - {"digests.json"} >= set(FILES)
+    assert find_damage(whole) is None
+    for name in sorted(files):
+        bytes_before = (whole / name).read_bytes()
+        for position in range(0, len(bytes_before), 1 + len(bytes_before) // 7):
+            changed = bytearray(bytes_before)
+            changed[position] ^= 4
+            (whole / name).write_bytes(changed)
+            assert name == "digests.json" or name in find_damage(whole), (name, position)
+        (whole / name).write_bytes(bytes_before)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"progress.json": 3}', '{"progress.json": {"size": "a"}}', "\xff"])
+def test_a_damaged_list_of_digests_is_damage(tmp_path, text):
+    run, *_ = tiny_run(tmp_path)
+    whole = run.save_checkpoint(1)
+    (whole / "digests.json").write_bytes(text.encode("latin-1"))
+    assert "digests.json" in find_damage(whole)
+
+
+def test_a_checkpoint_of_an_older_version_loads_with_a_note(tmp_path, caplog):
+    two_checkpoints(tmp_path)
+    (tmp_path / "checkpoint-2" / "digests.json").unlink()
+    assert tiny_run(tmp_path)[0].resume("latest")[0] == 2
+    assert "checkpoint-2 has no digests.json, which older versions did not write" in caplog.text
+
+
+def test_files_that_were_added_to_a_checkpoint_do_not_damage_it(tmp_path):
+    two_checkpoints(tmp_path)
+    (tmp_path / "checkpoint-2" / "notes.txt").write_text("the good one")
+    assert tiny_run(tmp_path)[0].resume("latest_undamaged")[0] == 2
 
 
 def test_a_damaged_checkpoint_that_is_the_only_one_says_so(tmp_path):
     run, *_ = tiny_run(tmp_path)
     whole = run.save_checkpoint(1)
     (whole / "progress.json").write_text("")
-    with pytest.raises(ValueError, match="damaged .*there is no earlier one"):
+    with pytest.raises(ValueError, match="damaged .*there is no earlier one that is undamaged"):
         run.resume("latest")
+    with pytest.raises(ValueError, match="All checkpoints in .* are damaged .checkpoint-1.; move them to another"):
+        tiny_run(tmp_path)[0].resume("latest_undamaged")
+    assert whole.is_dir()
+
+
+def test_the_message_names_no_earlier_checkpoint_that_is_damaged_too(tmp_path):
+    two_checkpoints(tmp_path)
+    run, *_ = tiny_run(tmp_path)
+    run.save_checkpoint(3)
+    for step in (2, 3):
+        damage(tmp_path / f"checkpoint-{step}" / "optimizer.bin", "bit")
+    with pytest.raises(ValueError, match="which resumes checkpoint-1 and renames checkpoint-3"):
+        tiny_run(tmp_path)[0].check("latest")
+    assert tiny_run(tmp_path)[0].resume("latest_undamaged")[0] == 1
+    assert len(list(tmp_path.glob("checkpoint-*.damaged"))) == 2
+
+
+def test_a_damaged_checkpoint_of_another_run_names_the_one_before_it(tmp_path):
+    two_checkpoints(tmp_path / "a")
+    damage(tmp_path / "a" / "checkpoint-2" / "optimizer.bin", "bit")
+    run, *_ = tiny_run(tmp_path / "b")
+    with pytest.raises(ValueError, match=f"continue with resume={tmp_path}/a/checkpoint-1"):
+        run.resume(str(tmp_path / "a" / "checkpoint-2"))
+
+
+def test_folders_and_files_of_a_user_are_no_checkpoints(tmp_path):
+    two_checkpoints(tmp_path)
+    (tmp_path / "checkpoint-9").write_text("not a folder")
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3" / "trainer_state.json").write_text("{}")  # of transformers' Trainer
+    (tmp_path / "checkpoint-007").mkdir()
+    assert list(checkpoints(tmp_path)) == [1, 2]
+    run, *_ = tiny_run(tmp_path, config={"keep_last": 1})
+    assert run.resume("latest")[0] == 2
+    for step in (3, 9):
+        run.save_checkpoint(step)
+    assert (tmp_path / "checkpoint-3.moved" / "trainer_state.json").read_text() == "{}"
+    assert (tmp_path / "checkpoint-9.moved").read_text() == "not a folder"
+    assert list(checkpoints(tmp_path)) == [9]
+
+
+def test_the_logs_are_on_disk_before_a_checkpoint_is(tmp_path, monkeypatch):
+    run, model, optimizer = tiny_run(tmp_path)
+    run.resume(None)
+    train_tiny_run(run, model, optimizer, [1])
+    (tmp_path / "skipped-1.jsonl").write_text("{}\n")
+    synced, replace = [], os.replace
+    monkeypatch.setattr(files, "sync", lambda path: synced.append(path.name))
+    monkeypatch.setattr(training_run, "sync", lambda path: synced.append(path.name))
+    monkeypatch.setattr(os, "replace", lambda one, other: (synced.append("renamed"), replace(one, other)))
+    run.save_checkpoint(1)
+    assert {"metrics.jsonl", "skipped-1.jsonl", "digests.json"} <= set(synced[: synced.index("renamed")])
 
 
 def test_an_optimizer_of_other_groups_does_not_fit(tmp_path):

@@ -321,6 +321,7 @@ def test_checkpoints_that_cannot_be_continued_are_refused(tmp_path):
     wider, *_ = tiny_run(tmp_path, width=5)
     with pytest.raises(ValueError, match="does not fit the configured model"):
         wider.resume("latest")
+    (whole / "digests.json").unlink()
     (whole / "progress.json").write_text('{"step": 3, "num_processes": 2}')
     with pytest.raises(ValueError, match="written by 2 processes and this run has 1"):
         run.resume("latest")

@@ -5,6 +5,7 @@ A file or folder is written under another name, synced to disk and renamed: unde
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import nn
@@ -83,11 +85,11 @@ def commit_folder(partial: Path, whole: Path) -> None:
     if partial.is_dir() or whole.suffix == ".safetensors":
         apply_umask(partial)
     for path in (*partial.rglob("*"), partial):
-        _sync(path)
+        sync(path)
     if whole.is_dir() and any(whole.iterdir()):
         remove_folder(whole)
     os.replace(partial, whole)
-    _sync(whole.parent)
+    sync(whole.parent)
 
 
 def apply_umask(path: Path) -> None:
@@ -118,19 +120,43 @@ def empty_folder(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder. It is renamed first, so that a killed process leaves no part of it under its own name."""
+    """Removes a folder, or a link to one. It is renamed first, so that a killed process leaves no part of it under its
+    own name."""
     doomed = folder
+    if folder.is_symlink():
+        folder.unlink()
+        return
     if not folder.name.endswith(PARTIAL_SUFFIX):
         doomed = folder.with_name(f"{folder.name}.old{PARTIAL_SUFFIX}")
         os.replace(folder, doomed)
     shutil.rmtree(doomed)
 
 
+def move_aside(path: Path, ending: str) -> Path:
+    """Renames a file or folder to `<name>.<ending>`, or `<name>.<ending>-2` and so on where that is taken."""
+    for number in itertools.count(1):
+        aside = path.with_name(f"{path.name}.{ending}" + (f"-{number}" if number > 1 else ""))
+        if not os.path.lexists(aside):
+            os.rename(path, aside)
+            sync(path.parent)
+            return aside
+
+
+def file_digest(path: Path) -> str:
+    """The XXH3 hash (128 bits) of a file, which finds accidental changes at the speed of memory."""
+    digest, buffer = xxhash.xxh3_128(), bytearray(2**20)
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(memoryview(buffer)[:count])
+    return digest.hexdigest()
+
+
 def _remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file or folder is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

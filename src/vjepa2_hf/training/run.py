@@ -12,12 +12,13 @@ then renamed, so a killed run leaves no half-written results. `.lock` is locked 
 """
 
 import dataclasses
+import itertools
 import json
 import logging
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,24 @@ from ..data.files import (
     commit_folder,
     empty_folder,
     lock_folder,
+    move_aside,
     remove_folder,
+    sync,
     write_json,
     write_text,
     writing,
 )
-from .checkpoints import ADVICE, checkpoints, latest_checkpoint, load_checkpoint, read_progress, save_checkpoint
+from .checkpoints import (
+    ADVICE,
+    DamagedCheckpoint,
+    checkpoints,
+    find_damage,
+    latest_checkpoint,
+    load_checkpoint,
+    read_progress,
+    save_checkpoint,
+    verify_checkpoint,
+)
 from .config import TrainingConfig
 from .settings import load_config
 
@@ -57,6 +70,7 @@ PARTIAL_FOLDERS = re.compile(rf"(checkpoint-\d+|final)(\.old)?{re.escape(PARTIAL
 PARTIAL_FILES = re.compile(
     r"\.(config\.yaml|metrics\.jsonl|offending_batch\.json|skipped(-\d+)?\.jsonl)" + re.escape(PARTIAL_SUFFIX)
 )
+LATEST_UNDAMAGED = "latest_undamaged"  # a value of `resume`
 FINAL_STEP = "training_step.json"  # in `final/`
 SKIP_LOGS = re.compile(r"skipped(-\d+)?\.jsonl")
 
@@ -148,7 +162,10 @@ class Run:
         self.config, self.accelerator = config, accelerator
         self.output_dir = Path(config.output_dir)
         self.metrics_path = self.output_dir / "metrics.jsonl"
+        self.write_model_files: Callable[[Path], None] | None = None  # into each checkpoint
         self._finished = False
+        self._damaged: list[Path] = []  # checkpoints that `latest_undamaged` has passed over
+        self._verified: Path | None = None
         check_sharding(accelerator)
         if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
             raise ValueError(
@@ -160,10 +177,14 @@ class Run:
         accelerator.wait_for_everyone()
 
     def check(self, resume: str | None) -> None:
-        """Raises the errors of `resume` about folder and settings, before the long work of a script."""
+        """Raises the errors of `resume` about folder, damage and settings, before the long work of a script."""
         checkpoint = self._find_checkpoint(resume)
         if checkpoint is not None and self._owns(checkpoint):
-            self._check_settings(checkpoint)
+            try:
+                self._check_settings(checkpoint)
+            except DamagedCheckpoint as error:
+                self._pass_over(error, resume)
+                self.check(resume)
 
     def resume(self, resume: str | None) -> tuple[int, dict[str, Any]]:
         """Restores a checkpoint; call it after `accelerator.prepare` and before the first step. Returns the optimizer
@@ -175,8 +196,9 @@ class Run:
         the differences are logged.
 
         Args:
-            resume: "latest" (from the start if there is no checkpoint yet), a checkpoint (path, or name in the run's
-                folder), or None for a new run, which must not find another run's results in its folder.
+            resume: "latest" (from the start if there is no checkpoint yet); "latest_undamaged", which renames damaged
+                later ones to `checkpoint-<step>.damaged`; a checkpoint (path, or name in the run's folder); or None
+                for a new run, which must not find another run's results in its folder.
 
         Raises:
             FileNotFoundError: no such checkpoint.
@@ -186,13 +208,19 @@ class Run:
         step, rank_state = 0, {}
         if checkpoint is not None:
             own = self._owns(checkpoint)
-            self._check_settings(checkpoint)
-            step, rank_state = load_checkpoint(self.accelerator, checkpoint)
+            try:
+                self._check_settings(checkpoint)
+                step, rank_state = load_checkpoint(self.accelerator, checkpoint, verified=True)
+            except DamagedCheckpoint as error:
+                self._pass_over(error, resume)
+                return self.resume(resume)
         self._check_steps(step)
         ended = own and step == self.config.max_steps
         self._finished = ended and _is_final_of(self.output_dir / "final", checkpoint, step)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            for path in self._damaged:
+                logger.warning("renamed the damaged %s to %s", path, move_aside(path, "damaged"))
             remove_partial_writes(self.output_dir)
             for path in [] if own else self.output_dir.glob("skipped*.jsonl"):
                 if SKIP_LOGS.fullmatch(path.name):
@@ -210,7 +238,7 @@ class Run:
 
     def _check_steps(self, step: int) -> None:
         """Refuses to continue from `step` if later checkpoints exist or no steps are left."""
-        later = [path.name for other, path in checkpoints(self.output_dir).items() if other > step]
+        later = [path.name for other, path in self._undamaged().items() if other > step]
         if later:
             raise ValueError(
                 f"{str(self.output_dir)!r} holds {', '.join(later)}, later than step {step} to resume from; remove "
@@ -231,8 +259,8 @@ class Run:
                     "continue it, or choose another output_dir."
                 )
             return None
-        if resume == "latest":
-            return latest_checkpoint(self.output_dir)
+        if resume in ("latest", LATEST_UNDAMAGED):
+            return self._find_latest(resume)
         found = [path for path in (self.output_dir / resume, Path(resume)) if path.is_dir()]
         if not found:
             known = ", ".join(path.name for path in checkpoints(self.output_dir).values()) or "none"
@@ -240,7 +268,54 @@ class Run:
                 f"There is no checkpoint folder {resume!r}, neither as a path nor in {str(self.output_dir)!r}, which "
                 f"holds {known}."
             )
+        self._verify(found[0], resume)
         return found[0]
+
+    def _verify(self, checkpoint: Path, resume: str) -> bool:
+        """Whether the files of a checkpoint are as they were written, see `_pass_over`."""
+        if checkpoint != self._verified:
+            try:
+                verify_checkpoint(self.accelerator, checkpoint)
+            except DamagedCheckpoint as error:
+                self._pass_over(error, resume)
+                return False
+        self._verified = checkpoint
+        return True
+
+    def _undamaged(self) -> dict[int, Path]:
+        """The checkpoints in the run's folder that are not known to be damaged."""
+        return {step: path for step, path in checkpoints(self.output_dir).items() if path not in self._damaged}
+
+    def _find_latest(self, resume: str) -> Path | None:
+        """The latest checkpoint, whose files are as they were written; for "latest_undamaged" the latest such."""
+        while left := list(self._undamaged().values()):
+            if self._verify(left[-1], resume):
+                return left[-1]
+        if self._damaged:
+            names = ", ".join(path.name for path in self._damaged)
+            raise ValueError(
+                f"All checkpoints in {str(self.output_dir)!r} are damaged ({names}); "
+                "move them to another folder to start again with resume=latest, or choose another output_dir."
+            )
+        return None
+
+    def _pass_over(self, error: DamagedCheckpoint, resume: str | None) -> None:
+        """Notes a damaged checkpoint if `resume` allows an earlier one; otherwise says how to."""
+        path = error.checkpoint
+        if not self._owns(path):
+            raise error
+        if resume == LATEST_UNDAMAGED:
+            logger.warning("%s is damaged (%s)", path, error.reason)
+            self._damaged.append(path)
+            return
+        earlier = list(itertools.takewhile(lambda other: other.name != path.name, self._undamaged().values()))
+        while earlier and find_damage(earlier[-1]):
+            earlier.pop()
+        onward = "there is no earlier one that is undamaged"
+        if earlier:
+            renamed = f"renames {path.name} to {path.name}.damaged"
+            onward = f"continue with resume={LATEST_UNDAMAGED}, which resumes {earlier[-1].name} and {renamed}"
+        raise DamagedCheckpoint(path, error.reason, onward) from error
 
     def _check_settings(self, checkpoint: Path) -> None:
         """Compares the settings with the original ones of the checkpoint's run, see `resume`."""
@@ -307,8 +382,15 @@ class Run:
         )
 
     def save_checkpoint(self, step: int, rank_state: dict[str, Any] | None = None) -> Path:
-        """`save_checkpoint` into the run's folder, keeping the last `config.keep_last`."""
-        return save_checkpoint(self.accelerator, self.output_dir, step, rank_state, self.config.keep_last)
+        """`save_checkpoint` into the run's folder, keeping the last `config.keep_last`. The logs up to `step` are on
+        disk before it."""
+        if self.accelerator.is_main_process:
+            with writing(self.output_dir, ADVICE):
+                for path in (self.metrics_path, *self.output_dir.glob("skipped*.jsonl")):
+                    if path.is_file():
+                        sync(path)
+        keep_last, write_more = self.config.keep_last, self.write_model_files
+        return save_checkpoint(self.accelerator, self.output_dir, step, rank_state, keep_last, write_more)
 
     def save_final(self, model: nn.Module, *processors: Any) -> Path:
         """Writes `final/` with `save_pretrained` of the model and of each processor, and the step that it is of. If a
