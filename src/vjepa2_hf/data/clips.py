@@ -136,9 +136,10 @@ class ClipStream(torch.utils.data.IterableDataset):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Starts the next iteration at this position, without decoding earlier clips.
 
-        If the shards of a source have changed, its epoch starts again, with a warning.
+        If the shards of a source have changed, its epoch starts again, with a warning. A state of `redistribute`
+        goes on with another number of readers.
         """
-        state = copy.deepcopy(state)
+        state = self._rounded_state(state["readers"]) if "readers" in state else copy.deepcopy(state)
         saved, given = len(state["sources"]), len(self.sources)
         check(saved == given, f"The state is of {saved} sources, but the data has {given}.")
         for source, position in zip(self.sources, state["sources"]):
@@ -149,6 +150,18 @@ class ClipStream(torch.utils.data.IterableDataset):
                 )  # fmt: skip
                 position.update(place=0, row=0, clip=0, fingerprint=source.fingerprint)
         self._state = self._start = state
+
+    def _rounded_state(self, readers: list[dict[str, Any]]) -> dict[str, Any]:
+        """The state for any number of readers of a run that had these: the earliest epoch of each source."""
+        state = self._first_state()
+        epochs = [
+            min(position["epoch"] for position in positions) for positions in zip(*(r["sources"] for r in readers))
+        ]
+        for position, epoch in zip(state["sources"], epochs, strict=True):
+            position["epoch"] = epoch
+        if self.rank == 0:
+            logger.warning("other processes or workers read the data now: the epoch starts again (%s)", epochs)
+        return state
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = torch.utils.data.get_worker_info()
