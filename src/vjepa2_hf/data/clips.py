@@ -137,7 +137,7 @@ class ClipStream(torch.utils.data.IterableDataset):
         """Starts the next iteration at this position, without decoding earlier clips.
 
         If the shards of a source have changed, its epoch starts again, with a warning. A state of `redistribute`
-        goes on with another number of readers.
+        continues with any number of readers.
         """
         state = self._rounded_state(state["readers"]) if "readers" in state else copy.deepcopy(state)
         saved, given = len(state["sources"]), len(self.sources)

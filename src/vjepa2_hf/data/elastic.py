@@ -1,4 +1,4 @@
-"""Elastic resume: a stopped run's data goes on with another number of processes or DataLoader workers.
+"""Elastic resume: a stopped run's data continues with another number of processes or DataLoader workers.
 
 state = redistribute([rank_state["loader"] for rank_state in states_of_all_processes])
 loader.dataset.load_state_dict(state)                        # a fresh loader of a ClipStream
