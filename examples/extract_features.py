@@ -25,7 +25,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Features, List, Value
 from tqdm.auto import tqdm
@@ -37,6 +36,7 @@ from vjepa2_hf.data.frame_source import FrameSource, saved_processor
 from vjepa2_hf.data.parts import PartWriter
 from vjepa2_hf.data.shards import find_videos
 from vjepa2_hf.pipelines.video_features import default_chunk_frames
+from vjepa2_hf.training.processes import build_state
 from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
 
 
@@ -175,7 +175,7 @@ def load(args: argparse.Namespace, device: torch.device) -> tuple[VJepa2Encoder,
 
 
 def extract(args: argparse.Namespace) -> None:
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = build_state()
     files = find_videos(args.source_dir)
     encoder, processor, description = load(args, state.device)
     with locked(args.out_dir, state):

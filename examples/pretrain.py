@@ -7,7 +7,7 @@ One process on a CPU, in two minutes (make shards of your own videos first):
     python examples/make_video_shards.py my_videos runs/shards --height 128
     python examples/pretrain.py --config examples/configs/demo/pretrain_videos.yaml data=runs/shards output_dir=runs/a
 
-Several CPU processes: `torchrun --nproc_per_node 2 examples/pretrain.py ...` (`accelerate launch --cpu` starts one).
+Several CPU processes: `torchrun --nproc_per_node 2 examples/pretrain.py ...` (docs/launching.md).
 A stopped run continues with `resume=latest` and its original settings (`--help` lists them). The result is
 `OUTPUT_DIR/final`:
 
@@ -41,6 +41,7 @@ from vjepa2_hf.training.pretraining import PretrainConfig, build_model_config, c
 from vjepa2_hf.training.run import read_metrics
 from vjepa2_hf.training.schedules import parameter_groups, set_weight_decay
 from vjepa2_hf.training.settings import exit_on_user_error, one_sentence, parse_arguments
+from vjepa2_hf.training.signals import ignore_stop_signals
 from vjepa2_hf.video_processing_vjepa2 import RandomResizedClip
 
 
@@ -93,6 +94,7 @@ def build_loader(config: PretrainConfig, model, accelerator: Accelerator) -> Sta
         stream,
         batch_size=config.batch_size,
         num_workers=config.num_workers,
+        worker_init_fn=ignore_stop_signals,
         collate_fn=collator,
         drop_last=True,
         pin_memory=torch.cuda.is_available(),

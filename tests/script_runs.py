@@ -1,5 +1,6 @@
 """Example scripts run in the test's process at tiny size, and the commands of docs pages."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -49,6 +50,7 @@ TINY_WORLD_MODEL = [
     "predictor_num_hidden_layers: 1, predictor_num_attention_heads: 2}",
     "learning_rate={peak: 1e-3, warmup_steps: 2}",
 ]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
 CLOCK_METRICS = ("clips_per_second", "data_wait", "windows_per_second")
 
 
@@ -65,6 +67,20 @@ def write_square_shards(folder: Path) -> Path:
 
     write_shards(rows(), folder, CLIP_FEATURES, num_shards=2)
     return folder
+
+
+def clean_environment() -> dict[str, str]:
+    """The variables of a fresh shell, in which the package is installed; none of Accelerate's."""
+    found = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return {**found, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+
+
+def run_processes(script: Path, arguments: list[str], count: int = 2) -> subprocess.CompletedProcess:
+    """`torchrun --nproc_per_node 2 script arguments ...` in a clean environment."""
+    command = [*TORCHRUN, "--nproc_per_node", str(count), str(script), *arguments]
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
 
 
 def metrics(output_dir: Path) -> list[dict]:

@@ -1,8 +1,5 @@
 """A folder of videos becomes parquet of embeddings: equal to the encoder's, resumed, on several processes."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import extract_features
@@ -11,8 +8,8 @@ import pytest
 import torch
 from builders import TINY_ENCODER, noise_frames, spread
 from datasets import load_dataset
+from script_runs import run_processes
 
-import vjepa2_hf
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor
 from vjepa2_hf.data.parts import PartWriter
 from vjepa2_hf.data.video_writing import encode_video
@@ -134,14 +131,7 @@ def test_two_processes_share_what_a_stopped_run_left(model, source, tmp_path, mo
         run(model, source, tmp_path / "out")
     (kept,) = (tmp_path / "out").glob("*.parquet")
     written = kept.stat().st_mtime_ns
-    root = Path(vjepa2_hf.__file__).parents[2]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    command = [*launcher, root / "examples" / "extract_features.py", model, source, tmp_path / "out"]
-    environment = {**os.environ, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"}
-    options = {"env": environment, "capture_output": True, "text": True, "check": False, "timeout": 300}
-    result = subprocess.run(list(map(str, command)), **options)
-    assert result.returncode == 0, result.stderr[-2000:]
+    run_processes(Path(extract_features.__file__), list(map(str, (model, source, tmp_path / "out"))))
     assert {path.name for path in (tmp_path / "out").glob("*.parquet")} == {
         "train-00000-00000.parquet", "train-00000-00001.parquet", "train-00001-00000.parquet",
     }  # fmt: skip

@@ -1,9 +1,6 @@
 import contextlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +10,7 @@ import pytest
 import torch
 from builders import EXAMPLES
 from pretrain import PretrainConfig, build_model_config
-from script_runs import TINY_PRETRAIN, metrics, run_pretrain, write_square_shards
+from script_runs import TINY_PRETRAIN, metrics, run_pretrain, run_processes, write_square_shards
 
 from vjepa2_hf import VJepa2Encoder, VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
 from vjepa2_hf.masking import build_mask_samplers
@@ -127,16 +124,11 @@ def test_with_constant_schedules_a_run_goes_on_to_another_last_step(monkeypatch,
 
 @pytest.mark.slow
 def test_two_processes_resume_to_the_bit(shards, tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    command = [*launcher, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(EXAMPLES / "pretrain.py")]
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.pathsep.join(sys.path),
-    }  # fmt: skip
     for name, steps in (("a", [6]), ("b", [3, 6])):
         for max_steps in steps:
             settings = [f"data={shards}", f"output_dir={tmp_path / name}", *TINY_PRETRAIN, "resume=latest"]
             settings += [f"max_steps={max_steps}", "learning_rate.schedule=constant", "ema.schedule=constant"]
-            subprocess.run([*command, *settings], env=environment, check=True, capture_output=True, timeout=300)
+            run_processes(EXAMPLES / "pretrain.py", settings)
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
     assert json.loads((tmp_path / "a/checkpoint-6/progress.json").read_text())["num_processes"] == 2
 

@@ -1,8 +1,6 @@
 """examples/train_probe.py at its tiny size: every kind and kind of label, what a run leaves, resuming, the cache."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import torch
 import train_probe
 from builders import TINY_ENCODER, TINY_PREDICTOR
 from datasets import Features, List, Value, Video
+from script_runs import run_processes
 from transformers import pipeline
 
 from vjepa2_hf import (
@@ -218,12 +217,7 @@ def test_two_processes_with_half_the_views_each_learn_as_one(monkeypatch, inputs
     few = ["max_steps=6", "log_every=1", "learning_rates=[1e-3, 1e-4]"]
     one = run_script(monkeypatch, inputs, tmp_path / "one" / "run", *few)
     arguments = [f"data={inputs[0]}", f"encoder={inputs[1]}", f"output_dir={tmp_path / 'two' / 'run'}", *TINY, *few]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
-    command += ["--rdzv-endpoint", "localhost:0", train_probe.__file__, *arguments, "batch_size=4"]
-    paths = os.pathsep.join([str(Path(train_probe.__file__).parent), *sys.path])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": paths}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_processes(Path(train_probe.__file__), [*arguments, "batch_size=4"])
     two = json.loads((tmp_path / "two" / "run" / "results.json").read_text())
     assert two["clips"] == one["clips"] and two["heads"] == one["heads"]
     losses = [[row["loss"] for row in read_metrics(tmp_path / name / "run")] for name in ("one", "two")]

@@ -1,9 +1,6 @@
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +10,7 @@ import torch
 import train_world_model
 from builders import TINY_ENCODER
 from record_episodes import episode_features
-from script_runs import TINY_WORLD_MODEL, run_train_world_model
+from script_runs import TINY_WORLD_MODEL, run_processes, run_train_world_model
 from train_world_model import WorldModelTrainingConfig, build_processor
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel
@@ -414,15 +411,8 @@ def test_an_encoder_that_learns_along_moves_slowly_and_its_target_behind_it(monk
 def test_two_processes_learn_as_one_with_the_whole_batch(monkeypatch, episodes, tmp_path):
     """They also share the encoding."""
     one = run_train_world_model(monkeypatch, episodes, tmp_path / "one" / "run", "batch_size=4")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
-    script = str(Path(train_world_model.__file__))
     settings = [f"data={episodes}", f"output_dir={tmp_path / 'two' / 'run'}", *TINY_WORLD_MODEL, "batch_size=2"]
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.pathsep.join(sys.path),
-    }  # fmt: skip
-    command = [*launcher, "--rdzv-endpoint", "localhost:0", script, *settings]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_processes(Path(train_world_model.__file__), settings)
     two = read_metrics(tmp_path / "two" / "run")
     assert len(cache_files(tmp_path / "two" / "latents")) == 2
     assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-4)

@@ -1,8 +1,5 @@
 """Several processes, shards and micro-batches learn what one process learns from the whole batch."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
+from script_runs import run_processes
 
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction
 from vjepa2_hf.training.config import TrainingConfig
@@ -19,7 +17,6 @@ from vjepa2_hf.training.run import Run, check_sharding
 
 
 ACCELERATE_CONFIGS = Path(pretrain.__file__).parent / "configs" / "accelerate"
-LAUNCHER = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +48,7 @@ def test_two_micro_batches_of_half_the_clips_learn_as_one_batch(one_process, tmp
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
 def test_two_processes_with_half_the_clips_each_learn_as_one(one_process, tmp_path, way):
-    script = str(Path(equal_training.__file__))
-    command = [sys.executable, *LAUNCHER, "--rdzv-endpoint", "localhost:0", script, str(tmp_path), way]
-    path = os.pathsep.join([str(Path(equal_training.__file__).parent), *sys.path])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": path}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_processes(Path(equal_training.__file__), [str(tmp_path), way])
     found = torch.load(tmp_path / "result.pt")
     assert_same_training(one_process, found)
     model = VJepa2ForMaskedLatentPrediction.from_pretrained(tmp_path / "final")

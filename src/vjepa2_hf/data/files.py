@@ -75,6 +75,8 @@ def writing(path: str | os.PathLike, advice: str = "run the same command again")
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # torch raises RuntimeError when the disk is full
+        if "DataLoader worker" in str(error):
+            raise  # torch raises it wherever the main process is when a worker dies
         reason = " ".join(str(error).split())[:200]
         steps = f"see whether the disk is full, then {advice}"
         raise OSError(f"{os.fspath(path)!r} could not be written ({reason}); {steps}.") from error

@@ -23,6 +23,7 @@ from ..data.files import cache_key, locked, weights_fingerprint
 from ..data.importers import ImportOptions, import_episodes
 from ..data.windows import WindowBatches, WindowMixture
 from .config import TrainingConfig
+from .signals import ignore_stop_signals
 
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def uncached_items(
 ) -> Iterator[dict[str, Any]]:
     """Items of a stream that the writer's cache lacks; reasons of unreadable ones go into the cache."""
     stream.done = writer.done
-    loader = DataLoader(stream, batch_size=None, num_workers=num_workers)
+    loader = DataLoader(stream, batch_size=None, num_workers=num_workers, worker_init_fn=ignore_stop_signals)
     hidden = not accelerator.is_main_process
     for item in tqdm(loader, disable=hidden, desc=f"encode {title}", initial=len(writer.done)):
         if "skipped" in item:
@@ -182,6 +183,7 @@ def window_loader(
         batch_size=None,
         sampler=range(first, config.max_steps * micro_batches),
         num_workers=config.num_workers,
+        worker_init_fn=ignore_stop_signals,
         pin_memory=torch.cuda.is_available(),
         # Its own generator: starting the loader must not shift the random state that a checkpoint has restored
         generator=torch.Generator().manual_seed(config.seed),

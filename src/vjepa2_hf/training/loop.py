@@ -8,10 +8,14 @@ for step in loop.steps():                                  # learning rate and p
         loop.log(losses)
     loop.save_checkpoint()
 loop.finish(model, processor)                              # OUTPUT_DIR/final
+
+SIGTERM, SIGUSR1 and SIGHUP, to any process, end the run after its step with a checkpoint; see `StopSignals`.
 """
 
+import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -21,8 +25,10 @@ from tqdm import tqdm
 
 from .config import TrainingConfig
 from .monitor import Throughput, gradient_norm
+from .processes import build_accelerator
 from .run import Run, check_tracker
 from .schedules import set_learning_rate
+from .signals import StopSignals
 
 
 class TrainingLoop:
@@ -33,9 +39,11 @@ class TrainingLoop:
         start, rank_state: steps done and state of this process in the resumed checkpoint; set by `prepare`.
         scheduled: `config.scheduled` of the current step.
         throughput: samples per second since the last log.
+        signals: the stop signals, handled until `finish`, or until this object is gone.
 
     Raises:
-        ValueError: the folder or its settings do not allow this run, or a tracker is not installed.
+        ValueError: the folder or its settings do not allow this run, a tracker is not installed, or the processes form
+            no group.
     """
 
     def __init__(self, config: TrainingConfig, name: str, accelerator: Accelerator | None = None):
@@ -43,13 +51,18 @@ class TrainingLoop:
             torch.set_num_threads(config.num_threads)
         check_tracker(config.log_with)
         self.config, self.name = config, name
-        self.accelerator = accelerator or Accelerator(
+        # Until the first step nothing is lost, so that a signal needs no checkpoint
+        self.signals = StopSignals(" before the first step; run the same command again (finished features are kept)")
+        weakref.finalize(self, self.signals.restore)
+        self._is_stopping = False
+        self.accelerator = accelerator or build_accelerator(
             mixed_precision=config.mixed_precision,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             log_with=config.log_with,
             project_dir=config.output_dir,
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # no second copy of them
         )
+        self.signals.is_silent = not self.accelerator.is_main_process
         self.run = Run(config, self.accelerator)
         self.accelerator.init_trackers(name)  # after the run has claimed the folder
         self.run.check(config.resume)  # before hours of encoding
@@ -69,8 +82,9 @@ class TrainingLoop:
         return self.start * self.config.gradient_accumulation_steps
 
     def steps(self) -> Iterator[int]:
-        """The steps that are left, from 1; each begins with its learning rate."""
+        """The steps that are left, from 1; each begins with its learning rate. A stop signal ends them."""
         self.throughput.reset()
+        self.signals.deferred = True
         self.progress = tqdm(
             range(self.start + 1, self.config.max_steps + 1),
             initial=self.start,
@@ -84,6 +98,7 @@ class TrainingLoop:
                 self.step, self.scheduled = step, self.config.scheduled(step)
                 set_learning_rate(self.optimizer, self.scheduled["learning_rate"])
                 yield step
+        self.signals.end_program_at(" after the last step, before final/ was written; continue with resume=latest")
 
     def update(
         self,
@@ -112,12 +127,21 @@ class TrainingLoop:
                 losses.append(torch.stack([part.detach().float() for part in parts.values()]))
                 if accelerator.sync_gradients:
                     # Checked before the update and over all processes: they stop together with good weights
-                    means = accelerator.reduce(torch.stack(losses).mean(0), "mean").tolist()
+                    means = self._reduce_means(torch.stack(losses).mean(0))
                     norm = gradient_norm(accelerator, self.model.parameters(), self.config.gradient_clipping)
                     self.run.check_finite(self.step, means[0], norm, [part[0] for part in losses], names)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         return {**dict(zip(parts, means, strict=True)), "gradient_norm": norm, **self.scheduled}
+
+    def _reduce_means(self, losses: torch.Tensor) -> list[float]:
+        """Means over the processes, which also agree here whether a signal has reached any of them."""
+        if self.accelerator.num_processes == 1:
+            return losses.tolist()
+        requested = losses.new_tensor([self.signals.requested is not None])
+        *means, requested = self.accelerator.reduce(torch.cat([losses, requested]), "mean").tolist()
+        self._is_stopping = requested > 0
+        return means
 
     def run_steps(self, batches: Iterator, forward_backward: Callable) -> None:
         """The steps that are left, if nothing but `update` is done in them."""
@@ -137,13 +161,29 @@ class TrainingLoop:
         self.progress.set_postfix({name: f"{metrics[name]:.4f}" for name in shown or ("loss",)})
 
     def save_checkpoint(self, rank_state: Callable[[], dict[str, Any]] = dict) -> None:
-        """Saves a checkpoint every `save_every` steps and at the end, with what this process needs to resume."""
-        if self.step % self.config.save_every == 0 or self.step == self.config.max_steps:
-            self.run.save_checkpoint(self.step, rank_state())
+        """Saves a checkpoint every `save_every` steps and at the end, with what this process needs to resume. After a
+        signal it saves one and ends the program."""
+        if self.accelerator.num_processes == 1:
+            self._is_stopping = self.signals.requested is not None
+        if self._is_stopping or self.step % self.config.save_every == 0 or self.step == self.config.max_steps:
+            checkpoint = self.run.save_checkpoint(self.step, rank_state())
+            if self._is_stopping:
+                self._stop(checkpoint)
+
+    def _stop(self, checkpoint: Path) -> NoReturn:
+        self.progress.close()
+        self.accelerator.end_training()
+        try:
+            self.signals.stop(f" after step {self.step}: {checkpoint} is saved; continue with resume=latest")
+        finally:
+            self.signals.restore()
 
     def finish(self, model: nn.Module, *processors: Any) -> None:
         """Saves `final/` and ends the trackers."""
         final = self.run.save_final(model, *processors)
         if self.accelerator.is_main_process:
+            if not (final / "config.json").is_file() or not any(final.glob("*.safetensors")):
+                raise OSError(f"{str(final)!r} holds no model after saving; look at its disk, then set resume=latest.")
             tqdm.write(f"saved {final}")
         self.accelerator.end_training()
+        self.signals.restore()

@@ -27,6 +27,7 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 
 from ..specs import check_known
+from .failures import explain_failure
 
 
 logger = logging.getLogger(__name__)
@@ -127,8 +128,8 @@ def _field_docs(config_class: type) -> dict[str, str]:
 
 
 def exit_on_user_error(function: Callable) -> Callable:
-    """Decorates a `main`: a user's error ends in one sentence on stderr and exit code 1, Ctrl-C in exit code 130. The
-    traceback is logged at DEBUG level."""
+    """Decorates a `main`: a user's error, or a failure of the machine, ends in one sentence on stderr and exit code 1,
+    Ctrl-C in exit code 130. The traceback is logged at DEBUG level."""
 
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
@@ -137,6 +138,13 @@ def exit_on_user_error(function: Callable) -> Callable:
         except USER_ERRORS as error:
             logger.debug("the error that ended the program", exc_info=True)
             sys.stderr.write(f"error: {one_sentence(error)}\n")
+            sys.exit(1)
+        except (RuntimeError, MemoryError) as error:
+            sentence = explain_failure(error)
+            if sentence is None:
+                raise
+            logger.debug("the error that ended the program", exc_info=True)
+            sys.stderr.write(f"error: {sentence}\n")
             sys.exit(1)
         except KeyboardInterrupt:
             logger.debug("where the program was interrupted", exc_info=True)

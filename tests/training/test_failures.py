@@ -1,0 +1,74 @@
+"""Failures of the machine end in one sentence with the likely cause."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from vjepa2_hf.data.files import writing
+from vjepa2_hf.training.failures import explain_failure
+from vjepa2_hf.training.settings import exit_on_user_error
+
+
+class Numbers(IterableDataset):
+    def __iter__(self):
+        for _ in range(3):
+            yield torch.tensor(os.getpid())
+        time.sleep(60)
+
+
+def kill_worker() -> None:
+    """The error of a DataLoader whose worker the kernel kills."""
+    batches = iter(DataLoader(Numbers(), batch_size=None, num_workers=1, prefetch_factor=1))
+    os.kill(int(next(batches)), signal.SIGKILL)
+    list(batches)
+
+
+def test_a_killed_worker_names_the_memory_and_num_workers(capsys):
+    with pytest.raises(SystemExit) as stop:
+        exit_on_user_error(kill_worker)()
+    assert stop.value.code == 1
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert (
+        "was killed by the signal 'Killed'; most likely this machine ran out of memory: lower num_workers" in sentence
+    )
+
+
+def test_a_worker_killed_during_a_save_is_not_taken_for_a_full_disk(tmp_path):
+    message = "DataLoader worker (pid 7) is killed by signal: Killed. "
+    with pytest.raises(RuntimeError, match="DataLoader worker"), writing(tmp_path / "checkpoint-1"):
+        raise RuntimeError(message)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError("DataLoader worker (pid(s) 3, 4) exited unexpectedly"), ["num_workers", "memory"]),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible"), ["/dev/shm"]),
+        (torch.OutOfMemoryError("CUDA out of memory."), ["batch_size", "gradient_checkpointing", "capacity"]),
+        (MemoryError(), ["ran out of memory (MemoryError)", "num_workers"]),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate"), ["batch_size"]),
+        (RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"), ["Another process"]),
+        (torch.distributed.DistBackendError("NCCL error"), ["Another process of this run has ended (NCCL error)"]),
+    ],
+)  # fmt: skip
+def test_the_sentence_says_what_to_do(capsys, error, words):
+    @exit_on_user_error
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit):
+        main()
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert sentence.startswith("error: ") and "resume=latest" in sentence
+    assert all(word in sentence for word in words), sentence
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("x"), KeyError()]
+)
+def test_an_error_of_the_code_is_not_explained_away(error):
+    assert explain_failure(error) is None
