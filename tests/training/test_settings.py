@@ -4,8 +4,9 @@ from typing import Any, Literal
 
 import pytest
 import torch
+import yaml
 
-from vjepa2_hf.training.settings import exit_on_user_error, load_config, parse_arguments
+from vjepa2_hf.training.settings import dump_yaml, exit_on_user_error, load_config, parse_arguments, parse_yaml
 
 
 @dataclass
@@ -86,6 +87,74 @@ def test_a_wrong_config_is_one_sentence_that_names_it(tmp_path, text, overrides,
     with pytest.raises(ValueError, match=r"^[A-Z]") as error:
         load_config(Config, write(tmp_path / "c.yaml", text or "{}"), overrides)
     assert message in str(error.value)
+
+
+BOMB = "a: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"b{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "holds more than 100000 values"),
+        (f"output_dir: x\nencoder: {'[' * 900}", "nested deeper than 50 levels"),
+        (f"output_dir: x\nencoder: {'{a: ' * 60}1{'}' * 60}", "nested deeper than 50 levels"),
+        ("output_dir: x\nencoder: &a {b: *a}", "line 2 holds itself"),
+        ("output_dir: x\nmax_steps: 3\nmax_steps: 4", "the key 'max_steps' is given twice, in lines 2 and 3"),
+        ("output_dir: x\nencoder: {a: 1, a: 2}", "the key 'a' is given twice"),
+        ("output_dir: x\nmax_steps: 1:30", "'max_steps' must be int, got '1:30'"),
+        ("output_dir: x\nmax_steps: 010", "'max_steps' must be int, got '010'"),
+        ("output_dir: x\nfps: 1:30.5", "'fps' must be float, got '1:30.5'"),
+        (f"output_dir: x\nmax_steps: {'9' * 5000}", "not valid YAML"),
+        (f"output_dir: x\nmax_steps: {'z' * 10**4}", "'max_steps' must be int, got 'zz"),
+        (b"output_dir: caf\xe9", "is not UTF-8 text"),
+        ("output_dir: x\ndata: \x07", "not valid YAML"),
+    ],
+)
+def test_a_hostile_config_is_one_short_sentence(tmp_path, text, message):
+    (tmp_path / "c.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message) as caught:
+        load_config(Config, tmp_path / "c.yaml")
+    assert len(str(caught.value)) < 600 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [f"encoder={'[' * 900}", f"encoder={'{a: ' * 60}1{'}' * 60}", f"encoder{'.a' * 900}=1", "encoder={a: 1, a: 2}"],
+)
+def test_a_hostile_override_is_one_short_sentence(override):
+    with pytest.raises(ValueError, match="nested deeper|given twice") as caught:
+        load_config(Config, None, ["output_dir=x", override])
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001), ("1.5", 1.5), (".5", 0.5), ("2.", 2.0), ("-.inf", float("-inf")), ("1_000", 1000),
+        ("0x1f", 31), ("0", 0), ("-7", -7), ("+7", 7), ("0.5e+3", 500.0), ("010", "010"), ("1:30", "1:30"),
+        ("12:30:45", "12:30:45"),
+        ("2026-01-31", "2026-01-31"), ("1.2.3", "1.2.3"), (".", "."), ("..", ".."), ("null", None), ("~", None),
+        ("true", True), ("'1e-3'", "1e-3"), ("{<<: {a: 1}, a: 2}", {"a": 2}),
+    ],
+)  # fmt: skip
+def test_values_are_read_as_they_are_written_and_survive_a_saved_config(text, value):
+    assert parse_yaml(f"a: {text}") == {"a": value} and type(parse_yaml(text)) is type(value)
+    assert parse_yaml(dump_yaml({"a": value})) == {"a": value}
+    if isinstance(value, str):  # other readers take version 1.1
+        assert yaml.safe_load(dump_yaml({"a": value})) == {"a": value}
+
+
+def test_anchors_and_merges_are_read():
+    text = "base: &base {a: 1, b: 2}\none: &one {<<: *base, b: 3}\ntwo: {<<: *one, c: 4}\nthree: *one"
+    one = {"a": 1, "b": 3}
+    assert parse_yaml(text) == {"base": {"a": 1, "b": 2}, "one": one, "two": {**one, "c": 4}, "three": one}
+
+
+def test_a_config_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "c.yaml").write_bytes("\ufeffoutput_dir: été".encode())
+    assert load_config(Config, tmp_path / "c.yaml").output_dir == "été"
 
 
 def test_missing_config_file_is_named():

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
@@ -53,7 +52,7 @@ from .checkpoints import (
     verify_checkpoint,
 )
 from .config import TrainingConfig
-from .settings import load_config
+from .settings import dump_yaml, load_config
 
 
 logger = logging.getLogger(__name__)
@@ -227,7 +226,7 @@ class Run:
                     path.unlink()  # of a run that left no checkpoint
             (self.output_dir / "offending_batch.json").unlink(missing_ok=True)
             truncate_metrics(self.metrics_path, step)
-            write_text(self.output_dir / "config.yaml", yaml.safe_dump(_plain_settings(self.config), sort_keys=False))
+            write_text(self.output_dir / "config.yaml", dump_yaml(_plain_settings(self.config)))
         self.accelerator.wait_for_everyone()  # before other processes read these files
         if step:
             logger.info("resumed %s at step %d", checkpoint, step)

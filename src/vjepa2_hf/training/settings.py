@@ -36,15 +36,34 @@ ConfigType = TypeVar("ConfigType")
 USER_ERRORS = (ValueError, OSError, StrictDataclassError)
 
 
+_LARGEST_YAML = 100_000  # values, with those of aliases counted as often as they are used
+_DEEPEST_YAML = 50
+_YAML_1_1 = [f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")]
+
+
 class _YamlLoader(yaml.SafeLoader):
-    """YAML 1.2 numbers: PyYAML reads `1e-3` as a string, which is how learning rates are written."""
+    """YAML 1.2 numbers: PyYAML reads `1e-3` as a string, which is how learning rates are written, `1:30` as 90, `010`
+    as 8 and `2026-01-31` as a date."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _YAML_1_1]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)$"),
-    list("-+.0123456789"),
+class _YamlDumper(yaml.SafeDumper):
+    """Quotes what either version of YAML would not read as a string."""
+
+
+_FLOAT = re.compile(
+    r"^([-+]?(([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(inf|Inf|INF))"
+    r"|\.(nan|NaN|NAN))$"
 )
+_YamlLoader.add_implicit_resolver(
+    _YAML_1_1[0], re.compile(r"^[-+]?(0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)$"), list("-+0123456789")
+)
+for _kind in (_YamlLoader, _YamlDumper):
+    _kind.add_implicit_resolver(_YAML_1_1[1], _FLOAT, list("-+.0123456789"))
 
 
 def load_config(
@@ -174,8 +193,10 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"The config file {str(path)!r} does not exist; give the path of a YAML file.")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_YamlLoader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
+        values = parse_yaml(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The config file {str(path)!r} is not UTF-8 text ({error}); save it as UTF-8.") from error
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"The config file {str(path)!r} is not valid YAML: {one_sentence(error)}") from error
     if not isinstance(values, dict | None):
         raise ValueError(
@@ -184,21 +205,84 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
     return values or {}
 
 
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        ValueError: a key is given twice, or the value is nested too deeply or too large with its aliases expanded.
+        yaml.YAMLError: it is not YAML.
+    """
+    loader = _YamlLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_node(node, {}, [])
+        return loader.construct_document(node)
+    except RecursionError as error:
+        raise ValueError(f"it is nested deeper than {_DEEPEST_YAML} levels.") from error
+    finally:
+        loader.dispose()
+
+
+def dump_yaml(values: Any) -> str:
+    """A text that `parse_yaml` reads as these values."""
+    return yaml.dump(values, Dumper=_YamlDumper, sort_keys=False)
+
+
+def _check_node(node: yaml.Node, sizes: dict[int, int], above: list[yaml.Node]) -> int:
+    """The number of values in a node, with aliases expanded. Refuses one that is too large or holds a key twice."""
+    if id(node) in sizes:
+        return sizes[id(node)]
+    line = node.start_mark.line + 1
+    if any(node is one for one in above):
+        raise ValueError(f"the value in line {line} holds itself.")
+    if len(above) > _DEEPEST_YAML:
+        raise ValueError(f"it is nested deeper than {_DEEPEST_YAML} levels.")
+    parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[tuple[str, str], int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            name = (key.tag, key.value)
+            if name in lines and key.value != "<<":
+                found = f"in lines {lines[name]} and {key.start_mark.line + 1}"
+                raise ValueError(f"the key {key.value!r:.80} is given twice, {found}; remove one.")
+            lines[name] = key.start_mark.line + 1
+        parts = [part for pair in node.value for part in pair]
+    size = 1 + sum(_check_node(part, sizes, [*above, node]) for part in parts)
+    if size > _LARGEST_YAML:
+        raise ValueError(f"it holds more than {_LARGEST_YAML} values.")
+    sizes[id(node)] = size
+    return size
+
+
+def _shown(value: Any) -> str:
+    """A value in an error, of bounded length."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
 def _apply_override(values: dict[str, Any], override: str) -> None:
     """Sets one `a.b.c=value` in the nested dicts and lists read from YAML."""
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ValueError(f"The argument {override!r} is not of the form key=value, like `max_steps=100`.")
+        raise ValueError(f"The argument {_shown(override)} is not of the form key=value, like `max_steps=100`.")
     try:
-        value = yaml.load(text, Loader=_YamlLoader)  # noqa: S506 (a SafeLoader)
+        value = parse_yaml(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"The value of the argument {override!r} is not valid YAML; quote it.") from error
+        raise ValueError(f"The value of the argument {_shown(override)} is not valid YAML; quote it.") from error
+    except ValueError as error:
+        raise ValueError(f"The value of the argument {_shown(override)} is refused: {error}") from error
+    if key.count(".") >= _DEEPEST_YAML:
+        raise ValueError(f"The key of the argument {_shown(override)} is nested deeper than {_DEEPEST_YAML} levels.")
     names, node = key.split("."), values
     for position, name in enumerate(names):
         if isinstance(node, list) and name.isdigit() and int(name) < len(node):
             name = int(name)
         elif not isinstance(node, dict):
-            have = f"a list of {len(node)}, counted from 0" if isinstance(node, list) else f"the single value {node!r}"
+            have = f"the single value {_shown(node)}"
+            if isinstance(node, list):
+                have = f"a list of {len(node)}, counted from 0"
             path, parent = ".".join(names[: position + 1]), ".".join(names[:position])
             raise ValueError(f"The key {path!r} does not exist: {parent!r} is {have}.")
         if position == len(names) - 1:
@@ -210,7 +294,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 def _build(config_class: type[ConfigType], values: Any, prefix: str) -> ConfigType:
     if not isinstance(values, dict):
-        raise ValueError(f"The key {prefix[:-1]!r} must hold `key: value` lines, got {values!r}.")
+        raise ValueError(f"The key {prefix[:-1]!r} must hold `key: value` lines, got {_shown(values)}.")
     known = {field.name: field for field in dataclasses.fields(config_class) if field.init}
     for name in values:
         check_known(str(name), known, "key", prefix)
@@ -233,7 +317,7 @@ def _convert(expected: Any, value: Any, key: str) -> Any:
             return value
         if value is False and "no" in arguments:  # how YAML reads a bare no
             return "no"
-        raise ValueError(f"The key {key!r} must be one of {', '.join(map(repr, arguments))}, got {value!r}.")
+        raise ValueError(f"The key {key!r} must be one of {', '.join(map(repr, arguments))}, got {_shown(value)}.")
     if dataclasses.is_dataclass(expected):
         return _build(expected, value, key + ".")
     if origin in (list, tuple) and isinstance(value, list):
@@ -248,7 +332,8 @@ def _convert(expected: Any, value: Any, key: str) -> Any:
     # A bool is an int in Python, but `seed: true` is a mistake
     if kind is Any or (isinstance(value, kind) and not (kind in (int, float) and isinstance(value, bool))):
         return value
-    raise ValueError(f"The key {key!r} must be {_type_name(expected)}, got {value!r} of type {type(value).__name__}.")
+    kind = type(value).__name__
+    raise ValueError(f"The key {key!r} must be {_type_name(expected)}, got {_shown(value)} of type {kind}.")
 
 
 def _convert_union(alternatives: tuple, value: Any, key: str) -> Any:
@@ -265,7 +350,7 @@ def _convert_union(alternatives: tuple, value: Any, key: str) -> Any:
     if inside or len(errors) == 1:
         raise (inside or errors)[0]
     names = " or ".join(map(_type_name, alternatives))
-    raise ValueError(f"The key {key!r} must be {names}, got {value!r} of type {type(value).__name__}.")
+    raise ValueError(f"The key {key!r} must be {names}, got {_shown(value)} of type {type(value).__name__}.")
 
 
 def _type_name(expected: Any) -> str:
