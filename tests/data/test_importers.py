@@ -154,7 +154,134 @@ class TestLayouts:
         assert numbers_of(found["a.npz"]["frames"]) == list(range(6))
 
 
+def write_concatenated(path: Path, lengths: list[int], **more) -> None:
+    """Episodes one after another: frame and action of row t are t, the state is (t, 0)."""
+    t = np.arange(sum(lengths), dtype=np.float32)
+    values = {"observations": numbered_frames(len(t)), "actions": t[:, None], "proprio": np.stack([t, 0 * t], axis=1)}
+    values = values | {"rewards": 100 + t} | more
+    if path.suffix == ".npz":
+        np.savez(path, **values)
+        return
+    with h5py.File(path, "w") as file:
+        for name, value in values.items():
+            file[name] = value
+
+
+def summary(found: dict[str, dict]) -> list[tuple]:
+    """Of each episode: its name, the numbers of its frames, its actions, states and rewards."""
+    return [
+        (name, numbers_of(e["frames"]), *(e[key].reshape(len(e[key]), -1)[:, 0].tolist() for key in SUMMARIZED))
+        for name, e in sorted(found.items())
+    ]
+
+
+SUMMARIZED = ("actions", "proprio_states", "rewards")
+LENGTHS = [4, 3, 5]
+ENDS = np.array([0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 1])
+
+
+class TestBoundaries:
+    @pytest.mark.parametrize("suffix", [".npz", ".hdf5"])
+    @pytest.mark.parametrize(
+        ("marks", "options", "spare"),
+        [
+            ({"terminals": ENDS}, [], 0),
+            ({"is_first": np.roll(ENDS, 1)}, ["--spare_action", "first"], 1),
+            ({"ep_len": np.array(LENGTHS), "ep_offset": np.array([0, 4, 7])}, [], 0),
+        ],
+    )
+    def test_each_episode_loses_its_own_spare_action(self, source, tmp_path, suffix, marks, options, spare):
+        write_concatenated(source / f"a{suffix}", LENGTHS, **marks)
+        expected = [
+            (f"a{suffix}/episode_{e:06d}", list(range(a, b)), [t + spare for t in range(a, b - 1)],
+             list(range(a, b)), [100 + t + spare for t in range(a, b - 1)])
+            for e, (a, b) in enumerate([(0, 4), (4, 7), (7, 12)])
+        ]  # fmt: skip
+        assert summary(run(source, tmp_path / "out", *options)) == expected
+
+    def test_actions_without_spare_ones_belong_to_their_episodes(self, source, tmp_path):
+        steps = np.float32([0, 1, 2, 4, 5, 7, 8, 9, 10])
+        write_concatenated(source / "a.npz", LENGTHS, ep_len=LENGTHS, actions=steps, rewards=steps)
+        found = run(source, tmp_path / "out").values()
+        assert [e["actions"][:, 0].tolist() for e in found] == [[0, 1, 2], [4, 5], [7, 8, 9, 10]]
+
+    @pytest.mark.parametrize(
+        ("marks", "message"),
+        [
+            ({"terminals": ENDS, "ep_len": np.array([6, 6])}, "its ep_len and terminals disagree about where"),
+            ({"dones": 0 * ENDS + 1}, "its dones end an episode in several rows in a row"),
+            ({"terminals": np.array([{}] * 12)}, "its terminals is unreadable"),
+        ],
+    )
+    def test_layouts_that_are_ambiguous_are_refused(self, source, tmp_path, capfd, marks, message):
+        write_concatenated(source / "a.npz", LENGTHS, **marks)
+        with pytest.raises(SystemExit):
+            run(source, tmp_path / "out")
+        assert message in capfd.readouterr().err
+
+    def test_a_named_array_or_none_resolves_it(self, source, tmp_path):
+        write_concatenated(source / "a.npz", LENGTHS, terminals=ENDS, ep_len=np.array([6, 6]))
+        by_name = run(source, tmp_path / "named", "--ends_key", "terminals").values()
+        assert sorted(len(e["frames"]) for e in by_name) == [3, 4, 5]
+        assert len(run(source, tmp_path / "none", "--ends_key", "none")["a.npz"]["frames"]) == 12
+
+    def test_broken_episode_does_not_cost_the_others(self, source, tmp_path):
+        actions = np.arange(12, dtype=np.float32)
+        actions[5] = np.nan
+        write_concatenated(source / "a.npz", [4, 3, 1, 4], ep_len=[4, 3, 1, 4], actions=actions)
+        assert set(run(source, tmp_path / "out")) == {"a.npz/episode_000000", "a.npz/episode_000003"}
+        listed = (tmp_path / "out" / "skipped.txt").read_text()
+        assert "a.npz/episode_000001\tactions has values that are not finite" in listed
+        assert "a.npz/episode_000002\tit has 1 frames" in listed
+
+    def test_nested_actions_are_no_demonstrations_of_their_own(self, source, tmp_path):
+        write_robomimic(source / "low.hdf5", [1, 2])
+        with h5py.File(source / "low.hdf5", "a") as file:
+            for demo in ("demo_1", "demo_2"):
+                file[f"data/{demo}/obs/actions"] = file[f"data/{demo}/actions"][()] + 1000
+                file[f"data/{demo}/dones"] = np.arange(5 + int(demo[-1])) > 3  # success lasts
+        found = run(source, tmp_path / "out", "--frames_key", "obs/agentview_image")
+        assert {name: episode["actions"][0, 0] for name, episode in found.items()} == {
+            "low.hdf5/data/demo_1": 10,
+            "low.hdf5/data/demo_2": 20,
+        }
+
+    def test_two_arrays_of_actions_are_named(self, source, tmp_path, capfd):
+        write_npz(source / "a.npz", 1, actions=np.zeros((6, 2)))
+        with pytest.raises(SystemExit):
+            run(source, tmp_path / "out")
+        assert "it has both actions and action; name one with --actions_key" in capfd.readouterr().err
+
+    def test_first_actions_of_zero_are_pointed_out(self, source, tmp_path, caplog):
+        actions = np.arange(12) * (1 - np.roll(ENDS, 1))
+        write_concatenated(source / "a.npz", LENGTHS, is_first=np.roll(ENDS, 1), actions=actions)
+        run(source, tmp_path / "out")
+        assert "check whether --spare_action first is right" in caplog.text
+
+
 class TestBrokenData:
+    def test_objects_that_nobody_needs_do_not_cost_a_file(self, source, tmp_path):
+        write_npz(source / "a.npz", 1, infos=np.array([{}] * 6))
+        assert set(run(source, tmp_path / "out")) == {"a.npz"}
+
+    def test_external_bytes_are_not_read(self, source, tmp_path, capfd):
+        (tmp_path / "secret").write_bytes(bytes(6 * 16 * 16 * 3))
+        with h5py.File(source / "a.hdf5", "w") as file:
+            file["actions"] = np.zeros((6, 2))
+            file.create_dataset("image", (6, 16, 16, 3), np.uint8, external=str(tmp_path / "secret"))
+        with pytest.raises(SystemExit):
+            run(source, tmp_path / "out")
+        assert "no array of images" in capfd.readouterr().err
+
+    def test_image_of_another_size_costs_its_episode(self, source, tmp_path):
+        for number in (1, 2):
+            write_act(source / f"episode_{number}.hdf5", number, compressed=True)
+        with h5py.File(source / "episode_1.hdf5", "a") as file:
+            small = jpeg(np.zeros((8, 8, 3), np.uint8))
+            file["observations/images/top"][3, : len(small)] = small
+        assert set(run(source, tmp_path / "out")) == {"episode_2.hdf5"}
+        assert "row 3 of its images is 8 x 8 pixels" in (tmp_path / "out" / "skipped.txt").read_text()
+
     def test_what_does_not_read_or_fit_is_listed_and_the_rest_imported(self, source, tmp_path, caplog):
         write_npz(source / "good.npz", 1)
         whole = (source / "good.npz").read_bytes()
@@ -226,6 +353,9 @@ class TestBrokenData:
             (["{tmp}/source/more", "{tmp}/out", "--fps", "10"], "There is no episode file in"),
             (["{tmp}/source", "{tmp}/source", "--fps", "10"], "exists and is not empty"),
             (["{tmp}/source", "{tmp}/out", "--fps", "0"], "fps is 0.0"),
+            (["{tmp}/source", "{tmp}/out", "--fps", "inf"], "fps is inf"),
+            (["{tmp}/source", "{tmp}/out", "--fps", "nan"], "fps is nan"),
+            (["{tmp}/source", "{tmp}/out", "--fps", "10", "--ends_key", "x"], "it has no x (--ends_key), only"),
             (["{tmp}/source", "{tmp}/out", "--fps", "10", "--num_shards", "0"], "num_shards is 0"),
             (["{tmp}/source", "{tmp}/out", "--fps", "10", "--frames_key", "x"], "it has no x (--frames_key), only"),
             (["{tmp}/source", "{tmp}/out"], "--fps"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import math
 import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +22,7 @@ from tqdm.auto import tqdm
 
 from ..configuration_vjepa2 import check
 from ..video_io import read_image
+from .boundaries import NO_ENDS, find_starts, kind_of
 from .shards import write_shards
 from .video_writing import encode_video
 
@@ -33,7 +36,8 @@ REWARD_KEYS = ("rewards", "reward")
 IMAGE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG")  # the first bytes of a JPEG and of a PNG file
 # Raised by numpy, zipfile, h5py and PyAV for truncated or mislabeled files and for images that cannot be encoded
 BROKEN = (
-    OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error, av.FFmpegError,
+    OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, MemoryError, zipfile.BadZipFile,
+    zlib.error, av.FFmpegError,
 )  # fmt: skip
 
 
@@ -47,6 +51,9 @@ class ImportOptions:
     actions_key: str | None = None
     states_key: list[str] | None = None
     """Several states are concatenated."""
+    ends_key: str | None = None
+    """Array that flags the last row of each episode; "none": one group of actions is one episode; None: all arrays
+    that `boundaries` knows."""
     spare_action: Literal["last", "first"] = "last"
     """Which action to drop where there are as many actions as frames."""
     height: int | None = None
@@ -54,12 +61,20 @@ class ImportOptions:
     crf: int = 10
     """x264's quality, 0 (best) to 51."""
     num_shards: int = 8
+    frames_setting: str = "--frames_key"
+    """What errors call `frames_key`."""
 
     def __post_init__(self):
         for name, least in (("num_shards", 1), ("height", 2), ("crf", 0)):
             value = getattr(self, name)
-            check(value is None or value >= least, f"{name} is {value}, but at least {least} is expected.")
-        check(self.fps > 0, f"fps is {self.fps}, but a positive number of frames per second is expected.")
+            fits = value is None or (isinstance(value, int) and value >= least)
+            check(fits, f"{name} is {value!r}, but a whole number of at least {least} is expected.")
+        check_fps(self.fps)
+
+
+def check_fps(fps: Any) -> None:
+    fits = isinstance(fps, (int, float)) and 0 < fps < math.inf
+    check(fits, f"fps is {fps!r}, but a positive number of frames per second is expected.")
 
 
 def import_episodes(source: str | os.PathLike, output_dir: str | os.PathLike, options: ImportOptions) -> int:
@@ -104,20 +119,36 @@ def _import_rows(files: list[Path], source: Path, options: ImportOptions, skippe
     columns = None
     for path in tqdm(files, unit="file", desc="importing"):
         file = path.name if source.is_file() else path.relative_to(source).as_posix()
-        try:
-            with _open_arrays(path) as arrays:
-                for episode, actions in _find_episodes(arrays, options.actions_key).items():
-                    name = f"{file}/{episode}".rstrip("/")
-                    try:
-                        row = {**_read_episode(arrays, episode, actions, options), "episode_id": name}
-                        columns = columns or _widths(row)
-                        check(_widths(row) == columns, f"it has {_widths(row)}, but the ones before had {columns}")
-                    except BROKEN as error:
-                        _skip(skipped, name, error)
-                    else:
-                        yield row
-        except BROKEN as error:
-            _skip(skipped, file, error)
+        for name, read in _episodes_of(path, file, options, skipped):
+            try:
+                row = {**read(), "episode_id": name}
+                columns = columns or _widths(row)
+                check(_widths(row) == columns, f"it has {_widths(row)}, but the ones before had {columns}")
+            except BROKEN as error:
+                _skip(skipped, name, error)
+            else:
+                yield row
+
+
+def _episodes_of(
+    path: Path, file: str, options: ImportOptions, skipped: dict[str, str]
+) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """(name, function that reads its row) of each episode of a file."""
+    try:
+        with _open_arrays(path) as arrays:
+            groups = _find_groups(arrays, options.actions_key)
+            for prefix, actions in groups.items():
+                name = f"{file}/{prefix}".rstrip("/")
+                try:
+                    group = _Group(arrays, prefix, actions, options, is_alone=len(groups) == 1)
+                except BROKEN as error:
+                    _skip(skipped, name, error)
+                    continue
+                for number in range(len(group.starts)):
+                    episode = name if len(group.starts) == 1 else f"{name}/episode_{number:06d}"
+                    yield episode, functools.partial(group.read, number)
+    except BROKEN as error:
+        _skip(skipped, file, error)
 
 
 def _skip(skipped: dict[str, str], name: str, error: Exception) -> None:
@@ -143,59 +174,146 @@ def _open_arrays(path: Path) -> Iterator[Mapping[str, Any]]:
     """The arrays of a file by their path in it; those of HDF5 are read where they are indexed."""
     if path.suffix.lower() in NPZ_EXTENSIONS:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            arrays = dict(_npz_arrays(file))
         yield arrays
         return
     h5py = _import_h5py()
     with h5py.File(path, "r") as file:
         arrays = {}
-        file.visititems(lambda name, item: arrays.update({name: item} if isinstance(item, h5py.Dataset) else {}))
+
+        def add(name: str, item: Any) -> None:
+            # External storage is bytes of any other file
+            if isinstance(item, h5py.Dataset) and item.shape is not None and not item.external:
+                arrays[name] = item
+
+        file.visititems(add)
         yield arrays
 
 
-def _find_episodes(arrays: Mapping[str, Any], actions_key: str | None) -> dict[str, str]:
-    """Paths of the episodes ("" or "data/demo_0/") -> paths of their actions."""
+def _npz_arrays(file: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of an npz file without pickled objects, which usually are infos."""
+    for name in file.files:
+        try:
+            yield name, file[name]
+        except ValueError as error:
+            check("pickle" in str(error) and not kind_of(name), f"its {name} is unreadable ({error})")
+            logger.debug("%s is left out (%s)", name, error)
+
+
+def _find_groups(arrays: Mapping[str, Any], actions_key: str | None) -> dict[str, str]:
+    """Paths of the groups with actions ("" or "data/demo_0/") -> paths of their actions.
+
+    Groups inside of others are not among them: `demo_0/obs/actions` belongs to `demo_0/actions`.
+    """
     found = {}
     for key in (actions_key,) if actions_key else ACTION_KEYS:
         for name in sorted(arrays, key=_natural):
             if name == key or name.endswith(f"/{key}"):
-                found.setdefault(name.removesuffix(key), name)
+                found.setdefault(name.removesuffix(key), []).append(name)
     wanted, others = actions_key or " or ".join(ACTION_KEYS), ", ".join(sorted(arrays)[:8]) or "nothing"
     check(found, f"it has no {wanted}, only {others}; name --actions_key")
-    return found
+    outer = {prefix: names for prefix, names in found.items() if not _is_inside(prefix, found)}
+    for names in outer.values():
+        check(len(names) == 1, f"it has both {' and '.join(names)}; name one with --actions_key")
+    return {prefix: name for prefix, (name,) in outer.items()}
 
 
-def _read_episode(arrays: Mapping[str, Any], episode: str, actions: str, options: ImportOptions) -> dict[str, Any]:
-    """The row of an episode; a ValueError says what does not fit."""
-    images = arrays[_frames_name(arrays, episode, options.frames_key)]
-    expected = "uint8 (T, H, W, 3) or (T, 3, H, W), or one JPEG or PNG per frame"
-    check(_are_images(images), f"its frames are {images.dtype} {tuple(images.shape)}; expected {expected}")
-    num_frames = len(images)
-    check(num_frames > 1, f"it has {num_frames} frames, but one step needs 2")
-    row = {"actions": _read_steps(arrays, actions, num_frames, options.spare_action)}
-    keys = options.states_key or [key for key in STATE_KEYS if episode + key in arrays][:1]
-    states = [_read_numbers(arrays, _existing(arrays, episode + key, "--states_key")) for key in keys]
-    lengths = [len(values) for values in states]
-    check({num_frames}.issuperset(lengths), f"its states have {str(lengths)[1:-1]} rows for {num_frames} frames")
-    if states:
-        row["proprio_states"] = np.concatenate(states, axis=1)
-    rewards = next((episode + key for key in REWARD_KEYS if episode + key in arrays), None)
-    if rewards:
-        row["rewards"] = _read_steps(arrays, rewards, num_frames, options.spare_action)
-        count = row["rewards"].shape[1]
-        check(count == 1, f"{rewards} has {count} values per step, but a reward is one number")
-        row["rewards"] = row["rewards"][:, 0]
-    video = encode_video(_decode_frames(images, options.height), options.fps, crf=options.crf)
-    return {**row, "video": {"bytes": video, "path": None}, "fps": options.fps}
+def _is_inside(prefix: str, groups: Collection[str]) -> bool:
+    return any(prefix != group and prefix.startswith(group) for group in groups)
 
 
-def _frames_name(arrays: Mapping[str, Any], episode: str, frames_key: str | None) -> str:
-    if frames_key:
-        return _existing(arrays, episode + frames_key, "--frames_key")
+class _Group:
+    """A group of arrays that holds one episode, or several one after another; a ValueError says what does not fit.
+
+    Attributes:
+        starts: first frame of each episode, int64 (E,).
+    """
+
+    def __init__(self, arrays: Mapping[str, Any], prefix: str, actions: str, options: ImportOptions, is_alone: bool):
+        self.arrays, self.prefix, self.options = arrays, prefix, options
+        self.images = arrays[_frames_name(arrays, prefix, options)]
+        expected = "uint8 (T, H, W, 3) or (T, 3, H, W), or one JPEG or PNG per frame"
+        found = f"its frames are {self.images.dtype} {tuple(self.images.shape)}"
+        check(_are_images(self.images), f"{found}; expected {expected}")
+        self.num_frames = len(self.images)
+        check(self.num_frames > 1, f"it has {self.num_frames} frames, but one step needs 2")
+        self.starts = find_starts(self._marks(is_alone), self.num_frames, options.ends_key)
+        self.steps = {"actions": actions}
+        rewards = next((prefix + key for key in REWARD_KEYS if prefix + key in arrays), None)
+        if rewards:
+            self.steps["rewards"] = rewards
+        for name in self.steps.values():
+            self._check_steps(name)
+        self._check_spare_action()
+        keys = options.states_key or [key for key in STATE_KEYS if prefix + key in arrays][:1]
+        self.states = [_existing(arrays, prefix + key, "--states_key") for key in keys]
+        lengths = [(*arrays[name].shape, None)[0] for name in self.states]
+        found = f"its states have {str(lengths)[1:-1]} rows for {self.num_frames} frames"
+        check({self.num_frames}.issuperset(lengths), found)
+
+    def _marks(self, is_alone: bool) -> dict[str, np.ndarray]:
+        """Arrays that mark boundaries: in the group, or anywhere in a file with one group."""
+        named = self.options.ends_key
+        if named is not None:
+            if named == NO_ENDS:
+                return {}
+            return {named: self.arrays[_existing(self.arrays, self.prefix + named, "--ends_key")][()]}
+        known = [name for name in self.arrays if kind_of(name) and (is_alone or name.startswith(self.prefix))]
+        # A single value is a note on the whole file
+        return {name: self.arrays[name][()] for name in known if self.arrays[name].shape}
+
+    def _check_spare_action(self) -> None:
+        """Warns if the data looks as if each action were stored with the frame that it led to."""
+        actions = self.arrays[self.steps["actions"]]
+        if self.options.spare_action == "first" or len(actions) < self.num_frames or len(self.starts) < 2:
+            return
+        edges = (self.starts, np.append(self.starts[1:], self.num_frames) - 1)
+        first, last = (any(np.any(actions[row]) for row in rows) for rows in edges)
+        if last and not first:
+            logger.warning(
+                "%s is zero in the first row of every episode, as in files that store each action with the frame that "
+                "it led to: check whether --spare_action first is right", self.steps["actions"],
+            )  # fmt: skip
+
+    def _check_steps(self, name: str) -> None:
+        shape, expected = self.arrays[name].shape, (self.num_frames, self.num_frames - len(self.starts))
+        check(shape, f"{name} is a single number, but one row per frame is needed")
+        several = f" in {len(self.starts)} episodes" if len(self.starts) > 1 else ""
+        found = f"{name} has {shape[0]} rows for {self.num_frames} frames{several}"
+        check(shape[0] in expected, f"{found}, but {expected[0]} or {expected[1]} are needed")
+
+    def read(self, number: int) -> dict[str, Any]:
+        """The row of an episode."""
+        start, stop = self.starts[number], [*self.starts[1:], self.num_frames][number]
+        check(stop - start > 1, f"it has {stop - start} frames, but one step needs 2")
+        row = {column: self._read_steps(name, number, start, stop) for column, name in self.steps.items()}
+        if self.states:
+            states = [_read_numbers(self.arrays, name, start, stop) for name in self.states]
+            row["proprio_states"] = np.concatenate(states, axis=1)
+        if "rewards" in row:
+            count = row["rewards"].shape[1]
+            name = self.steps["rewards"]
+            check(count == 1, f"{name} has {count} values per step, but a reward is one number")
+            row["rewards"] = row["rewards"][:, 0]
+        frames = _decode_frames(self.images, range(start, stop), self.options.height)
+        video = encode_video(frames, self.options.fps, crf=self.options.crf)
+        return {**row, "video": {"bytes": video, "path": None}, "fps": self.options.fps}
+
+    def _read_steps(self, name: str, number: int, start: int, stop: int) -> np.ndarray:
+        """An array with one row per step; the spare row of the episode is dropped where there is one per frame."""
+        if len(self.arrays[name]) < self.num_frames:
+            return _read_numbers(self.arrays, name, start - number, stop - number - 1)
+        first = self.options.spare_action == "first"
+        return _read_numbers(self.arrays, name, start + first, stop - 1 + first)
+
+
+def _frames_name(arrays: Mapping[str, Any], episode: str, options: ImportOptions) -> str:
+    if options.frames_key:
+        return _existing(arrays, episode + options.frames_key, options.frames_setting)
     names = sorted(name for name in arrays if name.startswith(episode) and _are_images(arrays[name]))
     keys = ", ".join(name.removeprefix(episode) for name in names)
     found = f"several arrays of images, {keys}" if names else "no array of images"
-    check(len(names) == 1, f"it has {found}; name one with --frames_key")
+    check(len(names) == 1, f"it has {found}; name one with {options.frames_setting}")
     return names[0]
 
 
@@ -204,20 +322,9 @@ def _existing(arrays: Mapping[str, Any], name: str, option: str) -> str:
     return name
 
 
-def _read_steps(arrays: Mapping[str, Any], name: str, num_frames: int, spare: str) -> np.ndarray:
-    """An array with one row per step; the spare row is dropped where there is one per frame."""
-    values = _read_numbers(arrays, name)
-    found = f"{name} has {len(values)} rows for {num_frames} frames"
-    if len(values) == num_frames:
-        values = values[:-1] if spare == "last" else values[1:]
-    check(len(values) == num_frames - 1, f"{found}, but as many or one less is needed")
-    return values
-
-
-def _read_numbers(arrays: Mapping[str, Any], name: str) -> np.ndarray:
-    """An array as float32, one row per frame or step."""
-    values = np.asarray(arrays[name][()], np.float32)
-    check(values.ndim > 0, f"{name} is a single number, but one row per frame is needed")
+def _read_numbers(arrays: Mapping[str, Any], name: str, start: int, stop: int) -> np.ndarray:
+    """Rows of an array as float32, (rows, numbers)."""
+    values = np.asarray(arrays[name][start:stop], np.float32)
     check(np.isfinite(values).all(), f"{name} has values that are not finite (NaN or infinite)")
     return values.reshape(len(values), -1)
 
@@ -241,14 +348,18 @@ def _to_bytes(row: Any) -> bytes:
     return row if isinstance(row, bytes) else np.asarray(row).tobytes()
 
 
-def _decode_frames(images: Any, height: int | None) -> Iterator[np.ndarray]:
-    """uint8 (H, W, 3) RGB frames, read one at a time; taller ones are resized to `height`."""
-    compressed = _are_compressed(images)
-    for frame in images:
+def _decode_frames(images: Any, rows: Iterable[int], height: int | None) -> Iterator[np.ndarray]:
+    """uint8 (H, W, 3) RGB frames of one size, read one at a time; taller ones are resized to `height`."""
+    compressed, size = _are_compressed(images), None
+    for number in rows:
+        frame = images[number]
         if compressed:
             frame = read_image(_to_bytes(frame))
         elif frame.shape[-1] != 3:
             frame = frame.transpose(1, 2, 0)
+        size = size or frame.shape
+        changed = f"row {number} of its images is {frame.shape[1]} x {frame.shape[0]} pixels"
+        check(frame.shape == size, f"{changed}, but the rows before are {size[1]} x {size[0]}")
         if height is not None and frame.shape[0] > height:
             width = max(2, 2 * round(frame.shape[1] * height / frame.shape[0] / 2))
             image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
