@@ -12,9 +12,9 @@ Files (.hdf5, .h5, .npz) are searched recursively. Unless an option names its ke
     states    the first of `proprio_states`, `observations/qpos`, `qpos`, `proprio`. Several keys are concatenated.
     rewards   `rewards` or `reward`.
 
-Keys are relative to the episode. Action arrays inside of an episode's group belong to it. T frames need T-1 actions and
-rewards. Of T actions the last one is dropped, because no frame shows its effect. `--spare_action first` drops the first
-one, for files that store each action with the frame it led to (Dreamer).
+Keys are relative to the episode. Action arrays inside of an episode's group belong to it. T frames need T-1 actions
+and rewards. Of T actions the last one is dropped, because no frame shows its effect. `--spare_action first` drops the
+first one, for files that store each action with the frame it led to (Dreamer).
 
 A group may hold several episodes one after another (OGBench, D4RL). They are split where arrays such as `terminals`,
 `timeouts`, `dones`, `truncated`, `is_first`, `is_last`, `ep_len`, `ep_offset`, `episode_ends`, `ep_idx` or `step_idx`
