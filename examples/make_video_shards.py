@@ -1,123 +1,80 @@
 """Converts a folder of video files, of any size and codec, to parquet shards for training.
 
     python examples/make_video_shards.py SOURCE_DIR OUT_DIR [--height 256] [--num_proc 2]
+    python examples/make_video_shards.py SOURCE_DIR OUT_DIR --num_shards 400 --shard_index 7 --resume  # 1 job of 400
 
 The folder is searched recursively. Each video is re-encoded (h264, `--height` pixels high, a key frame every 12
 frames, no sound) into a row with `video`, `path`, `fps` and `num_frames`. If every video lies in one of several class
-folders, the row has a `label`. `--seed` determines the random order of rows. Unreadable files are listed in
-OUT_DIR/skipped.txt. OUT_DIR appears only when it is complete.
+folders, the row has a `label`. `--seed` determines the random order of rows. Every shard appears when it is complete:
+an interrupted job continues with `--resume`, and jobs with other shards may run at the same time. When all shards are
+there, unreadable files are listed in OUT_DIR/skipped.txt.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
+import functools
 import logging
-import multiprocessing
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-import av
 import numpy as np
-from datasets import ClassLabel, Features, Value, Video
 from tqdm.auto import tqdm
 
 from vjepa2_hf.configuration_vjepa2 import check
-from vjepa2_hf.data.shards import find_videos, write_shards
-from vjepa2_hf.data.video_writing import transcode_video
+from vjepa2_hf.data import ingest
+from vjepa2_hf.data.video_shards import ShardPlan, check_out_dir, finish, make_shard, run_in_order, write_shard
 from vjepa2_hf.training.settings import exit_on_user_error
-from vjepa2_hf.video_io import VideoDecodeError
 
 
-logger = logging.getLogger("make_video_shards")
-
-
-def transcode(job: tuple[Path, int]) -> tuple[Path, tuple[bytes, int, float] | None, str]:
-    """One file: path, (mp4, frames, fps) or None, and the reason for skipping it."""
-    path, height = job
-    try:
-        return path, transcode_video(path, height=height), ""
-    except av.FFmpegError as error:  # of encoding; decoding raises VideoDecodeError
-        reason = f"it cannot be encoded at a height of {height} pixels ({error})"
-    except (VideoDecodeError, OSError) as error:
-        reason = str(error)
-    return path, None, " ".join(reason.split())
-
-
-def run_in_order(jobs: list, num_proc: int) -> Iterator:
-    """Runs `transcode` on the jobs in several processes, in order, with few results in memory."""
-    if num_proc == 1 or len(jobs) == 1:
-        yield from map(transcode, jobs)
-        return
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    if method == "forkserver":
-        context.set_forkserver_preload(["vjepa2_hf.data.shards"])  # imported once for all processes
-    with ProcessPoolExecutor(num_proc, mp_context=context) as pool:
-        waiting = collections.deque()
-        try:
-            for job in jobs:
-                waiting.append(pool.submit(transcode, job))
-                if len(waiting) > 2 * num_proc:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise OSError("A worker process died, perhaps out of memory; try a smaller --num_proc.") from error
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def make_rows(results: Iterable, source_dir: Path, has_classes: bool, skipped: dict[str, str]) -> Iterator[dict]:
-    """Rows of the readable videos; reasons for the others go into `skipped`."""
-    for path, encoded, reason in results:
-        name = path.relative_to(source_dir)
-        if encoded is None:
-            skipped[str(name)] = reason
-            logger.warning("skipped %s: %s", name, reason)
-            continue
-        mp4, num_frames, fps = encoded
-        row = {"video": {"bytes": mp4, "path": None}, "path": str(name), "fps": fps, "num_frames": num_frames}
-        yield row | ({"label": name.parts[0]} if has_classes else {})
+def make_plan(args: argparse.Namespace) -> ShardPlan:
+    files = ingest.list_files(args.source_dir, args.file_list)
+    # Files in a folder are similar, and a stream reads rows in the order written here
+    files = [files[i] for i in np.random.default_rng(args.seed).permutation(len(files))]
+    parts = [Path(ingest.name_of(path, args.source_dir)).parts for path in files]
+    classes = sorted({part[0] for part in parts})
+    has_classes = len(classes) > 1 and all(len(part) > 1 for part in parts)
+    num_shards = min(args.num_shards, len(files))
+    return ShardPlan(
+        files, args.source_dir, args.out_dir, args.height, num_shards, tuple(classes) if has_classes else ()
+    )
 
 
 def make_shards(args: argparse.Namespace) -> None:
-    source_dir = args.source_dir
-    files = find_videos(source_dir)
-    # Files in a folder are similar, and a stream reads rows in the order written here
-    files = [files[i] for i in np.random.default_rng(args.seed).permutation(len(files))]
-    numbers = {"fps": Value("float32"), "num_frames": Value("int32")}
-    features = {"video": Video(decode=False), "path": Value("string"), **numbers}
-    parts = [path.relative_to(source_dir).parts for path in files]
-    classes = sorted({part[0] for part in parts})
-    has_classes = len(classes) > 1 and all(len(part) > 1 for part in parts)
-    if has_classes:
-        features["label"] = ClassLabel(names=classes)
-
-    skipped: dict[str, str] = {}
-    results = run_in_order([(path, args.height) for path in files], args.num_proc)
-    results = tqdm(results, total=len(files), unit="video", desc="encoding")
-    rows = make_rows(results, source_dir, has_classes, skipped)
-    write_shards(rows, args.out_dir, Features(features), args.num_shards, skipped)
+    plan = make_plan(args)
+    check_out_dir(plan, may_hold_shards=bool(args.shard_index or args.resume))
+    chosen = [shard for shard in args.shard_index or range(plan.num_shards) if shard < plan.num_shards]
+    left = plan.missing(chosen)
+    if args.shard_index and len(left) < len(chosen) and not args.resume:
+        done = plan.path(next(shard for shard in chosen if shard not in left)).name
+        raise FileExistsError(f"{done} is there already; add --resume to make only the missing shards.")
+    files = sum(len(plan.files_of(shard)) for shard in left)
+    if args.ray:
+        shards = ingest.run_on_ray(functools.partial(make_shard, plan), left)
+        for _ in tqdm(shards, total=len(left), unit="shard", desc="encoding"):
+            pass
+    else:
+        jobs = [(path, args.height) for shard in left for path in plan.files_of(shard)]
+        results = iter(tqdm(run_in_order(jobs, args.num_proc), total=files, unit="video", desc="encoding"))
+        for shard in left:
+            write_shard(plan, shard, results)
+    finish(plan)
 
 
 @exit_on_user_error
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source_dir", type=Path, help="folder of video files, searched recursively")
-    parser.add_argument("out_dir", type=Path, help="new folder for the shards")
+    parser.add_argument("out_dir", type=Path, help="folder for the shards")
     parser.add_argument("--height", type=int, default=256, help="of the stored videos, in pixels, even (default: 256)")
     parser.add_argument("--num_proc", type=int, default=2, help="processes (default: 2)")
-    parser.add_argument("--num_shards", type=int, default=16, help="maximum number of files (default: 16)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the rows (default: 0)")
+    ingest.add_job_options(parser, num_shards=16)
     args = parser.parse_args(arguments)
-    for name in ("height", "num_proc", "num_shards"):
+    for name in ("height", "num_proc"):
         check(getattr(args, name) > 0, f"--{name} is {getattr(args, name)}, but it must be positive.")
     check(args.height % 2 == 0, f"--height is {args.height}, but h264 needs an even number; try {args.height + 1}.")
     check(args.seed >= 0, f"--seed is {args.seed}, but it must not be negative.")
+    ingest.check_job_options(args)
     make_shards(args)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from datasets import load_dataset
 
+from vjepa2_hf.data import video_shards
 from vjepa2_hf.data.clips import ClipStream
 from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.video_io import VideoReader
@@ -119,3 +120,89 @@ def test_a_wrong_call_ends_in_one_sentence(source, tmp_path, capfd, arguments, m
     errors = capfd.readouterr().err
     assert message in errors and "Traceback" not in errors
     assert not (tmp_path / "out").exists()
+
+
+def make(source, out, *options) -> None:
+    make_video_shards.main([str(source), str(out), "--height", "16", "--num_proc", "1", *map(str, options)])
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_job_array_with_a_killed_job_writes_the_shards_of_one_job(source, tmp_path, monkeypatch, caplog):
+    (source / "b" / "two.MP4").unlink()  # 8 pixels wide at this height: FFmpeg's scaling then differs by run
+    (source / "b" / "two.mp4").write_bytes(encode_video(np.full((20, 20, 30, 3), 90, np.uint8), fps=10))
+    caplog.set_level("INFO")
+    make(source, tmp_path / "one", "--num_shards", 2)
+    out = tmp_path / "array"
+    with monkeypatch.context() as patch:
+
+        class Killed(BaseException):
+            pass
+
+        def stops(job, transcode=video_shards.transcode):
+            if stops.calls:
+                raise Killed
+            stops.calls += 1
+            return transcode(job)
+
+        stops.calls = 0
+        patch.setattr(video_shards, "transcode", stops)
+        with pytest.raises(Killed):
+            make(source, out, "--num_shards", 2, "--shard_index", 0)
+    (out / ".data-00000-of-00002.parquet.9.tmp").write_bytes(b"what a kill leaves")
+    assert not list(out.glob("data-*"))
+    make(source, out, "--num_shards", 2, "--shard_index", 1)
+    assert "1 of 2 shards are in" in caplog.text and "missing: 0" in caplog.text
+    make(source, out, "--num_shards", 2, "--shard_index", 0, "--resume")
+    assert contents(out) == contents(tmp_path / "one")
+
+
+def test_resume_leaves_finished_shards_as_they_are(source, tmp_path, monkeypatch, capfd):
+    (source / "b" / "two.MP4").unlink()  # as above
+    out = tmp_path / "out"
+    make(source, out, "--num_shards", 2)
+    whole = contents(out)
+    (out / "data-00001-of-00002.parquet").unlink()
+    kept = (out / "data-00000-of-00002.parquet").stat().st_mtime_ns
+    make(source, out, "--num_shards", 2, "--resume")
+    assert contents(out) == whole
+    assert (out / "data-00000-of-00002.parquet").stat().st_mtime_ns == kept
+    for options, message in (
+        (["--num_shards", 2], "is not empty"),
+        (["--num_shards", 2, "--shard_index", 0], "is there already; add --resume"),
+        (["--num_shards", 3, "--resume"], "is of a job with other num_shards"),
+        (["--num_shards", 2, "--resume", "--seed", 1], "is of a job with other files_in_order"),
+        (["--num_shards", 2, "--shard_index", 2], "--shard_index is 2; expected 0 to 1"),
+        (["--num_shards", 0], "--num_shards is 0"),
+    ):
+        with pytest.raises(SystemExit):
+            make(source, out, *options)
+        assert message in capfd.readouterr().err
+    assert contents(out) == whole
+
+
+def test_a_file_list_names_the_videos(source, tmp_path, capfd, caplog):
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"a/one.mp4\n\nb/c/three.mp4\n{source}/a/one.mp4\n./a/one.mp4\nnowhere.mp4\n")
+    make(source, tmp_path / "out", "--file_list", listed)
+    assert sorted(rows(tmp_path / "out")) == ["a/one.mp4", "b/c/three.mp4"]
+    assert "more than once" in caplog.text
+    assert (tmp_path / "out" / "skipped.txt").read_text().startswith("nowhere.mp4\tThere is no video file")
+    listed.write_bytes(b"\xff\xfe")
+    for path, message in ((listed, "is not a text file in UTF-8"), (tmp_path / "none", "There is no file list")):
+        with pytest.raises(SystemExit):
+            make(source, tmp_path / "other", "--file_list", path)
+        assert message in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_ray_data_writes_the_same_shards(source, tmp_path):
+    pytest.importorskip("ray", reason="needs the extra `ray`")
+    (source / "b" / "two.MP4").unlink()  # as above
+    make(source, tmp_path / "one", "--num_shards", 2)
+    command = [sys.executable, SCRIPT, source, tmp_path / "ray", "--height", "16", "--num_shards", "2", "--ray"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "ray") == contents(tmp_path / "one")

@@ -78,31 +78,61 @@ def write_shards(
 
 def _write_files(rows: Iterable[dict], folder: Path, features: Features, num_shards: int) -> int:
     check(num_shards > 0, f"num_shards is {num_shards}, but at least 1 shard must be written.")
-    schema = features.arrow_schema
-    video_columns = [name for name, feature in features.items() if isinstance(feature, Video)]
-    writers, pending, total = [], [[] for _ in range(num_shards)], 0
+    files, total = [], 0
     try:
         for total, row in enumerate(rows, start=1):
             shard = (total - 1) % num_shards
-            if shard == len(writers):
-                # Video is compressed already
-                writers.append(pq.ParquetWriter(folder / f"data-{shard:05d}.parquet", schema, compression="none"))
-            # datasets drops a video's bytes if a file of the same name exists in the working folder
-            videos = {name: row[name] for name in video_columns}
-            encoded = features.encode_example({**row, **{name: {"bytes": b"", "path": None} for name in videos}})
-            pending[shard].append({**encoded, **videos})
-            if len(pending[shard]) == _ROWS_PER_GROUP:
-                writers[shard].write_table(pa.Table.from_pylist(pending[shard], schema=schema))
-                pending[shard] = []
-        for writer, rest in zip(writers, pending):
-            if rest:
-                writer.write_table(pa.Table.from_pylist(rest, schema=schema))
+            if shard == len(files):
+                files.append(_ParquetFile(folder / f"data-{shard:05d}.parquet", features))
+            files[shard].add(row)
     finally:
-        for writer in writers:
-            writer.close()
-    for shard in range(len(writers)):
-        os.replace(folder / f"data-{shard:05d}.parquet", folder / f"data-{shard:05d}-of-{len(writers):05d}.parquet")
+        for file in files:
+            file.close()
+    for shard in range(len(files)):
+        os.replace(folder / f"data-{shard:05d}.parquet", folder / f"data-{shard:05d}-of-{len(files):05d}.parquet")
     return total
+
+
+def write_parquet(
+    rows: Iterable[dict[str, Any]], path: Path, features: Features, note: Callable[[], dict[str, str]] = dict
+) -> None:
+    """Writes rows, as for `write_shards`, to one file. `note` gives further metadata after the last row."""
+    file = _ParquetFile(path, features)
+    try:
+        for row in rows:
+            file.add(row)
+        file.flush()
+        file.writer.add_key_value_metadata(note())
+    finally:
+        file.writer.close()
+
+
+class _ParquetFile:
+    """A parquet file that is written in groups of rows."""
+
+    def __init__(self, path: Path, features: Features):
+        self.features, self.schema, self.pending = features, features.arrow_schema, []
+        self.video_columns = [name for name, feature in features.items() if isinstance(feature, Video)]
+        self.writer = pq.ParquetWriter(path, self.schema, compression="none")  # video is compressed already
+
+    def add(self, row: dict[str, Any]) -> None:
+        # datasets drops a video's bytes if a file of the same name exists in the working folder
+        videos = {name: row[name] for name in self.video_columns}
+        without = {name: {"bytes": b"", "path": None} for name in videos}
+        self.pending.append({**self.features.encode_example({**row, **without}), **videos})
+        if len(self.pending) == _ROWS_PER_GROUP:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.pending:
+            self.writer.write_table(pa.Table.from_pylist(self.pending, schema=self.schema))
+            self.pending = []
+
+    def close(self) -> None:
+        try:
+            self.flush()
+        finally:
+            self.writer.close()
 
 
 _OPEN_READERS: weakref.WeakSet = weakref.WeakSet()

@@ -80,6 +80,9 @@ def transcode_video(source: bytes | str | os.PathLike, height: int = 256, crf: i
                 width = max(2, 2 * round(height * aspect / 2))
                 stream = _add_stream(container, (height, width), reader.fps, crf, 12, "yuv420p", "veryfast")
                 stream.codec_context.time_base = _TIME_BASE
+                if stream.codec.name == "libx264":
+                    # At small widths its macroblock tree reads memory that nobody wrote: bytes would change by run
+                    stream.options = {**stream.options, "mbtree": "0"}
                 method = Interpolation.AREA if height < frame.height else Interpolation.BICUBIC
             image = reformatter.reformat(frame, width, height, stream.pix_fmt, interpolation=method, threads=1)
             last_pts = max(last_pts + 1, round(start / _TIME_BASE))
