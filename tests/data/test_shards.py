@@ -9,7 +9,7 @@ import pytest
 from builders import CLIP_FEATURES, numbered_video, write_numbered_shards
 from datasets import Video, load_dataset
 
-from vjepa2_hf.data import shards as shards_module
+from vjepa2_hf.data import shard_files
 from vjepa2_hf.data.clips import ClipStream
 from vjepa2_hf.data.shards import ShardSource, open_stream, write_shards
 
@@ -69,7 +69,7 @@ class TestShards:
         (tmp_path / "runs").mkdir()
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(
-            shards_module, "load_dataset_builder", lambda name: pytest.fail(f"{name} was asked of the Hub")
+            shard_files, "load_dataset_builder", lambda name: pytest.fail(f"{name} was asked of the Hub")
         )
         with pytest.raises(FileNotFoundError, match="at 'runs/shards': no such folder or file"):
             ClipStream("runs/shards", 4, crop_size=8)

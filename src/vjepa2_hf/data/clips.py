@@ -143,7 +143,7 @@ class ClipStream(torch.utils.data.IterableDataset):
         saved, given = len(state["sources"]), len(self.sources)
         check(saved == given, f"The state is of {saved} sources, but the data has {given}.")
         for source, position in zip(self.sources, state["sources"]):
-            if position["fingerprint"] != source.fingerprint:
+            if not source.has_fingerprint(position["fingerprint"]):
                 logger.warning(
                     "the shards of %s have changed since the checkpoint (%d now): this is no exact continuation, "
                     "epoch %d starts again", source.data, len(source.shards), position["epoch"],

@@ -1,4 +1,4 @@
-"""Shards of videos or images, written and read row by row with `datasets`, without decoding.
+"""Shards of videos or images, written and read row by row, without decoding.
 
     write_shards -> parquet shards
     ShardSource  <- parquet or webdataset shards, a folder of videos or images, local or on the Hub
@@ -10,27 +10,29 @@ The state of a stream is three numbers (epoch, position, row), so that it resume
 from __future__ import annotations
 
 import atexit
-import glob
+import contextlib
+import functools
+import hashlib
 import itertools
 import logging
 import os
 import tarfile
 import weakref
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Features, IterableDataset, Video, load_dataset, load_dataset_builder
-from datasets.exceptions import DatasetsError
+from datasets import Features, Video
 
 from ..configuration_vjepa2 import check
-from ..video_io import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from ..video_io import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, ReadLimits
 from .files import staged_folder
-from .lerobot import is_hub_id
+from .shard_files import ShardNames, files_in, find_shards, open_url, url_state
+from .shard_rows import BadRows, confined, is_url, read_parquet, read_tar, standard_row
 
 
 logger = logging.getLogger(__name__)
@@ -140,18 +142,17 @@ _OPEN_READERS: weakref.WeakSet = weakref.WeakSet()
 
 @atexit.register
 def _close_readers() -> None:
-    # Endless streams are still open at exit; datasets must close them before its modules are gone
+    # Endless streams are still open at exit; files must be closed before the modules of their readers are gone
     for rows in list(_OPEN_READERS):
         rows.close()
 
 
 _FILE_COLUMNS = {"videos": "video", "images": "image"}  # column of the kinds whose shards are plain files
-_EXTENSIONS = {
-    "parquet": (".parquet",), "webdataset": (".tar",), "videos": VIDEO_EXTENSIONS, "images": IMAGE_EXTENSIONS
-}  # fmt: skip
-_SHARD_ERRORS = (
-    OSError, ValueError, RuntimeError, TypeError, KeyError, DatasetsError, pa.ArrowException, tarfile.TarError
-)  # fmt: skip
+_ROW_ERRORS = (ValueError, TypeError, KeyError, OSError)  # of one row
+_SHARD_ERRORS = (*_ROW_ERRORS, RuntimeError, EOFError, zlib.error, pa.ArrowException, tarfile.TarError)
+_CHECKED_SHARDS = 4096  # whose ends are part of the fingerprint; more would take seconds to open
+_CHECKED_URLS = 64
+_END_BYTES = 2**14  # of a file; a parquet footer has sizes, positions and statistics of all columns
 
 
 class Skip(NamedTuple):
@@ -165,51 +166,85 @@ class Skip(NamedTuple):
 
 
 class ShardSource:
-    """The shards behind `data`, read row by row with `datasets` (streaming), without decoding.
+    """The shards behind `data`, read row by row, without decoding.
 
     Args:
-        data: a folder or glob of parquet or webdataset (.tar) shards or of video or image files, one such file, or a
-            dataset of the Hub. Folders are searched recursively, links included, hidden files and folders excluded.
-            Files of several kinds are refused.
+        data: a folder or glob of parquet or webdataset (.tar) shards or of video or image files, one such file, a
+            list of "path label" lines (.csv or .txt), a URL of a folder (s3://bucket/folder), or a dataset of the
+            Hub. Folders are searched recursively, links included, hidden files and folders excluded. Files of
+            several kinds are refused.
+        limits: what rows may cost and reach; None: the defaults of `ReadLimits`.
 
     Attributes:
         kind: "parquet", "webdataset", "videos" or "images".
         shards: paths or URLs, sorted. A video or image file is a shard of one row.
+        root: the folder or URL that rows may name files in.
         skipped: reasons by name of the skipped shards and rows.
     """
 
-    def __init__(self, data: str | os.PathLike):
-        self.data = os.fspath(data)
-        self.kind, self.shards = _find_shards(self.data)
+    def __init__(self, data: str | os.PathLike, limits: ReadLimits | None = None):
+        self.data, self.limits = os.fspath(data), limits or ReadLimits()
+        found = find_shards(self.data, self.limits)
+        self.kind, self.root, self._list = found.kind, found.root, found.rows
+        self.shards: Sequence[str] = ShardNames(found.shards)
         self.skipped: dict[str, str] = {}
         self._new_skips: list[Skip] = []
-        self._row_counts: dict[int, int] = {}  # of completely read shards
-        self._datasets: dict[int, IterableDataset] = {}
+        self._row_counts = [0, 0]  # shards read completely, and their rows
 
-    def read(self, shard: int, first_row: int = 0) -> Iterator[tuple[int, dict]]:
-        """(row number, row) of a shard. An unreadable shard is skipped, counted and logged."""
-        rows = self._read(shard, first_row)
+    def read(
+        self, shard: int, first_row: int = 0, is_wanted: Callable[[int], bool] = lambda row: True
+    ) -> Iterator[tuple[int, dict]]:
+        """(row number, row) of a shard, of the rows with wanted numbers. Unreadable rows, or an unreadable shard, are
+        skipped, counted and logged."""
+        rows = self._read(shard, first_row, is_wanted)
         _OPEN_READERS.add(rows)
         return rows
 
-    def _read(self, shard: int, first_row: int) -> Iterator[tuple[int, dict]]:
-        number = first_row - 1
+    def _read(self, shard: int, first_row: int, is_wanted: Callable[[int], bool]) -> Iterator[tuple[int, dict]]:
+        path, number = self.shards[shard], first_row - 1
+
+        def find(named: str) -> str:
+            # Whoever passes a list of files passes these
+            is_listed = self.kind in _FILE_COLUMNS and not is_url(named)
+            return named if is_listed else confined(named, path, self.root, self.limits)
+
         try:
-            if self.kind in _FILE_COLUMNS:
-                rows = [{_FILE_COLUMNS[self.kind]: {"path": self.shards[shard], "bytes": None}}][first_row:]
-            else:
-                rows = self._dataset(shard)
-                rows = rows.skip(first_row) if first_row else rows
-                # Unlike `iter`, plain iteration splits shards among DataLoader workers a second time
-                rows = ({name: values[0] for name, values in batch.items()} for batch in rows.iter(batch_size=1))
-            for number, row in enumerate(rows, start=first_row):
-                yield number, _standard_row(row, self.shards[shard])
-            self._row_counts[shard] = number + 1
+            for number, row in self._rows(shard, first_row, is_wanted):
+                name = self.row_name(shard, number, None)
+                try:
+                    if isinstance(row, BadRows):
+                        raise ValueError(row.reason)
+                    name = self.row_name(shard, number, row.get("path"))
+                    standard = standard_row(row, find, self.limits)
+                except _ROW_ERRORS as error:
+                    bad = row if isinstance(row, BadRows) else BadRows("")
+                    self.skip(name + (f" ({bad.name})" if bad.name else ""), str(error), bad.count)
+                    continue
+                yield number, standard
+            self._row_counts = [self._row_counts[0] + 1, self._row_counts[1] + number + 1]
         except _SHARD_ERRORS as error:
             # The number of lost rows is estimated from the other shards
-            counts = list(self._row_counts.values())
-            usual = round(sum(counts) / len(counts)) if counts else 0
-            self.skip(self.shards[shard], f"the shard is unreadable ({error})", max(usual - number - 1, 1), True)
+            usual = round(self._row_counts[1] / max(self._row_counts[0], 1))
+            self.skip(path, f"the shard is unreadable ({error})", max(usual - number - 1, 1), True)
+
+    def _rows(self, shard: int, first_row: int, is_wanted: Callable[[int], bool]) -> Iterator[tuple[int, Any]]:
+        path = self.shards[shard]
+        if self.kind in _FILE_COLUMNS:
+            if first_row == 0 and is_wanted(0):
+                yield 0, self._file_row(shard, path)
+        elif self.kind == "parquet":
+            with contextlib.nullcontext(path) if not is_url(path) else open_url(path) as file:
+                yield from read_parquet(file, first_row, is_wanted, self.limits)
+        else:
+            with open_url(path) as file:
+                yield from read_tar(file, path, first_row, is_wanted, self.limits)
+
+    def _file_row(self, shard: int, path: str) -> dict | BadRows:
+        row = self._list[shard] if self._list is not None else {}
+        if "problem" in row:
+            return BadRows(row["problem"])
+        kind = "image" if path.lower().endswith(IMAGE_EXTENSIONS) else "video"
+        return {**row, kind: {"path": path, "bytes": None}}
 
     def skip(self, name: str, reason: str, rows: int = 1, is_shard: bool = False) -> None:
         """Counts a shard or row as skipped, and logs it the first time."""
@@ -224,25 +259,51 @@ class ShardSource:
         taken, self._new_skips = self._new_skips, []
         return taken
 
-    @property
-    def fingerprint(self) -> int:
-        """A number that changes with the names of the shards, which determine the reading order."""
-        return zlib.crc32("\n".join(os.path.basename(shard) for shard in self.shards).encode())
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash that changes with the names and contents of the shards, which determine what a position means.
+
+        It has the sizes of all local files and the ends of up to 4096 of them, evenly spread, which hold the footers
+        of parquet files; of shards at URLs, what the server says of up to 64.
+        """
+        digest, remote = hashlib.sha256(str(self.names_fingerprint).encode()), is_url(self.root)
+        checked = set(np.linspace(0, len(self.shards) - 1, _CHECKED_URLS if remote else _CHECKED_SHARDS).astype(int))
+        for number, shard in enumerate(self.shards):
+            if not is_url(shard):
+                digest.update(_file_state(shard, number in checked))
+            elif number in checked and self.kind not in _FILE_COLUMNS:
+                digest.update(url_state(shard).encode())
+        return f"contents-{digest.hexdigest()[:24]}"
+
+    @functools.cached_property
+    def names_fingerprint(self) -> int:
+        """A number that changes with the names of the shards: the fingerprint of version 0.1."""
+        checksum = 0
+        for number, shard in enumerate(self.shards):
+            checksum = zlib.crc32((("\n" if number else "") + os.path.basename(shard)).encode("utf-8", "surrogateescape"), checksum)
+        return checksum
+
+    def has_fingerprint(self, fingerprint: str | int) -> bool:
+        """Whether a saved fingerprint, also of version 0.1, is that of these shards."""
+        return fingerprint == (self.names_fingerprint if isinstance(fingerprint, int) else self.fingerprint)
 
     def row_name(self, shard: int, row: int, path: str | None = None) -> str:
         if self.kind in _FILE_COLUMNS:
             return self.shards[shard]
         return f"{self.shards[shard]}, row {row}" + (f" ({path})" if path else "")
 
-    def _dataset(self, shard: int) -> IterableDataset:
-        if shard not in self._datasets:
-            path = self.shards[shard]
-            if self.kind == "parquet":  # load_dataset("parquet") would use the network
-                dataset = IterableDataset.from_parquet(path)
-            else:
-                dataset = load_dataset(self.kind, data_files={"train": [path]}, split="train", streaming=True)
-            self._datasets[shard] = dataset.decode(False)  # Video(decode=False): bytes, without torchcodec
-        return self._datasets[shard]
+
+def _file_state(path: str, with_end: bool) -> bytes:
+    """The size and the last bytes of a file; b"" if there is none."""
+    try:
+        size = os.stat(path).st_size
+        if not with_end:
+            return f"{size} ".encode()
+        with open(path, "rb") as file:
+            file.seek(max(0, size - _END_BYTES))
+            return f"{size} ".encode() + file.read(_END_BYTES)
+    except OSError:
+        return b""
 
 
 def open_stream(
@@ -272,89 +333,23 @@ def open_stream(
     split_rows = len(order) < world_size
     mine = order if split_rows else order[rank::world_size]
     for position in range(first[0], len(mine)):
-        for row_number, row in source.read(int(mine[position]), first[1] if position == first[0] else 0):
+        shard, first_row = int(mine[position]), first[1] if position == first[0] else 0
+
+        def is_mine(row: int, shard: int = shard) -> bool:
             # The shard's index splits shards of one row, too
-            if not split_rows or (row_number + int(mine[position]) + epoch) % world_size == rank:
-                yield position, int(mine[position]), row_number, row
+            return not split_rows or (row + shard + epoch) % world_size == rank
 
-
-def files_in(folder: str) -> Iterator[str]:
-    """The files below a folder, without hidden ones. Links are followed; every folder is read once."""
-    seen = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        # Sorted, so that of two paths to a folder the same one is always used
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if os.path.realpath(root) in seen:
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(root))
-        yield from (os.path.join(root, name) for name in names if not name.startswith("."))
+        for row_number, row in source.read(shard, first_row, is_mine):
+            yield position, shard, row_number, row
 
 
 def find_videos(source_dir: Path) -> list[Path]:
     """The video files below a folder, by their extensions, sorted."""
     if not source_dir.is_dir():
         raise FileNotFoundError(f"There is no folder {str(source_dir)!r}; give a folder that holds video files.")
-    files = sorted(path for path in source_dir.rglob("*") if path.suffix.lower() in VIDEO_EXTENSIONS)
-    files = [path for path in files if path.is_file() and not path.name.startswith(".")]
+    files = sorted(path for path in map(Path, files_in(source_dir)) if path.suffix.lower() in VIDEO_EXTENSIONS)
+    files = [path for path in files if path.is_file()]
     if not files:
         known = " ".join(VIDEO_EXTENSIONS)
         raise FileNotFoundError(f"There is no video file in {str(source_dir)!r}; known extensions are {known}.")
     return files
-
-
-def _is_table_of_files(found: dict[str, list[str]]) -> bool:
-    """Whether there is a parquet file with paths of videos or images, which may then lie beside it."""
-    try:
-        return not {"video", "image"}.isdisjoint(pq.read_schema(found["parquet"][0]).names)
-    except (KeyError, OSError, pa.ArrowException):  # no parquet file, or an unreadable one
-        return False
-
-
-def _find_shards(data: str) -> tuple[str, list[str]]:
-    if os.path.isdir(data):
-        files = list(files_in(data))
-    else:
-        files = [file for file in glob.glob(data, recursive=True) if os.path.isfile(file)]
-    found = {kind: [file for file in files if file.lower().endswith(end)] for kind, end in _EXTENSIONS.items()}
-    found = {kind: sorted(paths) for kind, paths in found.items() if paths}
-    if len(found) > 1 and not _is_table_of_files(found):
-        counts = " and ".join(f"{kind} ({len(paths)}, like {paths[0]!r})" for kind, paths in found.items())
-        raise ValueError(f"{data!r} holds several kinds of files: {counts}; give one, like 'FOLDER/**/*.mp4'.")
-    if found:
-        return next(iter(found.items()))
-    problem = None
-    if any(file.lower().endswith((".hdf5", ".h5", ".npz")) for file in files):
-        problem = f"{data!r} holds HDF5 or npz files; import them as shards with examples/import_episodes.py."
-    elif os.path.exists(data):
-        problem = f"There is no parquet file, .tar shard, video or image in {data!r}; see make_video_shards.py."
-    elif not is_hub_id(data):
-        problem = f"There is no data at {data!r}: no such folder or file; give a folder, a glob or a Hub dataset."
-    if problem:
-        raise FileNotFoundError(problem)
-    try:
-        builder = load_dataset_builder(data)
-    except Exception as error:  # of the network, the Hub or datasets
-        problem = f"There is no data at {data!r}, and it cannot be opened as a dataset of the Hub ({error})."
-        raise FileNotFoundError(problem) from error
-    splits = builder.config.data_files or {}
-    kind = {"videofolder": "videos", "imagefolder": "images"}.get(builder.name, builder.name)
-    if kind not in _EXTENSIONS or not splits:
-        expected = "parquet, webdataset, videofolder or imagefolder"
-        raise ValueError(f"The dataset {data!r} is {builder.name!r}; expected {expected}.")
-    return kind, sorted(splits["train"] if "train" in splits else next(iter(splits.values())))
-
-
-def _standard_row(row: dict, shard: str) -> dict:
-    """The row with its video as "video" or its image as "image"; relative paths start at the shard."""
-    for name, extensions in (("video", VIDEO_EXTENSIONS), ("image", IMAGE_EXTENSIONS)):
-        # webdataset names a column by the file's extension
-        column = name if name in row else next((key for key in row if f".{key.lower()}" in extensions), None)
-        if column is not None:
-            media = row[column]
-            path = media.get("path") if isinstance(media, dict) and media.get("bytes") is None else media
-            if isinstance(path, str) and "://" not in path and not os.path.isabs(path):
-                beside = os.path.join(os.path.dirname(shard), path)
-                media = beside if os.path.isfile(beside) else path
-            return {**row, "video": None, name: media}
-    raise ValueError(f"it has no column 'video' or 'image', only {sorted(row)}")
