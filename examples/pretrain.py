@@ -87,6 +87,7 @@ def build_loader(config: PretrainConfig, model, accelerator: Accelerator) -> Sta
         seed=config.seed,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
+        limits=config.limits,
     )
     samplers = build_mask_samplers(config.masks)
     collator = MaskCollator(samplers, encoder.patch_size, encoder.tubelet_size, seed=config.seed, with_names=True)

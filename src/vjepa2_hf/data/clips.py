@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from ..configuration_vjepa2 import check
-from ..video_io import VideoReader, read_image
+from ..video_io import ReadLimits, VideoReader, read_image
 from ..video_processing_vjepa2 import RandomResizedClip
 from .sampling import FrameSampler, FramesCurriculum
 from .shards import ShardSource, open_stream
@@ -83,6 +83,7 @@ class ClipStream(torch.utils.data.IterableDataset):
         seed: with the epoch, it determines the order of shards and all randomness.
         rank, world_size: of the process.
         epochs: None never ends.
+        limits: what rows may cost and reach; None: the defaults of `ReadLimits`.
 
     Raises:
         ValueError: a setting out of range; while reading, an epoch of a source without a single clip, or more rows
@@ -102,6 +103,7 @@ class ClipStream(torch.utils.data.IterableDataset):
         rank: int = 0,
         world_size: int = 1,
         epochs: int | None = None,
+        limits: ReadLimits | None = None,
     ):
         curriculum = frames_per_clip if isinstance(frames_per_clip, FramesCurriculum) else None
         counts = {"clips_per_video": clips_per_video, "world_size": world_size, "epochs": epochs}
@@ -114,7 +116,8 @@ class ClipStream(torch.utils.data.IterableDataset):
         check(has_size, "ClipStream got neither crop_size nor transform; give one, so that clips have one size.")
         if max_skipped_fraction is not None and not 0 <= max_skipped_fraction <= 1:
             raise ValueError(f"max_skipped_fraction is {max_skipped_fraction}, but a fraction lies in 0 to 1.")
-        self.sources, self.weights = _open_sources(data)
+        self.sources, self.weights = _open_sources(data, limits)
+        self.limits = limits
         if len(self.sources) > 1 and curriculum and curriculum.by == "epoch":
             raise ValueError("A frames curriculum by epoch needs one source: several count epochs apart; use steps.")
         self.frames_per_clip, self.frame_sampler = frames_per_clip, frame_sampler or FrameSampler()
@@ -170,13 +173,15 @@ class ClipStream(torch.utils.data.IterableDataset):
         yield from _Reader(self, self._state, *((worker.id, worker.num_workers) if worker else (0, 1))).clips()
 
 
-def _open_sources(data: str | os.PathLike | Sequence[DataSource]) -> tuple[list[ShardSource], list[float]]:
+def _open_sources(
+    data: str | os.PathLike | Sequence[DataSource], limits: ReadLimits | None
+) -> tuple[list[ShardSource], list[float]]:
     if isinstance(data, (str, os.PathLike)):
         data = [DataSource(os.fspath(data))]
     check(data, "There is no data source; give a folder, or a list with at least one path and weight.")
     for path, weight in ((source.path, source.weight) for source in data):
         check(0 < weight < math.inf, f"The weight of {path!r} is {weight}, but it must be positive and finite.")
-    return [ShardSource(source.path) for source in data], [source.weight for source in data]
+    return [ShardSource(source.path, limits) for source in data], [source.weight for source in data]
 
 
 class _Reader:
@@ -301,10 +306,10 @@ class _Reader:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         lengths = [self._num_frames(ahead, epoch) for ahead in range(len(clips))]
         if row["video"] is None and row.get("image") is not None:
-            frames = torch.from_numpy(read_image(row["image"])).permute(2, 0, 1)[None]
+            frames = torch.from_numpy(read_image(row["image"], self.stream.limits)).permute(2, 0, 1)[None]
             indices = [torch.zeros(length, dtype=torch.int64) for length in lengths]
             return list(zip(seeds, generators, [(frames, None)] * len(clips), indices))
-        with VideoReader(row["video"]) as reader:
+        with VideoReader(row["video"], self.stream.limits) as reader:
             sampler = self.stream.frame_sampler
             indices = [sampler(reader, length, generator) for length, generator in zip(lengths, generators)]
             wanted, inverse = np.unique(np.concatenate(indices), return_inverse=True)

@@ -56,7 +56,7 @@ class FileLabels:
 
 
 def split_of(folder: str) -> str | None:
-    """ "train", "validation" or "test" if a folder's name is that of a split, like `train`, `val2017`, `test_videos`."""
+    """ "train", "validation" or "test" if a folder has the name of a split, like `val2017` or `test_videos`."""
     match = _FOLDER.fullmatch(folder)
     return _SPLITS[match[1].lower()] if match else None
 
@@ -111,8 +111,10 @@ def _class_level(folders: Sequence[tuple[str, ...]]) -> int:
     return level
 
 
-def read_metadata(folder: str | os.PathLike, names: Iterable[str], limits: ReadLimits | None = None) -> dict[str, dict]:
-    """Columns by file, from the metadata.csv or metadata.jsonl of the folders that hold the files, as `datasets` has it.
+def read_metadata(
+    folder: str | os.PathLike, names: Iterable[str], limits: ReadLimits | None = None
+) -> dict[str, dict]:
+    """Columns by file, from the metadata.csv or metadata.jsonl in the folders above the files, as in `datasets`.
 
     Numbers in a .csv become numbers if all values of the column are.
     """
@@ -141,7 +143,9 @@ def _table(path: Path, limits: ReadLimits) -> list[dict[str, Any]]:
             rows += [] if row is None else [row]
     odd = next((row for row in rows if not isinstance(row, dict) or not row.get("file_name")), None)
     if odd is not None:
-        raise ValueError(f"A row of {str(path)!r} has no 'file_name': {odd!r:.80}; give each row the name of its file.")
+        raise ValueError(
+            f"A row of {str(path)!r} has no 'file_name': {odd!r:.80}; give each row the name of its file."
+        )
     return rows
 
 

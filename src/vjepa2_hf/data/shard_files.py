@@ -1,7 +1,7 @@
 """The files of a data set: which kind they are, their names in little memory, and URLs.
 
-    find_shards(data) -> kind, names, root
-    ShardNames        <- many names as one block of bytes
+find_shards(data) -> kind, names, root
+ShardNames        <- many names as one block of bytes
 """
 
 from __future__ import annotations

@@ -155,7 +155,10 @@ class _Member(tarfile.TarInfo):
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         extended = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
-        if self.type in (*extended, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK) and self.size > _MAX_TAR_HEADER:
+        if (
+            self.type in (*extended, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+            and self.size > _MAX_TAR_HEADER
+        ):
             raise tarfile.ReadError(f"an extended header has {self.size:,} bytes, more than {_MAX_TAR_HEADER:,}")
         return super()._proc_member(archive)
 
@@ -175,7 +178,7 @@ class _Sample:
         """Whether a video or image belongs to another sample, because this one has one with another dotted name."""
         kind = _media_kind(field)
         same = [name for name in self.media if _media_kind(name) == kind]
-        return kind is not None and "." in field and bool(same) and all("." in name for name in same)
+        return kind is not None and "." in field and bool(same) and all("." in name for name in self.media)
 
     def next_of_key(self, field: str, url: str) -> _Sample:
         """The sample that begins with `field`. It takes the files of its own dotted name."""
@@ -222,7 +225,15 @@ def read_tar(
     number, sample = -1, None
     mode = "r|*" if is_url(url) else "r:*"  # a local file is not read where no row is wanted
     with tarfile.open(fileobj=file, mode=mode, tarinfo=_Member) as archive:
-        while (member := archive.next()) is not None:
+        while True:
+            try:
+                member = archive.next()
+            except tarfile.TarError:
+                if sample is not None and number >= first_row and is_wanted(number):
+                    yield number, sample.row(url)  # its files came before the damage
+                raise
+            if member is None:
+                break
             archive.members = []  # tarfile would keep them all
             folder, _, name = member.name.rpartition("/")
             base, _, field = name.partition(".")
@@ -305,7 +316,9 @@ def standard_row(row: dict, find: Callable[[str], str], limits: ReadLimits) -> d
         if media is not None:
             return {**row, "video": None, kind: _checked(media, kind, find, limits)}
     empty = sorted(name for name, kind in kinds.items() if kind)
-    raise ValueError(f"its {empty[0]!r} is empty" if empty else f"it has no column 'video' or 'image', only {sorted(row)}")
+    raise ValueError(
+        f"its {empty[0]!r} is empty" if empty else f"it has no column 'video' or 'image', only {sorted(row)}"
+    )
 
 
 def _is_empty(media: Any) -> bool:

@@ -280,7 +280,9 @@ class ShardSource:
         """A number that changes with the names of the shards: the fingerprint of version 0.1."""
         checksum = 0
         for number, shard in enumerate(self.shards):
-            checksum = zlib.crc32((("\n" if number else "") + os.path.basename(shard)).encode("utf-8", "surrogateescape"), checksum)
+            checksum = zlib.crc32(
+                (("\n" if number else "") + os.path.basename(shard)).encode("utf-8", "surrogateescape"), checksum
+            )
         return checksum
 
     def has_fingerprint(self, fingerprint: str | int) -> bool:

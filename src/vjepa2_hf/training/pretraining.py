@@ -15,6 +15,7 @@ from ..data.clips import Augmentation, DataSource
 from ..data.sampling import FramesCurriculum
 from ..masking import PUBLISHED_MASKS
 from ..specs import check_known
+from ..video_io import ReadLimits
 from .config import TrainingConfig
 from .schedules import LearningRateSchedule, MomentumSchedule, WeightDecaySchedule
 
@@ -39,6 +40,8 @@ class PretrainConfig(TrainingConfig):
     max_skipped_fraction: float | None = 0.5
     """Largest fraction of unreadable rows of a source; above it the run stops. Each reader (a worker of a process)
     counts its own rows, from 20 on. null: no limit. Unreadable rows are logged to skipped.jsonl."""
+    limits: ReadLimits = field(default_factory=ReadLimits)
+    """What rows may cost and reach: SECURITY.md."""
 
     # Speed
     gradient_checkpointing: bool = False

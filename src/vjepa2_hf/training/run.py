@@ -61,7 +61,7 @@ logger = logging.getLogger(__name__)
 FREE_SETTINGS = (
     "output_dir", "resume", "log_every", "save_every", "keep_last", "log_with", "num_threads",
     "gradient_checkpointing", "horizons", "max_skipped_fraction", "cache_dir", "eval_every",
-    "evaluate_on",
+    "evaluate_on", "limits",
 )  # fmt: skip
 
 # What a killed run leaves in its folder; a user may keep other files and folders named `*.tmp` there
