@@ -187,7 +187,7 @@ class TestResume:
             next(iterator)
         opened = []
         original = VideoReader.__init__
-        monkeypatch.setattr(VideoReader, "__init__", lambda self, s: (opened.append(1), original(self, s))[1])
+        monkeypatch.setattr(VideoReader, "__init__", lambda self, *a: (opened.append(1), original(self, *a))[1])
         resumed = ClipStream(shards, 4, transform=raw)
         resumed.load_state_dict(stream.state_dict())
         next(iter(resumed))
