@@ -31,6 +31,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
 from vjepa2_hf.data.clips import ClipStream, MaskCollator
+from vjepa2_hf.data.elastic import redistribute
 from vjepa2_hf.data.sampling import FrameSampler
 from vjepa2_hf.data.skip_log import SkipLog
 from vjepa2_hf.masking import build_mask_samplers
@@ -152,14 +153,19 @@ class Objective:
         }
 
 
-def restore_loader(loader: StatefulDataLoader, config: PretrainConfig, rank_state: dict[str, Any]) -> None:
-    """Restores the position of a checkpoint's loader. With other workers or sources the data starts again from the
-    beginning; a frames curriculum does not allow this, because each worker counts it in batches."""
-    was, now = rank_state.get("readers"), describe_readers(config)
-    if "loader" not in rank_state:
+def restore_loader(loader: StatefulDataLoader, loop: TrainingLoop) -> None:
+    """Restores the position of a checkpoint's loader, also with other processes or workers. With other sources the
+    data starts again from the beginning; a frames curriculum does not allow this, because it counts batches."""
+    config, elastic = loop.config, "processes" in loop.rank_state
+    state = loop.rank_state["processes"][0] if elastic else loop.rank_state
+    was, now = state.get("readers", {}), describe_readers(config)
+    if "loader" not in state:
         return
-    if was == now:
-        loader.load_state_dict(rank_state["loader"])
+    if was == now and not elastic:
+        loader.load_state_dict(state["loader"])
+    elif was.get("sources") == now["sources"]:
+        states = loop.run.read_rank_states()  # every reader of this run needs those of all
+        loader.dataset.load_state_dict(redistribute([state["loader"] for state in states]))
     elif config.frames_curriculum:
         raise ValueError(
             f"frames_curriculum is counted in the batches of {was} and would restart with {now}; set these back, or "
@@ -167,6 +173,16 @@ def restore_loader(loader: StatefulDataLoader, config: PretrainConfig, rank_stat
         )
     else:
         logger.warning("the data starts again from the beginning: it was read by %s and is now read by %s", was, now)
+
+
+def open_skip_log(loop: TrainingLoop) -> SkipLog:
+    """The list of what this process has skipped. Processes that this run lacks leave theirs to the main one."""
+    rank, processes = loop.accelerator.process_index, loop.accelerator.num_processes
+    if "processes" in loop.rank_state:
+        if loop.accelerator.is_main_process:
+            SkipLog(loop.config.output_dir, loop.start).merge()
+        loop.accelerator.wait_for_everyone()
+    return SkipLog(loop.config.output_dir, loop.start, rank, processes)
 
 
 def describe_readers(config: PretrainConfig) -> dict[str, int]:
@@ -203,8 +219,8 @@ def train(config: PretrainConfig) -> None:
     # Restore what Accelerate does not
     for group in optimizer.param_groups:
         group["betas"] = config.adam_betas  # a checkpoint of another run may bring its own
-    restore_loader(loader, config, loop.rank_state)
-    skipped = SkipLog(config.output_dir, loop.start, accelerator.process_index, accelerator.num_processes)
+    restore_loader(loader, loop)
+    skipped = open_skip_log(loop)
     watch = CollapseWatch()
     for line in read_metrics(config.output_dir) if loop.start and loop.run.metrics_path.exists() else []:
         watch.update(line, config.normalize_targets, line["ema_momentum"])

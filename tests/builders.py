@@ -3,8 +3,10 @@
 import contextlib
 import functools
 import http.server
+import os
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from datasets import Features, Value, Video
 from safetensors.torch import load_file
 from torch import nn
@@ -337,6 +340,29 @@ def train_tiny_run(run, model, optimizer, steps) -> None:
         optimizer.step()
         optimizer.zero_grad()
         run.log({"step": step, "loss": loss.detach()})
+
+
+def run_group(target: Callable, *args, count: int = 2) -> None:
+    """Calls `target(rank, *args)` in processes that find each other as those of torchrun do. They are forked from
+    this one, which has imported everything."""
+    context = torch.multiprocessing.get_context("fork")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = [context.Process(target=_in_group, args=(target, rank, count, port, args)) for rank in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * count
+
+
+def _in_group(target: Callable, rank: int, count: int, port: int, args: tuple) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "localhost"}
+    target(rank, *args)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,13 +2,14 @@ import contextlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
 import pretrain
 import pytest
 import torch
-from builders import EXAMPLES
+from builders import EXAMPLES, run_group
 from pretrain import PretrainConfig, build_model_config
 from script_runs import TINY_PRETRAIN, metrics, run_pretrain, run_processes, write_square_shards
 
@@ -139,7 +140,6 @@ def test_two_processes_resume_to_the_bit(shards, tmp_path):
         ("encoder.hidden_size=32", "encoder.hidden_size=32 (was 16)"),
         ("batch_size=1", "batch_size=1 (was 2)"),
         ("seed=5", "seed=5 (was 0)"),
-        ("num_workers=1", "num_workers=1 (was 0)"),
         ("data={shards}/*.parquet", "*.parquet' (was "),
         ("max_steps=12", "max_steps=12 (was 6)"),
         ("ema.start=0.5", "ema.start=0.5 (was 0.9)"),
@@ -262,20 +262,39 @@ def test_a_run_elsewhere_with_another_number_of_sources_reads_its_data_anew(
     assert "the data starts again from the beginning: it was read by {'num_workers': 0, 'sources': 1}" in caplog.text
 
 
-class Loader:
-    """Refuses a state, as a loader of other workers does."""
+def test_a_curriculum_does_not_go_on_with_other_sources():
+    config = load_config(PretrainConfig, None, ["output_dir=a", "data=b", "frames_curriculum=[[0, 8], [5, 16]]"])
+    state = {"loader": {}, "readers": {"num_workers": 0, "sources": 2}}
+    with pytest.raises(ValueError, match="frames_curriculum is counted in the batches of .*'sources': 2"):
+        pretrain.restore_loader(None, SimpleNamespace(config=config, rank_state=state))
 
-    def load_state_dict(self, state):
-        raise AssertionError
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_run_goes_on_with_other_workers(stopped, shards, monkeypatch, caplog, num_workers, tmp_path):
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    lines = run_pretrain(monkeypatch, shards, folder, f"num_workers={num_workers}", "resume=latest")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert caplog.text.count("other processes or workers") == 1
 
 
-def test_a_loader_of_other_workers_starts_anew_but_for_a_curriculum(caplog):
-    settings, state = ["output_dir=a", "data=b", "num_workers=2"], {"loader": {}, "readers": {"num_workers": 0}}
-    pretrain.restore_loader(Loader(), load_config(PretrainConfig, None, settings), state)
-    assert "the data starts again" in caplog.text
-    settings += ["frames_curriculum=[[0, 8], [5, 16]]"]
-    with pytest.raises(ValueError, match="frames_curriculum is counted in the batches of .*'num_workers': 0"):
-        pretrain.restore_loader(Loader(), load_config(PretrainConfig, None, settings), state)
+def pretrain_in_group(rank: int, shards: Path, output_dir: Path, *overrides: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        run_pretrain(patch, shards, output_dir, *overrides)
+
+
+def test_a_run_of_two_processes_goes_on_with_one_and_one_with_two(shards, tmp_path, monkeypatch, caplog):
+    schedule = ["learning_rate.schedule=constant", "ema.schedule=constant", "resume=latest", "keep_last=null"]
+    run_group(pretrain_in_group, shards, tmp_path, *schedule, "max_steps=2")
+    with caplog.at_level("WARNING"):  # a step keeps its four clips
+        run_pretrain(monkeypatch, shards, tmp_path, *schedule, "max_steps=4", "gradient_accumulation_steps=2")
+    assert "was written by 2 processes and continues with 1" in caplog.text
+    assert "the global batch stays 4 samples" in caplog.text
+    weights = [torch.load(tmp_path / f"checkpoint-{step}/optimizer.bin")["state"][0]["step"] for step in (2, 4)]
+    assert weights == [2, 4]
+    run_group(pretrain_in_group, shards, tmp_path, *schedule, "max_steps=5")
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4, 5]
+    progress = json.loads((tmp_path / "checkpoint-5/progress.json").read_text())
+    assert progress == {"step": 5, "num_processes": 2, "global_batch_size": 4}
 
 
 def test_an_optimizer_with_other_groups_ends_in_one_sentence(stopped, shards, monkeypatch, capsys, tmp_path):

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -11,7 +10,7 @@ import time
 import pytest
 import torch
 from accelerate import Accelerator
-from builders import TinyRunConfig
+from builders import TinyRunConfig, run_group
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -175,27 +174,12 @@ def test_workers_outlive_a_signal_to_the_whole_group_and_end_with_their_loader()
     batches._workers_done_event.set()
 
 
-def processes_that_agree(rank: int, folder: str, port: int) -> None:
-    from accelerate.state import AcceleratorState, GradientState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "localhost"}
+def train_of_two(rank: int, folder) -> None:
     train(folder, {3: send(signal.SIGUSR1)} if rank == 1 else {})
 
 
 def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(tmp_path, capfd):
-    context = torch.multiprocessing.get_context("fork")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    processes = [context.Process(target=processes_that_agree, args=(rank, tmp_path, port)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(100)
-    assert [process.exitcode for process in processes] == [0, 0]
+    run_group(train_of_two, tmp_path)
     assert list(checkpoints(tmp_path)) == [3]
     assert {path.name for path in (tmp_path / "checkpoint-3").glob("rank_state*")} == {
         "rank_state_0.pt",

@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object, load
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..data.files import PARTIAL_SUFFIX, commit_folder, empty_folder, file_digest, move_aside, remove_folder, writing
+from .resuming import load_rank_state, seed_new_process
 from .settings import one_sentence
 
 
@@ -81,6 +82,7 @@ def save_checkpoint(
     rank_state: dict[str, Any] | None = None,
     keep_last: int | None = None,
     write_more: Callable[[Path], None] | None = None,
+    global_batch_size: int | None = None,
 ) -> Path:
     """Writes `checkpoint-<step>/` atomically. Every process calls it.
 
@@ -91,6 +93,7 @@ def save_checkpoint(
             Accelerate would write the data loaders of all processes to one file.
         keep_last: number of checkpoints to keep; None keeps all.
         write_more: writes further files into the folder, in the main process.
+        global_batch_size: samples per step, see `resuming`.
 
     Raises:
         OSError: the files cannot be written; earlier checkpoints stay.
@@ -106,6 +109,8 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         progress = {"step": step, "num_processes": accelerator.num_processes}
+        if global_batch_size is not None:
+            progress["global_batch_size"] = global_batch_size
         with writing(whole, ADVICE):
             (partial / PROGRESS).write_text(json.dumps(progress) + "\n")
             if write_more is not None:
@@ -185,6 +190,7 @@ def load_checkpoint(
     accelerator: Accelerator, checkpoint: str | os.PathLike, verified: bool = False
 ) -> tuple[int, dict[str, Any]]:
     """Restores model, optimizer and random states from a folder of `save_checkpoint`; returns (step, rank_state).
+    If it was saved by another number of processes, rank_state is {"processes": [rank_state of each of them]}.
 
     Args:
         verified: its digests have been compared, see `verify_checkpoint`.
@@ -192,21 +198,14 @@ def load_checkpoint(
     Raises:
         FileNotFoundError: the folder is not a checkpoint.
         DamagedCheckpoint: it is damaged.
-        ValueError: it has another number of processes or another model.
+        ValueError: it has another model.
     """
     checkpoint = Path(checkpoint)
     if not verified:
         verify_checkpoint(accelerator, checkpoint)
-    progress = read_progress(checkpoint)
-    if progress["num_processes"] != accelerator.num_processes:
-        raise ValueError(
-            f"{str(checkpoint)!r} was written by {progress['num_processes']} processes and this run has "
-            f"{accelerator.num_processes}; resuming exactly needs the same number."
-        )
-    rank, rank_state, problem = accelerator.process_index, {}, None
+    progress, rank_state, problem = read_progress(checkpoint), {}, None
     try:
-        load(checkpoint / f"random_states_{rank}.pkl")  # Accelerate ignores an unreadable file without a message
-        rank_state = torch.load(checkpoint / f"rank_state_{rank}.pt", weights_only=True)
+        rank_state = load_rank_state(accelerator, checkpoint, progress["num_processes"])
         accelerator.load_state(str(checkpoint))
     except Exception as error:  # of any type, for a truncated file
         problem = error
@@ -219,13 +218,14 @@ def load_checkpoint(
         ) from problem
     if reasons:
         raise DamagedCheckpoint(checkpoint, reasons[0]) from problem
+    seed_new_process(accelerator, progress["step"], progress["num_processes"])
     # Checkpoints lie between steps, also if that run had another number of micro-batches
     accelerator.step = 0
     return progress["step"], rank_state
 
 
 def read_progress(checkpoint: Path) -> dict[str, int]:
-    """`step` and `num_processes` of a checkpoint."""
+    """`step`, `num_processes` and, unless 0.1 wrote it, `global_batch_size` of a checkpoint."""
     path = checkpoint / PROGRESS
     if not path.is_file():
         if is_checkpoint(checkpoint):
@@ -235,7 +235,8 @@ def read_progress(checkpoint: Path) -> dict[str, int]:
         )
     try:
         progress = json.loads(path.read_text())
-        return {name: int(progress[name]) for name in ("step", "num_processes")}
+        names = ("step", "num_processes", *(["global_batch_size"] if "global_batch_size" in progress else []))
+        return {name: int(progress[name]) for name in names}
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DamagedCheckpoint(checkpoint, _reason(error)) from error
 

@@ -52,6 +52,14 @@ from .checkpoints import (
     verify_checkpoint,
 )
 from .config import TrainingConfig
+from .resuming import (
+    SPLIT_SETTINGS,
+    allow_other_split,
+    describe_other_processes,
+    global_batch_size,
+    load_rank_states,
+    past_batch_size,
+)
 from .settings import dump_yaml, load_config
 
 
@@ -61,7 +69,7 @@ logger = logging.getLogger(__name__)
 FREE_SETTINGS = (
     "output_dir", "resume", "log_every", "save_every", "keep_last", "log_with", "num_threads",
     "gradient_checkpointing", "horizons", "max_skipped_fraction", "cache_dir", "eval_every",
-    "evaluate_on", "limits",
+    "evaluate_on", "limits", "num_workers",
 )  # fmt: skip
 
 # What a killed run leaves in its folder; a user may keep other files and folders named `*.tmp` there
@@ -165,6 +173,7 @@ class Run:
         self._finished = False
         self._damaged: list[Path] = []  # checkpoints that `latest_undamaged` has passed over
         self._verified: Path | None = None
+        self.resumed: Path | None = None  # checkpoint that `resume` has restored
         check_sharding(accelerator)
         if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
             raise ValueError(
@@ -187,7 +196,7 @@ class Run:
 
     def resume(self, resume: str | None) -> tuple[int, dict[str, Any]]:
         """Restores a checkpoint; call it after `accelerator.prepare` and before the first step. Returns the optimizer
-        steps done and the rank_state of `save_checkpoint`: (0, {}) at the start.
+        steps done and the rank_state of `load_checkpoint`: (0, {}) at the start.
 
         A run resumes in its own folder with its original settings, so that it learns what it would have learned
         without the stop. Two kinds of settings may change: `FREE_SETTINGS`, and schedules (`config.schedule_settings`)
@@ -208,7 +217,7 @@ class Run:
         if checkpoint is not None:
             own = self._owns(checkpoint)
             try:
-                self._check_settings(checkpoint)
+                before = self._check_settings(checkpoint)
                 step, rank_state = load_checkpoint(self.accelerator, checkpoint, verified=True)
             except DamagedCheckpoint as error:
                 self._pass_over(error, resume)
@@ -230,7 +239,20 @@ class Run:
         self.accelerator.wait_for_everyone()  # before other processes read these files
         if step:
             logger.info("resumed %s at step %d", checkpoint, step)
+            self._describe_processes(checkpoint, before)
+        self.resumed = checkpoint
         return step, rank_state
+
+    def _describe_processes(self, checkpoint: Path, before: TrainingConfig) -> None:
+        """Says what another number of processes changes."""
+        progress, processes = read_progress(checkpoint), self.accelerator.num_processes
+        sentence = describe_other_processes(checkpoint, before, self.config, progress, processes)
+        if sentence and self.accelerator.is_main_process:
+            logger.warning(sentence)
+
+    def read_rank_states(self) -> list[dict[str, Any]]:
+        """The rank_state of every process that wrote the resumed checkpoint, by rank."""
+        return load_rank_states(self.resumed, read_progress(self.resumed)["num_processes"])
 
     def _owns(self, checkpoint: Path) -> bool:
         return checkpoint.parent.resolve() == self.output_dir.resolve()
@@ -316,31 +338,38 @@ class Run:
             onward = f"continue with resume={LATEST_UNDAMAGED}, which resumes {earlier[-1].name} and {renamed}"
         raise DamagedCheckpoint(path, error.reason, onward) from error
 
-    def _check_settings(self, checkpoint: Path) -> None:
-        """Compares the settings with the original ones of the checkpoint's run, see `resume`."""
+    def _check_settings(self, checkpoint: Path) -> TrainingConfig:
+        """Compares the settings with the original ones of the checkpoint's run, see `resume`, and returns those."""
         path = checkpoint.parent / "config.yaml"
         if not path.is_file():
             logger.warning("%s does not exist: cannot compare the settings of %s with this run's", path, checkpoint)
-            return
+            return self.config
         try:
             before = load_config(type(self.config), path)
         except ValueError as error:
             raise ValueError(f"{str(path)!r} is not a config of this script ({error}).") from error
+        progress, processes = read_progress(checkpoint), self.accelerator.num_processes
         changed = changed_settings(before, self.config)
+        changed = allow_other_split(changed, before, self.config, progress, processes)
         scheduled = {key for key in changed if key.split(".")[0] in self.config.schedule_settings}
         if scheduled:
-            steps = range(1, read_progress(checkpoint)["step"] + 1)
+            steps = range(1, progress["step"] + 1)
             if all(before.scheduled(step) == self.config.scheduled(step) for step in steps):
                 changed = {key: value for key, value in changed.items() if key not in scheduled}
         if not changed:
-            return
+            return before
         listed = ", ".join(f"{key}={now!r} (was {was!r})" for key, (was, now) in changed.items())
         if not self._owns(checkpoint):
             logger.warning("%s continues %s with other settings: %s", self.output_dir, checkpoint, listed)
-            return
+            return before
+        hint = ""
+        if changed.keys() & set(SPLIT_SETTINGS):
+            samples = past_batch_size(progress, before)
+            hint = f" {' and '.join(SPLIT_SETTINGS)} may change if a step keeps its {samples} samples."
         raise ValueError(
             f"{str(self.output_dir)!r} cannot resume: these settings differ from the original run and would have "
             f"changed its past steps: {listed}; set them back, or continue in another folder with resume={checkpoint}."
+            + hint
         )
 
     def log(self, metrics: dict[str, float | torch.Tensor | str | None]) -> None:
@@ -389,7 +418,8 @@ class Run:
                     if path.is_file():
                         sync(path)
         keep_last, write_more = self.config.keep_last, self.write_model_files
-        return save_checkpoint(self.accelerator, self.output_dir, step, rank_state, keep_last, write_more)
+        samples = global_batch_size(self.config, self.accelerator.num_processes)
+        return save_checkpoint(self.accelerator, self.output_dir, step, rank_state, keep_last, write_more, samples)
 
     def save_final(self, model: nn.Module, *processors: Any) -> Path:
         """Writes `final/` with `save_pretrained` of the model and of each processor, and the step that it is of. If a
