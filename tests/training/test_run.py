@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import subprocess
@@ -471,3 +472,30 @@ def test_final_folder_is_written_aside_and_replaces_the_old_one(tmp_path):
         final = run.save_final(accelerator.prepare(model))
     assert torch.load(final / "model.bin")["weight"].unique() == 2.0
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "final"]
+
+
+def test_two_runs_of_one_process_keep_the_lock_until_both_are_gone(tmp_path):
+    """As in a notebook, whose second cell makes the run again."""
+    probe = (
+        "import sys, filelock; lock = filelock.FileLock(sys.argv[1])\n"
+        "try:\n    lock.acquire(blocking=False)\nexcept filelock.Timeout:\n    sys.exit(3)"
+    )
+
+    def is_locked() -> bool:
+        done = subprocess.run([sys.executable, "-c", probe, str(tmp_path / ".lock")], check=False)
+        assert done.returncode in (0, 3)
+        return done.returncode == 3
+
+    first, *_ = tiny_run(tmp_path)
+    second, *_ = tiny_run(tmp_path)
+    assert is_locked()
+    del first
+    gc.collect()
+    assert is_locked()
+    other, *_ = tiny_run(tmp_path / "other")
+    del other
+    gc.collect()
+    assert is_locked()
+    del second
+    gc.collect()
+    assert not is_locked()
