@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--height", type=int, default=256, help="of the stored videos, in pixels, even (default: 256)")
     parser.add_argument("--num_proc", type=int, default=2, help="processes (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the rows (default: 0)")
-    ingest.add_job_options(parser, num_shards=16)
+    ingest.add_job_options(parser, 16, "continue in OUT_DIR: shards that are there stay as they are")
     args = parser.parse_args(arguments)
     for name in ("height", "num_proc"):
         check(getattr(args, name) > 0, f"--{name} is {getattr(args, name)}, but it must be positive.")

@@ -149,3 +149,12 @@ def test_a_failed_write_names_the_file(tmp_path):
     message = "a.bin' could not be written .disk full.; see whether the disk is full, then wait"
     with pytest.raises(OSError, match=message), writing(tmp_path / "a.bin", "wait"):
         raise RuntimeError("disk full")
+
+
+def test_a_second_writer_of_a_folder_is_refused_and_the_first_one_ends(tmp_path):
+    with staged_folder(tmp_path / "out") as first:
+        (first / "a").write_text("1")
+        with pytest.raises(OSError, match="Another process writes to '.*out'"), staged_folder(tmp_path / "out"):
+            pass
+    assert (tmp_path / "out" / "a").read_text() == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

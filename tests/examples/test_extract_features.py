@@ -1,5 +1,8 @@
 """A folder of videos becomes parquet of embeddings: equal to the encoder's, resumed, on several processes."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import extract_features
@@ -13,6 +16,7 @@ from script_runs import run_processes
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor
 from vjepa2_hf.data.parts import PartWriter
 from vjepa2_hf.data.video_writing import encode_video
+from vjepa2_hf.pipelines import feature_shards
 from vjepa2_hf.video_io import read_video
 
 
@@ -80,7 +84,7 @@ def test_what_does_not_decode_is_listed_and_the_rest_is_there(model, source, tmp
 
 
 def test_a_stopped_run_goes_on(model, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(extract_features, "PART_VIDEOS", 1)
+    monkeypatch.setattr(feature_shards, "PART_VIDEOS", 1)
     encode, calls = VJepa2Encoder.encode, []
 
     def stops(self, video, pool=None):
@@ -138,3 +142,37 @@ def test_two_processes_share_what_a_stopped_run_left(model, source, tmp_path, mo
     assert kept.stat().st_mtime_ns == written
     assert read(tmp_path / "out", tmp_path / "cache").keys() == expected(model, source).keys()
     assert (tmp_path / "out" / "skipped.txt").read_text().startswith("a/bad.mp4\t")
+
+
+def test_jobs_of_an_array_share_the_videos_and_one_may_be_repeated(model, source, tmp_path, caplog, capsys):
+    caplog.set_level("INFO")
+    out = tmp_path / "out"
+    run(model, source, out, "--num_shards", 2, "--shard_index", 1)
+    assert "1 of 2 shards are in" in caplog.text and not (out / "skipped.txt").exists()
+    for _ in range(2):
+        run(model, source, out, "--num_shards", 2, "--shard_index", 0, "--resume")
+    assert read(out, tmp_path / "cache").keys() == expected(model, source).keys()
+    assert (out / "skipped.txt").read_text().startswith("a/bad.mp4\t")
+    with pytest.raises(SystemExit):
+        run(model, source, out, "--num_shards", 3)
+    assert "holds features with other num_shards (2, now 3)" in capsys.readouterr().err
+
+
+def test_a_file_list_names_the_videos(model, source, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_text("four.mp4\nnowhere.mp4\n")
+    run(model, source, tmp_path / "out", "--file_list", listed)
+    assert {path for path, _ in read(tmp_path / "out", tmp_path / "cache")} == {"four.mp4"}
+    assert (tmp_path / "out" / "skipped.txt").read_text().startswith("nowhere.mp4\t")
+
+
+@pytest.mark.slow
+def test_ray_data_extracts_the_same_embeddings(model, source, tmp_path):
+    pytest.importorskip("ray", reason="needs the extra `ray`")
+    root = Path(extract_features.__file__).parents[1]
+    command = [sys.executable, extract_features.__file__, model, source, tmp_path / "out", "--ray"]
+    environment = {**os.environ, "PYTHONPATH": str(root / "src")}
+    subprocess.run([*map(str, command), "--num_shards", "2"], env=environment, check=True, timeout=300)
+    rows, wanted = read(tmp_path / "out", tmp_path / "cache"), expected(model, source, "clip")
+    assert rows.keys() == wanted.keys()
+    assert all(np.allclose(rows[key]["embedding"], value.numpy(), atol=1e-4) for key, value in wanted.items())

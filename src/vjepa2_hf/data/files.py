@@ -49,8 +49,19 @@ def write_aside(path: str | os.PathLike, unique: bool = False) -> Iterator[Path]
 
 @contextlib.contextmanager
 def staged_folder(folder: str | os.PathLike) -> Iterator[Path]:
-    """A new folder, see `write_aside`. One that exists and is not empty is an error."""
+    """A new folder, see `write_aside`. It is an error if it is not empty, or if another process writes it."""
     target = Path(folder)
+    lock = lock_folder(target.parent, name=f".{target.name}{LOCK}", contents=target)
+    try:
+        with _staged(target) as partial:
+            yield partial
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _staged(target: Path) -> Iterator[Path]:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{str(target)!r} exists and is not empty; choose another output folder or remove it.")
     with write_aside(target) as partial:
@@ -166,22 +177,29 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def lock_folder(folder: str | os.PathLike, wait: bool = False, reentrant: bool = False) -> FileLock:
+def lock_folder(
+    folder: str | os.PathLike,
+    wait: bool = False,
+    reentrant: bool = False,
+    name: str = LOCK,
+    contents: Path | None = None,
+) -> FileLock:
     """Locks a folder until `release()`, or until the lock or the process is gone.
 
-    The lock is the file `.lock` in the folder; if another process has it, this is an OSError. With `wait` the lock is
+    The lock is the file `name` in the folder; if another process has it, this is an OSError. With `wait` the lock is
     `<folder>.lock` beside it, so that its holder can create the folder, and the others wait. `reentrant`: the same
-    process may lock the folder again.
+    process may lock the folder again. `contents` is named in place of the folder.
     """
     folder = Path(folder)
-    path = folder.with_name(folder.name + LOCK) if wait else folder / LOCK
+    path = folder.with_name(folder.name + name) if wait else folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, thread_local=False, is_singleton=reentrant)
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
         if not wait:
-            raise OSError(f"Another process writes to {str(folder)!r}; wait for it, or stop it.") from error
+            written = os.fspath(contents or folder)
+            raise OSError(f"Another process writes to {written!r}; wait for it, or stop it.") from error
         logger.warning("another run writes to %s: waiting for it to end", folder)
         lock.acquire()
     except OSError as error:
@@ -190,12 +208,12 @@ def lock_folder(folder: str | os.PathLike, wait: bool = False, reentrant: bool =
 
 
 @contextlib.contextmanager
-def locked(folder: str | os.PathLike, state: Any = None, wait: bool = False) -> Iterator[None]:
+def locked(folder: str | os.PathLike, state: Any = None, wait: bool = False, name: str = LOCK) -> Iterator[None]:
     """Locks a folder during the block, see `lock_folder`.
 
     With `state` (an Accelerator or PartialState) all its processes call this, and the main one takes the lock.
     """
-    lock = lock_folder(folder, wait) if state is None or state.is_main_process else None
+    lock = lock_folder(folder, wait, name=name) if state is None or state.is_main_process else None
     try:
         if state is not None:
             state.wait_for_everyone()
@@ -213,8 +231,8 @@ def claim_folder(manifest: Path, description: dict[str, Any], contents: str = "f
     """
     folder = manifest.parent
     if not manifest.is_file():
-        leftovers = (LOCK, f"{manifest.name}.tmp", f".{manifest.name}.tmp")
-        if any(path.name not in leftovers for path in folder.iterdir()):
+        leftovers = (f"{manifest.name}.tmp", f".{manifest.name}.tmp")
+        if any(path.name not in leftovers and not path.name.endswith(LOCK) for path in folder.iterdir()):
             raise FileExistsError(f"{str(folder)!r} holds files, but no {contents}; choose another folder.")
         write_json(manifest, description)
         return

@@ -27,8 +27,9 @@ from .shards import find_videos
 logger = logging.getLogger(__name__)
 
 
-def add_job_options(parser: argparse.ArgumentParser, num_shards: int) -> None:
-    """The options that split a script's work among jobs; `num_shards` is the default number of parts."""
+def add_job_options(parser: argparse.ArgumentParser, num_shards: int, resume: str) -> None:
+    """The options that split a script's work among jobs. `num_shards` is the default number of parts, `resume` the
+    help of `--resume`."""
     group = parser.add_argument_group("splitting the work among jobs (docs/scale.md)")
     group.add_argument(
         "--num_shards", type=int, default=num_shards, help=f"parts of the whole job (default: {num_shards})"
@@ -36,7 +37,7 @@ def add_job_options(parser: argparse.ArgumentParser, num_shards: int) -> None:
     group.add_argument(
         "--shard_index", type=int, nargs="+", metavar="I", help="parts of this job, from 0 (default: all)"
     )
-    group.add_argument("--resume", action="store_true", help="continue in OUT_DIR: finished parts stay as they are")
+    group.add_argument("--resume", action="store_true", help=resume)
     group.add_argument(
         "--file_list", type=Path, metavar="FILE", help="paths of the videos, one per line, in place of a search"
     )
@@ -92,8 +93,8 @@ def read_note(path: Path, name: str) -> Any:
         return None
 
 
-def run_on_ray(function: Callable[[int], Any], shards: list[int]) -> Iterator[Any]:
-    """The results of `function(shard)`, computed by Ray Data tasks of one CPU each, as they end.
+def run_on_ray(function: Callable[[int], Any], shards: list[int], num_gpus: float = 0) -> Iterator[Any]:
+    """The results of `function(shard)`, computed by Ray Data tasks of one CPU and `num_gpus` GPUs each, as they end.
 
     A cluster that runs already is used (RAY_ADDRESS), else the CPUs of this machine.
     """
@@ -106,7 +107,7 @@ def run_on_ray(function: Callable[[int], Any], shards: list[int]) -> Iterator[An
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False)
     rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
-    done = rows.map(lambda row: {"result": function(row["shard"])}, num_cpus=1)
+    done = rows.map(lambda row: {"result": function(row["shard"])}, num_cpus=1, num_gpus=num_gpus)
     try:
         for row in done.iter_rows():
             yield row["result"]
