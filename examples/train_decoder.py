@@ -64,6 +64,8 @@ class DecoderTrainingConfig(TrainingConfig):
     weight_decay: float = 0.04
     gradient_clipping: float | None = 1.0
 
+    result_files = ("reconstruction_error.json", "reconstruction.png")
+
     def __post_init__(self):
         super().__post_init__()
         self.require_positive("max_episodes", "frames_per_episode")

@@ -128,6 +128,7 @@ class WorldModelTrainingConfig(TrainingConfig):
     ema: MomentumSchedule = field(default_factory=lambda: MomentumSchedule(start=0.9999))
     """Momentum of the target encoder's moving average (the two-phase recipe: 0.9999)."""
 
+    result_files = ("statistics.json", "rollout_error.json")
     schedule_settings = ("max_steps", "learning_rate", "rollout_start", "ema")
 
     def __post_init__(self):

@@ -115,6 +115,7 @@ class PolicyTrainingConfig(TrainingConfig):
     weight_decay: float = 0.01
     gradient_clipping: float | None = 1.0
 
+    result_files = ("held_out.json",)
     renamed_settings = {"goal_draws": "goal_candidates"}
 
     def __post_init__(self):
