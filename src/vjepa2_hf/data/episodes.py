@@ -89,11 +89,7 @@ def read_episodes(
     source = _open_source(data, camera, columns, limits)
     source.skipped = source.skipped if skipped is None else skipped
     count, sizes = 0, ()
-    rows = _shard_episodes(source, wanted, limits) if isinstance(source, ShardSource) else source.episodes(wanted)
-    for row in rows:
-        known, advice = ", ".join(sorted(row)), "record it with examples/record_episodes.py, or import it"
-        needed = f"{advice} with examples/import_episodes.py"
-        check("actions" in row, f"Episode {row['episode_id']} has no actions, only {known}; {needed}.")
+    for row in _wanted_rows(source, wanted):
         try:
             episode = _read_episode(row, frame_skip)
         except BAD_EPISODE as error:
@@ -183,7 +179,7 @@ def _open_source(
         if lerobot is None and value:
             ShardSource(data)  # refuses what does not exist
             raise ValueError(f"{name}={value!r} is for LeRobot datasets, but {os.fspath(data)!r} is not one.")
-    return lerobot or ShardSource(data)
+    return lerobot or ShardSource(data, limits)
 
 
 def _check_sizes(episode: dict[str, Any], sizes: tuple) -> tuple:
@@ -205,13 +201,20 @@ def _named_rows(source: ShardSource) -> Iterator[tuple[str, dict[str, Any]]]:
         yield str(row.get("episode_id") or f"{inside}, row {row_number}"), row
 
 
-def _shard_episodes(
-    source: ShardSource, wanted: Callable[[str], bool] | None, limits: ReadLimits | None
+def _wanted_rows(
+    source: ShardSource | LeRobotDataset, wanted: Callable[[str], bool] | None
 ) -> Iterator[dict[str, Any]]:
-    """The rows of all shards, with `open_video` and their names."""
+    """The rows of all episodes, with `open_video` and their names."""
+    if isinstance(source, LeRobotDataset):
+        yield from source.episodes(wanted)
+        return
     for name, row in _named_rows(source):
         if wanted is None or wanted(name):
-            yield {**row, "episode_id": name, "open_video": functools.partial(VideoReader, row["video"], limits)}
+            known, advice = ", ".join(sorted(row)), "record it with examples/record_episodes.py, or import it"
+            needed = f"{advice} with examples/import_episodes.py"
+            check("actions" in row, f"Episode {name} has no actions, only {known}; {needed}.")
+            opened = functools.partial(VideoReader, row["video"], source.limits)
+            yield {**row, "episode_id": name, "open_video": opened}
 
 
 def _read_episode(row: dict[str, Any], frame_skip: int) -> dict[str, Any]:
