@@ -18,11 +18,11 @@ endif
 # An environment given by VENV= may not have this checkout installed; examples and tests use it in any case
 export PYTHONPATH := $(CURDIR)/src$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: demo reproduce test test-all lint bench bench-full help
+.PHONY: demo reproduce test test-all faults lint bench bench-full help
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo | reproduce | test | test-all | lint | bench | bench-full   [VENV=existing environment]"
+	@echo "make demo | reproduce | test | test-all | faults | lint | bench | bench-full   [VENV=existing environment]"
 
 # The stamp is written last: an interrupted install is repeated
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -45,6 +45,10 @@ test: $(ENVIRONMENT)
 # All tests, two files at a time:                                    python -m pytest -q -n 2 --dist loadfile
 test-all: $(ENVIRONMENT)
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile
+
+# The whole fault suite (kills, power losses, full disks, ...), 20 minutes: python tests/faults/run.py
+faults: $(ENVIRONMENT)
+	$(PYTHON) tests/faults/run.py
 
 # Style and common mistakes:                                          ruff check . && ruff format --check .
 lint: $(ENVIRONMENT)

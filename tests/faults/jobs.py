@@ -1,0 +1,373 @@
+"""The scripts under test, each as a child that is forked from a process which has imported everything.
+
+    outcome = finish(start(job, folder, Fault(kill_at=9)))
+
+A job runs in its own folder and writes below it; its settings name everything relative to it, so that two folders are
+alike to the byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import importlib
+import io
+import json
+import logging
+import os
+import pickle
+import re
+import signal
+import socket
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from faults.disk import Disk, Fault
+
+from vjepa2_hf.training.run import Run
+
+
+STEPS = 3
+TIMEOUT = 60.0  # seconds: a job that takes longer hangs
+GRACE = 10.0  # seconds that a process may take after another of its run has died
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A script with its arguments. `steps`: of a training run, which continues with `resume=latest`; 0: the command is
+    repeated."""
+
+    name: str
+    script: str
+    arguments: tuple[str, ...]
+    steps: int = STEPS
+
+    @property
+    def is_training(self) -> bool:
+        return self.steps > 0
+
+    def with_arguments(self, *more: str) -> Job:
+        return dataclasses.replace(self, arguments=(*self.arguments, *more))
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How the processes of a job ended.
+
+    codes: exit codes, or minus the signal. text: stdout and stderr of each. start: the step that a training run began
+    at, if it came so far. seconds: until the last process ended.
+    """
+
+    codes: list[int]
+    text: list[str]
+    start: int | None
+    seconds: float
+    hung: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return not self.hung and not any(self.codes)
+
+    def errors(self) -> list[str]:
+        """The error lines of all processes."""
+        return [line for text in self.text for line in re.findall(r"error: .*", text)]
+
+    def problems(self) -> list[str]:
+        """What no run of ours may do, whatever happens to it."""
+        found = ["it hung"] if self.hung else []
+        for rank, text in enumerate(self.text):
+            if "Traceback (most recent call last)" in text:
+                lines = text.strip().splitlines()
+                found.append(f"process {rank} printed a traceback: {lines[-1][:200]}")
+        return found
+
+
+@dataclasses.dataclass
+class Started:
+    """The processes of a job that runs."""
+
+    pids: list[int]
+    pipes: list[int]
+    folder: Path
+    begun: float
+    codes: dict[int, int] = dataclasses.field(default_factory=dict)
+    text: dict[int, bytes] = dataclasses.field(default_factory=dict)
+
+    def poll(self) -> bool:
+        """Collects output, and processes that have ended; whether all have."""
+        for pipe in self.pipes:
+            with contextlib.suppress(BlockingIOError):
+                self.text[pipe] = self.text.get(pipe, b"") + os.read(pipe, 2**20)
+        for pid in self.pids:
+            if pid not in self.codes:
+                done, status = os.waitpid(pid, os.WNOHANG)
+                if done:
+                    self.codes[pid] = os.waitstatus_to_exitcode(status)
+        return len(self.codes) == len(self.pids)
+
+    def send(self, number: int, ranks: list[int] | None = None) -> None:
+        for rank in range(len(self.pids)) if ranks is None else ranks:
+            if self.pids[rank] not in self.codes:
+                os.kill(self.pids[rank], number)
+
+
+def aside(folder: Path, name: str) -> Path:
+    """A path beside a job's folder, for what is not part of its results."""
+    return folder.with_name(f"{folder.name}.{name}")
+
+
+def start(
+    job: Job,
+    folder: Path,
+    fault: Fault | None = None,
+    ranks: int = 1,
+    faulty: int = 0,
+    before: Callable[[], None] | None = None,
+) -> Started:
+    """Starts a job in a folder; `fault` befalls the process `faulty`. `before` runs in each process first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port, pids, pipes = _free_port() if ranks > 1 else 0, [], []
+    aside(folder, "start").unlink(missing_ok=True)
+    for rank in range(ranks):
+        ours, theirs = os.pipe()  # not a file: a limit of the size of files does not concern it
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if not pid:
+            code = 70
+            try:
+                watched = fault if rank == faulty else None
+                code = _child(job, folder, theirs, watched, rank, ranks, port, before)
+            finally:
+                os._exit(code)
+        os.close(theirs)
+        os.set_blocking(ours, False)
+        fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, 2**20)
+        pids.append(pid)
+        pipes.append(ours)
+    return Started(pids, pipes, folder, time.monotonic())
+
+
+def finish(started: Started, timeout: float = TIMEOUT, grace: float = GRACE) -> Outcome:
+    """Waits for all processes. After one has failed the others have `grace` seconds to end by themselves."""
+    failed, hung = None, False
+    while not started.poll():
+        now = time.monotonic()
+        if failed is None and any(started.codes.values()):
+            failed = now
+        if now - started.begun > timeout or (failed is not None and now - failed > grace):
+            hung = True
+            started.send(signal.SIGKILL)
+        time.sleep(0.003)
+    seconds = time.monotonic() - started.begun
+    started.poll()
+    text = [started.text.get(pipe, b"").decode(errors="replace") for pipe in started.pipes]
+    for pipe in started.pipes:
+        os.close(pipe)
+    step = aside(started.folder, "start")
+    begun = int(step.read_text()) if step.exists() else None
+    return Outcome([started.codes[pid] for pid in started.pids], text, begun, seconds, hung)
+
+
+def run(
+    job: Job, folder: Path, fault: Fault | None = None, ranks: int = 1, faulty: int = 0, **options: Any
+) -> Outcome:
+    return finish(start(job, folder, fault, ranks, faulty, **options))
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _child(
+    job: Job, folder: Path, pipe: int, fault: Fault | None, rank: int, ranks: int, port: int, before: Any
+) -> int:
+    """The script in this forked process; returns its exit code."""
+    os.dup2(pipe, 1)
+    os.dup2(pipe, 2)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    os.chdir(folder)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    warnings.resetwarnings()
+    warnings.simplefilter("ignore")
+    logging.getLogger().handlers.clear()
+    for state in (GradientState, AcceleratorState, PartialState):
+        state._shared_state.clear()
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
+    if ranks > 1:
+        shared = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in shared.items()} | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+        }
+    disk = Disk(folder, fault)
+    _note_progress(disk, aside(folder, "start") if rank == 0 else None)
+    if before is not None:
+        before()
+    if fault is not None:
+        disk.install()
+    code = _main(job)
+    if fault is not None:
+        found = {name: getattr(disk, name) for name in ("events", "marks", "operations", "used", "root")}
+        aside(folder, "disk").write_bytes(pickle.dumps(found))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+def _main(job: Job) -> int:
+    module = importlib.import_module(job.script)
+    sys.argv = [f"{job.script}.py", *job.arguments]
+    try:
+        module.main()
+    except SystemExit as error:
+        if isinstance(error.code, str):
+            sys.stderr.write(error.code + "\n")
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _note_progress(disk: Disk, path: Path | None) -> None:
+    """Writes down where a run begins, and marks each checkpoint that it has promised."""
+    resume, save, final = Run.resume, Run.save_checkpoint, Run.save_final
+
+    def noted_resume(self, *arguments, **options):
+        found = resume(self, *arguments, **options)
+        if path is not None:
+            path.write_text(str(found[0]))
+        return found
+
+    def marked_save(self, step, *arguments, **options):
+        found = save(self, step, *arguments, **options)
+        disk.mark(step)
+        return found
+
+    def marked_final(self, *arguments, **options):
+        found = final(self, *arguments, **options)
+        disk.mark("final")
+        return found
+
+    Run.resume, Run.save_checkpoint, Run.save_final = noted_resume, marked_save, marked_final
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """Events and operations of the last job in a folder that had a `Fault` and came to its end."""
+    return pickle.loads(aside(folder, "disk").read_bytes())
+
+
+# ------------------------------------------------------------------------------------------------------------- judging
+
+CLOCK = ("clips_per_second", "data_wait", "windows_per_second", "seconds")
+KEPT = {"run/notes.txt": b"mine\n", "run/work.tmp/keep.txt": b"mine\n", "run/weights.tmp": b"mine\n", "mine.tmp": b"m"}
+
+
+def plant(folder: Path, job: Job) -> None:
+    """Files of the user in a job's folder."""
+    for name, data in KEPT.items():
+        if job.is_training or not name.startswith("run/"):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+
+def lost_files(folder: Path, job: Job) -> list[str]:
+    """Planted files that are gone or changed."""
+    wrong = []
+    for name, data in KEPT.items():
+        path = folder / name
+        if (job.is_training or not name.startswith("run/")) and not (path.is_file() and path.read_bytes() == data):
+            wrong.append(f"the user's {name} was touched")
+    return wrong
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder and what it says: without what depends on the clock, and pickles by value (two pickles
+    of equal objects may refer to equal parts of them in other ways)."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and not name.endswith((".lock", "final/README.md")) and name not in KEPT:
+            found[name] = content(path)
+    return found
+
+
+def content(path: Path) -> bytes:
+    """What a file says, see `results`."""
+    data = path.read_bytes()
+    if path.suffix in (".pt", ".pkl", ".bin"):
+        with contextlib.suppress(Exception):  # of any type, for a damaged file
+            value = torch.load(io.BytesIO(data), weights_only=False)
+            if path.name.startswith("random_states"):
+                value.pop("step", None)  # micro-batches of this process since its start
+            return "\n".join(_lines(value, "")).encode()
+    if path.name == "digests.json":  # of the pickles' bytes
+        with contextlib.suppress(ValueError):
+            return " ".join(sorted(map(str, json.loads(data)))).encode()
+    if path.suffix in (".json", ".jsonl"):
+        with contextlib.suppress(ValueError):
+            objects = [json.loads(line) for line in (data.splitlines() if path.suffix == ".jsonl" else [data])]
+            kept = [
+                {name: value for name, value in one.items() if name not in CLOCK} if isinstance(one, dict) else one
+                for one in objects
+            ]
+            return json.dumps(kept).encode()
+    return data
+
+
+def _lines(value: Any, name: str) -> Iterator[str]:
+    """The leaves of nested values, one line each."""
+    if isinstance(value, dict):
+        for key in sorted(value, key=str):
+            yield from _lines(value[key], f"{name}.{key}")
+    elif isinstance(value, (list, tuple)):
+        yield f"{name} {type(value).__name__} {len(value)}"
+        for number, one in enumerate(value):
+            yield from _lines(one, f"{name}.{number}")
+    elif isinstance(value, (torch.Tensor, np.ndarray)):
+        array = np.asarray(value)
+        yield f"{name} {array.dtype} {array.shape} {array.tobytes().hex()}"
+    else:
+        yield f"{name} {value!r}"
+
+
+def differences(folder: Path, reference: dict[str, bytes]) -> list[str]:
+    """How a folder's results differ from those of the run that nothing happened to."""
+    found = results(folder)
+    names = sorted(found.keys() ^ reference.keys())
+    wrong = [f"{name} is {'missing' if name in reference else 'left over'}" for name in names]
+    return wrong + [
+        f"{name} differs" for name in sorted(found.keys() & reference.keys()) if found[name] != reference[name]
+    ]
+
+
+CHECKPOINT = re.compile(r"run/checkpoint-(\d+)/(.+)")
+
+
+def whole_checkpoints(folder: Path, known: dict[str, bytes]) -> list[int]:
+    """Steps of the checkpoints that are there with every byte of `known`, the checkpoints of a run that kept all."""
+    expected: dict[int, set[str]] = {}
+    for name in known:
+        if match := CHECKPOINT.fullmatch(name):
+            expected.setdefault(int(match[1]), set()).add(name)
+    return [
+        step
+        for step, names in sorted(expected.items())
+        if all((folder / name).is_file() and content(folder / name) == known[name] for name in names)
+    ]
