@@ -4,7 +4,8 @@
 
 Any registered environment works that renders "rgb_array" and takes bounded Box actions (with `--policy uniform` or
 `held`; an id `module:Name-v0` imports the module first). Record each environment into its own folder: folders are read
-with all their subfolders. The same arguments record the same episodes, whatever `--num_proc`.
+with all their subfolders. The same arguments record the same episodes, whatever `--num_proc`. An episode with states
+or rewards that are not finite is listed in `skipped.txt`.
 
 A row is an episode: `video` (h264 mp4), `actions` (T-1 rows of A), `fps`, `episode_id`, `proprio_states` and `states`
 (T rows each, entries of the environment's info or of a dict observation; models may see the former, probes are scored
@@ -15,9 +16,11 @@ by the latter), and with `--rewards` `rewards` (T-1). With `--labels` it has thr
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import os
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -28,12 +31,15 @@ from datasets import Features, List, Value, Video
 from tqdm.auto import tqdm
 
 from vjepa2_hf import environments
+from vjepa2_hf.data.files import write_text
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video
-from vjepa2_hf.environments.gym_tasks import make_env, read_image, read_values
+from vjepa2_hf.environments.gym_tasks import is_numbers, make_env, read_image, read_values, reset_env, step_env
 from vjepa2_hf.specs import check_at_least
-from vjepa2_hf.training.settings import exit_on_user_error
+from vjepa2_hf.training.settings import exit_on_user_error, one_sentence
 
+
+logger = logging.getLogger("record_episodes")
 
 # Twice as fast as the default at this size, and deterministic: with the macroblock tree and B-frames of slower
 # presets, x264 reads uninitialized memory for images as small as 64 pixels.
@@ -42,8 +48,9 @@ STATE_COLUMNS = {"proprio_states": "proprio_state", "states": "state"}  # defaul
 
 
 @functools.cache
-def shared_env(process: int, env_id: str, settings: str) -> gymnasium.Env:
-    """One environment per process: it cannot be pickled, and a fork loses its GPU context. `settings` are JSON."""
+def shared_env(process: int, env_id: str, settings: str, spec: str) -> gymnasium.Env:
+    """One environment per process: it cannot be pickled, and a fork loses its GPU context. `settings` are JSON; `spec`
+    is how the id is registered, which may change."""
     return make_env(env_id, **json.loads(settings))
 
 
@@ -80,11 +87,23 @@ class EpisodeRecorder:
     def env(self) -> gymnasium.Env:
         ours = {"varied_appearance": self.varied_appearance, "terminate_on_success": False} if self.is_ours else {}
         settings = {"max_episode_steps": self.length, **ours, **self.env_kwargs}
-        return shared_env(os.getpid(), self.env_id, json.dumps(settings))
+        spec = str(gymnasium.registry.get(self.env_id))
+        return shared_env(os.getpid(), self.env_id, json.dumps(settings), spec)
 
     def find_states(self, info: dict[str, Any]) -> dict[str, list[str]]:
         """Names of the entries to record, by column, from the info of a reset."""
-        return {column: [name] for column, name in STATE_COLUMNS.items() if name in info} | self.state_names
+        usual = {column: name for column, name in STATE_COLUMNS.items() if name in info and is_numbers(info[name])}
+        return {column: [name] for column, name in usual.items()} | self.state_names
+
+    def episode_id(self, number: int) -> str:
+        return f"{self.seed}-{number:06d}"
+
+    def try_record(self, number: int) -> dict[str, Any] | ValueError:
+        """The row of episode `number`, or what is wrong with it, for example a state that is not finite."""
+        try:
+            return self.record(number)
+        except ValueError as error:
+            return error
 
     def record(self, number: int) -> dict[str, Any]:
         """Records episode `number`; returns its row."""
@@ -96,22 +115,25 @@ class EpisodeRecorder:
             start = env.unwrapped.sample_starts(rng, 1)[0]
             goal = env.unwrapped.sample_starts(np.random.default_rng(0), 1)[0] if self.rewards else start
             options = {"state": start, "goal": goal}
-        observation, info = env.reset(seed=int(env_seed), options=options)
+        observation, info = reset_env(env, int(env_seed), options)
         entries, ended = self.find_states(info), False
         frames, actions, rewards, states = [], [], [], {column: [] for column in entries}
         while True:
             frames.append(read_image(env, observation))
+            if frames[-1].shape != frames[0].shape:
+                raise ValueError(f"The image changed from {frames[0].shape} to {frames[-1].shape}; expected one size.")
             for column, names in entries.items():
                 states[column].append(read_values(names, info, observation))
             if ended:
                 break
             action = policy(env.unwrapped, rng)
-            observation, reward, terminated, truncated, info = env.step(action)
-            actions.append(np.asarray(action, np.float32).reshape(-1))
-            rewards.append(float(reward))
+            actions.append(np.array(action, np.float32).reshape(-1))
+            observation, reward, terminated, truncated, info = step_env(env, action)
+            if self.rewards:
+                rewards += read_values(["reward"], {"reward": reward}).tolist()
             ended = terminated or truncated
         fps = float(env.metadata.get("render_fps") or environments.FRAMES_PER_SECOND)
-        episode_id = f"{self.seed}-{number:06d}"
+        episode_id = self.episode_id(number)
         video = {"bytes": encode_video(frames, fps=fps, preset=PRESET), "path": f"{episode_id}.mp4"}
         row = {"video": video, "actions": actions, "fps": fps, "episode_id": episode_id, **states}
         if self.rewards:
@@ -137,13 +159,25 @@ def motion_labels(states: np.ndarray) -> dict[str, int]:
     }
 
 
-def record_episodes(recorder: EpisodeRecorder, episodes: int, num_proc: int = 1) -> Iterator[dict[str, Any]]:
-    """Yields the rows of episodes 0 to `episodes` - 1, in order."""
-    if num_proc <= 1:
-        yield from map(recorder.record, range(episodes))
-        return
-    with concurrent.futures.ProcessPoolExecutor(num_proc) as pool:
-        yield from pool.map(recorder.record, range(episodes), chunksize=max(1, min(16, episodes // num_proc)))
+def record_episodes(
+    recorder: EpisodeRecorder, episodes: int, num_proc: int = 1, skipped: dict[str, str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yields the rows of episodes 0 to `episodes` - 1, in order.
+
+    A failure of the first episode is an error; later ones go into `skipped`, reasons by id, if it is given.
+    """
+    with contextlib.ExitStack() as stack:
+        run = map
+        if num_proc > 1:
+            pool = stack.enter_context(concurrent.futures.ProcessPoolExecutor(num_proc))
+            run = functools.partial(pool.map, chunksize=max(1, min(16, episodes // num_proc)))
+        for number, row in enumerate(run(recorder.try_record, range(episodes))):
+            if not isinstance(row, ValueError):
+                yield row
+            elif number == 0 or skipped is None:
+                raise row
+            else:
+                skipped[recorder.episode_id(number)] = one_sentence(row)
 
 
 def episode_features(states: Collection[str], with_rewards: bool = False, with_labels: bool = False) -> Features:
@@ -184,15 +218,23 @@ def main(arguments: list[str] | None = None) -> None:
     recorder = EpisodeRecorder(options.env, options.policy, env_kwargs=env_kwargs, state_names=state_names, **same)
     # what is wrong shows before any process starts
     environments.find_policy(options.policy, recorder.env)
-    observation, info = recorder.env.reset(seed=0)
+    observation, info = reset_env(recorder.env, seed=0)
     read_image(recorder.env, observation)
     entries = recorder.find_states(info)
+    for column, name in STATE_COLUMNS.items():
+        if name in info and column not in entries:
+            logger.warning("the environment's %r is no array of numbers: no %s are recorded", name, column)
     for names in entries.values():
         read_values(names, info, observation)
     features = episode_features(entries, options.rewards, options.labels)
-    rows = record_episodes(recorder, options.episodes, min(options.num_proc, options.episodes))
+    skipped: dict[str, str] = {}
+    rows = record_episodes(recorder, options.episodes, min(options.num_proc, options.episodes), skipped)
     progress = tqdm(rows, total=options.episodes, desc="recording", unit="episode")
     write_shards(progress, options.output, features=features, num_shards=min(options.num_shards, options.episodes))
+    if skipped:
+        lines = [f"{name}\t{reason}\n" for name, reason in skipped.items()]
+        write_text(os.path.join(options.output, "skipped.txt"), "".join(lines))
+        logger.warning("%d of %d episodes skipped, listed in skipped.txt", len(skipped), options.episodes)
 
 
 if __name__ == "__main__":

@@ -193,6 +193,60 @@ def test_what_the_environment_tells_is_checked(monkeypatch, told, settings, mess
         run_closed_loop(GymTasks("test/Counter-v0", config, range(2)), upwards)
 
 
+class ReusingCounter(Counter):
+    """Draws into one buffer, changes the action that it gets, and has an action of shape ()."""
+
+    action_space = gymnasium.spaces.Box(-0.5, 0.5, (), np.float32)
+    buffer = np.zeros((16, 16, 3), np.uint8)
+
+    def step(self, action):
+        self.value += float(action)
+        action *= 0  # in place
+        return np.float32([self.value]), 0.0, False, False, {"value": self.value}
+
+    def render(self):
+        self.buffer[:] = super().render()
+        return self.buffer
+
+
+@pytest.fixture
+def reusing():
+    gymnasium.register("test/Reusing-v0", entry_point=ReusingCounter, max_episode_steps=6)
+    yield "test/Reusing-v0"
+    del gymnasium.registry["test/Reusing-v0"]
+
+
+def test_environments_may_reuse_their_buffers(reusing):
+    config = GymTasksConfig(state=["value"], success_distance=0.01, goal_steps=3, env_kwargs={"steady": False})
+    with pytest.raises(ValueError, match="starts differently from the same seed"):  # not compared with itself
+        GymTasks(reusing, config, range(1))
+    tasks = GymTasks(reusing, GymTasksConfig(state=["value"], success_distance=0.01, goal_steps=1), range(2))
+    assert tasks.action_dim == 1 and not np.array_equal(tasks.goal_images[0], tasks.goal_images[1])
+    plan = np.full((2, 1, 1), 0.25, np.float32)
+    result = run_closed_loop(tasks, lambda _: plan.__iadd__(0.05), kept_frames=1)
+    assert np.allclose(result.actions[0, :3, 0], [0.3, 0.35, 0.4])
+    assert len(np.unique(result.frames[0].mean((1, 2, 3)))) > 2
+
+
+@pytest.mark.parametrize(
+    ("method", "returned", "message"),
+    [
+        ("reset", np.zeros(2), "reset returned ndarray: the environment 'test/Counter-v0' has the old gym interface"),
+        ("reset", (np.zeros(2), 1.0), r"reset returned \(ndarray, float\)"),
+        (
+            "step",
+            (np.zeros(2), 0.0, False, {}),
+            r"step returned other than 5 values .*and step \(observation",
+        ),
+        ("step", (np.zeros(2), 0.0, False, False, None), r"step returned \(ndarray, float, bool, bool, NoneType\)"),
+    ],
+)
+def test_the_old_interface_is_named(monkeypatch, method, returned, message):
+    monkeypatch.setattr(Counter, method, lambda self, *_, **__: returned)
+    with pytest.raises(ValueError, match=message):
+        run_closed_loop(GymTasks("test/Counter-v0", GymTasksConfig(goal="info", success="info"), range(1)), upwards)
+
+
 def test_actions_of_a_wrong_shape_are_refused():
     tasks = GymTasks("test/Counter-v0", GymTasksConfig(goal="info", success="info"), range(2))
     with pytest.raises(ValueError, match=r"expected \(2, 1\)"):

@@ -19,8 +19,8 @@ class CountingEnv(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 25}
 
-    def __init__(self, render_mode=None, discrete=False, told=()):
-        self.render_mode, self.told = render_mode, told
+    def __init__(self, render_mode=None, discrete=False, told=(), quirk=None):
+        self.render_mode, self.told, self.quirk = render_mode, told, quirk
         self.observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
         self.discrete = discrete
         joints = gymnasium.spaces.Box(np.float32([-2, 0, 5]), np.float32([2, 1, 6]))
@@ -135,6 +135,87 @@ def test_a_state_that_is_told_only_at_the_start_is_a_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit):
         record(tmp_path, "Counting-v0", "uniform", "--episodes", "1", "--env_kwargs", '{"told": ["state"]}')
     assert "The environment reports no 'state'; it reports hand, joints" in capsys.readouterr().err
+
+
+class OddEnv(CountingEnv):
+    """The counting environment with one of the oddities that people report."""
+
+    resets, buffer = 0, np.zeros((48, 32, 3), np.uint8)
+
+    def __init__(self, render_mode=None, quirk=None):
+        super().__init__(render_mode, quirk=quirk)
+        if quirk == "scalar":
+            self.action_space = gymnasium.spaces.Box(-1, 1, (), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        if self.quirk == "no seed":
+            raise TypeError("OddEnv.reset() got an unexpected keyword argument 'seed'")
+        observation, info = super().reset(seed=seed)
+        OddEnv.resets += 1
+        info = {**info, "state": {"position": observation}} if self.quirk == "dict" else info
+        return observation if self.quirk == "old reset" else (observation, info)
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        action = np.asarray(action)
+        if self.quirk == "reuse":
+            action *= 0  # in place
+        if self.quirk == "old step":
+            return observation, reward, terminated, info
+        if self.quirk == "nan" and OddEnv.resets == 3 and self.count == 2:
+            info["joints"] = np.full(3, np.nan)
+        return observation, None if self.quirk == "dict" else np.float32([reward]), terminated, truncated, info
+
+    def render(self):
+        self.buffer[:] = super().render()
+        return self.buffer if self.quirk != "grows" else np.zeros((48 + 2 * self.count, 32, 3), np.uint8)
+
+
+@pytest.fixture
+def odd():
+    gymnasium.register("Odd-v0", OddEnv)
+    OddEnv.resets = 0
+    yield
+    del gymnasium.registry["Odd-v0"]
+
+
+def record_odd(output: Path, quirk: str, *more: str) -> list[dict]:
+    kwargs = ["--env_kwargs", f'{{"quirk": "{quirk}"}}', "--length", "5"]
+    return record(output, "Odd-v0", "held", "--episodes", "4", *kwargs, *more)
+
+
+@pytest.mark.parametrize("quirk", ["reuse", "scalar", "dict"])
+def test_odd_environments_are_recorded_right(odd, tmp_path, quirk):
+    for row in record_odd(tmp_path / "out", quirk, *(["--rewards"] if quirk != "dict" else [])):
+        brightness = read_video(row["video"]).mean((1, 2, 3))
+        assert np.abs(brightness - 40 * np.arange(6)).max() < 3
+        actions = np.array(row["actions"])
+        assert actions.shape == (5, 1 if quirk == "scalar" else 3) and (actions[:, -1] != 0).all()
+        assert "states" not in row and row.get("rewards") in (None, [0.5, 1.0, 1.5, 2.0, 2.5])
+
+
+@pytest.mark.parametrize(
+    ("quirk", "more", "message"),
+    [
+        ("no seed", [], "reset takes no seed: the environment 'Odd-v0' has the old gym interface"),
+        ("old reset", [], "reset returned ndarray: the environment 'Odd-v0'"),
+        ("old step", [], "step returned other than 5 values"),
+        ("dict", ["--state", "state"], "reports 'state' as {'position'"),
+        ("dict", ["--rewards"], "reports 'reward' as None; expected finite numbers"),
+        ("grows", [], "The image changed from (48, 32, 3) to (50, 32, 3)"),
+    ],
+)
+def test_interfaces_that_do_not_fit_are_one_sentence(odd, tmp_path, capsys, quirk, more, message):
+    with pytest.raises(SystemExit):
+        record_odd(tmp_path / "out", quirk, *more)
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error and not (tmp_path / "out").exists()
+
+
+def test_an_episode_with_a_state_that_is_not_finite_costs_only_itself(odd, tmp_path):
+    rows = record_odd(tmp_path / "out", "nan", "--state", "joints")  # the first reset is that of the check
+    assert sorted(row["episode_id"] for row in rows) == ["0-000000", "0-000002", "0-000003"]
+    assert (tmp_path / "out" / "skipped.txt").read_text().startswith("0-000001\tThe environment reports 'joints'")
 
 
 def test_settings_of_the_environment_reach_it(tmp_path):

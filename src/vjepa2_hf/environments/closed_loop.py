@@ -53,7 +53,7 @@ def run_closed_loop(
 
     seen, actions = [observe()], []
     while len(actions) < tasks.max_steps:
-        planned = np.asarray(plan(tasks), np.float32)
+        planned = np.array(plan(tasks), np.float32)  # a copy: a plan may reuse its buffer
         for step in range(min(executed_actions, planned.shape[1], tasks.max_steps - len(actions))):
             tasks.step(planned[:, step])
             actions.append(planned[:, step])

@@ -6,7 +6,8 @@
 Letters: N episodes, S state size, A action size, H and W pixels.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -33,17 +34,69 @@ def _is_image(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3
 
 
+def _name(env: gymnasium.Env) -> str:
+    return repr(env.spec.id if env.spec is not None else type(env.unwrapped).__name__)
+
+
+def _old_interface(env: gymnasium.Env, found: str) -> ValueError:
+    return ValueError(
+        f"{found}: the environment {_name(env)} has the old gym interface; reset(seed, options) must return "
+        "(observation, info), and step (observation, reward, terminated, truncated, info)."
+    )
+
+
+def reset_env(env: gymnasium.Env, seed: int, options: dict[str, Any] | None = None) -> tuple[Any, Mapping[str, Any]]:
+    """Observation and info of a reset; a ValueError for the old gym interface."""
+    try:
+        found = env.reset(seed=seed, options=options)
+    except TypeError as error:
+        missing = re.search(r"unexpected keyword argument '(seed|options)'", str(error))
+        if missing is None:
+            raise
+        raise _old_interface(env, f"reset takes no {missing[1]}") from error
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping)):
+        raise _old_interface(env, f"reset returned {_kinds(found)}")
+    return found
+
+
+def step_env(env: gymnasium.Env, action: np.ndarray) -> tuple[Any, Any, bool, bool, Mapping[str, Any]]:
+    """Observation, reward, terminated, truncated and info of a step; a ValueError for the old gym interface."""
+    try:
+        found = env.step(np.array(action))  # its own copy, which it may change
+    except ValueError as error:  # of gymnasium's wrapper for the number of steps
+        if "values to unpack (expected 5" not in str(error):
+            raise
+        raise _old_interface(env, f"step returned other than 5 values ({error})") from error
+    if not (isinstance(found, tuple) and len(found) == 5 and isinstance(found[4], Mapping)):
+        raise _old_interface(env, f"step returned {_kinds(found)}")
+    observation, reward, terminated, truncated, info = found
+    return observation, reward, bool(terminated), bool(truncated), info
+
+
+def _kinds(found: Any) -> str:
+    kinds = [type(value).__name__ for value in (found if isinstance(found, tuple) else [found])]
+    return f"({', '.join(kinds)})" if isinstance(found, tuple) else kinds[0]
+
+
 def read_image(env: gymnasium.Env, observation: Any) -> np.ndarray:
-    """The current image, uint8 (H, W, 3): the observation if it is an image, else the rendering."""
+    """The current image, uint8 (H, W, 3): a copy of the observation if it is an image, else of the rendering."""
     if _is_image(observation):  # rendering it again would double the cost
-        return observation
+        return np.array(observation)  # environments may reuse their buffers
     try:
         image = env.render()
     except gymnasium.error.Error as error:  # for example a rendering library that is not installed
-        raise ValueError(f"The environment {env.spec.id!r} cannot render: {error}") from error
+        raise ValueError(f"The environment {_name(env)} cannot render: {error}") from error
     if not _is_image(image):
-        raise ValueError(f"The environment {env.spec.id!r} renders no uint8 image (H, W, 3) as 'rgb_array'.")
-    return image
+        raise ValueError(f"The environment {_name(env)} renders no uint8 image (H, W, 3) as 'rgb_array'.")
+    return np.array(image)
+
+
+def is_numbers(value: Any) -> bool:
+    """Whether an entry of an info is a number or an array of numbers."""
+    try:
+        return np.asarray(value).dtype.kind in "biuf"
+    except ValueError:  # a list of lists of several lengths
+        return False
 
 
 def read_values(names: Sequence[str], info: dict[str, Any], observation: Any = None) -> np.ndarray:
@@ -51,11 +104,11 @@ def read_values(names: Sequence[str], info: dict[str, Any], observation: Any = N
     entries, values = {**(observation if isinstance(observation, dict) else {}), **info}, []
     for name in names:
         if name not in entries:
-            known = ", ".join(sorted(entries)) or "nothing"
+            known = ", ".join(sorted(map(str, entries))) or "nothing"
             raise ValueError(f"The environment reports no {name!r}; it reports {known}.")
+        if not is_numbers(entries[name]) or not np.isfinite(entries[name]).all():
+            raise ValueError(f"The environment reports {name!r} as {entries[name]!r:.200}; expected finite numbers.")
         values.append(np.asarray(entries[name], np.float32).reshape(-1))
-        if not np.isfinite(values[-1]).all():
-            raise ValueError(f"The environment reports {name!r} as {entries[name]!r}; expected finite numbers.")
     return np.concatenate(values)
 
 
@@ -129,16 +182,16 @@ class _Episode:
     env: gymnasium.Env
 
     def reset(self, seed: int, options: dict[str, Any] | None = None) -> None:
-        self.observation, self.info = self.env.reset(seed=seed, options=options)
+        self.observation, self.info = reset_env(self.env, seed, options)
         self.ended = False
 
     def step(self, action: np.ndarray) -> bool:
         """Takes an action, clipped to the bounds; returns whether the environment terminated."""
         space = self.env.action_space
         action = np.clip(action.reshape(space.shape), space.low, space.high).astype(space.dtype)
-        self.observation, _, terminated, truncated, self.info = self.env.step(action)
-        self.ended = bool(terminated or truncated)
-        return bool(terminated)
+        self.observation, _, terminated, truncated, self.info = step_env(self.env, action)
+        self.ended = terminated or truncated
+        return terminated
 
     def values(self, names: Sequence[str]) -> np.ndarray | None:
         """The named entries (S,), or None without names."""
@@ -190,7 +243,7 @@ class GymTasks:
                     f"The environment {self.env_id!r} has no goal_image, neither in its info nor as an attribute: "
                     "set gym.goal to 'policy' or 'reset'."
                 )
-            return image, episode.values(self.config.goal_state)
+            return np.array(image), episode.values(self.config.goal_state)
         first = episode.image()
         if self.config.goal == "reset":
             episode.reset(seed, self.config.goal_options)

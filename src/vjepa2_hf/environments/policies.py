@@ -24,7 +24,7 @@ def wandering_actions(last_actions: np.ndarray, rng: np.random.Generator) -> np.
 def uniform(env: gymnasium.Env, rng: np.random.Generator) -> np.ndarray:
     """Uniform random actions; for any environment with a bounded Box action space."""
     space = env.action_space
-    return rng.uniform(space.low, space.high).astype(space.dtype)
+    return np.asarray(rng.uniform(space.low, space.high)).astype(space.dtype)  # of shape () it is a plain float
 
 
 class Held:
