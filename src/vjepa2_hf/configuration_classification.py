@@ -79,8 +79,9 @@ class VJepa2VideoClassificationConfig(VJepa2NestedConfig, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         kwargs = self._read_renamed(kwargs)
-        counts = "num_pooler_layers initializer_range num_neighbors num_stored_views predicted_frames skipped_frames"
-        check_numbers(self, "pooler_mlp_ratio pooler_layer_norm_eps neighbor_temperature", counts)
+        counts = "num_pooler_layers num_neighbors num_stored_views predicted_frames skipped_frames"
+        positive = "pooler_mlp_ratio pooler_layer_norm_eps neighbor_temperature initializer_range"
+        check_numbers(self, positive, counts)
         if self.num_neighbors:
             check(
                 self.pooler_type == "linear" and not self.labels_per_frame and self.num_stored_views > 0,

@@ -51,13 +51,15 @@ class VJepa2PixelDecoderConfig(VJepa2BaseConfig, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         sizes = "num_latents latent_size crop_size in_chans patch_size hidden_size mlp_ratio layer_norm_eps"
-        check_numbers(self, positive=sizes, not_negative="num_hidden_layers initializer_range")
+        check_numbers(self, f"{sizes} initializer_range", not_negative="num_hidden_layers")
         check_activation(self.hidden_act)
         check_heads("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
         check(self.hidden_size % 8 == 0, f"hidden_size is {self.hidden_size}; expected a multiple of 8 (sin-cos).")
         for name in ("image_mean", "image_std"):
             values = getattr(self, name)
-            valid = len(values) == self.in_chans and all(map(math.isfinite, values))
+            valid = len(values) == self.in_chans and all(
+                isinstance(value, (int, float)) and math.isfinite(value) for value in values
+            )
             check(valid, f"{name} is {values}; expected {self.in_chans} finite numbers, as in_chans says.")
         check(min(self.image_std) > 0, f"image_std is {self.image_std}; expected numbers above 0.")
         crop, patch = self.crop_size, self.patch_size

@@ -8,7 +8,6 @@ import difflib
 import math
 import os
 import warnings
-from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin
 
@@ -17,8 +16,11 @@ from packaging.version import Version
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from .specs import check_choice, describe
+
 
 VERSION = "0.1.0"
+LARGEST_NUMBER = 2**31 - 1  # of a size or count in a config
 TRANSFORMERS_MODEL_TYPE = "vjepa2"  # of transformers' own `VJEPA2Config`
 
 # Fields that transformers (its Trainer too) and the Hub add to a config file
@@ -36,23 +38,18 @@ def check(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def check_choice(name: str, value: Any, choices: Iterable) -> None:
-    known = any(isinstance(value, type(choice)) and value == choice for choice in choices)
-    check(known, f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}.")
-
-
 def check_numbers(config: PreTrainedConfig, positive: str = "", not_negative: str = "") -> None:
     """Checks the fields with these names, separated by spaces; `None` passes."""
     for name in positive.split():
         value = getattr(config, name)
-        check(value is None or 0 < value < math.inf, f"{name} is {value!r}; expected a number above 0.")
+        check(value is None or 0 < value <= LARGEST_NUMBER, f"{name} is {describe(value)}; expected a number above 0.")
     for name in not_negative.split():
         value = getattr(config, name)
-        check(value is None or 0 <= value < math.inf, f"{name} is {value!r}; expected 0 or more.")
+        check(value is None or 0 <= value <= LARGEST_NUMBER, f"{name} is {describe(value)}; expected 0 or more.")
 
 
 def check_activation(name: str) -> None:
-    nearest = difflib.get_close_matches(name, ACT2FN, n=1, cutoff=0.0)
+    nearest = difflib.get_close_matches(name, ACT2FN, n=1, cutoff=0.0) or ["gelu"]
     check(name in ACT2FN, f"hidden_act is {name!r}, which transformers does not know; did you mean {nearest[0]!r}?")
 
 
@@ -254,7 +251,7 @@ class VJepa2EncoderConfig(VJepa2BaseConfig, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         sizes = "patch_size tubelet_size in_chans crop_size frames_per_clip hidden_size mlp_ratio layer_norm_eps"
-        check_numbers(self, positive=sizes, not_negative="num_hidden_layers initializer_range")
+        check_numbers(self, f"{sizes} initializer_range", not_negative="num_hidden_layers")
         for name in ("attention_probs_dropout_prob", "drop_path_rate"):
             check(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)!r}; expected 0 <= rate < 1.")
         check_activation(self.hidden_act)
@@ -352,7 +349,11 @@ class VJepa2MaskedLatentPredictionConfig(VJepa2NestedConfig, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         sizes = "predictor_hidden_size predictor_mlp_ratio num_mask_tokens temporal_contrastive_temperature"
         weights = " ".join(f"{name}_weight" for name in AUXILIARY_LOSSES)
-        check_numbers(self, f"{sizes} variance_margin", f"predictor_num_hidden_layers initializer_range {weights}")
+        check_numbers(self, f"{sizes} variance_margin initializer_range", f"predictor_num_hidden_layers {weights}")
+        check(
+            math.isfinite(self.predictor_query_key_bias),
+            f"predictor_query_key_bias is {self.predictor_query_key_bias!r}; expected a finite number.",
+        )
         size, heads = self.predictor_hidden_size, self.predictor_num_attention_heads
         check_heads("predictor_hidden_size", size, "predictor_num_attention_heads", heads)
         super().__post_init__(**self._refuse_unknown(kwargs))

@@ -13,6 +13,7 @@ from .configuration_vjepa2 import (
     check_numbers,
     strict_config,
 )
+from .specs import is_number
 
 
 @strict_config
@@ -165,9 +166,9 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         positive = "action_dim predictor_hidden_size action_encoder_num_layers context_frames frame_skip fps "
-        positive += "state_dim actions_per_step rollout_steps rollout_discount predictor_mlp_ratio reward_std"
+        positive += "state_dim actions_per_step rollout_steps rollout_discount predictor_mlp_ratio reward_std "
+        positive += "predictor_position_std predictor_initializer_range"
         not_negative = "proprio_dim extrinsics_dim stored_extrinsics_dim predictor_num_hidden_layers stochastic_dim "
-        not_negative += "predictor_position_std predictor_initializer_range "
         not_negative += "teacher_forcing_weight rollout_weight reward_weight nll_weight"
         check_numbers(self, positive, not_negative)
         if self.dynamics_type != "mlp":
@@ -206,7 +207,7 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
         check(len(values) == size, f"{name} has {len(values)} numbers; expected {size}, as {dimension} says.")
         bound = name.endswith(("_low", "_high"))
         for value in values:
-            number = isinstance(value, (int, float)) and (math.isfinite(value) or bound and math.isinf(value))
+            number = is_number(value) and (math.isfinite(value) or bound and math.isinf(value))
             check(number, f"{name} holds {value!r}; expected finite numbers.")
         positive = not name.endswith("_std") or all(value > 0 for value in values)
         check(positive, f"{name} is {values}; expected numbers above 0.")

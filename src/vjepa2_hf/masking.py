@@ -20,12 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from .specs import from_spec
+from .specs import check_generator, describe, from_spec, is_integer, refuse
 
 
 Grid = tuple[int, int, int]
 NumberOrRange = float | tuple[float, float]
 
+MAX_TOKENS = 2**28  # of a batch
+MAX_BLOCKS = 10_000  # of a clip
 MAX_TRIES = 1000  # batches sampled before a sampler gives up on a grid
 TRIES_PER_SIZE = 50  # batches sampled with the same block size
 
@@ -73,7 +75,7 @@ class MultiBlockMask:
     def __call__(
         self, batch_size: int, grid: Grid, generator: torch.Generator | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        _check_batch(batch_size, grid)
+        _check_call(batch_size, grid, generator)
         rng = _numpy_generator(generator)
         return _to_tensors(_trim(self._sample_clips(batch_size, grid, rng), rng), generator)
 
@@ -130,7 +132,7 @@ class FrameMask:
     def __call__(
         self, batch_size: int, grid: Grid, generator: torch.Generator | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        _check_batch(batch_size, grid)
+        _check_call(batch_size, grid, generator)
         if grid[0] < 2:
             raise ValueError(
                 f"{type(self).__name__} needs at least 2 tubelets but the grid is {tuple(grid)}; use longer clips."
@@ -185,10 +187,10 @@ class PeriodicMask(FrameMask):
     period: int = 2
 
     def __post_init__(self) -> None:
-        if not _is_integer(self.period) or self.period < 2:
+        if not is_integer(self.period) or self.period < 2:
             raise ValueError(
-                f"period is {self.period!r}, expected an integer of at least 2: of every `period` tubelets one is "
-                "context and the others are target."
+                f"period is {describe(self.period)}, expected an integer of at least 2: of every `period` tubelets "
+                "one is context and the others are target."
             )
 
     def context_frames(self, batch_size: int, grid: Grid, generator: torch.Generator | None) -> np.ndarray:
@@ -206,10 +208,11 @@ class MultiRateMask(FutureMask):
         super().__post_init__()
         if isinstance(self.horizons, list):
             object.__setattr__(self, "horizons", tuple(self.horizons))
-        valid = isinstance(self.horizons, tuple) and all(_is_integer(each) and each >= 1 for each in self.horizons)
+        valid = isinstance(self.horizons, tuple) and all(is_integer(each) and each >= 1 for each in self.horizons)
         if not valid or not 0 < len(self.horizons) == len(set(self.horizons)):
             raise ValueError(
-                f"horizons is {self.horizons!r}, expected different integers of at least 1, for example (1, 2, 4)."
+                f"horizons is {describe(self.horizons)}, expected different integers of at least 1, for "
+                "example (1, 2, 4)."
             )
 
     def target_frames(self, is_context: np.ndarray, grid: Grid) -> np.ndarray:
@@ -240,6 +243,8 @@ PUBLISHED_MASKS: list[dict[str, Any]] = [
 
 def build_mask_samplers(specs: Iterable[dict[str, Any]]) -> list:
     """Samplers from specs such as `{"type": "multi_block", "num_blocks": 8}`; a bad spec is a ValueError."""
+    if not isinstance(specs, (list, tuple)):
+        refuse("masks", specs, "a list of dicts with 'type'")
     return [from_spec(spec, MASK_SAMPLERS, "type") for spec in specs]
 
 
@@ -338,29 +343,35 @@ def _check_range(
         value = tuple(value)
         object.__setattr__(sampler, name, value)
     numbers = _as_range(value)
-    kinds = int if integers else (int, float)
     if (
         len(numbers) != 2
-        or not all(isinstance(number, kinds) and not isinstance(number, bool) for number in numbers)
-        or not above < numbers[0] <= numbers[1] < math.inf
+        or not all(is_integer(number) or not integers and isinstance(number, float) for number in numbers)
+        or not above < numbers[0] <= numbers[1] < (MAX_BLOCKS if integers else math.inf)
         or not (numbers[1] < below and numbers[1] <= at_most)
     ):
         kind = "an integer" if integers else "a number"
         limits = [f"above {above:g}"]
         limits += [f"{word} {limit:g}" for word, limit in (("below", below), ("at most", at_most)) if limit < math.inf]
+        limits += [f"below {MAX_BLOCKS}"] * integers
         raise ValueError(
-            f"{name} is {value!r}, expected {kind} {' and '.join(limits)}, or a range (lowest, highest) of such."
+            f"{name} is {describe(value)}, expected {kind} {' and '.join(limits)}, or a range (lowest, highest) of "
+            "such."
         )
     if single and isinstance(value, tuple):
         raise ValueError(f"{name} is {value!r}, expected one number, for example 0.5.")
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_batch(batch_size: int, grid: Grid) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, expected at least 1.")
-    if len(grid) != 3 or min(grid) < 1:
-        raise ValueError(f"grid is {tuple(grid)}, expected three positive numbers of tokens (frames, height, width).")
+def _check_call(batch_size: int, grid: Grid, generator: torch.Generator | None) -> None:
+    if not is_integer(batch_size) or batch_size < 1:
+        raise ValueError(f"batch_size is {describe(batch_size)}, expected an integer of at least 1.")
+    is_grid = isinstance(grid, (tuple, list)) and len(grid) == 3
+    if not is_grid or not all(is_integer(size) and size >= 1 for size in grid):
+        raise ValueError(
+            f"grid is {describe(grid)}, expected three positive numbers of tokens (frames, height, width)."
+        )
+    if int(batch_size) * math.prod(map(int, grid)) > MAX_TOKENS:
+        raise ValueError(
+            f"batch_size={batch_size} clips with the grid {tuple(grid)} have more than {MAX_TOKENS} tokens; use fewer "
+            "clips or a smaller grid."
+        )
+    check_generator("generator", generator)

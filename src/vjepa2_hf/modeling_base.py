@@ -20,6 +20,7 @@ from transformers.utils.output_capturing import OutputRecorder
 
 from .configuration_vjepa2 import TRANSFORMERS_MODEL_TYPE, refuse_missing_folder, transformers_format
 from .modeling_layers import VJepa2Attention, VJepa2Layer
+from .specs import check_fraction, refuse
 
 
 logger = logging.getLogger(__name__)
@@ -185,8 +186,10 @@ class TargetEncoderMixin:
     @torch.no_grad()
     def update_target_encoder(self, momentum: float) -> None:
         """ξ ← τ ξ + (1 − τ) θ, in place (two-phase recipe, Algorithm 1 line 13)."""
-        if not 0.0 <= momentum <= 1.0:
-            raise ValueError(f"momentum is {momentum}; expected 0 (copies the encoder) to 1 (keeps the target).")
+        try:
+            momentum = check_fraction("momentum", momentum)
+        except ValueError:
+            refuse("momentum", momentum, "0 (copies the encoder) to 1 (keeps the target)")
         targets, sources = list(self.target_encoder.parameters()), list(self.encoder.parameters())
         torch._foreach_lerp_(targets, [source.detach() for source in sources], 1.0 - momentum)
 

@@ -16,7 +16,17 @@ from typing import Any
 
 import torch
 
-from .specs import check_known, from_spec, to_spec
+from .specs import (
+    check_choice,
+    check_count,
+    check_fields,
+    check_known,
+    check_number,
+    check_tensor,
+    from_spec,
+    refuse,
+    to_spec,
+)
 
 
 DISTANCES = ("l1", "l2", "cosine")
@@ -60,6 +70,7 @@ class Cost:
         return WeightedSum([*self.terms(), *other.terms()]) if isinstance(other, Cost) else NotImplemented
 
     def __mul__(self, weight: float) -> "WeightedSum":
+        weight = check_number("the weight of a cost", weight)
         return WeightedSum([(weight * own, term) for own, term in self.terms()])
 
     __rmul__ = __mul__
@@ -72,10 +83,10 @@ class WeightedSum(Cost):
     parts: list[tuple[float, Cost]]
 
     def __post_init__(self) -> None:
-        for weight, _ in self.parts:
-            if not isinstance(weight, (int, float)) or not -float("inf") < weight < float("inf"):
-                raise ValueError(f"the weight of a cost is {weight!r}; expected a finite number.")
-        self.parts = [(float(weight), build_cost(term)) for weight, term in self.parts]
+        if not isinstance(self.parts, (list, tuple)) or not all(map(_is_pair, self.parts)):
+            refuse("parts", self.parts, "a list of pairs (weight, term)")
+        weights = [check_number("the weight of a cost", weight) for weight, _ in self.parts]
+        self.parts = [(float(weight), build_cost(term)) for weight, (_, term) in zip(weights, self.parts)]
         if not self.parts:
             raise ValueError("a weighted sum has no terms; expected at least one.")
 
@@ -110,8 +121,8 @@ class LatentDistance(Cost):
     needs_goal = True
 
     def __post_init__(self) -> None:
-        if self.distance not in DISTANCES:
-            raise ValueError(f"distance is {self.distance!r}; expected one of {', '.join(map(repr, DISTANCES))}.")
+        check_choice("distance", self.distance, DISTANCES)
+        check_fields(self)
 
     def step(self, imagined: ImaginedStep) -> torch.Tensor | None:
         if not (imagined.is_last or self.summed):
@@ -144,9 +155,13 @@ class ProprioDistance(Cost):
     needs_proprio = True
 
     def __post_init__(self) -> None:
-        self.dims = None if self.dims is None else [int(dim) for dim in self.dims]
-        if self.dims == []:
+        if self.dims is not None and not isinstance(self.dims, (list, tuple)):
+            refuse("dims", self.dims, "a list of dimensions of the state, or None for all")
+        if self.dims is not None and not len(self.dims):
             raise ValueError("dims is empty; expected at least one dimension of the state, or None for all.")
+        if self.dims is not None:
+            self.dims = [check_count("a dimension in dims", dim, lowest=-(2**31)) for dim in self.dims]
+        check_fields(self)
 
     def step(self, imagined: ImaginedStep) -> torch.Tensor | None:
         if not (imagined.is_last or self.summed):
@@ -211,6 +226,7 @@ def choose_cost(cost: Any, distance: str | None, uncertainty_weight: float, has_
     """The cost that the arguments of [`VJepa2WorldModel.score`] describe."""
     if cost is not None and distance is not None:
         raise ValueError(f"both cost and distance={distance!r} were given; the distance is a part of the cost.")
+    check_number("uncertainty_weight", uncertainty_weight)
     if cost is None:
         cost = LatentDistance(distance or "l2") if has_goal or distance is not None else Reward()
     cost = build_cost(cost)
@@ -218,6 +234,10 @@ def choose_cost(cost: Any, distance: str | None, uncertainty_weight: float, has_
     if not has_goal and (cost.needs_goal or not has_rewards and type(cost) is Reward):
         raise ValueError("goal is missing: only a model with a reward head (reward_head=True) plans without one.")
     return cost
+
+
+def _is_pair(part: Any) -> bool:
+    return isinstance(part, (list, tuple)) and len(part) == 2
 
 
 def goal_latents(goal: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
@@ -238,10 +258,15 @@ def goal_latents(goal: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
 
 def goal_proprio(cost: Cost, size: int, states, goal_states, latents: torch.Tensor) -> torch.Tensor | None:
     """Proprio states of the goals (B, 1, S), where the cost compares with them; S = `size`."""
+    if goal_states is not None and not size:
+        raise ValueError("goal_proprio_states were given, but the model has no proprio states (proprio_dim is 0).")
     if not cost.needs_proprio:
         return None
     if not size or states is None:
         raise ValueError("the cost compares proprio states, but the model has none, or proprio_states are missing.")
+    goal_states = (
+        None if goal_states is None else check_tensor("goal_proprio_states", goal_states, "(B, S)", "(B, 1, S)")
+    )
     if goal_states is None or goal_states.reshape(len(goal_states), -1).shape != (len(latents), size):
         found = "missing" if goal_states is None else f"of shape {tuple(goal_states.shape)}"
         raise ValueError(f"the goal's proprio states are {found}; the cost needs ({len(latents)}, {size}).")

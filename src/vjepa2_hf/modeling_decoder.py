@@ -16,6 +16,7 @@ from .configuration_decoder import VJepa2PixelDecoderConfig
 from .configuration_vjepa2 import VJepa2EncoderConfig
 from .modeling_base import VJepa2PreTrainedModel
 from .modeling_layers import build_layers, power_loss, sincos_table
+from .specs import check_count, check_tensor
 
 
 @dataclass
@@ -81,6 +82,7 @@ class VJepa2PixelDecoder(VJepa2PreTrainedModel):
             pixel_values_videos: the true frames (..., C, H, W), normalized, for the loss.
         """
         config = self.config
+        check_tensor("latents", latents)
         expected = (config.num_latents, config.latent_size)
         if tuple(latents.shape[-2:]) != expected:
             wanted = f"(..., {expected[0]}, {expected[1]}), as of the world model that the decoder was trained on"
@@ -107,6 +109,7 @@ class VJepa2PixelDecoder(VJepa2PreTrainedModel):
 
     def pixel_loss(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """mean |x̂ − x|^p / p over frames, pixels and channels."""
+        check_tensor("pixel_values_videos", target)
         if predicted.shape != target.shape:
             shapes = f"{tuple(target.shape)}; expected {tuple(predicted.shape)}, as the latents and the config say"
             raise ValueError(f"pixel_values_videos has shape {shapes}.")
@@ -115,6 +118,10 @@ class VJepa2PixelDecoder(VJepa2PreTrainedModel):
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, chunk_size: int = 256) -> torch.Tensor:
         """Images, float32 (..., C, H, W) in 0 to 1, of latents (..., N, D), decoded `chunk_size` frames at a time."""
+        check_tensor("latents", latents)
+        if latents.ndim < 2:
+            raise ValueError(f"latents have shape {tuple(latents.shape)}; expected (..., N, D).")
+        check_count("chunk_size", chunk_size)
         leading, frames = latents.shape[:-2], latents.reshape(-1, *latents.shape[-2:])
         pixels = torch.cat([self(part).predicted_pixels.float() for part in frames.split(chunk_size)])
         mean, std = (

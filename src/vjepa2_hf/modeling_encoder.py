@@ -30,6 +30,7 @@ from .modeling_layers import (
     position_parameter,
     rotary_table,
 )
+from .specs import refuse
 
 
 # By model type, the prefixes of encoders in a folder; the first is the default
@@ -186,6 +187,7 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
     def fill_tubelet(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
         """Repeats the frames of a clip shorter than a tubelet; the patch embeddings handle a single frame."""
         tubelet = self.config.tubelet_size
+        check_clips(pixel_values_videos)
         if pixel_values_videos.ndim != 5 or not 1 < pixel_values_videos.shape[1] < tubelet:
             return pixel_values_videos
         frames = torch.arange(tubelet, device=pixel_values_videos.device) % pixel_values_videos.shape[1]
@@ -199,8 +201,8 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
             video: normalized clips (B, T, C, H, W).
             pool: `None` returns tokens (B, N, D), "frame" their mean over space (B, T', D), "clip" over all (B, D).
         """
-        if pool not in (None, "frame", "clip"):
-            raise ValueError(f"pool is {pool!r}; expected None, 'frame' or 'clip'.")
+        if not (pool is None or isinstance(pool, str) and pool in ("frame", "clip")):
+            refuse("pool", pool, "None, 'frame' or 'clip'")
         output = self(video)
         if pool is None:
             return output.last_hidden_state
@@ -260,15 +262,27 @@ def as_encoder(encoder: "str | os.PathLike | VJepa2Encoder") -> VJepa2Encoder:
     return encoder
 
 
+def check_clips(pixel_values_videos: Any) -> None:
+    """Refuses clips that are no tensor."""
+    if not isinstance(pixel_values_videos, torch.Tensor):
+        expected = (
+            "a tensor (batch, frames, channels, height, width) of normalized floats, as of a VJepa2VideoProcessor"
+        )
+        refuse("pixel_values_videos", pixel_values_videos, expected)
+
+
 def clip_grid(config: VJepa2EncoderConfig, pixel_values_videos: torch.Tensor) -> tuple[int, int, int]:
     """See [`VJepa2Encoder.get_grid`]."""
+    check_clips(pixel_values_videos)
     shape = tuple(pixel_values_videos.shape)
     if len(shape) != 5:
         raise ValueError(f"pixel_values_videos has shape {shape}; expected (batch, frames, channels, height, width).")
     if not pixel_values_videos.is_floating_point():
         advice = "expected normalized floats: pass videos through a VJepa2VideoProcessor."
         raise ValueError(f"pixel_values_videos are {pixel_values_videos.dtype}; {advice}")
-    _, frames, channels, height, width = shape
+    batch_size, frames, channels, height, width = shape
+    if batch_size == 0:
+        raise ValueError(f"pixel_values_videos has no clip (shape {shape}); expected a batch of at least one.")
     if channels != config.in_chans:
         expected = f"{config.in_chans}. Channels come third: (batch, frames, channels, height, width)."
         raise ValueError(f"pixel_values_videos has {channels} channels (shape {shape}); expected {expected}")
@@ -284,6 +298,8 @@ def clip_grid(config: VJepa2EncoderConfig, pixel_values_videos: torch.Tensor) ->
 def check_token_ids(name: str, ids: torch.Tensor, batch_size: int, num_tokens: int) -> None:
     """Refuses masks that are not (B, K) int64 ids. The range is checked on the CPU only, where it needs no
     synchronization, and not in a compiled graph, which cannot branch on values."""
+    if not isinstance(ids, torch.Tensor):
+        refuse(name, ids, f"a tensor of int64 token ids ({batch_size}, K)")
     if ids.dtype != torch.int64 or ids.ndim != 2 or ids.shape[0] != batch_size or ids.shape[1] == 0:
         expected = f"int64 token ids ({batch_size}, K) with K above 0"
         raise ValueError(f"{name} has shape {tuple(ids.shape)} and dtype {ids.dtype}; expected {expected}.")

@@ -12,7 +12,7 @@ from torch.distributions import LowRankMultivariateNormal, Normal
 
 from .configuration_world_model import VJepa2WorldModelConfig
 from .modeling_layers import VJepa2MLP, sincos_table
-from .modeling_state import DynamicsInputs, standardize, state_shape, to_float_tensors
+from .modeling_state import DynamicsInputs, as_numbers, standardize, state_shape, to_float_tensors
 
 
 MIN_DEVIATION = 0.01  # smallest standard deviation of a latent's number; latents have about 1
@@ -62,6 +62,7 @@ class VJepa2RewardHead(nn.Module):
         """mean (r̂ − r)² / 2 of standardized rewards (B, F), for inputs of F frames and the latents that follow them
         (B, F, N, D); its gradient reaches only the head."""
         expected = targets.shape[:2]
+        rewards = None if rewards is None else as_numbers(rewards, "rewards")
         if rewards is None or rewards.shape != expected:
             found = "missing" if rewards is None else f"of shape {tuple(rewards.shape)}"
             raise ValueError(f"rewards are {found}; the reward head needs {tuple(expected)}.")

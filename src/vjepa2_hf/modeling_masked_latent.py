@@ -18,6 +18,10 @@ from .modeling_base import TargetEncoderMixin, VJepa2PreTrainedModel
 from .modeling_encoder import VJepa2Encoder, check_token_ids, clip_grid
 from .modeling_layers import gather_tokens, power_loss
 from .modeling_predictor import VJepa2Predictor, init_predictor, predict_following
+from .specs import check_count, check_flag, check_tensor, is_integer, refuse
+
+
+MAX_FUTURE = 2**16  # frames
 
 
 @dataclass
@@ -102,7 +106,7 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
             targets: from an earlier forward of these clips, instead of computing them again. With them a training step
                 may process one mask set at a time and keep the activations of only one in memory.
         """
-        mask_sets = _pair_masks(context_mask, target_mask)
+        mask_sets = _pair_masks(context_mask, target_mask, mask_token_index, self.config.num_mask_tokens)
         grid = self.encoder.get_grid(self.encoder.fill_tubelet(pixel_values_videos))
         if targets is None:
             targets = self.encode_targets(pixel_values_videos)
@@ -197,8 +201,9 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
         tubelet = self.config.encoder_config.tubelet_size
         if autoregressive and self.config.target_type == "pixels":
             raise ValueError("autoregressive=True needs predicted latents as context, but target_type is 'pixels'.")
-        if num_future_frames < 1 or num_future_frames % tubelet:
-            raise ValueError(f"num_future_frames is {num_future_frames}; expected a multiple of {tubelet} above 0.")
+        check_flag("autoregressive", autoregressive)
+        if not is_integer(num_future_frames) or not 0 < num_future_frames <= MAX_FUTURE or num_future_frames % tubelet:
+            refuse("num_future_frames", num_future_frames, f"a multiple of {tubelet} above 0, at most {MAX_FUTURE}")
         past = self.encoder(pixel_values_videos)
         return predict_following(
             self.predictor, past.last_hidden_state, past.grid, num_future_frames // tubelet, autoregressive
@@ -250,15 +255,21 @@ def _check_hidden(index: int, context_ids: torch.Tensor, target_ids: torch.Tenso
 
 
 def _check_targets(targets: torch.Tensor, expected: tuple[int, int]) -> None:
+    check_tensor("targets", targets, "(B, N, D)")
     if targets.shape[:2] != expected:
         advice = f"expected {expected} in front: the `output.targets` of these clips."
         raise ValueError(f"targets have shape {tuple(targets.shape)}; {advice}")
 
 
-def _pair_masks(context, target) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _pair_masks(context, target, token: int | None, num_tokens: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """(context, target) token ids of every mask set, from two tensors or two lists of them."""
     if context is None or target is None:
         raise ValueError("context_mask and target_mask are both required: token ids (B, K), or a list of them.")
+    if token is not None:
+        check_count("mask_token_index", token, 0, num_tokens - 1)
+    for name, masks in {"context_mask": context, "target_mask": target}.items():
+        if not isinstance(masks, (torch.Tensor, list, tuple)):
+            refuse(name, masks, "a tensor of token ids (B, K), or a list of them")
     contexts, targets = ([masks] if isinstance(masks, torch.Tensor) else list(masks) for masks in (context, target))
     if len(contexts) != len(targets) or not contexts:
         numbers = f"{len(contexts)} context masks and {len(targets)} target masks"

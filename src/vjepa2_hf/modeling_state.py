@@ -12,13 +12,16 @@ N tokens of width D are the state of a frame; before the fitted map a frame is *
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import nn
 
 from .configuration_world_model import VJepa2WorldModelConfig
-from .modeling_encoder import VJepa2Encoder, clip_grid
+from .modeling_encoder import VJepa2Encoder, check_clips, clip_grid
+from .specs import check_count, check_generator, check_tensor, describe, is_integer, refuse
 
 
 SLOW_WHITENED = 192  # principal components in which slow directions are searched
@@ -81,7 +84,9 @@ def arranged_latents(
 
 def check_square(config: VJepa2WorldModelConfig, pixel_values_videos: torch.Tensor) -> None:
     """Refuses frames (B, T, C, H, W) of wrong or unequal sides."""
-    _, rows, columns = clip_grid(config.encoder_config, pixel_values_videos[:, :1])
+    check_clips(pixel_values_videos)
+    first = pixel_values_videos[:, :1] if pixel_values_videos.ndim > 1 else pixel_values_videos
+    _, rows, columns = clip_grid(config.encoder_config, first)
     if rows != columns:
         size = tuple(pixel_values_videos.shape[-2:])
         raise ValueError(f"frames are {size} pixels; expected squares: crop or resize.")
@@ -129,9 +134,15 @@ def fit_state_map(
 
 def _as_episodes(config: VJepa2WorldModelConfig, latents: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Episodes (T, n, m) each; where time does not matter, one of all frames."""
+    if not isinstance(latents, (torch.Tensor, list, tuple)):
+        refuse("latents", latents, "a float tensor (..., N, D), or a list of episodes (T, N, D)")
     parts = [latents] if isinstance(latents, torch.Tensor) else list(latents)
     expected = arranged_shape(config)
     for part in parts:
+        if not isinstance(part, torch.Tensor) or not part.is_floating_point():
+            refuse("latents, or an episode of them,", part, f"a float tensor (..., {expected[0]}, {expected[1]})")
+        if not part.isfinite().all():
+            raise ValueError("latents hold numbers that are not finite; expected finite latents of `encode`.")
         if tuple(part.shape[-2:]) != expected or part.ndim < 3 or not part.numel():
             raise ValueError(f"latents have shape {tuple(part.shape)}; expected (..., {expected[0]}, {expected[1]}).")
     if not parts:
@@ -248,7 +259,17 @@ def to_float_tensors(latents: torch.Tensor, *values: torch.Tensor | None) -> lis
     """Values in environment units (often float64 or integers) on the latents' device, in float32 at least: bfloat16
     would lose small differences before the mean is subtracted."""
     dtype = torch.promote_types(latents.dtype, torch.float32)
-    return [value if value is None else value.to(latents.device, dtype) for value in values]
+    return [value if value is None else as_numbers(value).to(latents.device, dtype) for value in values]
+
+
+def as_numbers(value: torch.Tensor | np.ndarray | list, name: str = "actions or states") -> torch.Tensor:
+    """A tensor unchanged; a numpy array, as a planner returns, or a list as a tensor of its own."""
+    if not isinstance(value, torch.Tensor):
+        try:
+            value = torch.tensor(value)  # copied: an array may be read-only
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            refuse(name, value, "numbers: a tensor, a numpy array or a list")
+    return refuse(name, value, "real numbers") if value.is_complex() else value
 
 
 def standardize(values: torch.Tensor, mean: list | float | None, std: list | float | None) -> torch.Tensor:
@@ -261,7 +282,8 @@ def one_hot_actions(
     config: VJepa2WorldModelConfig, actions: torch.Tensor | None, name: str = "actions"
 ) -> torch.Tensor | None:
     """Integer categories (..., steps), or (..., steps, k) with k actions per step, as one-hot floats (..., steps, A);
-    other actions unchanged."""
+    other actions unchanged, as a tensor."""
+    actions = None if actions is None else as_numbers(actions, name)
     if config.action_type != "discrete" or actions is None or actions.is_floating_point():
         return actions
     each = config.actions_per_step
@@ -292,6 +314,7 @@ def check_inputs(config: VJepa2WorldModelConfig, latents, frames: int, actions, 
         "extrinsics": (extrinsics, frames, config.extrinsics_dim),
     }
     for name, (value, length, width) in expected.items():
+        value = None if value is None else as_numbers(value, name)
         if width == 0 and value is not None:
             raise ValueError(f"{name} were given, but the model does not use them (their size is 0).")
         if width and (value is None or tuple(value.shape) != (batch_size, length, width)):
@@ -301,6 +324,10 @@ def check_inputs(config: VJepa2WorldModelConfig, latents, frames: int, actions, 
 
 def check_candidates(config: VJepa2WorldModelConfig, latents: torch.Tensor, actions: torch.Tensor) -> None:
     size, batch_size = config.action_dim, len(latents)
+    if latents.ndim != 4:
+        raise ValueError(f"latents have shape {tuple(latents.shape)}; expected (B, T0, N, D).")
+    if actions is None:
+        raise ValueError(f"actions are missing; expected ({batch_size}, steps, {size}), or candidates of them.")
     if actions.ndim != 4 or actions.shape[-1] != size or len(actions) != batch_size:
         expected = f"({batch_size}, steps, {size}) or ({batch_size}, candidates, steps, {size})"
         raise ValueError(f"actions have shape {tuple(actions.shape)}; expected {expected}.")
@@ -319,15 +346,28 @@ def check_rollout(
     context_actions = actions[:, 0, :0] if context_actions is None else context_actions
     total = frames + actions.shape[2]
     for name, states in (("proprio_states", proprio_states), ("extrinsics", extrinsics)):
+        if states is not None and states.ndim != 3:
+            raise ValueError(
+                f"{name} have shape {tuple(states.shape)}; expected 3 dimensions, ({len(latents)}, T, ·)."
+            )
         if states is not None and states.shape[1] not in (frames, total):
             raise ValueError(f"{name} cover {states.shape[1]} frames; expected {frames} (context) or {total} (all).")
     cut = [None if part is None else part[:, :frames] for part in (proprio_states, extrinsics)]
     check_inputs(config, latents, frames, context_actions, *cut)
 
 
+def check_scored(observation: torch.Tensor, goal: torch.Tensor | None, num_samples: int, generator: Any) -> None:
+    """Refuses what [`VJepa2WorldModel.score`] cannot encode or sample."""
+    check_tensor("observation", observation, "(B, T0, C, H, W)", "(B, T0, N, D)")
+    if goal is not None:
+        check_tensor("goal", goal, "(B, 1, C, H, W)", "(B, 1, N, D)", "(B, N, D)")
+    check_count("num_samples", num_samples)
+    check_generator("generator", generator)
+
+
 def check_chunk_size(size: int | None) -> None:
-    if size is not None and (not isinstance(size, int) or size < 1):
-        raise ValueError(f"candidate_chunk_size is {size!r}; expected an integer of at least 1, or None.")
+    if size is not None and (not is_integer(size) or size < 1):
+        raise ValueError(f"candidate_chunk_size is {describe(size)}; expected an integer of at least 1, or None.")
 
 
 def default_chunk_size(config: VJepa2WorldModelConfig, latents: torch.Tensor) -> int:

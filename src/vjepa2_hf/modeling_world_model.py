@@ -29,6 +29,7 @@ from .modeling_state import (
     check_chunk_size,
     check_inputs,
     check_rollout,
+    check_scored,
     check_square,
     default_chunk_size,
     empty_state_map,
@@ -41,6 +42,7 @@ from .modeling_state import (
     warn_if_unnormalized,
 )
 from .pose import proprio_states_after
+from .specs import check_flag, check_generator, check_number, check_tensor, refuse
 
 
 @dataclass
@@ -193,6 +195,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         """Arranged latents (..., n, m) -> the state (..., N, D) of the dynamics; unchanged before `fit_state`."""
         if not self.config.state_fitted:
             return latents
+        check_tensor("latents", latents)
         if latents.shape[-2] != len(self.state_mean):
             found = f"the frame has {latents.shape[-2]} tokens, but the state was fitted on {len(self.state_mean)}"
             raise ValueError(f"{found}: resize frames to {self.config.encoder_config.crop_size} pixels.")
@@ -232,6 +235,9 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             rewards: (B, T-1) in environment units, if the model has a reward head.
         """
         config, losses, heads = self.config, {}, {}
+        for name, weight in (("teacher_forcing_weight", teacher_forcing_weight), ("rollout_weight", rollout_weight)):
+            if weight is not None:
+                check_number(name, weight, at_least=0)
         latents, targets = self._training_latents(pixel_values_videos, latents)
         actions = one_hot_actions(config, actions)
         check_inputs(config, latents, targets.shape[1] + 1, actions, proprio_states, extrinsics)
@@ -265,7 +271,10 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         """States that predictions start from and their targets, (B, T-1, N, D) each."""
         if (pixel_values_videos is None) == (latents is None):
             raise ValueError("give either pixel_values_videos or latents (and not both).")
-        given = pixel_values_videos if latents is None else latents
+        if latents is None:
+            given = check_tensor("pixel_values_videos", pixel_values_videos, "(B, T, C, H, W)")
+        else:
+            given = check_tensor("latents", latents, "(B, T, N, D)")
         if given.ndim > 1 and given.shape[1] < 2:
             raise ValueError(f"episodes have {given.shape[1]} frames; training needs 2 or more.")
         if self.config.freeze_encoder:
@@ -344,7 +353,12 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             (B, P, N, D), or (B, J, P, N, D).
         """
         check_chunk_size(candidate_chunk_size)
+        check_tensor("latents", latents, "(B, T0, N, D)")
+        check_flag("use_cache", use_cache)
+        check_generator("generator", generator)
         actions = one_hot_actions(self.config, actions)
+        if actions is None or actions.ndim not in (3, 4):
+            refuse("actions", actions, "a tensor (B, P, A) or (B, J, P, A)")
         candidates = actions.unsqueeze(1) if actions.ndim == 3 else actions
         noise = None if generator is None else self._noise(candidates.shape[:-1], latents.shape[2], generator)
         context = (context_actions, proprio_states, extrinsics)
@@ -422,6 +436,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         """
         check_chunk_size(candidate_chunk_size)
         terms = choose_cost(cost, distance, uncertainty_weight, goal is not None, self.config.reward_head)
+        check_scored(observation, goal, num_samples, generator)
         latents = self.encode(observation) if observation.ndim == 5 else observation
         if goal is not None:
             goal = goal_latents(self.encode_targets(goal) if goal.ndim == 5 else goal, latents)
@@ -463,7 +478,13 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         `rollout`, under actions (..., T-1, A), all in environment units; float32, with gradient."""
         if not self.config.reward_head:
             raise ValueError("the model has no reward head: train one with reward_head=True and rewards in the data.")
-        actions = normalize_actions(self.config, latents, one_hot_actions(self.config, actions))
+        check_tensor("latents", latents)
+        actions = check_tensor("actions", one_hot_actions(self.config, actions), floating=False)
+        if latents.ndim < 3 or latents.shape[-3] < 2 or latents.shape[-1] != self.latent_size:
+            found = tuple(latents.shape)
+            raise ValueError(f"latents have shape {found}; expected (..., T, N, {self.latent_size}), T of 2 or more.")
+        if actions.shape[-1] == self.config.action_dim:
+            actions = normalize_actions(self.config, latents, actions)
         expected = (*latents.shape[:-3], latents.shape[-3] - 1, self.config.action_dim)
         if tuple(actions.shape) != expected:
             raise ValueError(f"actions have shape {tuple(actions.shape)}; expected {expected}, as latents say.")

@@ -1,18 +1,221 @@
-"""Objects from plain specs: `{"type": "multi_block", "num_blocks": 8}` in YAML or JSON names a class and its settings.
+"""Checks of settings and arguments, and objects from plain specs.
 
-Solvers, costs, constraints and mask samplers are built and saved this way. Each kind has its own key for the name:
-"solver", "cost", "constraint", "type".
+A check returns the value as it is to be stored, or raises a ValueError that names the value and what was expected. No
+check reads the numbers of a tensor.
+
+A spec such as `{"type": "multi_block", "num_blocks": 8}` in YAML or JSON names a class and its settings. Solvers,
+costs, constraints and mask samplers are built and saved this way. Each kind has its own key for the name: "solver",
+"cost", "constraint", "type".
 """
 
+import collections.abc
 import dataclasses
 import difflib
 import functools
 import logging
+import math
+import numbers
+import reprlib
+import types
+import typing
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+import torch
 
 
 logger = logging.getLogger(__name__)
+
+LARGEST_COUNT = 2**31 - 1
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 12
+
+
+# --- Checks
+
+
+def describe(value: Any) -> str:
+    """A value in an error: its repr, shortened; of a tensor or array type, shape and dtype."""
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return f"a {type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}"
+    return _SHORT.repr(value)
+
+
+def refuse(name: str, value: Any, expected: str) -> typing.NoReturn:
+    raise ValueError(f"{name} is {describe(value)}; expected {expected}.")
+
+
+def is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a real number that fits a float; no bool."""
+    return _as_number(value) is not None
+
+
+def check_count(name: str, value: Any, lowest: int = 1, highest: int = LARGEST_COUNT) -> int:
+    """An integer from `lowest` to `highest`, also a numpy one; no bool and no float."""
+    if not is_integer(value) or not lowest <= value <= highest:
+        refuse(name, value, f"an integer from {lowest} to {highest}")
+    return int(value)
+
+
+def check_seed(name: str, value: Any) -> int:
+    """An integer that `torch.Generator.manual_seed` takes."""
+    return check_count(name, value, -(2**63), 2**64 - 1)
+
+
+def check_number(
+    name: str,
+    value: Any,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+    finite: bool = True,
+) -> int | float:
+    """A number within bounds, also a numpy one; never NaN, and infinite only with `finite=False`."""
+    bounds = {"above": above, "of at least": at_least, "below": below, "of at most": at_most}
+    number = _as_number(value)
+    if (
+        number is None
+        or math.isnan(number)
+        or (finite and math.isinf(number))
+        or (above is not None and not number > above)
+        or (at_least is not None and not number >= at_least)
+        or (below is not None and not number < below)
+        or (at_most is not None and not number <= at_most)
+    ):
+        given = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
+        refuse(name, value, " ".join(filter(None, ("a finite number" if finite else "a number", given))))
+    return number
+
+
+def _as_number(value: Any) -> int | float | None:
+    """A Python number from a real one that fits a float; `None` for anything else."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return None
+    try:
+        as_float = float(value)
+    except OverflowError:
+        return None
+    return int(value) if isinstance(value, numbers.Integral) else as_float
+
+
+def check_fraction(name: str, value: Any) -> int | float:
+    """A number from 0 to 1."""
+    return check_number(name, value, at_least=0, at_most=1)
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """True or False, also numpy's; no number and no text."""
+    if not isinstance(value, (bool, np.bool_)):
+        refuse(name, value, "True or False")
+    return bool(value)
+
+
+def check_choice(name: str, value: Any, choices: Iterable) -> None:
+    """One of `choices`, of the same type."""
+    choices = list(choices)
+    if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
+        refuse(name, value, f"one of {', '.join(map(repr, choices))}")
+
+
+def check_tensor(name: str, value: Any, *shapes: str, floating: bool = True) -> torch.Tensor:
+    """A tensor with the number of dimensions of one of `shapes`, such as "(B, T, N, D)", none of them 0.
+
+    Args:
+        floating: floats are needed; `False`: any numbers.
+    """
+    wanted = f"a {'float ' if floating else ''}tensor {' or '.join(shapes)}"
+    if not isinstance(value, torch.Tensor) or (floating and not value.is_floating_point()) or value.is_complex():
+        refuse(name, value, wanted)
+    if shapes and value.ndim not in {shape.count(",") + 1 for shape in shapes} or 0 in value.shape:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {wanted}, none of the sizes 0.")
+    return value
+
+
+def check_generator(name: str, value: Any) -> None:
+    """A `torch.Generator`, or `None`."""
+    if value is not None and not isinstance(value, torch.Generator):
+        refuse(name, value, "a torch.Generator, or None")
+
+
+def check_fields(instance: Any) -> None:
+    """Checks the fields of a dataclass by their annotations; see `check_field`. For its `__post_init__`."""
+    for field in dataclasses.fields(instance):
+        check_field(instance, field.name)
+
+
+def check_field(instance: Any, name: str) -> None:
+    """Checks a field of a dataclass by its annotation, and stores what JSON, YAML and numpy write otherwise (a list
+    for a tuple, a numpy number) as annotated. NaN is no number."""
+    hint, value = _hints(type(instance))[name], getattr(instance, name)
+    fitted = _fitted(hint, value)
+    if not fitted:
+        refuse(name, value, _expected(hint))
+    if fitted[0] is not value:
+        object.__setattr__(instance, name, fitted[0])
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _fitted(hint: Any, value: Any) -> tuple:
+    """(the value as annotated,), or () if it does not fit."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return next(filter(None, (_fitted(each, value) for each in arguments)), ())
+    if origin is Literal:
+        return (value,) if any(type(value) is type(each) and value == each for each in arguments) else ()
+    if hint is int:
+        return (int(value),) if is_integer(value) else ()
+    if hint is float:
+        number = _as_number(value)
+        return () if number is None or math.isnan(number) else (value if isinstance(value, int | float) else number,)
+    if hint is bool:
+        return (bool(value),) if isinstance(value, (bool, np.bool_)) else ()
+    if origin in (tuple, list, collections.abc.Sequence):
+        return _fitted_items(origin, arguments, value)
+    if isinstance(origin or hint, type):
+        return (value,) if isinstance(value, origin or hint) else ()
+    return (value,)  # Any
+
+
+def _fitted_items(origin: Any, arguments: tuple, value: Any) -> tuple:
+    if not isinstance(value, (list, tuple)):
+        return ()
+    fixed = origin is tuple and Ellipsis not in arguments
+    if fixed and len(value) != len(arguments):
+        return ()
+    items = [_fitted(hint, item) for hint, item in zip(arguments if fixed else arguments[:1] * len(value), value)]
+    if not all(items):
+        return ()
+    same = isinstance(value, origin) and all(item is old for (item,), old in zip(items, value))
+    return (value if same else (tuple if origin is tuple else list)(item for (item,) in items),)
+
+
+def _expected(hint: Any) -> str:
+    """An annotation in words."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_expected, arguments))
+    if origin is Literal:
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(map(repr, arguments))
+    if origin is tuple and Ellipsis not in arguments:
+        return f"({', '.join(map(_expected, arguments))})"
+    if origin in (tuple, list, collections.abc.Sequence):
+        return f"a list, each {_expected(arguments[0])}"
+    words = {int: "an integer", float: "a number", bool: "True or False", str: "text", types.NoneType: "None"}
+    return words.get(hint) or f"a {getattr(hint, '__name__', hint)}"
+
+
+# --- Specs
 
 
 def check_known(name: str, known: Iterable[str], kind: str, prefix: str = "") -> None:
@@ -51,7 +254,9 @@ def from_spec(spec: Any, classes: dict[str, type], key: str) -> Any:
         raise ValueError(f"{kind} is {spec!r}; expected a dict with {key!r}, one of {', '.join(classes)}.")
     settings = dict(spec)
     name = settings.pop(key)
-    check_known(str(name), classes, kind)
+    if not isinstance(name, str):
+        refuse(kind, name, f"one of {', '.join(classes)}")
+    check_known(name, classes, kind)
     known = [field.name for field in dataclasses.fields(classes[name])]
     for setting in settings:
         check_known(str(setting), known, f"{kind} setting", f"{name}.")

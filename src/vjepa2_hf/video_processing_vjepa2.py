@@ -18,6 +18,10 @@ from transformers.processing_utils import VideosKwargs
 from transformers.video_utils import VideoMetadata
 
 from .configuration_vjepa2 import check, refuse_missing_folder
+from .specs import check_count, check_fraction, check_generator, check_number, check_tensor, is_integer, refuse
+
+
+MAX_PIXELS = 2**25  # of a processed frame
 
 
 class VJepa2VideosKwargs(VideosKwargs, total=False):
@@ -70,6 +74,7 @@ class VJepa2VideoProcessor(VJEPA2VideoProcessor):
     def __init__(self, **kwargs):
         if kwargs.get("size") is None:
             kwargs["size"] = _default_size(kwargs.get("crop_size") or type(self).crop_size)
+        _check_options(kwargs)
         clip = self._random_resized_clip(kwargs)
         kwargs.update(random_crop_scale=clip.scale, random_crop_ratio=clip.ratio)  # tuples, where a file has lists
         # VJEPA2VideoProcessor.__init__ only overwrites `size`, so it is skipped
@@ -104,6 +109,8 @@ class VJepa2VideoProcessor(VJEPA2VideoProcessor):
         `generator` (on the CPU) is of the random crops; `None` is torch's global one. `kwargs` are settings for this
         call, and `return_tensors`.
         """
+        _check_options(kwargs)
+        check_generator("generator", generator)
         layout = kwargs.pop("input_data_format", None)
         layout = getattr(layout, "value", layout)
         sample = kwargs.get("do_sample_frames", self.do_sample_frames)
@@ -137,6 +144,9 @@ class VJepa2VideoProcessor(VJEPA2VideoProcessor):
 
     def to_images(self, pixel_values_videos: torch.Tensor) -> np.ndarray:
         """Inverts normalization: pixels (..., C, H, W) -> viewable images, uint8 (..., H, W, C)."""
+        check_tensor("pixel_values_videos", pixel_values_videos, floating=False)
+        if pixel_values_videos.ndim < 3 or pixel_values_videos.shape[-3] != 3:
+            refuse("pixel_values_videos", pixel_values_videos, "processed pixels (..., 3, H, W)")
         pixels = pixel_values_videos.detach().float().cpu()
         if self.do_normalize:
             mean, std = (torch.tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
@@ -173,6 +183,50 @@ class VJepa2VideoProcessor(VJEPA2VideoProcessor):
             return torch.from_numpy(reader.frames(indices)).permute(0, 3, 1, 2).contiguous(), metadata
 
 
+def _check_options(options: dict[str, Any]) -> None:
+    """Refuses settings whose values give no image, or numbers that are not finite."""
+    for name in ("size", "crop_size"):
+        if options.get(name) is not None:
+            check_size(name, options[name])
+    for name in ("image_mean", "image_std"):
+        if options.get(name) is not None:
+            options[name] = _three_numbers(name, options[name])
+    if options.get("rescale_factor") is not None:
+        check_number("rescale_factor", options["rescale_factor"], above=0)
+    resample = options.get("resample")
+    if resample is not None and (not is_integer(resample) or resample not in list(PIL.Image.Resampling)):
+        names = ", ".join(f"{each.value} ({each.name.lower()})" for each in PIL.Image.Resampling)
+        refuse("resample", resample, f"one of {names}")
+    if options.get("num_frames") is not None:
+        check_count("num_frames", options["num_frames"])
+    if options.get("fps") is not None:
+        check_number("fps", options["fps"], above=0)
+
+
+def check_size(name: str, size: Any) -> None:
+    """Refuses sizes in pixels that are not positive, or larger than MAX_PIXELS in all."""
+    sides = size
+    if isinstance(size, dict):
+        sides = [value for value in size.values() if value is not None]
+    elif is_integer(size):
+        sides = [size]
+    elif hasattr(size, "keys"):  # transformers' SizeDict
+        sides = [size[key] for key in size.keys() if size[key] is not None]  # noqa: SIM118
+    is_sides = isinstance(sides, (list, tuple)) and 0 < len(sides) <= 2
+    if not is_sides or not all(is_integer(side) and side > 0 for side in sides) or sides[0] * sides[-1] > MAX_PIXELS:
+        refuse(name, size, f"a positive number of pixels, or height and width, at most {MAX_PIXELS} pixels in all")
+
+
+def _three_numbers(name: str, values: Any) -> list[float]:
+    """A mean or standard deviation for each of three channels."""
+    values = values.tolist() if isinstance(values, (np.ndarray, torch.Tensor)) else values
+    values = [values] * 3 if not isinstance(values, (list, tuple)) else values
+    if len(values) != 3:
+        refuse(name, values, "3 numbers, one per channel")
+    lowest = {"above": 0} if name == "image_std" else {}
+    return [check_number(f"a number of {name}", value, **lowest) for value in values]
+
+
 def _setting(options: dict[str, Any], processor: VJepa2VideoProcessor, name: str) -> Any:
     value = options.get(name)
     return getattr(processor, name) if value is None else value
@@ -204,21 +258,23 @@ class RandomResizedClip:
         ratio: tuple[float, float] = (0.75, 1.35),
         flip_probability: float = 0.5,
     ):
-        self.crop_size = (crop_size, crop_size) if isinstance(crop_size, int) else tuple(crop_size)
-        is_size = len(self.crop_size) == 2 and min(self.crop_size) > 0
-        check(is_size, f"crop_size is {crop_size}, but it must be a positive number of pixels, or two of them.")
+        check_size("crop_size", crop_size)
+        self.crop_size = (int(crop_size),) * 2 if is_integer(crop_size) else tuple(crop_size)
         for name, value in (("scale", scale), ("ratio", ratio)):
             are_two = isinstance(value, (list, tuple)) and len(value) == 2
             check(are_two, f"{name} is {value!r}, but it must be two numbers, low and high.")
+            for each in value:
+                check_number(name, each)
         is_range = 0 < scale[0] <= scale[1] <= 1
         check(is_range, f"scale is {scale}, but it must be two fractions of the area, 0 < low <= high <= 1.")
         check(0 < ratio[0] <= ratio[1], f"ratio is {ratio}, but it must be two aspect ratios, 0 < low <= high.")
-        is_probability = 0 <= flip_probability <= 1
-        check(is_probability, f"flip_probability is {flip_probability}, but a probability lies in 0 to 1.")
+        flip_probability = check_fraction("flip_probability", flip_probability)
         self.scale, self.ratio, self.flip_probability = tuple(scale), tuple(ratio), flip_probability
 
     def __call__(self, frames: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """uint8 (T, C, H, W) -> float32 (T, C, *crop_size), normalized."""
+        check_tensor("frames", frames, "(T, C, H, W)", floating=False)
+        check_generator("generator", generator)
         frames = self.crop_and_flip(frames, generator)
         if frames.shape[-2:] != self.crop_size:
             frames = tvf.resize(frames, list(self.crop_size), antialias=True)

@@ -336,9 +336,7 @@ class TestBudget:
         monkeypatch.setattr("vjepa2_hf.planning.search.time.perf_counter", lambda: now[0])
         return now
 
-    @pytest.mark.parametrize(
-        ("budget", "iterations"), [(None, 6), (0, 1), (-5, 1), (21.9, 1), (24.1, 2), (34.1, 3), (1000, 6)]
-    )
+    @pytest.mark.parametrize(("budget", "iterations"), [(None, 6), (0, 1), (21.9, 1), (24.1, 2), (34.1, 3), (1000, 6)])
     def test_no_iteration_begins_that_would_not_end_in_time(self, clock, budget, iterations):
         def cost(actions):
             clock[0] += 0.010 if actions.shape[1] > 1 else 0.002

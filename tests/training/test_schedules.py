@@ -74,12 +74,12 @@ def test_a_learning_rate_stays_between_its_ends(schedule, warmup_steps, decay_st
 
 
 def test_schedules_refuse_impossible_numbers():
-    with pytest.raises(ValueError, match="peak=-1"):
+    with pytest.raises(ValueError, match="peak of a learning rate schedule is -1"):
         LearningRateSchedule(peak=-1)
-    with pytest.raises(ValueError, match="between 0 and 1.*start=1.5"):
+    with pytest.raises(ValueError, match="start of an EMA momentum is 1.5; expected .* at least 0 and of at most 1"):
         MomentumSchedule(start=1.5)
     for wrong in ({"start": -1.0}, {"final": -1.0}, {"start": float("nan")}, {"schedule_scale": 0.0}):
-        with pytest.raises(ValueError, match="A weight decay is a number of at least 0, with a scale above 0"):
+        with pytest.raises(ValueError, match="of a weight decay is -1.0|start is nan|schedule_scale is 0.0"):
             WeightDecaySchedule(**wrong)
 
 

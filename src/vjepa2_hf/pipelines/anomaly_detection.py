@@ -13,10 +13,12 @@ import torch
 
 from ..data.frame_source import FrameSource
 from ..modeling_masked_latent import VJepa2ForMaskedLatentPrediction
+from ..specs import check_count, check_flag, check_number, is_integer, refuse
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from .anomaly_scores import (
     Calibration,
     calibrate,
+    check_quantile,
     iterate_windows,
     needs_statistics,
     prediction_errors,
@@ -28,6 +30,9 @@ from .base import VideoPipeline
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+MAX_WINDOW = 2**16  # frames
 
 
 class VJepa2AnomalyDetector(VideoPipeline):
@@ -70,8 +75,7 @@ class VJepa2AnomalyDetector(VideoPipeline):
     ):
         if not isinstance(model, VJepa2ForMaskedLatentPrediction):
             raise ValueError(f"anomaly detection needs a VJepa2ForMaskedLatentPrediction; got {type(model).__name__}.")
-        if window_batch_size < 1:
-            raise ValueError(f"window_batch_size is {window_batch_size}; expected 1 or more.")
+        check_count("window_batch_size", window_batch_size)
         self.window_batch_size = window_batch_size
         self.calibration = Calibration.load(model.name_or_path) if model.name_or_path else None
         given = {"context_frames": context_frames, "future_frames": future_frames, "stride": stride}
@@ -110,6 +114,9 @@ class VJepa2AnomalyDetector(VideoPipeline):
                 nothing moves, is a ValueError.
         """
         videos = normal_videos if isinstance(normal_videos, (list, tuple)) else [normal_videos]
+        if not videos:
+            refuse("normal_videos", normal_videos, "a video, or a list of at least one")
+        check_quantile(quantile)
         statistics = None
         if needs_statistics(self.model):
             size = self.settings["context_frames"] + self.settings["future_frames"]
@@ -237,10 +244,11 @@ def _settings(config: Any, calibration: Calibration | None, given: dict[str, Any
     found = {**default, **(calibration.settings if calibration else {})}
     found |= {name: value for name, value in given.items() if value is not None}
     for name in ("context_frames", "future_frames"):
-        if found[name] < 1 or found[name] % tubelet:
-            raise ValueError(f"{name} is {found[name]}; expected a multiple of the tubelet size, {tubelet}, above 0.")
-    if found["stride"] < 1:
-        raise ValueError(f"stride is {found['stride']}; expected 1 (every frame) or more.")
-    if not 0 < found["top_fraction"] <= 1:
-        raise ValueError(f"top_fraction is {found['top_fraction']}; expected a fraction above 0 and up to 1.")
+        if not is_integer(found[name]) or not 0 < found[name] <= MAX_WINDOW or found[name] % tubelet:
+            expected = f"a multiple of the tubelet size, {tubelet}, above 0, at most {MAX_WINDOW}"
+            refuse(name, found[name], expected)
+    if not is_integer(found["stride"]) or found["stride"] < 1:
+        refuse("stride", found["stride"], "1 (every frame) or more")
+    check_number("top_fraction", found["top_fraction"], above=0, at_most=1)
+    check_flag("two_sided", found["two_sided"])
     return found

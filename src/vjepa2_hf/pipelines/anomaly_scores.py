@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from ..data.files import write_aside
 from ..data.frame_source import FrameSource
 from ..modeling_masked_latent import VJepa2ForMaskedLatentPrediction
-from ..specs import read_old_names
+from ..specs import is_number, read_old_names, refuse
 
 
 CALIBRATION_FILE = "anomaly_calibration.safetensors"
@@ -227,6 +227,11 @@ def target_statistics(model: VJepa2ForMaskedLatentPrediction, windows: Iterable[
     return TargetStatistics(mean=mean.float().cpu(), std=variance.sqrt().float().cpu())
 
 
+def check_quantile(quantile: float) -> None:
+    if not is_number(quantile) or not 0 < quantile <= 1:
+        refuse("quantile", quantile, "a fraction of time steps, above 0 and up to 1")
+
+
 def calibrate(errors: Sequence[torch.Tensor], quantile: float, settings: dict[str, Any]) -> Calibration:
     """Fits a calibration to the errors (T', H', W') of normal videos.
 
@@ -234,8 +239,7 @@ def calibrate(errors: Sequence[torch.Tensor], quantile: float, settings: dict[st
         quantile: fraction of normal time steps below the threshold.
         settings: `top_fraction`, `two_sided`, and others that are only stored.
     """
-    if not 0 < quantile <= 1:
-        raise ValueError(f"quantile is {quantile}; expected a fraction of time steps, above 0 and up to 1.")
+    check_quantile(quantile)
     if len(grids := {tuple(one.shape[1:]) for one in errors}) > 1:
         raise ValueError(f"normal videos have grids of {sorted(grids)} positions; expected one size.")
     errors = torch.cat(list(errors))

@@ -6,6 +6,7 @@ from typing import Any
 from transformers import Pipeline
 
 from ..data.frame_source import FrameSource
+from ..specs import refuse
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 
 
@@ -26,6 +27,8 @@ class VideoPipeline(Pipeline):
         super().__init__(model=model.eval(), video_processor=video_processor, **kwargs)
 
     def __call__(self, videos: Any, **kwargs) -> Any:
+        if videos is None or isinstance(videos, (list, tuple)) and not videos:
+            refuse("videos", videos, "a video, or a list of at least one")
         return super().__call__(videos, **{**kwargs, "batch_size": 1})
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:

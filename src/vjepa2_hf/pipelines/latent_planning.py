@@ -16,6 +16,8 @@ from ..modeling_world_model import VJepa2WorldModel
 from ..planning import Cost, LatentDistance, build_constraints, build_cost, shift_plan
 from ..planning.constraints import for_every_action
 from ..planning.landscape import Grid, plot_landscape
+from ..planning.search import check_budget, numbers_of
+from ..specs import check_number, check_seed, refuse
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from . import planner_inputs
 from .base import VideoPipeline
@@ -198,7 +200,9 @@ class VJepa2Planner(VideoPipeline):
             one-hot. "warm_start" is (P, A), the plan shifted by one step, or (E, P, A) with further plans (ICEM's
             elites). With `goals` also "goal_index" of the current goal, and "goal_distance" from the observation.
         """
-        end = None if budget_ms is None else time.perf_counter() + budget_ms / 1000
+        end = None if budget_ms is None else time.perf_counter() + check_budget(budget_ms) / 1000
+        seed = None if seed is None else check_seed("seed", seed)
+        goal_threshold = check_number("goal_threshold", goal_threshold, at_least=0)
         numbers = dict(zip(NUMBERS, (proprio_state, context_actions, extrinsics, goal_proprio_state), strict=True))
         search = {"seed": seed, "end": end, "goal_threshold": goal_threshold, "solver": self.solver}
         search["cost"] = self.cost if cost is None else build_cost(cost)
@@ -240,9 +244,11 @@ class VJepa2Planner(VideoPipeline):
             wrong = f"it has no argument {unknown[0]!r}" if unknown else "the observation is a batch"
             raise ValueError(f"energy_landscape takes one observation and the states and actions of a call; {wrong}.")
         size = self.model.config.action_dim
-        base = torch.as_tensor(np.zeros((1, size)) if actions is None else actions, dtype=torch.float32)
+        base = torch.zeros(1, size) if actions is None else numbers_of("actions", actions)
         if base.ndim != 2 or base.shape[1] != size:
             raise ValueError(f"actions have shape {tuple(base.shape)}; expected (P, {size}).")
+        if not torch.isfinite(base).all() or not len(base):
+            refuse("actions", actions, f"finite numbers (P, {size}), of at least one step")
         grid = Grid(base, dims, points, step, self.model.config.actions_per_step)
         search = {"seed": 0, "end": None, "goal_threshold": 0.0, "solver": grid, "constraints": []}
         search["cost"] = self.cost if cost is None else build_cost(cost)
@@ -295,6 +301,8 @@ class VJepa2Planner(VideoPipeline):
             name: planner_inputs.stack_numbers(name, value, single, batch_size) for name, value in given.items()
         }
         state, extrinsics = numbers["proprio_state"], numbers["extrinsics"]
+        if numbers["goal_proprio_state"] is not None and not config.proprio_dim:
+            raise ValueError("goal_proprio_state was given, but the model has no proprio states.")
         return {
             "frames": frames,
             "goals": torch.cat(processed, dim=1) if processed else None,  # (B, G, C, H, W)
@@ -330,7 +338,7 @@ class VJepa2Planner(VideoPipeline):
             return model.score(latents, goal, actions.to(latents.device), **scoring)
 
         default_low = 0.0 if model.config.action_type == "discrete" else -1.0
-        optional = {} if end is None else {"budget_ms": 1000 * (end - time.perf_counter())}
+        optional = {} if end is None else {"budget_ms": max(0.0, 1000 * (end - time.perf_counter()))}
         if constraints:
             optional["constraints"] = for_every_action(constraints, model.config.actions_per_step)
         result = solver(

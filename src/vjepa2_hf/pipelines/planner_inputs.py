@@ -10,6 +10,7 @@ from typing import Any
 import PIL.Image
 import torch
 
+from ..specs import describe, is_integer
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 
 
@@ -117,8 +118,8 @@ def stack_numbers(name: str, value: Any, single: bool, batch_size: int) -> torch
     for row in [value] if single else value:
         try:
             rows.append(torch.as_tensor(row, dtype=torch.float32).cpu())
-        except (TypeError, ValueError, RuntimeError):
-            raise ValueError(f"{name} is, or holds, {row!r}; expected numbers.") from None
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            raise ValueError(f"{name} is, or holds, {describe(row)}; expected numbers.") from None
     if len(rows) != batch_size:
         raise ValueError(f"{name} was given for {len(rows)} problems; expected {batch_size}.")
     shapes = sorted({tuple(row.shape) for row in rows})
@@ -159,9 +160,12 @@ def states_per_goal(states: torch.Tensor | None, num_goals: int) -> torch.Tensor
 
 def goal_indices(value: int | list[int], batch_size: int, num_goals: int) -> torch.Tensor:
     """Indices (B,) into a sequence of goals."""
-    index = torch.as_tensor(value, dtype=torch.int64)
-    if index.ndim > 1 or index.numel() not in (1, batch_size) or not num_goals and index.any():
-        raise ValueError(f"goal_index is {value!r}; expected an index, or {batch_size} of them.")
-    if num_goals and not (index.min() >= 0 and index.max() < num_goals):
-        raise ValueError(f"goal_index is {value!r}; expected 0 to {num_goals - 1}, as there are {num_goals} goals.")
+    each = value.tolist() if hasattr(value, "tolist") else value
+    each = each if isinstance(each, (list, tuple)) else [each]
+    if not all(is_integer(one) and 0 <= one < max(num_goals, 1) for one in each):
+        expected = f"0 to {num_goals - 1}, as there are {num_goals} goals" if num_goals else "0 without goals"
+        raise ValueError(f"goal_index is {describe(value)}; expected {expected}.")
+    index = torch.tensor(each, dtype=torch.int64)
+    if index.numel() not in (1, batch_size):
+        raise ValueError(f"goal_index is {describe(value)}; expected an index, or {batch_size} of them.")
     return index.reshape(-1).expand(batch_size)

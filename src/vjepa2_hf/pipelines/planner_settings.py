@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..planning import SOLVERS, Cost, LatentDistance, Solver, build_cost, build_solver
+from ..specs import check_number, describe, is_integer, refuse
 
 
 DISCRETE_SOLVER = "categorical_cem"  # the default for one-hot actions
@@ -65,8 +66,9 @@ def choose_cost(cost: Any, distance: str | None, saved: dict[str, Any]) -> Cost:
 
 def check_samples(config: Any, num_samples: int, uncertainty_weight: float, cost: Cost) -> None:
     """Refuses samples of a deterministic model, and an uncertainty without samples."""
-    if num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples}; expected 1 or more.")
+    if not is_integer(num_samples) or num_samples < 1:
+        refuse("num_samples", num_samples, "an integer, 1 or more")
+    check_number("uncertainty_weight", uncertainty_weight)
     if (num_samples > 1 or uncertainty_weight or cost.needs_samples) and not config.stochastic_dim:
         raise ValueError(
             f"num_samples={num_samples} and uncertainty_weight={uncertainty_weight} need a model with a stochastic "
@@ -84,8 +86,10 @@ def per_model_step(config: Any, name: str, values: Any) -> list[float]:
     each = config.action_dim // config.actions_per_step
     try:
         values = [float(number) for number in values]
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} is {values!r}; expected a list of {each} numbers, one per dimension.") from None
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        raise ValueError(
+            f"{name} is {describe(values)}; expected a list of {each} numbers, one per dimension."
+        ) from None
     if any(math.isnan(number) for number in values):
         raise ValueError(f"{name} is {values}; expected numbers that are not NaN.")
     if len(values) == each:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..modeling_encoder import VJepa2Encoder
+from ..specs import check_count, check_flag, refuse
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from .base import VideoPipeline
 
@@ -55,8 +56,15 @@ class VJepa2FeatureExtractor(VideoPipeline):
         self, pool=None, chunk_frames=None, overlap=None, stride=None, return_tensors=None, **kwargs
     ):
         super()._sanitize_parameters(**kwargs)
-        if pool not in (None, "clip", "frame", "none"):
-            raise ValueError(f"pool is {pool!r}; expected 'clip', 'frame' or 'none'.")
+        if not (pool is None or isinstance(pool, str) and pool in ("clip", "frame", "none")):
+            refuse("pool", pool, "'clip', 'frame' or 'none'")
+        for name, value in {"chunk_frames": chunk_frames, "stride": stride}.items():
+            if value is not None:
+                check_count(name, value)
+        if overlap is not None:
+            check_count("overlap", overlap, lowest=0)
+        if return_tensors is not None:
+            check_flag("return_tensors", return_tensors)
         reading = {} if stride is None else {"stride": stride}
         options = {"pool": pool, "chunk_frames": chunk_frames, "overlap": overlap}
         forward = {name: value for name, value in options.items() if value is not None}

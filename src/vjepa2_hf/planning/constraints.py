@@ -16,7 +16,10 @@ from typing import Any
 
 import torch
 
-from ..specs import from_spec, to_spec
+from ..specs import check_count, check_flag, check_number, describe, from_spec, is_integer, refuse, to_spec
+
+
+LATER_THAN_ANY_STEP = 2**31
 
 
 class Constraint:
@@ -89,9 +92,9 @@ class Fixed(Constraint):
     value: float | Sequence[float] = 0.0
 
     def __post_init__(self) -> None:
-        self.dims = [self.dims] if isinstance(self.dims, int) else [int(dim) for dim in self.dims]
+        self.dims = _dims(self.dims)
         self.value = _numbers("value", self.value)
-        if isinstance(self.value, list) and len(self.value) != len(self.dims):
+        if isinstance(self.value, list) and (len(self.value) != len(self.dims) or isinstance(self.value[0], list)):
             raise ValueError(f"value has {len(self.value)} numbers for {len(self.dims)} dims; give one for each.")
 
     def apply(self, actions: torch.Tensor) -> torch.Tensor:
@@ -122,8 +125,11 @@ class ClosedGripper(Constraint):
     exact: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.from_step, int) or isinstance(self.from_step, bool) or self.from_step < 0:
-            raise ValueError(f"from_step is {self.from_step!r}; expected a step, 0 or later.")
+        if not is_integer(self.from_step) or self.from_step < 0:
+            refuse("from_step", self.from_step, "a step, 0 or later")
+        self.from_step = min(int(self.from_step), LATER_THAN_ANY_STEP)
+        self.value = check_number("value", self.value)
+        self.dim, self.exact = check_dim(self.dim), check_flag("exact", self.exact)
 
     def apply(self, actions: torch.Tensor) -> torch.Tensor:
         return self._set(actions, actions.new_tensor(self.value))
@@ -149,7 +155,7 @@ class StepBounds(Constraint):
 
     def __post_init__(self) -> None:
         self.low, self.high = _numbers("low", self.low), _numbers("high", self.high)
-        low, high = torch.tensor(self.low), torch.tensor(self.high)
+        low, high = torch.tensor(self.low, dtype=torch.float64), torch.tensor(self.high, dtype=torch.float64)
         if low.dim() not in (1, 2) or low.shape != high.shape or not low.numel():
             raise ValueError(
                 f"low has shape {tuple(low.shape)} and high {tuple(high.shape)}; expected (P,) or (P, A) of both, at "
@@ -179,8 +185,11 @@ class DeadZone(Constraint):
     below: float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.below, (int, float)) or not self.below > 0:
-            raise ValueError(f"below is {self.below!r}; expected a number above 0, for example 0.25.")
+        self.dim = check_dim(self.dim)
+        try:
+            self.below = check_number("below", self.below, above=0)
+        except ValueError:
+            refuse("below", self.below, "a number above 0, for example 0.25")
 
     def apply(self, actions: torch.Tensor) -> torch.Tensor:
         _dimension(self.dim, actions.shape[-1])
@@ -207,10 +216,26 @@ def build_constraints(constraints: Any) -> list[Any]:
         return []
     if isinstance(constraints, (dict, str)) or hasattr(constraints, "apply"):
         constraints = [constraints]
+    if not isinstance(constraints, (list, tuple)):
+        refuse("constraints", constraints, "a list of constraints, of dicts, or None")
     return [
         each if hasattr(each, "apply") and not isinstance(each, type) else from_spec(each, CONSTRAINTS, "constraint")
         for each in constraints
     ]
+
+
+def check_dim(dim: Any) -> int:
+    """A dimension of an action, which may count from the end."""
+    return check_count("dim", dim, lowest=-LATER_THAN_ANY_STEP, highest=LATER_THAN_ANY_STEP)
+
+
+def _dims(dims: Any) -> list[int]:
+    if is_integer(dims):
+        dims = [dims]
+    if isinstance(dims, str) or not hasattr(dims, "__iter__"):
+        refuse("dims", dims, "a list of dimensions of an action")
+    dims = [check_dim(dim) for dim in (dims.tolist() if hasattr(dims, "tolist") else dims)]
+    return dims or refuse("dims", dims, "at least one dimension of an action")
 
 
 def _dimension(dim: int, action_dim: int) -> int:
@@ -226,8 +251,10 @@ def _numbers(name: str, value: Any) -> Any:
     """A setting as a float or nested lists of floats, so that it can be compared and written to JSON."""
     try:
         numbers = torch.as_tensor(value, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"{name} is {value!r}; expected numbers.") from None
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ValueError(f"{name} is {describe(value)}; expected numbers.") from None
     if numbers.isnan().any():
-        raise ValueError(f"{name} is {value!r}; expected numbers that are not NaN.")
+        raise ValueError(f"{name} is {describe(value)}; expected numbers that are not NaN.")
+    if not numbers.numel():
+        refuse(name, value, "numbers, of at least one step")
     return numbers.tolist()

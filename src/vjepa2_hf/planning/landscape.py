@@ -9,7 +9,11 @@ from typing import Any
 
 import torch
 
+from ..specs import is_integer, refuse
 from .search import CostFunction, PerDimension, Search, SolverResult
+
+
+MAX_POINTS = 1000  # per dimension
 
 
 class Grid:
@@ -21,12 +25,14 @@ class Grid:
 
     def __init__(self, actions: torch.Tensor, dims: tuple[int, int], points: int, step: int, actions_per_step: int):
         count, width = actions.shape
+        if not isinstance(dims, (list, tuple)) or len(dims) != 2 or not all(map(is_integer, dims)):
+            refuse("dims", dims, f"two of the {width} dimensions of an action")
         if len(set(dims)) != 2 or not all(0 <= dim < width for dim in dims):
             raise ValueError(f"dims are {tuple(dims)}; expected two of the {width} dimensions of an action.")
-        if points < 2:
-            raise ValueError(f"points is {points}; expected 2 or more in each dimension.")
-        if not 0 <= step < count:
-            raise ValueError(f"step is {step}; expected 0 to {count - 1}, as there are {count} actions.")
+        if not is_integer(points) or not 2 <= points <= MAX_POINTS:
+            refuse("points", points, f"2 or more in each dimension, at most {MAX_POINTS}")
+        if not is_integer(step) or not 0 <= step < count:
+            raise ValueError(f"step is {step!r}; expected 0 to {count - 1}, as there are {count} actions.")
         size = width // actions_per_step
         self.columns = [list(range(dim, width, size)) if max(dims) < size else [dim] for dim in dims]
         self.actions, self.points, self.step, self.horizon = actions, points, step, len(actions)

@@ -14,6 +14,15 @@ from typing import Any, ClassVar
 
 import torch
 
+from ..specs import (
+    check_count,
+    check_field,
+    check_generator,
+    check_number,
+    describe,
+    is_integer,
+    refuse,
+)
 from .constraints import finish, fixed_dims
 
 
@@ -21,6 +30,8 @@ CostFunction = Callable[[torch.Tensor], torch.Tensor]
 Generators = torch.Generator | Sequence[torch.Generator] | None
 PerDimension = float | Sequence[float] | torch.Tensor
 TraceRow = dict[str, torch.Tensor]  # one iteration's entries of the trace, (B,) each
+
+MAX_NUMBERS = 2**30  # of the candidates of one iteration
 
 
 @dataclass
@@ -44,7 +55,9 @@ class SolverResult:
 
 def shift_plan(actions: torch.Tensor, steps: int = 1) -> torch.Tensor:
     """Plans (..., P, A) without their first `steps` actions; the last action is repeated."""
-    index = torch.arange(actions.shape[-2]) + steps
+    if not isinstance(actions, torch.Tensor) or actions.ndim < 2 or not actions.shape[-2]:
+        refuse("actions", actions, "a tensor (..., P, A) of at least one step")
+    index = torch.arange(actions.shape[-2]) + check_count("steps", steps, lowest=0)
     return actions[..., index.clamp(max=actions.shape[-2] - 1), :]
 
 
@@ -66,10 +79,13 @@ class Search:
     ):
         self.cost, self.shape, self.constraints, self.generator = cost, shape, list(constraints), generator
         batch_size, _, action_dim = shape
-        if isinstance(generator, Sequence) and len(generator) != batch_size:
+        if isinstance(generator, (list, tuple)) and len(generator) != batch_size:
             raise ValueError(f"{len(generator)} generators were given for a batch of {batch_size}; give one for each.")
+        for each in generator if isinstance(generator, (list, tuple)) else [generator]:
+            check_generator("generator", each)
         if device is None:
-            device = "cpu" if warm_start is None else warm_start.device
+            device = getattr(warm_start, "device", None) if isinstance(warm_start, torch.Tensor) else None
+            device = device or "cpu"
         self.device = torch.device(device)
         bounds = {"action_low": low, "action_high": high}
         self.low, self.high = (self._per_dimension(name, value) for name, value in bounds.items())
@@ -125,7 +141,10 @@ class Search:
 
     def costs_of(self, candidates: torch.Tensor) -> torch.Tensor:
         """As `evaluate`, without keeping the best candidate or refusing costs."""
-        costs = torch.as_tensor(self.cost(candidates)).to(candidates)
+        costs = self.cost(candidates)
+        if not isinstance(costs, torch.Tensor):
+            costs = numbers_of("the result of the cost function", costs)
+        costs = costs.to(candidates)
         if costs.shape != candidates.shape[:2]:
             raise ValueError(
                 f"the cost function returned shape {tuple(costs.shape)} for candidates of shape "
@@ -169,9 +188,7 @@ class Search:
 
     def _per_dimension(self, name: str, value: PerDimension) -> torch.Tensor:
         """A number, or one per dimension, as float32 (A,)."""
-        # numpy bounds may be read-only, which as_tensor warns about: copy them
-        tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value)
-        tensor, size = tensor.to(device=self.device, dtype=torch.float32), self.shape[2]
+        tensor, size = numbers_of(name, value).to(self.device), self.shape[2]
         if tensor.dim() > 1 or tensor.numel() not in (1, size):
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}, expected a number or {size}, one per dimension."
@@ -182,6 +199,7 @@ class Search:
         """(B, E, P, A) within the bounds."""
         if warm_start is None:
             return None
+        warm_start = numbers_of("warm_start", warm_start)
         starts = warm_start.unsqueeze(1) if warm_start.dim() == 3 else warm_start
         if starts.dim() != 4 or (starts.shape[0], *starts.shape[2:]) != self.shape or not starts.shape[1]:
             raise ValueError(
@@ -199,7 +217,7 @@ class Clock:
 
     def __init__(self, budget_ms: float | None):
         self.now = time.perf_counter()
-        self.end = None if budget_ms is None else self.now + budget_ms / 1000
+        self.end = None if budget_ms is None else self.now + check_budget(budget_ms) / 1000
         self.last = self.reserve = 0.0
 
     def lap(self) -> float:
@@ -231,6 +249,8 @@ class Solver:
         for entry in dataclasses.fields(self):
             if check := CHECKS.get(entry.name):
                 setattr(self, entry.name, check(self, entry.name, getattr(self, entry.name)))
+            else:
+                check_field(self, entry.name)
 
     def __call__(
         self,
@@ -270,7 +290,8 @@ class Solver:
         Raises:
             ValueError: an argument has a wrong shape, or an iteration has no candidate with a finite cost.
         """
-        clock, shape = Clock(budget_ms), (batch_size, self.horizon, action_dim)
+        self._check_call(cost, batch_size, action_dim, constraints, noise)
+        clock, shape = Clock(budget_ms), (int(batch_size), self.horizon, int(action_dim))
         if noise is not None and not self.takes_noise:
             raise ValueError(f"solver {self.name!r} takes no noise; CEM, ICEM and MPPI do.")
         with torch.set_grad_enabled(self.needs_gradient):
@@ -280,6 +301,20 @@ class Solver:
             if noise is not None and tuple(noise.shape) not in (shared, own):
                 raise ValueError(f"noise has shape {tuple(noise.shape)}, expected {shared} or {own}.")
             return self._search(search, clock)
+
+    def _check_call(self, cost: Any, batch_size: Any, action_dim: Any, constraints: Any, noise: Any) -> None:
+        if noise is not None and not isinstance(noise, torch.Tensor):
+            refuse("noise", noise, "a tensor (I, J, P, F) or (I, B, J, P, F)")
+        if not callable(cost):
+            refuse("cost", cost, "a function of candidates (B, J, P, A) that returns costs (B, J)")
+        rows = check_count("batch_size", batch_size) * self.num_candidates * self.horizon
+        if rows * check_count("action_dim", action_dim) > MAX_NUMBERS:
+            raise ValueError(
+                f"batch_size={batch_size} × num_candidates={self.num_candidates} × horizon={self.horizon} × "
+                f"action_dim={action_dim} are more than {MAX_NUMBERS} numbers in an iteration; lower one of them."
+            )
+        if not isinstance(constraints, (list, tuple)) or not all(hasattr(each, "apply") for each in constraints):
+            refuse("constraints", constraints, "a list of objects with `apply`, of vjepa2_hf.planning.constraints")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, `"solver"` among them; `build_solver(**settings)` makes the same solver."""
@@ -359,10 +394,25 @@ def default_elites(num_candidates: int) -> int:
     return min(num_candidates, max(2, round(num_candidates / 10)))
 
 
+def check_budget(budget_ms: Any) -> float:
+    """Milliseconds, 0 or more; infinity is no limit."""
+    return check_number("budget_ms", budget_ms, at_least=0, finite=False)
+
+
+def numbers_of(name: str, value: Any) -> torch.Tensor:
+    """Numbers, an array or a tensor as float32; a numpy array is copied, since it may be read-only."""
+    try:
+        tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value)
+        return tensor.to(torch.float32) if not tensor.is_complex() else refuse(name, value, "real numbers")
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        refuse(name, value, "numbers: a list, an array or a tensor")
+
+
 def _check_count(solver: Solver, name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} is {value!r}, expected an integer of at least 1.")
-    return value
+    if not is_integer(value) or not 1 <= value <= MAX_NUMBERS:
+        bound = "at least 1" if not is_integer(value) or value < 1 else f"at most {MAX_NUMBERS}"
+        raise ValueError(f"{name} is {describe(value)}, expected an integer of {bound}.")
+    return int(value)
 
 
 def _check_elites(solver: Solver, name: str, value: Any) -> int:
@@ -381,8 +431,9 @@ def _check_std(solver: Solver, name: str, value: PerDimension | None) -> float |
         return None
     try:
         tensor = value.double() if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"{name} is {value!r}, expected a number or a list of numbers, one per dimension.") from None
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        found = f"{name} is {describe(value)}"
+        raise ValueError(f"{found}, expected a number or a list of numbers, one per dimension.") from None
     if tensor.dim() > 1 or tensor.numel() == 0:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected a number or one per dimension.")
     if not (torch.isfinite(tensor).all() and (tensor >= 0).all()):
@@ -392,9 +443,13 @@ def _check_std(solver: Solver, name: str, value: PerDimension | None) -> float |
 
 def _number(fits: Callable[[float], bool], expected: str) -> Callable[[Solver, str, Any], Any]:
     def check(solver: Solver, name: str, value: Any) -> Any:
-        if not isinstance(value, (int, float)) or not fits(value):
-            raise ValueError(f"{name} is {value!r}, expected {expected}.")
-        return value
+        try:
+            number = check_number(name, value, finite=False)
+        except ValueError:
+            number = math.nan
+        if not fits(number):
+            raise ValueError(f"{name} is {describe(value)}, expected {expected}.")
+        return number
 
     return check
 

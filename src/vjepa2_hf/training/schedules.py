@@ -15,6 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ..specs import check_count, check_fields, check_number
+
 
 def linear(step: float, total_steps: float, *, start: float, final: float) -> float:
     """From `start` at step 0 to `final` at `total_steps`, then `final`."""
@@ -46,11 +48,16 @@ class LearningRateSchedule:
     1.25 and never reach `final`."""
 
     def __post_init__(self):
-        if min(self.peak, self.start, self.final, self.warmup_steps, self.decay_steps) < 0 or self.schedule_scale <= 0:
-            raise ValueError(f"A learning rate schedule needs numbers of at least 0 and a scale above 0, got {self}.")
+        check_fields(self)
+        for name in ("peak", "start", "final"):
+            check_number(f"{name} of a learning rate schedule", getattr(self, name), at_least=0)
+        for name in ("warmup_steps", "decay_steps"):
+            check_count(f"{name} of a learning rate schedule", getattr(self, name), lowest=0)
+        check_number("schedule_scale", self.schedule_scale, above=0)
 
     def at(self, step: int, max_steps: int) -> float:
         """The learning rate of optimizer step `step` (from 1) of `max_steps`."""
+        _check_steps(step, max_steps)
         total_steps, warmup = self.schedule_scale * max_steps, self.warmup_steps
         if self.schedule == "constant":
             return self.peak
@@ -79,11 +86,14 @@ class MomentumSchedule:
     """As for learning_rate."""
 
     def __post_init__(self):
-        if not (0.0 <= self.start <= 1.0 and 0.0 <= self.final <= 1.0) or self.schedule_scale <= 0:
-            raise ValueError(f"An EMA momentum lies between 0 and 1, with a scale above 0, got {self}.")
+        check_fields(self)
+        for name in ("start", "final"):
+            check_number(f"{name} of an EMA momentum", getattr(self, name), at_least=0, at_most=1)
+        check_number("schedule_scale", self.schedule_scale, above=0)
 
     def at(self, step: int, max_steps: int) -> float:
         """The momentum after optimizer step `step` (from 1) of `max_steps`."""
+        _check_steps(step, max_steps)
         if self.schedule == "constant":
             return self.start
         function = linear if self.schedule == "linear" else cosine
@@ -102,15 +112,22 @@ class WeightDecaySchedule:
     """As for learning_rate."""
 
     def __post_init__(self):
-        finite = all(0 <= value < math.inf for value in (self.start, self.final))
-        if not finite or not self.schedule_scale > 0:
-            raise ValueError(f"A weight decay is a number of at least 0, with a scale above 0, got {self}.")
+        check_fields(self)
+        for name in ("start", "final"):
+            check_number(f"{name} of a weight decay", getattr(self, name), at_least=0)
+        check_number("schedule_scale", self.schedule_scale, above=0)
 
     def at(self, step: int, max_steps: int) -> float:
         """The weight decay of optimizer step `step` (from 1) of `max_steps`."""
+        _check_steps(step, max_steps)
         if self.schedule == "constant":
             return self.start
         return cosine(step, self.schedule_scale * max_steps, start=self.start, final=self.final)
+
+
+def _check_steps(step: float, max_steps: float) -> None:
+    check_number("step", step, at_least=0)
+    check_number("max_steps", max_steps, at_least=1)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, decay_mask_tokens: bool = True) -> list[dict[str, Any]]:
