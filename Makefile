@@ -18,11 +18,11 @@ endif
 # An environment given by VENV= may not have this checkout installed; examples and tests use it in any case
 export PYTHONPATH := $(CURDIR)/src$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: demo reproduce test test-all faults lint bench bench-full help
+.PHONY: demo reproduce test test-all faults fuzz lint bench bench-full help
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo | reproduce | test | test-all | faults | lint | bench | bench-full   [VENV=existing environment]"
+	@echo "make demo | reproduce | test | test-all | faults | fuzz | lint | bench | bench-full   [VENV=existing environment]"
 
 # The stamp is written last: an interrupted install is repeated
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -49,6 +49,10 @@ test-all: $(ENVIRONMENT)
 # The whole fault suite (kills, power losses, full disks, ...), 20 minutes: python tests/faults/run.py
 faults: $(ENVIRONMENT)
 	$(PYTHON) tests/faults/run.py
+
+# 10,000 wrong inputs to the public calls, about 2 minutes:           python tests/fuzz/run_fuzz.py
+fuzz: $(ENVIRONMENT)
+	$(PYTHON) tests/fuzz/run_fuzz.py
 
 # Style and common mistakes:                                          ruff check . && ruff format --check .
 lint: $(ENVIRONMENT)

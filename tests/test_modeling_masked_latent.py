@@ -423,7 +423,7 @@ class TestGradients:
             torch.testing.assert_close(parameter.grad, gradient)
 
     def test_targets_of_other_clips_are_refused(self, model):
-        with pytest.raises(ValueError, match=r"targets have shape \(2, 7, 24\); expected \(2, 32\) in front"):
+        with pytest.raises(ValueError, match=r"targets have shape \(2, 7, 24\); expected \(2, 32, 24\)"):
             model(clips(), CONTEXT, TARGET, targets=torch.zeros(2, 7, 24))
 
     def test_a_few_steps_lower_the_loss(self):

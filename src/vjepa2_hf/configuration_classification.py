@@ -14,6 +14,10 @@ from .configuration_vjepa2 import (
     check_numbers,
     strict_config,
 )
+from .specs import check_count, describe
+
+
+MAX_LABELS = 2**20
 
 
 @strict_config
@@ -79,6 +83,8 @@ class VJepa2VideoClassificationConfig(VJepa2NestedConfig, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         kwargs = self._read_renamed(kwargs)
+        if kwargs.get("num_labels") is not None:  # transformers makes a dict of so many names
+            kwargs["num_labels"] = check_count("num_labels", kwargs["num_labels"], highest=MAX_LABELS)
         counts = "num_pooler_layers num_neighbors num_stored_views predicted_frames skipped_frames"
         positive = "pooler_mlp_ratio pooler_layer_norm_eps neighbor_temperature initializer_range"
         check_numbers(self, positive, counts)
@@ -116,8 +122,9 @@ class VJepa2VideoClassificationConfig(VJepa2NestedConfig, PreTrainedConfig):
         tubelet, own = self.encoder_config.tubelet_size, self.predictor_config is not None
         check(
             own and self.predicted_frames > 0 and self.predicted_frames % tubelet == 0,
-            f"predicted_frames is {self.predicted_frames} and predictor_config is {self.predictor_config}; expected a "
-            f"multiple of the tubelet size {tubelet} above 0 and the fields of a predictor, or 0 and None.",
+            f"predicted_frames is {self.predicted_frames}, skipped_frames {self.skipped_frames} and predictor_config "
+            f"{describe(self.predictor_config)}; expected a multiple of the tubelet size {tubelet} above 0 and the "
+            "fields of a predictor, or 0, 0 and None.",
         )
         skips = f"skipped_frames is {self.skipped_frames}; expected a multiple of the tubelet size {tubelet}."
         check(self.skipped_frames % tubelet == 0, skips)

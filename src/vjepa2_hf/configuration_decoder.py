@@ -6,6 +6,7 @@ from typing import Literal
 from transformers import PreTrainedConfig
 
 from .configuration_vjepa2 import VJepa2BaseConfig, check, check_activation, check_heads, check_numbers, strict_config
+from .specs import is_number
 
 
 @strict_config
@@ -57,9 +58,7 @@ class VJepa2PixelDecoderConfig(VJepa2BaseConfig, PreTrainedConfig):
         check(self.hidden_size % 8 == 0, f"hidden_size is {self.hidden_size}; expected a multiple of 8 (sin-cos).")
         for name in ("image_mean", "image_std"):
             values = getattr(self, name)
-            valid = len(values) == self.in_chans and all(
-                isinstance(value, (int, float)) and math.isfinite(value) for value in values
-            )
+            valid = len(values) == self.in_chans and all(is_number(value) and math.isfinite(value) for value in values)
             check(valid, f"{name} is {values}; expected {self.in_chans} finite numbers, as in_chans says.")
         check(min(self.image_std) > 0, f"image_std is {self.image_std}; expected numbers above 0.")
         crop, patch = self.crop_size, self.patch_size

@@ -16,7 +16,7 @@ from packaging.version import Version
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from .specs import check_choice, describe
+from .specs import check_choice, describe, is_number
 
 
 VERSION = "0.1.0"
@@ -351,8 +351,8 @@ class VJepa2MaskedLatentPredictionConfig(VJepa2NestedConfig, PreTrainedConfig):
         weights = " ".join(f"{name}_weight" for name in AUXILIARY_LOSSES)
         check_numbers(self, f"{sizes} variance_margin initializer_range", f"predictor_num_hidden_layers {weights}")
         check(
-            math.isfinite(self.predictor_query_key_bias),
-            f"predictor_query_key_bias is {self.predictor_query_key_bias!r}; expected a finite number.",
+            is_number(self.predictor_query_key_bias) and math.isfinite(self.predictor_query_key_bias),
+            f"predictor_query_key_bias is {describe(self.predictor_query_key_bias)}; expected a finite number.",
         )
         size, heads = self.predictor_hidden_size, self.predictor_num_attention_heads
         check_heads("predictor_hidden_size", size, "predictor_num_attention_heads", heads)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .specs import check_generator, describe, from_spec, is_integer, refuse
+from .specs import LARGEST_COUNT, check_generator, describe, from_spec, is_integer, refuse
 
 
 Grid = tuple[int, int, int]
@@ -187,7 +187,7 @@ class PeriodicMask(FrameMask):
     period: int = 2
 
     def __post_init__(self) -> None:
-        if not is_integer(self.period) or self.period < 2:
+        if not is_integer(self.period) or not 2 <= self.period <= LARGEST_COUNT:
             raise ValueError(
                 f"period is {describe(self.period)}, expected an integer of at least 2: of every `period` tubelets "
                 "one is context and the others are target."
@@ -208,7 +208,9 @@ class MultiRateMask(FutureMask):
         super().__post_init__()
         if isinstance(self.horizons, list):
             object.__setattr__(self, "horizons", tuple(self.horizons))
-        valid = isinstance(self.horizons, tuple) and all(is_integer(each) and each >= 1 for each in self.horizons)
+        valid = isinstance(self.horizons, tuple) and all(
+            is_integer(each) and 1 <= each <= LARGEST_COUNT for each in self.horizons
+        )
         if not valid or not 0 < len(self.horizons) == len(set(self.horizons)):
             raise ValueError(
                 f"horizons is {describe(self.horizons)}, expected different integers of at least 1, for "

@@ -121,7 +121,7 @@ class VJepa2PixelDecoder(VJepa2PreTrainedModel):
         check_tensor("latents", latents)
         if latents.ndim < 2:
             raise ValueError(f"latents have shape {tuple(latents.shape)}; expected (..., N, D).")
-        check_count("chunk_size", chunk_size)
+        chunk_size = check_count("chunk_size", chunk_size)
         leading, frames = latents.shape[:-2], latents.reshape(-1, *latents.shape[-2:])
         pixels = torch.cat([self(part).predicted_pixels.float() for part in frames.split(chunk_size)])
         mean, std = (

@@ -30,7 +30,7 @@ from .modeling_layers import (
     position_parameter,
     rotary_table,
 )
-from .specs import refuse
+from .specs import check_count, refuse
 
 
 # By model type, the prefixes of encoders in a folder; the first is the default
@@ -245,6 +245,8 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
             from vjepa2_hf.data.long_video import encode_long
         except ImportError as error:
             raise ImportError("encode_long needs the package vjepa2_hf: pip install vjepa2_hf.") from error
+        chunk_frames, stride = check_count("chunk_frames", chunk_frames), check_count("stride", stride)
+        overlap = check_count("overlap", overlap, lowest=0)
         return encode_long(self, video, chunk_frames, overlap, stride, output_dir, processor, pool)
 
 

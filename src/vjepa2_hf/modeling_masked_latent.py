@@ -110,7 +110,7 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
         grid = self.encoder.get_grid(self.encoder.fill_tubelet(pixel_values_videos))
         if targets is None:
             targets = self.encode_targets(pixel_values_videos)
-        _check_targets(targets, (len(pixel_values_videos), math.prod(grid)))
+        _check_targets(targets, (len(pixel_values_videos), math.prod(grid), self.predictor.proj.out_features))
         normalized = self.normalize_targets(targets)
 
         predicted, selected, auxiliary = [], [], []
@@ -199,9 +199,9 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
             `target_type="pixels"`, which cannot be `autoregressive`).
         """
         tubelet = self.config.encoder_config.tubelet_size
+        autoregressive = check_flag("autoregressive", autoregressive)
         if autoregressive and self.config.target_type == "pixels":
             raise ValueError("autoregressive=True needs predicted latents as context, but target_type is 'pixels'.")
-        check_flag("autoregressive", autoregressive)
         if not is_integer(num_future_frames) or not 0 < num_future_frames <= MAX_FUTURE or num_future_frames % tubelet:
             refuse("num_future_frames", num_future_frames, f"a multiple of {tubelet} above 0, at most {MAX_FUTURE}")
         past = self.encoder(pixel_values_videos)
@@ -254,10 +254,10 @@ def _check_hidden(index: int, context_ids: torch.Tensor, target_ids: torch.Tenso
         )
 
 
-def _check_targets(targets: torch.Tensor, expected: tuple[int, int]) -> None:
+def _check_targets(targets: torch.Tensor, expected: tuple[int, int, int]) -> None:
     check_tensor("targets", targets, "(B, N, D)")
-    if targets.shape[:2] != expected:
-        advice = f"expected {expected} in front: the `output.targets` of these clips."
+    if targets.shape != expected:
+        advice = f"expected {expected}: the `output.targets` of these clips."
         raise ValueError(f"targets have shape {tuple(targets.shape)}; {advice}")
 
 
@@ -268,7 +268,8 @@ def _pair_masks(context, target, token: int | None, num_tokens: int) -> list[tup
     if token is not None:
         check_count("mask_token_index", token, 0, num_tokens - 1)
     for name, masks in {"context_mask": context, "target_mask": target}.items():
-        if not isinstance(masks, (torch.Tensor, list, tuple)):
+        listed = isinstance(masks, (list, tuple)) and all(isinstance(mask, torch.Tensor) for mask in masks)
+        if not listed and not isinstance(masks, torch.Tensor):
             refuse(name, masks, "a tensor of token ids (B, K), or a list of them")
     contexts, targets = ([masks] if isinstance(masks, torch.Tensor) else list(masks) for masks in (context, target))
     if len(contexts) != len(targets) or not contexts:

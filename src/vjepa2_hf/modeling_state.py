@@ -21,7 +21,7 @@ from torch import nn
 
 from .configuration_world_model import VJepa2WorldModelConfig
 from .modeling_encoder import VJepa2Encoder, check_clips, clip_grid
-from .specs import check_count, check_generator, check_tensor, describe, is_integer, refuse
+from .specs import LARGEST_COUNT, check_count, check_generator, check_tensor, describe, is_integer, refuse
 
 
 SLOW_WHITENED = 192  # principal components in which slow directions are searched
@@ -262,6 +262,13 @@ def to_float_tensors(latents: torch.Tensor, *values: torch.Tensor | None) -> lis
     return [value if value is None else as_numbers(value).to(latents.device, dtype) for value in values]
 
 
+def match_dtype(latents: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Latents in the dtype of a weight, but under autocast, which converts them itself."""
+    if latents.dtype == weight.dtype or torch.is_autocast_enabled(latents.device.type):
+        return latents
+    return latents.to(weight.dtype)
+
+
 def as_numbers(value: torch.Tensor | np.ndarray | list, name: str = "actions or states") -> torch.Tensor:
     """A tensor unchanged; a numpy array, as a planner returns, or a list as a tensor of its own."""
     if not isinstance(value, torch.Tensor):
@@ -299,8 +306,16 @@ def one_hot_actions(
     return nn.functional.one_hot(actions.long(), categories).flatten(-2).float()
 
 
-def check_inputs(config: VJepa2WorldModelConfig, latents, frames: int, actions, proprio_states, extrinsics) -> None:
-    """Refuses inputs that do not fit `frames` frames and the actions between them."""
+def check_inputs(
+    config: VJepa2WorldModelConfig,
+    latents,
+    frames: int,
+    actions,
+    proprio_states,
+    extrinsics,
+    name: str = "actions",
+) -> None:
+    """Refuses inputs that do not fit `frames` frames and the actions between them, which errors call `name`."""
     (tokens, size), batch_size = state_shape(config), len(latents)
     if config.state_dim is not None and not config.state_fitted:
         missing = f"the map of state_type={config.state_type!r} to state_dim={config.state_dim} is not fitted yet"
@@ -309,7 +324,7 @@ def check_inputs(config: VJepa2WorldModelConfig, latents, frames: int, actions, 
         shape = (batch_size, frames, *latents.shape[2:])
         raise ValueError(f"latents have shape {shape}; expected (B, T, {'1' if tokens == 1 else 'N'}, {size}).")
     expected = {
-        "actions": (actions, frames - 1, config.action_dim),
+        name: (actions, frames - 1, config.action_dim),
         "proprio_states": (proprio_states, frames, config.proprio_dim),
         "extrinsics": (extrinsics, frames, config.extrinsics_dim),
     }
@@ -353,7 +368,7 @@ def check_rollout(
         if states is not None and states.shape[1] not in (frames, total):
             raise ValueError(f"{name} cover {states.shape[1]} frames; expected {frames} (context) or {total} (all).")
     cut = [None if part is None else part[:, :frames] for part in (proprio_states, extrinsics)]
-    check_inputs(config, latents, frames, context_actions, *cut)
+    check_inputs(config, latents, frames, context_actions, *cut, name="context_actions")
 
 
 def check_scored(observation: torch.Tensor, goal: torch.Tensor | None, num_samples: int, generator: Any) -> None:
@@ -366,7 +381,7 @@ def check_scored(observation: torch.Tensor, goal: torch.Tensor | None, num_sampl
 
 
 def check_chunk_size(size: int | None) -> None:
-    if size is not None and (not is_integer(size) or size < 1):
+    if size is not None and (not is_integer(size) or not 1 <= size <= LARGEST_COUNT):
         raise ValueError(f"candidate_chunk_size is {describe(size)}; expected an integer of at least 1, or None.")
 
 

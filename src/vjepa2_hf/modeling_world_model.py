@@ -34,6 +34,7 @@ from .modeling_state import (
     default_chunk_size,
     empty_state_map,
     fit_state_map,
+    match_dtype,
     normalize_actions,
     normalize_inputs,
     one_hot_actions,
@@ -235,9 +236,10 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             rewards: (B, T-1) in environment units, if the model has a reward head.
         """
         config, losses, heads = self.config, {}, {}
-        for name, weight in (("teacher_forcing_weight", teacher_forcing_weight), ("rollout_weight", rollout_weight)):
-            if weight is not None:
-                check_number(name, weight, at_least=0)
+        if teacher_forcing_weight is not None:
+            teacher_forcing_weight = check_number("teacher_forcing_weight", teacher_forcing_weight, at_least=0)
+        if rollout_weight is not None:
+            rollout_weight = check_number("rollout_weight", rollout_weight, at_least=0)
         latents, targets = self._training_latents(pixel_values_videos, latents)
         actions = one_hot_actions(config, actions)
         check_inputs(config, latents, targets.shape[1] + 1, actions, proprio_states, extrinsics)
@@ -278,7 +280,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         if given.ndim > 1 and given.shape[1] < 2:
             raise ValueError(f"episodes have {given.shape[1]} frames; training needs 2 or more.")
         if self.config.freeze_encoder:
-            latents = self.encode(pixel_values_videos) if latents is None else latents
+            latents = self._as_latents(given)
             return latents[:, :-1], latents[:, 1:]
         if latents is not None:
             outdated = "cached latents are outdated after every step: give pixel_values_videos."
@@ -353,7 +355,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             (B, P, N, D), or (B, J, P, N, D).
         """
         check_chunk_size(candidate_chunk_size)
-        check_tensor("latents", latents, "(B, T0, N, D)")
+        latents = self._as_latents(check_tensor("latents", latents, "(B, T0, N, D)"))
         check_flag("use_cache", use_cache)
         check_generator("generator", generator)
         actions = one_hot_actions(self.config, actions)
@@ -437,13 +439,13 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         check_chunk_size(candidate_chunk_size)
         terms = choose_cost(cost, distance, uncertainty_weight, goal is not None, self.config.reward_head)
         check_scored(observation, goal, num_samples, generator)
-        latents = self.encode(observation) if observation.ndim == 5 else observation
+        latents = self._as_latents(observation)
         if goal is not None:
             goal = goal_latents(self.encode_targets(goal) if goal.ndim == 5 else goal, latents)
         goal_states = goal_proprio(terms, self.config.proprio_dim, proprio_states, goal_proprio_states, latents)
         actions, noise = one_hot_actions(self.config, actions), None
         check_candidates(self.config, latents, actions)
-        chunk_size = candidate_chunk_size or default_chunk_size(self.config, latents)
+        chunk_size = int(candidate_chunk_size or default_chunk_size(self.config, latents))
         if num_samples != 1 or terms.needs_samples:
             if num_samples < 2:
                 raise ValueError(f"num_samples is {num_samples}; expected 2 or more to estimate an uncertainty.")
@@ -458,6 +460,12 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
                 return self._costs(*arguments, actions)
             chunks = actions.split(chunk_size, dim=1)
             return torch.cat([checkpoint(self._costs, *arguments, c, use_reentrant=False) for c in chunks], dim=1)
+
+    def _as_latents(self, observation: torch.Tensor) -> torch.Tensor:
+        """Latents of frames (B, T, C, H, W), or given ones in the precision of the dynamics."""
+        if observation.ndim == 5:
+            return self.encode(observation)
+        return match_dtype(observation, self.predictor.embed.weight)
 
     def _costs(self, terms, latents, goals, context, chunk_size, noise, actions: torch.Tensor) -> torch.Tensor:
         """Costs (B, J) of actions (B, J, P, A), with noise (B, K, P, Z + N · D) that all candidates share."""
@@ -483,7 +491,8 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         if latents.ndim < 3 or latents.shape[-3] < 2 or latents.shape[-1] != self.latent_size:
             found = tuple(latents.shape)
             raise ValueError(f"latents have shape {found}; expected (..., T, N, {self.latent_size}), T of 2 or more.")
-        if actions.shape[-1] == self.config.action_dim:
+        latents = match_dtype(latents, self.reward_head.embed.weight)
+        if actions.ndim and actions.shape[-1] == self.config.action_dim:
             actions = normalize_actions(self.config, latents, actions)
         expected = (*latents.shape[:-3], latents.shape[-3] - 1, self.config.action_dim)
         if tuple(actions.shape) != expected:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import torch
 
+from .specs import refuse
+
 
 def rotation_from_euler(angles: torch.Tensor) -> torch.Tensor:
     """Extrinsic Euler angles xyz (..., 3) -> rotation matrices Rz·Ry·Rx (..., 3, 3)."""
@@ -31,9 +33,23 @@ def euler_from_rotation(rotation: torch.Tensor) -> torch.Tensor:
     return torch.stack([torch.where(at_pole, x_at_pole, x), y, torch.where(at_pole, torch.zeros_like(z), z)], dim=-1)
 
 
+def _check_poses(**given: torch.Tensor) -> None:
+    for name, value in given.items():
+        is_tensor = isinstance(value, torch.Tensor) and not value.is_complex()
+        if not is_tensor or not value.ndim or value.shape[-1] != 7:
+            refuse(name, value, "a tensor (..., 7): xyz, Euler angles and gripper")
+    (one, first), (other, second) = given.items()
+    try:
+        torch.broadcast_shapes(first.shape, second.shape)
+    except RuntimeError:
+        found = f"{one} has shape {tuple(first.shape)} and {other} {tuple(second.shape)}"
+        raise ValueError(f"{found}; expected equal shapes (..., 7).") from None
+
+
 def move_pose(pose: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
     """Pose (..., 7) after an action (..., 7): xyz + Δxyz, Δ·R (in float64, for the poles), gripper + Δgripper within 0
     and 1."""
+    _check_poses(pose=pose, action=action)
     rotation = rotation_from_euler(action[..., 3:6].double()) @ rotation_from_euler(pose[..., 3:6].double())
     gripper = (pose[..., 6:] + action[..., 6:]).clamp(0, 1)
     return torch.cat([pose[..., :3] + action[..., :3], euler_from_rotation(rotation).to(pose.dtype), gripper], dim=-1)
@@ -41,6 +57,7 @@ def move_pose(pose: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
 
 def pose_difference(pose: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     """The action (..., 7) that leads from a pose (..., 7) to a new one: Δxyz, Euler angles of R₁·R₀ᵀ, Δgripper."""
+    _check_poses(pose=pose, new=new)
     before, after = (rotation_from_euler(each[..., 3:6].double()) for each in (pose, new))
     angles = euler_from_rotation(after @ before.transpose(-1, -2)).to(pose.dtype)
     return torch.cat([new[..., :3] - pose[..., :3], angles, new[..., 6:] - pose[..., 6:]], dim=-1)

@@ -31,6 +31,7 @@ LARGEST_COUNT = 2**31 - 1
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 12
+_SHORT.maxlevel = 3
 
 
 # --- Checks
@@ -40,7 +41,8 @@ def describe(value: Any) -> str:
     """A value in an error: its repr, shortened; of a tensor or array type, shape and dtype."""
     if isinstance(value, (torch.Tensor, np.ndarray)):
         return f"a {type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}"
-    return _SHORT.repr(value)
+    text = " ".join(_SHORT.repr(value).split())
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def refuse(name: str, value: Any, expected: str) -> typing.NoReturn:
@@ -49,6 +51,15 @@ def refuse(name: str, value: Any, expected: str) -> typing.NoReturn:
 
 def is_integer(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def to_array(name: str, value: Any, dtype: Any = np.float64) -> np.ndarray:
+    """Numbers, tensors too, as an array."""
+    try:
+        value = value.detach().cpu().to(torch.float64) if isinstance(value, torch.Tensor) else value
+        return np.asarray(value) if dtype is None else np.asarray(value, dtype)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        refuse(name, value, "an array of numbers")
 
 
 def is_number(value: Any) -> bool:
@@ -95,14 +106,15 @@ def check_number(
 
 
 def _as_number(value: Any) -> int | float | None:
-    """A Python number from a real one that fits a float; `None` for anything else."""
+    """A Python number from a real one that fits a float (an integer of more than 53 bits as a float); `None` for
+    anything else."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         return None
     try:
         as_float = float(value)
     except OverflowError:
         return None
-    return int(value) if isinstance(value, numbers.Integral) else as_float
+    return int(value) if isinstance(value, numbers.Integral) and abs(as_float) < 2**53 else as_float
 
 
 def check_fraction(name: str, value: Any) -> int | float:
@@ -177,7 +189,7 @@ def _fitted(hint: Any, value: Any) -> tuple:
         return (int(value),) if is_integer(value) else ()
     if hint is float:
         number = _as_number(value)
-        return () if number is None or math.isnan(number) else (value if isinstance(value, int | float) else number,)
+        return () if number is None or math.isnan(number) else (value if type(value) is type(number) else number,)
     if hint is bool:
         return (bool(value),) if isinstance(value, (bool, np.bool_)) else ()
     if origin in (tuple, list, collections.abc.Sequence):

@@ -18,10 +18,21 @@ from transformers.processing_utils import VideosKwargs
 from transformers.video_utils import VideoMetadata
 
 from .configuration_vjepa2 import check, refuse_missing_folder
-from .specs import check_count, check_fraction, check_generator, check_number, check_tensor, is_integer, refuse
+from .specs import (
+    check_count,
+    check_flag,
+    check_fraction,
+    check_generator,
+    check_number,
+    check_tensor,
+    is_integer,
+    is_number,
+    refuse,
+)
 
 
 MAX_PIXELS = 2**25  # of a processed frame
+_SIZE_KEYS = {"height", "width", "shortest_edge", "longest_edge", "max_height", "max_width"}
 
 
 class VJepa2VideosKwargs(VideosKwargs, total=False):
@@ -185,9 +196,15 @@ class VJepa2VideoProcessor(VJEPA2VideoProcessor):
 
 def _check_options(options: dict[str, Any]) -> None:
     """Refuses settings whose values give no image, or numbers that are not finite."""
+    for name in ("rescale_factor", "image_mean", "image_std", "resample", "crop_size"):
+        if name in options and options[name] is None:
+            del options[name]  # the default
     for name in ("size", "crop_size"):
         if options.get(name) is not None:
-            check_size(name, options[name])
+            options[name] = check_size(name, options[name])
+    for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_random_resized_crop"):
+        if options.get(name) is not None:
+            options[name] = check_flag(name, options[name])
     for name in ("image_mean", "image_std"):
         if options.get(name) is not None:
             options[name] = _three_numbers(name, options[name])
@@ -197,15 +214,19 @@ def _check_options(options: dict[str, Any]) -> None:
     if resample is not None and (not is_integer(resample) or resample not in list(PIL.Image.Resampling)):
         names = ", ".join(f"{each.value} ({each.name.lower()})" for each in PIL.Image.Resampling)
         refuse("resample", resample, f"one of {names}")
+    if is_integer(resample):
+        options["resample"] = PIL.Image.Resampling(int(resample))
     if options.get("num_frames") is not None:
         check_count("num_frames", options["num_frames"])
     if options.get("fps") is not None:
         check_number("fps", options["fps"], above=0)
 
 
-def check_size(name: str, size: Any) -> None:
-    """Refuses sizes in pixels that are not positive, or larger than MAX_PIXELS in all."""
+def check_size(name: str, size: Any) -> Any:
+    """A size as it is stored; refuses sizes in pixels that are not positive, or larger than MAX_PIXELS in all."""
     sides = size
+    if isinstance(size, dict) and size.keys() - _SIZE_KEYS:
+        refuse(name, size, f"a number of pixels, or a dict of {', '.join(sorted(_SIZE_KEYS))}")
     if isinstance(size, dict):
         sides = [value for value in size.values() if value is not None]
     elif is_integer(size):
@@ -215,6 +236,7 @@ def check_size(name: str, size: Any) -> None:
     is_sides = isinstance(sides, (list, tuple)) and 0 < len(sides) <= 2
     if not is_sides or not all(is_integer(side) and side > 0 for side in sides) or sides[0] * sides[-1] > MAX_PIXELS:
         refuse(name, size, f"a positive number of pixels, or height and width, at most {MAX_PIXELS} pixels in all")
+    return int(size) if is_integer(size) else size
 
 
 def _three_numbers(name: str, values: Any) -> list[float]:
@@ -258,16 +280,17 @@ class RandomResizedClip:
         ratio: tuple[float, float] = (0.75, 1.35),
         flip_probability: float = 0.5,
     ):
-        check_size("crop_size", crop_size)
-        self.crop_size = (int(crop_size),) * 2 if is_integer(crop_size) else tuple(crop_size)
+        crop_size = check_size("crop_size", crop_size)
+        self.crop_size = (crop_size, crop_size) if is_integer(crop_size) else tuple(crop_size)
         for name, value in (("scale", scale), ("ratio", ratio)):
-            are_two = isinstance(value, (list, tuple)) and len(value) == 2
+            are_two = isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_number, value))
             check(are_two, f"{name} is {value!r}, but it must be two numbers, low and high.")
-            for each in value:
-                check_number(name, each)
         is_range = 0 < scale[0] <= scale[1] <= 1
         check(is_range, f"scale is {scale}, but it must be two fractions of the area, 0 < low <= high <= 1.")
-        check(0 < ratio[0] <= ratio[1], f"ratio is {ratio}, but it must be two aspect ratios, 0 < low <= high.")
+        check(
+            0 < ratio[0] <= ratio[1] < math.inf,
+            f"ratio is {ratio}, but it must be two aspect ratios, 0 < low <= high.",
+        )
         flip_probability = check_fraction("flip_probability", flip_probability)
         self.scale, self.ratio, self.flip_probability = tuple(scale), tuple(ratio), flip_probability
 
@@ -303,7 +326,8 @@ class RandomResizedClip:
                 return top, int(horizontal * (width - crop_width + 1)), crop_height, crop_width
         # No try fits a very long frame: the largest centered crop of an allowed aspect
         aspect = min(max(width / height, self.ratio[0]), self.ratio[1])
-        crop_width, crop_height = min(width, round(height * aspect)), min(height, round(width / aspect))
+        crop_width = max(1, min(width, round(height * aspect)))
+        crop_height = max(1, min(height, round(width / aspect)))
         return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
@@ -402,6 +426,8 @@ def _to_pixel_range(frames: torch.Tensor, do_rescale: bool) -> torch.Tensor:
         return frames
     is_numeric = frames.dtype != torch.bool and not frames.is_complex()
     check(is_numeric, f"The video's pixels are {frames.dtype}, but uint8 or floats are needed.")
+    if frames.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        frames = frames.long()  # torch has no minimum of these
     low, high = (bound.item() for bound in torch.aminmax(frames))
     is_finite = math.isfinite(low) and math.isfinite(high)
     check(is_finite, "The video has pixels that are not finite (NaN or infinite); give finite values.")

@@ -169,8 +169,8 @@ def iterate_windows(source: FrameSource, size: int, tubelet: int, batch_size: in
         if len(pixels) >= size:
             yield pixels.unfold(0, size, tubelet).movedim(-1, 1)
     if count < size:
-        kept = f"keeps {count} frames" if source.stride > 1 else f"has {count} frames"
-        raise ValueError(f"{source.name} {kept}; expected at least the {size} of context and future.")
+        kept = f"keeps {count} frames with stride={source.stride}" if source.stride > 1 else f"has {count} frames"
+        raise ValueError(f"{source.name} {kept}; expected at least the {size} of context and future frames.")
 
 
 def window_errors(

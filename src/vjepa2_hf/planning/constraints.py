@@ -198,7 +198,7 @@ class DeadZone(Constraint):
     def finish(self, plan: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
         plan = plan.clone()
         column = plan[..., _dimension(self.dim, plan.shape[-1])]
-        column[column.abs() < self.below] = 0.0
+        column[column.abs() < float(self.below)] = 0.0
         return plan
 
 

@@ -163,7 +163,7 @@ class Search:
             noise = torch.stack([self.sample(torch.randn, (count, size)) for _ in range(horizon)], dim=-2)
         else:
             noise = self.sample(torch.randn, (count, horizon, size))
-        noise = noise.to(self.device)
+        noise = noise.to(self.device, torch.float32)
         if size == self.shape[2]:
             return noise
         padded = noise.new_zeros(*noise.shape[:-1], self.shape[2])
@@ -303,8 +303,8 @@ class Solver:
             return self._search(search, clock)
 
     def _check_call(self, cost: Any, batch_size: Any, action_dim: Any, constraints: Any, noise: Any) -> None:
-        if noise is not None and not isinstance(noise, torch.Tensor):
-            refuse("noise", noise, "a tensor (I, J, P, F) or (I, B, J, P, F)")
+        if noise is not None and not (isinstance(noise, torch.Tensor) and noise.isfinite().all()):
+            refuse("noise", noise, "a tensor of finite numbers (I, J, P, F) or (I, B, J, P, F)")
         if not callable(cost):
             refuse("cost", cost, "a function of candidates (B, J, P, A) that returns costs (B, J)")
         rows = check_count("batch_size", batch_size) * self.num_candidates * self.horizon
@@ -463,7 +463,7 @@ CHECKS: dict[str, Callable[[Solver, str, Any], Any]] = {
     **dict.fromkeys(("temperature", "learning_rate"), _positive),
     "num_elites": _check_elites,
     "init_std": _check_std,
-    "noise_exponent": _number(lambda value: 0 <= value < math.inf, "a finite number of at least 0"),
-    "candidate_decay": _number(lambda value: 1 <= value < math.inf, "a finite number of at least 1"),
+    "noise_exponent": _number(lambda value: 0 <= value <= 20, "a finite number of at least 0 and at most 20"),
+    "candidate_decay": _number(lambda value: 1 <= value < 1e6, "a finite number of at least 1 and below 1e6"),
     "kept_elites": _number(lambda value: 0 <= value <= 1, "a fraction in [0, 1], for example 0.3"),
 }

@@ -14,19 +14,26 @@ import numpy as np
 import sklearn.metrics
 
 from vjepa2_hf import metrics
+from vjepa2_hf.specs import check_count, refuse, to_array
 
 
+MAX_CLASSES = 10_000
 NAMED_CLASSES = 30  # names of more classes would overlap
 
 
 def confusion_matrix(guesses: np.ndarray, labels: np.ndarray, classes: int | None = None) -> np.ndarray:
     """Counts int64 (C, C), true class by predicted class; guesses and labels (B,)."""
-    guesses, labels = np.asarray(guesses, np.int64), np.asarray(labels, np.int64)
+    guesses, labels = to_array("guesses", guesses), to_array("labels", labels)
+    for name, values in {"guesses": guesses, "labels": labels}.items():
+        if not np.isfinite(values).all() or (values != np.floor(values)).any():
+            refuse(name, values, "class numbers, which are whole")
     if guesses.shape != labels.shape or labels.ndim != 1 or not len(labels):
         raise ValueError(f"guesses are {guesses.shape} and labels {labels.shape}; expected (B,) both, B above 0.")
     classes = int(max(guesses.max(), labels.max())) + 1 if classes is None else classes
+    classes = check_count("classes", classes, highest=MAX_CLASSES)
     if min(guesses.min(), labels.min()) < 0 or max(guesses.max(), labels.max()) >= classes:
         raise ValueError(f"Some classes of guesses or labels lie outside 0 to {classes - 1}.")
+    guesses, labels = guesses.astype(np.int64), labels.astype(np.int64)
     return sklearn.metrics.confusion_matrix(labels, guesses, labels=range(classes))
 
 

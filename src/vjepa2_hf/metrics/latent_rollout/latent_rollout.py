@@ -14,6 +14,7 @@ import datasets
 import torch
 
 from vjepa2_hf import metrics
+from vjepa2_hf.specs import describe, is_integer, refuse
 
 
 def step_scores(predictions: torch.Tensor, references: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -21,7 +22,7 @@ def step_scores(predictions: torch.Tensor, references: torch.Tensor) -> dict[str
     predictions, references = torch.broadcast_tensors(predictions.float(), references.float())
     return {
         "error": (predictions - references).square().flatten(2).mean(dim=-1),
-        "cosine": torch.cosine_similarity(predictions, references, dim=-1).flatten(2).mean(dim=-1),
+        "cosine": torch.cosine_similarity(predictions, references, dim=-1).unsqueeze(-1).flatten(2).mean(dim=-1),
     }
 
 
@@ -41,7 +42,7 @@ class RolloutScores:
     def add(self, predictions: Any, references: Any, copies: Any = None, previous: Any = None) -> None:
         """Adds windows, as tensors, arrays or lists; see `LatentRollout.compute`."""
         given = {"predictions": predictions, "references": references, "copies": copies, "previous": previous}
-        given = {name: torch.as_tensor(value) for name, value in given.items() if value is not None}
+        given = {name: _as_tensor(name, value) for name, value in given.items() if value is not None}
         _check(given)
         references = given["references"]
         scores = step_scores(given["predictions"], references)
@@ -68,8 +69,8 @@ class RolloutScores:
         steps = len(self._sums["error"])
         horizons = list(range(1, steps + 1)) if horizons is None else list(horizons)
         for horizon in horizons:
-            if not 1 <= horizon <= steps:
-                raise ValueError(f"a horizon is {horizon}, but the rollouts have steps 1 to {steps}.")
+            if not is_integer(horizon) or not 1 <= horizon <= steps:
+                raise ValueError(f"a horizon is {describe(horizon)}, but the rollouts have steps 1 to {steps}.")
         index = [horizon - 1 for horizon in horizons]
         means = {name: (value[index] / self.windows).tolist() for name, value in self._sums.items()}
         return {"horizon": horizons, **means, "windows": self.windows}
@@ -81,7 +82,17 @@ class RolloutScores:
         return [dict(zip(columns, row)) | {"windows": self.windows} for row in zip(*columns.values())]
 
 
+def _as_tensor(name: str, value: Any) -> torch.Tensor:
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        refuse(name, value, "a tensor, an array or lists of numbers")
+    return tensor if not tensor.is_complex() else refuse(name, value, "real numbers")
+
+
 def _check(given: dict[str, torch.Tensor]) -> None:
+    if "references" not in given or "predictions" not in given:
+        raise ValueError("predictions or references are missing; expected latents (B, P, ..., D) of both.")
     shape = tuple(given["references"].shape)
     if len(shape) < 3 or 0 in shape:
         raise ValueError(f"references have shape {shape}; expected (B, P, ..., D), none of them 0.")

@@ -16,9 +16,11 @@ import numpy as np
 import scipy.stats
 
 from vjepa2_hf import metrics
+from vjepa2_hf.specs import is_integer, refuse, to_array
 
 
 BINS = 3
+MAX_BINS = 10_000
 
 
 def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
@@ -52,12 +54,15 @@ def success_by_distance(
     successes: np.ndarray, distances: np.ndarray, bins: int | Sequence[float] = BINS
 ) -> list[dict[str, Any]]:
     """Success rates by goal distance, both (N,); `bins` as in `PlanningSuccess.compute`. Empty parts are left out."""
-    if isinstance(bins, int):
-        if bins < 1:
-            raise ValueError(f"bins is {bins}; expected at least 1 part, or a list of edges.")
+    if is_integer(bins):
+        if not 1 <= bins <= MAX_BINS:
+            raise ValueError(f"bins is {bins}; expected at least 1 part and at most {MAX_BINS}, or a list of edges.")
         bins = np.quantile(distances, np.arange(1, bins) / bins)
-    index = np.searchsorted(np.sort(np.asarray(bins, float)), distances, side="right")
-    parts = [index == number for number in range(len(bins) + 1)]
+    edges = to_array("bins", bins)
+    if edges.ndim != 1 or np.isnan(edges).any():
+        refuse("bins", bins, "a number of parts, or a list of edges")
+    index = np.searchsorted(np.sort(edges), distances, side="right")
+    parts = [index == number for number in range(len(edges) + 1)]
     return [
         {"from": float(distances[part].min()), "to": float(distances[part].max()), **success_rate(successes[part])}
         for part in parts
@@ -90,7 +95,7 @@ def summarize_success(
 
 def _arrays(**given: Sequence[Any] | None) -> dict[str, np.ndarray]:
     """The columns that are given, as arrays of one length."""
-    given = {name: np.asarray(values) for name, values in given.items() if values is not None}
+    given = {name: to_array(name, values, dtype=None) for name, values in given.items() if values is not None}
     if "successes" not in given:
         raise ValueError("successes are missing: give one for every episode.")
     successes = given["successes"]
@@ -101,6 +106,9 @@ def _arrays(**given: Sequence[Any] | None) -> dict[str, np.ndarray]:
     for name, values in given.items():
         if values.shape != successes.shape:
             raise ValueError(f"{name} have shape {values.shape}; {len(successes)} successes need ({len(successes)},).")
+    for name in ("steps", "distances"):
+        if name in given:
+            given[name] = to_array(name, given[name])
     if "distances" in given and not np.isfinite(given["distances"]).all():
         raise ValueError("distances hold numbers that are not finite; leave out the episodes without one.")
     return given

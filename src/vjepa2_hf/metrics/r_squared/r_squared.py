@@ -12,13 +12,17 @@ import numpy as np
 from sklearn.metrics import mean_squared_error, r2_score
 
 from vjepa2_hf import metrics
+from vjepa2_hf.specs import to_array
 
 
 def r_squared(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Mean R² over the columns of labels (B, C) that vary; predictions (B, C)."""
-    predictions, labels = np.asarray(predictions, np.float64), np.asarray(labels, np.float64)
+    predictions, labels = to_array("predictions", predictions), to_array("labels", labels)
     if labels.ndim != 2 or predictions.shape != labels.shape:
         raise ValueError(f"predictions are {predictions.shape} and labels {labels.shape}; expected (B, C) both.")
+    for name, values in {"predictions": predictions, "labels": labels}.items():
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} hold numbers that are not finite; leave these clips out.")
     varies = np.ptp(labels, axis=0) > 0
     if not varies.any():
         raise ValueError("No label varies between clips, so there is no variance to explain.")
@@ -38,5 +42,5 @@ class RSquared(metrics.Metric):
         Returns:
             `r_squared`, and `mean_squared_error` over all values.
         """
-        error = float(mean_squared_error(references, predictions))
-        return {"r_squared": r_squared(predictions, references), "mean_squared_error": error}
+        explained = r_squared(predictions, references)
+        return {"r_squared": explained, "mean_squared_error": float(mean_squared_error(references, predictions))}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vjepa2_hf import metrics
+from vjepa2_hf.specs import is_integer, refuse, to_array
 
 
 def is_in_top_k(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> np.ndarray:
@@ -19,15 +20,18 @@ def is_in_top_k(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> np.ndarra
     Ties count as wrong, so that a model with equal scores is never correct. (scikit-learn's `top_k_accuracy_score`
     prefers the last of the tied classes instead.)
     """
-    scores, labels = np.asarray(scores), np.asarray(labels)
+    scores, labels = to_array("scores", scores), to_array("labels", labels)
     if scores.ndim != 2 or labels.shape != scores.shape[:1] or not len(labels):
         raise ValueError(f"scores are {scores.shape} and labels {labels.shape}; expected (B, C) and (B,), B above 0.")
-    if labels.min() < 0 or labels.max() >= scores.shape[1]:
-        raise ValueError(f"labels lie in {labels.min()} to {labels.max()}; expected 0 to {scores.shape[1] - 1}.")
+    if not (labels.min() >= 0 and labels.max() < scores.shape[1]) or (labels != np.floor(labels)).any():
+        found = f"labels lie in {labels.min():g} to {labels.max():g}"
+        raise ValueError(
+            f"{found}; expected 0 to {scores.shape[1] - 1}, the classes of scores of shape {scores.shape}."
+        )
     if np.isnan(scores).any():
         raise ValueError("scores hold NaN; expected a number for every class.")
-    if k < 1:
-        raise ValueError(f"k is {k}; expected at least 1.")
+    if not is_integer(k) or k < 1:
+        refuse("k", k, "an integer of at least 1")
     own = np.take_along_axis(scores, labels[:, None].astype(np.int64), axis=1)
     return (scores >= own).sum(axis=1) <= min(k, scores.shape[1])
 
