@@ -19,7 +19,7 @@ import torch
 from .specs import (
     check_choice,
     check_count,
-    check_fields,
+    check_flag,
     check_known,
     check_number,
     check_tensor,
@@ -122,7 +122,7 @@ class LatentDistance(Cost):
 
     def __post_init__(self) -> None:
         check_choice("distance", self.distance, DISTANCES)
-        check_fields(self)
+        self.summed = check_flag("summed", self.summed)
 
     def step(self, imagined: ImaginedStep) -> torch.Tensor | None:
         if not (imagined.is_last or self.summed):
@@ -161,7 +161,7 @@ class ProprioDistance(Cost):
             raise ValueError("dims is empty; expected at least one dimension of the state, or None for all.")
         if self.dims is not None:
             self.dims = [check_count("a dimension in dims", dim, lowest=-(2**31)) for dim in self.dims]
-        check_fields(self)
+        self.summed = check_flag("summed", self.summed)
 
     def step(self, imagined: ImaginedStep) -> torch.Tensor | None:
         if not (imagined.is_last or self.summed):

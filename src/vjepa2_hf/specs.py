@@ -8,7 +8,6 @@ costs, constraints and mask samplers are built and saved this way. Each kind has
 "cost", "constraint", "type".
 """
 
-import collections.abc
 import dataclasses
 import difflib
 import functools
@@ -16,10 +15,8 @@ import logging
 import math
 import numbers
 import reprlib
-import types
-import typing
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -45,7 +42,7 @@ def describe(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
-def refuse(name: str, value: Any, expected: str) -> typing.NoReturn:
+def refuse(name: str, value: Any, expected: str) -> NoReturn:
     raise ValueError(f"{name} is {describe(value)}; expected {expected}.")
 
 
@@ -53,18 +50,9 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def to_array(name: str, value: Any, dtype: Any = np.float64) -> np.ndarray:
-    """Numbers, tensors too, as an array."""
-    try:
-        value = value.detach().cpu().to(torch.float64) if isinstance(value, torch.Tensor) else value
-        return np.asarray(value) if dtype is None else np.asarray(value, dtype)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        refuse(name, value, "an array of numbers")
-
-
 def is_number(value: Any) -> bool:
     """Whether it is a real number that fits a float; no bool."""
-    return _as_number(value) is not None
+    return as_number(value) is not None
 
 
 def check_count(name: str, value: Any, lowest: int = 1, highest: int = LARGEST_COUNT) -> int:
@@ -90,7 +78,7 @@ def check_number(
 ) -> int | float:
     """A number within bounds, also a numpy one; never NaN, and infinite only with `finite=False`."""
     bounds = {"above": above, "of at least": at_least, "below": below, "of at most": at_most}
-    number = _as_number(value)
+    number = as_number(value)
     if (
         number is None
         or math.isnan(number)
@@ -105,7 +93,7 @@ def check_number(
     return number
 
 
-def _as_number(value: Any) -> int | float | None:
+def as_number(value: Any) -> int | float | None:
     """A Python number from a real one that fits a float (an integer of more than 53 bits as a float); `None` for
     anything else."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
@@ -154,77 +142,6 @@ def check_generator(name: str, value: Any) -> None:
     """A `torch.Generator`, or `None`."""
     if value is not None and not isinstance(value, torch.Generator):
         refuse(name, value, "a torch.Generator, or None")
-
-
-def check_fields(instance: Any) -> None:
-    """Checks the fields of a dataclass by their annotations; see `check_field`. For its `__post_init__`."""
-    for field in dataclasses.fields(instance):
-        check_field(instance, field.name)
-
-
-def check_field(instance: Any, name: str) -> None:
-    """Checks a field of a dataclass by its annotation, and stores what JSON, YAML and numpy write otherwise (a list
-    for a tuple, a numpy number) as annotated. NaN is no number."""
-    hint, value = _hints(type(instance))[name], getattr(instance, name)
-    fitted = _fitted(hint, value)
-    if not fitted:
-        refuse(name, value, _expected(hint))
-    if fitted[0] is not value:
-        object.__setattr__(instance, name, fitted[0])
-
-
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-def _fitted(hint: Any, value: Any) -> tuple:
-    """(the value as annotated,), or () if it does not fit."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return next(filter(None, (_fitted(each, value) for each in arguments)), ())
-    if origin is Literal:
-        return (value,) if any(type(value) is type(each) and value == each for each in arguments) else ()
-    if hint is int:
-        return (int(value),) if is_integer(value) else ()
-    if hint is float:
-        number = _as_number(value)
-        return () if number is None or math.isnan(number) else (value if type(value) is type(number) else number,)
-    if hint is bool:
-        return (bool(value),) if isinstance(value, (bool, np.bool_)) else ()
-    if origin in (tuple, list, collections.abc.Sequence):
-        return _fitted_items(origin, arguments, value)
-    if isinstance(origin or hint, type):
-        return (value,) if isinstance(value, origin or hint) else ()
-    return (value,)  # Any
-
-
-def _fitted_items(origin: Any, arguments: tuple, value: Any) -> tuple:
-    if not isinstance(value, (list, tuple)):
-        return ()
-    fixed = origin is tuple and Ellipsis not in arguments
-    if fixed and len(value) != len(arguments):
-        return ()
-    items = [_fitted(hint, item) for hint, item in zip(arguments if fixed else arguments[:1] * len(value), value)]
-    if not all(items):
-        return ()
-    same = isinstance(value, origin) and all(item is old for (item,), old in zip(items, value))
-    return (value if same else (tuple if origin is tuple else list)(item for (item,) in items),)
-
-
-def _expected(hint: Any) -> str:
-    """An annotation in words."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(map(_expected, arguments))
-    if origin is Literal:
-        return ("one of " if len(arguments) > 1 else "") + ", ".join(map(repr, arguments))
-    if origin is tuple and Ellipsis not in arguments:
-        return f"({', '.join(map(_expected, arguments))})"
-    if origin in (tuple, list, collections.abc.Sequence):
-        return f"a list, each {_expected(arguments[0])}"
-    words = {int: "an integer", float: "a number", bool: "True or False", str: "text", types.NoneType: "None"}
-    return words.get(hint) or f"a {getattr(hint, '__name__', hint)}"
 
 
 # --- Specs

@@ -3,6 +3,7 @@
 Legend: B batch, T frames, C channels, H W pixels.
 """
 
+import functools
 import math
 import os
 from typing import Any
@@ -83,9 +84,8 @@ class VJepa2VideoProcessor(VJEPA2VideoProcessor):
     random_flip_probability = 0.5
 
     def __init__(self, **kwargs):
-        if kwargs.get("size") is None:
-            kwargs["size"] = _default_size(kwargs.get("crop_size") or type(self).crop_size)
         _check_options(kwargs)
+        kwargs.setdefault("size", _default_size(kwargs.get("crop_size", type(self).crop_size)))
         clip = self._random_resized_clip(kwargs)
         kwargs.update(random_crop_scale=clip.scale, random_crop_ratio=clip.ratio)  # tuples, where a file has lists
         # VJEPA2VideoProcessor.__init__ only overwrites `size`, so it is skipped
@@ -195,58 +195,47 @@ class VJepa2VideoProcessor(VJEPA2VideoProcessor):
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    """Refuses settings whose values give no image, or numbers that are not finite."""
-    for name in ("rescale_factor", "image_mean", "image_std", "resample", "crop_size"):
-        if name in options and options[name] is None:
-            del options[name]  # the default
-    for name in ("size", "crop_size"):
-        if options.get(name) is not None:
-            options[name] = check_size(name, options[name])
-    for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_random_resized_crop"):
-        if options.get(name) is not None:
-            options[name] = check_flag(name, options[name])
-    for name in ("image_mean", "image_std"):
-        if options.get(name) is not None:
-            options[name] = _three_numbers(name, options[name])
-    if options.get("rescale_factor") is not None:
-        check_number("rescale_factor", options["rescale_factor"], above=0)
-    resample = options.get("resample")
-    if resample is not None and (not is_integer(resample) or resample not in list(PIL.Image.Resampling)):
-        names = ", ".join(f"{each.value} ({each.name.lower()})" for each in PIL.Image.Resampling)
-        refuse("resample", resample, f"one of {names}")
-    if is_integer(resample):
-        options["resample"] = PIL.Image.Resampling(int(resample))
-    if options.get("num_frames") is not None:
-        check_count("num_frames", options["num_frames"])
-    if options.get("fps") is not None:
-        check_number("fps", options["fps"], above=0)
+    """Refuses settings that give no image or numbers that are not finite; `None` is the processor's own."""
+    for name in OPTION_CHECKS.keys() & options.keys():
+        value = options.pop(name)
+        if value is not None:
+            options[name] = OPTION_CHECKS[name](name, value)
 
 
 def check_size(name: str, size: Any) -> Any:
     """A size as it is stored; refuses sizes in pixels that are not positive, or larger than MAX_PIXELS in all."""
-    sides = size
-    if isinstance(size, dict) and size.keys() - _SIZE_KEYS:
-        refuse(name, size, f"a number of pixels, or a dict of {', '.join(sorted(_SIZE_KEYS))}")
-    if isinstance(size, dict):
-        sides = [value for value in size.values() if value is not None]
-    elif is_integer(size):
-        sides = [size]
-    elif hasattr(size, "keys"):  # transformers' SizeDict
-        sides = [size[key] for key in size.keys() if size[key] is not None]  # noqa: SIM118
-    is_sides = isinstance(sides, (list, tuple)) and 0 < len(sides) <= 2
-    if not is_sides or not all(is_integer(side) and side > 0 for side in sides) or sides[0] * sides[-1] > MAX_PIXELS:
-        refuse(name, size, f"a positive number of pixels, or height and width, at most {MAX_PIXELS} pixels in all")
+    named = dict(size) if hasattr(size, "keys") else {}  # transformers' SizeDict, too
+    sides = [side for side in named.values() if side is not None] if named else size
+    sides = [sides] if is_integer(sides) else sides
+    fits = named.keys() <= _SIZE_KEYS and isinstance(sides, (list, tuple)) and 0 < len(sides) <= 2
+    if not fits or not all(is_integer(side) and side > 0 for side in sides) or sides[0] * sides[-1] > MAX_PIXELS:
+        expected = f"or a dict of {', '.join(sorted(_SIZE_KEYS))}; at most {MAX_PIXELS} pixels in all"
+        refuse(name, size, f"a positive number of pixels, height and width, {expected}")
     return int(size) if is_integer(size) else size
 
 
 def _three_numbers(name: str, values: Any) -> list[float]:
     """A mean or standard deviation for each of three channels."""
     values = values.tolist() if isinstance(values, (np.ndarray, torch.Tensor)) else values
-    values = [values] * 3 if not isinstance(values, (list, tuple)) else values
+    values = values if isinstance(values, (list, tuple)) else [values] * 3
     if len(values) != 3:
         refuse(name, values, "3 numbers, one per channel")
-    lowest = {"above": 0} if name == "image_std" else {}
-    return [check_number(f"a number of {name}", value, **lowest) for value in values]
+    return [check_number(f"a number of {name}", value, above=0 if name == "image_std" else None) for value in values]
+
+
+def _check_resample(name: str, value: Any) -> PIL.Image.Resampling:
+    if not is_integer(value) or value not in list(PIL.Image.Resampling):
+        refuse(name, value, ", ".join(f"{each.value} ({each.name.lower()})" for each in PIL.Image.Resampling))
+    return PIL.Image.Resampling(int(value))
+
+
+OPTION_CHECKS = {
+    **dict.fromkeys(("size", "crop_size"), check_size),
+    **dict.fromkeys(("image_mean", "image_std"), _three_numbers),
+    **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), check_flag),
+    **dict.fromkeys(("rescale_factor", "fps"), functools.partial(check_number, above=0)),
+    **{"do_random_resized_crop": check_flag, "resample": _check_resample, "num_frames": check_count},
+}
 
 
 def _setting(options: dict[str, Any], processor: VJepa2VideoProcessor, name: str) -> Any:

@@ -2,6 +2,7 @@
 of a right result."""
 
 import atexit
+import copy
 import functools
 import io
 import math
@@ -348,7 +349,7 @@ def world_model_calls() -> list[Call]:
         ),
         Call(
             "world_model.fit_state",
-            lambda **given: package.VJepa2WorldModel(model("unfitted").config).fit_state(**given),
+            lambda **given: package.VJepa2WorldModel(copy.deepcopy(model("unfitted").config)).fit_state(**given),
             lambda: {"latents": rand(2, 6, 16, 24)},
             {"latents": "tensor"},
         ),

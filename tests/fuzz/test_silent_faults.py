@@ -1,6 +1,8 @@
 """Inputs that were taken without a word and gave something else than asked, each with the right value: a refusal that
 names the value, or the result of the input in its plain form."""
 
+import copy
+
 import builders
 import numpy as np
 import pytest
@@ -146,7 +148,7 @@ REFUSED = [
     (lambda: plan(goal_threshold=-1), "goal_threshold is -1"),
     (lambda: CEM(sample_noise_per_step="no"), "sample_noise_per_step is 'no'; expected True or False"),
     (lambda: CEM(sample_noise_per_step=0), "sample_noise_per_step is 0"),
-    (lambda: build_solver("cem", draw_noise_per_step="no"), "sample_noise_per_step is 'no'"),
+    (lambda: build_solver("cem", sample_noise_per_step="no"), "sample_noise_per_step is 'no'"),
     (lambda: CEM(momentum=False), "momentum is False"),
     (lambda: MPPI(relative_temperature="false"), "relative_temperature is 'false'"),
     (lambda: MPPI(refit_std="no"), "refit_std is 'no'"),
@@ -196,7 +198,7 @@ REFUSED = [
     (lambda: train(rollout_weight=-1.0), "rollout_weight is -1.0"),
     (lambda: train(latents=torch.zeros(0, 3, 16, 24)), r"latents has shape \(0, 3, 16, 24\)"),
     (
-        lambda: VJepa2WorldModel(model("unfitted").config).fit_state(torch.full((2, 6, 16, 24), NAN)),
+        lambda: VJepa2WorldModel(copy.deepcopy(model("unfitted").config)).fit_state(torch.full((2, 6, 16, 24), NAN)),
         "latents hold numbers that are not finite",
     ),
     (lambda: move_pose(torch.zeros(2, 6), torch.zeros(2, 7)), r"pose is a Tensor of shape \(2, 6\)"),
@@ -222,6 +224,8 @@ REFUSED = [
     (lambda: process(do_rescale="false"), "do_rescale is 'false'"),
     (lambda: process(image_std=[0.0] * 3), "image_std is 0.0"),
     (lambda: process(crop_size=80_000), "crop_size is 80000"),
+    (lambda: VJepa2VideoProcessor(crop_size="large"), "crop_size is 'large'"),
+    (lambda: VJepa2VideoProcessor(crop_size=0), "crop_size is 0"),
     (lambda: RandomResizedClip(16, flip_probability=NAN), "flip_probability is nan"),
     (lambda: RandomResizedClip(True), "crop_size is True"),
     (lambda: RandomResizedClip(16, ratio=(1, float("inf"))), "ratio is"),

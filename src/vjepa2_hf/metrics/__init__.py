@@ -5,6 +5,10 @@ from typing import Any, ClassVar
 
 import datasets
 import evaluate
+import numpy as np
+import torch
+
+from ..specs import refuse
 
 
 class Metric(evaluate.Metric):
@@ -36,3 +40,12 @@ class OneProcessMetric(Metric):
 
 NUMBER, INTEGER = datasets.Value("float64"), datasets.Value("int64")
 NUMBERS, INTEGERS = datasets.List(NUMBER), datasets.List(INTEGER)
+
+
+def to_array(name: str, value: Any, dtype: Any = np.float64) -> np.ndarray:
+    """Numbers, tensors too, as an array."""
+    try:
+        value = value.detach().cpu().to(torch.float64) if isinstance(value, torch.Tensor) else value
+        return np.asarray(value) if dtype is None else np.asarray(value, dtype)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        refuse(name, value, "an array of numbers")

@@ -16,7 +16,7 @@ import torch
 
 from ..specs import (
     check_count,
-    check_field,
+    check_flag,
     check_generator,
     check_number,
     describe,
@@ -249,8 +249,6 @@ class Solver:
         for entry in dataclasses.fields(self):
             if check := CHECKS.get(entry.name):
                 setattr(self, entry.name, check(self, entry.name, getattr(self, entry.name)))
-            else:
-                check_field(self, entry.name)
 
     def __call__(
         self,
@@ -415,6 +413,10 @@ def _check_count(solver: Solver, name: str, value: Any) -> int:
     return int(value)
 
 
+def _check_flag(solver: Solver, name: str, value: Any) -> bool:
+    return check_flag(name, value)
+
+
 def _check_elites(solver: Solver, name: str, value: Any) -> int:
     value = _check_count(solver, name, default_elites(solver.num_candidates) if value is None else value)
     if value > solver.num_candidates:
@@ -465,5 +467,6 @@ CHECKS: dict[str, Callable[[Solver, str, Any], Any]] = {
     "init_std": _check_std,
     "noise_exponent": _number(lambda value: 0 <= value <= 20, "a finite number of at least 0 and at most 20"),
     "candidate_decay": _number(lambda value: 1 <= value < 1e6, "a finite number of at least 1 and below 1e6"),
+    **dict.fromkeys(("sample_noise_per_step", "relative_temperature", "refit_std"), _check_flag),
     "kept_elites": _number(lambda value: 0 <= value <= 1, "a fraction in [0, 1], for example 0.3"),
 }

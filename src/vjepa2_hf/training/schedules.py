@@ -15,7 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..specs import check_count, check_fields, check_number
+from ..data.typed_fields import check_fields
+from ..specs import check_count, check_number
 
 
 def linear(step: float, total_steps: float, *, start: float, final: float) -> float:

@@ -13,12 +13,11 @@ from sklearn.metrics import recall_score
 
 from vjepa2_hf import metrics
 from vjepa2_hf.metrics.top_k_accuracy.top_k_accuracy import is_in_top_k
-from vjepa2_hf.specs import to_array
 
 
 def class_mean_recall(scores: np.ndarray, labels: np.ndarray, k: int = 5) -> float:
     """Mean recall at k over the classes in `labels` (B,), from scores (B, C); ties count as wrong."""
-    labels = to_array("labels", labels)
+    labels = metrics.to_array("labels", labels)
     is_in_top_k(scores, labels, k)  # refuses wrong labels before they become integers
     labels = labels.astype(np.int64)
     guesses = np.where(is_in_top_k(scores, labels, k), labels, -1)

@@ -14,7 +14,7 @@ import numpy as np
 import sklearn.metrics
 
 from vjepa2_hf import metrics
-from vjepa2_hf.specs import check_count, refuse, to_array
+from vjepa2_hf.specs import check_count, refuse
 
 
 MAX_CLASSES = 10_000
@@ -23,7 +23,7 @@ NAMED_CLASSES = 30  # names of more classes would overlap
 
 def confusion_matrix(guesses: np.ndarray, labels: np.ndarray, classes: int | None = None) -> np.ndarray:
     """Counts int64 (C, C), true class by predicted class; guesses and labels (B,)."""
-    guesses, labels = to_array("guesses", guesses), to_array("labels", labels)
+    guesses, labels = metrics.to_array("guesses", guesses), metrics.to_array("labels", labels)
     for name, values in {"guesses": guesses, "labels": labels}.items():
         if not np.isfinite(values).all() or (values != np.floor(values)).any():
             refuse(name, values, "class numbers, which are whole")

@@ -12,12 +12,11 @@ import numpy as np
 from sklearn.metrics import average_precision_score
 
 from vjepa2_hf import metrics
-from vjepa2_hf.specs import to_array
 
 
 def average_precisions(scores: np.ndarray, labels: np.ndarray) -> list[float]:
     """Average precision of each label that occurs; scores and labels (B, C)."""
-    scores, labels = to_array("scores", scores), to_array("labels", labels)
+    scores, labels = metrics.to_array("scores", scores), metrics.to_array("labels", labels)
     if scores.ndim != 2 or labels.shape != scores.shape:
         raise ValueError(f"scores are {scores.shape} and labels {labels.shape}; expected (B, C) both.")
     if not np.isin(labels, (0, 1)).all() or not labels.any() or np.isnan(scores).any():

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.stats
 
 from vjepa2_hf import metrics
-from vjepa2_hf.specs import is_integer, refuse, to_array
+from vjepa2_hf.specs import is_integer, refuse
 
 
 BINS = 3
@@ -58,7 +58,7 @@ def success_by_distance(
         if not 1 <= bins <= MAX_BINS:
             raise ValueError(f"bins is {bins}; expected at least 1 part and at most {MAX_BINS}, or a list of edges.")
         bins = np.quantile(distances, np.arange(1, bins) / bins)
-    edges = to_array("bins", bins)
+    edges = metrics.to_array("bins", bins)
     if edges.ndim != 1 or np.isnan(edges).any():
         refuse("bins", bins, "a number of parts, or a list of edges")
     index = np.searchsorted(np.sort(edges), distances, side="right")
@@ -95,7 +95,7 @@ def summarize_success(
 
 def _arrays(**given: Sequence[Any] | None) -> dict[str, np.ndarray]:
     """The columns that are given, as arrays of one length."""
-    given = {name: to_array(name, values, dtype=None) for name, values in given.items() if values is not None}
+    given = {name: metrics.to_array(name, values, dtype=None) for name, values in given.items() if values is not None}
     if "successes" not in given:
         raise ValueError("successes are missing: give one for every episode.")
     successes = given["successes"]
@@ -108,7 +108,7 @@ def _arrays(**given: Sequence[Any] | None) -> dict[str, np.ndarray]:
             raise ValueError(f"{name} have shape {values.shape}; {len(successes)} successes need ({len(successes)},).")
     for name in ("steps", "distances"):
         if name in given:
-            given[name] = to_array(name, given[name])
+            given[name] = metrics.to_array(name, given[name])
     if "distances" in given and not np.isfinite(given["distances"]).all():
         raise ValueError("distances hold numbers that are not finite; leave out the episodes without one.")
     return given

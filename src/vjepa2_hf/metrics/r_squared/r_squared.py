@@ -12,12 +12,11 @@ import numpy as np
 from sklearn.metrics import mean_squared_error, r2_score
 
 from vjepa2_hf import metrics
-from vjepa2_hf.specs import to_array
 
 
 def r_squared(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Mean R² over the columns of labels (B, C) that vary; predictions (B, C)."""
-    predictions, labels = to_array("predictions", predictions), to_array("labels", labels)
+    predictions, labels = metrics.to_array("predictions", predictions), metrics.to_array("labels", labels)
     if labels.ndim != 2 or predictions.shape != labels.shape:
         raise ValueError(f"predictions are {predictions.shape} and labels {labels.shape}; expected (B, C) both.")
     for name, values in {"predictions": predictions, "labels": labels}.items():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vjepa2_hf import metrics
-from vjepa2_hf.specs import is_integer, refuse, to_array
+from vjepa2_hf.specs import is_integer, refuse
 
 
 def is_in_top_k(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> np.ndarray:
@@ -20,7 +20,7 @@ def is_in_top_k(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> np.ndarra
     Ties count as wrong, so that a model with equal scores is never correct. (scikit-learn's `top_k_accuracy_score`
     prefers the last of the tied classes instead.)
     """
-    scores, labels = to_array("scores", scores), to_array("labels", labels)
+    scores, labels = metrics.to_array("scores", scores), metrics.to_array("labels", labels)
     if scores.ndim != 2 or labels.shape != scores.shape[:1] or not len(labels):
         raise ValueError(f"scores are {scores.shape} and labels {labels.shape}; expected (B, C) and (B,), B above 0.")
     if not (labels.min() >= 0 and labels.max() < scores.shape[1]) or (labels != np.floor(labels)).any():
