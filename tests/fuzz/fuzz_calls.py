@@ -716,7 +716,8 @@ def schedule_calls() -> list[Call]:
 
     def bounded(result, given):
         ends = [given[name] for name in ("start", "final", "peak") if name in given]
-        return min(ends) - 1e-9 <= result <= max(ends) * (1 + 1e-9) + 1e-9
+        slack = 1e-9 * (1 + max(ends))
+        return min(ends) - slack <= result <= max(ends) + slack
 
     return [
         Call("LearningRateSchedule", functools.partial(at, schedules.LearningRateSchedule),
