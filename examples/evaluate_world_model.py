@@ -23,10 +23,11 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 from vjepa2_hf import VJepa2PixelDecoder, VJepa2VideoProcessor, VJepa2WorldModel
-from vjepa2_hf.data.episodes import episode_ids, held_out_of, read_episodes
+from vjepa2_hf.data.episodes import EpisodeSource, episode_ids, held_out_of, read_episodes
 from vjepa2_hf.data.files import write_aside, write_json
 from vjepa2_hf.metrics.latent_rollout.latent_rollout import LatentRollout
 from vjepa2_hf.specs import check_at_least
+from vjepa2_hf.training.cached_windows import as_shards
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 from vjepa2_hf.visualization import rollout_measures as measures
 from vjepa2_hf.visualization.rollout_windows import Windows, cut_windows, encode_frames
@@ -47,11 +48,17 @@ class EvaluationConfig:
     model: str
     """Folder or Hub id of the world model, with its video processor."""
     data: str
-    """Folder, glob or file of episode shards, a LeRobot folder, or a dataset on the Hub."""
+    """Folder, glob or file of episode shards, a LeRobot folder, a dataset on the Hub, or HDF5 and npz files with
+    `fps`."""
     output: str
     """JSON file to write."""
     camera: str | None = None
-    """Camera of a LeRobot dataset with several."""
+    """Camera of a LeRobot dataset with several, or the key of the images in HDF5 and npz files."""
+    fps: float | None = None
+    """Frames per second of HDF5 and npz files, which are imported as shards first."""
+    cache_dir: str | None = None
+    """Folder of imported episodes; null: `latents` beside the model's run, which training shares (for a model on the
+    Hub, beside `output`)."""
     validation_fraction: float | None = None
     """Fraction of `data` held out, as in training; null: that of the model's run. 1.0: all of `data`."""
     max_episodes: int | None = None
@@ -137,6 +144,22 @@ def find_held_out(config: EvaluationConfig) -> Callable[[str], bool]:
             "evaluate on all of them, which measures generalization only if the model was not trained on them."
         )
     return held_out
+
+
+def import_data(config: EvaluationConfig) -> EvaluationConfig:
+    """Settings with HDF5 and npz files replaced by their shards."""
+    if config.fps is None:
+        return config
+    run = (
+        Path(config.model).resolve().parents[1]
+        if Path(config.model).is_dir()
+        else Path(config.output).resolve().parent
+    )
+    root = Path(config.cache_dir) if config.cache_dir else run / "latents"
+    named = {"data": config.data, "probe_data": config.probe_data}
+    sources = {name: EpisodeSource(path, camera=config.camera, fps=config.fps) for name, path in named.items() if path}
+    shards = {name: as_shards(source, root).path for name, source in sources.items()}
+    return dataclasses.replace(config, **shards, camera=None, fps=None)
 
 
 class Evaluation:
@@ -284,7 +307,8 @@ def main() -> None:
         torch.set_num_threads(config.num_threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = VJepa2WorldModel.from_pretrained(config.model).to(device).eval()
-    result = Evaluation(config, model, VJepa2VideoProcessor.from_pretrained(config.model)).run()
+    result = Evaluation(import_data(config), model, VJepa2VideoProcessor.from_pretrained(config.model)).run()
+    result["data"] = config.data
     rows = result["horizons"]
     finite = [{name: value if math.isfinite(value) else None for name, value in row.items()} for row in rows]
     write_json(config.output, {**result, "horizons": finite})

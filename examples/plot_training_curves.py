@@ -17,7 +17,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from vjepa2_hf.training.monitor import CollapseWatch
-from vjepa2_hf.training.run import read_metrics
+from vjepa2_hf.training.run_files import read_metrics
 from vjepa2_hf.training.settings import exit_on_user_error
 from vjepa2_hf.visualization.curves import STYLE, read_curves, require, smooth
 from vjepa2_hf.visualization.tables import format_table, publish_tables

@@ -39,7 +39,7 @@ from vjepa2_hf.training.flops import batch_flops
 from vjepa2_hf.training.loop import TrainingLoop
 from vjepa2_hf.training.monitor import CollapseWatch
 from vjepa2_hf.training.pretraining import PretrainConfig, build_model_config, check_model, objective
-from vjepa2_hf.training.run import read_metrics
+from vjepa2_hf.training.run_files import iterate_metrics
 from vjepa2_hf.training.schedules import parameter_groups, set_weight_decay
 from vjepa2_hf.training.settings import exit_on_user_error, one_sentence, parse_arguments
 from vjepa2_hf.training.signals import ignore_stop_signals
@@ -222,8 +222,8 @@ def train(config: PretrainConfig) -> None:
     restore_loader(loader, loop)
     skipped = open_skip_log(loop)
     watch = CollapseWatch()
-    for line in read_metrics(config.output_dir) if loop.start and loop.run.metrics_path.exists() else []:
-        watch.update(line, config.normalize_targets, line["ema_momentum"])
+    if loop.start and loop.run.metrics_path.exists():
+        watch.replay(iterate_metrics(config.output_dir), config.normalize_targets)
 
     batches, objective = read_batches(loop, loader, skipped), Objective(loop)
     for step in loop.steps():

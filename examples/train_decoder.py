@@ -33,6 +33,7 @@ from vjepa2_hf.training.config import TrainingConfig
 from vjepa2_hf.training.loop import TrainingLoop
 from vjepa2_hf.training.schedules import LearningRateSchedule, parameter_groups, set_weight_decay
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
+from vjepa2_hf.video_io import ReadLimits
 
 
 @dataclass(kw_only=True)
@@ -45,6 +46,8 @@ class DecoderTrainingConfig(TrainingConfig):
     """Folder or Hub id of the trained world model, with its video processor."""
     camera: str | None = None
     """Camera of a LeRobot dataset with several."""
+    limits: ReadLimits = field(default_factory=ReadLimits)
+    """What rows may cost and reach: SECURITY.md."""
     decoder: dict[str, Any] = field(default_factory=dict)
     """Fields of VJepa2PixelDecoderConfig; the sizes of latents and frames come from the world model."""
 
@@ -64,6 +67,8 @@ class DecoderTrainingConfig(TrainingConfig):
     weight_decay: float = 0.04
     gradient_clipping: float | None = 1.0
 
+    result_files = ("reconstruction_error.json", "reconstruction.png")
+
     def __post_init__(self):
         super().__post_init__()
         self.require_positive("max_episodes", "frames_per_episode")
@@ -76,7 +81,7 @@ def read_frames(
     training, held_out, read = [], [], 0
     names = itertools.islice(episode_ids(config.data, config.camera), config.max_episodes)
     is_held_out = held_out_of(names, config.validation_fraction)
-    episodes = read_episodes(config.data, max_episodes=config.max_episodes, camera=config.camera)
+    episodes = read_episodes(config.data, max_episodes=config.max_episodes, camera=config.camera, limits=config.limits)
     for episode in tqdm(episodes, disable=not accelerator.is_main_process, desc="read"):
         frames = episode["frames"]
         if config.frames_per_episode is not None and len(frames) > config.frames_per_episode:

@@ -144,6 +144,8 @@ class ProbeConfig(TrainingConfig):
     schedule_settings = ("max_steps", "warmup_steps")
     renamed_settings = {"neighbours": "num_neighbors"}
 
+    result_files = ("results.json", "confusion.png")
+
     def __post_init__(self):
         super().__post_init__()
         self.require_fraction("validation_fraction", "selection_fraction", "label_fraction")

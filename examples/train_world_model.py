@@ -8,9 +8,10 @@ One process on a CPU, after `examples/record_episodes.py` and `examples/pretrain
         encoder=runs/demo/pretrain/final
 
 Several CPU processes: `torchrun --nproc_per_node 2 examples/train_world_model.py ...`. A frozen encoder encodes each
-frame once; later runs on the same encoder and data find the latents in `cache_dir`. You may delete them. A stopped run
-continues with `resume=latest`. `OUTPUT_DIR/rollout_error.json` compares rollouts on held-out episodes with copying the
-last state. The result is `OUTPUT_DIR/final`:
+frame once; later runs on the same encoder and data find the latents in `cache_dir`. You may delete them. Damaged ones
+are computed again. Invalid episodes are skipped; every run logs how many its cache lacks. A stopped run continues with
+`resume=latest`. `OUTPUT_DIR/rollout_error.json` compares rollouts on held-out episodes with copying the last state.
+The result is `OUTPUT_DIR/final`:
 
     planner = VJepa2Planner.from_pretrained("runs/demo/world_model/final")
 """
@@ -52,6 +53,7 @@ from vjepa2_hf.training.config import TrainingConfig
 from vjepa2_hf.training.loop import TrainingLoop
 from vjepa2_hf.training.schedules import LearningRateSchedule, MomentumSchedule, parameter_groups, set_weight_decay
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
+from vjepa2_hf.video_io import ReadLimits
 
 
 logger = logging.getLogger("train_world_model")
@@ -83,6 +85,8 @@ class WorldModelTrainingConfig(TrainingConfig):
     """Height and width in pixels; null: the encoder's."""
     max_episodes: int | None = None
     """Episodes of each source; null: all."""
+    limits: ReadLimits = field(default_factory=ReadLimits)
+    """What rows may cost and reach: SECURITY.md."""
     validation_fraction: float = 0.07
     """Fraction of the episodes of each source held out, by a hash of their ids; at least one of two or more, see
     `split_episodes`."""
@@ -128,6 +132,7 @@ class WorldModelTrainingConfig(TrainingConfig):
     ema: MomentumSchedule = field(default_factory=lambda: MomentumSchedule(start=0.9999))
     """Momentum of the target encoder's moving average (the two-phase recipe: 0.9999)."""
 
+    result_files = ("statistics.json", "rollout_error.json")
     schedule_settings = ("max_steps", "learning_rate", "rollout_start", "ema")
 
     def __post_init__(self):
@@ -205,7 +210,8 @@ def open_caches(config: WorldModelTrainingConfig, accelerator: Accelerator, enco
             nonlocal encode
             encode = encode or build_encode(config, accelerator, encoder, processor)
             rank, processes = accelerator.process_index, accelerator.num_processes
-            stream = EpisodeStream(source, processor, config.max_episodes, rank=rank, world_size=processes)
+            split = {"rank": rank, "world_size": processes}
+            stream = EpisodeStream(source, processor, config.max_episodes, limits=config.limits, **split)
             encode_episodes(folder, stream, encode, accelerator, config.num_workers)
 
         description = {"data": data_fingerprint(source.path), "camera": source.camera, **depends_on}

@@ -23,7 +23,7 @@ import yaml
 from safetensors import safe_open
 from study import RECIPE
 
-from vjepa2_hf.training.run import read_metrics
+from vjepa2_hf.training.run_files import read_metrics
 
 
 PRETRAINING, DYNAMICS = "demo/pretrain.yaml", "demo/world_model.yaml"

@@ -5,9 +5,11 @@ import pytest
 from builders import numbered_frames, numbers_of
 from datasets import Features, List, Value, Video
 
+from vjepa2_hf.data import episodes
 from vjepa2_hf.data.episodes import episode_ids, held_out_of, read_episodes, split_episodes
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video
+from vjepa2_hf.video_io import ReadLimits
 
 
 EPISODE_FEATURES = Features(
@@ -36,11 +38,11 @@ def episode(number: int, num_frames: int = 8, **changes) -> dict:
 class TestEpisodes:
     def test_episode_comes_back(self, tmp_path):
         write_shards([episode(i) for i in range(5)], tmp_path / "out", EPISODE_FEATURES, num_shards=2)
-        episodes = list(read_episodes(tmp_path / "out"))
-        assert sorted(e["episode_id"] for e in episodes) == [f"episode-{i}" for i in range(5)]
-        assert numbers_of(episodes[0]["frames"]) == list(range(8))
-        assert episodes[0]["actions"].dtype == np.float32 and episodes[0]["actions"].shape == (7, 2)
-        assert episodes[0]["proprio_states"][:, 0].tolist() == list(range(8))
+        found = list(read_episodes(tmp_path / "out"))
+        assert sorted(e["episode_id"] for e in found) == [f"episode-{i}" for i in range(5)]
+        assert numbers_of(found[0]["frames"]) == list(range(8))
+        assert found[0]["actions"].dtype == np.float32 and found[0]["actions"].shape == (7, 2)
+        assert found[0]["proprio_states"][:, 0].tolist() == list(range(8))
         assert len(list(read_episodes(tmp_path / "out", max_episodes=3))) == 3
 
     def test_frame_skip_joins_the_actions_in_between(self, tmp_path):
@@ -65,21 +67,77 @@ class TestEpisodes:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"actions": np.zeros((8, 2))}, r"episode-1 has actions of shape \(8, 2\), but 7 rows for 8 frames"),
-            ({"actions": np.zeros((7, 3))}, r"episode-1 has \(action, proprio, state\) sizes \(3, 1, None\)"),
-            ({"actions": np.full((7, 2), np.nan)}, "episode-1 has actions that are not finite"),
-            ({"actions": [[1.0], [1.0, 2.0]]}, "episode-1 has actions whose rows differ in size"),
-            ({"actions": None}, "episode-1 has no actions"),
-            ({"proprio_states": np.zeros((7, 1))}, "episode-1 has proprio_states of shape"),
-            ({"rewards": np.zeros(8)}, "episode-1 has rewards of shape"),
+            ({"actions": np.zeros((8, 2))}, "actions of shape (8, 2), but 7 rows for 8 frames"),
+            ({"actions": np.full((7, 2), np.nan)}, "actions that are not finite"),
+            ({"actions": [[1.0], [1.0, 2.0]]}, "actions whose rows differ in size"),
+            ({"actions": None}, "it has no actions"),
+            ({"actions": []}, "actions of shape (0,), but 7 rows"),
+            ({"proprio_states": np.zeros((7, 1))}, "proprio_states of shape (7, 1)"),
+            ({"rewards": np.zeros(8)}, "rewards of shape (8, 1)"),
+            ({"rewards": [np.inf] * 7}, "rewards that are not finite"),
+            ({"fps": np.nan}, "fps is nan, but a positive number"),
+            ({"fps": 0.0}, "fps is 0.0, but a positive number"),
+            ({"video": None}, "row 1: "),
+            ({"video": {"bytes": None, "path": "nowhere.mp4"}}, "There is no video file"),
         ],
     )
-    def test_wrong_actions_are_refused_with_the_episodes_name(self, tmp_path, changes, message):
+    def test_bad_episode_is_skipped_with_the_reason_and_the_others_are_read(self, tmp_path, changes, message):
         features = REWARD_FEATURES if "rewards" in changes else EPISODE_FEATURES
-        rows = [{"rewards": None, "task": None, **episode(i, **more)} for i, more in enumerate(({}, changes))]
+        rows = [{"rewards": None, "task": None, **episode(i, **(changes if i == 1 else {}))} for i in range(3)]
         rows = [{name: row[name] for name in features} for row in rows]
         write_shards(rows, tmp_path / "out", features, num_shards=1)
-        with pytest.raises(ValueError, match=message):
+        skipped = {}
+        found = [e["episode_id"] for e in read_episodes(tmp_path / "out", skipped=skipped)]
+        assert found == ["episode-0", "episode-2"]
+        ((name, reason),) = skipped.items()
+        assert name.endswith(("episode-1", "row 1")) and message in f"{name}: {reason}"
+
+    def test_actions_of_another_size_are_refused_as_another_environment(self, tmp_path):
+        rows = [episode(0), episode(1, actions=np.zeros((7, 3)))]
+        write_shards(rows, tmp_path / "out", EPISODE_FEATURES, num_shards=1)
+        with pytest.raises(ValueError, match=r"episode-1 has \(action, proprio, state\) sizes \(3, 1, None\)"):
+            list(read_episodes(tmp_path / "out"))
+
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"rewards": 1.0}, "rewards of shape ()"),
+            ({"rewards": {"a": 1}}, "no numbers"),
+            ({"fps": "fast"}, "'fast'"),
+        ],
+    )
+    def test_column_of_another_kind_costs_its_episode(self, tmp_path, monkeypatch, changes, reason):
+        rows = [("a", episode(0)), ("b", episode(1, **changes))]
+        write_shards([episode(0)], tmp_path / "out", EPISODE_FEATURES)
+        monkeypatch.setattr(episodes, "_named_rows", lambda source: iter(rows))
+        skipped = {}
+        assert len(list(read_episodes(tmp_path / "out", skipped=skipped))) == 1 and reason in skipped["b"]
+
+    def test_video_that_does_not_fit_into_memory_costs_its_episode(self, tmp_path, monkeypatch):
+        write_shards([episode(0), episode(1)], tmp_path / "out", EPISODE_FEATURES, num_shards=1)
+        frames = episodes.VideoReader.frames
+        calls = iter([MemoryError("Unable to allocate 3 GiB"), None])
+
+        def fail_first(self, indices):
+            error = next(calls)
+            if error is not None:
+                raise error
+            return frames(self, indices)
+
+        monkeypatch.setattr(episodes.VideoReader, "frames", fail_first)
+        skipped = {}
+        assert len(list(read_episodes(tmp_path / "out", skipped=skipped))) == 1
+        assert skipped == {"episode-0": "it does not fit into memory (Unable to allocate 3 GiB)"}
+
+    def test_limits_reach_the_videos(self, tmp_path):
+        write_shards([episode(0)], tmp_path / "out", EPISODE_FEATURES)
+        with pytest.raises(ValueError, match="max_frame_pixels=255"):
+            list(read_episodes(tmp_path / "out", limits=ReadLimits(max_frame_pixels=255)))
+
+    def test_data_without_actions_is_refused_at_once(self, tmp_path):
+        features = Features({k: v for k, v in EPISODE_FEATURES.items() if k != "actions"})
+        write_shards([{k: v for k, v in episode(0).items() if k != "actions"}], tmp_path / "out", features)
+        with pytest.raises(ValueError, match="has no actions, only .*record it with"):
             list(read_episodes(tmp_path / "out"))
 
     def test_proprio_states_are_optional(self, tmp_path):
@@ -134,9 +192,10 @@ class TestEpisodes:
         with pytest.raises(ValueError, match="camera='front' is for LeRobot datasets"):
             next(read_episodes(tmp_path / "out", camera="front"))
 
-    @pytest.mark.parametrize("settings", [{"frame_skip": 0}, {"max_episodes": 0}])
+    @pytest.mark.parametrize("settings", [{"frame_skip": 0}, {"max_episodes": 0}, {"frame_skip": "2"}])
     def test_settings_below_one_are_refused(self, tmp_path, settings):
-        with pytest.raises(ValueError, match=f"{next(iter(settings))} is 0"):
+        ((name, value),) = settings.items()
+        with pytest.raises(ValueError, match=f"{name} is {value!r}"):
             next(read_episodes(tmp_path, **settings))
 
     def test_no_episode_is_refused(self, tmp_path):

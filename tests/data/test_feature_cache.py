@@ -1,16 +1,30 @@
 """Caches of features: written in parts, continued, and read by memory map."""
 
 import json
+import logging
 import os
+import random
+import resource
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from builders import cached_episode, write_cache
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from vjepa2_hf.data.episodes import EpisodeSource
-from vjepa2_hf.data.feature_cache import CacheWriter, FeatureCache, data_fingerprint, finish_cache, is_finished
+from vjepa2_hf.data.feature_cache import (
+    CacheWriter,
+    FeatureCache,
+    data_fingerprint,
+    discard_damaged,
+    finish_cache,
+    is_finished,
+)
 from vjepa2_hf.data.files import cache_key, weights_fingerprint
+from vjepa2_hf.data.parts import DamagedPartError
 
 
 LENGTHS = {"1": 5, "2": 9, "3": 2, "4": 6}
@@ -150,3 +164,102 @@ def test_what_did_not_read_is_listed_until_it_does(tmp_path):
     finish_cache(tmp_path, {})
     assert FeatureCache(tmp_path).ids == ["1", "2"]
     assert FeatureCache(tmp_path).skipped == {"3": "still no such file"}
+
+
+class TestDamage:
+    """Whatever happens to a file of a cache, its numbers are those that were written, or the file is named."""
+
+    @staticmethod
+    def damages(content: bytes):
+        rng = random.Random(0)
+        for position in range(0, len(content), 2):  # one bit
+            yield content[:position] + bytes([content[position] ^ (1 << rng.randrange(8))]) + content[position + 1 :]
+        yield from (content[:length] for length in range(0, len(content), 197))
+        yield content + b"\0"
+
+    @pytest.mark.parametrize("name", ["part-000-00001.safetensors", "index.json"])
+    def test_no_damage_of_one_file_is_taken(self, tmp_path, name, caplog):
+        write_cache(tmp_path, LENGTHS, part_bytes=60)
+        caplog.set_level(logging.ERROR)
+        content = (tmp_path / name).read_bytes()
+        before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
+        for damaged in self.damages(content):
+            (tmp_path / name).write_bytes(damaged)
+            with pytest.raises(DamagedPartError, match="is damaged .*: remove this file, and the next run"):
+                FeatureCache(tmp_path)
+            assert name in discard_damaged(tmp_path) and not is_finished(tmp_path)
+            for path, whole in before.items():
+                path.write_bytes(whole)
+        assert discard_damaged(tmp_path) == [] and FeatureCache(tmp_path).ids == list(LENGTHS)
+
+    def test_a_removed_part_is_computed_again_and_nothing_else(self, tmp_path):
+        write_cache(tmp_path, LENGTHS, part_bytes=60)
+        before = {path.name: path.read_bytes() for path in tmp_path.glob("part*")}
+        first, last = sorted(before)
+        (tmp_path / first).write_bytes(before[first][:100])
+        assert discard_damaged(tmp_path) == [first, "index.json"]
+        writer = CacheWriter(tmp_path, part_bytes=60)
+        lost = [name for name in LENGTHS if name not in writer.done]
+        assert 0 < len(lost) < len(LENGTHS)
+        for name in lost:
+            writer.add(name, 10.0, cached_episode(int(name), LENGTHS[name]))
+        writer.flush()
+        finish_cache(tmp_path, {})
+        assert (tmp_path / last).read_bytes() == before[last]  # its number was not given again
+        cache = FeatureCache(tmp_path)
+        assert cache.ids == list(LENGTHS)
+        assert cache.windows(torch.tensor([0, 1, 2, 3]), torch.zeros(4, dtype=int), 2)[
+            "latents"
+        ].flatten().tolist() == [value for number in range(1, 5) for value in (100 * number, 100 * number + 1)]
+
+    def test_processes_divide_the_parts(self, tmp_path):
+        write_cache(tmp_path, LENGTHS, part_bytes=1)
+        for path in tmp_path.glob("part*"):
+            path.write_bytes(b"")
+        found = [discard_damaged(tmp_path, rank, 3) for rank in range(3)]
+        assert sorted(name for names in found for name in names if name != "index.json") == [
+            f"part-000-0000{number}.safetensors" for number in range(4)
+        ]
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_part_that_is_gone_makes_the_cache_unfinished(self, tmp_path):
+        write_cache(tmp_path, LENGTHS, part_bytes=60)
+        (tmp_path / "part-000-00001.safetensors").unlink()
+        assert discard_damaged(tmp_path) == ["index.json"]
+        assert discard_damaged(tmp_path / "nothing") == []
+
+    def test_a_damaged_part_is_named_by_the_writer(self, tmp_path):
+        (tmp_path / "part-000-00000.safetensors").write_bytes(b"half a part")
+        with pytest.raises(DamagedPartError, match="part-000-00000.safetensors' is damaged .*: remove this file"):
+            CacheWriter(tmp_path)
+
+    def test_caches_of_older_versions_are_read(self, tmp_path):
+        for part in write_cache(tmp_path, LENGTHS, part_bytes=60).glob("part*"):
+            with safe_open(part, "pt") as file:
+                tensors, note = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()["episodes"]  # noqa: SIM118
+            save_file(tensors, part, metadata={"episodes": note})
+        index = json.loads((tmp_path / "index.json").read_text())
+        (tmp_path / "index.json").write_text(json.dumps({k: index[k] for k in ("description", "episodes", "skipped")}))
+        assert discard_damaged(tmp_path) == [] and FeatureCache(tmp_path).ids == list(LENGTHS)
+
+    def test_a_full_disk_leaves_nothing_half_written(self, tmp_path):
+        """A limit on the size of files fails like a full disk: in the middle of a write."""
+        writer = CacheWriter(tmp_path, part_bytes=1)
+        writer.add("1", 10.0, cached_episode(1, 5))
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limits[1]))
+        try:
+            with pytest.raises(OSError, match="could not be written .* see whether the disk is full, then run"):
+                writer.add("2", 10.0, cached_episode(2, 500))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, before)
+        assert [path.name for path in tmp_path.iterdir()] == ["part-000-00000.safetensors"]
+        assert CacheWriter(tmp_path).done == {"1"}
+
+    def test_a_damaged_list_of_skipped_episodes_costs_only_the_list(self, tmp_path, caplog):
+        write_cache(tmp_path, LENGTHS)
+        (tmp_path / "skipped-000.json").write_text('{"5": "the vid')
+        finish_cache(tmp_path, {})
+        assert FeatureCache(tmp_path).skipped == {} and "skipped-000.json is damaged" in caplog.text

@@ -3,6 +3,7 @@
 What frame t of episode e shows is 20 + 16 t + 4 e, its state is (e, t), its action (100 e + t, -t).
 """
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import av
 import huggingface_hub
 import numpy as np
+import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -87,6 +89,40 @@ class TestAlignment:
         assert asked == [f"episode_{e:06d}" for e in range(4)]
 
 
+class TestColumns:
+    def test_actions_in_the_plural_are_understood(self, copy):
+        change_info(copy, lambda info: info["features"].update(actions=info["features"].pop("action")))
+        for file in copy.glob("data/*/*.parquet"):
+            rewrite(file, lambda columns: columns.update(actions=columns.pop("action")))
+        assert next(read_episodes(copy, camera="front"))["actions"].tolist() == [[i, -i] for i in range(6)]
+
+    def test_parts_of_an_action_are_joined_in_the_order_of_the_features(self, copy):
+        def split(info):
+            whole = info["features"].pop("action")
+            text = {"dtype": "string", "shape": [1]}
+            info["features"].update({"action.gripper": whole, "action.arm": whole, "action.note": text})
+
+        def split_rows(columns):
+            whole = columns.pop("action")
+            columns["action.gripper"] = [row[1] for row in whole]
+            columns["action.arm"] = [[row[0], 7.0] for row in whole]
+
+        change_info(copy, split)
+        for file in copy.glob("data/*/*.parquet"):
+            rewrite(file, split_rows)
+        assert next(read_episodes(copy, camera="front"))["actions"].tolist() == [[-i, i, 7] for i in range(6)]
+
+    def test_named_columns_replace_the_usual_ones(self):
+        columns = {"actions": ["observation.state", "action"], "proprio_states": ["frame_index"]}
+        episode = list(read_episodes(VIDEOS, camera="front", columns=columns))[1]
+        assert episode["actions"].tolist() == [[1, i, 100 + i, -i] for i in range(4)]
+        assert episode["proprio_states"].tolist() == [[i] for i in range(5)]
+        with pytest.raises(ValueError, match="no feature 'state' of numbers for proprio_states; its"):
+            LeRobotDataset(VIDEOS, "front", {"proprio_states": ["state"]})
+        with pytest.raises(ValueError, match="no feature 'observation.images.front' of numbers for actions"):
+            LeRobotDataset(VIDEOS, "front", {"actions": ["observation.images.front"]})
+
+
 class TestCameras:
     def test_several_cameras_are_named_when_none_is_chosen(self):
         with pytest.raises(ValueError, match="observation.images.front, observation.images.wrist.; name one of them"):
@@ -159,12 +195,110 @@ class TestBrokenData:
         assert len(list(read_episodes(copy, camera="front"))) == 3
         assert "holds 5 of its 6 frames" in caplog.text
 
-    def test_action_that_is_not_finite_is_refused_with_the_episodes_name(self, copy):
+    @pytest.mark.parametrize(
+        ("column", "value", "reason"),
+        [
+            ("action", [float("nan"), 0.0], "actions that are not finite"),
+            ("action", None, "its action has rows without a value"),
+            ("action", [0.0], "actions whose rows differ in size"),
+            ("timestamp", None, "its timestamps are not finite numbers"),
+        ],
+    )
+    def test_bad_row_costs_its_episode_alone(self, copy, column, value, reason):
         def spoil(columns):
-            columns["action"][1] = [float("nan"), 0.0]
+            columns[column][1] = value
 
         rewrite(copy / "data/chunk-000/file-001.parquet", spoil)
-        with pytest.raises(ValueError, match="episode_000003 has actions that are not finite"):
+        skipped = {}
+        assert len(list(read_episodes(copy, camera="front", skipped=skipped))) == 3
+        assert list(skipped) == ["episode_000003"] and reason in skipped["episode_000003"]
+
+    @pytest.mark.parametrize(
+        ("column", "value", "reason"),
+        [
+            ("data/chunk_index", None, "its data/chunk_index is None"),
+            ("length", None, "its length is None"),
+            ("videos/observation.images.front/file_index", None, "file_index is None"),
+            ("videos/observation.images.front/from_timestamp", float("nan"), "its timestamps are not finite"),
+        ],
+    )
+    def test_bad_entry_of_an_episode_costs_it_alone(self, copy, column, value, reason):
+        rewrite(copy / "meta/episodes/chunk-000/file-001.parquet", lambda columns: columns.update({column: [value]}))
+        skipped = {}
+        assert len(list(read_episodes(copy, camera="front", skipped=skipped))) == 3
+        assert reason in skipped["episode_000003"]
+
+    def test_one_task_as_text_is_not_spelled(self, copy):
+        rewrite(copy / "meta/episodes/chunk-000/file-001.parquet", lambda columns: columns.update(tasks=["lift it"]))
+        assert [e["task"] for e in read_episodes(copy, camera="front")][3] == "lift it"
+
+    def test_image_of_another_size_costs_its_episode(self, tmp_path):
+        folder = Path(shutil.copytree(IMAGES, tmp_path / "images"))
+        buffer = io.BytesIO()
+        PIL.Image.new("RGB", (5, 7)).save(buffer, "PNG")
+
+        def resize(columns):
+            columns["observation.image"][1]["bytes"] = buffer.getvalue()
+
+        rewrite(folder / "data/chunk-000/file-000.parquet", resize)
+        skipped = {}
+        assert [e["episode_id"] for e in read_episodes(folder, skipped=skipped)] == ["episode_000001"]
+        assert "its images have several sizes: (7, 5, 3), " in skipped["episode_000000"]
+
+    @pytest.mark.parametrize("path", ["/etc/passwd", "../secret.png", "http://169.254.169.254/x.png"])
+    def test_images_outside_of_the_dataset_are_not_read(self, tmp_path, path):
+        folder = Path(shutil.copytree(IMAGES, tmp_path / "images"))
+        PIL.Image.new("RGB", (64, 64)).save(tmp_path / "secret.png")
+
+        def point(columns):
+            columns["observation.image"] = [{"bytes": None, "path": path} for _ in columns["observation.image"]]
+
+        rewrite(folder / "data/chunk-000/file-000.parquet", point)
+        with pytest.raises(ValueError, match=f"the image '.*{path[-8:]}' lies outside of"):
+            list(read_episodes(folder))
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"video_path": None}, "video_path of meta/info.json of .* is None; expected a relative path"),
+            ({"video_path": "videos/{episode_chunk:03d}/{video_key}.mp4"}, "which says where the files of 'obs"),
+            ({"video_path": "{video_key.__class__}.mp4"}, "video_path of .*expected a relative path"),
+            ({"data_path": "/etc/{chunk_index}/{file_index}"}, "leads to '/etc/0/0', which is outside of"),
+            ({"data_path": "data/../../{chunk_index}{file_index}"}, "which is outside of"),
+            ({"data_path": "data/{chunk_index:01000000000d}"}, "data_path of .*expected a relative path"),
+            ({"data_path": 7}, "data_path of .* is 7"),
+            ({"fps": 0}, "fps of meta/info.json of .* is 0, but a positive number"),
+            ({"fps": float("nan")}, "fps of meta/info.json of .* is nan"),
+            ({"fps": "30"}, "fps of meta/info.json of .* is '30'"),
+            ({"total_episodes": "4"}, "total_episodes of .* is '4'; expected a whole number"),
+            ({"total_episodes": 0}, "total_episodes of .* is 0"),
+            ({"chunks_size": 0}, "chunks_size of .* is 0"),
+            ({"features": []}, r"features of .* are \[\]; expected a dtype"),
+            ({"features": {"action": "float32"}}, "features of .*expected a dtype"),
+        ],
+    )
+    def test_info_that_does_not_fit_is_one_sentence(self, copy, changes, message):
+        change_info(copy, lambda info: info.update(changes))
+        with pytest.raises(ValueError, match=message):
+            list(read_episodes(copy, camera="front"))
+
+    def test_camera_whose_name_leaves_the_dataset_is_refused(self, copy):
+        change_info(copy, lambda info: info["features"].update({"../../x": {"dtype": "video", "shape": [1]}}))
+        with pytest.raises(ValueError, match="leads to 'videos/../../x/chunk-000/file-000.mp4', which is outside"):
+            list(read_episodes(copy, camera="../../x"))
+
+    def test_info_nested_without_end_is_refused(self, copy):
+        (copy / "meta/info.json").write_text("[" * 100_000)
+        with pytest.raises(ValueError, match="does not describe a LeRobot dataset"):
+            list(read_episodes(copy))
+
+    def test_episodes_that_do_not_say_where_the_camera_lies_are_refused(self, copy):
+        def drop(columns):
+            for name in [name for name in columns if name.startswith("videos/observation.images.front")]:
+                del columns[name]
+
+        rewrite(copy / "meta/episodes/chunk-000/file-000.parquet", drop)
+        with pytest.raises(ValueError, match="has no videos/observation.images.front/chunk_index.*the camera 'observ"):
             list(read_episodes(copy, camera="front"))
 
     def test_missing_list_of_episodes_is_an_error_and_not_a_shorter_dataset(self, copy):

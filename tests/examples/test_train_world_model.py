@@ -4,20 +4,23 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import evaluate_world_model
 import numpy as np
 import pytest
 import torch
 import train_world_model
 from builders import TINY_ENCODER
 from record_episodes import episode_features
-from script_runs import TINY_WORLD_MODEL, run_processes, run_train_world_model
+from script_runs import TINY_WORLD_MODEL, run_processes, run_script, run_train_world_model
 from train_world_model import WorldModelTrainingConfig, build_processor
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel
+from vjepa2_hf.data.episodes import EpisodeSource, read_episodes
 from vjepa2_hf.data.feature_cache import CacheWriter
+from vjepa2_hf.data.parts import read_tensors
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video
-from vjepa2_hf.training.cached_windows import window_statistics
+from vjepa2_hf.training.cached_windows import as_shards, window_statistics
 from vjepa2_hf.training.run import Run, read_metrics
 
 
@@ -298,10 +301,49 @@ def test_hdf5_episodes_train_with_one_command(monkeypatch, capsys, tmp_path):
     assert VJepa2WorldModel.from_pretrained(tmp_path / "run" / "final").config.fps == 5.0
     assert run_train_world_model(monkeypatch, source, tmp_path / "again", data, "validation_fraction=0.3") == metrics
     assert shards.stat().st_mtime_ns == written  # imported once
+    evaluation = [f"model={tmp_path / 'run' / 'final'}", f"data={source}", "fps=5", "camera=obs/wrist_image"]
+    output = tmp_path / "evaluation.json"
+    run_script(monkeypatch, evaluate_world_model, [*evaluation, f"output={output}", "horizons=[1]"])
+    assert json.loads(output.read_text())["data"] == str(source)
+    assert shards.stat().st_mtime_ns == written  # shared with training
     with pytest.raises(SystemExit):  # two cameras, none named: no shards are left
         run_train_world_model(monkeypatch, source, tmp_path / "third", f"data=[{{path: {source}, fps: 5}}]")
-    assert "name one with --frames_key" in capsys.readouterr().err
+    assert "obs/agentview_image, obs/wrist_image; name one with camera" in capsys.readouterr().err
     assert list((tmp_path / "latents").glob("robomimic-*-shards")) == [shards]
+
+
+def test_damaged_imports_are_imported_again(tmp_path, caplog):
+    source = tmp_path / "episode.npz"
+    np.savez(source, images=np.zeros((4, 16, 16, 3), np.uint8), actions=np.zeros((4, 1), np.float32))
+    described = EpisodeSource(str(source), fps=5)
+    folder = Path(as_shards(described, tmp_path / "cache").path)
+    (shard,) = folder.glob("*.parquet")
+    for damage in (b"", shard.read_bytes()[:-9], None):
+        shard.unlink() if damage is None else shard.write_bytes(damage)
+        assert as_shards(described, tmp_path / "cache").path == str(folder)
+        assert len(list(read_episodes(folder))) == 1 and "is incomplete or damaged" in caplog.text
+        caplog.clear()
+    as_shards(described, tmp_path / "cache")
+    assert caplog.text == ""
+    with pytest.raises(ValueError, match="fps is nan, but a positive number"):
+        EpisodeSource(str(source), fps=float("nan"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "index"])
+def test_damaged_latents_are_computed_again_to_the_same_run(monkeypatch, episodes, tmp_path, damage, caplog):
+    before = run_train_world_model(monkeypatch, episodes, tmp_path / "one", "max_steps=1")
+    (part,) = (tmp_path / "latents").glob("*/part*")
+    content, tensors = part.read_bytes(), {name: value.clone() for name, value in read_tensors(part).items()}
+    if damage == "index":
+        (part.parent / "index.json").write_text("{")
+    else:
+        half = len(content) // 2
+        flipped = content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :]
+        part.write_bytes({"cut": content[:half], "empty": b"", "flipped": flipped}[damage])
+    assert run_train_world_model(monkeypatch, episodes, tmp_path / "two", "max_steps=1") == before
+    assert "is damaged" in caplog.text
+    (part,) = (tmp_path / "latents").glob("*/part*")
+    assert all(torch.equal(value, tensors[name]) for name, value in read_tensors(part).items())
 
 
 def test_windows_of_a_loss_that_is_not_finite_are_named(monkeypatch, capsys, episodes, tmp_path):

@@ -90,3 +90,12 @@ def test_the_gradient_norm_is_that_before_clipping(largest, after):
     assert left.norm().item() == pytest.approx(after, rel=1e-5)
     if after == 5.0:
         assert left.tolist() == [3.0, 0.0, 4.0]  # to the bit
+
+
+def test_a_resumed_run_takes_the_numbers_of_its_log_and_nothing_else():
+    watch = CollapseWatch()
+    odd = [{"step": 1}, {"step": 2, "ema_momentum": "x"}, {"step": 3, "ema_momentum": 0.99, "target_std": [1]}]
+    watch.replay([*odd, {"step": 4, "ema_momentum": 0.99, "target_std": 0.5, "gradient_norm": 2.0}], "layer")
+    assert watch.first_std == 0.5 and list(watch._norms) == [2.0] and not watch.warned
+    watch.replay([{"step": 5, "ema_momentum": 0.99, "warning": "The targets collapse"}], "layer")
+    assert watch.warned

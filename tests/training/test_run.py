@@ -21,7 +21,6 @@ from vjepa2_hf.training.run import (
     latest_checkpoint,
     read_metrics,
     save_checkpoint,
-    truncate_metrics,
 )
 from vjepa2_hf.training.schedules import LearningRateSchedule
 from vjepa2_hf.training.settings import load_config
@@ -143,6 +142,7 @@ def test_only_the_last_checkpoints_are_kept(tmp_path):
 
 def test_latest_without_a_checkpoint_starts_from_the_beginning(tmp_path):
     run, *_ = tiny_run(tmp_path)
+    run.resume(None)
     run.log({"step": 1, "loss": 1.0})
     assert run.resume("latest") == (0, {})
     assert read_metrics(tmp_path) == []
@@ -199,8 +199,12 @@ def test_a_crash_leaves_the_old_config_and_no_half_of_a_list_of_clips(tmp_path, 
 
 
 def test_a_new_run_does_not_inherit_the_lists_of_one_that_left_no_checkpoint(tmp_path):
-    for name in ("offending_batch.json", "skipped.jsonl", "skipped-1.jsonl"):
+    run, *_ = tiny_run(tmp_path)
+    run.resume(None)
+    for name in ("skipped.jsonl", "skipped-1.jsonl"):
         (tmp_path / name).write_text("{}\n")
+    with pytest.raises(ValueError, match="The loss of step 1 is nan"):
+        run.check_finite(1, float("nan"), 1.0, [float("nan")], NAMES[:1])
     tiny_run(tmp_path)[0].resume("latest")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.yaml"]
 
@@ -405,13 +409,6 @@ def test_a_lost_config_is_named(tmp_path, caplog):
     (tmp_path / "config.yaml").unlink()
     assert tiny_run(tmp_path, config={"batch_size": 8})[0].resume("latest")[0] == 4
     assert "cannot compare the settings of" in caplog.text
-
-
-def test_metrics_are_truncated_after_the_resumed_step(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 2}\n{"step": 2, "loss": 1}\n{"step": 3, "lo')
-    truncate_metrics(path, 1)
-    assert path.read_text() == '{"step": 1, "loss": 2}\n'
 
 
 def test_metrics_hold_plain_json_numbers(tmp_path):

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import hashlib
 import itertools
+import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ import numpy as np
 import torch
 
 from ..configuration_vjepa2 import check
-from ..video_io import VideoDecodeError, VideoReader
-from .lerobot import LeRobotDataset, open_lerobot
+from ..video_io import ReadLimits, VideoReader
+from .lerobot import BAD_EPISODE, LeRobotDataset, check_fps, describe, open_lerobot
 from .shards import ShardSource, open_stream
 
 
@@ -37,7 +38,10 @@ class EpisodeSource:
     """Frames per second of HDF5 and npz files, which are imported as shards first."""
 
     def __post_init__(self):
-        check(self.weight > 0, f"The weight of {self.path!r} is {self.weight}, but it must be positive.")
+        positive = isinstance(self.weight, (int, float)) and 0 < self.weight < math.inf
+        check(positive, f"The weight of {self.path!r} is {self.weight!r}, but it must be positive.")
+        if self.fps is not None:
+            check_fps(self.fps)
 
 
 def read_episodes(
@@ -47,10 +51,13 @@ def read_episodes(
     camera: str | None = None,
     wanted: Callable[[str], bool] | None = None,
     skipped: dict[str, str] | None = None,
+    columns: dict[str, list[str]] | None = None,
+    limits: ReadLimits | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Episodes in the order of the shards or of the LeRobot dataset, with every `frame_skip`-th frame.
 
-    Episodes with an unreadable video, or with less than one step, are skipped and logged.
+    Invalid episodes are skipped and logged: with an unreadable video, less than one step, or actions, states or
+    rewards of a wrong length or with values that are not finite.
 
     Args:
         data: as for `ShardSource`, or a LeRobot v3 dataset, a folder or an id of the Hub (its files are downloaded
@@ -62,6 +69,8 @@ def read_episodes(
         wanted: called with each `episode_id` in order, before anything is decoded; False leaves the episode out, and
             it does not count for `max_episodes`.
         skipped: filled with reasons by name of the skipped episodes.
+        columns: of a LeRobot dataset, see `LeRobotDataset`.
+        limits: of images and videos.
 
     Yields:
         `frames` uint8 (T, H, W, 3), `actions` float32 (T-1, k*A) in environment units, `proprio_states` float32
@@ -70,20 +79,21 @@ def read_episodes(
         `episode_id`. The id of a row without `episode_id` is its file within `data` and its index there.
 
     Raises:
-        ValueError: an episode's actions, states or rewards have a wrong length, another size than those before, or
-            values that are not finite; there is no episode, or no such camera.
+        ValueError: an episode's actions or states have another size than those before; there is no valid episode, no
+            column of actions, or no such camera.
     """
-    check(frame_skip > 0, f"frame_skip is {frame_skip}, but it must be at least 1 (every frame).")
-    enough = max_episodes is None or max_episodes > 0
-    check(enough, f"max_episodes is {max_episodes}, but at least 1 must be read; None reads all.")
-    source = _open_source(data, camera)
+    fits = isinstance(frame_skip, int) and frame_skip > 0
+    check(fits, f"frame_skip is {frame_skip!r}, but it must be at least 1 (every frame).")
+    enough = max_episodes is None or (isinstance(max_episodes, int) and max_episodes > 0)
+    check(enough, f"max_episodes is {max_episodes!r}, but at least 1 must be read; None reads all.")
+    source = _open_source(data, camera, columns, limits)
     source.skipped = source.skipped if skipped is None else skipped
     count, sizes = 0, ()
-    for row in _shard_episodes(source, wanted) if isinstance(source, ShardSource) else source.episodes(wanted):
+    for row in _wanted_rows(source, wanted):
         try:
             episode = _read_episode(row, frame_skip)
-        except (VideoDecodeError, OSError) as error:
-            source.skip(row["episode_id"], str(error))
+        except BAD_EPISODE as error:
+            source.skip(row["episode_id"], describe(error))
             continue
         sizes = _check_sizes(episode, sizes)
         count += 1
@@ -122,9 +132,10 @@ class EpisodeStream(torch.utils.data.IterableDataset):
         done: Collection[str] = (),
         rank: int = 0,
         world_size: int = 1,
+        limits: ReadLimits | None = None,
     ):
         self.source, self.processor, self.max_episodes, self.done = source, processor, max_episodes, done
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.limits = rank, world_size, limits
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = torch.utils.data.get_worker_info()
@@ -139,8 +150,8 @@ class EpisodeStream(torch.utils.data.IterableDataset):
             return mine and name not in self.done
 
         with contextlib.suppress(_EnoughEpisodes):
-            episodes = read_episodes(self.source.path, camera=self.source.camera, wanted=wanted, skipped=skipped)
-            yield from map(self._cropped, episodes)
+            how = {"camera": self.source.camera, "skipped": skipped, "limits": self.limits}
+            yield from map(self._cropped, read_episodes(self.source.path, wanted=wanted, **how))
         if skipped:
             yield {"skipped": skipped}
 
@@ -157,12 +168,18 @@ class EpisodeStream(torch.utils.data.IterableDataset):
         }
 
 
-def _open_source(data: str | os.PathLike, camera: str | None) -> ShardSource | LeRobotDataset:
-    lerobot = open_lerobot(data, camera)
-    if lerobot is None and camera is not None:
-        ShardSource(data)  # refuses what does not exist
-        raise ValueError(f"camera={camera!r} is for LeRobot datasets, but {os.fspath(data)!r} is not one.")
-    return lerobot or ShardSource(data)
+def _open_source(
+    data: str | os.PathLike,
+    camera: str | None,
+    columns: dict[str, list[str]] | None = None,
+    limits: ReadLimits | None = None,
+) -> ShardSource | LeRobotDataset:
+    lerobot = open_lerobot(data, camera, columns, limits)
+    for name, value in {"camera": camera, "columns": columns}.items():
+        if lerobot is None and value:
+            ShardSource(data)  # refuses what does not exist
+            raise ValueError(f"{name}={value!r} is for LeRobot datasets, but {os.fspath(data)!r} is not one.")
+    return lerobot or ShardSource(data, limits)
 
 
 def _check_sizes(episode: dict[str, Any], sizes: tuple) -> tuple:
@@ -184,19 +201,32 @@ def _named_rows(source: ShardSource) -> Iterator[tuple[str, dict[str, Any]]]:
         yield str(row.get("episode_id") or f"{inside}, row {row_number}"), row
 
 
-def _shard_episodes(source: ShardSource, wanted: Callable[[str], bool] | None) -> Iterator[dict[str, Any]]:
-    """The rows of all shards, with `open_video` and their names."""
+def _wanted_rows(
+    source: ShardSource | LeRobotDataset, wanted: Callable[[str], bool] | None
+) -> Iterator[dict[str, Any]]:
+    """The rows of all episodes, with `open_video` and their names."""
+    if isinstance(source, LeRobotDataset):
+        yield from source.episodes(wanted)
+        return
     for name, row in _named_rows(source):
         if wanted is None or wanted(name):
-            yield {**row, "episode_id": name, "open_video": functools.partial(VideoReader, row["video"])}
+            known, advice = ", ".join(sorted(row)), "record it with examples/record_episodes.py, or import it"
+            needed = f"{advice} with examples/import_episodes.py"
+            check("actions" in row, f"Episode {name} has no actions, only {known}; {needed}.")
+            opened = functools.partial(VideoReader, row["video"], source.limits)
+            yield {**row, "episode_id": name, "open_video": opened}
 
 
 def _read_episode(row: dict[str, Any], frame_skip: int) -> dict[str, Any]:
-    """What `read_episodes` yields for a row; a VideoDecodeError if it is shorter than one step."""
+    """What `read_episodes` yields for a row; one of `BAD_EPISODE` if it is invalid or shorter than one step."""
+    fps = row.get("fps")
+    if fps is not None:
+        check_fps(fps)
     with row["open_video"]() as video:
-        if len(video) - 1 < frame_skip:
-            raise VideoDecodeError(f"{len(video)} frames do not fill one step of {frame_skip}")
-        arrays = _episode_arrays(row, len(video))
+        count = len(video)
+        check(count - 1 >= frame_skip, f"{count} frames do not fill one step of {frame_skip}")
+        arrays = {name: _read_array(row, name, count) for name in ("actions", "proprio_states", "states", "rewards")}
+        check(arrays["actions"] is not None, "it has no actions")
         actions, rewards = arrays["actions"], arrays["rewards"]
         steps = len(actions) // frame_skip
         taken = steps * frame_skip
@@ -207,33 +237,27 @@ def _read_episode(row: dict[str, Any], frame_skip: int) -> dict[str, Any]:
             **{name: None if rows is None else rows[: taken + 1 : frame_skip] for name, rows in of_frames.items()},
             "rewards": None if rewards is None else rewards[:taken].reshape(steps, -1).sum(1),
             "task": row.get("task"),
-            "fps": float(row.get("fps") or video.fps) / frame_skip,
+            "fps": float(video.fps if fps is None else fps) / frame_skip,
             "episode_id": row["episode_id"],
         }
 
 
-def _episode_arrays(row: dict, num_frames: int) -> dict[str, np.ndarray | None]:
-    """Checked actions (T-1, A), proprio and true states (T, S), rewards (T-1, 1) of a row; None for missing ones."""
-    name = row["episode_id"]
-    arrays = dict.fromkeys(("actions", "proprio_states", "states", "rewards"))
-    recorders = "record it with examples/record_episodes.py, or import it with examples/import_episodes.py"
-    check(row.get("actions") is not None, f"Episode {name} has no actions; {recorders}.")
-    for column in arrays:
-        if row.get(column) is None:
-            continue
-        try:
-            array = np.asarray(row[column], np.float32)
-        except (ValueError, TypeError):
-            raise ValueError(f"Episode {name} has {column} whose rows differ in size; give all one size.") from None
-        if column == "rewards" and array.size == len(array):
-            array = array.reshape(len(array), -1)
-        length = num_frames - (column in ("actions", "rewards"))
-        fits = array.ndim == 2 and len(array) == length and array.shape[1] > 0
-        needed = f"{length} rows for {num_frames} frames are needed"
-        check(fits, f"Episode {name} has {column} of shape {array.shape}, but {needed}.")
-        check(np.isfinite(array).all(), f"Episode {name} has {column} that are not finite (NaN or infinite).")
-        arrays[column] = array
-    return arrays
+def _read_array(row: dict[str, Any], column: str, num_frames: int) -> np.ndarray | None:
+    """A checked column of a row: actions (T-1, A), either states (T, S), rewards (T-1, 1); None if missing."""
+    if row.get(column) is None:
+        return None
+    try:
+        array = np.asarray(row[column], np.float32)
+    except (ValueError, TypeError):
+        raise ValueError(f"it has {column} whose rows differ in size or are no numbers") from None
+    if column == "rewards" and array.ndim == 1:
+        array = array[:, None]
+    length = num_frames - (column in ("actions", "rewards"))
+    fits = array.ndim == 2 and len(array) == length and array.shape[1] > 0
+    needed = f"{length} rows for {num_frames} frames are needed"
+    check(fits, f"it has {column} of shape {array.shape}, but {needed}")
+    check(np.isfinite(array).all(), f"it has {column} that are not finite (NaN or infinite)")
+    return array
 
 
 def split_episodes(ids: Sequence[str], validation_fraction: float) -> list[bool]:

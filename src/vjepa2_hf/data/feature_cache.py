@@ -4,7 +4,8 @@
     FeatureCache <- a finished folder
 
 A folder belongs to one `cache_key`: of the encoder's weights, the processor, the data and whatever else the features
-depend on. `index.json` is written last: a folder without it is unfinished, and `CacheWriter` continues it.
+depend on. `index.json` is written last: a folder without it is unfinished, and `CacheWriter` continues it. Parts and
+index hold digests of their bytes; `discard_damaged` removes what has changed, so that the next fill computes it again.
 
 Legend: E episodes, T frames of an episode, F frames of a window, B windows, A action.
 """
@@ -16,17 +17,27 @@ import hashlib
 import json
 import logging
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+import xxhash
 
 from ..configuration_vjepa2 import check
 from .files import write_json
 from .lerobot import find_info
-from .parts import PART_BYTES, PartWriter, read_note, read_shapes, save_part
+from .parts import (
+    PART_BYTES,
+    DamagedPartError,
+    PartWriter,
+    check_part,
+    read_note,
+    read_shapes,
+    read_tensors,
+    save_part,
+)
 from .shards import ShardSource, files_in
 
 
@@ -56,6 +67,36 @@ def data_fingerprint(data: str | os.PathLike) -> str:
 def is_finished(folder: str | os.PathLike) -> bool:
     """Whether a cache can be read."""
     return (Path(folder) / INDEX).is_file()
+
+
+def discard_damaged(folder: str | os.PathLike, rank: int = 0, world_size: int = 1) -> list[str]:
+    """Removes the damaged parts of a cache, and its index if it is damaged or lists a part that is gone.
+
+    Each of `world_size` processes reads its fraction of the parts. What was removed is logged, and computed again by
+    the next fill. Returns the names of this process.
+    """
+    folder, removed = Path(folder), []
+    if not folder.is_dir():
+        return removed
+    for path in _parts(folder):
+        if zlib.crc32(path.name.encode()) % world_size != rank:  # another process may be removing parts
+            continue
+        try:
+            check_part(path, PART_NOTE)
+        except DamagedPartError as error:
+            logger.warning("%s It is removed; its episodes are computed again.", error)
+            path.unlink(missing_ok=True)
+            removed.append(path.name)
+    index = folder / INDEX
+    try:
+        lost = removed or (index.is_file() and not set(_read_index(folder)["episodes"]["file"]) <= _names(folder))
+    except DamagedPartError as error:
+        logger.warning("%s", error)
+        lost = True
+    if lost:
+        index.unlink(missing_ok=True)
+        removed.append(INDEX)
+    return removed
 
 
 class CacheWriter:
@@ -95,8 +136,7 @@ class CacheWriter:
 
     def skip(self, reasons: dict[str, str]) -> None:
         """Records unreadable episodes and their reasons, by name, for the index."""
-        known = json.loads(self._skipped_path.read_text()) if self._skipped_path.exists() else {}
-        write_json(self._skipped_path, known | reasons, indent=None)
+        write_json(self._skipped_path, _read_skipped(self._skipped_path) | reasons, indent=None)
 
     def flush(self) -> None:
         """Writes the episodes so far as a part."""
@@ -131,19 +171,60 @@ def finish_cache(folder: str | os.PathLike, description: dict[str, Any]) -> None
     columns = {key: [episode[key] for episode in episodes] for key in episodes[0]}
     skipped = {}
     for path in sorted(folder.glob("skipped-*.json")):
-        skipped |= json.loads(path.read_text(encoding="utf-8"))
+        skipped |= _read_skipped(path)
     skipped = {name: reason for name, reason in skipped.items() if name not in columns["id"]}
-    write_json(folder / INDEX, {"description": description, "episodes": columns, "skipped": skipped}, indent=None)
+    index = {"version": 2, "description": description, "episodes": columns, "skipped": skipped}
+    index = json.loads(json.dumps(index))
+    write_json(folder / INDEX, {**index, "digest": _digest_of(index)}, indent=None)
+
+
+def _digest_of(index: dict[str, Any]) -> str:
+    return xxhash.xxh3_128(json.dumps(index, sort_keys=True).encode()).hexdigest()
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    """The content of `index.json`; one of an older version has no digest."""
+    path = folder / INDEX
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        digest = index.pop("digest", None)
+        same = digest == _digest_of(index) if "version" in index or digest is not None else True
+        complete = {"id", "fps", "length", "file", "frame", "step"} <= index["episodes"].keys()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"The cache {str(folder)!r} has no {INDEX}: it is not finished, or no cache."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedPartError(path, f"{type(error).__name__}: {error}") from error
+    if not (same and complete):
+        raise DamagedPartError(path, "its content has changed since it was written")
+    return index
+
+
+def _read_skipped(path: Path) -> dict[str, str]:
+    """Reasons by name; a damaged list only loses what it listed."""
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        logger.warning("%s is damaged (%s): the skipped episodes that it listed are not known", path, error)
+        return {}
 
 
 def _parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-*.safetensors"))
 
 
+def _names(folder: Path) -> set[str]:
+    return {part.name for part in _parts(folder)}
+
+
 class FeatureCache:
     """A finished cache, read by memory map: a window costs its own size, and processes share the pages.
 
-    `columns` are those that `windows` reads; the parts may hold more.
+    `columns` are those that `windows` reads; the parts may hold more. `verify` compares all parts with their digests,
+    which reads them once; without, `discard_damaged` has just done so.
 
     Attributes:
         ids, fps: of each episode, in the order of the ids.
@@ -152,11 +233,11 @@ class FeatureCache:
         skipped: reasons by name of the episodes that were unreadable when the cache was filled.
     """
 
-    def __init__(self, folder: str | os.PathLike, columns: Sequence[str] = ("latents", "actions")):
+    def __init__(
+        self, folder: str | os.PathLike, columns: Sequence[str] = ("latents", "actions"), verify: bool = True
+    ):
         self.folder, self.columns = Path(folder), tuple(columns)
-        if not is_finished(folder):
-            raise FileNotFoundError(f"The cache {str(folder)!r} has no {INDEX}: it is not finished, or no cache.")
-        index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
+        index = _read_index(self.folder)
         self.skipped: dict[str, str] = index.get("skipped", {})
         index = index["episodes"]
         self.ids: list[str] = index["id"]
@@ -165,6 +246,8 @@ class FeatureCache:
         known = ("id", "fps", "length", "file", "frame", "step")
         self.notes: dict[str, list] = {name: values for name, values in index.items() if name not in known}
         self.files = sorted(set(index["file"]))
+        for name in self.files if verify else ():
+            check_part(self.folder / name, PART_NOTE)
         numbers = {name: number for number, name in enumerate(self.files)}
         self._file = torch.tensor([numbers[name] for name in index["file"]])
         self._first = {"frame": torch.tensor(index["frame"]), "step": torch.tensor(index["step"])}
@@ -231,8 +314,7 @@ class FeatureCache:
 
     def _part(self, number: int) -> dict[str, torch.Tensor]:
         if number not in self._open:
-            with safe_open(self.folder / self.files[number], framework="pt") as file:
-                self._open[number] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict
+            self._open[number] = read_tensors(self.folder / self.files[number])
         return self._open[number]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import math
 import os
 import re
 import zipfile
@@ -23,6 +22,7 @@ from tqdm.auto import tqdm
 from ..configuration_vjepa2 import check
 from ..video_io import read_image
 from .boundaries import NO_ENDS, find_starts, kind_of
+from .lerobot import check_fps
 from .shards import write_shards
 from .video_writing import encode_video
 
@@ -70,11 +70,6 @@ class ImportOptions:
             fits = value is None or (isinstance(value, int) and value >= least)
             check(fits, f"{name} is {value!r}, but a whole number of at least {least} is expected.")
         check_fps(self.fps)
-
-
-def check_fps(fps: Any) -> None:
-    fits = isinstance(fps, (int, float)) and 0 < fps < math.inf
-    check(fits, f"fps is {fps!r}, but a positive number of frames per second is expected.")
 
 
 def import_episodes(source: str | os.PathLike, output_dir: str | os.PathLike, options: ImportOptions) -> int:

@@ -12,15 +12,19 @@ to the Hub's cache) when their first episode is reached; one file of each kind i
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import logging
+import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import string
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import av
 import huggingface_hub
 import numpy as np
 import pyarrow as pa
@@ -28,14 +32,23 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..configuration_vjepa2 import check
-from ..video_io import VideoDecodeError, VideoReader, read_image
+from ..video_io import ReadLimits, VideoDecodeError, VideoReader, read_image
 
 
 logger = logging.getLogger(__name__)
 
 _INFO = "meta/info.json"
 _EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-_COLUMNS = {"actions": "action", "proprio_states": "observation.state", "rewards": "next.reward"}  # theirs by ours
+# Theirs by ours, the usual name first. Without any of them, the features "action.*" are joined in their order
+_COLUMNS = {
+    "actions": ("action", "actions"), "proprio_states": ("observation.state",), "rewards": ("next.reward", "reward")
+}  # fmt: skip
+_NUMBERS = ("float", "int", "uint", "bool")  # dtypes begin with these
+# Errors of one episode: its row, its files, its frames
+BAD_EPISODE = (
+    OSError, ValueError, TypeError, KeyError, IndexError, OverflowError, RuntimeError, MemoryError, av.FFmpegError,
+    pa.ArrowException,
+)  # fmt: skip
 
 
 class LeRobotDataset:
@@ -45,14 +58,23 @@ class LeRobotDataset:
         data: the folder that holds `meta/info.json`, or the id of a dataset of the Hub ("lerobot/pusht").
         camera: a feature of videos or images by full name ("observation.images.front") or last part ("front"); may be
             None for a single camera.
+        columns: features by our name ("actions", "proprio_states", "rewards"), concatenated, in place of the usual
+            ones: {"proprio_states": ["observation.state.cartesian_position"]}.
+        limits: of images and videos.
 
     Attributes:
         fps: frames per second.
         skipped: reasons by name of the skipped episodes.
     """
 
-    def __init__(self, data: str | os.PathLike, camera: str | None = None):
-        self.data, self.revision = os.fspath(data), None
+    def __init__(
+        self,
+        data: str | os.PathLike,
+        camera: str | None = None,
+        columns: dict[str, list[str]] | None = None,
+        limits: ReadLimits | None = None,
+    ):
+        self.data, self.revision, self.limits = os.fspath(data), None, limits or ReadLimits()
         path = self._path(_INFO)
         if not os.path.isdir(self.data):
             self.revision = Path(path).parents[1].name  # .../snapshots/<commit>/meta/info.json
@@ -62,11 +84,29 @@ class LeRobotDataset:
         self.cameras = [name for name, feature in features.items() if feature["dtype"] in ("video", "image")]
         self.camera = self._choose_camera(camera)
         self._in_video = features[self.camera]["dtype"] == "video"
-        self.columns = {ours: theirs for ours, theirs in _COLUMNS.items() if theirs in features}
-        check("actions" in self.columns, f"{self.data!r} has no feature 'action', only {', '.join(sorted(features))}.")
+        self.columns = self._find_columns(columns or {})
+        self._format("data_path", chunk_index=0, file_index=0)
+        if self._in_video:
+            self._format("video_path", chunk_index=0, file_index=0, video_key=self.camera)
         self.skipped: dict[str, str] = {}
         self._table: tuple[str, pa.Table | Exception] = ("", pa.table({}))
         self._reader: tuple[str, VideoReader | None] = ("", None)
+
+    def _find_columns(self, named: dict[str, list[str]]) -> dict[str, list[str]]:
+        """Features of numbers by our name."""
+        features = self.info["features"]
+        numbers = [name for name, feature in features.items() if feature["dtype"].startswith(_NUMBERS)]
+        columns = {}
+        for ours, usual in _COLUMNS.items():
+            found = [[name] for name in usual if name in features]
+            parts = [name for name in numbers if name.startswith(f"{usual[0]}.")]
+            columns[ours] = named.get(ours) or (found[0] if found else parts)
+            for name in columns[ours]:
+                known = f"its features of numbers are {', '.join(sorted(numbers))}"
+                check(name in numbers, f"{self.data!r} has no feature {name!r} of numbers for {ours}; {known}.")
+        problem = f"{self.data!r} has no feature 'action', only {', '.join(sorted(features))}"
+        check(columns["actions"], f"{problem}; 'actions' and 'action.*' are understood, too.")
+        return {ours: theirs for ours, theirs in columns.items() if theirs}
 
     def skip(self, name: str, reason: str) -> None:
         """Records and logs a skipped episode."""
@@ -93,17 +133,18 @@ class LeRobotDataset:
                     continue
                 try:
                     frames = self._frames(episode)
-                except (OSError, pa.ArrowException, ValueError) as error:
-                    self.skip(name, str(error))
+                    row = {ours: _rows(frames, theirs) for ours, theirs in self.columns.items()}
+                    task = _task(episode)
+                except BAD_EPISODE as error:
+                    self.skip(name, describe(error))
                     continue
-                row = {ours: _rows(frames[theirs]) for ours, theirs in self.columns.items()}
                 yield {
                     **row,
                     **{column: row[column][:-1] for column in ("actions", "rewards") if column in row},
                     "episode_id": name,
                     "open_video": functools.partial(self._open, episode, frames),
                     "fps": self.fps,
-                    "task": "; ".join(episode.get("tasks") or []) or None,
+                    "task": task,
                 }
         finally:
             self._close_reader()
@@ -121,6 +162,21 @@ class LeRobotDataset:
             return os.path.join(self.data, name)
         return huggingface_hub.hf_hub_download(self.data, name, repo_type="dataset", revision=self.revision)
 
+    def _format(self, template: str, **values: Any) -> str:
+        """The path of a file within the dataset, by a template of the info; refuses one that leaves the dataset."""
+        text, fields = self.info.get(template), " and ".join(values)
+        problem = f"{template} of {_INFO} of {self.data!r} is {text!r}"
+        expected = f"expected a relative path with {fields}, which says where the files of {self.camera!r} lie"
+        try:
+            for _, name, spec, conversion in string.Formatter().parse(text):
+                fits = name is None or (name in values and not conversion and re.fullmatch(r"0?\d?d?", spec))
+                check(fits, f"{problem}; {expected}.")
+            path = text.format(**values)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{problem}; {expected}.") from error
+        check(_is_inside(path), f"{template} of {_INFO} leads to {path!r}, which is outside of {self.data!r}.")
+        return path
+
     def _episode_rows(self) -> Iterator[dict[str, Any]]:
         """The rows of meta/episodes, without their statistics."""
         count, chunk, file = 0, 0, 0
@@ -129,6 +185,7 @@ class LeRobotDataset:
             try:
                 path = self._path(name)
                 columns = [column for column in pq.read_schema(path).names if not column.startswith("stats/")]
+                self._check_columns(name, columns)
                 rows = pq.read_table(path, columns=columns).to_pylist()
             except (OSError, pa.ArrowException) as error:
                 total = self.info["total_episodes"]
@@ -138,34 +195,56 @@ class LeRobotDataset:
             count += len(rows)
             chunk, file = (chunk + 1, 0) if file + 1 == self.info["chunks_size"] else (chunk, file + 1)
 
+    def _check_columns(self, name: str, columns: Collection[str]) -> None:
+        """Refuses a list of episodes that does not say where their data is."""
+        needed = ["episode_index", "length", "data/chunk_index", "data/file_index"]
+        if self._in_video:
+            of_videos = ("chunk_index", "file_index", "from_timestamp")
+            needed += [f"videos/{self.camera}/{column}" for column in of_videos]
+        missing = [column for column in needed if column not in columns]
+        problem = f"{name} of {self.data!r} has no {', '.join(missing)}: it does not say where the episodes"
+        check(not missing, f"{problem} of the camera {self.camera!r} lie; write the dataset again.")
+
     def _frames(self, episode: dict[str, Any]) -> pa.Table:
         """The rows of an episode, one per frame."""
-        name = self.info["data_path"].format(
-            chunk_index=episode["data/chunk_index"], file_index=episode["data/file_index"]
-        )
+        files = {name: _whole(episode, f"data/{name}") for name in ("chunk_index", "file_index")}
+        name = self._format("data_path", **files)
         if self._table[0] != name:
-            columns = ["episode_index", "timestamp", *self.columns.values()]
+            columns = ["episode_index", "timestamp", *itertools.chain(*self.columns.values())]
             columns += [] if self._in_video else [self.camera]
             self._table = ("", pa.table({}))  # one file in memory at a time
             self._table = (name, pq.read_table(self._path(name), columns=columns))
-        frames = self._table[1].filter(pc.field("episode_index") == episode["episode_index"])
-        expected = episode["length"]
+        frames = self._table[1].filter(pc.field("episode_index") == _whole(episode, "episode_index"))
+        expected = _whole(episode, "length")
         check(len(frames) == expected, f"{name} holds {len(frames)} of its {expected} frames")
         return frames
 
     def _open(self, episode: dict[str, Any], frames: pa.Table) -> EpisodeFrames:
         if not self._in_video:
             images = frames[self.camera].to_pylist()
-            return EpisodeFrames(len(frames), lambda wanted: np.stack([read_image(images[i]) for i in wanted]))
-        file = {name: episode[f"videos/{self.camera}/{name}"] for name in ("chunk_index", "file_index")}
-        name = self.info["video_path"].format(video_key=self.camera, **file)
+            return EpisodeFrames(len(frames), lambda wanted: self._images([images[i] for i in wanted]))
+        files = {name: _whole(episode, f"videos/{self.camera}/{name}") for name in ("chunk_index", "file_index")}
+        name = self._format("video_path", video_key=self.camera, **files)
         if self._reader[0] != name:
             self._close_reader()
-            self._reader = (name, VideoReader(self._path(name)))
+            self._reader = (name, VideoReader(self._path(name), self.limits))
         reader = self._reader[1]
         begin = episode[f"videos/{self.camera}/from_timestamp"]
         numbers = _frames_at(reader, begin + frames["timestamp"].to_numpy().astype(np.float64), self.fps)
         return EpisodeFrames(len(frames), lambda wanted: reader.frames(numbers[np.asarray(wanted)]))
+
+    def _images(self, values: list[Any]) -> np.ndarray:
+        """Images of one size, uint8 (T, H, W, 3), from their bytes or from files of the dataset."""
+        frames = []
+        for value in values:
+            path = value.get("path") if isinstance(value, dict) and value.get("bytes") is None else value
+            if isinstance(path, str):
+                check(_is_inside(path), f"the image {path!r} lies outside of {self.data!r}")
+                value = self._path(path)
+            frames.append(read_image(value, self.limits))
+        sizes = {frame.shape for frame in frames}
+        check(len(sizes) == 1, f"its images have several sizes: {', '.join(map(str, sorted(sizes)))}")
+        return np.stack(frames)
 
     def _close_reader(self) -> None:
         if self._reader[1] is not None:
@@ -191,9 +270,14 @@ class EpisodeFrames:
         """The dataset closes the file, which may hold the next episode, too."""
 
 
-def open_lerobot(data: str | os.PathLike, camera: str | None = None) -> LeRobotDataset | None:
+def open_lerobot(
+    data: str | os.PathLike,
+    camera: str | None = None,
+    columns: dict[str, list[str]] | None = None,
+    limits: ReadLimits | None = None,
+) -> LeRobotDataset | None:
     """The dataset at `data`, a folder or Hub id, or None if it is not a LeRobot dataset."""
-    return LeRobotDataset(data, camera) if find_info(data) else None
+    return LeRobotDataset(data, camera, columns, limits) if find_info(data) else None
 
 
 def find_info(data: str | os.PathLike) -> str | None:
@@ -218,32 +302,80 @@ def is_hub_id(data: str) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", data) is not None and not is_local
 
 
+def check_fps(fps: Any, name: str = "fps") -> None:
+    """Refuses anything but a positive, finite number of frames per second."""
+    is_number = isinstance(fps, (int, float, np.number)) and not isinstance(fps, bool)
+    expected = "a positive number of frames per second is expected"
+    check(is_number and 0 < fps < math.inf, f"{name} is {fps!r}, but {expected}.")
+
+
+def describe(error: BaseException) -> str:
+    """A reason for skipping an episode."""
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    if isinstance(error, MemoryError):
+        return f"it does not fit into memory ({error})"
+    return str(error) or type(error).__name__
+
+
 def _read_info(path: str, data: str) -> dict[str, Any]:
     try:
         info = json.loads(Path(path).read_text(encoding="utf-8"))
         version = str(info["codebase_version"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{_INFO} of {data!r} does not describe a LeRobot dataset ({error!r}).") from error
     found = f"{data!r} is a LeRobot dataset of version {version}, but v3 is expected"
     command = "python -m lerobot.datasets.v30.convert_dataset_v21_to_v30 --repo-id=..."
     check(version.startswith("v3."), f"{found}; convert it with `{command}`.")
     missing = sorted({"fps", "features", "total_episodes", "chunks_size", "data_path"} - set(info))
     check(not missing, f"{_INFO} of {data!r} lacks {', '.join(missing)}.")
+    check_fps(info["fps"], f"fps of {_INFO} of {data!r}")
+    for name in ("total_episodes", "chunks_size"):
+        fits = isinstance(info[name], int) and info[name] > 0
+        check(fits, f"{name} of {_INFO} of {data!r} is {info[name]!r}; expected a whole number of at least 1.")
+    features = info["features"]
+    known = isinstance(features, dict) and all(
+        isinstance(feature, dict) and isinstance(feature.get("dtype"), str) for feature in features.values()
+    )
+    check(known, f"features of {_INFO} of {data!r} are {features!r:.80}; expected a dtype and a shape by name.")
     return info
 
 
+def _is_inside(path: str) -> bool:
+    """Whether a path lies in the folder that it is relative to."""
+    parts = re.split(r"[/\\]", path)
+    return bool(path) and ".." not in parts and not parts[0].endswith(":") and parts[0] != "" and "\0" not in path
+
+
+def _whole(episode: dict[str, Any], name: str) -> int:
+    value = episode[name]
+    check(isinstance(value, int) and value >= 0, f"its {name} is {value!r}; expected a whole number")
+    return value
+
+
+def _task(episode: dict[str, Any]) -> str | None:
+    tasks = episode.get("tasks") or []
+    return "; ".join([tasks] if isinstance(tasks, str) else map(str, tasks)) or None
+
+
 def _episode_name(episode: dict[str, Any]) -> str:
-    return f"episode_{episode['episode_index']:06d}"
+    index = episode["episode_index"]
+    return f"episode_{index:06d}" if isinstance(index, int) else f"episode_{index}"
 
 
-def _rows(column: pa.ChunkedArray) -> list:
-    """One list of numbers per row; LeRobot stores features of size 1 as plain numbers."""
-    values = column.to_pylist()
-    return values if pa.types.is_nested(column.type) else [[value] for value in values]
+def _rows(frames: pa.Table, names: Sequence[str]) -> list[list]:
+    """One list of numbers per row, of all columns; LeRobot stores features of size 1 as plain numbers."""
+    columns = []
+    for name in names:
+        values, is_list = frames[name].to_pylist(), pa.types.is_nested(frames[name].type)
+        check(None not in values, f"its {name} has rows without a value")
+        columns.append(values if is_list else [[value] for value in values])
+    return [list(itertools.chain(*parts)) for parts in zip(*columns)]
 
 
 def _frames_at(reader: VideoReader, times: np.ndarray, fps: float) -> np.ndarray:
     """Indices of the frames nearest to these times (seconds), each within half a frame and none twice."""
+    check(np.isfinite(times).all(), "its timestamps are not finite numbers")
     between = (reader.times[1:] + reader.times[:-1]) / 2
     numbers = np.searchsorted(between, times)
     far = np.abs(reader.times[numbers] - times)

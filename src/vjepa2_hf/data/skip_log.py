@@ -75,9 +75,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], start=1):
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             entry = None
-        if not isinstance(entry, dict) or not {"step", "source", "name"} <= entry.keys():
+        types = [type(entry.get(key)) for key in ("step", "source", "name")] if isinstance(entry, dict) else []
+        if types != [int, str, str]:
             raise ValueError(f"Line {number} of {str(path)!r} is not an entry of a skip log: {line!r:.80}; remove it.")
         entries.append(entry)
     return entries

@@ -18,6 +18,7 @@ from ..modeling_world_model import VJepa2WorldModel
 from ..training.config import TrainingConfig
 from ..training.loop import TrainingLoop
 from ..training.schedules import LearningRateSchedule
+from ..video_io import ReadLimits
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from ..visualization.rollout_windows import encode_frames
 from .goal_policies import GoalPolicy, load_policy
@@ -63,7 +64,8 @@ def read_pairs(config: "PolicyTrainingConfig", model: VJepa2WorldModel) -> tuple
     sides: tuple[list, list] = ([], [])
     names = itertools.islice(episode_ids(config.data, config.camera), config.max_episodes)
     is_held_out = held_out_of(names, config.validation_fraction)
-    episodes = read_episodes(config.data, model.config.frame_skip, config.max_episodes, config.camera)
+    how = {"camera": config.camera, "limits": config.limits}
+    episodes = read_episodes(config.data, model.config.frame_skip, config.max_episodes, **how)
     for episode in tqdm(episodes, desc="encode"):
         if episode["actions"].shape[1] != model.config.action_dim:
             raise ValueError(
@@ -92,6 +94,8 @@ class PolicyTrainingConfig(TrainingConfig):
     """Folder or Hub id of the trained world model, with its video processor. It does not change."""
     camera: str | None = None
     """Camera of a LeRobot dataset with several."""
+    limits: ReadLimits = field(default_factory=ReadLimits)
+    """What rows may cost and reach: SECURITY.md."""
     policy: dict[str, Any] = field(default_factory=dict)
     """`hidden_size` and `num_hidden_layers` of the policy."""
     start: str | None = None
@@ -115,6 +119,7 @@ class PolicyTrainingConfig(TrainingConfig):
     weight_decay: float = 0.01
     gradient_clipping: float | None = 1.0
 
+    result_files = ("held_out.json",)
     renamed_settings = {"goal_draws": "goal_candidates"}
 
     def __post_init__(self):

@@ -9,7 +9,6 @@ left alone; a generated one carries a comment and is written again.
 """
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -24,6 +23,7 @@ from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 from huggingface_hub.repocard import metadata_load
 
 from ..configuration_vjepa2 import VERSION
+from ..training.run_files import metrics_of
 
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ _TAGS = ["vjepa2_hf", "v-jepa-2", "video"]
 _SETTINGS = {"step", "learning_rate", "ema_momentum", "weight_decay", "data_wait"}
 _SPEED = "_per_second"
 TABLE_ROWS, TABLE_COLUMNS = 6, 6
+NAMING_ROWS = 1000  # the first rows, which name the columns
 
 # transformers' own card of a model that it pushes, which ours replaces
 _STOCK_DESCRIPTION = (
@@ -224,14 +225,12 @@ def _find_run(model, folder: str | os.PathLike | None) -> tuple[Path | None, boo
 def _describe_run(model, folder: str | os.PathLike | None) -> dict[str, Any] | None:
     """Config and a table of metrics of the model's run."""
     run_dir, loaded = _find_run(model, folder)
-    rows = [] if run_dir is None else _read_rows(run_dir / "metrics.jsonl")
-    if not rows:
+    shown, rows = ([], []) if run_dir is None else _read_rows(run_dir / "metrics.jsonl")
+    if not shown:
         return None
     numbers = {name for row in rows for name, value in row.items() if type(value) in (int, float)} - _SETTINGS
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if name in numbers]
     columns = [name for name in names if not name.endswith(_SPEED)][:TABLE_COLUMNS]
-    stride = max((len(rows) - 1) / (TABLE_ROWS - 1), 1)
-    shown = [rows[i] for i in sorted({min(round(k * stride), len(rows) - 1) for k in range(TABLE_ROWS)})]
     config = None
     with contextlib.suppress(OSError, yaml.YAMLError):
         config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
@@ -247,13 +246,25 @@ def _describe_run(model, folder: str | os.PathLike | None) -> dict[str, Any] | N
     }
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """The logged steps of a metrics.jsonl, without a line that was left half written."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict) and "step" in row]
+def _read_rows(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Evenly spread logged steps of a metrics.jsonl for the table, the first and the last among them, and rows that
+    name its columns. Of a long log few lines are parsed."""
+    with open(path, "rb") as lines:
+        count = sum(1 for _ in lines)
+    while count and not (last := _read_lines(path, {count - 1})):
+        count -= 1  # a line that was left half written, or is of other origin
+    if not count:
+        return [], []
+    stride = max((count - 1) / (TABLE_ROWS - 1), 1)
+    shown = _read_lines(path, {min(round(k * stride), count - 1) for k in range(TABLE_ROWS)})
+    return shown, [*_read_lines(path, set(range(min(count, NAMING_ROWS)))), *shown, *last]
+
+
+def _read_lines(path: Path, wanted: set[int]) -> list[dict[str, Any]]:
+    """The metrics objects in the wanted lines."""
+    with open(path, "rb") as lines:
+        found = [metrics_of(line) for number, line in enumerate(lines) if number in wanted]
+    return [row for row in found if row is not None]
 
 
 def _without_absolute_paths(value: Any) -> Any:

@@ -6,6 +6,7 @@ batches = window_loader(training, config, frames=..., skip=..., accelerator=acce
 """
 
 import dataclasses
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,8 +19,15 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 from ..data.episodes import EpisodeSource, EpisodeStream, split_episodes
-from ..data.feature_cache import CacheWriter, FeatureCache, data_fingerprint, finish_cache, is_finished
-from ..data.files import cache_key, locked, weights_fingerprint
+from ..data.feature_cache import (
+    CacheWriter,
+    FeatureCache,
+    data_fingerprint,
+    discard_damaged,
+    finish_cache,
+    is_finished,
+)
+from ..data.files import cache_key, file_digest, locked, remove_folder, weights_fingerprint, write_json
 from ..data.importers import ImportOptions, import_episodes
 from ..data.windows import WindowBatches, WindowMixture
 from .config import TrainingConfig
@@ -50,6 +58,8 @@ def open_cache(
 ) -> FeatureCache:
     """The cache of the data at `path`, filled first if no run has done so. All processes call it.
 
+    Damaged parts are computed again.
+
     Args:
         description: everything that the features depend on; a cache belongs to its hash.
         root: folder of all caches.
@@ -57,27 +67,50 @@ def open_cache(
     """
     folder = root / f"{Path(path).name}-{cache_key(description)}"
     with locked(folder, accelerator, wait=True):
+        discard_damaged(folder, accelerator.process_index, accelerator.num_processes)
+        accelerator.wait_for_everyone()
         if not is_finished(folder):
             fill(folder)
             if accelerator.is_main_process:
                 finish_cache(folder, {"path": path, **description})
         accelerator.wait_for_everyone()
-    cache = FeatureCache(folder, columns)
+    cache = FeatureCache(folder, columns, verify=False)
     cache.warn_of_skipped()
     return cache
 
 
-def as_shards(source: EpisodeSource, root: Path, accelerator: Accelerator) -> EpisodeSource:
-    """HDF5 and npz files as shards in `root`, imported once; any other source as it is."""
+def as_shards(source: EpisodeSource, root: Path, accelerator: Accelerator | None = None) -> EpisodeSource:
+    """HDF5 and npz files as shards in `root`, imported once, and again if they are damaged; any other source as it
+    is."""
     if source.fps is None:
         return source
-    key = cache_key({"data": data_fingerprint(source.path), "fps": source.fps, "camera": source.camera})
-    folder = root / f"{Path(source.path).stem}-{key}-shards"
+    description = {"data": data_fingerprint(source.path), "fps": source.fps, "camera": source.camera, "version": 2}
+    folder = root / f"{Path(source.path).stem}-{cache_key(description)}-shards"
     with locked(folder, accelerator, wait=True):
-        if accelerator.is_main_process and not folder.exists():
-            import_episodes(source.path, folder, ImportOptions(fps=source.fps, frames_key=source.camera))
-        accelerator.wait_for_everyone()
+        if accelerator is None or accelerator.is_main_process:
+            _import_once(source, folder)
+        if accelerator is not None:
+            accelerator.wait_for_everyone()
     return dataclasses.replace(source, path=str(folder), camera=None, fps=None)
+
+
+def _import_once(source: EpisodeSource, folder: Path) -> None:
+    """Imports episodes, unless the folder holds them with the digests that they were written with."""
+    manifest = folder / "digests.json"
+    if folder.exists():
+        digests = {path.name: file_digest(path) for path in sorted(folder.glob("*.parquet"))}
+        try:
+            same = json.loads(manifest.read_text(encoding="utf-8")) == digests
+        except (OSError, ValueError):
+            same = False
+        if same:
+            return
+        logger.warning("%s is incomplete or damaged: it is removed, and its episodes are imported again", folder)
+        remove_folder(folder)
+    import_episodes(
+        source.path, folder, ImportOptions(fps=source.fps, frames_key=source.camera, frames_setting="camera")
+    )
+    write_json(manifest, {path.name: file_digest(path) for path in sorted(folder.glob("*.parquet"))})
 
 
 def uncached_items(

@@ -38,12 +38,14 @@ class TrainingConfig:
     keep_last: int | None = 2
     """Checkpoints to keep, at least 1; null keeps all."""
     resume: str | None = None
-    """"latest", a checkpoint, or null for a new run."""
+    """"latest", "latest_undamaged" (renames damaged later ones), a checkpoint, or null for a new run."""
     log_with: Literal["tensorboard", "trackio", "wandb"] | None = None
     """Tracker that also receives the metrics; its package must be installed."""
 
     schedule_settings: ClassVar[tuple[str, ...]] = ("max_steps", "learning_rate")
     """The settings that `scheduled` depends on."""
+    result_files: ClassVar[tuple[str, ...]] = ()
+    """Files that the script writes into output_dir besides those of every run."""
     renamed_settings: ClassVar[dict[str, str]] = {}
     """Old names of settings, which configs and the command line may still use, and the new ones."""
 

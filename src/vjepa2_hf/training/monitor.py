@@ -8,7 +8,9 @@ import contextlib
 import math
 import statistics
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -25,6 +27,8 @@ STD_FRACTION = 0.35
 LOWEST_RANK = 2.0
 # One batch may hold similar clips; three in a row are not an accident
 READINGS = 3
+# Of these latest readings the median is the usual gradient norm
+USUAL_READINGS = 10_000
 # Ratio to the usual gradient norm that indicates a learning rate too high
 GRADIENT_JUMP = 10.0
 # Below it the target encoder forgets within 10 steps: 0.9^10 = 0.35. The published momentum is 0.99925.
@@ -41,7 +45,7 @@ class CollapseWatch:
     def __init__(self):
         self.first_std: float | None = None
         self.warned = False
-        self._norms: list[float] = []
+        self._norms: deque[float] = deque(maxlen=USUAL_READINGS)
         self._low = 0
 
     def update(self, metrics: Mapping[str, float | None], normalize_targets: str, momentum: float) -> str | None:
@@ -70,9 +74,17 @@ class CollapseWatch:
             self._norms.append(metrics["gradient_norm"])
         return warning
 
+    def replay(self, logged: Iterable[Mapping[str, Any]], normalize_targets: str) -> None:
+        """Takes the metrics that a resumed run has logged before; values of other types are left out."""
+        for line in logged:
+            numbers = {name: value for name, value in line.items() if type(value) in (int, float)}
+            if "ema_momentum" in numbers:
+                numbers |= {"warning": line.get("warning")}
+                self.update(numbers, normalize_targets, numbers["ema_momentum"])
+
     def _likely_cause(self, metrics: Mapping[str, float | None], normalize_targets: str, momentum: float) -> str:
         usual = statistics.median(self._norms or [math.inf])
-        last = max(self._norms[-READINGS:], default=0.0)
+        last = max(list(self._norms)[-READINGS:], default=0.0)
         if momentum < LOWEST_MOMENTUM:
             return (
                 f"the target encoder follows the encoder too closely (momentum {momentum:g}), so that both agree on a "

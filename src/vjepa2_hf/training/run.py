@@ -17,7 +17,6 @@ import json
 import logging
 import math
 import os
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,6 @@ from ..data.files import (
     empty_folder,
     lock_folder,
     move_aside,
-    remove_folder,
     sync,
     write_json,
     write_text,
@@ -60,6 +58,17 @@ from .resuming import (
     load_rank_states,
     past_batch_size,
 )
+from .run_files import (
+    CONFIG,
+    FINAL_STEP,
+    METRICS,
+    OFFENDING,
+    read_metrics,  # noqa: F401 (its public path)
+    refuse_files_of_others,
+    remove_partial_writes,
+    skip_logs,
+    truncate_metrics,
+)
 from .settings import dump_yaml, load_config
 
 
@@ -72,14 +81,7 @@ FREE_SETTINGS = (
     "evaluate_on", "limits", "num_workers",
 )  # fmt: skip
 
-# What a killed run leaves in its folder; a user may keep other files and folders named `*.tmp` there
-PARTIAL_FOLDERS = re.compile(rf"(checkpoint-\d+|final)(\.old)?{re.escape(PARTIAL_SUFFIX)}")
-PARTIAL_FILES = re.compile(
-    r"\.(config\.yaml|metrics\.jsonl|offending_batch\.json|skipped(-\d+)?\.jsonl)" + re.escape(PARTIAL_SUFFIX)
-)
 LATEST_UNDAMAGED = "latest_undamaged"  # a value of `resume`
-FINAL_STEP = "training_step.json"  # in `final/`
-SKIP_LOGS = re.compile(r"skipped(-\d+)?\.jsonl")
 
 
 def check_tracker(log_with: str | None) -> None:
@@ -106,38 +108,6 @@ def check_sharding(accelerator: Accelerator) -> None:
             f"fsdp_version is {plugin.fsdp_version}, whose flat parameters the target encoder's average cannot "
             "follow; set fsdp_version: 2, as in examples/configs/accelerate/fsdp.yaml."
         )
-
-
-def truncate_metrics(path: str | os.PathLike, last_step: int) -> None:
-    """Drops the lines of a `metrics.jsonl` after `last_step`, and a line that a killed run left half written."""
-    path = Path(path)
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= last_step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
-            logger.warning("dropped a line of %s that is not a metrics object: %.80r", path, line)
-    write_text(path, "".join(kept))
-
-
-def remove_partial_writes(output_dir: str | os.PathLike) -> None:
-    """Removes the files and folders of an interrupted run, and nothing that this package does not write."""
-    for path in Path(output_dir).glob("*" + PARTIAL_SUFFIX):
-        if path.is_symlink():
-            continue
-        if path.is_dir() and PARTIAL_FOLDERS.fullmatch(path.name):
-            remove_folder(path)
-        elif path.is_file() and PARTIAL_FILES.fullmatch(path.name):
-            path.unlink()
-
-
-def read_metrics(output_dir: str | os.PathLike) -> list[dict[str, Any]]:
-    """The objects of a run's `metrics.jsonl`, in order."""
-    with open(Path(output_dir) / "metrics.jsonl", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
 
 
 def changed_settings(before: Any, now: Any) -> dict[str, tuple[Any, Any]]:
@@ -168,7 +138,7 @@ class Run:
     def __init__(self, config: TrainingConfig, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
         self.output_dir = Path(config.output_dir)
-        self.metrics_path = self.output_dir / "metrics.jsonl"
+        self.metrics_path = self.output_dir / METRICS
         self.write_model_files: Callable[[Path], None] | None = None  # into each checkpoint
         self._finished = False
         self._damaged: list[Path] = []  # checkpoints that `latest_undamaged` has passed over
@@ -187,6 +157,7 @@ class Run:
     def check(self, resume: str | None) -> None:
         """Raises the errors of `resume` about folder, damage and settings, before the long work of a script."""
         checkpoint = self._find_checkpoint(resume)
+        refuse_files_of_others(self.output_dir, bool(checkpoints(self.output_dir)), self.config.result_files)
         if checkpoint is not None and self._owns(checkpoint):
             try:
                 self._check_settings(checkpoint)
@@ -213,6 +184,7 @@ class Run:
             ValueError: the checkpoint is damaged or does not fit this run. Nothing has been written then.
         """
         checkpoint, own = self._find_checkpoint(resume), False
+        refuse_files_of_others(self.output_dir, bool(checkpoints(self.output_dir)), self.config.result_files)
         step, rank_state = 0, {}
         if checkpoint is not None:
             own = self._owns(checkpoint)
@@ -230,12 +202,11 @@ class Run:
             for path in self._damaged:
                 logger.warning("renamed the damaged %s to %s", path, move_aside(path, "damaged"))
             remove_partial_writes(self.output_dir)
-            for path in [] if own else self.output_dir.glob("skipped*.jsonl"):
-                if SKIP_LOGS.fullmatch(path.name):
-                    path.unlink()  # of a run that left no checkpoint
-            (self.output_dir / "offending_batch.json").unlink(missing_ok=True)
+            for path in [] if own else skip_logs(self.output_dir):
+                path.unlink()  # of a run that left no checkpoint
+            (self.output_dir / OFFENDING).unlink(missing_ok=True)
             truncate_metrics(self.metrics_path, step)
-            write_text(self.output_dir / "config.yaml", dump_yaml(_plain_settings(self.config)))
+            write_text(self.output_dir / CONFIG, dump_yaml(_plain_settings(self.config)))
         self.accelerator.wait_for_everyone()  # before other processes read these files
         if step:
             logger.info("resumed %s at step %d", checkpoint, step)
@@ -398,7 +369,7 @@ class Run:
         name, value = ("gradient norm", gradient_norm) if math.isfinite(loss) else ("loss", loss)
         own = [{"loss": _plain_number(float(part)), "clips": names} for part, names in zip(losses, clips)]
         everyone = gather_object([{"process": self.accelerator.process_index, **batch} for batch in own])
-        path, last = self.output_dir / "offending_batch.json", latest_checkpoint(self.output_dir)
+        path, last = self.output_dir / OFFENDING, latest_checkpoint(self.output_dir)
         if self.accelerator.is_main_process:
             found = {"step": step, "loss": _plain_number(loss), "gradient_norm": _plain_number(gradient_norm)}
             write_json(path, {**found, "batches": everyone})
@@ -414,7 +385,7 @@ class Run:
         disk before it."""
         if self.accelerator.is_main_process:
             with writing(self.output_dir, ADVICE):
-                for path in (self.metrics_path, *self.output_dir.glob("skipped*.jsonl")):
+                for path in (self.metrics_path, *skip_logs(self.output_dir)):
                     if path.is_file():
                         sync(path)
         keep_last, write_more = self.config.keep_last, self.write_model_files
