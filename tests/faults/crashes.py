@@ -18,7 +18,6 @@ from faults.judge import (
     check_left,
     check_resume,
     messages,
-    promised_before,
     spread,
 )
 
@@ -56,7 +55,7 @@ def _kill_at(
     found = messages(outcome) if alone else []
     if outcome.codes[rank] != -signal.SIGKILL:
         found.append(Problem("message", f"the kill did not happen: exit code {outcome.codes[rank]}"))
-    left, newest = check_left(reference, folder, promised_before(reference, number, rank))
+    left, newest = check_left(reference, folder, outcome.promised)
     return found + left + check_resume(reference, folder, newest)
 
 
@@ -71,8 +70,7 @@ def _kill_at_random(reference: Reference, folder: Path, draw: random.Random) -> 
     while not started.poll() and time.monotonic() - started.begun < until:
         time.sleep(0.001)
     started.send(signal.SIGKILL, draw.sample(range(reference.ranks), reference.ranks))
-    jobs.finish(started)
-    left, newest = check_left(reference, folder)
+    left, newest = check_left(reference, folder, jobs.finish(started).promised)
     return left + check_resume(reference, folder, newest)
 
 
@@ -92,7 +90,8 @@ def _lose_power(reference: Reference, point: int, mode: str, folder: Path, draw:
     promised = max((mark for mark in marks if mark != "final"), default=0)
     found = [Problem("lost", "final/ was saved and is gone")] if "final" in marks and not has_final(folder) else []
     left, newest = check_left(reference, folder, promised)
-    return found + left + check_resume(reference, folder, newest)
+    # The removal of an old checkpoint may not have survived
+    return found + left + check_resume(reference, folder, newest, other_checkpoints=True)
 
 
 def has_final(folder: Path) -> bool:

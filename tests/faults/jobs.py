@@ -24,7 +24,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,14 @@ class Job:
 class Outcome:
     """How the processes of a job ended.
 
-    codes: exit codes, or minus the signal. text: stdout and stderr of each. start: the step that a training run began
-    at, if it came so far. seconds: until the last process ended.
+    codes: exit codes, or minus the signal. text: stdout and stderr of each. start: the step that a run began
+    at, if it came so far. promised: the last step that it has saved. seconds: until the last process ended.
     """
 
     codes: list[int]
     text: list[str]
     start: int | None
+    promised: int
     seconds: float
     hung: bool = False
 
@@ -136,7 +137,8 @@ def start(
     """Starts a job in a folder; `fault` befalls the process `faulty`. `before` runs in each process first."""
     folder.mkdir(parents=True, exist_ok=True)
     port, pids, pipes = _free_port() if ranks > 1 else 0, [], []
-    aside(folder, "start").unlink(missing_ok=True)
+    for name in ("start", "promised"):
+        aside(folder, name).unlink(missing_ok=True)
     for rank in range(ranks):
         ours, theirs = os.pipe()  # not a file: a limit of the size of files does not concern it
         sys.stdout.flush()
@@ -173,9 +175,13 @@ def finish(started: Started, timeout: float = TIMEOUT, grace: float = GRACE) -> 
     text = [started.text.get(pipe, b"").decode(errors="replace") for pipe in started.pipes]
     for pipe in started.pipes:
         os.close(pipe)
-    step = aside(started.folder, "start")
-    begun = int(step.read_text()) if step.exists() else None
-    return Outcome([started.codes[pid] for pid in started.pids], text, begun, seconds, hung)
+    begun, promised = (_number(aside(started.folder, name)) for name in ("start", "promised"))
+    return Outcome([started.codes[pid] for pid in started.pids], text, begun, promised or 0, seconds, hung)
+
+
+def _number(path: Path) -> int | None:
+    text = path.read_text() if path.exists() else ""
+    return int(text) if text else None
 
 
 def run(
@@ -194,19 +200,8 @@ def _child(
     job: Job, folder: Path, pipe: int, fault: Fault | None, rank: int, ranks: int, port: int, before: Any
 ) -> int:
     """The script in this forked process; returns its exit code."""
-    os.dup2(pipe, 1)
-    os.dup2(pipe, 2)
-    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     os.chdir(folder)
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    warnings.resetwarnings()
-    warnings.simplefilter("ignore")
-    logging.getLogger().handlers.clear()
-    for state in (GradientState, AcceleratorState, PartialState):
-        state._shared_state.clear()
+    renew(pipe, pipe)
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
     if ranks > 1:
         shared = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -220,7 +215,7 @@ def _child(
         before()
     if fault is not None:
         disk.install()
-    code = _main(job)
+    code = call_main(job.script, job.arguments)
     if fault is not None:
         found = {name: getattr(disk, name) for name in ("events", "marks", "operations", "used", "root")}
         aside(folder, "disk").write_bytes(pickle.dumps(found))
@@ -229,9 +224,26 @@ def _child(
     return code
 
 
-def _main(job: Job) -> int:
-    module = importlib.import_module(job.script)
-    sys.argv = [f"{job.script}.py", *job.arguments]
+def renew(out: int, err: int) -> None:
+    """Makes a forked process what a new one is: its output, signals, warnings, logging, and Accelerate's state."""
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    warnings.resetwarnings()
+    warnings.simplefilter("ignore")
+    logging.getLogger().handlers.clear()
+    for state in (GradientState, AcceleratorState, PartialState):
+        state._shared_state.clear()
+
+
+def call_main(script: str, arguments: Iterable[str]) -> int:
+    """Runs a script's `main` as Python would; returns its exit code."""
+    module = importlib.import_module(script)
+    sys.argv = [f"{script}.py", *arguments]
     try:
         module.main()
     except SystemExit as error:
@@ -257,6 +269,8 @@ def _note_progress(disk: Disk, path: Path | None) -> None:
     def marked_save(self, step, *arguments, **options):
         found = save(self, step, *arguments, **options)
         disk.mark(step)
+        if path is not None:
+            path.with_suffix(".promised").write_text(str(step))
         return found
 
     def marked_final(self, *arguments, **options):

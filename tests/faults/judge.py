@@ -127,12 +127,6 @@ def check_resume(reference: Reference, folder: Path, newest: int, other_checkpoi
     return found + [Problem("differs", text) for text in wrong]
 
 
-def promised_before(reference: Reference, event: int, rank: int = 0) -> int:
-    """The last step whose checkpoint was promised before the operation number `event`."""
-    marks = reference.recorded[rank]["marks"]
-    return max((mark for count, mark in marks if count < event and mark != "final"), default=0)
-
-
 def copy_of(source: Path, target: Path) -> None:
     """The folder of a job as it was left."""
     shutil.copytree(source, target, dirs_exist_ok=True)

@@ -214,7 +214,7 @@ def run_cases(
             finally:
                 os._exit(code)
         pids.append(pid)
-    begun = time.monotonic()
+    begun = said = time.monotonic()
     while pids:
         for pid in list(pids):
             done, status = os.waitpid(pid, os.WNOHANG)
@@ -222,10 +222,10 @@ def run_cases(
                 pids.remove(pid)
                 if status:
                     raise RuntimeError(f"A worker of the fault suite died ({status}).")
-        if progress:
-            count = len(list(taken.iterdir()))
-            sys.stderr.write(f"\r{count} of {len(cases)} cases, {time.monotonic() - begun:.0f} s ")
-        time.sleep(1.0 if progress else 0.05)
+        if progress and time.monotonic() > said + 20:
+            said = time.monotonic()
+            sys.stderr.write(f"{len(list(taken.iterdir()))} of {len(cases)} cases, {said - begun:.0f} s\n")
+        time.sleep(0.05)
     lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     return [Verdict(**json.loads(line)) for line in lines]
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from faults import crashes, data, jobs, power, suite
 from faults.disk import Disk, Fault
 
-from vjepa2_hf.data.files import write_text
+from vjepa2_hf.data.files import remove_folder, sync, write_text
+from vjepa2_hf.data.parts import PartWriter, save_part
 from vjepa2_hf.training import checkpoints
 
 
@@ -82,6 +84,45 @@ def test_power_loss_keeps_what_was_synced_and_may_empty_the_rest(tmp_path, sync)
             tree.write_to(place, random.Random(number), mode)
             found.add((place / "a.txt").read_text() if (place / "a.txt").exists() else None)
     assert found == {"whole"} if sync else {None, "", "whole"} < found
+
+
+def test_after_a_power_loss_a_removed_folder_is_whole_or_gone(tmp_path):
+    folder = tmp_path / "disk"
+
+    def remove() -> None:
+        (folder / "old").mkdir()
+        for name in ("a", "b"):
+            write_text(folder / "old" / name, name)
+        sync(folder)
+        remove_folder(folder / "old")
+
+    seen = in_child(folder, Fault(record=True), remove)
+    made = 1 + next(
+        n for n, (kind, *paths) in enumerate(seen["operations"]) if kind == "rename" and "old.tmp" in paths[1]
+    )
+    for number in range(made - 1, len(seen["operations"]) + 1):
+        for mode in power.MODES:
+            tree, _ = power.replay(seen["operations"][:number], seen["root"], power.Folder())
+            place = tmp_path / f"{number}-{mode}"
+            tree.write_to(place, random.Random(number), mode)
+            names = sorted(path.name for path in (place / "old").glob("*")) if (place / "old").exists() else None
+            assert names in (None, ["a", "b"])
+
+
+def test_a_part_writer_leaves_nothing_of_a_killed_one(tmp_path):
+    folder = tmp_path / "disk"
+
+    def write() -> None:
+        writer = PartWriter(folder, "part-{:03d}.safetensors", lambda path, items: save_part(path, items[0], "n", 1))
+        writer.add({"a": torch.zeros(2)}, 8)
+        writer.flush()
+
+    events = in_child(folder, Fault(), write)["events"]
+    for number in range(1, len(events) + 1):
+        shutil.rmtree(folder)
+        assert in_child(folder, Fault(kill_at=number), write) == {}
+        PartWriter(folder, "part-{:03d}.safetensors", None)
+        assert [path.name for path in folder.iterdir()] in ([], ["part-000.safetensors"])
 
 
 @pytest.mark.parametrize("torn", [False, True])

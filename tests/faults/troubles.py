@@ -93,7 +93,7 @@ def _signal(reference: Reference, number: int, early: bool, folder: Path, draw: 
         found.append(Problem("message", f"exit codes {outcome.codes} after a signal: {outcome.text[0][-300:]!r}"))
     elif not said and not over and not has_ended(folder):
         found.append(Problem("message", f"no sentence about the signal: {outcome.text[0][-300:]!r}"))
-    left, newest = check_left(reference, folder)
+    left, newest = check_left(reference, folder, outcome.promised)
     if said and not said[2] and not newest:
         left.append(Problem("lost", f"no checkpoint was saved: {said[0]}"))
     return found + left + check_resume(reference, folder, newest, other_checkpoints=True)
@@ -118,7 +118,7 @@ def _signal_twice(reference: Reference, number: int, folder: Path, draw: random.
         found.append(Problem("message", f"a second signal took {time.monotonic() - begun:.1f} s"))
     if set(outcome.codes) - {0, -number}:
         found.append(Problem("message", f"exit codes {outcome.codes} after two signals: {outcome.text[0][-300:]!r}"))
-    left, newest = check_left(reference, folder)
+    left, newest = check_left(reference, folder, outcome.promised)
     return found + left + check_resume(reference, folder, newest, other_checkpoints=True)
 
 
@@ -163,7 +163,7 @@ def _limit_files(reference: Reference, size: int, folder: Path, draw: random.Ran
 
 def _after_full(reference: Reference, outcome: Outcome, folder: Path) -> list[Problem]:
     found = messages(outcome) if outcome.ok else one_sentence(outcome)
-    left, newest = check_left(reference, folder)
+    left, newest = check_left(reference, folder, outcome.promised)
     return found + left + check_resume(reference, folder, newest)
 
 
@@ -195,7 +195,7 @@ def _kill_worker(reference: Reference, folder: Path, draw: random.Random) -> lis
         os.kill(pid, signal.SIGKILL)
     outcome = jobs.finish(started)
     found = messages(outcome) if outcome.ok else one_sentence(outcome)
-    left, newest = check_left(reference, folder)
+    left, newest = check_left(reference, folder, outcome.promised)
     return found + left + check_resume(reference, folder, newest)
 
 

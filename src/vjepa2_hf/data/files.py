@@ -113,8 +113,9 @@ def apply_umask(path: Path) -> None:
     files = list(path.rglob("*.safetensors")) if path.is_dir() else [path]
     if not files:
         return
-    # `os.umask` would change the mask of all threads for a moment
-    probe = (path if path.is_dir() else path.parent) / f".mode.{os.getpid()}{PARTIAL_SUFFIX}"
+    # `os.umask` would change the mask of all threads for a moment. Of a killed process the probe goes with the folder,
+    # or with the partial file whose name it has
+    probe = path / f".mode{PARTIAL_SUFFIX}" if path.is_dir() else path.with_name(f".mode{path.name}")
     descriptor = os.open(probe, os.O_CREAT | os.O_WRONLY, 0o666)
     try:
         mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
@@ -142,6 +143,7 @@ def remove_folder(folder: Path) -> None:
     if not folder.name.endswith(PARTIAL_SUFFIX):
         doomed = folder.with_name(f"{folder.name}.old{PARTIAL_SUFFIX}")
         os.replace(folder, doomed)
+        sync(doomed.parent)  # else a power loss may undo the new name and not the removal of the files
     shutil.rmtree(doomed)
 
 
