@@ -4,9 +4,10 @@
     python examples/make_video_shards.py SOURCE_DIR OUT_DIR --num_shards 400 --shard_index 7 --resume  # 1 job of 400
 
 The folder is searched recursively. Each video is re-encoded (h264, `--height` pixels high, a key frame every 12
-frames, no sound) into a row with `video`, `path`, `fps` and `num_frames`. If every video lies in one of several class
-folders, the row has a `label`. `--seed` determines the random order of rows. Every shard appears when it is complete:
-an interrupted job continues with `--resume`, and jobs with other shards may run at the same time. When all shards are
+frames, no sound) into a row with `video`, `path`, `fps` and `num_frames`. The `label` is that of a metadata.csv with
+columns file_name and label, or the last folder that names classes. Below folders like train/ and test/ rows have a
+`split`, which probes keep apart. `--seed` determines the random order of rows. A shard appears when it is complete: an
+interrupted job continues with `--resume`, and jobs with other shards may run at the same time. When all shards are
 there, unreadable files are listed in OUT_DIR/skipped.txt.
 """
 
@@ -22,21 +23,23 @@ from tqdm.auto import tqdm
 
 from vjepa2_hf.configuration_vjepa2 import check
 from vjepa2_hf.data import ingest
+from vjepa2_hf.data.labels import describe_files
 from vjepa2_hf.data.video_shards import ShardPlan, check_out_dir, finish, make_shard, run_in_order, write_shard
 from vjepa2_hf.training.settings import exit_on_user_error
+
+
+logger = logging.getLogger("make_video_shards")
 
 
 def make_plan(args: argparse.Namespace) -> ShardPlan:
     files = ingest.list_files(args.source_dir, args.file_list)
     # Files in a folder are similar, and a stream reads rows in the order written here
     files = [files[i] for i in np.random.default_rng(args.seed).permutation(len(files))]
-    parts = [Path(ingest.name_of(path, args.source_dir)).parts for path in files]
-    classes = sorted({part[0] for part in parts})
-    has_classes = len(classes) > 1 and all(len(part) > 1 for part in parts)
+    described = describe_files(args.source_dir, [ingest.name_of(path, args.source_dir) for path in files])
+    if described.problem:
+        logger.warning(described.problem)
     num_shards = min(args.num_shards, len(files))
-    return ShardPlan(
-        files, args.source_dir, args.out_dir, args.height, num_shards, tuple(classes) if has_classes else ()
-    )
+    return ShardPlan(files, args.source_dir, args.out_dir, args.height, num_shards, described)
 
 
 def make_shards(args: argparse.Namespace) -> None:

@@ -47,6 +47,7 @@ from vjepa2_hf.training.config import TrainingConfig
 from vjepa2_hf.training.loop import TrainingLoop
 from vjepa2_hf.training.schedules import LearningRateSchedule
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
+from vjepa2_hf.video_io import ReadLimits
 
 
 PARTS = ("training", "held_out", "validation")
@@ -58,17 +59,21 @@ class ProbeConfig(TrainingConfig):
     """Settings of one run; published values are in configs/published/probe_*.yaml."""
 
     data: str
-    """Labeled clips: folder, glob or file of shards, videos or images, or a dataset on the Hub. The label of a plain
-    file is the name of its folder."""
+    """Labeled clips: folder, glob or file of shards, videos or images, a list of "path label" lines, or a dataset on
+    the Hub. Plain files are labeled by metadata.csv, or by the last folder that names classes. If the data has splits
+    (train/, test/, a column `split`), only `train` is trained on."""
     encoder: str
     """Folder or Hub id of a model."""
     validation_data: str | None = None
     """Clips for the reported scores; null: `validation_fraction` of `data`."""
     validation_fraction: float = 0.2
-    """Fraction of the clips of `data` used for validation if there is no validation_data, by a hash of their names."""
+    """Fraction of the clips of `data` used for validation, by a hash of their names, without validation_data or a
+    test split."""
     evaluate_on: dict[str, str] = field(default_factory=dict)
     """More labeled clips, by a name of your choice. Heads are scored on them but not chosen. With `resume=latest` a
     finished run is only scored."""
+    limits: ReadLimits = field(default_factory=ReadLimits)
+    """What rows may cost and reach: SECURITY.md."""
     kind: Literal["linear", "attentive", "knn", "finetune"] = "attentive"
     """linear: a linear layer on the average of the tokens; attentive (published): self-attention blocks, then a query;
     finetune trains the encoder too, lower blocks slower."""
@@ -197,17 +202,22 @@ class ProbeConfig(TrainingConfig):
         """Views in a training window."""
         return 1
 
-    def part_of(self, name: str) -> str:
-        """The part that a clip of `data` belongs to, by a hash of its name alone."""
-        if self.validation_data is None and split_episodes([f"validation {name}"], self.validation_fraction)[0]:
+    def part_of(self, name: str, split: str | None = None) -> str | None:
+        """The part that a clip of `data` belongs to, by its split, or by a hash of its name alone; None for a test
+        clip beside validation_data."""
+        if split == "test":
+            return "validation" if self.validation_data is None else None
+        own = split is None and self.validation_data is None
+        if own and split_episodes([f"validation {name}"], self.validation_fraction)[0]:
             return "validation"
-        return "held_out" if split_episodes([f"selection {name}"], self.selection_fraction)[0] else "training"
+        held_out = split == "validation" or split_episodes([f"selection {name}"], self.selection_fraction)[0]
+        return "held_out" if held_out else "training"
 
-    def is_training(self, name: str) -> bool:
-        return self.part_of(name) == "training"
+    def is_training(self, name: str, split: str | None = None) -> bool:
+        return self.part_of(name, split) == "training"
 
-    def is_evaluated(self, name: str) -> bool:
-        return self.part_of(name) != "training"
+    def is_evaluated(self, name: str, split: str | None = None) -> bool:
+        return self.part_of(name, split) in ("held_out", "validation")
 
 
 class Backbone(NamedTuple):
@@ -296,13 +306,15 @@ def open_caches(config, accelerator, backbone: Backbone, processor) -> dict[str,
     encode = functools.cache(functools.partial(build_encode, config, accelerator, backbone, processor))
 
     def open_part(data: str, views: ClipViews, select: Callable[[str], bool] | None) -> FeatureCache:
+        rank, processes = accelerator.process_index, accelerator.num_processes
+        stream = LabeledClips(data, views, processor, select, (), rank, processes, config.limits)
+
         def fill(folder: Path) -> None:
-            rank, processes = accelerator.process_index, accelerator.num_processes
-            stream = LabeledClips(data, views, processor, select, rank=rank, world_size=processes)
             fill_cache(folder, stream, encode(), accelerator, config.num_workers, config.encode_batch_size)
 
         part = None if select is None else (select.__name__, fractions)
         description = {"data": data_fingerprint(data), "views": asdict(views), **depends_on, "part": part}
+        description |= stream.label_rule()
         columns = (config.column, "frame_indices")
         return open_cache(data, description, cache_root(config, "features"), columns, accelerator, fill)
 
@@ -328,11 +340,11 @@ def split_clips(config: ProbeConfig, caches: dict[str, FeatureCache]) -> dict[st
     """Indices of each part's clips in its cache; of the training clips only `label_fraction`."""
     clips = {}
     for part, cache in caches.items():
-        ids = cache.ids
+        ids, splits = cache.ids, [row.get("split") for row in cache.notes["row"]]
         if part in config.evaluate_on or (part == "validation" and config.validation_data is not None):
-            clips[part] = torch.arange(len(ids))
+            clips[part] = torch.tensor([split != "train" for split in splits]).nonzero().squeeze(1)
             continue
-        mine = torch.tensor([config.part_of(name) == part for name in ids])
+        mine = torch.tensor([config.part_of(name, split) == part for name, split in zip(ids, splits)])
         if part != "validation":
             keys = [f"label {config.seed} {name}" for name in ids]
             # One by one, so that each clip depends on its own hash alone
@@ -346,7 +358,7 @@ def split_clips(config: ProbeConfig, caches: dict[str, FeatureCache]) -> dict[st
             f"There is no {' and no '.join(empty)} clip (there are {counts}): give more data, or change "
             "validation_fraction, selection_fraction or label_fraction."
         )
-    return clips
+    return {part: LabeledPart.labeled(caches[part], chosen, config.label) for part, chosen in clips.items()}
 
 
 def open_parts(config, caches: dict[str, FeatureCache], tubelet: int) -> tuple[dict[str, LabeledPart], Labels]:

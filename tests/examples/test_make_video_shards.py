@@ -159,6 +159,25 @@ def test_a_job_array_with_a_killed_job_writes_the_shards_of_one_job(source, tmp_
     assert contents(out) == contents(tmp_path / "one")
 
 
+def test_labels_are_classes_and_never_splits(tmp_path, caplog):
+    video = encode_video(np.zeros((4, 16, 16, 3), np.uint8), fps=10)
+    folder = tmp_path / "source"
+    for name in ("train/cat/a.mp4", "train/dog/a.mp4", "test/cat/a.mp4", "val/dog/a.mp4", "test/loose.mp4"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(video)
+    make(folder, tmp_path / "a", "--height", 16)
+    found = {name: (row["label"], row["split"]) for name, row in rows(tmp_path / "a").items()}
+    assert found == {
+        "train/cat/a.mp4": (0, "train"), "train/dog/a.mp4": (1, "train"), "test/cat/a.mp4": (0, "test"),
+        "val/dog/a.mp4": (1, "validation"), "test/loose.mp4": (None, "test"),
+    }  # fmt: skip
+    assert "1 of 5 files lie in no class folder, like test/loose.mp4" in caplog.text
+    lines = [f"{name},{number}" for number, name in enumerate(found)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,label", *lines]))
+    make(folder, tmp_path / "b", "--height", 16)
+    assert {name: row["label"] for name, row in rows(tmp_path / "b").items()} == dict(zip(found, range(5)))
+
+
 def test_resume_leaves_finished_shards_as_they_are(source, tmp_path, monkeypatch, capfd):
     (source / "b" / "two.MP4").unlink()  # as above
     out = tmp_path / "out"

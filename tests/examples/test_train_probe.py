@@ -1,6 +1,7 @@
 """examples/train_probe.py at its tiny size: every kind and kind of label, what a run leaves, resuming, the cache."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -191,6 +192,47 @@ def test_images_in_folders_are_still_clips(monkeypatch, inputs, tmp_path):
     images = (tmp_path / "images", inputs[1])
     results = run_script(monkeypatch, images, tmp_path / "run", "kind=linear", "label=label")
     assert results["validation"]["accuracy"] > 0.9 and results["labels"] == 3
+
+
+def test_a_probe_of_split_folders_never_trains_on_test_files(monkeypatch, inputs, tmp_path, caplog):
+    folder, listed = tmp_path / "images", []
+    for number in range(48):
+        split, color = ("train", "test", "train", "val")[number % 4], COLORS[number % 3]
+        path = folder / split / color / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = np.full((32, 40, 3), 20, np.uint8)
+        picture[..., 2 - number % 3] = 100 + number
+        PIL.Image.fromarray(picture).save(path)
+        listed += [f"{path} {color}"] if split == "test" else []
+    shutil.copy(path, folder / "train/loose.png")
+    (tmp_path / "list.csv").write_text("\n".join([*listed, listed[0]]))
+    options = ["kind=knn", "label=label", "num_neighbors=[1]"]
+    data = (folder, inputs[1])
+    results = run_script(
+        monkeypatch, data, tmp_path / "a", *options, f"evaluate_on={{listed: {tmp_path / 'list.csv'}}}"
+    )
+    assert results["clips"]["validation"] == 12 and results["clips"]["listed"] == 13 and results["labels"] == 3
+    assert results["clips"]["training"] + results["clips"]["held_out"] == 36
+    assert results["clips"]["held_out"] >= 12  # the validation split chooses
+    assert "have no 'label', like train/loose.png: left out" in caplog.text
+    cache = FeatureCache(
+        next(path for path in (tmp_path / "features").glob("images-*") if path.is_dir()), ("features",)
+    )
+    assert {(name.split("/")[0], row.get("split")) for name, row in zip(cache.ids, cache.notes["row"])} == {
+        ("train", "train"), ("test", "test"), ("val", "validation")
+    }  # fmt: skip
+    own = ["validation_fraction=0.5", f"validation_data={folder / 'test'}"]
+    again = run_script(monkeypatch, data, tmp_path / "b", *options, *own)
+    assert again["clips"] == {name: results["clips"][name] for name in again["clips"]}
+
+
+def test_a_probe_of_one_class_is_refused(monkeypatch, inputs, tmp_path, capsys):
+    for number in range(8):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        PIL.Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / f"images/{number}.png")
+    with pytest.raises(SystemExit):
+        run_script(monkeypatch, (tmp_path / "images", inputs[1]), tmp_path / "run", "kind=knn", "label=label")
+    assert "All 8 clips have the label 'images', but a probe separates two classes" in capsys.readouterr().err
 
 
 def test_stopped_run_resumes_to_the_same_heads(monkeypatch, inputs, tmp_path):

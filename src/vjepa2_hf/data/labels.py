@@ -1,10 +1,9 @@
 """Labels and splits of video and image files, from metadata, from the folders they lie in, or from a list.
 
-    label_files(names)            <- paths relative to the dataset: labels and splits by the names of folders
-    read_metadata(folder)         <- metadata.csv or metadata.jsonl, with a column `file_name`
+    describe_files(root, names)   <- metadata.csv or metadata.jsonl, else the names of folders
     read_path_list(file)          <- V-JEPA's lists of "path label" lines
 
-Scripts that need labels of files call these, so that they agree.
+Scripts that need labels of files call `describe_files`, so that they agree.
 """
 
 from __future__ import annotations
@@ -41,18 +40,60 @@ _LINE = re.compile(rf"""(["']?)(?P<path>.+(?:{_MEDIA}))\1(?:(?:\s*(?:,|::)\s*|\s
 
 @dataclasses.dataclass(frozen=True)
 class FileLabels:
-    """What the folders of files say about them."""
+    """What metadata and folders say about files."""
 
-    labels: list[str | None]
-    """By file; None for a file in no class folder. All are None where the folders name no classes or are ambiguous."""
+    labels: list[Any]
+    """By file; None for a file in no class folder."""
     splits: list[str | None]
-    """By file: "train", "validation", "test" or None."""
+    """By file: "train", "validation", "test" or None. All are None unless there are several splits."""
     problem: str | None = None
-    """Why some or all files have no label although there are folders, in a sentence."""
+    """Why some labels are missing or doubtful, in a sentence."""
+    columns: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """By file: all columns of its metadata."""
 
     @property
-    def classes(self) -> list[str]:
+    def classes(self) -> list[Any]:
+        """The labels that occur, sorted."""
         return sorted({label for label in self.labels if label is not None})
+
+
+def describe_files(root: str | os.PathLike, names: Sequence[str], limits: ReadLimits | None = None) -> FileLabels:
+    """Labels and splits of files, given by their paths below a folder.
+
+    They are the columns `label` and `split` of metadata.csv or metadata.jsonl where there are such. Else the label is
+    the last folder that names classes (see `label_files`), and the split that of a folder like `train` or `test`.
+
+    Raises:
+        ValueError: metadata that cannot be read, or that mixes text and numbers as labels.
+    """
+    found, metadata = label_files(names), read_metadata(root, names, limits)
+    columns = [metadata.get(os.path.normpath(name).replace(os.sep, "/"), {}) for name in names]
+    splits = [
+        split_of(str(row["split"])) if row.get("split") is not None else split
+        for row, split in zip(columns, found.splits)
+    ]
+    splits = known_splits(splits)
+    if not any("label" in row for row in columns):
+        return dataclasses.replace(found, splits=splits, columns=columns)
+    labels, problem = [row.get("label") for row in columns], None
+    missing = [name for name, label in zip(names, labels) if label is None]
+    kinds = {isinstance(label, str) for label in labels if label is not None}
+    if len(kinds) > 1:
+        raise ValueError(f"The labels of the metadata in {os.fspath(root)!r} are text and numbers; give one kind.")
+    if missing:
+        problem = f"{len(missing)} of {len(names)} files have no label in the metadata, like {missing[0]}; add them."
+    return FileLabels(labels, splits, problem, columns)
+
+
+def known_splits(splits: Sequence[str | None]) -> list[str | None]:
+    """The splits by clip, or no split at all where there is only one: it separates nothing.
+
+    Validation clips are test clips where there are no others.
+    """
+    names = set(splits) - {None}
+    if len(names) < 2:
+        return [None] * len(splits)
+    return [("test" if split == "validation" and "test" not in names else split) for split in splits]
 
 
 def split_of(folder: str) -> str | None:
@@ -72,43 +113,36 @@ def split_of_shard(name: str) -> str | None:
 def label_files(names: Sequence[str], limit: int = 3) -> FileLabels:
     """Labels and splits by the folders of files, given by their paths in the dataset.
 
-    The label is the last folder that names classes: folders with the name of a split, and a level of folders that is
-    the same for all files (`rgb/`) or that holds one file each (`video_001/clip.mp4`) below folders that differ, name
-    none. `limit`: file names in `problem`.
+    The label is the last folder that names classes: folders with the name of a split, folders deeper than those of
+    other files, and a level of folders that is the same for all files (`rgb/`) or that holds one file each
+    (`video_001/clip.mp4`) below folders that differ, name none. `limit`: file names in `problem`.
     """
     parts = [PurePosixPath(name.replace(os.sep, "/")).parts[:-1] for name in names]
     splits = [next((split for split in map(split_of, reversed(folders)) if split), None) for folders in parts]
     folders = [tuple(folder for folder in part if split_of(folder) is None) for part in parts]
-    level = _class_level(folders)
-    labels = [part[-level] if len(part) >= level else None for part in folders]
+    level, depths = _class_level([part for part in folders if part]), sorted({len(part) for part in folders if part})
+    labels = [part[level] if part else None for part in folders]
     odd = [name for name, label in zip(names, labels) if label is None]
-    if len(odd) == len(names):
-        return FileLabels(labels, splits)
-    depths = sorted({len(part) for part in folders if part})
     problem, advice = None, "put each file into one class folder, or add a metadata.csv with file_name and label"
-    if len(depths) > 1:
-        examples = [next(name for name, part in zip(names, folders) if len(part) == depth) for depth in depths]
-        problem = f"The folders of files differ in depth, like {' and '.join(examples[:limit])}; {advice}."
-        labels = [None] * len(names)
-    elif odd:
+    if odd and len(odd) < len(names):
         problem = f"{len(odd)} of {len(names)} files lie in no class folder, like {', '.join(odd[:limit])}; {advice}."
+    elif len(depths) > 1:
+        examples = [next(name for name, part in zip(names, folders) if len(part) == depth) for depth in depths]
+        classes = ", ".join(sorted(set(labels))[:limit])
+        problem = f"The folders of files differ in depth, like {' and '.join(examples[:limit])}"
+        problem += f": the labels are those of the upper level, like {classes}. If they are wrong, {advice}."
     return FileLabels(labels, splits, problem)
 
 
 def _class_level(folders: Sequence[tuple[str, ...]]) -> int:
-    """The level, from 1 for the last, whose folders name classes."""
-    highest, level = min((len(part) for part in folders if part), default=1), 1
-
-    def counts(level: int) -> Counter:
-        return Counter(part[-level] for part in folders if len(part) >= level)
-
-    while level < highest:
-        found, above = counts(level), [counts(upper) for upper in range(level + 1, highest + 1)]
+    """The level, from 0 for the first, whose folders name classes: the last of those that all files have."""
+    counts = [Counter(level) for level in zip(*folders)]
+    for level in range(len(counts) - 1, 0, -1):
+        found, above = counts[level], counts[:level]
         one_each = max(found.values()) == 1 and any(1 < len(names) < len(found) for names in above)
         if not one_each and (len(found) > 1 or all(len(names) == 1 for names in above)):
-            break
-        level += 1
-    return level
+            return level
+    return 0
 
 
 def read_metadata(

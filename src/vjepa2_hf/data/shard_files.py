@@ -43,6 +43,11 @@ class ShardNames(Sequence):
         self._bytes = b"".join(encoded)
         self._ends = np.cumsum([0, *map(len, encoded)])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return len(self._bytes) + self._ends.nbytes
+
     def __len__(self) -> int:
         return len(self._ends) - 1
 

@@ -9,6 +9,7 @@ and row by row, before values become Python objects.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -53,31 +54,33 @@ def is_url(path: str) -> bool:
 
 
 def read_parquet(
-    file: BinaryIO | str, first_row: int, is_wanted: Callable[[int], bool], limits: ReadLimits
+    file: BinaryIO | str, first_row: int, end: int, is_wanted: Callable[[int], bool], limits: ReadLimits
 ) -> Iterator[tuple[int, dict | BadRows]]:
-    """The wanted rows from `first_row` on. Raises an error of pyarrow or a ValueError if no row can be read."""
+    """The wanted rows from `first_row` to before `end`. An error of pyarrow or a ValueError: no row can be read."""
     with pq.ParquetFile(file, buffer_size=2**20) as parquet:
         names = parquet.schema_arrow.names
         if not any(_media_kind(name) for name in names):
             raise ValueError(f"it has no column 'video' or 'image', only {sorted(names)}")
         start = 0
         for group in range(parquet.num_row_groups):
-            end = start + parquet.metadata.row_group(group).num_rows
-            if end > first_row:
-                yield from _read_group(parquet, file, group, start, max(start, first_row), is_wanted, limits)
-            start = end
+            after = start + parquet.metadata.row_group(group).num_rows
+            if after > first_row and start < end:
+                wanted = range(max(start, first_row), min(after, end))
+                yield from _read_group(parquet, file, group, start, wanted, is_wanted, limits)
+            start = after
 
 
-def _read_group(parquet, file, group, start, first_row, is_wanted, limits) -> Iterator[tuple[int, dict | BadRows]]:
-    end, number = start + parquet.metadata.row_group(group).num_rows, first_row - 1
+def _read_group(parquet, file, group, start, wanted, is_wanted, limits) -> Iterator[tuple[int, dict | BadRows]]:
+    """The rows of a row group, which begins with row `start`, whose numbers are in `wanted` and wanted."""
+    number = wanted.start - 1
     try:
         repeated = _check_group(parquet, group, limits)
         # Values of lists stay in their dictionary until their size is known
         options = {"read_dictionary": repeated, "metadata": parquet.metadata} if repeated else {}
         source = pq.ParquetFile(file, buffer_size=2**20, **options) if repeated else parquet
         batches = source.iter_batches(batch_size=1, row_groups=[group], use_threads=False)
-        for number, batch in enumerate(batches, start=start):
-            if number < first_row or not is_wanted(number):
+        for number, batch in enumerate(itertools.islice(batches, wanted.stop - start), start=start):
+            if number not in wanted or not is_wanted(number):
                 continue
             try:
                 _check_row(batch, limits, bool(repeated))
@@ -85,9 +88,10 @@ def _read_group(parquet, file, group, start, first_row, is_wanted, limits) -> It
             except ValueError as error:
                 yield number, BadRows(str(error))
     except (OSError, ValueError, pa.ArrowException) as error:
-        lost = sum(map(is_wanted, range(number + 1, end)))
+        first = max(number + 1, wanted.start)
+        lost = sum(map(is_wanted, range(first, wanted.stop)))
         if lost:
-            yield number + 1, BadRows(f"rows {number + 1} to {end - 1} are unreadable ({error})", lost)
+            yield first, BadRows(f"rows {first} to {wanted.stop - 1} are unreadable ({error})", lost)
 
 
 def _check_group(parquet: pq.ParquetFile, group: int, limits: ReadLimits) -> list[str]:
@@ -214,22 +218,26 @@ class _Sample:
 
 
 def read_tar(
-    file: BinaryIO, url: str, first_row: int, is_wanted: Callable[[int], bool], limits: ReadLimits
+    file: BinaryIO, url: str, first_row: int, end: int, is_wanted: Callable[[int], bool], limits: ReadLimits
 ) -> Iterator[tuple[int, dict | BadRows]]:
-    """The wanted samples from `first_row` on. Raises a TarError where the archive is corrupt.
+    """The wanted samples from `first_row` to before `end`. Raises a TarError where the archive is corrupt.
 
     A sample is the consecutive files whose names are equal up to the first dot. If it holds several videos (or
     several images) whose names have more dots, like `clip_0.5s.mp4` and `clip_0.7s.mp4`, each is a row of its own;
     files without these additions belong to all of them.
     """
     number, sample = -1, None
+
+    def is_read() -> bool:
+        return first_row <= number < end and is_wanted(number)
+
     mode = "r|*" if is_url(url) else "r:*"  # a local file is not read where no row is wanted
     with tarfile.open(fileobj=file, mode=mode, tarinfo=_Member) as archive:
         while True:
             try:
                 member = archive.next()
             except tarfile.TarError:
-                if sample is not None and number >= first_row and is_wanted(number):
+                if sample is not None and is_read():
                     yield number, sample.row(url)  # its files came before the damage
                 raise
             if member is None:
@@ -246,11 +254,13 @@ def read_tar(
             elif sample.is_complete_before(field):
                 sample = sample.next_of_key(field, url)
             if sample is not before:
-                if before is not None and number >= first_row and is_wanted(number):
+                if before is not None and is_read():
                     yield number, before.row(url)
                 number += 1
-            _add(sample, archive, member, field, number >= first_row and is_wanted(number), limits)
-    if sample is not None and number >= first_row and is_wanted(number):
+                if number >= end:
+                    return
+            _add(sample, archive, member, field, is_read(), limits)
+    if sample is not None and is_read():
         yield number, sample.row(url)
 
 

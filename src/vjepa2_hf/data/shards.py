@@ -16,6 +16,7 @@ import hashlib
 import itertools
 import logging
 import os
+import sys
 import tarfile
 import weakref
 import zlib
@@ -148,7 +149,7 @@ def _close_readers() -> None:
 
 
 _FILE_COLUMNS = {"videos": "video", "images": "image"}  # column of the kinds whose shards are plain files
-_ROW_ERRORS = (ValueError, TypeError, KeyError, OSError)  # of one row
+_ROW_ERRORS = (ValueError, TypeError, KeyError, OSError, MemoryError)  # of one row
 _SHARD_ERRORS = (*_ROW_ERRORS, RuntimeError, EOFError, zlib.error, pa.ArrowException, tarfile.TarError)
 _CHECKED_SHARDS = 4096  # whose ends are part of the fingerprint; more would take seconds to open
 _CHECKED_URLS = 64
@@ -192,15 +193,21 @@ class ShardSource:
         self._row_counts = [0, 0]  # shards read completely, and their rows
 
     def read(
-        self, shard: int, first_row: int = 0, is_wanted: Callable[[int], bool] = lambda row: True
+        self,
+        shard: int,
+        first_row: int = 0,
+        is_wanted: Callable[[int], bool] = lambda row: True,
+        end: int | None = None,
     ) -> Iterator[tuple[int, dict]]:
-        """(row number, row) of a shard, of the rows with wanted numbers. Unreadable rows, or an unreadable shard, are
-        skipped, counted and logged."""
-        rows = self._read(shard, first_row, is_wanted)
+        """(row number, row) of a shard, of the rows with wanted numbers from `first_row` to before `end`. Unreadable
+        rows, or an unreadable shard, are skipped, counted and logged."""
+        rows = self._read(shard, first_row, is_wanted, sys.maxsize if end is None else end)
         _OPEN_READERS.add(rows)
         return rows
 
-    def _read(self, shard: int, first_row: int, is_wanted: Callable[[int], bool]) -> Iterator[tuple[int, dict]]:
+    def _read(
+        self, shard: int, first_row: int, is_wanted: Callable[[int], bool], end: int
+    ) -> Iterator[tuple[int, dict]]:
         path, number = self.shards[shard], first_row - 1
 
         def find(named: str) -> str:
@@ -209,7 +216,7 @@ class ShardSource:
             return named if is_listed else confined(named, path, self.root, self.limits)
 
         try:
-            for number, row in self._rows(shard, first_row, is_wanted):
+            for number, row in self._rows(shard, first_row, is_wanted, end):
                 name = self.row_name(shard, number, None)
                 try:
                     if isinstance(row, BadRows):
@@ -218,26 +225,35 @@ class ShardSource:
                     standard = standard_row(row, find, self.limits)
                 except _ROW_ERRORS as error:
                     bad = row if isinstance(row, BadRows) else BadRows("")
-                    self.skip(name + (f" ({bad.name})" if bad.name else ""), str(error), bad.count)
+                    self.skip(
+                        name + (f" ({bad.name})" if bad.name else ""), str(error) or type(error).__name__, bad.count
+                    )
                     continue
                 yield number, standard
-            self._row_counts = [self._row_counts[0] + 1, self._row_counts[1] + number + 1]
+            if end == sys.maxsize:
+                self._row_counts = [self._row_counts[0] + 1, self._row_counts[1] + number + 1]
         except _SHARD_ERRORS as error:
             # The number of lost rows is estimated from the other shards
             usual = round(self._row_counts[1] / max(self._row_counts[0], 1))
             self.skip(path, f"the shard is unreadable ({error})", max(usual - number - 1, 1), True)
 
-    def _rows(self, shard: int, first_row: int, is_wanted: Callable[[int], bool]) -> Iterator[tuple[int, Any]]:
+    def _rows(
+        self, shard: int, first_row: int, is_wanted: Callable[[int], bool], end: int
+    ) -> Iterator[tuple[int, Any]]:
         path = self.shards[shard]
         if self.kind in _FILE_COLUMNS:
-            if first_row == 0 and is_wanted(0):
+            if first_row == 0 < end and is_wanted(0):
                 yield 0, self._file_row(shard, path)
         elif self.kind == "parquet":
-            with contextlib.nullcontext(path) if not is_url(path) else open_url(path) as file:
-                yield from read_parquet(file, first_row, is_wanted, self.limits)
+            with self._open(path) as file:
+                yield from read_parquet(file, first_row, end, is_wanted, self.limits)
         else:
             with open_url(path) as file:
-                yield from read_tar(file, path, first_row, is_wanted, self.limits)
+                yield from read_tar(file, path, first_row, end, is_wanted, self.limits)
+
+    def _open(self, path: str) -> contextlib.AbstractContextManager:
+        """What `ParquetFile` opens: the path of a local file, which it reads faster than an open file."""
+        return open_url(path) if is_url(path) else contextlib.nullcontext(path)
 
     def _file_row(self, shard: int, path: str) -> dict | BadRows:
         row = self._list[shard] if self._list is not None else {}
@@ -245,6 +261,24 @@ class ShardSource:
             return BadRows(row["problem"])
         kind = "image" if path.lower().endswith(IMAGE_EXTENSIONS) else "video"
         return {**row, kind: {"path": path, "bytes": None}}
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the data is a list of files."""
+        return self._list is not None
+
+    def listed(self, shard: int) -> dict[str, Any]:
+        """The columns of a list of files in the line of a shard."""
+        return self._list[shard]
+
+    def values_of(self, shard: str, name: str) -> list | None:
+        """The values that occur in a column of a parquet shard; None if there is none, or the shard is unreadable."""
+        try:
+            with self._open(shard) as file, pq.ParquetFile(file) as parquet:
+                has = name in parquet.schema_arrow.names
+                return parquet.read([name], use_threads=False)[name].unique().to_pylist() if has else None
+        except _SHARD_ERRORS:
+            return None
 
     def skip(self, name: str, reason: str, rows: int = 1, is_shard: bool = False) -> None:
         """Counts a shard or row as skipped, and logs it the first time."""

@@ -1,6 +1,6 @@
 """Transcoding of video files to parquet shards, one shard at a time, in one process or in many jobs.
 
-plan = ShardPlan(files, source_dir, out_dir, height=256, num_shards=400, classes=())
+plan = ShardPlan(files, source_dir, out_dir, height=256, num_shards=400, described=describe_files(source_dir, names))
 make_shard(plan, 7)                        # OUT_DIR/data-00007-of-00400.parquet
 finish(plan)                               # the list of skipped files, once all shards are there
 """
@@ -26,6 +26,7 @@ from datasets import ClassLabel, Features, Value, Video
 from ..video_io import VideoDecodeError
 from . import ingest
 from .files import PARTIAL_SUFFIX, write_aside, write_text, writing
+from .labels import FileLabels
 from .shards import write_parquet
 from .video_writing import transcode_video
 
@@ -50,18 +51,38 @@ class ShardPlan:
     out_dir: Path
     height: int
     num_shards: int
-    classes: tuple[str, ...]
-    """Names of the labels; empty: no labels."""
+    described: FileLabels
+    """Labels and splits of the files."""
+
+    @functools.cached_property
+    def label_columns(self) -> dict[str, tuple[Any, list]]:
+        """The feature and the values by file of `label`, if there are several, and of `split`."""
+        columns, classes = {}, self.described.classes
+        if len(classes) > 1:
+            numbers = Value("int64" if all(isinstance(label, int) for label in classes) else "float64")
+            feature = ClassLabel(names=classes) if isinstance(classes[0], str) else numbers
+            columns["label"] = feature, self.described.labels
+        if any(self.described.splits):
+            columns["split"] = Value("string"), self.described.splits
+        return columns
 
     @property
     def features(self) -> Features:
-        return Features(COLUMNS | ({"label": ClassLabel(names=list(self.classes))} if self.classes else {}))
+        return Features(COLUMNS | {name: feature for name, (feature, _) in self.label_columns.items()})
+
+    def labels_of(self, shard: int) -> list[dict[str, Any]]:
+        """The columns of `label_columns` of each of the shard's files."""
+        columns = {name: values[shard :: self.num_shards] for name, (_, values) in self.label_columns.items()}
+        return [{name: values[i] for name, values in columns.items()} for i in range(len(self.files_of(shard)))]
 
     @functools.cached_property
     def description(self) -> dict[str, Any]:
         """What the shards depend on."""
-        names = ingest.names_digest(ingest.name_of(path, self.source_dir) for path in self.files)
-        settings = {"num_shards": self.num_shards, "height": self.height, "classes": list(self.classes)}
+        inputs = [ingest.name_of(path, self.source_dir) for path in self.files]
+        names = ingest.names_digest(inputs)
+        pairs = {name: sorted(zip(inputs, map(str, values))) for name, (_, values) in self.label_columns.items()}
+        labels = {name: ingest.names_digest(map("\n".join, values)) for name, values in pairs.items()}
+        settings = {"num_shards": self.num_shards, "height": self.height, "labels": labels}
         return {**settings, "num_files": len(self.files), "files_in_order": names}
 
     def path(self, shard: int) -> Path:
@@ -117,7 +138,7 @@ def write_shard(plan: ShardPlan, shard: int, results: Iterator) -> None:
     skipped: dict[str, str] = {}
 
     def rows() -> Iterator[dict]:
-        for _ in plan.files_of(shard):
+        for columns in plan.labels_of(shard):
             path, encoded, reason = next(results)
             name = ingest.name_of(path, plan.source_dir)
             if encoded is None:
@@ -126,7 +147,7 @@ def write_shard(plan: ShardPlan, shard: int, results: Iterator) -> None:
                 continue
             mp4, num_frames, fps = encoded
             row = {"video": {"bytes": mp4, "path": None}, "path": name, "fps": fps, "num_frames": num_frames}
-            yield row | ({"label": Path(name).parts[0]} if plan.classes else {})
+            yield row | columns
 
     path = plan.path(shard)
     with writing(path, "run the same command with --resume"), write_aside(path, unique=True) as partial:

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -22,11 +23,15 @@ import numpy as np
 import torch
 
 from ..data.feature_cache import CacheWriter, FeatureCache
+from ..data.labels import describe_files, known_splits, split_of, split_of_shard
 from ..data.sampling import FrameSampler
+from ..data.shard_files import ShardNames
 from ..data.shards import ShardSource, open_stream
 from ..training.cached_windows import uncached_items
-from ..video_io import VideoReader, read_image
+from ..video_io import ReadLimits, VideoReader, read_image
 
+
+logger = logging.getLogger(__name__)
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 PIXEL_COLUMNS = ("video", "image")  # columns without labels
@@ -74,15 +79,17 @@ class ClipViews:
             options = {"position": 1.0, "short_videos": "skip"}
         return FrameSampler(self.fps, (self.speed, self.speed), min_frames=1, **options)
 
-    def cut(self, row: dict[str, Any], name: str, processor: Any) -> dict[str, torch.Tensor]:
+    def cut(
+        self, row: dict[str, Any], name: str, processor: Any, limits: ReadLimits | None = None
+    ) -> dict[str, torch.Tensor]:
         """The views of a row: `frames` uint8 (V, T, C, H, W), cropped, not normalized, and `frame_indices` (V, T)."""
         if row["video"] is None:
             if self.anticipate_frames is not None:
                 raise ValueError("it is an image, which has no later frames (anticipate_frames)")
-            image = read_image(row["image"])
+            image = read_image(row["image"], limits)
             return self._cut(lambda _: image[None], lambda *_: np.zeros(self.frames_per_clip, int), name, processor)
         frames = self.frames_per_clip + (self.anticipate_frames or 0)
-        with VideoReader(row["video"]) as reader:
+        with VideoReader(row["video"], limits) as reader:
 
             def sample(segment: int, generator: torch.Generator) -> np.ndarray:
                 return self._sampler(segment)(reader, frames, generator)[: self.frames_per_clip]
@@ -125,8 +132,10 @@ class LabeledClips(torch.utils.data.IterableDataset):
     """Rows of shards, videos or images as views, for any number of processes and DataLoader workers.
 
     Each is a dict: `frames` uint8 (V, T, C, H, W), `frame_indices` int64 (V, T), `name`, and `row`, the columns that
-    JSON can hold. Plain files have the name of their folder as `label`. If rows were unreadable, the last item is
-    `{"skipped": reasons by name}`. Names that are `done` or not `wanted` are left out; `data` is as for `ShardSource`.
+    JSON can hold. A plain file has the `label` of `describe_files`. Data of several splits has them as `split`
+    ("train", "validation", "test" or None), by `describe_files`, the names of shards, or a table's column. If rows
+    were unreadable, the last item is `{"skipped": reasons by name}`. Clips that are `done`, or whose name and split
+    are not `wanted`, are left out; `data` and `limits` are as for `ShardSource`.
     """
 
     def __init__(
@@ -134,43 +143,125 @@ class LabeledClips(torch.utils.data.IterableDataset):
         data: str | os.PathLike,
         views: ClipViews,
         processor: Any,
-        wanted: Callable[[str], bool] | None = None,
+        wanted: Callable[[str, str | None], bool] | None = None,
         done: Collection[str] = (),
         rank: int = 0,
         world_size: int = 1,
+        limits: ReadLimits | None = None,
     ):
-        self.data, self.views, self.processor = os.fspath(data), views, processor
+        self.data, self.views, self.processor, self.limits = os.fspath(data), views, processor, limits
         self.wanted, self.done, self.rank, self.world_size = wanted, done, rank, world_size
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = torch.utils.data.get_worker_info()
         workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
-        source = ShardSource(self.data)
+        source = ShardSource(self.data, self.limits)
+        described = ClipDescriptions(source)
+        if described.problem and self.rank == number == 0:
+            logger.warning(described.problem)
         rows = open_stream(source, self.rank * workers + number, self.world_size * workers, seed=None)
         for _, shard, row_number, row in rows:
-            name = self._name(source, shard, row_number)
-            if name in self.done or (self.wanted is not None and not self.wanted(name)):
+            name, split = described.name(shard, row_number), described.split(shard, row)
+            if name in self.done or (self.wanted is not None and not self.wanted(name, split)):
                 continue
             try:
-                views = self.views.cut(row, name, self.processor)
-            except (ValueError, OSError) as error:
-                source.skip(name, str(error))
+                views = self.views.cut(row, name, self.processor, self.limits)
+            except (ValueError, OSError, MemoryError) as error:
+                source.skip(name, str(error) or "out of memory")
                 continue
-            yield {**views, "name": name, "row": self._labels(source, shard, row)}
+            yield {**views, "name": name, "row": described.columns(shard, row, split)}
         if source.skipped:
             yield {"skipped": source.skipped}
 
-    def _name(self, source: ShardSource, shard: int, row: int) -> str:
-        """The name of a row within the data, the same if the data moves."""
-        path = source.shards[shard]
-        inside = os.path.relpath(path, self.data) if os.path.isdir(self.data) else os.path.basename(path)
-        return inside if source.kind in ("videos", "images") else f"{inside}, row {row}"
+    def label_rule(self) -> dict[str, Any]:
+        """What labels and splits of this data depend on beside its files, for the description of a cache: nothing for
+        tables of one split, whose caches of version 0.1 hold the same."""
+        described = ClipDescriptions(ShardSource(self.data, self.limits))
+        return {"label_rule": 2, "splits": described.splits} if described.is_files or described.splits else {}
 
-    def _labels(self, source: ShardSource, shard: int, row: dict[str, Any]) -> dict[str, Any]:
+
+class ClipDescriptions:
+    """Names, splits and columns of the clips of a source, by shard and row. Names stay the same if the data moves.
+
+    Attributes:
+        files: what metadata and folders say, if the data is a folder of files.
+        splits: those of the data, or none if there is only one.
+        problem: why clips have no label, in a sentence, or None.
+    """
+
+    def __init__(self, source: ShardSource):
+        self.source, self.files = source, None
+        self.is_files = source.kind in ("videos", "images")
+        names = [_inside(shard, source) for shard in source.shards]
+        self._names = ShardNames(_unique(names) if self.is_files else names)
+        if not self.is_files:
+            found = known_splits([split_of_shard(name) for name in names])
+        elif source.is_list:
+            found = known_splits([_split_of_row(source.listed(shard)) for shard in range(len(names))])
+        else:
+            self.files = describe_files(source.root, names, source.limits)
+            found = self.files.splits
+        self.problem = self.files.problem if self.files else None
+        self._shard_splits = found if any(found) else None
+        self.splits = sorted(set(found) - {None}) or _column_splits(source)
+
+    def name(self, shard: int, row: int) -> str:
+        return self._names[shard] if self.is_files else f"{self._names[shard]}, row {row}"
+
+    def split(self, shard: int, row: dict[str, Any]) -> str | None:
+        if not self.splits:
+            return None
+        if self._shard_splits is not None:
+            return self._shard_splits[shard]
+        split = _split_of_row(row)
+        return "test" if split == "validation" and "validation" not in self.splits else split
+
+    def columns(self, shard: int, row: dict[str, Any], split: str | None) -> dict[str, Any]:
+        """The columns of a row that JSON can hold with its split, and of a plain file its metadata and label."""
         found = {name: value for name, value in row.items() if name not in PIXEL_COLUMNS and _is_plain(value)}
-        if source.kind in ("videos", "images"):
-            found.setdefault("label", os.path.basename(os.path.dirname(source.shards[shard])))
-        return found
+        if self.files is not None:
+            label = self.files.labels[shard]
+            if not self.files.classes:
+                label = _last_class_folder(self.source.root)  # of data like videos/test/cat
+            found |= {**self.files.columns[shard], **({} if label is None else {"label": label})}
+        if _split_of_row(found):
+            del found["split"]
+        return {**found, "split": split} if self.splits else found
+
+
+def _inside(shard: str, source: ShardSource) -> str:
+    """A shard's path in the data; the whole path of a listed file elsewhere."""
+    inside = os.path.relpath(shard, source.root) if "://" not in shard else shard.removeprefix(source.root + "/")
+    return shard if inside.startswith("..") else inside
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Names with the number of the row at those that occur before: a list may name a file twice."""
+    seen, found = set(), []
+    for number, name in enumerate(names):
+        found.append(f"{name}, row {number}" if name in seen else name)
+        seen.add(name)
+    return found
+
+
+def _split_of_row(row: dict[str, Any]) -> str | None:
+    return split_of(row["split"]) if isinstance(row.get("split"), str) else None
+
+
+def _column_splits(source: ShardSource) -> list[str]:
+    """The splits in the column `split` of parquet shards, which is read alone."""
+    found: set[str | None] = set()
+    for shard in source.shards if source.kind == "parquet" else ():
+        values = source.values_of(shard, "split")
+        if values is None:
+            break
+        found |= {_split_of_row({"split": value}) for value in values}
+    return sorted(set(known_splits(list(found))) - {None})
+
+
+def _last_class_folder(root: str) -> str:
+    folders = [part for part in os.path.abspath(root).split(os.sep) if part and split_of(part) is None]
+    return folders[-1] if folders else ""
 
 
 def _is_plain(value: Any) -> bool:
@@ -222,7 +313,7 @@ class Labels:
             per_frame: every value is a list with one label per frame.
 
         Raises:
-            ValueError: a row without the column, or values that do not fit `problem_type`.
+            ValueError: a row without the column, a single class, or values that do not fit `problem_type`.
         """
         for row in rows:
             if row.get(column) is None:
@@ -236,15 +327,20 @@ class Labels:
             if len(sizes) != 1:
                 raise ValueError(f"The labels {column!r} have {sorted(sizes)} numbers, but each must have as many.")
             return cls(column, kind, tuple(str(i) for i in range(sizes.pop())), per_frame)
-        if all(isinstance(value, str) for value in values):
-            return cls(column, kind, tuple(sorted(set(values))), per_frame)
-        odd = [value for value in values if not (isinstance(value, int) and value >= 0)]
+        texts = all(isinstance(value, str) for value in values)
+        odd = [value for value in values if not (texts or (isinstance(value, int) and value >= 0))]
         if odd:
             raise ValueError(
                 f"A label {column!r} is {odd[0]!r}, but classes are strings or ints from 0; set "
                 "problem_type=regression or multi_label_classification, or labels_per_frame=true."
             )
-        return cls(column, kind, tuple(str(i) for i in range(max(values) + 1)), per_frame)
+        if kind == "single_label_classification" and len(set(map(str, values))) == 1:
+            raise ValueError(
+                f"All {len(rows)} clips have the label {values[0]!r}, but a probe separates two classes or more; give "
+                "each class a folder, or set label=... to another column."
+            )
+        names = sorted(set(values)) if texts else map(str, range(max(values) + 1))
+        return cls(column, kind, tuple(names), per_frame)
 
     def targets(self, rows: Sequence[dict], frames: torch.Tensor | None = None) -> torch.Tensor:
         """Labels for a loss: int64 classes (E,), or floats (E, C). With `per_frame` those of `frames`, int64 indices
@@ -306,6 +402,16 @@ class LabeledPart:
         found = labels.targets(rows, frames)
         self.targets = found.new_zeros((len(cache.ids), *found.shape[1:]))
         self.targets[clips] = found
+
+    @staticmethod
+    def labeled(cache: FeatureCache, clips: torch.Tensor, column: str) -> torch.Tensor:
+        """The clips whose rows have a label, or all if none has. The others are counted and logged."""
+        missing = [cache.notes["row"][i].get(column) is None for i in clips.tolist()]
+        if not any(missing) or all(missing):
+            return clips
+        first = cache.ids[clips[missing.index(True)]]
+        logger.warning("%d of %d clips have no %r, like %s: left out", sum(missing), len(clips), column, first)
+        return clips[~torch.tensor(missing)]
 
     def read(self, clips: torch.Tensor, column: str) -> torch.Tensor:
         """A column of all views, (E, V, ...)."""

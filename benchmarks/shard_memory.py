@@ -1,0 +1,73 @@
+"""Measures what a reader of shards holds in memory, from 1,000 to 100,000 shards.
+
+    python benchmarks/shard_memory.py [--shards 1000 10000 100000]
+
+Each shard is a parquet file of one row (a hard link to one file). A process of its own opens the source, reads every
+shard once, and reports: seconds to find the shards and to take their fingerprint, the bytes that Python holds for the
+names, and how much resident memory grows between the first 500 shards and the last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def resident() -> int:
+    """Bytes of resident memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def measure(folder: str) -> dict[str, float]:
+    """One process: opens the source of a folder and reads all its rows."""
+    from vjepa2_hf.data.shards import ShardSource, open_stream
+
+    started = time.perf_counter()
+    source = ShardSource(folder)
+    opened = time.perf_counter()
+    assert source.fingerprint
+    found = {"shards": len(source.shards), "find_s": opened - started, "fingerprint_s": time.perf_counter() - opened}
+    started, before = time.perf_counter(), 0
+    for count, _ in enumerate(open_stream(source), start=1):
+        if count == 500:
+            gc.collect()
+            before = resident()
+    gc.collect()
+    found["read_us_per_shard"] = 1e6 * (time.perf_counter() - started) / count
+    found["names_mb"] = source.shards.nbytes / 1e6
+    found["growth_mb"] = (resident() - before) / 1e6
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=int, nargs="+", default=[1000, 10000, 100000], help="numbers of shards")
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.folder:
+        sys.stdout.write(json.dumps(measure(args.folder)) + "\n")
+        return
+    for count in args.shards:
+        with tempfile.TemporaryDirectory() as folder:
+            first = Path(folder) / f"data-{0:06d}-of-{count:06d}.parquet"
+            pq.write_table(pa.table({"video": [b"video"], "path": ["a.mp4"]}), first)
+            for number in range(1, count):
+                os.link(first, Path(folder) / f"data-{number:06d}-of-{count:06d}.parquet")
+            command = [sys.executable, __file__, "--folder", folder]
+            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        sys.stdout.write("  ".join(f"{name} {value:,.2f}" for name, value in found.items()) + "\n")
+
+
+if __name__ == "__main__":
+    main()
