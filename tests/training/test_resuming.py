@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from builders import TinyRunConfig, run_group
+from accelerate.utils import DistributedType
+from builders import TinyRunConfig, run_group, tiny_run
 from torch import nn
 
 from vjepa2_hf.training.checkpoints import latest_checkpoint, load_checkpoint, read_progress
 from vjepa2_hf.training.loop import TrainingLoop
-from vjepa2_hf.training.resuming import allow_other_split, describe_other_processes
+from vjepa2_hf.training.resuming import allow_other_split, check_sharding_of, describe_other_processes
 from vjepa2_hf.training.run import changed_settings
 
 
@@ -129,3 +130,14 @@ def test_the_global_batch_is_that_of_the_checkpoint_and_not_of_a_later_config():
     assert sentence.startswith("c was written by 2 processes and continues with 4")
     assert "is now 32 samples instead of 8" in sentence
     assert describe_other_processes("c", now, now, progress, 2) is None
+
+
+def test_a_checkpoint_in_shards_is_not_called_damaged_where_the_run_is_whole(tmp_path):
+    run, *_ = tiny_run(tmp_path)
+    checkpoint = run.save_checkpoint(3)
+    (checkpoint / "pytorch_model_fsdp_0").mkdir()
+    with pytest.raises(ValueError, match="was written with FSDP and this run is without it; launch it with FSDP"):
+        run.resume("latest")
+    (checkpoint / "pytorch_model_fsdp_0").rmdir()
+    with pytest.raises(ValueError, match="was written without FSDP and this run is with it"):
+        check_sharding_of(SimpleNamespace(distributed_type=DistributedType.FSDP), checkpoint)

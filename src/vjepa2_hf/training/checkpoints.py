@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..data.files import PARTIAL_SUFFIX, commit_folder, empty_folder, file_digest, move_aside, remove_folder, writing
-from .resuming import load_rank_state, seed_new_process
+from .resuming import check_sharding_of, load_rank_state, seed_new_process
 from .settings import one_sentence
 
 
@@ -204,6 +204,7 @@ def load_checkpoint(
     if not verified:
         verify_checkpoint(accelerator, checkpoint)
     progress, rank_state, problem = read_progress(checkpoint), {}, None
+    check_sharding_of(accelerator, checkpoint)
     try:
         rank_state = load_rank_state(accelerator, checkpoint, progress["num_processes"])
         accelerator.load_state(str(checkpoint))

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import load, set_seed
+from accelerate.utils import DistributedType, load, set_seed
 
 from .config import TrainingConfig
 
@@ -56,6 +56,18 @@ def describe_other_processes(
         f"{checkpoint} was written by {was} processes and continues with {num_processes}: weights, optimizer, "
         f"schedules and counts are exact; {batch}"
     )
+
+
+def check_sharding_of(accelerator: Accelerator, checkpoint: Path) -> None:
+    """Refuses to restore a checkpoint in shards without FSDP, and the opposite: their files differ."""
+    is_sharded = any(checkpoint.glob("pytorch_model_fsdp*"))
+    shards = accelerator.distributed_type == DistributedType.FSDP
+    if is_sharded != shards:
+        was, now = ("with" if value else "without" for value in (is_sharded, shards))
+        raise ValueError(
+            f"{str(checkpoint)!r} was written {was} FSDP and this run is {now} it; launch it {was} FSDP (accelerate "
+            "launch --config_file examples/configs/accelerate/fsdp.yaml or ddp.yaml), with any number of processes."
+        )
 
 
 def load_rank_state(accelerator: Accelerator, checkpoint: Path, num_processes: int) -> dict[str, Any]:
