@@ -355,8 +355,13 @@ def _decode_frames(images: Any, rows: Iterable[int], height: int | None) -> Iter
         size = size or frame.shape
         changed = f"row {number} of its images is {frame.shape[1]} x {frame.shape[0]} pixels"
         check(frame.shape == size, f"{changed}, but the rows before are {size[1]} x {size[0]}")
-        if height is not None and frame.shape[0] > height:
-            width = max(2, 2 * round(frame.shape[1] * height / frame.shape[0] / 2))
-            image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            frame = image.reformat(width, height, interpolation="AREA").to_ndarray()
-        yield frame
+        yield shrink_frame(frame, height)
+
+
+def shrink_frame(frame: np.ndarray, height: int | None) -> np.ndarray:
+    """A frame (H, W, 3) of at most `height` pixels, with its aspect ratio."""
+    if height is None or frame.shape[0] <= height:
+        return frame
+    width = max(2, 2 * round(frame.shape[1] * height / frame.shape[0] / 2))
+    image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+    return image.reformat(width, height, interpolation="AREA").to_ndarray()
