@@ -60,6 +60,7 @@ def make_shards(args: argparse.Namespace) -> None:
         results = iter(tqdm(run_in_order(jobs, args.num_proc), total=files, unit="video", desc="encoding"))
         for shard in left:
             write_shard(plan, shard, results)
+        next(results, None)  # completes the bar
     finish(plan)
 
 

@@ -1,0 +1,45 @@
+"""The ingest benchmark measures what it says, at tiny size."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def ingest(monkeypatch):
+    """benchmarks/ingest.py as a module, with one second of video."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import ingest
+
+    monkeypatch.setattr(ingest, "SECONDS", 1)
+    monkeypatch.setattr(ingest, "CLIPS", 2)
+    return ingest
+
+
+def test_throughput_of_small_videos_is_written(ingest, tmp_path, monkeypatch, capsys):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "scale.md").write_text("a\n<!-- ingest:begin -->\n<!-- ingest:end -->\nb\n")
+    monkeypatch.setattr(ingest, "ROOT", tmp_path)
+    monkeypatch.setattr(ingest, "SOURCES", {"64 x 48": (48, 64)})
+    monkeypatch.setattr(sys, "argv", ["ingest.py", "--height", "32"])
+    ingest.main()
+    (result,) = json.loads((tmp_path / "results" / "ingest.json").read_text())["results"]
+    assert result["source"] == "64 x 48" and all(value > 0 for name, value in result.items() if name != "source")
+    assert result["gigabytes_per_hour_of_video"] < 1
+    assert "| 64 x 48 |" in (tmp_path / "docs" / "scale.md").read_text()
+    assert "| 64 x 48 |" in capsys.readouterr().out
+
+
+def test_videos_of_a_folder_are_printed_alone(ingest, tmp_path, monkeypatch, capsys):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_bytes(ingest.make_video(48, 64))
+    monkeypatch.setattr(ingest, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ingest.py", "--height", "32", "--videos", str(tmp_path / "videos")])
+    ingest.main()
+    assert "videos |" in capsys.readouterr().out
+    assert not (tmp_path / "results").exists()
