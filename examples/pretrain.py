@@ -213,7 +213,7 @@ def train(config: PretrainConfig) -> None:
     optimizer = torch.optim.AdamW(groups, betas=config.adam_betas, fused=True)
     # The loader is not prepared: the stream splits itself among the processes, and Accelerate would write the
     # positions of all processes to one file
-    model, optimizer = loop.prepare(model.train(), optimizer)
+    model, optimizer = loop.prepare(model.train(), optimizer, processor)
     plain = accelerator.unwrap_model(model)
 
     # Restore what Accelerate does not

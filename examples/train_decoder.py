@@ -144,7 +144,7 @@ def train(config: DecoderTrainingConfig) -> None:
     model = VJepa2PixelDecoder.from_world_model(world_model, **{**normalization, **config.decoder})
     groups = parameter_groups(model, config.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate.peak, fused=True)
-    model, optimizer = loop.prepare(model.train(), optimizer)
+    model, optimizer = loop.prepare(model.train(), optimizer, processor)
     set_weight_decay(optimizer, config.weight_decay)  # a checkpoint of another run may bring its own
 
     def forward_backward(frames: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -406,7 +406,7 @@ def train_heads(loop: TrainingLoop, sweep: ProbeSweep, training: LabeledPart, pr
     config = loop.config
     num_tubelets = config.num_tubelets(training.tubelet)
     optimizer = torch.optim.AdamW(sweep.optimizer_groups(), fused=True)
-    sweep, optimizer = loop.prepare(sweep.train(), optimizer)
+    sweep, optimizer = loop.prepare(sweep.train(), optimizer, processor)
 
     def forward_backward(batch: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
         losses = sweep(*batch, num_tubelets)

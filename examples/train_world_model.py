@@ -411,7 +411,7 @@ def train(config: WorldModelTrainingConfig) -> None:
     optimizer = torch.optim.AdamW(optimizer_groups(config, model), lr=config.learning_rate.peak, fused=True)
     plain = model.train()
     # With several processes this gives all of them the weights and the fitted state of the first
-    model, optimizer = loop.prepare(model, optimizer)
+    model, optimizer = loop.prepare(model, optimizer, processor)
     set_weight_decay(optimizer, config.weight_decay)  # a checkpoint of another run may bring its own
     if accelerator.is_main_process:
         write_json(run.output_dir / "statistics.json", statistics)

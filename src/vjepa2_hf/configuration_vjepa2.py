@@ -68,8 +68,20 @@ def refuse_missing_folder(path: str | os.PathLike) -> None:
     """Refuses a local folder that does not exist, which transformers would look for on the Hub."""
     name = os.fspath(path)
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or os.sep != "/" and os.sep in name
+    looks_local |= name.rpartition("/")[2].startswith("checkpoint-")  # of a run
     if (looks_local or isinstance(path, os.PathLike)) and not os.path.exists(name):
         raise FileNotFoundError(f"There is no folder {name!r}; give the path of a saved model, or a Hub id.")
+
+
+def old_checkpoint_config(path: str | os.PathLike) -> dict[str, Any]:
+    """The model's config for a checkpoint of `pretrain.py` that has none of its own, as in 0.1; otherwise empty."""
+    if not os.path.isfile(os.path.join(path, "progress.json")):
+        return {}
+    try:
+        from vjepa2_hf.training.pretraining import config_of_run
+    except ImportError:
+        return {}
+    return config_of_run(os.path.dirname(os.path.abspath(path)))
 
 
 def transformers_format():
@@ -109,7 +121,7 @@ class VJepa2BaseConfig:
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         refuse_missing_folder(pretrained_model_name_or_path)
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        return cls._translated(config), kwargs
+        return cls._translated(config or old_checkpoint_config(pretrained_model_name_or_path)), kwargs
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):

@@ -95,6 +95,7 @@ def convert(
         model, processor = _load_folder(source, to, component, settings), _load_processor(source, settings)
     if published or read_config_dict(source, {}).get("model_type") not in _MODELS:
         model.card_facts = CardFacts(source=f"`{Path(source).name if os.path.exists(source) else source}`")
+    _refuse_not_finite(source, model)
     with _written_aside(out) as folder:
         if to == "published":
             _write_published(model, folder)
@@ -102,6 +103,17 @@ def convert(
             model.save_pretrained(folder) if to == "ours" else _write_transformers(model, folder, component)
             _write_processor(processor, model.config, folder, to)
     return out
+
+
+def _refuse_not_finite(source: str, model: PreTrainedModel) -> None:
+    """Refuses weights that are NaN or infinite: every output of such a model is NaN."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            bad = value.numel() - int(torch.isfinite(value).sum())
+            raise ValueError(
+                f"{source}: {bad} of the {value.numel()} values of {name} are NaN or infinite, as after a training "
+                "that diverged or a damaged file; convert an earlier checkpoint."
+            )
 
 
 def _takes_encoder_alone(model_type: str, to: str, component: str | None) -> bool:
@@ -197,7 +209,8 @@ def _without_shared_memory(state: Mapping[str, torch.Tensor]) -> dict[str, torch
 def _load_folder(
     source: str, to: str, component: str | None, settings: dict, model_class: type | None = None
 ) -> PreTrainedModel:
-    if os.path.isdir(source) and not os.path.isfile(os.path.join(source, "config.json")):
+    names = ("config.json", "progress.json")  # of a model, or of a training checkpoint
+    if os.path.isdir(source) and not any(os.path.isfile(os.path.join(source, name)) for name in names):
         raise ValueError(f"{source} is a folder without config.json; expected a model's, or a published `.pt`.")
     file = read_config_dict(source, {})
     class_in_folder = _class_in_folder(source, file)

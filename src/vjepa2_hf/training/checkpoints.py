@@ -180,7 +180,7 @@ def write_model_files(folder: Path, model: nn.Module, processors: Iterable[Any] 
     """Writes the config of a model and its processors, so that `from_pretrained` loads the checkpoint."""
     if isinstance(model, PreTrainedModel):
         config = copy.deepcopy(model.config)
-        config.architectures = [type(model).__name__]
+        config.architectures = [type(model).__name__.removeprefix("FSDP")]
         config.save_pretrained(folder)
     for processor in processors:
         processor.save_pretrained(folder)

@@ -1,7 +1,7 @@
 """The training loop of all scripts: micro-batches, checks, logging, checkpoints, resuming.
 
 loop = TrainingLoop(config, "decoder")                     # output folder, accelerator, trackers
-model, optimizer = loop.prepare(model, optimizer)          # and resume
+model, optimizer = loop.prepare(model, optimizer, processor)   # and resume
 for step in loop.steps():                                  # learning rate and progress bar
     losses = loop.update(batches, forward_backward)        # one update of the weights
     if loop.is_logged(step):
@@ -12,6 +12,7 @@ loop.finish(model, processor)                              # OUTPUT_DIR/final
 SIGTERM, SIGUSR1 and SIGHUP, to any process, end the run after its step with a checkpoint; see `StopSignals`.
 """
 
+import functools
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 from tqdm import tqdm
 
+from .checkpoints import write_model_files
 from .config import TrainingConfig
 from .monitor import Throughput, gradient_norm
 from .processes import build_accelerator
@@ -70,8 +72,12 @@ class TrainingLoop:
         self.start, self.rank_state, self.scheduled = 0, {}, {}
         self.throughput = Throughput(self.accelerator)
 
-    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """Prepares both for training with Accelerate and restores them from the checkpoint of `config.resume`."""
+    def prepare(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, *processors: Any
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Prepares both for training with Accelerate and restores them from the checkpoint of `config.resume`. New
+        checkpoints also hold the model's config and its processors, for `from_pretrained`."""
+        self.run.write_model_files = functools.partial(write_model_files, model=model, processors=processors)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.start, self.rank_state = self.run.resume(self.config.resume)
         return self.model, self.optimizer
