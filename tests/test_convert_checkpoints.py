@@ -981,23 +981,47 @@ def test_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_sigterm_while_writing_leaves_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_writing_leaves_nothing(tmp_path, monkeypatch, number):
     def terminated(self, folder):
         (Path(folder) / "model.safetensors").write_bytes(b"half")
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     source, caught = write_checkpoint(tmp_path, golden_content("encoder")), []
     monkeypatch.setattr(VJepa2Encoder, "save_pretrained", terminated)
-    before = signal.signal(signal.SIGTERM, lambda *signals: caught.append(signals))
-    own = signal.getsignal(signal.SIGTERM)
+    before = signal.signal(number, lambda *signals: caught.append(signals))
+    own = signal.getsignal(number)
     try:
         with pytest.raises(SystemExit) as ended:
             main([str(source), str(tmp_path / "ours"), "--set", "num_attention_heads=3"])
-        assert signal.getsignal(signal.SIGTERM) is own  # put back
+        assert signal.getsignal(number) is own  # put back
     finally:
-        signal.signal(signal.SIGTERM, before)
-    assert ended.value.code == 128 + signal.SIGTERM and not caught
+        signal.signal(number, before)
+    assert ended.value.code == 128 + number and not caught
     assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    content = golden_content("encoder")
+    source = write_checkpoint(tmp_path, content)
+    settings = {"num_attention_heads": 3}
+    folder = convert(source, tmp_path / "ours", settings=settings)
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    state["layernorm.bias"][1] = value
+    save_file(state, path, metadata={"format": "pt"})
+    for to in ("ours", "transformers", "published"):
+        with pytest.raises(ValueError, match="ours: 1 of the .* values of layernorm.bias are NaN or infinite"):
+            convert(folder, tmp_path / "bad", to=to)
+    assert not (tmp_path / "bad").exists()
+    weights = next(part for part in content.values() if isinstance(part, dict))
+    name = next(name for name in weights if name.endswith("bias"))
+    weights[name] = torch.full_like(weights[name], value)
+    torch.save(content, source)
+    with pytest.raises(ValueError, match="are NaN or infinite, as after a training that diverged"):
+        convert(source, tmp_path / "bad", settings=settings)
+    assert not (tmp_path / "bad").exists()
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -81,8 +81,10 @@ def main(argv: list[str] | None = None) -> None:
         package.setLevel(logging.INFO)
         if threading.current_thread() is threading.main_thread():  # others get no signals
             # an exception, so that an unfinished conversion is removed
-            before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-            undo.callback(signal.signal, signal.SIGTERM, before or signal.SIG_DFL)
+            for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
+                number = getattr(signal, name)
+                before = signal.signal(number, lambda number, frame: sys.exit(128 + number))
+                undo.callback(signal.signal, number, before or signal.SIG_DFL)
         folder = convert(
             arguments.source, arguments.out_dir, arguments.to, arguments.component, arguments.encoder, settings
         )

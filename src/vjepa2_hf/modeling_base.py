@@ -53,6 +53,7 @@ class VJepa2PreTrainedModel(PreTrainedModel):
     _loadable_model_types = ()  # ours, whose folders this class loads from; empty: its own
     renamed_weights: dict[str, str] = {}  # pattern of an old weight name -> replacement
     card_facts = None  # additions to the model card: `vjepa2_hf.hub.model_card.CardFacts`
+    _loading_infos = ()  # what transformers found in each of the files that a model is being loaded from
     _weight_conversions = ()  # of the file a model was loaded from; emptied, so that `save_pretrained` keeps our names
 
     @classmethod
@@ -130,13 +131,20 @@ class VJepa2PreTrainedModel(PreTrainedModel):
                 f"{path}: {name} has shape {tuple(found)} in the weights, {tuple(expected)} in the config "
                 f"({len(info['mismatched_keys'])} mismatches in all): config and weights are of different models."
             )
-        if (missing := sorted(info["missing_keys"])) and not allow_missing:
+        # With an adapter there is one for the base model too, which `info` leaves out
+        missing = sorted(set().union(info["missing_keys"], *(one.missing_keys for one in model._loading_infos)))
+        model._loading_infos = ()
+        if missing and not allow_missing:
             raise ValueError(
                 f"{path} lacks {len(missing)} weights of {cls.__name__}, the first of them {missing[0]}: save or "
                 "download the model again, or pass allow_missing=True to start them at random values."
             )
         model._weight_conversions = ()
         return (model, info) if output_loading_info else model
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        self._loading_infos = (*self._loading_infos, loading_info)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         """Renames old weights in training checkpoints, which do not go through `from_pretrained`."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from builders import TINY_ENCODER, TINY_PREDICTOR
+from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from vjepa2_hf import (
@@ -296,6 +297,21 @@ class TestAdapterOfAnEncoder:
         torch.testing.assert_close(features(at_once), adapted, rtol=0, atol=0)
         at_once.disable_adapters()
         torch.testing.assert_close(features(at_once), features(new_encoder()), rtol=0, atol=0)
+
+    @pytest.mark.parametrize("part", ["base/model", "adapter/adapter_model"])
+    def test_missing_weights_of_the_base_and_of_the_adapter_are_refused(self, tmp_path, part):
+        new_encoder().save_pretrained(tmp_path / "base")
+        encoder = VJepa2Encoder.from_pretrained(tmp_path / "base")
+        encoder.add_adapter(lora())
+        encoder.save_pretrained(tmp_path / "adapter")
+        path = tmp_path / f"{part}.safetensors"
+        kept = {name: value for name, value in load_file(path).items() if "layer.0.mlp." not in name}
+        save_file(kept, path, metadata={"format": "pt"})
+        with pytest.raises(
+            ValueError, match=r"adapter lacks 4 weights of VJepa2Encoder, the first of them layer\.0\.mlp"
+        ):
+            VJepa2Encoder.from_pretrained(tmp_path / "adapter")
+        VJepa2Encoder.from_pretrained(tmp_path / "adapter", allow_missing=True)
 
     def test_an_adapter_of_the_patch_embedding_is_not_ignored(self):
         model = peft.get_peft_model(new_encoder(), lora(target_modules=["proj"]))  # the convolution's name, too
