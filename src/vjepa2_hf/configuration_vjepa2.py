@@ -73,15 +73,13 @@ def refuse_missing_folder(path: str | os.PathLike) -> None:
         raise FileNotFoundError(f"There is no folder {name!r}; give the path of a saved model, or a Hub id.")
 
 
-def old_checkpoint_config(path: str | os.PathLike) -> dict[str, Any]:
-    """The model's config for a checkpoint of `pretrain.py` that has none of its own, as in 0.1; otherwise empty."""
-    if not os.path.isfile(os.path.join(path, "progress.json")):
-        return {}
+def config_of(path: str | os.PathLike, config: dict[str, Any]) -> dict[str, Any]:
+    """`config`, or for a training checkpoint without one, as 0.1 saved it, that of its run's model."""
     try:
-        from vjepa2_hf.training.pretraining import config_of_run
-    except ImportError:
-        return {}
-    return config_of_run(os.path.dirname(os.path.abspath(path)))
+        from vjepa2_hf.training.checkpoint_config import complete_config
+    except ImportError:  # code exported to the Hub
+        return config
+    return complete_config(path, config)
 
 
 def transformers_format():
@@ -121,7 +119,7 @@ class VJepa2BaseConfig:
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         refuse_missing_folder(pretrained_model_name_or_path)
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        return cls._translated(config or old_checkpoint_config(pretrained_model_name_or_path)), kwargs
+        return cls._translated(config_of(pretrained_model_name_or_path, config)), kwargs
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):

@@ -18,12 +18,7 @@ from transformers import initialization as init
 from transformers.utils import TransformersKwargs, find_adapter_config_file
 from transformers.utils.output_capturing import OutputRecorder
 
-from .configuration_vjepa2 import (
-    TRANSFORMERS_MODEL_TYPE,
-    old_checkpoint_config,
-    refuse_missing_folder,
-    transformers_format,
-)
+from .configuration_vjepa2 import TRANSFORMERS_MODEL_TYPE, config_of, refuse_missing_folder, transformers_format
 from .modeling_layers import VJepa2Attention, VJepa2Layer
 from .specs import check_fraction, refuse
 
@@ -85,14 +80,11 @@ class VJepa2PreTrainedModel(PreTrainedModel):
             expected = f"{cls.__name__} loads {' or '.join(map(repr, loadable))}.{hint}"
             raise ValueError(f"{path} holds a model of type {source!r}; {expected}")
         mapping = cls.renamed_weights
-        if _is_checkpoint(path):
-            mapping = {r"^module\.": "", **mapping}  # as several processes save a model
         if source == TRANSFORMERS_MODEL_TYPE:
             mapping = transformers_format().TRANSFORMERS_KEY_MAPPINGS[cls.config_class.model_type]
             transformers_format().register_conversions(cls.__name__)
         if mapping:
-            first = {name: mapping.pop(name) for name in list(mapping) if name.startswith(r"^module")}
-            kwargs["key_mapping"] = {**first, **(kwargs.get("key_mapping") or {}), **mapping}
+            kwargs["key_mapping"] = {**(kwargs.get("key_mapping") or {}), **mapping}
         return cls._load(path, *args, allow_missing=allow_missing or source == TRANSFORMERS_MODEL_TYPE, **kwargs)
 
     @classmethod
@@ -273,31 +265,10 @@ def read_config_dict(path: str | os.PathLike, options: dict) -> dict:
     hub = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
     hub = {key: options[key] for key in hub if key in options}
     config = PreTrainedConfig.get_config_dict(path, **hub)[0]
+    config = config if options.get("config") else config_of(path, config)
     if not isinstance(config, dict):
         raise ValueError(f"config.json of {path} is not a JSON object; expected the config of a model.")
-    if _is_checkpoint(path):
-        config = config or old_checkpoint_config(path)
-        _refuse_unloadable(path, config, options)
     adapter = None if config else find_adapter_config_file(path, **hub)
     if adapter is not None:  # a PEFT adapter's folder: transformers loads the model that it belongs to
         return read_config_dict(json.loads(Path(adapter).read_text())["base_model_name_or_path"], options)
     return config
-
-
-def _is_checkpoint(path: str | os.PathLike) -> bool:
-    """Whether a folder is a training checkpoint, of `vjepa2_hf.training`."""
-    return os.path.isfile(os.path.join(path, "progress.json"))
-
-
-def _refuse_unloadable(path: str | os.PathLike, config: dict, options: dict) -> None:
-    """Refuses a checkpoint without the config of a model, or without weights in one file."""
-    if not config and "config" not in options:
-        raise ValueError(
-            f"{path} is a checkpoint without config.json, from an older version or of what is not a model: load the "
-            "run's final/, or copy config.json from there."
-        )
-    if not os.path.isfile(os.path.join(path, "model.safetensors")):
-        raise ValueError(
-            f"{path} is a checkpoint without model.safetensors, as FSDP writes it in shards: resume the run to its "
-            "end (resume=latest, max_steps=<its step>) and load final/."
-        )

@@ -5,9 +5,7 @@ model = VJepa2ForMaskedLatentPrediction(build_model_config(config))
 """
 
 import dataclasses
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,7 +18,6 @@ from ..specs import check_known
 from ..video_io import ReadLimits
 from .config import TrainingConfig
 from .schedules import LearningRateSchedule, MomentumSchedule, WeightDecaySchedule
-from .settings import load_config
 
 
 # By their names in `PretrainConfig.predictor`
@@ -186,14 +183,3 @@ def objective(config: PretrainConfig) -> dict[str, Any]:
     """The settings of the objective, which are fields of the model's config too."""
     names = {field.name for field in dataclasses.fields(VJepa2MaskedLatentPredictionConfig)}
     return {name: value for name, value in vars(config).items() if name in names}
-
-
-def config_of_run(folder: str | os.PathLike) -> dict[str, Any]:
-    """The model's config of a pretraining run, from its `config.yaml`; empty for a run of another script, or one that
-    started from a saved model."""
-    path = Path(folder) / "config.yaml"
-    try:
-        config = load_config(PretrainConfig, path)
-    except (ValueError, OSError):
-        return {}
-    return {} if config.init_from else build_model_config(config).to_dict()
