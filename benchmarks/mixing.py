@@ -4,8 +4,8 @@
 
 The first table is of rows alone, in shards sorted by label: the fraction of the pairs of rows sharing a batch of 16
 that share one again in the next epoch, and the number of different labels in a batch (of 10), beside those of a
-perfect shuffle. The second is of clips of videos: rows read and clips decoded per second of CPU time, with and without a
-buffer, measured in turn, and the time that the first batch takes.
+perfect shuffle. The second is of clips of videos: rows read and clips decoded per second of CPU time, with and without
+a buffer, measured in turn, and the time that the first clip takes.
 """
 
 import argparse

@@ -14,7 +14,6 @@ Without a buffer, rows keep the order of their shards, and shards are read one a
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import math
@@ -188,13 +187,7 @@ class Layout:
         self, shard: int, run: Run, is_wanted: Callable[[int], bool] = lambda row: True
     ) -> Iterator[tuple[int, dict]]:
         """(row number, row) of the wanted rows of a run that has a count."""
-        end = run.first + run.count
-        rows = self.source.read(shard, run.first, lambda row: row < end and is_wanted(row))
-        with contextlib.closing(rows):
-            for number, values in rows:
-                yield number, values
-                if number + 1 == end:
-                    return
+        return self.source.read(shard, run.first, is_wanted, run.first + run.count)
 
 
 @functools.lru_cache(maxsize=256)
