@@ -1,6 +1,7 @@
 """A folder of videos becomes parquet of embeddings: equal to the encoder's, resumed, on several processes."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +123,39 @@ def test_settings_weights_and_files_do_not_mix(model, source, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(model, source, source)
     assert "holds files, but no features" in capsys.readouterr().err
+
+
+def test_a_signal_keeps_the_finished_videos_and_the_repeated_command_does_the_others(
+    model, source, tmp_path, monkeypatch, capfd
+):
+    paths = []
+
+    def read_clips(path, *arguments, read=feature_shards.read_clips):
+        paths.append(path)
+        if len(paths) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return read(path, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(feature_shards, "read_clips", read_clips)
+        run(model, source, tmp_path / "out", "--batch_size", 1)
+    assert stop.value.code == 0
+    assert "Stopped by SIGTERM; finished videos are kept, repeat the command" in capfd.readouterr().err
+    kept = read(tmp_path / "out", tmp_path / "cache").keys()
+    assert 0 < len(kept) < len(expected(model, source))
+    run(model, source, tmp_path / "out")
+    assert read(tmp_path / "out", tmp_path / "other").keys() == expected(model, source).keys()
+
+
+def test_a_video_that_the_memory_cannot_hold_is_skipped(model, source, tmp_path, monkeypatch):
+    def read_clips(path, *arguments, read=feature_shards.read_clips):
+        if path.name == "two.mp4":
+            raise MemoryError
+        yield from read(path, *arguments)
+
+    monkeypatch.setattr(feature_shards, "read_clips", read_clips)
+    run(model, source, tmp_path / "out")
+    assert "a/two.mp4\tout of memory\n" in (tmp_path / "out" / "skipped.txt").read_text()
 
 
 def test_two_processes_share_what_a_stopped_run_left(model, source, tmp_path, monkeypatch):

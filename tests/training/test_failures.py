@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -9,8 +10,15 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from vjepa2_hf.data.files import writing
+from vjepa2_hf.training import settings
 from vjepa2_hf.training.failures import explain_failure
 from vjepa2_hf.training.settings import exit_on_user_error
+from vjepa2_hf.training.signals import StopSignals
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(settings, "FAILURE_SECONDS", 0)
 
 
 class Numbers(IterableDataset):
@@ -72,3 +80,18 @@ def test_the_sentence_says_what_to_do(capsys, error, words):
 )
 def test_an_error_of_the_code_is_not_explained_away(error):
     assert explain_failure(error) is None
+
+
+def test_a_signal_that_comes_with_the_end_of_another_process_is_what_ends_this_one(monkeypatch, capfd):
+    monkeypatch.setattr(settings, "FAILURE_SECONDS", 0.1)
+    signals = StopSignals()
+
+    @exit_on_user_error
+    def main():
+        threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        raise RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")
+
+    with pytest.raises(SystemExit) as stop:
+        main()
+    signals.restore()
+    assert stop.value.code == 0 and capfd.readouterr().err.startswith("Stopped by SIGTERM")

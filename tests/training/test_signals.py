@@ -60,7 +60,7 @@ def train(output_dir, at=None, **settings) -> torch.Tensor:
     loop.run_steps(batches(), forward_backward)
     at.get("end", int)()
     loop.finish(model)
-    return model.weight.detach()
+    return loop.accelerator.unwrap_model(model).weight.detach()
 
 
 def send(number: int, times: int = 1):
@@ -187,3 +187,12 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(tmp_pat
     }
     stopped = [line for line in capfd.readouterr().err.splitlines() if line.startswith("Stopped")]
     assert len(stopped) == 1 and stopped[0].startswith("Stopped by a signal to another process after step 3")
+
+
+def train_to_the_end(rank: int, folder) -> None:
+    train(folder, {"end": send(signal.SIGUSR1)} if rank == 0 else {})
+
+
+def test_a_signal_to_one_of_two_processes_after_the_steps_leaves_the_other_its_partner(tmp_path):
+    run_group(train_to_the_end, tmp_path)
+    assert (tmp_path / "final").is_dir()

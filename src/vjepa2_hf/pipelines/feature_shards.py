@@ -31,6 +31,7 @@ from ..data.frame_source import FrameSource, saved_processor
 from ..data.ingest import name_of, names_digest
 from ..data.parts import PartWriter
 from ..modeling_encoder import VJepa2Encoder
+from ..training.signals import StoppedBySignal, StopSignals
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from .video_features import default_chunk_frames
 
@@ -112,8 +113,8 @@ def embed(encoder: VJepa2Encoder, processor: Any, plan: FeaturePlan, paths: Iter
         while True:
             try:  # around the reading alone: an error of the model ends the run
                 clip = next(clips, None)
-            except (ValueError, OSError) as error:
-                job.reason, clip = " ".join(str(error).split()), None
+            except (ValueError, OSError, MemoryError) as error:
+                job.reason, clip = " ".join(str(error).split()) or "out of memory", None
                 batch[:] = [entry for entry in batch if entry[0] is not job]
             if clip is None:
                 job.is_read = True
@@ -221,8 +222,26 @@ def describe(plan: FeaturePlan, device: torch.device) -> dict[str, Any]:
     return description
 
 
+def flushed_at_a_signal(jobs: Iterable[Job], parts: PartWriter, is_shown: bool) -> Iterator[Job]:
+    """The jobs. While one is computed, a stop signal ends the program after the finished ones have been written."""
+    signals = StopSignals("; finished videos are kept, repeat the command to continue")
+    signals.is_silent = not is_shown
+    try:
+        for job in jobs:
+            signals.deferred = True  # until the caller has added the job to its part
+            yield job
+            signals.end_program_at(signals.advice)
+    except StoppedBySignal:
+        signals.deferred = True
+        parts.flush()
+        raise
+    finally:
+        signals.restore()
+
+
 def extract_shard(plan: FeaturePlan, shard: int, state: PartialState | None = None, progress: bool = False) -> int:
-    """Embeds the videos of a shard that are left, on the processes of `state` (None: this one). Returns the shard."""
+    """Embeds the videos of a shard that are left, on the processes of `state` (None: this one). Returns the shard.
+    `progress`: of a script; shows a bar and handles stop signals."""
     state = state or PartialState(cpu=not torch.accelerator.is_available())
     encoder, processor = load_model(plan.model, state.device)[0], load_processor(plan)
     lock = LOCK if plan.num_shards == 1 else f".{plan.prefix(shard)}{LOCK}"
@@ -235,9 +254,10 @@ def extract_shard(plan: FeaturePlan, shard: int, state: PartialState | None = No
         state.wait_for_everyone()  # nobody writes before all have looked
         mine = left[state.process_index :: state.num_processes]
         parts, skipped = part_writer(plan, shard, state.process_index), {}
-        jobs = embed(encoder, processor, plan, mine)
         is_shown = progress and state.is_main_process
-        for job in tqdm(jobs, total=len(mine), unit="video", desc="embedding", disable=not is_shown):
+        jobs = embed(encoder, processor, plan, mine)
+        jobs = tqdm(jobs, total=len(mine), unit="video", desc="embedding", disable=not is_shown)
+        for job in flushed_at_a_signal(jobs, parts, is_shown) if progress else jobs:
             if job.reason is None:
                 parts.add(job, sum(row["embedding"].nbytes for row in job.rows))
             else:

@@ -104,7 +104,8 @@ class TrainingLoop:
                 self.step, self.scheduled = step, self.config.scheduled(step)
                 set_learning_rate(self.optimizer, self.scheduled["learning_rate"])
                 yield step
-        self.signals.end_program_at(" after the last step, before final/ was written; continue with resume=latest")
+        if self.accelerator.num_processes == 1:  # several write final/: one that ended would take the others with it
+            self.signals.end_program_at(" after the last step, before final/ was written; continue with resume=latest")
 
     def update(
         self,

@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import textwrap
+import time
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +34,7 @@ from .failures import explain_failure
 logger = logging.getLogger(__name__)
 
 ConfigType = TypeVar("ConfigType")
+FAILURE_SECONDS = 1.0
 USER_ERRORS = (ValueError, OSError, StrictDataclassError)
 
 
@@ -162,6 +164,7 @@ def exit_on_user_error(function: Callable) -> Callable:
             sentence = explain_failure(error)
             if sentence is None:
                 raise
+            time.sleep(FAILURE_SECONDS)  # a signal that has ended another process is on its way to this one
             logger.debug("the error that ended the program", exc_info=True)
             sys.stderr.write(f"error: {sentence}\n")
             sys.exit(1)
