@@ -269,10 +269,9 @@ def test_a_curriculum_does_not_go_on_with_other_sources():
         pretrain.restore_loader(None, SimpleNamespace(config=config, rank_state=state))
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_a_run_goes_on_with_other_workers(stopped, shards, monkeypatch, caplog, num_workers, tmp_path):
+def test_a_run_goes_on_with_other_workers(stopped, shards, monkeypatch, caplog, tmp_path):
     folder = shutil.copytree(stopped, tmp_path / "run")
-    lines = run_pretrain(monkeypatch, shards, folder, f"num_workers={num_workers}", "resume=latest")
+    lines = run_pretrain(monkeypatch, shards, folder, "num_workers=2", "resume=latest")
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert caplog.text.count("other processes or workers") == 1
 

@@ -20,7 +20,7 @@ def explain_failure(error: BaseException) -> str | None:
             f"a machine with more memory, then {ONWARD}."
         )
     if "Connection closed by peer" in text or "Connection reset by peer" in text or _is_of_nccl(error):
-        return f"Another process of this run has ended ({text[:160]}); see its message, then {ONWARD}."
+        return f"Another process of this run has ended ({text[:160]}); see its message or exit code, then {ONWARD}."
     return None
 
 
