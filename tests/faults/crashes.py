@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from faults import jobs, power
+from faults import contents, jobs, power
 from faults.disk import Fault
 from faults.judge import (
     Case,
@@ -45,7 +45,7 @@ def kills(reference: Reference, count: int, rank: int = 0) -> Iterator[Case]:
 def _kill_at(
     reference: Reference, number: int, torn: bool, rank: int, alone: bool, folder: Path, draw: random.Random
 ) -> list[Problem]:
-    jobs.plant(folder, reference.job)
+    contents.plant(folder, reference.job)
     started = jobs.start(reference.job, folder, Fault(kill_at=number, torn=torn), reference.ranks, rank)
     while not alone and reference.ranks > 1 and not started.poll() and started.pids[rank] not in started.codes:
         time.sleep(0.002)
@@ -65,7 +65,7 @@ def random_kills(reference: Reference, count: int) -> Iterator[Case]:
 
 
 def _kill_at_random(reference: Reference, folder: Path, draw: random.Random) -> list[Problem]:
-    jobs.plant(folder, reference.job)
+    contents.plant(folder, reference.job)
     started, until = jobs.start(reference.job, folder, None, reference.ranks), draw.uniform(0, reference.seconds)
     while not started.poll() and time.monotonic() - started.begun < until:
         time.sleep(0.001)
@@ -83,15 +83,14 @@ def power_losses(reference: Reference, count: int) -> Iterator[Case]:
 
 
 def _lose_power(reference: Reference, point: int, mode: str, folder: Path, draw: random.Random) -> list[Problem]:
-    jobs.plant(folder, reference.job)
+    contents.plant(folder, reference.job)
     record = reference.recorded[0]
     tree, marks = power.replay(record["operations"][:point], record["root"], power.read_tree(folder))
     tree.write_to(folder, draw, mode)
     promised = max((mark for mark in marks if mark != "final"), default=0)
     found = [Problem("lost", "final/ was saved and is gone")] if "final" in marks and not has_final(folder) else []
     left, newest = check_left(reference, folder, promised)
-    # The removal of an old checkpoint may not have survived
-    return found + left + check_resume(reference, folder, newest, other_checkpoints=True)
+    return found + left + check_resume(reference, folder, newest)
 
 
 def has_final(folder: Path) -> bool:

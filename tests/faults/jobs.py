@@ -12,8 +12,6 @@ import contextlib
 import dataclasses
 import fcntl
 import importlib
-import io
-import json
 import logging
 import os
 import pickle
@@ -24,12 +22,10 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from faults.disk import Disk, Fault
 
@@ -284,104 +280,3 @@ def _note_progress(disk: Disk, path: Path | None) -> None:
 def recorded(folder: Path) -> dict[str, Any]:
     """Events and operations of the last job in a folder that had a `Fault` and came to its end."""
     return pickle.loads(aside(folder, "disk").read_bytes())
-
-
-# ------------------------------------------------------------------------------------------------------------- judging
-
-CLOCK = ("clips_per_second", "data_wait", "windows_per_second", "seconds")
-KEPT = {"run/notes.txt": b"mine\n", "run/work.tmp/keep.txt": b"mine\n", "run/weights.tmp": b"mine\n", "mine.tmp": b"m"}
-
-
-def plant(folder: Path, job: Job) -> None:
-    """Files of the user in a job's folder."""
-    for name, data in KEPT.items():
-        if job.is_training or not name.startswith("run/"):
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-
-
-def lost_files(folder: Path, job: Job) -> list[str]:
-    """Planted files that are gone or changed."""
-    wrong = []
-    for name, data in KEPT.items():
-        path = folder / name
-        if (job.is_training or not name.startswith("run/")) and not (path.is_file() and path.read_bytes() == data):
-            wrong.append(f"the user's {name} was touched")
-    return wrong
-
-
-def results(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder and what it says: without what depends on the clock, and pickles by value (two pickles
-    of equal objects may refer to equal parts of them in other ways)."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and not name.endswith((".lock", "final/README.md")) and name not in KEPT:
-            found[name] = content(path)
-    return found
-
-
-def content(path: Path) -> bytes:
-    """What a file says, see `results`."""
-    data = path.read_bytes()
-    if path.suffix in (".pt", ".pkl", ".bin"):
-        with contextlib.suppress(Exception):  # of any type, for a damaged file
-            value = torch.load(io.BytesIO(data), weights_only=False)
-            if path.name.startswith("random_states"):
-                value.pop("step", None)  # micro-batches of this process since its start
-            return "\n".join(_lines(value, "")).encode()
-    if path.name == "digests.json":  # of the pickles' bytes
-        with contextlib.suppress(ValueError):
-            return " ".join(sorted(map(str, json.loads(data)))).encode()
-    if path.suffix in (".json", ".jsonl"):
-        with contextlib.suppress(ValueError):
-            objects = [json.loads(line) for line in (data.splitlines() if path.suffix == ".jsonl" else [data])]
-            kept = [
-                {name: value for name, value in one.items() if name not in CLOCK} if isinstance(one, dict) else one
-                for one in objects
-            ]
-            return json.dumps(kept).encode()
-    return data
-
-
-def _lines(value: Any, name: str) -> Iterator[str]:
-    """The leaves of nested values, one line each."""
-    if isinstance(value, dict):
-        for key in sorted(value, key=str):
-            yield from _lines(value[key], f"{name}.{key}")
-    elif isinstance(value, (list, tuple)):
-        yield f"{name} {type(value).__name__} {len(value)}"
-        for number, one in enumerate(value):
-            yield from _lines(one, f"{name}.{number}")
-    elif isinstance(value, (torch.Tensor, np.ndarray)):
-        array = np.asarray(value)
-        yield f"{name} {array.dtype} {array.shape} {array.tobytes().hex()}"
-    else:
-        yield f"{name} {value!r}"
-
-
-def differences(folder: Path, reference: dict[str, bytes]) -> list[str]:
-    """How a folder's results differ from those of the run that nothing happened to."""
-    found = results(folder)
-    names = sorted(found.keys() ^ reference.keys())
-    wrong = [f"{name} is {'missing' if name in reference else 'left over'}" for name in names]
-    return wrong + [
-        f"{name} differs" for name in sorted(found.keys() & reference.keys()) if found[name] != reference[name]
-    ]
-
-
-CHECKPOINT = re.compile(r"run/checkpoint-(\d+)/(.+)")
-
-
-def whole_checkpoints(folder: Path, known: dict[str, bytes]) -> list[int]:
-    """Steps of the checkpoints that are there with every byte of `known`, the checkpoints of a run that kept all."""
-    expected: dict[int, set[str]] = {}
-    for name in known:
-        if match := CHECKPOINT.fullmatch(name):
-            expected.setdefault(int(match[1]), set()).add(name)
-    return [
-        step
-        for step, names in sorted(expected.items())
-        if all((folder / name).is_file() and content(folder / name) == known[name] for name in names)
-    ]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from faults import jobs
+from faults import contents, jobs
 from faults.disk import Fault
 from faults.jobs import Job, Outcome
 
@@ -39,7 +39,7 @@ class Case:
 class Reference:
     """A job that nothing happened to.
 
-    results: by file, see `jobs.results`. checkpoints: those of every step. recorded: its operations, by process.
+    results: by file, see `contents.results`. checkpoints: those of every step. recorded: its operations, by process.
     """
 
     job: Job
@@ -56,11 +56,11 @@ def make_reference(job: Job, folder: Path, ranks: int = 1, record: bool = True) 
     recorded, found = [], []
     for rank in range(ranks if record else 1):
         place = jobs.aside(folder, str(rank))
-        jobs.plant(place, job)
+        contents.plant(place, job)
         outcome = jobs.run(job, place, Fault(record=True) if record else None, ranks, rank)
         _demand(outcome)
         recorded += [jobs.recorded(place)] if record else []
-        found.append(jobs.results(place))
+        found.append(contents.results(place))
     if any(one != found[0] for one in found):
         raise RuntimeError(f"{job.name} does not repeat itself: its faults cannot be judged.")
     checkpoints = {}
@@ -68,7 +68,9 @@ def make_reference(job: Job, folder: Path, ranks: int = 1, record: bool = True) 
         whole = jobs.aside(folder, "all")
         outcome = jobs.run(job.with_arguments("keep_last=null", "save_every=1"), whole, ranks=ranks)
         _demand(outcome)
-        checkpoints = {name: data for name, data in jobs.results(whole).items() if jobs.CHECKPOINT.fullmatch(name)}
+        checkpoints = {
+            name: data for name, data in contents.results(whole).items() if contents.CHECKPOINT.fullmatch(name)
+        }
     return Reference(job, ranks, jobs.aside(folder, "0"), found[0], checkpoints, recorded, outcome.seconds)
 
 
@@ -100,8 +102,8 @@ def one_sentence(outcome: Outcome, *named: str) -> list[Problem]:
 def check_left(reference: Reference, folder: Path, promised: int = 0) -> tuple[list[Problem], int]:
     """What a run that ended early left: every checkpoint whole, the promised one among them, the user's files as they
     were. Also returns the step of the newest whole checkpoint."""
-    found = [Problem("lost", text) for text in jobs.lost_files(folder, reference.job)]
-    whole = jobs.whole_checkpoints(folder, reference.checkpoints)
+    found = [Problem("lost", text) for text in contents.lost_files(folder, reference.job)]
+    whole = contents.whole_checkpoints(folder, reference.checkpoints)
     names = [path.name for path in (folder / "run").glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
     broken = [name for name in names if int(name.split("-")[1]) not in whole]
     found += [Problem("lost", f"{name} is not whole") for name in broken]
@@ -111,20 +113,18 @@ def check_left(reference: Reference, folder: Path, promised: int = 0) -> tuple[l
     return found, newest
 
 
-def check_resume(reference: Reference, folder: Path, newest: int, other_checkpoints: bool = False) -> list[Problem]:
-    """The same command again, which continues from step `newest` and ends as the uninterrupted run did;
-    `other_checkpoints` may be left then."""
+def check_resume(reference: Reference, folder: Path, newest: int, ignored: tuple[str, ...] = ()) -> list[Problem]:
+    """The same command again, which continues from step `newest` and ends as the uninterrupted run did. Checkpoints of
+    other steps may be there, if they are whole, and files that begin with one of `ignored` may differ."""
     outcome = jobs.run(reference.job, folder, ranks=reference.ranks)
     found = messages(outcome)
     if not outcome.ok:
         return [*found, Problem("lost", f"it does not resume {outcome.codes}: {outcome.text[0].strip()[-400:]}")]
     if reference.job.is_training and (outcome.start or 0) != newest:
         found.append(Problem("lost", f"it resumed from step {outcome.start}, and step {newest} was there"))
-    found += [Problem("lost", text) for text in jobs.lost_files(folder, reference.job)]
-    wrong = jobs.differences(folder, reference.results)
-    if other_checkpoints:
-        wrong = [text for text in wrong if text.endswith("differs") or not jobs.CHECKPOINT.match(text)]
-    return found + [Problem("differs", text) for text in wrong]
+    left, _ = check_left(reference, folder, reference.job.steps)
+    wrong = [text for text in contents.differences(folder, reference.results) if not contents.CHECKPOINT.match(text)]
+    return found + left + [Problem("differs", text) for text in wrong if not text.startswith(ignored)]
 
 
 def copy_of(source: Path, target: Path) -> None:

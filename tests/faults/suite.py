@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from faults import crashes, data, jobs, troubles
+from faults import contents, crashes, data, jobs, troubles
 from faults.disk import Fault
 from faults.jobs import Job
 from faults.judge import Case, Problem, Reference, make_reference
@@ -43,8 +43,8 @@ class Counts:
 
 
 WHOLE = Counts(
-    kills=(620, 260), random_kills=(90, 50), power_losses=120, signals=(36, 18), second_signals=(12, 6),
-    full_disks=(36, 9), worker_kills=(16, 6), damages=(60, 12), writers=(12, 3),
+    kills=(820, 340), random_kills=(120, 60), power_losses=150, signals=(42, 24), second_signals=(12, 9),
+    full_disks=(48, 15), worker_kills=(18, 9), damages=(76, 16), writers=(15, 6),
 )  # fmt: skip
 
 
@@ -99,11 +99,11 @@ class Stage:
             self._references[job, ranks] = make_reference(job, place, ranks, record)
         return self._references[job, ranks]
 
-    def stopped(self, reference: Reference) -> Path:
-        """The folder of a run that was killed right after its last checkpoint."""
+    def stopped(self, reference: Reference, step: int) -> Path:
+        """The folder of a run that was killed right after the checkpoint of a step."""
         folder = self.folder / f"stopped-{reference.job.name}-{reference.ranks}"
-        count = max(count for count, mark in reference.recorded[0]["marks"] if mark != "final")
-        jobs.plant(folder, reference.job)
+        count = next(count for count, mark in reference.recorded[0]["marks"] if mark == step)
+        contents.plant(folder, reference.job)
         jobs.run(reference.job, folder, Fault(kill_at=count + 1), reference.ranks)
         return folder
 
@@ -171,7 +171,7 @@ def all_cases(stage: Stage, counts: Counts) -> Iterator[Case]:
         ):
             yield from troubles.worker_kills(reference, count)
         for reference, count in deal(counts.damages[ranks - 1], trained if ranks == 1 else ("pretrain",), ranks=ranks):
-            yield from troubles.damages(reference, stage.stopped(reference), count, random.Random(count))
+            yield from troubles.damages(reference, stage.stopped(reference, 2), count, random.Random(count))
 
 
 # ------------------------------------------------------------------------------------------------------------- running

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import crashes, data, jobs, power, suite
+from faults import contents, crashes, data, power, suite
 from faults.disk import Disk, Fault
 
 from vjepa2_hf.data.files import remove_folder, sync, write_text
@@ -162,7 +162,7 @@ def test_a_full_disk_takes_what_fits(tmp_path):
 
 def test_files_of_the_user_are_missed(tmp_path):
     job = data.make_jobs(tmp_path)["pretrain"]
-    jobs.plant(tmp_path / "case", job)
-    assert jobs.lost_files(tmp_path / "case", job) == []
+    contents.plant(tmp_path / "case", job)
+    assert contents.lost_files(tmp_path / "case", job) == []
     (tmp_path / "case" / "run" / "notes.txt").write_text("other")
-    assert jobs.lost_files(tmp_path / "case", job) == ["the user's run/notes.txt was touched"]
+    assert contents.lost_files(tmp_path / "case", job) == ["the user's run/notes.txt was touched"]

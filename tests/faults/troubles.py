@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from faults import jobs
+from faults import contents, jobs
 from faults.disk import Fault
 from faults.jobs import Outcome, Started
 from faults.judge import (
@@ -72,7 +72,7 @@ def some_ranks(reference: Reference, draw: random.Random) -> list[int] | None:
 
 
 def _signal(reference: Reference, number: int, early: bool, folder: Path, draw: random.Random) -> list[Problem]:
-    jobs.plant(folder, reference.job)
+    contents.plant(folder, reference.job)
     started = jobs.start(reference.job, folder, None, reference.ranks)
     if early:
         wait(started, draw.uniform(0, 0.5 * reference.seconds))
@@ -96,11 +96,11 @@ def _signal(reference: Reference, number: int, early: bool, folder: Path, draw: 
     left, newest = check_left(reference, folder, outcome.promised)
     if said and not said[2] and not newest:
         left.append(Problem("lost", f"no checkpoint was saved: {said[0]}"))
-    return found + left + check_resume(reference, folder, newest, other_checkpoints=True)
+    return found + left + check_resume(reference, folder, newest)
 
 
 def _signal_twice(reference: Reference, number: int, folder: Path, draw: random.Random) -> list[Problem]:
-    jobs.plant(folder, reference.job)
+    contents.plant(folder, reference.job)
 
     def count_every_signal() -> None:
         training_signals.SAME_REQUEST_SECONDS = 0.0  # copies of one request arrive within this time
@@ -119,7 +119,7 @@ def _signal_twice(reference: Reference, number: int, folder: Path, draw: random.
     if set(outcome.codes) - {0, -number}:
         found.append(Problem("message", f"exit codes {outcome.codes} after two signals: {outcome.text[0][-300:]!r}"))
     left, newest = check_left(reference, folder, outcome.promised)
-    return found + left + check_resume(reference, folder, newest, other_checkpoints=True)
+    return found + left + check_resume(reference, folder, newest)
 
 
 def has_ended(folder: Path) -> bool:
@@ -148,12 +148,12 @@ def small_files(reference: Reference, count: int) -> Iterator[Case]:
 
 
 def _fill_disk(reference: Reference, fault: Fault, folder: Path, draw: random.Random) -> list[Problem]:
-    jobs.plant(folder, reference.job)
+    contents.plant(folder, reference.job)
     return _after_full(reference, jobs.run(reference.job, folder, fault, reference.ranks), folder)
 
 
 def _limit_files(reference: Reference, size: int, folder: Path, draw: random.Random) -> list[Problem]:
-    jobs.plant(folder, reference.job)
+    contents.plant(folder, reference.job)
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
@@ -184,7 +184,7 @@ def children(pid: int) -> list[int]:
 
 
 def _kill_worker(reference: Reference, folder: Path, draw: random.Random) -> list[Problem]:
-    jobs.plant(folder, reference.job)
+    contents.plant(folder, reference.job)
     started = jobs.start(reference.job, folder, None, reference.ranks)
     rank = draw.randrange(reference.ranks)
     while not started.poll() and len(children(started.pids[rank])) < 2:
@@ -203,13 +203,20 @@ def _kill_worker(reference: Reference, folder: Path, draw: random.Random) -> lis
 
 
 def damages(reference: Reference, stopped: Path, count: int, draw: random.Random) -> Iterator[Case]:
-    """Each file of the newest checkpoint of a run that was stopped, with a flipped bit, cut, emptied, or gone."""
+    """Each file of the newest checkpoint of a run that was stopped, with a flipped bit, cut, emptied, or gone. Every
+    fourth case is another file of the run or of its cache."""
     newest = max((stopped / "run").glob("checkpoint-*"), key=_step)
-    files = sorted(path.relative_to(stopped) for path in newest.iterdir() if path.is_file())
-    ways = [(file, way) for way in ("bit", "cut", "empty", "gone") for file in files]
-    ways += [(draw.choice(files), "bit") for _ in range(count - len(ways))]
-    for file, way in spread(ways, count):
-        yield case(DAMAGE, reference, f"{way}: {file}", _damage, stopped, file, way)
+    for inside, part in ((True, count - count // 4), (False, count // 4)):
+        found = newest.iterdir() if inside else _other_files(stopped)
+        files = sorted(path.relative_to(stopped) for path in found if path.is_file())
+        ways = [(file, way) for way in ("bit", "cut", "empty", "gone") for file in files]
+        ways += [(draw.choice(files), "bit") for _ in range(part - len(ways))]
+        for file, way in spread(ways, part):
+            yield case(DAMAGE, reference, f"{way}: {file}", _damage if inside else _damage_other, stopped, file, way)
+
+
+def _other_files(stopped: Path) -> list[Path]:
+    return [*stopped.glob("latents/*/*"), *stopped.glob("features/*/*"), *(stopped / "run").glob("[cm]*.*l")]
 
 
 def _step(path: Path) -> int:
@@ -239,17 +246,38 @@ def _damage(
     checkpoint = folder / file.parts[0] / file.parts[1]
     outcome = jobs.run(reference.job, folder, None, reference.ranks)
     if outcome.ok:
-        wrong = [name for name in jobs.differences(folder, reference.results) if file.name not in name]
+        wrong = [name for name in contents.differences(folder, reference.results) if file.name not in name]
         if file.name == "digests.json" and way == "gone":  # as in checkpoints of 0.1; nothing else is damaged
             return messages(outcome) + [Problem("differs", text) for text in wrong]
         return [*messages(outcome), Problem("differs", f"the damage was not noticed ({len(wrong)} files differ)")]
     before = checkpoint.with_name(f"checkpoint-{_step(checkpoint) - 1}")
     found = one_sentence(outcome, checkpoint.name, before.name)
-    found += [Problem("lost", text) for text in jobs.lost_files(folder, reference.job)]
+    found += [Problem("lost", text) for text in contents.lost_files(folder, reference.job)]
     if not checkpoint.is_dir() or not before.is_dir():
         return [*found, Problem("lost", "a checkpoint was removed after damage")]
     shutil.rmtree(checkpoint)  # what the sentence advises
     return found + check_resume(reference, folder, _step(before))
+
+
+def _damage_other(
+    reference: Reference, stopped: Path, file: Path, way: str, folder: Path, draw: random.Random
+) -> list[Problem]:
+    """The run may do without the file, or refuses it by its name; then the user removes the file, or the cache."""
+    copy_of(stopped, folder)
+    damage(folder / file, way, draw)
+    newest = max(contents.whole_checkpoints(folder, reference.checkpoints))
+    ignored = ("run/metrics.jsonl",)
+    outcome = jobs.run(reference.job, folder, None, reference.ranks)
+    if outcome.ok:
+        wrong = [text for text in contents.differences(folder, reference.results) if not text.startswith(ignored)]
+        return messages(outcome) + [Problem("differs", text) for text in wrong]
+    # A damaged config.yaml may still be one, with other settings than the command
+    found = one_sentence(outcome, "run" if file.parts[0] == "run" else file.parent.name)
+    if file.parts[0] == "run":
+        (folder / file).unlink(missing_ok=True)
+    else:
+        shutil.rmtree(folder / file.parent)
+    return found + check_resume(reference, folder, newest, ignored=ignored)
 
 
 # --------------------------------------------------------------------------------------------------------- two writers
@@ -261,7 +289,7 @@ def two_writers(reference: Reference, count: int) -> Iterator[Case]:
 
 
 def _two_writers(reference: Reference, folder: Path, draw: random.Random) -> list[Problem]:
-    jobs.plant(folder, reference.job)
+    contents.plant(folder, reference.job)
     first = jobs.start(reference.job, folder, None, reference.ranks)
     wait(first, draw.uniform(0, reference.seconds))
     second = jobs.start(reference.job, folder, None, reference.ranks)
@@ -274,5 +302,5 @@ def _two_writers(reference: Reference, folder: Path, draw: random.Random) -> lis
         found += messages(outcome) if outcome.ok else one_sentence(outcome)
     if not any(ended):
         found.append(Problem("lost", "both writers failed"))
-    found += [Problem("lost", text) for text in jobs.lost_files(folder, reference.job)]
-    return found + [Problem("differs", text) for text in jobs.differences(folder, reference.results)]
+    found += [Problem("lost", text) for text in contents.lost_files(folder, reference.job)]
+    return found + [Problem("differs", text) for text in contents.differences(folder, reference.results)]
