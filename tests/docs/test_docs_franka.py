@@ -49,6 +49,8 @@ def walked(tmp_path_factory):
         write_checkpoint(folder, golden_content("action-conditioned"), "vjepa2-ac-vitg.pt")
         ran = []
         for command in commands("franka.md"):
+            if any("droid" in part.lower() for part in command):
+                continue  # data that is not here; tests/data/test_resampling.py runs the script
             program = command[2] if command[1] == "-m" else command[1]
             ran.append(Path(program).name)
             if program == "vjepa2_hf.convert_checkpoints":  # sizes that tensors cannot tell

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import hashlib
 import itertools
-import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from ..configuration_vjepa2 import check
+from ..specs import check_count, check_fraction, check_number, refuse
 from ..video_io import ReadLimits, VideoReader
 from .lerobot import BAD_EPISODE, LeRobotDataset, check_fps, describe, open_lerobot
 from .shards import ShardSource, open_stream
@@ -38,8 +38,9 @@ class EpisodeSource:
     """Frames per second of HDF5 and npz files, which are imported as shards first."""
 
     def __post_init__(self):
-        positive = isinstance(self.weight, (int, float)) and 0 < self.weight < math.inf
-        check(positive, f"The weight of {self.path!r} is {self.weight!r}, but it must be positive.")
+        if not isinstance(self.path, (str, os.PathLike)):
+            refuse("path", self.path, "a folder, a file or a dataset on the Hub")
+        check_number(f"The weight of {os.fspath(self.path)!r}", self.weight, above=0)
         if self.fps is not None:
             check_fps(self.fps)
 
@@ -82,10 +83,9 @@ def read_episodes(
         ValueError: an episode's actions or states have another size than those before; there is no valid episode, no
             column of actions, or no such camera.
     """
-    fits = isinstance(frame_skip, int) and frame_skip > 0
-    check(fits, f"frame_skip is {frame_skip!r}, but it must be at least 1 (every frame).")
-    enough = max_episodes is None or (isinstance(max_episodes, int) and max_episodes > 0)
-    check(enough, f"max_episodes is {max_episodes!r}, but at least 1 must be read; None reads all.")
+    frame_skip = check_count("frame_skip", frame_skip)
+    if max_episodes is not None:
+        check_count("max_episodes", max_episodes)
     source = _open_source(data, camera, columns, limits)
     source.skipped = source.skipped if skipped is None else skipped
     count, sizes = 0, ()
@@ -174,6 +174,8 @@ def _open_source(
     columns: dict[str, list[str]] | None = None,
     limits: ReadLimits | None = None,
 ) -> ShardSource | LeRobotDataset:
+    if not isinstance(data, (str, os.PathLike)):
+        refuse("data", data, "a folder, a file or a dataset on the Hub")
     lerobot = open_lerobot(data, camera, columns, limits)
     for name, value in {"camera": camera, "columns": columns}.items():
         if lerobot is None and value:
@@ -273,8 +275,7 @@ def split_episodes(ids: Sequence[str], validation_fraction: float) -> list[bool]
 
 def held_out_of(ids: Iterable[str], validation_fraction: float) -> Callable[[str], bool]:
     """`split_episodes` as a function of one id. Reads `ids` until both sides have one."""
-    is_fraction = 0 <= validation_fraction <= 1
-    check(is_fraction, f"validation_fraction is {validation_fraction}, but a fraction from 0 to 1 is expected.")
+    check_fraction("validation_fraction", validation_fraction)
     bound = validation_fraction * 2**64
     lowest, highest = 2**64, -1
     for name in ids if 0 < validation_fraction < 1 else ():
@@ -288,4 +289,6 @@ def held_out_of(ids: Iterable[str], validation_fraction: float) -> Callable[[str
 
 def _hash(name: str) -> int:
     """0 to 2**64 - 1, the same on every machine."""
+    if not isinstance(name, str):
+        refuse("The id of an episode", name, "text")
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")

@@ -20,6 +20,7 @@ from datasets import Features, List, Value, Video
 from tqdm.auto import tqdm
 
 from ..configuration_vjepa2 import check
+from ..specs import check_choice, check_count
 from ..video_io import read_image
 from .boundaries import NO_ENDS, find_starts, kind_of
 from .lerobot import check_fps
@@ -66,9 +67,9 @@ class ImportOptions:
 
     def __post_init__(self):
         for name, least in (("num_shards", 1), ("height", 2), ("crf", 0)):
-            value = getattr(self, name)
-            fits = value is None or (isinstance(value, int) and value >= least)
-            check(fits, f"{name} is {value!r}, but a whole number of at least {least} is expected.")
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name), least)
+        check_choice("spare_action", self.spare_action, ("last", "first"))
         check_fps(self.fps)
 
 

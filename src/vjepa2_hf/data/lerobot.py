@@ -32,6 +32,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..configuration_vjepa2 import check
+from ..specs import as_number
+from ..specs import describe as describe_value
 from ..video_io import ReadLimits, VideoDecodeError, VideoReader, read_image
 
 
@@ -304,9 +306,9 @@ def is_hub_id(data: str) -> bool:
 
 def check_fps(fps: Any, name: str = "fps") -> None:
     """Refuses anything but a positive, finite number of frames per second."""
-    is_number = isinstance(fps, (int, float, np.number)) and not isinstance(fps, bool)
-    expected = "a positive number of frames per second is expected"
-    check(is_number and 0 < fps < math.inf, f"{name} is {fps!r}, but {expected}.")
+    number = as_number(fps)
+    fits = number is not None and 0 < number < math.inf
+    check(fits, f"{name} is {describe_value(fps)}, but a positive number of frames per second is expected.")
 
 
 def describe(error: BaseException) -> str:

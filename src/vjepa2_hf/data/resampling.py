@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from ..configuration_vjepa2 import check
 from ..pose import pose_difference
+from ..specs import check_choice, check_count
 from .episodes import read_episodes
 from .importers import shrink_frame
 from .lerobot import BAD_EPISODE, check_fps, describe
@@ -54,8 +55,10 @@ class ResampleOptions:
 
     def __post_init__(self):
         check_fps(self.fps)
-        known = ("sum", "mean", "last", "pose_delta")
-        check(self.actions in known, f"actions is {self.actions!r}; expected one of {', '.join(known)}.")
+        check_choice("actions", self.actions, ("sum", "mean", "last", "pose_delta"))
+        for name, least in (("num_shards", 1), ("height", 2), ("crf", 0), ("max_episodes", 1)):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name), least)
 
     @property
     def columns(self) -> dict[str, list[str]]:
