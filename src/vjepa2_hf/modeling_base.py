@@ -20,7 +20,7 @@ from transformers.utils.output_capturing import OutputRecorder
 
 from .configuration_vjepa2 import TRANSFORMERS_MODEL_TYPE, config_of, refuse_missing_folder, transformers_format
 from .modeling_layers import VJepa2Attention, VJepa2Layer
-from .specs import check_fraction, refuse
+from .specs import check_flag, check_fraction, refuse
 
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class VJepa2PreTrainedModel(PreTrainedModel):
             FileNotFoundError: a local folder that does not exist.
             ValueError: a folder of another model, missing or corrupt weights, or weights that do not fit the config.
         """
-        path = pretrained_model_name_or_path
+        path, allow_missing = pretrained_model_name_or_path, check_flag("allow_missing", allow_missing)
         if path is None:
             return super().from_pretrained(None, *args, **kwargs)
         given = getattr(kwargs.get("config"), "model_type", None)
@@ -264,7 +264,10 @@ def read_config_dict(path: str | os.PathLike, options: dict) -> dict:
         )
     hub = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
     hub = {key: options[key] for key in hub if key in options}
-    config = PreTrainedConfig.get_config_dict(path, **hub)[0]
+    try:
+        config = PreTrainedConfig.get_config_dict(path, **hub)[0]
+    except OSError as error:
+        raise OSError(f"No model loads from {os.fspath(path)!r}: {' '.join(str(error).split())}") from error
     config = config if options.get("config") else config_of(path, config)
     if not isinstance(config, dict):
         raise ValueError(f"config.json of {path} is not a JSON object; expected the config of a model.")

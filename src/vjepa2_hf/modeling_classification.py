@@ -180,37 +180,10 @@ class VJepa2ForVideoClassification(_TokenClassifier, VJepa2PreTrainedModel):
 
     def classification_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The loss of `config.problem_type`; shapes as in `forward`."""
-        labels = self._checked_labels(logits, labels)
+        labels = checked_labels(self.config, logits.shape[:-1], labels)
         if self.config.labels_per_frame:
             logits, labels = logits.flatten(0, 1), labels.flatten(0, 1)
         return self.loss_function(labels=labels, pooled_logits=logits.float(), config=self.config)
-
-    def _checked_labels(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Labels that fit logits (B, C) or (B, T', C), in the dtype of the loss; their range is checked on the CPU
-        only, where reading it needs no synchronization."""
-        classes, leading, kind = self.config.num_labels, tuple(logits.shape[:-1]), self.config.problem_type
-        if not isinstance(labels, torch.Tensor) or labels.is_complex():
-            refuse("labels", labels, f"a tensor of class numbers {leading}, or of numbers {(*leading, classes)}")
-        whole = not labels.is_floating_point() and labels.dtype != torch.bool
-        if kind is None:  # as transformers' loss chooses, which then keeps the choice in the config
-            several = "single_label_classification" if whole else "multi_label_classification"
-            kind = several if classes > 1 else "regression"
-        single = kind == "single_label_classification"
-        expected = [leading] if single else [(*leading, classes), *[leading] * (classes == 1)]
-        if tuple(labels.shape) not in expected or (single and not whole):
-            numbers = "integers, class numbers" if single else "numbers"
-            refuse("labels", labels, f"{numbers} of shape {expected[0]}, for problem_type {kind!r}")
-        labels = labels.long() if single else labels.to(torch.float32)
-        if torch.compiler.is_compiling() or labels.device.type != "cpu":
-            return labels
-        lowest, highest = labels.min(), labels.max()  # NaN, if there is one
-        if single and not (lowest >= 0 and highest < classes):
-            raise ValueError(f"labels lie in {lowest} to {highest}; expected class numbers, 0 to {classes - 1}.")
-        if kind == "multi_label_classification" and not (lowest >= 0 and highest <= 1):
-            raise ValueError(f"labels lie in {lowest} to {highest}; expected 0 to 1, for several labels per clip.")
-        if not (torch.isfinite(lowest) and torch.isfinite(highest)):
-            raise ValueError(f"labels lie in {lowest} to {highest}; expected finite numbers.")
-        return labels
 
     def encode_tokens(self, pixel_values_videos: torch.Tensor) -> tuple[torch.Tensor, int]:
         """Clips (B, T, C, H, W) -> tokens (B, N, D) and T' for `classify`, including `config.predicted_frames`."""
@@ -261,6 +234,36 @@ class VJepa2ForVideoClassification(_TokenClassifier, VJepa2PreTrainedModel):
             init.ones_(module.std)
             for buffer in (module.mean, module.features, module.targets):
                 init.zeros_(buffer)
+
+
+def checked_labels(
+    config: VJepa2VideoClassificationConfig, leading: tuple[int, ...], labels: torch.Tensor
+) -> torch.Tensor:
+    """Labels for logits (B, C) or (B, T', C), `leading` without C, in the dtype of the loss. Their range is checked on
+    the CPU only, where reading it needs no synchronization."""
+    classes, leading, kind = config.num_labels, tuple(leading), config.problem_type
+    if not isinstance(labels, torch.Tensor) or labels.is_complex():
+        refuse("labels", labels, f"a tensor of class numbers {leading}, or of numbers {(*leading, classes)}")
+    whole = not labels.is_floating_point() and labels.dtype != torch.bool
+    if kind is None:  # as transformers' loss chooses, which then keeps the choice in the config
+        several = "single_label_classification" if whole else "multi_label_classification"
+        kind = several if classes > 1 else "regression"
+    single = kind == "single_label_classification"
+    expected = [leading] if single else [(*leading, classes), *[leading] * (classes == 1)]
+    if tuple(labels.shape) not in expected or (single and not whole):
+        numbers = "integers, class numbers" if single else "numbers"
+        refuse("labels", labels, f"{numbers} of shape {expected[0]}, for problem_type {kind!r}")
+    labels = labels.long() if single else labels.to(torch.float32)
+    if torch.compiler.is_compiling() or labels.device.type != "cpu":
+        return labels
+    lowest, highest = labels.min(), labels.max()  # NaN, if there is one
+    if single and not (lowest >= 0 and highest < classes):
+        raise ValueError(f"labels lie in {lowest} to {highest}; expected class numbers, 0 to {classes - 1}.")
+    if kind == "multi_label_classification" and not (lowest >= 0 and highest <= 1):
+        raise ValueError(f"labels lie in {lowest} to {highest}; expected 0 to 1, for several labels per clip.")
+    if not (torch.isfinite(lowest) and torch.isfinite(highest)):
+        raise ValueError(f"labels lie in {lowest} to {highest}; expected finite numbers.")
+    return labels
 
 
 class VJepa2Neighbors(nn.Module):

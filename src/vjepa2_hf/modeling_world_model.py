@@ -452,7 +452,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             generator = torch.Generator().manual_seed(0) if generator is None else generator
             noise = self._noise((num_samples, actions.shape[2]), latents.shape[2], generator)
             noise = noise.expand(len(actions), -1, -1, -1)  # (B, K, P, Z + N · D)
-            chunk_size = max(1, chunk_size // num_samples)  # samples of a candidate stay together
+            chunk_size = max(1, chunk_size // int(num_samples))  # samples of a candidate stay together
         context = (context_actions, proprio_states, extrinsics)
         arguments = (terms, latents, (goal, goal_states), context, chunk_size, noise)
         with torch.set_grad_enabled(torch.is_grad_enabled() and actions.requires_grad):

@@ -158,7 +158,7 @@ def test_any_settings_give_frames_of_the_video_in_order_and_the_same_again(
         ({"speed": (2.0, 1.0)}, "speed is"),
         ({"frame_jitter": 0.6}, "frame_jitter is 0.6"),
         ({"motion_weight": 2}, "motion_weight is 2"),
-        ({"short_videos": "drop"}, "'repeat' or 'skip'"),
+        ({"short_videos": "drop"}, "expected one of 'repeat', 'skip'"),
         ({"min_frames": 0}, "min_frames is 0"),
     ],
 )

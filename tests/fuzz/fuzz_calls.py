@@ -21,6 +21,7 @@ import vjepa2_hf as package
 from vjepa2_hf import masking, planning, pose
 from vjepa2_hf.configuration_vjepa2 import VJepa2EncoderConfig
 from vjepa2_hf.data import clips, episodes, sampling
+from vjepa2_hf.hub.conversion import convert
 from vjepa2_hf.metrics.class_mean_recall.class_mean_recall import class_mean_recall
 from vjepa2_hf.metrics.confusion_matrix.confusion_matrix import confusion_matrix
 from vjepa2_hf.metrics.latent_rollout.latent_rollout import RolloutScores
@@ -31,6 +32,9 @@ from vjepa2_hf.metrics.top_k_accuracy.top_k_accuracy import is_in_top_k
 from vjepa2_hf.planning.constraints import build_constraints
 from vjepa2_hf.planning.search import shift_plan
 from vjepa2_hf.planning.solvers import SOLVERS, build_solver
+from vjepa2_hf.probing.labeled_clips import ClipViews
+from vjepa2_hf.probing.sweep import ProbeSweep
+from vjepa2_hf.specs import is_integer
 from vjepa2_hf.training import schedules
 from vjepa2_hf.training.settings import load_config
 from vjepa2_hf.video_io import VideoReader, read_image, read_video
@@ -78,9 +82,28 @@ def model(name: str) -> Any:
         "detector": lambda: package.VJepa2AnomalyDetector(
             model("masked"), model("processor"), context_frames=2, future_frames=2, device="cpu"
         ),
+        "linear": lambda: package.VJepa2ForVideoClassification.from_encoder(
+            model("encoder"), pooler_type="linear", num_labels=3, problem_type="single_label_classification"
+        ),
+        "stochastic": lambda: builders.build_planner(stochastic_dim=2).model,
+        "discrete": lambda: builders.build_planner(action_type="discrete", solver="categorical_cem").model,
+        "tables": lambda: package.VJepa2Encoder(
+            VJepa2EncoderConfig(
+                **builders.TINY_ENCODER, position_embedding_type="learned", attention_type="factorized"
+            )
+        ).eval(),
+        "folder": lambda: saved(model("encoder")),
         "reader": lambda: VideoReader(builders.numbered_video(8)),
     }  # fmt: skip
     return makers[name]()
+
+
+def saved(encoder: package.VJepa2Encoder) -> str:
+    """The folder of a model, removed at the end of the process."""
+    folder = tempfile.mkdtemp(prefix="vjepa2-fuzz-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    encoder.save_pretrained(folder)
+    return folder
 
 
 def rand(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -98,6 +121,16 @@ def as_floats(value: Any) -> torch.Tensor | None:
         return value.detach().double() if not value.is_complex() else None
     except (TypeError, ValueError, RuntimeError):
         return None
+
+
+def whole_numbers(kinds: dict[str, str]) -> Callable[[Any, dict], bool]:
+    """That the integers among the arguments are integers."""
+    names = [name for name, kind in kinds.items() if kind in ("integer", "seed")]
+
+    def holds(result: Any, given: dict) -> bool:
+        return all(given[name] is None or is_integer(given[name]) for name in names)
+
+    return holds
 
 
 def is_finite(value: Any) -> bool:
@@ -764,8 +797,8 @@ def data_calls() -> list[Call]:
              in_api=False, owner="shuffle"),
         Call("ClipStream", lambda **given: clips.ClipStream(shards(), **given),
              lambda: {"frames_per_clip": 4, "crop_size": 16, "clips_per_video": 1, "seed": 0, "rank": 0,
-                      "max_skipped_fraction": 0.5, "world_size": 1, "epochs": 1}, stream, in_api=False,
-             owner="shuffle"),
+                      "max_skipped_fraction": 0.5, "world_size": 1, "epochs": 1}, stream, whole_numbers(stream),
+             in_api=False, owner="shuffle"),
         Call("split_episodes", episodes.split_episodes, lambda: {"ids": ["a", "b"], "validation_fraction": 0.5},
              {"validation_fraction": "fraction"}, in_api=False, owner="episodes"),
         Call("read_episodes", lambda **given: next(episodes.read_episodes(folder, camera=camera, **given)),
@@ -792,8 +825,78 @@ def setting_calls() -> list[Call]:
     return [
         Call("load_config", load_tiny, lambda: dict(right), kinds, in_api=False, owner="checkpoints"),
         Call("TrainingConfig", lambda **given: builders.TinyRunConfig(output_dir="x", **given), lambda: dict(right),
-             {name: kind for name, kind in kinds.items() if name not in ("encoder", "scale")}, in_api=False,
-             owner="checkpoints"),
+             {name: kind for name, kind in kinds.items() if name not in ("encoder", "scale")},
+             whole_numbers(kinds), in_api=False, owner="checkpoints"),
+    ]  # fmt: skip
+
+
+def probe_calls() -> list[Call]:
+    def sweep(settings, features, labels):
+        return ProbeSweep(model("linear"), settings)(features, labels)
+
+    views = {
+        "frames_per_clip": "integer",
+        "fps": "number",
+        "speed": "number",
+        "segments": "integer",
+        "crops": "integer",
+    }
+    views |= {"shuffle_time": "flag", "seed": "seed", "anticipate_frames": "integer"}
+    views_right = {"frames_per_clip": 4, "fps": 4.0, "speed": 1.0, "segments": 1, "crops": 1, "shuffle_time": False}
+
+    return [
+        Call("ProbeSweep", sweep,
+             lambda: {"settings": [(0.1, 0.0), (0.2, 0.1)], "features": rand(2, 24), "labels": torch.tensor([0, 2])},
+             {"settings": "vector", "features": "tensor", "labels": "tensor"}, finite_in_finite_out, in_api=False),
+        Call("ClipViews", ClipViews, lambda: {**views_right, "seed": 0, "anticipate_frames": None}, views,
+             whole_numbers(views), in_api=False, owner="rows"),
+    ]  # fmt: skip
+
+
+def folder_calls() -> list[Call]:
+    def converted(**given):
+        with tempfile.TemporaryDirectory() as out:
+            return convert(out_dir=f"{out}/converted", **given).name
+
+    settings = {"to": "choice", "component": "choice", "encoder": "choice", "source": "choice", "settings": "choice"}
+    return [
+        Call("convert", converted, lambda: {"source": model("folder"), "to": "transformers",
+             "component": None, "encoder": None, "settings": None}, settings, in_api=False),
+        Call("from_pretrained", package.VJepa2Encoder.from_pretrained,
+             lambda: {"pretrained_model_name_or_path": model("folder"), "component": None, "allow_missing": False},
+             {"pretrained_model_name_or_path": "choice", "component": "choice", "allow_missing": "flag"}),
+    ]  # fmt: skip
+
+
+def variant_calls() -> list[Call]:
+    """Models with optional parts."""
+
+    def collated(**given):
+        clip = {"pixel_values_videos": rand(4, 3, 32, 32), "seed": 1}
+        return clips.MaskCollator([masking.FutureMask()], **given)([clip, clip])
+
+    latents, goal = rand(2, 1, 16, 24), rand(2, 1, 16, 24)
+    return [
+        Call("encoder with tables", lambda **given: model("tables")(**given).last_hidden_state,
+             lambda: {"pixel_values_videos": builders.clips(), "context_mask": ids(0, 3, 9)},
+             {"pixel_values_videos": "tensor", "context_mask": "tensor"}, finite_in_finite_out),
+        Call("score with samples", lambda **given: model("stochastic").score(latents, goal, **given),
+             lambda: {"actions": rand(2, 3, 2, 2), "num_samples": 2, "uncertainty_weight": 0.1, "generator": None},
+             {"actions": "tensor", "num_samples": "integer", "uncertainty_weight": "number", "generator": "choice"},
+             finite_in_finite_out),
+        Call("discrete rollout", lambda **given: model("discrete").rollout(latents, **given),
+             lambda: {"actions": torch.tensor([[0, 1], [1, 0]])}, {"actions": "tensor"}, finite_in_finite_out),
+        Call("planner goals", lambda goal, **given: model("planner")(
+             builders.OBSERVATION, goals=[builders.GOAL, goal], **given)["actions"],
+             lambda: {"goal": builders.OTHER, "goal_index": 1, "goal_threshold": 0.1},
+             {"goal": "image", "goal_index": "integer", "goal_threshold": "number"},
+             lambda actions, given: is_finite(actions)),
+        Call("planner batch", lambda goal, **given: model("planner")(
+             [builders.OBSERVATION] * 2, [builders.GOAL, goal], **given)[1]["actions"],
+             lambda: {"goal": builders.OTHER, "seed": 1, "warm_start": None},
+             {"goal": "image", "seed": "seed", "warm_start": "vector"}, lambda actions, given: is_finite(actions)),
+        Call("MaskCollator", collated, lambda: {"patch_size": 8, "tubelet_size": 2, "seed": 0},
+             {"patch_size": "integer", "tubelet_size": "integer", "seed": "seed"}, in_api=False, owner="shuffle"),
     ]  # fmt: skip
 
 
@@ -809,6 +912,6 @@ def all_calls() -> list[Call]:
     groups = (
         config_calls, encoder_calls, masked_calls, classifier_calls, world_model_calls, planner_calls, solver_calls,
         term_calls, mask_calls, processor_calls, pipeline_calls, metric_calls, schedule_calls, data_calls,
-        setting_calls, pose_calls,
+        setting_calls, pose_calls, probe_calls, folder_calls, variant_calls,
     )  # fmt: skip
     return [call for group in groups for call in group()]

@@ -38,7 +38,7 @@ class DecayedConfig(TinyRunConfig):
         ({"num_threads": -1}, "num_threads must be at least 1, got -1"),
         ({"seed": -1}, "seed must lie in 0 to"),
         ({"keep_last": 0}, "keep_last"),
-        ({"gradient_clipping": float("nan")}, "gradient_clipping must be above 0, got nan"),
+        ({"gradient_clipping": float("nan")}, "gradient_clipping is nan; expected a number or None"),
         ({"weight_decay": -0.1}, "A weight decay is a number of at least 0, but weight_decay is -0.1"),
     ],
 )

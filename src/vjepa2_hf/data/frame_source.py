@@ -15,6 +15,7 @@ import PIL.Image
 import torch
 
 from ..configuration_vjepa2 import check
+from ..specs import describe
 
 
 class FrameSource:
@@ -38,6 +39,9 @@ class FrameSource:
     def __init__(self, video: Any, processor: Any = None, fallback: Any = None, stride: int = 1):
         check(stride > 0, f"stride is {stride}; expected 1 (every frame) or more.")
         if isinstance(video, dict):  # a row's video as datasets gives it undecoded
+            check(
+                video.get("bytes") or video.get("path"), f"The video is {describe(video)}; expected bytes or a path."
+            )
             video = video["path"] if video.get("bytes") is None else video["bytes"]
         self.stride, self.fps = stride, None
         self.is_file = isinstance(video, (str, os.PathLike, bytes, bytearray))

@@ -5,6 +5,7 @@ Legend: T frames of a clip.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +14,9 @@ import numpy as np
 import torch
 
 from ..configuration_vjepa2 import check
+from ..specs import check_count
 from ..video_io import VideoReader
+from .typed_fields import check_fields
 
 
 _SLACK = 5e-4  # seconds, so that rounding makes no video too short for a clip
@@ -48,10 +51,14 @@ class FrameSampler:
     position: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         speed, rates = self.speed, self._rates
         rules = {
-            "fps": (self.fps is None or rates and min(rates) > 0, "a positive number, several of them, or None"),
-            "speed": (len(speed) == 2 and 0 < speed[0] <= speed[1], "two factors, 0 < low <= high"),
+            "fps": (
+                self.fps is None or rates and 0 < min(rates) <= max(rates) < math.inf,
+                "a positive number, several of them, or None",
+            ),
+            "speed": (0 < speed[0] <= speed[1] < 1e6, "two factors, 0 < low <= high"),
             "frame_jitter": (0 <= self.frame_jitter <= 0.5, "0 to 0.5 of the interval"),
             "motion_weight": (0 <= self.motion_weight <= 1, "0 to 1"),
             "short_videos": (self.short_videos in ("repeat", "skip"), "'repeat' or 'skip'"),
@@ -153,6 +160,9 @@ class FramesCurriculum:
     by: Literal["step", "epoch"] = "step"
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        check_count("batch_size of the frames curriculum", self.batch_size)
+        check_count("gradient_accumulation_steps of the frames curriculum", self.gradient_accumulation_steps)
         positions = [position for position, _ in self.stages]
         check(self.by in ("step", "epoch"), f"The frames curriculum counts {self.by!r}; expected 'step' or 'epoch'.")
         in_order = positions and positions[0] == 0 and sorted(set(positions)) == positions

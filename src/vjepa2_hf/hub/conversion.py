@@ -24,6 +24,7 @@ from ..modeling_classification import VJepa2ForVideoClassification
 from ..modeling_encoder import VJepa2Encoder
 from ..modeling_masked_latent import VJepa2ForMaskedLatentPrediction
 from ..modeling_world_model import VJepa2WorldModel
+from ..specs import refuse
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from .inferred_config import CONFIGS, published_config, settings_to_read_back, split_settings
 from .model_card import CardFacts
@@ -83,6 +84,11 @@ def convert(
     """
     if to not in FORMATS:
         raise ValueError(f"to is {to!r}; expected one of {', '.join(map(repr, FORMATS))}.")
+    for name, path in {"source": source, "encoder": encoder}.items():
+        if not isinstance(path, (str, os.PathLike)) and (path is not None or name == "source"):
+            refuse(name, path, "a file, a folder or a Hub id")
+    if settings is not None and not isinstance(settings, Mapping):
+        refuse("settings", settings, "a dict of config fields, or None")
     source, out = os.fspath(source), Path(out_dir).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out_dir} exists and is not an empty folder: choose another OUT_DIR.")

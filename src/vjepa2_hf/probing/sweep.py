@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..modeling_classification import VJepa2ForVideoClassification, VJepa2ProbeHead
+from ..modeling_classification import VJepa2ForVideoClassification, VJepa2ProbeHead, checked_labels
+from ..specs import check_number, check_tensor, refuse
 from ..training.schedules import parameter_groups
 
 
@@ -42,6 +43,14 @@ class ProbeSweep(nn.Module):
         gradient_checkpointing: bool = False,
     ):
         super().__init__()
+        are_pairs = isinstance(settings, (list, tuple)) and all(
+            isinstance(each, (list, tuple)) and len(each) == 2 for each in settings
+        )
+        if not are_pairs or not settings:
+            refuse("settings", settings, "pairs (peak learning rate, weight decay), at least one")
+        for rate, decay in settings:
+            check_number("the learning rate of a head in settings", rate, at_least=0)
+            check_number("the weight decay of a head in settings", decay, at_least=0)
         self.config, self.settings = model.config, list(settings)
         self.heads = nn.ModuleList(VJepa2ProbeHead(model) for _ in settings)
         self.gradient_checkpointing = gradient_checkpointing
@@ -59,6 +68,11 @@ class ProbeSweep(nn.Module):
             features: tokens (B, N, D) for attentive heads, `model.pool` of them for linear ones: (B, D) or (B, T', D).
             steps: T', needed by attentive heads with labels per frame or positions in time.
         """
+        size = self.heads[0].classifier.in_features
+        features = check_tensor("features", features)
+        features = features.float() if features.dtype == torch.float64 else features
+        if features.ndim < 2 or features.shape[-1] != size:
+            raise ValueError(f"features have shape {tuple(features.shape)}; expected (B, N, {size}) or (B, {size}).")
         if self.config.pooler_type == "attentive":
             if self.gradient_checkpointing and self.training:
                 return torch.stack([checkpoint(head, features, steps, use_reentrant=False) for head in self.heads])
@@ -71,7 +85,9 @@ class ProbeSweep(nn.Module):
 
     def forward(self, features: torch.Tensor, labels: torch.Tensor, steps: int | None = None) -> torch.Tensor:
         """The mean loss of each head, (H,), on labels in the format of the classifier."""
-        logits = self.logits(features, steps).float().flatten(1, -2)
+        logits = self.logits(features, steps).float()
+        labels = checked_labels(self.config, logits.shape[1:-1], labels)
+        logits = logits.flatten(1, -2)
         kind, functional = self.config.problem_type, nn.functional
         if kind == "single_label_classification":
             labels = labels.flatten().expand(len(logits), -1)

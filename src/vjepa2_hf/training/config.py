@@ -11,6 +11,11 @@ config = parse_arguments(MyConfig, __doc__)
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from ..data.typed_fields import check_fields
+
+
+MAX_THREADS = 1024  # more end torch with a segmentation fault
+
 
 @dataclass(kw_only=True)
 class TrainingConfig:
@@ -50,9 +55,14 @@ class TrainingConfig:
     """Old names of settings, which configs and the command line may still use, and the new ones."""
 
     def __post_init__(self):
+        check_fields(self)
         self.require_positive(
             "max_steps", "batch_size", "gradient_accumulation_steps", "log_every", "save_every", "num_threads"
         )
+        if self.num_threads is not None and self.num_threads > MAX_THREADS:
+            raise ValueError(f"num_threads is {self.num_threads}, expected at most {MAX_THREADS}.")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers is {self.num_workers}, expected 0 (none) or more processes.")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must lie in 0 to {2**32 - 1}, got {self.seed}.")
         if self.keep_last is not None and self.keep_last < 1:

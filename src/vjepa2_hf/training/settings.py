@@ -330,6 +330,8 @@ def _convert(expected: Any, value: Any, key: str) -> Any:
     if origin is dict and isinstance(value, dict):
         return {name: _convert(arguments[1], item, f"{key}.{name}") for name, item in value.items()}
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) >= 2**1023:
+            raise ValueError(f"The key {key!r} must be a number, got an integer of {value.bit_length()} bits.")
         return float(value)
     kind = origin or expected
     # A bool is an int in Python, but `seed: true` is a mistake
