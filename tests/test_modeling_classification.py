@@ -351,8 +351,8 @@ class TestAnticipation:
     @pytest.mark.parametrize(
         ("fields", "said"),
         [
-            ({"predicted_frames": 3}, "predicted_frames is 3 and predictor_config"),
-            ({"predicted_frames": 0}, "predicted_frames is 0 and predictor_config"),
+            ({"predicted_frames": 3}, "predicted_frames is 3, skipped_frames 0 and predictor_config"),
+            ({"predicted_frames": 0}, "predicted_frames is 0, skipped_frames 0 and predictor_config"),
             ({"predicted_frames": 2, "skipped_frames": 1}, "skipped_frames is 1; expected a multiple"),
             ({"predicted_frames": 2, "pooler_type": "linear"}, "needs pooler_type 'attentive'"),
             ({"predicted_frames": 2, "encoder_layers": [0, 1]}, "encoder_layers None; got"),

@@ -62,11 +62,6 @@ def check_count(name: str, value: Any, lowest: int = 1, highest: int = LARGEST_C
     return int(value)
 
 
-def check_seed(name: str, value: Any) -> int:
-    """An integer that `torch.Generator.manual_seed` takes."""
-    return check_count(name, value, -(2**63), 2**64 - 1)
-
-
 def check_number(
     name: str,
     value: Any,

@@ -17,7 +17,7 @@ from ..planning import Cost, LatentDistance, build_constraints, build_cost, shif
 from ..planning.constraints import for_every_action
 from ..planning.landscape import Grid, plot_landscape
 from ..planning.search import check_budget, numbers_of
-from ..specs import check_number, check_seed, refuse
+from ..specs import check_count, check_number, refuse
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from . import planner_inputs
 from .base import VideoPipeline
@@ -27,6 +27,7 @@ from .planner_settings import check_samples, choose_cost, choose_solver, search_
 # Arguments of transformers' `pipeline` that are not settings of the solver
 PIPELINE_ARGUMENTS = ("tokenizer", "feature_extractor", "image_processor", "processor", "binary_output", "args_parser")
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
+SEEDS = (-(2**63), 2**64 - 1)  # the smallest and the largest of torch
 NUMBERS = ("proprio_state", "context_actions", "extrinsics", "goal_proprio_state")
 
 
@@ -201,7 +202,7 @@ class VJepa2Planner(VideoPipeline):
             elites). With `goals` also "goal_index" of the current goal, and "goal_distance" from the observation.
         """
         end = None if budget_ms is None else time.perf_counter() + check_budget(budget_ms) / 1000
-        seed = None if seed is None else check_seed("seed", seed)
+        seed = None if seed is None else check_count("seed", seed, *SEEDS)
         goal_threshold = check_number("goal_threshold", goal_threshold, at_least=0)
         numbers = dict(zip(NUMBERS, (proprio_state, context_actions, extrinsics, goal_proprio_state), strict=True))
         search = {"seed": seed, "end": end, "goal_threshold": goal_threshold, "solver": self.solver}
