@@ -35,6 +35,7 @@ from vjepa2_hf.data.elastic import redistribute
 from vjepa2_hf.data.sampling import FrameSampler
 from vjepa2_hf.data.skip_log import SkipLog
 from vjepa2_hf.masking import build_mask_samplers
+from vjepa2_hf.probing.pretraining_evaluation import PretrainingEvaluation
 from vjepa2_hf.training.flops import batch_flops
 from vjepa2_hf.training.loop import TrainingLoop
 from vjepa2_hf.training.monitor import CollapseWatch
@@ -226,6 +227,7 @@ def train(config: PretrainConfig) -> None:
         watch.replay(iterate_metrics(config.output_dir), config.normalize_targets)
 
     batches, objective = read_batches(loop, loader, skipped), Objective(loop)
+    evaluation = PretrainingEvaluation(loop, processor)
     for step in loop.steps():
         set_weight_decay(optimizer, loop.scheduled["weight_decay"])
         metrics = loop.update(batches, objective)
@@ -233,6 +235,7 @@ def train(config: PretrainConfig) -> None:
         if loop.is_logged(step):
             everyones = accelerator.reduce(torch.tensor(len(skipped), device=accelerator.device), "sum").item()
             metrics |= {**objective.meters, "skipped": everyones, **loop.throughput.read("clips")}
+            metrics |= evaluation(plain)
             warning = watch.update({"step": step, **metrics}, config.normalize_targets, metrics["ema_momentum"])
             if warning and config.target_type != "pixels" and accelerator.is_main_process:
                 logger.warning(warning)

@@ -159,8 +159,9 @@ class TrainingLoop:
             self.save_checkpoint()
 
     def is_logged(self, step: int) -> bool:
-        """Whether the metrics of a step are logged: every `log_every` steps and at the end."""
-        return step % self.config.log_every == 0 or step == self.config.max_steps
+        """Whether the metrics of a step are logged: every `log_every` steps, with an evaluation, and at the end."""
+        evaluated = getattr(self.config, "eval_every", None) and step % self.config.eval_every == 0
+        return evaluated or step % self.config.log_every == 0 or step == self.config.max_steps
 
     def log(self, metrics: dict[str, Any], *shown: str) -> None:
         """Logs the metrics of the current step; those named in `shown`, or `loss`, appear in the progress bar."""

@@ -124,6 +124,13 @@ class Throughput:
         yield
         self.waited += time.perf_counter() - before
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time inside the block out of the reading."""
+        before = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - before
+
     def read(self, unit: str) -> dict[str, float]:
         """`<unit>_per_second` over all processes, `data_wait` (0 to 1) and, for devices with a known peak,
         `model_flops_utilization` (0 to 1) of this process. Starts a new reading."""

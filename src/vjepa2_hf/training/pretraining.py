@@ -107,12 +107,29 @@ class PretrainConfig(TrainingConfig):
     decay_mask_tokens: bool = True
     """Weight decay on the predictor's mask tokens (published); biases and norms never have it."""
 
+    # Evaluation; it does not change what is learned
+    eval_every: int | None = None
+    """Steps between two evaluations, with one more at the end; null: none."""
+    eval_data: str | None = None
+    """Held-out clips, as in `data`. Their loss is logged as eval_loss."""
+    eval_clips: int = 256
+    """Largest number of clips of eval_data, over all processes."""
+    eval_probe_data: str | None = None
+    """Labeled clips, one folder per class or a column `label`; all are used. The accuracy of nearest neighbors on the
+    target encoder's features is logged as eval_probe_accuracy."""
+
     schedule_settings = ("max_steps", "learning_rate", "ema", "weight_decay")
 
     def __post_init__(self):
         super().__post_init__()
         for name in {"crop_size", "frames_per_clip"} & self.encoder.keys():
             raise ValueError(f"encoder.{name} is the {name} of the clips; set {name}={self.encoder[name]} alone.")
+        self.require_positive("eval_every", "eval_clips")
+        if (self.eval_every is None) != (self.eval_data is None and self.eval_probe_data is None):
+            raise ValueError(
+                f"eval_every is {self.eval_every}, eval_data {self.eval_data!r} and eval_probe_data "
+                f"{self.eval_probe_data!r}; set eval_every and at least one of the others, or none of them."
+            )
         if not self.masks:
             raise ValueError("masks is empty; give at least one mask set, like {type: multi_block, num_blocks: 8}.")
         last = self.curriculum.stages[-1][1] if self.frames_curriculum is not None else self.frames_per_clip
