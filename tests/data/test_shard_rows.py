@@ -17,7 +17,9 @@ from builders import numbered_video, write_numbered_shards
 
 from vjepa2_hf.data import shard_rows
 from vjepa2_hf.data.clips import ClipStream
+from vjepa2_hf.data.feature_cache import data_fingerprint
 from vjepa2_hf.data.shard_files import ShardNames, files_at
+from vjepa2_hf.data.shard_rows import confined
 from vjepa2_hf.data.shards import ShardSource, open_stream
 from vjepa2_hf.video_io import ReadLimits
 
@@ -334,6 +336,60 @@ class TestConfinement:
         assert [row["video"] for *_, row in open_stream(files)] == ["memory:///rows/b/own.mp4"]
         with pytest.raises(FileNotFoundError, match="no parquet file"):
             ShardSource("memory://nowhere")
+
+
+class TestPathLists:
+    def test_a_list_is_read_wherever_its_files_lie_and_bad_lines_are_named(self, tmp_path, video):
+        (tmp_path / "videos").mkdir()
+        (tmp_path / "videos/a b.mp4").write_bytes(video)
+        (tmp_path / "videos/c.png").write_bytes(image())
+        (tmp_path / "lists").mkdir()
+        lines = [
+            f"{tmp_path}/videos/a b.mp4 3",
+            "../videos/c.png 4",
+            "gone.mp4 5",
+            "no file",
+            "http://127.0.0.1/a.mp4 6",
+        ]
+        path = tmp_path / "lists/train.csv"
+        path.write_text("\n".join(lines))
+        source = ShardSource(path)
+        assert source.kind == "videos" and len(source.shards) == 5
+        rows = [row for *_, row in open_stream(source, seed=None)]
+        assert [row["label"] for row in rows] == [3, 4, 5] and rows[1]["video"] is None and rows[1]["image"]
+        assert [reason[:40] for reason in source.skipped.values()] == [
+            f"line 4 of '{path}' is 'no file'"[:40], "it names the URL 'http://127.0.0.1/a.mp4"
+        ]  # fmt: skip
+        stream = ClipStream(path, 4, crop_size=8, epochs=1)
+        assert sorted(clip["label"] for clip in stream) == [3, 4] and len(stream.sources[0].skipped) == 3
+
+    def test_a_changed_file_of_a_list_changes_the_key_of_caches(self, tmp_path, video):
+        for name in ("[a].mp4", "b.mp4"):
+            (tmp_path / name).write_bytes(video)
+        (tmp_path / "list.txt").write_text("[a].mp4 0\nb.mp4 1\n")
+        before = data_fingerprint(tmp_path / "list.txt"), data_fingerprint(tmp_path / "[a].mp4")
+        (tmp_path / "[a].mp4").write_bytes(video + b"x")
+        after = data_fingerprint(tmp_path / "list.txt"), data_fingerprint(tmp_path / "[a].mp4")
+        assert before[0] != after[0] and before[1] != after[1]
+
+
+@pytest.mark.parametrize(
+    ("url", "is_read"),
+    [
+        ("hf://datasets/me/data@abc/videos/a.mp4", True), ("hf://datasets/me/data/a.mp4", True),
+        ("hf://datasets/me/data-2/a.mp4", False), ("hf://datasets/you/data/a.mp4", False),
+        ("hf://datasets/me/data@abc/../../../you/data/a.mp4", False), ("hf://datasets/me/data/a.mp4::zip://x", False),
+        ("https://huggingface.co/datasets/me/data/a.mp4", False),
+    ],
+)  # fmt: skip
+def test_a_dataset_of_the_hub_names_its_own_files(url, is_read):
+    shard, root = "hf://datasets/me/data@abc/train.parquet", "hf://datasets/me/data"
+    assert confined("b/a.mp4", shard, root, ReadLimits()) == "hf://datasets/me/data@abc/b/a.mp4"
+    if is_read:
+        assert confined(url, shard, root, ReadLimits()) == url
+    else:
+        with pytest.raises(ValueError, match="outside of 'hf://datasets/me/data'; set limits.allow_urls"):
+            confined(url, shard, root, ReadLimits())
 
 
 class TestNames:

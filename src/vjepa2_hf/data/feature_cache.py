@@ -12,7 +12,6 @@ Legend: E episodes, T frames of an episode, F frames of a window, B windows, A a
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import logging
@@ -38,7 +37,8 @@ from .parts import (
     read_tensors,
     save_part,
 )
-from .shards import ShardSource, files_in
+from .shard_files import files_at, files_in, is_path_list
+from .shards import ShardSource
 
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,9 @@ def data_fingerprint(data: str | os.PathLike) -> str:
     if os.path.isdir(data):
         files = [(os.path.relpath(file, data), file) for file in sorted(files_in(data))]
     else:
-        files = [(os.path.basename(file), file) for file in sorted(glob.glob(data, recursive=True))]
+        files = [(os.path.basename(file), file) for file in sorted(files_at(data))]
+        if len(files) == 1 and is_path_list(data):
+            files += [(file, file) for file in ShardSource(data).shards if os.path.isfile(file)]
     found = [(name, os.stat(file)) for name, file in files]
     lines = [f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in found]
     if not lines:

@@ -92,7 +92,7 @@ def find_shards(data: str, limits: ReadLimits) -> FoundShards:
         files, root = _remote_files(data)
     else:
         files, root = files_at(data), data_root(data)
-    if len(files) == 1 and files[0].lower().endswith((".csv", ".txt")) and not os.path.isdir(data):
+    if len(files) == 1 and is_path_list(files[0]) and not os.path.isdir(data) and not is_url(data):
         return _listed(files[0], root, limits)
     found = {kind: [file for file in files if file.lower().endswith(end)] for kind, end in _EXTENSIONS.items()}
     found = {kind: sorted(paths) for kind, paths in found.items() if paths}
@@ -141,6 +141,11 @@ def _is_table_of_files(found: dict[str, list[str]]) -> bool:
         return not {"video", "image"}.isdisjoint(pq.read_schema(found["parquet"][0]).names)
     except (KeyError, OSError, pa.ArrowException):  # no parquet file, or an unreadable one
         return False
+
+
+def is_path_list(file: str) -> bool:
+    """Whether a file is taken for a list of files, by its name."""
+    return file.lower().endswith((".csv", ".txt"))
 
 
 def files_in(folder: str) -> Iterator[str]:
@@ -212,8 +217,18 @@ def open_url(path: str) -> BinaryIO:
 
 
 def url_state(url: str) -> str:
-    """What a server says of a file: its size and checksum."""
-    system, path = fsspec.core.url_to_fs(url)
-    info = system.info(path)
+    """What a server says of a file: its size and checksum; nothing of a file that is missing.
+
+    Raises:
+        OSError: the server does not answer.
+    """
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+        info = system.info(path)
+    except FileNotFoundError:
+        return ""
+    except Exception as error:  # of the network or of the library for its protocol
+        reason = " ".join(str(error).split())
+        raise OSError(f"{url!r} cannot be looked up ({type(error).__name__}: {reason}); try again.") from error
     names = ("size", "ETag", "etag", "md5Hash", "blob_id", "checksum")
     return " ".join(f"{name}={info[name]}" for name in names if info.get(name) is not None)
