@@ -199,6 +199,28 @@ class TestParquet:
             assert sorted(found) == [0, 1, 4, 5]
             assert sum(skip.rows for source in sources for skip in source.take_skips()) == 2
 
+    def test_a_flipped_bit_inside_a_video_is_noticed(self, tmp_path, video):
+        folder = Path(write_numbered_shards(tmp_path / "shards", num_videos=40, num_shards=1, bad=()))
+        (path,) = folder.iterdir()
+        content = bytearray(path.read_bytes())
+        content[pq.read_metadata(path).row_group(1).column(0).dictionary_page_offset + 500] ^= 4
+        path.write_bytes(content)
+        rows, skipped = read(path)
+        assert 24 <= len(rows) < 40 and "CRC checksum verification failed" in "".join(skipped.values())
+
+    def test_fewer_rows_than_the_metadata_says_are_noticed(self, tmp_path, video):
+        path = write_parquet(tmp_path / "a.parquet", [{"video": video}] * 5, row_group_size=5)
+        table = pq.read_table(path)
+        write_parquet(tmp_path / "b.parquet", [{"video": video}] * 4, row_group_size=4)
+        two = pq.read_metadata(path)
+        two.append_row_groups(pq.read_metadata(tmp_path / "b.parquet"))
+        assert table.num_rows == 5
+        lying = pq.ParquetFile(tmp_path / "b.parquet", metadata=pq.read_metadata(path))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(shard_rows.pq, "ParquetFile", lambda *a, **k: lying)
+            rows, skipped = read(tmp_path / "b.parquet")
+        assert len(rows) < 5 and skipped
+
     @pytest.mark.parametrize("first", range(7))
     def test_resuming_inside_reads_the_rest(self, tmp_path, video, first):
         path = write_parquet(tmp_path / "a.parquet", [{"video": video, "n": k} for k in range(7)], row_group_size=3)

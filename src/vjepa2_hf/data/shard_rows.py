@@ -30,6 +30,7 @@ from ..video_io import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, ReadLimits
 logger = logging.getLogger(__name__)
 
 _OBJECT_BYTES = 32  # of a number in a Python list
+_READING = {"buffer_size": 2**20, "page_checksum_verification": True}
 _MAX_TAR_HEADER = 2**20  # bytes of an extended header, which tarfile reads at once
 _SIDECAR_ERRORS = (
     ValueError, TypeError, KeyError, EOFError, OverflowError, RecursionError, MemoryError, SyntaxError
@@ -57,7 +58,7 @@ def read_parquet(
     file: BinaryIO | str, first_row: int, end: int, is_wanted: Callable[[int], bool], limits: ReadLimits
 ) -> Iterator[tuple[int, dict | BadRows]]:
     """The wanted rows from `first_row` to before `end`. An error of pyarrow or a ValueError: no row can be read."""
-    with pq.ParquetFile(file, buffer_size=2**20) as parquet:
+    with pq.ParquetFile(file, **_READING) as parquet:
         names = parquet.schema_arrow.names
         if not any(_media_kind(name) for name in names):
             raise ValueError(f"it has no column 'video' or 'image', only {sorted(names)}")
@@ -68,6 +69,8 @@ def read_parquet(
                 wanted = range(max(start, first_row), min(after, end))
                 yield from _read_group(parquet, file, group, start, wanted, is_wanted, limits)
             start = after
+        if start != parquet.metadata.num_rows and end > start:
+            raise ValueError(f"its row groups have {start} rows, but {parquet.metadata.num_rows} are expected")
 
 
 def _read_group(parquet, file, group, start, wanted, is_wanted, limits) -> Iterator[tuple[int, dict | BadRows]]:
@@ -77,7 +80,7 @@ def _read_group(parquet, file, group, start, wanted, is_wanted, limits) -> Itera
         repeated = _check_group(parquet, group, limits)
         # Values of lists stay in their dictionary until their size is known
         options = {"read_dictionary": repeated, "metadata": parquet.metadata} if repeated else {}
-        source = pq.ParquetFile(file, buffer_size=2**20, **options) if repeated else parquet
+        source = pq.ParquetFile(file, **_READING, **options) if repeated else parquet
         batches = source.iter_batches(batch_size=1, row_groups=[group], use_threads=False)
         for number, batch in enumerate(itertools.islice(batches, wanted.stop - start), start=start):
             if number not in wanted or not is_wanted(number):
@@ -87,6 +90,8 @@ def _read_group(parquet, file, group, start, wanted, is_wanted, limits) -> Itera
                 yield number, batch.to_pylist()[0]
             except ValueError as error:
                 yield number, BadRows(str(error))
+        if number + 1 < wanted.stop:
+            raise ValueError("the row group ends early")
     except (OSError, ValueError, pa.ArrowException) as error:
         first = max(number + 1, wanted.start)
         lost = sum(map(is_wanted, range(first, wanted.stop)))

@@ -116,7 +116,8 @@ class _ParquetFile:
     def __init__(self, path: Path, features: Features):
         self.features, self.schema, self.pending = features, features.arrow_schema, []
         self.video_columns = [name for name, feature in features.items() if isinstance(feature, Video)]
-        self.writer = pq.ParquetWriter(path, self.schema, compression="none")  # video is compressed already
+        # Video is compressed already; checksums are verified by `read_parquet`
+        self.writer = pq.ParquetWriter(path, self.schema, compression="none", write_page_checksum=True)
 
     def add(self, row: dict[str, Any]) -> None:
         # datasets drops a video's bytes if a file of the same name exists in the working folder
