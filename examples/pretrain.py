@@ -90,6 +90,8 @@ def build_loader(config: PretrainConfig, model, accelerator: Accelerator) -> Sta
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         limits=config.limits,
+        shuffle_buffer=config.shuffle_buffer,
+        shuffle_bytes=config.shuffle_bytes,
     )
     samplers = build_mask_samplers(config.masks)
     collator = MaskCollator(samplers, encoder.patch_size, encoder.tubelet_size, seed=config.seed, with_names=True)

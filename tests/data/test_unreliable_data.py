@@ -274,7 +274,7 @@ def test_other_shards_than_at_the_checkpoint_begin_the_epoch_anew_and_say_so(tmp
     for _ in range(11):
         next(clips)
     state = stream.state_dict()
-    assert state["sources"][0]["epoch"] == 1
+    assert state["sources"][0]["order"]["epoch"] == 1
     sorted(folder.iterdir())[0].unlink()
     resumed = ClipStream(folder, 4, transform=raw, epochs=2)
     with caplog.at_level(logging.WARNING):

@@ -26,14 +26,15 @@ import torch
 from ..configuration_vjepa2 import check
 from ..video_io import ReadLimits, VideoReader, read_image
 from ..video_processing_vjepa2 import RandomResizedClip
+from .elastic import deal_out, describe, restart_epoch, upgrade
 from .sampling import FrameSampler, FramesCurriculum
-from .shards import ShardSource, open_stream
+from .shards import ShardSource
+from .shuffle import SHUFFLE_BYTES, SHUFFLE_ROWS, Row, RowOrder, seed_of
 
 
 logger = logging.getLogger(__name__)
 
 _FEWEST_ROWS = 20  # below this, the fraction of skipped rows means little
-_EMPTY_EPOCHS = 10  # consecutive ones of a reader; its shards change with the epoch, so one can happen at random
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,9 @@ class ClipStream(torch.utils.data.IterableDataset):
         rank, world_size: of the process.
         epochs: None never ends.
         limits: what rows may cost and reach; None: the defaults of `ReadLimits`.
+        shuffle_buffer: rows that each reader (a worker of a process) keeps, of all sources together, and samples the
+            next one from; 0 keeps the order of rows within shards. See `vjepa2_hf.data.shuffle`.
+        shuffle_bytes: limit on the bytes of these rows.
 
     Raises:
         ValueError: a setting out of range; while reading, an epoch of a source without a single clip, or more rows
@@ -104,6 +108,8 @@ class ClipStream(torch.utils.data.IterableDataset):
         world_size: int = 1,
         epochs: int | None = None,
         limits: ReadLimits | None = None,
+        shuffle_buffer: int = SHUFFLE_ROWS,
+        shuffle_bytes: int = SHUFFLE_BYTES,
     ):
         curriculum = frames_per_clip if isinstance(frames_per_clip, FramesCurriculum) else None
         counts = {"clips_per_video": clips_per_video, "world_size": world_size, "epochs": epochs}
@@ -124,53 +130,52 @@ class ClipStream(torch.utils.data.IterableDataset):
         self.clips_per_video, self.max_skipped_fraction = clips_per_video, max_skipped_fraction
         self.transform = transform or RandomResizedClip(crop_size)
         self.seed, self.rank, self.world_size, self.epochs = seed, rank, world_size, epochs
-        self._state = self._start = self._first_state()
+        self.shuffle_buffer, self.shuffle_bytes = shuffle_buffer, shuffle_bytes
+        self._reader, self._start = None, self._first_state()
 
     def _first_state(self) -> dict[str, Any]:
-        # Keys of saved checkpoints: "place" is the position of the shard in the reader's order
-        position = {"epoch": 0, "place": 0, "row": 0, "clip": 0, "used": 0, "skipped": 0}
-        sources = [{**position, "fingerprint": source.fingerprint} for source in self.sources]
-        return {"batch": 0, "slot": 0, "batch_epoch": 0, "rows": 0, "sources": sources}
+        sources = [
+            {"clip": 0, "used": 0, "skipped": 0, "unread": 0, "fingerprint": source.fingerprint, "order": None}
+            for source in self.sources
+        ]
+        return {"batch": 0, "first_batch": 0, "slot": 0, "batch_epoch": 0, "rows": 0, "sources": sources}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_reader": None}  # a DataLoader worker has its own
 
     def state_dict(self) -> dict[str, Any]:
         """The position of the next clip; in a DataLoader worker, of that worker's next clip."""
-        return copy.deepcopy(self._state)
+        return self._reader.state_dict() if self._reader else copy.deepcopy(self._start)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Starts the next iteration at this position, without decoding earlier clips.
 
         If the shards of a source have changed, its epoch starts again, with a warning. A state of `redistribute`
-        continues with any number of readers.
+        continues with any number of readers. A state that was saved without a shuffle buffer, as by version 0.1,
+        continues without one.
         """
-        state = self._rounded_state(state["readers"]) if "readers" in state else copy.deepcopy(state)
-        saved, given = len(state["sources"]), len(self.sources)
-        check(saved == given, f"The state is of {saved} sources, but the data has {given}.")
-        for source, position in zip(self.sources, state["sources"]):
-            if not source.has_fingerprint(position["fingerprint"]):
-                logger.warning(
-                    "the shards of %s have changed since the checkpoint (%d now): this is no exact continuation, "
-                    "epoch %d starts again", source.data, len(source.shards), position["epoch"],
-                )  # fmt: skip
-                position.update(place=0, row=0, clip=0, fingerprint=source.fingerprint)
-        self._state = self._start = state
-
-    def _rounded_state(self, readers: list[dict[str, Any]]) -> dict[str, Any]:
-        """The state for any number of readers of a run that had these: the earliest epoch of each source."""
-        state = self._first_state()
-        epochs = [
-            min(position["epoch"] for position in positions) for positions in zip(*(r["sources"] for r in readers))
-        ]
-        for position, epoch in zip(state["sources"], epochs, strict=True):
-            position["epoch"] = epoch
-        if self.rank == 0:
-            logger.warning("other processes or workers read the data now: the epoch starts again (%s)", epochs)
-        return state
+        state = copy.deepcopy(state)
+        for reader in state.get("readers", [state]):
+            saved, given = len(reader["sources"]), len(self.sources)
+            check(saved == given, f"The state is of {saved} sources, but the data has {given}.")
+            for number, (source, position) in enumerate(zip(self.sources, reader["sources"])):
+                if not source.has_fingerprint(position["fingerprint"]):
+                    restarted = restart_epoch(position, source.fingerprint)
+                    logger.warning(
+                        "the shards of %s have changed since the checkpoint (%d now): this is no exact continuation, "
+                        "epoch %d starts again", source.data, len(source.shards), restarted["order"]["epoch"],
+                    )  # fmt: skip
+                    reader["sources"][number] = restarted
+        if "readers" in state and self.rank == 0:
+            logger.warning("%s", describe(state["readers"]))
+        self._reader, self._start = None, state
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = torch.utils.data.get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         # Kept here, so that state_dict sees it change; the next iteration starts from the beginning
-        self._state, self._start = copy.deepcopy(self._start), self._first_state()
-        yield from _Reader(self, self._state, *((worker.id, worker.num_workers) if worker else (0, 1))).clips()
+        self._reader, self._start = _Reader(self, self._start, number, workers), self._first_state()
+        yield from self._reader.clips()
 
 
 def _open_sources(
@@ -185,13 +190,29 @@ def _open_sources(
 
 
 class _Reader:
-    """One worker of one process reading a `ClipStream`; updates `state`, the position of the next clip."""
+    """One worker of one process reading a `ClipStream`, from `state` on."""
 
     def __init__(self, stream: ClipStream, state: dict[str, Any], worker: int, num_workers: int):
-        self.stream, self.state, self.worker, self.num_workers = stream, state, worker, num_workers
+        self.stream, self.worker, self.num_workers = stream, worker, num_workers
         self.number = stream.rank * num_workers + worker
         self.readers = stream.world_size * num_workers
         self.skips: list[str] = []  # since the last clip, as JSON lines
+        state = deal_out(state["readers"], self.number, self.readers) if "readers" in state else state
+        self.state = {"first_batch": 0, **state}
+        self.positions = [upgrade(position, self.number, self.readers) for position in state["sources"]]
+        parts = [weight / sum(stream.weights) for weight in stream.weights]
+        self.orders = [
+            RowOrder(
+                source, self.number, self.readers, stream.seed, stream.epochs, math.ceil(stream.shuffle_buffer * part),
+                math.ceil(stream.shuffle_bytes * part), position.pop("order"),
+            )
+            for source, position, part in zip(stream.sources, self.positions, parts)
+        ]  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        orders = [order.state_dict(position["clip"] > 0) for position, order in zip(self.positions, self.orders)]
+        sources = [{**position, "order": order} for position, order in zip(self.positions, orders)]
+        return {**self.state, "sources": sources}
 
     def clips(self) -> Iterator[dict[str, Any]]:
         rows = [self._rows(number) for number in range(len(self.stream.sources))]
@@ -202,32 +223,32 @@ class _Reader:
             if clips is None:
                 ended.add(number)
                 continue
-            for position, sample in clips:
-                self._advance(number, position)
+            for clip, epoch, sample in clips:
+                self._advance(number, clip, epoch)
                 sample["skipped"], self.skips = "\n".join(self.skips), []
                 yield sample
 
     def _choose_source(self, ended: set[int]) -> int:
         """The source of the next row: that of a started row, else sampled by (seed, reader, rows so far)."""
-        positions = self.state["sources"]
+        positions = self.positions
         begun = [number for number, position in enumerate(positions) if position["clip"] and number not in ended]
         if begun or len(positions) == 1:
             return begun[0] if begun else 0
         cumulative = np.cumsum(self.stream.weights) / np.sum(self.stream.weights)
         # Sampled again when the source has ended: the choices do not depend on when its end was noticed
         for attempt in itertools.count():
-            fraction = _seed_of(self.stream.seed, self.number, self.state["rows"], attempt) / 2**63
+            fraction = seed_of(self.stream.seed, self.number, self.state["rows"], attempt) / 2**63
             number = min(int(np.searchsorted(cumulative, fraction, side="right")), len(positions) - 1)
             if number not in ended:
                 return number
 
-    def _advance(self, number: int, position: dict[str, int]) -> None:
-        """Moves to the position after a clip of a source."""
+    def _advance(self, number: int, clip: int, epoch: int) -> None:
+        """Moves behind a clip of a source; `clip` is the next clip of its row, 0 after the last one."""
         state, curriculum = self.state, self.stream.frames_per_clip
         if state["slot"] == 0:
-            state["batch_epoch"] = position["epoch"]
-        state["sources"][number] = position
-        state["rows"] += position["clip"] == 0
+            state["batch_epoch"] = epoch
+        self.positions[number]["clip"] = clip
+        state["rows"] += clip == 0
         state["slot"] += 1
         if isinstance(curriculum, FramesCurriculum) and state["slot"] == curriculum.batch_size:
             state["batch"], state["slot"] = state["batch"] + 1, 0
@@ -240,57 +261,57 @@ class _Reader:
         batches, slot = divmod(self.state["slot"] + ahead, curriculum.batch_size)
         if not batches and self.state["slot"]:
             epoch = self.state["batch_epoch"]  # the batch has started
-        return curriculum.frames_of_batch(self.state["batch"] + batches, self.worker, self.num_workers, epoch)
+        batch, first = self.state["batch"] + batches, self.state["first_batch"]
+        return curriculum.frames_of_batch(batch, self.worker, self.num_workers, epoch, first)
 
-    def _rows(self, number: int) -> Iterator[Iterator[tuple[dict[str, int], dict]]]:
-        """For each readable row of a source: its clips, each with the position after it."""
-        stream, source = self.stream, self.stream.sources[number]
-        now, empty = dict(self.state["sources"][number]), 0
-        for epoch in itertools.count(now["epoch"]) if stream.epochs is None else range(now["epoch"], stream.epochs):
-            whole = not (now["place"] or now["row"] or now["clip"])
-            used, first = now["used"], (now["place"], now["row"])
-            for position, shard, row_number, row in open_stream(
-                source, self.number, self.readers, stream.seed, epoch, first
-            ):
-                first_clip, now["clip"] = now["clip"], 0
-                now |= {"epoch": epoch, "place": position, "row": row_number + 1}
-                name = source.row_name(shard, row_number, row.get("path"))
-                # The first source is seeded like a stream with a single source
-                key = (stream.seed, epoch, shard, row_number), (number,) if number else ()
-                try:
-                    decoded = self._decode(row, epoch, key, first_clip)
-                except (ValueError, OSError) as error:
-                    source.skip(name, str(error))
-                    decoded = None
-                now["used"] += decoded is not None and first_clip == 0
-                self._count_skips(source, now)
-                if decoded is not None:
-                    yield self._finish(decoded, row, name, dict(now), first_clip)
-            self._count_skips(source, now)
-            empty = empty + 1 if whole and now["used"] == used else 0
-            self._check_empty(source, empty)
-            now |= {"epoch": epoch + 1, "place": 0, "row": 0, "clip": 0}
+    def _rows(self, number: int) -> Iterator[Iterator[tuple[int, int, dict]]]:
+        """For each readable row of a source: its clips, each with the next clip of the row and the epoch."""
+        stream, order, now = self.stream, self.orders[number], self.positions[number]
+        source = order.source
+        used, empty, whole = now["used"], 0, order.is_at_start
+        for row in order.rows():
+            self._count_skips(order, now, in_reading=True)
+            if row is None:  # the end of an epoch
+                empty = empty + 1 if whole and now["used"] == used else 0
+                self._check_empty(order, empty)
+                used, whole = now["used"], True
+                continue
+            first_clip, now["clip"] = now["clip"], 0
+            # The first source is seeded like a stream with a single source
+            key = (stream.seed, *row[:3]), (number,) if number else ()
+            name = source.row_name(row.shard, row.number, row.values.get("path"))
+            try:
+                decoded = self._decode(row.values, row.epoch, key, first_clip)
+            except (ValueError, OSError) as error:
+                source.skip(name, str(error))
+                decoded = None
+            now["used"] += decoded is not None and first_clip == 0
+            self._count_skips(order, now)
+            if decoded is not None:
+                yield self._finish(decoded, row, name, first_clip)
 
-    def _count_skips(self, source: ShardSource, now: dict[str, int]) -> None:
+    def _count_skips(self, order: RowOrder, now: dict[str, float], in_reading: bool = False) -> None:
         """Counts the rows skipped since the last call, and stops when they are too many."""
+        source, is_shared = order.source, order.layout.shares_rows(self.readers)
         skips, bound = source.take_skips(), self.stream.max_skipped_fraction
         for skip in skips:
             self.skips.append(json.dumps({"source": source.data, "name": skip.name, "reason": skip.reason}))
-            now["skipped"] += skip.rows / self.readers if skip.is_shard and self._shares_shards(source) else skip.rows
-        tried = now["used"] + now["skipped"]
-        if skips and bound is not None and now["skipped"] > bound * max(tried, _FEWEST_ROWS):
-            found = f"About {now['skipped']:.0f} of {tried:.0f} rows of {source.data!r} had to be skipped"
+            rows = skip.rows / self.readers if skip.is_shard and is_shared else skip.rows
+            now["skipped"] += rows
+            now["unread"] += rows * in_reading
+        # Rows are read before they are decoded: of the unread ones, those that belong to the decoded ones count
+        decoded = now["used"] + now["skipped"] - now["unread"]
+        unread = now["unread"] * (decoded / (decoded + order.buffered) if order.buffered else 1)
+        skipped, tried = now["skipped"] - now["unread"] + unread, decoded + unread
+        if skips and bound is not None and skipped > bound * max(tried, _FEWEST_ROWS):
+            found = f"About {skipped:.0f} of {tried:.0f} rows of {source.data!r} had to be skipped"
             allowed = f"more than max_skipped_fraction={bound:g} allows; repair the data or raise it"
             raise ValueError(f"{found}, {allowed}. The last was {skips[-1].name}: {skips[-1].reason}.")
 
-    def _shares_shards(self, source: ShardSource) -> bool:
-        """Whether every reader reads every shard and takes a part of the rows, see `open_stream`."""
-        return len(source.shards) < self.readers
-
-    def _check_empty(self, source: ShardSource, empty: int) -> None:
+    def _check_empty(self, order: RowOrder, empty: int) -> None:
         """Raises after enough consecutive epochs without a clip."""
-        # After as many epochs as there are readers, each has seen every row of shared shards
-        if empty and empty == (self.readers if self._shares_shards(source) or self.readers == 1 else _EMPTY_EPOCHS):
+        if empty and empty == order.layout.epochs_to_see_all(self.readers):
+            source = order.source
             reasons = [f"{name}: {reason}" for name, reason in source.skipped.items()]
             details = f" ({len(reasons)} skipped, the first {reasons[0]})" if reasons else ""
             raise ValueError(f"No clip could be read from {source.data!r}{details}; check the data.")
@@ -302,7 +323,7 @@ class _Reader:
         """
         position, source = key
         clips = range(first_clip, self.stream.clips_per_video)
-        seeds = [_seed_of(*position, clip, *source) for clip in clips]
+        seeds = [seed_of(*position, clip, *source) for clip in clips]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         lengths = [self._num_frames(ahead, epoch) for ahead in range(len(clips))]
         if row["video"] is None and row.get("image") is not None:
@@ -319,23 +340,17 @@ class _Reader:
         return list(zip(seeds, generators, videos, [torch.from_numpy(np.ascontiguousarray(one)) for one in indices]))
 
     def _finish(
-        self, decoded: list[tuple], row: dict, name: str, after: dict[str, int], first_clip: int
-    ) -> Iterator[tuple[dict[str, int], dict]]:
-        """(position after the clip, clip) of a decoded row; `after` is the position after the row."""
+        self, decoded: list[tuple], row: Row, name: str, first_clip: int
+    ) -> Iterator[tuple[int, int, dict[str, Any]]]:
+        """(next clip of the row or 0, epoch, clip) for the clips of a decoded row."""
         for clip, (seed, generator, (frames, which), indices) in enumerate(decoded, start=first_clip):
             pixels = self.stream.transform(frames if which is None else frames[which], generator)
             if which is None:  # an image
                 pixels = pixels.expand(len(indices), -1, -1, -1)
             sample = {"pixel_values_videos": pixels, "clip_name": name, "seed": seed, "frame_indices": indices}
-            if row.get("label") is not None:
-                sample["label"] = row["label"]
-            last = clip + 1 == self.stream.clips_per_video
-            yield after if last else {**after, "row": after["row"] - 1, "clip": clip + 1}, sample
-
-
-def _seed_of(*key: int) -> int:
-    """A 63-bit seed for a position in the data."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+            if row.values.get("label") is not None:
+                sample["label"] = row.values["label"]
+            yield (clip + 1) % self.stream.clips_per_video, row.epoch, sample
 
 
 class MaskCollator:
@@ -364,7 +379,7 @@ class MaskCollator:
         found = f"A clip of {pixels.shape[1]} frames of {pixels.shape[3]} x {pixels.shape[4]} pixels"
         token = f"a token of tubelet_size={self.tubelet_size} frames and patch_size={self.patch_size} pixels"
         check(min(grid) > 0, f"{found} is smaller than {token}; raise frames_per_clip or crop_size.")
-        generator = torch.Generator().manual_seed(_seed_of(self.seed, clips[0]["seed"]))
+        generator = torch.Generator().manual_seed(seed_of(self.seed, clips[0]["seed"]))
         masks = [sampler(len(clips), grid, generator) for sampler in self.mask_samplers]
         batch = {
             "pixel_values_videos": pixels,

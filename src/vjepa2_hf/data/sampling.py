@@ -175,8 +175,9 @@ class FramesCurriculum:
         """Frames per clip after `position` steps (or epochs)."""
         return next(frames for first, frames in reversed(self.stages) if first <= position)
 
-    def frames_of_batch(self, batch: int, worker: int, num_workers: int, epoch: int) -> int:
-        """Frames per clip of a worker's `batch`-th batch (from 0), whose first clip is read in `epoch`."""
+    def frames_of_batch(self, batch: int, worker: int, num_workers: int, epoch: int, first_batch: int = 0) -> int:
+        """Frames per clip of a worker's `batch`-th batch (from 0), whose first clip is read in `epoch`. `first_batch`
+        is the number of batches that the process had read with another number of workers."""
         if self.by == "epoch":
             return self.frames_at(epoch)
-        return self.frames_at((batch * num_workers + worker) // self.gradient_accumulation_steps)
+        return self.frames_at((first_batch + batch * num_workers + worker) // self.gradient_accumulation_steps)

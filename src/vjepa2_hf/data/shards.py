@@ -232,7 +232,7 @@ class ShardSource:
                     continue
                 yield number, standard
             if end == sys.maxsize:
-                self._row_counts = [self._row_counts[0] + 1, self._row_counts[1] + number + 1]
+                self.count_shard(number + 1)
         except _SHARD_ERRORS as error:
             # The number of lost rows is estimated from the other shards
             usual = round(self._row_counts[1] / max(self._row_counts[0], 1))
@@ -288,6 +288,10 @@ class ShardSource:
             logger.warning("skipped %s: %s", name, reason)
         self.skipped[name] = reason
         self._new_skips.append(Skip(name, reason, rows, is_shard))
+
+    def count_shard(self, rows: int) -> None:
+        """Adds a shard's number of rows to those from which the rows of an unreadable shard are estimated."""
+        self._row_counts = [self._row_counts[0] + 1, self._row_counts[1] + rows]
 
     def take_skips(self) -> list[Skip]:
         """The skipped rows and shards since the last call."""

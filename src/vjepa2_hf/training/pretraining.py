@@ -13,6 +13,7 @@ import torch
 from ..configuration_vjepa2 import VJepa2MaskedLatentPredictionConfig
 from ..data.clips import Augmentation, DataSource
 from ..data.sampling import FramesCurriculum
+from ..data.shuffle import SHUFFLE_BYTES, SHUFFLE_ROWS
 from ..masking import PUBLISHED_MASKS
 from ..specs import check_known
 from ..video_io import ReadLimits
@@ -42,6 +43,12 @@ class PretrainConfig(TrainingConfig):
     counts its own rows, from 20 on. null: no limit. Unreadable rows are logged to skipped.jsonl."""
     limits: ReadLimits = field(default_factory=ReadLimits)
     """What rows may cost and reach: SECURITY.md."""
+
+    shuffle_buffer: int = SHUFFLE_ROWS
+    """Rows of undecoded videos that each reader keeps and samples the next one from. 0: rows keep their order within
+    shards, of which only the order is random. See docs/pretraining.md."""
+    shuffle_bytes: int = SHUFFLE_BYTES
+    """Largest size of these rows together, in bytes."""
 
     # Speed
     gradient_checkpointing: bool = False
