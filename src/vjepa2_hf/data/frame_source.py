@@ -122,17 +122,14 @@ class FrameSource:
 
     def _decoded(self, start: int, watch: Callable | None) -> Iterator[np.ndarray | None]:
         """The kept frames of a file; `None` for those before `start` if there is no `watch`."""
-        from ..video_io import VideoDecodeError, VideoReader  # PyAV only where a file is decoded
+        from ..video_io import VideoReader  # PyAV only where a file is decoded
 
         with VideoReader(self.video) as reader:
-            self.fps, count = reader.fps, 0
-            for count, (_, frame) in enumerate(reader.iterate(), start=1):
-                number, rest = divmod(count - 1, self.stride)
+            self.fps = reader.fps
+            for count, (_, frame) in enumerate(reader.iterate()):
+                number, rest = divmod(count, self.stride)
                 if rest == 0:
                     yield reader.to_rgb(frame) if number >= start or watch is not None else None
-            if count < len(reader):
-                missing = f"{len(reader) - count} of its {len(reader)} frames are missing"
-                raise VideoDecodeError(f"{reader.name} cannot be decoded to its end: {missing}.")
 
     def _pixels(self, frames: list[Any]) -> torch.Tensor:
         """Kept frames as normalized pixels (t, C, H, W)."""

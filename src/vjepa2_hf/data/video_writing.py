@@ -12,7 +12,7 @@ import numpy as np
 from av.video.frame import PictureType
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from ..video_io import VideoDecodeError, VideoReader
+from ..video_io import ReadLimits, VideoReader, display_matrix
 
 
 _TIME_BASE = Fraction(1, 90_000)  # fine enough for every usual frame rate
@@ -56,11 +56,14 @@ def encode_video(
     return buffer.getvalue()
 
 
-def transcode_video(source: bytes | str | os.PathLike, height: int = 256, crf: int = 20) -> tuple[bytes, int, float]:
+def transcode_video(
+    source: bytes | str | os.PathLike, height: int = 256, crf: int = 20, limits: ReadLimits | None = None
+) -> tuple[bytes, int, float]:
     """Re-encodes a video of any codec and size as h264 mp4 of this height, without sound.
 
-    The aspect ratio is kept, with even sizes. Frame times are kept, variable rates included. A rotation flag is
-    applied. One frame is in memory at a time. A truncated or corrupt video is a `VideoDecodeError`.
+    The aspect ratio is kept, with even sizes. Frame times are kept, variable rates included. The display
+    matrix is applied. One frame is in memory at a time. A truncated or corrupt video, or one above `limits`, is a
+    `VideoDecodeError`.
 
     Returns:
         The mp4, its number of frames and its average frames per second.
@@ -68,16 +71,19 @@ def transcode_video(source: bytes | str | os.PathLike, height: int = 256, crf: i
     if height < 2 or height % 2:
         raise ValueError(f"height is {height}, but h264 needs a positive even number of pixels.")
     buffer, reformatter, last_pts, count = io.BytesIO(), VideoReformatter(), -1, 0
-    with VideoReader(source) as reader, av.open(buffer, "w", format="mp4") as container:
+    limits = limits or ReadLimits()
+    with VideoReader(source, limits) as reader, av.open(buffer, "w", format="mp4") as container:
         stream = None
         for start, frame in reader.iterate():
             count += 1
-            turned = frame.rotation % 180 != 0
-            if frame.rotation % 360:
+            matrix = display_matrix(frame)
+            if matrix is not None:
                 frame = av.VideoFrame.from_ndarray(reader.to_rgb(frame), format="rgb24")
             if stream is None:
-                aspect = frame.width / frame.height * (reader.pixel_aspect if not turned else 1 / reader.pixel_aspect)
+                is_turned = matrix is not None and abs(matrix[0]) < abs(matrix[1])
+                aspect = frame.width / frame.height * reader.pixel_aspect ** (-1 if is_turned else 1)
                 width = max(2, 2 * round(height * aspect / 2))
+                limits.check_pixels(height, width, f"A frame of {reader.name} with square pixels")
                 stream = _add_stream(container, (height, width), reader.fps, crf, 12, "yuv420p", "veryfast")
                 stream.codec_context.time_base = _TIME_BASE
                 if stream.codec.name == "libx264":
@@ -88,11 +94,6 @@ def transcode_video(source: bytes | str | os.PathLike, height: int = 256, crf: i
             last_pts = max(last_pts + 1, round(start / _TIME_BASE))
             image.pts, image.time_base, image.pict_type = last_pts, _TIME_BASE, PictureType.NONE
             container.mux(stream.encode(image))
-        if stream is None:
-            raise VideoDecodeError(f"{reader.name} cannot be decoded: no frame appeared.")
-        if count < len(reader):
-            missing = len(reader) - count
-            raise VideoDecodeError(f"{reader.name} cannot be decoded: {missing} of its frames are missing.")
         container.mux(stream.encode())
         fps = reader.fps
     return buffer.getvalue(), count, fps
