@@ -15,6 +15,7 @@ for attention a probe from `examples/train_probe.py` with `kind=attentive`, for 
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -47,7 +48,13 @@ def read(options: argparse.Namespace, encoder: VJepa2Encoder, count: int) -> Cli
         stems = {video: video for video in options.videos}
     clips, names = [], []
     for video in options.videos:
-        found = read_clips(video, num_frames, options.fps, each)
+        try:
+            found = read_clips(video, num_frames, options.fps, each)
+        except (ValueError, OSError) as error:
+            if not clips:  # the others are compared with the first
+                raise
+            print(f"{video} is left out: {error}", file=sys.stderr)
+            continue
         name = stems[video] if len(options.videos) > 1 else "clip"
         names += [f"{name} {number}" for number in range(1, len(found) + 1)] if each > 1 else [name]
         clips += found

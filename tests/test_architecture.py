@@ -30,7 +30,7 @@ LIMITS = {
     "root modules": 24,
     "lines of a file": 500,
     "lines of a function": 60,
-    "lines of an exported encoder": 2850,
+    "lines of an exported encoder": 2900,  # 800 of them read videos
     "lines of configs": 1150,
 }
 

@@ -65,14 +65,13 @@ _NOT_THE_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
 
 @functools.cache
 def torchcodec_decoder() -> type | None:
-    """torchcodec's `VideoDecoder`, or None if it cannot be imported, for example without its FFmpeg.
+    """torchcodec's `VideoDecoder` for tests to compare with, or None if it cannot be imported.
 
-    `VideoReader` does not use it: PyAV is as fast, and which package is installed must not change results. Tests
-    compare both.
+    `VideoReader` does not use it: PyAV is as fast, and which package is installed must not change results.
     """
     try:
         from torchcodec.decoders import VideoDecoder
-    except Exception as error:  # ImportError, OSError or RuntimeError, depending on what is missing
+    except Exception as error:  # ImportError, OSError or RuntimeError, for example without its FFmpeg
         logger.debug("torchcodec cannot be imported (%s)", error)
         return None
     return VideoDecoder
@@ -85,13 +84,7 @@ def _refuse_damage(name: str, what: str = "") -> Iterator[None]:
         yield
     except VideoDecodeError:
         raise
-    except (
-        av.FFmpegError,
-        ValueError,
-        OverflowError,
-        IndexError,
-        MemoryError,
-    ) as error:  # IndexError for cut MPEG-TS
+    except (av.FFmpegError, ValueError, OverflowError, IndexError, MemoryError) as error:  # IndexError: cut MPEG-TS
         raise VideoDecodeError(f"{name} cannot be decoded{what} ({error or type(error).__name__}).") from error
 
 
@@ -104,7 +97,7 @@ class VideoReader:
     one of which frames are missing is refused. So the frames are those of decoding the file from its start, whatever
     is asked for.
 
-    The video is the stream that FFmpeg takes for the best one, never a cover picture or thumbnails. Frames are turned
+    The video is the stream that FFmpeg takes for the best one, never a cover image or thumbnails. Frames are turned
     and mirrored as the file's display matrix says. Frames whose size differs from the first frame's are resized to it.
 
     Args:
@@ -264,8 +257,9 @@ class VideoReader:
 
     def _check_indices(self, indices: Sequence[int]) -> np.ndarray:
         asked = finite_numbers(indices, "frame indices", self.name)
-        whole = asked.astype(np.int64)
-        if len(asked) == 0 or asked.min() < 0 or asked.max() >= len(self) or (asked != whole).any():
+        in_range = len(asked) > 0 and asked.min() >= 0 and asked.max() < len(self)
+        whole = asked.astype(np.int64) if in_range else asked
+        if not in_range or (asked != whole).any():
             values = "none" if len(asked) == 0 else f"{asked.min():g} to {asked.max():g}"
             raise ValueError(
                 f"Frames {values} were requested from {self.name}, which has frames 0 to {len(self) - 1}; "
@@ -279,8 +273,10 @@ class VideoReader:
         A VideoDecodeError if their number is not that of the table.
         """
         with _refuse_damage(self.name):
-            count = 0
+            count, damaged = 0, False
             for frame in self._in_order():
+                damaged = frame.is_corrupt or (damaged and not frame.key_frame)
+                self._check_damage(damaged, count)
                 if count == 0 and self._trusted and frame.pts != self._pts[0]:
                     self._read_by_decoding()
                     yield from self.iterate()
@@ -327,9 +323,11 @@ class VideoReader:
             self._container.seek(self._stream.start_time or 0, stream=self._stream, any_frame=False)
 
     def _decode_in_order(self, wanted: np.ndarray) -> np.ndarray:
-        found = _Frames(len(wanted))
+        found, damaged = _Frames(len(wanted)), False
         for number, frame in enumerate(self._in_order()):
+            damaged = frame.is_corrupt or (damaged and not frame.key_frame)
             if number == wanted[found.count]:
+                self._check_damage(damaged, number)
                 found.add(self._to_rgb(frame))
                 if found.count == len(wanted):
                     return found.array
@@ -347,21 +345,28 @@ class VideoReader:
                 return None
             start = self._key_pts[key]
             self._container.seek(start, stream=self._stream)
-            number = bisect.bisect_left(self._pts, start) - 1
+            number, damaged = bisect.bisect_left(self._pts, start) - 1, False
             for frame in self._container.decode(self._stream):
                 current = frame.pts
                 if current is not None and current < start:
                     continue  # shown before the key frame, decoded after it
                 number += 1
+                damaged = frame.is_corrupt or (damaged and not frame.key_frame)
                 if number == length or current != self._pts[number]:
                     return None
                 if current == targets[found.count]:
+                    self._check_damage(damaged, number)
                     found.add(self._to_rgb(frame))
                     if found.count == len(targets) or self._key_between(number, targets[found.count]):
                         break
             else:
                 return None
         return found.array
+
+    def _check_damage(self, damaged: bool, number: int) -> None:
+        """Refuses a frame of which parts are guessed, and those that follow it up to the next key frame."""
+        if damaged:
+            raise VideoDecodeError(f"{self.name} cannot be decoded: frame {number}, or one that it needs, is damaged.")
 
     def _key_between(self, number: int, target: int) -> bool:
         """Whether seeking is faster: a key frame lies well after frame `number` and not after the target."""
@@ -398,7 +403,7 @@ class _RgbConverter:
         if self._reads_matrix is not False or frame.rotation:  # side data costs more than the rotation alone
             matrix = display_matrix(frame)
             self._reads_matrix = matrix is not None
-        if _is_deep(frame.format.name):
+        if frame.interlaced_frame or _is_deep(frame.format.name):
             frame = self._filter(frame)
         if (frame.width, frame.height) == self._size:
             frame = self._reformatter.reformat(frame, format="rgb24", threads=1)
@@ -410,7 +415,7 @@ class _RgbConverter:
         return image if matrix is None else turn_image(image, matrix)
 
     def _filter(self, frame: av.VideoFrame) -> av.VideoFrame:
-        """RGB of more than 8 bits a value: the plain conversion neither rounds nor places chroma as FFmpeg does."""
+        """RGB of interlaced frames and of more than 8 bits: PyAV rounds their chroma otherwise than FFmpeg."""
         kind = (frame.width, frame.height, frame.format.name, int(frame.colorspace), int(frame.color_range))
         if self._graph[0] != kind:
             graph = Graph()
@@ -433,7 +438,7 @@ def _read_intra(packet: av.Packet) -> tuple[bool, bool]:
 
 
 def _video_stream(container: Any, name: str) -> Any:
-    """The stream that is the video: FFmpeg's best one, but no cover picture and no thumbnails."""
+    """The stream that is the video: FFmpeg's best one, but no cover image and no thumbnails."""
     streams = [
         stream
         for stream in container.streams.video

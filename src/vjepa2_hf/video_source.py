@@ -200,8 +200,8 @@ def turn_image(image: np.ndarray, matrix: tuple[float, float, float, float]) -> 
         center = np.array([image.shape[1] / 2, image.shape[0] / 2])
         shift = center - inverse @ center
         rows = (*inverse[0], shift[0], *inverse[1], shift[1])
-        picture = PIL.Image.fromarray(np.ascontiguousarray(image))
-        return np.asarray(picture.transform(picture.size, PIL.Image.AFFINE, rows, PIL.Image.BILINEAR))
+        source = PIL.Image.fromarray(np.ascontiguousarray(image))
+        return np.asarray(source.transform(source.size, PIL.Image.AFFINE, rows, PIL.Image.BILINEAR))
     return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 

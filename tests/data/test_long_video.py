@@ -100,7 +100,7 @@ class TestRefused:
             ({"chunk_frames": 0}, "chunk_frames is 0"),
             ({"chunk_frames": 4, "overlap": 4}, "overlap is 4; expected a multiple of the tubelet size, 2, below"),
             ({"overlap": 3}, "overlap is 3"),
-            ({"stride": 0}, "stride is 0; expected 1"),
+            ({"stride": 0}, "stride is 0; expected"),
             ({"pool": "clip"}, "pool is 'clip'"),
             ({"processor": VJepa2VideoProcessor(size=32)}, "floats, which are taken as normalized pixels"),
         ],
@@ -280,3 +280,29 @@ def test_peak_memory_does_not_grow_with_the_video(model, tmp_path):
         assert process.returncode == 0
         peaks.append(int(output))
     assert peaks[1] < 1.1 * peaks[0], peaks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"chunk_frames": 1e30}, "chunk_frames is 1e"), ({"chunk_frames": 4.0}, "chunk_frames is 4.0"),
+        ({"chunk_frames": "4"}, "chunk_frames is '4'"), ({"chunk_frames": True}, "chunk_frames is True"),
+        ({"chunk_frames": 4, "overlap": 2.0}, "overlap is 2.0"), ({"chunk_frames": 4, "stride": 1.5}, "stride is 1.5"),
+        ({"chunk_frames": 4, "stride": "2"}, "stride is '2'"),
+    ],
+)  # fmt: skip
+def test_sizes_that_are_no_whole_numbers_are_named(encoder, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        encoder.encode_long(noise_pixels(8), **arguments)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "index"])
+def test_a_damaged_part_is_encoded_again(encoder, tmp_path, damage, caplog):
+    video = noise_pixels(20)
+    whole = encoder.encode_long(video, chunk_frames=4, output_dir=tmp_path / "f").tokens()
+    victim = tmp_path / "f" / ("index.json" if damage == "index" else "part-00002.safetensors")
+    content = bytearray(victim.read_bytes())
+    content[-5] ^= 4
+    victim.write_bytes({"cut": content[:-40], "empty": b"", "flipped": content, "index": content[:30]}[damage])
+    again = encoder.encode_long(video, chunk_frames=4, output_dir=tmp_path / "f")
+    assert torch.equal(again.tokens(), whole) and "again" in caplog.text

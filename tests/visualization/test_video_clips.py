@@ -63,7 +63,7 @@ def test_clips_from_a_file_lie_over_all_of_it_without_overlap(video):
 def test_clips_from_shards_pass_over_rows_that_are_too_short(shards):
     assert [len(clip) for clip in read_clips(shards, 8, count=5)] == [8, 8]
     assert len(read_clips(shards, 8)) == 1
-    with pytest.raises(ValueError, match="has 12 frames, but the clip needs 20"):
+    with pytest.raises(ValueError, match="no readable row .*has 12 frames, but the clip needs 20"):
         read_clips(shards, 20)
 
 
@@ -73,3 +73,14 @@ def test_the_frames_are_resized_as_the_model_or_the_user_says(model):
     for size, expected in ((None, 16), (24, 24)):
         processor = load_processor(model, encoder, size)
         assert processor(frames, return_tensors="pt")["pixel_values_videos"].shape[-2:] == (expected, expected)
+
+
+def test_unreadable_rows_are_left_out_wherever_they_stand(tmp_path, caplog):
+    missing = {"bytes": None, "path": str(tmp_path / "nowhere.mp4")}
+    damaged = {"bytes": make_video(12)[:-600], "path": "damaged.mp4"}
+    rows = [{"video": video, "n": 0} for video in (missing, damaged, {"bytes": make_video(12), "path": None})]
+    write_shards(
+        rows, tmp_path / "shards", Features({"video": Video(decode=False), "n": Value("int32")}), num_shards=1
+    )
+    assert [len(clip) for clip in read_clips(tmp_path / "shards", 8, count=5)] == [8]
+    assert "left out: damaged.mp4" in caplog.text

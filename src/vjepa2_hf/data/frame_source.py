@@ -37,7 +37,7 @@ class FrameSource:
     """
 
     def __init__(self, video: Any, processor: Any = None, fallback: Any = None, stride: int = 1):
-        check(stride > 0, f"stride is {stride}; expected 1 (every frame) or more.")
+        check(is_whole(stride) and stride > 0, f"stride is {stride!r}; expected 1 (every frame) or more.")
         if isinstance(video, dict):  # a row's video as datasets gives it undecoded
             check(
                 video.get("bytes") or video.get("path"), f"The video is {describe(video)}; expected bytes or a path."
@@ -156,6 +156,11 @@ class FrameSource:
             f"The frames of {self.name} change from {before} to {now}; give frames of one size, or a processor that "
             "crops them to one."
         )
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is an integer, of Python or numpy."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def frame_bytes(frame: Any) -> bytes:

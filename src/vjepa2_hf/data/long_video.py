@@ -32,8 +32,8 @@ from .files import (
     write_json,
     writing,
 )
-from .frame_source import FrameSource, frame_bytes
-from .parts import read_note, read_shapes, save_part
+from .frame_source import FrameSource, frame_bytes, is_whole
+from .parts import DamagedPartError, check_part, read_note, read_shapes, save_part
 
 
 logger = logging.getLogger(__name__)
@@ -54,11 +54,12 @@ def encode_long(
     pool: str | None = None,
 ) -> "torch.Tensor | LongFeatures":
     """See [`VJepa2Encoder.encode_long`]."""
-    multiple = f"expected a multiple of the tubelet size, {encoder.config.tubelet_size}"
-    fits = chunk_frames > 0 and chunk_frames % encoder.config.tubelet_size == 0
-    check(fits, f"chunk_frames is {chunk_frames}; {multiple}.")
-    fits = 0 <= overlap < chunk_frames and overlap % encoder.config.tubelet_size == 0
-    check(fits, f"overlap is {overlap}; {multiple}, below chunk_frames ({chunk_frames}).")
+    tubelet = encoder.config.tubelet_size
+    multiple = f"expected a multiple of the tubelet size, {tubelet}"
+    fits = is_whole(chunk_frames) and chunk_frames > 0 and chunk_frames % tubelet == 0
+    check(fits, f"chunk_frames is {chunk_frames!r}; {multiple}.")
+    fits = is_whole(overlap) and 0 <= overlap < chunk_frames and overlap % tubelet == 0
+    check(fits, f"overlap is {overlap!r}; {multiple}, below chunk_frames ({chunk_frames}).")
     known = pool in (None, "frame")
     check(known, f"pool is {pool!r}; expected None or 'frame' (whose mean over time is that of the clip).")
     source = video
@@ -103,7 +104,7 @@ def _encode_to_folder(
     settings = {"chunk_frames": chunk_frames, "overlap": overlap, "stride": source.stride, "pool": pool}
     with locked(folder):
         claim_folder(folder / MANIFEST, _description(encoder, source, settings))
-        ends = [_read_part(part) for part in _parts(folder)]
+        ends = _undamaged_parts(folder)
         is_finished, digests = (folder / INDEX).is_file(), None
         if not (source.is_file or source.is_array):
             digests = _FrameDigests(ends, chunk_frames, overlap, is_finished)
@@ -199,6 +200,34 @@ def _finish(folder: Path, source: FrameSource, settings: dict, tubelet: int, dig
     write_json(folder / INDEX, index)
 
 
+def _undamaged_parts(folder: Path) -> list[dict[str, Any]]:
+    """The parts up to the first damaged one. That one and the index are removed, and encoded and written again."""
+    found = []
+    for part in _parts(folder):
+        try:
+            check_part(part, PART_NOTE)
+            found.append(_read_part(part))
+        except DamagedPartError as error:
+            logger.warning("%s It is removed, and encoded again.", str(error).partition(": remove")[0] + ".")
+            (folder / INDEX).unlink(missing_ok=True)
+            part.unlink()
+            break
+    if (folder / INDEX).is_file() and _read_index(folder) is None:
+        logger.warning("%s is damaged: it is written again.", folder / INDEX)
+        (folder / INDEX).unlink()
+    return found
+
+
+def _read_index(folder: Path) -> dict[str, Any] | None:
+    """`index.json`; `None` if it is not one."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    names = {"files", "steps", "places", "frames", "frames_per_step", "fps"}
+    return index if isinstance(index, dict) and names <= index.keys() else None
+
+
 def _read_part(part: Path) -> dict[str, Any]:
     return {**read_note(part, PART_NOTE), "file": part.name, "shape": read_shapes(part)["features"]}
 
@@ -230,7 +259,8 @@ class LongFeatures:
         if not (self.folder / INDEX).is_file():
             advice = "it is not finished, or holds no features; call encode_long with it again to continue"
             raise FileNotFoundError(f"{str(folder)!r} has no {INDEX}: {advice}.")
-        index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
+        index = _read_index(self.folder)
+        check(index is not None, f"{str(self.folder / INDEX)!r} is damaged; call encode_long with the folder again.")
         self._files, self._steps = index["files"], index["steps"]
         self.grid = (sum(self._steps), *index["places"])
         self.frames, self.frames_per_step, self.fps = index["frames"], index["frames_per_step"], index["fps"]

@@ -3,6 +3,7 @@
 Shapes: T frames, H W pixels.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from ..video_io import VideoReader
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 
 
+logger = logging.getLogger(__name__)
+
+
 def read_clips(video: str | Path, num_frames: int, fps: float | None = None, count: int = 1) -> list[np.ndarray]:
     """Reads clips, evenly spaced in a video file, or from the start of each row of shards: uint8 (T, H, W, 3) each.
 
@@ -22,22 +26,23 @@ def read_clips(video: str | Path, num_frames: int, fps: float | None = None, cou
         num_frames: T.
         fps: frames per second; `None`: the video's own rate.
         count: maximum number of clips. Clips of a file do not overlap, and the first one starts at frame 0. Rows of
-            shards that are too short are skipped, except the first, which is an error.
+            shards that are unreadable or too short are left out with a warning; it is an error if all are.
     """
     _check_numbers(num_frames, fps, count)
     if _is_video(video):
         return _read_clips(video, str(video), num_frames, fps, count)
-    clips = []
+    clips, problem = [], None
     for _, _, _, row in open_stream(ShardSource(str(video)), seed=None):
         try:
-            clips += _read_clips(row["video"], f"the first video of {video}", num_frames, fps, 1)
-        except ValueError:
-            if not clips:
-                raise
+            clips += _read_clips(row["video"], f"a video of {video}", num_frames, fps, 1)
+        except (ValueError, OSError) as error:
+            problem = problem or error
+            logger.warning("A row of %s is left out: %s", video, error)
         if len(clips) == count:
             return clips
     if not clips:
-        raise ValueError(f"{video} has no readable row; give a video file or a folder of shards.")
+        reason = f" ({problem})" if problem else ""
+        raise ValueError(f"{video} has no readable row{reason}; give a video file or a folder of shards.")
     return clips
 
 
