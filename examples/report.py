@@ -158,7 +158,7 @@ def plot_world_model_loss(run: Run) -> Figure:
         axis.annotate(" loss of rollouts from here on", (switch, 1), xycoords=("data", "axes fraction"), **style)
     axis.set(xlabel="training step", ylabel="loss")
     axis.set_ylim(bottom=0)
-    axis.legend(loc="lower left")
+    figure.legend(loc="outside upper right", ncols=2)
     return figure
 
 
@@ -180,7 +180,7 @@ def plot_rollout_error(run: Run) -> Figure:
     absolute.set_ylim(bottom=0)
     for axis in (ratio, absolute):
         axis.set(xlabel="model steps ahead", xticks=horizons)
-        axis.legend(fontsize=8.5)
+    figure.legend(*absolute.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8.5)
     return figure
 
 
