@@ -148,8 +148,6 @@ def find_held_out(config: EvaluationConfig) -> Callable[[str], bool]:
 
 def import_data(config: EvaluationConfig) -> EvaluationConfig:
     """Settings with HDF5 and npz files replaced by their shards."""
-    if config.fps is None:
-        return config
     run = (
         Path(config.model).resolve().parents[1]
         if Path(config.model).is_dir()
@@ -158,8 +156,9 @@ def import_data(config: EvaluationConfig) -> EvaluationConfig:
     root = Path(config.cache_dir) if config.cache_dir else run / "latents"
     named = {"data": config.data, "probe_data": config.probe_data}
     sources = {name: EpisodeSource(path, camera=config.camera, fps=config.fps) for name, path in named.items() if path}
-    shards = {name: as_shards(source, root).path for name, source in sources.items()}
-    return dataclasses.replace(config, **shards, camera=None, fps=None)
+    shards = {name: as_shards(source, root) for name, source in sources.items()}
+    paths = {name: source.path for name, source in shards.items()}
+    return dataclasses.replace(config, **paths, camera=shards["data"].camera, fps=None)
 
 
 class Evaluation:

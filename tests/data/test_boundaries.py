@@ -36,6 +36,7 @@ def flags(*rows: int, count: int = N) -> np.ndarray:
         ({"is_last": flags(3, 9), "is_terminal": flags(2, 3, 8, 9)}, [0, 4]),
         ({"ep_len": np.array([4, 6]), "ep_offset": np.array([0, 4])}, [0, 4]),  # stable-worldmodel
         ({"ep_len": np.array([3, 5])}, [0, 4]),  # of steps
+        ({"ep_len": np.array(10)}, [0]),
         ({"ep_offset": np.array([0, 4])}, [0, 4]),
         ({"meta/episode_ends": np.array([4, 10])}, [0, 4]),  # diffusion policy
         ({"episode_index": np.repeat([7, 3], [4, 6])}, [0, 4]),
@@ -71,6 +72,7 @@ def test_episodes_begin_where_the_marks_say(marks, starts):
         ({"terminals": np.full(N, np.nan)}, "its terminals has values that are not finite"),
         ({"terminals": np.array(["no"] * N)}, "its terminals are <U2, but flags or numbers"),
         ({"ep_len": np.array([4, 7])}, "its ep_len add up to 11 frames, but there are 10"),
+        ({"ep_len": np.array(7)}, "its ep_len add up to 7 frames, but there are 10; give --ends_key none"),  # padded
         ({"ep_len": np.array([10, 0])}, "its ep_len have an episode of no frame"),
         ({"ep_offset": np.array([1, 4])}, "its ep_offset must rise from 0"),
         ({"episode_ends": np.array([4, 4, 10])}, "its episode_ends have an episode of no frame"),

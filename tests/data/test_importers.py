@@ -290,6 +290,7 @@ class TestBrokenData:
         write_npz(source / "x_action.npz", 1, action=None)
         write_npz(source / "x_float.npz", 1, image=np.zeros((6, 8, 8, 3), np.float32))
         write_npz(source / "x_long.npz", 1, num_actions=8)
+        write_npz(source / "x_complex.npz", 1, action=np.full((6, 2), 1j))
         write_npz(source / "x_nan.npz", 1, action=np.full((6, 2), np.nan))
         write_npz(source / "x_one.npz", 1, image=numbered_frames(1))
         write_npz(source / "x_size.npz", 1, action=np.zeros((6, 3)))
@@ -300,7 +301,8 @@ class TestBrokenData:
         assert set(found) == {"good.npz"}
         lines = (tmp_path / "out" / "skipped.txt").read_text().splitlines()
         listed = dict(line.split("\t") for line in lines)
-        assert len(lines) == len(listed) == 11
+        assert len(lines) == len(listed) == 12
+        assert "action is an array of complex128, but numbers are needed" in listed["x_complex.npz"]
         assert "it has no actions or action, only image, proprio" in listed["x_action.npz"]
         assert "no array of images" in listed["x_float.npz"]
         assert "action has 8 rows for 6 frames" in listed["x_long.npz"]

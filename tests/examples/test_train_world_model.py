@@ -327,6 +327,8 @@ def test_damaged_imports_are_imported_again(tmp_path, caplog):
     assert caplog.text == ""
     with pytest.raises(ValueError, match="fps is nan, but a positive number"):
         EpisodeSource(str(source), fps=float("nan"))
+    with pytest.raises(ValueError, match="holds HDF5 or npz files: give their frames per second as fps, or import"):
+        as_shards(EpisodeSource(str(source)), tmp_path / "cache")
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "index"])

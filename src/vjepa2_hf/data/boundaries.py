@@ -167,5 +167,6 @@ def _listed_starts(name: str, array: np.ndarray, kind: str, num_frames: int) -> 
     if lengths.sum() == num_frames - len(lengths):  # of steps, one less than frames
         lengths = lengths + 1
     fits = lengths.sum() == num_frames
-    check(fits, f"its {name} add up to {lengths.sum()} frames, but there are {num_frames}")
+    advice = f"give --ends_key {NO_ENDS} if all rows are one episode"
+    check(fits, f"its {name} add up to {lengths.sum()} frames, but there are {num_frames}; {advice}")
     return np.cumsum(lengths) - lengths

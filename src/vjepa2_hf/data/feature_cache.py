@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 import xxhash
+from tqdm.auto import tqdm
 
 from ..configuration_vjepa2 import check
 from .files import write_json
@@ -45,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 INDEX = "index.json"
 STEP_COLUMNS = ("actions", "rewards")  # T-1 rows per episode; every other column has T
+SHOWN_PARTS = 32  # of 256 MB: verifying more shows its progress
 PART_NOTE = "episodes"  # of a part: id, length and fps of each episode in it
 _TWO_EPISODES = "Two episodes are called {!r}; give every row an episode_id of its own."
 
@@ -80,9 +82,9 @@ def discard_damaged(folder: str | os.PathLike, rank: int = 0, world_size: int = 
     folder, removed = Path(folder), []
     if not folder.is_dir():
         return removed
-    for path in _parts(folder):
-        if zlib.crc32(path.name.encode()) % world_size != rank:  # another process may be removing parts
-            continue
+    # By name, because another process may be removing parts
+    parts = [path for path in _parts(folder) if zlib.crc32(path.name.encode()) % world_size == rank]
+    for path in tqdm(parts, desc="verify", disable=rank > 0 or len(parts) < SHOWN_PARTS):
         try:
             check_part(path, PART_NOTE)
         except DamagedPartError as error:

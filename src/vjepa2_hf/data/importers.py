@@ -24,7 +24,7 @@ from ..specs import check_choice, check_count
 from ..video_io import read_image
 from .boundaries import NO_ENDS, find_starts, kind_of
 from .lerobot import check_fps
-from .shards import write_shards
+from .shards import files_in, write_shards
 from .video_writing import encode_video
 
 
@@ -81,6 +81,15 @@ def import_episodes(source: str | os.PathLike, output_dir: str | os.PathLike, op
     source, skipped = Path(source), {}
     rows = _import_rows(_find_files(source), source, options, skipped)
     return write_shards(rows, output_dir, _features_of, options.num_shards, skipped)
+
+
+def holds_arrays(data: str | os.PathLike) -> bool:
+    """Whether there are HDF5 or npz files at a path, and nothing that is read without an import."""
+    path, known = Path(data), HDF5_EXTENSIONS + NPZ_EXTENSIONS
+    if not path.is_dir():
+        return path.is_file() and path.suffix.lower() in known
+    suffixes = {Path(file).suffix.lower() for file in files_in(str(path))}
+    return not suffixes.isdisjoint(known) and suffixes.isdisjoint((".parquet", ".tar"))
 
 
 def _find_files(source: Path) -> list[Path]:
@@ -255,8 +264,9 @@ class _Group:
                 return {}
             return {named: self.arrays[_existing(self.arrays, self.prefix + named, "--ends_key")][()]}
         known = [name for name in self.arrays if kind_of(name) and (is_alone or name.startswith(self.prefix))]
-        # A single value is a note on the whole file
-        return {name: self.arrays[name][()] for name in known if self.arrays[name].shape}
+        # A single value is a note on the whole file, unless it is the length of a padded episode
+        known = [name for name in known if self.arrays[name].shape or kind_of(name) == "length"]
+        return {name: self.arrays[name][()] for name in known}
 
     def _check_spare_action(self) -> None:
         """Warns if the data looks as if each action were stored with the frame that it led to."""
@@ -320,7 +330,10 @@ def _existing(arrays: Mapping[str, Any], name: str, option: str) -> str:
 
 def _read_numbers(arrays: Mapping[str, Any], name: str, start: int, stop: int) -> np.ndarray:
     """Rows of an array as float32, (rows, numbers)."""
-    values = np.asarray(arrays[name][start:stop], np.float32)
+    kind = arrays[name].dtype.kind
+    check(kind in "biuf", f"{name} is an array of {arrays[name].dtype}, but numbers are needed")
+    with np.errstate(over="ignore"):  # too large for float32: refused as infinite
+        values = np.asarray(arrays[name][start:stop], np.float32)
     check(np.isfinite(values).all(), f"{name} has values that are not finite (NaN or infinite)")
     return values.reshape(len(values), -1)
 

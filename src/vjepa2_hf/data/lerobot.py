@@ -219,6 +219,7 @@ class LeRobotDataset:
         frames = self._table[1].filter(pc.field("episode_index") == _whole(episode, "episode_index"))
         expected = _whole(episode, "length")
         check(len(frames) == expected, f"{name} holds {len(frames)} of its {expected} frames")
+        check(expected > 0, "it has no frame")
         return frames
 
     def _open(self, episode: dict[str, Any], frames: pa.Table) -> EpisodeFrames:

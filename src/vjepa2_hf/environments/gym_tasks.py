@@ -6,6 +6,7 @@
 Letters: N episodes, S state size, A action size, H and W pixels.
 """
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -182,14 +183,16 @@ class _Episode:
     env: gymnasium.Env
 
     def reset(self, seed: int, options: dict[str, Any] | None = None) -> None:
-        self.observation, self.info = reset_env(self.env, seed, options)
+        observation, self.info = reset_env(self.env, seed, options)
+        self.observation = copy.deepcopy(observation)  # environments may reuse their buffers
         self.ended = False
 
     def step(self, action: np.ndarray) -> bool:
         """Takes an action, clipped to the bounds; returns whether the environment terminated."""
         space = self.env.action_space
         action = np.clip(action.reshape(space.shape), space.low, space.high).astype(space.dtype)
-        self.observation, _, terminated, truncated, self.info = step_env(self.env, action)
+        observation, _, terminated, truncated, self.info = step_env(self.env, action)
+        self.observation = copy.deepcopy(observation)
         self.ended = terminated or truncated
         return terminated
 

@@ -28,7 +28,7 @@ from ..data.feature_cache import (
     is_finished,
 )
 from ..data.files import cache_key, file_digest, locked, remove_folder, weights_fingerprint, write_json
-from ..data.importers import ImportOptions, import_episodes
+from ..data.importers import ImportOptions, holds_arrays, import_episodes
 from ..data.windows import WindowBatches, WindowMixture
 from .config import TrainingConfig
 from .signals import ignore_stop_signals
@@ -83,6 +83,11 @@ def as_shards(source: EpisodeSource, root: Path, accelerator: Accelerator | None
     """HDF5 and npz files as shards in `root`, imported once, and again if they are damaged; any other source as it
     is."""
     if source.fps is None:
+        if holds_arrays(source.path):
+            raise ValueError(
+                f"{source.path!r} holds HDF5 or npz files: give their frames per second as fps, or import them with "
+                "examples/import_episodes.py."
+            )
         return source
     description = {"data": data_fingerprint(source.path), "fps": source.fps, "camera": source.camera, "version": 2}
     folder = root / f"{Path(source.path).stem}-{cache_key(description)}-shards"
