@@ -273,6 +273,19 @@ class TestBrokenData:
             run(source, tmp_path / "out")
         assert "no array of images" in capfd.readouterr().err
 
+    def test_datasets_of_other_files_are_not_read(self, source, tmp_path, capfd):
+        with h5py.File(tmp_path / "secret.h5", "w") as file:
+            file["image"] = numbered_frames(6)
+        with h5py.File(source / "a.hdf5", "w", libver="latest") as file:
+            file["actions"] = np.zeros((6, 2))
+            layout = h5py.VirtualLayout((6, 16, 16, 3), np.uint8)
+            layout[:] = h5py.VirtualSource(str(tmp_path / "secret.h5"), "image", (6, 16, 16, 3), np.uint8)
+            file.create_virtual_dataset("image", layout)
+            file["link"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "image")
+        with pytest.raises(SystemExit):
+            run(source, tmp_path / "out")
+        assert "no array of images" in capfd.readouterr().err
+
     def test_image_of_another_size_costs_its_episode(self, source, tmp_path):
         for number in (1, 2):
             write_act(source / f"episode_{number}.hdf5", number, compressed=True)

@@ -217,6 +217,7 @@ class TestBrokenData:
         ("column", "value", "reason"),
         [
             ("data/chunk_index", None, "its data/chunk_index is None"),
+            ("data/file_index", 99, "there is no file "),
             ("length", None, "its length is None"),
             ("videos/observation.images.front/file_index", None, "file_index is None"),
             ("videos/observation.images.front/from_timestamp", float("nan"), "its timestamps are not finite"),
@@ -227,6 +228,12 @@ class TestBrokenData:
         skipped = {}
         assert len(list(read_episodes(copy, camera="front", skipped=skipped))) == 3
         assert reason in skipped["episode_000003"]
+
+    def test_missing_column_of_a_data_file_costs_its_episodes_alone(self, copy):
+        rewrite(copy / "data/chunk-000/file-001.parquet", lambda columns: columns.pop("action"))
+        skipped = {}
+        assert len(list(read_episodes(copy, camera="front", skipped=skipped))) == 3
+        assert skipped == {"episode_000003": "data/chunk-000/file-001.parquet has no column action"}
 
     def test_one_task_as_text_is_not_spelled(self, copy):
         rewrite(copy / "meta/episodes/chunk-000/file-001.parquet", lambda columns: columns.update(tasks=["lift it"]))
@@ -272,6 +279,7 @@ class TestBrokenData:
             ({"fps": "30"}, "fps of meta/info.json of .* is '30'"),
             ({"total_episodes": "4"}, "total_episodes of .* is '4'; expected a whole number"),
             ({"total_episodes": 0}, "total_episodes of .* is 0"),
+            ({"total_episodes": True}, "total_episodes of .* is True"),
             ({"chunks_size": 0}, "chunks_size of .* is 0"),
             ({"features": []}, r"features of .* are \[\]; expected a dtype"),
             ({"features": {"action": "float32"}}, "features of .*expected a dtype"),

@@ -187,12 +187,17 @@ def _open_arrays(path: Path) -> Iterator[Mapping[str, Any]]:
         arrays = {}
 
         def add(name: str, item: Any) -> None:
-            # External storage is bytes of any other file
-            if isinstance(item, h5py.Dataset) and item.shape is not None and not item.external:
+            if isinstance(item, h5py.Dataset) and item.shape is not None and not _names_other_files(item):
                 arrays[name] = item
 
         file.visititems(add)
         yield arrays
+
+
+def _names_other_files(dataset: Any) -> bool:
+    """Whether an HDF5 dataset is made of bytes or datasets of other files, of any path."""
+    sources = dataset.virtual_sources() if dataset.is_virtual else []
+    return bool(dataset.external) or any(source.file_name != "." for source in sources)
 
 
 def _npz_arrays(file: Any) -> Iterator[tuple[str, np.ndarray]]:

@@ -32,7 +32,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..configuration_vjepa2 import check
-from ..specs import as_number
+from ..specs import as_number, is_integer
 from ..specs import describe as describe_value
 from ..video_io import ReadLimits, VideoDecodeError, VideoReader, read_image
 
@@ -161,7 +161,10 @@ class LeRobotDataset:
     def _path(self, name: str) -> str:
         """The local path of a file of the dataset, downloaded if necessary."""
         if os.path.isdir(self.data):
-            return os.path.join(self.data, name)
+            path = os.path.join(self.data, name)
+            if not os.path.exists(path):
+                raise FileNotFoundError(f"there is no file {path!r}")
+            return path
         return huggingface_hub.hf_hub_download(self.data, name, repo_type="dataset", revision=self.revision)
 
     def _format(self, template: str, **values: Any) -> str:
@@ -215,7 +218,10 @@ class LeRobotDataset:
             columns = ["episode_index", "timestamp", *itertools.chain(*self.columns.values())]
             columns += [] if self._in_video else [self.camera]
             self._table = ("", pa.table({}))  # one file in memory at a time
-            self._table = (name, pq.read_table(self._path(name), columns=columns))
+            path = self._path(name)
+            missing = sorted(set(columns) - set(pq.read_schema(path).names))
+            check(not missing, f"{name} has no column {', '.join(missing)}")
+            self._table = (name, pq.read_table(path, columns=columns))
         frames = self._table[1].filter(pc.field("episode_index") == _whole(episode, "episode_index"))
         expected = _whole(episode, "length")
         check(len(frames) == expected, f"{name} holds {len(frames)} of its {expected} frames")
@@ -334,7 +340,7 @@ def _read_info(path: str, data: str) -> dict[str, Any]:
     check(not missing, f"{_INFO} of {data!r} lacks {', '.join(missing)}.")
     check_fps(info["fps"], f"fps of {_INFO} of {data!r}")
     for name in ("total_episodes", "chunks_size"):
-        fits = isinstance(info[name], int) and info[name] > 0
+        fits = is_integer(info[name]) and info[name] > 0
         check(fits, f"{name} of {_INFO} of {data!r} is {info[name]!r}; expected a whole number of at least 1.")
     features = info["features"]
     known = isinstance(features, dict) and all(
@@ -352,7 +358,7 @@ def _is_inside(path: str) -> bool:
 
 def _whole(episode: dict[str, Any], name: str) -> int:
     value = episode[name]
-    check(isinstance(value, int) and value >= 0, f"its {name} is {value!r}; expected a whole number")
+    check(is_integer(value) and value >= 0, f"its {name} is {value!r}; expected a whole number")
     return value
 
 
