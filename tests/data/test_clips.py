@@ -130,11 +130,71 @@ class TestClips:
             ({"rank": 2, "world_size": 2}, "rank is 2"),
             ({"crop_size": None}, "neither crop_size nor transform"),
             ({"seed": -1}, "seed is -1"),
+            ({"seed": 1.5}, "seed is 1.5; expected an integer"),
+            ({"seed": "a"}, "seed is 'a'; expected an integer"),
+            ({"seed": 2**70}, "seed is 1180591620717411303424"),
+            ({"frames_per_clip": 1.5}, "frames_per_clip is 1.5"),
+            ({"frames_per_clip": None}, "frames_per_clip is None"),
+            ({"clips_per_video": 1.5}, "clips_per_video is 1.5"),
+            ({"clips_per_video": None}, "clips_per_video is None"),
+            ({"world_size": 2.0}, "world_size is 2.0"),
+            ({"rank": True}, "rank is True"),
+            ({"epochs": 0}, "epochs is 0"),
+            ({"shuffle_buffer": -1}, "shuffle_buffer is -1"),
+            ({"shuffle_bytes": 0}, "shuffle_bytes is 0"),
+            ({"shuffle_buffer": float("nan")}, "shuffle_buffer is nan"),
+            ({"max_skipped_fraction": float("nan")}, "max_skipped_fraction is nan"),
+            ({"transform": 3}, "transform is 3; expected a function"),
+            ({"frame_sampler": "uniform"}, "frame_sampler is 'uniform'; expected a function"),
         ],
     )
     def test_bad_settings_are_refused(self, shards, settings, message):
         with pytest.raises(ValueError, match=message):
             ClipStream(shards, **{"frames_per_clip": 4, "crop_size": 8, **settings})
+
+    @pytest.mark.parametrize(
+        "data", [None, 3, ["a", "b"], [{"path": "a"}], [DataSource(None)], [DataSource("a", "1")]]
+    )
+    def test_what_is_no_source_is_refused(self, data):
+        with pytest.raises(ValueError, match="expected"):
+            ClipStream(data, 4, crop_size=8)
+
+    @pytest.mark.parametrize("state", [None, 3, {}, [1], {"batch": 0}])
+    def test_what_is_no_state_is_refused(self, shards, state):
+        with pytest.raises(ValueError, match="expected what its `state_dict`"):
+            ClipStream(shards, 4, crop_size=8).load_state_dict(state)
+
+    def test_a_video_that_does_not_fit_into_memory_is_skipped(self, shards, monkeypatch):
+        def frames(reader, wanted):
+            raise MemoryError
+
+        stream = ClipStream(shards, 4, transform=raw)
+        monkeypatch.setattr(VideoReader, "frames", frames)
+        with pytest.raises(ValueError, match=r"No clip could be read.*it does not fit into memory"):
+            next(iter(stream))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mask_samplers": None}, "mask_samplers is None"),
+        ({"mask_samplers": []}, r"mask_samplers is \[\]"),
+        ({"mask_samplers": [3]}, r"mask_samplers is \[3\]"),
+        ({"patch_size": 0}, "patch_size is 0"),
+        ({"patch_size": 4.0}, "patch_size is 4.0"),
+        ({"tubelet_size": "2"}, "tubelet_size is '2'"),
+        ({"seed": -1}, "seed is -1"),
+        ({"with_names": "no"}, "with_names is 'no'; expected True or False"),
+    ],
+)
+def test_bad_settings_of_the_collator_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        MaskCollator(**{"mask_samplers": [RandomFrameMask(0.5)], "patch_size": 4, **settings})
+
+
+def test_a_collator_without_clips_says_so():
+    with pytest.raises(ValueError, match="got no clips"):
+        MaskCollator([RandomFrameMask(0.5)], 4)([])
 
 
 class TestResume:

@@ -37,6 +37,17 @@ def half_moving_video(noise: float = 0.0, crf: int = 20) -> bytes:
 
 
 class TestRates:
+    def test_a_rate_above_the_videos_own_warns_once(self, reader, caplog):
+        for fps in (12, 12.1, None):
+            samples(FrameSampler(fps=fps), reader, 4, 2)
+        assert not caplog.records
+        sampler = FrameSampler(fps=(1000.0, 2000.0))
+        assert (np.diff(samples(sampler, reader, 4, 20)) == 0).all()  # every clip stands still
+        messages = [record.getMessage() for record in caplog.records]
+        assert len(messages) == 2 and all("above the 12 frames per second" in message for message in messages)
+        samples(FrameSampler(fps=1000.0), reader, 4, 2)
+        assert len(caplog.records) == 2
+
     def test_each_of_several_rates_is_drawn_as_often(self, reader):
         steps = np.diff(samples(FrameSampler(fps=(2, 4, 6)), reader, 4, 600))
         assert all(len(set(row)) == 1 for row in steps.tolist())
@@ -165,6 +176,18 @@ def test_any_settings_give_frames_of_the_video_in_order_and_the_same_again(
 def test_bad_sampler_settings_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
         FrameSampler(**setting)
+
+
+@pytest.mark.parametrize("num_frames", [0, -1, 2.0, None])
+def test_a_clip_of_no_frames_is_refused(reader, num_frames):
+    with pytest.raises(ValueError, match="num_frames is"):
+        FrameSampler()(reader, num_frames, torch.Generator())
+
+
+@pytest.mark.parametrize("position", [-1, 0.5, "a", None])
+def test_a_position_before_the_first_stage_is_refused(position):
+    with pytest.raises(ValueError, match="position is"):
+        FramesCurriculum(((0, 8),), 1).frames_at(position)
 
 
 def test_stages_begin_after_so_many_steps():

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from ..configuration_vjepa2 import check
+from ..specs import check_count, check_flag, check_fraction, check_number, refuse
 from ..video_io import ReadLimits, VideoReader, read_image
 from ..video_processing_vjepa2 import RandomResizedClip
 from .elastic import deal_out, describe, restart_epoch, upgrade
@@ -112,16 +113,21 @@ class ClipStream(torch.utils.data.IterableDataset):
         shuffle_bytes: int = SHUFFLE_BYTES,
     ):
         curriculum = frames_per_clip if isinstance(frames_per_clip, FramesCurriculum) else None
-        counts = {"clips_per_video": clips_per_video, "world_size": world_size, "epochs": epochs}
-        counts["frames_per_clip"] = None if curriculum else frames_per_clip
+        counts = {"clips_per_video": clips_per_video, "world_size": world_size, "shuffle_bytes": shuffle_bytes}
+        counts |= {} if curriculum else {"frames_per_clip": frames_per_clip}
+        counts |= {} if epochs is None else {"epochs": epochs}
         for name, value in counts.items():
-            check(value is None or value > 0, f"{name} is {value}, but it must be positive.")
-        check(0 <= rank < world_size, f"rank is {rank}, but it must lie in 0 to {world_size - 1} (world_size - 1).")
-        check(seed >= 0, f"seed is {seed}, but it must not be negative.")
+            check_count(name, value, highest=2**63 - 1)
+        check_count("rank", rank, 0, world_size - 1)
+        check_count("seed", seed, 0, 2**64 - 1)
+        check_count("shuffle_buffer", shuffle_buffer, 0)
         has_size = transform is not None or crop_size is not None
         check(has_size, "ClipStream got neither crop_size nor transform; give one, so that clips have one size.")
-        if max_skipped_fraction is not None and not 0 <= max_skipped_fraction <= 1:
-            raise ValueError(f"max_skipped_fraction is {max_skipped_fraction}, but a fraction lies in 0 to 1.")
+        for name, value in {"transform": transform, "frame_sampler": frame_sampler}.items():
+            if value is not None and not callable(value):
+                refuse(name, value, "a function, or None")
+        if max_skipped_fraction is not None:
+            check_fraction("max_skipped_fraction", max_skipped_fraction)
         self.sources, self.weights = _open_sources(data, limits)
         self.limits = limits
         if len(self.sources) > 1 and curriculum and curriculum.by == "epoch":
@@ -154,6 +160,8 @@ class ClipStream(torch.utils.data.IterableDataset):
         continues with any number of readers. A state that was saved without a shuffle buffer, as by version 0.1,
         continues without one.
         """
+        if not isinstance(state, dict) or not {"sources", "readers"} & state.keys():
+            refuse("The state of a ClipStream", state, "what its `state_dict` or `redistribute` returned")
         state = copy.deepcopy(state)
         for reader in state.get("readers", [state]):
             saved, given = len(reader["sources"]), len(self.sources)
@@ -183,9 +191,13 @@ def _open_sources(
 ) -> tuple[list[ShardSource], list[float]]:
     if isinstance(data, (str, os.PathLike)):
         data = [DataSource(os.fspath(data))]
+    if not isinstance(data, (list, tuple)) or not all(isinstance(source, DataSource) for source in data):
+        refuse("data", data, "a path, or a list of DataSource(path, weight)")
     check(data, "There is no data source; give a folder, or a list with at least one path and weight.")
-    for path, weight in ((source.path, source.weight) for source in data):
-        check(0 < weight < math.inf, f"The weight of {path!r} is {weight}, but it must be positive and finite.")
+    for source in data:
+        if not isinstance(source.path, (str, os.PathLike)):
+            refuse("The path of a DataSource", source.path, "a folder, a file, a glob or a dataset on the Hub")
+        check_number(f"The weight of {os.fspath(source.path)!r}", source.weight, above=0)
     return [ShardSource(source.path, limits) for source in data], [source.weight for source in data]
 
 
@@ -282,8 +294,8 @@ class _Reader:
             name = source.row_name(row.shard, row.number, row.values.get("path"))
             try:
                 decoded = self._decode(row.values, row.epoch, key, first_clip)
-            except (ValueError, OSError) as error:
-                source.skip(name, str(error))
+            except (ValueError, OSError, MemoryError) as error:
+                source.skip(name, str(error) or "it does not fit into memory")
                 decoded = None
             now["used"] += decoded is not None and first_clip == 0
             self._count_skips(order, now)
@@ -369,11 +381,18 @@ class MaskCollator:
         seed: int = 0,
         with_names: bool = False,
     ):
-        self.mask_samplers, self.patch_size, self.tubelet_size = list(mask_samplers), patch_size, tubelet_size
-        self.seed, self.with_names = seed, with_names
+        if not isinstance(mask_samplers, (list, tuple)) or not mask_samplers or not all(map(callable, mask_samplers)):
+            refuse("mask_samplers", mask_samplers, "a list of mask samplers, see `vjepa2_hf.masking`")
+        self.mask_samplers, self.patch_size = list(mask_samplers), check_count("patch_size", patch_size)
+        self.tubelet_size, self.seed = (
+            check_count("tubelet_size", tubelet_size),
+            check_count("seed", seed, 0, 2**64 - 1),
+        )
+        self.with_names = check_flag("with_names", with_names)
 
     def __call__(self, clips: list[dict[str, Any]]) -> dict[str, Any]:
         """`pixel_values_videos` (B, T, C, H, W); `context_mask` and `target_mask`, lists of int64 (B, K)."""
+        check(clips, "MaskCollator got no clips; give a list of at least one.")
         pixels = torch.stack([clip["pixel_values_videos"] for clip in clips])
         grid = (pixels.shape[1] // self.tubelet_size, *(size // self.patch_size for size in pixels.shape[-2:]))
         found = f"A clip of {pixels.shape[1]} frames of {pixels.shape[3]} x {pixels.shape[4]} pixels"

@@ -5,6 +5,7 @@ Legend: T frames of a clip.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,20 @@ from ..video_io import VideoReader
 from .typed_fields import check_fields
 
 
+logger = logging.getLogger(__name__)
+
+_FASTER = 1.01  # times the video's own rate; 30 frames per second of a video with 29.97 are no mistake
+_warned_rates: set[float] = set()
 _SLACK = 5e-4  # seconds, so that rounding makes no video too short for a clip
+
+
+def _warn_of_repeated_frames(rate: float, reader: VideoReader) -> None:
+    if rate not in _warned_rates:
+        _warned_rates.add(rate)
+        logger.warning(
+            "fps=%g is above the %.4g frames per second of %s, so its clips repeat frames; lower fps, or set it to "
+            "null for consecutive frames (other videos may repeat frames too)", rate, reader.fps, reader.name,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,7 @@ class FrameSampler:
 
     def __call__(self, reader: VideoReader, num_frames: int, generator: torch.Generator) -> np.ndarray:
         """Frame indices, int64 (T,), of one clip of `num_frames`."""
+        check_count("num_frames", num_frames)
         interval = self._sample_interval(reader, num_frames, generator)
         steps = np.arange(num_frames)
         offsets, times = (steps, np.arange(len(reader))) if interval is None else (steps * interval, reader.times)
@@ -99,6 +114,8 @@ class FrameSampler:
         if len(rates) > 1:
             fitting = [rate for rate in rates if intervals * low / rate <= length] or [max(rates)]
             rates = (fitting[int(torch.randint(len(fitting), (), generator=generator))],)
+        if self._rates and rates[0] > _FASTER * reader.fps:
+            _warn_of_repeated_frames(rates[0], reader)
         speed = low
         if high > low:
             highest = min(high, length * rates[0] / intervals) if intervals else high  # the highest that fits
@@ -173,6 +190,7 @@ class FramesCurriculum:
 
     def frames_at(self, position: int) -> int:
         """Frames per clip after `position` steps (or epochs)."""
+        check_count("position", position, 0, 2**63 - 1)
         return next(frames for first, frames in reversed(self.stages) if first <= position)
 
     def frames_of_batch(self, batch: int, worker: int, num_workers: int, epoch: int, first_batch: int = 0) -> int:
