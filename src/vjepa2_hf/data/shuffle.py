@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -217,7 +217,9 @@ class RowOrder:
         self.legs: list[Leg] = []
         self.buffer: list[Row] = []  # of `epoch`
         self.ahead: list[Row] = []  # of the next epoch
+        self._bytes = 0  # of both
         self.current: tuple[int, int] | None = None  # the row that was sampled last, (shard, row)
+        self._runs: dict[tuple, list[Run]] = {}  # of the open shards
         self._iterators: dict[tuple, Iterator] = {}  # of the runs that are read in pieces
         self._start = state or {}
 
@@ -253,9 +255,9 @@ class RowOrder:
                             "rows": list(leg["rows"])}) for leg in state["legs"]]  # fmt: skip
         positions = state["current"] + state["buffer"]
         rows = list(self._load(self.epoch, positions))
-        self.ahead = list(self._load(self.epoch + 1, state["ahead"]))
         begun = bool(state["current"]) and bool(rows) and rows[0][1:3] == tuple(state["current"])
-        self.buffer = rows[begun:]
+        self._fill(self.buffer, rows[begun:])
+        self._fill(self.ahead, self._load(self.epoch + 1, state["ahead"]))
         if begun:
             self.current = rows[0][1:3]
             yield rows[0]
@@ -273,6 +275,7 @@ class RowOrder:
                     self.buffer[index], self.buffer[-1] = self.buffer[-1], self.buffer[index]
                 self.picked += 1
                 row = self.buffer.pop()
+                self._bytes -= row.size
                 self.current = row[1:3]
                 yield row
             else:
@@ -286,7 +289,7 @@ class RowOrder:
         rows = self.buffered
         if not rows or rows >= self.max_rows:
             return not rows
-        return sum(row.size for row in self.buffer) + sum(row.size for row in self.ahead) < self.max_bytes
+        return self._bytes < self.max_bytes
 
     def _read_block(self) -> bool:
         """Reads a block of rows into the buffer. Returns whether there may be more to read now."""
@@ -303,14 +306,19 @@ class RowOrder:
         into = self.buffer if leg.epoch == self.epoch else self.ahead
         if leg.rows:
             positions, leg.rows = leg.rows[: 2 * BLOCK_ROWS], leg.rows[2 * BLOCK_ROWS :]
-            into.extend(self._load(leg.epoch, positions))
+            self._fill(into, self._load(leg.epoch, positions))
             return True
         entry = self._choose_shard(leg)
         if entry is None:
             self.legs.pop(0)
         else:
-            into.extend(self._read_entry(leg, entry))
+            self._fill(into, self._read_entry(leg, entry))
         return True
+
+    def _fill(self, into: list[Row], rows: Iterable[Row]) -> None:
+        for row in rows:
+            into.append(row)
+            self._bytes += row.size
 
     def _choose_shard(self, leg: Leg) -> list[int] | None:
         """The open shard that is read next; None at the end of the leg."""
@@ -332,10 +340,12 @@ class RowOrder:
         """The rows of the next run of an open shard, or of the next piece of it."""
         reader, readers, position, number, step, first = entry
         layout, identity = self.layout, (leg.epoch, reader, readers)
-        shard, runs = int(layout.shards(*identity)[position]), layout.runs(*identity, position)
+        shard, key = int(layout.shards(*identity)[position]), (*identity, position)
+        runs = self._runs[key] = self._runs.get(key) or layout.runs(*key)
         if number >= len(runs):
             leg.open.remove(entry)
             layout.close(shard)
+            del self._runs[key]
             return
         run, takes = runs[number], functools.partial(layout.takes, *identity, shard)
         if run.count is not None:
@@ -343,7 +353,6 @@ class RowOrder:
             for row_number, values in layout.read_run(shard, run, takes):
                 yield Row(leg.epoch, shard, row_number, values, size_of(values))
             return
-        key = (*identity, position)
         if key not in self._iterators:
             self._iterators[key] = self.source.read(shard, first, takes)
         rows = BLOCK_ROWS if layout.shuffled else 1
