@@ -98,10 +98,10 @@ class TestMetadata:
     @pytest.mark.parametrize(
         ("name", "content", "reason"),
         [
-            ("metadata.csv", b"name,label\na.mp4,1\n", "A row of .* has no 'file_name'"),
+            ("metadata.csv", b"file_name,label\n,1\n", "A row of .* has no 'file_name'"),
             ("metadata.jsonl", b"{bad", "Line 1 of .* is not JSON"),
             ("metadata.jsonl", b"[" * 10**5, "Line 1 of .* is not JSON"),
-            ("metadata.jsonl", b"[1]\n", "has no 'file_name'"),
+            ("metadata.jsonl", b'{"file_name": "a.mp4"}\n[1]\n', "has no 'file_name'"),
             ("metadata.jsonl", b'{"file_name": "a.mp4", "label": 1}\n{"file_name": "b.mp4", "label": "x"}', "numbers"),
             ("metadata.csv", b"\xff\xfe", "is not UTF-8 text"),
             ("metadata.csv", b"file_name,label\n" + b"x" * 200_000 + b",1", "not a table of comma-separated"),
@@ -111,6 +111,14 @@ class TestMetadata:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=reason):
             describe_files(tmp_path, ["a.mp4", "b.mp4"])
+
+    @pytest.mark.parametrize(
+        ("name", "text"), [("metadata.csv", "id,title\n3,x\n"), ("metadata.jsonl", '{"id": 3}\n')]
+    )
+    def test_a_table_of_something_else_is_left_alone_and_said_so(self, tmp_path, caplog, name, text):
+        (tmp_path / name).write_text(text)
+        found = describe_files(tmp_path, ["cat/a.mp4", "dog/b.mp4"])
+        assert found.labels == ["cat", "dog"] and f"{name} has no column file_name" in caplog.text
 
     def test_it_is_read_up_to_a_limit(self, tmp_path):
         (tmp_path / "metadata.csv").write_text("file_name,label\n" + "a.mp4,1\n" * 100)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import logging
 import os
 import re
 from collections import Counter
@@ -20,6 +21,8 @@ from typing import Any
 
 from ..video_io import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, ReadLimits
 
+
+logger = logging.getLogger(__name__)
 
 # As `datasets` names them
 _SPLITS = {
@@ -175,6 +178,9 @@ def _table(path: Path, limits: ReadLimits) -> list[dict[str, Any]]:
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"Line {number} of {str(path)!r} is not JSON ({error}); repair it.") from error
             rows += [] if row is None else [row]
+    if rows and not any(isinstance(row, dict) and "file_name" in row for row in rows):
+        logger.warning("%s has no column file_name, so it is not read for labels", path)
+        return []
     odd = next((row for row in rows if not isinstance(row, dict) or not row.get("file_name")), None)
     if odd is not None:
         raise ValueError(
