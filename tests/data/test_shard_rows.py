@@ -116,6 +116,12 @@ class TestTar:
         rows, skipped = read(tar)
         assert len(rows) == 1 and "header at byte" in skipped["a.tar"]
 
+    def test_an_archive_that_is_cut_between_files_is_read_and_named(self, tmp_path, video):
+        tar = write_tar(tmp_path / "a.tar", *((f"{k}.mp4", video) for k in range(3)))
+        tar.write_bytes(tar.read_bytes()[: 2 * (512 + -(-len(video) // 512) * 512)])
+        rows, skipped = read(tar)
+        assert [row["path"] for row in rows] == ["0.mp4", "1.mp4"] and "no end-of-archive mark" in skipped["a.tar"]
+
     def test_a_sample_above_the_bytes_allowed_is_skipped_unread(self, tmp_path, video):
         tar = write_tar(
             tmp_path / "a.tar.gz", ("0.mp4", video), ("1.mp4", bytes(10**7)), ("2.mp4", video), mode="w:gz"

@@ -161,6 +161,10 @@ class _Member(tarfile.TarInfo):
             return super().fromtarfile(archive)
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
             raise tarfile.ReadError(f"a header at byte {archive.offset} is corrupt: {error}") from error
+        except tarfile.EmptyHeaderError as error:
+            if not archive.offset:
+                raise  # an empty file
+            raise tarfile.ReadError("it has no end-of-archive mark, so files may be missing") from error
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         extended = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
