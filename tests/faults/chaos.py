@@ -33,6 +33,7 @@ from vjepa2_hf.visualization.tables import format_table, publish_tables  # noqa:
 
 
 SCRIPTS = ("pretrain", "world_model", "probe")
+MODES, POINTS = "before,torn,term,unsynced", 4000  # all of them
 VERDICTS = ("PASS", "HARD_FAIL", "SILENT_DIVERGENCE", "LOST_WORK")
 
 
@@ -147,8 +148,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--judge", required=True, help="Python of an environment that holds ckpt-chaos")
     parser.add_argument("--script", choices=SCRIPTS, help="one script (default: all three)")
-    parser.add_argument("--modes", default="before,torn", help="of the judge (default: before,torn)")
-    parser.add_argument("--points", type=int, default=1000, help="most points of a script (default: 1000)")
+    parser.add_argument("--modes", default=MODES, help=f"of the judge (default: {MODES})")
+    parser.add_argument("--points", type=int, default=POINTS, help="most points of a script (default: all)")
     parser.add_argument("--ranks", type=int, default=1, help="processes of a run (default: 1)")
     parser.add_argument("--jobs", type=int, default=2, help="points judged at once (default: 2)")
     parser.add_argument("--plain", action="store_true", help="start the script itself for every point")
@@ -162,7 +163,7 @@ def main() -> int:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     results = {"judge": "ckpt-chaos", "modes": options.modes, "ranks": options.ranks, "scripts": found}
-    if options.script is None and options.points >= 1000 and options.ranks == 1:
+    if options.script is None and options.points == POINTS and options.modes == MODES and options.ranks == 1:
         page = ROOT / "docs" / "reliability.md"
         publish_tables(results, format_table_of(results), ROOT / "results" / "chaos.json", [page], "chaos")
     else:

@@ -1,5 +1,6 @@
 """A small draw of the fault suite, which `make faults` runs whole; the suite finds faults where there are some."""
 
+import json
 import os
 import random
 import shutil
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import contents, crashes, data, power, suite
+from builders import ROOT
+from faults import contents, crashes, data, power, suite, table
 from faults.disk import Disk, Fault
 
 from vjepa2_hf.data.files import remove_folder, sync, write_text
@@ -158,6 +160,14 @@ def test_a_full_disk_takes_what_fits(tmp_path):
     in_child(folder, Fault(quota=60), fill)
     assert (folder / "a.bin").stat().st_size == 60
     assert folder.with_name("error").read_text() == "No space left on device"
+
+
+@pytest.mark.parametrize(("name", "format_table_of"), [("faults", table.format_table_of)])
+def test_the_table_is_the_one_of_the_last_run(name, format_table_of):
+    results = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    written = page.split(f"<!-- {name}:begin -->")[1].split(f"<!-- {name}:end -->")[0]
+    assert written.strip() == format_table_of(results).strip()
 
 
 def test_files_of_the_user_are_missed(tmp_path):
