@@ -6,6 +6,7 @@ C labels (`num_labels`), M stored views.
 
 import copy
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -120,6 +121,16 @@ class VJepa2ForVideoClassification(_TokenClassifier, VJepa2PreTrainedModel):
         else:
             self.classifier = nn.Linear(config.encoder_config.hidden_size, config.num_labels)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """Loads a classifier, see [`VJepa2PreTrainedModel.from_pretrained`], also from a checkpoint of a probe's run:
+        its frozen encoder with the head of the lowest loss."""
+        if os.path.isfile(os.path.join(pretrained_model_name_or_path or "", "probe.json")):
+            from_probe = _load_probe(pretrained_model_name_or_path)
+            if from_probe is not None:
+                return from_probe
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def from_encoder(
@@ -309,6 +320,14 @@ class VJepa2Neighbors(nn.Module):
         if self.config.problem_type == "multi_label_classification":
             return scores.logit(eps=tiny)
         return scores.clamp(min=tiny).log()
+
+
+def _load_probe(path: str | os.PathLike) -> VJepa2ForVideoClassification | None:
+    try:
+        from vjepa2_hf.probing.sweep import load_probe
+    except ImportError:  # code exported to the Hub
+        return None
+    return load_probe(path)
 
 
 class VJepa2ProbeHead(_TokenClassifier, nn.Module):

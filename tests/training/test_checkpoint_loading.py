@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from builders import FIXTURES, build_classifier, build_masked_latent, build_planner, clips, noise_image
+from builders import FIXTURES, build_classifier, build_encoder, build_masked_latent, build_planner, clips, noise_image
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoVideoProcessor, pipeline
 
@@ -20,6 +20,7 @@ from vjepa2_hf import (
     VJepa2WorldModel,
 )
 from vjepa2_hf.hub.conversion import convert
+from vjepa2_hf.probing.sweep import FineTuning, ProbeSweep
 from vjepa2_hf.training.checkpoints import save_checkpoint, write_model_files
 
 
@@ -100,3 +101,62 @@ def test_a_checkpoint_in_shards_says_so(tmp_path):
 def test_a_checkpoint_that_does_not_exist_is_not_looked_for_on_the_hub():
     with pytest.raises(FileNotFoundError, match="There is no folder 'mine/checkpoint-7'"):
         VJepa2Encoder.from_pretrained("mine/checkpoint-7")
+
+
+def probe_run(folder, sweep, inputs, labels, encoder="encoder"):
+    """A checkpoint of a sweep after a few steps, in a run of `train_probe.py`."""
+    accelerator = Accelerator(cpu=True)
+    optimizer = torch.optim.AdamW([{**group, "lr": group["peak"]} for group in sweep.optimizer_groups()])
+    sweep, optimizer = accelerator.prepare(sweep.train(), optimizer)
+    for _ in range(3):
+        sweep(inputs, labels).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    sweep(inputs, labels)
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(f"encoder: {folder.parent / encoder}\n")
+    write_more = functools.partial(write_model_files, model=sweep, processors=[PROCESSOR])
+    return save_checkpoint(accelerator, folder, 3, write_more=write_more)
+
+
+def test_a_probes_checkpoint_loads_with_its_encoder_and_best_head(tmp_path):
+    model = build_classifier()
+    model.config.problem_type = "single_label_classification"
+    model.encoder.save_pretrained(tmp_path / "encoder")
+    tokens = model.encode_tokens(clips(batch_size=3))[0].detach()
+    sweep = ProbeSweep(model, [(1e-6, 0.0), (1e-2, 0.0), (1e-5, 0.0)])
+    checkpoint = probe_run(tmp_path / "run", sweep, tokens, torch.tensor([0, 1, 2]))
+    loaded = VJepa2ForVideoClassification.from_pretrained(checkpoint)
+    assert loaded.config.id2label == model.config.id2label
+    expected = sweep.eval().logits(tokens)[1]
+    torch.testing.assert_close(loaded(clips(batch_size=3)).logits, expected, rtol=1e-4, atol=1e-5)
+    model.encoder.layernorm.bias.data += 1
+    model.encoder.save_pretrained(tmp_path / "encoder")
+    with pytest.raises(ValueError, match="were trained on other weights than those of the encoder"):
+        VJepa2ForVideoClassification.from_pretrained(checkpoint)
+
+
+def test_a_linear_probes_checkpoint_folds_what_is_standardized(tmp_path):
+    torch.manual_seed(0)
+    fields = {"pooler_type": "linear", "num_labels": 2, "problem_type": "regression"}
+    model = VJepa2ForVideoClassification.from_encoder(build_encoder(), **fields)
+    model.encoder.save_pretrained(tmp_path / "encoder")
+    with torch.no_grad():
+        inputs = model.pool(*model.encode_tokens(clips(batch_size=6)))
+    labels = 7 + 3 * torch.randn(6, 2)
+    statistics = [(values.mean(0), values.std(0)) for values in (inputs, labels)]
+    sweep = ProbeSweep(model, [(1e-2, 0.0)], *statistics)
+    checkpoint = probe_run(tmp_path / "run", sweep, inputs, labels)
+    expected = sweep.predictions(sweep.logits(inputs))[0]
+    loaded = VJepa2ForVideoClassification.from_pretrained(checkpoint)
+    torch.testing.assert_close(loaded(clips(batch_size=6)).logits, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_fine_tuned_classifiers_checkpoint_loads(tmp_path):
+    model = build_classifier()
+    model.config.problem_type = "single_label_classification"
+    sweep = FineTuning(model, (1e-2, 0.0))
+    checkpoint = probe_run(tmp_path / "run", sweep, clips(batch_size=3), torch.tensor([0, 1, 2]), "gone")
+    loaded = VJepa2ForVideoClassification.from_pretrained(checkpoint)
+    assert_same(loaded, model.state_dict())
+    assert not torch.equal(loaded.encoder.layernorm.bias, build_classifier().encoder.layernorm.bias)

@@ -9,16 +9,29 @@ Shapes: H heads, B clips, N tokens, D width, C labels.
 
 from __future__ import annotations
 
+import copy
+import json
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..configuration_classification import VJepa2VideoClassificationConfig
+from ..data.files import weights_fingerprint, write_json
 from ..modeling_classification import VJepa2ForVideoClassification, VJepa2ProbeHead, checked_labels
+from ..modeling_encoder import VJepa2Encoder
+from ..modeling_masked_latent import VJepa2ForMaskedLatentPrediction
 from ..specs import check_number, check_tensor, refuse
 from ..training.schedules import parameter_groups
+from ..training.settings import read_yaml
+
+
+PROBE = "probe.json"  # in checkpoints
 
 
 class ProbeSweep(nn.Module):
@@ -54,6 +67,8 @@ class ProbeSweep(nn.Module):
         self.config, self.settings = model.config, list(settings)
         self.heads = nn.ModuleList(VJepa2ProbeHead(model) for _ in settings)
         self.gradient_checkpointing = gradient_checkpointing
+        self.latest_losses: torch.Tensor | None = None  # (H,)
+        self._encoder = weights_fingerprint(model.encoder)
         self._standardized = features is not None
         sizes = model.classifier.in_features, model.config.num_labels
         for name, value, size in zip(("feature", "label"), (features, labels), sizes, strict=True):
@@ -84,6 +99,12 @@ class ProbeSweep(nn.Module):
         return product.unflatten(1, features.shape[:-1])
 
     def forward(self, features: torch.Tensor, labels: torch.Tensor, steps: int | None = None) -> torch.Tensor:
+        """See `losses`."""
+        losses = self.losses(features, labels, steps)
+        self.latest_losses = losses.detach()
+        return losses
+
+    def losses(self, features: torch.Tensor, labels: torch.Tensor, steps: int | None = None) -> torch.Tensor:
         """The mean loss of each head, (H,), on labels in the format of the classifier."""
         logits = self.logits(features, steps).float()
         labels = checked_labels(self.config, logits.shape[1:-1], labels)
@@ -120,6 +141,17 @@ class ProbeSweep(nn.Module):
         state["classifier.weight"] = weight * self.label_std.unsqueeze(1)
         state["classifier.bias"] = bias * self.label_std + self.label_mean
         return state
+
+    def write_model_files(self, folder: Path) -> None:
+        """Writes into a checkpoint what `load_probe` needs besides the weights; the best head is that of the lowest
+        loss of the last batch."""
+        config = copy.deepcopy(self.config)
+        config.architectures = [VJepa2ForVideoClassification.__name__]
+        config.save_pretrained(folder)
+        losses = [0.0] if self.latest_losses is None else self.latest_losses.tolist()
+        probe = {"num_heads": len(self.heads), "best_head": losses.index(min(losses)), "encoder": self._encoder}
+        probe |= {"standardized": self._standardized, "finetune": isinstance(self, FineTuning)}
+        write_json(folder / PROBE, probe)
 
 
 class FineTuning(ProbeSweep):
@@ -170,3 +202,44 @@ def depth_of(name: str, num_layers: int) -> int:
     if "layer" in parts:
         return int(parts[parts.index("layer") + 1]) + 1
     return num_layers + 1 if "layernorm" in parts else 0
+
+
+def load_probe(checkpoint: str | os.PathLike) -> VJepa2ForVideoClassification | None:
+    """The classifier in a checkpoint of `train_probe.py`, with the best of its heads; None for any other folder. The
+    frozen encoder comes from the `encoder` in the run's `config.yaml`.
+
+    Raises:
+        ValueError: that encoder is not the one that the heads were trained on.
+    """
+    folder = Path(checkpoint)
+    if not (folder / PROBE).is_file():
+        return None
+    probe = json.loads((folder / PROBE).read_text(encoding="utf-8"))
+    model = VJepa2ForVideoClassification(VJepa2VideoClassificationConfig.from_pretrained(folder)).eval()
+    state = load_file(folder / "model.safetensors")
+    statistics = [(state[f"{name}_mean"], state[f"{name}_std"]) for name in ("feature", "label")]
+    if probe["finetune"]:
+        sweep = FineTuning(model, (0.0, 0.0), labels=statistics[1])
+    else:
+        _load_encoder(model, folder, probe["encoder"])
+        features = statistics[0] if probe["standardized"] else None
+        sweep = ProbeSweep(model, [(0.0, 0.0)] * probe["num_heads"], features, statistics[1])
+    sweep.load_state_dict(state)
+    model.load_state_dict(sweep.head_weights(probe["best_head"]), strict=False)
+    return model
+
+
+def _load_encoder(model: VJepa2ForVideoClassification, folder: Path, fingerprint: str) -> None:
+    """Loads the frozen parts of a classifier from the folder that the run's config names."""
+    path = read_yaml(folder.absolute().parent / "config.yaml")["encoder"]
+    if model.config.predicted_frames:
+        whole = VJepa2ForMaskedLatentPrediction.from_pretrained(path)
+        model.encoder.load_state_dict(whole.target_encoder.state_dict())
+        model.predictor.load_state_dict(whole.predictor.state_dict())
+    else:
+        model.encoder.load_state_dict(VJepa2Encoder.from_pretrained(path).state_dict())
+    if weights_fingerprint(model.encoder) != fingerprint:
+        raise ValueError(
+            f"the heads in {folder} were trained on other weights than those of the encoder {path}; load the run's "
+            "final/, or put the encoder back."
+        )

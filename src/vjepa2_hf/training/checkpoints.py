@@ -178,7 +178,9 @@ def verify_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
 
 def write_model_files(folder: Path, model: nn.Module, processors: Iterable[Any] = ()) -> None:
     """Writes the config of a model and its processors, so that `from_pretrained` loads the checkpoint."""
-    if isinstance(model, PreTrainedModel):
+    if hasattr(model, "write_model_files"):
+        model.write_model_files(folder)
+    elif isinstance(model, PreTrainedModel):
         config = copy.deepcopy(model.config)
         config.architectures = [type(model).__name__.removeprefix("FSDP")]
         config.save_pretrained(folder)
