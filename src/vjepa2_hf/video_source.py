@@ -218,7 +218,7 @@ def packet_reader(codec: str, extradata: bytes | None) -> tuple[bool, Callable[[
     extradata = extradata or b""
     if codec == "h264" and len(extradata) > 4 and extradata[0] == 1:
         size = (extradata[4] & 3) + 1
-        return False, lambda packet: (True, _first_slice(packet, size, 0, 31, range(1, 6)) == 5)
+        return False, lambda packet: (True, _first_slice(packet, size, 0, 31, range(1, 6), _is_recovery) == 5)
     if codec == "hevc" and len(extradata) > 21 and extradata[0] == 1:
         size = (extradata[21] & 3) + 1
         return False, lambda packet: (True, 16 <= _first_slice(packet, size, 1, 63, range(32)) <= 21)
@@ -227,15 +227,37 @@ def packet_reader(codec: str, extradata: bytes | None) -> tuple[bool, Callable[[
     return True, {"vp8": _read_vp8, "vp9": _read_vp9}.get(codec)
 
 
-def _first_slice(packet: Any, length_size: int, shift: int, mask: int, slices: range) -> int:
-    """The type of the first NAL unit that holds a part of a frame; -1 if there is none."""
+def _first_slice(
+    packet: Any, length_size: int, shift: int, mask: int, slices: range, is_recovery: Callable | None = None
+) -> int:
+    """The type of the first NAL unit that holds a part of a frame; -1 if there is none.
+
+    With `is_recovery`, an exact recovery point before it counts as type 5, a key frame.
+    """
     data, position = memoryview(packet), 0
     while position + length_size < len(data):
         kind = (data[position + length_size] >> shift) & mask
         if kind in slices:
             return kind
-        position += length_size + int.from_bytes(data[position : position + length_size], "big")
+        end = position + length_size + int.from_bytes(data[position : position + length_size], "big")
+        if is_recovery is not None and kind == 6 and is_recovery(bytes(data[position + length_size + 1 : end])):
+            return 5
+        position = end
     return -1
+
+
+def _is_recovery(messages: bytes) -> bool:
+    """Whether H.264's SEI messages (rec. H.264, D.1.8) say that decoding from here shows this frame and all later ones
+    exactly, as at the I-frame of an open GOP. An intra refresh needs further frames."""
+    position = 0
+    while position + 2 < len(messages):
+        kind, size = messages[position], messages[position + 1]
+        if kind == 6:
+            return messages[position + 2] & 0xC0 == 0xC0  # recovery_frame_cnt 0 is one bit, exact_match_flag the next
+        if 255 in (kind, size):
+            return False  # longer codes
+        position += 2 + size
+    return False
 
 
 def _read_vp8(packet: Any) -> tuple[bool, bool]:

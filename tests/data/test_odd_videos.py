@@ -269,6 +269,14 @@ def test_every_frame_is_the_right_one(name):
         assert reader.times[0] == 0 and (np.diff(reader.times) > 0).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "starts"), [("h264 with open GOPs", 3), ("hevc with open GOPs", 3), ("h264 with intra refresh", 1)]
+)
+def test_decoding_begins_at_exact_recovery_points_alone(name, starts):
+    with VideoReader(corpus_file(name)) as reader:
+        assert reader._trusted and len(reader._key_pts) == starts
+
+
 # --- Which stream, how it is turned, where it lies
 
 
