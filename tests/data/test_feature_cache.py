@@ -228,6 +228,19 @@ class TestDamage:
         assert discard_damaged(tmp_path) == ["index.json"]
         assert discard_damaged(tmp_path / "nothing") == []
 
+    def test_parts_under_each_others_names_are_noticed(self, tmp_path):
+        write_cache(tmp_path, LENGTHS, part_bytes=60)
+        one, other = sorted(tmp_path.glob("part*"))
+        content = one.read_bytes()
+        one.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+        with pytest.raises(DamagedPartError, match="index.json' is damaged .it lists other parts"):
+            FeatureCache(tmp_path)
+        assert discard_damaged(tmp_path) == ["index.json"]
+        finish_cache(tmp_path, {})
+        batch = FeatureCache(tmp_path).windows(torch.tensor([0, 3]), torch.tensor([0, 0]), 2)
+        assert batch["latents"].flatten().tolist() == [100, 101, 400, 401]
+
     def test_a_damaged_part_is_named_by_the_writer(self, tmp_path):
         (tmp_path / "part-000-00000.safetensors").write_bytes(b"half a part")
         with pytest.raises(DamagedPartError, match="part-000-00000.safetensors' is damaged .*: remove this file"):

@@ -33,6 +33,7 @@ from .parts import (
     DamagedPartError,
     PartWriter,
     check_part,
+    read_digest,
     read_note,
     read_shapes,
     read_tensors,
@@ -93,7 +94,7 @@ def discard_damaged(folder: str | os.PathLike, rank: int = 0, world_size: int = 
             removed.append(path.name)
     index = folder / INDEX
     try:
-        lost = removed or (index.is_file() and not set(_read_index(folder)["episodes"]["file"]) <= _names(folder))
+        lost = removed or (index.is_file() and not _lists_its_parts(folder, _read_index(folder)))
     except DamagedPartError as error:
         logger.warning("%s", error)
         lost = True
@@ -177,7 +178,8 @@ def finish_cache(folder: str | os.PathLike, description: dict[str, Any]) -> None
     for path in sorted(folder.glob("skipped-*.json")):
         skipped |= _read_skipped(path)
     skipped = {name: reason for name, reason in skipped.items() if name not in columns["id"]}
-    index = {"version": 2, "description": description, "episodes": columns, "skipped": skipped}
+    parts = {part.name: read_digest(part) for part in _parts(folder)}
+    index = {"version": 2, "parts": parts, "description": description, "episodes": columns, "skipped": skipped}
     index = json.loads(json.dumps(index))
     write_json(folder / INDEX, {**index, "digest": _digest_of(index)}, indent=None)
 
@@ -220,8 +222,13 @@ def _parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-*.safetensors"))
 
 
-def _names(folder: Path) -> set[str]:
-    return {part.name for part in _parts(folder)}
+def _lists_its_parts(folder: Path, index: dict[str, Any]) -> bool:
+    """Whether the parts that an index lists are there, and not others under their names."""
+    names = set(index["episodes"]["file"])
+    if not all((folder / name).is_file() for name in names):
+        return False
+    digests = index.get("parts")  # older versions have none
+    return digests is None or all(read_digest(folder / name) == digests.get(name) for name in names)
 
 
 class FeatureCache:
@@ -241,9 +248,9 @@ class FeatureCache:
         self, folder: str | os.PathLike, columns: Sequence[str] = ("latents", "actions"), verify: bool = True
     ):
         self.folder, self.columns = Path(folder), tuple(columns)
-        index = _read_index(self.folder)
-        self.skipped: dict[str, str] = index.get("skipped", {})
-        index = index["episodes"]
+        content = _read_index(self.folder)
+        self.skipped: dict[str, str] = content.get("skipped", {})
+        index = content["episodes"]
         self.ids: list[str] = index["id"]
         self.fps: list[float] = index["fps"]
         self.lengths = torch.tensor(index["length"])
@@ -252,6 +259,8 @@ class FeatureCache:
         self.files = sorted(set(index["file"]))
         for name in self.files if verify else ():
             check_part(self.folder / name, PART_NOTE)
+        if not _lists_its_parts(self.folder, content):
+            raise DamagedPartError(self.folder / INDEX, "it lists other parts than those that are there")
         numbers = {name: number for number, name in enumerate(self.files)}
         self._file = torch.tensor([numbers[name] for name in index["file"]])
         self._first = {"frame": torch.tensor(index["frame"]), "step": torch.tensor(index["step"])}

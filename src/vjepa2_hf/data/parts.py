@@ -127,6 +127,12 @@ def read_note(path: Path, key: str) -> Any:
             raise DamagedPartError(path, f"it has no note {key!r}") from error
 
 
+def read_digest(path: Path) -> str | None:
+    """The digest that a part was written with; None for an older part."""
+    with _opened(path) as file:
+        return (file.metadata() or {}).get(_DIGEST)
+
+
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of a part's tensors by name."""
     with _opened(path) as file:
