@@ -172,7 +172,7 @@ class TestDamage:
     @staticmethod
     def damages(content: bytes):
         rng = random.Random(0)
-        for position in range(0, len(content), 2):  # one bit
+        for position in range(0, len(content), 4):  # one bit
             yield content[:position] + bytes([content[position] ^ (1 << rng.randrange(8))]) + content[position + 1 :]
         yield from (content[:length] for length in range(0, len(content), 197))
         yield content + b"\0"
