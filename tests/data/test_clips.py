@@ -99,6 +99,19 @@ class TestClips:
         assert values == [clip["pixel_values_videos"].item() for clip in again]
         assert len(set(values)) == 12
 
+    def test_a_video_that_the_memory_cannot_hold_is_skipped(self, shards, monkeypatch):
+        def frames(reader, indices, read=VideoReader.frames):
+            if not failed:
+                failed.append(reader)
+                raise MemoryError
+            return read(reader, indices)
+
+        failed = []
+        monkeypatch.setattr(VideoReader, "frames", frames)
+        stream = ClipStream(shards, 2, 16, epochs=1)
+        assert len(list(stream)) > 1
+        assert "it does not fit into memory" in stream.sources[0].skipped.values()
+
     def test_corrupt_shard_is_skipped_and_named(self, shards, tmp_path, caplog):
         import shutil
 

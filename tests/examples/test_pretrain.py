@@ -273,7 +273,22 @@ def test_a_run_goes_on_with_other_workers(stopped, shards, monkeypatch, caplog, 
     folder = shutil.copytree(stopped, tmp_path / "run")
     lines = run_pretrain(monkeypatch, shards, folder, "num_workers=2", "resume=latest")
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    assert caplog.text.count("other processes or workers") == 1
+    assert caplog.text.count("processes or workers reads the data") == 1
+
+
+def test_a_curriculum_goes_on_with_other_workers_at_its_step(shards, monkeypatch, tmp_path):
+    settings = ["frames_per_clip=8", "frames_curriculum=[[0, 4], [2, 6], [4, 8]]"]
+    run_and_stop_after_three(shards, tmp_path, *settings)
+    seen = []
+
+    def read_batches(*arguments, read=pretrain.read_batches):
+        for names, batch in read(*arguments):
+            seen.append(batch["pixel_values_videos"].shape[1])
+            yield names, batch
+
+    monkeypatch.setattr(pretrain, "read_batches", read_batches)
+    run_pretrain(monkeypatch, shards, tmp_path, *settings, "num_workers=2", "resume=latest")
+    assert seen == [6, 8, 8]
 
 
 def pretrain_in_group(rank: int, shards: Path, output_dir: Path, *overrides: str) -> None:
