@@ -784,26 +784,28 @@ def data_calls() -> list[Call]:
     sampler = {"fps": "number", "speed": "range", "frame_jitter": "fraction", "motion_weight": "fraction"}
     sampler |= {"short_videos": "choice", "min_frames": "integer", "position": "fraction"}
     stream = {"frames_per_clip": "integer", "crop_size": "integer", "clips_per_video": "integer", "seed": "seed"}
+    stream |= {"shuffle_buffer": "integer", "shuffle_bytes": "integer"}
     stream |= {"max_skipped_fraction": "fraction", "rank": "integer", "world_size": "integer", "epochs": "integer"}
     folder, camera = str(builders.FIXTURES / "lerobot_v3"), "observation.images.front"
     return [
         Call("FrameSampler", sample_frames,
              lambda: {"fps": 6.0, "speed": (1.0, 1.0), "frame_jitter": 0.1, "motion_weight": 0.5,
                       "short_videos": "repeat", "min_frames": 2, "position": 0.5}, sampler,
-             lambda result, given: bool(((result >= 0) & (result < 8)).all()), in_api=False, owner="shuffle"),
+             lambda result, given: bool(((result >= 0) & (result < 8)).all()), in_api=False),
         Call("FramesCurriculum", lambda **given: sampling.FramesCurriculum(**given).frames_of_batch(0, 0, 1, 0),
              lambda: {"stages": [(0, 4), (10, 8)], "batch_size": 2, "gradient_accumulation_steps": 1, "by": "step"},
              {"stages": "vector", "batch_size": "integer", "gradient_accumulation_steps": "integer", "by": "choice"},
-             in_api=False, owner="shuffle"),
+             in_api=False),
         Call("ClipStream", lambda **given: clips.ClipStream(shards(), **given),
              lambda: {"frames_per_clip": 4, "crop_size": 16, "clips_per_video": 1, "seed": 0, "rank": 0,
-                      "max_skipped_fraction": 0.5, "world_size": 1, "epochs": 1}, stream, whole_numbers(stream),
-             in_api=False, owner="shuffle"),
+                      "max_skipped_fraction": 0.5, "world_size": 1, "epochs": 1, "shuffle_buffer": 4,
+                      "shuffle_bytes": 2**20}, stream, whole_numbers(stream),
+             in_api=False),
         Call("split_episodes", episodes.split_episodes, lambda: {"ids": ["a", "b"], "validation_fraction": 0.5},
-             {"validation_fraction": "fraction"}, in_api=False, owner="episodes"),
+             {"validation_fraction": "fraction"}, in_api=False),
         Call("read_episodes", lambda **given: next(episodes.read_episodes(folder, camera=camera, **given)),
              lambda: {"frame_skip": 1, "max_episodes": 1}, {"frame_skip": "integer", "max_episodes": "integer"},
-             in_api=False, owner="episodes"),
+             in_api=False),
         Call("read_video", lambda **given: read_video(builders.numbered_video(8), **given),
              lambda: {"frame_indices": [0, 2]}, {"frame_indices": "vector"},
              lambda result, given: len(result) > 0, in_api=False, owner="video"),
@@ -823,10 +825,10 @@ def setting_calls() -> list[Call]:
     right = {"max_steps": 3, "batch_size": 2, "seed": 0, "num_workers": 0, "log_every": 1, "save_every": 1}
     right |= {"keep_last": 1, "scale": [0.3, 1.0], "gradient_clipping": 1.0, "mixed_precision": "no", "encoder": {}}
     return [
-        Call("load_config", load_tiny, lambda: dict(right), kinds, in_api=False, owner="checkpoints"),
+        Call("load_config", load_tiny, lambda: dict(right), kinds, in_api=False),
         Call("TrainingConfig", lambda **given: builders.TinyRunConfig(output_dir="x", **given), lambda: dict(right),
              {name: kind for name, kind in kinds.items() if name not in ("encoder", "scale")},
-             whole_numbers(kinds), in_api=False, owner="checkpoints"),
+             whole_numbers(kinds), in_api=False),
     ]  # fmt: skip
 
 
@@ -849,7 +851,7 @@ def probe_calls() -> list[Call]:
              lambda: {"settings": [(0.1, 0.0), (0.2, 0.1)], "features": rand(2, 24), "labels": torch.tensor([0, 2])},
              {"settings": "vector", "features": "tensor", "labels": "tensor"}, finite_in_finite_out, in_api=False),
         Call("ClipViews", ClipViews, lambda: {**views_right, "seed": 0, "anticipate_frames": None}, views,
-             whole_numbers(views), in_api=False, owner="rows"),
+             whole_numbers(views), in_api=False),
     ]  # fmt: skip
 
 
@@ -896,7 +898,7 @@ def variant_calls() -> list[Call]:
              lambda: {"goal": builders.OTHER, "seed": 1, "warm_start": None},
              {"goal": "image", "seed": "seed", "warm_start": "vector"}, lambda actions, given: is_finite(actions)),
         Call("MaskCollator", collated, lambda: {"patch_size": 8, "tubelet_size": 2, "seed": 0},
-             {"patch_size": "integer", "tubelet_size": "integer", "seed": "seed"}, in_api=False, owner="shuffle"),
+             {"patch_size": "integer", "tubelet_size": "integer", "seed": "seed"}, in_api=False),
     ]  # fmt: skip
 
 

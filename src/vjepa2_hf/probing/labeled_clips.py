@@ -27,6 +27,8 @@ from ..data.labels import describe_files, known_splits, split_of, split_of_shard
 from ..data.sampling import FrameSampler
 from ..data.shard_files import ShardNames
 from ..data.shards import ShardSource, open_stream
+from ..data.typed_fields import check_fields
+from ..specs import check_count
 from ..training.cached_windows import uncached_items
 from ..video_io import ReadLimits, VideoReader, read_image
 
@@ -57,6 +59,8 @@ class ClipViews:
     anticipate_frames: int | None = None
 
     def __post_init__(self):
+        check_fields(self)
+        check_count("seed", self.seed, 0, 2**64 - 1)
         for name in ("frames_per_clip", "segments", "crops"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but at least 1 is expected.")
