@@ -181,7 +181,7 @@ class TestMaskedLatent:
         model = VJepa2WorldModel(VJepa2WorldModelConfig(encoder_config=ENCODER, action_dim=2, **TINY_PREDICTOR))
         with pytest.raises(ValueError, match="got a VJepa2WorldModel, which has no target encoder"):
             train(model, tmp_path, clips(), None, [TargetEncoderCallback()], MaskedBatches())
-        with pytest.raises(ValueError, match="between 0 and 1"):
+        with pytest.raises(ValueError, match="start of an EMA momentum is 1.5"):
             TargetEncoderCallback(1.5)
 
 
