@@ -183,7 +183,7 @@ def test_started_from_a_saved_model(monkeypatch, shards, tmp_path):
         (["batch_size=0"], "batch_size must be at least 1, got 0"),
         (["resume=checkpoint-9"], "There is no checkpoint folder 'checkpoint-9'"),
         (["weight_decay=-1.0"], "A weight decay is a number of at least 0"),
-        (["weight_decay={schedule: cosine, final: -1.0}"], "final=-1.0"),
+        (["weight_decay={schedule: cosine, final: -1.0}"], "final of a weight decay is -1.0"),
         (["weight_decay={finale: 1.0}"], "did you mean 'weight_decay.final'"),
         (["gradient_clipping=0.0"], "gradient_clipping must be above 0, got 0.0"),
         (["gradient_clipping=-1.0"], "gradient_clipping must be above 0, got -1.0"),
