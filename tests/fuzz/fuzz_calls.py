@@ -55,7 +55,6 @@ class Call:
     kinds: dict[str, str]
     holds: Callable[[Any, dict], bool] = lambda result, arguments: True
     in_api: bool = True
-    owner: str = "calls"
     weight: int = field(default=1)
 
 
@@ -808,9 +807,9 @@ def data_calls() -> list[Call]:
              in_api=False),
         Call("read_video", lambda **given: read_video(builders.numbered_video(8), **given),
              lambda: {"frame_indices": [0, 2]}, {"frame_indices": "vector"},
-             lambda result, given: len(result) > 0, in_api=False, owner="video"),
-        Call("read_image", read_image, lambda: {"source": image_bytes()}, {"source": "choice"}, in_api=False,
-             owner="video"),
+             lambda result, given: len(result) > 0, in_api=False),
+        Call("read_image", lambda file, source: read_image(source if file is None else f"/no/file {file}"),
+             lambda: {"source": image_bytes(), "file": None}, {"file": "choice"}, in_api=False),
     ]  # fmt: skip
 
 
