@@ -50,7 +50,7 @@ test-all: $(ENVIRONMENT)
 faults: $(ENVIRONMENT)
 	$(PYTHON) tests/faults/run.py
 
-# 10,000 wrong inputs to the public calls, about 2 minutes:           python tests/fuzz/run_fuzz.py
+# 10,000 wrong inputs to the public calls, about a minute:            python tests/fuzz/run_fuzz.py
 fuzz: $(ENVIRONMENT)
 	$(PYTHON) tests/fuzz/run_fuzz.py
 

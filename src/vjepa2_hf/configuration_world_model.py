@@ -171,6 +171,9 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
         not_negative = "proprio_dim extrinsics_dim stored_extrinsics_dim predictor_num_hidden_layers stochastic_dim "
         not_negative += "teacher_forcing_weight rollout_weight reward_weight nll_weight"
         check_numbers(self, positive, not_negative)
+        mean = self.reward_mean
+        finite = mean is None or is_number(mean) and math.isfinite(mean)
+        check(finite, f"reward_mean is {mean!r}; expected a finite number, or None.")
         if self.dynamics_type != "mlp":
             size, heads = self.predictor_hidden_size, self.predictor_num_attention_heads
             check_heads("predictor_hidden_size", size, "predictor_num_attention_heads", heads)

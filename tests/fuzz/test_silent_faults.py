@@ -211,6 +211,7 @@ REFUSED = [
     ),
     (lambda: world_model_config(action_low=[True, False]), "action_low holds True"),
     (lambda: world_model_config(predictor_initializer_range=0.0), "predictor_initializer_range is 0.0"),
+    (lambda: world_model_config(reward_mean=NAN), "reward_mean is nan"),
     (lambda: VJepa2VideoClassificationConfig(num_labels=True), "num_labels is True"),
     (lambda: VJepa2PixelDecoderConfig(image_std=[True, True, True]), "image_std is"),
     # Processor
