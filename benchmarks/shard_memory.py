@@ -1,10 +1,12 @@
 """Measures what a reader of shards holds in memory, from 1,000 to 100,000 shards.
 
-    python benchmarks/shard_memory.py [--shards 1000 10000 100000]
+    python benchmarks/shard_memory.py                 # docs/scale.md; about two minutes
+    python benchmarks/shard_memory.py --shards 1000   # printed alone
 
 Each shard is a parquet file of one row (hard links to a few files). A process of its own opens the source, reads every
 shard once, and reports: seconds to find the shards and to take their fingerprint, the bytes that Python holds for the
-names, and how much resident memory grows between the first 500 shards and the last.
+names, and how much resident memory grows between the first 500 shards and the last. Results go to
+`results/shard_memory.json`, and into docs/scale.md between its markers.
 """
 
 from __future__ import annotations
@@ -21,6 +23,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from vjepa2_hf.visualization.tables import format_table, publish_tables
+
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARDS = (1_000, 10_000, 100_000)
 
 
 def resident() -> int:
@@ -52,13 +60,14 @@ def measure(folder: str) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=int, nargs="+", default=[1000, 10000, 100000], help="numbers of shards")
+    parser.add_argument("--shards", type=int, nargs="+", help="other numbers of shards")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.folder:
         sys.stdout.write(json.dumps(measure(args.folder)) + "\n")
         return
-    for count in args.shards:
+    results = []
+    for count in args.shards or SHARDS:
         with tempfile.TemporaryDirectory() as folder:
             first = Path(folder) / f"data-{0:06d}-of-{count:06d}.parquet"
             pq.write_table(pa.table({"video": [b"video"], "path": ["a.mp4"]}), first)
@@ -72,7 +81,11 @@ def main() -> None:
                     os.link(first, path)
             command = [sys.executable, __file__, "--folder", folder]
             found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        sys.stdout.write("  ".join(f"{name} {value:,.2f}" for name, value in found.items()) + "\n")
+        results.append(found)
+    titles = ["shards", "finding them, s", "fingerprint, s", "a row, µs", "names, MB", "growth of memory, MB"]
+    rows = [[f"{found['shards']:,}", *(f"{value:.2f}" for value in list(found.values())[1:])] for found in results]
+    pages, path = ([], None) if args.shards else ([ROOT / "docs" / "scale.md"], ROOT / "results" / "shard_memory.json")
+    publish_tables({"results": results}, "\n".join(format_table(titles, rows)), path, pages, "shard_memory")
 
 
 if __name__ == "__main__":
