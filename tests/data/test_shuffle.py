@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,15 @@ from vjepa2_hf.data.shuffle import SHUFFLE_BYTES, SHUFFLE_ROWS, RowOrder
 
 ROW_FEATURES = Features({"video": Video(decode=False), "label": Value("int64")})
 IMAGE_FEATURES = Features({"image": Image(decode=False), "path": Value("string")})
+
+
+def png() -> bytes:
+    content = io.BytesIO()
+    PIL.Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(content, "png")
+    return content.getvalue()
+
+
+PNG = png()
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +60,7 @@ def write_rows(folder, rows: int, shards: int, labels: int = 10, size: int = 10)
 
 
 def write_images(folder, rows: int, shards: int, bad: tuple[int, ...] = ()) -> str:
-    content = io.BytesIO()
-    PIL.Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(content, "png")
-    media = ({"bytes": b"bad" if i in bad else content.getvalue(), "path": None} for i in range(rows))
+    media = ({"bytes": b"bad" if i in bad else PNG, "path": None} for i in range(rows))
     write_shards(({"image": each, "path": f"{i:03d}"} for i, each in enumerate(media)), folder, IMAGE_FEATURES, shards)
     return str(folder)
 
@@ -277,6 +285,29 @@ class TestOtherReaders:
         second.dataset.load_state_dict(redistribute([first.state_dict()]))
         frames += [batch["pixel_values_videos"].shape[1] for batch in itertools.islice(second, 4)]
         assert frames == [2, 2, 2, 4, 4, 4, 6, 6]
+
+    @pytest.mark.parametrize("readers", [(1, 2), (2, 1), (3, 8)], ids=str)
+    def test_tar_shards_are_shuffled_resumed_and_dealt_out_too(self, tmp_path, readers):
+        for shard in range(4):
+            with tarfile.open(tmp_path / f"{shard}.tar", "w") as archive:
+                for number in range(20 + 5 * shard):
+                    member = tarfile.TarInfo(f"{shard}{number:03d}.png")
+                    member.size = len(PNG)
+                    archive.addfile(member, io.BytesIO(PNG))
+        counts, states = collections.Counter(), []
+        for rank in range(readers[0]):
+            stream = self.stream(tmp_path, rank, readers[0], epochs=2, shuffle_buffer=20)
+            counts.update(clip["seed"] for clip in itertools.islice(stream_of(stream), 25 + rank))
+            states.append({"dataset_state": stream.state_dict()})
+            resumed = self.stream(tmp_path, rank, readers[0], epochs=2, shuffle_buffer=20)
+            resumed.load_state_dict(json.loads(json.dumps(stream.state_dict())))
+            uninterrupted = self.stream(tmp_path, rank, readers[0], epochs=2, shuffle_buffer=20)
+            assert [*map(key, resumed)] == [*map(key, uninterrupted)][25 + rank :]
+        for rank in range(readers[1]):
+            stream = self.stream(tmp_path, rank, readers[1], epochs=2)
+            stream.load_state_dict(redistribute(states))
+            counts.update(clip["seed"] for clip in stream)
+        assert len(counts) == 2 * (20 + 25 + 30 + 35) and set(counts.values()) == {1}
 
     def test_a_worker_that_had_not_begun_counts(self, images):
         streams = [self.stream(images, rank, 2) for rank in range(2)]
