@@ -107,6 +107,7 @@ BOMB = "a: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("output_dir: x\nmax_steps: 010", "'max_steps' must be int, got '010'"),
         ("output_dir: x\nfps: 1:30.5", "'fps' must be float, got '1:30.5'"),
         (f"output_dir: x\nmax_steps: {'9' * 5000}", "not valid YAML"),
+        (f"output_dir: x\nfps: 1{'0' * 400}", "'fps' must be a number, got an integer"),
         (f"output_dir: x\nmax_steps: {'z' * 10**4}", "'max_steps' must be int, got 'zz"),
         (b"output_dir: caf\xe9", "is not UTF-8 text"),
         ("output_dir: x\ndata: \x07", "not valid YAML"),

@@ -29,6 +29,7 @@ from ..masking import build_mask_samplers
 from ..modeling_masked_latent import VJepa2ForMaskedLatentPrediction
 from ..training.loop import TrainingLoop
 from ..training.settings import one_sentence
+from ..training.signals import ignore_stop_signals
 from ..video_processing_vjepa2 import RandomResizedClip
 from .labeled_clips import ClipViews, LabeledClips
 
@@ -74,7 +75,8 @@ class PretrainingEvaluation:
 
     def _loader(self, data: torch.utils.data.IterableDataset, **options: Any) -> DataLoader:
         generator = torch.Generator().manual_seed(self.config.seed)
-        return DataLoader(data, num_workers=self.config.num_workers, generator=generator, **options)
+        options |= {"num_workers": self.config.num_workers, "worker_init_fn": ignore_stop_signals}
+        return DataLoader(data, generator=generator, **options)
 
     def _loss(self, model: VJepa2ForMaskedLatentPrediction) -> float | None:
         config, encoder = self.config, model.config.encoder_config
