@@ -228,7 +228,7 @@ def choose_cost(cost: Any, distance: str | None, uncertainty_weight: float, has_
         raise ValueError(f"both cost and distance={distance!r} were given; the distance is a part of the cost.")
     check_number("uncertainty_weight", uncertainty_weight)
     if cost is None:
-        cost = LatentDistance(distance or "l2") if has_goal or distance is not None else Reward()
+        cost = LatentDistance("l2" if distance is None else distance) if has_goal or distance is not None else Reward()
     cost = build_cost(cost)
     cost = cost + uncertainty_weight * Uncertainty() if uncertainty_weight else cost
     if not has_goal and (cost.needs_goal or not has_rewards and type(cost) is Reward):
