@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from vjepa2_hf.data.files import writing
 from vjepa2_hf.training import settings
+from vjepa2_hf.training.batches import all_batches, next_batch
 from vjepa2_hf.training.failures import explain_failure
 from vjepa2_hf.training.settings import exit_on_user_error
-from vjepa2_hf.training.signals import StopSignals
+from vjepa2_hf.training.signals import StopSignals, _report_but_lost_connections
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,29 @@ def test_a_killed_worker_names_the_memory_and_num_workers(tmp_path):
     assert (
         "was killed by the signal 'Killed'; most likely this machine ran out of memory: lower num_workers" in sentence
     )
+
+
+def test_a_dead_worker_is_reported_where_batches_are_read_and_nowhere_else():
+    batches = iter(DataLoader(Numbers(), batch_size=None, num_workers=1))
+    worker = next_batch(batches).item()
+    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+    os.kill(worker, signal.SIGKILL)
+    time.sleep(0.3)  # here torch's own handler would raise
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        for _ in range(4):
+            next_batch(batches)
+
+
+def test_a_connection_that_a_dead_worker_has_closed_is_explained_as_its_death():
+    def batches():
+        yield 1
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    found = []
+    with pytest.raises(RuntimeError, match="exited unexpectedly") as error:
+        found += all_batches(batches())
+    assert "num_workers" in explain_failure(error.value)
+    assert list(all_batches([1, 2])) == [1, 2]
 
 
 def test_a_worker_killed_during_a_save_is_not_taken_for_a_full_disk(tmp_path):
@@ -105,3 +129,10 @@ def test_a_signal_that_comes_with_the_end_of_another_process_is_what_ends_this_o
         main()
     signals.restore()
     assert stop.value.code == 0 and capfd.readouterr().err.startswith("Stopped by SIGTERM")
+
+
+def test_a_worker_is_silent_about_a_main_process_that_has_ended(capsys):
+    _report_but_lost_connections(ConnectionResetError, ConnectionResetError(104, "reset"), None)
+    assert capsys.readouterr().err == ""
+    _report_but_lost_connections(ValueError, ValueError("of a thread"), None)
+    assert "of a thread" in capsys.readouterr().err

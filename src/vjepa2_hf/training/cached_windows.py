@@ -30,6 +30,7 @@ from ..data.feature_cache import (
 from ..data.files import cache_key, file_digest, locked, remove_folder, weights_fingerprint, write_json
 from ..data.importers import ImportOptions, holds_arrays, import_episodes
 from ..data.windows import WindowBatches, WindowMixture
+from .batches import all_batches
 from .config import TrainingConfig
 from .signals import ignore_stop_signals
 
@@ -125,7 +126,7 @@ def uncached_items(
     stream.done = writer.done
     loader = DataLoader(stream, batch_size=None, num_workers=num_workers, worker_init_fn=ignore_stop_signals)
     hidden = not accelerator.is_main_process
-    for item in tqdm(loader, disable=hidden, desc=f"encode {title}", initial=len(writer.done)):
+    for item in tqdm(all_batches(loader), disable=hidden, desc=f"encode {title}", initial=len(writer.done)):
         if "skipped" in item:
             writer.skip(item["skipped"])
         else:

@@ -24,6 +24,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 from tqdm import tqdm
 
+from .batches import next_batch
 from .checkpoints import write_model_files
 from .config import TrainingConfig
 from .monitor import Throughput, gradient_norm
@@ -126,7 +127,7 @@ class TrainingLoop:
         accelerator, losses, names = self.accelerator, [], []
         for _ in range(self.config.gradient_accumulation_steps):
             with self.throughput.waiting():
-                sample_names, batch = next(batches)
+                sample_names, batch = next_batch(batches)
             names.append(sample_names)
             self.throughput.samples += self.config.batch_size
             with accelerator.accumulate(self.model):

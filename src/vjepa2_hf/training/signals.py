@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import NoReturn
 
 
@@ -92,12 +92,19 @@ class StopSignals:
 
 def ignore_stop_signals(worker: int) -> None:
     """The `worker_init_fn` of a DataLoader: its workers end when the main process says so, or is gone."""
+    sys.excepthook = _report_but_lost_connections
     for number in STOP_SIGNALS:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # on Linux; elsewhere a SIGTERM to the group still ends workers
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_for, args=(os.getppid(),), daemon=True).start()
+
+
+def _report_but_lost_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A worker's thread that sends tensors has nobody to report to when the main process ends in the middle of it."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _end_for(parent: int) -> None:
