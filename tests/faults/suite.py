@@ -43,7 +43,7 @@ class Counts:
 
 
 WHOLE = Counts(
-    kills=(820, 340), random_kills=(120, 60), power_losses=150, signals=(42, 24), second_signals=(12, 9),
+    kills=(1030, 340), random_kills=(120, 60), power_losses=150, signals=(42, 24), second_signals=(12, 9),
     full_disks=(48, 15), worker_kills=(18, 9), damages=(76, 16), writers=(15, 6),
 )  # fmt: skip
 
@@ -143,7 +143,7 @@ def all_cases(stage: Stage, counts: Counts) -> Iterator[Case]:
             if part:
                 yield stage.reference(name, ranks, *more, **options), part
 
-    for reference, count in deal(counts.kills[0], single, (6, 7, 7, 1, 1)):
+    for reference, count in deal(counts.kills[0], single, (12, 14, 15, 7, 4)):
         yield from crashes.kills(reference, count)
     for reference, count in deal(counts.kills[1], pairs, (3, 2, 1), 2):
         most = len(crashes.kill_points(reference, rank=1))
