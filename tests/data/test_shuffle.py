@@ -318,6 +318,20 @@ class TestOtherReaders:
         rest.load_state_dict(again)
         assert len({*read, *(clip["clip_name"] for clip in rest)}) == 147
 
+    def test_readers_far_apart_leave_epochs_without_a_row_for_some(self, tmp_path):
+        for name in "abc":
+            (tmp_path / f"{name}.png").write_bytes(PNG)
+        states, seeds = [], []
+        for rank, clips in enumerate((90, 1)):
+            stream = self.stream(tmp_path, rank, 2, epochs=60)
+            seeds += [clip["seed"] for clip in itertools.islice(stream_of(stream), clips)]
+            states.append({"dataset_state": stream.state_dict()})
+        for rank in range(3):
+            stream = self.stream(tmp_path, rank, 3, epochs=60)
+            stream.load_state_dict(redistribute(states))
+            seeds += [clip["seed"] for clip in stream]
+        assert len(set(seeds)) == len(seeds) == 3 * 60
+
     @pytest.mark.parametrize("states", [[], [{}], [None], [{"_snapshot": {}}]])
     def test_what_is_no_state_of_a_loader_is_refused(self, states):
         with pytest.raises(ValueError, match="no loader state|not the state of a StatefulDataLoader"):

@@ -280,13 +280,13 @@ class _Reader:
         """For each readable row of a source: its clips, each with the next clip of the row and the epoch."""
         stream, order, now = self.stream, self.orders[number], self.positions[number]
         source = order.source
-        used, empty, whole = now["used"], 0, order.is_at_start
+        used, empty = now["used"], 0
         for row in order.rows():
             self._count_skips(order, now, in_reading=True)
             if row is None:  # the end of an epoch
-                empty = empty + 1 if whole and now["used"] == used else 0
+                empty = empty + 1 if order.is_whole and now["used"] == used else 0
                 self._check_empty(order, empty)
-                used, whole = now["used"], True
+                used = now["used"]
                 continue
             first_clip, now["clip"] = now["clip"], 0
             # The first source is seeded like a stream with a single source

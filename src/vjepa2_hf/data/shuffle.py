@@ -222,6 +222,7 @@ class RowOrder:
         self._runs: dict[tuple, list[Run]] = {}  # of the open shards
         self._iterators: dict[tuple, Iterator] = {}  # of the runs that are read in pieces
         self._start = state or {}
+        self._first_whole = self._start.get("next_epoch", 0)
 
     def state_dict(self, unfinished: bool = False) -> dict[str, Any]:
         """The position after the row that was sampled last, or at it if it is `unfinished`."""
@@ -241,9 +242,9 @@ class RowOrder:
         return len(self.buffer) + len(self.ahead)
 
     @property
-    def is_at_start(self) -> bool:
-        """Whether the epoch has not begun."""
-        return not self._start
+    def is_whole(self) -> bool:
+        """Whether the reader has its usual part of the epoch, and no remainder that a stopped run has left."""
+        return self.epoch >= self._first_whole and (self.epochs is None or self.epoch < self.epochs)
 
     def _restore(self) -> Iterator[Row]:
         """Restores the start state, reads its buffered rows again, and yields the row that was not finished."""
