@@ -103,6 +103,8 @@ class TestMetadata:
             ("metadata.jsonl", b"[" * 10**5, "Line 1 of .* is not JSON"),
             ("metadata.jsonl", b'{"file_name": "a.mp4"}\n[1]\n', "has no 'file_name'"),
             ("metadata.jsonl", b'{"file_name": "a.mp4", "label": 1}\n{"file_name": "b.mp4", "label": "x"}', "numbers"),
+            ("metadata.jsonl", b'{"file_name": "a.mp4", "label": [1]}', "is .1.; expected text or a number"),
+            ("metadata.csv", b"file_name,label\na.mp4,1\na.mp4,0\n", "gives 'a.mp4' the label 0, but it has 1"),
             ("metadata.csv", b"\xff\xfe", "is not UTF-8 text"),
             ("metadata.csv", b"file_name,label\n" + b"x" * 200_000 + b",1", "not a table of comma-separated"),
         ],
@@ -111,6 +113,40 @@ class TestMetadata:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=reason):
             describe_files(tmp_path, ["a.mp4", "b.mp4"])
+
+    @pytest.mark.parametrize(
+        ("text", "labels"),
+        [
+            ("a.mp4,1\nb.mp4,0\nc.mp4,\n", [1, 0, None]),
+            ("a.mp4,1\nb.mp4,0\nc.mp4,nan\n", [1.0, 0.0, None]),
+            ("a.mp4,x\nb.mp4,y\nc.mp4,\n", ["x", "y", None]),
+            ('a.mp4,1\nb.mp4,0\nc.mp4," "\n', [1, 0, None]),
+        ],
+    )
+    def test_an_empty_label_is_no_class(self, tmp_path, text, labels):
+        (tmp_path / "metadata.csv").write_text("file_name,label\n" + text)
+        found = describe_files(tmp_path, ["a.mp4", "b.mp4", "c.mp4"])
+        assert found.labels == labels and len(found.classes) == 2
+        assert "1 of 3 files have no label in the metadata, like c.mp4" in found.problem
+
+    @pytest.mark.parametrize("name", ["cat/a", "cat\\\\a.mp4", "videos/cat/a.mp4"])
+    def test_labels_of_files_that_are_not_there_are_not_passed_over_in_silence(self, tmp_path, name):
+        (tmp_path / "metadata.jsonl").write_text(f'{{"file_name": "{name}", "label": 1}}')
+        found = describe_files(tmp_path, ["cat/a.mp4", "dog/b.mp4"])
+        assert found.labels == ["cat", "dog"] and "labels, but of none of the files" in found.problem
+
+    def test_a_split_of_an_unknown_name_is_named(self, tmp_path):
+        (tmp_path / "metadata.csv").write_text("file_name,label,split\na.mp4,1,train\nb.mp4,2,holdout\n")
+        assert "puts b.mp4 into a split that is not known" in describe_files(tmp_path, ["a.mp4", "b.mp4"]).problem
+
+    def test_line_ends_within_a_value_are_part_of_it(self, tmp_path):
+        line = '{"file_name": "%s.mp4", "label": %d, "text": "x\u2028y\x85z"}\n'
+        (tmp_path / "metadata.jsonl").write_text(line % ("a", 1) + line % ("b", 2), encoding="utf-8")
+        assert describe_files(tmp_path, ["a.mp4", "b.mp4"]).labels == [1, 2]
+        (tmp_path / "metadata.jsonl").unlink()
+        (tmp_path / "metadata.csv").write_text('file_name,text,label\na.mp4,"x\ny",1\nb.mp4,"x\x85y",2\n', "utf-8")
+        found = describe_files(tmp_path, ["a.mp4", "b.mp4"])
+        assert found.labels == [1, 2] and [row["text"] for row in found.columns] == ["x\ny", "x\x85y"]
 
     @pytest.mark.parametrize(
         ("name", "text"), [("metadata.csv", "id,title\n3,x\n"), ("metadata.jsonl", '{"id": 3}\n')]
@@ -136,6 +172,7 @@ LISTS = {
     "mixed labels": ("/v/a.mp4 0\n/v/b.mp4 cat\n", [("/v/a.mp4", "0"), ("/v/b.mp4", "cat")]),
     "a header": ("video,label,split\n/v/a.mp4,4,train\n", [("/v/a.mp4", 4)]),
     "a header with spaces": ("path label\nv/a.mp4 4\n", [("{}/v/a.mp4", 4)]),
+    "a header after empty lines": ("\n\npath,label\n/v/a.mp4,4\n/v/b.mp4,\n", [("/v/a.mp4", 4), ("/v/b.mp4", None)]),
     "a mark of Windows": ("\ufeff/v/a.mp4 0\r\n/v/b.mp4 1\r\n", [("/v/a.mp4", 0), ("/v/b.mp4", 1)]),
     "a URL": ("https://x.org/a.mp4 1\n", [("https://x.org/a.mp4", 1)]),
 }

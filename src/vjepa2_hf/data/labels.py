@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 import logging
+import math
 import os
 import re
 from collections import Counter
@@ -67,25 +69,49 @@ def describe_files(root: str | os.PathLike, names: Sequence[str], limits: ReadLi
     the last folder that names classes (see `label_files`), and the split that of a folder like `train` or `test`.
 
     Raises:
-        ValueError: metadata that cannot be read, or that mixes text and numbers as labels.
+        ValueError: metadata that cannot be read, or whose labels are neither all text nor all numbers.
     """
     found, metadata = label_files(names), read_metadata(root, names, limits)
     columns = [metadata.get(os.path.normpath(name).replace(os.sep, "/"), {}) for name in names]
+    odd = next((name for name, row in zip(names, columns) if not _is_split(row.get("split"))), None)
     splits = [
         split_of(str(row["split"])) if row.get("split") is not None else split
         for row, split in zip(columns, found.splits)
     ]
     splits = known_splits(splits)
     if not any("label" in row for row in columns):
-        return dataclasses.replace(found, splits=splits, columns=columns)
-    labels, problem = [row.get("label") for row in columns], None
+        problem = _problem_of_unused(metadata) or found.problem
+        return dataclasses.replace(found, splits=splits, columns=columns, problem=problem)
+    labels, problem = [_known(row.get("label")) for row in columns], None
+    wrong = next((label for label in labels if not isinstance(label, (str, int, float, type(None)))), None)
+    if wrong is not None:
+        expected = "expected text or a number; lists need another name, like labels"
+        raise ValueError(f"A label of the metadata in {os.fspath(root)!r} is {wrong!r:.80}; {expected}.")
     missing = [name for name, label in zip(names, labels) if label is None]
     kinds = {isinstance(label, str) for label in labels if label is not None}
     if len(kinds) > 1:
         raise ValueError(f"The labels of the metadata in {os.fspath(root)!r} are text and numbers; give one kind.")
     if missing:
         problem = f"{len(missing)} of {len(names)} files have no label in the metadata, like {missing[0]}; add them."
+    elif odd is not None:
+        problem = f"The metadata puts {odd} into a split that is not known: name it train, validation or test."
     return FileLabels(labels, splits, problem, columns)
+
+
+def _is_split(value: Any) -> bool:
+    return value is None or split_of(str(value)) is not None
+
+
+def _known(value: Any) -> Any:
+    """A value, or None for a number that is not one (NaN)."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _problem_of_unused(metadata: dict[str, dict]) -> str | None:
+    """What to say of metadata that has labels, but names none of the files."""
+    name = next((name for name, row in metadata.items() if row.get("label") is not None), None)
+    advice = "write file_name as a path from the folder of the metadata, with / and the ending of the file"
+    return name and f"The metadata has labels, but of none of the files (like {name!r}): folders are used; {advice}."
 
 
 def known_splits(splits: Sequence[str | None]) -> list[str | None]:
@@ -153,15 +179,24 @@ def read_metadata(
 ) -> dict[str, dict]:
     """Columns by file, from the metadata.csv or metadata.jsonl in the folders above the files, as in `datasets`.
 
-    Numbers in a .csv become numbers if all values of the column are.
+    Numbers in a .csv become numbers if all values of the column are, and empty values None.
     """
     found: dict[str, dict[str, Any]] = {}
     parents = {"", *(str(parent) for name in names for parent in PurePosixPath(name.replace(os.sep, "/")).parents)}
     for parent in sorted("" if parent == "." else parent for parent in parents):
+        here: dict[str, dict[str, Any]] = {}
         for path in (Path(folder) / parent / name for name in _METADATA):
             for row in _table(path, limits or ReadLimits()) if path.is_file() else ():
-                name = str(row.pop("file_name"))
-                found[os.path.normpath(os.path.join(parent, name)).replace(os.sep, "/")] = row
+                name = os.path.normpath(os.path.join(parent, str(row.pop("file_name")))).replace(os.sep, "/")
+                for column in ("label", "split"):
+                    before, now = _known(here.get(name, {}).get(column)), _known(row.get(column))
+                    if None not in (before, now) and before != now:
+                        raise ValueError(
+                            f"{str(path)!r} gives {name!r} the {column} {now!r}, but it has {before!r} before; "
+                            "keep one."
+                        )
+                here[name] = row
+        found |= here
     return found
 
 
@@ -169,10 +204,10 @@ def _table(path: Path, limits: ReadLimits) -> list[dict[str, Any]]:
     """The rows of a .csv with a header, or of a .jsonl."""
     text = _read_text(path, limits)
     if path.suffix == ".csv":
-        rows = _csv_rows(text.splitlines(), path)
+        rows = _csv_rows(text, path)
     else:
         rows = []
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(text.split("\n"), start=1):  # other line ends may be within JSON
             try:
                 row = json.loads(line) if line.strip() else None
             except (ValueError, RecursionError) as error:
@@ -189,27 +224,28 @@ def _table(path: Path, limits: ReadLimits) -> list[dict[str, Any]]:
     return rows
 
 
-def _csv_rows(lines: list[str], path: Path) -> list[dict[str, Any]]:
+def _csv_rows(text: str, path: Path) -> list[dict[str, Any]]:
     try:
-        rows = [dict(row) for row in csv.DictReader(lines, skipinitialspace=True)]
+        rows = [dict(row) for row in csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)]
     except csv.Error as error:
         raise ValueError(f"{str(path)!r} is not a table of comma-separated values ({error}); repair it.") from error
     for row in rows:
         row.pop(None, None)  # values beyond the header
     for name in rows[0] if rows else ():
-        values = _numbers([row[name] for row in rows]) if name not in _FILE_NAMES else None
-        for row, value in zip(rows, values or ()):
+        for row, value in zip(rows, _numbers([row[name] for row in rows]) if name not in _FILE_NAMES else ()):
             row[name] = value
     return rows
 
 
-def _numbers(values: Sequence[str | None]) -> list[int | float] | None:
+def _numbers(values: Sequence[str | None]) -> list[int | float | str | None]:
+    """Values as numbers if all are; empty ones, and NaN among numbers, are None."""
+    values = [value if value and value.strip() else None for value in values]
     for kind in (int, float):
         try:
-            return [kind(value) for value in values]
-        except (ValueError, TypeError):
+            return [None if value is None else _known(kind(value)) for value in values]
+        except ValueError:
             continue
-    return None
+    return values
 
 
 def _read_text(path: str | os.PathLike, limits: ReadLimits) -> str:
@@ -231,10 +267,12 @@ def read_path_list(path: str | os.PathLike, limits: ReadLimits | None = None) ->
     whole numbers. Relative paths start at the list. Lines that name no video or image are kept with a `problem`.
     """
     limits, folder = limits or ReadLimits(), os.path.dirname(os.fspath(path))
-    lines = [line.strip() for line in _read_text(path, limits).splitlines()]
-    first = re.split(r"[,\s]+", next(filter(None, lines), "").lower())
+    text = _read_text(path, limits).lstrip()
+    lines = [line.strip() for line in text.splitlines()]
+    first = re.split(r"[,\s]+", next(iter(lines), "").lower())
     if first[0].strip("\"'") in _FILE_NAMES:
-        rows = _csv_rows(lines if "," in lines[0] else [re.sub(r"\s+", ",", line) for line in lines], Path(path))
+        has_commas = "," in lines[0]
+        rows = _csv_rows(text if has_commas else "\n".join(re.sub(r"\s+", ",", line) for line in lines), Path(path))
         name = next(iter(rows[0]), None) if rows else None
         rows = [{"path": row.pop(name), **row} for row in rows]
     else:
