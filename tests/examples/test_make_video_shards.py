@@ -12,6 +12,8 @@ from datasets import load_dataset
 
 from vjepa2_hf.data import video_shards
 from vjepa2_hf.data.clips import ClipStream
+from vjepa2_hf.data.feature_cache import data_fingerprint
+from vjepa2_hf.data.ingest import list_files
 from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.video_io import VideoReader
 
@@ -61,6 +63,17 @@ def test_videos_become_rows_and_the_broken_one_is_listed(source, tmp_path, capfd
     ]  # fmt: skip
     assert "encoding" in capfd.readouterr().err  # the progress bar
     assert len(list(ClipStream(out, 8, crop_size=16, epochs=1))) == 3
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of files are bytes")
+def test_names_that_are_not_utf_8_are_escaped(source, tmp_path):
+    os.rename(os.fsencode(source / "a/one.mp4"), os.fsencode(source / "a") + b"/caf\xe9.mp4")
+    os.rename(os.fsencode(source / "b/broken.mp4"), os.fsencode(source / "b") + b"/broken\xff.mp4")
+    out = tmp_path / "out"
+    make_video_shards.main([str(source), str(out), "--height", "32", "--num_proc", "1", "--num_shards", "1"])
+    assert sorted(rows(out)) == ["a/caf\\udce9.mp4", "b/c/three.mp4", "b/two.MP4"]
+    assert (out / "skipped.txt").read_text().startswith("b/broken\\udcff.mp4\t")
+    assert data_fingerprint(source) == data_fingerprint(source)
 
 
 def test_a_video_that_x264_does_not_take_is_listed_as_well(source, tmp_path, caplog):
@@ -217,6 +230,11 @@ def test_a_file_list_names_the_videos(source, tmp_path, capfd, caplog):
 
 
 @pytest.mark.slow
+def test_a_file_list_of_windows_names_its_first_video(source, tmp_path):
+    (tmp_path / "files.txt").write_bytes(b"\xef\xbb\xbfa/one.mp4\r\nb/two.MP4\r\n")
+    assert list_files(source, tmp_path / "files.txt") == [source / "a/one.mp4", source / "b/two.MP4"]
+
+
 def test_ray_data_writes_the_same_shards(source, tmp_path):
     pytest.importorskip("ray", reason="needs the extra `ray`")
     (source / "b" / "two.MP4").unlink()  # as above

@@ -291,4 +291,4 @@ def _hash(name: str) -> int:
     """0 to 2**64 - 1, the same on every machine."""
     if not isinstance(name, str):
         refuse("The id of an episode", name, "text")
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big")

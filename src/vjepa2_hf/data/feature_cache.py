@@ -66,7 +66,7 @@ def data_fingerprint(data: str | os.PathLike) -> str:
     if not lines:
         info = find_info(data)  # of a LeRobot dataset on the Hub: its path holds the commit
         lines = ["/".join(Path(info).parts[-4:])] if info else ShardSource(data).shards
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def is_finished(folder: str | os.PathLike) -> bool:

@@ -75,6 +75,11 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def printable(name: str) -> str:
+    """A file name as valid Unicode: bytes that are not UTF-8 become escapes, like "\\udcff"."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = 1, **options: Any) -> None:
     """Writes a JSON file; `options` are those of `json.dumps`."""
     write_text(path, json.dumps(value, indent=indent, **options) + "\n")

@@ -86,7 +86,7 @@ class FrameSource:
             with open(self.video, "rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         if self.is_file:  # bytes or a URL
-            return hashlib.sha256(self.video.encode() if isinstance(self.video, str) else self.video).hexdigest()
+            return hashlib.sha256(os.fsencode(self.video) if isinstance(self.video, str) else self.video).hexdigest()
         if not self.is_array:
             return "frames"
         digest = hashlib.sha256(f"{self.video.dtype} {tuple(self.video.shape)}".encode())

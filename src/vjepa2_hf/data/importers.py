@@ -23,6 +23,7 @@ from ..configuration_vjepa2 import check
 from ..specs import check_choice, check_count
 from ..video_io import read_image
 from .boundaries import NO_ENDS, find_starts, kind_of
+from .files import printable
 from .lerobot import check_fps
 from .shards import files_in, write_shards
 from .video_writing import encode_video
@@ -123,7 +124,7 @@ def _import_rows(files: list[Path], source: Path, options: ImportOptions, skippe
     """The rows of all valid episodes; reasons for the others go into `skipped`."""
     columns = None
     for path in tqdm(files, unit="file", desc="importing"):
-        file = path.name if source.is_file() else path.relative_to(source).as_posix()
+        file = printable(path.name if source.is_file() else path.relative_to(source).as_posix())
         for name, read in _episodes_of(path, file, options, skipped):
             try:
                 row = {**read(), "episode_id": name}

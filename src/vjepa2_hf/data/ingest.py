@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..configuration_vjepa2 import check
+from .files import printable
 from .shards import find_videos
 
 
@@ -64,7 +65,7 @@ def list_files(source_dir: Path, file_list: Path | None = None) -> list[Path]:
     if not file_list.is_file():
         raise FileNotFoundError(f"There is no file list at {str(file_list)!r}; give a text file with a path per line.")
     try:
-        lines = file_list.read_text(encoding="utf-8").splitlines()
+        lines = file_list.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{str(file_list)!r} is not a text file in UTF-8; give a path per line.") from error
     names = [line.strip() for line in lines if line.strip()]
@@ -77,12 +78,12 @@ def list_files(source_dir: Path, file_list: Path | None = None) -> list[Path]:
 
 def name_of(path: Path, source_dir: Path) -> str:
     """A file's name in results: relative to the folder, or absolute if it lies elsewhere."""
-    return str(path.relative_to(source_dir)) if path.is_relative_to(source_dir) else str(path)
+    return printable(str(path.relative_to(source_dir)) if path.is_relative_to(source_dir) else str(path))
 
 
 def names_digest(names: Iterable[str]) -> str:
     """16 hex digits that change with the names or their order."""
-    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
 def read_note(path: Path, name: str) -> Any:

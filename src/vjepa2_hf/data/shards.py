@@ -31,7 +31,7 @@ from datasets import Features, Video
 
 from ..configuration_vjepa2 import check
 from ..video_io import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, ReadLimits
-from .files import staged_folder
+from .files import printable, staged_folder
 from .shard_files import ShardNames, files_in, find_shards, open_url, url_state
 from .shard_rows import BadRows, confined, is_url, read_parquet, read_tar, standard_row
 
@@ -70,7 +70,7 @@ def write_shards(
         features = features if isinstance(features, Features) else features(*first)
         count = _write_files(itertools.chain(first, rows), folder, features, num_shards)
         if skipped is not None:
-            lines = [f"{name}\t{reason}\n" for name, reason in sorted(skipped.items())]
+            lines = [printable(f"{name}\t{reason}\n") for name, reason in sorted(skipped.items())]
             (folder / "skipped.txt").write_text("".join(lines), encoding="utf-8")
     logger.info("%d rows written to %s", count, output_dir)
     if skipped:

@@ -25,7 +25,7 @@ from datasets import ClassLabel, Features, Value, Video
 
 from ..video_io import VideoDecodeError
 from . import ingest
-from .files import PARTIAL_SUFFIX, write_aside, write_text, writing
+from .files import PARTIAL_SUFFIX, printable, write_aside, write_text, writing
 from .labels import FileLabels
 from .shards import write_parquet
 from .video_writing import transcode_video
@@ -105,7 +105,7 @@ def transcode(job: tuple[Path, int]) -> tuple[Path, tuple[bytes, int, float] | N
         reason = f"it cannot be encoded at a height of {height} pixels ({error})"
     except (VideoDecodeError, OSError) as error:
         reason = str(error)
-    return path, None, " ".join(reason.split())
+    return path, None, printable(" ".join(reason.split()))
 
 
 def run_in_order(jobs: list, num_proc: int) -> Iterator:

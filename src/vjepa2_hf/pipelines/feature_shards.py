@@ -26,7 +26,16 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from ..configuration_vjepa2 import check
-from ..data.files import LOCK, cache_key, claim_folder, config_fingerprint, locked, weights_fingerprint, write_text
+from ..data.files import (
+    LOCK,
+    cache_key,
+    claim_folder,
+    config_fingerprint,
+    locked,
+    printable,
+    weights_fingerprint,
+    write_text,
+)
 from ..data.frame_source import FrameSource, saved_processor
 from ..data.ingest import name_of, names_digest
 from ..data.parts import PartWriter
@@ -262,7 +271,7 @@ def extract_shard(plan: FeaturePlan, shard: int, state: PartialState | None = No
                 parts.add(job, sum(row["embedding"].nbytes for row in job.rows))
             else:
                 name = name_of(job.path, plan.source_dir)
-                skipped[name] = job.reason
+                skipped[name] = printable(job.reason)
                 logger.warning("skipped %s: %s", name, job.reason)
         parts.flush()
         lines = sorted(gather_object([f"{name}\t{reason}\n" for name, reason in skipped.items()]))
