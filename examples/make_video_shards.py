@@ -69,7 +69,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source_dir", type=Path, help="folder of video files, searched recursively")
     parser.add_argument("out_dir", type=Path, help="folder for the shards")
-    parser.add_argument("--height", type=int, default=256, help="of the stored videos, in pixels, even (default: 256)")
+    parser.add_argument(
+        "--height",
+        type=int,
+        default=256,
+        help="of the stored videos, in pixels, even; smaller ones are enlarged (default: 256)",
+    )
     parser.add_argument("--num_proc", type=int, default=2, help="processes (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the rows (default: 0)")
     ingest.add_job_options(parser, 16, "continue in OUT_DIR: shards that are there stay as they are")

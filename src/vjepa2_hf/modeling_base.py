@@ -77,6 +77,8 @@ class VJepa2PreTrainedModel(PreTrainedModel):
         loadable = [*loadable, *[TRANSFORMERS_MODEL_TYPE][: cls._has_transformers_counterpart]]
         if source not in loadable:
             hint = " Start one on an encoder with from_encoder." if hasattr(cls, "from_encoder") else ""
+            if os.path.isdir(os.path.join(path, "final")):
+                hint = f" The folder of a run holds its models in subfolders: load {os.path.join(path, 'final')}."
             expected = f"{cls.__name__} loads {' or '.join(map(repr, loadable))}.{hint}"
             raise ValueError(f"{path} holds a model of type {source!r}; {expected}")
         mapping = cls.renamed_weights

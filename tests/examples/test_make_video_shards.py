@@ -205,7 +205,7 @@ def test_resume_leaves_finished_shards_as_they_are(source, tmp_path, monkeypatch
         (["--num_shards", 2], "is not empty"),
         (["--num_shards", 2, "--shard_index", 0], "is there already; add --resume"),
         (["--num_shards", 3, "--resume"], "is of a job with other num_shards"),
-        (["--num_shards", 2, "--resume", "--seed", 1], "is of a job with other files_in_order"),
+        (["--num_shards", 2, "--resume", "--seed", 1], "is of a job with other videos or another order of them"),
         (["--num_shards", 2, "--shard_index", 2], "--shard_index is 2; expected 0 to 1"),
         (["--num_shards", 0], "--num_shards is 0"),
     ):

@@ -249,7 +249,11 @@ class TestFolders:
         with pytest.raises(ValueError, match=f"holds a model of type {held}; VJepa2WorldModel loads") as caught:
             VJepa2Planner.from_pretrained(tmp_path)
         assert "\n" not in str(caught.value)
-        if make != "nothing":
+        if make == "nothing":
+            (tmp_path / "final").mkdir()
+            with pytest.raises(ValueError, match="load .*final"):
+                VJepa2WorldModel.from_pretrained(tmp_path)
+        else:
             with pytest.raises(ValueError, match="the planner needs a VJepa2WorldModel; got VJ"):
                 pipeline("latent-planning", model=str(tmp_path))
 

@@ -318,7 +318,7 @@ class _Reader:
         if skips and bound is not None and skipped > bound * max(tried, _FEWEST_ROWS):
             found = f"About {skipped:.0f} of {tried:.0f} rows of {source.data!r} had to be skipped"
             allowed = f"more than max_skipped_fraction={bound:g} allows; repair the data or raise it"
-            raise ValueError(f"{found}, {allowed}. The last was {skips[-1].name}: {skips[-1].reason}.")
+            raise ValueError(f"{found}, {allowed}. The last was {skips[-1].name}: {skips[-1].reason.rstrip('.')}.")
 
     def _check_empty(self, order: RowOrder, empty: int) -> None:
         """Raises after enough consecutive epochs without a clip."""

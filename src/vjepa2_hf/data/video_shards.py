@@ -39,6 +39,8 @@ COLUMNS = {
     "fps": Value("float32"),
     "num_frames": Value("int32"),
 }
+# of `ShardPlan.description`, in messages
+DESCRIBED = {"num_files": "number of videos", "files_in_order": "videos or another order of them"}
 
 
 @dataclass(frozen=True)
@@ -173,9 +175,9 @@ def check_out_dir(plan: ShardPlan, may_hold_shards: bool) -> None:
         found = ingest.read_note(path, "job")
         if found != plan.description:
             named = [name for name in plan.description if (found or {}).get(name) != plan.description[name]]
+            shown = ", ".join(DESCRIBED.get(name, name) for name in named)
             raise ValueError(
-                f"{str(path)!r} is of a job with other {', '.join(named)}; repeat that job's command, or choose "
-                "another OUT_DIR."
+                f"{str(path)!r} is of a job with other {shown}; repeat that job's command, or choose another OUT_DIR."
             )
 
 
