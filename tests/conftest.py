@@ -1,6 +1,8 @@
 """What every test process needs, with pytest-xdist's workers and without."""
 
 import os
+import signal
+import sys
 
 import pytest
 
@@ -20,6 +22,19 @@ def evaluate_modules(tmp_path_factory):
         patch.setattr(evaluate.config, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
         patch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
         yield
+
+
+@pytest.fixture(autouse=True)
+def stop_signals():
+    """Gives the stop signals back after a run that an error has ended: pytest keeps the error, and with it the run."""
+    yield
+    if "vjepa2_hf.training.signals" in sys.modules:
+        from vjepa2_hf.training.signals import STOP_SIGNALS, StopSignals
+
+        for number in STOP_SIGNALS:
+            owner = getattr(signal.getsignal(number), "__self__", None)
+            if isinstance(owner, StopSignals):
+                owner.restore()
 
 
 @pytest.fixture(scope="module")

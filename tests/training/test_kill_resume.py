@@ -53,7 +53,8 @@ def start(shards: Path, output_dir: Path, num_processes: int, *overrides: str) -
     for rank in range(num_processes):
         own = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         if num_processes == 1:
-            own = {name: value for name, value in own.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+            group = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+            own = {name: value for name, value in own.items() if name not in group}
         log = open(f"{output_dir}.{rank}.log", "a")  # noqa: SIM115 (the process writes it)
         processes.append(subprocess.Popen(command, env=own, stdout=log, stderr=log))
         log.close()
