@@ -140,6 +140,21 @@ def test_only_the_last_checkpoints_are_kept(tmp_path):
     assert latest_checkpoint(tmp_path / "nowhere") is None
 
 
+def test_files_of_a_user_in_a_checkpoint_stay_when_it_is_removed(tmp_path):
+    run, *_ = tiny_run(tmp_path, config={"keep_last": 1})
+    old = run.save_checkpoint(5)
+    (old / "plots").mkdir()
+    (old / "plots" / "loss.png").write_bytes(b"mine")
+    (old / "notes.txt").write_text("mine")
+    run.save_checkpoint(10)
+    assert sorted(path.relative_to(old).as_posix() for path in old.rglob("*")) == [
+        "notes.txt", "plots", "plots/loss.png",
+    ]  # fmt: skip
+    run.save_checkpoint(15)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-15", "checkpoint-5"]
+    assert latest_checkpoint(tmp_path).name == "checkpoint-15"
+
+
 def test_latest_without_a_checkpoint_starts_from_the_beginning(tmp_path):
     run, *_ = tiny_run(tmp_path)
     run.resume(None)
@@ -296,6 +311,24 @@ def test_a_run_that_went_on_after_its_end_replaces_the_final_model(tmp_path):
     again.resume("latest")
     again.save_final(Saveable(2, 1))
     assert not (tmp_path / "final" / "README.md").exists()
+    assert (tmp_path / "final.edited" / "README.md").read_text() == "a card of the shorter run"
+
+
+@pytest.mark.parametrize("edit", [None, "added", "changed"])
+def test_a_final_model_that_a_user_has_edited_is_kept_when_the_run_goes_on(tmp_path, caplog, edit):
+    run_of(tmp_path, {"max_steps": 4})
+    final = tiny_run(tmp_path)[0].save_final(Saveable(2, 1))
+    (written,) = (path for path in final.iterdir() if path.name != "training_step.json")
+    if edit:
+        (final / "notes.txt" if edit == "added" else written).write_text("mine")
+    longer, *_ = tiny_run(tmp_path, config={"max_steps": 6})
+    longer.resume("latest")
+    longer.save_checkpoint(6)
+    longer.save_final(Saveable(2, 1))
+    assert sorted(path.name for path in final.iterdir()) == sorted([written.name, "training_step.json"])
+    kept = [path.read_text() for path in tmp_path.glob("final.edited/*") if path.read_bytes() == b"mine"]
+    assert kept == (["mine"] if edit else [])
+    assert ("is kept as" in caplog.text) == (edit is not None)
 
 
 def test_a_new_run_does_not_overwrite_another(tmp_path):

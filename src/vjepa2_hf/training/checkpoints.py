@@ -121,19 +121,44 @@ def save_checkpoint(
             commit_folder(partial, whole)
         if keep_last is not None:
             for old in list(checkpoints(output_dir).values())[:-keep_last]:
-                remove_folder(old)
+                remove_checkpoint(old)
     accelerator.wait_for_everyone()
     return whole
 
 
 def write_digests(folder: Path) -> None:
     """Writes `digests.json`, with the size and the digest of every file of a folder."""
-    files = {
+    (folder / DIGESTS).write_text(json.dumps(describe_files(folder), indent=1) + "\n")
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """The size and the digest of every file of a folder, by name."""
+    return {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "xxh3_128": file_digest(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    (folder / DIGESTS).write_text(json.dumps(files, indent=1) + "\n")
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Removes a checkpoint, but not the files that a user has put into its folder."""
+    try:
+        ours = {DIGESTS, *json.loads((checkpoint / DIGESTS).read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError):
+        ours = None  # of version 0.1, or damaged: not known
+    files = [path for path in checkpoint.rglob("*") if path.is_symlink() or not path.is_dir()]
+    names = {path.relative_to(checkpoint).as_posix(): path for path in files}
+    theirs = set() if ours is None else names.keys() - ours
+    if not theirs:
+        remove_folder(checkpoint)
+        return
+    logger.info("%s is removed, except %s, which this run has not written", checkpoint, ", ".join(sorted(theirs)))
+    # Those that make it a checkpoint go last: until then it counts as one, and is removed by the next save
+    for name in sorted(names.keys() & ours, key=lambda name: (name in OUR_FILES, name == DIGESTS)):
+        names[name].unlink()
+    for folder in sorted((path for path in checkpoint.rglob("*") if path.is_dir()), reverse=True):
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def find_damage(checkpoint: Path) -> str | None:

@@ -42,6 +42,7 @@ from .checkpoints import (
     ADVICE,
     DamagedCheckpoint,
     checkpoints,
+    describe_files,
     find_damage,
     latest_checkpoint,
     load_checkpoint,
@@ -395,7 +396,8 @@ class Run:
 
     def save_final(self, model: nn.Module, *processors: Any) -> Path:
         """Writes `final/` with `save_pretrained` of the model and of each processor, and the step that it is of. If a
-        run was resumed after its end, its `final/` stays as it is, with files that were added since."""
+        run was resumed after its end, its `final/` stays as it is, with files that were added since. If it went on
+        and a user has added or changed files in the `final/` before, that one is kept as `final.edited`."""
         final = self.output_dir / "final"
         if self._finished:
             logger.info("%s had ended: %s stays as it is", self.output_dir, final)
@@ -408,8 +410,13 @@ class Run:
                 self.accelerator.unwrap_model(model).save_pretrained(partial, state_dict=state_dict)
                 for processor in processors:
                     processor.save_pretrained(partial)
-                if done := checkpoints(self.output_dir):
-                    write_json(partial / FINAL_STEP, {"step": max(done)}, indent=None)
+                files, done = describe_files(partial), checkpoints(self.output_dir)
+                if done:
+                    write_json(partial / FINAL_STEP, {"step": max(done), "files": files}, indent=None)
+                if edited := _edited_files(final, files):
+                    aside = move_aside(final, "edited")
+                    logger.warning("%s holds %s, which this run has not written: it is kept as %s",
+                                   final, ", ".join(edited), aside)  # fmt: skip
                 commit_folder(partial, final)
         self.accelerator.wait_for_everyone()
         return final
@@ -424,6 +431,22 @@ def _is_final_of(final: Path, checkpoint: Path, step: int) -> bool:
         return json.loads((final / FINAL_STEP).read_text(encoding="utf-8"))["step"] == step
     except (OSError, ValueError, KeyError, TypeError):
         return final.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns
+
+
+def _edited_files(final: Path, written: dict[str, Any]) -> list[str]:
+    """The files of `final/` that a user has added or changed; those changed are known unless version 0.1 wrote it.
+    `written` are the files of the new `final/`."""
+    if not final.is_dir() or final.is_symlink():
+        return []
+    found = describe_files(final)
+    step = found.pop(FINAL_STEP, None)
+    try:
+        before = json.loads((final / FINAL_STEP).read_text(encoding="utf-8")).get("files") if step else None
+    except (ValueError, AttributeError):
+        before = None
+    if not isinstance(before, dict):
+        return sorted(found.keys() - written.keys())
+    return sorted(name for name, state in found.items() if before.get(name) != state)
 
 
 def _plain_settings(config: Any) -> dict[str, Any]:
