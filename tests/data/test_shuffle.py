@@ -309,6 +309,14 @@ class TestOtherReaders:
             counts.update(clip["seed"] for clip in stream)
         assert len(counts) == 2 * (20 + 25 + 30 + 35) and set(counts.values()) == {1}
 
+    def test_a_shard_without_rows_does_not_end_a_long_run_of_two_readers(self, tmp_path):
+        write_images(tmp_path / "a", 1, 1)
+        features = IMAGE_FEATURES.arrow_schema
+        pq.write_table(features.empty_table(), tmp_path / "a" / "empty.parquet")
+        epochs = 1500  # a reader gets the empty shard 10 times in a row
+        streams = [self.stream(tmp_path / "a", rank, 2, epochs=epochs, shuffle_buffer=0) for rank in range(2)]
+        assert sum(1 for stream in streams for _ in stream) == epochs
+
     def test_a_worker_that_had_not_begun_counts(self, images):
         streams = [self.stream(images, rank, 2) for rank in range(2)]
         read = [clip["clip_name"] for clip in itertools.islice(streams[0], 5)]

@@ -121,8 +121,9 @@ class Layout:
             return 1
         if self.shares_rows(readers):
             return readers * (1 + self.shuffled)  # `takes` begins anew after `readers` epochs
-        # Its row groups change with the epoch, so that it can have none, or only unreadable ones, in some
-        return 10 * self.team_size(readers)
+        # What it reads changes with the epoch, so that it can have nothing, or nothing readable, in some: of two shards
+        # the same one 10 times in a row in a long run, 40 times about never
+        return 40 * self.team_size(readers)
 
     def shards(self, epoch: int, reader: int, readers: int) -> np.ndarray:
         """The shards of a reader, in order."""
