@@ -42,6 +42,16 @@ def flags(*rows: int, count: int = N) -> np.ndarray:
         ({"episode_index": np.repeat([7, 3], [4, 6])}, [0, 4]),
         ({"episode_id": np.repeat([b"a", b"b"], [4, 6]).astype(object)}, [0, 4]),
         ({"step_idx": np.array([0, 1, 2, 3, 0, 1, 2, 3, 4, 5])}, [0, 4]),
+        ({"timestep": np.array([0, 1, 2, 3, 0, 1, 2, 3, 4, 5])}, [0, 4]),
+        ({"Terminals": flags(3, 9)}, [0, 4]),
+        ({"done_flags": flags(3, 9)}, [0, 4]),
+        ({"episode": np.repeat([0, 1], [4, 6])}, [0, 4]),
+        ({"discount": 0.99 * (1 - flags(3, 9))}, [0, 4]),  # dm_env
+        ({"discount": np.ones(N)}, [0]),
+        ({"not_done": 1 - flags(3), "timeouts": flags(9)}, [0, 4]),
+        ({"step_type": np.array([0, 1, 1, 2, 0, 1, 1, 1, 1, 2])}, [0, 4]),
+        ({"episode_start": flags(0, 4)}, [0, 4]),
+        ({"traj_ends": np.array([4, 10])}, [0, 4]),
     ],
 )
 def test_episodes_begin_where_the_marks_say(marks, starts):

@@ -199,6 +199,12 @@ class TestBoundaries:
         ]  # fmt: skip
         assert summary(run(source, tmp_path / "out", *options)) == expected
 
+    def test_an_array_that_may_mark_ends_is_named(self, source, tmp_path, caplog):
+        write_concatenated(source / "a.npz", LENGTHS, traj_over=ENDS, traj_pose=np.zeros((12, 3)))
+        assert len(run(source, tmp_path / "out")) == 1
+        assert caplog.text.count("may mark where episodes end") == 1 and "--ends_key traj_over" in caplog.text
+        assert len(run(source, tmp_path / "again", "--ends_key", "traj_over")) == 3
+
     def test_actions_without_spare_ones_belong_to_their_episodes(self, source, tmp_path):
         steps = np.float32([0, 1, 2, 4, 5, 7, 8, 9, 10])
         write_concatenated(source / "a.npz", LENGTHS, ep_len=LENGTHS, actions=steps, rewards=steps)

@@ -2,8 +2,10 @@
 
 Arrays that mark boundaries are recognized by their names (the last part of a path):
 
-    flags per row     terminals, timeouts, dones, truncated, ... (the last row of an episode), is_last, is_first
-    numbers per row   ep_idx, episode_index, ... (of the episode), step_idx, frame_index (within it)
+    flags per row     terminals, timeouts, dones, truncated, ... (the last row of an episode), is_last, is_first;
+                      discount, not_done (0 in the last row)
+    numbers per row   ep_idx, episode_index, ... (of the episode), step_idx, frame_index (within it), step_type (0 in
+                      the first row)
     one per episode   ep_len, ep_offset, episode_ends, ...
 
 Marks that disagree, or that have several meanings, are refused: a wrong boundary trains on jumps between episodes.
@@ -24,24 +26,34 @@ NO_ENDS = "none"  # as `ends_key`: a group of actions is one episode, whatever m
 _NAMES = {
     "terminated": "terminals terminal terminated terminations is_terminal",
     "truncated": "timeouts timeout truncated truncateds truncations truncation is_truncated",
-    "done": "dones done",
+    "done": "dones done is_done done_flag done_flags",
+    "continued": "discount discounts not_done not_dones nonterminals",
     "last": "is_last",
-    "first": "is_first episode_starts",
-    "number": "ep_idx episode_idx episode_index episode_indices ep_id episode_id episode_ids traj_id traj_idx "
+    "first": "is_first episode_start episode_starts",
+    "step_type": "step_type",
+    "number": "episode ep_idx episode_idx episode_index episode_indices ep_id episode_id episode_ids traj_id traj_idx "
     "trajectory_id trajectory_ids",
-    "step": "step_idx step_index frame_index",
+    "step": "step_idx step_index frame_index timestep timesteps time_step episode_step",
     "length": "ep_len ep_lens ep_length ep_lengths episode_len episode_lens episode_length episode_lengths traj_len "
     "traj_lens traj_length traj_lengths trajectory_length trajectory_lengths",
     "offset": "ep_offset ep_offsets episode_offset episode_offsets",
-    "end": "episode_ends ep_ends",
+    "end": "episode_ends ep_ends traj_ends trajectory_ends",
 }
 _KINDS = {name: kind for kind, names in _NAMES.items() for name in names.split()}
-_ENDED = ("terminated", "truncated", "done")  # flags that may also be raised before the last row
+# Flags that may also be raised before the last row
+_ENDED = ("terminated", "truncated", "done", "continued")
+# Of arrays that may be marks, of other names
+_SUSPECTED = re.compile(r"episode|traj|terminal|timeout|done|trunc|boundar", re.IGNORECASE)
 
 
 def kind_of(path: str) -> str | None:
     """What an array marks, by the last part of its path; None if its name is unknown."""
-    return _KINDS.get(re.split(r"[/.]", path)[-1])
+    return _KINDS.get(re.split(r"[/.]", path)[-1].lower())
+
+
+def may_mark(path: str) -> bool:
+    """Whether an array of an unknown name may mark boundaries, by the last part of its path."""
+    return kind_of(path) is None and _SUSPECTED.search(re.split(r"[/.]", path)[-1]) is not None
 
 
 def find_starts(marks: Mapping[str, Any], num_frames: int, ends_key: str | None = None) -> np.ndarray:
@@ -63,7 +75,8 @@ def find_starts(marks: Mapping[str, Any], num_frames: int, ends_key: str | None 
     for name, array in marks.items():
         kind = kind_of(name)
         if kind in _ENDED:
-            flags[name] = _flags(name, np.asarray(array), num_frames)
+            array = np.asarray(array)
+            flags[name] = _flags(name, array == 0 if kind == "continued" else array, num_frames)
         else:
             exact[name] = _exact_starts(name, np.asarray(array), kind, num_frames)
     if not exact:
@@ -147,6 +160,8 @@ def _exact_starts(name: str, array: np.ndarray, kind: str, num_frames: int) -> n
         begins = column[1:] <= column[:-1]
     elif kind == "first":
         begins = column[1:] != 0
+    elif kind == "step_type":
+        begins = column[1:] == 0
     else:
         begins = column[:-1] != 0
     problem = f"its {name} have one row less than the {num_frames} frames, but boundaries between them"

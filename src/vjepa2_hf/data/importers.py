@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import os
 import re
 import zipfile
@@ -22,7 +23,7 @@ from tqdm.auto import tqdm
 from ..configuration_vjepa2 import check
 from ..specs import check_choice, check_count
 from ..video_io import read_image
-from .boundaries import NO_ENDS, find_starts, kind_of
+from .boundaries import NO_ENDS, find_starts, kind_of, may_mark
 from .files import printable
 from .lerobot import check_fps
 from .shards import files_in, write_shards
@@ -270,6 +271,10 @@ class _Group:
                 return {}
             return {named: self.arrays[_existing(self.arrays, self.prefix + named, "--ends_key")][()]}
         known = [name for name in self.arrays if kind_of(name) and (is_alone or name.startswith(self.prefix))]
+        for name in self.arrays if not known else ():
+            shape = self.arrays[name].shape
+            if may_mark(name) and shape and math.prod(shape) == shape[0] and name.startswith(self.prefix):
+                _warn_of_mark(name.removeprefix(self.prefix))
         # A single value is a note on the whole file, unless it is the length of a padded episode
         known = [name for name in known if self.arrays[name].shape or kind_of(name) == "length"]
         return {name: self.arrays[name][()] for name in known}
@@ -317,6 +322,11 @@ class _Group:
             return _read_numbers(self.arrays, name, start - number, stop - number - 1)
         first = self.options.spare_action == "first"
         return _read_numbers(self.arrays, name, start + first, stop - 1 + first)
+
+
+@functools.cache  # once, not for each episode
+def _warn_of_mark(name: str) -> None:
+    logger.warning("%s may mark where episodes end, but its name is not known: if so, give --ends_key %s", name, name)
 
 
 def _frames_name(arrays: Mapping[str, Any], episode: str, options: ImportOptions) -> str:

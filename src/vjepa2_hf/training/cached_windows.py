@@ -90,7 +90,7 @@ def as_shards(source: EpisodeSource, root: Path, accelerator: Accelerator | None
                 "examples/import_episodes.py."
             )
         return source
-    description = {"data": data_fingerprint(source.path), "fps": source.fps, "camera": source.camera, "version": 2}
+    description = {"data": data_fingerprint(source.path), "fps": source.fps, "camera": source.camera, "version": 3}
     folder = root / f"{Path(source.path).stem}-{cache_key(description)}-shards"
     with locked(folder, accelerator, wait=True):
         if accelerator is None or accelerator.is_main_process:
