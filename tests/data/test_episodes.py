@@ -6,10 +6,18 @@ from builders import numbered_frames, numbers_of
 from datasets import Features, List, Value, Video
 
 from vjepa2_hf.data import episodes
-from vjepa2_hf.data.episodes import episode_ids, held_out_of, read_episodes, split_episodes
+from vjepa2_hf.data.episodes import (
+    EpisodeSource,
+    EpisodeStream,
+    episode_ids,
+    held_out_of,
+    read_episodes,
+    split_episodes,
+)
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.video_io import ReadLimits
+from vjepa2_hf.video_processing_vjepa2 import VJepa2VideoProcessor
 
 
 EPISODE_FEATURES = Features(
@@ -58,6 +66,14 @@ class TestEpisodes:
         write_shards(rows, tmp_path / "out", EPISODE_FEATURES)
         assert [e["episode_id"] for e in read_episodes(tmp_path / "out")] == ["episode-0"]
         assert "episode-1" in caplog.text
+
+    @pytest.mark.parametrize("done", [(), ("episode-1",)])
+    def test_two_episodes_of_one_name_are_refused_also_where_a_cache_continues(self, tmp_path, done):
+        write_shards([episode(1), episode(2), episode(1)], tmp_path / "out", EPISODE_FEATURES, num_shards=1)
+        stream = EpisodeStream(EpisodeSource(str(tmp_path / "out")), VJepa2VideoProcessor(size=16, crop_size=16))
+        stream.done = done
+        with pytest.raises(ValueError, match="Two episodes are called 'episode-1'"):
+            list(stream)
 
     def test_episode_of_one_frame_is_skipped_and_named(self, tmp_path, caplog):
         write_shards([episode(0), episode(1, num_frames=1, actions=[])], tmp_path / "out", EPISODE_FEATURES)

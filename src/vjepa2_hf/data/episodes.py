@@ -24,6 +24,9 @@ from .lerobot import BAD_EPISODE, LeRobotDataset, check_fps, describe, open_lero
 from .shards import ShardSource, open_stream
 
 
+TWO_EPISODES = "Two episodes are called {!r}; give every row an episode_id of its own."
+
+
 @dataclass(frozen=True)
 class EpisodeSource:
     """Episodes and their weight in a mixture."""
@@ -140,12 +143,15 @@ class EpisodeStream(torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = torch.utils.data.get_worker_info()
         workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
-        positions, skipped = itertools.count(), {}
+        positions, skipped, seen = itertools.count(), {}, set()
 
         def wanted(name: str) -> bool:
             position = next(positions)
             if position == self.max_episodes:
                 raise _EnoughEpisodes
+            # Here too: a cache that continues would take the second one for done
+            check(name not in seen, TWO_EPISODES.format(name))
+            seen.add(name)
             mine = position % (self.world_size * workers) == self.rank * workers + number
             return mine and name not in self.done
 

@@ -26,6 +26,7 @@ import xxhash
 from tqdm.auto import tqdm
 
 from ..configuration_vjepa2 import check
+from .episodes import TWO_EPISODES
 from .files import write_json
 from .lerobot import find_info
 from .parts import (
@@ -49,7 +50,6 @@ INDEX = "index.json"
 STEP_COLUMNS = ("actions", "rewards")  # T-1 rows per episode; every other column has T
 SHOWN_PARTS = 32  # of 256 MB: verifying more shows its progress
 PART_NOTE = "episodes"  # of a part: id, length and fps of each episode in it
-_TWO_EPISODES = "Two episodes are called {!r}; give every row an episode_id of its own."
 
 
 def data_fingerprint(data: str | os.PathLike) -> str:
@@ -126,7 +126,7 @@ class CacheWriter:
         `columns` are (T, ...), or (T-1, ...) for STEP_COLUMNS; `notes` are other JSON values. Their names are the same
         for all episodes.
         """
-        check(not (name in self.done or name in self._written), _TWO_EPISODES.format(name))
+        check(not (name in self.done or name in self._written), TWO_EPISODES.format(name))
         length = max(len(values) for values in columns.values())
         found = {key: tuple(values.shape[1:]) for key, values in columns.items()}
         self._shapes = self._shapes or found
@@ -172,7 +172,7 @@ def finish_cache(folder: str | os.PathLike, description: dict[str, Any]) -> None
     # By id: the order must not depend on how many processes wrote
     episodes.sort(key=lambda episode: episode["id"])
     for before, after in zip(episodes, episodes[1:]):  # of two processes
-        check(before["id"] != after["id"], _TWO_EPISODES.format(after["id"]))
+        check(before["id"] != after["id"], TWO_EPISODES.format(after["id"]))
     columns = {key: [episode[key] for episode in episodes] for key in episodes[0]}
     skipped = {}
     for path in sorted(folder.glob("skipped-*.json")):
