@@ -121,8 +121,8 @@ class Layout:
             return 1
         if self.shares_rows(readers):
             return readers * (1 + self.shuffled)  # `takes` begins anew after `readers` epochs
-        # What it reads changes with the epoch, so that it can have nothing, or nothing readable, in some: a long run has
-        # one of two shards 10 times in a row, and about never 40 times
+        # What it reads changes with the epoch, and can be nothing, or nothing readable: of two shards a long run has
+        # one 10 times in a row, and about never 40 times
         return 40 * self.team_size(readers)
 
     def shards(self, epoch: int, reader: int, readers: int) -> np.ndarray:
