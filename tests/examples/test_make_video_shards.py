@@ -230,6 +230,18 @@ def test_a_file_list_names_the_videos(source, tmp_path, capfd, caplog):
 
 
 @pytest.mark.slow
+def test_a_job_does_not_continue_with_other_videos_of_the_same_names(source, tmp_path, capfd):
+    (source / "b" / "broken.mp4").unlink()
+    make(source, tmp_path / "out", "--num_shards", 3, "--shard_index", 0, 1)
+    for path in source.rglob("*.[mM][pP]4"):
+        path.write_bytes(path.read_bytes() + b"more")
+    capfd.readouterr()
+    with pytest.raises(SystemExit):
+        make(source, tmp_path / "out", "--num_shards", 3, "--resume")
+    assert "was made from another" in capfd.readouterr().err
+    assert len(list((tmp_path / "out").glob("*.parquet"))) == 2
+
+
 def test_a_file_list_of_windows_names_its_first_video(source, tmp_path):
     (tmp_path / "files.txt").write_bytes(b"\xef\xbb\xbfa/one.mp4\r\nb/two.MP4\r\n")
     assert list_files(source, tmp_path / "files.txt") == [source / "a/one.mp4", source / "b/two.MP4"]

@@ -33,6 +33,7 @@ from .video_writing import transcode_video
 
 logger = logging.getLogger(__name__)
 
+CHECKED_FILES = 16  # of each shard, whose sizes must stay the same when a job continues
 COLUMNS = {
     "video": Video(decode=False),
     "path": Value("string"),
@@ -98,6 +99,11 @@ class ShardPlan:
         return [shard for shard in shards if not self.path(shard).is_file()]
 
 
+def sizes_of(files: Iterable[Path]) -> list[int]:
+    """Bytes of files; -1 for one that is missing."""
+    return [path.stat().st_size if path.is_file() else -1 for path in files]
+
+
 def transcode(job: tuple[Path, int]) -> tuple[Path, tuple[bytes, int, float] | None, str]:
     """One file: path, (mp4, frames, fps) or None, and the reason for skipping it."""
     path, height = job
@@ -153,7 +159,8 @@ def write_shard(plan: ShardPlan, shard: int, results: Iterator) -> None:
 
     path = plan.path(shard)
     with writing(path, "run the same command with --resume"), write_aside(path, unique=True) as partial:
-        note = {"job": plan.description, "skipped": skipped}  # filled while rows are read
+        sizes = sizes_of(plan.files_of(shard)[:CHECKED_FILES])
+        note = {"job": plan.description, "sizes": sizes, "skipped": skipped}  # filled while rows are read
         write_parquet(rows(), partial, plan.features, lambda: {name: json.dumps(part) for name, part in note.items()})
 
 
@@ -178,6 +185,15 @@ def check_out_dir(plan: ShardPlan, may_hold_shards: bool) -> None:
             shown = ", ".join(DESCRIBED.get(name, name) for name in named)
             raise ValueError(
                 f"{str(path)!r} is of a job with other {shown}; repeat that job's command, or choose another OUT_DIR."
+            )
+    for shard in range(plan.num_shards):
+        files, path = plan.files_of(shard)[:CHECKED_FILES], plan.path(shard)
+        before = ingest.read_note(path, "sizes") if path.is_file() else None
+        changed = [file for file, was, now in zip(files, before or (), sizes_of(files)) if was != now]
+        if changed:
+            raise ValueError(
+                f"{str(path)!r} was made from another {str(changed[0])!r}, of another size: give the same videos, or "
+                "choose another OUT_DIR."
             )
 
 
