@@ -53,6 +53,10 @@ def test_a_folder_belongs_to_what_claimed_it(tmp_path):
         claim_folder(manifest, {"model": "here", "stride": 2, "pool": "clip"})
     with pytest.raises(FileExistsError, match="holds files, but no features"):
         claim_folder(tmp_path / "manifest.json", {})
+    for damaged in ('{"stride": ', "[1]", ""):
+        manifest.write_text(damaged)
+        with pytest.raises(ValueError, match="manifest.json' is damaged .*; remove"):
+            claim_folder(manifest, {"stride": 1})
 
 
 def test_a_folder_has_one_writer(tmp_path):

@@ -243,7 +243,12 @@ def claim_folder(manifest: Path, description: dict[str, Any], contents: str = "f
             raise FileExistsError(f"{str(folder)!r} holds files, but no {contents}; choose another folder.")
         write_json(manifest, description)
         return
-    found = json.loads(manifest.read_text(encoding="utf-8"))
+    try:
+        found = dict(json.loads(manifest.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{str(manifest)!r} is damaged ({error}); remove {str(folder)!r}, or choose another."
+        ) from error
     names = (found.keys() | description.keys()) - {"model"}
     pairs = {name: (found.get(name), description.get(name)) for name in sorted(names)}
     different = [f"{name} ({old!s:.12}, now {new!s:.12})" for name, (old, new) in pairs.items() if old != new]
