@@ -155,6 +155,8 @@ class TestLabels:
             (-1, None, "classes are strings or ints from 0"),
             (0.5, None, "set problem_type=regression"),
             ("x", "regression", "a number or a list of numbers is expected"),
+            (float("nan"), "regression", "is nan, but a regression needs finite numbers"),
+            ([1.0, float("inf")], "regression", "a regression needs finite numbers"),
             (1, "multi_label_classification", "a list of classes is expected"),
             (None, None, "has no label 'a'"),
         ],

@@ -330,6 +330,9 @@ class Labels:
             sizes = {len(_as_list(value, column, lenient=True)) for value in values}
             if len(sizes) != 1:
                 raise ValueError(f"The labels {column!r} have {sorted(sizes)} numbers, but each must have as many.")
+            odd = [value for value in values if not np.isfinite(np.asarray(value, np.float64)).all()]
+            if odd:
+                raise ValueError(f"A label {column!r} is {odd[0]!r:.80}, but a regression needs finite numbers.")
             return cls(column, kind, tuple(str(i) for i in range(sizes.pop())), per_frame)
         texts = all(isinstance(value, str) for value in values)
         odd = [value for value in values if not (texts or (isinstance(value, int) and value >= 0))]
