@@ -59,6 +59,37 @@ def test_a_folder_belongs_to_what_claimed_it(tmp_path):
             claim_folder(manifest, {"stride": 1})
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_new_folder_appears_where_a_link_leads(tmp_path, is_there):
+    (tmp_path / "disk").mkdir()
+    if is_there:
+        (tmp_path / "disk" / "out").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "out")
+    with staged_folder(tmp_path / "out") as folder:
+        assert folder.parent == tmp_path / "disk"  # on the same disk, so that it can be renamed
+        (folder / "a").write_text("b")
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "disk" / "out" / "a").read_text() == "b"
+    with pytest.raises(FileExistsError, match="is not empty"), staged_folder(tmp_path / "out"):
+        pass
+
+
+def test_a_mounted_disk_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(tmp_path))
+    with pytest.raises(OSError, match="is where a disk is mounted; give a new folder in it"), staged_folder(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_folder_replaces_a_link_to_an_empty_or_missing_one(tmp_path, is_there):
+    if is_there:
+        (tmp_path / "disk").mkdir()
+    (tmp_path / "final").symlink_to(tmp_path / "disk")
+    with write_aside(tmp_path / "final") as partial:
+        partial.mkdir()
+        (partial / "a").write_text("b")
+    assert not (tmp_path / "final").is_symlink() and (tmp_path / "final" / "a").read_text() == "b"
+
+
 def test_a_folder_has_one_writer(tmp_path):
     with locked(tmp_path), pytest.raises(OSError, match="Another process writes to"), locked(tmp_path):
         pass

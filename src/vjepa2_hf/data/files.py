@@ -49,8 +49,11 @@ def write_aside(path: str | os.PathLike, unique: bool = False) -> Iterator[Path]
 
 @contextlib.contextmanager
 def staged_folder(folder: str | os.PathLike) -> Iterator[Path]:
-    """A new folder, see `write_aside`. It is an error if it is not empty, or if another process writes it."""
-    target = Path(folder)
+    """A new folder, see `write_aside`. It is an error if it is not empty, or if another process writes it. A link is
+    followed: the folder appears where it leads to."""
+    target = Path(os.path.realpath(folder))
+    if os.path.ismount(target):  # no folder can be renamed to it
+        raise OSError(f"{os.fspath(folder)!r} is where a disk is mounted; give a new folder in it.")
     lock = lock_folder(target.parent, name=f".{target.name}{LOCK}", contents=target)
     try:
         with _staged(target) as partial:
@@ -106,6 +109,8 @@ def commit_folder(partial: Path, whole: Path) -> None:
         sync(path)
     if whole.is_dir() and any(whole.iterdir()):
         remove_folder(whole)
+    elif whole.is_symlink() and partial.is_dir():
+        whole.unlink()
     os.replace(partial, whole)
     sync(whole.parent)
 
