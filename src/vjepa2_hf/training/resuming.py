@@ -52,8 +52,9 @@ def describe_other_processes(
             f"the global batch is now {new} samples instead of {old} (batch_size or gradient_accumulation_steps can "
             "keep it)"
         )
+    processes = "1 process" if was == 1 else f"{was} processes"
     return (
-        f"{checkpoint} was written by {was} processes and continues with {num_processes}: weights, optimizer, "
+        f"{checkpoint} was written by {processes} and continues with {num_processes}: weights, optimizer, "
         f"schedules and counts are exact; {batch}"
     )
 
