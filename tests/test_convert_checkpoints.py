@@ -1043,6 +1043,13 @@ def test_out_dir_that_another_process_fills_meanwhile_keeps_its_files(tmp_path, 
     assert sorted(tmp_path.iterdir()) == [out, source] and list(out.iterdir()) == [out / "theirs"]
 
 
+def test_a_linked_out_dir_appears_where_the_link_leads(tmp_path):
+    source = write_checkpoint(tmp_path, golden_content("encoder"))
+    (tmp_path / "ours").symlink_to(tmp_path / "disk")
+    convert(source, tmp_path / "ours", settings={"num_attention_heads": 3})
+    assert (tmp_path / "ours").is_symlink() and (tmp_path / "disk" / "config.json").is_file()
+
+
 def test_empty_out_dir_is_filled_and_not_replaced(tmp_path, monkeypatch):
     """As a working directory or a mount has to be."""
     source, out, moved = write_checkpoint(tmp_path, golden_content("encoder")), tmp_path / "ours", []

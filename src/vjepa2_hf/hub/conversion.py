@@ -266,6 +266,7 @@ def _load_processor(source: str, settings: Mapping[str, Any]) -> VJepa2VideoProc
 @contextlib.contextmanager
 def _written_aside(out: Path) -> Iterator[Path]:
     """A folder beside `out` that becomes `out`, or fills it where it is an empty folder; removed after an error."""
+    out = Path(os.path.realpath(out))  # a folder cannot be renamed to a link
     aside = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     aside.mkdir(parents=True)
     moved = []
