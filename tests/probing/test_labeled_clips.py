@@ -168,3 +168,13 @@ class TestLabels:
     def test_numbers_of_different_counts_are_refused(self):
         with pytest.raises(ValueError, match=r"have \[1, 2\] numbers"):
             Labels.describe([{"a": 1}, {"a": [1, 2]}], "a", "regression")
+
+
+def test_a_split_of_an_unknown_name_beside_known_ones_is_named(tmp_path, caplog):
+    features = Features({"video": Video(decode=False), "split": Value("string")})
+    for name, splits in {"one": ("train", "holdout", None), "none": ("fold 1", "fold 2")}.items():
+        rows = [{"video": {"bytes": ROW["video"], "path": None}, "split": split} for split in splits]
+        write_shards(rows, tmp_path / name, features, num_shards=1)
+        assert len(list(LabeledClips(tmp_path / name, ClipViews(2), PROCESSOR))) == len(rows)
+        assert ("The split 'holdout' of" in caplog.text) == (name == "one")
+        caplog.clear()

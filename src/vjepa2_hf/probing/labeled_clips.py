@@ -207,7 +207,14 @@ class ClipDescriptions:
             found = self.files.splits
         self.problem = self.files.problem if self.files else None
         self._shard_splits = found if any(found) else None
-        self.splits = sorted(set(found) - {None}) or _column_splits(source)
+        self.splits, odd = sorted(set(found) - {None}), []
+        if not self.splits:
+            self.splits, odd = _column_splits(source)
+        if odd and not self.problem:
+            self.problem = (
+                f"The split {odd[0]!r} of {source.data!r} is not known, so its clips are in no split: name it train, "
+                "validation or test."
+            )
 
     def name(self, shard: int, row: int) -> str:
         return self._names[shard] if self.is_files else f"{self._names[shard]}, row {row}"
@@ -252,15 +259,17 @@ def _split_of_row(row: dict[str, Any]) -> str | None:
     return split_of(row["split"]) if isinstance(row.get("split"), str) else None
 
 
-def _column_splits(source: ShardSource) -> list[str]:
-    """The splits in the column `split` of parquet shards, which is read alone."""
+def _column_splits(source: ShardSource) -> tuple[list[str], list[str]]:
+    """The splits in the column `split` of parquet shards, which is read alone, and beside known ones the others."""
     found: set[str | None] = set()
+    odd: set[str] = set()
     for shard in source.shards if source.kind == "parquet" else ():
         values = source.values_of(shard, "split")
         if values is None:
             break
         found |= {_split_of_row({"split": value}) for value in values}
-    return sorted(set(known_splits(list(found))) - {None})
+        odd |= {value for value in values if isinstance(value, str) and split_of(value) is None}
+    return sorted(set(known_splits(list(found))) - {None}), sorted(odd) if found - {None} else []
 
 
 def _last_class_folder(root: str) -> str:
