@@ -151,8 +151,8 @@ def write_results(
     write_json(folder / "results.json", results)
     name = results["score"]
     tqdm.write(
-        f"{name} {results['validation'][name]:.3f} on {results['clips']['validation']} validation clips (the best "
-        f"constant answer: {results['same_answer_for_all']:.3f}); chosen by {results['chosen_by']}"
+        f"{name} {results['validation'][name]:.3f} on {results['clips']['validation']} validation clips (the same "
+        f"answer for all: {results['same_answer_for_all']:.3f}); chosen by {results['chosen_by']}"
     )
     for part, found in results["evaluate_on"].items():
         tqdm.write(f"{name} {found[name]:.3f} on {results['clips'][part]} clips of {part}")

@@ -305,7 +305,7 @@ class Run:
         earlier = list(itertools.takewhile(lambda other: other.name != path.name, self._undamaged().values()))
         while earlier and find_damage(earlier[-1]):
             earlier.pop()
-        onward = "there is no earlier one that is undamaged"
+        onward = "there is no earlier one that is undamaged: move it away to start again, or set another output_dir"
         if earlier:
             renamed = f"renames {path.name} to {path.name}.damaged"
             onward = f"continue with resume={LATEST_UNDAMAGED}, which resumes {earlier[-1].name} and {renamed}"
