@@ -91,6 +91,11 @@ def test_a_damaged_list_of_digests_is_damage(tmp_path, text):
 def test_a_checkpoint_of_an_older_version_loads_with_a_note(tmp_path, caplog):
     two_checkpoints(tmp_path)
     (tmp_path / "checkpoint-2" / "digests.json").unlink()
+    assert find_damage(tmp_path / "checkpoint-2") == "digests.json is missing"  # of a version that writes it
+    progress = tmp_path / "checkpoint-2" / "progress.json"
+    written = json.loads(progress.read_text())
+    assert written.pop("digests") == "digests.json"
+    progress.write_text(json.dumps(written))
     assert tiny_run(tmp_path)[0].resume("latest")[0] == 2
     assert "checkpoint-2 has no digests.json, which older versions did not write" in caplog.text
 

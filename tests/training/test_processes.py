@@ -70,12 +70,12 @@ def test_the_documented_commands_train_in_one_group_and_go_on_with_one_process(t
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("saved ") == 1
     progress = json.loads((tmp_path / "runs/mine/checkpoint-2/progress.json").read_text())
-    assert progress == {"step": 2, "num_processes": 2, "global_batch_size": 4}
+    assert progress == {"step": 2, "num_processes": 2, "digests": "digests.json", "global_batch_size": 4}
     done = run_documented(one, tmp_path, *constant, "max_steps=3")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "written by 2 processes and continues with 1" in done.stderr and "stays 4 samples" in done.stderr
     progress = json.loads((tmp_path / "runs/mine/checkpoint-3/progress.json").read_text())
-    assert progress == {"step": 3, "num_processes": 1, "global_batch_size": 4}
+    assert progress == {"step": 3, "num_processes": 1, "digests": "digests.json", "global_batch_size": 4}
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ A checkpoint is written to `*.tmp`, synced to disk and then renamed. Its `digest
 each file, which are compared before anything is loaded.
 """
 
+import contextlib
 import copy
 import json
 import logging
@@ -108,7 +109,7 @@ def save_checkpoint(
         torch.save(rank_state or {}, partial / f"rank_state_{accelerator.process_index}.pt")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        progress = {"step": step, "num_processes": accelerator.num_processes}
+        progress = {"step": step, "num_processes": accelerator.num_processes, "digests": DIGESTS}
         if global_batch_size is not None:
             progress["global_batch_size"] = global_batch_size
         with writing(whole, ADVICE):
@@ -166,6 +167,9 @@ def find_damage(checkpoint: Path) -> str | None:
     older version has no digests, and a file that was added since is not compared."""
     path = checkpoint / DIGESTS
     if not path.is_file():
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if DIGESTS in json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")).values():
+                return f"{DIGESTS} is missing"
         logger.warning(
             "%s has no %s, which older versions did not write: its bytes are not checked", checkpoint, DIGESTS
         )
