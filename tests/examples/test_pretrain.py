@@ -317,11 +317,12 @@ def test_an_optimizer_with_other_groups_ends_in_one_sentence(stopped, shards, mo
     assert "does not fit the configured model or its optimizer's groups" in error
 
 
-def test_a_run_that_had_ended_leaves_its_final_model_when_it_is_resumed(monkeypatch, shards, tmp_path):
+def test_a_run_that_had_ended_leaves_its_final_model_when_it_is_resumed(monkeypatch, shards, tmp_path, capsys):
     lines = run_pretrain(monkeypatch, shards, tmp_path, "max_steps=1")
     (tmp_path / "final" / "README.md").write_text("a card")
     assert run_pretrain(monkeypatch, shards, tmp_path, "max_steps=1", "resume=latest") == lines
     assert (tmp_path / "final" / "README.md").read_text() == "a card"
+    assert "complete: " in capsys.readouterr().out
 
 
 def test_published_runs_share_one_mask_token():

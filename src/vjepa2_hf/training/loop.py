@@ -193,6 +193,6 @@ class TrainingLoop:
         if self.accelerator.is_main_process:
             if not (final / "config.json").is_file() or not any(final.glob("*.safetensors")):
                 raise OSError(f"{str(final)!r} holds no model after saving; look at its disk, then set resume=latest.")
-            tqdm.write(f"saved {final}")
+            tqdm.write(f"complete: {final} stays as it is" if self.run.is_complete else f"saved {final}")
         self.accelerator.end_training()
         self.signals.restore()

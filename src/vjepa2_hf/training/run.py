@@ -142,7 +142,7 @@ class Run:
         self.output_dir = Path(config.output_dir)
         self.metrics_path = self.output_dir / METRICS
         self.write_model_files: Callable[[Path], None] | None = None  # into each checkpoint
-        self._finished = False
+        self.is_complete = False  # whether it had ended before it was resumed
         self._damaged: list[Path] = []  # checkpoints that `latest_undamaged` has passed over
         self._verified: Path | None = None
         self.resumed: Path | None = None  # checkpoint that `resume` has restored
@@ -198,7 +198,7 @@ class Run:
                 return self.resume(resume)
         self._check_steps(step)
         ended = own and step == self.config.max_steps
-        self._finished = ended and _is_final_of(self.output_dir / "final", checkpoint, step)
+        self.is_complete = ended and _is_final_of(self.output_dir / "final", checkpoint, step)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             for path in self._damaged:
@@ -399,7 +399,7 @@ class Run:
         run was resumed after its end, its `final/` stays as it is, with files that were added since. If it went on
         and a user has added or changed files in the `final/` before, that one is kept as `final.edited`."""
         final = self.output_dir / "final"
-        if self._finished:
+        if self.is_complete:
             logger.info("%s had ended: %s stays as it is", self.output_dir, final)
             return final
         partial = final.with_name(final.name + PARTIAL_SUFFIX)
