@@ -94,6 +94,14 @@ def read_note(path: Path, name: str) -> Any:
         return None
 
 
+def is_complete(missing: list[int], num_shards: int, out_dir: Path) -> bool:
+    """Whether no shard of the whole job is missing; logs those that are."""
+    if missing:
+        shown = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+        logger.info("%d of %d shards are in %s; missing: %s", num_shards - len(missing), num_shards, out_dir, shown)
+    return not missing
+
+
 def run_on_ray(function: Callable[[int], Any], shards: list[int], num_gpus: float = 0) -> Iterator[Any]:
     """The results of `function(shard)`, computed by Ray Data tasks of one CPU and `num_gpus` GPUs each, as they end.
 

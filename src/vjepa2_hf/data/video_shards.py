@@ -200,10 +200,7 @@ def check_out_dir(plan: ShardPlan, may_hold_shards: bool) -> None:
 def finish(plan: ShardPlan) -> None:
     """Says what is missing; when nothing is, lists the skipped files of all shards."""
     every = range(plan.num_shards)
-    if missing := plan.missing(every):
-        shown = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
-        done = f"{plan.num_shards - len(missing)} of {plan.num_shards} shards are in {plan.out_dir}"
-        logger.info("%s; missing: %s", done, shown)
+    if not ingest.is_complete(plan.missing(every), plan.num_shards, plan.out_dir):
         return
     check_out_dir(plan, may_hold_shards=True)  # jobs that started together could not see each other
     for partial in plan.out_dir.glob(f".data-*{PARTIAL_SUFFIX}"):

@@ -37,7 +37,7 @@ from ..data.files import (
     write_text,
 )
 from ..data.frame_source import FrameSource, saved_processor
-from ..data.ingest import name_of, names_digest
+from ..data.ingest import is_complete, name_of, names_digest
 from ..data.parts import PartWriter
 from ..modeling_encoder import VJepa2Encoder
 from ..training.signals import StoppedBySignal, StopSignals
@@ -284,10 +284,7 @@ def extract_shard(plan: FeaturePlan, shard: int, state: PartialState | None = No
 def finish(plan: FeaturePlan) -> None:
     """Says what is missing; when nothing is, lists the skipped files of all shards."""
     every = range(plan.num_shards)
-    if missing := plan.missing(every):
-        shown = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
-        done = f"{plan.num_shards - len(missing)} of {plan.num_shards} shards are in {plan.out_dir}"
-        logger.info("%s; missing: %s", done, shown)
+    if not is_complete(plan.missing(every), plan.num_shards, plan.out_dir):
         return
     lines = sorted(line for shard in every for line in plan.skipped(shard).read_text("utf-8").splitlines(True))
     list_of_skipped = plan.out_dir / "skipped.txt"
