@@ -314,3 +314,63 @@ def test_two_frames_of_context_learn_a_velocity_and_one_does_not(dynamics, fusio
         copied = (latents[:, 2] - latents[:, 1]).square().mean()
         errors[context_frames] = ((predicted - latents[:, 2]).square().mean() / copied).item()
     assert errors[2] < 0.1 and errors[1] > 2 * errors[2], errors
+
+
+MACRO = {"macro_action_dim": 2, "macro_action_low": [-0.5, -1.0], "macro_action_high": [0.5, 1.0]}
+
+
+class TestMacroActions:
+    @pytest.mark.parametrize(("dynamics", "fusion", "state"), [VARIANTS[0], VARIANTS[7], VARIANTS[-1]])
+    @few
+    @given(case=cases())
+    @torch.no_grad()
+    def test_the_macro_model_predicts_what_the_model_predicts(self, dynamics, fusion, state, case):
+        model = build(dynamics, fusion, state, **MACRO, **case.fields, reward_head=True)
+        macro = model.macro_model()
+        latents, actions, others = case.inputs(model)
+        inner = {name: model.encode_actions(part) if "actions" in name else part for name, part in others.items()}
+        macro_actions = model.encode_actions(actions)
+        assert macro_actions.shape == (*actions.shape[:-1], 2) and macro_actions.abs().max() <= 1
+        future = model.rollout(latents, actions, **others)
+        torch.testing.assert_close(macro.rollout(latents, macro_actions, **inner), future, **CLOSE)
+        assert macro.predictor.embed.weight.data_ptr() == model.predictor.embed.weight.data_ptr()
+        assert macro.config.action_high == [0.5, 1.0] and not macro.config.reward_head
+
+    def test_a_saved_macro_model_plans_alone(self, tmp_path):
+        macro = build("mlp", "concat", "pooled", **MACRO, action_mean=[5.0] * 2).macro_model()
+        macro.save_pretrained(tmp_path)
+        loaded = VJepa2WorldModel.from_pretrained(tmp_path)
+        latents, actions = torch.randn(2, 1, 1, 8), torch.rand(2, 3, 4, 2)
+        scores = [each.score(latents, latents + 1, actions) for each in (macro, loaded)]
+        assert torch.equal(*scores) and loaded.config.action_low == [-0.5, -1.0]
+
+    def test_the_encoder_of_actions_learns_and_a_reward_sees_all_actions(self):
+        model = build("mlp", "concat", "pooled", **MACRO, rollout_steps=2, reward_head=True).train()
+        truth, _, others = Case({}, 3, 1, 1, 0).inputs(model)
+        model(latents=truth, actions=others["context_actions"], rewards=torch.randn(2, 3)).loss.backward()
+        assert all(parameter.grad.abs().max() > 0 for parameter in model.predictor.macro_encoder.parameters())
+
+    def test_models_without_macro_actions_are_refused(self):
+        model = build("mlp", "concat", "pooled")
+        for call in (model.macro_model, lambda: model.encode_actions(torch.zeros(1, 2))):
+            with pytest.raises(ValueError, match=r"has no macro-actions \(macro_action_dim is None\)"):
+                call()
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"macro_action_dim": 0}, "macro_action_dim is 0; expected a number above 0"),
+            ({**MACRO, "macro_action_low": [0.0]}, "macro_action_low has 1 numbers; expected 2, as macro_action_dim"),
+            ({**MACRO, "macro_action_low": [0.6, 0.0]}, "macro_action_low 0.6 exceeds macro_action_high 0.5"),
+            ({**MACRO, "proprio_dim": 2, "proprio_transition": "add"}, "macro_action_dim=2 needs proprio_transition"),
+        ],
+    )
+    def test_wrong_settings_are_refused(self, fields, message):
+        with pytest.raises(ValueError, match=message):
+            build("mlp", "concat", "pooled", **fields)
+
+    def test_actions_of_another_size_are_refused(self):
+        with pytest.raises(
+            ValueError, match=r"actions is a Tensor of shape \(1, 3\) and .* expected a tensor \(..., 2\)"
+        ):
+            build("mlp", "concat", "pooled", **MACRO).encode_actions(torch.zeros(1, 3))

@@ -16,6 +16,11 @@ from .configuration_vjepa2 import (
 from .specs import is_number
 
 
+# Fields with one number per dimension, of actions, macro-actions or proprio states
+VECTORS = ["action_mean", "action_std", "action_low", "action_high", "macro_action_low", "macro_action_high"]
+VECTORS += ["proprio_mean", "proprio_std"]
+
+
 @strict_config
 class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
     r"""Configuration of [`VJepa2WorldModel`].
@@ -55,6 +60,10 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
             tokens attend to in every block ("cross_attention", transformer only).
         action_encoder_num_layers (`int`, defaults to 1): 1 is linear (published); more is an MLP with GELU (two-phase
             recipe).
+        macro_action_dim (`int` or `None`): M, a bottleneck of the action encoder: the dynamics see the k actions of a
+            model step as M numbers within -1 and 1. A planner may search over these macro-actions, see
+            [`VJepa2WorldModel.macro_model`] (arXiv 2610.06805).
+        macro_action_low, macro_action_high (lists of M or `None`): range of the macro-actions of the training data.
         context_frames (`int`, defaults to 8): frames that a prediction sees, in training and in rollout; 1 is the
             Markov model g(s_t, a_t).
         residual (`bool`, defaults to `False`): the dynamics predicts the change; its last layer starts at zero.
@@ -141,6 +150,9 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
     predictor_mlp_ratio: int | float = 4.0
     action_fusion: Literal["concat", "add", "cross_attention"] = "concat"
     action_encoder_num_layers: int = 1
+    macro_action_dim: int | None = None
+    macro_action_low: list | None = None
+    macro_action_high: list | None = None
     context_frames: int = 8
     residual: bool = False
     predictor_position_embedding_type: Literal["rope", "learned"] = "rope"
@@ -167,7 +179,7 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         positive = "action_dim predictor_hidden_size action_encoder_num_layers context_frames frame_skip fps "
         positive += "state_dim actions_per_step rollout_steps rollout_discount predictor_mlp_ratio reward_std "
-        positive += "predictor_position_std predictor_initializer_range"
+        positive += "predictor_position_std predictor_initializer_range macro_action_dim"
         not_negative = "proprio_dim extrinsics_dim stored_extrinsics_dim predictor_num_hidden_layers stochastic_dim "
         not_negative += "teacher_forcing_weight rollout_weight reward_weight nll_weight"
         check_numbers(self, positive, not_negative)
@@ -187,11 +199,16 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
             raise ValueError(f"extrinsics_dim is {self.extrinsics_dim}; expected 0 or stored_extrinsics_dim={stored}.")
         if action % self.actions_per_step:
             raise ValueError(f"action_dim={action} must be a multiple of actions_per_step={self.actions_per_step}.")
-        for name in ("action_mean", "action_std", "action_low", "action_high", "proprio_mean", "proprio_std"):
+        for name in VECTORS:
             if getattr(self, name) is not None:
                 self._check_vector(name, getattr(self, name))
-        for dimension, (low, high) in enumerate(zip(self.action_low or [], self.action_high or [])):
-            check(low <= high, f"action_low {low} exceeds action_high {high} in dimension {dimension}.")
+        for kind in ("action", "macro_action"):
+            low_high = zip(getattr(self, f"{kind}_low") or [], getattr(self, f"{kind}_high") or [])
+            for dimension, (low, high) in enumerate(low_high):
+                check(low <= high, f"{kind}_low {low} exceeds {kind}_high {high} in dimension {dimension}.")
+        if self.macro_action_dim is not None and self.proprio_transition != "hold":
+            needs = "needs proprio_transition='hold': macro-actions do not move a proprio state"
+            raise ValueError(f"macro_action_dim={self.macro_action_dim} {needs}; got {self.proprio_transition!r}.")
         if self.proprio_transition == "add" and proprio not in (0, action):
             raise ValueError(f"proprio_transition='add' needs proprio_dim={proprio} equal to action_dim={action}.")
         if self.proprio_transition == "pose_delta" and not proprio == action == 7:
@@ -205,7 +222,7 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
 
     def _check_vector(self, name: str, values: list) -> None:
         """One finite number per dimension. A bound may be infinite: a solver then needs an `init_std`."""
-        dimension = f"{name.split('_')[0]}_dim"
+        dimension = f"{name.rpartition('_')[0]}_dim"
         size = getattr(self, dimension)
         check(len(values) == size, f"{name} has {len(values)} numbers; expected {size}, as {dimension} says.")
         bound = name.endswith(("_low", "_high"))

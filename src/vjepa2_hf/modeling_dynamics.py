@@ -5,11 +5,13 @@ rollout, N tokens of a frame, D width of a latent, d width of the dynamics, A ac
 C conditions of a frame (action, proprio state, extrinsics), h heads.
 """
 
+import copy
 import math
 from collections.abc import Iterator
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -24,6 +26,7 @@ from .modeling_layers import (
     attend,
     build_layers,
     grid_positions,
+    power_loss,
     rotary_table,
     spread_over_heads,
 )
@@ -44,7 +47,11 @@ class Dynamics(nn.Module):
         size = config.predictor_hidden_size
         self.config = config
         self.embed = nn.Linear(state_shape(config)[1], size)
-        self.action_encoder = _action_encoder(config)
+        inputs = config.action_dim
+        if config.macro_action_dim is not None:
+            inputs = config.macro_action_dim
+            self.macro_encoder = nn.Sequential(nn.Linear(config.action_dim, size), nn.GELU(), nn.Linear(size, inputs))
+        self.action_encoder = _action_encoder(config, inputs)
         if config.proprio_dim:
             self.proprio_encoder = nn.Linear(config.proprio_dim, size)
         if extrinsics_dim := config.extrinsics_dim or config.stored_extrinsics_dim:
@@ -60,12 +67,18 @@ class Dynamics(nn.Module):
 
     def condition_tokens(self, inputs: DynamicsInputs) -> list[torch.Tensor]:
         """Embedded action, proprio state and extrinsics of every frame, (B, F, d) each."""
-        tokens = [self.action_encoder(inputs.actions)]
+        actions = inputs.actions if self.config.macro_action_dim is None else self.macro_actions(inputs.actions)
+        tokens = [self.action_encoder(actions)]
         if inputs.proprio_states is not None:
             tokens.append(self.proprio_encoder(inputs.proprio_states))
         if inputs.extrinsics is not None:
             tokens.append(self.extrinsics_encoder(inputs.extrinsics))
         return tokens
+
+    def macro_actions(self, actions: torch.Tensor) -> torch.Tensor:
+        """Standardized actions (..., A) -> macro-actions (..., M) within -1 and 1."""
+        _check_macro_actions(self.config)
+        return self.macro_encoder(actions).tanh()
 
     def candidate_cache(
         self, cache: KeyValueCache | None, candidates: int, frames: int, tokens: int
@@ -290,12 +303,12 @@ def _block_causal_mask(frames: int, first: int, tokens_per_frame: int, device) -
     return (key <= query.unsqueeze(1))[None, None]
 
 
-def _action_encoder(config: VJepa2WorldModelConfig) -> nn.Module:
+def _action_encoder(config: VJepa2WorldModelConfig, inputs: int) -> nn.Module:
     """One linear layer (published), or an MLP with GELU (two-phase recipe, sec. 4.4)."""
     size, layers = config.predictor_hidden_size, []
     for i in range(config.action_encoder_num_layers):
         layers += [nn.GELU()] if i else []
-        layers.append(nn.Linear(size if i else config.action_dim, size))
+        layers.append(nn.Linear(size if i else inputs, size))
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 
 
@@ -317,7 +330,53 @@ def init_dynamics(config: VJepa2WorldModelConfig, module: nn.Module) -> None:
         init.normal_(module.time_embedding, std=config.predictor_position_std)
 
 
+# --- Macro-actions
+
+
+def macro_action_model(model: PreTrainedModel) -> PreTrainedModel:
+    """See [`VJepa2WorldModel.macro_model`]."""
+    config = copy.deepcopy(model.config)
+    _check_macro_actions(config)
+    config.action_dim, config.action_type = config.macro_action_dim, "continuous"
+    config.action_low, config.action_high = config.macro_action_low, config.macro_action_high
+    config.macro_action_dim = config.macro_action_low = config.macro_action_high = None
+    config.action_mean = config.action_std = None
+    config.actions_per_step, config.reward_head = 1, False
+    with torch.device("meta"):
+        macro = type(model)(config)
+    left_out = ("predictor.macro_encoder.", "reward_head.")
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith(left_out)}
+    macro.load_state_dict(weights, assign=True)
+    return macro.train(model.training)
+
+
+def _check_macro_actions(config: VJepa2WorldModelConfig) -> None:
+    if config.macro_action_dim is None:
+        raise ValueError("the model has no macro-actions (macro_action_dim is None): train one with 4, for example.")
+
+
 # --- Rollout
+
+
+def rollout_loss(
+    dynamics: Dynamics, inputs: DynamicsInputs, predicted: torch.Tensor | None, targets: torch.Tensor
+) -> torch.Tensor:
+    """(1/H) Σ_k λ^(k−1) loss_k from the first frame (two-phase recipe, sec. 4.6), with gradient through the whole
+    rollout; step 1 is the teacher-forced prediction, if there is one."""
+    config, steps = dynamics.config, targets.shape[1]
+    if steps < config.rollout_steps:
+        needed = f"rollout_steps={config.rollout_steps} needs {config.rollout_steps + 1} or more."
+        raise ValueError(f"episodes have {steps + 1} frames; {needed}")
+    window = inputs[:1]
+    step = dynamics.predict(window) if predicted is None else predicted[:, :1]
+    losses = [power_loss(step, targets[:, :1], config.loss_exponent)]
+    for k in range(1, config.rollout_steps):
+        frame = inputs[k : k + 1]
+        frame.latents = step
+        window = window.append(frame)[-config.context_frames :]
+        step = dynamics.predict(window)[:, -1:]
+        losses.append(power_loss(step, targets[:, k : k + 1], config.loss_exponent))
+    return sum(config.rollout_discount**k * loss for k, loss in enumerate(losses)) / config.rollout_steps
 
 
 def rollout_steps(

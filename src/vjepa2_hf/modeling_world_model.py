@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 from .configuration_world_model import VJepa2WorldModelConfig
 from .modeling_base import TargetEncoderMixin, VJepa2PreTrainedModel
 from .modeling_costs import choose_cost, goal_latents, goal_proprio, sum_over_steps
-from .modeling_dynamics import DYNAMICS, init_dynamics, rollout_steps
+from .modeling_dynamics import DYNAMICS, init_dynamics, macro_action_model, rollout_loss, rollout_steps
 from .modeling_encoder import VJepa2Encoder, as_encoder
 from .modeling_heads import VJepa2GaussianHead, VJepa2RewardHead
 from .modeling_layers import power_loss
@@ -258,7 +258,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             forcing = config.teacher_forcing_weight if teacher_forcing_weight is None else teacher_forcing_weight
             loss = loss + forcing * losses["teacher_forcing_loss"]
         if rollout:
-            losses["rollout_loss"] = self._rollout_loss(inputs, predicted, targets)
+            losses["rollout_loss"] = rollout_loss(self.predictor, inputs, predicted, targets)
             loss = loss + rollout * losses["rollout_loss"]
         if config.stochastic_dim:
             heads["nll_loss"], margins = self._stochastic_losses(inputs, hidden_states, targets)
@@ -292,26 +292,6 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         """mean |ŝ − s|^p / p over episodes, steps, tokens and channels (p = 1 published, p = 2 two-phase recipe)."""
         return power_loss(predicted, target, self.config.loss_exponent)
 
-    def _rollout_loss(
-        self, inputs: DynamicsInputs, predicted: torch.Tensor | None, targets: torch.Tensor
-    ) -> torch.Tensor:
-        """(1/H) Σ_k λ^(k−1) loss_k from the first frame (two-phase recipe, sec. 4.6), with gradient through the whole
-        rollout; step 1 is the teacher-forced prediction."""
-        horizon, discount = self.config.rollout_steps, self.config.rollout_discount
-        if targets.shape[1] < horizon:
-            frames = targets.shape[1] + 1
-            raise ValueError(f"episodes have {frames} frames; rollout_steps={horizon} needs {horizon + 1} or more.")
-        window = inputs[:1]
-        step = self.predictor.predict(window) if predicted is None else predicted[:, :1]
-        losses = [self.latent_loss(step, targets[:, :1])]
-        for k in range(1, horizon):
-            frame = inputs[k : k + 1]
-            frame.latents = step
-            window = window.append(frame)[-self.config.context_frames :]
-            step = self.predictor.predict(window)[:, -1:]
-            losses.append(self.latent_loss(step, targets[:, k : k + 1]))
-        return sum(discount**k * loss for k, loss in enumerate(losses)) / horizon
-
     def _stochastic_losses(
         self, inputs: DynamicsInputs, hidden_states: torch.Tensor | None, targets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -321,6 +301,20 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             errors = targets.float() - self.predictor.next_latents(hidden_states, inputs.latents).float()
         joint, margins = self.stochastic_head.negative_log_likelihood(hidden_states, errors)
         return joint.mean(), margins.mean()
+
+    # --- Macro-actions
+
+    def encode_actions(self, actions: torch.Tensor) -> torch.Tensor:
+        """Actions (..., A) of model steps in environment units -> macro-actions (..., M), numbers within -1 and 1."""
+        actions = check_tensor("actions", one_hot_actions(self.config, actions), floating=False)
+        if actions.shape[-1:] != (self.config.action_dim,):
+            refuse("actions", actions, f"a tensor (..., {self.config.action_dim})")
+        return self.predictor.macro_actions(normalize_actions(self.config, self.predictor.embed.weight, actions))
+
+    def macro_model(self) -> "VJepa2WorldModel":
+        """This model with macro-actions as its actions (`action_dim` is M, the bounds are those of the training data),
+        for rollouts, scores and solvers. It shares the weights, and has no reward head."""
+        return macro_action_model(self)
 
     # --- Rollout
 
