@@ -3,15 +3,20 @@
     python examples/record_episodes.py --env vjepa2_hf/Pushing-v0 --policy drawn_to_block --episodes 560 --output data
 
 Any registered environment works that renders "rgb_array" and takes bounded Box actions (with `--policy uniform` or
-`held`; an id `module:Name-v0` imports the module first). Record each environment into its own folder: folders are read
-with all their subfolders. The same arguments record the same episodes, whatever `--num_proc`. An episode with states
-or rewards that are not finite is listed in `skipped.txt`.
+`held`; an id `module:Name-v0` imports the module first). A policy of your own is `--policy module:callable`, called as
+`policy(env, rng)` for each action; a class is made anew for each episode (vjepa2_hf/environments/policies.py). Record
+each environment into its own folder: folders are read with all their subfolders. The same arguments record the same
+episodes, whatever `--num_proc`. An episode with states or rewards that are not finite is listed in `skipped.txt`.
 
 A row is an episode: `video` (h264 mp4), `actions` (T-1 rows of A), `fps`, `episode_id`, `proprio_states` and `states`
 (T rows each, entries of the environment's info or of a dict observation; models may see the former, probes are scored
 by the latter), and with `--rewards` `rewards` (T-1). With `--labels` it has three labels of the agent for probes:
 `place` (cell of a 3 x 3 grid in the last frame), `direction` (of 8, from the first frame to the last) and
 `first_motion` (0: it moves relatively more sideways in the first half than in the second; 1: less).
+
+Three columns repeat an episode exactly: `recording` (JSON of `env`, `env_kwargs`, `policy` and the other settings),
+`env_seed` and `reset_options` (JSON) of its `reset(seed, options)`. Then step through `actions`, which are what the
+environment got: float32, clipped to its bounds.
 """
 
 import argparse
@@ -33,7 +38,7 @@ from tqdm.auto import tqdm
 from vjepa2_hf import environments
 from vjepa2_hf.data.files import write_text
 from vjepa2_hf.data.shards import write_shards
-from vjepa2_hf.data.video_writing import encode_video
+from vjepa2_hf.data.video_writing import encode_video, resize_frame
 from vjepa2_hf.environments.gym_tasks import is_numbers, make_env, read_image, read_values, reset_env, step_env
 from vjepa2_hf.specs import check_at_least
 from vjepa2_hf.training.settings import exit_on_user_error, one_sentence
@@ -59,6 +64,9 @@ class EpisodeRecorder:
     """Records single episodes; each depends on `seed` and its number alone.
 
     Args:
+        policy: see `environments.find_policy`.
+        height: frames are resized to this many pixels, in proportion and with an even width; None keeps them.
+        ignore_termination: go on after the environment's own end, until `length` steps are taken.
         state_names: names of the entries that form a column of `STATE_COLUMNS`; a column without names is recorded if
             the environment has its default entry.
         rewards: record rewards. In the package's environments all episodes then have one goal: their reward depends
@@ -69,6 +77,8 @@ class EpisodeRecorder:
     policy: str
     length: int = 40
     seed: int = 0
+    height: int | None = None
+    ignore_termination: bool = False
     varied_appearance: bool = False
     rewards: bool = False
     env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -76,7 +86,7 @@ class EpisodeRecorder:
     labels: bool = False
 
     def __post_init__(self):
-        check_at_least(self, "--", length=1, seed=0)
+        check_at_least(self, "--", length=1, seed=0, **({} if self.height is None else {"height": 2}))
         self.is_ours = self.env_id in environments.DATA_POLICY
         for name in ("varied_appearance", "labels"):
             if getattr(self, name) and not self.is_ours:
@@ -84,11 +94,22 @@ class EpisodeRecorder:
                 raise ValueError(f"--{name} is for {known}, but the environment is {self.env_id!r}.")
 
     @property
-    def env(self) -> gymnasium.Env:
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of the environment."""
         ours = {"varied_appearance": self.varied_appearance, "terminate_on_success": False} if self.is_ours else {}
-        settings = {"max_episode_steps": self.length, **ours, **self.env_kwargs}
+        return {**ours, **self.env_kwargs}
+
+    @property
+    def env(self) -> gymnasium.Env:
+        settings = {"max_episode_steps": self.length, **self.settings}
         spec = str(gymnasium.registry.get(self.env_id))
         return shared_env(os.getpid(), self.env_id, json.dumps(settings), spec)
+
+    def describe(self) -> str:
+        """JSON of what all episodes have in common."""
+        names = ("policy", "length", "seed", "height", "ignore_termination")
+        common = {name: getattr(self, name) for name in names}
+        return json.dumps({"env": self.env_id, "env_kwargs": self.settings, **common})
 
     def find_states(self, info: dict[str, Any]) -> dict[str, list[str]]:
         """Names of the entries to record, by column, from the info of a reset."""
@@ -110,35 +131,77 @@ class EpisodeRecorder:
         env_seed, policy_seed = np.random.SeedSequence([self.seed, number]).generate_state(2)
         env, rng = self.env, np.random.default_rng(policy_seed)
         policy = environments.find_policy(self.policy, env)
-        options = None
-        if self.is_ours:  # any free start: sampling a goal takes longer, and a recording needs none
-            start = env.unwrapped.sample_starts(rng, 1)[0]
-            goal = env.unwrapped.sample_starts(np.random.default_rng(0), 1)[0] if self.rewards else start
-            options = {"state": start, "goal": goal}
+        options = self._sample_options(env, rng)
         observation, info = reset_env(env, int(env_seed), options)
-        entries, ended = self.find_states(info), False
+        entries, terminated, ended = self.find_states(info), False, False
         frames, actions, rewards, states = [], [], [], {column: [] for column in entries}
         while True:
-            frames.append(read_image(env, observation))
+            frames.append(self._read_frame(env, observation))
             if frames[-1].shape != frames[0].shape:
                 raise ValueError(f"The image changed from {frames[0].shape} to {frames[-1].shape}; expected one size.")
             for column, names in entries.items():
                 states[column].append(read_values(names, info, observation))
             if ended:
                 break
-            action = policy(env.unwrapped, rng)
-            actions.append(np.array(action, np.float32).reshape(-1))
-            observation, reward, terminated, truncated, info = step_env(env, action)
+            actions.append(recorded_action(policy(env.unwrapped, rng), env.action_space))
+            observation, reward, now_terminated, truncated, info = self._step(env, actions[-1], terminated)
             if self.rewards:
                 rewards += read_values(["reward"], {"reward": reward}).tolist()
-            ended = terminated or truncated
+            terminated = terminated or now_terminated
+            ended = truncated or (terminated and not self.ignore_termination)
         fps = float(env.metadata.get("render_fps") or environments.FRAMES_PER_SECOND)
         episode_id = self.episode_id(number)
         video = {"bytes": encode_video(frames, fps=fps, preset=PRESET), "path": f"{episode_id}.mp4"}
         row = {"video": video, "actions": actions, "fps": fps, "episode_id": episode_id, **states}
+        row |= {"env_seed": int(env_seed), "recording": self.describe()}
+        row["reset_options"] = json.dumps({name: values.tolist() for name, values in (options or {}).items()})
         if self.rewards:
             row["rewards"] = rewards
         return row | (motion_labels(np.array(row["states"])) if self.labels else {})
+
+    def _sample_options(self, env: gymnasium.Env, rng: np.random.Generator) -> dict[str, np.ndarray] | None:
+        """Options of the reset in the package's environments; None in others.
+
+        Any free start: sampling a goal takes longer, and a recording needs none.
+        """
+        if not self.is_ours:
+            return None
+        start = env.unwrapped.sample_starts(rng, 1)[0]
+        goal = env.unwrapped.sample_starts(np.random.default_rng(0), 1)[0] if self.rewards else start
+        return {"state": start, "goal": goal}
+
+    def _read_frame(self, env: gymnasium.Env, observation: Any) -> np.ndarray:
+        frame = read_image(env, observation)
+        return frame if self.height is None else resize_frame(frame, self.height)
+
+    def _step(self, env: gymnasium.Env, action: np.ndarray, terminated: bool) -> tuple:
+        """`step_env`; an error after the environment's own end is a ValueError that names the option."""
+        space = env.action_space
+        try:
+            return step_env(env, replayed_action(action, space))
+        except Exception as error:
+            if not terminated:
+                raise
+            raise ValueError(
+                f"The environment {self.env_id!r} takes no steps after its own termination "
+                f"({type(error).__name__}: {error}); record it without --ignore_termination."
+            ) from error
+
+
+def recorded_action(action: Any, space: gymnasium.spaces.Box) -> np.ndarray:
+    """A policy's action as a row holds it: float32 (A,), clipped to the bounds; a ValueError if it is none."""
+    try:
+        action = np.array(action, np.float32).reshape(space.shape)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"The policy returned {action!r:.200}; expected an action of shape {space.shape}.") from error
+    if not np.isfinite(action).all():
+        raise ValueError(f"The policy returned {action.tolist()}; expected finite numbers.")
+    return np.clip(action, space.low, space.high).astype(np.float32).reshape(-1)
+
+
+def replayed_action(action: np.ndarray, space: gymnasium.spaces.Box) -> np.ndarray:
+    """The action that the environment gets for a recorded one."""
+    return np.clip(action.reshape(space.shape), space.low, space.high).astype(space.dtype)
 
 
 LABELS = ("place", "direction", "first_motion")
@@ -180,6 +243,9 @@ def record_episodes(
                 skipped[recorder.episode_id(number)] = one_sentence(row)
 
 
+REPLAY_COLUMNS = {"env_seed": Value("int64"), "reset_options": Value("string"), "recording": Value("string")}
+
+
 def episode_features(states: Collection[str], with_rewards: bool = False, with_labels: bool = False) -> Features:
     """Columns of an episode shard with the given ones of `STATE_COLUMNS`."""
     numbers = List(List(Value("float32")))
@@ -193,11 +259,15 @@ def episode_features(states: Collection[str], with_rewards: bool = False, with_l
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", required=True, help="gymnasium id, for example vjepa2_hf/Pushing-v0")
-    parser.add_argument("--policy", required=True, help=f"one of: {', '.join(environments.POLICIES)}")
+    names = ", ".join(environments.POLICIES)
+    parser.add_argument("--policy", required=True, help=f"one of: {names}; or your own, module:callable")
     parser.add_argument("--episodes", required=True, type=int, help="number of episodes")
     parser.add_argument("--output", required=True, help="folder to write; it must be new or empty")
     parser.add_argument("--seed", default=0, type=int, help="same seed, same episodes (default 0)")
     parser.add_argument("--length", default=40, type=int, help="steps of an episode (default 40, which is 41 frames)")
+    parser.add_argument("--height", type=int, help="resize frames to this height in pixels (default: keep)")
+    going_on = "record --length steps, although the environment's own task ends earlier"
+    parser.add_argument("--ignore_termination", action="store_true", help=going_on)
     parser.add_argument("--num_shards", default=8, type=int, help="parquet files (default 8)")
     parser.add_argument("--num_proc", default=2, type=int, help="processes (default 2)")
     parser.add_argument("--varied_appearance", action="store_true", help="appearance randomization")
@@ -214,7 +284,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (TypeError, ValueError) as error:
         raise ValueError(f"--env_kwargs is {options.env_kwargs!r}, but a JSON object is expected.") from error
     state_names = {column: getattr(options, name) for column, name in STATE_COLUMNS.items() if getattr(options, name)}
-    same = {name: getattr(options, name) for name in ("length", "seed", "varied_appearance", "rewards", "labels")}
+    same = ("length", "seed", "height", "ignore_termination", "varied_appearance", "rewards", "labels")
+    same = {name: getattr(options, name) for name in same}
     recorder = EpisodeRecorder(options.env, options.policy, env_kwargs=env_kwargs, state_names=state_names, **same)
     # what is wrong shows before any process starts
     environments.find_policy(options.policy, recorder.env)
@@ -226,7 +297,7 @@ def main(arguments: list[str] | None = None) -> None:
             logger.warning("the environment's %r is no array of numbers: no %s are recorded", name, column)
     for names in entries.values():
         read_values(names, info, observation)
-    features = episode_features(entries, options.rewards, options.labels)
+    features = Features(episode_features(entries, options.rewards, options.labels) | REPLAY_COLUMNS)
     skipped: dict[str, str] = {}
     rows = record_episodes(recorder, options.episodes, min(options.num_proc, options.episodes), skipped)
     progress = tqdm(rows, total=options.episodes, desc="recording", unit="episode")

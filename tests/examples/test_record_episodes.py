@@ -1,5 +1,7 @@
 """Recording episodes into shards: what a row holds, that seeds decide it, and what is refused."""
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +10,10 @@ import gymnasium
 import numpy as np
 import pytest
 import record_episodes
-from datasets import Video, load_dataset
+from datasets import Features, Video, load_dataset
 
 from vjepa2_hf import environments
+from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.video_io import read_video
 
 
@@ -42,13 +45,45 @@ class CountingEnv(gymnasium.Env):
         return np.full((48, 32, 3), 40 * self.count, np.uint8)
 
 
+class StrictEnv(CountingEnv):
+    """Takes no step after its end."""
+
+    def step(self, action):
+        if self.count >= 5:
+            raise RuntimeError("reset me first")
+        return super().step(action)
+
+
+class Counter:
+    """A policy with a memory: the number of its call, beyond the bounds from the second call on."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, env, rng):
+        self.calls += 1
+        return [self.calls, rng.random(), 5 + env.count / 10]
+
+
+counter, no_policy = Counter(), 3
+
+
+def broken(env, rng):
+    return [0.0, np.nan, 5.0]
+
+
+def short(env, rng):
+    return np.zeros(2)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def registered():
     variants = {"Counting-v0": {}, "CountingDiscrete-v0": {"discrete": True}, "CountingUndrawn-v0": {"discrete": None}}
     for name, settings in variants.items():
         gymnasium.register(name, CountingEnv, kwargs=settings)
+    gymnasium.register("Strict-v0", StrictEnv)
     yield
-    for name in variants:
+    for name in (*variants, "Strict-v0"):
         del gymnasium.registry[name]
 
 
@@ -227,14 +262,89 @@ def test_settings_of_the_environment_reach_it(tmp_path):
     pushed = record(
         tmp_path / "pushed", environments.PUSHING, "uniform", *settings, "--env_kwargs", '{"random_force": 0.5}'
     )[0]
+    for row in (same, plain):
+        del row["recording"]  # which names the settings
     assert same == plain
     assert pushed["actions"] == plain["actions"] and pushed["states"][0] == plain["states"][0]
     assert np.abs(np.subtract(pushed["states"], plain["states"])[:, :2]).max() > 0.02
 
 
+@pytest.mark.parametrize("name", ["Counter", "counter"])
+def test_a_policy_of_ones_own_starts_anew_in_every_episode(name):
+    recorder = record_episodes.EpisodeRecorder("Counting-v0", f"{__name__}:{name}")
+    rows = list(record_episodes.record_episodes(recorder, 2))
+    for row in rows:
+        actions = np.array(row["actions"])
+        assert actions[:, 0].tolist() == [1, 2, 2, 2, 2]  # clipped
+        np.testing.assert_allclose(actions[:, 2], [5.0, 5.1, 5.2, 5.3, 5.4], rtol=1e-6)
+    assert not np.array_equal(*(np.array(row["actions"])[:, 1] for row in rows))
+    for one, other in zip(rows, record_episodes.record_episodes(recorder, 2, num_proc=2), strict=True):
+        np.testing.assert_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("broken", "nan, 5.0]; expected finite numbers"), ("short", "an action of shape (3,)")]
+)
+def test_an_action_that_is_none_is_told(name, message):
+    recorder = record_episodes.EpisodeRecorder("Counting-v0", f"{__name__}:{name}")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        list(record_episodes.record_episodes(recorder, 1))
+
+
+def test_frames_are_resized_to_the_height(tmp_path):
+    for height, width in ((24, 16), (21, 14), (60, 40)):
+        more = ["--episodes", "1", "--height", str(height)]
+        (row,) = record(tmp_path / str(height), "Counting-v0", "uniform", *more)
+        frames = np.asarray(read_video(row["video"]))
+        assert frames.shape == (6, height, width, 3)
+        assert np.abs(frames.mean((1, 2, 3)) - 40 * np.arange(6)).max() < 3
+
+
+def test_the_end_of_the_environments_own_task_may_be_ignored(tmp_path, capsys):
+    going_on = ["--episodes", "1", "--length", "6", "--ignore_termination"]
+    (row,) = record(tmp_path / "out", "Counting-v0", "uniform", *going_on)
+    assert len(row["actions"]) == 6 and json.loads(row["recording"])["ignore_termination"]
+    with pytest.raises(SystemExit):
+        record(tmp_path / "strict", "Strict-v0", "uniform", *going_on)
+    told = "takes no steps after its own termination (RuntimeError: reset me first); record it without"
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("env_id", "policy", "settings"),
+    [
+        (environments.PUSHING, "drawn_to_block", {"varied_appearance": True}),
+        (environments.TWO_ROOMS, "wander", {"rewards": True, "env_kwargs": {"random_force": 0.3}}),
+    ],
+)
+def test_a_row_repeats_its_episode(tmp_path, env_id, policy, settings):
+    recorder = record_episodes.EpisodeRecorder(env_id, policy, length=30, **settings)
+    features = record_episodes.episode_features(["states"], recorder.rewards)
+    write_shards([recorder.record(3)], tmp_path / "out", Features(features | record_episodes.REPLAY_COLUMNS), 1)
+    (row,) = load_dataset("parquet", data_files=str(tmp_path / "out/*.parquet"), split="train", streaming=True)
+    told = json.loads(row["recording"])
+    assert told["policy"] == policy and told["env"] == env_id
+    env = gymnasium.make(told["env"], max_episode_steps=told["length"], **told["env_kwargs"])
+    image, info = env.reset(seed=row["env_seed"], options=json.loads(row["reset_options"]) or None)
+    states, rewards = [info["state"]], []
+    for action in row["actions"]:
+        image, reward, *_, info = env.step(np.float32(action))
+        states, rewards = [*states, info["state"]], [*rewards, reward]
+    np.testing.assert_array_equal(np.float32(states), np.float32(row["states"]))
+    np.testing.assert_array_equal(np.float32(rewards), np.float32(row.get("rewards", rewards)))
+    assert np.abs(image - np.float32(read_video(row["video"])[-1])).mean() < 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--env", "Counting-v0", "--policy", "no_such_module:act"], "cannot be imported (No module named 'no_such"),
+        (
+            ["--env", "Counting-v0", "--policy", f"{__name__}:no_policy"],
+            "is int; expected a function policy(env, rng)",
+        ),
+        (["--env", "Counting-v0", "--policy", f"{__name__}:acts"], "is NoneType; expected a function"),
+        (["--env", "Counting-v0", "--policy", "uniform", "--height", "1"], "--height must be at least 2"),
         (["--env", "vjepa2_hf/Pushin-v0", "--policy", "uniform"], "cannot be made"),
         (["--env", environments.PUSHING, "--policy", "unifrom"], "did you mean 'uniform'"),
         (["--env", environments.PUSHING, "--policy", "uniform", "--state", "stat"], "reports no 'stat'"),

@@ -27,7 +27,7 @@ from .boundaries import NO_ENDS, find_starts, kind_of, may_mark
 from .files import printable
 from .lerobot import check_fps
 from .shards import files_in, write_shards
-from .video_writing import encode_video
+from .video_writing import encode_video, resize_frame
 
 
 logger = logging.getLogger(__name__)
@@ -390,8 +390,4 @@ def _decode_frames(images: Any, rows: Iterable[int], height: int | None) -> Iter
 
 def shrink_frame(frame: np.ndarray, height: int | None) -> np.ndarray:
     """A frame (H, W, 3) of at most `height` pixels, with its aspect ratio."""
-    if height is None or frame.shape[0] <= height:
-        return frame
-    width = max(2, 2 * round(frame.shape[1] * height / frame.shape[0] / 2))
-    image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-    return image.reformat(width, height, interpolation="AREA").to_ndarray()
+    return frame if height is None or frame.shape[0] <= height else resize_frame(frame, height)

@@ -56,6 +56,14 @@ def encode_video(
     return buffer.getvalue()
 
 
+def resize_frame(frame: np.ndarray, height: int) -> np.ndarray:
+    """A uint8 frame (H, W, 3) resized to `height` pixels, with its aspect ratio and an even width."""
+    width = max(2, 2 * round(frame.shape[1] * height / frame.shape[0] / 2))
+    method = Interpolation.AREA if height < frame.shape[0] else Interpolation.BICUBIC
+    image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+    return image.reformat(width, height, interpolation=method, threads=1).to_ndarray()
+
+
 def transcode_video(
     source: bytes | str | os.PathLike, height: int = 256, crf: int = 20, limits: ReadLimits | None = None
 ) -> tuple[bytes, int, float]:

@@ -1,5 +1,12 @@
-"""Behavior policies for recording episodes: `policy(env, rng) -> action`."""
+"""Behavior policies for recording episodes: `policy(env, rng) -> action`.
 
+Your own policy is named `module:callable`: a function, an object with `__call__`, or a class of such objects. Every
+episode gets its own copy, so an object may keep what it likes between steps. `env` is the unwrapped environment; all
+randomness must come from `rng`.
+"""
+
+import copy
+import importlib
 from collections.abc import Callable
 
 import gymnasium
@@ -56,11 +63,17 @@ DATA_POLICY = {PUSHING: "drawn_to_block", TWO_ROOMS: "wander"}
 
 
 def find_policy(name: str, env: gymnasium.Env) -> Policy:
-    """The policy called `name`, new for one episode of `env`, which must have a bounded Box of actions."""
-    check_known(name, POLICIES, "policy")
+    """The policy called `name`, new for one episode of `env`, which must have a bounded Box of actions.
+
+    Args:
+        name: one of `POLICIES`, or `module:callable`.
+    """
     space = env.action_space
     if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded():
         raise ValueError(f"The environment's action space is {space}, but a bounded Box is expected.")
+    if ":" in name:
+        return _import_policy(name)
+    check_known(name, POLICIES, "policy")
     needed = _POLICY_ENVIRONMENT.get(name, gymnasium.Env)
     if not isinstance(env.unwrapped, needed):
         raise ValueError(
@@ -69,3 +82,19 @@ def find_policy(name: str, env: gymnasium.Env) -> Policy:
         )
     policy = POLICIES[name]
     return policy() if isinstance(policy, type) else policy
+
+
+def _import_policy(name: str) -> Policy:
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ImportError as error:
+        raise ValueError(
+            f"The policy {name!r} cannot be imported ({error}); expected module:callable, of an installed module "
+            "or one in a folder of PYTHONPATH."
+        ) from error
+    policy = found() if isinstance(found, type) else copy.deepcopy(found)
+    if not callable(policy):
+        expected = "a function policy(env, rng) -> action, or a class whose objects are called like that"
+        raise ValueError(f"The policy {name!r} is {type(policy).__name__}; expected {expected}.")
+    return policy
