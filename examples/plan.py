@@ -35,7 +35,7 @@ from vjepa2_hf.environments.planner_policy import PlannerPolicy
 from vjepa2_hf.environments.tasks import Tasks
 from vjepa2_hf.metrics.planning_success.planning_success import summarize_success
 from vjepa2_hf.specs import check_at_least, check_known
-from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
+from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments, replace_values
 from vjepa2_hf.visualization import tables
 from vjepa2_hf.visualization.rollout_costs import HORIZONS, measure_world_model
 
@@ -45,6 +45,7 @@ BASELINES = {
     "data_policy": "data policy",
     "oracle": "CEM on the true state and dynamics (oracle)",
 }
+ROW_SETTINGS = ("solver", "distance", "planner", "executed_actions", "warm_start", "budget_ms")
 
 
 @dataclass
@@ -54,10 +55,13 @@ class PlanConfig:
     output_dir: str
     models: dict[str, str]
     """Folder or Hub id of a world model, by the name of its row."""
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Further rows on world models of `models`, by name: `model` is a name in `models`, and solver, distance, planner,
+    executed_actions, warm_start or budget_ms replace the settings below, as in {short: {model: CEM, distance: l1}}."""
     policies: dict[str, str] = field(default_factory=dict)
     """Folder of a policy of train_cloning.py or train_actor.py, by the name of its row."""
     proposals: dict[str, str] = field(default_factory=dict)
-    """Folder of a policy whose rollout initializes the planner, by the name of a row of `models`."""
+    """Folder of a policy whose rollout initializes the planner, by the name of a row of `models` or `rows`."""
     env: str = "vjepa2_hf/Pushing-v0"
     gym: GymTasksConfig | None = None
     """Goals and success criterion; null: the frozen tasks of the package's environments."""
@@ -93,15 +97,17 @@ class PlanConfig:
     def __post_init__(self):
         if not (self.models or self.baselines or self.policies):
             raise ValueError("models, policies and baselines are all empty: there is nothing to evaluate.")
-        rows = [*self.models, *self.policies, *(BASELINES.get(name, name) for name in self.baselines)]
-        for name in rows:
-            if name in ("seeds", "file") or rows.count(name) > 1:
+        names = [*self.models, *self.rows, *self.policies, *(BASELINES.get(name, name) for name in self.baselines)]
+        for name in names:
+            if name in ("seeds", "file") or names.count(name) > 1:
                 raise ValueError(f"The row name {name!r} is reserved or used twice; choose another name.")
         check_at_least(self, episodes=1, executed_actions=1, parallel=1)
         for name in self.baselines:
             check_known(name, BASELINES, "baseline")
         for name in self.proposals:
-            check_known(name, self.models, "row of models in proposals")
+            check_known(name, [*self.models, *self.rows], "row of models or rows in proposals")
+        for name in self.rows:
+            self.of_row(name)
         for name in ("solver", "distance", "device"):
             if name in self.planner:
                 raise ValueError(f"planner.{name} is set, but {name} is a setting of its own: set {name} instead.")
@@ -116,6 +122,19 @@ class PlanConfig:
                 "gym tasks have no oracle (it needs the true dynamics) and no varied_appearance: set "
                 "baselines=[uniform, data_policy] and leave out varied_appearance."
             )
+
+    def of_row(self, name: str) -> "PlanConfig":
+        """The settings of a row alone, in which those of `rows` replace the common ones."""
+        own = dict(self.rows.get(name, {"model": name}))
+        model = own.pop("model", None)
+        if name in self.rows:
+            check_known(str(model), self.models, "model", f"rows.{name}.model: ")
+        for setting in own:
+            check_known(setting, ROW_SETTINGS, "setting of a row", f"rows.{name}.")
+        models = {name: self.models[model]} if model in self.models else {}
+        proposals = {row: path for row, path in self.proposals.items() if row in models}
+        alone = dataclasses.replace(self, models=models, rows={}, proposals=proposals)
+        return replace_values(alone, own, f"rows.{name}.")
 
 
 def run_method(
@@ -198,8 +217,9 @@ def format_table(rows: list[dict[str, Any]]) -> str:
 def check_models(config: PlanConfig) -> dict[str, Any]:
     """Path and fingerprints of each row that has weights. All are loaded, so that errors show before any row runs."""
     found = {}
-    for name, path in config.models.items():
-        policy = model_policy(config, name, tqdm(disable=True))
+    for name in (*config.models, *config.rows):
+        own = config.of_row(name)
+        policy, path = model_policy(own, name, tqdm(disable=True)), own.models[name]
         model, proposal = policy.planner.model, policy.proposal and files.weights_fingerprint(policy.proposal)
         found[name] = [path, files.config_fingerprint(model.config), files.weights_fingerprint(model), proposal]
     return found | {
@@ -246,7 +266,7 @@ def measure_row(config: PlanConfig, name: str) -> FinishedRow:
 
 def kept_row(config: PlanConfig, name: str, weights: Any) -> FinishedRow:
     """Reads the row if an earlier run with the same settings and weights finished it; else runs and keeps it."""
-    others = ("output_dir", "models", "policies", "proposals", "baselines")  # which other rows exist
+    others = ("output_dir", "models", "rows", "policies", "proposals", "baselines")  # which other rows exist
     settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in others}
     path = Path(config.output_dir) / "rows" / f"{files.cache_key({**settings, 'row': name, 'weights': weights})}.json"
     if path.exists():
@@ -267,11 +287,12 @@ def evaluate(config: PlanConfig) -> list[dict[str, Any]]:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     output = Path(config.output_dir)
-    names = [BASELINES[name] for name in config.baselines if name != "oracle"] + [*config.policies, *config.models]
+    names = [BASELINES[name] for name in config.baselines if name != "oracle"]
+    names += [*config.policies, *config.models, *config.rows]
     names += [BASELINES["oracle"]] * ("oracle" in config.baselines)
     with files.locked(output):
         weights = check_models(config)
-        finished = {name: kept_row(config, name, weights.get(name)) for name in names}
+        finished = {name: kept_row(config.of_row(name), name, weights.get(name)) for name in names}
         files.write_text(output / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
         seeds = np.arange(config.first_task, config.first_task + config.episodes)
         states = {name: one.states for name, one in finished.items() if one.states is not None}

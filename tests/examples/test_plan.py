@@ -250,3 +250,30 @@ def test_budget_warm_start_and_proposals_reach_the_planner(model_dir, policy_dir
 def test_settings_that_do_not_fit_are_a_sentence(settings, message):
     with pytest.raises(ValueError, match=message):
         PlanConfig("out", **{"models": {}, **settings})
+
+
+def test_rows_compare_settings_on_one_model(model_dir, policy_dir, tmp_path):
+    """A row is what a run with its settings as the common ones gives."""
+    common = {"baselines": [], "episodes": 2, "videos": 0, "solver": SOLVER}
+    other = {"solver": {**SOLVER, "num_candidates": 8}, "distance": "l1", "executed_actions": 1}
+    rows = {"wide": {"model": "CEM", **other}, "proposed": {"model": "CEM"}}
+    models, proposals = {"CEM": str(model_dir)}, {"proposed": str(policy_dir)}
+    found = settled(PlanConfig(str(tmp_path / "one"), models, rows=rows, proposals=proposals, **common))
+    assert [row["name"] for row in found["rows"]] == ["CEM", "wide", "proposed"]
+    alone = settled(PlanConfig(str(tmp_path / "two"), {"wide": str(model_dir)}, **{**common, **other}))
+    assert found["states"]["wide"] == alone["states"]["wide"] and found["rows"][1] == alone["rows"][0]
+    assert found["states"]["CEM"] != found["states"]["wide"] and found["states"]["CEM"] != found["states"]["proposed"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"model": "CME"}, "Unknown model 'rows.R.model: CME'; did you mean 'rows.R.model: CEM'"),
+        ({}, "Unknown model 'rows.R.model: None'"),
+        ({"model": "CEM", "epsiodes": 3}, "Unknown setting of a row 'rows.R.epsiodes'"),
+        ({"model": "CEM", "executed_actions": "2"}, "The key 'rows.R.executed_actions' must be int, got '2'"),
+    ],
+)
+def test_a_row_that_does_not_fit_is_named(row, message):
+    with pytest.raises(ValueError, match=message):
+        PlanConfig("out", {"CEM": "x"}, rows={"R": row})

@@ -310,6 +310,13 @@ def _build(config_class: type[ConfigType], values: Any, prefix: str) -> ConfigTy
     return config_class(**arguments)
 
 
+def replace_values(config: ConfigType, values: dict[str, Any], prefix: str = "") -> ConfigType:
+    """A copy of a config with some values replaced, whose types are checked; `prefix` stands before their names."""
+    hints = typing.get_type_hints(type(config))
+    converted = {name: _convert(hints[name], value, prefix + name) for name, value in values.items()}
+    return dataclasses.replace(config, **converted)
+
+
 def _convert(expected: Any, value: Any, key: str) -> Any:
     """`value` as the type `expected` of its field."""
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
