@@ -19,6 +19,7 @@ from transformers import pipeline
 import vjepa2_hf
 from vjepa2_hf import VJepa2ForVideoClassification, VJepa2Planner, VJepa2VideoProcessor
 from vjepa2_hf.data.video_writing import encode_video
+from vjepa2_hf.pipelines.subgoals import SUBGOALS
 from vjepa2_hf.planning import CEM
 from vjepa2_hf.video_io import read_video
 
@@ -378,3 +379,17 @@ class TestPushing:
             (there / name).write_bytes(content)
         plan = VJepa2Planner.from_pretrained(there, device="cpu")(OBSERVATION, GOAL)
         assert np.array_equal(plan["actions"], planner(OBSERVATION, GOAL)["actions"])
+
+    def test_subgoals_are_pushed_beside_the_model(self, hub):
+        class Files:
+            name = "graph"
+
+            def save_pretrained(self, folder):
+                (folder / "graph.safetensors").write_bytes(b"nodes")
+
+        planner = build_l1_planner()
+        planner.subgoals = Files()
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setitem(SUBGOALS, "graph", Files)
+            planner.push_to_hub("someone/planner")
+        assert hub.files["subgoals/graph.safetensors"] == b"nodes" and "subgoals/subgoals.json" in hub.files

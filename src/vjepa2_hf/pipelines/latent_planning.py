@@ -22,6 +22,7 @@ from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from . import planner_inputs
 from .base import VideoPipeline
 from .planner_settings import check_samples, choose_cost, choose_solver, search_bounds
+from .subgoals import check_can_be_saved, find_subgoals, next_goal, save_subgoals
 
 
 # Arguments of transformers' `pipeline` that are not settings of the solver
@@ -54,6 +55,9 @@ class VJepa2Planner(VideoPipeline):
         cost: terms of `vjepa2_hf.planning`, such as `LatentDistance("l1") + 0.1 * ActionPenalty()`, or a name.
         constraints: a list of constraints on environment actions, such as `Fixed([3, 4, 5], 0.0)`; each applies to all
             `actions_per_step` actions of a model step.
+        subgoals: what to plan for when the goal is far: an object with `choose`, such as
+            `pipelines.subgoals.GraphSubgoals`, or a folder of `examples/build_subgoal_graph.py`. Default: those saved
+            with the model; `False`: none.
         kwargs: settings of the solver by name: `horizon`, `num_candidates`, `num_iterations`, `num_elites`,
             `momentum`, `init_std` (as many numbers as `action_low`), …; each replaces a saved setting.
 
@@ -76,6 +80,7 @@ class VJepa2Planner(VideoPipeline):
         action_high: list[float] | None = None,
         cost: Any = None,
         constraints: Any = None,
+        subgoals: Any = None,
         task: str = "latent-planning",
         device: int | str | torch.device | None = None,
         **kwargs,
@@ -87,6 +92,7 @@ class VJepa2Planner(VideoPipeline):
         names = (*PIPELINE_ARGUMENTS, "torch_dtype", "dtype")
         pipeline_arguments = {name: kwargs.pop(name) for name in names if name in kwargs}
         saved = dict(model.config.planner or {})
+        saved_subgoals = saved.pop("subgoals", None)
 
         def choose(name: str, given: Any, default: Any = None) -> Any:
             stored = saved.pop(name, default)
@@ -102,6 +108,7 @@ class VJepa2Planner(VideoPipeline):
         self.action_low, self.action_high = search_bounds(model.config, action_low, action_high)
         self.solver = choose_solver(model.config, solver, kwargs, saved)
         super().__init__(model, video_processor, task=task, device=device, **pipeline_arguments)
+        self.subgoals = find_subgoals(subgoals, saved_subgoals, model)
 
     @classmethod
     def from_pretrained(
@@ -137,8 +144,9 @@ class VJepa2Planner(VideoPipeline):
         return cls(model, video_processor, device=device, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
-        """Saves model, video processor and solver settings; `pipeline("latent-planning", model=…)` loads them. A
-        custom solver, cost or constraint needs `to_dict`."""
+        """Saves model, video processor, solver settings and subgoals; `pipeline("latent-planning", model=…)` loads
+        them. A custom solver, cost or constraint needs `to_dict`."""
+        subgoals = check_can_be_saved(self.subgoals, kwargs.get("push_to_hub", False))
         for kind, part in [("solver", self.solver), *(("constraint", each) for each in self.constraints)]:
             if not hasattr(part, "to_dict"):
                 raise ValueError(f"the {kind} {part!r} has no to_dict, so its settings cannot be saved.")
@@ -149,8 +157,10 @@ class VJepa2Planner(VideoPipeline):
         if config.stochastic_dim:
             extra |= {"num_samples": self.num_samples, "uncertainty_weight": self.uncertainty_weight}
         config.action_low, config.action_high = self.action_low, self.action_high
+        extra |= {"subgoals": subgoals} if subgoals else {}
         config.planner = {**self.solver.to_dict(), **extra}
         super().save_pretrained(save_directory, **kwargs)
+        save_subgoals(self.subgoals, save_directory)
 
     def __call__(
         self,
@@ -199,7 +209,8 @@ class VJepa2Planner(VideoPipeline):
             "warm_start": …}`, float32 numpy in environment units; a list of these for a batch. With `actions_per_step`
             = k an action holds the k environment actions of a model step one after the other; discrete actions are
             one-hot. "warm_start" is (P, A), the plan shifted by one step, or (E, P, A) with further plans (ICEM's
-            elites). With `goals` also "goal_index" of the current goal, and "goal_distance" from the observation.
+            elites). With `goals` also "goal_index" of the current goal, and "goal_distance" from the observation. With
+            subgoals also "subgoal", a dict of what was chosen for this plan.
         """
         end = None if budget_ms is None else time.perf_counter() + check_budget(budget_ms) / 1000
         seed = None if seed is None else check_count("seed", seed, *SEEDS)
@@ -329,6 +340,9 @@ class VJepa2Planner(VideoPipeline):
         model: VJepa2WorldModel = self.model
         latents = model.encode(inputs["frames"].to(model.dtype))
         goal, goal_proprio_states, progress = self._current_goal(inputs, latents, cost, goal_threshold)
+        if self.subgoals is not None and goal is not None:
+            goal, facts = next_goal(self.subgoals, model, latents[:, -1], goal, cost.needs_proprio)
+            progress["subgoal"] = facts
 
         scoring = {name: inputs[name] for name in ("context_actions", "proprio_states", "extrinsics")}
         scoring |= {"cost": cost, "goal_proprio_states": goal_proprio_states}
@@ -355,7 +369,7 @@ class VJepa2Planner(VideoPipeline):
         starts = getattr(result, "warm_start", None)
         starts = shift_plan(result.actions.unsqueeze(1) if starts is None else starts)
         plan = {"actions": result.actions, "cost": result.cost, "trace": result.trace}
-        return {**plan, "warm_start": starts, **progress}
+        return {**plan, "warm_start": starts, "progress": progress}
 
     def _current_goal(
         self, inputs: dict[str, Any], latents: torch.Tensor, cost: Cost, threshold: float
@@ -378,7 +392,8 @@ class VJepa2Planner(VideoPipeline):
 
     def postprocess(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
         actions, starts = outputs["actions"].float().numpy(), outputs["warm_start"].float().numpy()
-        progress = [name for name in ("goal_index", "goal_distance") if name in outputs]
+        progress = outputs["progress"].items()
+        progress = {name: rows if isinstance(rows, list) else rows.tolist() for name, rows in progress}
         return [
             {
                 "action": actions[row, 0],
@@ -386,7 +401,7 @@ class VJepa2Planner(VideoPipeline):
                 "cost": float(outputs["cost"][row]),
                 "trace": {name: values[:, row].tolist() for name, values in outputs["trace"].items()},
                 "warm_start": starts[row, 0] if starts.shape[1] == 1 else starts[row],
-                **{name: outputs[name][row].item() for name in progress},
+                **{name: rows[row] for name, rows in progress.items()},
             }
             for row in range(len(actions))
         ]

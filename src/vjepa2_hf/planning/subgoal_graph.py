@@ -1,0 +1,119 @@
+"""Shortest paths over stored states, for goals that are farther away than a planner looks ahead.
+
+    nodes = cover(count, between, num_nodes)                  # states that cover the others
+    graph = SubgoalGraph.from_distances(distances, max_edge=12, reach=12, seen=seen)
+    waypoint, = graph.route(start, end, direct)               # of one problem
+
+The graph knows distances alone, no states and no model. Distances are in frames of the video and have a direction:
+the way back may be longer.
+
+Letters: K nodes, B problems.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components, dijkstra
+
+from ..specs import check_number, refuse
+
+
+@dataclass
+class Waypoint:
+    """What a planner plans for next.
+
+    node: of the graph; `None` for the goal itself.
+    reason: "waypoint", "goal within reach" or "no path".
+    distance: from the observation to it, in frames.
+    goal_distance: from the observation to the goal along the path, in frames; without a path, the direct distance.
+    """
+
+    node: int | None
+    reason: str
+    distance: float
+    goal_distance: float
+
+
+class SubgoalGraph:
+    """Shortest paths between nodes.
+
+    Args:
+        lengths: (K, K) float32, of the shortest path from the row's node to the column's; infinite without a path.
+        predecessors: (K, K) integers, the node before the column's on that path; negative where there is none.
+        max_edge: longest distance in frames that is trusted as an edge, also from an observation and to a goal.
+        reach: longest distance in frames at which a node is a waypoint, and at which the goal needs none.
+    """
+
+    def __init__(self, lengths: np.ndarray, predecessors: np.ndarray, max_edge: float, reach: float):
+        self.max_edge = float(check_number("max_edge", max_edge, above=0))
+        self.reach = float(check_number("reach", reach, above=0))
+        if lengths.ndim != 2 or lengths.shape[0] != lengths.shape[1] or predecessors.shape != lengths.shape:
+            refuse("lengths and predecessors", (lengths.shape, predecessors.shape), "two arrays (K, K)")
+        self.lengths, self.predecessors = lengths, predecessors
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @classmethod
+    def from_distances(
+        cls,
+        distances: np.ndarray,
+        max_edge: float,
+        reach: float,
+        seen: Sequence[tuple[int, int, float]] = (),
+    ) -> "SubgoalGraph":
+        """A graph of two kinds of edges: distances (K, K) up to `max_edge`, and (from, to, frames) of nodes that were
+        `seen` one after the other in an episode."""
+        kept = np.where(distances <= max_edge, np.maximum(distances, 1e-3), np.inf)  # a zero would be no edge
+        np.fill_diagonal(kept, np.inf)
+        for before, after, frames in seen:
+            kept[before, after] = min(kept[before, after], frames)
+        rows, columns = np.nonzero(np.isfinite(kept))
+        edges = csr_array((kept[rows, columns], (rows, columns)), shape=kept.shape)
+        lengths, predecessors = dijkstra(edges, return_predecessors=True)
+        return cls(lengths.astype(np.float32), predecessors.astype(np.int32), max_edge, reach)
+
+    def largest_component(self) -> float:
+        """The fraction of the nodes in the largest set whose nodes all reach one another."""
+        _, labels = connected_components(csr_array(np.isfinite(self.lengths)), connection="strong")
+        return float(np.bincount(labels).max() / len(self))
+
+    def route(self, start: np.ndarray, end: np.ndarray, direct: np.ndarray) -> list[Waypoint]:
+        """The next waypoint of each problem: the farthest node of the shortest path within reach, else its first.
+
+        Args:
+            start: (B, K) distances from the observations to the nodes.
+            end: (B, K) distances from the nodes to the goals.
+            direct: (B,) distances from the observations to the goals.
+        """
+        return [self._route(*problem) for problem in zip(start, end, direct, strict=True)]
+
+    def _route(self, start: np.ndarray, end: np.ndarray, direct: float) -> Waypoint:
+        if direct <= self.reach:
+            return Waypoint(None, "goal within reach", float(direct), float(direct))
+        first, last = (np.flatnonzero(ends <= self.max_edge) for ends in (start, end))
+        totals = start[first, None] + self.lengths[np.ix_(first, last)] + end[last]
+        if not totals.size or not np.isfinite(totals.min()):
+            return Waypoint(None, "no path", float(direct), float(direct))
+        row, column = np.unravel_index(totals.argmin(), totals.shape)
+        path = [last[column]]
+        while path[-1] != first[row]:
+            path.append(self.predecessors[first[row], path[-1]])
+        path = path[::-1]
+        near = [node for node in path if start[node] <= self.reach]
+        node = near[-1] if near else path[0]
+        return Waypoint(int(node), "waypoint", float(start[node]), float(totals[row, column]))
+
+
+def cover(count: int, between: Callable[[int], np.ndarray], num_nodes: int) -> np.ndarray:
+    """Farthest-point sampling: indices of `num_nodes` of `count` states, each far from those before it.
+
+    `between(index)` gives the distances (count,) of all states from one of them.
+    """
+    chosen, nearest = [0], between(0)
+    for _ in range(min(num_nodes, count) - 1):
+        chosen.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, between(chosen[-1]))
+    return np.array(chosen)
