@@ -6,6 +6,10 @@
 Writes a JSON file and prints a Markdown table with a column per horizon; docs/world_model.md explains its rows. The
 baselines copy the last known latents, or extrapolate the last two linearly. As in planning, the model gets the proprio
 states of known frames only.
+
+For episodes with `states` it also measures how latent distance grows with true distance, which planning depends on.
+For a model with a distance head it compares learned distances with the frames elapsed. A figure next to `output` shows
+both.
 """
 
 import dataclasses
@@ -30,6 +34,12 @@ from vjepa2_hf.specs import check_at_least
 from vjepa2_hf.training.cached_windows import as_shards
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 from vjepa2_hf.visualization import rollout_measures as measures
+from vjepa2_hf.visualization.distance_curves import (
+    TrueDistance,
+    encode_episodes,
+    format_distances,
+    measure_distances,
+)
 from vjepa2_hf.visualization.rollout_windows import Windows, cut_windows, encode_frames
 from vjepa2_hf.visualization.state_probe import LinearProbe, choose_probe
 from vjepa2_hf.visualization.tables import format_table
@@ -77,6 +87,9 @@ class EvaluationConfig:
     state_groups: dict[str, list[int]] = field(default_factory=dict)
     """Columns of `states` that form a position, by name, such as {pusher: [0, 1], block: [2, 3]}; {}: all columns
     together, as `state`."""
+    distance_env: str | None = None
+    """Environment whose states these are, such as vjepa2_hf/TwoRooms-v0, for distances around its walls
+    (`env.unwrapped.path_distance`); null: Euclidean distances only."""
 
     # Intervals
     num_samples: int = 99
@@ -144,6 +157,16 @@ def find_held_out(config: EvaluationConfig) -> Callable[[str], bool]:
             "evaluate on all of them, which measures generalization only if the model was not trained on them."
         )
     return held_out
+
+
+def path_distance(env_id: str) -> TrueDistance:
+    """The environment's own distance between states."""
+    from vjepa2_hf.environments.gym_tasks import make_env  # gymnasium only where it is needed
+
+    distance = getattr(make_env(env_id).unwrapped, "path_distance", None)
+    if distance is None:
+        raise ValueError(f"The environment {env_id!r} has no path_distance(states, goals): leave out distance_env.")
+    return distance
 
 
 def import_data(config: EvaluationConfig) -> EvaluationConfig:
@@ -276,6 +299,25 @@ class Evaluation:
         rows = measures.tabulate(means, tables)
         return {"model": config.model, "data": config.data, **facts, "probe": self.probe_facts, "horizons": rows}
 
+    def measure_distances(self) -> dict[str, Any]:
+        """Latent and learned distances by true distance, and the calibration of the learned one, as
+        `distance_curves.measure_distances` returns them; {} without states and distance head."""
+        config, path = self.config, None
+        wanted = {"max_episodes": config.max_episodes, "camera": config.camera, "wanted": self.held_out}
+        episodes = read_episodes(config.data, self.model.config.frame_skip, **wanted)
+        frames = encode_episodes(self.model, self.processor, tqdm(episodes, desc="distances"))
+        if config.distance_env is not None:
+            path = path_distance(config.distance_env)
+            if frames is None or frames.states is None:
+                raise ValueError(
+                    f"distance_env is {config.distance_env!r}, but episodes of {config.data!r} have no states."
+                )
+        if frames is None:
+            return {}
+        size = 0 if frames.states is None else frames.states.shape[1]
+        groups = measures.check_columns(config.state_groups, size) if size else {}
+        return measure_distances(self.model, frames, groups, path, config.seed)
+
     def shorten_horizons(self, lengths: list[int]) -> EvaluationConfig:
         """Settings without the horizons that no held-out episode is long enough for; a warning names them.
 
@@ -299,6 +341,17 @@ class Evaluation:
         return dataclasses.replace(config, horizons=kept)
 
 
+def draw_distances(distances: dict[str, Any], output: Path) -> None:
+    """Writes `<output>_distances.png`, if matplotlib is installed."""
+    try:
+        from vjepa2_hf.visualization.distance_figures import plot_distances
+    except ImportError as error:
+        logger.warning("distances are not drawn: %s; pip install 'vjepa2-hf[demo]'", error)
+        return
+    with write_aside(output.with_name(f"{output.stem}_distances.png")) as partial:
+        plot_distances(distances).savefig(partial, format="png", dpi=130)
+
+
 @exit_on_user_error
 def main() -> None:
     config = parse_arguments(EvaluationConfig, __doc__)
@@ -306,14 +359,17 @@ def main() -> None:
         torch.set_num_threads(config.num_threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = VJepa2WorldModel.from_pretrained(config.model).to(device).eval()
-    result = Evaluation(import_data(config), model, VJepa2VideoProcessor.from_pretrained(config.model)).run()
-    result["data"] = config.data
+    evaluation = Evaluation(import_data(config), model, VJepa2VideoProcessor.from_pretrained(config.model))
+    result = {**evaluation.run(), "data": config.data, "distances": evaluation.measure_distances()}
     rows = result["horizons"]
     finite = [{name: value if math.isfinite(value) else None for name, value in row.items()} for row in rows]
     write_json(config.output, {**result, "horizons": finite})
     print(f"{result['windows']} windows of {result['episodes']} held-out episodes\n")
     cells = [[name, *(f"{row[name]:.3g}" for row in rows)] for name in rows[0] if name != "horizon"]
     print("\n".join(format_table(["steps ahead", *(str(row["horizon"]) for row in rows)], cells)))
+    if result["distances"]:
+        print(f"\n{format_distances(result['distances'])}")
+        draw_distances(result["distances"], Path(config.output))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from vjepa2_hf import (
 )
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video
+from vjepa2_hf.environments import TwoRoomsEnv
 from vjepa2_hf.training.settings import load_config
 
 
@@ -214,6 +215,32 @@ def test_states_of_another_size_than_the_probes_are_refused(world):
         evaluate_model(settings(), TwoNumbers(gain=1.0), two_number_pixels)
 
 
+def test_latent_distance_follows_true_distance_of_each_group(world):
+    """Held-out frames lie on a line: states are tenths of the latents, and their second number does not change."""
+    groups = {"across": [0], "down": [1]}
+    evaluation = Evaluation(settings(state_groups=groups), TwoNumbers(1.0), two_number_pixels)
+    result = evaluation.measure_distances()
+    assert (result["episodes"], result["frames"], result["pairs"]) == (3, 30, 435)
+    assert result["groups"]["across"]["latent"]["rank_correlation"] > 0.99  # rounding parts ties
+    assert result["groups"]["across"]["latent"]["bins"][-1]["to"] == pytest.approx(3.8)  # 38 in the latents
+    assert result["groups"]["down"]["latent"]["rank_correlation"] is None
+    assert "calibration" not in result
+
+
+def test_distances_around_walls_are_those_of_the_environment(world, monkeypatch):
+    config = settings(distance_env="vjepa2_hf/TwoRooms-v0")
+    blocks = lambda self, states, goals: 64 * np.abs(states - goals).sum(-1)  # noqa: E731
+    monkeypatch.setattr(TwoRoomsEnv, "path_distance", blocks, raising=False)
+    result = Evaluation(config, TwoNumbers(1.0), two_number_pixels).measure_distances()
+    assert list(result["groups"]) == ["state", "path"]
+    assert result["groups"]["path"]["latent"]["bins"][-1]["to"] == pytest.approx(64 * 3.8)
+    world["train"] = world["held_out"] = [{**one, "states": None} for one in world["held_out"]]
+    with pytest.raises(ValueError, match="distance_env is 'vjepa2_hf/TwoRooms-v0', but episodes of 'held_out' have"):
+        Evaluation(config, TwoNumbers(1.0), two_number_pixels).measure_distances()
+    with pytest.raises(ValueError, match="'CartPole-v1' has no path_distance"):
+        evaluate_world_model.path_distance("CartPole-v1")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -280,7 +307,8 @@ def test_script_measures_a_saved_model_on_the_episodes_its_run_held_out(monkeypa
     evaluate_world_model.main()
 
     result = json.loads(output.read_text())
-    assert sorted(path.name for path in output.parent.iterdir()) == ["evaluation.json", "evaluation.png"]
+    written = ["evaluation.json", "evaluation.png", "evaluation_distances.png"]
+    assert sorted(path.name for path in output.parent.iterdir()) == written
     with Image.open(output.with_suffix(".png")) as picture:  # present and two horizons, three rows for two episodes
         assert picture.size == (3 * (size + 2) + 2, 6 * (size + 2) + 2)
     assert (result["episodes"], result["windows"], result["probe"]["episodes"]) == (2, 4, 4)
@@ -291,3 +319,6 @@ def test_script_measures_a_saved_model_on_the_episodes_its_run_held_out(monkeypa
         assert row["residual_width_90"] > 0 and row["grey_not_painted"] in (0, 0.5, 1)
     printed = capsys.readouterr().out
     assert f"| error | {result['horizons'][0]['error']:.3g} | {result['horizons'][1]['error']:.3g} |" in printed
+    latent = result["distances"]["groups"]["state"]["latent"]  # frames are noise
+    assert abs(latent["rank_correlation"]) < 0.5 and latent["low"] < latent["high"]
+    assert "Distances by true distance of `state`, 91 pairs of held-out frames" in printed
