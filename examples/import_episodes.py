@@ -16,13 +16,13 @@ Keys are relative to the episode. Action arrays inside of an episode's group bel
 and rewards. Of T actions the last one is dropped, because no frame shows its effect. `--spare_action first` drops the
 first one, for files that store each action with the frame it led to (Dreamer).
 
-A group may hold several episodes one after another (OGBench, D4RL). They are split where arrays such as `terminals`,
-`timeouts`, `dones`, `truncated`, `is_first`, `is_last`, `ep_len`, `ep_offset`, `episode_ends`, `ep_idx` or `step_idx`
-say so, and the spare action is dropped from each. If these disagree, name one with --ends_key; `--ends_key none` keeps
-a group as one episode.
+A group may hold several episodes one after another (OGBench, D4RL, stable-worldmodel). They are split where arrays
+such as `terminals`, `timeouts`, `dones`, `truncated`, `is_first`, `is_last`, `ep_len`, `ep_offset`, `episode_ends`,
+`ep_idx` or `step_idx` say so, and the spare action, which may be NaN, is dropped from each. If these disagree, name
+one with --ends_key; `--ends_key none` keeps a group as one episode.
 
 Invalid episodes are listed in OUT_DIR/skipped.txt. The first valid episode defines the columns. OUT_DIR appears only
-when it is complete. HDF5 needs h5py: pip install "vjepa2-hf[hdf5]".
+when it is complete. HDF5 needs h5py: pip install "vjepa2-hf[hdf5]". Files compressed with Blosc also need hdf5plugin.
 """
 
 import argparse

@@ -225,6 +225,42 @@ class TestBoundaries:
             run(source, tmp_path / "out")
         assert message in capfd.readouterr().err
 
+    @pytest.mark.parametrize("layout", ["ep_len", "ep_len alone", "ep_idx", "episode_idx, terminated"])
+    @pytest.mark.parametrize("inside", [None, 5])
+    def test_files_of_stable_worldmodel(self, source, tmp_path, layout, inside):
+        """NaN in the spare action of each episode is dropped with it; elsewhere it costs the episode."""
+        starts, numbers = np.cumsum(LENGTHS) - LENGTHS, np.repeat(range(3), LENGTHS)
+        steps, ended = np.arange(12) - np.repeat(starts, LENGTHS), ENDS.astype(bool) & (numbers < 2)
+        marks = {
+            "ep_len": {"ep_len": np.int32(LENGTHS), "ep_offset": starts, "terminated": ended, "step_idx": steps},
+            "ep_len alone": {"ep_len": np.int32(LENGTHS), "ep_offset": starts},
+            "ep_idx": {"ep_idx": np.int32(numbers)},
+            "episode_idx, terminated": {"episode_idx": numbers, "step_idx": steps, "terminated": ended},
+        }[layout]
+        actions = np.stack([np.arange(12.0), -np.arange(12.0)], axis=1)
+        actions[ENDS > 0] = np.nan
+        if inside is not None:
+            actions[inside] = np.nan
+        with h5py.File(source / "a.h5", "w") as file:
+            file.create_dataset("pixels", data=numbered_frames(12), chunks=(1, 16, 16, 3))
+            file["action"], file["proprio"], file["variation"] = actions, np.arange(12.0), ["red"] * 12
+            file["reward"] = np.where(ENDS > 0, np.nan, 100 + np.arange(12.0))
+            for name, values in marks.items():
+                file[name] = values
+        expected = [
+            (f"a.h5/episode_{e:06d}", list(range(a, b)), list(range(a, b - 1)), list(range(a, b)),
+             [100 + t for t in range(a, b - 1)])
+            for e, (a, b) in enumerate([(0, 4), (4, 7), (7, 12)]) if inside is None or not a <= inside < b
+        ]  # fmt: skip
+        assert summary(run(source, tmp_path / "out")) == expected
+        skipped = (tmp_path / "out" / "skipped.txt").read_text()
+        assert ("action has values that are not finite" in skipped) == (inside is not None)
+
+    def test_rows_of_several_episodes_without_a_known_mark_are_not_merged_in_silence(self, source, tmp_path, caplog):
+        write_concatenated(source / "a.npz", LENGTHS, ep_number=np.repeat(range(3), LENGTHS))
+        run(source, tmp_path / "out")
+        assert "ep_number may mark where episodes end" in caplog.text
+
     def test_a_named_array_or_none_resolves_it(self, source, tmp_path):
         write_concatenated(source / "a.npz", LENGTHS, terminals=ENDS, ep_len=np.array([6, 6]))
         by_name = run(source, tmp_path / "named", "--ends_key", "terminals").values()

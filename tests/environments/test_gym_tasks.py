@@ -7,7 +7,7 @@ import pytest
 from vjepa2_hf import environments
 from vjepa2_hf.environments import PUSHING, TWO_ROOMS
 from vjepa2_hf.environments.closed_loop import policy_plan, run_closed_loop
-from vjepa2_hf.environments.gym_tasks import GymTasks, GymTasksConfig
+from vjepa2_hf.environments.gym_tasks import GymTasks, GymTasksConfig, make_env
 from vjepa2_hf.environments.tasks import Tasks
 
 
@@ -265,3 +265,8 @@ def test_our_environments_tell_their_goal():
     tasks.close()
     np.testing.assert_array_equal(tasks.goal_images[0], tasks.episodes[0].env.unwrapped.goal_image)
     assert tasks.distances[0] > 0 and tasks.max_steps == environments.MAX_STEPS
+
+
+def test_an_unknown_namespace_names_the_form_that_imports_it():
+    with pytest.raises(ValueError, match="Namespace swm not found.*module:id.*stable_worldmodel:swm/TwoRoom-v1"):
+        make_env("swm/TwoRoom-v1")

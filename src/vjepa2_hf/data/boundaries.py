@@ -43,7 +43,7 @@ _KINDS = {name: kind for kind, names in _NAMES.items() for name in names.split()
 # Flags that may also be raised before the last row
 _ENDED = ("terminated", "truncated", "done", "continued")
 # Of arrays that may be marks, of other names
-_SUSPECTED = re.compile(r"episode|traj|terminal|timeout|done|trunc|boundar", re.IGNORECASE)
+_SUSPECTED = re.compile(r"episode|traj|terminal|timeout|done|trunc|boundar|(^|_)ep(_|$)", re.IGNORECASE)
 
 
 def kind_of(path: str) -> str | None:

@@ -118,6 +118,8 @@ def _import_h5py() -> Any:
         import h5py
     except ImportError as error:
         raise ValueError('HDF5 files need h5py, which is not installed: pip install "vjepa2-hf[hdf5]".') from error
+    with contextlib.suppress(ImportError):
+        import hdf5plugin  # noqa: F401 — its filters, as stable-worldmodel's compressed files need
     return h5py
 
 

@@ -27,6 +27,11 @@ def make_env(env_id: str, **settings: Any) -> gymnasium.Env:
     """Makes a registered environment that renders "rgb_array"; an id `module:Name-v0` imports the module first."""
     try:
         return gymnasium.make(env_id, render_mode="rgb_array", disable_env_checker=True, **settings)
+    except gymnasium.error.NamespaceNotFound as error:
+        example = f"of a package that must be imported first, such as stable_worldmodel:{env_id}"
+        raise ValueError(
+            f"The environment {env_id!r} cannot be made: {error} Give module:id for an environment {example}."
+        ) from error
     except (gymnasium.error.Error, ImportError, TypeError) as error:
         raise ValueError(f"The environment {env_id!r} cannot be made: {error}") from error
 
