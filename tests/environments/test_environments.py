@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vjepa2_hf import environments
-from vjepa2_hf.environments import IMAGE_SIZE, PUSHING, TWO_ROOMS, PushingEnv, TwoRoomsEnv
+from vjepa2_hf.environments import FOUR_ROOMS, IMAGE_SIZE, PUSHING, TWO_ROOMS, FourRoomsEnv, PushingEnv, TwoRoomsEnv
 from vjepa2_hf.environments.tasks import Tasks
 
 
-ENVIRONMENTS = (PUSHING, TWO_ROOMS)
+ENVIRONMENTS = (PUSHING, TWO_ROOMS, FOUR_ROOMS)
 
 
 def random_rollout(env: environments.PlaneEnv, seed: int, episodes: int = 64, steps: int = 30) -> np.ndarray:
@@ -34,9 +34,10 @@ def test_gymnasium_api(env_id):
     image, info = env.reset(seed=3)
     assert env.observation_space.contains(image)
     assert info["state"].dtype == np.float32 and info["proprio_state"].shape == (2,)
-    for step in range(1, environments.MAX_STEPS + 1):
+    last = {PUSHING: 25, TWO_ROOMS: 25, FOUR_ROOMS: 150}[env_id]
+    for step in range(1, last + 1):
         image, reward, terminated, truncated, info = env.step(np.zeros(2, np.float32))
-        assert truncated == (step == environments.MAX_STEPS) and not terminated
+        assert truncated == (step == last) and not terminated
     assert reward == pytest.approx(-info["distance_px"] / IMAGE_SIZE)
 
 
@@ -115,6 +116,10 @@ def test_state_can_be_read_and_set(env_id):
         (PUSHING, [0.5, 0.01, 0.5, 0.5], "impossible"),
         (TWO_ROOMS, [np.nan, 0.5], "impossible"),
         (TWO_ROOMS, [0.5, 0.1], "impossible"),
+        (FOUR_ROOMS, [0.2, 0.2], "shape"),
+        (FOUR_ROOMS, [0.5, 0.2, 0.5, 0.5, 0.0, 0.0], "impossible"),
+        (FOUR_ROOMS, [0.2, 0.2, 0.01, 0.5, 0.0, 0.0], "impossible"),
+        (FOUR_ROOMS, [0.2, 0.2, 0.5, 0.5, 0.3, 0.0], "impossible"),
     ],
 )
 def test_impossible_states_are_refused(env_id, state, message):
@@ -141,13 +146,13 @@ def test_wrong_actions_options_and_names_are_refused():
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 1000))
 def test_discs_never_overlap_nor_leave_the_field(seed):
-    for env in (PushingEnv(), TwoRoomsEnv()):
+    for env in (PushingEnv(), TwoRoomsEnv(), FourRoomsEnv()):
         assert env.is_free(random_rollout(env, seed)).all()
 
 
 def test_pusher_pushes_the_block_along_the_line_of_centres():
     env = PushingEnv()
-    state = np.array([0.2, 0.5, 0.2 + env.CONTACT, 0.5], np.float32)
+    state = np.array([0.2, 0.5, 0.2 + env.contact, 0.5], np.float32)
     after = env.dynamics(state, np.array([1.0, 0.0]))
     np.testing.assert_allclose(after, state + [0.1, 0, 0.1, 0], atol=1e-6)
     away = env.dynamics(state, np.array([-1.0, 0.0]))
@@ -156,11 +161,11 @@ def test_pusher_pushes_the_block_along_the_line_of_centres():
 
 def test_block_stops_at_the_edge_and_stops_the_pusher():
     env = PushingEnv()
-    state = np.array([0.3, 0.5, 0.3 + env.CONTACT, 0.5], np.float32)
+    state = np.array([0.3, 0.5, 0.3 + env.contact, 0.5], np.float32)
     for _ in range(10):
         state = env.dynamics(state, np.array([1.0, 0.0]))
-    assert state[2] == pytest.approx(1 - env.BLOCK_RADIUS)
-    assert state[0] == pytest.approx(1 - env.BLOCK_RADIUS - env.CONTACT, abs=1e-4)
+    assert state[2] == pytest.approx(1 - env.block_radius)
+    assert state[0] == pytest.approx(1 - env.block_radius - env.contact, abs=1e-4)
 
 
 def test_the_wall_stops_and_the_door_lets_through():
@@ -169,14 +174,14 @@ def test_the_wall_stops_and_the_door_lets_through():
     blocked, through = np.array([0.2, 0.2], np.float32), np.array([0.2, 0.5], np.float32)
     for _ in range(8):
         blocked, through = env.dynamics(blocked, east), env.dynamics(through, east)
-    assert blocked[0] == pytest.approx(env.WALL[0] - env.RADIUS, abs=1e-4)
-    assert through[0] > env.WALL[1] + env.RADIUS
+    assert blocked[0] == pytest.approx(env.WALL[0] - env.radius, abs=1e-4)
+    assert through[0] > env.WALL[1] + env.radius
     sliding = env.dynamics(blocked, np.array([1.0, -0.5]))
     np.testing.assert_allclose(sliding, blocked + [0, -0.05], atol=1e-4)
 
 
 def test_one_state_moves_as_in_a_batch():
-    for env in (PushingEnv(), TwoRoomsEnv()):
+    for env in (PushingEnv(), TwoRoomsEnv(), FourRoomsEnv()):
         states = random_rollout(env, 0)[-1]
         actions = np.random.default_rng(0).uniform(-1, 1, (len(states), 2))
         batched = env.dynamics(states, actions)
@@ -196,6 +201,69 @@ def test_half_of_the_goals_lie_in_the_other_room():
     other = (tasks.states[:, 0] < 0.5) != (tasks.goals[:, 0] < 0.5)
     assert other[::2].all() and not other[1::2].all()
     assert tasks.env.is_free(tasks.states).all() and tasks.env.is_free(tasks.goals).all()
+
+
+def test_four_rooms_distractor_moves_by_its_state_alone_and_bounces():
+    env = environments.make_plain(FOUR_ROOMS, terminate_on_success=False, random_force=0.5)
+    start = np.array([0.2, 0.2, 0.9, 0.5, 0.03, -0.02], np.float32)
+    paths = []
+    for seed in (0, 1):
+        env.reset(seed=seed, options={"state": start})
+        moved = np.stack([env.step(env.np_random.uniform(-1, 1, 2))[-1]["state"] for _ in range(40)])
+        assert env.is_free(moved).all()
+        paths.append(moved)
+    assert not np.array_equal(paths[0][:, :2], paths[1][:, :2])
+    np.testing.assert_array_equal(paths[0][:, 2:], paths[1][:, 2:])
+    np.testing.assert_allclose(paths[0][0, 2:], [0.93, 0.48, 0.03, -0.02], atol=1e-6)
+    np.testing.assert_allclose(paths[0][1, 2:], [2 * 0.9375 - 0.96, 0.46, -0.03, -0.02], atol=1e-6)
+
+
+def test_four_rooms_shows_the_agent_above_the_distractor():
+    picture = FourRoomsEnv().render_state(np.array([0.2, 0.2, 0.2, 0.2, 0.0, 0.0])).astype(int)
+    red, green = (((picture[..., a] > 120) & (picture[..., b] < 90)).sum() for a, b in ((0, 1), (1, 0)))
+    assert red == pytest.approx(np.pi * 4**2, rel=0.25) and green == 0
+
+
+def test_four_rooms_goals_are_one_to_three_doors_away():
+    tasks = Tasks(FOUR_ROOMS, range(60))
+    rooms = [tasks.env.room_of(states[:, :2]) for states in (tasks.states, tasks.goals)]
+    np.testing.assert_array_equal(np.abs(rooms[0] - rooms[1]), [1, 2, 3] * 20)
+    assert tasks.env.is_free(tasks.states).all() and tasks.env.is_free(tasks.goals).all() and tasks.max_steps == 150
+
+
+def test_waypoints_cross_rooms_in_one_environment_and_in_a_batch():
+    """Both get to the farthest room and back, and their actions stay noisy enough to learn from."""
+    tasks, rng = Tasks(FOUR_ROOMS, [2, 5]), np.random.default_rng(0)
+    env = environments.make_plain(FOUR_ROOMS, terminate_on_success=False)
+    policy = environments.find_policy("waypoints", env)
+    env.reset(seed=0)
+    rooms, actions = [], []
+    for _ in range(tasks.max_steps):
+        tasks.step(tasks.policy_actions("waypoints", rng))
+        actions.append(policy(env, rng))
+        states = [*tasks.states, env.step(actions[-1])[-1]["state"]]
+        rooms.append([int(tasks.env.room_of(state[:2])) for state in states])
+    assert all(set(visited) == {0, 1, 2, 3} for visited in zip(*rooms, strict=True))
+    assert np.abs(actions).max() <= 1 and np.std(actions, axis=0).min() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("env_id", "name", "largest"),
+    [(PUSHING, "agent_radius", 16), (PUSHING, "block_radius", 16), (TWO_ROOMS, "agent_radius", 9)],
+)
+def test_disc_radii_are_set_in_pixels(env_id, name, largest):
+    env = environments.make_plain(env_id, **{name: 2.5})
+    index = 1 if name == "block_radius" else 0
+    state = env.sample_starts(np.random.default_rng(0), 1)[0]
+    color = env.appearance.colors[index]
+    near = np.abs(env.render_state(state).astype(int) - color).max(-1) < 60
+    assert near.sum() == pytest.approx(np.pi * 2.5**2, rel=0.4)
+    assert env.is_free(random_rollout(env, 0)).all()
+    for wrong in (0.5, largest + 1, "small", float("nan")):
+        with pytest.raises(ValueError, match=f"{name} is .*expected pixels from 1 to {largest}"):
+            environments.make_plain(env_id, **{name: wrong})
+    with pytest.raises(ValueError, match="cannot be made.*'agent_raduis'"):
+        environments.make_plain(env_id, agent_raduis=2)
 
 
 def test_pictures_show_sub_pixel_motion():

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from vjepa2_hf import environments
-from vjepa2_hf.environments import PUSHING, TWO_ROOMS
+from vjepa2_hf.environments import FOUR_ROOMS, PUSHING, TWO_ROOMS
 from vjepa2_hf.environments.closed_loop import join_results, oracle_plan, policy_plan, run_closed_loop
 from vjepa2_hf.environments.tasks import Tasks
 
 
-ENVIRONMENTS = (PUSHING, TWO_ROOMS)
+ENVIRONMENTS = (PUSHING, TWO_ROOMS, FOUR_ROOMS)
 
 
 def test_closed_loop_counts_success_at_any_step():

@@ -1,8 +1,9 @@
-"""Base class of the two environments: spaces, reset, step and rendering.
+"""Base class of the environments: spaces, reset, step and rendering.
 
 Units: positions are in field units, 0 to 1 from the left (x) and from the top (y); the field is the whole image of
-64 x 64 pixels. An action of 1.0 moves the agent by 0.1 of the field. The tasks (25 steps, success within 5 pixels at
-any step, how goals are sampled) are frozen: every reported number depends on them.
+64 x 64 pixels. An action of 1.0 moves the agent by 0.1 of the field, in four rooms by 0.03. The tasks (25 steps, in
+four rooms 150, success within 5 pixels at any step, how goals are sampled) are frozen: every reported number depends
+on them.
 Letters: N episodes, S state size, A = 2 action size, P planning horizon, J candidates; leading dimensions are free
 where a shape says (..., S).
 """
@@ -27,12 +28,13 @@ FRAMES_PER_SECOND = 10.0
 class PlaneEnv(gymnasium.Env):
     """Base class; a subclass adds the physics and the tasks.
 
-    Observation: uint8 (64, 64, 3). Action: (2,) in [-1, 1], the agent's move, clipped; 1.0 is 0.1 of the field.
-    Reward: minus the distance to the goal in field units. `gymnasium.make` truncates an episode after 25 steps.
+    Observation: uint8 (64, 64, 3). Action: (2,) in [-1, 1], the agent's move, clipped; 1.0 is `step_size` of the field.
+    Reward: minus the distance to the goal in field units. `gymnasium.make` truncates an episode after `max_steps`.
     `info`: `state` float32 (S,), `proprio_state` float32 (2,) the agent's position, `goal_state` float32 (S,),
     `distance_px`, `success`.
 
     Args:
+        radii: radius in pixels and the largest one possible, by argument, in the order of a state.
         varied_appearance: appearance randomization: a random textured floor, colors, distractors and light per episode
             seed.
         terminate_on_success: False continues after success, to record episodes of a fixed length.
@@ -41,13 +43,17 @@ class PlaneEnv(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": FRAMES_PER_SECOND}
     state_dim: int
-    radii: tuple[float, ...]  # of the discs, in rendering order
+    step_size = STEP_SIZE
+    max_steps = MAX_STEPS
+    layers: tuple[int, ...] | None = None  # the discs from the bottom to the top; None: in the order of a state
     plain_colors: tuple[tuple[float, float, float], ...]
     target: slice  # the columns of a state that must reach the goal
+    controlled: slice  # the columns of a state that depend on actions
 
     def __init__(
         self,
-        render_mode: str | None = None,
+        render_mode: str | None,
+        radii: dict[str, tuple[float, float]],
         varied_appearance: bool = False,
         terminate_on_success: bool = True,
         random_force: float = 0.0,
@@ -56,6 +62,10 @@ class PlaneEnv(gymnasium.Env):
             raise ValueError(f"render_mode is {render_mode!r}, but 'rgb_array' or None is expected.")
         if not isinstance(random_force, (int, float)) or not 0 <= random_force <= 1:
             raise ValueError(f"random_force is {random_force!r}; expected a standard deviation in actions, 0 to 1.")
+        for name, (radius, largest) in radii.items():
+            if not isinstance(radius, (int, float)) or not 1 <= radius <= largest:
+                raise ValueError(f"{name} is {radius!r}; expected pixels from 1 to {largest:g}.")
+        self.radii = tuple(radius / IMAGE_SIZE for radius, _ in radii.values())  # in field units
         self.render_mode, self.varied_appearance = render_mode, varied_appearance
         self.terminate_on_success, self.random_force = terminate_on_success, random_force
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -91,7 +101,7 @@ class PlaneEnv(gymnasium.Env):
         self.last_action = action
         self.state = self.dynamics(self.state, action)
         if self.random_force:
-            self.state = self.dynamics(self.state, self.random_force * self.np_random.standard_normal(2))
+            self.state = self.disturbed(self.state, self.random_force * self.np_random.standard_normal(2))
         info = self._info()
         terminated = bool(info["success"] and self.terminate_on_success)
         return self.render(), -info["distance_px"] / IMAGE_SIZE, terminated, False, info
@@ -131,6 +141,15 @@ class PlaneEnv(gymnasium.Env):
         difference = states[..., self.target] - goals[..., self.target]
         return np.sqrt((difference * difference).sum(-1)) * IMAGE_SIZE
 
+    def path_distance(self, states: np.ndarray, goals: np.ndarray, whole_state: bool = False) -> np.ndarray:
+        """Length in pixels of the shortest path that success needs, (..., S), (..., S) -> (...), which broadcast.
+
+        Around walls for the agent of environments with rooms ([`ShortestPaths`]), else Euclidean; `whole_state` counts
+        all discs that actions can move.
+        """
+        columns = self.controlled if whole_state else self.target
+        return np.linalg.norm(states[..., columns] - goals[..., columns], axis=-1) * IMAGE_SIZE
+
     def is_free(self, states: np.ndarray) -> np.ndarray:
         """Whether states are physically possible: (..., S) -> bool (...)."""
         raise NotImplementedError
@@ -138,6 +157,10 @@ class PlaneEnv(gymnasium.Env):
     def dynamics(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """The true physics, without side effects: (..., S), (..., 2) -> float32 (..., S)."""
         raise NotImplementedError
+
+    def disturbed(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """States after a random force in the same step: (..., S), (..., 2) -> float32 (..., S)."""
+        return self.dynamics(states, actions)
 
     def sample_starts(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Uniform free states: (count, S) float32."""
@@ -156,8 +179,9 @@ class PlaneEnv(gymnasium.Env):
         """A state (S,) as an image, uint8 (64, 64, 3), in this episode's appearance or the one given."""
         appearance = appearance or self.appearance
         canvas = appearance.background.copy()
-        for index, (radius, color) in enumerate(zip(self.radii, appearance.colors, strict=True)):
-            render_disc(canvas, state[2 * index : 2 * index + 2], radius, color)
+        for index in self.layers or range(len(self.radii)):
+            center = state[2 * index : 2 * index + 2]
+            render_disc(canvas, center, self.radii[index], appearance.colors[index])
         if appearance.light is not None:
             canvas *= appearance.light
             np.minimum(np.maximum(canvas, 0, out=canvas), 254.5, out=canvas)  # plain colors need no clipping

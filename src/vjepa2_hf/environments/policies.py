@@ -13,7 +13,9 @@ import gymnasium
 import numpy as np
 
 from ..specs import check_known
-from .plane import PlaneEnv
+from .appearance import IMAGE_SIZE
+from .four_rooms import FOUR_ROOMS, FourRoomsEnv
+from .plane import SUCCESS_PIXELS, PlaneEnv, length
 from .pushing import PUSHING, PushingEnv, drawn_to_block_actions
 from .two_rooms import TWO_ROOMS
 
@@ -56,10 +58,42 @@ def wander(env: PlaneEnv, rng: np.random.Generator) -> np.ndarray:
     return wandering_actions(env.last_action, rng)
 
 
+class Waypoints:
+    """The data policy of four rooms: shortest paths to random positions in the farthest room, with noisy actions.
+
+    The next position follows within 5 pixels of the last. `actions` advances N episodes together.
+    """
+
+    PULL, NOISE = 0.5, 0.8
+    waypoints: np.ndarray | None = None  # (N, 2)
+
+    def actions(self, env: FourRoomsEnv, agents: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Actions of agents (N, 2): float32 (N, 2)."""
+        if self.waypoints is None:
+            self.waypoints = np.array(agents, np.float64)  # visited: new ones are sampled
+        near = env.paths.distance(agents, self.waypoints) * IMAGE_SIZE <= SUCCESS_PIXELS
+        for index in np.flatnonzero(near):
+            farthest = 3 if env.room_of(agents[index]) < 2 else 0
+            self.waypoints[index] = env.sample_position(rng, farthest)
+        offset = env.paths.next_points(agents, self.waypoints) - agents
+        pull = offset / np.maximum(length(offset), 1e-6)
+        return np.clip(self.PULL * pull + self.NOISE * rng.standard_normal(pull.shape), -1, 1).astype(np.float32)
+
+    def __call__(self, env: FourRoomsEnv, rng: np.random.Generator) -> np.ndarray:
+        return self.actions(env, env.state[None, :2], rng)[0]
+
+
 Policy = Callable[[gymnasium.Env, np.random.Generator], np.ndarray]
-POLICIES = {"uniform": uniform, "held": Held, "drawn_to_block": drawn_to_block, "wander": wander}
-_POLICY_ENVIRONMENT = {"drawn_to_block": PushingEnv, "wander": PlaneEnv}  # others act anywhere
-DATA_POLICY = {PUSHING: "drawn_to_block", TWO_ROOMS: "wander"}
+POLICIES = {
+    "uniform": uniform,
+    "held": Held,
+    "drawn_to_block": drawn_to_block,
+    "wander": wander,
+    "waypoints": Waypoints,
+}
+# others act anywhere
+_POLICY_ENVIRONMENT = {"drawn_to_block": PushingEnv, "wander": PlaneEnv, "waypoints": FourRoomsEnv}
+DATA_POLICY = {PUSHING: "drawn_to_block", TWO_ROOMS: "wander", FOUR_ROOMS: "waypoints"}
 
 
 def find_policy(name: str, env: gymnasium.Env) -> Policy:

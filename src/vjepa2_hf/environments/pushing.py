@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from .appearance import IMAGE_SIZE
-from .plane import STEP_SIZE, SUBSTEPS, PlaneEnv, is_inside, keep_inside, length
+from .plane import SUBSTEPS, PlaneEnv, is_inside, keep_inside, length
 
 
 PUSHING = "vjepa2_hf/Pushing-v0"
@@ -26,27 +25,35 @@ class PushingEnv(PlaneEnv):
     it stops, and the pusher with it. Success is the block within 5 pixels of its goal.
     Task of a seed: a random start; the goal is the state after 20 steps of the data policy `drawn_to_block`, accepted
     only if the block moved by at least 0.2 of the field.
+
+    Args:
+        agent_radius, block_radius: of the pusher and the block, in pixels, at most 16 each.
+        settings: of [`PlaneEnv`].
     """
 
-    PUSHER_RADIUS = 6 / IMAGE_SIZE
-    BLOCK_RADIUS = 12 / IMAGE_SIZE
-    CONTACT = PUSHER_RADIUS + BLOCK_RADIUS
     GOAL_STEPS = 20
     MIN_BLOCK_MOVE = 0.2
 
     state_dim = 4
-    radii = (PUSHER_RADIUS, BLOCK_RADIUS)
     plain_colors = ((215.0, 50.0, 45.0), (45.0, 90.0, 200.0))
-    target = slice(2, 4)
+    target, controlled = slice(2, 4), slice(0, 4)
+
+    def __init__(
+        self, render_mode: str | None = None, agent_radius: float = 6.0, block_radius: float = 12.0, **settings
+    ):
+        radii = {"agent_radius": (agent_radius, 16.0), "block_radius": (block_radius, 16.0)}
+        super().__init__(render_mode, radii=radii, **settings)
+        self.pusher_radius, self.block_radius = self.radii  # in field units, as the distance of touching discs
+        self.contact = self.pusher_radius + self.block_radius
 
     def is_free(self, states: np.ndarray) -> np.ndarray:
         pusher, block = states[..., :2], states[..., 2:]
-        apart = length(block - pusher)[..., 0] >= self.CONTACT - 1e-4
-        return apart & is_inside(pusher, self.PUSHER_RADIUS) & is_inside(block, self.BLOCK_RADIUS)
+        apart = length(block - pusher)[..., 0] >= self.contact - 1e-4
+        return apart & is_inside(pusher, self.pusher_radius) & is_inside(block, self.block_radius)
 
     def dynamics(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
         pusher, block = (np.asarray(part, np.float64) for part in (states[..., :2], states[..., 2:]))
-        move = np.minimum(np.maximum(np.asarray(actions, np.float64), -1), 1) * (STEP_SIZE / SUBSTEPS)
+        move = np.minimum(np.maximum(np.asarray(actions, np.float64), -1), 1) * (self.step_size / SUBSTEPS)
         for _ in range(SUBSTEPS):
             pusher, block = self._push(pusher, block, move)
         pusher, block = np.broadcast_arrays(pusher, block)
@@ -54,26 +61,26 @@ class PushingEnv(PlaneEnv):
 
     def _push(self, pusher: np.ndarray, block: np.ndarray, move: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """One substep, (..., 2) each: the pusher moves the block, and a blocked block stops the pusher."""
-        moved = keep_inside(pusher + move, self.PUSHER_RADIUS)
+        moved = keep_inside(pusher + move, self.pusher_radius)
         offset = block - moved
         distance = length(offset)
-        overlap = np.maximum(self.CONTACT - distance, 0)
+        overlap = np.maximum(self.contact - distance, 0)
         if not overlap.any():
             return moved, block
-        pushed = keep_inside(block + offset * (overlap / np.maximum(distance, 1e-9)), self.BLOCK_RADIUS)
+        pushed = keep_inside(block + offset * (overlap / np.maximum(distance, 1e-9)), self.block_radius)
         offset = pushed - moved
         distance = length(offset)
-        overlap = np.maximum(self.CONTACT - distance, 0)
-        moved = keep_inside(moved - offset * (overlap / np.maximum(distance, 1e-9)), self.PUSHER_RADIUS)
-        jammed = length(pushed - moved) < self.CONTACT - 1e-5  # both in a corner: nothing moves
+        overlap = np.maximum(self.contact - distance, 0)
+        moved = keep_inside(moved - offset * (overlap / np.maximum(distance, 1e-9)), self.pusher_radius)
+        jammed = length(pushed - moved) < self.contact - 1e-5  # both in a corner: nothing moves
         return np.where(jammed, pusher, moved), np.where(jammed, block, pushed)
 
     def sample_starts(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Uniform states in which the discs do not overlap: (count, 4) float32."""
         starts = np.empty((0, 4), np.float32)
         while len(starts) < count:
-            pusher = rng.uniform(self.PUSHER_RADIUS, 1 - self.PUSHER_RADIUS, (2 * count, 2))
-            block = rng.uniform(self.BLOCK_RADIUS, 1 - self.BLOCK_RADIUS, (2 * count, 2))
+            pusher = rng.uniform(self.pusher_radius, 1 - self.pusher_radius, (2 * count, 2))
+            block = rng.uniform(self.block_radius, 1 - self.block_radius, (2 * count, 2))
             states = np.concatenate([pusher, block], axis=-1).astype(np.float32)
             starts = np.concatenate([starts, states[self.is_free(states)]])
         return starts[:count]

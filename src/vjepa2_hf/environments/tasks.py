@@ -10,17 +10,21 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..specs import check_known
-from .plane import MAX_STEPS, SUCCESS_PIXELS, PlaneEnv
-from .policies import wandering_actions
+from .four_rooms import FOUR_ROOMS, FourRoomsEnv
+from .plane import SUCCESS_PIXELS, PlaneEnv
+from .policies import Waypoints, wandering_actions
 from .pushing import PUSHING, PushingEnv, drawn_to_block_actions
 from .two_rooms import TWO_ROOMS, TwoRoomsEnv
 
 
 def make_plain(env_id: str, **settings: Any) -> PlaneEnv:
     """One of the package's environments without gymnasium's wrappers."""
-    classes = {PUSHING: PushingEnv, TWO_ROOMS: TwoRoomsEnv}
+    classes = {PUSHING: PushingEnv, TWO_ROOMS: TwoRoomsEnv, FOUR_ROOMS: FourRoomsEnv}
     check_known(env_id, classes, "environment")
-    return classes[env_id](**settings)
+    try:
+        return classes[env_id](**settings)
+    except TypeError as error:  # an unknown setting
+        raise ValueError(f"The environment {env_id!r} cannot be made: {error}") from error
 
 
 class TaskBatch(Protocol):
@@ -58,16 +62,23 @@ class Tasks:
     `SUCCESS_PIXELS` of its goal.
 
     Args:
-        env_id: `PUSHING` or `TWO_ROOMS`.
+        env_id: `PUSHING`, `TWO_ROOMS` or `FOUR_ROOMS`.
         seeds: one task each.
         varied_appearance: each task has its own random appearance, from its seed.
+        env_kwargs: other keyword arguments of the environment, such as `agent_radius`.
     """
 
-    max_steps = MAX_STEPS
     action_dim = 2
 
-    def __init__(self, env_id: str, seeds: Sequence[int], varied_appearance: bool = False):
-        self.env: PlaneEnv = make_plain(env_id)
+    def __init__(
+        self,
+        env_id: str,
+        seeds: Sequence[int],
+        varied_appearance: bool = False,
+        env_kwargs: dict[str, Any] | None = None,
+    ):
+        self.env: PlaneEnv = make_plain(env_id, **(env_kwargs or {}))
+        self.max_steps = self.env.max_steps
         self.seeds = [int(seed) for seed in seeds]
         self.states, self.goals = map(np.stack, zip(*map(self.env.sample_task, self.seeds), strict=True))
         self.appearances = [self.env.make_appearance(seed if varied_appearance else None) for seed in self.seeds]
@@ -76,6 +87,7 @@ class Tasks:
         self.last_actions = np.zeros((len(self), 2), np.float32)
         self.reached = np.zeros(len(self), bool)
         self.scores: dict[str, np.ndarray] = {}
+        self._waypoints = Waypoints()
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -109,6 +121,7 @@ class Tasks:
             "uniform": lambda: rng.uniform(-1, 1, (len(self), 2)),
             "drawn_to_block": lambda: drawn_to_block_actions(self.states, rng),
             "wander": lambda: wandering_actions(self.last_actions, rng),
+            "waypoints": lambda: self._waypoints.actions(self.env, self.states[:, :2], rng),
         }
         check_known(name, sample, "policy")
         return sample[name]()
