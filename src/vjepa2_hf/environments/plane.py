@@ -28,7 +28,7 @@ FRAMES_PER_SECOND = 10.0
 class PlaneEnv(gymnasium.Env):
     """Base class; a subclass adds the physics and the tasks.
 
-    Observation: uint8 (64, 64, 3). Action: (2,) in [-1, 1], the agent's move, clipped; 1.0 is `step_size` of the field.
+    Observation: uint8 (64, 64, 3). Action: (2,) in [-1, 1], the agent's move, clipped; 1.0 is `step_size`.
     Reward: minus the distance to the goal in field units. `gymnasium.make` truncates an episode after `max_steps`.
     `info`: `state` float32 (S,), `proprio_state` float32 (2,) the agent's position, `goal_state` float32 (S,),
     `distance_px`, `success`.

@@ -14,9 +14,9 @@ CHUNK = 1000  # positions in one piece: fits into the cache
 class ShortestPaths:
     """Lengths and next points of shortest paths of a disc's center in a unit square with rectangular walls.
 
-    A shortest path is straight, or turns around corners of walls on arcs of the disc's radius. Nodes on these arcs form
-    a visibility graph. Chords replace the arcs: a length is at most 2.6 % of the arcs too short, which is less than
-    half a pixel for every corner of the package's environments.
+    A shortest path is straight, or turns around corners of walls on arcs of the disc's radius. Nodes on these arcs
+    form a visibility graph. Chords replace the arcs: a length is short by at most 2.6 % of the arcs, less than half
+    a pixel at every corner of the package's environments.
 
     Args:
         walls: lowest and highest corner of each wall, (W, 2, 2); they may end outside the square.
