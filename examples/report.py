@@ -4,7 +4,7 @@
 
 RUN_DIR is the output of `examples/demo.py`: `episodes`, `pretrain`, `world_model`, `world_model_random` and `plan`.
 Writes `RUN_DIR/report.html`, and `RUN_DIR/demo.gif` with the planner's first episodes. The report shows what the other
-scripts measured; only the variance fractions of the features are measured here.
+scripts measured; only the variance fractions of the features and the distances to a goal are measured here.
 """
 
 import argparse
@@ -24,13 +24,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
-from vjepa2_hf import VJepa2Encoder, __version__
+from vjepa2_hf import VJepa2Encoder, VJepa2VideoProcessor, VJepa2WorldModel, __version__
 from vjepa2_hf.data.files import write_aside, write_text
 from vjepa2_hf.environments import SUCCESS_PIXELS
 from vjepa2_hf.environments.animation import animate_episodes
 from vjepa2_hf.environments.tasks import Tasks
 from vjepa2_hf.training.settings import exit_on_user_error
 from vjepa2_hf.visualization.curves import STYLE, read_curves, require, smooth
+from vjepa2_hf.visualization.distance_maps import measure_maps, plot_maps
 from vjepa2_hf.visualization.feature_variance import FRACTIONS, compare_with_random, list_fractions
 from vjepa2_hf.visualization.video_clips import load_processor, read_clips
 
@@ -40,6 +41,7 @@ WORLD_MODELS = {PRETRAINED: "world_model", RANDOM: "world_model_random"}
 COLORS = {PRETRAINED: "#2563eb", RANDOM: "#d97706", "copy": "#94a3b8", "other": "#64748b"}
 FEATURE_CLIPS, FEATURE_FRAMES = 32, 16
 ANIMATED_EPISODES, GIF_EPISODES = 12, 3
+DISCS = ("agent", "block")  # in the order of a state
 TEMPLATE = Path(__file__).with_name("report_template.html")
 
 
@@ -50,6 +52,7 @@ class Run:
         require(folder, "demo.py")
         require(folder / "episodes", "record_episodes.py")
         require(folder / "pretrain" / "final", "pretrain.py")
+        require(folder / WORLD_MODELS[PRETRAINED] / "final", "train_world_model.py")
         train, plan = "train_world_model.py", folder / "plan"
         results = read_json(plan / "results.json", "plan.py")
         self.folder, self.env, self.rows = folder, results["env"], results["rows"]
@@ -207,6 +210,15 @@ def plot_features(run: Run) -> tuple[Figure, dict[str, Any]]:
     return compare_with_random(encoder, load_processor(model, encoder), clips)
 
 
+def plot_distance_map(run: Run) -> Figure:
+    """Distances to the first task's goal image from a grid of positions of each disc."""
+    folder = run.folder / WORLD_MODELS[PRETRAINED] / "final"
+    model, processor = VJepa2WorldModel.from_pretrained(folder).eval(), VJepa2VideoProcessor.from_pretrained(folder)
+    task = (run.tasks.env, run.tasks.states[0], run.tasks.goals[0])
+    maps = measure_maps(model, processor, *task)
+    return plot_maps(maps, *task, DISCS[: len(maps)])
+
+
 def write_report(folder: Path) -> Path:
     """Writes `report.html` and `demo.gif` into a run folder; returns the path of the report."""
     run = Run(folder)
@@ -219,6 +231,7 @@ def write_report(folder: Path) -> Path:
             "world_model_loss": plot_world_model_loss(run),
             "rollout_error": plot_rollout_error(run),
             "success": plot_success(run),
+            "distance_map": plot_distance_map(run),
         }
         figures = {name: encode_figure(figure) for name, figure in figures.items()}
     planner, reached = run.find_row(PRETRAINED), find_reached(run)

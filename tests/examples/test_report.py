@@ -15,7 +15,13 @@ import yaml
 from datasets import Features, Video
 from report import sign_test, write_report
 
-from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2MaskedLatentPredictionConfig, VJepa2VideoProcessor
+from vjepa2_hf import (
+    VJepa2ForMaskedLatentPrediction,
+    VJepa2MaskedLatentPredictionConfig,
+    VJepa2VideoProcessor,
+    VJepa2WorldModel,
+    VJepa2WorldModelConfig,
+)
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.environments import PUSHING
@@ -71,13 +77,17 @@ def finished_run(tmp_path_factory):
     predictor = {f"predictor_{name}": sizes[name] for name in list(sizes)[:3]}
     model = VJepa2ForMaskedLatentPrediction(VJepa2MaskedLatentPredictionConfig(encoder_config=sizes, **predictor))
     model.save_pretrained(folder / "pretrain" / "final")
-    VJepa2VideoProcessor(size=64, crop_size=64).save_pretrained(folder / "pretrain" / "final")
+    processor = VJepa2VideoProcessor(size=64, crop_size=64)
+    processor.save_pretrained(folder / "pretrain" / "final")
 
     errors = [{"horizon": h, "error": 0.1 * h, "copy_error": 0.3 * h, "windows": 7} for h in (1, 2, 4)]
     settings = {"rollout_start": 0.5, "max_steps": 50, "world_model": {"frame_skip": 2}}
     for name in ("world_model", "world_model_random"):
         write_training(folder / name, ("rollout_loss",), settings)
         (folder / name / "rollout_error.json").write_text(json.dumps(errors))
+    world_model = VJepa2WorldModel(VJepa2WorldModelConfig(encoder_config=sizes, action_dim=4, **predictor))
+    world_model.save_pretrained(folder / "world_model" / "final")
+    processor.save_pretrained(folder / "world_model" / "final")
     write_plan(folder / "plan")
     (folder / "timings.json").write_text(json.dumps({"recording": 30.0, "planning": 60.0}))
     return folder
@@ -131,10 +141,10 @@ def test_the_page_is_self_contained(page, finished_run):
 def test_every_figure_says_what_it_shows_and_what_not(page):
     parts = Page(page)
     kinds = [image["src"][:14] for image in parts.images]
-    assert kinds == ["data:image/gif"] + ["data:image/png"] * 6  # the task is seen first
+    assert kinds == ["data:image/gif"] + ["data:image/png"] * 7  # the task is seen first
     assert all(image["alt"] for image in parts.images)
-    assert parts.captions == page.count("<figure>") == 9
-    assert page.count("Shows:") == page.count("Does not show:") == 9
+    assert parts.captions == page.count("<figure>") == 10
+    assert page.count("Shows:") == page.count("Does not show:") == 10
 
 
 def test_the_tables_hold_the_results(page):
@@ -232,6 +242,7 @@ def test_times_are_optional(run_folder):
         ("pretrain/metrics.jsonl", "pretrain.py"),
         ("pretrain/final", "pretrain.py"),
         ("world_model/rollout_error.json", "train_world_model.py"),
+        ("world_model/final", "train_world_model.py"),
         ("world_model_random", "train_world_model.py"),
         ("plan/results.json", "plan.py"),
         ("plan/episodes.npz", "plan.py"),
