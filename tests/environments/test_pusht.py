@@ -8,12 +8,14 @@ import pytest
 import record_episodes
 import torch
 import yaml
+from datasets import load_dataset
 from plan import PlanConfig, evaluate, format_table
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.data.episodes import read_episodes
-from vjepa2_hf.environments.gym_tasks import GymTasks
+from vjepa2_hf.environments.gym_tasks import GymTasks, make_env
 from vjepa2_hf.training.settings import load_config
+from vjepa2_hf.video_io import read_video
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of pygame and pymunk
@@ -44,6 +46,26 @@ def test_episodes_hold_what_the_environment_tells(episodes):
     assert rows[0]["frames"].shape == (4, 96, 96, 3) and rows[0]["actions"].shape == (3, 4)
     assert rows[0]["states"].shape == (4, 3) and rows[0]["proprio_states"].shape == (4, 2)
     assert rows[0]["fps"] == 5.0
+
+
+def test_the_scripted_pusher_moves_and_turns_the_t_and_rows_repeat_it(tmp_path):
+    settings = yaml.safe_load(CONFIG.read_text())
+    arguments = ["--env", settings["env"], "--episodes", "3", "--length", "40", "--num_proc", "1"]
+    arguments += ["--policy", "vjepa2_hf.environments.pusht_policy:ScriptedPusher", "--ignore_termination"]
+    arguments += ["--env_kwargs", json.dumps(settings["gym"]["env_kwargs"]), "--state", "pos_agent", "block_pose"]
+    record_episodes.main([*arguments, "--output", str(tmp_path / "out")])
+    moved = []
+    for row in load_dataset("parquet", data_files=str(tmp_path / "out/*.parquet"), split="train", streaming=True):
+        env = make_env(settings["env"], **json.loads(row["recording"])["env_kwargs"])
+        image, info = env.reset(seed=row["env_seed"], options=json.loads(row["reset_options"]) or None)
+        states = [np.append(info["pos_agent"], info["block_pose"])]
+        for action in row["actions"]:
+            image, *_, info = env.step(np.float32(action))
+            states.append(np.append(info["pos_agent"], info["block_pose"]))
+        np.testing.assert_array_equal(np.float32(states), np.float32(row["states"]))
+        assert np.abs(image - np.float32(read_video(row["video"])[-1])).mean() < 3
+        moved.append(np.ptp(states, axis=0)[2:])
+    assert (np.mean(moved, axis=0) > [20, 20, 0.2]).all()  # x, y, angle
 
 
 def test_the_goal_is_the_t_on_its_mark():
