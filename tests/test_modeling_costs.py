@@ -7,11 +7,13 @@ import torch
 
 from vjepa2_hf.planning import (
     ActionPenalty,
+    Closest,
     Cost,
     ImaginedStep,
     LatentDistance,
     ProprioDistance,
     Reward,
+    TemporalDistance,
     Uncertainty,
     WeightedSum,
     build_cost,
@@ -21,11 +23,11 @@ from vjepa2_hf.planning import (
 torch.manual_seed(0)
 LATENTS, GOAL = torch.randn(2, 3, 4, 5, 6), torch.randn(2, 1, 1, 5, 6)  # (B, J, K, N, D)
 ACTIONS, STATES, GOAL_STATES = torch.randn(2, 3, 2), torch.randn(2, 3, 4), torch.randn(2, 1, 4)
-REWARDS = torch.randn(2, 3, 4)
+REWARDS, FRAMES = torch.randn(2, 3, 4), torch.rand(2, 3, 4)
 
 
 def imagined(is_last: bool) -> ImaginedStep:
-    return ImaginedStep(1, is_last, LATENTS, ACTIONS, GOAL, STATES, GOAL_STATES, lambda: REWARDS)
+    return ImaginedStep(1, is_last, LATENTS, ACTIONS, GOAL, STATES, GOAL_STATES, lambda: REWARDS, lambda: FRAMES)
 
 
 NUMBERS = {
@@ -36,6 +38,7 @@ NUMBERS = {
     "action": ACTIONS.square().mean(dim=-1),
     "uncertainty": LATENTS.var(dim=2).mean(dim=(2, 3)).sqrt(),
     "reward": -REWARDS.mean(dim=-1),
+    "temporal": FRAMES.mean(dim=-1),
 }
 
 
@@ -67,6 +70,24 @@ def test_weighted_sums():
     assert (LatentDistance() + Uncertainty()).step(imagined(False)) is None
     assert (cost.needs_goal, cost.needs_samples, cost.needs_proprio) == (True, True, False)
     assert (ActionPenalty() + ProprioDistance()).needs_proprio and not ActionPenalty().needs_goal
+    assert (0.5 * TemporalDistance()).needs_distance_head and not cost.needs_distance_head
+
+
+def test_a_sum_within_a_sum_is_one_sum():
+    inner = {"cost": "sum", "parts": [[2, "l1"], [3, "action"]]}
+    assert build_cost({"cost": "sum", "parts": [[0.5, inner], [1, "reward"]]}).parts == [
+        (1.0, LatentDistance("l1")), (1.5, ActionPenalty()), (1.0, Reward()),
+    ]  # fmt: skip
+
+
+def test_closest_computes_what_it_wraps_at_every_step():
+    cost = Closest(2 * LatentDistance("l2") + TemporalDistance())
+    expected = 2 * NUMBERS["l2"] + NUMBERS["temporal"]
+    for is_last in (False, True):
+        torch.testing.assert_close(cost.at(imagined(is_last)), expected)
+        assert cost.step(imagined(is_last)) is None  # the smallest is known at the end
+    assert cost.needs_goal and cost.needs_distance_head and not (cost.needs_samples or cost.needs_proprio)
+    assert Closest(Uncertainty()).needs_samples and Closest("proprio").needs_proprio
 
 
 @pytest.mark.parametrize(
@@ -75,6 +96,8 @@ def test_weighted_sums():
         LatentDistance("cosine", summed=True),
         ProprioDistance([0, 1]),
         ActionPenalty() + 0.25 * Uncertainty() + Reward() + 3 * LatentDistance("l1"),
+        TemporalDistance(summed=True),
+        Closest(2 * LatentDistance() + TemporalDistance()) + 0.1 * ActionPenalty(),
     ],
 )
 def test_settings_survive_json(cost):
@@ -104,6 +127,9 @@ def test_a_term_of_ones_own():
         (lambda: ProprioDistance([]), "dims is empty"),
         (lambda: ProprioDistance([7]).step(imagined(True)), r"dims are \[7\], but a proprio state has \d numbers"),
         (lambda: WeightedSum([]), "a weighted sum has no terms"),
+        (lambda: TemporalDistance(summed=2), "summed is 2; expected True or False"),
+        (lambda: Closest(Closest("l2") + Reward()), "closest holds another closest"),
+        (lambda: build_cost("closest"), "cannot be built: .*missing.*'of'"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_a_sentence(call, message):

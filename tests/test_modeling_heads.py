@@ -8,7 +8,7 @@ import torch
 from builders import TINY_ENCODER, same_weights
 
 from vjepa2_hf import VJepa2Encoder, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel, VJepa2WorldModelConfig
-from vjepa2_hf.modeling_heads import MIN_DEVIATION, VJepa2GaussianHead, VJepa2RewardHead
+from vjepa2_hf.modeling_heads import MIN_DEVIATION, VJepa2DistanceHead, VJepa2GaussianHead, VJepa2RewardHead
 from vjepa2_hf.modeling_state import normalize_inputs
 
 
@@ -396,3 +396,86 @@ class TestPlanner:
             self.planner(model, num_samples=0)
         with pytest.raises(ValueError, match="model is deterministic"):
             self.planner(build(), num_samples=4)
+
+
+class TestDistance:
+    """The distance head: a quasimetric, of one size of frames, beside a model that it does not change."""
+
+    @pytest.mark.parametrize("variant", VARIANTS)
+    @torch.no_grad()
+    def test_it_is_a_quasimetric(self, variant):
+        model = build(variant, distance_head=True)
+        a, b, c = torch.randn(3, 7, model.tokens_per_frame, model.latent_size).unbind()
+        there, back = model.temporal_distance(a, b), model.temporal_distance(b, a)
+        assert there.shape == (7,) and there.dtype == torch.float32 and (there > 0).all()
+        assert (there - back).abs().min() > 1e-4  # farther one way than the other
+        assert torch.equal(model.temporal_distance(a, a), torch.zeros(7))
+        assert (there <= model.temporal_distance(a, c) + model.temporal_distance(c, b) + 1e-5).all()
+
+    def test_numbers_by_hand(self):
+        head = VJepa2DistanceHead(build(distance_embedding_size=4).config)
+        start, end = torch.tensor([[3.0, 4.0, 1.0, -2.0], [0.0, 0.0, -3.0, -1.0]]), torch.zeros(2, 4)
+        scale = head.scale.item()
+        torch.testing.assert_close(head.between(start, end), scale * torch.tensor([5.0 + 1.0, 0.0]))
+        torch.testing.assert_close(head.between(end, start), scale * torch.tensor([5.0 + 2.0, 3.0]))
+
+    def test_it_knows_the_place(self):
+        model = build(distance_head=True)
+        latents, goal = torch.randn(2, 16, 24), torch.randn(2, 16, 24)
+        swapped = latents[:, [1, 0, *range(2, 16)]]
+        change = model.temporal_distance(latents, goal) - model.temporal_distance(swapped, goal)
+        assert change.abs().min() > 1e-4
+
+    def test_distances_of_embeddings_broadcast_and_have_gradients(self):
+        model = build(distance_head=True)
+        latents = torch.randn(3, 16, 24, requires_grad=True)
+        embedded = model.distance_embedding(latents)
+        assert embedded.shape == (3, 64)
+        pairs = model.embedded_distance(embedded.unsqueeze(1), embedded)  # diagonal: 0, whose gradient is finite
+        direct = model.temporal_distance(latents.unsqueeze(1), latents)
+        torch.testing.assert_close(pairs, direct)
+        (gradient,) = torch.autograd.grad(pairs.sum(), latents)
+        assert gradient.isfinite().all() and gradient.abs().max() > 0
+
+    def test_it_is_saved_and_old_models_load_without_it(self, tmp_path, caplog):
+        model, plain = build(distance_head=True), build()
+        plain.save_pretrained(tmp_path / "plain")
+        model.save_pretrained(tmp_path / "model")
+        loaded = VJepa2WorldModel.from_pretrained(tmp_path / "model")
+        assert same_weights(model, loaded)
+        assert "Distance head" in (tmp_path / "model" / "README.md").read_text()
+        assert not VJepa2WorldModel.from_pretrained(tmp_path / "plain").config.distance_head
+        with pytest.raises(ValueError, match="lacks 7 weights of VJepa2WorldModel, the first of them distance_head"):
+            VJepa2WorldModel.from_pretrained(tmp_path / "plain", distance_head=True)
+        started = VJepa2WorldModel.from_pretrained(tmp_path / "plain", distance_head=True, allow_missing=True)
+        assert started.distance_head.scale.item() == 10 and started.distance_head.proj.weight.isfinite().all()
+        VJepa2Encoder.from_pretrained(tmp_path / "model")
+        assert "distance_head" not in caplog.text  # no warning of weights that an encoder does not have
+
+    def test_a_head_can_be_added(self):
+        model, batch = build(), episodes(build())
+        before = model(**batch).loss
+        model.add_distance_head()
+        assert model.config.distance_head and torch.equal(model(**batch).loss, before)
+        assert model.temporal_distance(batch["latents"], batch["latents"][:, :1]).shape == (2, 5)
+
+    @pytest.mark.parametrize(
+        ("call", "message"),
+        [
+            (
+                lambda model: model.temporal_distance(torch.zeros(2, 16, 24), torch.zeros(2, 9, 24)),
+                "made for frames of 16",
+            ),
+            (lambda model: model.distance_embedding(torch.zeros(24)), r"shape \(24,\); the distance head was made"),
+            (lambda model: model.embedded_distance(torch.zeros(3, 64), torch.zeros(2, 64)), "which broadcast"),
+            (
+                lambda _: build().temporal_distance(torch.zeros(2, 16, 24), torch.zeros(2, 16, 24)),
+                "train_distance_head.py",
+            ),
+            (lambda _: build(distance_embedding_size=5), "distance_embedding_size is 5; expected an even number"),
+            (lambda _: build(distance_hidden_size=0), "distance_hidden_size"),
+        ],
+    )
+    def test_what_does_not_fit_is_refused_with_a_sentence(self, call, message):
+        with pytest.raises(ValueError, match=message):
+            call(build(distance_head=True))

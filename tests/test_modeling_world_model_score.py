@@ -7,10 +7,12 @@ from builders import TINY_ENCODER, TINY_PREDICTOR, spread
 from vjepa2_hf import VJepa2WorldModel, VJepa2WorldModelConfig
 from vjepa2_hf.planning import (
     ActionPenalty,
+    Closest,
     GradientDescent,
     LatentDistance,
     ProprioDistance,
     Reward,
+    TemporalDistance,
     Uncertainty,
 )
 
@@ -77,9 +79,58 @@ def test_gradient_is_that_of_small_differences_and_chunks_do_not_matter(context_
     torch.testing.assert_close(torch.autograd.grad(chunked.sum(), actions)[0], gradient, **CLOSE)
 
 
+NEAREST = Closest(2 * LatentDistance() + TemporalDistance())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chunk", [None, 2])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_closest_is_the_smallest_value_over_the_steps_of_the_rollout(chunk, samples):
+    model = build(distance_head=True, stochastic_dim=2)
+    if samples == 1:
+        future = model.rollout(LATENTS, ACTIONS)
+        frames = model.temporal_distance(future, GOAL.unsqueeze(1))  # (B, J, P)
+        steps = 2 * (future - GOAL.unsqueeze(1)).square().mean(dim=(3, 4)) + frames
+        expected = [steps.amin(dim=2), frames[:, :, -1], frames.sum(dim=2)]
+        assert (steps.argmin(dim=2) != 2).any()  # some pass the goal before the last step
+    else:
+        whole = {"num_samples": samples, "candidate_chunk_size": 5 * samples}
+        costs = (NEAREST, TemporalDistance(), TemporalDistance(summed=True))
+        expected = [model.score(LATENTS, GOAL, ACTIONS, cost=cost, **whole) for cost in costs]
+    settings = {"candidate_chunk_size": chunk, "num_samples": samples}
+    weighted = 0.5 * NEAREST + ActionPenalty()
+    for cost, value in zip((NEAREST, TemporalDistance(), TemporalDistance(summed=True)), expected, strict=True):
+        torch.testing.assert_close(model.score(LATENTS, GOAL, ACTIONS, cost=cost, **settings), value, **CLOSE)
+    penalty = ACTIONS.square().mean(dim=-1).sum(dim=-1)
+    found = model.score(LATENTS, GOAL, ACTIONS, cost=weighted, **settings)
+    torch.testing.assert_close(found, 0.5 * expected[0] + penalty, **CLOSE)
+
+
+def test_the_gradient_of_closest_does_not_depend_on_chunks():
+    """With two chunks each is computed again in the backward pass; the minimum then picks the same steps."""
+    model, actions = build(distance_head=True), ACTIONS.clone().requires_grad_()
+    costs = model.score(LATENTS, GOAL, actions, cost=NEAREST)
+    (gradient,) = torch.autograd.grad(costs.sum(), actions)
+    direction = numbers(*ACTIONS.shape, seed=9)
+    ahead, behind = (
+        model.score(LATENTS, GOAL, ACTIONS + sign * 1e-3 * direction, cost=NEAREST).double().sum() for sign in (1, -1)
+    )
+    torch.testing.assert_close((gradient * direction).sum().double(), (ahead - behind) / 2e-3, rtol=5e-2, atol=1e-2)
+    chunked = model.score(LATENTS, GOAL, actions, cost=NEAREST, candidate_chunk_size=2)
+    torch.testing.assert_close(torch.autograd.grad(chunked.sum(), actions)[0], gradient, **CLOSE)
+
+
+def test_the_goal_is_embedded_once_for_all_candidates():
+    model, sizes = build(distance_head=True), []
+    model.distance_head.register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].shape[:-2].numel()))
+    model.score(LATENTS, GOAL, ACTIONS, cost=NEAREST, candidate_chunk_size=2)
+    assert sizes == [2] + 3 * [4] + 3 * [4] + 3 * [2]  # chunks of 2, 2 and 1 candidates of both problems, 3 steps
+
+
 def test_no_gradient_is_kept_where_none_is_asked_for():
     model, actions = build(), ACTIONS.clone().requires_grad_()
     assert not model.score(LATENTS, GOAL, ACTIONS).requires_grad
+    assert not build(distance_head=True).score(LATENTS, GOAL, ACTIONS, cost=NEAREST).requires_grad
     with torch.no_grad():
         assert not model.score(LATENTS, GOAL, actions).requires_grad
 
@@ -103,6 +154,7 @@ def test_gradient_descent_through_the_rollout_lowers_the_cost():
     [
         ({"cost": "l1", "distance": "l1"}, "both cost and distance='l1' were given"),
         ({"cost": "reward"}, "the model has no reward head"),
+        ({"cost": NEAREST}, "the model has no distance head.*examples/train_distance_head.py"),
         ({"cost": Uncertainty()}, "num_samples is 1; expected 2 or more"),
         ({"cost": "proprio"}, "the cost compares proprio states, but the model has none"),
         ({"goal": None}, "goal is missing"),

@@ -87,6 +87,10 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
         stochastic_dim (`int`, defaults to 0: none): Z, size of the latent z of the Gaussian of a step's outcome, see
             [`VJepa2GaussianHead`]: the rank of its covariance beside the diagonal.
         nll_weight (`float`, defaults to 1.0): weight of its negative log-likelihood (nats per number) in the loss.
+        distance_head (`bool`, defaults to `False`): estimates how many frames of video it takes from one frame to
+            another, see [`VJepa2DistanceHead`]. It is trained after the dynamics and does not change them.
+        distance_hidden_size, distance_embedding_size (`int`, default to 256, 64): width of its hidden layer and of a
+            frame's embedding, an even number.
     Planning:
         planner (`dict` or `None`): default solver settings of [`VJepa2Planner`], written by its `save_pretrained`.
     """
@@ -173,19 +177,27 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
     reward_weight: int | float = 1.0
     stochastic_dim: int = 0
     nll_weight: int | float = 1.0
+    distance_head: bool = False
+    distance_hidden_size: int = 256
+    distance_embedding_size: int = 64
 
     planner: dict | None = None
 
     def __post_init__(self, **kwargs):
         positive = "action_dim predictor_hidden_size action_encoder_num_layers context_frames frame_skip fps "
         positive += "state_dim actions_per_step rollout_steps rollout_discount predictor_mlp_ratio reward_std "
-        positive += "predictor_position_std predictor_initializer_range macro_action_dim"
+        positive += "predictor_position_std predictor_initializer_range macro_action_dim "
+        positive += "distance_hidden_size distance_embedding_size"
         not_negative = "proprio_dim extrinsics_dim stored_extrinsics_dim predictor_num_hidden_layers stochastic_dim "
         not_negative += "teacher_forcing_weight rollout_weight reward_weight nll_weight"
         check_numbers(self, positive, not_negative)
         mean = self.reward_mean
         finite = mean is None or is_number(mean) and math.isfinite(mean)
         check(finite, f"reward_mean is {mean!r}; expected a finite number, or None.")
+        embedding = self.distance_embedding_size
+        check(
+            embedding % 2 == 0, f"distance_embedding_size is {embedding}; expected an even number: it has two halves."
+        )
         if self.dynamics_type != "mlp":
             size, heads = self.predictor_hidden_size, self.predictor_num_attention_heads
             check_heads("predictor_hidden_size", size, "predictor_num_attention_heads", heads)

@@ -11,7 +11,7 @@ latent, A action, S proprio state.
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,6 +45,8 @@ class ImaginedStep:
     proprio_states: torch.Tensor | None = None
     goal_proprio_states: torch.Tensor | None = None  # (B, 1, S)
     rewards: Callable[[], torch.Tensor] | None = None  # predicts the rewards (B, J, K) of the step
+    # estimates the frames (B, J, K) from the latents to the goal, with a distance head
+    temporal_distance: Callable[[], torch.Tensor] | None = None
 
 
 class Cost:
@@ -53,6 +55,7 @@ class Cost:
     needs_goal = False  # compares with a goal's latents
     needs_proprio = False  # compares with a goal's proprio states
     needs_samples = False  # needs several samples of every candidate
+    needs_distance_head = False  # needs a model with a distance head
 
     def step(self, imagined: ImaginedStep) -> torch.Tensor | None:
         """The contribution (B, J) of the step to the cost, lower is better, or `None`."""
@@ -89,10 +92,13 @@ class WeightedSum(Cost):
         self.parts = [(float(weight), build_cost(term)) for weight, (_, term) in zip(weights, self.parts)]
         if not self.parts:
             raise ValueError("a weighted sum has no terms; expected at least one.")
+        # A sum within the sum becomes terms of this one
+        self.parts = [(weight * own, each) for weight, term in self.parts for own, each in term.terms()]
 
     needs_goal = property(lambda self: any(term.needs_goal for _, term in self.parts))
     needs_proprio = property(lambda self: any(term.needs_proprio for _, term in self.parts))
     needs_samples = property(lambda self: any(term.needs_samples for _, term in self.parts))
+    needs_distance_head = property(lambda self: any(term.needs_distance_head for _, term in self.parts))
 
     def terms(self) -> list[tuple[float, Cost]]:
         return self.parts
@@ -137,6 +143,61 @@ class LatentDistance(Cost):
         difference = latents - goal
         difference = difference.abs() if self.distance == "l1" else difference.square()
         return difference.mean(dim=(-2, -1))
+
+
+@dataclass
+class TemporalDistance(Cost):
+    """Frames of video that it takes from predicted latents to the goal's, averaged over samples. For a model with a
+    distance head.
+
+    Args:
+        summed: sum over all steps; `False`: only the last step.
+    """
+
+    summed: bool = False
+    needs_goal = True
+    needs_distance_head = True
+
+    def __post_init__(self) -> None:
+        self.summed = check_flag("summed", self.summed)
+
+    def step(self, imagined: ImaginedStep) -> torch.Tensor | None:
+        return imagined.temporal_distance().mean(dim=2) if imagined.is_last or self.summed else None
+
+
+@dataclass
+class Closest(Cost):
+    """The smallest value over the predicted steps of another cost, which is computed at every step as if it were the
+    last. A plan that passes the goal early then costs no more than one that ends there.
+
+    Args:
+        of: a term or a weighted sum of terms, also as a name or dict.
+    """
+
+    of: Cost
+
+    def __post_init__(self) -> None:
+        self.of = build_cost(self.of)
+        if any(isinstance(term, Closest) for _, term in self.of.terms()):
+            raise ValueError(
+                "closest holds another closest; expected terms such as a distance: leave out the inner one."
+            )
+
+    needs_goal = property(lambda self: self.of.needs_goal)
+    needs_proprio = property(lambda self: self.of.needs_proprio)
+    needs_samples = property(lambda self: self.of.needs_samples)
+    needs_distance_head = property(lambda self: self.of.needs_distance_head)
+
+    def step(self, imagined: ImaginedStep) -> torch.Tensor | None:
+        """`None`: the smallest value is known after the last step, and `sum_over_steps` keeps it."""
+        return None
+
+    def at(self, imagined: ImaginedStep) -> torch.Tensor:
+        """The value (B, J) of a step, of which the smallest counts."""
+        return self.of.step(replace(imagined, is_last=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"cost": "closest", "of": self.of.to_dict()}
 
 
 @dataclass
@@ -204,6 +265,8 @@ class Reward(Cost):
 
 COSTS: dict[str, type[Cost]] = {
     "latent": LatentDistance,
+    "temporal": TemporalDistance,
+    "closest": Closest,
     "proprio": ProprioDistance,
     "action": ActionPenalty,
     "uncertainty": Uncertainty,
@@ -234,6 +297,36 @@ def choose_cost(cost: Any, distance: str | None, uncertainty_weight: float, has_
     if not has_goal and (cost.needs_goal or not has_rewards and type(cost) is Reward):
         raise ValueError("goal is missing: only a model with a reward head (reward_head=True) plans without one.")
     return cost
+
+
+def check_distance_head(config: Any, cost: Cost | None = None) -> None:
+    """Refuses a temporal distance, or a cost that needs one, of a model without a distance head."""
+    if not config.distance_head and (cost is None or cost.needs_distance_head):
+        raise ValueError(
+            "the model has no distance head, which estimates the time between frames: train one with "
+            "examples/train_distance_head.py, or train the model with world_model.distance_head=true."
+        )
+
+
+def distance_between(
+    cost: Cost,
+    start: torch.Tensor,
+    end: torch.Tensor,
+    temporal_distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> torch.Tensor | None:
+    """The distance (...) from latents (..., N, D) to others, which broadcast: the weighted sum of the latent and
+    temporal distances of a cost, also of those in `Closest`. `None` if it has none."""
+    total = None
+    for weight, term in cost.terms():
+        if isinstance(term, Closest):
+            value = distance_between(term.of, start, end, temporal_distance)
+        elif isinstance(term, (LatentDistance, TemporalDistance)):
+            value = term.between(start, end) if isinstance(term, LatentDistance) else temporal_distance(start, end)
+        else:
+            continue
+        if value is not None:
+            total = weight * value if total is None else total + weight * value
+    return total
 
 
 def _is_pair(part: Any) -> bool:
@@ -283,12 +376,15 @@ def sum_over_steps(
     proprio_states: Iterator[torch.Tensor] | None,
     goal: torch.Tensor | None,
     goal_proprio_states: torch.Tensor | None,
+    temporal_distance: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
     """The cost (B, J) of a rollout, latents (B, J·K, N, D) a step, from the present (B, 1, N, D) with actions
     (B, J, P, A). Steps are consumed one at a time: memory does not grow with the horizon.
 
-    `predict_rewards`, of latents (..., 2, N, D) and actions (..., 1, A), is only called by costs that need rewards.
+    `predict_rewards`, of latents (..., 2, N, D) and actions (..., 1, A), is only called by costs that need rewards;
+    `temporal_distance`, from latents (B, J, K, N, D) to the goal, only by those that need it.
     """
+    closest = [[weight, term, None] for weight, term in cost.terms() if isinstance(term, Closest)]
 
     def rewards(before: torch.Tensor, after: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         pairs = torch.stack([before.expand_as(after), after], dim=3)
@@ -302,7 +398,13 @@ def sum_over_steps(
         states = None if proprio_states is None else next(proprio_states)
         goals = (goal, states, goal_proprio_states)
         step_rewards = functools.partial(rewards, before, latents, action)
-        added = cost.step(ImaginedStep(index, index + 1 == actions.shape[2], latents, action, *goals, step_rewards))
+        distance = functools.partial(temporal_distance, latents)
+        is_last = index + 1 == actions.shape[2]
+        imagined = ImaginedStep(index, is_last, latents, action, *goals, step_rewards, distance)
+        added = cost.step(imagined)
         total = total if added is None else total + added
+        for kept in closest:
+            value = kept[1].at(imagined)
+            kept[2] = value if kept[2] is None else torch.minimum(kept[2], value)
         before = latents
-    return total
+    return sum((weight * value for weight, _, value in closest), total)

@@ -8,15 +8,17 @@ C conditions of a frame (action, proprio state, extrinsics), h heads.
 import copy
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
 
 from .configuration_world_model import VJepa2WorldModelConfig
-from .modeling_heads import VJepa2GaussianHead
+from .modeling_heads import DISTANCE_SCALE, VJepa2DistanceHead, VJepa2GaussianHead
 from .modeling_layers import (
     KeyValueBuffer,
     PastKeyValues,
@@ -37,6 +39,26 @@ from .pose import next_proprio_state
 # What the dynamics keeps of earlier frames: per layer the transformer's keys and values (B, h, tokens so far, d), or
 # the MLP's embedded frames (B, F, …)
 KeyValueCache = list[PastKeyValues | tuple[torch.Tensor]]
+
+
+@dataclass
+class VJepa2WorldModelOutput(ModelOutput):
+    """Output of [`VJepa2WorldModel`].
+
+    loss: teacher_forcing_weight · teacher_forcing_loss + rollout_weight · rollout_loss + losses of optional heads.
+    teacher_forcing_loss: of predictions one step ahead of true latents.
+    rollout_loss: of the first `rollout_steps` steps, each fed with the previous prediction; `None` for weight 0.
+    predicted_latents: (B, T-1, N, D), one step ahead of true latents.
+    reward_loss: with a reward head, mean (r̂ − r)² / 2 of standardized rewards.
+    nll_loss: with a stochastic latent, -log p(s_{t+1} | s_t, a_t) in nats per number of the latents.
+    """
+
+    loss: torch.Tensor | None = None
+    teacher_forcing_loss: torch.Tensor | None = None
+    rollout_loss: torch.Tensor | None = None
+    predicted_latents: torch.Tensor | None = None
+    reward_loss: torch.Tensor | None = None
+    nll_loss: torch.Tensor | None = None
 
 
 class Dynamics(nn.Module):
@@ -325,6 +347,8 @@ def init_dynamics(config: VJepa2WorldModelConfig, module: nn.Module) -> None:
     if isinstance(module, nn.Linear) and scale == 0:
         init.zeros_(module.weight)
         init.zeros_(module.bias)
+    if isinstance(module, VJepa2DistanceHead):
+        init.constant_(module.scale, DISTANCE_SCALE)
     if isinstance(module, VJepa2Dynamics) and config.predictor_position_embedding_type == "learned":
         init.normal_(module.position_embedding, std=config.predictor_position_std)
         init.normal_(module.time_embedding, std=config.predictor_position_std)

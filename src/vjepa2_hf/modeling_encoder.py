@@ -42,7 +42,7 @@ _COMPONENTS = {
 }
 # Weights beside the encoder in folders of other models
 _OTHER_WEIGHTS = re.compile(
-    r"(encoder|target_encoder|(vjepa2\.)?predictor|pooler|classifier|reward_head|stochastic_head|chance_head)\."
+    r"(encoder|target_encoder|(vjepa2\.)?predictor|pooler|classifier|(reward|stochastic|chance|distance)_head)\."
     r"|state_(mean|map|scale)$"
 )
 

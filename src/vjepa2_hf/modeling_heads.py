@@ -1,7 +1,7 @@
-"""Optional heads of the world model: the reward of a step, and a Gaussian of its outcome.
+"""Optional heads of the world model: the reward of a step, a Gaussian of its outcome, and the time between frames.
 
 Shapes: B episodes, F frames, N tokens of a frame, D width of a latent, d width of the dynamics, A action, Z size of
-the stochastic latent, J candidates, K samples, P steps of a rollout.
+the stochastic latent, J candidates, K samples, P steps of a rollout, E embedding.
 """
 
 import math
@@ -12,10 +12,22 @@ from torch.distributions import LowRankMultivariateNormal, Normal
 
 from .configuration_world_model import VJepa2WorldModelConfig
 from .modeling_layers import VJepa2MLP, sincos_table
-from .modeling_state import DynamicsInputs, as_numbers, standardize, state_shape, to_float_tensors
+from .modeling_state import (
+    DynamicsInputs,
+    as_numbers,
+    match_dtype,
+    normalize_actions,
+    one_hot_actions,
+    standardize,
+    state_shape,
+    to_float_tensors,
+)
+from .specs import check_tensor
 
 
 MIN_DEVIATION = 0.01  # smallest standard deviation of a latent's number; latents have about 1
+DISTANCE_TOKEN_SIZE = 16  # numbers that the distance head keeps of a token
+DISTANCE_SCALE = 10.0  # frames per unit of distance between embeddings, at the start of training
 
 
 class VJepa2RewardHead(nn.Module):
@@ -53,10 +65,24 @@ class VJepa2RewardHead(nn.Module):
         pooled = tokens.mean(dim=-2)
         return self.proj(pooled + self.mlp2(self.norm2(pooled))).squeeze(-1).float()
 
-    def predict(self, actions: torch.Tensor, latents: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
-        """Rewards (...) in environment units; arguments as of `forward`."""
-        std, mean = self.config.reward_std, self.config.reward_mean
-        return self(actions, latents, following) * (1 if std is None else std) + (mean or 0)
+    def predict(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Rewards (..., T-1) in environment units; arguments as of [`VJepa2WorldModel.predict_rewards`]."""
+        config, size = self.config, state_shape(self.config)[1]
+        check_tensor("latents", latents)
+        actions = check_tensor("actions", one_hot_actions(config, actions), floating=False)
+        if latents.ndim < 3 or latents.shape[-3] < 2 or latents.shape[-1] != size:
+            raise ValueError(
+                f"latents have shape {tuple(latents.shape)}; expected (..., T, N, {size}), T of 2 or more."
+            )
+        latents = match_dtype(latents, self.embed.weight)
+        if actions.ndim and actions.shape[-1] == config.action_dim:
+            actions = normalize_actions(config, latents, actions)
+        expected = (*latents.shape[:-3], latents.shape[-3] - 1, config.action_dim)
+        if tuple(actions.shape) != expected:
+            raise ValueError(f"actions have shape {tuple(actions.shape)}; expected {expected}, as latents say.")
+        std, mean = config.reward_std, config.reward_mean
+        rewards = self(actions, latents[..., :-1, :, :], latents[..., 1:, :, :])
+        return rewards * (1 if std is None else std) + (mean or 0)
 
     def loss(self, inputs: DynamicsInputs, targets: torch.Tensor, rewards: torch.Tensor | None) -> torch.Tensor:
         """mean (r̂ − r)² / 2 of standardized rewards (B, F), for inputs of F frames and the latents that follow them
@@ -127,3 +153,48 @@ class VJepa2GaussianHead(nn.Module):
         z, e = noise[..., : self.rank], noise[..., self.rank :]
         sampled = deviation * ((together @ z.unsqueeze(-1)).squeeze(-1) + alone * e)
         return sampled.unflatten(-1, (-1, self.latent_size)).to(hidden_states)
+
+
+class VJepa2DistanceHead(nn.Module):
+    """Estimates how many frames of video it takes from one frame to another, as a quasimetric between embeddings.
+
+    ::
+
+        a frame: each token ──► Linear ──► 16 numbers, concatenated ──► Linear ──► GELU ──► Linear ──► embedding (E)
+
+        d(a, b) = scale · (‖a₁ − b₁‖ + max(0, max_i (a₂ − b₂)_i))        a₁, a₂: the two halves of the embedding of a
+
+    It may be farther from a to b than back. From a frame to itself it is 0, and no way is longer than a detour over a
+    third frame (metric residual network, arXiv 2208.08133). Concatenation keeps where things are, so that the head
+    reads frames of one size only.
+    """
+
+    def __init__(self, config: VJepa2WorldModelConfig):
+        super().__init__()
+        self.shape = state_shape(config)  # (N, D)
+        self.embed = nn.Linear(self.shape[1], DISTANCE_TOKEN_SIZE)
+        self.hidden = nn.Linear(self.shape[0] * DISTANCE_TOKEN_SIZE, config.distance_hidden_size)
+        self.proj = nn.Linear(config.distance_hidden_size, config.distance_embedding_size)
+        self.scale = nn.Parameter(torch.tensor(DISTANCE_SCALE))
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (..., N, D) -> embeddings (..., E)."""
+        check_tensor("latents", latents)
+        if tuple(latents.shape[-2:]) != self.shape:
+            raise ValueError(
+                f"latents have shape {tuple(latents.shape)}; the distance head was made for frames of "
+                f"{self.shape[0]} tokens of size {self.shape[1]}: expected (..., {self.shape[0]}, {self.shape[1]})."
+            )
+        tokens = self.embed(match_dtype(latents, self.embed.weight))
+        return self.proj(nn.functional.gelu(self.hidden(tokens.flatten(-2))))
+
+    def between(self, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        """Embeddings (..., E), which broadcast -> frames from start to end (...), float32."""
+        try:
+            difference = check_tensor("start", start).float() - check_tensor("end", end).float()
+        except RuntimeError:
+            shapes = f"{tuple(start.shape)} and {tuple(end.shape)}"
+            raise ValueError(f"embeddings have shapes {shapes}; expected (..., E), which broadcast.") from None
+        symmetric, directed = difference.chunk(2, dim=-1)
+        length = torch.linalg.vector_norm(symmetric, dim=-1) + directed.amax(dim=-1).clamp(min=0)
+        return length * self.scale.float().abs()

@@ -5,21 +5,26 @@ dynamics, A action, S proprio state, E extrinsics, Z size of the stochastic late
 K samples, P steps of a rollout, W frames of the window (`context_frames`).
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers.utils import ModelOutput
 
 from .configuration_world_model import VJepa2WorldModelConfig
 from .modeling_base import TargetEncoderMixin, VJepa2PreTrainedModel
-from .modeling_costs import choose_cost, goal_latents, goal_proprio, sum_over_steps
-from .modeling_dynamics import DYNAMICS, init_dynamics, macro_action_model, rollout_loss, rollout_steps
+from .modeling_costs import check_distance_head, choose_cost, goal_latents, goal_proprio, sum_over_steps
+from .modeling_dynamics import (
+    DYNAMICS,
+    VJepa2WorldModelOutput,
+    init_dynamics,
+    macro_action_model,
+    rollout_loss,
+    rollout_steps,
+)
 from .modeling_encoder import VJepa2Encoder, as_encoder
-from .modeling_heads import VJepa2GaussianHead, VJepa2RewardHead
+from .modeling_heads import VJepa2DistanceHead, VJepa2GaussianHead, VJepa2RewardHead
 from .modeling_layers import power_loss
 from .modeling_state import (
     DynamicsInputs,
@@ -35,7 +40,6 @@ from .modeling_state import (
     empty_state_map,
     fit_state_map,
     match_dtype,
-    normalize_actions,
     normalize_inputs,
     one_hot_actions,
     state_shape,
@@ -44,26 +48,6 @@ from .modeling_state import (
 )
 from .pose import proprio_states_after
 from .specs import check_flag, check_generator, check_number, check_tensor, refuse
-
-
-@dataclass
-class VJepa2WorldModelOutput(ModelOutput):
-    """Output of [`VJepa2WorldModel`].
-
-    loss: teacher_forcing_weight · teacher_forcing_loss + rollout_weight · rollout_loss + losses of optional heads.
-    teacher_forcing_loss: of predictions one step ahead of true latents.
-    rollout_loss: of the first `rollout_steps` steps, each fed with the previous prediction; `None` for weight 0.
-    predicted_latents: (B, T-1, N, D), one step ahead of true latents.
-    reward_loss: with a reward head, mean (r̂ − r)² / 2 of standardized rewards.
-    nll_loss: with a stochastic latent, -log p(s_{t+1} | s_t, a_t) in nats per number of the latents.
-    """
-
-    loss: torch.Tensor | None = None
-    teacher_forcing_loss: torch.Tensor | None = None
-    rollout_loss: torch.Tensor | None = None
-    predicted_latents: torch.Tensor | None = None
-    reward_loss: torch.Tensor | None = None
-    nll_loss: torch.Tensor | None = None
 
 
 class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
@@ -84,7 +68,8 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
     after every step (two-phase recipe, Algorithm 2 line 10).
 
     Optional heads, which do not change the dynamics: with `stochastic_dim` one predicts the error as a Gaussian, from
-    which a rollout may sample ([`VJepa2GaussianHead`]); with `reward_head` one predicts the reward.
+    which a rollout may sample ([`VJepa2GaussianHead`]); with `reward_head` one predicts the reward; with
+    `distance_head` one estimates the time between two frames ([`VJepa2DistanceHead`]).
 
     Example:
         >>> wm = VJepa2WorldModel.from_encoder("runs/demo/pretrain/final", action_dim=2, context_frames=1)
@@ -114,6 +99,8 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             self.reward_head = VJepa2RewardHead(config)
         if config.stochastic_dim:
             self.stochastic_head = VJepa2GaussianHead(config)
+        if config.distance_head:
+            self.distance_head = VJepa2DistanceHead(config)
         self.post_init()
         if not config.freeze_encoder:
             self.update_target_encoder(momentum=0.0)
@@ -432,6 +419,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         """
         check_chunk_size(candidate_chunk_size)
         terms = choose_cost(cost, distance, uncertainty_weight, goal is not None, self.config.reward_head)
+        check_distance_head(self.config, terms)
         check_scored(observation, goal, num_samples, generator)
         latents = self._as_latents(observation)
         if goal is not None:
@@ -448,8 +436,9 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             noise = noise.expand(len(actions), -1, -1, -1)  # (B, K, P, Z + N · D)
             chunk_size = max(1, chunk_size // int(num_samples))  # samples of a candidate stay together
         context = (context_actions, proprio_states, extrinsics)
-        arguments = (terms, latents, (goal, goal_states), context, chunk_size, noise)
         with torch.set_grad_enabled(torch.is_grad_enabled() and actions.requires_grad):
+            goals = (goal, goal_states, self.distance_embedding(goal) if terms.needs_distance_head else None)
+            arguments = (terms, latents, goals, context, chunk_size, noise)
             if not torch.is_grad_enabled() or actions.shape[1] <= chunk_size:
                 return self._costs(*arguments, actions)
             chunks = actions.split(chunk_size, dim=1)
@@ -472,7 +461,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
                 kind, frames = self.config.proprio_transition, latents.shape[1]
                 states = proprio_states_after(kind, context[1], chunk, frames, latents.device)
             rollout = (steps, chunk, latents[:, -1:], samples, self.predict_rewards, states)
-            costs.append(sum_over_steps(terms, *rollout, *goals))
+            costs.append(sum_over_steps(terms, *rollout, *goals[:2], self._distance_to(goals[2])))
         return torch.cat(costs, dim=1)
 
     def predict_rewards(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
@@ -480,15 +469,31 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         `rollout`, under actions (..., T-1, A), all in environment units; float32, with gradient."""
         if not self.config.reward_head:
             raise ValueError("the model has no reward head: train one with reward_head=True and rewards in the data.")
-        check_tensor("latents", latents)
-        actions = check_tensor("actions", one_hot_actions(self.config, actions), floating=False)
-        if latents.ndim < 3 or latents.shape[-3] < 2 or latents.shape[-1] != self.latent_size:
-            found = tuple(latents.shape)
-            raise ValueError(f"latents have shape {found}; expected (..., T, N, {self.latent_size}), T of 2 or more.")
-        latents = match_dtype(latents, self.reward_head.embed.weight)
-        if actions.ndim and actions.shape[-1] == self.config.action_dim:
-            actions = normalize_actions(self.config, latents, actions)
-        expected = (*latents.shape[:-3], latents.shape[-3] - 1, self.config.action_dim)
-        if tuple(actions.shape) != expected:
-            raise ValueError(f"actions have shape {tuple(actions.shape)}; expected {expected}, as latents say.")
-        return self.reward_head.predict(actions, latents[..., :-1, :, :], latents[..., 1:, :, :])
+        return self.reward_head.predict(latents, actions)
+
+    # --- Distance
+
+    def temporal_distance(self, latents: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
+        """How many frames of video (not model steps) it takes from latents (..., N, D) to a goal's, which broadcast:
+        (...), float32, with gradient. It may be farther one way than back."""
+        return self.embedded_distance(self.distance_embedding(latents), self.distance_embedding(goal))
+
+    def distance_embedding(self, latents: torch.Tensor) -> torch.Tensor:
+        """Embeddings (..., E) of latents (..., N, D), for many distances between the same frames."""
+        check_distance_head(self.config)
+        return self.distance_head(latents)
+
+    def embedded_distance(self, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        """`temporal_distance` from and to embeddings (..., E), which broadcast: (...)."""
+        check_distance_head(self.config)
+        return self.distance_head.between(start, end)
+
+    def _distance_to(self, goal: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The distance of latents from a goal's embedding."""
+        return lambda latents: self.embedded_distance(self.distance_embedding(latents), goal)
+
+    def add_distance_head(self) -> None:
+        """Gives the model a new distance head, of the config's sizes, in place of one that it may have.
+        `vjepa2_hf.training.temporal_distance` trains it."""
+        self.config.distance_head = True
+        self.distance_head = VJepa2DistanceHead(self.config).to(self.device, self.dtype)

@@ -18,6 +18,7 @@ from vjepa2_hf.planning import (
     ActionPenalty,
     CategoricalCEM,
     ClosedGripper,
+    Closest,
     Cost,
     DeadZone,
     Fixed,
@@ -26,6 +27,7 @@ from vjepa2_hf.planning import (
     ProprioDistance,
     RandomShooting,
     StepBounds,
+    TemporalDistance,
     Uncertainty,
 )
 
@@ -233,6 +235,53 @@ class TestGoals:
     def test_what_does_not_fit_is_refused(self, quick, arguments, message):
         with pytest.raises(ValueError, match=message):
             quick(OBSERVATION, **arguments, **STATE)
+
+
+class TestTemporalDistance:
+    """Wherever a cost goes, the distance head's may go: every solver, saving, goals in sequence, the landscape."""
+
+    NEAREST = Closest(2 * LatentDistance() + TemporalDistance())
+
+    @pytest.fixture
+    def timed(self):
+        built = build_planner(distance_head=True)
+        return VJepa2Planner(built.model, built.video_processor, solver=RandomShooting(2, 4), cost=self.NEAREST)
+
+    @pytest.mark.parametrize("name", ["cem", "gradient"])
+    def test_the_plans_cost_is_its_score(self, timed, name):
+        planner = VJepa2Planner(timed.model, timed.video_processor, solver=SMALL[name], cost=self.NEAREST)
+        plan = planner(OBSERVATION, GOAL)
+        frames = [planner.video_processor(frame[None], return_tensors="pt") for frame in (OBSERVATION, GOAL)]
+        latents = torch.cat([planner.model.encode(frame["pixel_values_videos"]) for frame in frames])
+        actions = torch.from_numpy(plan["actions"])[None, None]
+        score = planner.model.score(latents[:1], latents[1:], actions, cost=self.NEAREST)
+        assert plan["cost"] == pytest.approx(score.item(), rel=1e-4)
+        assert plan["cost"] <= planner.model.score(latents[:1], latents[1:], 0 * actions, cost=self.NEAREST).item()
+
+    def test_it_is_saved_with_the_planner(self, timed, tmp_path):
+        plan = timed(OBSERVATION, GOAL)
+        timed.save_pretrained(tmp_path)
+        loaded = pipeline("latent-planning", model=str(tmp_path))
+        assert loaded.cost == self.NEAREST and same_plan(loaded(OBSERVATION, GOAL), plan)
+
+    def test_goals_are_reached_by_the_costs_own_distance(self, timed):
+        plans = {
+            name: timed(OBSERVATION, goals=[OTHER, GOAL], cost=cost)
+            for name, cost in {"nearest": self.NEAREST, "l2": "l2", "temporal": "temporal"}.items()
+        }
+        distances = {name: plan["goal_distance"] for name, plan in plans.items()}
+        assert distances["nearest"] == pytest.approx(2 * distances["l2"] + distances["temporal"], rel=1e-4)
+        assert timed(OBSERVATION, goals=[OBSERVATION, GOAL])["goal_index"] == 1
+
+    def test_the_landscape_is_of_it(self, timed):
+        found = timed.energy_landscape(OBSERVATION, GOAL, points=3)["costs"]
+        assert found.shape == (3, 3) and (found > 0).all()
+        others = timed.energy_landscape(OBSERVATION, GOAL, points=3, cost="temporal")["costs"]
+        assert (others < found).all()
+
+    def test_a_model_without_a_head_is_refused(self, remade):
+        with pytest.raises(ValueError, match="the model has no distance head.*train_distance_head.py"):
+            remade(cost="temporal")
 
 
 class TestLandscape:

@@ -336,7 +336,7 @@ _UNPUBLISHED = {
     "vjepa2_hf_encoder": ("attention_type", "hidden_act", "layer_norm_eps"),
     "vjepa2_hf_world_model": (
         "state_type", "normalize_latents", "state_fitted", "freeze_encoder", "action_type", "reward_head",
-        "stochastic_dim", "dynamics_type", "action_fusion", "action_encoder_num_layers", "residual",
+        "distance_head", "stochastic_dim", "dynamics_type", "action_fusion", "action_encoder_num_layers", "residual",
         "predictor_position_embedding_type", "action_mean", "action_std", "proprio_mean", "proprio_std",
     ),
     "vjepa2_hf_video_classification": ONLY_OURS["vjepa2_hf_video_classification"],

@@ -4,16 +4,19 @@ Letters: B problems, T frames, C channels, H W pixels, N tokens of a frame, D wi
 proprio state, P planning horizon, E plans to start from, G goals in sequence.
 """
 
+import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..modeling_costs import distance_between
 from ..modeling_state import check_chunk_size
 from ..modeling_world_model import VJepa2WorldModel
-from ..planning import Cost, LatentDistance, build_constraints, build_cost, shift_plan
+from ..planning import Cost, build_constraints, build_cost, shift_plan
 from ..planning.constraints import for_every_action
 from ..planning.landscape import Grid, plot_landscape
 from ..planning.search import check_budget, numbers_of
@@ -199,7 +202,7 @@ class VJepa2Planner(VideoPipeline):
                 that the observation has not reached.
             goal_index: the last plan's "goal_index", from 0; a list for a batch.
             goal_threshold: a goal is reached when its distance from the observation is at most this fraction of its
-                distance from the next goal, in the cost's latent distance.
+                distance from the next goal, in the cost's own distance of latents.
             goal_proprio_state: (S,), which `ProprioDistance` compares with, or (G, S), one per goal; a list for a
                 batch.
             cost, constraints: for this call, instead of the planner's.
@@ -382,10 +385,8 @@ class VJepa2Planner(VideoPipeline):
         goals, progress = self.model.encode_targets(goals.to(self.model.dtype)), {}
         problems = torch.arange(len(latents))
         if inputs["is_sequence"]:
-            distance = next((term for _, term in cost.terms() if isinstance(term, LatentDistance)), None)
-            if distance is None:
-                raise ValueError("goals need a cost with a LatentDistance, which decides when one is reached.")
-            index, away = first_unreached(distance, latents[:, -1], goals, index.to(goals.device), threshold)
+            between = functools.partial(distance_between, cost, temporal_distance=self.model.temporal_distance)
+            index, away = first_unreached(between, latents[:, -1], goals, index.to(goals.device), threshold)
             progress = {"goal_index": index, "goal_distance": away}
         states = None if states is None else states[problems, index.to(states.device)]
         return goals[problems, index].unsqueeze(1), states, progress
@@ -407,18 +408,27 @@ class VJepa2Planner(VideoPipeline):
         ]
 
 
+@torch.no_grad()
 def first_unreached(
-    distance: LatentDistance, present: torch.Tensor, goals: torch.Tensor, index: torch.Tensor, threshold: float
+    between: Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None],
+    present: torch.Tensor,
+    goals: torch.Tensor,
+    index: torch.Tensor,
+    threshold: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The first goal of each problem that is not reached, from the goals `index` (B,) on, and its distance from the
     observation: (B,) each.
 
-    `present` are latents (B, N, D) of the observation, `goals` (B, G, N, D). A goal is reached at the fraction
-    `threshold` of its distance from the next goal.
+    `present` are latents (B, N, D) of the observation, `goals` (B, G, N, D), and `between` is the distance of two
+    latents. A goal is reached at the fraction `threshold` of its distance from the next goal.
     """
     problems, last = torch.arange(len(present), device=goals.device), goals.shape[1] - 1
-    away = distance.between(present.unsqueeze(1), goals)
-    apart = distance.between(goals[:, :-1], goals[:, 1:])
+    away = between(present.unsqueeze(1), goals)
+    if away is None:
+        raise ValueError(
+            "goals need a cost with a LatentDistance or a TemporalDistance, which decides when one is reached."
+        )
+    apart = between(goals[:, :-1], goals[:, 1:])
     for _ in range(last):
         following = (index + 1).clamp(max=last)
         near = away[problems, index] <= threshold * apart[problems, index.clamp(max=last - 1)]

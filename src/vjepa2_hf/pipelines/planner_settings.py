@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..modeling_costs import check_distance_head
 from ..planning import SOLVERS, Cost, LatentDistance, Solver, build_cost, build_solver
 from ..specs import check_number, describe, is_integer, refuse
 
@@ -65,7 +66,8 @@ def choose_cost(cost: Any, distance: str | None, saved: dict[str, Any]) -> Cost:
 
 
 def check_samples(config: Any, num_samples: int, uncertainty_weight: float, cost: Cost) -> None:
-    """Refuses samples of a deterministic model, and an uncertainty without samples."""
+    """Refuses samples of a deterministic model, an uncertainty without samples, and a cost without its head."""
+    check_distance_head(config, cost)
     if not is_integer(num_samples) or num_samples < 1:
         refuse("num_samples", num_samples, "an integer, 1 or more")
     check_number("uncertainty_weight", uncertainty_weight)
