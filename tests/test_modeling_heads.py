@@ -449,6 +449,7 @@ class TestDistance:
             VJepa2WorldModel.from_pretrained(tmp_path / "plain", distance_head=True)
         started = VJepa2WorldModel.from_pretrained(tmp_path / "plain", distance_head=True, allow_missing=True)
         assert started.distance_head.scale.item() == 10 and started.distance_head.proj.weight.isfinite().all()
+        caplog.clear()
         VJepa2Encoder.from_pretrained(tmp_path / "model")
         assert "distance_head" not in caplog.text  # no warning of weights that an encoder does not have
 

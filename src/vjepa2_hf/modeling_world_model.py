@@ -40,6 +40,7 @@ from .modeling_state import (
     empty_state_map,
     fit_state_map,
     match_dtype,
+    normalize_actions,
     normalize_inputs,
     one_hot_actions,
     state_shape,
