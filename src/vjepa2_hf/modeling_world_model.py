@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .configuration_world_model import VJepa2WorldModelConfig
 from .modeling_base import TargetEncoderMixin, VJepa2PreTrainedModel
-from .modeling_costs import check_distance_head, choose_cost, goal_latents, goal_proprio, sum_over_steps
+from .modeling_costs import Cost, check_distance_head, choose_cost, goal_latents, goal_proprio, sum_over_steps
 from .modeling_dynamics import (
     DYNAMICS,
     VJepa2WorldModelOutput,
@@ -420,7 +420,6 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         """
         check_chunk_size(candidate_chunk_size)
         terms = choose_cost(cost, distance, uncertainty_weight, goal is not None, self.config.reward_head)
-        check_distance_head(self.config, terms)
         check_scored(observation, goal, num_samples, generator)
         latents = self._as_latents(observation)
         if goal is not None:
@@ -438,7 +437,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             chunk_size = max(1, chunk_size // int(num_samples))  # samples of a candidate stay together
         context = (context_actions, proprio_states, extrinsics)
         with torch.set_grad_enabled(torch.is_grad_enabled() and actions.requires_grad):
-            goals = (goal, goal_states, self.distance_embedding(goal) if terms.needs_distance_head else None)
+            goals = (goal, goal_states, self._distance_to(terms, goal))
             arguments = (terms, latents, goals, context, chunk_size, noise)
             if not torch.is_grad_enabled() or actions.shape[1] <= chunk_size:
                 return self._costs(*arguments, actions)
@@ -462,7 +461,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
                 kind, frames = self.config.proprio_transition, latents.shape[1]
                 states = proprio_states_after(kind, context[1], chunk, frames, latents.device)
             rollout = (steps, chunk, latents[:, -1:], samples, self.predict_rewards, states)
-            costs.append(sum_over_steps(terms, *rollout, *goals[:2], self._distance_to(goals[2])))
+            costs.append(sum_over_steps(terms, *rollout, *goals))
         return torch.cat(costs, dim=1)
 
     def predict_rewards(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
@@ -489,8 +488,9 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         check_distance_head(self.config)
         return self.distance_head.between(start, end)
 
-    def _distance_to(self, goal: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The distance of latents from a goal's embedding."""
+    def _distance_to(self, terms: Cost, goal: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The distance of latents from a goal that is embedded once, if a cost needs it."""
+        goal = self.distance_embedding(goal) if terms.needs_distance_head else None
         return lambda latents: self.embedded_distance(self.distance_embedding(latents), goal)
 
     def add_distance_head(self) -> None:
