@@ -437,8 +437,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             chunk_size = max(1, chunk_size // int(num_samples))  # samples of a candidate stay together
         context = (context_actions, proprio_states, extrinsics)
         with torch.set_grad_enabled(torch.is_grad_enabled() and actions.requires_grad):
-            goals = (goal, goal_states, self._distance_to(terms, goal))
-            arguments = (terms, latents, goals, context, chunk_size, noise)
+            arguments = terms, latents, (goal, goal_states, self._distance_to(terms, goal)), context, chunk_size, noise
             if not torch.is_grad_enabled() or actions.shape[1] <= chunk_size:
                 return self._costs(*arguments, actions)
             chunks = actions.split(chunk_size, dim=1)
