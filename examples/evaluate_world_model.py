@@ -159,14 +159,19 @@ def find_held_out(config: EvaluationConfig) -> Callable[[str], bool]:
     return held_out
 
 
-def path_distance(env_id: str) -> TrueDistance:
-    """The environment's own distance between states."""
+def path_distance(env_id: str, state_size: int) -> TrueDistance:
+    """An environment's own distance between states."""
     from vjepa2_hf.environments.gym_tasks import make_env  # gymnasium only where it is needed
 
-    distance = getattr(make_env(env_id).unwrapped, "path_distance", None)
-    if distance is None:
+    env = make_env(env_id).unwrapped
+    if not hasattr(env, "path_distance"):
         raise ValueError(f"The environment {env_id!r} has no path_distance(states, goals): leave out distance_env.")
-    return distance
+    if env.state_dim != state_size:
+        raise ValueError(
+            f"distance_env is {env_id!r} with states of {env.state_dim} numbers, but the episodes' have {state_size} "
+            "(0: no states): name the environment that they were recorded in."
+        )
+    return env.path_distance
 
 
 def import_data(config: EvaluationConfig) -> EvaluationConfig:
@@ -302,19 +307,14 @@ class Evaluation:
     def measure_distances(self) -> dict[str, Any]:
         """Latent and learned distances by true distance, and the calibration of the learned one, as
         `distance_curves.measure_distances` returns them; {} without states and distance head."""
-        config, path = self.config, None
+        config = self.config
         wanted = {"max_episodes": config.max_episodes, "camera": config.camera, "wanted": self.held_out}
         episodes = read_episodes(config.data, self.model.config.frame_skip, **wanted)
         frames = encode_episodes(self.model, self.processor, tqdm(episodes, desc="distances"))
-        if config.distance_env is not None:
-            path = path_distance(config.distance_env)
-            if frames is None or frames.states is None:
-                raise ValueError(
-                    f"distance_env is {config.distance_env!r}, but episodes of {config.data!r} have no states."
-                )
+        size = 0 if frames is None or frames.states is None else frames.states.shape[1]
+        path = None if config.distance_env is None else path_distance(config.distance_env, size)
         if frames is None:
             return {}
-        size = 0 if frames.states is None else frames.states.shape[1]
         groups = measures.check_columns(config.state_groups, size) if size else {}
         return measure_distances(self.model, frames, groups, path, config.seed)
 

@@ -9,9 +9,17 @@ import torch
 from builders import ROOT, TINY_ENCODER, TINY_PREDICTOR, moving_square
 from script_runs import blocks, commands, run_command
 
-from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2ForVideoClassification, VJepa2VideoProcessor
+from vjepa2_hf import (
+    VJepa2ForMaskedLatentPrediction,
+    VJepa2ForVideoClassification,
+    VJepa2VideoProcessor,
+    VJepa2WorldModel,
+)
 from vjepa2_hf import VJepa2MaskedLatentPredictionConfig as MaskedConfig
 from vjepa2_hf.video_io import VideoReader
+
+
+WORLD_MODEL = "runs/two_rooms/world_model/final"
 
 
 @pytest.fixture
@@ -64,7 +72,9 @@ def test_anomalies(work):
 def test_looking(work):
     fields = {"num_labels": 3, "num_pooler_layers": 1, "pooler_num_attention_heads": 2}
     VJepa2ForVideoClassification.from_encoder("runs/mine/final", **fields).save_pretrained("runs/probes/mine/final")
-    VJepa2VideoProcessor(size=32, crop_size=32).save_pretrained("runs/probes/mine/final")
+    VJepa2WorldModel.from_encoder("runs/mine/final", action_dim=2, **TINY_PREDICTOR).save_pretrained(WORLD_MODEL)
+    for folder in ("runs/probes/mine/final", WORLD_MODEL):
+        VJepa2VideoProcessor(size=32, crop_size=32).save_pretrained(folder)
     Path("my_videos/b.mp4").write_bytes(moving_square(12))
     for command in commands("looking.md"):
         run_command(command)
@@ -74,7 +84,7 @@ def test_looking(work):
         exec(block, {})
     with VideoReader("features.mp4") as reader:
         assert len(reader) == 16
-    assert Path("features.png").is_file()
+    assert Path("features.png").is_file() and Path("distances.png").is_file()
 
 
 def test_the_table_is_that_of_the_last_measurement():

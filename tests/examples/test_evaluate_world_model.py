@@ -22,7 +22,6 @@ from vjepa2_hf import (
 )
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video
-from vjepa2_hf.environments import TwoRoomsEnv
 from vjepa2_hf.training.settings import load_config
 
 
@@ -227,18 +226,19 @@ def test_latent_distance_follows_true_distance_of_each_group(world):
     assert "calibration" not in result
 
 
-def test_distances_around_walls_are_those_of_the_environment(world, monkeypatch):
+def test_distances_around_walls_are_those_of_the_environment(world):
     config = settings(distance_env="vjepa2_hf/TwoRooms-v0")
-    blocks = lambda self, states, goals: 64 * np.abs(states - goals).sum(-1)  # noqa: E731
-    monkeypatch.setattr(TwoRoomsEnv, "path_distance", blocks, raising=False)
+    for number, episode in enumerate(world["held_out"]):  # three positions of one room, and three of the other
+        episode["states"] = np.repeat(np.float32([[0.2, 0.1 + 0.1 * number], [0.8, 0.1 + 0.1 * number]]), 5, axis=0)
     result = Evaluation(config, TwoNumbers(1.0), two_number_pixels).measure_distances()
     assert list(result["groups"]) == ["state", "path"]
-    assert result["groups"]["path"]["latent"]["bins"][-1]["to"] == pytest.approx(64 * 3.8)
+    euclidean, path = (result["groups"][name]["latent"]["bins"][-1]["to"] for name in ("state", "path"))
+    assert euclidean == pytest.approx(np.hypot(0.6, 0.2)) and 64 * euclidean + 10 < path < 100  # through the door
     world["train"] = world["held_out"] = [{**one, "states": None} for one in world["held_out"]]
-    with pytest.raises(ValueError, match="distance_env is 'vjepa2_hf/TwoRooms-v0', but episodes of 'held_out' have"):
+    with pytest.raises(ValueError, match="'vjepa2_hf/TwoRooms-v0' with states of 2 numbers, but the episodes' have 0"):
         Evaluation(config, TwoNumbers(1.0), two_number_pixels).measure_distances()
     with pytest.raises(ValueError, match="'CartPole-v1' has no path_distance"):
-        evaluate_world_model.path_distance("CartPole-v1")
+        evaluate_world_model.path_distance("CartPole-v1", 4)
 
 
 @pytest.mark.parametrize(

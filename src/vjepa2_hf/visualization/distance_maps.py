@@ -26,6 +26,8 @@ class Plane(Protocol):
     """An environment of discs in the unit square, such as `vjepa2_hf.environments.PlaneEnv`: a state holds the x and
     y of each disc, y from the top."""
 
+    controlled: slice  # the columns of the discs that actions can move
+
     def render_state(self, state: np.ndarray) -> np.ndarray:
         """Image of a state (S,)."""
 
@@ -46,11 +48,11 @@ def measure_maps(
     others as in the start (S,), to the goal's (S,). The first row is the top; NaN where no state is possible."""
     sides = (np.arange(points) + 0.5) / points
     maps = []
-    for first in range(0, len(goal), 2):
-        states = np.tile(np.asarray(start, np.float32), (points, points, 1))
+    for first in range(env.controlled.start, env.controlled.stop, 2):
+        states = np.tile(np.float32(start), (points, points, 1))
         states[..., first], states[..., first + 1] = np.meshgrid(sides, sides)
         free = env.is_free(states)
-        images = np.stack([env.render_state(goal), *(env.render_state(state) for state in states[free])])
+        images = np.stack([env.render_state(np.float32(goal)), *(env.render_state(state) for state in states[free])])
         latents = encode_frames(model, processor, images)
         starts = np.arange(1, len(images))
         found = {}
@@ -71,7 +73,7 @@ def plot_maps(
         figure = Figure(figsize=(3.4 * columns, 2.9 * len(maps)), layout="constrained")
         axes = figure.subplots(len(maps), columns, squeeze=False)
         for number, (row, found, disc) in enumerate(zip(axes, maps, discs, strict=True)):
-            row[0].imshow(env.render_state(goal), extent=(0, 1, 1, 0))
+            row[0].imshow(env.render_state(np.float32(goal)), extent=(0, 1, 1, 0))
             row[0].set(title="goal image")
             for axis, (name, values) in zip(row[1:], found.items(), strict=True):
                 axis.set_facecolor(BACKGROUND)
