@@ -14,7 +14,8 @@ continues a stopped evaluation; finished rows of other settings or weights are n
 
 import dataclasses
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,16 +30,19 @@ from vjepa2_hf import VJepa2Planner
 from vjepa2_hf.data import files
 from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.environments import DATA_POLICY, closed_loop
+from vjepa2_hf.environments.dataset_goals import find_fraction, read_pairs
 from vjepa2_hf.environments.goal_policies import PolicyPlan, load_policy
 from vjepa2_hf.environments.gym_tasks import GymTasks, GymTasksConfig
 from vjepa2_hf.environments.planner_policy import PlannerPolicy
-from vjepa2_hf.environments.tasks import Tasks
+from vjepa2_hf.environments.tasks import TaskBatch, Tasks
 from vjepa2_hf.metrics.planning_success.planning_success import summarize_success
 from vjepa2_hf.specs import check_at_least, check_known
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments, replace_values
 from vjepa2_hf.visualization import tables
 from vjepa2_hf.visualization.rollout_costs import HORIZONS, measure_world_model
 
+
+logger = logging.getLogger("plan")
 
 BASELINES = {
     "uniform": "uniform random",
@@ -123,6 +127,19 @@ class PlanConfig:
                 "baselines=[uniform, data_policy] and leave out varied_appearance."
             )
 
+    @property
+    def by_offset(self) -> list["PlanConfig"]:
+        """With goals from recorded episodes the settings for each offset."""
+        if self.gym is None or self.gym.goal != "dataset":
+            return [self]
+        gyms = [dataclasses.replace(self.gym, goal_offset=offset) for offset in self.gym.offsets]
+        return [dataclasses.replace(self, gym=gym) for gym in gyms]
+
+    @property
+    def suffix(self) -> str:
+        """What the name of a row says of its tasks."""
+        return "" if self.gym is None or self.gym.goal != "dataset" else f", offset {self.gym.goal_offset}"
+
     def of_row(self, name: str) -> "PlanConfig":
         """The settings of a row alone, in which those of `rows` replace the common ones."""
         own = dict(self.rows.get(name, {"model": name}))
@@ -137,26 +154,40 @@ class PlanConfig:
         return replace_values(alone, own, f"rows.{name}.")
 
 
+def make_tasks(config: PlanConfig) -> Iterator[TaskBatch]:
+    """The tasks of every method, `parallel` at a time."""
+    size, gym = config.parallel or config.episodes, config.gym
+    for first in range(0, config.episodes, size):
+        seeds = range(config.first_task + first, config.first_task + min(first + size, config.episodes))
+        if gym is None:
+            yield Tasks(config.env, seeds, config.varied_appearance)
+            continue
+        pairs = None
+        if gym.data is not None:
+            found = read_pairs(gym.data, gym.goal_offset, gym.validation_fraction, config.episodes, config.first_task)
+            pairs = found[first : first + size]
+        tasks = GymTasks(config.env, gym, seeds, pairs)
+        yield tasks
+        tasks.close()
+
+
 def run_method(
     config: PlanConfig, plan_of: Callable[[int], closed_loop.Plan]
 ) -> tuple[closed_loop.ClosedLoopResult, np.ndarray]:
-    """Runs all episodes of a method, `parallel` at a time, and keeps goal images (n, H, W, 3) of those on video.
+    """Runs all episodes of a method, and keeps goal images (n, H, W, 3) of those on video.
 
     `plan_of` returns the plan for a group of episodes, by the number of the group.
     """
-    size = config.parallel or config.episodes
-    results, goals = [], []
-    for group, first in enumerate(range(0, config.episodes, size)):
-        seeds = range(config.first_task + first, config.first_task + min(first + size, config.episodes))
-        if config.gym is None:
-            tasks = Tasks(config.env, seeds, config.varied_appearance)
-        else:
-            tasks = GymTasks(config.env, config.gym, seeds)
+    results, goals, first = [], [], 0
+    for group, tasks in enumerate(make_tasks(config)):
         shown = max(0, config.videos - first)
         results.append(closed_loop.run_closed_loop(tasks, plan_of(group), config.executed_actions, shown))
         goals.append(tasks.goal_images[:shown])
-        tasks.close()
-    return closed_loop.join_results(results), np.concatenate(goals)
+        first += len(tasks)
+    result = closed_loop.join_results(results)
+    if result.solved.all():
+        raise ValueError("The start of every task solves it already: lower the distance of success.")
+    return result, np.concatenate(goals)
 
 
 def model_policy(config: PlanConfig, name: str, progress: tqdm) -> PlannerPolicy:
@@ -190,6 +221,9 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         cells["ms per plan"] = f"{row['plan_milliseconds']:.1f}"
     if "within_budget" in row:
         cells["calls within budget"] = f"{row['within_budget']:.2f}"
+    for name in ("solved_at_start", "ended_early"):
+        if row.get(name):
+            cells[name.replace("_", " ")] = str(row[name])
     if "by_distance" in row:
         cells["near to far goals"] = " / ".join(f"{part['success']:.2f}" for part in row["by_distance"])
     for name, values in row.get("scores", {}).items():
@@ -229,11 +263,12 @@ def check_models(config: PlanConfig) -> dict[str, Any]:
 
 @dataclass
 class FinishedRow:
-    """A method's row, its entry in `by_episode.json`, and the states (N, T + 1, S) of its episodes."""
+    """A method's row, its entry in `by_episode.json`, the states (N, T + 1, S) of its episodes and their sources."""
 
     row: dict[str, Any]
     by_episode: dict[str, list]
     states: np.ndarray | None
+    sources: list[dict[str, Any]]
 
 
 def measure_row(config: PlanConfig, name: str) -> FinishedRow:
@@ -253,15 +288,26 @@ def measure_row(config: PlanConfig, name: str) -> FinishedRow:
         policies = {BASELINES["uniform"]: "uniform", BASELINES["data_policy"]: data_policy}
         make_plan = partial(closed_loop.policy_plan, policies[name]) if name in policies else closed_loop.oracle_plan
         result, goals = run_method(config, lambda group: make_plan(seed=config.seed + group))
-    write_videos(Path(config.output_dir) / "videos" / name.replace(" ", "_").replace("/", "_"), result, goals)
+    title, solved, early = name + config.suffix, int(result.solved.sum()), int(result.ended_early.sum())
+    if early:
+        logger.warning(
+            "%s: %d of %d episodes ended without success before their last step, which counts as failure; set "
+            "gym.ignore_termination=true if the environment ends them for a goal of its own",
+            title,
+            early,
+            len(goals),
+        )
+    goals, result = goals[~result.solved[: len(goals)]], closed_loop.drop_solved(result)
+    write_videos(Path(config.output_dir) / "videos" / title.replace(" ", "_").replace("/", "_"), result, goals)
     start = None if result.distances is None else result.distances[:, 0]
     by_episode = {"successes": result.success.tolist(), "steps": result.steps.tolist()}
     by_episode |= {} if start is None else {"distances": start.tolist()}
-    row = {"name": name, **summarize_success(result.success, result.steps, start)}
+    row = {"name": title, **summarize_success(result.success, result.steps, start)}
+    row |= {"solved_at_start": solved, "ended_early": early}
     for score, values in result.scores.items():
         values = {"max": float(np.nanmax(values, axis=1).mean()), "last": float(values[:, -1].mean())}
         row.setdefault("scores", {})[score] = values
-    return FinishedRow({**row, **extra}, by_episode, result.states)
+    return FinishedRow({**row, **extra}, by_episode, result.states, result.sources)
 
 
 def kept_row(config: PlanConfig, name: str, weights: Any) -> FinishedRow:
@@ -292,12 +338,20 @@ def evaluate(config: PlanConfig) -> list[dict[str, Any]]:
     names += [BASELINES["oracle"]] * ("oracle" in config.baselines)
     with files.locked(output):
         weights = check_models(config)
-        finished = {name: kept_row(config.of_row(name), name, weights.get(name)) for name in names}
+        if config.gym is not None and config.gym.data is not None and config.gym.validation_fraction is None:
+            fraction = find_fraction([*config.models.values(), *config.policies.values()])
+            config = dataclasses.replace(config, gym=dataclasses.replace(config.gym, validation_fraction=fraction))
+        rows = {(name, one.suffix): one.of_row(name) for name in names for one in config.by_offset}
+        finished = {name + suffix: kept_row(one, name, weights.get(name)) for (name, suffix), one in rows.items()}
         files.write_text(output / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
-        seeds = np.arange(config.first_task, config.first_task + config.episodes)
+        several = len(config.by_offset) > 1  # then the offsets may have different tasks
+        seeds = {
+            "seeds" + suffix * several: np.array([source["seed"] for source in finished[name + suffix].sources])
+            for name, suffix in rows
+        }
         states = {name: one.states for name, one in finished.items() if one.states is not None}
         with files.write_aside(output / "episodes.npz") as unfinished, open(unfinished, "wb") as file:
-            np.savez_compressed(file, seeds=seeds, **states)
+            np.savez_compressed(file, **seeds, **states)
         files.write_json(
             output / "by_episode.json", {name: one.by_episode for name, one in finished.items()}, indent=None
         )

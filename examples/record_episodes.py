@@ -39,7 +39,7 @@ from vjepa2_hf import environments
 from vjepa2_hf.data.files import write_text
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video, resize_frame
-from vjepa2_hf.environments.gym_tasks import is_numbers, make_env, read_image, read_values, reset_env, step_env
+from vjepa2_hf.environments.gym_env import is_numbers, make_env, read_image, read_values, reset_env, step_env
 from vjepa2_hf.specs import check_at_least
 from vjepa2_hf.training.settings import exit_on_user_error, one_sentence
 

@@ -1,13 +1,16 @@
 """Tasks of any gymnasium environment: starts, goals and successes as the config says, and refusals in one sentence."""
 
+import dataclasses
+
 import gymnasium
 import numpy as np
 import pytest
 
 from vjepa2_hf import environments
 from vjepa2_hf.environments import PUSHING, TWO_ROOMS
-from vjepa2_hf.environments.closed_loop import policy_plan, run_closed_loop
-from vjepa2_hf.environments.gym_tasks import GymTasks, GymTasksConfig, make_env
+from vjepa2_hf.environments.closed_loop import drop_solved, policy_plan, run_closed_loop
+from vjepa2_hf.environments.gym_env import make_env
+from vjepa2_hf.environments.gym_tasks import GymTasks, GymTasksConfig
 from vjepa2_hf.environments.tasks import Tasks
 
 
@@ -118,6 +121,46 @@ def test_a_goal_may_be_another_reset():
     assert (tasks.goal_images == 255).all() and (tasks.distances > 0.7).all()
 
 
+def test_each_task_may_have_its_own_goal_options():
+    goals = [{"value": 0.5}, {"value": 1.0}]
+    config = GymTasksConfig(goal="reset", goal_options=goals, state=["value"], success_distance=0.1)
+    tasks = GymTasks("test/Counter-v0", config, range(3, 6))
+    np.testing.assert_allclose(tasks.goal_states[:, 0], [1.0, 0.5, 1.0])  # item seed modulo 2
+
+
+def test_a_goal_is_found_by_the_name_of_an_attribute(monkeypatch):
+    monkeypatch.setattr(Counter, "_target_img", np.full((16, 16, 3), 7, np.uint8), raising=False)
+    monkeypatch.setattr(Counter, "target", 0.9, raising=False)
+    named = {"goal": "info", "goal_image": "_target_img", "goal_state": ["target"], "state": ["value"]}
+    tasks = GymTasks("test/Counter-v0", GymTasksConfig(**named, success_distance=0.1), range(2))
+    assert (tasks.goal_images == 7).all() and np.allclose(tasks.goal_states, 0.9)
+    with pytest.raises(ValueError, match="has no image target_img"):
+        GymTasks("test/Counter-v0", GymTasksConfig(goal="info", goal_image="target_img", success="info"), range(1))
+
+
+def test_the_end_of_the_environments_own_task_counts_as_early_or_is_ignored():
+    """The goal lies at 3, but the environment ends at 1."""
+    config = GymTasksConfig(goal="reset", goal_options={"value": 3.0}, state=["value"], success_distance=0.3)
+    cut = run_closed_loop(GymTasks("test/Counter-v0", config, range(2)), upwards)
+    assert cut.ended_early.all() and not cut.success.any()
+    config = dataclasses.replace(config, ignore_termination=True)
+    whole = run_closed_loop(GymTasks("test/Counter-v0", config, range(2)), upwards)
+    assert whole.success.all() and not whole.ended_early.any()
+    with pytest.raises(ValueError, match="leaves out what gym.success 'terminated' judges"):
+        GymTasksConfig(goal="info", success="terminated", ignore_termination=True)
+
+
+def test_tasks_that_their_start_solves_are_left_out():
+    config = GymTasksConfig(goal="reset", goal_options={"value": 0.1}, state=["value"], success_distance=0.05)
+    tasks = GymTasks("test/Counter-v0", config, range(6))
+    expected = (np.abs(tasks.states[:, 0] - 0.1) <= 0.05).tolist()
+    assert 0 < sum(expected) < 6 and tasks.solved.tolist() == expected
+    result = drop_solved(run_closed_loop(tasks, upwards, kept_frames=3))
+    kept = [seed for seed, solved in enumerate(expected) if not solved]
+    assert [source["seed"] for source in result.sources] == kept and len(result.states) == len(kept)
+    assert len(result.frames) == sum(seed < 3 for seed in kept) and not result.solved.any()
+
+
 def test_policies_act_in_any_environment_and_held_ones_keep_their_action():
     tasks = GymTasks("test/Counter-v0", GymTasksConfig(goal="info", success="info"), range(2))
     rng = np.random.default_rng(0)
@@ -184,11 +227,10 @@ def test_what_does_not_fit_is_a_sentence(env, settings, message):
 )
 def test_what_the_environment_tells_is_checked(monkeypatch, told, settings, message):
     reset, step = Counter.reset, Counter.step
-    monkeypatch.setattr(Counter, "reset", lambda self, **given: (*reset(self, **given)[:1], {"value": 0.0, **told}))
-    monkeypatch.setattr(Counter, "step", lambda self, action: (*step(self, action)[:4], {"value": 0.0, **told}))
-    config = GymTasksConfig(
-        goal="info", state=["value"], success_distance=1.0, **{"goal_state": ["value"], **settings}
-    )
+    told = {"value": 0.0, "away": 9.0, **told}
+    monkeypatch.setattr(Counter, "reset", lambda self, **given: (*reset(self, **given)[:1], told))
+    monkeypatch.setattr(Counter, "step", lambda self, action: (*step(self, action)[:4], told))
+    config = GymTasksConfig(goal="info", state=["value"], success_distance=1.0, **{"goal_state": ["away"], **settings})
     with pytest.raises(ValueError, match=message):
         run_closed_loop(GymTasks("test/Counter-v0", config, range(2)), upwards)
 

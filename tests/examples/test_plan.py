@@ -8,10 +8,13 @@ import numpy as np
 import plan
 import pytest
 import torch
+from datasets import Features
 from plan import PlanConfig, evaluate, format_table, model_policy
+from record_episodes import REPLAY_COLUMNS, EpisodeRecorder, episode_features, record_episodes
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.data.files import locked
+from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.environments import PUSHING
 from vjepa2_hf.environments.goal_policies import GoalPolicy
 from vjepa2_hf.environments.gym_tasks import GymTasksConfig
@@ -127,7 +130,8 @@ def test_rows_of_other_weights_are_not_taken(model_dir, tmp_path, monkeypatch):
     shutil.copytree(model_dir, folder)
     config = PlanConfig(str(tmp_path / "out"), {"CEM": str(folder)}, baselines=[], episodes=1, solver=SOLVER, videos=0)
     weights = plan.check_models(config)["CEM"]
-    monkeypatch.setattr(plan, "measure_row", lambda config, name: ran.append(name) or plan.FinishedRow({}, {}, None))
+    row = plan.FinishedRow({}, {}, None, [])
+    monkeypatch.setattr(plan, "measure_row", lambda config, name: ran.append(name) or row)
     (tmp_path / "out").mkdir()
     plan.kept_row(config, "CEM", weights)
     plan.kept_row(config, "CEM", plan.check_models(config)["CEM"])
@@ -197,8 +201,9 @@ GYM = GymTasksConfig(
     max_steps=4,
     policy="drawn_to_block",
     state=["state"],
-    distance_columns=[2, 3],
-    success_distance=0.08,
+    distance_columns=[0, 1],
+    success_distance=0.05,
+    min_goal_distance=0.1,
     scores=["distance_px"],
 )
 
@@ -220,6 +225,24 @@ def test_any_gymnasium_environment_is_planned_in_groups(model_dir, policy_dir, t
     )
     assert not (tmp_path / "all" / "videos").exists()
     assert together[-1]["success"] == rows[-1]["success"]
+
+
+def test_goals_of_recorded_episodes_have_a_row_for_each_offset(model_dir, tmp_path):
+    features = Features(episode_features(["states", "proprio_states"]) | REPLAY_COLUMNS)
+    recorder = EpisodeRecorder(PUSHING, "drawn_to_block", length=12)
+    write_shards(record_episodes(recorder, 8), tmp_path / "data", features=features, num_shards=1)
+    gym = dataclasses.replace(GYM, max_steps=None, min_goal_distance=0.0, goal="dataset", data=str(tmp_path / "data"))
+    gym = dataclasses.replace(gym, goal_offset=[2, 8], validation_fraction=1.0, reset_option={"state": "states"})
+    settings = {"env": PUSHING, "gym": gym, "baselines": ["uniform"], "solver": SOLVER, "episodes": 8, "videos": 0}
+    rows = evaluate(PlanConfig(str(tmp_path / "out"), {"CEM": str(model_dir)}, parallel=3, **settings))
+    names = [f"{name}, offset {offset}" for name in ("uniform random", "CEM") for offset in (2, 8)]
+    assert [row["name"] for row in rows] == names
+    assert all(row["episodes"] + row["solved_at_start"] == 8 for row in rows) and rows[0]["solved_at_start"] > 0
+    assert [row["solved_at_start"] for row in rows[:2]] == [row["solved_at_start"] for row in rows[2:]]
+    assert "| solved at start |" in format_table(rows)
+    episodes = np.load(tmp_path / "out" / "episodes.npz")
+    assert [episodes[name].shape[1] for name in names] == [5, 17, 5, 17]  # twice the offset
+    assert len(episodes["seeds, offset 2"]) == rows[0]["episodes"]
 
 
 def test_budget_warm_start_and_proposals_reach_the_planner(model_dir, policy_dir, tmp_path):

@@ -24,6 +24,7 @@ from .lerobot import BAD_EPISODE, LeRobotDataset, check_fps, describe, open_lero
 from .shards import ShardSource, open_stream
 
 
+REPLAY_COLUMNS = ("env_seed", "reset_options", "recording")  # of record_episodes.py, which explains them
 TWO_EPISODES = "Two episodes are called {!r}; give every row an episode_id of its own."
 
 
@@ -80,7 +81,8 @@ def read_episodes(
         `frames` uint8 (T, H, W, 3), `actions` float32 (T-1, k*A) in environment units, `proprio_states` float32
         (T, S) or None, `states` likewise (the environment's true states, used for evaluation only), `rewards` float32
         (T-1,) per step (summed over skipped frames) or None, `task` (text or None), `fps` of the kept frames,
-        `episode_id`. The id of a row without `episode_id` is its file within `data` and its index there.
+        `episode_id`, and `replay`: which of `REPLAY_COLUMNS` the row has. The id of a row without `episode_id` is its
+        file within `data` and its index there.
 
     Raises:
         ValueError: an episode's actions or states have another size than those before; there is no valid episode, no
@@ -245,6 +247,7 @@ def _read_episode(row: dict[str, Any], frame_skip: int) -> dict[str, Any]:
             **{name: None if rows is None else rows[: taken + 1 : frame_skip] for name, rows in of_frames.items()},
             "rewards": None if rewards is None else rewards[:taken].reshape(steps, -1).sum(1),
             "task": row.get("task"),
+            "replay": {name: row[name] for name in REPLAY_COLUMNS if row.get(name) is not None},
             "fps": float(video.fps if fps is None else fps) / frame_skip,
             "episode_id": row["episode_id"],
         }

@@ -24,6 +24,9 @@ Plan = Callable[[TaskBatch], np.ndarray]  # actions (N, P, A), P >= 1, from the 
 class ClosedLoopResult:
     """Outcome of N episodes of T steps."""
 
+    sources: list[dict]  # N: where each task comes from
+    solved: np.ndarray  # bool (N,), tasks that the start solves already
+    ended_early: np.ndarray  # bool (N,), tasks without success whose environment ended before their last step
     success: np.ndarray  # bool (N,), tasks that succeeded after any action
     steps: np.ndarray  # int (N,), actions until the first success, -1 without one
     actions: np.ndarray  # float32 (N, T, A)
@@ -63,16 +66,31 @@ def run_closed_loop(
     reached = found.pop("reached")[:, 1:]
     success = reached.any(axis=1)
     steps = np.where(success, reached.argmax(axis=1) + 1, -1)
-    return ClosedLoopResult(success, steps, np.stack(actions, axis=1), scores, **found)
+    actions = np.stack(actions, axis=1)
+    return ClosedLoopResult(tasks.sources, tasks.solved, tasks.ended_early, success, steps, actions, scores, **found)
 
 
 def join_results(results: Sequence[ClosedLoopResult]) -> ClosedLoopResult:
     """Concatenates the outcomes of several batches."""
     joined = {"scores": {name: np.concatenate([one.scores[name] for one in results]) for name in results[0].scores}}
-    for name in vars(results[0]).keys() - {"scores"}:
+    joined["sources"] = [source for one in results for source in one.sources]
+    for name in vars(results[0]).keys() - joined.keys():
         values = [getattr(one, name) for one in results if getattr(one, name) is not None]
         joined[name] = np.concatenate(values) if values else None
     return ClosedLoopResult(**joined)
+
+
+def drop_solved(result: ClosedLoopResult) -> ClosedLoopResult:
+    """The outcome without the tasks that their start solves already."""
+    kept = {}
+    for name, values in vars(result).items():
+        if name == "scores":
+            kept[name] = {score: each[~result.solved] for score, each in values.items()}
+        elif name == "sources":
+            kept[name] = [source for source, solved in zip(values, result.solved, strict=True) if not solved]
+        else:  # frames are those of the first tasks alone
+            kept[name] = None if values is None else values[~result.solved[: len(values)]]
+    return ClosedLoopResult(**kept)
 
 
 def policy_plan(name: str, seed: int = 0) -> Plan:

@@ -7,115 +7,22 @@ Letters: N episodes, S state size, A action size, H and W pixels.
 """
 
 import copy
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import gymnasium
 import numpy as np
 
-from ..specs import check_at_least
+from ..data.video_writing import resize_frame
+from ..specs import check_at_least, check_count, check_known
+from .dataset_goals import COLUMNS, RecordedPair, bring_to, check_arrival
+from .gym_env import is_image, make_env, read_image, read_values, reset_env, step_env
 from .policies import find_policy
 
 
 GOAL_TRIES = 100  # episodes of the policy until a goal is far enough away
 SUCCESS_KEYS = ("success", "is_success")  # of an environment's info
-
-
-def make_env(env_id: str, **settings: Any) -> gymnasium.Env:
-    """Makes a registered environment that renders "rgb_array"; an id `module:Name-v0` imports the module first."""
-    try:
-        return gymnasium.make(env_id, render_mode="rgb_array", disable_env_checker=True, **settings)
-    except gymnasium.error.NamespaceNotFound as error:
-        example = f"of a package that must be imported first, such as stable_worldmodel:{env_id}"
-        raise ValueError(
-            f"The environment {env_id!r} cannot be made: {error} Give module:id for an environment {example}."
-        ) from error
-    except (gymnasium.error.Error, ImportError, TypeError) as error:
-        raise ValueError(f"The environment {env_id!r} cannot be made: {error}") from error
-
-
-def _is_image(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3
-
-
-def _name(env: gymnasium.Env) -> str:
-    return repr(env.spec.id if env.spec is not None else type(env.unwrapped).__name__)
-
-
-def _old_interface(env: gymnasium.Env, found: str) -> ValueError:
-    return ValueError(
-        f"{found}: the environment {_name(env)} has the old gym interface; reset(seed, options) must return "
-        "(observation, info), and step (observation, reward, terminated, truncated, info)."
-    )
-
-
-def reset_env(env: gymnasium.Env, seed: int, options: dict[str, Any] | None = None) -> tuple[Any, Mapping[str, Any]]:
-    """Observation and info of a reset; a ValueError for the old gym interface."""
-    try:
-        found = env.reset(seed=seed, options=options)
-    except TypeError as error:
-        missing = re.search(r"unexpected keyword argument '(seed|options)'", str(error))
-        if missing is None:
-            raise
-        raise _old_interface(env, f"reset takes no {missing[1]}") from error
-    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping)):
-        raise _old_interface(env, f"reset returned {_kinds(found)}")
-    return found
-
-
-def step_env(env: gymnasium.Env, action: np.ndarray) -> tuple[Any, Any, bool, bool, Mapping[str, Any]]:
-    """Observation, reward, terminated, truncated and info of a step; a ValueError for the old gym interface."""
-    try:
-        found = env.step(np.array(action))  # its own copy, which it may change
-    except ValueError as error:  # of gymnasium's wrapper for the number of steps
-        if "values to unpack (expected 5" not in str(error):
-            raise
-        raise _old_interface(env, f"step returned other than 5 values ({error})") from error
-    if not (isinstance(found, tuple) and len(found) == 5 and isinstance(found[4], Mapping)):
-        raise _old_interface(env, f"step returned {_kinds(found)}")
-    observation, reward, terminated, truncated, info = found
-    return observation, reward, bool(terminated), bool(truncated), info
-
-
-def _kinds(found: Any) -> str:
-    kinds = [type(value).__name__ for value in (found if isinstance(found, tuple) else [found])]
-    return f"({', '.join(kinds)})" if isinstance(found, tuple) else kinds[0]
-
-
-def read_image(env: gymnasium.Env, observation: Any) -> np.ndarray:
-    """The current image, uint8 (H, W, 3): a copy of the observation if it is an image, else of the rendering."""
-    if _is_image(observation):  # rendering it again would double the cost
-        return np.array(observation)  # environments may reuse their buffers
-    try:
-        image = env.render()
-    except gymnasium.error.Error as error:  # for example a rendering library that is not installed
-        raise ValueError(f"The environment {_name(env)} cannot render: {error}") from error
-    if not _is_image(image):
-        raise ValueError(f"The environment {_name(env)} renders no uint8 image (H, W, 3) as 'rgb_array'.")
-    return np.array(image)
-
-
-def is_numbers(value: Any) -> bool:
-    """Whether an entry of an info is a number or an array of numbers."""
-    try:
-        return np.asarray(value).dtype.kind in "biuf"
-    except ValueError:  # a list of lists of several lengths
-        return False
-
-
-def read_values(names: Sequence[str], info: dict[str, Any], observation: Any = None) -> np.ndarray:
-    """Concatenates the named entries of an info or of a dict observation: finite float32 (S,)."""
-    entries, values = {**(observation if isinstance(observation, dict) else {}), **info}, []
-    for name in names:
-        if name not in entries:
-            known = ", ".join(sorted(map(str, entries))) or "nothing"
-            raise ValueError(f"The environment reports no {name!r}; it reports {known}.")
-        if not is_numbers(entries[name]) or not np.isfinite(entries[name]).all():
-            raise ValueError(f"The environment reports {name!r} as {entries[name]!r:.200}; expected finite numbers.")
-        values.append(np.asarray(entries[name], np.float32).reshape(-1))
-    return np.concatenate(values)
 
 
 @dataclass
@@ -131,15 +38,36 @@ class GymTasksConfig:
     """Keyword arguments of the environment."""
     max_steps: int | None = None
     """Environment steps of a task; null: the environment's own limit."""
+    height: int | None = None
+    """Images are resized to this many pixels, as by `record_episodes.py --height`; null: as the environment renders
+    them, and with `goal: dataset` as they were recorded."""
+    ignore_termination: bool = False
+    """Go on after the environment's own end, as when it is about another goal, until the steps are used up."""
     policy: str = "uniform"
     """Policy that recorded the data: the row "data policy", and the goals of `goal: policy`."""
-    goal: Literal["policy", "reset", "info"] = "policy"
+    goal: Literal["policy", "reset", "info", "dataset"] = "policy"
     """Image of the goal. policy: after `goal_steps` steps of `policy` from the same start. reset: after
-    `reset(seed, options=goal_options)`. info: `goal_image` of the info, or of the environment."""
+    `reset(seed, options=goal_options)`. info: `goal_image` of the info, or of the environment. dataset: start and goal
+    are frames t and t + `goal_offset` of held-out episodes of `data`, one random t per episode."""
     goal_steps: int = 20
-    goal_options: dict[str, Any] = field(default_factory=dict)
+    goal_options: dict[str, Any] | list[dict[str, Any]] = field(default_factory=dict)
+    """Options of all tasks, or a list, of which the task of seed s takes item s modulo its length."""
+    goal_image: str = "goal_image"
+    """Name of the image with `goal: info`: an entry of the info, or an attribute of the environment."""
+    data: str | None = None
+    """Episodes for `goal: dataset`: a folder that `record_episodes.py` wrote, or any other episodes."""
+    goal_offset: int | list[int] = 25
+    """Steps from start to goal with `goal: dataset`; for a list, every method has a row for each offset."""
+    budget: int | str = "2x"
+    """Steps of a task with `goal: dataset`: a number, or "2x": twice `goal_offset`."""
+    reset_option: dict[str, str] = field(default_factory=dict)
+    """Option of the environment's reset that sets its state, and the column that holds it, such as {state: states};
+    {}: the recorded actions are repeated up to the frame. Both are checked against the recorded image and state."""
+    validation_fraction: float | None = None
+    """Fraction of `data` that training held out, by a hash of ids; null: of the runs of the models."""
     state: list[str] = field(default_factory=list)
-    """Names of the entries that form the state; []: no state, and then no distances."""
+    """Names of the entries that form the state; []: no state, and then no distances. Attributes of the environment
+    do, too."""
     goal_state: list[str] = field(default_factory=list)
     """The same of the goal with `goal: info`; other goals have the state of the environment at that time."""
     distance_columns: list[int] | None = None
@@ -157,16 +85,17 @@ class GymTasksConfig:
     """Names of numbers to report after each step, such as [coverage]."""
 
     def __post_init__(self):
-        check_at_least(self, "gym.", max_steps=1, goal_steps=1)
+        check_at_least(self, "gym.", max_steps=1, goal_steps=1, height=2)
         by_distance, goal = self.success == "distance", self.goal
+        self._check_dataset()
         if by_distance and not (self.state and (self.success_distance or 0) > 0):
             raise ValueError(
                 "gym.success is 'distance', which needs gym.state (names of entries of its info) and "
                 "gym.success_distance above 0; or set gym.success to 'info' or 'terminated'."
             )
-        if not by_distance and goal == "policy":
+        if not by_distance and goal in ("policy", "dataset"):
             raise ValueError(
-                "gym.goal is 'policy', a goal that the environment does not know, but gym.success is "
+                f"gym.goal is {goal!r}, a goal that the environment does not know, but gym.success is "
                 f"{self.success!r}, its own judgment: set gym.success to 'distance', or gym.goal to 'reset' or 'info'."
             )
         if goal == "reset" and not self.goal_options:
@@ -179,6 +108,35 @@ class GymTasksConfig:
             raise ValueError("gym.min_goal_distance needs gym.goal 'policy' and gym.state.")
         if self.distance_columns == []:
             raise ValueError("gym.distance_columns is empty, so every distance would be 0; null takes all.")
+        if goal != "info" and self.goal_image != "goal_image":
+            raise ValueError(f"gym.goal_image is {self.goal_image!r}, which needs gym.goal 'info', not {goal!r}.")
+        if self.ignore_termination and self.success == "terminated":
+            raise ValueError("gym.ignore_termination leaves out what gym.success 'terminated' judges: choose one.")
+
+    def _check_dataset(self) -> None:
+        if (self.goal == "dataset") != (self.data is not None):
+            raise ValueError(f"gym.goal is {self.goal!r} and gym.data {self.data!r}: 'dataset' and data go together.")
+        if self.data is None:
+            return
+        for offset in self.offsets:
+            check_count("gym.goal_offset", offset)
+        if not self.offsets:
+            raise ValueError("gym.goal_offset is an empty list; give one offset or several.")
+        if self.max_steps is not None:
+            raise ValueError("gym.max_steps and gym.goal 'dataset' are both set: set gym.budget instead.")
+        if self.budget != "2x":
+            check_count("gym.budget ('2x' is possible, too)", self.budget)
+        for column in self.reset_option.values():
+            check_known(column, COLUMNS, "column", "gym.reset_option: ")
+
+    @property
+    def offsets(self) -> list[int]:
+        return self.goal_offset if isinstance(self.goal_offset, list) else [self.goal_offset]
+
+    def options_of(self, seed: int) -> dict[str, Any]:
+        """`goal_options` of a task."""
+        given = self.goal_options
+        return given[seed % len(given)] if isinstance(given, list) else given
 
 
 @dataclass
@@ -186,8 +144,10 @@ class _Episode:
     """One environment in its task."""
 
     env: gymnasium.Env
+    ignore_termination: bool = False
+    height: int | None = None
 
-    def reset(self, seed: int, options: dict[str, Any] | None = None) -> None:
+    def reset(self, seed: int | None, options: dict[str, Any] | None = None) -> None:
         observation, self.info = reset_env(self.env, seed, options)
         self.observation = copy.deepcopy(observation)  # environments may reuse their buffers
         self.ended = False
@@ -198,15 +158,20 @@ class _Episode:
         action = np.clip(action.reshape(space.shape), space.low, space.high).astype(space.dtype)
         observation, _, terminated, truncated, self.info = step_env(self.env, action)
         self.observation = copy.deepcopy(observation)
-        self.ended = terminated or truncated
+        self.ended = truncated or (terminated and not self.ignore_termination)
         return terminated
 
     def values(self, names: Sequence[str]) -> np.ndarray | None:
-        """The named entries (S,), or None without names."""
-        return read_values(names, self.info, self.observation) if names else None
+        """The named entries or attributes (S,), or None without names."""
+        env = self.env.unwrapped
+        attributes = {name: getattr(env, name) for name in names if hasattr(env, name)}
+        return read_values(names, {**attributes, **self.info}, self.observation) if names else None
 
     def image(self) -> np.ndarray:
-        return read_image(self.env, self.observation)
+        return self.resize(read_image(self.env, self.observation))
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        return image if self.height in (None, len(image)) else resize_frame(image, self.height)
 
 
 class GymTasks:
@@ -216,51 +181,98 @@ class GymTasks:
         env_id: id of a registered environment.
         config: goals and success criterion.
         seeds: of the starts, one per task; the seeds of goals are derived from them.
+        pairs: with `goal: dataset` start and goal of each task, from `dataset_goals.read_pairs`.
 
     Raises:
         ValueError: the environment does not fit the config, or no goal is far enough away.
     """
 
-    def __init__(self, env_id: str, config: GymTasksConfig, seeds: Sequence[int]):
-        self.config, self.env_id, self.seeds = config, env_id, [int(seed) for seed in seeds]
+    def __init__(
+        self,
+        env_id: str,
+        config: GymTasksConfig,
+        seeds: Sequence[int],
+        pairs: Sequence[RecordedPair] | None = None,
+    ):
+        self.config, self.env_id, self.seeds, self.pairs = config, env_id, [int(seed) for seed in seeds], pairs
         limit = {} if config.max_steps is None else {"max_episode_steps": config.max_steps}
-        self.episodes = [_Episode(make_env(env_id, **limit, **config.env_kwargs)) for _ in self.seeds]
-        first = self.episodes[0].env
+        height = config.height
+        if pairs is not None:
+            limit = {"max_episode_steps": -1}  # none: repeated actions count, too; the closed loop ends the task
+            height = pairs[0].images.shape[1] if height is None else height
+        envs = [make_env(env_id, **limit, **config.env_kwargs) for _ in self.seeds]
+        self.episodes = [_Episode(env, config.ignore_termination, height) for env in envs]
+        first = envs[0]
         find_policy("uniform", first)  # refuses action spaces other than a bounded Box
-        if first.spec.max_episode_steps is None:
-            raise ValueError(f"The environment {env_id!r} has no step limit: set gym.max_steps.")
-        self.max_steps: int = first.spec.max_episode_steps
+        self.max_steps: int = self._count_steps(first)
         self.action_dim = int(np.prod(first.action_space.shape))
-        self.reached = np.zeros(len(self), bool)
         self._policies: dict[str, list] = {}
-        images, states = zip(*map(self._start, self.episodes, self.seeds), strict=True)
+        numbers = range(len(self.seeds))
+        images, states = zip(*map(self._start, self.episodes, self.seeds, numbers), strict=True)
         self.goal_images = np.stack(images)
         self.goal_states = None if states[0] is None else np.stack(states)
         self.scores = {name: np.full(len(self), np.nan) for name in config.scores}
+        self.reached, self.ended_early, self.steps_taken = np.zeros(len(self), bool), np.zeros(len(self), bool), 0
+        if config.success == "distance":
+            self.solved = self.distances <= config.success_distance
+        else:
+            self.solved = np.array([self._reported(episode) is True for episode in self.episodes])
+
+    def _count_steps(self, env: gymnasium.Env) -> int:
+        """Steps of a task."""
+        if self.pairs is not None:
+            return 2 * self.pairs[0].offset if self.config.budget == "2x" else int(self.config.budget)
+        if env.spec.max_episode_steps is None:
+            raise ValueError(f"The environment {self.env_id!r} has no step limit: set gym.max_steps.")
+        return env.spec.max_episode_steps
 
     def __len__(self) -> int:
         return len(self.seeds)
 
-    def _start(self, episode: _Episode, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
+    @property
+    def sources(self) -> list[dict[str, Any]]:
+        """Where each task comes from."""
+        pairs = [{}] * len(self) if self.pairs is None else [pair.source for pair in self.pairs]
+        return [{"seed": seed, **pair} for seed, pair in zip(self.seeds, pairs, strict=True)]
+
+    def _start(self, episode: _Episode, seed: int, number: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Brings an episode to its start; returns the image (H, W, 3) and the state (S,) or None of its goal."""
+        if self.pairs is not None:
+            return self._start_of_pair(episode, seed, self.pairs[number])
         episode.reset(seed)
         if self.config.goal == "info":
-            image = episode.info.get("goal_image", getattr(episode.env.unwrapped, "goal_image", None))
-            if not _is_image(image):
+            name = self.config.goal_image
+            image = episode.info.get(name, getattr(episode.env.unwrapped, name, None))
+            if not is_image(image):
                 raise ValueError(
-                    f"The environment {self.env_id!r} has no goal_image, neither in its info nor as an attribute: "
-                    "set gym.goal to 'policy' or 'reset'."
+                    f"The environment {self.env_id!r} has no image {name}, neither in its info nor as an attribute: "
+                    "set gym.goal_image to its name, or gym.goal to 'policy', 'reset' or 'dataset'."
                 )
-            return np.array(image), episode.values(self.config.goal_state)
+            return episode.resize(np.array(image)), episode.values(self.config.goal_state)
         first = episode.image()
         if self.config.goal == "reset":
-            episode.reset(seed, self.config.goal_options)
+            episode.reset(seed, self.config.options_of(seed))
         else:
             self._play_to_goal(episode, seed)
         goal = episode.image(), episode.values(self.config.state)
         episode.reset(seed)
         if not np.array_equal(first, episode.image()):
             raise ValueError(f"The environment {self.env_id!r} starts differently from the same seed ({seed}).")
+        return goal
+
+    def _start_of_pair(self, episode: _Episode, seed: int, pair: RecordedPair) -> tuple[np.ndarray, np.ndarray | None]:
+        """The same, of recorded frames; the images are rendered, so that a goal has no trace of video encoding."""
+        for which in (1, 0):
+            bring_to(episode, pair, which, seed, self.config.reset_option)
+            state = episode.values(self.config.state)
+            check_arrival(episode, pair, which, state)
+            if which:
+                goal = episode.image(), state
+        if episode.ended:
+            raise ValueError(
+                f"Episode {pair.episode_id!r} has ended by frame {pair.frame}, where its task starts: set "
+                "gym.ignore_termination=true."
+            )
         return goal
 
     def _play_to_goal(self, episode: _Episode, seed: int) -> None:
@@ -293,7 +305,7 @@ class GymTasks:
 
     @property
     def active(self) -> np.ndarray:
-        return ~self.reached & ~np.array([episode.ended for episode in self.episodes])
+        return ~self.reached & ~self.solved & ~np.array([episode.ended for episode in self.episodes])
 
     def _values(self, names: Sequence[str]) -> np.ndarray | None:
         return np.stack([episode.values(names) for episode in self.episodes]) if names else None
@@ -320,6 +332,7 @@ class GymTasks:
         if actions.shape != (len(self), self.action_dim):
             raise ValueError(f"The actions have shape {actions.shape}; expected ({len(self)}, {self.action_dim}).")
         succeeded = np.zeros(len(self), bool)
+        self.steps_taken += 1
         self.scores = {name: values.copy() for name, values in self.scores.items()}
         for i in np.flatnonzero(self.active):
             terminated = self.episodes[i].step(actions[i])
@@ -330,19 +343,27 @@ class GymTasks:
                     raise ValueError(f"The score {name!r} of {self.env_id!r} is {1 + len(others)} numbers, not one.")
         if self.config.success == "distance":
             succeeded = self.distances <= self.config.success_distance
-        self.reached = self.reached | succeeded
+        self.reached = self.reached | (succeeded & ~self.solved)
+        if self.steps_taken < self.max_steps:
+            ended = np.array([episode.ended for episode in self.episodes])
+            self.ended_early |= ended & ~self.reached & ~self.solved
+
+    def _reported(self, episode: _Episode) -> bool | None:
+        """Success as the info reports it; None if it does not."""
+        reported = [episode.info[name] for name in SUCCESS_KEYS if name in episode.info]
+        return any(map(bool, reported)) if reported else None
 
     def _succeeded(self, episode: _Episode, terminated: bool) -> bool:
         """The environment's own judgment."""
         if self.config.success == "terminated":
             return terminated
-        reported = [episode.info[name] for name in SUCCESS_KEYS if name in episode.info]
-        if self.config.success == "info" and not reported:
+        reported = self._reported(episode)
+        if self.config.success == "info" and reported is None:
             raise ValueError(
                 f"The info of {self.env_id!r} has neither {' nor '.join(SUCCESS_KEYS)}: set gym.success to "
                 "'distance' or 'terminated'."
             )
-        return any(map(bool, reported))
+        return bool(reported)
 
     def policy_actions(self, name: str, rng: np.random.Generator) -> np.ndarray:
         if name not in self._policies:

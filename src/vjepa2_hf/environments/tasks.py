@@ -33,12 +33,16 @@ class TaskBatch(Protocol):
     max_steps: int  # environment steps that a task has
     action_dim: int  # A
     goal_images: np.ndarray  # uint8 (N, H, W, 3)
+    solved: np.ndarray  # bool (N,), tasks that their start solves already; they are never active
     reached: np.ndarray  # bool (N,), tasks that succeeded after any step so far
+    ended_early: np.ndarray  # bool (N,), tasks without success whose environment ended before `max_steps`
     active: np.ndarray  # bool (N,), tasks that still need actions; those of the others do not change their success
     states: np.ndarray | None  # float32 (N, S), or None if the environment has none
     distances: np.ndarray | None  # float (N,) to the goals, in the unit of the tasks
     proprio_states: np.ndarray | None  # float32 (N, S), the agent's state that a model may see
     scores: dict[str, np.ndarray]  # other values of the environment by name, (N,) each
+    goal_states: np.ndarray | None  # float32 (N, S), or None if the environment has none
+    sources: list[dict[str, Any]]  # where each task comes from: its seed; of a recorded one its episode and frames
 
     def __len__(self) -> int: ...
 
@@ -85,7 +89,8 @@ class Tasks:
         pairs = zip(self.goals, self.appearances, strict=True)
         self.goal_images = np.stack([self.env.render_state(goal, appearance) for goal, appearance in pairs])
         self.last_actions = np.zeros((len(self), 2), np.float32)
-        self.reached = np.zeros(len(self), bool)
+        self.solved = self.distances <= SUCCESS_PIXELS
+        self.reached, self.ended_early = np.zeros(len(self), bool), np.zeros(len(self), bool)
         self.scores: dict[str, np.ndarray] = {}
         self._waypoints = Waypoints()
 
@@ -98,7 +103,15 @@ class Tasks:
 
     @property
     def active(self) -> np.ndarray:
-        return ~self.reached
+        return ~self.reached & ~self.solved
+
+    @property
+    def goal_states(self) -> np.ndarray:
+        return self.goals
+
+    @property
+    def sources(self) -> list[dict[str, Any]]:
+        return [{"seed": seed} for seed in self.seeds]
 
     @property
     def proprio_states(self) -> np.ndarray:
@@ -114,7 +127,7 @@ class Tasks:
             raise ValueError(f"The actions have shape {actions.shape}, but ({len(self)}, 2) is expected.")
         self.last_actions = actions
         self.states = self.env.dynamics(self.states, actions)
-        self.reached |= self.distances <= SUCCESS_PIXELS
+        self.reached |= (self.distances <= SUCCESS_PIXELS) & ~self.solved
 
     def policy_actions(self, name: str, rng: np.random.Generator) -> np.ndarray:
         sample = {
