@@ -48,15 +48,22 @@ def test_episodes_hold_what_the_environment_tells(episodes):
     assert rows[0]["fps"] == 5.0
 
 
-def test_the_scripted_pusher_moves_and_turns_the_t_and_rows_repeat_it(tmp_path):
+@pytest.mark.parametrize(
+    ("env_id", "policy"),
+    [
+        ("gym_pusht:gym_pusht/PushT-v0", "ScriptedPusher"),
+        ("vjepa2_hf.environments.pusht_policy:vjepa2_hf/RelativePushT-v0", "RelativePusher"),
+    ],
+)
+def test_the_scripted_pusher_moves_and_turns_the_t_and_rows_repeat_it(tmp_path, env_id, policy):
     settings = yaml.safe_load(CONFIG.read_text())
-    arguments = ["--env", settings["env"], "--episodes", "3", "--length", "40", "--num_proc", "1"]
-    arguments += ["--policy", "vjepa2_hf.environments.pusht_policy:ScriptedPusher", "--ignore_termination"]
+    arguments = ["--env", env_id, "--episodes", "3", "--length", "40", "--num_proc", "1"]
+    arguments += ["--policy", f"vjepa2_hf.environments.pusht_policy:{policy}", "--ignore_termination"]
     arguments += ["--env_kwargs", json.dumps(settings["gym"]["env_kwargs"]), "--state", "pos_agent", "block_pose"]
     record_episodes.main([*arguments, "--output", str(tmp_path / "out")])
     moved = []
     for row in load_dataset("parquet", data_files=str(tmp_path / "out/*.parquet"), split="train", streaming=True):
-        env = make_env(settings["env"], **json.loads(row["recording"])["env_kwargs"])
+        env = make_env(env_id, **json.loads(row["recording"])["env_kwargs"])
         image, info = env.reset(seed=row["env_seed"], options=json.loads(row["reset_options"]) or None)
         states = [np.append(info["pos_agent"], info["block_pose"])]
         for action in row["actions"]:

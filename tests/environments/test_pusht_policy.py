@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 
 from vjepa2_hf.environments import pusht_policy
-from vjepa2_hf.environments.pusht_policy import ScriptedPusher
+from vjepa2_hf.environments.pusht_policy import RelativePusher, ScriptedPusher
 
 
-def play(seed: int, steps: int = 80) -> tuple[np.ndarray, np.ndarray, SimpleNamespace]:
+def play(seed: int, steps: int = 80, kind: type = ScriptedPusher) -> tuple[np.ndarray, np.ndarray, SimpleNamespace]:
     """Positions of the agent (steps, 2), the pusher's actions (steps, 2), and the environment."""
     rng = np.random.default_rng(seed)
     block = SimpleNamespace(position=rng.uniform(150, 350, 2), angle=rng.uniform(-3, 3))
-    env, policy, positions, actions = SimpleNamespace(agent=None, block=block), ScriptedPusher(), [], []
+    env, policy, positions, actions = SimpleNamespace(agent=None, block=block), kind(), [], []
     env.agent = SimpleNamespace(position=rng.uniform(50, 450, 2))
     for _ in range(steps):
         positions.append(np.array(env.agent.position))
         actions.append(policy(env, rng))
-        env.agent.position = positions[-1] + 0.4 * (actions[-1] - positions[-1])
+        offset = actions[-1] - positions[-1] if kind is ScriptedPusher else 100 * actions[-1]
+        env.agent.position = positions[-1] + 0.4 * offset
     return np.array(positions), np.array(actions), env
 
 
@@ -49,3 +50,13 @@ def test_the_pusher_pushes_at_many_points_within_the_field(seed):
 def test_strokes_depend_on_the_generator_alone():
     np.testing.assert_array_equal(play(1)[1], play(1)[1])
     assert not np.array_equal(play(1)[1], play(2)[1])
+
+
+def test_relative_actions_lead_to_the_same_targets():
+    positions, actions, _ = play(1, 20)
+    relative_positions, relative, _ = play(1, 20, RelativePusher)
+    far = np.abs(actions - positions).max(axis=1) > 100  # clipped: other targets from then on
+    count = int(np.argmax(far)) if far.any() else len(far)
+    assert count > 5
+    np.testing.assert_allclose(relative_positions[:count] + 100 * relative[:count], actions[:count], atol=1e-3)
+    assert np.abs(relative).max() <= 1

@@ -1,18 +1,20 @@
-"""A behavior policy for gym-pusht: pushes the T about the field so that it moves and turns.
+"""gym-pusht with relative actions, and a behavior policy that pushes the T about the field so that it moves and turns.
 
-    python examples/record_episodes.py --env gym_pusht:gym_pusht/PushT-v0 --output runs/pusht/episodes \
-        --policy vjepa2_hf.environments.pusht_policy:ScriptedPusher --ignore_termination ...
+    python examples/record_episodes.py --env vjepa2_hf.environments.pusht_policy:vjepa2_hf/RelativePushT-v0 \\
+        --policy vjepa2_hf.environments.pusht_policy:RelativePusher --output runs/pusht/episodes ...
 
-It is written as a policy of your own would be: it reads the unwrapped environment (`env.agent`, `env.block`) and needs
-no import of gym-pusht. Positions are in the environment's pixels, 0 to 512; an action is the position that a
-controller pulls the agent to.
+Both are written as your own would be: importing a module registers an environment, and a policy reads the unwrapped
+environment (`env.agent`, `env.block`). The policy of gym-pusht itself is `ScriptedPusher`. Positions are in the
+environment's pixels, 0 to 512.
 """
 
 from typing import Any
 
+import gymnasium
 import numpy as np
 
 
+RELATIVE_PUSH_T, ACTION_SCALE = "vjepa2_hf/RelativePushT-v0", 100.0  # pixels of an action of 1
 AGENT_RADIUS, FIELD = 15.0, (20.0, 492.0)  # the agent's center stays within the walls
 # Corners of the T in its own coordinates, in an order that leaves the outside on the left
 CORNERS = np.array([(-60, 0), (60, 0), (60, 30), (15, 30), (15, 120), (-15, 120), (-15, 30), (-60, 30)], float)
@@ -20,6 +22,35 @@ SIDES = np.roll(CORNERS, -1, axis=0) - CORNERS
 LENGTHS = np.linalg.norm(SIDES, axis=1)
 NORMALS = np.stack([SIDES[:, 1], -SIDES[:, 0]], axis=1) / LENGTHS[:, None]  # outward
 CENTER, CLEAR_RADIUS = np.array([0.0, 45.0]), 105.0  # from here, no part of the T touches the agent
+
+
+class RelativeActions(gymnasium.ActionWrapper):
+    """Actions (2,) in [-1, 1] are the next target of the agent relative to it, in units of `ACTION_SCALE` pixels.
+
+    DINO-WM and stable-worldmodel act like this. gym-pusht takes the target's position in the field.
+    """
+
+    def __init__(self, env: gymnasium.Env):
+        super().__init__(env)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+    def action(self, action: np.ndarray) -> np.ndarray:
+        space = self.env.action_space
+        target = np.array(self.unwrapped.agent.position) + ACTION_SCALE * np.asarray(action, np.float64)
+        return np.clip(target, space.low, space.high).astype(space.dtype)
+
+
+def make_relative(**settings: Any) -> gymnasium.Env:
+    """gym-pusht's environment with relative actions."""
+    try:
+        from gym_pusht.envs import PushTEnv
+    except ImportError as error:
+        raise ImportError(f'{RELATIVE_PUSH_T} needs gym-pusht: pip install "vjepa2-hf[pusht]".') from error
+    return RelativeActions(PushTEnv(**settings))
+
+
+if RELATIVE_PUSH_T not in gymnasium.registry:
+    gymnasium.register(RELATIVE_PUSH_T, entry_point=make_relative, max_episode_steps=300)
 
 
 class ScriptedPusher:
@@ -41,14 +72,14 @@ class ScriptedPusher:
             self._choose(env, agent, rng)
         self.steps_left -= 1
         if self.phase == "wander":
-            return self._act(self.target, rng)
+            return self._act(agent, self.target, rng)
         if self.phase == "approach":
             start = _to_world(env.block, self.start)
             if np.linalg.norm(start - agent) > 12:
                 goal = _way_around(env.block, agent, start)
-                return self._act(agent + _limited(2 * (goal - agent), self.reach), rng)
+                return self._act(agent, agent + _limited(2 * (goal - agent), self.reach), rng)
             self._push(env, rng)
-        return self._act(agent + self.reach * self.direction, rng)
+        return self._act(agent, agent + self.reach * self.direction, rng)
 
     def _reaches_a_wall(self, env: Any, agent: np.ndarray) -> bool:
         ahead = _to_world(env.block, CENTER) + 30 * self.direction
@@ -78,8 +109,17 @@ class ScriptedPusher:
         self.phase, self.steps_left, self.reach = "push", int(rng.integers(4, 15)), rng.uniform(12, 40)
         self.direction = _turn(self.inward, env.block.angle + rng.normal(0, 0.25))
 
-    def _act(self, target: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _act(self, agent: np.ndarray, target: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The environment's action for a target (2,) of the agent, with noise."""
         return np.clip(target + rng.normal(0, self.NOISE, 2), *FIELD).astype(np.float32)
+
+
+class RelativePusher(ScriptedPusher):
+    """The same for environments with relative actions."""
+
+    def _act(self, agent: np.ndarray, target: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        action = (super()._act(agent, target, rng) - agent) / ACTION_SCALE
+        return np.clip(action, -1, 1).astype(np.float32)
 
 
 def _way_around(block: Any, agent: np.ndarray, goal: np.ndarray) -> np.ndarray:
