@@ -53,6 +53,7 @@ from vjepa2_hf.training.config import TrainingConfig
 from vjepa2_hf.training.loop import TrainingLoop
 from vjepa2_hf.training.schedules import LearningRateSchedule, MomentumSchedule, parameter_groups, set_weight_decay
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
+from vjepa2_hf.training.time_scales import copy_state, set_macro_range
 from vjepa2_hf.video_io import ReadLimits
 
 
@@ -110,6 +111,9 @@ class WorldModelTrainingConfig(TrainingConfig):
     fit_state: bool = True
     """Fit the fixed map of the state once, on the training episodes: subtract the mean at every position and divide by
     one global standard deviation; for merged and projected states also fit the linear map."""
+    state_of: str | None = None
+    """Folder of a world model on the same encoder whose fitted map is used instead, so that the latents of both models
+    are equal: for a second time scale (docs/planning.md)."""
     normalize_actions: bool = True
     """Standardize actions and proprio states by their statistics."""
     use_proprio: bool = False
@@ -338,7 +342,9 @@ def prepare_data(config: WorldModelTrainingConfig, accelerator: Accelerator):
     measured = [name for name in caches[0].columns if name not in ("latents", "frames")]
     statistics = {name: window_statistics(training, name) for name in measured}
     model = build_model(config, encoder, statistics, common_fps(training)).to(accelerator.device).eval()
-    if config.fit_state:
+    if config.state_of is not None:
+        copy_state(model, config.state_of)
+    elif config.fit_state:
         fit_state(model, training, processor)
     check_windows(config, model)
     training.sample(1, config.frames_per_window, config.frame_skip, np.random.default_rng(0))  # raises if none
@@ -444,7 +450,9 @@ def train(config: WorldModelTrainingConfig) -> None:
             loop.log({**metrics, **measured, "windows_per_second": speed})
         loop.save_checkpoint()
 
-    # Rollout errors on held-out episodes
+    # Results: the range of macro-actions, and rollout errors on held-out episodes
+    if plain.config.macro_action_dim is not None:
+        set_macro_range(plain.eval(), training)
     if accelerator.is_main_process and len(held_out):
         write_json(run.output_dir / "rollout_error.json", rollout_errors(plain.eval(), held_out, processor, horizons))
     loop.finish(model, processor)

@@ -465,3 +465,15 @@ def test_two_processes_learn_as_one_with_the_whole_batch(monkeypatch, episodes, 
     ]
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, rtol=0, atol=1e-5, msg=name)
+
+
+def test_a_second_time_scale_trains_on_the_latents_of_the_first(finished, episodes, monkeypatch, tmp_path):
+    """Its steps are longer, its state is that of the first model, and its config has the range of macro-actions."""
+    longer = ["world_model.frame_skip=4", "world_model.macro_action_dim=2", "frames_per_window=2", "horizons=[1]"]
+    longer += ["world_model.rollout_steps=1", f"cache_dir={finished.parent / 'latents'}"]
+    run_train_world_model(monkeypatch, episodes, tmp_path, f"state_of={finished / 'final'}", *longer)
+    first, second = (VJepa2WorldModel.from_pretrained(folder / "final") for folder in (finished, tmp_path))
+    assert torch.equal(first.state_mean, second.state_mean) and torch.equal(first.state_scale, second.state_scale)
+    assert second.config.action_dim == 8 and second.macro_model().config.action_dim == 2
+    low, high = map(torch.tensor, (second.config.macro_action_low, second.config.macro_action_high))
+    assert (low >= -1).all() and (low < high).all() and (high <= 1).all()

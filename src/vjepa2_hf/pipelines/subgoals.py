@@ -22,6 +22,7 @@ from ..data.parts import DamagedPartError, check_part, read_note, read_tensors, 
 from ..modeling_world_model import VJepa2WorldModel
 from ..planning.subgoal_graph import SubgoalGraph
 from ..specs import check_known, refuse
+from .two_level import MacroActionSubgoals, holds_macro_model
 
 
 FOLDER = "subgoals"  # beside the model
@@ -106,7 +107,7 @@ class GraphSubgoals:
             )
 
 
-SUBGOALS: dict[str, type] = {kind.name: kind for kind in (GraphSubgoals,)}
+SUBGOALS: dict[str, type] = {kind.name: kind for kind in (GraphSubgoals, MacroActionSubgoals)}
 
 
 def find_subgoals(given: Any, saved: str | None, model: VJepa2WorldModel) -> Any:
@@ -126,11 +127,14 @@ def find_subgoals(given: Any, saved: str | None, model: VJepa2WorldModel) -> Any
 
 
 def load_subgoals(source: str | Path, model: VJepa2WorldModel) -> Any:
-    """Subgoals from their folder, or from the folder or Hub id of a planner that was saved with them."""
+    """Subgoals from their folder, from the folder or Hub id of a planner that was saved with them, or from the folder
+    of a world model with macro-actions."""
     folder = Path(source)
     if not folder.is_dir() and source:
         cached = {"revision": getattr(model.config, "_commit_hash", None), "allow_patterns": f"{FOLDER}/*"}
         folder = Path(huggingface_hub.snapshot_download(str(source), **cached))
+    if holds_macro_model(folder) and not (folder / KIND_FILE).is_file():
+        return MacroActionSubgoals.from_pretrained(folder, model)
     folder = folder if (folder / KIND_FILE).is_file() else folder / FOLDER
     try:
         kind = json.loads((folder / KIND_FILE).read_text(encoding="utf-8"))["kind"]
