@@ -33,7 +33,7 @@ class TwoNumbers:
     def __init__(self, gain: float, noise: float = 0.0, **config):
         self.gain, self.noise = gain, noise
         fields = {"frame_skip": 1, "freeze_encoder": True, "context_frames": 1, "proprio_dim": 0, "reward_mean": None}
-        optional = {"reward_head": False, "stochastic_dim": int(noise > 0)}
+        optional = {"reward_head": False, "distance_head": False, "stochastic_dim": int(noise > 0)}
         self.config = SimpleNamespace(**{**fields, **optional, **config})
 
     def encode_targets(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -289,7 +289,13 @@ def test_script_measures_a_saved_model_on_the_episodes_its_run_held_out(monkeypa
     dynamics = {"predictor_hidden_size": 16, "predictor_num_hidden_layers": 1, "predictor_num_attention_heads": 2}
     sizes = {"action_dim": 4, "actions_per_step": 2, "frame_skip": 2, "proprio_dim": 2, "context_frames": 2}
     config = VJepa2WorldModelConfig(
-        encoder_config=TINY_ENCODER, **sizes, **dynamics, reward_head=True, stochastic_dim=2, fps=10.0
+        encoder_config=TINY_ENCODER,
+        **sizes,
+        **dynamics,
+        reward_head=True,
+        stochastic_dim=2,
+        distance_head=True,
+        fps=10.0,
     )
     model = VJepa2WorldModel(config)
     model.save_pretrained(tmp_path / "run" / "final")
@@ -321,4 +327,5 @@ def test_script_measures_a_saved_model_on_the_episodes_its_run_held_out(monkeypa
     assert f"| error | {result['horizons'][0]['error']:.3g} | {result['horizons'][1]['error']:.3g} |" in printed
     latent = result["distances"]["groups"]["state"]["latent"]  # frames are noise
     assert abs(latent["rank_correlation"]) < 0.5 and latent["low"] < latent["high"]
+    assert result["distances"]["calibration"]["bins"][-1]["from"] == 10  # frames; an untrained head
     assert "Distances by true distance of `state`, 91 pairs of held-out frames" in printed

@@ -55,7 +55,7 @@ def encode_episodes(
     affordable = BYTES // (4 * model.tokens_per_frame * model.latent_size * EPISODES)
     latents, numbers, times, states = [], [], [], []
     for number, episode in enumerate(itertools.islice(episodes, EPISODES)):
-        if episode["states"] is None and not has_distance_head(model):
+        if episode["states"] is None and not model.config.distance_head:
             return None
         chosen = evenly_spaced(len(episode["frames"]), min(FRAMES, max(2, affordable)))
         latents.append(encode_frames(model, processor, episode["frames"][chosen]).float())
@@ -64,10 +64,6 @@ def encode_episodes(
         states.append(None if episode["states"] is None else episode["states"][chosen])
     known = None if any(part is None for part in states) else np.concatenate(states)
     return EncodedFrames(torch.cat(latents), np.concatenate(numbers), np.concatenate(times), known)
-
-
-def has_distance_head(model: VJepa2WorldModel) -> bool:
-    return getattr(model.config, "distance_head", False)
 
 
 def sample_pairs(frames: EncodedFrames, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +84,7 @@ def compare_pairs(
     """Distances (K,) of pairs of latents (F, N, D) by name: `latent`, the planner's default cost, and `learned`, in
     frames, with a distance head."""
     between, found = LatentDistance("l2").between, {"latent": []}
-    if has_distance_head(model):
+    if model.config.distance_head:
         embedded = torch.cat([model.distance_embedding(part) for part in latents.split(COMPARED_AT_ONCE)])
         found["learned"] = []
     for start, goal in zip(*(torch.from_numpy(part).split(COMPARED_AT_ONCE) for part in (starts, goals)), strict=True):
