@@ -29,7 +29,7 @@ from tqdm import tqdm
 from vjepa2_hf import VJepa2Planner
 from vjepa2_hf.data import files
 from vjepa2_hf.data.video_writing import encode_video
-from vjepa2_hf.environments import DATA_POLICY, closed_loop
+from vjepa2_hf.environments import DATA_POLICY, closed_loop, true_dynamics
 from vjepa2_hf.environments.dataset_goals import find_fraction, read_pairs
 from vjepa2_hf.environments.goal_policies import PolicyPlan, load_policy
 from vjepa2_hf.environments.gym_tasks import GymTasks, GymTasksConfig
@@ -286,7 +286,7 @@ def measure_row(config: PlanConfig, name: str) -> FinishedRow:
     else:
         data_policy = DATA_POLICY[config.env] if config.gym is None else config.gym.policy
         policies = {BASELINES["uniform"]: "uniform", BASELINES["data_policy"]: data_policy}
-        make_plan = partial(closed_loop.policy_plan, policies[name]) if name in policies else closed_loop.oracle_plan
+        make_plan = partial(closed_loop.policy_plan, policies[name]) if name in policies else true_dynamics.oracle_plan
         result, goals = run_method(config, lambda group: make_plan(seed=config.seed + group))
     title, solved, early = name + config.suffix, int(result.solved.sum()), int(result.ended_early.sum())
     if early:

@@ -3,18 +3,16 @@
     tasks = Tasks("vjepa2_hf/Pushing-v0", seeds=range(100))
     result = run_closed_loop(tasks, plan)       # result.success (N,), result.states (N, 26, S)
 
-Letters: N episodes, T steps, S state size, A action size, P planning horizon, J candidates.
+Letters: N episodes, T steps, S state size, A action size, P planning horizon.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 
-from ..planning import CEM
 from .plane import EXECUTED_ACTIONS
-from .tasks import TaskBatch, Tasks
+from .tasks import TaskBatch
 
 
 Plan = Callable[[TaskBatch], np.ndarray]  # actions (N, P, A), P >= 1, from the present of the tasks
@@ -97,25 +95,3 @@ def policy_plan(name: str, seed: int = 0) -> Plan:
     """One of `policies.POLICIES` as a `plan` for `run_closed_loop`: actions (N, 1, A), new at every step."""
     rng = np.random.default_rng(seed)
     return lambda tasks: tasks.policy_actions(name, rng)[:, None]
-
-
-def oracle_plan(seed: int = 0) -> Callable[[Tasks], np.ndarray]:
-    """CEM on the true states and the true dynamics as a `plan` for `run_closed_loop`, 6 environment steps ahead.
-
-    Its cost is the squared distance of the last state from the goal, so it does not find ways around the wall. Longer
-    horizons find worse plans with this number of candidates.
-    """
-    solver = CEM(horizon=6, num_candidates=128, num_iterations=3, num_elites=12)
-    generator = torch.Generator().manual_seed(seed)
-
-    def plan(tasks: Tasks) -> np.ndarray:
-        def cost(actions: torch.Tensor) -> torch.Tensor:  # (N, J, P, 2) -> (N, J)
-            candidates = actions.numpy()
-            reached = np.broadcast_to(tasks.states[:, None], (*candidates.shape[:2], tasks.states.shape[-1]))
-            for step in range(candidates.shape[2]):
-                reached = tasks.env.dynamics(reached, candidates[:, :, step])
-            return torch.from_numpy(np.square(reached - tasks.goals[:, None]).sum(-1).astype(np.float32))
-
-        return solver(cost, batch_size=len(tasks), action_dim=2, generator=generator).actions.numpy()
-
-    return plan

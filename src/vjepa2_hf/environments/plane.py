@@ -150,6 +150,10 @@ class PlaneEnv(gymnasium.Env):
         columns = self.controlled if whole_state else self.target
         return np.linalg.norm(states[..., columns] - goals[..., columns], axis=-1) * IMAGE_SIZE
 
+    def cost_to_go(self, states: np.ndarray, goals: np.ndarray, whole_state: bool = False) -> np.ndarray:
+        """Pixels that an oracle minimizes, (..., S), (..., S) -> (...): by default the path distance."""
+        return self.path_distance(states, goals, whole_state)
+
     def is_free(self, states: np.ndarray) -> np.ndarray:
         """Whether states are physically possible: (..., S) -> bool (...)."""
         raise NotImplementedError

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from .plane import SUBSTEPS, PlaneEnv, is_inside, keep_inside, length
+from .appearance import IMAGE_SIZE
+from .plane import SUBSTEPS, SUCCESS_PIXELS, PlaneEnv, is_inside, keep_inside, length
 
 
 PUSHING = "vjepa2_hf/Pushing-v0"
@@ -74,6 +75,20 @@ class PushingEnv(PlaneEnv):
         moved = keep_inside(moved - offset * (overlap / np.maximum(distance, 1e-9)), self.pusher_radius)
         jammed = length(pushed - moved) < self.contact - 1e-5  # both in a corner: nothing moves
         return np.where(jammed, pusher, moved), np.where(jammed, block, pushed)
+
+    def cost_to_go(self, states: np.ndarray, goals: np.ndarray, whole_state: bool = False) -> np.ndarray:
+        """The block's distance, plus a little for the pusher: its distance from where it touches the block opposite to
+        the goal, so that plans which do not reach the block yet differ. With `whole_state` its own goal replaces this
+        gradually within the last 5 pixels of the block."""
+        offset = states[..., 2:] - goals[..., 2:]
+        distance = length(offset)
+        behind = states[..., 2:] + offset * (self.contact / np.maximum(distance, 1e-6))
+        cost = distance + 0.1 * length(states[..., :2] - behind)
+        if whole_state:
+            arrived = np.maximum(1 - distance * (IMAGE_SIZE / SUCCESS_PIXELS), 0)
+            own = 0.3 * length(states[..., :2] - goals[..., :2])
+            cost = distance + (1 - arrived) * (cost - distance) + arrived * own
+        return cost[..., 0] * IMAGE_SIZE
 
     def sample_starts(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Uniform states in which the discs do not overlap: (count, 4) float32."""
