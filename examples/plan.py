@@ -34,6 +34,7 @@ from vjepa2_hf.environments.dataset_goals import find_fraction, read_pairs
 from vjepa2_hf.environments.goal_policies import PolicyPlan, load_policy
 from vjepa2_hf.environments.gym_tasks import GymTasks, GymTasksConfig
 from vjepa2_hf.environments.planner_policy import PlannerPolicy
+from vjepa2_hf.environments.success import SuccessLevel
 from vjepa2_hf.environments.tasks import TaskBatch, Tasks
 from vjepa2_hf.metrics.planning_success.planning_success import summarize_success
 from vjepa2_hf.specs import check_at_least, check_known
@@ -49,7 +50,7 @@ BASELINES = {
     "data_policy": "data policy",
     "oracle": "CEM on the true state and dynamics (oracle)",
 }
-ROW_SETTINGS = ("solver", "distance", "planner", "executed_actions", "warm_start", "budget_ms")
+ROW_SETTINGS = ("solver", "distance", "planner", "executed_actions", "warm_start", "budget_ms", "subgoals")
 
 
 @dataclass
@@ -60,8 +61,8 @@ class PlanConfig:
     models: dict[str, str]
     """Folder or Hub id of a world model, by the name of its row."""
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Further rows on world models of `models`, by name: `model` is a name in `models`, and solver, distance, planner,
-    executed_actions, warm_start or budget_ms replace the settings below, as in {short: {model: CEM, distance: l1}}."""
+    """Further rows on models of `models`, by name, such as {short: {model: CEM, distance: l1}}. `model` names one of
+    them; solver, distance, planner, executed_actions, warm_start, budget_ms, subgoals replace the settings below."""
     policies: dict[str, str] = field(default_factory=dict)
     """Folder of a policy of train_cloning.py or train_actor.py, by the name of its row."""
     proposals: dict[str, str] = field(default_factory=dict)
@@ -69,6 +70,9 @@ class PlanConfig:
     env: str = "vjepa2_hf/Pushing-v0"
     gym: GymTasksConfig | None = None
     """Goals and success criterion; null: the frozen tasks of the package's environments."""
+    success_levels: dict[str, SuccessLevel] = field(default_factory=dict)
+    """Levels of success by name, all from one run; the first one is the success of a row. {}: the environment's, or
+    gym.success. An episode goes on until it has reached all of them."""
     baselines: list[str] = field(default_factory=lambda: list(BASELINES))
     """Rows without a world model: uniform, data_policy, and for the package's environments oracle."""
     episodes: int = 100
@@ -92,6 +96,8 @@ class PlanConfig:
     """Initialize a plan with the last one, shifted by the executed actions."""
     budget_ms: float | None = None
     """Milliseconds of a planning call after which no iteration starts; per episode with parallel=1."""
+    subgoals: str | bool | None = None
+    """Folder of subgoals for far goals; false: none; null: as saved with the model."""
     videos: int = 100
     """Episodes per method to write as video."""
     num_threads: int | None = None
@@ -121,6 +127,11 @@ class PlanConfig:
             )
         if self.gym is None and self.env not in DATA_POLICY:
             raise ValueError(f"env is {self.env!r}: define its goals and success criterion in `gym` (gym.success, …).")
+        for name in self.success_levels:
+            if name in ("method", "episodes", "steps"):
+                raise ValueError(f"The level of success {name!r} is a column of the table already: rename it.")
+        if self.gym is not None:
+            self.gym.make_levels(self.success_levels)
         if self.gym is not None and ("oracle" in self.baselines or self.varied_appearance):
             raise ValueError(
                 "gym tasks have no oracle (it needs the true dynamics) and no varied_appearance: set "
@@ -160,13 +171,13 @@ def make_tasks(config: PlanConfig) -> Iterator[TaskBatch]:
     for first in range(0, config.episodes, size):
         seeds = range(config.first_task + first, config.first_task + min(first + size, config.episodes))
         if gym is None:
-            yield Tasks(config.env, seeds, config.varied_appearance)
+            yield Tasks(config.env, seeds, config.varied_appearance, levels=config.success_levels)
             continue
         pairs = None
         if gym.data is not None:
             found = read_pairs(gym.data, gym.goal_offset, gym.validation_fraction, config.episodes, config.first_task)
             pairs = found[first : first + size]
-        tasks = GymTasks(config.env, gym, seeds, pairs)
+        tasks = GymTasks(config.env, gym, seeds, pairs, config.success_levels)
         yield tasks
         tasks.close()
 
@@ -191,7 +202,7 @@ def run_method(
 
 
 def model_policy(config: PlanConfig, name: str, progress: tqdm) -> PlannerPolicy:
-    settings = {**config.solver, "device": config.device, **config.planner}
+    settings = {**config.solver, "device": config.device, "subgoals": config.subgoals, **config.planner}
     settings |= {} if "cost" in config.planner else {"distance": config.distance}  # None: as saved
     planner = VJepa2Planner.from_pretrained(config.models[name], solver=settings.pop("name", None), **settings)
     start = {"warm_start": config.warm_start, "proposal": config.proposals.get(name)}
@@ -213,10 +224,15 @@ def write_videos(folder: Path, result: closed_loop.ClosedLoopResult, goals: np.n
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:
     """Cells of a row by column; a column that no row has is left out of the table."""
-    cells = {"method": row["name"], "success": f"{row['success']:.2f}"}
-    cells |= {"95 % interval": f"{row['low']:.2f}–{row['high']:.2f}", "episodes": str(row["episodes"])}
+    cells = {"method": row["name"], "episodes": str(row["episodes"])}
+    for name, level in row.get("levels", {}).items():
+        cells[name] = f"{level['success']:.2f} ({level['low']:.2f}–{level['high']:.2f})"
+    if "levels" not in row:
+        cells |= {"success": f"{row['success']:.2f}", "95 % interval": f"{row['low']:.2f}–{row['high']:.2f}"}
     if row["steps_to_success"] is not None:
         cells["steps"] = f"{row['steps_to_success']:.1f}"
+    if "last_distance" in row:
+        cells["last distance"] = f"{row['last_distance']:.3g}"
     if row.get("plan_milliseconds") is not None:
         cells["ms per plan"] = f"{row['plan_milliseconds']:.1f}"
     if "within_budget" in row:
@@ -241,7 +257,18 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
 def format_table(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
     cells = [_cells(row) for row in rows]
-    order = ["method", "success", "95 % interval", "episodes", "steps", "ms per plan", "near to far goals"]
+    levels = dict.fromkeys(level for row in rows for level in row.get("levels", ()))
+    order = [
+        "method",
+        *levels,
+        "success",
+        "95 % interval",
+        "episodes",
+        "steps",
+        "last distance",
+        "ms per plan",
+        "near to far goals",
+    ]
     order += [name for h in HORIZONS for name in (f"error {h} / copy error", f"cosine {h} (copy)")]
     found = list(dict.fromkeys(name for row in cells for name in row))
     titles = [name for name in order if name in found] + [name for name in found if name not in order]
@@ -263,10 +290,10 @@ def check_models(config: PlanConfig) -> dict[str, Any]:
 
 @dataclass
 class FinishedRow:
-    """A method's row, its entry in `by_episode.json`, the states (N, T + 1, S) of its episodes and their sources."""
+    """A method's row, its entries in `by_episode.json`, the states (N, T + 1, S) of its episodes and their sources."""
 
     row: dict[str, Any]
-    by_episode: dict[str, list]
+    by_episode: dict[str, dict[str, list]]
     states: np.ndarray | None
     sources: list[dict[str, Any]]
 
@@ -300,9 +327,18 @@ def measure_row(config: PlanConfig, name: str) -> FinishedRow:
     goals, result = goals[~result.solved[: len(goals)]], closed_loop.drop_solved(result)
     write_videos(Path(config.output_dir) / "videos" / title.replace(" ", "_").replace("/", "_"), result, goals)
     start = None if result.distances is None else result.distances[:, 0]
-    by_episode = {"successes": result.success.tolist(), "steps": result.steps.tolist()}
-    by_episode |= {} if start is None else {"distances": start.tolist()}
-    row = {"name": title, **summarize_success(result.success, result.steps, start)}
+    first, *others = result.levels or [None]
+    judged = {title: (result.success, result.steps), **{f"{title}, {level}": result.levels[level] for level in others}}
+    given = {} if start is None else {"distances": start.tolist()}
+    by_episode = {
+        name: {"successes": success.tolist(), "steps": steps.tolist(), **given}
+        for name, (success, steps) in judged.items()
+    }
+    summaries = [summarize_success(success, steps, start) for success, steps in judged.values()]
+    row = {"name": title, **summaries[0]}
+    if result.levels:
+        row["levels"] = dict(zip(result.levels, summaries, strict=True))
+        row["last_distance"] = float(result.distances[:, -1].mean())
     row |= {"solved_at_start": solved, "ended_early": early}
     for score, values in result.scores.items():
         values = {"max": float(np.nanmax(values, axis=1).mean()), "last": float(values[:, -1].mean())}
@@ -352,9 +388,8 @@ def evaluate(config: PlanConfig) -> list[dict[str, Any]]:
         states = {name: one.states for name, one in finished.items() if one.states is not None}
         with files.write_aside(output / "episodes.npz") as unfinished, open(unfinished, "wb") as file:
             np.savez_compressed(file, **seeds, **states)
-        files.write_json(
-            output / "by_episode.json", {name: one.by_episode for name, one in finished.items()}, indent=None
-        )
+        by_episode = {name: entry for one in finished.values() for name, entry in one.by_episode.items()}
+        files.write_json(output / "by_episode.json", by_episode, indent=None)
         # written last: results.json implies the other files
         rows = [one.row for one in finished.values()]
         files.write_json(output / "results.json", {"env": config.env, "rows": rows})

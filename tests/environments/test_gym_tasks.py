@@ -194,7 +194,7 @@ def test_policies_act_in_any_environment_and_held_ones_keep_their_action():
         (
             "test/Counter-v0",
             {"state": ["value"], "success_distance": 1.0, "distance_columns": [1]},
-            r"distance_columns are \[1\], but the state has 1 numbers",
+            r"judged by the columns \[1\], but the state has 1 numbers",
         ),
         (TWO_ROOMS, {**OURS, "success_distance": 1.0, "distance_columns": []}, "every distance would be 0"),
         (TWO_ROOMS, {**OURS, "success_distance": -1.0}, "gym.success_distance above 0"),

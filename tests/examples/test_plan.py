@@ -18,6 +18,7 @@ from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.environments import PUSHING
 from vjepa2_hf.environments.goal_policies import GoalPolicy
 from vjepa2_hf.environments.gym_tasks import GymTasksConfig
+from vjepa2_hf.environments.success import SuccessLevel
 from vjepa2_hf.metrics.planning_success.planning_success import summarize_success
 from vjepa2_hf.planning import LatentDistance
 from vjepa2_hf.training.settings import load_config
@@ -245,6 +246,21 @@ def test_goals_of_recorded_episodes_have_a_row_for_each_offset(model_dir, tmp_pa
     assert len(episodes["seeds, offset 2"]) == rows[0]["episodes"]
 
 
+def test_levels_of_success_are_columns_of_one_run(model_dir, tmp_path):
+    levels = {"block": {"distance": 5}, "whole": {"distance": 5, "columns": [[0, 1], [2, 3]]}}
+    overrides = [f"output_dir={tmp_path}", "models={}", "episodes=6", "videos=0", "baselines=[data_policy]"]
+    config = load_config(PlanConfig, overrides=[*overrides, f"success_levels={json.dumps(levels)}"])
+    (row,) = evaluate(config)
+    (plain,) = evaluate(dataclasses.replace(config, success_levels={}, output_dir=str(tmp_path / "plain")))
+    assert row["levels"]["block"]["success"] == row["success"] == plain["success"]
+    assert row["levels"]["whole"]["success"] <= row["success"] and row["last_distance"] > 0
+    assert "levels" not in plain and "last_distance" not in plain
+    assert "| method | block | whole | episodes | steps | last distance |" in format_table([row])
+    by_episode = json.loads((tmp_path / "by_episode.json").read_text())
+    assert list(by_episode) == ["data policy", "data policy, whole"]
+    assert summarize_success(**by_episode["data policy, whole"]) == row["levels"]["whole"]
+
+
 def test_budget_warm_start_and_proposals_reach_the_planner(model_dir, policy_dir, tmp_path):
     settings = {"baselines": [], "solver": SOLVER, "episodes": 2, "videos": 0}
     models = {"plain": str(model_dir), "proposed": str(model_dir)}
@@ -267,6 +283,7 @@ def test_budget_warm_start_and_proposals_reach_the_planner(model_dir, policy_dir
         ({"models": {"CEM": "y"}, "policies": {"CEM": "y"}}, "reserved or used twice"),
         ({"models": {"CEM": "y"}, "proposals": {"CEM": "x"}, "warm_start": True}, "leave out one of the two"),
         ({"parallel": 0}, "parallel must be at least 1"),
+        ({"success_levels": {"steps": SuccessLevel(1.0)}}, "'steps' is a column of the table already"),
         ({"models": {"CEM": "y"}, "planner": {"distance": "l1"}}, "planner.distance is set"),
     ],
 )

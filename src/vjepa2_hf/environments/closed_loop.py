@@ -29,6 +29,7 @@ class ClosedLoopResult:
     steps: np.ndarray  # int (N,), actions until the first success, -1 without one
     actions: np.ndarray  # float32 (N, T, A)
     scores: dict[str, np.ndarray]  # (N, T + 1) by name; nan at the start
+    levels: dict[str, tuple[np.ndarray, np.ndarray]]  # success and steps (N,) of each level of success
     distances: np.ndarray | None = None  # float (N, T + 1) to the goal, from the start on
     states: np.ndarray | None = None  # float32 (N, T + 1, S)
     frames: np.ndarray | None = None  # uint8 (n, T + 1, H, W, 3) of the first episodes
@@ -50,7 +51,9 @@ def run_closed_loop(
     def observe() -> dict[str, np.ndarray | None]:
         frames = tasks.render(shown) if len(shown) else None
         values = {"reached": tasks.reached.copy(), "distances": tasks.distances, "states": tasks.states}
-        return {**values, "frames": frames, **{("score", name): score for name, score in tasks.scores.items()}}
+        named = {("score", name): score for name, score in tasks.scores.items()}
+        named |= {("level", name): reached for name, reached in tasks.levels.items()}
+        return {**values, "frames": frames, **named}
 
     seen, actions = [observe()], []
     while len(actions) < tasks.max_steps:
@@ -61,17 +64,24 @@ def run_closed_loop(
             seen.append(observe())
     found = {name: np.stack([one[name] for one in seen], axis=1) for name in seen[0] if seen[0][name] is not None}
     scores = {name: found.pop(("score", name)) for name in tasks.scores}
-    reached = found.pop("reached")[:, 1:]
-    success = reached.any(axis=1)
-    steps = np.where(success, reached.argmax(axis=1) + 1, -1)
-    actions = np.stack(actions, axis=1)
-    return ClosedLoopResult(tasks.sources, tasks.solved, tasks.ended_early, success, steps, actions, scores, **found)
+    levels = {name: _first_steps(found.pop(("level", name))) for name in tasks.levels}
+    success, steps = _first_steps(found.pop("reached"))
+    outcome = {"success": success, "steps": steps, "levels": levels, "scores": scores, **found}
+    return ClosedLoopResult(tasks.sources, tasks.solved, tasks.ended_early, actions=np.stack(actions, 1), **outcome)
+
+
+def _first_steps(reached: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Success and steps until it, -1 without one, from the tasks reached so far (N, T + 1)."""
+    success = reached[:, 1:].any(axis=1)
+    return success, np.where(success, reached[:, 1:].argmax(axis=1) + 1, -1)
 
 
 def join_results(results: Sequence[ClosedLoopResult]) -> ClosedLoopResult:
     """Concatenates the outcomes of several batches."""
     joined = {"scores": {name: np.concatenate([one.scores[name] for one in results]) for name in results[0].scores}}
     joined["sources"] = [source for one in results for source in one.sources]
+    levels = {name: zip(*(one.levels[name] for one in results), strict=True) for name in results[0].levels}
+    joined["levels"] = {name: tuple(map(np.concatenate, values)) for name, values in levels.items()}
     for name in vars(results[0]).keys() - joined.keys():
         values = [getattr(one, name) for one in results if getattr(one, name) is not None]
         joined[name] = np.concatenate(values) if values else None
@@ -84,6 +94,8 @@ def drop_solved(result: ClosedLoopResult) -> ClosedLoopResult:
     for name, values in vars(result).items():
         if name == "scores":
             kept[name] = {score: each[~result.solved] for score, each in values.items()}
+        elif name == "levels":
+            kept[name] = {level: tuple(each[~result.solved] for each in both) for level, both in values.items()}
         elif name == "sources":
             kept[name] = [source for source, solved in zip(values, result.solved, strict=True) if not solved]
         else:  # frames are those of the first tasks alone

@@ -19,6 +19,7 @@ from ..specs import check_at_least, check_count, check_known
 from .dataset_goals import COLUMNS, RecordedPair, bring_to, check_arrival
 from .gym_env import is_image, make_env, read_image, read_values, reset_env, step_env
 from .policies import find_policy
+from .success import SuccessLevel, SuccessTracker
 
 
 GOAL_TRIES = 100  # episodes of the policy until a goal is far enough away
@@ -88,11 +89,6 @@ class GymTasksConfig:
         check_at_least(self, "gym.", max_steps=1, goal_steps=1, height=2)
         by_distance, goal = self.success == "distance", self.goal
         self._check_dataset()
-        if by_distance and not (self.state and (self.success_distance or 0) > 0):
-            raise ValueError(
-                "gym.success is 'distance', which needs gym.state (names of entries of its info) and "
-                "gym.success_distance above 0; or set gym.success to 'info' or 'terminated'."
-            )
         if not by_distance and goal in ("policy", "dataset"):
             raise ValueError(
                 f"gym.goal is {goal!r}, a goal that the environment does not know, but gym.success is "
@@ -128,6 +124,20 @@ class GymTasksConfig:
             check_count("gym.budget ('2x' is possible, too)", self.budget)
         for column in self.reset_option.values():
             check_known(column, COLUMNS, "column", "gym.reset_option: ")
+
+    def make_levels(self, levels: dict[str, SuccessLevel] | None) -> dict[str, SuccessLevel]:
+        """The levels of success by distance: those given, or the one of this config; {} for other judgments."""
+        if self.success != "distance":
+            if levels:
+                raise ValueError(f"success_levels judge by distance, not by {self.success!r}: leave out gym.success.")
+            return {}
+        if not self.state or not (levels or (self.success_distance or 0) > 0):
+            raise ValueError(
+                "gym.success is 'distance', which needs gym.state (names of entries of its info) and "
+                "gym.success_distance above 0 or success_levels; or set gym.success to 'info' or 'terminated'."
+            )
+        levels = levels or {"success": SuccessLevel(self.success_distance)}
+        return {name: level.with_columns(self.distance_columns) for name, level in levels.items()}
 
     @property
     def offsets(self) -> list[int]:
@@ -182,6 +192,7 @@ class GymTasks:
         config: goals and success criterion.
         seeds: of the starts, one per task; the seeds of goals are derived from them.
         pairs: with `goal: dataset` start and goal of each task, from `dataset_goals.read_pairs`.
+        levels: of success by name, in place of `config.success_distance`; a task is active until it has reached all.
 
     Raises:
         ValueError: the environment does not fit the config, or no goal is far enough away.
@@ -193,7 +204,11 @@ class GymTasks:
         config: GymTasksConfig,
         seeds: Sequence[int],
         pairs: Sequence[RecordedPair] | None = None,
+        levels: dict[str, SuccessLevel] | None = None,
     ):
+        judged = config.make_levels(levels)
+        shown = SuccessLevel(1.0, config.distance_columns)
+        self._measure = next(iter(judged.values()), shown) if config.distance_columns is None else shown
         self.config, self.env_id, self.seeds, self.pairs = config, env_id, [int(seed) for seed in seeds], pairs
         limit = {} if config.max_steps is None else {"max_episode_steps": config.max_steps}
         height = config.height
@@ -213,10 +228,14 @@ class GymTasks:
         self.goal_states = None if states[0] is None else np.stack(states)
         self.scores = {name: np.full(len(self), np.nan) for name in config.scores}
         self.reached, self.ended_early, self.steps_taken = np.zeros(len(self), bool), np.zeros(len(self), bool), 0
-        if config.success == "distance":
-            self.solved = self.distances <= config.success_distance
-        else:
-            self.solved = np.array([self._reported(episode) is True for episode in self.episodes])
+        self.solved = np.array([self._reported(episode) is True for episode in self.episodes])
+        self.tracker, self.several_levels = None, bool(levels)
+        if judged:
+            sizes = self.goal_states.shape[-1], self.states.shape[-1]
+            if sizes[0] != sizes[1]:
+                raise ValueError(f"gym.goal_state has {sizes[0]} numbers, but gym.state has {sizes[1]}.")
+            self.tracker = SuccessTracker(judged, self.states, self.goal_states)
+            self.solved = self.tracker.solved
 
     def _count_steps(self, env: gymnasium.Env) -> int:
         """Steps of a task."""
@@ -286,26 +305,26 @@ class GymTasks:
                 if episode.ended:
                     break
                 episode.step(np.asarray(policy(episode.env.unwrapped, rng)))
-            if self._distance(episode.values(self.config.state), start) >= self.config.min_goal_distance:
+            if not self.config.min_goal_distance:
+                return
+            if self._measure.distances(episode.values(self.config.state), start) >= self.config.min_goal_distance:
                 return
         raise ValueError(
             f"No goal is gym.min_goal_distance={self.config.min_goal_distance} away from the start of seed {seed} in "
             f"{GOAL_TRIES} trials of {self.config.goal_steps} steps of the policy {self.config.policy!r}."
         )
 
-    def _distance(self, states: np.ndarray, goals: np.ndarray) -> np.ndarray:
-        """(..., S), (..., S) -> (...)."""
-        columns, size = self.config.distance_columns, states.shape[-1]
-        columns = list(range(size)) if columns is None else columns
-        if not all(-size <= column < size for column in columns):
-            raise ValueError(f"gym.distance_columns are {columns}, but the state has {size} numbers.")
-        if goals.shape[-1] != size:
-            raise ValueError(f"gym.goal_state has {goals.shape[-1]} numbers, but gym.state has {size}.")
-        return np.linalg.norm((states - goals)[..., columns], axis=-1)
-
     @property
     def active(self) -> np.ndarray:
-        return ~self.reached & ~self.solved & ~np.array([episode.ended for episode in self.episodes])
+        return ~(self.tracker.finished if self.tracker else self.reached) & ~self.solved & ~self._ended
+
+    @property
+    def _ended(self) -> np.ndarray:
+        return np.array([episode.ended for episode in self.episodes])
+
+    @property
+    def levels(self) -> dict[str, np.ndarray]:
+        return dict(self.tracker.reached) if self.several_levels else {}
 
     def _values(self, names: Sequence[str]) -> np.ndarray | None:
         return np.stack([episode.values(names) for episode in self.episodes]) if names else None
@@ -321,7 +340,7 @@ class GymTasks:
     @property
     def distances(self) -> np.ndarray | None:
         """To the goals, in the state's units (N,)."""
-        return None if self.goal_states is None else self._distance(self.states, self.goal_states)
+        return None if self.goal_states is None else self._measure.distances(self.states, self.goal_states)
 
     def render(self, episodes: np.ndarray | None = None) -> np.ndarray:
         return np.stack([self.episodes[i].image() for i in (range(len(self)) if episodes is None else episodes)])
@@ -331,22 +350,24 @@ class GymTasks:
         actions = np.asarray(actions, np.float32)
         if actions.shape != (len(self), self.action_dim):
             raise ValueError(f"The actions have shape {actions.shape}; expected ({len(self)}, {self.action_dim}).")
-        succeeded = np.zeros(len(self), bool)
+        succeeded, active = np.zeros(len(self), bool), self.active
         self.steps_taken += 1
         self.scores = {name: values.copy() for name, values in self.scores.items()}
-        for i in np.flatnonzero(self.active):
+        for i in np.flatnonzero(active):
             terminated = self.episodes[i].step(actions[i])
             succeeded[i] = self._succeeded(self.episodes[i], terminated)
             for name in self.scores:
                 self.scores[name][i], *others = self.episodes[i].values([name])
                 if others:
                     raise ValueError(f"The score {name!r} of {self.env_id!r} is {1 + len(others)} numbers, not one.")
-        if self.config.success == "distance":
-            succeeded = self.distances <= self.config.success_distance
-        self.reached = self.reached | (succeeded & ~self.solved)
+        if self.tracker:
+            last = self._ended | (self.steps_taken == self.max_steps)
+            self.tracker.update(self.states, self.goal_states, active, last)
+            self.reached = self.tracker.first
+        else:
+            self.reached = self.reached | (succeeded & ~self.solved)
         if self.steps_taken < self.max_steps:
-            ended = np.array([episode.ended for episode in self.episodes])
-            self.ended_early |= ended & ~self.reached & ~self.solved
+            self.ended_early |= self._ended & ~self.reached & ~self.solved
 
     def _reported(self, episode: _Episode) -> bool | None:
         """Success as the info reports it; None if it does not."""

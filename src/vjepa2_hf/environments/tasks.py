@@ -10,10 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..specs import check_known
+from .appearance import IMAGE_SIZE
 from .four_rooms import FOUR_ROOMS, FourRoomsEnv
 from .plane import SUCCESS_PIXELS, PlaneEnv
 from .policies import Waypoints, wandering_actions
 from .pushing import PUSHING, PushingEnv, drawn_to_block_actions
+from .success import SuccessLevel, SuccessTracker
 from .two_rooms import TWO_ROOMS, TwoRoomsEnv
 
 
@@ -35,6 +37,7 @@ class TaskBatch(Protocol):
     goal_images: np.ndarray  # uint8 (N, H, W, 3)
     solved: np.ndarray  # bool (N,), tasks that their start solves already; they are never active
     reached: np.ndarray  # bool (N,), tasks that succeeded after any step so far
+    levels: dict[str, np.ndarray]  # the same for each level of success by name; {} if there is only one
     ended_early: np.ndarray  # bool (N,), tasks without success whose environment ended before `max_steps`
     active: np.ndarray  # bool (N,), tasks that still need actions; those of the others do not change their success
     states: np.ndarray | None  # float32 (N, S), or None if the environment has none
@@ -63,13 +66,14 @@ class Tasks:
     """Frozen tasks of the package's environments in parallel, with vectorized physics; a `TaskBatch`.
 
     `states` and `goals` are float32 (N, S) in field units, `distances` (N,) in pixels. A task is reached within
-    `SUCCESS_PIXELS` of its goal.
+    `SUCCESS_PIXELS` of its goal, or as `levels` say, for which the columns of states are in pixels.
 
     Args:
         env_id: `PUSHING`, `TWO_ROOMS` or `FOUR_ROOMS`.
         seeds: one task each.
         varied_appearance: each task has its own random appearance, from its seed.
         env_kwargs: other keyword arguments of the environment, such as `agent_radius`.
+        levels: of success by name; a task is then active until it has reached all of them, and does not move any more.
     """
 
     action_dim = 2
@@ -80,6 +84,7 @@ class Tasks:
         seeds: Sequence[int],
         varied_appearance: bool = False,
         env_kwargs: dict[str, Any] | None = None,
+        levels: dict[str, SuccessLevel] | None = None,
     ):
         self.env: PlaneEnv = make_plain(env_id, **(env_kwargs or {}))
         self.max_steps = self.env.max_steps
@@ -89,8 +94,11 @@ class Tasks:
         pairs = zip(self.goals, self.appearances, strict=True)
         self.goal_images = np.stack([self.env.render_state(goal, appearance) for goal, appearance in pairs])
         self.last_actions = np.zeros((len(self), 2), np.float32)
-        self.solved = self.distances <= SUCCESS_PIXELS
-        self.reached, self.ended_early = np.zeros(len(self), bool), np.zeros(len(self), bool)
+        self.reached, self.ended_early, self.steps_taken = np.zeros(len(self), bool), np.zeros(len(self), bool), 0
+        judged = list(range(*self.env.target.indices(self.env.state_dim)))
+        levels = {name: level.with_columns(judged) for name, level in (levels or {}).items()}
+        self.tracker = SuccessTracker(levels, *self._in_pixels()) if levels else None
+        self.solved = self.tracker.solved if levels else self.distances <= SUCCESS_PIXELS
         self.scores: dict[str, np.ndarray] = {}
         self._waypoints = Waypoints()
 
@@ -103,7 +111,15 @@ class Tasks:
 
     @property
     def active(self) -> np.ndarray:
-        return ~self.reached & ~self.solved
+        return ~(self.tracker.finished if self.tracker else self.reached) & ~self.solved
+
+    @property
+    def levels(self) -> dict[str, np.ndarray]:
+        return dict(self.tracker.reached) if self.tracker else {}
+
+    def _in_pixels(self) -> tuple[np.ndarray, np.ndarray]:
+        """States and goals."""
+        return self.states * IMAGE_SIZE, self.goals * IMAGE_SIZE
 
     @property
     def goal_states(self) -> np.ndarray:
@@ -125,9 +141,14 @@ class Tasks:
         actions = np.asarray(actions, np.float32)
         if actions.shape != (len(self), 2):
             raise ValueError(f"The actions have shape {actions.shape}, but ({len(self)}, 2) is expected.")
-        self.last_actions = actions
-        self.states = self.env.dynamics(self.states, actions)
-        self.reached |= (self.distances <= SUCCESS_PIXELS) & ~self.solved
+        self.last_actions, before, active = actions, self.states, self.active
+        self.states, self.steps_taken = self.env.dynamics(before, actions), self.steps_taken + 1
+        if self.tracker is None:
+            self.reached |= (self.distances <= SUCCESS_PIXELS) & ~self.solved
+            return
+        self.states = np.where(active[:, None], self.states, before)
+        self.tracker.update(*self._in_pixels(), active, np.array(self.steps_taken == self.max_steps))
+        self.reached = self.tracker.first
 
     def policy_actions(self, name: str, rng: np.random.Generator) -> np.ndarray:
         sample = {
