@@ -11,7 +11,8 @@ Several CPU processes: `torchrun --nproc_per_node 2 examples/train_world_model.p
 frame once; later runs on the same encoder and data find the latents in `cache_dir`. You may delete them. Damaged ones
 are computed again. Invalid episodes are skipped; every run logs how many its cache lacks. A stopped run continues with
 `resume=latest`. `OUTPUT_DIR/rollout_error.json` compares rollouts on held-out episodes with copying the last state.
-The result is `OUTPUT_DIR/final`:
+With `world_model.distance_head=true` it then trains a distance head, and `OUTPUT_DIR/distance.json` compares predicted
+and true times. The result is `OUTPUT_DIR/final`:
 
     planner = VJepa2Planner.from_pretrained("runs/demo/world_model/final")
 """
@@ -19,9 +20,7 @@ The result is `OUTPUT_DIR/final`:
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -32,27 +31,24 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCE
 from transformers.utils.hub import has_file
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, VJepa2WorldModel
-from vjepa2_hf.data.episodes import EpisodeSource, EpisodeStream
-from vjepa2_hf.data.feature_cache import FeatureCache, data_fingerprint
+from vjepa2_hf.data.episodes import EpisodeSource
+from vjepa2_hf.data.feature_cache import FeatureCache
 from vjepa2_hf.data.files import write_json
 from vjepa2_hf.data.windows import WindowMixture
 from vjepa2_hf.metrics.latent_rollout.latent_rollout import RolloutScores
 from vjepa2_hf.modeling_world_model import VJepa2WorldModelOutput
 from vjepa2_hf.training.cached_windows import (
-    as_shards,
-    cache_root,
     common_fps,
-    describe_encoder,
-    encode_episodes,
-    open_cache,
     split_windows,
     window_loader,
     window_statistics,
 )
 from vjepa2_hf.training.config import TrainingConfig
+from vjepa2_hf.training.episode_latents import arranged_state, episode_sources, model_inputs, open_caches
 from vjepa2_hf.training.loop import TrainingLoop
 from vjepa2_hf.training.schedules import LearningRateSchedule, MomentumSchedule, parameter_groups, set_weight_decay
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
+from vjepa2_hf.training.temporal_distance import DistanceSettings, measure_distance_head, train_distance_head
 from vjepa2_hf.training.time_scales import copy_state, set_macro_range
 from vjepa2_hf.video_io import ReadLimits
 
@@ -62,7 +58,6 @@ logger = logging.getLogger("train_world_model")
 BASELINES = ("random", "pixels")  # in place of a trained encoder
 FIT_BYTES = 2**30  # latents that the state is fitted on, spread over the training episodes
 FIT_FRAMES = 64  # consecutive frames of each
-ENCODED_AT_ONCE = 64  # frames
 EVALUATED_WINDOWS = 1024
 # `loss` first, then its parts
 LOSSES = [field.name for field in dataclasses.fields(VJepa2WorldModelOutput) if field.name.endswith("loss")]
@@ -130,27 +125,40 @@ class WorldModelTrainingConfig(TrainingConfig):
     learning_rate: LearningRateSchedule = field(default_factory=LearningRateSchedule)
     weight_decay: float = 0.04
 
+    # For world_model.distance_head=true
+    distance: DistanceSettings = field(default_factory=DistanceSettings)
+    """Training of the distance head, after that of the dynamics."""
+
     # For world_model.freeze_encoder=false
     encoder_learning_rate: float = 0.1
     """Learning rate of the encoder, as a fraction of the learning rate."""
     ema: MomentumSchedule = field(default_factory=lambda: MomentumSchedule(start=0.9999))
     """Momentum of the target encoder's moving average (the two-phase recipe: 0.9999)."""
 
-    result_files = ("statistics.json", "rollout_error.json")
+    result_files = ("statistics.json", "rollout_error.json", "distance.json")
     schedule_settings = ("max_steps", "learning_rate", "rollout_start", "ema")
 
     def __post_init__(self):
         super().__post_init__()
         self.require_positive("max_episodes", "eval_every")
         self.require_fraction("rollout_start", "validation_fraction", "encoder_learning_rate")
+        if self.distance_head and not self.freeze_encoder:
+            raise ValueError(
+                "world_model.distance_head=true needs cached latents, and world_model.freeze_encoder=false has none: "
+                "train the head of the finished model with examples/train_distance_head.py."
+            )
 
     @property
     def sources(self) -> list[EpisodeSource]:
-        return [EpisodeSource(self.data)] if isinstance(self.data, str) else self.data
+        return episode_sources(self.data)
 
     @property
     def freeze_encoder(self) -> bool:
         return self.world_model.get("freeze_encoder", True)
+
+    @property
+    def distance_head(self) -> bool:
+        return self.world_model.get("distance_head", False)
 
     @property
     def frame_skip(self) -> int:
@@ -193,63 +201,20 @@ def build_processor(config: WorldModelTrainingConfig, encoder: VJepa2Encoder) ->
     return processor
 
 
-def open_caches(config: WorldModelTrainingConfig, accelerator: Accelerator, encoder, processor) -> list[FeatureCache]:
+def open_data(config: WorldModelTrainingConfig, accelerator: Accelerator, encoder, processor) -> list[FeatureCache]:
     """The cache of every source: latents of a frozen encoder, or frames."""
-    root = cache_root(config, "latents")
     columns = ["latents" if config.freeze_encoder else "frames", "actions"]
     columns += ["proprio_states"] if config.use_proprio else []
     columns += ["rewards"] if config.world_model.get("reward_head") else []
-    latents = None
-    if config.freeze_encoder:
-        latents = {**state_layout(config), **describe_encoder(encoder, weights=config.encoder != "pixels")}
-        latents |= {"dtype": config.cache_dtype, "precision": accelerator.mixed_precision}
-    # Everything that the cache depends on, except the pixels
-    depends_on = {"version": 1, "processor": processor.to_dict(), "max_episodes": config.max_episodes}
-    depends_on["latents"] = latents
-    caches, encode = [], None
-    for source in config.sources:
-        source = as_shards(source, root, accelerator)
-
-        def fill(folder: Path, source: EpisodeSource = source) -> None:
-            nonlocal encode
-            encode = encode or build_encode(config, accelerator, encoder, processor)
-            rank, processes = accelerator.process_index, accelerator.num_processes
-            split = {"rank": rank, "world_size": processes}
-            stream = EpisodeStream(source, processor, config.max_episodes, limits=config.limits, **split)
-            encode_episodes(folder, stream, encode, accelerator, config.num_workers)
-
-        description = {"data": data_fingerprint(source.path), "camera": source.camera, **depends_on}
-        caches.append(open_cache(source.path, description, root, columns, accelerator, fill))
-    return caches
-
-
-def build_encode(config, accelerator: Accelerator, encoder, processor) -> Callable[[torch.Tensor], dict]:
-    """A function from the uint8 frames of an episode (T, C, H, W) to the cache's column: latents (T, N, D) before any
-    fitted map, or the frames."""
-    if not config.freeze_encoder:
-        return lambda frames: {"frames": frames}
-    dtype = getattr(torch, config.cache_dtype)
-    no_dynamics = {"predictor_hidden_size": 8, "predictor_num_attention_heads": 1, "predictor_num_hidden_layers": 0}
-    no_dynamics |= {"predictor_position_embedding_type": "learned", "context_frames": 1}
-    model = VJepa2WorldModel.from_encoder(encoder, **state_layout(config), **no_dynamics)
-    model.to(accelerator.device).eval()
-
-    def encode(frames: torch.Tensor) -> dict[str, torch.Tensor]:
-        parts = []
-        for part in frames.split(ENCODED_AT_ONCE):
-            with accelerator.autocast():
-                latents = model.encode(processor.normalize_cropped(part.to(accelerator.device).unsqueeze(0)))
-            parts.append(latents[0].to("cpu", dtype))
-        return {"latents": torch.cat(parts)}
-
-    return encode
+    return open_caches(config, accelerator, encoder, processor, state_layout(config), columns)
 
 
 def state_layout(config: WorldModelTrainingConfig) -> dict[str, Any]:
     """The fields of a world model that determine its latents before any fitted map."""
     kind = "pixels" if config.encoder == "pixels" else config.world_model.get("state_type", "tokens")
-    fields = {"state_type": "tokens" if kind == "projected" else kind}  # projected states are mapped tokens
-    return fields | {name: value for name, value in config.world_model.items() if name == "normalize_latents"}
+    return arranged_state(kind) | {
+        name: value for name, value in config.world_model.items() if name == "normalize_latents"
+    }
 
 
 def measured_horizons(config: WorldModelTrainingConfig, held_out: WindowMixture) -> list[int]:
@@ -292,7 +257,8 @@ def build_model(config: WorldModelTrainingConfig, encoder, statistics: dict, fps
     if "rewards" in statistics:  # a model step's reward is the sum over its frames
         fields |= {f"reward_{name}": statistics["rewards"][name][0] * skip for name in ("mean", "std")}
     set_seed(config.seed)
-    return VJepa2WorldModel.from_encoder(encoder, **{**fields, **config.world_model})
+    later = {"distance_head": False}  # added after the dynamics, which it does not change
+    return VJepa2WorldModel.from_encoder(encoder, **{**fields, **config.world_model, **later})
 
 
 def check_one_hot(actions: dict[str, Any]) -> None:
@@ -303,19 +269,6 @@ def check_one_hot(actions: dict[str, Any]) -> None:
             f"action_type is discrete, but the data's actions have {size} numbers from {min(actions['low']):g} to "
             f"{max(actions['high']):g} that add up to {total:g}: store them one-hot, one number per category."
         )
-
-
-def model_inputs(batch: dict[str, torch.Tensor], model: VJepa2WorldModel, processor) -> dict[str, torch.Tensor]:
-    """A batch of windows as the model takes it, on its device, with the actions of each model step concatenated."""
-    batch = {name: values.to(model.device, non_blocking=True) for name, values in batch.items()}
-    batch["actions"] = batch["actions"].flatten(2)
-    if "rewards" in batch:
-        batch["rewards"] = batch["rewards"].sum(dim=(2, 3))
-    if "frames" in batch:
-        batch["pixel_values_videos"] = processor.normalize_cropped(batch.pop("frames"))
-    else:
-        batch["latents"] = model.standardize(batch["latents"].float())
-    return batch
 
 
 def fit_state(model: VJepa2WorldModel, training: WindowMixture, processor) -> None:
@@ -336,7 +289,7 @@ def prepare_data(config: WorldModelTrainingConfig, accelerator: Accelerator):
     """Model, processor, windows of training and held-out episodes, and statistics of the data."""
     encoder = build_encoder(config)
     processor = build_processor(config, encoder)
-    caches = open_caches(config, accelerator, encoder, processor)
+    caches = open_data(config, accelerator, encoder, processor)
     weights = [source.weight for source in config.sources]
     training, held_out = split_windows(caches, weights, config.validation_fraction)
     measured = [name for name in caches[0].columns if name not in ("latents", "frames")]
@@ -450,11 +403,16 @@ def train(config: WorldModelTrainingConfig) -> None:
             loop.log({**metrics, **measured, "windows_per_second": speed})
         loop.save_checkpoint()
 
-    # Results: the range of macro-actions, and rollout errors on held-out episodes
+    # Results: the range of macro-actions, rollout errors on held-out episodes, and a distance head
     if plain.config.macro_action_dim is not None:
         set_macro_range(plain.eval(), training)
     if accelerator.is_main_process and len(held_out):
         write_json(run.output_dir / "rollout_error.json", rollout_errors(plain.eval(), held_out, processor, horizons))
+    if config.distance_head and not run.is_complete:
+        losses = train_distance_head(plain, training, config.distance, config.seed, accelerator)
+        if accelerator.is_main_process:
+            calibration = measure_distance_head(plain, held_out, config.seed) if len(held_out) else None
+            write_json(run.output_dir / "distance.json", {"held_out": calibration, "losses": losses})
     loop.finish(model, processor)
 
 

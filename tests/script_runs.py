@@ -11,6 +11,7 @@ import numpy as np
 import pretrain
 import train_world_model
 from builders import CLIP_FEATURES, ROOT
+from record_episodes import episode_features
 
 import vjepa2_hf
 from vjepa2_hf.data.shards import write_shards
@@ -66,6 +67,25 @@ def write_square_shards(folder: Path) -> Path:
             yield {"video": {"bytes": encode_video(frames, fps=8), "path": None}, "path": f"{number}.mp4"}
 
     write_shards(rows(), folder, CLIP_FEATURES, num_shards=2)
+    return folder
+
+
+def write_noise_episodes(folder: Path, with_rewards: bool = False) -> Path:
+    """Six episodes of 9 frames of noise with two actions, also with rewards of 2 and more."""
+    rng = np.random.default_rng(0)
+
+    def rows():
+        for number in range(6):
+            frames = rng.integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
+            row = {
+                "video": {"bytes": encode_video(frames, fps=10), "path": None},
+                "actions": rng.uniform(-1, 1, (8, 2)).astype(np.float32),
+                "fps": 10.0,
+                "episode_id": f"{number:03d}",
+            }
+            yield row | ({"rewards": [2.0 + number + step for step in range(8)]} if with_rewards else {})
+
+    write_shards(rows(), folder, episode_features([], with_rewards), num_shards=1)
     return folder
 
 

@@ -1,41 +1,18 @@
 """The optional parts of the world model through its training script: rewards of the rows reach the head, in units."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from record_episodes import episode_features
-from script_runs import run_train_world_model
+from script_runs import run_train_world_model, write_noise_episodes
 
 from vjepa2_hf import VJepa2WorldModel
-from vjepa2_hf.data.shards import write_shards
-from vjepa2_hf.data.video_writing import encode_video
-
-
-def write_episodes(folder: Path, with_rewards: bool) -> Path:
-    rng = np.random.default_rng(0)
-
-    def rows():
-        for number in range(6):
-            frames = rng.integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
-            row = {
-                "video": {"bytes": encode_video(frames, fps=10), "path": None},
-                "actions": rng.uniform(-1, 1, (8, 2)).astype(np.float32),
-                "fps": 10.0,
-                "episode_id": f"{number:03d}",
-            }
-            yield row | ({"rewards": [2.0 + number + step for step in range(8)]} if with_rewards else {})
-
-    write_shards(rows(), folder, episode_features([], with_rewards), num_shards=1)
-    return folder
 
 
 PARTS = ["world_model.reward_head=true", "world_model.stochastic_dim=2"]
 
 
 def test_run_trains_reward_head_and_stochastic_latent(monkeypatch, tmp_path):
-    data = write_episodes(tmp_path / "data", with_rewards=True)
+    data = write_noise_episodes(tmp_path / "data", with_rewards=True)
     metrics = run_train_world_model(monkeypatch, data, tmp_path / "run", *PARTS)
     assert all(row["reward_loss"] > 0 and np.isfinite(row["nll_loss"]) for row in metrics)
     model = VJepa2WorldModel.from_pretrained(tmp_path / "run" / "final").eval()
@@ -50,7 +27,7 @@ def test_run_trains_reward_head_and_stochastic_latent(monkeypatch, tmp_path):
 
 
 def test_a_reward_head_without_rewards_ends_in_a_sentence(monkeypatch, tmp_path, capsys):
-    data = write_episodes(tmp_path / "data", with_rewards=False)
+    data = write_noise_episodes(tmp_path / "data", with_rewards=False)
     with pytest.raises(SystemExit) as exit_:
         run_train_world_model(monkeypatch, data, tmp_path / "run", *PARTS)
     assert exit_.value.code == 1 and "rewards" in capsys.readouterr().err.strip().splitlines()[-1]

@@ -20,6 +20,7 @@ from vjepa2_hf.data.feature_cache import CacheWriter
 from vjepa2_hf.data.parts import read_tensors
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video
+from vjepa2_hf.training import episode_latents
 from vjepa2_hf.training.cached_windows import as_shards, window_statistics
 from vjepa2_hf.training.run import Run, read_metrics
 
@@ -209,7 +210,7 @@ def cache_files(folder: Path) -> dict[str, int]:
 def test_runs_on_one_encoder_share_its_latents(monkeypatch, episodes, tmp_path):
     run_train_world_model(monkeypatch, episodes, tmp_path / "a", "max_steps=1")
     with monkeypatch.context() as patch:
-        patch.setattr(train_world_model, "build_encode", lambda *arguments: pytest.fail("encoded again"))
+        patch.setattr(episode_latents, "build_encode", lambda *arguments: pytest.fail("encoded again"))
         run_train_world_model(monkeypatch, episodes, tmp_path / "b", "max_steps=1", "world_model.residual=false")
     assert len(cache_files(tmp_path / "latents")) == 1
     run_train_world_model(monkeypatch, episodes, tmp_path / "c", "max_steps=1", "seed=1")  # another random encoder
@@ -367,7 +368,7 @@ def test_windows_of_a_loss_that_is_not_finite_are_named(monkeypatch, capsys, epi
 
 def test_a_refused_run_encodes_nothing_and_leaves_the_folder_as_it_was(finished, episodes, monkeypatch, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
-    monkeypatch.setattr(train_world_model, "build_encode", lambda *arguments: pytest.fail("encoded"))
+    monkeypatch.setattr(episode_latents, "build_encode", lambda *arguments: pytest.fail("encoded"))
     for overrides in (["resume=null"], ["resume=latest", "fit_state=false"]):
         with pytest.raises(SystemExit):
             run_train_world_model(monkeypatch, episodes, finished, f"cache_dir={tmp_path}", *overrides)

@@ -1,0 +1,119 @@
+"""Trains a distance head for a finished world model: the time that it takes from one frame to another.
+
+    python examples/train_distance_head.py model=runs/demo/world_model/final data=runs/demo/episodes
+    output_dir=runs/demo/world_model_distance [key=value ...]
+
+`OUTPUT_DIR/final` is the model with the head, its video processor and its planner settings; nothing else of the model
+changes. Only the episodes that the model was trained on are used; `OUTPUT_DIR/distance.json` compares predicted and
+true times on held-out ones. The latents are those that `train_world_model.py` has cached, if `cache_dir` is the same.
+Planners use the head through their cost (docs/planning.md):
+
+    python examples/plan.py --config examples/configs/demo/plan.yaml "planner={cost: temporal}"
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+import yaml
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from vjepa2_hf import VJepa2Encoder, VJepa2VideoProcessor, VJepa2WorldModel
+from vjepa2_hf.data.episodes import EpisodeSource
+from vjepa2_hf.data.files import staged_folder, write_json
+from vjepa2_hf.specs import check_at_least
+from vjepa2_hf.training.cached_windows import split_windows
+from vjepa2_hf.training.episode_latents import arranged_state, episode_sources, open_caches
+from vjepa2_hf.training.processes import build_accelerator
+from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
+from vjepa2_hf.training.temporal_distance import DistanceSettings, measure_distance_head, train_distance_head
+from vjepa2_hf.video_io import ReadLimits
+
+
+@dataclass(kw_only=True)
+class DistanceHeadConfig:
+    """Settings of one run."""
+
+    model: str
+    """Folder or Hub id of the world model, with its video processor."""
+    data: str | list[EpisodeSource]
+    """The episodes that the model was trained on, as for train_world_model.py."""
+    output_dir: str
+    """New folder of the result."""
+    validation_fraction: float | None = None
+    """Fraction of the episodes held out, as in the model's training; null: that of its run."""
+    max_episodes: int | None = None
+    """Episodes of each source; null: all."""
+    limits: ReadLimits = field(default_factory=ReadLimits)
+    """What rows may cost and reach: SECURITY.md."""
+    cache_dir: str | None = None
+    """Folder of the encoded episodes; null: `latents` beside output_dir, which the runs there share."""
+    cache_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the cached latents."""
+    distance: DistanceSettings = field(default_factory=DistanceSettings)
+    seed: int = 0
+    num_workers: int = 0
+    num_threads: int | None = None
+
+    def __post_init__(self):
+        check_at_least(self, max_episodes=1, num_workers=0, num_threads=1, seed=0)
+
+
+def held_out_fraction(config: DistanceHeadConfig) -> float:
+    """The fraction of episodes that training held out: as given, or as in the model's run."""
+    path = Path(config.model).parent / "config.yaml"
+    settings = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    fraction = (
+        settings.get("validation_fraction") if config.validation_fraction is None else config.validation_fraction
+    )
+    if fraction is None:
+        raise ValueError(
+            f"validation_fraction is not given, and {str(path)!r} does not have it either: give that of the model's "
+            "training, so that held-out episodes stay held out."
+        )
+    return fraction
+
+
+def open_episodes(config: DistanceHeadConfig, model: VJepa2WorldModel, processor, accelerator: Accelerator):
+    """Windows of training and of held-out episodes: latents of the model's encoder, before its fitted map."""
+    fraction = held_out_fraction(config)
+    if model.config.state_type == "pixels":
+        encoder = VJepa2Encoder(model.config.encoder_config)  # only its sizes count
+    else:
+        encoder = model.encoder if model.config.freeze_encoder else model.target_encoder
+    state = arranged_state(model.config.state_type)
+    if model.config.normalize_latents != "layer":
+        state["normalize_latents"] = model.config.normalize_latents
+    caches = open_caches(config, accelerator, encoder, processor, state, ["latents"])
+    return split_windows(caches, [source.weight for source in episode_sources(config.data)], fraction)
+
+
+def train(config: DistanceHeadConfig) -> None:
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    accelerator = build_accelerator()
+    # Only the main process writes; the folder appears when it is complete
+    with staged_folder(config.output_dir) if accelerator.is_main_process else nullcontext() as folder:
+        model = VJepa2WorldModel.from_pretrained(config.model).to(accelerator.device).eval()
+        processor = VJepa2VideoProcessor.from_pretrained(config.model)
+        training, held_out = open_episodes(config, model, processor, accelerator)
+        losses = train_distance_head(model, training, config.distance, config.seed, accelerator)
+        if folder is not None:
+            calibration = measure_distance_head(model, held_out, config.seed) if len(held_out) else None
+            model.save_pretrained(folder / "final")
+            processor.save_pretrained(folder / "final")
+            write_json(folder / "distance.json", {"held_out": calibration, "losses": losses})
+    if accelerator.is_main_process:
+        tqdm.write(f"saved {Path(config.output_dir) / 'final'}")
+
+
+@exit_on_user_error
+def main() -> None:
+    train(parse_arguments(DistanceHeadConfig, __doc__))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Latents of episodes for the training of a world model and of its heads: caches of an encoder, and model inputs.
+
+caches = open_caches(config, accelerator, encoder, processor, {"state_type": "tokens"}, ["latents", "actions"])
+inputs = model_inputs(window_mixture.read(windows, frames, skip), model, processor)
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from ..data.episodes import EpisodeSource, EpisodeStream
+from ..data.feature_cache import FeatureCache, data_fingerprint
+from ..modeling_encoder import VJepa2Encoder
+from ..modeling_world_model import VJepa2WorldModel
+from ..video_processing_vjepa2 import VJepa2VideoProcessor
+from .cached_windows import as_shards, cache_root, describe_encoder, encode_episodes, open_cache
+
+
+ENCODED_AT_ONCE = 64  # frames
+
+
+def episode_sources(data: str | list[EpisodeSource]) -> list[EpisodeSource]:
+    """The sources of a `data` setting."""
+    return [EpisodeSource(data)] if isinstance(data, str) else data
+
+
+def open_caches(
+    config: Any,
+    accelerator: Accelerator,
+    encoder: VJepa2Encoder,
+    processor: VJepa2VideoProcessor,
+    state: dict[str, Any],
+    columns: Sequence[str],
+) -> list[FeatureCache]:
+    """The cache of every source, filled by the first run that needs it.
+
+    Args:
+        config: with `data`, `max_episodes`, `limits`, `num_workers`, `cache_dir`, `output_dir`, `cache_dtype`.
+        state: fields of a world model that determine its latents before any fitted map, see `arranged_state`.
+        columns: to read, "latents" or "frames" among them.
+    """
+    root, latents, encode = cache_root(config, "latents"), None, None
+    if "latents" in columns:
+        latents = {**state, **describe_encoder(encoder, weights=state["state_type"] != "pixels")}
+        latents |= {"dtype": config.cache_dtype, "precision": accelerator.mixed_precision}
+    # Everything that the cache depends on, except the pixels
+    depends_on = {"version": 1, "processor": processor.to_dict(), "max_episodes": config.max_episodes}
+    depends_on["latents"] = latents
+    caches = []
+    for source in episode_sources(config.data):
+        source = as_shards(source, root, accelerator)
+
+        def fill(folder: Path, source: EpisodeSource = source) -> None:
+            nonlocal encode
+            encode = encode or build_encode(config, accelerator, encoder, processor, state, "latents" in columns)
+            rank, processes = accelerator.process_index, accelerator.num_processes
+            split = {"rank": rank, "world_size": processes}
+            stream = EpisodeStream(source, processor, config.max_episodes, limits=config.limits, **split)
+            encode_episodes(folder, stream, encode, accelerator, config.num_workers)
+
+        description = {"data": data_fingerprint(source.path), "camera": source.camera, **depends_on}
+        caches.append(open_cache(source.path, description, root, columns, accelerator, fill))
+    return caches
+
+
+def arranged_state(state_type: str) -> dict[str, Any]:
+    """The `state` of `open_caches` for a model's `state_type`: projected states are mapped tokens."""
+    return {"state_type": "tokens" if state_type == "projected" else state_type}
+
+
+def build_encode(
+    config: Any, accelerator: Accelerator, encoder, processor, state: dict[str, Any], as_latents: bool
+) -> Callable[[torch.Tensor], dict[str, torch.Tensor]]:
+    """A function from the uint8 frames of an episode (T, C, H, W) to the cache's column: latents (T, N, D) before any
+    fitted map, or the frames."""
+    if not as_latents:
+        return lambda frames: {"frames": frames}
+    dtype = getattr(torch, config.cache_dtype)
+    no_dynamics = {"predictor_hidden_size": 8, "predictor_num_attention_heads": 1, "predictor_num_hidden_layers": 0}
+    no_dynamics |= {"predictor_position_embedding_type": "learned", "context_frames": 1}
+    model = VJepa2WorldModel.from_encoder(encoder, **state, **no_dynamics)
+    model.to(accelerator.device).eval()
+
+    def encode(frames: torch.Tensor) -> dict[str, torch.Tensor]:
+        parts = []
+        for part in frames.split(ENCODED_AT_ONCE):
+            with accelerator.autocast():
+                latents = model.encode(processor.normalize_cropped(part.to(accelerator.device).unsqueeze(0)))
+            parts.append(latents[0].to("cpu", dtype))
+        return {"latents": torch.cat(parts)}
+
+    return encode
+
+
+def model_inputs(batch: dict[str, torch.Tensor], model: VJepa2WorldModel, processor) -> dict[str, torch.Tensor]:
+    """A batch of windows as the model takes it, on its device, with the actions of each model step concatenated."""
+    batch = {name: values.to(model.device, non_blocking=True) for name, values in batch.items()}
+    batch["actions"] = batch["actions"].flatten(2)
+    if "rewards" in batch:
+        batch["rewards"] = batch["rewards"].sum(dim=(2, 3))
+    if "frames" in batch:
+        batch["pixel_values_videos"] = processor.normalize_cropped(batch.pop("frames"))
+    else:
+        batch["latents"] = model.standardize(batch["latents"].float())
+    return batch
