@@ -90,6 +90,8 @@ class PlanConfig:
     """Other settings of VJepa2Planner, such as candidate_chunk_size; a `cost` replaces `distance`."""
     varied_appearance: bool = False
     """Appearance randomization: each task has its own floor, colors, distractors and light."""
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the package's environments, such as {agent_radius: 3}; of others see gym.env_kwargs."""
     executed_actions: int = 2
     """Environment actions of a plan that are executed before planning again."""
     warm_start: bool = False
@@ -132,10 +134,10 @@ class PlanConfig:
                 raise ValueError(f"The level of success {name!r} is a column of the table already: rename it.")
         if self.gym is not None:
             self.gym.make_levels(self.success_levels)
-        if self.gym is not None and ("oracle" in self.baselines or self.varied_appearance):
+        if self.gym is not None and ("oracle" in self.baselines or self.varied_appearance or self.env_kwargs):
             raise ValueError(
-                "gym tasks have no oracle (it needs the true dynamics) and no varied_appearance: set "
-                "baselines=[uniform, data_policy] and leave out varied_appearance."
+                "gym tasks have no oracle (it needs the true dynamics), no varied_appearance and no env_kwargs: set "
+                "baselines=[uniform, data_policy], leave out varied_appearance, and use gym.env_kwargs."
             )
 
     @property
@@ -171,7 +173,7 @@ def make_tasks(config: PlanConfig) -> Iterator[TaskBatch]:
     for first in range(0, config.episodes, size):
         seeds = range(config.first_task + first, config.first_task + min(first + size, config.episodes))
         if gym is None:
-            yield Tasks(config.env, seeds, config.varied_appearance, levels=config.success_levels)
+            yield Tasks(config.env, seeds, config.varied_appearance, config.env_kwargs, config.success_levels)
             continue
         pairs = None
         if gym.data is not None:

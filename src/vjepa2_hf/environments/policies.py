@@ -59,7 +59,7 @@ def wander(env: PlaneEnv, rng: np.random.Generator) -> np.ndarray:
 
 
 class Waypoints:
-    """The data policy of four rooms: shortest paths to random positions in the farthest room, with noisy actions.
+    """The data policy of four rooms: shortest paths to random positions in other rooms, with noisy actions.
 
     The next position follows within 5 pixels of the last. `actions` advances N episodes together.
     """
@@ -73,8 +73,8 @@ class Waypoints:
             self.waypoints = np.array(agents, np.float64)  # visited: new ones are sampled
         near = env.paths.distance(agents, self.waypoints) * IMAGE_SIZE <= SUCCESS_PIXELS
         for index in np.flatnonzero(near):
-            farthest = 3 if env.room_of(agents[index]) < 2 else 0
-            self.waypoints[index] = env.sample_position(rng, farthest)
+            another = (env.room_of(agents[index]) + rng.integers(1, 4)) % 4
+            self.waypoints[index] = env.sample_position(rng, int(another))
         offset = env.paths.next_points(agents, self.waypoints) - agents
         pull = offset / np.maximum(length(offset), 1e-6)
         return np.clip(self.PULL * pull + self.NOISE * rng.standard_normal(pull.shape), -1, 1).astype(np.float32)
