@@ -24,6 +24,7 @@ RANDOM_ENCODER = (
     "initializer_range: 0.1, depth_scaled_init: false}"  # the encoder of configs/demo/pretrain.yaml at step 0
 )
 SHORTER = "max_steps=2400"  # the config has more steps
+DISTANCE_HEAD = "world_model.distance_head=true"  # for the report's map of distances
 # Reuses freed memory: otherwise page faults take half of the time of small models
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
 
@@ -79,7 +80,7 @@ def demo(output: Path, configs: Path, threads: int) -> None:
     world_model = ("train_world_model.py", "world_model.yaml")
     step(
         "training world models on the pretrained encoder and on a random one",
-        training(*world_model, "world_model", f"encoder={encoder}", SHORTER),
+        training(*world_model, "world_model", f"encoder={encoder}", SHORTER, DISTANCE_HEAD),
         training(*world_model, "world_model_random", "encoder=random", RANDOM_ENCODER, SHORTER),
     )
     plan = ["--config", str(configs / "plan.yaml"), f"output_dir={output / 'plan'}", f"models={json.dumps(models)}"]

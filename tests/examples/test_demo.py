@@ -52,4 +52,5 @@ def test_demo_runs_every_script_in_order(tmp_path, monkeypatch):
         "report.py",
     ]
     assert f"encoder={tmp_path / 'pretrain' / 'final'}" in commands[2] and "encoder=random" in commands[3]
+    assert demo.DISTANCE_HEAD in commands[2] and demo.DISTANCE_HEAD not in commands[3]
     assert sys.executable not in commands[0]  # `run` adds the interpreter
