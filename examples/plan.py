@@ -285,6 +285,9 @@ def check_models(config: PlanConfig) -> dict[str, Any]:
         policy, path = model_policy(own, name, tqdm(disable=True)), own.models[name]
         model, proposal = policy.planner.model, policy.proposal and files.weights_fingerprint(policy.proposal)
         found[name] = [path, files.config_fingerprint(model.config), files.weights_fingerprint(model), proposal]
+        if policy.planner.subgoals is not None:
+            folder = Path(own.subgoals or Path(path, "subgoals"))
+            found[name] += [files.file_digest(file) for file in sorted(folder.rglob("*")) if file.is_file()]
     return found | {
         name: [path, files.weights_fingerprint(load_policy(path))] for name, path in config.policies.items()
     }

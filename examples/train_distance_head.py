@@ -17,16 +17,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import yaml
-from accelerate import Accelerator
 from tqdm import tqdm
 
-from vjepa2_hf import VJepa2Encoder, VJepa2VideoProcessor, VJepa2WorldModel
+from vjepa2_hf import VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.data.episodes import EpisodeSource
 from vjepa2_hf.data.files import staged_folder, write_json
 from vjepa2_hf.specs import check_at_least
-from vjepa2_hf.training.cached_windows import split_windows
-from vjepa2_hf.training.episode_latents import arranged_state, episode_sources, open_caches
+from vjepa2_hf.training.episode_latents import open_episodes
 from vjepa2_hf.training.processes import build_accelerator
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 from vjepa2_hf.training.temporal_distance import DistanceSettings, measure_distance_head, train_distance_head
@@ -62,35 +59,6 @@ class DistanceHeadConfig:
         check_at_least(self, max_episodes=1, num_workers=0, num_threads=1, seed=0)
 
 
-def held_out_fraction(config: DistanceHeadConfig) -> float:
-    """The fraction of episodes that training held out: as given, or as in the model's run."""
-    path = Path(config.model).parent / "config.yaml"
-    settings = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    fraction = (
-        settings.get("validation_fraction") if config.validation_fraction is None else config.validation_fraction
-    )
-    if fraction is None:
-        raise ValueError(
-            f"validation_fraction is not given, and {str(path)!r} does not have it either: give that of the model's "
-            "training, so that held-out episodes stay held out."
-        )
-    return fraction
-
-
-def open_episodes(config: DistanceHeadConfig, model: VJepa2WorldModel, processor, accelerator: Accelerator):
-    """Windows of training and of held-out episodes: latents of the model's encoder, before its fitted map."""
-    fraction = held_out_fraction(config)
-    if model.config.state_type == "pixels":
-        encoder = VJepa2Encoder(model.config.encoder_config)  # only its sizes count
-    else:
-        encoder = model.encoder if model.config.freeze_encoder else model.target_encoder
-    state = arranged_state(model.config.state_type)
-    if model.config.normalize_latents != "layer":
-        state["normalize_latents"] = model.config.normalize_latents
-    caches = open_caches(config, accelerator, encoder, processor, state, ["latents"])
-    return split_windows(caches, [source.weight for source in episode_sources(config.data)], fraction)
-
-
 def train(config: DistanceHeadConfig) -> None:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
@@ -99,7 +67,7 @@ def train(config: DistanceHeadConfig) -> None:
     with staged_folder(config.output_dir) if accelerator.is_main_process else nullcontext() as folder:
         model = VJepa2WorldModel.from_pretrained(config.model).to(accelerator.device).eval()
         processor = VJepa2VideoProcessor.from_pretrained(config.model)
-        training, held_out = open_episodes(config, model, processor, accelerator)
+        training, held_out = open_episodes(config, accelerator, model, processor)
         losses = train_distance_head(model, training, config.distance, config.seed, accelerator)
         if folder is not None:
             calibration = measure_distance_head(model, held_out, config.seed) if len(held_out) else None

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vjepa2_hf.planning.subgoal_graph import SubgoalGraph, cover
+from vjepa2_hf.planning.subgoal_graph import SubgoalGraph, connecting_length, cover
 
 
 def distances(places: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -24,23 +24,32 @@ class TestRoute:
     def test_the_waypoint_is_the_farthest_node_of_the_path_within_reach(self):
         graph = SubgoalGraph.from_distances(distances(LINE, LINE), max_edge=6, reach=12)
         waypoint = route_on_line(graph, 1.0, 51.0)
-        assert (waypoint.node, waypoint.reason) == (2, "waypoint")  # at 10; the next at 15 is 14 frames away
-        assert waypoint.distance == 9 and waypoint.goal_distance == pytest.approx(50, abs=0.01)
+        assert (waypoint.node, waypoint.reason) == (3, "waypoint")  # the path begins at 5; 15 is 10 frames ahead
+        assert waypoint.distance == 14 and waypoint.goal_distance == pytest.approx(50, abs=0.01)
 
     def test_a_goal_within_reach_is_planned_for_itself(self):
         graph = SubgoalGraph.from_distances(distances(LINE, LINE), max_edge=6, reach=12)
         waypoint = route_on_line(graph, 1.0, 12.5)
         assert (waypoint.node, waypoint.reason, waypoint.distance) == (None, "goal within reach", 11.5)
 
-    def test_nodes_within_the_trusted_length_but_beyond_reach_still_give_the_first_of_the_path(self):
-        graph = SubgoalGraph.from_distances(distances(LINE, LINE), max_edge=6, reach=0.5)
-        waypoint = route_on_line(graph, 1.0, 51.0)
-        assert waypoint.node == 0 or waypoint.node == 1
-        assert waypoint.distance > graph.reach and waypoint.reason == "waypoint"
+    def test_a_goal_at_the_end_of_a_short_path_is_within_reach_whatever_the_direct_distance(self):
+        graph = SubgoalGraph.from_distances(distances(LINE, LINE), max_edge=6, reach=12)
+        start, end = distances(np.array([1.0]), LINE), distances(LINE, np.array([11.0])).T
+        waypoint = graph.route(start, end, np.array([40.0]))[0]
+        assert (waypoint.node, waypoint.reason) == (None, "goal within reach")
 
-    @pytest.mark.parametrize("gap", ["between the nodes", "before the goal"])
-    def test_without_a_path_the_goal_itself_is_named_so(self, gap):
-        nodes = np.concatenate([LINE, LINE + 200]) if gap == "between the nodes" else LINE
+    def test_the_waypoint_lies_at_least_one_node_ahead(self):
+        graph = SubgoalGraph.from_distances(distances(LINE, LINE), max_edge=6, reach=0.5)
+        waypoint = route_on_line(graph, 5.0, 51.0)
+        assert (waypoint.node, waypoint.distance) == (2, 5)  # else a planner at node 1 would stay there
+
+    def test_states_far_from_all_nodes_enter_at_the_nearest(self):
+        graph = SubgoalGraph.from_distances(distances(LINE, LINE), max_edge=6, reach=6)
+        waypoint = route_on_line(graph, -30.0, 51.0)
+        assert (waypoint.node, waypoint.distance) == (1, 35)
+
+    def test_without_a_path_the_goal_itself_is_named_so(self):
+        nodes = np.concatenate([LINE, LINE + 200])
         graph = SubgoalGraph.from_distances(distances(nodes, nodes), max_edge=6, reach=6)
         waypoint = route_on_line(graph, 1.0, 240.0, nodes)
         assert (waypoint.node, waypoint.reason) == (None, "no path")
@@ -80,6 +89,13 @@ class TestRoute:
         assert route_on_line(seen, 0.0, 35.0, nodes).goal_distance == pytest.approx(35)
         assert route_on_line(seen, 35.0, 0.0, nodes).reason == "no path"  # seen in one direction
         assert (alone.largest_component(), seen.largest_component()) == (0.5, 0.5)
+
+    def test_edges_are_as_long_as_the_nodes_need_to_be_connected(self):
+        nodes = np.array([0.0, 1.0, 2.0, 5.0, 6.0, 30.0])
+        assert connecting_length(distances(nodes, nodes), fraction=0.8) == 3
+        assert connecting_length(distances(nodes, nodes), fraction=1.0) == 24
+        one_way = np.where(nodes[:, None] > nodes, 2 * distances(nodes, nodes), distances(nodes, nodes))
+        assert connecting_length(one_way, fraction=0.8) == 6  # all reach all, also backwards
 
     def test_bad_lengths_are_refused(self):
         with pytest.raises(ValueError, match="max_edge is -1; expected a finite number above 0"):

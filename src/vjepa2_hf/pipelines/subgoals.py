@@ -131,8 +131,9 @@ def load_subgoals(source: str | Path, model: VJepa2WorldModel) -> Any:
     of a world model with macro-actions."""
     folder = Path(source)
     if not folder.is_dir() and source:
-        cached = {"revision": getattr(model.config, "_commit_hash", None), "allow_patterns": f"{FOLDER}/*"}
-        folder = Path(huggingface_hub.snapshot_download(str(source), **cached))
+        revision = getattr(model.config, "_commit_hash", None) if str(source) == model.name_or_path else None
+        files = {"revision": revision, "allow_patterns": f"{FOLDER}/*"}
+        folder = Path(huggingface_hub.snapshot_download(str(source), **files))
     if holds_macro_model(folder) and not (folder / KIND_FILE).is_file():
         return MacroActionSubgoals.from_pretrained(folder, model)
     folder = folder if (folder / KIND_FILE).is_file() else folder / FOLDER

@@ -43,7 +43,7 @@ class SubgoalGraph:
         lengths: (K, K) float32, of the shortest path from the row's node to the column's; infinite without a path.
         predecessors: (K, K) integers, the node before the column's on that path; negative where there is none.
         max_edge: longest distance in frames that is trusted as an edge, also from an observation and to a goal.
-        reach: longest distance in frames at which a node is a waypoint, and at which the goal needs none.
+        reach: how far ahead on a path the waypoint lies at most, in frames; a goal that is as near needs none.
     """
 
     def __init__(self, lengths: np.ndarray, predecessors: np.ndarray, max_edge: float, reach: float):
@@ -81,7 +81,9 @@ class SubgoalGraph:
         return float(np.bincount(labels).max() / len(self))
 
     def route(self, start: np.ndarray, end: np.ndarray, direct: np.ndarray) -> list[Waypoint]:
-        """The next waypoint of each problem: the farthest node of the shortest path within reach, else its first.
+        """The next waypoint of each problem: the farthest node of the shortest path within reach.
+
+        A path enters and leaves the graph at nodes within `max_edge`, or at the nearest one.
 
         Args:
             start: (B, K) distances from the observations to the nodes.
@@ -91,20 +93,39 @@ class SubgoalGraph:
         return [self._route(*problem) for problem in zip(start, end, direct, strict=True)]
 
     def _route(self, start: np.ndarray, end: np.ndarray, direct: float) -> Waypoint:
-        if direct <= self.reach:
-            return Waypoint(None, "goal within reach", float(direct), float(direct))
-        first, last = (np.flatnonzero(ends <= self.max_edge) for ends in (start, end))
+        first, last = (np.flatnonzero(ends <= max(self.max_edge, ends.min())) for ends in (start, end))
         totals = start[first, None] + self.lengths[np.ix_(first, last)] + end[last]
-        if not totals.size or not np.isfinite(totals.min()):
-            return Waypoint(None, "no path", float(direct), float(direct))
         row, column = np.unravel_index(totals.argmin(), totals.shape)
-        path = [last[column]]
-        while path[-1] != first[row]:
-            path.append(self.predecessors[first[row], path[-1]])
-        path = path[::-1]
-        near = [node for node in path if start[node] <= self.reach]
-        node = near[-1] if near else path[0]
-        return Waypoint(int(node), "waypoint", float(start[node]), float(totals[row, column]))
+        first, last, total = first[row], last[column], float(totals[row, column])
+        if direct <= self.reach or self.lengths[first, last] <= self.reach:
+            return Waypoint(None, "goal within reach", float(direct), min(float(direct), total))
+        if not np.isfinite(total):
+            return Waypoint(None, "no path", float(direct), float(direct))
+        path = [last]
+        while path[-1] != first:
+            path.append(self.predecessors[first, path[-1]])
+        # Along the path, because edges are trusted and longer distances are not; at least one node ahead
+        within = [node for node in path if self.lengths[first, node] <= self.reach and node != first]
+        node = int(within[0] if within else path[-2])
+        return Waypoint(node, "waypoint", float(start[node]), total)
+
+
+def connecting_length(distances: np.ndarray, fraction: float = 0.95) -> float:
+    """The shortest length for which edges up to it join at least `fraction` of the nodes, each to all others.
+
+    `distances` are (K, K). Edges as short as possible are the safest: a learned distance that is too short leads
+    through a wall.
+    """
+    lengths = np.unique(distances[~np.eye(len(distances), dtype=bool)])
+    low, high = 0, len(lengths) - 1
+    while low < high:
+        middle = (low + high) // 2
+        _, labels = connected_components(csr_array(distances <= lengths[middle]), connection="strong")
+        if np.bincount(labels).max() >= fraction * len(distances):
+            high = middle
+        else:
+            low = middle + 1
+    return float(lengths[low])
 
 
 def cover(count: int, between: Callable[[int], np.ndarray], num_nodes: int) -> np.ndarray:

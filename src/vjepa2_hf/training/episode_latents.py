@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 
 from ..data.episodes import EpisodeSource, EpisodeStream
 from ..data.feature_cache import FeatureCache, data_fingerprint
+from ..data.windows import WindowMixture
 from ..modeling_encoder import VJepa2Encoder
 from ..modeling_world_model import VJepa2WorldModel
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
-from .cached_windows import as_shards, cache_root, describe_encoder, encode_episodes, open_cache
+from .cached_windows import as_shards, cache_root, describe_encoder, encode_episodes, open_cache, split_windows
 
 
 ENCODED_AT_ONCE = 64  # frames
@@ -64,6 +66,39 @@ def open_caches(
         description = {"data": data_fingerprint(source.path), "camera": source.camera, **depends_on}
         caches.append(open_cache(source.path, description, root, columns, accelerator, fill))
     return caches
+
+
+def held_out_fraction(config: Any) -> float:
+    """The fraction of episodes that the training of `config.model` held out: `config.validation_fraction`, or that of
+    the model's run."""
+    path = Path(config.model).parent / "config.yaml"
+    settings = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    fraction = (
+        settings.get("validation_fraction") if config.validation_fraction is None else config.validation_fraction
+    )
+    if fraction is None:
+        raise ValueError(
+            f"validation_fraction is not given, and {str(path)!r} does not have it either: give that of the model's "
+            "training, so that held-out episodes stay held out."
+        )
+    return fraction
+
+
+def open_episodes(
+    config: Any, accelerator: Accelerator, model: VJepa2WorldModel, processor: VJepa2VideoProcessor
+) -> tuple[WindowMixture, WindowMixture]:
+    """Windows of the training and of the held-out episodes of a finished model: latents of its encoder, before its
+    fitted map. `config` also has `model`, its folder, and `validation_fraction`."""
+    fraction = held_out_fraction(config)
+    if model.config.state_type == "pixels":
+        encoder = VJepa2Encoder(model.config.encoder_config)  # only its sizes count
+    else:
+        encoder = model.encoder if model.config.freeze_encoder else model.target_encoder
+    state = arranged_state(model.config.state_type)
+    if model.config.normalize_latents != "layer":
+        state["normalize_latents"] = model.config.normalize_latents
+    caches = open_caches(config, accelerator, encoder, processor, state, ["latents"])
+    return split_windows(caches, [source.weight for source in episode_sources(config.data)], fraction)
 
 
 def arranged_state(state_type: str) -> dict[str, Any]:

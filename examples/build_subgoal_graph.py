@@ -1,0 +1,98 @@
+"""Builds a graph of stored latents, whose shortest paths give a planner subgoals where its goal is far.
+
+    python examples/build_subgoal_graph.py model=runs/my_world_model/final data=runs/my_episodes
+    output_dir=runs/my_planner [key=value ...]
+
+The world model needs a distance head (docs/world_model.md). Nodes are latents of the episodes that it was trained on,
+edges are learned distances between them. `OUTPUT_DIR` is the planner with its subgoals, in `subgoals/` beside the
+model; `OUTPUT_DIR/graph.json` describes the graph. docs/planning.md, "Far goals", explains it:
+
+    planner = VJepa2Planner.from_pretrained("runs/my_planner")
+    plan = planner(observation, goal)
+    plan["subgoal"]  # what the solver planned for
+"""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from tqdm import tqdm
+
+from vjepa2_hf import VJepa2Planner
+from vjepa2_hf.data.episodes import EpisodeSource
+from vjepa2_hf.data.files import staged_folder, write_json
+from vjepa2_hf.pipelines.subgoal_building import GraphSettings, build_graph
+from vjepa2_hf.specs import check_at_least
+from vjepa2_hf.training.episode_latents import open_episodes
+from vjepa2_hf.training.processes import build_accelerator
+from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
+from vjepa2_hf.video_io import ReadLimits
+
+
+logger = logging.getLogger("build_subgoal_graph")
+
+
+@dataclass(kw_only=True)
+class SubgoalGraphConfig(GraphSettings):
+    """Settings of one graph."""
+
+    model: str
+    """Folder or Hub id of the world model, with its video processor and planner settings."""
+    data: str | list[EpisodeSource]
+    """The episodes that the model was trained on, as for train_world_model.py."""
+    output_dir: str
+    """New folder of the result."""
+    planner: dict[str, Any] = field(default_factory=dict)
+    """Settings of VJepa2Planner that replace the saved ones and are saved with the graph, such as horizon and cost."""
+    validation_fraction: float | None = None
+    """Fraction of the episodes held out, as in the model's training; null: that of its run."""
+    max_episodes: int | None = None
+    """Episodes of each source; null: all."""
+    limits: ReadLimits = field(default_factory=ReadLimits)
+    """What rows may cost and reach: SECURITY.md."""
+    cache_dir: str | None = None
+    """Folder of the encoded episodes; null: `latents` beside output_dir, which the runs there share."""
+    cache_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the cached latents."""
+    num_workers: int = 0
+    num_threads: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, max_episodes=1, num_workers=0, num_threads=1, seed=0)
+
+
+def build(config: SubgoalGraphConfig) -> None:
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    accelerator = build_accelerator()
+    with staged_folder(config.output_dir) as folder:
+        planner = VJepa2Planner.from_pretrained(
+            config.model, device=accelerator.device, **{**config.planner, "subgoals": False}
+        )
+        model = planner.model
+        training, _ = open_episodes(config, accelerator, model, planner.video_processor)
+        horizon_frames = planner.solver.horizon * model.config.frame_skip
+        planner.subgoals = build_graph(model, training, config, horizon_frames)
+        graph = planner.subgoals.graph
+        facts = {"nodes": len(graph), "max_edge": graph.max_edge, "reach": graph.reach}
+        facts["connected"] = graph.largest_component()
+        planner.save_pretrained(folder)
+        write_json(folder / "graph.json", facts)
+    described = "{nodes} nodes, {connected:.0%} of them connected by edges of up to {max_edge:.1f} frames"
+    tqdm.write(f"saved {config.output_dir}: {described.format(**facts)}")
+    if facts["connected"] < 0.9:
+        logger.warning(
+            "only %.0f %% of the nodes reach one another: from others there is no path, and the planner plans for the "
+            "goal itself; raise num_nodes or max_edge", 100 * facts["connected"],
+        )  # fmt: skip
+
+
+@exit_on_user_error
+def main() -> None:
+    build(parse_arguments(SubgoalGraphConfig, __doc__))
+
+
+if __name__ == "__main__":
+    main()
