@@ -50,7 +50,16 @@ BASELINES = {
     "data_policy": "data policy",
     "oracle": "CEM on the true state and dynamics (oracle)",
 }
-ROW_SETTINGS = ("solver", "distance", "planner", "executed_actions", "warm_start", "budget_ms", "subgoals")
+ROW_SETTINGS = (
+    "solver",
+    "distance",
+    "planner",
+    "executed_actions",
+    "warm_start",
+    "budget_ms",
+    "subgoals",
+    "true_dynamics",
+)
 
 
 @dataclass
@@ -62,7 +71,8 @@ class PlanConfig:
     """Folder or Hub id of a world model, by the name of its row."""
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Further rows on models of `models`, by name, such as {short: {model: CEM, distance: l1}}. `model` names one of
-    them; solver, distance, planner, executed_actions, warm_start, budget_ms, subgoals replace the settings below."""
+    them; solver, distance, planner, executed_actions, warm_start, budget_ms, subgoals, true_dynamics replace the
+    settings below."""
     policies: dict[str, str] = field(default_factory=dict)
     """Folder of a policy of train_cloning.py or train_actor.py, by the name of its row."""
     proposals: dict[str, str] = field(default_factory=dict)
@@ -96,6 +106,9 @@ class PlanConfig:
     """Environment actions of a plan that are executed before planning again."""
     warm_start: bool = False
     """Initialize a plan with the last one, shifted by the executed actions."""
+    true_dynamics: bool = False
+    """Imagine with the package's environment: true states, rendered and encoded, instead of the model's dynamics. What
+    still fails is due to the cost or the encoder. Slow: in a row of `rows` take few candidates."""
     budget_ms: float | None = None
     """Milliseconds of a planning call after which no iteration starts; per episode with parallel=1."""
     subgoals: str | bool | None = None
@@ -134,10 +147,11 @@ class PlanConfig:
                 raise ValueError(f"The level of success {name!r} is a column of the table already: rename it.")
         if self.gym is not None:
             self.gym.make_levels(self.success_levels)
-        if self.gym is not None and ("oracle" in self.baselines or self.varied_appearance or self.env_kwargs):
+        frozen = "oracle" in self.baselines or self.varied_appearance or self.env_kwargs or self.true_dynamics
+        if self.gym is not None and frozen:
             raise ValueError(
-                "gym tasks have no oracle (it needs the true dynamics), no varied_appearance and no env_kwargs: set "
-                "baselines=[uniform, data_policy], leave out varied_appearance, and use gym.env_kwargs."
+                "gym tasks have no oracle, no true_dynamics, no varied_appearance and no env_kwargs: set "
+                "baselines=[uniform, data_policy], leave out the others, and use gym.env_kwargs."
             )
 
     @property
@@ -208,7 +222,8 @@ def model_policy(config: PlanConfig, name: str, progress: tqdm) -> PlannerPolicy
     settings |= {} if "cost" in config.planner else {"distance": config.distance}  # None: as saved
     planner = VJepa2Planner.from_pretrained(config.models[name], solver=settings.pop("name", None), **settings)
     start = {"warm_start": config.warm_start, "proposal": config.proposals.get(name)}
-    return PlannerPolicy(planner, config.seed, progress, config.executed_actions, budget_ms=config.budget_ms, **start)
+    policy = true_dynamics.TrueDynamicsPolicy if config.true_dynamics else PlannerPolicy
+    return policy(planner, config.seed, progress, config.executed_actions, budget_ms=config.budget_ms, **start)
 
 
 def write_videos(folder: Path, result: closed_loop.ClosedLoopResult, goals: np.ndarray) -> None:

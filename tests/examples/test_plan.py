@@ -279,6 +279,8 @@ def test_budget_warm_start_and_proposals_reach_the_planner(model_dir, policy_dir
     [
         ({"env": "Pendulum-v1"}, "success criterion in `gym`"),
         ({"gym": GYM}, "no oracle"),
+        ({"gym": GYM, "baselines": ["uniform"], "true_dynamics": True}, "no true_dynamics"),
+        ({"gym": GYM, "baselines": ["uniform"], "env_kwargs": {"agent_radius": 3}}, "use gym.env_kwargs"),
         ({"proposals": {"CME": "x"}, "models": {"CEM": "y"}}, "did you mean 'CEM'"),
         ({"models": {"CEM": "y"}, "policies": {"CEM": "y"}}, "reserved or used twice"),
         ({"models": {"CEM": "y"}, "proposals": {"CEM": "x"}, "warm_start": True}, "leave out one of the two"),
@@ -297,12 +299,14 @@ def test_rows_compare_settings_on_one_model(model_dir, policy_dir, tmp_path):
     common = {"baselines": [], "episodes": 2, "videos": 0, "solver": SOLVER}
     other = {"solver": {**SOLVER, "num_candidates": 8}, "distance": "l1", "executed_actions": 1}
     rows = {"wide": {"model": "CEM", **other}, "proposed": {"model": "CEM"}}
+    rows["true"] = {"model": "CEM", "true_dynamics": True}
     models, proposals = {"CEM": str(model_dir)}, {"proposed": str(policy_dir)}
     found = settled(PlanConfig(str(tmp_path / "one"), models, rows=rows, proposals=proposals, **common))
-    assert [row["name"] for row in found["rows"]] == ["CEM", "wide", "proposed"]
+    assert [row["name"] for row in found["rows"]] == ["CEM", "wide", "proposed", "true"]
     alone = settled(PlanConfig(str(tmp_path / "two"), {"wide": str(model_dir)}, **{**common, **other}))
     assert found["states"]["wide"] == alone["states"]["wide"] and found["rows"][1] == alone["rows"][0]
     assert found["states"]["CEM"] != found["states"]["wide"] and found["states"]["CEM"] != found["states"]["proposed"]
+    assert found["states"]["CEM"] != found["states"]["true"]
 
 
 @pytest.mark.parametrize(

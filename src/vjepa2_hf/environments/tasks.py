@@ -97,6 +97,8 @@ class Tasks:
         self.reached, self.ended_early, self.steps_taken = np.zeros(len(self), bool), np.zeros(len(self), bool), 0
         judged = list(range(*self.env.target.indices(self.env.state_dim)))
         levels = {name: level.with_columns(judged) for name, level in (levels or {}).items()}
+        used = {column for level in levels.values() for group in level.groups(self.env.state_dim) for column in group}
+        self.whole_state = not used <= set(judged)  # success needs more than the environment's own
         self.tracker = SuccessTracker(levels, *self._in_pixels()) if levels else None
         self.solved = self.tracker.solved if levels else self.distances <= SUCCESS_PIXELS
         self.scores: dict[str, np.ndarray] = {}
