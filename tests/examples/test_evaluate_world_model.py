@@ -226,6 +226,12 @@ def test_latent_distance_follows_true_distance_of_each_group(world):
     assert "calibration" not in result
 
 
+def test_without_matplotlib_nothing_is_drawn_and_a_warning_says_so(monkeypatch, tmp_path, caplog):
+    monkeypatch.setitem(sys.modules, "vjepa2_hf.visualization.distance_figures", None)
+    evaluate_world_model.draw_distances({}, tmp_path / "evaluation.json")
+    assert "distances are not drawn" in caplog.text and not list(tmp_path.iterdir())
+
+
 def test_distances_around_walls_are_those_of_the_environment(world):
     config = settings(distance_env="vjepa2_hf/TwoRooms-v0")
     for number, episode in enumerate(world["held_out"]):  # three positions of one room, and three of the other
