@@ -13,8 +13,10 @@ continues a stopped evaluation; finished rows of other settings or weights are n
 """
 
 import dataclasses
+import itertools
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,19 +30,27 @@ from tqdm import tqdm
 
 from vjepa2_hf import VJepa2Planner
 from vjepa2_hf.data import files
-from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.environments import DATA_POLICY, closed_loop, true_dynamics
+from vjepa2_hf.environments.animation import write_videos
 from vjepa2_hf.environments.dataset_goals import find_fraction, read_pairs
 from vjepa2_hf.environments.goal_policies import PolicyPlan, load_policy
 from vjepa2_hf.environments.gym_tasks import GymTasks, GymTasksConfig
+from vjepa2_hf.environments.manifest import (
+    describe_folder,
+    describe_tasks,
+    describe_training,
+    find_hardware,
+    find_versions,
+    settle_manifest,
+)
 from vjepa2_hf.environments.planner_policy import PlannerPolicy
+from vjepa2_hf.environments.planning_rows import FinishedRow, compare_rows, finish_row, join_models
 from vjepa2_hf.environments.success import SuccessLevel
 from vjepa2_hf.environments.tasks import TaskBatch, Tasks
-from vjepa2_hf.metrics.planning_success.planning_success import summarize_success
 from vjepa2_hf.specs import check_at_least, check_known
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments, replace_values
-from vjepa2_hf.visualization import tables
-from vjepa2_hf.visualization.rollout_costs import HORIZONS, measure_world_model
+from vjepa2_hf.visualization.rollout_costs import measure_world_model
+from vjepa2_hf.visualization.success_table import format_table
 
 
 logger = logging.getLogger("plan")
@@ -67,8 +77,9 @@ class PlanConfig:
     """Settings of one evaluation."""
 
     output_dir: str
-    models: dict[str, str]
-    """Folder or Hub id of a world model, by the name of its row."""
+    models: dict[str, str | list[str]]
+    """Folder or Hub id of a world model, by the name of its row; or a list of them, of several training seeds, whose
+    row has their mean with an interval over seeds and tasks."""
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Further rows on models of `models`, by name, such as {short: {model: CEM, distance: l1}}. `model` names one of
     them; solver, distance, planner, executed_actions, warm_start, budget_ms, subgoals, true_dynamics replace the
@@ -88,6 +99,10 @@ class PlanConfig:
     episodes: int = 100
     parallel: int | None = None
     """Episodes planned in one call; null: all."""
+    compare_with: str | None = None
+    """Name of a row; the others get their difference from it, paired by task, with an interval."""
+    manifest: str | None = None
+    """A manifest.json of an earlier run, whose tasks these must be: same starts and goals, pixel by pixel."""
     first_task: int = 100_000
     """Seed of the first task; the next ones follow. Tune settings on other tasks than you report."""
     seed: int = 0
@@ -133,6 +148,7 @@ class PlanConfig:
             check_known(name, [*self.models, *self.rows], "row of models or rows in proposals")
         for name in self.rows:
             self.of_row(name)
+        self._check_comparison(names)
         for name in ("solver", "distance", "device"):
             if name in self.planner:
                 raise ValueError(f"planner.{name} is set, but {name} is a setting of its own: set {name} instead.")
@@ -153,6 +169,24 @@ class PlanConfig:
                 "gym tasks have no oracle, no true_dynamics, no varied_appearance and no env_kwargs: set "
                 "baselines=[uniform, data_policy], leave out the others, and use gym.env_kwargs."
             )
+
+    def _check_comparison(self, names: list[str]) -> None:
+        if self.compare_with is None:
+            return
+        check_known(self.reference, names, "row", "compare_with: ")
+        counts = {name: len(self.of_row(name).members(name)) for name in names}
+        count = counts[self.reference]
+        for name, other in counts.items():
+            if other != count and 1 not in (other, count):
+                raise ValueError(
+                    f"compare_with pairs {name!r} with {self.reference!r} by training seed, but they have {other} and "
+                    f"{count} models: give equally many, or one."
+                )
+
+    @property
+    def reference(self) -> str | None:
+        """The row that the others are compared with."""
+        return BASELINES.get(self.compare_with, self.compare_with)
 
     @property
     def by_offset(self) -> list["PlanConfig"]:
@@ -177,8 +211,25 @@ class PlanConfig:
             check_known(setting, ROW_SETTINGS, "setting of a row", f"rows.{name}.")
         models = {name: self.models[model]} if model in self.models else {}
         proposals = {row: path for row, path in self.proposals.items() if row in models}
-        alone = dataclasses.replace(self, models=models, rows={}, proposals=proposals)
+        alone = dataclasses.replace(self, models=models, rows={}, proposals=proposals, compare_with=None)
         return replace_values(alone, own, f"rows.{name}.")
+
+    def members(self, name: str) -> list["PlanConfig"]:
+        """The settings of a row, once for each of its models; videos are of the first one."""
+        paths = self.models.get(name)
+        if not isinstance(paths, list):
+            return [self]
+        videos = [self.videos] + [0] * (len(paths) - 1)
+        pairs = zip(paths, videos, strict=True)
+        return [dataclasses.replace(self, models={name: path}, videos=count) for path, count in pairs]
+
+    def with_fraction(self) -> "PlanConfig":
+        """The settings with the fraction of recorded episodes that training held out."""
+        if self.gym is None or self.gym.data is None or self.gym.validation_fraction is not None:
+            return self
+        models = [path for paths in self.models.values() for path in (paths if isinstance(paths, list) else [paths])]
+        fraction = find_fraction([*models, *self.policies.values()])
+        return dataclasses.replace(self, gym=dataclasses.replace(self.gym, validation_fraction=fraction))
 
 
 def make_tasks(config: PlanConfig) -> Iterator[TaskBatch]:
@@ -226,100 +277,31 @@ def model_policy(config: PlanConfig, name: str, progress: tqdm) -> PlannerPolicy
     return policy(planner, config.seed, progress, config.executed_actions, budget_ms=config.budget_ms, **start)
 
 
-def write_videos(folder: Path, result: closed_loop.ClosedLoopResult, goals: np.ndarray) -> None:
-    """Writes episodes next to their goals, until their success; small images are enlarged."""
-    if result.frames is None:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    for episode, (frames, goal) in enumerate(zip(result.frames, goals, strict=True)):
-        frames = frames[: result.steps[episode] + 1] if result.success[episode] else frames
-        images = np.concatenate([frames, np.broadcast_to(goal, frames.shape)], axis=2)
-        scale = max(1, 192 // goal.shape[0])
-        images = images.repeat(scale, axis=1).repeat(scale, axis=2)
-        (folder / f"episode-{episode:03d}.mp4").write_bytes(encode_video(images, fps=10))
+def check_models(config: PlanConfig) -> dict[str, list[dict[str, Any]]]:
+    """For each row that has weights, path and fingerprints of its models and what they were trained on.
 
-
-def _cells(row: dict[str, Any]) -> dict[str, str]:
-    """Cells of a row by column; a column that no row has is left out of the table."""
-    cells = {"method": row["name"], "episodes": str(row["episodes"])}
-    for name, level in row.get("levels", {}).items():
-        cells[name] = f"{level['success']:.2f} ({level['low']:.2f}–{level['high']:.2f})"
-    if "levels" not in row:
-        cells |= {"success": f"{row['success']:.2f}", "95 % interval": f"{row['low']:.2f}–{row['high']:.2f}"}
-    if row["steps_to_success"] is not None:
-        cells["steps"] = f"{row['steps_to_success']:.1f}"
-    if "last_distance" in row:
-        cells["last distance"] = f"{row['last_distance']:.3g}"
-    if row.get("plan_milliseconds") is not None:
-        cells["ms per plan"] = f"{row['plan_milliseconds']:.1f}"
-    if "within_budget" in row:
-        cells["calls within budget"] = f"{row['within_budget']:.2f}"
-    for name in ("solved_at_start", "ended_early"):
-        if row.get(name):
-            cells[name.replace("_", " ")] = str(row[name])
-    if "by_distance" in row:
-        cells["near to far goals"] = " / ".join(f"{part['success']:.2f}" for part in row["by_distance"])
-    for name, values in row.get("scores", {}).items():
-        cells |= {f"{name}, largest": f"{values['max']:.2f}", f"{name}, last": f"{values['last']:.2f}"}
-    for horizon, error in row.get("rollout_error", {}).items():
-        cells[f"error {horizon} / copy error"] = f"{error['error'] / error['copy_error']:.2f}"
-        cells[f"cosine {horizon} (copy)"] = f"{error['cosine']:.2f} ({error['copy_cosine']:.2f})"
-    if "parameters" in row:
-        cells["parameters"] = f"{row['parameters']:,}"
-        cells["MFLOP per step"] = f"{row['rollout_flops'] / 1e6:.1f}"
-        cells["ms per step of all candidates"] = f"{row['rollout_milliseconds']:.1f} ({row['rollout_candidates']})"
-    return cells
-
-
-def format_table(rows: list[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
-    cells = [_cells(row) for row in rows]
-    levels = dict.fromkeys(level for row in rows for level in row.get("levels", ()))
-    order = [
-        "method",
-        *levels,
-        "success",
-        "95 % interval",
-        "episodes",
-        "steps",
-        "last distance",
-        "ms per plan",
-        "near to far goals",
-    ]
-    order += [name for h in HORIZONS for name in (f"error {h} / copy error", f"cosine {h} (copy)")]
-    found = list(dict.fromkeys(name for row in cells for name in row))
-    titles = [name for name in order if name in found] + [name for name in found if name not in order]
-    return "\n".join(tables.format_table(titles, [[row.get(title, "–") for title in titles] for row in cells]))
-
-
-def check_models(config: PlanConfig) -> dict[str, Any]:
-    """Path and fingerprints of each row that has weights. All are loaded, so that errors show before any row runs."""
+    All are loaded, so that errors show before any row runs.
+    """
     found = {}
     for name in (*config.models, *config.rows):
-        own = config.of_row(name)
-        policy, path = model_policy(own, name, tqdm(disable=True)), own.models[name]
-        model, proposal = policy.planner.model, policy.proposal and files.weights_fingerprint(policy.proposal)
-        found[name] = [path, files.config_fingerprint(model.config), files.weights_fingerprint(model), proposal]
-        if policy.planner.subgoals is not None:
-            folder = Path(own.subgoals or Path(path, "subgoals"))
-            found[name] += [files.file_digest(file) for file in sorted(folder.rglob("*")) if file.is_file()]
-    return found | {
-        name: [path, files.weights_fingerprint(load_policy(path))] for name, path in config.policies.items()
-    }
-
-
-@dataclass
-class FinishedRow:
-    """A method's row, its entries in `by_episode.json`, the states (N, T + 1, S) of its episodes and their sources."""
-
-    row: dict[str, Any]
-    by_episode: dict[str, dict[str, list]]
-    states: np.ndarray | None
-    sources: list[dict[str, Any]]
+        found[name] = []
+        for own in config.of_row(name).members(name):
+            policy, path = model_policy(own, name, tqdm(disable=True)), own.models[name]
+            model, proposal = policy.planner.model, policy.proposal
+            one = {"path": path, "config": files.config_fingerprint(model.config)}
+            one |= {"weights": files.weights_fingerprint(model), "training": describe_training(path)}
+            one |= {} if proposal is None else {"proposal": files.weights_fingerprint(proposal)}
+            if policy.planner.subgoals is not None:
+                one["subgoals"] = describe_folder(own.subgoals or os.path.join(path, "subgoals"))
+            found[name].append(one)
+    for name, path in config.policies.items():
+        weights = files.weights_fingerprint(load_policy(path))
+        found[name] = [{"path": path, "weights": weights, "training": describe_training(path)}]
+    return found
 
 
 def measure_row(config: PlanConfig, name: str) -> FinishedRow:
-    """Runs the method of a row and writes its videos; `scores` are means of each score's largest and last value."""
+    """Runs the method of a row, with one model, and writes its videos."""
     extra: dict[str, Any] = {"plan_milliseconds": None}
     if name in config.models:
         with tqdm(desc=name) as progress:
@@ -335,40 +317,22 @@ def measure_row(config: PlanConfig, name: str) -> FinishedRow:
         policies = {BASELINES["uniform"]: "uniform", BASELINES["data_policy"]: data_policy}
         make_plan = partial(closed_loop.policy_plan, policies[name]) if name in policies else true_dynamics.oracle_plan
         result, goals = run_method(config, lambda group: make_plan(seed=config.seed + group))
-    title, solved, early = name + config.suffix, int(result.solved.sum()), int(result.ended_early.sum())
+    title, early = name + config.suffix, int(result.ended_early.sum())
     if early:
         logger.warning(
             "%s: %d of %d episodes ended without success before their last step, which counts as failure; set "
             "gym.ignore_termination=true if the environment ends them for a goal of its own",
-            title,
-            early,
-            len(goals),
+            *(title, early, len(result.success)),
         )
-    goals, result = goals[~result.solved[: len(goals)]], closed_loop.drop_solved(result)
-    write_videos(Path(config.output_dir) / "videos" / title.replace(" ", "_").replace("/", "_"), result, goals)
-    start = None if result.distances is None else result.distances[:, 0]
-    first, *others = result.levels or [None]
-    judged = {title: (result.success, result.steps), **{f"{title}, {level}": result.levels[level] for level in others}}
-    given = {} if start is None else {"distances": start.tolist()}
-    by_episode = {
-        name: {"successes": success.tolist(), "steps": steps.tolist(), **given}
-        for name, (success, steps) in judged.items()
-    }
-    summaries = [summarize_success(success, steps, start) for success, steps in judged.values()]
-    row = {"name": title, **summaries[0]}
-    if result.levels:
-        row["levels"] = dict(zip(result.levels, summaries, strict=True))
-        row["last_distance"] = float(result.distances[:, -1].mean())
-    row |= {"solved_at_start": solved, "ended_early": early}
-    for score, values in result.scores.items():
-        values = {"max": float(np.nanmax(values, axis=1).mean()), "last": float(values[:, -1].mean())}
-        row.setdefault("scores", {})[score] = values
-    return FinishedRow({**row, **extra}, by_episode, result.states, result.sources)
+    goals, shown = goals[~result.solved[: len(goals)]], closed_loop.drop_solved(result)
+    write_videos(Path(config.output_dir) / "videos" / title.replace(" ", "_").replace("/", "_"), shown, goals)
+    return finish_row(title, result, extra)
 
 
 def kept_row(config: PlanConfig, name: str, weights: Any) -> FinishedRow:
     """Reads the row if an earlier run with the same settings and weights finished it; else runs and keeps it."""
-    others = ("output_dir", "models", "rows", "policies", "proposals", "baselines")  # which other rows exist
+    others = ("models", "rows", "policies", "proposals", "baselines", "compare_with")  # which other rows exist
+    others += ("output_dir", "manifest")
     settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in others}
     path = Path(config.output_dir) / "rows" / f"{files.cache_key({**settings, 'row': name, 'weights': weights})}.json"
     if path.exists():
@@ -393,28 +357,44 @@ def evaluate(config: PlanConfig) -> list[dict[str, Any]]:
     names += [*config.policies, *config.models, *config.rows]
     names += [BASELINES["oracle"]] * ("oracle" in config.baselines)
     with files.locked(output):
-        weights = check_models(config)
-        if config.gym is not None and config.gym.data is not None and config.gym.validation_fraction is None:
-            fraction = find_fraction([*config.models.values(), *config.policies.values()])
-            config = dataclasses.replace(config, gym=dataclasses.replace(config.gym, validation_fraction=fraction))
-        rows = {(name, one.suffix): one.of_row(name) for name in names for one in config.by_offset}
-        finished = {name + suffix: kept_row(one, name, weights.get(name)) for (name, suffix), one in rows.items()}
+        models, config = check_models(config), config.with_fraction()
+
+        # What all rows have in common
+        about = {name: getattr(config, name) for name in ("env", "varied_appearance", "episodes", "first_task")}
+        about["gym"] = dataclasses.asdict(config)["gym"]
+        tasks = {one.suffix: describe_tasks(make_tasks(one)) for one in config.by_offset}
+        manifest = {"settings": about, "tasks": tasks, "versions": find_versions(config.env)}
+        results = {"env": config.env, "manifest": settle_manifest(output / "manifest.json", manifest, config.manifest)}
+        results |= {"versions": manifest["versions"], "hardware": find_hardware(config.device)}
+        if config.gym is not None and config.gym.data is not None:
+            results["data"] = describe_folder(config.gym.data)
+
+        # Rows, of one model or of several
+        finished, states = {}, {}
+        for name, one in itertools.product(names, config.by_offset):
+            title, members = name + one.suffix, one.of_row(name).members(name)
+            rows = [kept_row(own, name, model) for own, model in zip(members, models.get(name, [None]), strict=True)]
+            finished[title] = join_models(rows)
+            finished[title].row |= {"models": models[name]} if name in models else {}
+            titles = [f"{title}, model {number}" for number in range(len(rows))] if len(rows) > 1 else [title]
+            states |= {each: row.states for each, row in zip(titles, rows, strict=True) if row.states is not None}
+        for one in config.by_offset if config.compare_with else ():
+            same_tasks = {name + one.suffix: finished[name + one.suffix] for name in names}
+            compare_rows(same_tasks, config.reference + one.suffix)
+        results["rows"] = [one.row for one in finished.values()]
+
+        # `results.json` is written last: it implies the other files
         files.write_text(output / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
-        several = len(config.by_offset) > 1  # then the offsets may have different tasks
-        seeds = {
-            "seeds" + suffix * several: np.array([source["seed"] for source in finished[name + suffix].sources])
-            for name, suffix in rows
-        }
-        states = {name: one.states for name, one in finished.items() if one.states is not None}
+        for suffix, group in tasks.items():
+            seeds = np.array([task["seed"] for task in group if not task["solved_at_start"]])
+            states["seeds" + suffix * (len(tasks) > 1)] = seeds
         with files.write_aside(output / "episodes.npz") as unfinished, open(unfinished, "wb") as file:
-            np.savez_compressed(file, **seeds, **states)
+            np.savez_compressed(file, **states)
         by_episode = {name: entry for one in finished.values() for name, entry in one.by_episode.items()}
         files.write_json(output / "by_episode.json", by_episode, indent=None)
-        # written last: results.json implies the other files
-        rows = [one.row for one in finished.values()]
-        files.write_json(output / "results.json", {"env": config.env, "rows": rows})
+        files.write_json(output / "results.json", results)
         files.remove_folder(output / "rows")
-    return rows
+    return results["rows"]
 
 
 @exit_on_user_error

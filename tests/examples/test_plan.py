@@ -21,10 +21,13 @@ from vjepa2_hf.environments.gym_tasks import GymTasksConfig
 from vjepa2_hf.environments.success import SuccessLevel
 from vjepa2_hf.metrics.planning_success.planning_success import summarize_success
 from vjepa2_hf.planning import LatentDistance
+from vjepa2_hf.planning.solvers import build_solver
 from vjepa2_hf.training.settings import load_config
 from vjepa2_hf.video_io import VideoReader
+from vjepa2_hf.visualization.rollout_costs import count_imagined_steps
 
 
+CONFIGS = Path(plan.__file__).parent / "configs"
 SOLVER = {"name": "cem", "horizon": 2, "num_candidates": 4, "num_iterations": 1, "num_elites": 2}
 
 
@@ -68,7 +71,10 @@ def test_evaluation_writes_table_episodes_and_videos(model_dir, tmp_path):
     assert rows[2]["plan_milliseconds"] > 0 and rows[0]["plan_milliseconds"] is None
     table = format_table(rows)
     assert table.count("\n") == 1 + len(rows)
-    assert "| error 1 / copy error | cosine 1 (copy) |" in table and "| 0.50 | 0.75 (0.25) |" in table
+    assert "| error 1 / copy error | error 5 / copy error |" in table and "| 0.50 | 0.50 |" in table
+    assert (
+        "| imagined steps per plan |" in table and rows[2]["imagined_steps"] == 8
+    )  # 4 candidates, 1 iteration, H = 2
     assert rows[2]["rollout_flops"] > 0 and rows[2]["rollout_milliseconds"] > 0 and rows[2]["parameters"] > 0
     by_episode = json.loads((tmp_path / "by_episode.json").read_text())
     assert list(by_episode) == [row["name"] for row in rows]
@@ -144,6 +150,68 @@ def test_rows_of_other_weights_are_not_taken(model_dir, tmp_path, monkeypatch):
     assert ran == ["CEM", "CEM"]
 
 
+def test_models_of_several_seeds_are_one_row_that_is_compared_in_pairs(model_dir, tmp_path):
+    torch.manual_seed(1)
+    other = tmp_path / "other"
+    shutil.copytree(model_dir, other)
+    model = VJepa2WorldModel.from_pretrained(model_dir)
+    for parameter in model.predictor.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(other)
+    settings = {"episodes": 4, "solver": SOLVER, "videos": 1, "baselines": ["data_policy"]}
+    settings |= {"success_levels": {"near": SuccessLevel(12.0), "at": SuccessLevel(5.0)}}
+    models = {"both": [str(model_dir), str(other)]}
+    rows = evaluate(PlanConfig(str(tmp_path / "a"), models, compare_with="data_policy", **settings))
+    alone = evaluate(PlanConfig(str(tmp_path / "b"), {"CEM": str(other)}, **settings))[1]
+    both = rows[1]
+    assert both["episodes"] == 4 and both["by_seed"][1] == alone["success"]
+    assert both["levels"]["at"]["by_seed"][1] == alone["levels"]["at"]["success"]
+    assert both["success"] == np.mean(both["by_seed"]) and both["low"] <= both["success"] <= both["high"]
+    for found, base in ((both, rows[0]), (both["levels"]["at"], rows[0]["levels"]["at"])):
+        change = found["minus"]
+        assert change["row"] == "data policy" and change["low"] < change["difference"] < change["high"]
+        assert change["difference"] == pytest.approx(found["success"] - base["success"])
+    assert "minus" not in rows[0]
+    table = format_table(rows)
+    assert "| 2 × 4 |" in table and "| near minus data policy | at minus data policy |" in table
+    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert [one["path"] for one in results["rows"][1]["models"]] == models["both"]
+    by_episode = json.loads((tmp_path / "a" / "by_episode.json").read_text())
+    assert by_episode["both, at"]["groups"] == [0] * 4 + [1] * 4
+    assert summarize_success(**by_episode["both"])["by_group"] == both["by_seed"]
+    states = np.load(tmp_path / "a" / "episodes.npz")
+    np.testing.assert_array_equal(states["both, model 1"], np.load(tmp_path / "b" / "episodes.npz")["CEM"])
+    assert len(list((tmp_path / "a" / "videos" / "both").iterdir())) == 1
+
+
+def test_tasks_of_a_manifest_must_be_the_same(model_dir, tmp_path):
+    settings = {"models": {}, "episodes": 3, "baselines": ["uniform"], "videos": 0}
+    evaluate(PlanConfig(str(tmp_path / "a"), **settings))
+    manifest = tmp_path / "a" / "manifest.json"
+    evaluate(PlanConfig(str(tmp_path / "b"), manifest=str(manifest), **settings))
+    found = [json.loads((tmp_path / name / "results.json").read_text()) for name in "ab"]
+    assert found[0]["manifest"] == found[1]["manifest"] and len(found[0]["manifest"]) == 64
+    assert found[0]["versions"]["torch"] in torch.__version__ and found[0]["hardware"]["threads"] >= 1
+    for changed, message in (
+        ({"first_task": 5}, r"Task 0 \(seed 5\) has another start image and goal image than in"),
+        ({"episodes": 2}, "has 3 tasks, but this run 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate(PlanConfig(str(tmp_path / "c"), manifest=str(manifest), **{**settings, **changed}))
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        evaluate(PlanConfig(str(tmp_path / "c"), manifest=str(tmp_path / "absent.json"), **settings))
+
+
+def test_plans_do_not_depend_on_the_number_of_episodes_in_a_call(model_dir, tmp_path):
+    """All problems of a call share their noise, so neither their number nor their order changes a plan."""
+    solver = {**SOLVER, "num_candidates": 16, "num_iterations": 3, "num_elites": 4}
+    settings = {"episodes": 4, "baselines": [], "solver": solver, "videos": 0}
+    for parallel in (1, 4):
+        evaluate(PlanConfig(str(tmp_path / str(parallel)), {"CEM": str(model_dir)}, parallel=parallel, **settings))
+    one, four = (np.load(tmp_path / parallel / "episodes.npz")["CEM"] for parallel in "14")
+    np.testing.assert_allclose(one, four, atol=1e-4)
+
+
 def test_two_runs_in_one_folder_are_refused(model_dir, tmp_path):
     config = PlanConfig(str(tmp_path), {"CEM": str(model_dir)}, baselines=[], episodes=1, solver=SOLVER, videos=0)
     with locked(tmp_path), pytest.raises(OSError, match="Another process writes to .*; wait for it, or stop it"):
@@ -163,8 +231,16 @@ def test_a_cost_that_a_model_was_saved_with_is_planned_with(model_dir, tmp_path)
         assert model_policy(config, "CEM", None).planner.cost == cost
 
 
+def test_the_published_solver_imagines_45000_steps_per_plan():
+    config = load_config(PlanConfig, CONFIGS / "published" / "plan.yaml")
+    assert config.gym.offsets == [25] and config.executed_actions == 25
+    assert count_imagined_steps(build_solver(config.solver.pop("name"), **config.solver)) == 45_000
+    demo = load_config(PlanConfig, CONFIGS / "demo" / "plan.yaml").solver
+    assert count_imagined_steps(build_solver(demo.pop("name"), **demo)) == 1152
+
+
 def test_a_row_without_a_folder_is_named():
-    with pytest.raises(ValueError, match="The key 'models.CEM' must be str, got None"):
+    with pytest.raises(ValueError, match="The key 'models.CEM' must be str or list.str., got None"):
         load_config(PlanConfig, overrides=["output_dir=out", "models={CEM: null}"])
 
 
@@ -285,6 +361,8 @@ def test_budget_warm_start_and_proposals_reach_the_planner(model_dir, policy_dir
         ({"models": {"CEM": "y"}, "policies": {"CEM": "y"}}, "reserved or used twice"),
         ({"models": {"CEM": "y"}, "proposals": {"CEM": "x"}, "warm_start": True}, "leave out one of the two"),
         ({"parallel": 0}, "parallel must be at least 1"),
+        ({"compare_with": "CEM"}, "Unknown row 'compare_with: CEM'"),
+        ({"models": {"A": ["x", "y"], "B": ["x"] * 3}, "compare_with": "A"}, "they have 3 and 2 models"),
         ({"success_levels": {"steps": SuccessLevel(1.0)}}, "'steps' is a column of the table already"),
         ({"models": {"CEM": "y"}, "planner": {"distance": "l1"}}, "planner.distance is set"),
     ],

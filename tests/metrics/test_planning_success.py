@@ -8,8 +8,11 @@ import pytest
 
 from vjepa2_hf.metrics.planning_success import planning_success
 from vjepa2_hf.metrics.planning_success.planning_success import (
+    crossed_interval,
+    paired_difference,
     seed_interval,
     success_by_distance,
+    success_of_groups,
     summarize_success,
     t_interval,
     wilson_interval,
@@ -93,6 +96,46 @@ def test_interval_over_seeds_contains_their_spread():
     assert high - 0.85 == pytest.approx(4.30265 * 0.05 / 3**0.5)  # Student's t with two degrees of freedom
     assert seed_interval([0.5]) == (0.0, 1.0)
     assert seed_interval([0.9, 1.0])[1] == 1.0  # a share
+
+
+def test_paired_differences_are_worked_out_by_hand():
+    """Of 10 tasks the first method alone succeeds in 4, the other alone in 1."""
+    first = np.array([[1, 1, 1, 1, 0, 1, 1, 0, 0, 0]], bool)
+    other = np.array([[0, 0, 0, 0, 1, 1, 1, 0, 0, 0]], bool)
+    found = paired_difference(first, other)
+    assert (found["difference"], found["wins"], found["losses"]) == (pytest.approx(0.3), 4, 1)
+    assert found["p_mcnemar"] == pytest.approx(2 * (1 + 5) / 2**5)  # exact: at most 1 of 5 heads
+    half = 1.95996 * ((7 / 12 - (3 / 12) ** 2) / 12) ** 0.5  # Bonett and Price: (4 + 1) / 12 and (1 + 1) / 12
+    assert (found["low"], found["high"]) == (
+        pytest.approx(0.25 - half, abs=1e-4),
+        pytest.approx(0.25 + half, abs=1e-4),
+    )
+    opposite = paired_difference(other, first)
+    assert (opposite["low"], opposite["high"]) == (pytest.approx(-found["high"]), pytest.approx(-found["low"]))
+    same = paired_difference(first, first)
+    assert same["p_mcnemar"] == 1 and same["low"] < 0 < same["high"]  # never empty
+
+
+def test_intervals_over_seeds_and_tasks_cover_the_true_mean():
+    """Effects of seeds and of tasks, and noise: 95 % of the intervals hold the mean, and those over tasks do not."""
+    rng, hits, plain = np.random.default_rng(0), 0, 0
+    for _ in range(1500):
+        values = rng.normal(size=(3, 1)) * 0.2 + rng.normal(size=(1, 40)) * 0.5 + rng.normal(size=(3, 40)) * 0.5
+        low, high = crossed_interval(values)
+        hits += low <= 0 <= high
+        low, high = t_interval(values.mean(0).tolist())
+        plain += low <= 0 <= high
+    assert 0.92 <= hits / 1500 <= 0.98 and plain / 1500 < 0.85
+
+
+def test_intervals_of_groups_are_not_narrower_than_over_their_tasks():
+    found = success_of_groups(np.ones((3, 100), bool))
+    assert (found["success"], found["high"], found["by_seed"]) == (1.0, 1.0, [1.0, 1.0, 1.0])
+    assert found["low"] == pytest.approx(wilson_interval(100, 100)[0])
+    spread = success_of_groups(np.arange(30).reshape(3, 10) < np.array([[4], [17], [30]]))
+    assert spread["by_seed"] == [0.4, 0.7, 1.0] and spread["low"] < 0.3 and spread["high"] == 1.0
+    paired = paired_difference(np.arange(30).reshape(3, 10) < np.array([[4], [17], [30]]), np.zeros((1, 10), bool))
+    assert paired["difference"] == pytest.approx(0.7) and "p_mcnemar" not in paired
 
 
 def test_intervals_of_errors_are_not_those_of_shares():

@@ -1,10 +1,13 @@
-"""Animated GIFs of closed-loop episodes, each next to its goal."""
+"""Videos and animated GIFs of closed-loop episodes, each next to its goal."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..data.video_writing import encode_video
+from .closed_loop import ClosedLoopResult
 from .tasks import Tasks
 
 
@@ -55,3 +58,16 @@ def _frame(image: np.ndarray, goal: np.ndarray, title: str, color: tuple[int, in
     cell.paste(Image.fromarray(image), (5, 21))
     cell.paste(Image.fromarray(goal), (width + 9, 21))
     return cell
+
+
+def write_videos(folder: Path, result: ClosedLoopResult, goals: np.ndarray) -> None:
+    """Writes episodes next to their goals, until their success; small images are enlarged."""
+    if result.frames is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for episode, (frames, goal) in enumerate(zip(result.frames, goals, strict=True)):
+        frames = frames[: result.steps[episode] + 1] if result.success[episode] else frames
+        images = np.concatenate([frames, np.broadcast_to(goal, frames.shape)], axis=2)
+        scale = max(1, 192 // goal.shape[0])
+        images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+        (folder / f"episode-{episode:03d}.mp4").write_bytes(encode_video(images, fps=10))

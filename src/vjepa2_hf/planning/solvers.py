@@ -110,10 +110,13 @@ class ICEM(GaussianSolver):
         state.elites = search.warm_start
         return state
 
-    def _candidates(self, search: Search, state: Gaussian, iteration: int) -> torch.Tensor:
+    def count_samples(self, iteration: int) -> int:
+        """Candidates that an iteration samples."""
         decayed = math.ceil(self.num_candidates * self.candidate_decay**-iteration)
-        count = min(self.num_candidates, max(decayed, 2 * self.num_elites))
-        noise = colored_noise(search.normal(count, iteration), self.noise_exponent)
+        return min(self.num_candidates, max(decayed, 2 * self.num_elites))
+
+    def _candidates(self, search: Search, state: Gaussian, iteration: int) -> torch.Tensor:
+        noise = colored_noise(search.normal(self.count_samples(iteration), iteration), self.noise_exponent)
         kept = [] if state.elites is None else [state.elites]
         last = [state.mean.unsqueeze(1)] if iteration == self.num_iterations - 1 else []
         return torch.cat([around(state.mean, state.std, noise), *kept, *last], dim=1)

@@ -18,16 +18,27 @@ TIMED = 5  # repetitions; their median counts
 
 def measure_world_model(planner: Any, path: str) -> dict[str, Any]:
     """Costs of a planner's world model: `parameters` of the dynamics, `rollout_flops` per candidate and model step,
-    `rollout_milliseconds` per model step of all `rollout_candidates` of the solver; and the `rollout_error` of the
-    model saved at `path`, if training saved it."""
+    `rollout_milliseconds` per model step of all `rollout_candidates` of the solver, `imagined_steps` per plan; and the
+    `rollout_error` of the model saved at `path`, if training saved it."""
     candidates = getattr(planner.solver, "num_candidates", 1)
     return {
         "parameters": sum(parameter.numel() for parameter in planner.model.predictor.parameters()),
         "rollout_flops": count_flops(planner.model),
         "rollout_milliseconds": time_step(planner.model, candidates),
         "rollout_candidates": candidates,
+        "imagined_steps": count_imagined_steps(planner.solver),
         **held_out_errors(path),
     }
+
+
+def count_imagined_steps(solver: Any) -> int:
+    """Model steps that a plan imagines: candidates x iterations x horizon."""
+    iterations = range(getattr(solver, "num_iterations", 1))
+    candidates = getattr(solver, "num_candidates", 1)
+    counts = [
+        solver.count_samples(number) if hasattr(solver, "count_samples") else candidates for number in iterations
+    ]
+    return solver.horizon * sum(counts)
 
 
 @torch.no_grad()

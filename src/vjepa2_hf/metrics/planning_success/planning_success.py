@@ -44,6 +44,64 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, Non
     return float(np.mean(values)) - half, float(np.mean(values)) + half
 
 
+def crossed_interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % t-interval of the mean of (K, N) values: K >= 2 groups, such as training seeds, with the same N tasks.
+
+    Covers other groups and other tasks alike: the variance of the mean is at most (A + B) / KN, with mean squares A
+    between groups and B between tasks; its degrees of freedom are Satterthwaite's.
+    """
+    groups, tasks = values.shape
+    mean, by_group, by_task = values.mean(), values.mean(axis=1), values.mean(axis=0)
+    if tasks == 1:
+        return t_interval(by_group.tolist())
+    squares = np.array([tasks * by_group.var(ddof=1), groups * by_task.var(ddof=1)])
+    if not squares.any():
+        return float(mean), float(mean)
+    degrees = squares.sum() ** 2 / (squares**2 / [groups - 1, tasks - 1]).sum()
+    half = float(scipy.stats.t.ppf(0.975, degrees) * math.sqrt(squares.sum() / (groups * tasks)))
+    return float(mean) - half, float(mean) + half
+
+
+def paired_difference(successes: np.ndarray, others: np.ndarray) -> dict[str, Any]:
+    """A method's success rate minus another's on the same tasks.
+
+    Args:
+        successes, others: bool (K, N) for K training seeds on the same N tasks; one side may have a single seed.
+
+    Returns:
+        `difference`; its 95 % interval `low`, `high`; `wins` and `losses`, how often one alone succeeded; with K = 1
+        `p_mcnemar` of the exact test. The interval is that of Bonett and Price (2012, adjusted Wald), which is never
+        empty; with several seeds it also contains `crossed_interval`.
+    """
+    change = successes.astype(float) - others
+    tasks, by_task = change.shape[1], change.mean(axis=0)
+    wins, losses = int((change > 0).sum()), int((change < 0).sum())
+    more, less = (np.maximum(sign * by_task, 0).sum() + 1 for sign in (1, -1))  # one task added to each side
+    middle = (more - less) / (tasks + 2)
+    spread = (more + less) / (tasks + 2) - middle**2
+    half = scipy.stats.norm.ppf(0.975) * math.sqrt(spread / (tasks + 2))
+    low, high = max(-1.0, middle - half), min(1.0, middle + half)
+    found = {"difference": float(change.mean()), "wins": wins, "losses": losses}
+    if len(change) > 1:
+        also = crossed_interval(change)
+        low, high = max(-1.0, min(low, also[0])), min(1.0, max(high, also[1]))
+    else:
+        found["p_mcnemar"] = scipy.stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    return {**found, "low": float(low), "high": float(high)}
+
+
+def success_of_groups(successes: np.ndarray) -> dict[str, Any]:
+    """`success`, `low`, `high`, `episodes` and `by_seed` of bool (K, N): K training seeds on the same N tasks.
+
+    The interval covers other seeds and other tasks; it contains Wilson's over the tasks.
+    """
+    rate, tasks = float(successes.mean()), successes.shape[1]
+    intervals = [wilson_interval(round(rate * tasks), tasks), crossed_interval(successes.astype(float))]
+    low, high = min(one[0] for one in intervals), max(one[1] for one in intervals)
+    by_seed = successes.mean(axis=1).tolist()
+    return {"success": rate, "low": max(0.0, low), "high": min(1.0, high), "episodes": tasks, "by_seed": by_seed}
+
+
 def success_rate(successes: np.ndarray) -> dict[str, Any]:
     """`success`, `low`, `high`, `episodes` of bool (N,)."""
     low, high = wilson_interval(int(successes.sum()), len(successes))
