@@ -7,9 +7,10 @@ Small, with your own world model: `episodes=10 "models={mine: runs/my_world_mode
 Any gymnasium environment works that renders and takes a bounded Box action; `gym` then defines goals and success, see
 examples/configs/pusht/plan.yaml and docs/planning_evaluation.md.
 
-Writes `OUTPUT_DIR/results.json` (one row per method), `by_episode.json` (success, steps and goal distance of every
-episode), `episodes.npz` (states) and `videos/METHOD/episode-000.mp4` (an episode next to its goal). The same command
-continues a stopped evaluation; finished rows of other settings or weights are not reused.
+Writes `OUTPUT_DIR/results.json` (one row per method), `manifest.json` (the tasks, with checksums of their images),
+`by_episode.json` (success, steps and goal distance of every episode), `episodes.npz` (states) and
+`videos/METHOD/episode-000.mp4` (an episode next to its goal). The same command continues a stopped evaluation;
+finished rows of other settings or weights are not reused.
 """
 
 import dataclasses
@@ -360,8 +361,8 @@ def evaluate(config: PlanConfig) -> list[dict[str, Any]]:
         models, config = check_models(config), config.with_fraction()
 
         # What all rows have in common
-        about = {name: getattr(config, name) for name in ("env", "varied_appearance", "episodes", "first_task")}
-        about["gym"] = dataclasses.asdict(config)["gym"]
+        of_tasks = ("env", "env_kwargs", "varied_appearance", "gym", "episodes", "first_task")
+        about = {name: value for name, value in dataclasses.asdict(config).items() if name in of_tasks}
         tasks = {one.suffix: describe_tasks(make_tasks(one)) for one in config.by_offset}
         manifest = {"settings": about, "tasks": tasks, "versions": find_versions(config.env)}
         results = {"env": config.env, "manifest": settle_manifest(output / "manifest.json", manifest, config.manifest)}
