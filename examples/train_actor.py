@@ -13,13 +13,15 @@ after training. The result is `OUTPUT_DIR/final`, a policy for `examples/plan.py
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from vjepa2_hf import VJepa2WorldModel
 from vjepa2_hf.environments.goal_policies import GoalPolicy, imagine
 from vjepa2_hf.environments.policy_training import PolicyTrainingConfig, train_policy
+from vjepa2_hf.modeling_costs import check_distance_head, sum_over_steps
+from vjepa2_hf.planning import Cost, build_cost
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 
 
@@ -31,12 +33,19 @@ class ActorConfig(PolicyTrainingConfig):
     """Model steps of a rollout."""
     objective: Literal["goal", "reward"] = "goal"
     """goal: minimize the latent distance to the goal; reward: maximize the predictions of the model's reward head."""
-    cost: Literal["summed", "final"] = "summed"
-    """For the goal: mean distance of all steps, which rewards early arrival, or the distance of the last one."""
+    cost: str | dict[str, Any] = "summed"
+    """For the goal: summed (mean squared distance of latents over all steps, which rewards early arrival), final (that
+    of the last one), or a planner's cost, such as {cost: temporal, summed: true} for a model with a distance head."""
 
     def __post_init__(self):
         super().__post_init__()
         self.require_positive("horizon")
+        if self.cost not in ("summed", "final"):
+            cost = build_cost(self.cost)
+            if cost.needs_proprio or cost.needs_samples:
+                raise ValueError(
+                    f"cost is {self.cost!r}; expected terms of latents, goals, actions and rewards alone."
+                )
 
 
 def imagined_cost(
@@ -47,9 +56,23 @@ def imagined_cost(
     if config.objective == "reward":
         steps = torch.cat([batch["latents"].unsqueeze(1), future], dim=1)
         return -model.predict_rewards(steps, actions).mean()
+    if config.cost not in ("summed", "final"):
+        return planning_cost(build_cost(config.cost), model, batch, actions, future)
     if config.cost == "final":
         future = future[:, -1:]
     return (future - batch["goal"].unsqueeze(1)).square().mean()
+
+
+def planning_cost(
+    cost: Cost, model: VJepa2WorldModel, batch: dict[str, torch.Tensor], actions: torch.Tensor, future: torch.Tensor
+) -> torch.Tensor:
+    """The mean of a planner's cost over rollouts (B, P, N, D) with actions (B, P, A)."""
+    check_distance_head(model.config, cost)
+    present, goal = batch["latents"].unsqueeze(1), batch["goal"][:, None, None]
+    steps = iter(future.split(1, dim=1))  # one candidate of one sample: (B, 1, N, D) each
+    to_goal = partial(model.temporal_distance, goal=goal.unsqueeze(3))
+    rollout = (steps, actions.unsqueeze(1), present, 1, model.predict_rewards, None)
+    return sum_over_steps(cost, *rollout, goal, None, to_goal).mean()
 
 
 @exit_on_user_error

@@ -27,7 +27,7 @@ REWARDS, FRAMES = torch.randn(2, 3, 4), torch.rand(2, 3, 4)
 
 
 def imagined(is_last: bool) -> ImaginedStep:
-    return ImaginedStep(1, is_last, LATENTS, ACTIONS, GOAL, STATES, GOAL_STATES, lambda: REWARDS, lambda: FRAMES)
+    return ImaginedStep(1, is_last, LATENTS, ACTIONS, GOAL, STATES, GOAL_STATES, lambda: REWARDS, FRAMES)
 
 
 NUMBERS = {

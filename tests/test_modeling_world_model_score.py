@@ -124,7 +124,7 @@ def test_the_goal_is_embedded_once_for_all_candidates():
     model, sizes = build(distance_head=True), []
     model.distance_head.register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].shape[:-2].numel()))
     model.score(LATENTS, GOAL, ACTIONS, cost=NEAREST, candidate_chunk_size=2)
-    assert sizes == [2] + 3 * [4] + 3 * [4] + 3 * [2]  # chunks of 2, 2 and 1 candidates of both problems, 3 steps
+    assert sizes == [2, 12, 12, 6]  # the goals; 3 steps of chunks of 2, 2 and 1 candidates, of both problems
 
 
 def test_no_gradient_is_kept_where_none_is_asked_for():

@@ -10,7 +10,7 @@ latent, A action, S proprio state.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,8 +45,7 @@ class ImaginedStep:
     proprio_states: torch.Tensor | None = None
     goal_proprio_states: torch.Tensor | None = None  # (B, 1, S)
     rewards: Callable[[], torch.Tensor] | None = None  # predicts the rewards (B, J, K) of the step
-    # estimates the frames (B, J, K) from the latents to the goal, with a distance head
-    temporal_distance: Callable[[], torch.Tensor] | None = None
+    temporal_distance: torch.Tensor | None = None  # (B, J, K) frames to the goal; None unless a term needs the head
 
 
 class Cost:
@@ -162,7 +161,7 @@ class TemporalDistance(Cost):
         self.summed = check_flag("summed", self.summed)
 
     def step(self, imagined: ImaginedStep) -> torch.Tensor | None:
-        return imagined.temporal_distance().mean(dim=2) if imagined.is_last or self.summed else None
+        return imagined.temporal_distance.mean(dim=2) if imagined.is_last or self.summed else None
 
 
 @dataclass
@@ -368,7 +367,7 @@ def goal_proprio(cost: Cost, size: int, states, goal_states, latents: torch.Tens
 
 def sum_over_steps(
     cost: Cost,
-    steps: Iterator[torch.Tensor],
+    steps: Iterable[torch.Tensor],
     actions: torch.Tensor,
     present: torch.Tensor,
     samples: int,
@@ -382,7 +381,8 @@ def sum_over_steps(
     (B, J, P, A). Steps are consumed one at a time: memory does not grow with the horizon.
 
     `predict_rewards`, of latents (..., 2, N, D) and actions (..., 1, A), is only called by costs that need rewards;
-    `temporal_distance`, from latents (B, J, K, N, D) to the goal, only by those that need it.
+    `temporal_distance`, of latents (B, J, K, P, N, D), only by those that need it. They keep all steps, which
+    one call then compares faster than one call per step.
     """
     closest = [[weight, term, None] for weight, term in cost.terms() if isinstance(term, Closest)]
 
@@ -392,15 +392,18 @@ def sum_over_steps(
         return predict_rewards(pairs, action).squeeze(-1)
 
     before, total = present.unsqueeze(2), torch.zeros(actions.shape[:2], device=present.device)
+    distances: Sequence[torch.Tensor | None] = [None] * actions.shape[2]
+    if cost.needs_distance_head:
+        steps = list(steps)
+        distances = temporal_distance(torch.stack(steps, dim=2).unflatten(1, (-1, samples))).unbind(dim=3)
     for index, latents in enumerate(steps):
         latents = latents.unflatten(1, (-1, samples))
         action = actions[:, :, index].to(latents.device)
         states = None if proprio_states is None else next(proprio_states)
         goals = (goal, states, goal_proprio_states)
         step_rewards = functools.partial(rewards, before, latents, action)
-        distance = functools.partial(temporal_distance, latents)
         is_last = index + 1 == actions.shape[2]
-        imagined = ImaginedStep(index, is_last, latents, action, *goals, step_rewards, distance)
+        imagined = ImaginedStep(index, is_last, latents, action, *goals, step_rewards, distances[index])
         added = cost.step(imagined)
         total = total if added is None else total + added
         for kept in closest:

@@ -488,8 +488,8 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         return self.distance_head.between(start, end)
 
     def _distance_to(self, terms: Cost, goal: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The distance of latents from a goal that is embedded once, if a cost needs it."""
-        goal = self.distance_embedding(goal) if terms.needs_distance_head else None
+        """The distance (B, J, K, P) of latents from a goal (B, 1, 1, N, D), embedded once, if a cost needs it."""
+        goal = self.distance_embedding(goal).unsqueeze(3) if terms.needs_distance_head else None
         return lambda latents: self.embedded_distance(self.distance_embedding(latents), goal)
 
     def add_distance_head(self) -> None:

@@ -194,11 +194,33 @@ class TestTraining:
         losses = [line["loss"] for line in read_metrics(tmp_path)]
         assert losses[-1] < losses[0] and len(losses) == 6
 
-    @pytest.mark.parametrize("settings", [["cost=summed"], ["cost=final"], ["objective=reward"]])
+    @pytest.mark.parametrize("settings", [["cost=summed"], ["cost=final"], ["objective=reward"], ["cost=l1"]])
     def test_the_imagined_cost_of_an_actor_falls(self, monkeypatch, inputs, tmp_path, settings):
         held_out = train(monkeypatch, train_actor, inputs, tmp_path, "horizon=2", *settings)
         assert held_out["after"] < held_out["before"]
         assert isinstance(load_policy(str(tmp_path / "final")), GoalPolicy)
+
+    @pytest.mark.parametrize("cost", [{"cost": "closest", "of": "temporal"}, "l2", {"cost": "latent", "summed": True}])
+    def test_a_planners_cost_of_an_actor_is_the_score_of_its_actions(self, cost):
+        model = make_model(distance_head=True)
+        latents, goal = torch.randn(2, 3, model.tokens_per_frame, model.latent_size).unbind()
+        policy = GoalPolicy.from_world_model(model, "there")
+        config = train_actor.ActorConfig(**REQUIRED, horizon=3, cost=cost)
+        found = train_actor.imagined_cost(policy, model, {"latents": latents, "goal": goal}, config)
+        actions, _ = imagine(policy, model, latents, goal, 3)
+        expected = model.score(latents.unsqueeze(1), goal, actions.unsqueeze(1), cost=cost).mean()
+        torch.testing.assert_close(found, expected)
+        found.backward()
+        assert any(weights.grad is not None and weights.grad.abs().max() > 0 for weights in policy.parameters())
+
+    def test_a_cost_that_an_actor_cannot_have_is_refused(self):
+        with pytest.raises(ValueError, match="expected terms of latents, goals, actions and rewards alone"):
+            train_actor.ActorConfig(**REQUIRED, cost="proprio")
+        model, config = make_model(), train_actor.ActorConfig(**REQUIRED, cost="temporal")
+        latents = torch.randn(2, 3, model.tokens_per_frame, model.latent_size)
+        with pytest.raises(ValueError, match="the model has no distance head"):
+            batch = dict(zip(("latents", "goal"), latents, strict=True))
+            train_actor.imagined_cost(GoalPolicy.from_world_model(model, "there"), model, batch, config)
 
     def test_an_actor_starts_from_the_policy_it_is_given(self, monkeypatch, inputs, tmp_path):
         train(monkeypatch, train_cloning, inputs, tmp_path / "cloning")
