@@ -380,8 +380,7 @@ def evaluate(config: PlanConfig) -> list[dict[str, Any]]:
             titles = [f"{title}, model {number}" for number in range(len(rows))] if len(rows) > 1 else [title]
             states |= {each: row.states for each, row in zip(titles, rows, strict=True) if row.states is not None}
         for one in config.by_offset if config.compare_with else ():
-            same_tasks = {name + one.suffix: finished[name + one.suffix] for name in names}
-            compare_rows(same_tasks, config.reference + one.suffix)
+            compare_rows({name: finished[name + one.suffix] for name in names}, config.reference)
         results["rows"] = [one.row for one in finished.values()]
 
         # `results.json` is written last: it implies the other files

@@ -88,9 +88,9 @@ def _mean(values: list[Any]) -> Any:
     return values[0] if all(value == values[0] for value in values) else values
 
 
-def compare_rows(rows: dict[str, FinishedRow], reference: str) -> None:
-    """Adds `minus` to each row and level but the reference's: the paired difference of their success rates."""
-    name, base = reference, rows[reference]
+def compare_rows(rows: dict[str, FinishedRow], name: str) -> None:
+    """Adds `minus` to each row and level but those of the row `name`: the paired difference of their success rates."""
+    base = rows[name]
     seeds = {title: len(one.row.get("by_seed", [0])) for title, one in rows.items()}
     for title, one in rows.items():
         if title == name:

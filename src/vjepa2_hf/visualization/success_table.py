@@ -34,7 +34,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         cells["calls within budget"] = f"{row['within_budget']:.2f}"
     for name in ("solved_at_start", "ended_early"):
         if row.get(name):
-            cells[name.replace("_", " ")] = str(row[name])
+            cells[name.replace("_", " ")] = f"{row[name]:.3g}"
     if "by_distance" in row:
         cells["near to far goals"] = " / ".join(f"{part['success']:.2f}" for part in row["by_distance"])
     for name, values in row.get("scores", {}).items():
