@@ -90,6 +90,8 @@ class EvaluationConfig:
     distance_env: str | None = None
     """Environment whose states these are, such as vjepa2_hf/TwoRooms-v0, for distances around its walls
     (`env.unwrapped.path_distance`); null: Euclidean distances only."""
+    distance_env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Its keyword arguments, such as {agent_radius: 3}."""
 
     # Intervals
     num_samples: int = 99
@@ -159,11 +161,11 @@ def find_held_out(config: EvaluationConfig) -> Callable[[str], bool]:
     return held_out
 
 
-def path_distance(env_id: str, state_size: int) -> TrueDistance:
+def path_distance(env_id: str, state_size: int, **env_kwargs: Any) -> TrueDistance:
     """An environment's own distance between states."""
     from vjepa2_hf.environments.gym_tasks import make_env  # gymnasium only where it is needed
 
-    env = make_env(env_id).unwrapped
+    env = make_env(env_id, **env_kwargs).unwrapped
     if not hasattr(env, "path_distance"):
         raise ValueError(f"The environment {env_id!r} has no path_distance(states, goals): leave out distance_env.")
     if env.state_dim != state_size:
@@ -312,7 +314,8 @@ class Evaluation:
         episodes = read_episodes(config.data, self.model.config.frame_skip, **wanted)
         frames = encode_episodes(self.model, self.processor, tqdm(episodes, desc="distances"))
         size = 0 if frames is None or frames.states is None else frames.states.shape[1]
-        path = None if config.distance_env is None else path_distance(config.distance_env, size)
+        env, env_kwargs = config.distance_env, config.distance_env_kwargs
+        path = None if env is None else path_distance(env, size, **env_kwargs)
         if frames is None:
             return {}
         groups = measures.check_columns(config.state_groups, size) if size else {}

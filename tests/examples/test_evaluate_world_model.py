@@ -240,6 +240,9 @@ def test_distances_around_walls_are_those_of_the_environment(world):
     assert list(result["groups"]) == ["state", "path"]
     euclidean, path = (result["groups"][name]["latent"]["bins"][-1]["to"] for name in ("state", "path"))
     assert euclidean == pytest.approx(np.hypot(0.6, 0.2)) and 64 * euclidean + 10 < path < 100  # through the door
+    config.distance_env_kwargs = {"agent_radius": 2}  # which takes a shorter way
+    result = Evaluation(config, TwoNumbers(1.0), two_number_pixels).measure_distances()
+    assert 64 * euclidean < result["groups"]["path"]["latent"]["bins"][-1]["to"] < path - 2
     world["train"] = world["held_out"] = [{**one, "states": None} for one in world["held_out"]]
     with pytest.raises(ValueError, match="'vjepa2_hf/TwoRooms-v0' with states of 2 numbers, but the episodes' have 0"):
         Evaluation(config, TwoNumbers(1.0), two_number_pixels).measure_distances()
