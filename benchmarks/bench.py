@@ -80,7 +80,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     print(format_report(results))
     if arguments.output.exists():
         previous = json.loads(arguments.output.read_text())
-        results |= {name: previous[name] for name in ("masks", "budget") if name in previous}  # of other commands
+        results |= {
+            name: previous[name] for name in ("masks", "budget", "distance_cost") if name in previous
+        }  # of other commands
     write_json(results, arguments.output)
     print(f"\nwritten to {arguments.output}")
     return results

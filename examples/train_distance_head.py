@@ -8,7 +8,8 @@ changes. Only the episodes that the model was trained on are used; `OUTPUT_DIR/d
 true times on held-out ones. The latents are those that `train_world_model.py` has cached, if `cache_dir` is the same.
 Planners use the head through their cost (docs/planning.md):
 
-    python examples/plan.py --config examples/configs/demo/plan.yaml "planner={cost: temporal}"
+    python examples/plan.py --config examples/configs/demo/plan.yaml "planner={cost: closest}" \\
+        "models={mine: runs/demo/world_model_distance/final}"
 """
 
 from contextlib import nullcontext

@@ -87,6 +87,7 @@ def test_closest_computes_what_it_wraps_at_every_step():
         torch.testing.assert_close(cost.at(imagined(is_last)), expected)
         assert cost.step(imagined(is_last)) is None  # the smallest is known at the end
     assert cost.needs_goal and cost.needs_distance_head and not (cost.needs_samples or cost.needs_proprio)
+    assert build_cost("closest") == Closest(LatentDistance() + 0.1 * TemporalDistance())  # the default
     assert Closest(Uncertainty()).needs_samples and Closest("proprio").needs_proprio
 
 
@@ -129,7 +130,7 @@ def test_a_term_of_ones_own():
         (lambda: WeightedSum([]), "a weighted sum has no terms"),
         (lambda: TemporalDistance(summed=2), "summed is 2; expected True or False"),
         (lambda: Closest(Closest("l2") + Reward()), "closest holds another closest"),
-        (lambda: build_cost("closest"), "cannot be built: .*missing.*'of'"),
+        (lambda: build_cost({"cost": "closest", "of": "later"}), "Unknown cost 'later'"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_a_sentence(call, message):

@@ -11,7 +11,7 @@ latent, A action, S proprio state.
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -170,10 +170,11 @@ class Closest(Cost):
     last. A plan that passes the goal early then costs no more than one that ends there.
 
     Args:
-        of: a term or a weighted sum of terms, also as a name or dict.
+        of: a term or a weighted sum of terms, also as a name or dict. Default: the squared distance of latents plus a
+            tenth of the temporal distance, for a model with a distance head.
     """
 
-    of: Cost
+    of: Cost = field(default_factory=lambda: LatentDistance("l2") + 0.1 * TemporalDistance())
 
     def __post_init__(self) -> None:
         self.of = build_cost(self.of)
