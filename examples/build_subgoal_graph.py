@@ -73,8 +73,7 @@ def build(config: SubgoalGraphConfig) -> None:
         )
         model = planner.model
         training, _ = open_episodes(config, accelerator, model, planner.video_processor)
-        horizon_frames = planner.solver.horizon * model.config.frame_skip
-        planner.subgoals = build_graph(model, training, config, horizon_frames)
+        planner.subgoals = build_graph(model, training, config)
         graph = planner.subgoals.graph
         facts = {"nodes": len(graph), "max_edge": graph.max_edge, "reach": graph.reach}
         facts["connected"] = graph.largest_component()

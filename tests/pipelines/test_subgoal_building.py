@@ -27,25 +27,23 @@ def training(tmp_path_factory):
 
 
 def test_nodes_cover_the_training_episodes_and_no_others(training):
-    subgoals = build_graph(Numbers(), training, GraphSettings(num_nodes=20), horizon_frames=6)
+    subgoals = build_graph(Numbers(), training, GraphSettings(num_nodes=20))
     numbers = subgoals.latents.flatten().sort().values.numpy()
     assert subgoals.latents.shape == (20, 1, 1) and numbers.max() < 160
     for episode in (np.arange(60), 100 + np.arange(60)):  # every frame has a node nearby
         assert np.abs(episode[:, None] - numbers).min(axis=1).max() <= 6
-    assert subgoals.graph.reach == 12
+    assert subgoals.graph.reach == 1.5 * subgoals.graph.max_edge
 
 
 def test_edges_are_as_long_as_needed_or_as_given(training):
-    found = build_graph(Numbers(), training, GraphSettings(num_nodes=20), horizon_frames=6).graph
+    found = build_graph(Numbers(), training, GraphSettings(num_nodes=20)).graph
     assert 41 <= found.max_edge <= 60 and found.largest_component() >= 0.95  # across the gap between the episodes
-    given = build_graph(Numbers(), training, GraphSettings(num_nodes=20, max_edge=8, reach=3), horizon_frames=6).graph
+    given = build_graph(Numbers(), training, GraphSettings(num_nodes=20, max_edge=8, reach=3)).graph
     assert (given.max_edge, given.reach) == (8, 3) and given.largest_component() == 0.5
 
 
 def test_the_same_seed_builds_the_same_graph(training):
-    one, other, third = (
-        build_graph(Numbers(), training, GraphSettings(num_nodes=9, seed=seed), horizon_frames=6) for seed in (0, 0, 1)
-    )
+    one, other, third = (build_graph(Numbers(), training, GraphSettings(num_nodes=9, seed=seed)) for seed in (0, 0, 1))
     assert torch.equal(one.latents, other.latents) and not torch.equal(one.latents, third.latents)
 
 

@@ -1,6 +1,6 @@
 """Builds the subgoal graph of a world model from the cached latents of its training episodes.
 
-subgoals = build_graph(model, training, GraphSettings(num_nodes=500), horizon_frames=6)
+subgoals = build_graph(model, training, GraphSettings(num_nodes=500))
 
 Letters: C candidates, K nodes, N tokens of a frame, D width of a latent, E size of a distance embedding.
 """
@@ -21,7 +21,7 @@ from .subgoals import GraphSubgoals
 CANDIDATES_PER_NODE = 10
 READ_AT_ONCE = 512  # frames
 MAX_NODES = 4000  # the shortest paths between all nodes are K² numbers
-REACH = 2  # times the frames that the planner looks ahead
+REACH = 1.5  # times the longest edge
 
 
 @dataclass
@@ -33,7 +33,7 @@ class GraphSettings:
     max_edge: float | None = None
     """Longest distance that is trusted; null: the shortest with which 95 % of the nodes reach one another."""
     reach: float | None = None
-    """How far ahead the waypoint lies on the path; null: twice as far as the planner looks ahead."""
+    """How far ahead the waypoint lies on the path at most; null: 1.5 times `max_edge`."""
     seed: int = 0
 
     def __post_init__(self):
@@ -44,13 +44,11 @@ class GraphSettings:
 
 
 @torch.no_grad()
-def build_graph(
-    model: VJepa2WorldModel, frames: WindowMixture, settings: GraphSettings, horizon_frames: int
-) -> GraphSubgoals:
+def build_graph(model: VJepa2WorldModel, frames: WindowMixture, settings: GraphSettings) -> GraphSubgoals:
     """A graph on frames of training episodes, whose latents are cached before the state's map.
 
     Candidates are sampled, and only their embeddings are held in memory; nodes are those of them that cover the
-    others. `horizon_frames` is how far the planner looks ahead.
+    others.
     """
     count = CANDIDATES_PER_NODE * settings.num_nodes
     candidates = frames.sample(count, 1, 1, np.random.default_rng(settings.seed)).unique(dim=0)  # sorted, (C, 3)
@@ -69,7 +67,7 @@ def build_graph(
     latents = torch.cat([read_latents(model, frames, part) for part in nodes.split(READ_AT_ONCE)])
     distances = torch.stack([model.embedded_distance(node, embeddings) for node in embeddings]).cpu().numpy()
     max_edge = connecting_length(distances) if settings.max_edge is None else settings.max_edge
-    reach = REACH * horizon_frames if settings.reach is None else settings.reach
+    reach = REACH * max_edge if settings.reach is None else settings.reach
     graph = SubgoalGraph.from_distances(distances, max_edge, reach, seen_edges(nodes))
     return GraphSubgoals(latents.cpu(), embeddings.cpu(), graph)
 
