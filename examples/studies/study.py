@@ -62,20 +62,27 @@ LINEAR_PROBES = [(readout, label) for readout in ("average", "tokens") for label
 # ---------------------------------------------------------------------------------------------------------------------
 # Runs
 # ---------------------------------------------------------------------------------------------------------------------
-def execute(command: list[str], log: Path) -> None:
-    """Runs a script with its arguments; its output goes to a log, which the error names if the script fails."""
+def execute(command: list[str], log: Path) -> float:
+    """Runs a script with its arguments and returns its core seconds, those of its processes included.
+
+    Its output goes to a log, which the error names if the script fails.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as stream:
         environment = {**os.environ, **SINGLE_THREAD}
-        done = subprocess.run([sys.executable, *command], stdout=stream, stderr=subprocess.STDOUT, env=environment)
+        done = subprocess.Popen([sys.executable, *command], stdout=stream, stderr=subprocess.STDOUT, env=environment)
+        _, status, usage = os.wait4(done.pid, 0)
+    done.returncode = os.waitstatus_to_exitcode(status)
     if done.returncode:
         raise SystemExit(f"error: {log.stem} failed; see {log}.")
+    return usage.ru_utime + usage.ru_stime
 
 
 class RunFolder:
-    """A folder of runs, with their logs and wall times (`timings.json`, seconds by name)."""
+    """A folder of runs, with their logs, wall times (`timings.json`) and core times (`core_times.json`), seconds by
+    name."""
 
-    _lock = threading.Lock()  # of timings.json
+    _lock = threading.Lock()  # of both files
 
     def __init__(self, path: Path):
         self.path = path
@@ -84,15 +91,23 @@ class RunFolder:
         """Runs a script of `examples/` unless its result exists, and returns the result's path."""
         if not result.exists():
             started = time.perf_counter()
-            execute([str(EXAMPLES / script), *arguments], self.path / "logs" / f"{slug(name)}.log")
+            used = execute([str(EXAMPLES / script), *arguments], self.path / "logs" / f"{slug(name)}.log")
             with self._lock:
                 timings = self.timings | {name: round(time.perf_counter() - started, 1)}
                 write_json(self.path / "timings.json", timings)
+                write_json(self.path / "core_times.json", self.core_times | {name: round(used, 1)})
         return result
 
     @property
     def timings(self) -> dict[str, float]:
-        path = self.path / "timings.json"
+        return self._seconds("timings.json")
+
+    @property
+    def core_times(self) -> dict[str, float]:
+        return self._seconds("core_times.json")
+
+    def _seconds(self, name: str) -> dict[str, float]:
+        path = self.path / name
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def configured(

@@ -40,9 +40,10 @@ def tiny_runs(monkeypatch) -> list[str]:
     """Runs of studies take place here, at tiny size; the list holds the names of the scripts that ran."""
     ran = []
 
-    def execute(command: list[str], log: Path) -> None:
+    def execute(command: list[str], log: Path) -> float:
         ran.append(Path(command[0]).stem)
         run_script(command)
+        return 0.0
 
     monkeypatch.setattr(study, "execute", execute)
     return ran
