@@ -3,7 +3,7 @@
     python examples/studies/public_environments.py [--output runs/public_environments] [--seeds 3] [--jobs 2]
 
 Records episodes with a data policy. For each training seed it pretrains an encoder, trains a world model with a
-distance head, measures latent and learned distances on new episodes, and plans from new episodes' frames to later ones.
+distance head, measures latent and learned distances on new episodes, and plans between frames of new episodes.
 Needs the packages of the environments: `pip install -c constraints.txt -e ".[demo,swm]"`. Results go to
 `results/public_environments.json` and docs/planning_evaluation.md. The core minutes of every step are measured.
 """
