@@ -75,6 +75,7 @@ ENVIRONMENTS = {
 LEARNING = ("pretrain", "world model")  # runs whose core time counts as learning
 FIRST_TASK = 700_000  # no choice was made on these tasks
 SEED_TASKS = 1000
+MEASURED_EPISODES = 40  # of distances
 PROBE_EPISODES = 10  # the positions that it reads from predictions are not published
 
 
@@ -109,6 +110,7 @@ def run_seed(output: Path, name: str, seed: int) -> None:
     new = {"data": folder / one.tested, "validation_fraction": one.held_out.get("validation_fraction")}
     settings = {**new, "model": model, "output": runs.path / "distances.json", "num_threads": 1}
     settings |= {"windows_per_episode": 1, "probe_data": given["data"], "probe_episodes": PROBE_EPISODES}
+    settings |= {"max_episodes": MEASURED_EPISODES}
     settings = {key: value for key, value in settings.items() if value is not None}
     runs.run("distances", runs.path / "distances.json", "evaluate_world_model.py", *study.key_values(settings))
     planning = {"models": {one.model: str(model)}, "seed": seed, "videos": 0, "gym.data": folder / one.tested}
