@@ -2,8 +2,9 @@
 
     python examples/studies/public_environments.py [--output runs/public_environments] [--seeds 3] [--jobs 2]
 
-Records episodes with a data policy. For each training seed it pretrains an encoder, trains a world model with a
-distance head, measures latent and learned distances on new episodes, and plans between frames of new episodes.
+Records episodes with a data policy. For each training seed and row it trains a world model with a distance head on an
+encoder, measures latent and learned distances on new episodes, and plans between frames of new episodes. The first row
+of all seeds comes first. A stopped study resumes; `--collect` publishes the rows and seeds that are finished.
 Needs the packages of the environments: `pip install -c constraints.txt -e ".[demo,swm]"`. Results go to
 `results/public_environments.json` and docs/planning_evaluation.md. The core minutes of every step are measured.
 """
@@ -72,6 +73,12 @@ ENVIRONMENTS = {
         {"validation_fraction": 1.0},
     ),
 }
+ROWS = {  # encoder and cost of a row
+    "learned distance, random encoder": ("random", None),
+    "latent distance, random encoder": ("random", "l2"),
+    "learned distance, pretrained encoder": ("pretrained", None),
+}
+FIRST = next(iter(ROWS))  # also runs the methods without a world model
 LEARNING = ("pretrain", "world model")  # runs whose core time counts as learning
 FIRST_TASK = 700_000  # no choice was made on these tasks
 SEED_TASKS = 1000
@@ -88,8 +95,9 @@ def run(options: argparse.Namespace) -> None:
         runs = study.RunFolder(options.output / name)
         for folder, command in one.record.items():
             runs.record(runs.path / folder, f"record_episodes.py {command}")
-    pairs = [(name, seed) for seed in range(options.seeds) for name in chosen]
-    study.run_side_by_side([partial(run_seed, options.output, *pair) for pair in pairs], options.jobs)
+    for row in options.rows:  # later rows use the world models of the first
+        parts = [(name, row, seed) for seed in range(options.seeds) for name in chosen]
+        study.run_side_by_side([partial(run_row, options.output, *part) for part in parts], options.jobs)
 
 
 def check_installed(one: Environment) -> None:
@@ -100,76 +108,98 @@ def check_installed(one: Environment) -> None:
         )
 
 
-def run_seed(output: Path, name: str, seed: int) -> None:
-    """All of one environment and training seed."""
-    one, folder = ENVIRONMENTS[name], output / name
-    runs, given = study.RunFolder(folder / f"seed-{seed}"), {"seed": seed, "resume": "latest"}
-    given["data"] = folder / next(iter(one.record))
-    encoder = runs.configured("pretrain", "pretrain.py", "demo/pretrain.yaml", given | one.pretrain)
-    model = runs.configured("world model", "train_world_model.py", one.world_model, given | {"encoder": encoder})
-    new = {"data": folder / one.tested, "validation_fraction": one.held_out.get("validation_fraction")}
-    settings = {**new, "model": model, "output": runs.path / "distances.json", "num_threads": 1}
-    settings |= {"windows_per_episode": 1, "probe_data": given["data"], "probe_episodes": PROBE_EPISODES}
-    settings |= {"max_episodes": MEASURED_EPISODES}
-    settings = {key: value for key, value in settings.items() if value is not None}
-    runs.run("distances", runs.path / "distances.json", "evaluate_world_model.py", *study.key_values(settings))
-    planning = {"models": {one.model: str(model)}, "seed": seed, "videos": 0, "gym.data": folder / one.tested}
-    planning |= {f"gym.{key}": value for key, value in one.held_out.items()}
+def row_folder(output: Path, name: str, row: str, seed: int) -> Path:
+    return output / name / f"seed-{seed}" / study.slug(row)
+
+
+def run_row(output: Path, name: str, row: str, seed: int) -> None:
+    """One row of one environment and training seed; rows share the world models of their encoders."""
+    one, folder, (encoder, cost) = ENVIRONMENTS[name], output / name, ROWS[row]
+    new = {"data": folder / one.tested, **one.held_out}
+    # the first row with this encoder trains its world model
+    owner = next(other for other, (its, _) in ROWS.items() if its == encoder)
+    model = train_model(study.RunFolder(row_folder(output, name, owner, seed)), one, folder, encoder, seed)
+    runs = study.RunFolder(row_folder(output, name, row, seed))
+    if row == owner:
+        settings = {**new, "model": model, "output": runs.path / "distances.json", "num_threads": 1}
+        settings |= {"max_episodes": MEASURED_EPISODES, "windows_per_episode": 1}
+        settings |= {"probe_data": folder / next(iter(one.record)), "probe_episodes": PROBE_EPISODES}
+        runs.run("distances", settings["output"], "evaluate_world_model.py", *study.key_values(settings))
+    planning = {"models": {row: str(model)}, "rows": {}, "seed": seed, "videos": 0}
+    planning |= {f"gym.{key}": value for key, value in new.items()}
+    planning |= {} if cost is None else {"planner": {"cost": cost}}
+    planning |= {} if row == FIRST else {"baselines": []}
     planning["first_task"] = FIRST_TASK + SEED_TASKS * seed
     runs.configured("plan", "plan.py", one.plan, planning, result="results.json")
 
 
+def train_model(runs: study.RunFolder, one: Environment, folder: Path, encoder: str, seed: int) -> Path:
+    """The world model of an encoder, which is pretrained first, or random with the sizes of the pretrained one."""
+    given = {"seed": seed, "resume": "latest", "data": folder / next(iter(one.record))}
+    if encoder == "pretrained":
+        settings = given | one.pretrain
+        encoder = {"encoder": runs.configured("pretrain", "pretrain.py", "demo/pretrain.yaml", settings)}
+    else:
+        encoder = study.ablation("demo/world_model.yaml", "random")
+        sizes = {key.removeprefix("encoder."): value for key, value in one.pretrain.items() if "encoder." in key}
+        encoder["encoder_config"] = encoder["encoder_config"] | sizes
+    return runs.configured("world model", "train_world_model.py", one.world_model, given | encoder)
+
+
 def collect(options: argparse.Namespace) -> dict[str, Any] | None:
     """By environment: its protocol, success of every method and level, distance curves and core minutes."""
-    found = {}
-    for name in ENVIRONMENTS:
-        folder = options.output / name
-        seeds = [seed for seed in study.seeds_of(folder) if (folder / f"seed-{seed}/plan/results.json").exists()]
-        if seeds:
-            found[name] = collect_environment(ENVIRONMENTS[name], folder, seeds)
+    found = {name: collect_environment(options.output, name) for name in ENVIRONMENTS}
+    found = {name: one for name, one in found.items() if one["methods"]}
     return {"environments": found} if found else None
 
 
-def collect_environment(one: Environment, folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
-    runs = [study.RunFolder(folder / f"seed-{seed}") for seed in seeds]
+def collect_environment(output: Path, name: str) -> dict[str, Any]:
+    one, methods, curves = ENVIRONMENTS[name], {}, {}
     plan = yaml.safe_load((study.CONFIGS / one.plan).read_text(encoding="utf-8"))
-    tables = [rows["rows"] for rows in study.read_results(one.path / "plan/results.json" for one in runs)]
-    methods = {}
-    for number, row in enumerate(tables[0]):
-        levels = {
-            level: study.over_seeds([table[number]["levels"][level]["success"] for table in tables])
-            for level in row["levels"]
-        }
-        tasks = [table[number]["episodes"] for table in tables]
-        methods[row["name"]] = {"levels": levels, "tasks": tasks}
-    distances = study.read_results(one.path / "distances.json" for one in runs)
-    minutes = {
-        kind: [sum(one.core_times.get(name, 0.0) for name in names) / 60 for one in runs]
-        for kind, names in {"learning": LEARNING, "planning": ("plan",)}.items()
-    }
+    for row in ROWS:
+        folders = {seed: row_folder(output, name, row, seed) for seed in study.seeds_of(output / name)}
+        folders = {seed: path for seed, path in folders.items() if (path / "plan/results.json").exists()}
+        if not folders:
+            continue
+        runs = [study.RunFolder(path) for path in folders.values()]
+        results = study.read_results(path / "plan/results.json" for path in folders.values())
+        tables = [found["rows"] for found in results]
+        for number, method in enumerate(tables[0]):
+            methods[method["name"]] = join_method([table[number] for table in tables], list(folders))
+        own = methods[tables[0][-1]["name"]]
+        if distances := study.read_results(path / "distances.json" for path in folders.values()):
+            curves[row] = join_curves([measured["distances"]["groups"] for measured in distances])
+            learning = [sum(run.core_times.get(part, 0.0) for part in LEARNING) / 60 for run in runs]
+            own["learning_core_minutes"] = float(np.mean(learning))
+        own["planning_core_minutes"] = float(np.mean([run.core_times["plan"] / 60 for run in runs]))
     return {
-        "seeds": list(seeds),
         "data": one.data,
         "offset": plan["gym"]["goal_offset"],
         "budget": plan["gym"]["budget"],
         "levels": plan["success_levels"],
         "methods": methods,
-        "curves": {
-            group: {
-                kind: mean_curve([one["distances"]["groups"][group][kind] for one in distances])
-                for kind in distances[0]["distances"]["groups"][group]
-            }
-            for group in distances[0]["distances"]["groups"]
-        },
-        "core_minutes": {
-            "recording": sum(study.RunFolder(folder).core_times.values()) / 60,
-            **{kind: {"mean": float(np.mean(values)), "by_seed": values} for kind, values in minutes.items()},
-        },
+        "curves": curves,
+        "recording_core_minutes": sum(study.RunFolder(output / name).core_times.values()) / 60,
+    }
+
+
+def join_method(rows: Sequence[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
+    """A method's levels over its seeds, and its tasks by seed."""
+    levels = {
+        level: study.over_seeds([row["levels"][level]["success"] for row in rows]) for level in rows[0]["levels"]
+    }
+    return {"seeds": seeds, "levels": levels, "tasks": [row["episodes"] for row in rows]}
+
+
+def join_curves(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Distance curves by group of states and kind of distance: means over seeds, which have the same bins."""
+    return {
+        group: {kind: mean_curve([one[group][kind] for one in found]) for kind in found[0][group]}
+        for group in found[0]
     }
 
 
 def mean_curve(curves: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over seeds of a distance's curve; pairs of frames and bins are the same for all seeds."""
     bins = [
         {"from": parts[0]["from"], "to": parts[0]["to"], "mean": float(np.mean([part["mean"] for part in parts]))}
         for parts in zip(*(curve["bins"] for curve in curves), strict=True)
@@ -181,34 +211,33 @@ def mean_curve(curves: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
     """Per environment its protocol, its methods, and its distances before and after learning them."""
     for name, found in results["environments"].items():
-        one, minutes = ENVIRONMENTS[name], found["core_minutes"]
+        one = ENVIRONMENTS[name]
         levels = "; ".join(f"{level}: {describe_level(rule, one.unit)}" for level, rule in found["levels"].items())
         yield (
-            f"**{one.title}.** Data: {found['data']}. Goals {found['offset']} steps ahead in new episodes; budget "
-            f"{budget(found)} steps; tasks that their start solves are dropped. {levels[0].upper()}{levels[1:]}. "
-            f"{len(found['seeds'])} training seeds with other tasks each; means (95 % interval over seeds) and values "
-            f"by seed. Learning (encoder, world model, distance head) takes {minutes['learning']['mean']:.1f} core "
-            f"minutes per seed, planning of all rows {minutes['planning']['mean']:.1f}, recording "
-            f"{minutes['recording']:.1f} once."
+            f"**{one.title}.** Data: {found['data']} ({found['recording_core_minutes']:.1f} core minutes). Goals "
+            f"{found['offset']} steps ahead in new episodes; budget {budget(found)} steps; tasks that their start "
+            f"solves are dropped. {levels[0].upper()}{levels[1:]}. Each training seed has its own tasks; means with a 95 % "
+            "interval over seeds, and values by seed. Learning: core minutes per seed for encoder, world model and "
+            "distance head."
         )
-        titles = ["method", *(part for level in found["levels"] for part in (level, f"{level}, by seed")), "tasks"]
+        titles = ["method", *(part for level in found["levels"] for part in (level, f"{level}, by seed"))]
         rows = []
         for method, row in found["methods"].items():
             values = [part for level in row["levels"].values() for part in (level, level["by_seed"])]
-            rows.append([method, *values, ", ".join(map(str, row["tasks"]))])
-        yield titles, rows
-        for group, curves in found["curves"].items():
-            yield f"Distances between frames of new episodes, by the true distance of `{group}` ({one.unit}):"
-            bins = {kind: curve["bins"] for kind, curve in curves.items()}
-            first = next(iter(bins.values()))
-            titles = ["", *(f"{part['from']:.0f}–{part['to']:.0f}" for part in first), "rank correlation"]
-            yield (
-                titles,
-                [
-                    [NAMES[kind], *(part["mean"] for part in bins[kind]), curves[kind]["rank_correlation"]]
-                    for kind in curves
-                ],
-            )
+            rows.append([method, *values, ", ".join(map(str, row["tasks"])), row.get("learning_core_minutes")])
+        yield [*titles, "tasks", "learning"], rows
+        for row, groups in found["curves"].items():
+            for group, curves in groups.items():
+                yield f"Distances between frames of new episodes by the distance of `{group}` ({one.unit}), {row}:"
+                bins = next(iter(curves.values()))["bins"]
+                titles = ["", *(f"{part['from']:.0f}–{part['to']:.0f}" for part in bins), "rank correlation"]
+                yield (
+                    titles,
+                    [
+                        [NAMES[kind], *(part["mean"] for part in curve["bins"]), curve["rank_correlation"]]
+                        for kind, curve in curves.items()
+                    ],
+                )
 
 
 NAMES = {"latent": "latent distance (before)", "learned": "learned distance in frames (after)"}
@@ -221,8 +250,8 @@ def budget(found: dict[str, Any]) -> int:
 def describe_level(rule: dict[str, Any], unit: str) -> str:
     """A level of success in words."""
     parts = [f"within {rule['distance']} {unit}"]
-    parts += [f"{rule['degrees']} degrees"] * ("degrees" in rule)
-    parts += [f"for {rule['hold']} steps"] * ("hold" in rule)
+    parts += [f"{rule['degrees']} degrees"] if "degrees" in rule else []
+    parts += [f"for {rule['hold']} steps"] if "hold" in rule else []
     return ", ".join(parts)
 
 
@@ -233,7 +262,7 @@ STUDY = study.Study(
     collect,
     format_tables,
     ["docs/planning_evaluation.md"],
-    choices={"environments": (list(ENVIRONMENTS), list(ENVIRONMENTS))},
+    choices={"environments": (list(ENVIRONMENTS), list(ENVIRONMENTS)), "rows": (list(ROWS), list(ROWS))},
 )
 
 

@@ -37,7 +37,7 @@ class TestRuns:
             assert runs.run("a run", tmp_path / "result", "script.py", text, str(tmp_path / "result")).exists()
         assert (tmp_path / "result").read_text() == "first"
         assert (tmp_path / "runs/logs/a_run.log").read_text() == "first\n"
-        assert list(runs.timings) == ["a run"]
+        assert list(runs.timings) == list(runs.core_times) == ["a run"] and runs.core_times["a run"] > 0
 
     def test_a_run_that_fails_ends_the_study_and_names_its_log(self, script, tmp_path):
         with pytest.raises(SystemExit, match="broken failed; see .*broken.log"):
