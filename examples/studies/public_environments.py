@@ -216,7 +216,7 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
         yield (
             f"**{one.title}.** Data: {found['data']} ({found['recording_core_minutes']:.1f} core minutes). Goals "
             f"{found['offset']} steps ahead in new episodes; budget {budget(found)} steps; tasks that their start "
-            f"solves are dropped. {levels[0].upper()}{levels[1:]}. Each training seed has its own tasks; means with a 95 % "
+            f"solves are dropped. {levels[0].upper()}{levels[1:]}. Each seed has its own tasks; means with a 95 % "
             "interval over seeds, and values by seed. Learning: core minutes per seed for encoder, world model and "
             "distance head."
         )

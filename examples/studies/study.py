@@ -95,7 +95,7 @@ class RunFolder:
             with self._lock:
                 timings = self.timings | {name: round(time.perf_counter() - started, 1)}
                 write_json(self.path / "timings.json", timings)
-                write_json(self.path / "core_times.json", self.core_times | {name: round(used, 1)})
+                write_json(self.path / "core_times.json", self.core_times | {name: round(used, 2)})
         return result
 
     @property
