@@ -20,7 +20,6 @@ from ..configuration_world_model import VJepa2WorldModelConfig
 from ..data.parts import DamagedPartError, check_part, read_tensors, save_part
 from ..modeling_world_model import VJepa2WorldModel
 from ..planning import Closest, LatentDistance, TemporalDistance
-from ..training.time_scales import check_same_latents
 from .planner_settings import choose_cost, choose_solver
 
 
@@ -46,6 +45,8 @@ class MacroActionSubgoals:
     name = "macro_actions"
 
     def __init__(self, model: VJepa2WorldModel, planner_model: VJepa2WorldModel):
+        from ..training.time_scales import check_same_latents  # other planners do without modules of training
+
         if not planner_model.config.distance_head:
             raise ValueError(
                 "subgoals of a second time scale need a planner's model with a distance head: train one with "

@@ -1,12 +1,17 @@
 """Training of a world model with longer steps on the latents of another one: two time scales of one latent space."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from ..data.windows import WindowMixture
 from ..modeling_world_model import VJepa2WorldModel
 
+
+if TYPE_CHECKING:  # a planner, which checks its second time scale here, reads no data
+    from ..data.windows import WindowMixture
 
 STATE_FIELDS = ("state_type", "state_dim", "normalize_latents")
 STATE_BUFFERS = ("state_mean", "state_map", "state_scale")
