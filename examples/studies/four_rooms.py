@@ -22,6 +22,7 @@ RECORD = "record_episodes.py --env vjepa2_hf/FourRooms-v0 --policy waypoints --l
 TEST_SEED = 5_000_000  # of the environment: no choice was made on these episodes
 FIRST_TASK = 700_000
 STEPS = {"pretrain": 300, "world_model": 1200, "macro": 600}
+HORIZON = 3  # model steps; waypoints of a graph are up to twice as far
 BASE = "flat, learned distance"
 
 
@@ -47,6 +48,7 @@ def run_seed(output: Path, seed: int, episodes: int) -> None:
     macro = runs.configured("world_model_macro", "train_world_model.py", config, given)
     graph = runs.path / "graph"
     given = {"model": model, "data": output / "episodes", "output_dir": graph, "num_threads": 1, "seed": seed}
+    given["planner.horizon"] = HORIZON
     runs.run("graph", graph / "subgoals", "build_subgoal_graph.py", *study.key_values(given))
 
     planning = {
@@ -56,6 +58,7 @@ def run_seed(output: Path, seed: int, episodes: int) -> None:
             "subgoals of a graph": {"model": BASE, "subgoals": str(graph / "subgoals")},
             "two time scales": {"model": BASE, "subgoals": str(macro)},
         },
+        "solver.horizon": HORIZON,
         "gym.data": output / "test_episodes",
         "episodes": episodes,
         "seed": seed,

@@ -20,9 +20,10 @@ def test_all_methods_plan_with_the_models_of_one_seed(commands, tmp_path):
     assert first.world_model["distance_head"] and first.state_of is None
     assert second.state_of == model and second.encoder == first.encoder and second.frame_skip > first.frame_skip
     graph = load_config(SubgoalGraphConfig, None, commands[3][1:])
-    assert graph.model == model
+    assert graph.model == model and graph.planner["horizon"] == four_rooms.HORIZON
     config = load_config(PlanConfig, commands[4][2], commands[4][3:])
     assert config.models == {four_rooms.BASE: model} and config.episodes == 7
+    assert config.solver["horizon"] == four_rooms.HORIZON
     subgoals = {config.of_row(name).subgoals for name in config.rows}
     macro = str(tmp_path / "seed-1" / "world_model_macro" / "final")
     assert subgoals == {None, macro, str(tmp_path / "seed-1" / "graph" / "subgoals")}
