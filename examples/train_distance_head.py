@@ -12,6 +12,8 @@ Planners use the head through their cost (docs/planning.md):
         "models={mine: runs/demo/world_model_distance/final}"
 """
 
+import dataclasses
+import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +24,11 @@ from tqdm import tqdm
 
 from vjepa2_hf import VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.data.episodes import EpisodeSource
-from vjepa2_hf.data.files import staged_folder, write_json
+from vjepa2_hf.data.files import staged_folder, write_json, write_text
 from vjepa2_hf.specs import check_at_least
-from vjepa2_hf.training.episode_latents import open_episodes
+from vjepa2_hf.training.episode_latents import held_out_fraction, open_episodes
 from vjepa2_hf.training.processes import build_accelerator
-from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
+from vjepa2_hf.training.settings import dump_yaml, exit_on_user_error, parse_arguments
 from vjepa2_hf.training.temporal_distance import DistanceSettings, measure_distance_head, train_distance_head
 from vjepa2_hf.video_io import ReadLimits
 
@@ -75,6 +77,11 @@ def train(config: DistanceHeadConfig) -> None:
             model.save_pretrained(folder / "final")
             processor.save_pretrained(folder / "final")
             write_json(folder / "distance.json", {"held_out": calibration, "losses": losses})
+            settings = dataclasses.replace(config, validation_fraction=held_out_fraction(config))
+            write_text(folder / "config.yaml", dump_yaml(dataclasses.asdict(settings)))
+            errors = Path(config.model).parent / "rollout_error.json"  # of the dynamics, which are the same
+            if errors.is_file():
+                shutil.copy(errors, folder)
     if accelerator.is_main_process:
         tqdm.write(f"saved {Path(config.output_dir) / 'final'}")
 

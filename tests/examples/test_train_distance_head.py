@@ -8,6 +8,7 @@ import plan
 import pytest
 import torch
 import train_distance_head
+import yaml
 from script_runs import run_processes, run_script, run_train_world_model, write_noise_episodes
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2WorldModel
@@ -60,6 +61,10 @@ def test_the_head_of_a_finished_model_is_the_same_and_its_latents_are_found(runs
     assert added.keys() == headed.keys() and all(torch.equal(added[name], headed[name]) for name in added)
     files = [json.loads((run / "distance.json").read_text()) for run in (tmp_path / "added", runs / "headed")]
     assert files[0] == files[1]
+    written = yaml.safe_load((tmp_path / "added" / "config.yaml").read_text())
+    assert written["validation_fraction"] == 0.4  # of the model's run, for evaluate_world_model.py
+    errors = (tmp_path / "added" / "rollout_error.json").read_text()
+    assert errors == (runs / "plain" / "rollout_error.json").read_text()
     planner = VJepa2Planner.from_pretrained(
         tmp_path / "added" / "final", cost={"cost": "closest", "of": "temporal"}, horizon=2, num_candidates=4
     )
