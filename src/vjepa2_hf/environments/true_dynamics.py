@@ -107,9 +107,9 @@ class TrueDynamicsPolicy(PlannerPolicy):
         encode = functools.partial(encode_frames, model, self.planner.video_processor)
         states, goals = tasks.states[active], encode(tasks.goal_images[active])[:, None, None]  # (n, 1, 1, T, D)
         present = encode(tasks.render(active))[:, None]
-        embedded_goals = model.distance_embedding(goals) if cost.needs_distance_head else None
+        embedded_goals = model.distance_embedding(goals[:, :, None]) if cost.needs_distance_head else None
 
-        def away(latents: torch.Tensor) -> torch.Tensor:
+        def away(latents: torch.Tensor) -> torch.Tensor:  # (n, J, 1, P, T, D) -> (n, J, 1, P)
             return model.embedded_distance(model.distance_embedding(latents), embedded_goals)
 
         def latents(actions: torch.Tensor) -> Iterator[torch.Tensor]:  # (n, J, T, D) after each model step
