@@ -87,14 +87,18 @@ def test_the_goal_is_the_t_on_its_mark():
     assert not (tasks.render()[0] == tasks.render()[1]).all()
 
 
-def test_planning_reports_success_and_coverage(episodes, tmp_path):
+def save_tiny_model(folder: Path, low: float, high: float) -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "crop_size": 32}
     dynamics = {"predictor_hidden_size": 12, "predictor_num_hidden_layers": 1, "predictor_num_attention_heads": 2}
-    actions = {"action_dim": 4, "actions_per_step": 2, "action_low": [0.0] * 4, "action_high": [512.0] * 4}
+    actions = {"action_dim": 4, "actions_per_step": 2, "action_low": [low] * 4, "action_high": [high] * 4}
     encoder = VJepa2Encoder(VJepa2EncoderConfig(**sizes))
-    VJepa2WorldModel.from_encoder(encoder, frame_skip=2, **actions, **dynamics).save_pretrained(tmp_path / "model")
-    VJepa2VideoProcessor(size=32, crop_size=32).save_pretrained(tmp_path / "model")
+    VJepa2WorldModel.from_encoder(encoder, frame_skip=2, **actions, **dynamics).save_pretrained(folder)
+    VJepa2VideoProcessor(size=32, crop_size=32).save_pretrained(folder)
+
+
+def test_planning_reports_success_and_coverage(episodes, tmp_path):
+    save_tiny_model(tmp_path / "model", 0.0, 512.0)
     overrides = [f"output_dir={tmp_path / 'plan'}", f"models={{CEM: {tmp_path / 'model'}}}", "episodes=2"]
     overrides += ["gym.max_steps=4", "videos=1", "solver={name: cem, horizon: 1, num_candidates: 4, num_elites: 2}"]
     rows = evaluate(load_config(PlanConfig, CONFIG, overrides))
@@ -103,3 +107,19 @@ def test_planning_reports_success_and_coverage(episodes, tmp_path):
         assert 0 <= row["scores"]["coverage"]["last"] <= row["scores"]["coverage"]["max"] <= 1
         assert len(row["by_distance"]) and row["episodes"] == 2
     assert "| coverage, largest | coverage, last |" in format_table(rows)
+
+
+def test_goals_of_held_out_episodes_have_three_levels_of_success(tmp_path):
+    settings = yaml.safe_load((CONFIG.parent / "plan_offset_25.yaml").read_text())
+    arguments = ["--env", settings["env"], "--policy", settings["gym"]["policy"], "--episodes", "4", "--length", "16"]
+    arguments += ["--env_kwargs", json.dumps(settings["gym"]["env_kwargs"]), "--ignore_termination", "--num_proc", "1"]
+    arguments += ["--state", *settings["gym"]["state"], "--seed", "3"]
+    record_episodes.main([*arguments, "--output", str(tmp_path / "data")])
+    save_tiny_model(tmp_path / "model", -1.0, 1.0)
+    overrides = [f"output_dir={tmp_path / 'plan'}", f"models={{CEM: {tmp_path / 'model'}}}", "episodes=2"]
+    overrides += [f"gym.data={tmp_path / 'data'}", "gym.validation_fraction=0.8", "gym.goal_offset=15"]
+    overrides += ["gym.budget=4", "videos=1", "executed_actions=2"]
+    overrides += ["solver={name: cem, horizon: 1, num_candidates: 4, num_elites: 2}"]
+    rows = evaluate(load_config(PlanConfig, CONFIG.parent / "plan_offset_25.yaml", overrides))
+    assert [row["name"] for row in rows] == [f"{name}, offset 15" for name in ("uniform random", "data policy", "CEM")]
+    assert "moderate" in format_table(rows) and "whole state" in format_table(rows) and "strict" in format_table(rows)
