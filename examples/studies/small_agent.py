@@ -1,6 +1,6 @@
 """A small agent beside the demo's large one in two rooms: what hides it from a planner, patches or the distance?
 
-    python examples/studies/small_agent.py [--seeds 1] [--pretrain_steps 200] [--world_model_steps 1200] [--tasks 50]
+    python examples/studies/small_agent.py [--seeds 1] [--pretrain_steps 150] [--world_model_steps 800] [--tasks 40]
 
 The large disc with patches of 16 pixels, the small one with patches of 16 and 8, and two costs of CEM: the latent
 distance of the last step, and the learned distance at the closest step. With patches of 8 pixels the state merges
@@ -21,6 +21,7 @@ import study
 WORLD_MODELS = (6.0, 16), (2.5, 16), (2.5, 8)  # radius of the agent and side of a patch, in pixels
 LATENT, LEARNED = "latent distance, last step", "learned distance, closest step"
 COST = {"cost": "closest", "of": {"cost": "sum", "parts": [[2.0, "l2"], [1.0, "temporal"]]}}
+SOLVER = {"solver.num_candidates": 32, "solver.num_iterations": 2, "solver.num_elites": 4}
 STATE = {16: {}, 8: {"world_model.state_type": "merged", "world_model.state_dim": 96}}
 EPISODES = "record_episodes.py --env vjepa2_hf/TwoRooms-v0 --policy wander --num_proc 1 --num_shards 1"
 FIRST_TASK = 320_000  # of no other study
@@ -59,8 +60,8 @@ def run_model(options: argparse.Namespace, seed: int, radius: float, patch: int)
     runs.run("distances", output, "evaluate_world_model.py", *arguments)
     rows = {LEARNED: {"model": LATENT, "planner": {"cost": COST}}}
     settings = {"models": {LATENT: str(model)}, "rows": rows, "seed": seed, "env_kwargs": env_kwargs, "videos": 0}
-    settings |= {"episodes": options.tasks, "first_task": FIRST_TASK, "solver.num_candidates": 64}
-    settings |= {"solver.num_elites": 6} | ({"baselines": []} if patch == 8 else {})
+    settings |= {"episodes": options.tasks, "first_task": FIRST_TASK, **SOLVER}
+    settings |= {"baselines": []} if patch == 8 else {}
     runs.configured("plan", "plan.py", "demo/plan_two_rooms.yaml", settings, result="results.json")
 
 
@@ -104,7 +105,8 @@ def distance_columns(measured: list[dict]) -> dict[str, Any]:
 
 @study.markdown
 def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
-    yield f"Two rooms, {results['seeds']} training seed(s), {results['tasks']} tasks; CEM with 64 candidates."
+    seeds, tasks = results["seeds"], results["tasks"]
+    yield f"Two rooms, {seeds} training seed(s), {tasks} tasks; CEM with 32 candidates and 2 iterations."
     yield study.table("agent's radius, encoder, cost", results["success"])
     yield "Rank correlation of a distance with the length of the shortest path, on held-out frames."
     yield study.table("agent's radius, encoder", results["distances"])
@@ -112,9 +114,9 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
 
 SETTINGS = {
     "episodes": (240, "recorded episodes"),
-    "pretrain_steps": (200, "steps of pretraining"),
-    "world_model_steps": (1200, "steps of the world model"),
-    "tasks": (50, "tasks of planning"),
+    "pretrain_steps": (150, "steps of pretraining"),
+    "world_model_steps": (800, "steps of the world model"),
+    "tasks": (40, "tasks of planning"),
 }
 PAGES, SEEDS = ["docs/planning_evaluation.md"], {"seeds": (1, "training seeds")}
 STUDY = study.Study("small_agent", __doc__, run, collect, format_tables, PAGES, SETTINGS, SEEDS)
