@@ -20,7 +20,7 @@ import study
 
 WORLD_MODELS = (6.0, 16), (2.5, 16), (2.5, 8)  # radius of the agent and side of a patch, in pixels
 LATENT, LEARNED = "latent distance, last step", "learned distance, closest step"
-COST = {"cost": "closest", "of": {"cost": "sum", "parts": [[2.0, "l2"], [1.0, "temporal"]]}}
+COST = {"cost": "closest", "of": {"cost": "sum", "parts": [[1.0, "l2"], [0.1, "temporal"]]}}
 SOLVER = {"solver.num_candidates": 32, "solver.num_iterations": 2, "solver.num_elites": 4}
 STATE = {16: {}, 8: {"world_model.state_type": "merged", "world_model.state_dim": 96}}
 EPISODES = "record_episodes.py --env vjepa2_hf/TwoRooms-v0 --policy wander --num_proc 1 --num_shards 1"
