@@ -5,6 +5,9 @@ import sys
 
 import demo
 import pytest
+from plan import PlanConfig
+
+from vjepa2_hf.training.settings import load_config
 
 
 def writes(path) -> list[str]:
@@ -52,5 +55,7 @@ def test_demo_runs_every_script_in_order(tmp_path, monkeypatch):
         "report.py",
     ]
     assert f"encoder={tmp_path / 'pretrain' / 'final'}" in commands[2] and "encoder=random" in commands[3]
-    assert demo.DISTANCE_HEAD in commands[2] and demo.DISTANCE_HEAD not in commands[3]
+    assert demo.DISTANCE_HEAD in commands[2] and demo.DISTANCE_HEAD in commands[3]
+    plan = load_config(PlanConfig, commands[4][2], commands[4][3:])
+    assert plan.planner == {"cost": "closest"} and plan.distance is None  # the planner refuses both
     assert sys.executable not in commands[0]  # `run` adds the interpreter
