@@ -86,6 +86,8 @@ def success_rows(planned: list[dict], radius: float, patch: int) -> dict[str, di
         is_planned = name in (LATENT, LEARNED)
         title = f"{radius} px, {f'patches of {patch}, ' * is_planned}{name}"
         found[title] = {"success": study.over_seeds([row["success"] for row in rows])}
+        interval = f"{rows[0]['low']:.2f}–{rows[0]['high']:.2f}"
+        found[title]["95 % interval over tasks"] = interval if len(rows) == 1 else None
         steps = [row["steps_to_success"] for row in rows]
         found[title]["steps"] = None if None in steps else sum(steps) / len(steps)
     return found
