@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import study
 
 
@@ -22,6 +23,7 @@ RECORD = "record_episodes.py --env vjepa2_hf/FourRooms-v0 --policy waypoints --l
 TEST_SEED = 5_000_000  # of the environment: no choice was made on these episodes
 FIRST_TASK = 700_000
 STEPS = {"pretrain": 300, "world_model": 1200, "macro": 600}
+MODELS = {"world_model": "planner's model, steps of 2 frames", "world_model_macro": "second scale, steps of 8 frames"}
 HORIZON = 3  # model steps; waypoints of a graph are up to twice as far
 BASE = "flat, learned distance"
 
@@ -69,14 +71,29 @@ def run_seed(output: Path, seed: int, episodes: int) -> None:
 
 
 def collect(options: argparse.Namespace) -> dict[str, Any] | None:
-    """Success over the seeds by method and offset."""
-    tables = [found["rows"] for found in study.read_seeds(options.output, "plan/results.json", options.seeds)]
-    rows: dict[str, dict[str, Any]] = {}
+    """Success over the seeds by method and offset; the tasks' manifests are copied beside the results."""
+    found = study.read_seeds(options.output, "plan/results.json", options.seeds)
+    study.copy_manifests(options.output, options.results)
+    tables, rows = [one["rows"] for one in found], {}
     for row in tables[0] if tables else ():
         method, _, offset = row["name"].rpartition(", offset ")
         values = [other["success"] for table in tables for other in table if other["name"] == row["name"]]
         rows.setdefault(method, {})[offset] = study.over_seeds(values)
-    return {"rows": rows} if rows else None
+    errors = {title: rollout_errors(options, folder) for folder, title in MODELS.items()}
+    manifests = [one["manifest"] for one in found]
+    return {"rows": rows, "rollout_error_over_copy": errors, "manifests": manifests} if rows else None
+
+
+def rollout_errors(options: argparse.Namespace, folder: str) -> dict[str, float]:
+    """Mean over seeds of the error of rollouts on held-out episodes over that of copying, by frames ahead."""
+    measured = study.read_seeds(options.output, f"{folder}/rollout_error.json", options.seeds)
+    skips = study.read_seeds(options.output, f"{folder}/final/config.json", options.seeds)
+    errors: dict[str, list[float]] = {}
+    for rows, config in zip(measured, skips, strict=True):
+        for row in rows:
+            frames = str(row["horizon"] * config["frame_skip"])
+            errors.setdefault(frames, []).append(row["error"] / row["copy_error"])
+    return {frames: float(np.mean(values)) for frames, values in errors.items()}
 
 
 @study.markdown
@@ -87,12 +104,19 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
     last = list(by_offset)[-1]
     seeds = len(by_offset[last]["by_seed"])
     yield (
-        f"**Four rooms**: success rate over {seeds} training seeds × {results['episodes']} tasks per offset: mean (95 "
-        "% interval over seeds). An offset is the number of recorded steps from start to goal; a task has twice as "
-        "many."
+        f"**Four rooms**: success rate over {seeds} training seeds × up to {results['episodes']} tasks per offset, "
+        "without those that their start solves: mean (95 % interval over seeds). An offset is the number of recorded "
+        "steps from start to goal; a task has twice as many."
     )
     titles = ["method", *(f"offset {offset}" for offset in by_offset), f"offset {last} by seed"]
     yield titles, [[name, *row.values(), row[last]["by_seed"]] for name, row in rows.items()]
+    errors = results["rollout_error_over_copy"]
+    frames = sorted({int(name) for row in errors.values() for name in row})
+    yield "Rollout error on held-out episodes divided by the error of copying the last state, by frames ahead:"
+    yield (
+        ["world model", *map(str, frames)],
+        [[name, *(row.get(str(number)) for number in frames)] for name, row in errors.items()],
+    )
 
 
 SETTINGS = {"episodes": (24, "tasks per offset and seed")}

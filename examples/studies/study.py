@@ -25,7 +25,7 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
-from vjepa2_hf.data.files import claim_folder, write_json
+from vjepa2_hf.data.files import claim_folder, write_json, write_text
 from vjepa2_hf.metrics.planning_success.planning_success import seed_interval
 from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
 from vjepa2_hf.visualization.tables import format_table, publish_tables
@@ -192,6 +192,14 @@ def read_results(files: Iterable[Path]) -> list[Any]:
 def read_seeds(folder: Path, name: str, seeds: int) -> list[Any]:
     """The contents of `FOLDER/seed-*/NAME` of the seeds that have one."""
     return read_results(folder / f"seed-{seed}" / name for seed in range(seeds))
+
+
+def copy_manifests(folder: Path, results: Path) -> None:
+    """Copies `FOLDER/seed-*/plan/manifest.json`, the tasks of each seed, to `manifests/` beside a results file."""
+    for path in sorted(folder.glob("seed-*/plan/manifest.json")):
+        target = results.parent / "manifests" / f"{results.stem}-{path.parents[1].name}.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_text(target, path.read_text(encoding="utf-8"))
 
 
 def over_seeds(values: list[float], interval: Callable = seed_interval) -> dict[str, Any]:

@@ -39,8 +39,11 @@ def test_the_table_has_a_column_for_each_offset(run_study, tmp_path):
             for name, success in ((four_rooms.BASE, 0.25 + 0.5 * seed), ("two time scales", 1.0))
             for offset in (25, 75)
         ]
-        (folder / "results.json").write_text(json.dumps({"rows": rows}))
+        (folder / "results.json").write_text(json.dumps({"rows": rows, "manifest": f"digest {seed}"}))
+        (folder / "manifest.json").write_text(f"tasks {seed}")
     text = run_study(four_rooms.STUDY, "--collect", "--seeds", "2")
     assert "| method | offset 25 | offset 75 | offset 75 by seed |" in text
     assert "| flat, learned distance | 0.50 (0.00–1.00) | 0.50 (0.00–1.00) | 0.25, 0.75 |" in text
-    assert json.loads((tmp_path / "results.json").read_text())["rows"]["two time scales"]["75"]["mean"] == 1.0
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["rows"]["two time scales"]["75"]["mean"] == 1.0 and found["manifests"] == ["digest 0", "digest 1"]
+    assert (tmp_path / "manifests" / "results-seed-1.json").read_text() == "tasks 1"
