@@ -118,7 +118,7 @@ def test_goals_of_held_out_episodes_have_three_levels_of_success(tmp_path):
     save_tiny_model(tmp_path / "model", -1.0, 1.0)
     overrides = [f"output_dir={tmp_path / 'plan'}", f"models={{CEM: {tmp_path / 'model'}}}", "episodes=2"]
     overrides += [f"gym.data={tmp_path / 'data'}", "gym.validation_fraction=0.8", "gym.goal_offset=15"]
-    overrides += ["gym.budget=4", "videos=1", "executed_actions=2"]
+    overrides += ["gym.budget=4", "videos=1", "executed_actions=2", "planner={cost: {cost: latent}}"]
     overrides += ["solver={name: cem, horizon: 1, num_candidates: 4, num_elites: 2}"]
     rows = evaluate(load_config(PlanConfig, CONFIG.parent / "plan_offset_25.yaml", overrides))
     assert [row["name"] for row in rows] == [f"{name}, offset 15" for name in ("uniform random", "data policy", "CEM")]
