@@ -74,6 +74,8 @@ def train(config: DistanceHeadConfig) -> None:
         losses = train_distance_head(model, training, config.distance, config.seed, accelerator)
         if folder is not None:
             calibration = measure_distance_head(model, held_out, config.seed) if len(held_out) else None
+            if model.config.planner:  # subgoals are saved beside a planner, and belong to its distance head
+                model.config.planner = {k: v for k, v in model.config.planner.items() if k != "subgoals"}
             model.save_pretrained(folder / "final")
             processor.save_pretrained(folder / "final")
             write_json(folder / "distance.json", {"held_out": calibration, "losses": losses})

@@ -197,6 +197,29 @@ class TestSaving:
         with pytest.raises(ValueError, match="was built with another model, or its distance head was trained again"):
             VJepa2Planner.from_pretrained(saved[1], device="cpu")
 
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda graph: graph.latents[7].fill_(torch.nan), "not finite"),
+            (lambda graph: graph.embeddings.fill_(torch.nan), "not finite"),
+            (lambda graph: setattr(graph, "latents", graph.latents[:7]), "10 nodes have 7 latents"),
+        ],
+    )
+    def test_nodes_that_cannot_be_are_refused(self, saved, change, message):
+        planner, folder = saved
+        change(planner.subgoals)
+        planner.save_pretrained(folder)
+        with pytest.raises(ValueError, match=message):
+            VJepa2Planner.from_pretrained(folder, device="cpu")
+
+    def test_a_planner_that_has_macro_actions_itself_brings_its_graph_back(self, tmp_path):
+        """Its own folder holds a model with macro-actions, which is no second time scale."""
+        macro = {"macro_action_dim": 1, "macro_action_low": [-1.0], "macro_action_high": [1.0], "context_frames": 1}
+        planner = build_planner(options={"device": "cpu"}, **macro)
+        planner.subgoals = graph_of(planner)
+        planner.save_pretrained(tmp_path)
+        assert len(VJepa2Planner.from_pretrained(tmp_path, device="cpu").subgoals) == 10
+
     def test_what_cannot_be_saved_is_refused_before_anything_is_written(self, tmp_path):
         planner = build_planner(options={"device": "cpu", "subgoals": Halfway()})
         with pytest.raises(ValueError, match="are none of graph"):

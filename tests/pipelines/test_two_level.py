@@ -114,6 +114,7 @@ class TestPairing:
             (lambda low, high: high.encoder.layernorm.weight.data.add_(0.1), "has another encoder"),
             (lambda low, high: setattr(high.config, "frame_skip", 1), "has frame_skip=1, the planner's 1"),
             (lambda low, high: setattr(low.config, "distance_head", False), "a planner's model with a distance head"),
+            (lambda low, high: setattr(high.config, "proprio_dim", 2), "needs proprio states or extrinsics"),
             (
                 lambda low, high: setattr(high.config, "normalize_latents", "none"),
                 "normalize_latents is 'none' in one",
@@ -146,6 +147,19 @@ class TestSaving:
         planner = VJepa2Planner(low.model, low.video_processor, device="cpu", subgoals=tmp_path / "high")
         arguments = (low.model, latents_of(low, OBSERVATION), latents_of(low, GOAL))
         assert torch.equal(planner.subgoals.choose(*arguments)[0], subgoals.choose(*arguments)[0])
+
+    def test_settings_of_a_planner_that_its_search_does_not_have_are_left_out(self, low, tmp_path):
+        high = build_high(low.model)
+        VJepa2Planner(high, low.video_processor, device="cpu", **SEARCH).save_pretrained(tmp_path)
+        assert (
+            VJepa2Planner(low.model, low.video_processor, device="cpu", subgoals=tmp_path).subgoals.solver.horizon == 2
+        )
+
+    @pytest.mark.parametrize("name", ["config.json", "missing/final", "../x"])
+    def test_a_folder_that_is_not_there_is_named(self, low, tmp_path, name):
+        (tmp_path / "config.json").touch()
+        with pytest.raises(FileNotFoundError, match="There are no subgoals at .*: no such folder"):
+            VJepa2Planner(low.model, low.video_processor, device="cpu", subgoals=tmp_path / name)
 
     def test_damage_and_other_planners_are_one_sentence(self, tmp_path):
         planner = build_low()

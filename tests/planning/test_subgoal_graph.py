@@ -100,8 +100,26 @@ class TestRoute:
     def test_bad_lengths_are_refused(self):
         with pytest.raises(ValueError, match="max_edge is -1; expected a finite number above 0"):
             SubgoalGraph.from_distances(distances(LINE, LINE), max_edge=-1, reach=1)
-        with pytest.raises(ValueError, match="expected two arrays"):
-            SubgoalGraph(np.zeros((3, 2)), np.zeros((3, 2)), 1, 1)
+        for shape in ((3, 2), (0, 0)):
+            with pytest.raises(ValueError, match="expected two arrays"):
+                SubgoalGraph(np.zeros(shape), np.zeros(shape), 1, 1)
+
+    @pytest.mark.parametrize("nodes", [np.zeros(1), np.zeros(3), np.array([0, np.nan])])
+    def test_nodes_without_different_distances_make_no_graph(self, nodes):
+        with pytest.raises(ValueError, match="expected two or more different ones and finite distances"):
+            connecting_length(distances(nodes, nodes))
+
+
+class TestDamage:
+    def test_predecessors_in_a_circle_end(self):
+        circle = np.array([[-1, 2, 1]] * 3)
+        graph = SubgoalGraph(np.full((3, 3), 9, np.float32), circle, max_edge=10, reach=1)
+        with pytest.raises(ValueError, match="form no path"):
+            graph.route(np.array([[0, 99, 99.0]]), np.array([[99, 99, 0.0]]), np.array([50.0]))
+
+    def test_an_observation_that_is_not_a_number_has_no_path(self):
+        graph = SubgoalGraph.from_distances(distances(LINE, LINE), max_edge=6, reach=12)
+        assert route_on_line(graph, float("nan"), 51.0).reason == "no path"
 
 
 class TestCover:
@@ -114,3 +132,7 @@ class TestCover:
 
     def test_fewer_states_than_nodes_are_all_taken(self):
         assert sorted(cover(3, lambda index: np.abs(np.arange(3) - index), 10)) == [0, 1, 2]
+
+    def test_equal_states_become_one_node(self):
+        numbers = np.array([0, 0, 1, 1, 0])
+        assert cover(5, lambda index: np.abs(numbers - numbers[index]), 5).tolist() == [0, 2]

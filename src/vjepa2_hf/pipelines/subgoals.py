@@ -16,6 +16,7 @@ from typing import Any
 
 import huggingface_hub
 import torch
+from huggingface_hub.errors import HFValidationError
 
 from ..data.files import remove_folder, write_aside, write_json
 from ..data.parts import DamagedPartError, check_part, read_note, read_tensors, save_part
@@ -81,7 +82,9 @@ class GraphSubgoals:
             lengths, predecessors = (tensors[name].numpy() for name in ("lengths", "predecessors"))
             graph = SubgoalGraph(lengths, predecessors, note["max_edge"], note["reach"])
             found = cls(tensors["latents"], tensors["embeddings"], graph)
-        except (DamagedPartError, FileNotFoundError, KeyError, TypeError, ValueError) as error:
+            if {len(found.latents), len(found.embeddings)} != {len(graph)}:
+                raise ValueError(f"{len(graph)} nodes have {len(found.latents)} latents")
+        except (DamagedPartError, OSError, KeyError, TypeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(
                 f"{str(path)!r} is missing, damaged, or no subgoal graph ({reason}): build it again with "
@@ -96,6 +99,8 @@ class GraphSubgoals:
         shape, size = tuple(self.latents.shape[1:]), model.latent_size
         if shape[-1] != size:
             raise ValueError(f"{str(path)!r} has nodes of size {shape[-1]}; the latents of this model have {size}.")
+        if not (self.latents.isfinite().all() and self.embeddings.isfinite().all()):
+            raise ValueError(f"{str(path)!r} has nodes that are not finite: build it again from other episodes.")
         nodes = self.latents[:CHECKED_NODES].to(model.device)
         embeddings = model.distance_embedding(nodes).float().cpu()
         saved = self.embeddings[:CHECKED_NODES].float()
@@ -133,8 +138,15 @@ def load_subgoals(source: str | Path, model: VJepa2WorldModel) -> Any:
     if not folder.is_dir() and source:
         revision = getattr(model.config, "_commit_hash", None) if str(source) == model.name_or_path else None
         files = {"revision": revision, "allow_patterns": f"{FOLDER}/*"}
-        folder = Path(huggingface_hub.snapshot_download(str(source), **files))
-    if holds_macro_model(folder) and not (folder / KIND_FILE).is_file():
+        try:
+            folder = Path(huggingface_hub.snapshot_download(str(source), **files))
+        except (HFValidationError, OSError) as error:
+            raise FileNotFoundError(
+                f"There are no subgoals at {str(source)!r}: no such folder, and not found on the Hub "
+                f"({type(error).__name__})."
+            ) from error
+    own = any(path.is_file() for path in (folder / KIND_FILE, folder / FOLDER / KIND_FILE))
+    if holds_macro_model(folder) and not own:
         return MacroActionSubgoals.from_pretrained(folder, model)
     folder = folder if (folder / KIND_FILE).is_file() else folder / FOLDER
     try:

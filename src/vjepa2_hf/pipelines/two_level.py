@@ -26,6 +26,7 @@ from .planner_settings import choose_cost, choose_solver
 WEIGHTS_FILE = "macro_model.safetensors"
 SHARED = ("encoder", "target_encoder", "distance_head")  # parts of the planner's model that this scale uses
 SOLVER = {"solver": "cem", "horizon": 4, "num_candidates": 128, "num_iterations": 3}
+PLANNER_ONLY = ("candidate_chunk_size", "constraints", "num_samples", "uncertainty_weight", "subgoals")
 SEED = 0
 
 
@@ -56,6 +57,8 @@ class MacroActionSubgoals:
         if steps[0] <= steps[1]:
             expected = "expected one of longer steps, trained with a larger frame_skip"
             raise ValueError(f"the model of subgoals has frame_skip={steps[0]}, the planner's {steps[1]}: {expected}.")
+        if model.config.proprio_dim or model.config.extrinsics_dim:
+            raise ValueError("the model of subgoals needs proprio states or extrinsics, which subgoals do not have.")
         macro = model if model.config.macro_action_dim is None else model.macro_model()
         self.model = macro.to(planner_model.device, planner_model.dtype).eval()
         check_same_latents(self.model, planner_model, "the model of subgoals")
@@ -66,7 +69,8 @@ class MacroActionSubgoals:
         for name in ("distance_head", "distance_hidden_size", "distance_embedding_size"):
             setattr(config, name, getattr(planner_model.config, name))
         cost = Closest(2.0 * LatentDistance("l2") + TemporalDistance())
-        saved = {"cost": cost, **SOLVER, **(config.planner or {})}
+        own = {name: value for name, value in (config.planner or {}).items() if name not in PLANNER_ONLY}
+        saved = {"cost": cost, **SOLVER, **own}
         self.cost = choose_cost(None, None, saved)
         self.solver = choose_solver(config, None, {}, saved)
 

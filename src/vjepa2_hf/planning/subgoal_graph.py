@@ -49,8 +49,9 @@ class SubgoalGraph:
     def __init__(self, lengths: np.ndarray, predecessors: np.ndarray, max_edge: float, reach: float):
         self.max_edge = float(check_number("max_edge", max_edge, above=0))
         self.reach = float(check_number("reach", reach, above=0))
-        if lengths.ndim != 2 or lengths.shape[0] != lengths.shape[1] or predecessors.shape != lengths.shape:
-            refuse("lengths and predecessors", (lengths.shape, predecessors.shape), "two arrays (K, K)")
+        shapes = lengths.shape, predecessors.shape
+        if lengths.ndim != 2 or not len(lengths) or lengths.shape[0] != lengths.shape[1] or shapes[0] != shapes[1]:
+            refuse("lengths and predecessors", shapes, "two arrays (K, K) of at least one node")
         self.lengths, self.predecessors = lengths, predecessors
 
     def __len__(self) -> int:
@@ -93,6 +94,8 @@ class SubgoalGraph:
         return [self._route(*problem) for problem in zip(start, end, direct, strict=True)]
 
     def _route(self, start: np.ndarray, end: np.ndarray, direct: float) -> Waypoint:
+        if np.isnan(direct) or np.isnan(start).any() or np.isnan(end).any():
+            return Waypoint(None, "no path", float(direct), float(direct))
         first, last = (np.flatnonzero(ends <= max(self.max_edge, ends.min())) for ends in (start, end))
         totals = start[first, None] + self.lengths[np.ix_(first, last)] + end[last]
         row, column = np.unravel_index(totals.argmin(), totals.shape)
@@ -104,6 +107,8 @@ class SubgoalGraph:
         path = [last]
         while path[-1] != first:
             path.append(self.predecessors[first, path[-1]])
+            if path[-1] < 0 or len(path) > len(self):
+                raise ValueError("the predecessors of the subgoal graph form no path: build the graph again.")
         # Along the path, because edges are trusted and longer distances are not; at least one node ahead
         within = [node for node in path if self.lengths[first, node] <= self.reach and node != first]
         node = int(within[0] if within else path[-2])
@@ -117,6 +122,11 @@ def connecting_length(distances: np.ndarray, fraction: float = 0.95) -> float:
     through a wall.
     """
     lengths = np.unique(distances[~np.eye(len(distances), dtype=bool)])
+    if not len(lengths) or not 0 < lengths[-1] < np.inf:  # NaN is last
+        raise ValueError(
+            f"a subgoal graph has {len(distances)} nodes with distances up to {max(lengths, default=0)}; expected two or "
+            "more different ones and finite distances: use more episodes, or train the distance head again."
+        )
     low, high = 0, len(lengths) - 1
     while low < high:
         middle = (low + high) // 2
@@ -129,12 +139,15 @@ def connecting_length(distances: np.ndarray, fraction: float = 0.95) -> float:
 
 
 def cover(count: int, between: Callable[[int], np.ndarray], num_nodes: int) -> np.ndarray:
-    """Farthest-point sampling: indices of `num_nodes` of `count` states, each far from those before it.
+    """Farthest-point sampling: indices of `num_nodes` of `count` states, each far from those before it; fewer where the
+    others are at distance 0.
 
     `between(index)` gives the distances (count,) of all states from one of them.
     """
     chosen, nearest = [0], between(0)
     for _ in range(min(num_nodes, count) - 1):
+        if nearest.max() == 0:
+            break
         chosen.append(int(nearest.argmax()))
         nearest = np.minimum(nearest, between(chosen[-1]))
     return np.array(chosen)
