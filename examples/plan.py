@@ -48,6 +48,7 @@ from vjepa2_hf.environments.planner_policy import PlannerPolicy
 from vjepa2_hf.environments.planning_rows import FinishedRow, compare_rows, finish_row, join_models
 from vjepa2_hf.environments.success import SuccessLevel
 from vjepa2_hf.environments.tasks import TaskBatch, Tasks
+from vjepa2_hf.planning.search import check_budget
 from vjepa2_hf.specs import check_at_least, check_known
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments, replace_values
 from vjepa2_hf.visualization.rollout_costs import measure_world_model
@@ -142,7 +143,11 @@ class PlanConfig:
         for name in names:
             if name in ("seeds", "file") or names.count(name) > 1:
                 raise ValueError(f"The row name {name!r} is reserved or used twice; choose another name.")
-        check_at_least(self, episodes=1, executed_actions=1, parallel=1)
+        check_at_least(self, episodes=1, executed_actions=1, parallel=1, first_task=0, seed=0, videos=0)
+        if self.budget_ms is not None:
+            check_budget(self.budget_ms)
+        if [] in self.models.values():
+            raise ValueError("A row of models has an empty list; give one folder or several.")
         for name in self.baselines:
             check_known(name, BASELINES, "baseline")
         for name in self.proposals:
@@ -150,7 +155,7 @@ class PlanConfig:
         for name in self.rows:
             self.of_row(name)
         self._check_comparison(names)
-        for name in ("solver", "distance", "device"):
+        for name in ("solver", "distance", "device", "subgoals"):
             if name in self.planner:
                 raise ValueError(f"planner.{name} is set, but {name} is a setting of its own: set {name} instead.")
         if self.warm_start and self.proposals:
@@ -204,7 +209,12 @@ class PlanConfig:
 
     def of_row(self, name: str) -> "PlanConfig":
         """The settings of a row alone, in which those of `rows` replace the common ones."""
-        own = dict(self.rows.get(name, {"model": name}))
+        own = self.rows.get(name, {"model": name})
+        if not isinstance(own, dict) or "model" not in own:
+            raise ValueError(
+                f"rows.{name} is {own!r}; expected settings with the name of a model: {{model: NAME, …}}."
+            )
+        own = dict(own)
         model = own.pop("model", None)
         if name in self.rows:
             check_known(str(model), self.models, "model", f"rows.{name}.model: ")
@@ -213,6 +223,8 @@ class PlanConfig:
         models = {name: self.models[model]} if model in self.models else {}
         proposals = {row: path for row, path in self.proposals.items() if row in models}
         alone = dataclasses.replace(self, models=models, rows={}, proposals=proposals, compare_with=None)
+        if own.get("distance") is not None and "planner" not in own:  # a cost that all rows have in common would win
+            own["planner"] = {key: value for key, value in self.planner.items() if key != "cost"}
         return replace_values(alone, own, f"rows.{name}.")
 
     def members(self, name: str) -> list["PlanConfig"]:

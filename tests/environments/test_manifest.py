@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from vjepa2_hf.environments import PUSHING
@@ -56,8 +57,9 @@ def test_other_settings_write_another_manifest(tmp_path):
     assert first != second and len(json.loads(path.read_text())["tasks"][""]) == 4
 
 
-def test_a_damaged_manifest_is_a_sentence(tmp_path):
-    (tmp_path / "manifest.json").write_text("{}")
+@pytest.mark.parametrize("text", ["{}", '{"settings": {}, "versions": {}, "tasks": {"": [1]}}'])
+def test_a_damaged_manifest_is_a_sentence(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(ValueError, match="is no manifest of examples/plan.py"):
         settle_manifest(tmp_path / "new.json", manifest(range(2)), str(tmp_path / "manifest.json"))
 
@@ -81,3 +83,15 @@ def test_training_data_are_described_from_the_run(tmp_path):
     (data / "a.bin").write_bytes(b"x" * (2**21 - 1) + b"y")
     assert describe_folder(str(data))["digest"] != found["sources"][0]["digest"]
     assert describe_training(str(tmp_path / "absent" / "final")) == {"sources": []}
+
+
+@pytest.mark.parametrize("content", [b"PAR1 cut", [], ["{"]])
+def test_damaged_and_empty_shards_of_training_do_not_end_an_evaluation(tmp_path, content, caplog):
+    path = tmp_path / "a.parquet"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        pyarrow.parquet.write_table(pyarrow.table({"recording": pyarrow.array(content, pyarrow.string())}), path)
+    found = describe_folder(str(tmp_path))
+    assert found["digest"] and "recording" not in found
+    assert ("holds a damaged shard" in caplog.text) == bool(content)

@@ -391,7 +391,10 @@ def test_rows_compare_settings_on_one_model(model_dir, policy_dir, tmp_path):
     ("row", "message"),
     [
         ({"model": "CME"}, "Unknown model 'rows.R.model: CME'; did you mean 'rows.R.model: CEM'"),
-        ({}, "Unknown model 'rows.R.model: None'"),
+        ({}, r"rows.R is \{\}; expected settings with the name of a model"),
+        (None, "rows.R is None; expected settings"),
+        ({"model": "CEM", "budget_ms": -1.0}, "budget_ms is -1.0"),
+        ({"model": "CEM", "planner": {"subgoals": "x"}}, "planner.subgoals is set, but subgoals is a setting"),
         ({"model": "CEM", "epsiodes": 3}, "Unknown setting of a row 'rows.R.epsiodes'"),
         ({"model": "CEM", "executed_actions": "2"}, "The key 'rows.R.executed_actions' must be int, got '2'"),
     ],
@@ -399,3 +402,17 @@ def test_rows_compare_settings_on_one_model(model_dir, policy_dir, tmp_path):
 def test_a_row_that_does_not_fit_is_named(row, message):
     with pytest.raises(ValueError, match=message):
         PlanConfig("out", {"CEM": "x"}, rows={"R": row})
+
+
+def test_the_distance_of_a_row_replaces_a_cost_that_all_rows_have():
+    common = {"cost": "closest", "candidate_chunk_size": 8}
+    rows = {"latent": {"model": "CEM", "distance": "l1"}, "chunks": {"model": "CEM", "planner": {"cost": "l2"}}}
+    config = PlanConfig("out", {"CEM": "x"}, planner=common, rows=rows)
+    assert (config.of_row("latent").distance, config.of_row("latent").planner) == ("l1", {"candidate_chunk_size": 8})
+    assert config.of_row("chunks").planner == {"cost": "l2"} and config.of_row("CEM").planner == common
+
+
+@pytest.mark.parametrize("wrong", [{"first_task": -1}, {"seed": -1}, {"models": {"CEM": []}}])
+def test_settings_that_no_task_or_model_has_are_refused(wrong):
+    with pytest.raises(ValueError, match="must be at least 0, got -1|has an empty list"):
+        PlanConfig("out", **{"models": {"CEM": "x"}, **wrong})

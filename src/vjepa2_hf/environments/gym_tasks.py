@@ -19,7 +19,7 @@ from ..specs import check_at_least, check_count, check_known
 from .dataset_goals import COLUMNS, RecordedPair, bring_to, check_arrival
 from .gym_env import is_image, make_env, read_image, read_values, reset_env, step_env
 from .policies import find_policy
-from .success import SuccessLevel, SuccessTracker
+from .success import SuccessLevel, SuccessTracker, check_hold
 
 
 GOAL_TRIES = 100  # episodes of the policy until a goal is far enough away
@@ -220,6 +220,7 @@ class GymTasks:
         first = envs[0]
         find_policy("uniform", first)  # refuses action spaces other than a bounded Box
         self.max_steps: int = self._count_steps(first)
+        check_hold(judged, self.max_steps)
         self.action_dim = int(np.prod(first.action_space.shape))
         self._policies: dict[str, list] = {}
         numbers = range(len(self.seeds))

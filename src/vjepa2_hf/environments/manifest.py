@@ -7,6 +7,7 @@ checksum = settle_manifest(Path("runs/plan/manifest.json"), {"env": ..., "tasks"
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import re
@@ -24,6 +25,8 @@ from ..data import files
 from ..training.settings import read_yaml
 from .tasks import TaskBatch
 
+
+logger = logging.getLogger(__name__)
 
 # Of the config of a training run
 TRAINING_KEYS = ("data", "max_episodes", "validation_fraction", "seed", "frame_skip", "encoder")
@@ -74,7 +77,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"The manifest {str(path)!r} does not exist; give one that examples/plan.py wrote.")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        return {name: dict(manifest[name]) for name in ("settings", "tasks", "versions")}
+        found = {name: dict(manifest[name]) for name in ("settings", "tasks", "versions")}
+        return {**found, "tasks": {group: [dict(task) for task in tasks] for group, tasks in found["tasks"].items()}}
     except (ValueError, KeyError, TypeError) as error:
         advice = "give another, or remove it"
         raise ValueError(f"{str(path)!r} is no manifest of examples/plan.py ({error}); {advice}.") from error
@@ -137,13 +141,21 @@ def describe_folder(path: str) -> dict[str, Any]:
         digest.update(f"{file.relative_to(path)} {file.stat().st_size} ".encode("utf-8", "surrogateescape"))
         digest.update(_ends(file))
     found = {"path": path, "digest": digest.hexdigest()}
-    shards = [pyarrow.parquet.ParquetFile(file) for file in listed if file.suffix == ".parquet"]
-    if shards:
-        found["episodes"] = sum(shard.metadata.num_rows for shard in shards)
-        if "recording" in shards[0].schema_arrow.names:
-            first = next(shards[0].iter_batches(1, columns=["recording"])).column(0)[0].as_py()
-            found["recording"] = json.loads(first) if first else None
+    try:
+        shards = [pyarrow.parquet.ParquetFile(file) for file in listed if file.suffix == ".parquet"]
+        if shards:
+            found["episodes"] = sum(shard.metadata.num_rows for shard in shards)
+            found |= _recording(shards[0])
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError) as error:  # such as training data damaged since
+        logger.warning("%s holds a damaged shard (%s), so its episodes are not described", path, type(error).__name__)
     return found
+
+
+def _recording(shard: pyarrow.parquet.ParquetFile) -> dict[str, Any]:
+    if "recording" not in shard.schema_arrow.names or not shard.metadata.num_rows:
+        return {}
+    first = next(shard.iter_batches(1, columns=["recording"])).column(0)[0].as_py()
+    return {"recording": json.loads(first) if first else None}
 
 
 def _ends(file: Path) -> bytes:

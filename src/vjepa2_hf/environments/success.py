@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..data.typed_fields import check_field
 from ..specs import check_count, check_number
 
 
@@ -33,6 +34,8 @@ class SuccessLevel:
     """Count the last step of the task alone, with the `hold` - 1 before it."""
 
     def __post_init__(self):
+        for name in ("columns", "angles", "at_end"):
+            check_field(self, name)
         check_number("distance of a level of success", self.distance, above=0)
         check_count("hold of a level of success", self.hold)
         if self.degrees is not None:
@@ -72,6 +75,15 @@ class SuccessLevel:
             turned = np.abs(np.remainder(turned + np.pi, 2 * np.pi) - np.pi)
             met = met & (turned <= np.deg2rad(self.degrees)).all(axis=-1)
         return met
+
+
+def check_hold(levels: dict[str, SuccessLevel], max_steps: int) -> None:
+    """Refuses a level that no task of `max_steps` steps can reach."""
+    for name, level in levels.items():
+        if level.hold > max_steps:
+            raise ValueError(
+                f"The level of success {name!r} must hold for {level.hold} steps, but tasks have {max_steps}: lower it."
+            )
 
 
 class SuccessTracker:

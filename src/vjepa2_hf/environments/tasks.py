@@ -15,7 +15,7 @@ from .four_rooms import FOUR_ROOMS, FourRoomsEnv
 from .plane import SUCCESS_PIXELS, PlaneEnv
 from .policies import Waypoints, wandering_actions
 from .pushing import PUSHING, PushingEnv, drawn_to_block_actions
-from .success import SuccessLevel, SuccessTracker
+from .success import SuccessLevel, SuccessTracker, check_hold
 from .two_rooms import TWO_ROOMS, TwoRoomsEnv
 
 
@@ -97,6 +97,7 @@ class Tasks:
         self.reached, self.ended_early, self.steps_taken = np.zeros(len(self), bool), np.zeros(len(self), bool), 0
         judged = list(range(*self.env.target.indices(self.env.state_dim)))
         levels = {name: level.with_columns(judged) for name, level in (levels or {}).items()}
+        check_hold(levels, self.max_steps)
         used = {column for level in levels.values() for group in level.groups(self.env.state_dim) for column in group}
         self.whole_state = not used <= set(judged)  # success needs more than the environment's own
         self.tracker = SuccessTracker(levels, *self._in_pixels()) if levels else None

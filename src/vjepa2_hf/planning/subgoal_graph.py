@@ -124,8 +124,8 @@ def connecting_length(distances: np.ndarray, fraction: float = 0.95) -> float:
     lengths = np.unique(distances[~np.eye(len(distances), dtype=bool)])
     if not len(lengths) or not 0 < lengths[-1] < np.inf:  # NaN is last
         raise ValueError(
-            f"a subgoal graph has {len(distances)} nodes with distances up to {max(lengths, default=0)}; expected two or "
-            "more different ones and finite distances: use more episodes, or train the distance head again."
+            f"a subgoal graph has {len(distances)} nodes with distances up to {max(lengths, default=0)}; expected two "
+            "or more different ones and finite distances: use more episodes, or train the distance head again."
         )
     low, high = 0, len(lengths) - 1
     while low < high:
@@ -139,9 +139,9 @@ def connecting_length(distances: np.ndarray, fraction: float = 0.95) -> float:
 
 
 def cover(count: int, between: Callable[[int], np.ndarray], num_nodes: int) -> np.ndarray:
-    """Farthest-point sampling: indices of `num_nodes` of `count` states, each far from those before it; fewer where the
-    others are at distance 0.
+    """Farthest-point sampling: indices of `num_nodes` of `count` states, each far from those before it.
 
+    They are fewer if all others are at distance 0 of one.
     `between(index)` gives the distances (count,) of all states from one of them.
     """
     chosen, nearest = [0], between(0)
