@@ -119,7 +119,7 @@ def test_foreign_environments_have_the_same_levels():
         ({"distance": 1, "columns": [0, [1]]}, r"columns is \[0, \[1\]\]; expected a list"),
         ({"distance": 1, "columns": 3}, "columns is 3; expected a list"),
         ({"distance": 1, "angles": ["a"], "degrees": 3}, r"angles is \['a'\]; expected a list"),
-        ({"distance": 1, "hold": 26}, "'one' must hold for 26 steps, but tasks have 25"),
+        ({"distance": 1, "hold": 26}, "'one' must hold 26 steps, but tasks have 25"),
         ({"distance": 1, "columns": [4]}, r"judged by the columns \[4\], but the state has 4 numbers"),
     ],
 )

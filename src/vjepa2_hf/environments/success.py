@@ -82,7 +82,7 @@ def check_hold(levels: dict[str, SuccessLevel], max_steps: int) -> None:
     for name, level in levels.items():
         if level.hold > max_steps:
             raise ValueError(
-                f"The level of success {name!r} must hold for {level.hold} steps, but tasks have {max_steps}: lower it."
+                f"The level of success {name!r} must hold {level.hold} steps, but tasks have {max_steps}: lower it."
             )
 
 
