@@ -1,6 +1,7 @@
 """Distance heads through the scripts: trained with a world model, and added to a finished one."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,18 @@ def test_the_head_of_a_finished_model_is_the_same_and_its_latents_are_found(runs
     )
     image = np.full((32, 32, 3), 40, np.uint8)
     assert planner(image, np.zeros_like(image))["cost"] > 0
+
+
+def test_a_new_head_leaves_out_the_subgoals_of_the_old_one(runs, tmp_path, monkeypatch):
+    """They stand beside the planner that was given, not beside the result."""
+    shutil.copytree(runs / "plain", tmp_path / "plain")
+    path = tmp_path / "plain" / "final" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "planner": {"horizon": 2, "subgoals": "graph"}}))
+    given = [f"model={path.parent}", "distance={max_steps: 1, batch_size: 2}"]
+    run_script(monkeypatch, train_distance_head, arguments(runs, tmp_path / "added", *given))
+    planner = VJepa2Planner.from_pretrained(tmp_path / "added" / "final", device="cpu")
+    assert planner.subgoals is None and planner.solver.horizon == 2
 
 
 @pytest.mark.slow

@@ -52,6 +52,14 @@ def test_nodes_that_follow_one_another_in_an_episode_have_an_edge():
     assert seen_edges(nodes) == [(0, 1, 6.0), (3, 4, 1.0)]
 
 
+def test_a_head_without_finite_embeddings_builds_no_graph(training):
+    class Broken(Numbers):
+        distance_embedding = staticmethod(lambda latents: latents.flatten(-2) * torch.nan)
+
+    with pytest.raises(ValueError, match="no finite embedding: train the distance head again"):
+        build_graph(Broken(), training, GraphSettings(num_nodes=9, max_edge=3))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

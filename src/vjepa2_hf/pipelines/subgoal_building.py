@@ -55,6 +55,9 @@ def build_graph(model: VJepa2WorldModel, frames: WindowMixture, settings: GraphS
     parts = candidates.split(READ_AT_ONCE)
     embeddings = torch.cat([model.distance_embedding(read_latents(model, frames, part)) for part in parts])
 
+    if not embeddings.isfinite().all():
+        raise ValueError("some latents of the episodes have no finite embedding: train the distance head again.")
+
     def between(index: int) -> np.ndarray:
         """Mean distance of the way there and back from a candidate to all: (C,)."""
         ways = model.embedded_distance(embeddings[index], embeddings) + model.embedded_distance(

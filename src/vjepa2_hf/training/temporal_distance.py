@@ -95,7 +95,8 @@ def _train(
         loss = distance_loss(head.between, embedded, frames.to(model.device), names, longest)
         if not torch.isfinite(loss):
             raise ValueError(
-                f"the loss of the distance head is {loss.item()} in step {step}: lower its learning rate."
+                f"the loss of the distance head is {loss.item()} in step {step}: lower its learning rate, or "
+                "encode the episodes again if their latents are not finite."
             )
         optimizer.zero_grad()
         loss.backward()
