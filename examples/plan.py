@@ -141,7 +141,7 @@ class PlanConfig:
             raise ValueError("models, policies and baselines are all empty: there is nothing to evaluate.")
         names = [*self.models, *self.rows, *self.policies, *(BASELINES.get(name, name) for name in self.baselines)]
         for name in names:
-            if name in ("seeds", "file") or names.count(name) > 1:
+            if name in ("seeds", "file") or not name.strip(". ") or names.count(name) > 1:
                 raise ValueError(f"The row name {name!r} is reserved or used twice; choose another name.")
         check_at_least(self, episodes=1, executed_actions=1, parallel=1, first_task=0, seed=0, videos=0)
         if self.budget_ms is not None:

@@ -117,6 +117,11 @@ def test_a_term_of_ones_own():
         cost.to_dict()
 
 
+class NoValue(Cost):
+    def step(self, imagined):
+        return None
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -129,6 +134,7 @@ def test_a_term_of_ones_own():
         (lambda: ProprioDistance([7]).step(imagined(True)), r"dims are \[7\], but a proprio state has \d numbers"),
         (lambda: WeightedSum([]), "a weighted sum has no terms"),
         (lambda: TemporalDistance(summed=2), "summed is 2; expected True or False"),
+        (lambda: Closest(NoValue()).at(imagined(False)), "closest needs a value of every step"),
         (lambda: Closest(Closest("l2") + Reward()), "closest holds another closest"),
         (lambda: build_cost({"cost": "closest", "of": "later"}), "Unknown cost 'later'"),
     ],

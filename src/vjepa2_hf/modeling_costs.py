@@ -194,7 +194,10 @@ class Closest(Cost):
 
     def at(self, imagined: ImaginedStep) -> torch.Tensor:
         """The value (B, J) of a step, of which the smallest counts."""
-        return self.of.step(replace(imagined, is_last=True))
+        value = self.of.step(replace(imagined, is_last=True))
+        if value is None:
+            raise ValueError(f"closest needs a value of every step, but {self.of!r} has none; leave out closest.")
+        return value
 
     def to_dict(self) -> dict[str, Any]:
         return {"cost": "closest", "of": self.of.to_dict()}

@@ -57,6 +57,15 @@ def test_other_settings_write_another_manifest(tmp_path):
     assert first != second and len(json.loads(path.read_text())["tasks"][""]) == 4
 
 
+def test_the_manifest_is_that_of_its_hash_after_other_levels_of_success(tmp_path):
+    """With the same images, but one task that its start now solves."""
+    path = tmp_path / "manifest.json"
+    known = manifest(range(3))
+    first = settle_manifest(path, known, None)
+    known["tasks"][""][1]["solved_at_start"] = True
+    assert settle_manifest(path, known, None) != first and json.loads(path.read_text())["tasks"] == known["tasks"]
+
+
 @pytest.mark.parametrize("text", ["{}", '{"settings": {}, "versions": {}, "tasks": {"": [1]}}'])
 def test_a_damaged_manifest_is_a_sentence(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)

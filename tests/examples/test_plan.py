@@ -412,7 +412,7 @@ def test_the_distance_of_a_row_replaces_a_cost_that_all_rows_have():
     assert config.of_row("chunks").planner == {"cost": "l2"} and config.of_row("CEM").planner == common
 
 
-@pytest.mark.parametrize("wrong", [{"first_task": -1}, {"seed": -1}, {"models": {"CEM": []}}])
+@pytest.mark.parametrize("wrong", [{"first_task": -1}, {"seed": -1}, {"models": {"CEM": []}}, {"models": {"..": "x"}}])
 def test_settings_that_no_task_or_model_has_are_refused(wrong):
-    with pytest.raises(ValueError, match="must be at least 0, got -1|has an empty list"):
+    with pytest.raises(ValueError, match="must be at least 0, got -1|has an empty list|is reserved or used twice"):
         PlanConfig("out", **{"models": {"CEM": "x"}, **wrong})

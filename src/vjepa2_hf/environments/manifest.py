@@ -53,7 +53,7 @@ def describe_tasks(batches: Iterable[TaskBatch]) -> list[dict[str, Any]]:
 
 
 def settle_manifest(path: Path, manifest: dict[str, Any], given: str | None) -> str:
-    """Writes the manifest, unless it is there for the same settings already; returns the SHA-256 of its tasks.
+    """Writes the manifest, unless it is there with the same settings and tasks; returns the SHA-256 of its tasks.
 
     Args:
         manifest: `settings`, `tasks` (lists by group) and `versions`.
@@ -67,7 +67,8 @@ def settle_manifest(path: Path, manifest: dict[str, Any], given: str | None) -> 
     known = _read(path) if path.is_file() else None
     if known is not None and known["settings"] == json.loads(json.dumps(manifest["settings"])):
         _compare(known, manifest, str(path))
-    else:
+    # With other levels of success, other tasks may be solved at their start
+    if known is None or any(known[name] != json.loads(json.dumps(manifest[name])) for name in ("settings", "tasks")):
         files.write_json(path, manifest)
     return hashlib.sha256(json.dumps(manifest["tasks"], sort_keys=True).encode()).hexdigest()
 
