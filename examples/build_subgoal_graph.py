@@ -67,6 +67,8 @@ def build(config: SubgoalGraphConfig) -> None:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     accelerator = build_accelerator()
+    if accelerator.num_processes > 1:
+        raise ValueError(f"a graph is built by one process, got {accelerator.num_processes}: run without a launcher.")
     with staged_folder(config.output_dir) as folder:
         planner = VJepa2Planner.from_pretrained(
             config.model, device=accelerator.device, **{**config.planner, "subgoals": False}

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import build_subgoal_graph
 import plan
@@ -75,3 +76,10 @@ def test_a_model_without_a_distance_head_is_one_sentence(runs, tmp_path, monkeyp
         build(monkeypatch, runs, tmp_path / "out", f"model={tmp_path / 'headless'}", "validation_fraction=0.4")
     assert exit_.value.code == 1 and "train_distance_head.py" in capsys.readouterr().err.strip().splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_several_processes_are_refused_before_anything_is_written(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(build_subgoal_graph, "build_accelerator", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(SystemExit):
+        build(monkeypatch, runs, tmp_path / "out")
+    assert "built by one process, got 2" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -122,3 +122,5 @@ def test_what_cannot_be_trained_ends_in_a_sentence(tmp_path, monkeypatch):
         train_distance_head(build(), training, SETTINGS, seed=0)
     with pytest.raises(ValueError, match=r"distance\.max_steps must be at least 1"):
         DistanceSettings(max_steps=0)
+    with pytest.raises(ValueError, match=r"distance\.learning_rate"):
+        DistanceSettings(learning_rate=0.0)  # trains nothing

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..data.typed_fields import check_fields
 from ..data.windows import WindowMixture
 from ..modeling_world_model import VJepa2WorldModel
-from ..specs import check_at_least
+from ..specs import check_at_least, check_number
 from .schedules import LearningRateSchedule, set_learning_rate
 
 
@@ -42,7 +42,8 @@ class DistanceSettings:
 
     def __post_init__(self):
         check_fields(self)
-        check_at_least(self, "distance.", max_steps=1, batch_size=2, learning_rate=0)
+        check_at_least(self, "distance.", max_steps=1, batch_size=2)
+        check_number("distance.learning_rate", self.learning_rate, above=0)
 
 
 def train_distance_head(
