@@ -1,13 +1,13 @@
 """Builds a graph of stored latents, whose shortest paths give a planner subgoals where its goal is far.
 
-    python examples/build_subgoal_graph.py model=runs/my_world_model/final data=runs/my_episodes
-    output_dir=runs/my_planner [key=value ...]
+    python examples/build_subgoal_graph.py model=runs/four_rooms/world_model/final data=runs/four_rooms/episodes
+    output_dir=runs/four_rooms/graph [key=value ...]
 
 The world model needs a distance head (docs/world_model.md). Nodes are latents of the episodes that it was trained on,
 edges are learned distances between them. `OUTPUT_DIR` is the planner with its subgoals, in `subgoals/` beside the
 model; `OUTPUT_DIR/graph.json` describes the graph. docs/planning.md, "Far goals", explains it:
 
-    planner = VJepa2Planner.from_pretrained("runs/my_planner")
+    planner = VJepa2Planner.from_pretrained("runs/four_rooms/graph")
     plan = planner(observation, goal)
     plan["subgoal"]  # what the solver planned for
 """
