@@ -343,6 +343,7 @@ def test_budget_warm_start_and_proposals_reach_the_planner(model_dir, policy_dir
     proposals = {"proposed": str(policy_dir)}
     rows = evaluate(PlanConfig(str(tmp_path / "a"), models, proposals=proposals, budget_ms=1e6, **settings))
     assert [row["within_budget"] for row in rows] == [1.0, 1.0]
+    assert "| up to " in format_table(rows)  # imagined steps: a budget may end the search early
     assert "calls within budget" in format_table(rows)
     evaluate(PlanConfig(str(tmp_path / "b"), {"plain": str(model_dir)}, warm_start=True, **settings))
     plain, proposed = (np.load(tmp_path / "a" / "episodes.npz")[name] for name in models)

@@ -42,7 +42,8 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
     for horizon, error in row.get("rollout_error", {}).items():
         cells[f"error {horizon} / copy error"] = f"{error['error'] / error['copy_error']:.2f}"
     if "imagined_steps" in row:
-        cells["imagined steps per plan"] = f"{row['imagined_steps']:,}"
+        at_most = "up to " if "within_budget" in row else ""  # a budget may end the search early
+        cells["imagined steps per plan"] = f"{at_most}{row['imagined_steps']:,}"
     if "parameters" in row:
         cells["parameters"] = f"{row['parameters']:,}"
         cells["MFLOP per step"] = f"{row['rollout_flops'] / 1e6:.1f}"
