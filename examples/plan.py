@@ -179,7 +179,7 @@ class PlanConfig:
     def _check_comparison(self, names: list[str]) -> None:
         if self.compare_with is None:
             return
-        check_known(self.reference, names, "row", "compare_with: ")
+        check_known(self.reference, names, "row in compare_with")
         counts = {name: len(self.of_row(name).members(name)) for name in names}
         count = counts[self.reference]
         for name, other in counts.items():
@@ -217,7 +217,7 @@ class PlanConfig:
         own = dict(own)
         model = own.pop("model", None)
         if name in self.rows:
-            check_known(str(model), self.models, "model", f"rows.{name}.model: ")
+            check_known(str(model), self.models, f"model in rows.{name}")
         for setting in own:
             check_known(setting, ROW_SETTINGS, "setting of a row", f"rows.{name}.")
         models = {name: self.models[model]} if model in self.models else {}

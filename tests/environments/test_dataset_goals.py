@@ -142,7 +142,7 @@ def test_the_held_out_fraction_is_that_of_the_models_runs(tmp_path):
         ({"goal_offset": []}, "empty list"),
         ({"budget": "3x"}, "gym.budget .* is '3x'"),
         ({"max_steps": 50}, "set gym.budget instead"),
-        ({"reset_option": {"state": "state"}}, "did you mean 'gym.reset_option: states'"),
+        ({"reset_option": {"state": "state"}}, "Unknown column in gym.reset_option 'state'; did you mean 'states'"),
         ({"success": "info"}, "gym.goal is 'dataset', a goal that the environment does not know"),
     ],
 )

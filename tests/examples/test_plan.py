@@ -362,7 +362,7 @@ def test_budget_warm_start_and_proposals_reach_the_planner(model_dir, policy_dir
         ({"models": {"CEM": "y"}, "policies": {"CEM": "y"}}, "reserved or used twice"),
         ({"models": {"CEM": "y"}, "proposals": {"CEM": "x"}, "warm_start": True}, "leave out one of the two"),
         ({"parallel": 0}, "parallel must be at least 1"),
-        ({"compare_with": "CEM"}, "Unknown row 'compare_with: CEM'"),
+        ({"compare_with": "CEM"}, "Unknown row in compare_with 'CEM'"),
         ({"models": {"A": ["x", "y"], "B": ["x"] * 3}, "compare_with": "A"}, "they have 3 and 2 models"),
         ({"success_levels": {"steps": SuccessLevel(1.0)}}, "'steps' is a column of the table already"),
         ({"models": {"CEM": "y"}, "planner": {"distance": "l1"}}, "planner.distance is set"),
@@ -391,7 +391,7 @@ def test_rows_compare_settings_on_one_model(model_dir, policy_dir, tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"model": "CME"}, "Unknown model 'rows.R.model: CME'; did you mean 'rows.R.model: CEM'"),
+        ({"model": "CME"}, "Unknown model in rows.R 'CME'; did you mean 'CEM'"),
         ({}, r"rows.R is \{\}; expected settings with the name of a model"),
         (None, "rows.R is None; expected settings"),
         ({"model": "CEM", "budget_ms": -1.0}, "budget_ms is -1.0"),

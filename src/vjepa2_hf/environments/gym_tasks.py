@@ -123,7 +123,7 @@ class GymTasksConfig:
         if self.budget != "2x":
             check_count("gym.budget ('2x' is possible, too)", self.budget)
         for column in self.reset_option.values():
-            check_known(column, COLUMNS, "column", "gym.reset_option: ")
+            check_known(column, COLUMNS, "column in gym.reset_option")
 
     def make_levels(self, levels: dict[str, SuccessLevel] | None) -> dict[str, SuccessLevel]:
         """The levels of success by distance: those given, or the one of this config; {} for other judgments."""
