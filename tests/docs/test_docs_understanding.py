@@ -19,7 +19,7 @@ from vjepa2_hf import VJepa2MaskedLatentPredictionConfig as MaskedConfig
 from vjepa2_hf.video_io import VideoReader
 
 
-WORLD_MODEL = "runs/two_rooms/world_model/final"
+WORLD_MODEL = "runs/two_rooms/world_model_distance/final"
 
 
 @pytest.fixture
