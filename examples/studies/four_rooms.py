@@ -2,7 +2,7 @@
 
     python examples/studies/four_rooms.py [--output runs/four_rooms] [--seeds 3] [--episodes 24] [--jobs 2]
 
-A quarter of an hour on one idle core. All training seeds share the recorded episodes. For each: pretraining; a world
+About 15 minutes on one CPU core. All training seeds share the recorded episodes. For each: pretraining; a world
 model with a distance head; a graph of its latents; a second world model with steps of 8 frames and macro-actions of 2
 numbers on the same latents; planning with all of them for goals 25, 50 and 75 steps ahead in other episodes, in twice
 as many steps. The tasks of a seed are other ones than those of the next. Results go to `results/four_rooms.json` and

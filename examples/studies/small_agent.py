@@ -1,4 +1,4 @@
-"""A small agent beside the demo's large one in two rooms: what hides it from a planner, patches or the distance?
+"""Compares a small agent with the demo's large one in two rooms, by patch size and planning distance.
 
     python examples/studies/small_agent.py [--seeds 1] [--pretrain_steps 150] [--world_model_steps 800] [--tasks 40]
 
