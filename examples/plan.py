@@ -18,7 +18,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from vjepa2_hf import VJepa2Planner
 from vjepa2_hf.data import files
 from vjepa2_hf.environments import DATA_POLICY, closed_loop, true_dynamics
 from vjepa2_hf.environments.animation import write_videos
-from vjepa2_hf.environments.dataset_goals import find_fraction, read_pairs
+from vjepa2_hf.environments.dataset_goals import RecordedPair, find_fraction, read_pairs
 from vjepa2_hf.environments.goal_policies import PolicyPlan, load_policy
 from vjepa2_hf.environments.gym_tasks import GymTasks, GymTasksConfig
 from vjepa2_hf.environments.manifest import (
@@ -245,6 +245,25 @@ class PlanConfig:
         return dataclasses.replace(self, gym=dataclasses.replace(self.gym, validation_fraction=fraction))
 
 
+def recorded_pairs(config: PlanConfig) -> Sequence[RecordedPair]:
+    """The starts and goals of `gym.goal: dataset`."""
+    gym = config.gym
+    return read_pairs(gym.data, gym.goal_offset, gym.validation_fraction, config.episodes, config.first_task)
+
+
+def find_data_policy(config: PlanConfig) -> str:
+    """The policy of the row "data policy"."""
+    if config.gym is None:
+        return DATA_POLICY[config.env]
+    policy = config.gym.policy or recorded_pairs(config)[0].policy
+    if policy is None:
+        raise ValueError(
+            f"The episodes of {config.gym.data!r} do not name the policy that recorded them: set gym.policy, or leave "
+            "data_policy out of baselines."
+        )
+    return policy
+
+
 def make_tasks(config: PlanConfig) -> Iterator[TaskBatch]:
     """The tasks of every method, `parallel` at a time."""
     size, gym = config.parallel or config.episodes, config.gym
@@ -255,8 +274,7 @@ def make_tasks(config: PlanConfig) -> Iterator[TaskBatch]:
             continue
         pairs = None
         if gym.data is not None:
-            found = read_pairs(gym.data, gym.goal_offset, gym.validation_fraction, config.episodes, config.first_task)
-            pairs = found[first : first + size]
+            pairs = recorded_pairs(config)[first : first + size]
         tasks = GymTasks(config.env, gym, seeds, pairs, config.success_levels)
         yield tasks
         tasks.close()
@@ -326,8 +344,9 @@ def measure_row(config: PlanConfig, name: str) -> FinishedRow:
         result, goals = run_method(config, lambda group: plan)
         extra = {"plan_milliseconds": 1000 * plan.seconds / plan.plans}
     else:
-        data_policy = DATA_POLICY[config.env] if config.gym is None else config.gym.policy
-        policies = {BASELINES["uniform"]: "uniform", BASELINES["data_policy"]: data_policy}
+        policies = {BASELINES["uniform"]: "uniform"}
+        if name == BASELINES["data_policy"]:
+            policies[name] = find_data_policy(config)
         make_plan = partial(closed_loop.policy_plan, policies[name]) if name in policies else true_dynamics.oracle_plan
         result, goals = run_method(config, lambda group: make_plan(seed=config.seed + group))
     title, early = name + config.suffix, int(result.ended_early.sum())

@@ -9,7 +9,7 @@ import plan
 import pytest
 import torch
 from datasets import Features
-from plan import PlanConfig, evaluate, format_table, model_policy
+from plan import PlanConfig, evaluate, find_data_policy, format_table, model_policy
 from record_episodes import REPLAY_COLUMNS, EpisodeRecorder, episode_features, record_episodes
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel
@@ -320,6 +320,15 @@ def test_goals_of_recorded_episodes_have_a_row_for_each_offset(model_dir, tmp_pa
     episodes = np.load(tmp_path / "out" / "episodes.npz")
     assert [episodes[name].shape[1] for name in names] == [5, 17, 5, 17]  # twice the offset
     assert len(episodes["seeds, offset 2"]) == rows[0]["episodes"]
+
+    # the data policy is the one that the recording names
+    config = PlanConfig("out", {}, **settings | {"gym": dataclasses.replace(gym, policy=None, goal_offset=2)})
+    assert find_data_policy(config) == "drawn_to_block"
+    unnamed = dataclasses.replace(plan.recorded_pairs(config)[0], replay={})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "recorded_pairs", lambda _: [unnamed])
+        with pytest.raises(ValueError, match="do not name the policy that recorded them: set gym.policy"):
+            find_data_policy(config)
 
 
 def test_levels_of_success_are_columns_of_one_run(model_dir, tmp_path):

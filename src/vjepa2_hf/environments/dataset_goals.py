@@ -41,7 +41,8 @@ class RecordedPair:
     actions: np.ndarray
     """float32 (frame + offset, A), from the first frame of the episode to the goal."""
     replay: dict[str, Any]
-    """Columns with which `record_episodes.py` repeats an episode: `env_seed`, `reset_options`."""
+    """Columns with which `record_episodes.py` repeats and describes an episode: `env_seed`, `reset_options`,
+    `recording`."""
 
     @property
     def source(self) -> dict[str, Any]:
@@ -51,6 +52,11 @@ class RecordedPair:
     def seed(self) -> int | None:
         """The environment's seed, if the data has it."""
         return self.replay.get("env_seed")
+
+    @property
+    def policy(self) -> str | None:
+        """The policy that recorded the episode, if the data names it."""
+        return json.loads(self.replay.get("recording") or "{}").get("policy")
 
     @property
     def reset_options(self) -> dict[str, Any]:

@@ -44,8 +44,9 @@ class GymTasksConfig:
     them, and with `goal: dataset` as they were recorded."""
     ignore_termination: bool = False
     """Go on after the environment's own end, as when it is about another goal, until the steps are used up."""
-    policy: str = "uniform"
-    """Policy that recorded the data: the row "data policy", and the goals of `goal: policy`."""
+    policy: str | None = None
+    """Policy that recorded the data: the row "data policy", and the goals of `goal: policy`. null: uniform; with
+    `goal: dataset` the one that the recording names."""
     goal: Literal["policy", "reset", "info", "dataset"] = "policy"
     """Image of the goal. policy: after `goal_steps` steps of `policy` from the same start. reset: after
     `reset(seed, options=goal_options)`. info: `goal_image` of the info, or of the environment. dataset: start and goal
@@ -86,6 +87,8 @@ class GymTasksConfig:
     """Names of numbers to report after each step, such as [coverage]."""
 
     def __post_init__(self):
+        if self.policy is None and self.goal != "dataset":
+            self.policy = "uniform"
         check_at_least(self, "gym.", max_steps=1, goal_steps=1, height=2)
         by_distance, goal = self.success == "distance", self.goal
         self._check_dataset()
