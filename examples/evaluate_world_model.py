@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torchvision.utils import save_image
 from tqdm import tqdm
 
@@ -32,6 +31,7 @@ from vjepa2_hf.data.files import write_aside, write_json
 from vjepa2_hf.metrics.latent_rollout.latent_rollout import LatentRollout
 from vjepa2_hf.specs import check_at_least
 from vjepa2_hf.training.cached_windows import as_shards
+from vjepa2_hf.training.episode_latents import held_out_fraction
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 from vjepa2_hf.visualization import rollout_measures as measures
 from vjepa2_hf.visualization.distance_curves import (
@@ -143,15 +143,7 @@ class EvaluationConfig:
 
 def find_held_out(config: EvaluationConfig) -> Callable[[str], bool]:
     """Whether training held out the episode of an id: by `validation_fraction`, or as in the model's run."""
-    fraction, path = config.validation_fraction, Path(config.model).parent / "config.yaml"
-    if fraction is None:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        fraction = settings.get("validation_fraction")
-    if fraction is None:
-        raise ValueError(
-            f"validation_fraction is not given, and {str(path)!r} does not have it either: give it (1.0 if all of "
-            "data is new to the model)."
-        )
+    fraction = held_out_fraction(config)
     held_out = held_out_of(episode_ids(config.data, config.camera), fraction)
     if fraction < 1 and not any(map(held_out, episode_ids(config.data, config.camera))):
         raise ValueError(

@@ -20,7 +20,6 @@ import study
 
 WORLD_MODELS = (6.0, 16), (2.5, 16), (2.5, 8)  # radius of the agent and side of a patch, in pixels
 LATENT, LEARNED = "latent distance, last step", "learned distance, closest step"
-COST = {"cost": "closest", "of": {"cost": "sum", "parts": [[1.0, "l2"], [0.1, "temporal"]]}}
 SOLVER = {"solver.num_candidates": 32, "solver.num_iterations": 2, "solver.num_elites": 4}
 STATE = {16: {}, 8: {"world_model.state_type": "merged", "world_model.state_dim": 96}}
 EPISODES = "record_episodes.py --env vjepa2_hf/TwoRooms-v0 --policy wander --num_proc 1 --num_shards 1"
@@ -58,7 +57,7 @@ def run_model(options: argparse.Namespace, seed: int, radius: float, patch: int)
     arguments = [f"model={model}", f"data={common['data']}", f"output={output}", env, "num_threads=1"]
     arguments += study.key_values({"distance_env_kwargs": env_kwargs})
     runs.run("distances", output, "evaluate_world_model.py", *arguments)
-    rows = {LEARNED: {"model": LATENT, "planner": {"cost": COST}}}
+    rows = {LEARNED: {"model": LATENT, "planner": {"cost": "closest"}}}
     settings = {"models": {LATENT: str(model)}, "rows": rows, "seed": seed, "env_kwargs": env_kwargs, "videos": 0}
     settings |= {"episodes": options.tasks, "first_task": FIRST_TASK, **SOLVER}
     settings |= {"baselines": []} if patch == 8 else {}

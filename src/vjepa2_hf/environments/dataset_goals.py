@@ -11,14 +11,13 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..data.episodes import episode_ids, held_out_of, read_episodes
 from ..data.video_writing import resize_frame
-from ..training.settings import read_yaml
+from ..training.episode_latents import trained_fraction
 
 
 COLUMNS = ("states", "proprio_states")  # of an episode, that `reset(options=...)` may take
@@ -75,8 +74,7 @@ class SteppedEpisode(Protocol):
 
 def find_fraction(paths: Iterable[str]) -> float:
     """The `validation_fraction` of the training runs of models and policies, by their folders RUN/final."""
-    configs = [Path(path).parent / "config.yaml" for path in paths]
-    found = {read_yaml(path).get("validation_fraction") for path in configs if path.is_file()} - {None}
+    found = set(map(trained_fraction, paths)) - {None}
     if len(found) == 1:
         return float(found.pop())
     if found:

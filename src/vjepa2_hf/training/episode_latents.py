@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 
 from ..data.episodes import EpisodeSource, EpisodeStream
@@ -19,6 +18,7 @@ from ..modeling_encoder import VJepa2Encoder
 from ..modeling_world_model import VJepa2WorldModel
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from .cached_windows import as_shards, cache_root, describe_encoder, encode_episodes, open_cache, split_windows
+from .settings import read_yaml
 
 
 ENCODED_AT_ONCE = 64  # frames
@@ -68,18 +68,22 @@ def open_caches(
     return caches
 
 
+def trained_fraction(model: str) -> float | None:
+    """The `validation_fraction` of the training run RUN whose model is in the folder RUN/final, if it is known."""
+    path = Path(model).parent / "config.yaml"
+    return read_yaml(path).get("validation_fraction") if path.is_file() else None
+
+
 def held_out_fraction(config: Any) -> float:
     """The fraction of episodes that the training of `config.model` held out: `config.validation_fraction`, or that of
     the model's run."""
-    path = Path(config.model).parent / "config.yaml"
-    settings = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    fraction = (
-        settings.get("validation_fraction") if config.validation_fraction is None else config.validation_fraction
-    )
+    fraction = config.validation_fraction
+    fraction = trained_fraction(config.model) if fraction is None else fraction
     if fraction is None:
+        path = str(Path(config.model).parent / "config.yaml")
         raise ValueError(
-            f"validation_fraction is not given, and {str(path)!r} does not have it either: give that of the model's "
-            "training, so that held-out episodes stay held out."
+            f"validation_fraction is not given, and {path!r} does not have it either: give that of the model's "
+            "training, so that held-out episodes stay held out (1.0 to evaluate on data that is new to the model)."
         )
     return fraction
 
