@@ -18,11 +18,11 @@ endif
 # An environment given by VENV= may not have this checkout installed; examples and tests use it in any case
 export PYTHONPATH := $(CURDIR)/src$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: demo reproduce test test-all faults fuzz lint bench bench-full help
+.PHONY: demo app reproduce test test-all faults fuzz lint bench bench-full help
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo | reproduce | test | test-all | faults | fuzz | lint | bench | bench-full   [VENV=existing environment]"
+	@echo "make demo | app | reproduce | test | test-all | faults | fuzz | lint | bench | bench-full   [VENV=existing environment]"
 
 # The stamp is written last: an interrupted install is repeated
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -33,6 +33,15 @@ help:
 # The complete pipeline at small scale, about 4 minutes on 2 cores:         python examples/demo.py
 demo: $(ENVIRONMENT)
 	$(PYTHON) examples/demo.py
+
+.venv/installed-app: .venv/installed
+	.venv/bin/python -m pip install -c constraints.txt -e ".[app]"
+	touch $@
+
+# The app in a browser, on the models of the demo, which runs first if it has not:     python examples/app/app.py
+app: $(ENVIRONMENT:installed=installed-app)
+	test -e runs/demo/report.html || $(PYTHON) examples/demo.py
+	$(PYTHON) examples/app/app.py --model runs/demo/world_model/final
 
 # The results of README and of the model card, hours:                 python examples/studies/reproduce.py
 reproduce: $(ENVIRONMENT)

@@ -165,12 +165,18 @@ def names_imported(path: Path) -> set[str]:
 
 
 def test_no_example_imports_an_example():
-    """Studies may import `study`, which they share, and nothing else."""
+    """Studies may import `study`, which they share, and files of the app each other; nothing else."""
     scripts = {path.stem for path in python_files(EXAMPLES)}
+    parts = {path.stem for path in python_files(EXAMPLES / "app")}
     for path in python_files(EXAMPLES):
-        allowed = {"study"} if path.parent.name == "studies" else set()
+        allowed = {"studies": {"study"}, "app": parts}.get(path.parent.name, set())
         assert not names_imported(path) & scripts - allowed, path
         assert "sys.path" not in path.read_text(encoding="utf-8"), path
+
+
+def test_examples_have_different_names():
+    names = [path.stem for path in python_files(EXAMPLES)]
+    assert sorted(set(names)) == sorted(names)
 
 
 def test_the_package_imports_no_example():

@@ -146,13 +146,14 @@ def describe_folder(path: str) -> dict[str, Any]:
         shards = [pyarrow.parquet.ParquetFile(file) for file in listed if file.suffix == ".parquet"]
         if shards:
             found["episodes"] = sum(shard.metadata.num_rows for shard in shards)
-            found |= _recording(shards[0])
+            found |= recording_of(shards[0])
     except (pyarrow.ArrowException, OSError, ValueError, TypeError) as error:  # such as training data damaged since
         logger.warning("%s holds a damaged shard (%s), so its episodes are not described", path, type(error).__name__)
     return found
 
 
-def _recording(shard: pyarrow.parquet.ParquetFile) -> dict[str, Any]:
+def recording_of(shard: pyarrow.parquet.ParquetFile) -> dict[str, Any]:
+    """`recording`: how `examples/record_episodes.py` recorded the shard (`env`, `policy`, …); {} if unknown."""
     if "recording" not in shard.schema_arrow.names or not shard.metadata.num_rows:
         return {}
     first = next(shard.iter_batches(1, columns=["recording"])).column(0)[0].as_py()
