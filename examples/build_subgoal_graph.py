@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["vjepa2-hf[demo]"]
+# ///
 """Builds a graph of stored latents, whose shortest paths give a planner subgoals where its goal is far.
 
     python examples/build_subgoal_graph.py model=runs/four_rooms/world_model/final data=runs/four_rooms/episodes

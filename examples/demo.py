@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["vjepa2-hf[demo]"]
+# ///
 """Runs the complete pipeline at small scale: record, pretrain, train world models, plan, report.
 
     python examples/demo.py [--output runs/demo] [--config-dir examples/configs/demo]

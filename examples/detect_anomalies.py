@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["vjepa2-hf[demo]"]
+# ///
 """Measures anomaly detection on synthetic anomalies, inserted into a video at random times.
 
     python examples/detect_anomalies.py MODEL VIDEO OUT_DIR [--placements 20] [--seed 0]

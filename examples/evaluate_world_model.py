@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["vjepa2-hf[demo]"]
+# ///
 """Evaluates a saved world model on held-out episodes, next to two baselines that need no model.
 
     python examples/evaluate_world_model.py model=runs/demo/world_model/final data=runs/demo/episodes

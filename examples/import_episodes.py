@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["vjepa2-hf[demo,hdf5]"]
+# ///
 """Imports a folder of HDF5 or npz episodes as shards for train_world_model.py.
 
     python examples/import_episodes.py SOURCE OUT_DIR --fps 20 [--frames_key obs/agentview_image]

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["vjepa2-hf[demo]"]
+# ///
 """Plots what an encoder, a probe or a predictor sees in videos: .png is a figure, .gif and .mp4 are animations.
 
     python examples/look.py pca MODEL VIDEO [VIDEO ...] OUTPUT        # features as colors, clips side by side

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["vjepa2-hf[demo]", "pandas"]
+# ///
 """Writes a small LeRobot v3 dataset of synthetic arm episodes, in the units of the published Franka setting.
 
     python examples/make_arm_dataset.py runs/franka/train --episodes 400

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["vjepa2-hf[demo]"]
+# ///
 """Converts a folder of video files, of any size and codec, to parquet shards for training.
 
     python examples/make_video_shards.py SOURCE_DIR OUT_DIR [--height 256] [--num_proc 2]

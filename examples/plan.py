@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["vjepa2-hf[demo]"]
+# ///
 """Evaluates planners, policies and baselines in closed loop, and reports their success rates.
 
     python examples/plan.py --config examples/configs/demo/plan.yaml [key=value ...]

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["vjepa2-hf[demo]"]
+# ///
 """Plans an arm's next action towards a goal image as published for V-JEPA 2-AC, and measures its direction.
 
     python examples/plan_arm.py --config examples/configs/franka/plan.yaml [key=value ...]

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["vjepa2-hf[demo]"]
+# ///
 """Plots an encoder's features of a clip as colors, and measures how much of them is position alone.
 
     python examples/plot_features.py MODEL VIDEO OUTPUT.png [--frames 16] [--fps F] [--size PIXELS] [--clips 8]

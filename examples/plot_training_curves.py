@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["vjepa2-hf[demo]"]
+# ///
 """Training curves of pretraining runs side by side, and a table of their first and last values.
 
     python examples/plot_training_curves.py runs/mine [runs/other ...] --output curves.png

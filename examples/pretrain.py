@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["vjepa2-hf[demo]"]
+# ///
 """Pretrains an encoder on videos by masked latent prediction, and saves it with its processor.
 
     accelerate launch examples/pretrain.py --config examples/configs/demo/pretrain.yaml [key=value ...]

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["vjepa2-hf[demo]"]
+# ///
 """Records episodes of a gymnasium environment under a behavior policy into parquet shards.
 
     python examples/record_episodes.py --env vjepa2_hf/Pushing-v0 --policy drawn_to_block --episodes 560 --output data

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["vjepa2-hf[demo]"]
+# ///
 """Records Moving Digits: videos of a handwritten digit that moves and bounces, with the digit and the direction.
 
     python examples/record_moving_digits.py --output runs/digits/train --split train --videos 1500

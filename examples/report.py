@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["vjepa2-hf[demo]"]
+# ///
 """Writes the demo's report: one self-contained HTML file with figures, tables and an animation.
 
     python examples/report.py RUN_DIR

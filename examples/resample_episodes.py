@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["vjepa2-hf[demo]"]
+# ///
 """Resamples episodes to a lower frame rate, with actions that lead from each kept frame to the next.
 
     python examples/resample_episodes.py SOURCE OUT_DIR --fps 4 --actions pose_delta [--camera NAME] [--num_proc 8]

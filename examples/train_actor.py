@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["vjepa2-hf[demo]"]
+# ///
 """Trains an actor in imagination: a = π(s, s_goal), by gradient through rollouts of a frozen world model.
 
     python examples/train_actor.py --config examples/configs/demo/actor.yaml [key=value ...]

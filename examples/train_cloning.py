@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["vjepa2-hf[demo]"]
+# ///
 """Trains goal-conditioned behavior cloning on episodes, the baseline of planning on the same data.
 
     python examples/train_cloning.py --config examples/configs/demo/cloning.yaml [key=value ...]

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["vjepa2-hf[demo]"]
+# ///
 """Trains a pixel decoder on the frozen latents of a world model, to visualize its predictions.
 
     accelerate launch examples/train_decoder.py --config examples/configs/demo/decoder.yaml [key=value ...]

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["vjepa2-hf[demo]"]
+# ///
 """Trains a distance head for a finished world model: the time that it takes from one frame to another.
 
     python examples/train_distance_head.py model=runs/demo/world_model/final data=runs/demo/episodes

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["vjepa2-hf[demo]"]
+# ///
 """Trains probes on the frozen features of an encoder, or fine-tunes the encoder with them, and reports their scores.
 
     accelerate launch examples/train_probe.py --config examples/configs/demo/probe.yaml [key=value ...]
@@ -148,7 +152,6 @@ class ProbeConfig(TrainingConfig):
 
     schedule_settings = ("max_steps", "warmup_steps")
     renamed_settings = {"neighbours": "num_neighbors"}
-
     result_files = ("results.json", "confusion.png")
 
     def __post_init__(self):
@@ -284,10 +287,8 @@ def evaluation_views(config: ProbeConfig) -> ClipViews:
 
 def training_views(config: ProbeConfig) -> ClipViews:
     """The views that heads are trained on."""
-    views = replace(evaluation_views(config), segments=config.training_views, crops=1)
-    if config.augmentation is None:
-        return views
-    return replace(views, random_crop=asdict(config.augmentation), seed=config.seed)
+    random = {"random_crop": asdict(config.augmentation), "seed": config.seed} if config.augmentation else {}
+    return replace(evaluation_views(config), segments=config.training_views, crops=1, **random)
 
 
 def open_caches(config, accelerator, backbone: Backbone, processor) -> dict[str, FeatureCache]:
@@ -404,12 +405,11 @@ def read_batches(loop: TrainingLoop, training: LabeledPart, processor) -> Iterat
 def train_heads(loop: TrainingLoop, sweep: ProbeSweep, training: LabeledPart, processor) -> ProbeSweep:
     """The steps that are left; returns the trained heads."""
     config = loop.config
-    num_tubelets = config.num_tubelets(training.tubelet)
     optimizer = torch.optim.AdamW(sweep.optimizer_groups(), fused=True)
     sweep, optimizer = loop.prepare(sweep.train(), optimizer, processor)
 
     def forward_backward(batch: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
-        losses = sweep(*batch, num_tubelets)
+        losses = sweep(*batch, config.num_tubelets(training.tubelet))
         loop.accelerator.backward(losses.sum())  # the gradient of each head is that of its own loss
         return {"loss": losses.mean(), **{f"head_{i}": loss for i, loss in enumerate(losses)}}
 

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["vjepa2-hf[demo,hdf5]"]
+# ///
 """Trains an action-conditioned world model on episodes, on top of an encoder, and saves it with its processor.
 
     accelerate launch examples/train_world_model.py --config examples/configs/demo/world_model.yaml [key=value ...]

@@ -1,0 +1,41 @@
+"""The commands and snippets of docs/ecosystem.md run, at tiny size."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from builders import TINY_ENCODER, moving_square
+from datasets import load_dataset
+from script_runs import commands, run_command
+
+from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor
+
+
+RELEASED = "facebook/vjepa2-vitl-fpc64-256"
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A folder with what the page names."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    VJepa2Encoder(VJepa2EncoderConfig(**TINY_ENCODER)).save_pretrained("encoder")
+    VJepa2VideoProcessor(size=32, crop_size=32).save_pretrained("encoder")
+    Path("my_videos").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        Path("my_videos", name).write_bytes(moving_square(30))
+    return tmp_path
+
+
+def commands_with(word: str) -> list[list[str]]:
+    return [command for command in commands("ecosystem.md") if word in command]
+
+
+def test_scripts_run_as_with_uv_and_on_a_machine_with_mounted_folders(work):
+    shards, features = commands_with("run")
+    assert shards[:2] == ["uv", "run"] and features[:4] == ["hf", "jobs", "uv", "run"]
+    run_command([*shards, "--num_proc", "1"])
+    assert load_dataset("runs/shards", split="train")["path"][:] != []
+    mounted = {RELEASED: "encoder", "/videos": "my_videos", "/runs/features": "runs/features"}
+    run_command([mounted.get(part, part) for part in features])
+    assert len(load_dataset("runs/features", split="train")[0]["embedding"]) == TINY_ENCODER["hidden_size"]
