@@ -12,19 +12,20 @@ A Space gives the same settings in its variables MODEL_ID, ENV_ID and VIDEO_MODE
 """
 
 import argparse
+import contextlib
 import os
 
 import gradio as gr
 import look_tab
 import model_tab
 import plan_tab
+from uploads import LIMITS, SessionFiles
 
 from vjepa2_hf.environments.run_parts import find_parts
 from vjepa2_hf.environments.shared_models import SharedModels
 from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
 
 
-MAX_UPLOAD = "50mb"
 WAITING = 30  # events of all sessions together
 KEPT_SECONDS = 600  # files of results, beyond the end of their session
 STYLE = """
@@ -36,16 +37,21 @@ footer {display: none !important}
 """
 
 
-def build(models: SharedModels) -> gr.Blocks:
-    """The page: three tabs."""
+def build(models: SharedModels, files: SessionFiles) -> gr.Blocks:
+    """The page: three tabs. The files of a session go when its page is closed."""
+
+    def forget(request: gr.Request) -> None:
+        files.forget(request.session_hash)
+
     with gr.Blocks(title="V-JEPA 2 plans", delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
         gr.Markdown(f"# A world model that plans\nModel: `{models.parts.name}`")
         with gr.Tab("Plan", id="plan"):
             plan_tab.build(models)
         with gr.Tab("Look", id="look"):
-            look_tab.build(models)
+            look_tab.build(models, files)
         with gr.Tab("What the model knows", id="model"):
             model_tab.build(models)
+        page.unload(forget)
     return page
 
 
@@ -77,18 +83,21 @@ def main(arguments: list[str] | None = None) -> None:
     options = vars(parse(arguments))
     model, port = options.pop("model"), options.pop("port")
     refuse_missing_model(model)
-    page = build(SharedModels(find_parts(model, **options)))
-    page.queue(max_size=WAITING, default_concurrency_limit=4)
-    page.launch(
-        server_port=port,
-        max_file_size=MAX_UPLOAD,
-        theme=gr.themes.Soft(),
-        css=STYLE,
-        footer_links=[],
-        run_history=False,
-        enable_monitoring=False,
-        share=False,
-    )
+    with contextlib.closing(SessionFiles()) as files:
+        os.environ["GRADIO_TEMP_DIR"] = str(files.root)
+        page = build(SharedModels(find_parts(model, **options)), files)
+        page.queue(max_size=WAITING, default_concurrency_limit=4)
+        page.launch(
+            server_port=port,
+            max_file_size=LIMITS.max_bytes,
+            show_error=False,  # errors may name paths
+            theme=gr.themes.Soft(),
+            css=STYLE,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            share=False,
+        )
 
 
 if __name__ == "__main__":

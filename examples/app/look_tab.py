@@ -1,11 +1,12 @@
 """The tab Look: features of a video."""
 
 import gradio as gr
+from uploads import SessionFiles
 
 from vjepa2_hf.environments.shared_models import SharedModels
 
 
-def build(models: SharedModels) -> None:
+def build(models: SharedModels, files: SessionFiles) -> None:
     """The tab's components, inside `gr.Blocks`."""
     config = models.encoder.config
     gr.Markdown(

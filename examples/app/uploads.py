@@ -136,7 +136,8 @@ class SessionFiles:
     session uploaded nothing for `lifetime` seconds. Names of sessions come from browsers, so they are hashed."""
 
     def __init__(self, lifetime: float = 3600.0):
-        self._root = tempfile.TemporaryDirectory(prefix="vjepa2-app-")
+        self._temporary = tempfile.TemporaryDirectory(prefix="vjepa2-app-")
+        self.root = Path(self._temporary.name)
         self._lifetime = lifetime
         self._uploads: dict[str, set[Path]] = {}
         self._lock = threading.Lock()
@@ -176,10 +177,10 @@ class SessionFiles:
         """Removes the files of all sessions."""
         for session in list(self._uploads):
             self.forget(session)
-        self._root.cleanup()
+        self._temporary.cleanup()
 
     def folder(self, session: str) -> Path:
-        return Path(self._root.name) / hashlib.sha256(session.encode(errors="replace")).hexdigest()[:32]
+        return self.root / hashlib.sha256(session.encode(errors="replace")).hexdigest()[:32]
 
     def _last_used(self, session: str) -> float:
         folder = self.folder(session)
