@@ -258,7 +258,7 @@ def _read_video(content: bytes, limits: UploadLimits) -> Clip:
 
 
 def _check_header(content: bytes, limits: UploadLimits) -> None:
-    """Type, resolution and length, as far as the header tells them."""
+    """Type, resolution and length, as far as the header has them."""
     import av
 
     found = _image_format(content)
