@@ -18,11 +18,11 @@ endif
 # An environment given by VENV= may not have this checkout installed; examples and tests use it in any case
 export PYTHONPATH := $(CURDIR)/src$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: demo app reproduce test test-all faults fuzz lint bench bench-full help
+.PHONY: demo app reproduce test test-all docs faults fuzz lint bench bench-full help
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo | app | reproduce | test | test-all | faults | fuzz | lint | bench | bench-full   [VENV=existing environment]"
+	@echo "make demo | app | reproduce | test | test-all | docs | faults | fuzz | lint | bench | bench-full   [VENV=existing environment]"
 
 # The stamp is written last: an interrupted install is repeated
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -54,6 +54,14 @@ test: $(ENVIRONMENT)
 # All tests, two files at a time:                                    python -m pytest -q -n 2 --dist loadfile
 test-all: $(ENVIRONMENT)
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile
+
+# The documentation site, into site/, after the tests of its links, names and snippets: python -m mkdocs build
+docs: $(ENVIRONMENT)
+ifndef VENV
+	.venv/bin/python -m pip install -q -c constraints.txt -e ".[docs]"
+endif
+	$(PYTHON) -m pytest -q -m "not slow" tests/docs
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build
 
 # The whole fault suite (kills, power losses, full disks, ...), 20 minutes: python tests/faults/run.py
 faults: $(ENVIRONMENT)

@@ -68,6 +68,8 @@ class VJepa2VideoProcessor(VJEPA2VideoProcessor):
         kwargs: transformers' options (`size`, `crop_size`, `do_resize`, `do_center_crop`, `resample`, `do_rescale`,
             `do_normalize`, `image_mean`, `image_std`, `do_sample_frames`, …), and those of the training augmentation.
             A call can override all of them.
+
+    Training augmentation:
         do_random_resized_crop (`False`): sample a crop and a flip ([`RandomResizedClip`]) and resize to `crop_size`,
             instead of resize and center crop; all frames of a clip are treated alike.
         random_crop_scale ((0.3, 1.0)), random_crop_ratio ((0.75, 1.35)), random_flip_probability (0.5): as published.
