@@ -7,7 +7,7 @@ Letters: N episodes, T steps, S state size, A action size, P planning horizon.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -56,11 +56,9 @@ def run_closed_loop(
         return {**values, "frames": frames, **named}
 
     seen, actions = [observe()], []
-    while len(actions) < tasks.max_steps:
-        planned = np.array(plan(tasks), np.float32)  # a copy: a plan may reuse its buffer
-        for step in range(min(executed_actions, planned.shape[1], tasks.max_steps - len(actions))):
-            tasks.step(planned[:, step])
-            actions.append(planned[:, step])
+    for taken in step_closed_loop(tasks, plan, executed_actions):
+        if taken is not None:
+            actions.append(taken)
             seen.append(observe())
     found = {name: np.stack([one[name] for one in seen], axis=1) for name in seen[0] if seen[0][name] is not None}
     scores = {name: found.pop(("score", name)) for name in tasks.scores}
@@ -68,6 +66,21 @@ def run_closed_loop(
     success, steps = _first_steps(found.pop("reached"))
     outcome = {"success": success, "steps": steps, "levels": levels, "scores": scores, **found}
     return ClosedLoopResult(tasks.sources, tasks.solved, tasks.ended_early, actions=np.stack(actions, 1), **outcome)
+
+
+def step_closed_loop(
+    tasks: TaskBatch, plan: Plan, executed_actions: int = EXECUTED_ACTIONS
+) -> Iterator[np.ndarray | None]:
+    """The same loop one event at a time, to watch it: None after each plan, then the actions (N, A) of each step that
+    was taken. Arguments as in `run_closed_loop`."""
+    taken = 0
+    while taken < tasks.max_steps:
+        planned = np.array(plan(tasks), np.float32)  # a copy: a plan may reuse its buffer
+        yield None
+        for step in range(min(executed_actions, planned.shape[1], tasks.max_steps - taken)):
+            tasks.step(planned[:, step])
+            taken += 1
+            yield planned[:, step]
 
 
 def _first_steps(reached: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

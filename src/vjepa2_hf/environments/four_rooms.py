@@ -47,6 +47,7 @@ class FourRoomsEnv(RoomsEnv):
     max_steps = 150
     layers = (1, 0)  # the agent is visible everywhere
     plain_colors = ((215.0, 50.0, 45.0), (40.0, 145.0, 80.0))
+    discs = ("agent", "distractor")
     walls = np.array(
         [
             [[MIDDLE[0], -1.0], [MIDDLE[1], DOORS[1][0]]],  # between left and right: a door below

@@ -16,6 +16,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 from ..modeling_world_model import VJepa2WorldModel
+from ..pipelines.latent_planning import VJepa2Planner
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from ..visualization.rollout_windows import encode_frames
 from .tasks import TaskBatch
@@ -123,13 +124,18 @@ class PolicyPlan:
     Args:
         path: folder of the policy; its world model is loaded from the path that the policy was trained on.
         device: None is the CPU.
+        planner: whose world model and video processor are used instead, as they are.
     """
 
-    def __init__(self, path: str, device: str | None = None):
-        self.policy = load_policy(path).to(device or "cpu")
-        world_model = self.policy.world_model
-        self.model = VJepa2WorldModel.from_pretrained(world_model).to(device or "cpu").eval()
-        self.processor = VJepa2VideoProcessor.from_pretrained(world_model)
+    def __init__(self, path: str, device: str | None = None, planner: VJepa2Planner | None = None):
+        if planner is not None:
+            self.model, self.processor = planner.model, planner.video_processor
+            self.policy = load_policy(path, self.model).to(self.model.device)
+        else:
+            self.policy = load_policy(path).to(device or "cpu")
+            world_model = self.policy.world_model
+            self.model = VJepa2WorldModel.from_pretrained(world_model).to(device or "cpu").eval()
+            self.processor = VJepa2VideoProcessor.from_pretrained(world_model)
         self.plans, self.seconds = 0, 0.0
 
     @torch.no_grad()

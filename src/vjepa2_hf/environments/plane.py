@@ -47,6 +47,7 @@ class PlaneEnv(gymnasium.Env):
     max_steps = MAX_STEPS
     layers: tuple[int, ...] | None = None  # the discs from the bottom to the top; None: in the order of a state
     plain_colors: tuple[tuple[float, float, float], ...]
+    discs: tuple[str, ...]  # their names, in the order of a state
     target: slice  # the columns of a state that must reach the goal
     controlled: slice  # the columns of a state that depend on actions
 
@@ -90,7 +91,7 @@ class PlaneEnv(gymnasium.Env):
         if start is None or goal is None:
             sampled_start, sampled_goal = self.sample_task(task_seed)
             start, goal = sampled_start if start is None else start, sampled_goal if goal is None else goal
-        self.goal_state = self._check_state(goal)
+        self.goal_state = self.check_state(goal)
         self.set_state(start)
         return self.render(), self._info()
 
@@ -121,10 +122,22 @@ class PlaneEnv(gymnasium.Env):
 
     def set_state(self, state: np.ndarray) -> None:
         """Sets the state (S,); appearance and goal stay. An impossible state is a ValueError."""
-        self.state = self._check_state(state)
+        self.state = self.check_state(state)
         self.last_action = np.zeros(2, np.float32)
 
-    def _check_state(self, state: np.ndarray) -> np.ndarray:
+    def place(self, state: np.ndarray, disc: int, position: np.ndarray) -> np.ndarray:
+        """The state (S,) with one of its discs at a position (2,), or at the nearest free one."""
+        sides = np.linspace(0, 1, 2 * IMAGE_SIZE + 1)
+        positions = np.stack(np.meshgrid(sides, sides), axis=-1).reshape(-1, 2)
+        states = np.tile(np.asarray(state, np.float32), (1 + len(positions), 1))
+        states[:, 2 * disc : 2 * disc + 2] = np.concatenate([np.reshape(position, (1, 2)), positions])
+        states = states[self.is_free(states)]
+        if not len(states):
+            raise ValueError(f"There is no free position for the {self.discs[disc]}: move another disc first.")
+        away = length(states[:, 2 * disc : 2 * disc + 2] - np.asarray(position))
+        return states[np.argmin(away)]
+
+    def check_state(self, state: np.ndarray) -> np.ndarray:
         """A copy of a possible state, float32 (S,)."""
         state = np.array(state, np.float32)
         if state.shape != (self.state_dim,):

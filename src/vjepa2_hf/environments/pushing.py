@@ -37,6 +37,7 @@ class PushingEnv(PlaneEnv):
 
     state_dim = 4
     plain_colors = ((215.0, 50.0, 45.0), (45.0, 90.0, 200.0))
+    discs = ("pusher", "block")
     target, controlled = slice(2, 4), slice(0, 4)
 
     def __init__(

@@ -2,18 +2,31 @@
 
 import threading
 from functools import cached_property
+from typing import Any
 
 from transformers import AutoConfig
 
+from ..modeling_decoder import VJepa2PixelDecoder
 from ..modeling_encoder import VJepa2Encoder
 from ..modeling_masked_latent import VJepa2ForMaskedLatentPrediction
 from ..modeling_world_model import VJepa2WorldModel
 from ..pipelines.latent_planning import VJepa2Planner
+from ..visualization.imagination import Imagery
+from .closed_loop import Plan, policy_plan
+from .goal_policies import PolicyPlan
+from .known_frames import make_imagery, read_frames, sample_frames
+from .live_planning import PlanSettings, WatchedPlanner
+from .plane import PlaneEnv
+from .policies import DATA_POLICY
 from .run_parts import RunParts
+from .tasks import make_plain
+
+
+UNIFORM, DATA, CLONING, RANDOM = "uniform random", "data policy", "behavior cloning", "model on a random encoder"
 
 
 class SharedModels:
-    """The models of a run.
+    """The models of a run, and its environment if it is one of the package's.
 
     Args:
         parts: where they are.
@@ -24,16 +37,61 @@ class SharedModels:
             sessions take turns. A thread may take it again.
         planner: as saved with the world model, or `None` if `parts.model` is no world model. Nobody changes it: a
             session makes its own from `planner.model` and `planner.video_processor`.
-        random_planner: the same of `parts.random_model`.
+        env: to sample and render states with; `None` if the environment is unknown or another package's.
+        baselines: names of what can run a task beside the planner.
     """
 
     def __init__(self, parts: RunParts, device: str | None = None):
-        self.parts, self.lock = parts, threading.RLock()
+        self.parts, self.lock, self.device = parts, threading.RLock(), device
         is_world_model = _model_type(parts.model) == VJepa2WorldModel.config_class.model_type
         self.planner = VJepa2Planner.from_pretrained(parts.model, device=device) if is_world_model else None
-        self.random_planner = None
-        if is_world_model and parts.random_model is not None:
-            self.random_planner = VJepa2Planner.from_pretrained(parts.random_model, device=device)
+        self.env: PlaneEnv | None = None
+        if is_world_model and parts.env in DATA_POLICY:
+            self.env = make_plain(parts.env, **parts.env_kwargs)
+            config = self.planner.model.config
+            if config.action_dim != 2 * config.actions_per_step:
+                raise ValueError(
+                    f"The environment {parts.env} has actions of 2 numbers, but those of the model have "
+                    f"{config.action_dim // config.actions_per_step}: name the environment of this model with --env."
+                )
+        offered = {UNIFORM: True, DATA: True, CLONING: parts.cloning, RANDOM: parts.random_model}
+        self.baselines = [name for name, there in offered.items() if there] if self.env is not None else []
+
+    @cached_property
+    def random_planner(self) -> VJepa2Planner:
+        """The planner of `parts.random_model`; take the lock."""
+        return VJepa2Planner.from_pretrained(self.parts.random_model, device=self.device)
+
+    @cached_property
+    def cloning(self) -> PolicyPlan:
+        """The policy of `parts.cloning` on the planner's model; take the lock."""
+        return PolicyPlan(self.parts.cloning, planner=self.planner)
+
+    @cached_property
+    def imagery(self) -> Imagery | None:
+        """Shows what the planner imagines, from random states of the environment, else from the recorded episodes;
+        `None` if there are neither nor a decoder. Take the lock."""
+        path, env, episodes = self.parts.decoder, self.env, self.parts.episodes
+        decoder = None if path is None else VJepa2PixelDecoder.from_pretrained(path).to(self.planner.device).eval()
+        if env is None and episodes is None:
+            return None
+        frames, states = sample_frames(env) if env is not None else read_frames(episodes)
+        return make_imagery(self.planner, frames, states, decoder)
+
+    def baseline(self, name: str, settings: PlanSettings) -> Plan:
+        """One of `baselines` as a `plan` for `closed_loop`."""
+        if name == UNIFORM or name == DATA:
+            return policy_plan("uniform" if name == UNIFORM else DATA_POLICY[self.parts.env], settings.seed)
+        with self.lock:
+            if name == RANDOM:
+                return WatchedPlanner(self.random_planner, settings, self.lock)
+            policy = self.cloning
+
+        def act(tasks: Any) -> Any:
+            with self.lock:
+                return policy(tasks)
+
+        return act
 
     @property
     def video_path(self) -> str:

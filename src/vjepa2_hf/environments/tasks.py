@@ -74,6 +74,7 @@ class Tasks:
         varied_appearance: each task has its own random appearance, from its seed.
         env_kwargs: other keyword arguments of the environment, such as `agent_radius`.
         levels: of success by name; a task is then active until it has reached all of them, and does not move any more.
+        chosen: starts and goals (N, S) instead of those of the seeds.
     """
 
     action_dim = 2
@@ -85,11 +86,15 @@ class Tasks:
         varied_appearance: bool = False,
         env_kwargs: dict[str, Any] | None = None,
         levels: dict[str, SuccessLevel] | None = None,
+        chosen: tuple[np.ndarray, np.ndarray] | None = None,
     ):
         self.env: PlaneEnv = make_plain(env_id, **(env_kwargs or {}))
         self.max_steps = self.env.max_steps
         self.seeds = [int(seed) for seed in seeds]
-        self.states, self.goals = map(np.stack, zip(*map(self.env.sample_task, self.seeds), strict=True))
+        if chosen is None:
+            self.states, self.goals = map(np.stack, zip(*map(self.env.sample_task, self.seeds), strict=True))
+        else:
+            self.states, self.goals = (np.stack([self.env.check_state(each) for each in part]) for part in chosen)
         self.appearances = [self.env.make_appearance(seed if varied_appearance else None) for seed in self.seeds]
         pairs = zip(self.goals, self.appearances, strict=True)
         self.goal_images = np.stack([self.env.render_state(goal, appearance) for goal, appearance in pairs])

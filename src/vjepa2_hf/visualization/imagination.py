@@ -1,0 +1,104 @@
+"""What a world model imagines, as images and as positions.
+
+    imagery = Imagery(known_frames, known_latents, states)
+    imagery.images(wm.rollout(latents, actions))      # (B, P, N, D) -> uint8 (B, P, H, W, 3)
+
+Letters: F known frames, N tokens and D width of a latent, H W pixels, S state, E candidates, P planning horizon.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from ..modeling_decoder import VJepa2PixelDecoder
+from ..modeling_world_model import VJepa2WorldModel
+from .measures import nearest_frames
+from .state_probe import LinearProbe, choose_probe
+
+
+PROBE_GROUPS = 10  # parts of the known frames, of which every fifth chooses the probe's strength
+SMOOTH = 4  # paths are drawn at this multiple of the size and reduced
+
+
+class Imagery:
+    """Shows latents as images: by a pixel decoder, or by the known frame with the nearest latents.
+
+    Args:
+        frames: known frames, uint8 (F, H, W, 3).
+        latents: of the known frames, (F, N, D), by the target encoder.
+        states: of the known frames, (F, S), from which a linear probe learns to read states from latents.
+        decoder: of the model's latents; `None`: the nearest known frame.
+    """
+
+    def __init__(
+        self,
+        frames: np.ndarray,
+        latents: torch.Tensor,
+        states: np.ndarray | None = None,
+        decoder: VJepa2PixelDecoder | None = None,
+    ):
+        self.frames, self.latents, self.decoder = frames, latents.flatten(1).cpu(), decoder
+        self.probe: LinearProbe | None = None
+        if states is not None:
+            groups = min(PROBE_GROUPS, len(frames))
+            targets = torch.as_tensor(states, dtype=torch.float32)
+            self.probe, _ = choose_probe(self.latents.tensor_split(groups), targets.tensor_split(groups))
+
+    @torch.no_grad()
+    def images(self, latents: torch.Tensor) -> np.ndarray:
+        """(..., N, D) -> uint8 (..., H, W, 3)."""
+        if self.decoder is not None:
+            pixels = self.decoder.decode(latents.to(self.decoder.device)).movedim(-3, -1)
+            return (255 * pixels).round().byte().cpu().numpy()
+        _, index = nearest_frames(latents.flatten(-2).reshape(-1, self.latents.shape[1]), self.latents, 1, "l2")
+        return self.frames[index[:, 0].numpy()].reshape(*latents.shape[:-2], *self.frames.shape[1:])
+
+    @torch.no_grad()
+    def states(self, latents: torch.Tensor) -> np.ndarray | None:
+        """(..., N, D) -> float32 (..., S), read by the probe; `None` without states of the known frames."""
+        return None if self.probe is None else self.probe(latents.cpu()).numpy()
+
+
+def check_decoder(decoder: VJepa2PixelDecoder, model: VJepa2WorldModel) -> None:
+    """Refuses a decoder of latents of another size."""
+    sizes = (decoder.config.num_latents, decoder.config.latent_size)
+    if sizes != (model.tokens_per_frame, model.latent_size):
+        raise ValueError(
+            f"The decoder takes {sizes[0]} latents of size {sizes[1]}, but the world model has "
+            f"{model.tokens_per_frame} of size {model.latent_size}: give a decoder that was trained on this model."
+        )
+
+
+def enlarge(image: np.ndarray, size: int) -> Image.Image:
+    """A small image (H, W, 3) in blocks of pixels, at least `size` wide."""
+    scale = max(1, -(-size // image.shape[1]))
+    return Image.fromarray(image.repeat(scale, axis=0).repeat(scale, axis=1))
+
+
+def draw_paths(
+    image: np.ndarray, paths: Sequence[np.ndarray], colors: Sequence[tuple[int, int, int]], size: int = 384
+) -> np.ndarray:
+    """Paths (P, 2) in field units, 0 to 1 from the left and from the top, on an enlarged image: uint8 (h, w, 3).
+
+    A path becomes wider towards its end, which has a dot. The last path lies on top.
+    """
+    base = enlarge(image, size)
+    width, height = (SMOOTH * side for side in base.size)
+    canvas = base.resize((width, height), Image.Resampling.NEAREST)
+    brush = ImageDraw.Draw(canvas)
+    for path, color in zip(paths, colors, strict=True):
+        points = [tuple(map(float, point)) for point in np.asarray(path) * (width, height)]
+        for number, pair in enumerate(zip(points, points[1:], strict=False), 1):
+            thick = SMOOTH * (1 + 2 * number / len(points))
+            brush.line(pair, fill=color, width=round(thick))
+        x, y = points[-1]
+        radius = 3.5 * SMOOTH
+        brush.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
+    return np.asarray(canvas.resize(base.size, Image.Resampling.BOX))
+
+
+def overlay(images: np.ndarray) -> np.ndarray:
+    """The mean of images (E, H, W, 3), uint8: what they agree on is sharp."""
+    return images.mean(axis=0).round().astype(np.uint8)
