@@ -30,10 +30,17 @@ WAITING = 30  # events of all sessions together
 KEPT_SECONDS = 600  # files of results, beyond the end of their session
 STYLE = """
 footer {display: none !important}
-.vj-frames {display: flex; flex-wrap: wrap; gap: 12px}
-.vj-frames figure {margin: 0; flex: 1 1 140px; max-width: 340px}
+.vj-frames {display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 145px), 1fr)); gap: 12px}
+.vj-frames figure {margin: 0; max-width: 300px}
 .vj-frames img {width: 100%; display: block; image-rendering: pixelated; border-radius: 6px}
 .vj-frames figcaption {font-size: 0.9rem; padding-top: 4px}
+.vj-strip {grid-template-columns: repeat(auto-fill, minmax(80px, 1fr))}
+.vj-strip figure {max-width: 120px}
+.vj-chart {grid-template-columns: 1fr}
+.vj-chart figure {max-width: 520px}
+.vj-chart img {image-rendering: auto; background: white}
+.vj-table td, .vj-table th {padding: 2px 10px; text-align: right}
+#plan-start img, #plan-goal img {image-rendering: pixelated; cursor: crosshair; -webkit-user-drag: none}
 """
 
 
@@ -46,10 +53,10 @@ def build(models: SharedModels, files: SessionFiles) -> gr.Blocks:
     with gr.Blocks(title="V-JEPA 2 plans", delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
         gr.Markdown(f"# A world model that plans\nModel: `{models.parts.name}`")
         with gr.Tab("Plan", id="plan"):
-            plan_tab.build(models)
+            plan_tab.build(models, files)
         with gr.Tab("Look", id="look"):
             look_tab.build(models, files)
-        with gr.Tab("What the model knows", id="model"):
+        with gr.Tab("Model", id="model"):
             model_tab.build(models)
         page.unload(forget)
     return page
@@ -85,7 +92,9 @@ def main(arguments: list[str] | None = None) -> None:
     refuse_missing_model(model)
     with contextlib.closing(SessionFiles()) as files:
         os.environ["GRADIO_TEMP_DIR"] = str(files.root)
-        page = build(SharedModels(find_parts(model, **options)), files)
+        models = SharedModels(find_parts(model, **options))
+        models.prepare()
+        page = build(models, files)
         page.queue(max_size=WAITING, default_concurrency_limit=4)
         page.launch(
             server_port=port,

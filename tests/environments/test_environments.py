@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vjepa2_hf import environments
-from vjepa2_hf.environments import FOUR_ROOMS, IMAGE_SIZE, PUSHING, TWO_ROOMS, FourRoomsEnv, PushingEnv, TwoRoomsEnv
+from vjepa2_hf.environments import (
+    FOUR_ROOMS,
+    IMAGE_SIZE,
+    PUSHING,
+    TWO_ROOMS,
+    FourRoomsEnv,
+    PushingEnv,
+    TwoRoomsEnv,
+    make_plain,
+)
 from vjepa2_hf.environments.tasks import Tasks
 
 
@@ -316,3 +325,18 @@ def test_a_missing_gymnasium_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     with pytest.raises(ImportError, match=r"needs gymnasium: pip install .vjepa2-hf\[demo\]."):
         importlib.import_module("vjepa2_hf.environments")
+
+
+def test_a_disc_is_placed_where_it_fits():
+    rooms, pushing = make_plain(TWO_ROOMS), make_plain(PUSHING)
+    assert rooms.place(np.float32([0.2, 0.3]), 0, np.array([0.7, 0.6])) == pytest.approx([0.7, 0.6])
+    corner = rooms.place(np.float32([0.2, 0.3]), 0, np.array([0.0, 1.0]))
+    assert rooms.is_free(corner) and np.abs(corner - [6 / 64, 58 / 64]).max() < 0.02
+    state = np.float32([0.2, 0.2, 0.7, 0.7])
+    moved = pushing.place(state, 1, np.array([0.22, 0.2]))  # onto the pusher
+    assert (moved[:2] == state[:2]).all() and pushing.is_free(moved)
+    assert np.linalg.norm(moved[2:] - moved[:2]) == pytest.approx(pushing.contact, abs=0.02)
+    four = make_plain(FOUR_ROOMS)
+    start = four.sample_starts(np.random.default_rng(0), 1)[0]
+    moved = four.place(start, 1, np.array([0.5, 0.5]))
+    assert (moved[[0, 1, 4, 5]] == start[[0, 1, 4, 5]]).all() and moved[2:4] == pytest.approx([0.5, 0.5])

@@ -5,7 +5,7 @@ import pytest
 
 from vjepa2_hf import environments
 from vjepa2_hf.environments import FOUR_ROOMS, PUSHING, TWO_ROOMS
-from vjepa2_hf.environments.closed_loop import join_results, policy_plan, run_closed_loop
+from vjepa2_hf.environments.closed_loop import join_results, policy_plan, run_closed_loop, step_closed_loop
 from vjepa2_hf.environments.success import SuccessLevel
 from vjepa2_hf.environments.tasks import Tasks
 from vjepa2_hf.environments.true_dynamics import oracle_plan
@@ -87,3 +87,21 @@ def test_results_of_groups_are_joined_in_order():
 def test_unknown_policy_of_the_frozen_tasks_is_a_sentence():
     with pytest.raises(ValueError, match="'unifrom'.*did you mean 'uniform'"):
         policy_plan("unifrom")(Tasks(PUSHING, range(1)))
+
+
+def test_chosen_starts_and_goals_replace_those_of_the_seeds():
+    starts, goals = np.float32([[0.2, 0.3], [0.8, 0.8]]), np.float32([[0.8, 0.5], [0.8, 0.2]])
+    tasks = Tasks(TWO_ROOMS, [0, 1], chosen=(starts, goals))
+    assert (tasks.states == starts).all() and (tasks.goals == goals).all()
+    np.testing.assert_array_equal(tasks.goal_images[1], tasks.env.render_state(goals[1]))
+    with pytest.raises(ValueError, match="impossible"):
+        Tasks(TWO_ROOMS, [0], chosen=(np.float32([[0.5, 0.1]]), goals[:1]))  # in the wall
+
+
+def test_a_watched_loop_tells_plans_from_steps():
+    planned, tasks = np.arange(6, dtype=np.float32).reshape(1, 3, 2) / 10, Tasks(TWO_ROOMS, [1])
+    events = step_closed_loop(tasks, lambda _: planned, executed_actions=2)
+    seen = [next(events) for _ in range(4)]
+    assert seen[0] is None and seen[3] is None
+    assert seen[1].tolist() == planned[:, 0].tolist() and seen[2].tolist() == planned[:, 1].tolist()
+    assert sum(event is not None for event in events) == tasks.max_steps - 2

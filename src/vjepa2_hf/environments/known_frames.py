@@ -4,6 +4,7 @@ Letters: F frames, H W pixels, S state, N tokens and D width of a latent.
 """
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from .plane import PlaneEnv
 
 KNOWN = 600  # F
 EPISODES = 40  # of recorded ones, which give the same number of frames each
-SECONDS = 15.0  # for encoding; larger models know fewer frames
+SECONDS = 8.0  # for encoding; larger models know fewer frames
 
 
 def sample_frames(env: PlaneEnv, count: int = KNOWN, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -43,11 +44,12 @@ def read_frames(episodes: str, count: int = KNOWN, seed: int = 0) -> tuple[np.nd
 def make_imagery(
     planner: VJepa2Planner,
     frames: np.ndarray,
-    states: np.ndarray | None,
+    states: np.ndarray | None = None,
+    render: Callable[[np.ndarray], np.ndarray] | None = None,
     decoder: VJepa2PixelDecoder | None = None,
     seconds: float = SECONDS,
 ) -> Imagery:
-    """Encodes known frames, as many as the time allows and at least one batch."""
+    """Encodes known frames, as many as the time allows and at least one batch. Arguments as of `Imagery`."""
     if decoder is not None:
         check_decoder(decoder, planner.model)
     end, latents = time.monotonic() + seconds, []
@@ -58,4 +60,4 @@ def make_imagery(
         latents.append(encode_frames(planner.model, planner.video_processor, part))
     latents = torch.cat(latents)
     states = None if states is None else states[: len(latents)]
-    return Imagery(frames[: len(latents)], latents, states, decoder)
+    return Imagery(frames[: len(latents)], latents, states, render, decoder)

@@ -27,7 +27,7 @@ from .tasks import Tasks
 
 
 SHOWN = 8  # E
-LANDSCAPE_POINTS = 15
+LANDSCAPE_POINTS = 13
 CLOSEST, LEARNED, SQUARED, ABSOLUTE = (
     "closest approach, latent and learned",
     "learned distance (frames)",
@@ -103,10 +103,12 @@ class WatchedPlanner:
 
     def __call__(self, tasks: Tasks) -> np.ndarray:
         """Actions (1, P * k, A / k) of one task, with k environment actions in a model step."""
-        config = self.planner.model.config
-        given = {"proprio_state": tasks.proprio_states[0]} if config.proprio_dim else {}
-        self.look(tasks.render()[0], tasks.goal_images[0], **given)
+        self.look(tasks.render()[0], tasks.goal_images[0], **self.arguments(tasks))
         return self.view.plan["actions"].reshape(1, -1, tasks.action_dim)
+
+    def arguments(self, tasks: Tasks) -> dict[str, Any]:
+        """What the model needs to know of one task beside its image."""
+        return {"proprio_state": tasks.proprio_states[0]} if self.planner.model.config.proprio_dim else {}
 
     def look(self, image: np.ndarray, goal: np.ndarray, **given: Any) -> PlanView:
         """Plans once; `given` are the planner's arguments `proprio_state` and `extrinsics`."""

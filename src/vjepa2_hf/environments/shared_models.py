@@ -69,18 +69,23 @@ class SharedModels:
 
     @cached_property
     def imagery(self) -> Imagery | None:
-        """Shows what the planner imagines, from random states of the environment, else from the recorded episodes;
-        `None` if there are neither nor a decoder. Take the lock."""
+        """Shows what the planner imagines: known are random states of the environment, else the recorded episodes;
+        `None` without either. Take the lock."""
         path, env, episodes = self.parts.decoder, self.env, self.parts.episodes
         decoder = None if path is None else VJepa2PixelDecoder.from_pretrained(path).to(self.planner.device).eval()
-        if env is None and episodes is None:
-            return None
-        frames, states = sample_frames(env) if env is not None else read_frames(episodes)
-        return make_imagery(self.planner, frames, states, decoder)
+        if env is not None:
+            return make_imagery(self.planner, *sample_frames(env), env.render_state, decoder)
+        return None if episodes is None else make_imagery(self.planner, *read_frames(episodes), decoder=decoder)
+
+    def prepare(self) -> None:
+        """Computes what the first plan would wait for."""
+        if self.planner is not None:
+            with self.lock:
+                _ = self.imagery
 
     def baseline(self, name: str, settings: PlanSettings) -> Plan:
         """One of `baselines` as a `plan` for `closed_loop`."""
-        if name == UNIFORM or name == DATA:
+        if name in (UNIFORM, DATA):
             return policy_plan("uniform" if name == UNIFORM else DATA_POLICY[self.parts.env], settings.seed)
         with self.lock:
             if name == RANDOM:

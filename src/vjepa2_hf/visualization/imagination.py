@@ -6,7 +6,7 @@
 Letters: F known frames, N tokens and D width of a latent, H W pixels, S state, E candidates, P planning horizon.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -23,13 +23,18 @@ SMOOTH = 4  # paths are drawn at this multiple of the size and reduced
 
 
 class Imagery:
-    """Shows latents as images: by a pixel decoder, or by the known frame with the nearest latents.
+    """Shows latents as images: by a pixel decoder; or, where states can be rendered, by the state that a linear probe
+    reads from them; else by the known frame with the nearest latents.
 
     Args:
         frames: known frames, uint8 (F, H, W, 3).
         latents: of the known frames, (F, N, D), by the target encoder.
-        states: of the known frames, (F, S), from which a linear probe learns to read states from latents.
-        decoder: of the model's latents; `None`: the nearest known frame.
+        states: of the known frames, (F, S), from which the probe learns.
+        render: the image uint8 (H, W, 3) of a state (S,).
+        decoder: of the model's latents.
+
+    Attributes:
+        source: where the images are from, in words.
     """
 
     def __init__(
@@ -37,23 +42,36 @@ class Imagery:
         frames: np.ndarray,
         latents: torch.Tensor,
         states: np.ndarray | None = None,
+        render: Callable[[np.ndarray], np.ndarray] | None = None,
         decoder: VJepa2PixelDecoder | None = None,
     ):
-        self.frames, self.latents, self.decoder = frames, latents.flatten(1).cpu(), decoder
+        self.frames, self.latents, self.decoder, self.render = frames, latents.flatten(1).cpu(), decoder, render
         self.probe: LinearProbe | None = None
         if states is not None:
             groups = min(PROBE_GROUPS, len(frames))
             targets = torch.as_tensor(states, dtype=torch.float32)
             self.probe, _ = choose_probe(self.latents.tensor_split(groups), targets.tensor_split(groups))
+        self.source = f"the nearest of {len(frames)} known images"
+        if decoder is not None:
+            self.source = "decoded from predicted latents"
+        elif render is not None and states is not None:
+            self.source = "drawn at positions that a linear probe reads from predicted latents"
 
     @torch.no_grad()
     def images(self, latents: torch.Tensor) -> np.ndarray:
         """(..., N, D) -> uint8 (..., H, W, 3)."""
+        leading = latents.shape[:-2]
         if self.decoder is not None:
             pixels = self.decoder.decode(latents.to(self.decoder.device)).movedim(-3, -1)
             return (255 * pixels).round().byte().cpu().numpy()
-        _, index = nearest_frames(latents.flatten(-2).reshape(-1, self.latents.shape[1]), self.latents, 1, "l2")
-        return self.frames[index[:, 0].numpy()].reshape(*latents.shape[:-2], *self.frames.shape[1:])
+        if self.render is not None and self.probe is not None:
+            states = self.states(latents)
+            images = np.stack([self.render(state) for state in states.reshape(-1, states.shape[-1])])
+        else:
+            queries = latents.flatten(-2).reshape(-1, self.latents.shape[1])
+            _, index = nearest_frames(queries, self.latents, 1, "l2")
+            images = self.frames[index[:, 0].numpy()]
+        return images.reshape(*leading, *images.shape[1:])
 
     @torch.no_grad()
     def states(self, latents: torch.Tensor) -> np.ndarray | None:
@@ -91,10 +109,10 @@ def draw_paths(
     for path, color in zip(paths, colors, strict=True):
         points = [tuple(map(float, point)) for point in np.asarray(path) * (width, height)]
         for number, pair in enumerate(zip(points, points[1:], strict=False), 1):
-            thick = SMOOTH * (1 + 2 * number / len(points))
+            thick = SMOOTH * (2 + 2 * number / len(points))
             brush.line(pair, fill=color, width=round(thick))
         x, y = points[-1]
-        radius = 3.5 * SMOOTH
+        radius = 5 * SMOOTH
         brush.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
     return np.asarray(canvas.resize(base.size, Image.Resampling.BOX))
 

@@ -1,8 +1,11 @@
-"""Figures of a search: its cost by iteration, and the cost over the first action."""
+"""Figures of a search: its cost by iteration, and the cost over the first action.
+
+They are drawn while a plan runs, so axes are placed by hand: automatic layouts take several times as long.
+"""
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
 
 EARLIER, LATEST = "#94a3b8", "#2563eb"
 MOST_SHOWN = 12  # earlier plans
+SIZE = (4.6, 3.7)  # inches
 
 
 def plot_costs(plans: Sequence[Sequence[float]]) -> "Figure":
@@ -22,43 +26,45 @@ def plot_costs(plans: Sequence[Sequence[float]]) -> "Figure":
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.6, 3.2), layout="constrained")
-        axis = figure.add_subplot()
+        figure = Figure(figsize=SIZE)
+        axis = figure.add_axes((0.16, 0.14, 0.8, 0.76))
         shown = plans[-MOST_SHOWN - 1 :]
         for costs in shown[:-1]:
             axis.plot(range(1, len(costs) + 1), costs, "-", color=EARLIER, lw=1, alpha=0.6)
         latest = shown[-1]
-        axis.plot(range(1, len(latest) + 1), latest, "o-", color=LATEST, lw=2.2, label=f"plan {len(plans)}")
+        lines = axis.plot(range(1, len(latest) + 1), latest, "o-", color=LATEST, lw=2.2, label=f"plan {len(plans)}")
         if len(shown) > 1:
-            axis.plot([], [], "-", color=EARLIER, lw=1, label="earlier plans")
+            lines += axis.plot([], [], "-", color=EARLIER, lw=1, label="earlier plans")
         axis.set(xlabel="iteration of the search", ylabel="cost (lower is better)")
         axis.set_xticks(range(1, max(map(len, shown)) + 1))
-        axis.legend()
+        figure.legend(handles=lines, loc="upper center", ncols=2)
     return figure
 
 
-def mark_action(figure: "Figure", action: np.ndarray, labels: tuple[str, str] | None = None) -> None:
-    """Marks an action (2,) in a figure of `VJepa2Planner.energy_landscape`.
+def plot_action_costs(
+    found: dict[str, Any], action: np.ndarray, labels: tuple[str, str] = ("action[0]", "action[1]")
+) -> "Figure":
+    """The costs of `VJepa2Planner.energy_landscape` over two numbers of an action, and the action (2,) of the plan.
 
-    Args:
-        labels: of the two axes, for actions that move something in the image: the second axis then points down.
+    The second number increases downwards, as positions in an image do.
     """
-    axis = figure.axes[0]
-    (mark,) = axis.plot(*action, "o", mfc="none", mec="white", mew=2, ms=10, clip_on=False, label="first action")
-    mark.set_path_effects(_outline())
-    if labels is not None:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    x, y, costs = found["x"], found["y"], found["costs"]
+    line, column = np.unravel_index(int(costs.argmin()), costs.shape)
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=SIZE)
+        axis = figure.add_axes((0.17, 0.14, 0.64, 0.76))
+        extent = (x[0], x[-1], y[-1], y[0])
+        image = axis.imshow(costs, extent=extent, aspect="auto", interpolation="bilinear", cmap="viridis")
+        style = {"clip_on": False, "ls": "none", "mec": "black"}
+        marks = axis.plot(x[column], y[line], "X", color="#f87171", ms=9, label="lowest cost", **style)
+        marks += axis.plot(*action, "o", color="white", ms=9, label="first action of the plan", **style)
         axis.set(xlabel=labels[0], ylabel=labels[1])
-        axis.invert_yaxis()
-    lowest = [line for line in axis.lines if line.get_label() == "lowest cost"]
-    for old in figure.legends[:]:
-        old.remove()
-    figure.legend(handles=[*lowest, mark], loc="outside upper center", ncols=2, numpoints=1, facecolor="#94a3b8")
-
-
-def _outline() -> list:
-    from matplotlib.patheffects import withStroke
-
-    return [withStroke(linewidth=4, foreground="black")]
+        figure.colorbar(image, cax=figure.add_axes((0.84, 0.14, 0.03, 0.76)), label="cost")
+        figure.legend(handles=marks, loc="upper center", ncols=2, handletextpad=0.2)
+    return figure
 
 
 def to_png(figure: "Figure", dpi: int = 110) -> bytes:
