@@ -1,4 +1,4 @@
-"""What both kinds of the tab Plan share: the settings of the search, the places of results, and their content."""
+"""What both kinds of the tab Plan share: the settings of the search, and the components for results."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +36,7 @@ def say_stopped(status: str) -> str:
 
 @dataclass
 class Results:
-    """The places of results, from the top of the page to its end."""
+    """The components for results, from the top of the page to its end."""
 
     status: gr.HTML
     frames: gr.HTML
