@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +62,43 @@ def encoder():
     from builders import build_encoder
 
     return build_encoder()
+
+
+class FakeHub:
+    """The Hub's side of `push_to_hub`: keeps what is committed, and for each repository that was created, whether it
+    is private."""
+
+    def __init__(self):
+        self.files: dict[str, bytes] = {}
+        self.private: list[bool | None] = []
+
+    def create_repo(self, repo_id, private=None, **_):
+        self.private.append(private)
+        return type("Repo", (), {"repo_id": repo_id})
+
+    def create_commit(self, repo_id, operations, **_):
+        for operation in operations:
+            self.files[operation.path_in_repo] = Path(operation.path_or_fileobj).read_bytes()
+        return repo_id
+
+    def write_to(self, folder: Path) -> Path:
+        """Writes the repository's files, as a download would."""
+        for name, content in self.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        return folder
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub without any card, which `push_to_hub` uploads to."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    def no_card(*_, **__):
+        raise EntryNotFoundError("no card")
+
+    found = FakeHub()
+    for module in ("transformers.utils.hub", "transformers.video_processing_utils", "transformers.modeling_utils"):
+        monkeypatch.setattr(f"{module}.hf_api", lambda: found, raising=False)
+    monkeypatch.setattr("transformers.utils.hub.ModelCard.load", no_card)
+    return found

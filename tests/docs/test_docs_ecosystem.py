@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import TINY_ENCODER, moving_square
+from builders import GOAL, OBSERVATION, ROOT, TINY_ENCODER, build_planner, moving_square, same_plan
 from datasets import load_dataset
-from script_runs import commands, run_command
+from pretrain import PretrainConfig
+from script_runs import blocks, commands, run_command
 
-from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor
+from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2VideoProcessor
+from vjepa2_hf.training.settings import parse_arguments
 
 
 RELEASED = "facebook/vjepa2-vitl-fpc64-256"
@@ -39,3 +41,21 @@ def test_scripts_run_as_with_uv_and_on_a_machine_with_mounted_folders(work):
     mounted = {RELEASED: "encoder", "/videos": "my_videos", "/runs/features": "runs/features"}
     run_command([mounted.get(part, part) for part in features])
     assert len(load_dataset("runs/features", split="train")[0]["embedding"]) == TINY_ENCODER["hidden_size"]
+
+
+def test_the_run_of_the_page_is_tracked(monkeypatch):
+    """tests/examples/test_pretrain.py runs it where trackio is installed."""
+    monkeypatch.chdir(ROOT)
+    (command,) = commands_with("log_with=trackio")
+    assert parse_arguments(PretrainConfig, "", command[3:]).log_with == "trackio"
+
+
+def test_the_planner_of_the_page_plans_the_same_after_a_download(work, hub):
+    build_planner().save_pretrained("runs/mine_world_model/final")
+    (block,) = [block for block in blocks("ecosystem.md", "python") if "push_to_hub" in block]
+    names = {}
+    exec(block, names)
+    assert hub.private == [True]
+    loaded = VJepa2Planner.from_pretrained(hub.write_to(work / "there"), device="cpu")
+    assert loaded.solver.horizon == 4
+    assert same_plan(loaded(OBSERVATION, GOAL), names["planner"](OBSERVATION, GOAL))

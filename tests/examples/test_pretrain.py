@@ -370,6 +370,27 @@ def test_tensorboard_gets_the_numbers(monkeypatch, shards, tmp_path):
     assert list(tmp_path.rglob("events.out.tfevents.*"))
 
 
+def test_trackio_gets_the_numbers_of_a_run_and_of_its_continuation(monkeypatch, shards, tmp_path):
+    """On this machine, without the network; `metrics.jsonl` is the same as without it."""
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    trackio = pytest.importorskip("trackio")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    def refuse(*address):
+        raise OSError(f"a connection to {address}")
+
+    monkeypatch.setattr("socket.create_connection", refuse)
+    rows = run_pretrain(monkeypatch, shards, tmp_path / "run", "log_with=trackio")
+    for name in ("final", "checkpoint-6"):  # as after a kill at step 5
+        shutil.rmtree(tmp_path / "run" / name)
+    run_pretrain(monkeypatch, shards, tmp_path / "run", "log_with=trackio", "resume=latest")
+    (run,) = trackio.Api().runs("pretrain")
+    assert run.name == str(tmp_path / "run") and run.config["encoder"]["hidden_size"] == 16
+    tracked = SQLiteStorage.get_logs("pretrain", run.name)
+    assert [row["step"] for row in tracked] == [1, 2, 3, 4, 5, 6, 4, 5, 6]
+    assert [row["loss"] for row in tracked] == [rows[row["step"] - 1]["loss"] for row in tracked]
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("configs/*/*pretrain*.yaml")), ids=lambda path: path.parent.name)
 def test_every_pretraining_config_describes_a_model_and_masks_of_its_grid(path):
     config = load_config(PretrainConfig, path)

@@ -12,14 +12,12 @@ import pytest
 import torch
 import transformers
 from builders import GOAL, LABELS, OBSERVATION, SOLVER, build_classifier, build_l1_planner, served
-from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file
 from transformers import pipeline
 
 import vjepa2_hf
 from vjepa2_hf import VJepa2ForVideoClassification, VJepa2Planner, VJepa2VideoProcessor
 from vjepa2_hf.data.video_writing import encode_video
-from vjepa2_hf.pipelines.subgoals import SUBGOALS
 from vjepa2_hf.planning import CEM
 from vjepa2_hf.video_io import read_video
 
@@ -335,61 +333,17 @@ def log_lines(stderr: str) -> list[str]:
     return [line for line in stderr.replace("\r", "\n").splitlines() if line.strip() and "it/s]" not in line]
 
 
-class FakeHub:
-    """The Hub's side of `push_to_hub`: keeps what is committed."""
-
-    def __init__(self):
-        self.files: dict[str, bytes] = {}
-
-    def create_repo(self, repo_id, **_):
-        return type("Repo", (), {"repo_id": repo_id})
-
-    def create_commit(self, repo_id, operations, **_):
-        for operation in operations:
-            self.files[operation.path_in_repo] = Path(operation.path_or_fileobj).read_bytes()
-        return repo_id
-
-
 class TestPushing:
-    @pytest.fixture
-    def hub(self, monkeypatch):
-        hub = FakeHub()
-
-        def no_card(*_, **__):
-            raise EntryNotFoundError("no card")
-
-        for module in ("transformers.utils.hub", "transformers.video_processing_utils"):
-            monkeypatch.setattr(f"{module}.hf_api", lambda: hub)
-        monkeypatch.setattr("transformers.modeling_utils.hf_api", lambda: hub, raising=False)
-        monkeypatch.setattr("transformers.utils.hub.ModelCard.load", no_card)
-        return hub
-
     @pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained"])
     def test_the_planner_is_pushed_whole(self, hub, way, tmp_path):
         planner = build_l1_planner()
         if way == "push_to_hub":
-            planner.push_to_hub("someone/planner")
+            planner.push_to_hub("someone/planner", private=True)
         else:
-            planner.save_pretrained(tmp_path / "planner", push_to_hub=True, repo_id="someone/planner")
+            planner.save_pretrained(tmp_path / "planner", push_to_hub=True, repo_id="someone/planner", private=True)
         assert {"config.json", "model.safetensors", "video_preprocessor_config.json", "README.md"} <= set(hub.files)
-        assert b"vjepa2_hf" in hub.files["README.md"]  # our card, not transformers' empty one
-        there = tmp_path / "there"
-        there.mkdir()
-        for name, content in hub.files.items():
-            (there / name).write_bytes(content)
-        plan = VJepa2Planner.from_pretrained(there, device="cpu")(OBSERVATION, GOAL)
-        assert np.array_equal(plan["actions"], planner(OBSERVATION, GOAL)["actions"])
-
-    def test_subgoals_are_pushed_beside_the_model(self, hub):
-        class Files:
-            name = "graph"
-
-            def save_pretrained(self, folder):
-                (folder / "graph.safetensors").write_bytes(b"nodes")
-
-        planner = build_l1_planner()
-        planner.subgoals = Files()
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setitem(SUBGOALS, "graph", Files)
-            planner.push_to_hub("someone/planner")
-        assert hub.files["subgoals/graph.safetensors"] == b"nodes" and "subgoals/subgoals.json" in hub.files
+        assert hub.private == [True] * len(hub.private) and len(hub.private) == (1 if way == "push_to_hub" else 2)
+        card = hub.files["README.md"].decode()  # ours, not transformers' empty one
+        assert 'VJepa2Planner.from_pretrained("someone/planner"' in card and "| Planner | solver cem" in card
+        loaded = VJepa2Planner.from_pretrained(hub.write_to(tmp_path / "there"), device="cpu")
+        assert np.array_equal(loaded(OBSERVATION, GOAL)["actions"], planner(OBSERVATION, GOAL)["actions"])

@@ -158,6 +158,15 @@ class TestSaving:
             assert same_plan(again, plan) and again["subgoal"] == pytest.approx(plan["subgoal"])
         assert VJepa2Planner.from_pretrained(folder, device="cpu", subgoals=False).subgoals is None
 
+    def test_pushing_sends_them_with_the_model(self, saved, hub, tmp_path):
+        planner, folder = saved
+        planner.push_to_hub("someone/planner")
+        there = hub.write_to(tmp_path / "there")
+        files = {path.relative_to(folder) for path in folder.rglob("*.*")}
+        assert files == {path.relative_to(there) for path in there.rglob("*.*")}
+        loaded = VJepa2Planner.from_pretrained(there, device="cpu")
+        assert same_plan(loaded(OBSERVATION, GOAL), planner(OBSERVATION, GOAL)) and len(loaded.subgoals) == 10
+
     def test_a_planner_without_any_removes_old_ones(self, saved):
         planner, folder = saved
         planner.subgoals = None

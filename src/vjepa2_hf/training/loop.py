@@ -29,7 +29,7 @@ from .checkpoints import write_model_files
 from .config import TrainingConfig
 from .monitor import Throughput, gradient_norm
 from .processes import build_accelerator
-from .run import Run, check_tracker
+from .run import Run, check_tracker, trackio_run
 from .schedules import set_learning_rate
 from .signals import StopSignals
 
@@ -67,8 +67,8 @@ class TrainingLoop:
         )
         self.signals.is_silent = not self.accelerator.is_main_process
         self.run = Run(config, self.accelerator)
-        self.accelerator.init_trackers(name)  # after the run has claimed the folder
         self.run.check(config.resume)  # before hours of encoding
+        self.accelerator.init_trackers(name, init_kwargs={"trackio": trackio_run(config)})
         self.model = self.optimizer = None
         self.start, self.rank_state, self.scheduled = 0, {}, {}
         self.throughput = Throughput(self.accelerator)

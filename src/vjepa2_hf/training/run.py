@@ -95,6 +95,12 @@ def check_tracker(log_with: str | None) -> None:
         )
 
 
+def trackio_run(config: TrainingConfig) -> dict[str, Any]:
+    """Arguments of `trackio.init`: the run has the name of its folder, and its curves continue when it resumes."""
+    resume = "never" if config.resume is None else "allow"
+    return {"name": os.fspath(config.output_dir), "resume": resume, "config": _plain_settings(config)}
+
+
 def check_sharding(accelerator: Accelerator) -> None:
     """Refuses FSDP where Accelerate would ignore it without a message, and FSDP 1."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
