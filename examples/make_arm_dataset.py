@@ -30,8 +30,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from datasets import Features
 from tqdm.auto import tqdm
 
+from vjepa2_hf.data.dataset_card import write_dataset_card
 from vjepa2_hf.data.files import staged_folder
 from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.pose import move_pose, pose_difference, rotation_from_euler
@@ -108,7 +110,7 @@ def _seen(position: np.ndarray, size: int) -> tuple[np.ndarray, float]:
 
 
 def write_dataset(folder: Path, episodes: int, length: int, size: int, seed: int) -> None:
-    """The files of a LeRobot v3 dataset, with one video file per episode."""
+    """The files of a LeRobot v3 dataset, with one video file per episode, and a dataset card."""
     all_states, all_actions = [], []
     for number in tqdm(range(episodes), desc="arm episodes"):
         states, actions = sample_path(np.random.default_rng([seed, number]), length)
@@ -132,6 +134,7 @@ def write_dataset(folder: Path, episodes: int, length: int, size: int, seed: int
         path = folder / part / "chunk-000/file-000.parquet"
         path.parent.mkdir(parents=True)
         pq.write_table(pa.table(table), path)
+    write_dataset_card(folder, Features.from_arrow_schema(pa.table(columns).schema), total, "data/*/*.parquet")
     pd.DataFrame({"task_index": [0]}, index=[TASK]).to_parquet(folder / "meta/tasks.parquet")  # LeRobot's layout
     (folder / "meta/info.json").write_text(json.dumps(_info(episodes, length, size), indent=1), encoding="utf-8")
 

@@ -207,7 +207,7 @@ class TestParquet:
 
     def test_a_flipped_bit_inside_a_video_is_noticed(self, tmp_path, video):
         folder = Path(write_numbered_shards(tmp_path / "shards", num_videos=40, num_shards=1, bad=()))
-        (path,) = folder.iterdir()
+        (path,) = folder.glob("*.parquet")
         content = bytearray(path.read_bytes())
         content[pq.read_metadata(path).row_group(1).column(0).dictionary_page_offset + 500] ^= 4
         path.write_bytes(content)
@@ -475,7 +475,7 @@ class TestFingerprint:
         with caplog.at_level(logging.WARNING):
             ClipStream(copy, 4, crop_size=8).load_state_dict(state)  # moved: other times, the same files
             assert not caplog.text
-            path = sorted(copy.iterdir())[1]
+            path = sorted(copy.glob("*.parquet"))[1]
             rows = pq.read_table(path).to_pylist()
             write_parquet(path, rows[::-1], pq.read_schema(path), compression="none")
             ClipStream(copy, 4, crop_size=8).load_state_dict(state)

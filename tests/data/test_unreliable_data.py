@@ -105,7 +105,7 @@ def shards(tmp_path_factory) -> Path:
     write_shards(rows, folder, CLIP_FEATURES, num_shards=9)
     for name in ("cut", "gone"):
         path = write_numbered_shards(folder.parent / name, num_videos=4, num_shards=1, bad=())
-        shutil.move(next(Path(path).iterdir()), folder / f"{name}.parquet")
+        shutil.move(next(Path(path).glob("*.parquet")), folder / f"{name}.parquet")
     (folder / "cut.parquet").write_bytes((folder / "cut.parquet").read_bytes()[:-500])
     return folder
 

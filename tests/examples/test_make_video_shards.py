@@ -59,7 +59,7 @@ def test_videos_become_rows_and_the_broken_one_is_listed(source, tmp_path, capfd
     (line,) = (out / "skipped.txt").read_text().splitlines()
     assert line.startswith("b/broken.mp4\t") and "cannot be decoded" in line
     assert sorted(path.name for path in out.iterdir()) == [
-        "data-00000-of-00002.parquet", "data-00001-of-00002.parquet", "skipped.txt",
+        "README.md", "data-00000-of-00002.parquet", "data-00001-of-00002.parquet", "skipped.txt",
     ]  # fmt: skip
     assert "encoding" in capfd.readouterr().err  # the progress bar
     assert len(list(ClipStream(out, 8, crop_size=16, epochs=1))) == 3

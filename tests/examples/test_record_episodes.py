@@ -96,6 +96,7 @@ def record(output: Path, env: str = environments.PUSHING, policy: str = "drawn_t
 def test_rows_hold_video_actions_and_proprio_states(tmp_path):
     rows = record(tmp_path / "out", environments.PUSHING, "drawn_to_block", "--episodes", "3", "--length", "12")
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "README.md",
         "data-00000-of-00002.parquet",
         "data-00001-of-00002.parquet",
     ]

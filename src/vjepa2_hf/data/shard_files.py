@@ -20,6 +20,7 @@ from datasets import load_dataset_builder
 from datasets.utils.file_utils import xopen
 
 from ..video_io import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, ReadLimits
+from .dataset_card import CARD
 from .labels import read_path_list
 from .lerobot import is_hub_id
 from .shard_rows import is_url
@@ -149,7 +150,8 @@ def is_path_list(file: str) -> bool:
 
 
 def files_in(folder: str) -> Iterator[str]:
-    """The files below a folder, without hidden ones. Links are followed; every folder is read once."""
+    """The files below a folder, without hidden ones and dataset cards. Links are followed; every folder is read
+    once."""
     seen = set()
     for root, folders, names in os.walk(folder, followlinks=True):
         # Sorted, so that of two paths to a folder the same one is always used
@@ -158,7 +160,7 @@ def files_in(folder: str) -> Iterator[str]:
             folders.clear()
             continue
         seen.add(os.path.realpath(root))
-        yield from (os.path.join(root, name) for name in names if not name.startswith("."))
+        yield from (os.path.join(root, name) for name in names if not name.startswith(".") and name != CARD)
 
 
 def files_at(data: str | os.PathLike) -> list[str]:

@@ -31,6 +31,7 @@ from datasets import Features, Video
 
 from ..configuration_vjepa2 import check
 from ..video_io import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, ReadLimits
+from .dataset_card import write_dataset_card
 from .files import printable, staged_folder
 from .shard_files import ShardNames, files_in, find_shards, open_url, url_state
 from .shard_rows import BadRows, confined, is_url, read_parquet, read_tar, standard_row
@@ -48,7 +49,8 @@ def write_shards(
     num_shards: int = 8,
     skipped: dict[str, str] | None = None,
 ) -> int:
-    """Writes rows round-robin into parquet files `data-00000-of-00008.parquet`; the folder appears complete.
+    """Writes rows round-robin into parquet files `data-00000-of-00008.parquet`, and a dataset card; the folder appears
+    complete.
 
     Args:
         rows: dicts with the columns of `features`; a video is `{"bytes": mp4, "path": name or None}`.
@@ -69,6 +71,7 @@ def write_shards(
             raise ValueError(f"None of the {len(skipped)} inputs is valid, e.g. {name}: {reason}")
         features = features if isinstance(features, Features) else features(*first)
         count = _write_files(itertools.chain(first, rows), folder, features, num_shards)
+        write_dataset_card(folder, features, count)
         if skipped is not None:
             lines = [printable(f"{name}\t{reason}\n") for name, reason in sorted(skipped.items())]
             (folder / "skipped.txt").write_text("".join(lines), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 plan = ShardPlan(files, source_dir, out_dir, height=256, num_shards=400, described=describe_files(source_dir, names))
 make_shard(plan, 7)                        # OUT_DIR/data-00007-of-00400.parquet
-finish(plan)                               # the list of skipped files, once all shards are there
+finish(plan)                               # dataset card and list of skipped files, once all shards are there
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from datasets import ClassLabel, Features, Value, Video
 
 from ..video_io import VideoDecodeError
 from . import ingest
+from .dataset_card import write_dataset_card
 from .files import PARTIAL_SUFFIX, printable, write_aside, write_text, writing
 from .labels import FileLabels
 from .shards import write_parquet
@@ -198,7 +199,7 @@ def check_out_dir(plan: ShardPlan, may_hold_shards: bool) -> None:
 
 
 def finish(plan: ShardPlan) -> None:
-    """Says what is missing; when nothing is, lists the skipped files of all shards."""
+    """Says what is missing; when nothing is, writes the dataset card and lists the skipped files of all shards."""
     every = range(plan.num_shards)
     if not ingest.is_complete(plan.missing(every), plan.num_shards, plan.out_dir):
         return
@@ -215,6 +216,7 @@ def finish(plan: ShardPlan) -> None:
             plan.path(shard).unlink()
         plan.out_dir.rmdir()
         raise ValueError(f"None of the {len(skipped)} inputs is valid, e.g. {name}: {reason}")
+    write_dataset_card(plan.out_dir, plan.features, count)
     write_text(plan.out_dir / "skipped.txt", "".join(f"{name}\t{why}\n" for name, why in sorted(skipped.items())))
     logger.info("%d rows written to %s", count, plan.out_dir)
     if skipped:

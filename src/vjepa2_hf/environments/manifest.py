@@ -22,6 +22,7 @@ import pyarrow.parquet
 import torch
 
 from ..data import files
+from ..data.shard_files import files_in
 from ..training.settings import read_yaml
 from .tasks import TaskBatch
 
@@ -136,7 +137,7 @@ def describe_folder(path: str) -> dict[str, Any]:
     """A digest of the files of a folder; of episode shards also their number and how they were recorded."""
     if not os.path.isdir(path):
         return {"path": path}
-    listed = sorted(file for file in Path(path).rglob("*") if file.is_file() and not file.name.startswith("."))
+    listed = sorted(file for file in map(Path, files_in(path)) if file.is_file())
     digest = hashlib.sha256()
     for file in listed:
         digest.update(f"{file.relative_to(path)} {file.stat().st_size} ".encode("utf-8", "surrogateescape"))

@@ -2,7 +2,7 @@
 
 plan = FeaturePlan(files, source_dir, out_dir, model="MODEL", pool="clip", num_shards=8)
 extract_shard(plan, 3)                     # OUT_DIR/train-00003-of-00008-....parquet
-finish(plan)                               # OUT_DIR/skipped.txt, once all shards are there
+finish(plan)                               # skipped.txt and the dataset card, once all shards are there
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from ..configuration_vjepa2 import check
+from ..data.dataset_card import write_dataset_card
 from ..data.files import (
     LOCK,
     cache_key,
@@ -282,7 +283,7 @@ def extract_shard(plan: FeaturePlan, shard: int, state: PartialState | None = No
 
 
 def finish(plan: FeaturePlan) -> None:
-    """Says what is missing; when nothing is, lists the skipped files of all shards."""
+    """Says what is missing; when nothing is, lists the skipped files of all shards and writes the dataset card."""
     every = range(plan.num_shards)
     if not is_complete(plan.missing(every), plan.num_shards, plan.out_dir):
         return
@@ -291,6 +292,9 @@ def finish(plan: FeaturePlan) -> None:
     write_text(list_of_skipped, "".join(lines))
     count = sum(len(videos_done(plan, shard)) for shard in every)
     check(count, f"None of the {len(plan.files)} files could be embedded, e.g. {''.join(lines[:1]).strip()!r}.")
+    parts = sorted(plan.out_dir.glob("train-*.parquet"))
+    rows = sum(pq.read_metadata(part).num_rows for part in parts)
+    write_dataset_card(plan.out_dir, Features.from_arrow_schema(pq.read_schema(parts[0])), rows, "train-*.parquet")
     logger.info("%d videos are embedded in %s", count, plan.out_dir)
     if lines:
         logger.warning("%d of %d files skipped, listed in %s", len(lines), len(plan.files), list_of_skipped)
