@@ -45,6 +45,7 @@ class VJepa2VideoClassificationConfig(VJepa2NestedConfig, PreTrainedConfig):
             layer; for a linear pooler and one label per clip. It stores `num_stored_views` views (`int`, defaults to
             0).
         neighbor_temperature (`float`, defaults to 0.07): of the neighbors' weights, exp(cosine / temperature); DINO's.
+        initializer_range (`float`, defaults to 0.02): standard deviation of the truncated normal of new weights.
     Anticipation:
         predicted_frames (`int`, defaults to 0): above 0, the attentive pooler also reads the tokens that a
             masked-latent predictor expects for this many frames after the clip, as in the published evaluation of

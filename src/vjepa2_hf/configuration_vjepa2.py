@@ -34,6 +34,7 @@ _FOREIGN_FIELDS = (
 
 
 def check(condition: bool, message: str) -> None:
+    """Raises a ValueError with this message unless the condition holds."""
     if not condition:
         raise ValueError(message)
 
@@ -49,11 +50,13 @@ def check_numbers(config: PreTrainedConfig, positive: str = "", not_negative: st
 
 
 def check_activation(name: str) -> None:
+    """Checks that transformers knows an activation function of this name."""
     nearest = difflib.get_close_matches(name, ACT2FN, n=1, cutoff=0.0) or ["gelu"]
     check(name in ACT2FN, f"hidden_act is {name!r}, which transformers does not know; did you mean {nearest[0]!r}?")
 
 
 def check_heads(size_name: str, size: int, heads_name: str, heads: int) -> None:
+    """Checks that the number of heads divides the size; both are named as the fields that hold them."""
     check(heads > 0 and size % heads == 0, f"{heads_name}={heads} must divide {size_name}={size}: choose another.")
 
 
@@ -117,12 +120,14 @@ class VJepa2BaseConfig:
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As transformers' method; the fields are those of this class, also from a `vjepa2` folder."""
         refuse_missing_folder(pretrained_model_name_or_path)
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         return cls._translated(config_of(pretrained_model_name_or_path, config)), kwargs
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
+        """A config from its fields, or from those of transformers' `vjepa2`."""
         return super().from_dict(cls._translated(config_dict), **kwargs)
 
     @classmethod
@@ -306,6 +311,7 @@ class VJepa2MaskedLatentPredictionConfig(VJepa2NestedConfig, PreTrainedConfig):
             the predictor. Under rotary positions equal biases make every token attend to its neighbors first. With a
             value above 0 (2.0 at head size 16) a small predictor uses neighboring tokens from the first steps, which
             it otherwise learns in hundreds (docs/pretraining.md).
+        initializer_range (`float`, defaults to 0.02): standard deviation of the truncated normal.
     Loss:
         loss_exponent (`int`, defaults to 1): p of mean |ẑ − z|^p / p; 1 published, 2 in both recipes.
         normalize_targets (`str`, defaults to "layer"): "layer" is LayerNorm without affine (published). "batch"

@@ -126,8 +126,10 @@ class MultiBlockMask:
 
 
 class FrameMask:
-    """Base of the samplers of the temporal recipe, which mask whole frames (tubelets). A setting that is out of its
-    range, or a grid with too few frames, is a ValueError."""
+    """Base of the samplers of the temporal recipe, which mask whole frames (tubelets): context (B, K), target (B, M).
+
+    A setting that is out of its range, or a grid with too few frames, is a ValueError.
+    """
 
     def __call__(
         self, batch_size: int, grid: Grid, generator: torch.Generator | None = None

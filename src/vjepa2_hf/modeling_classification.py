@@ -153,6 +153,7 @@ class VJepa2ForVideoClassification(_TokenClassifier, VJepa2PreTrainedModel):
         return model
 
     def get_input_embeddings(self) -> nn.Module:
+        """The patch embeddings, by which accelerate shards the model (FSDP)."""
         return self.encoder.patch_embeddings
 
     @can_return_tuple

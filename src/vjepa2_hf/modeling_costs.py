@@ -189,7 +189,7 @@ class Closest(Cost):
     needs_distance_head = property(lambda self: self.of.needs_distance_head)
 
     def step(self, imagined: ImaginedStep) -> torch.Tensor | None:
-        """`None`: the smallest value is known after the last step, and `sum_over_steps` keeps it."""
+        """`None` instead of costs (B, J): `sum_over_steps` keeps the smallest, which is known after the last step."""
         return None
 
     def at(self, imagined: ImaginedStep) -> torch.Tensor:

@@ -254,6 +254,7 @@ class VJepa2ConditionedLayer(VJepa2Layer):
         past: PastKeyValues | None,
         conditions: torch.Tensor,  # (B, F, C, d)
     ) -> tuple[torch.Tensor, PastKeyValues]:
+        """Tokens (B, F · N, d) of F frames and their conditions (B, F, C, d); result as in [`VJepa2Layer`]."""
         attended, _, present = self.attention(self.norm1(hidden_states), rotary, attention_mask, past)
         hidden_states = hidden_states + self.drop_path(attended)
         frames = self.norm_condition(hidden_states).unflatten(1, (conditions.shape[1], -1)).flatten(0, 1)
@@ -300,6 +301,7 @@ class VJepa2MLPLayer(GradientCheckpointingLayer):
         self.mlp = VJepa2MLP(size, config.predictor_mlp_ratio, encoder_config.hidden_act)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """States (..., d) -> (..., d)."""
         return hidden_states + self.mlp(self.norm(hidden_states))
 
 
@@ -386,7 +388,7 @@ def rollout_loss(
     dynamics: Dynamics, inputs: DynamicsInputs, predicted: torch.Tensor | None, targets: torch.Tensor
 ) -> torch.Tensor:
     """(1/H) Σ_k λ^(k−1) loss_k from the first frame (two-phase recipe, sec. 4.6), with gradient through the whole
-    rollout; step 1 is the teacher-forced prediction, if there is one."""
+    rollout. Step 1 is the teacher-forced prediction (B, T-1, N, D), if there is one; targets are (B, T-1, N, D)."""
     config, steps = dynamics.config, targets.shape[1]
     if steps < config.rollout_steps:
         needed = f"rollout_steps={config.rollout_steps} needs {config.rollout_steps + 1} or more."

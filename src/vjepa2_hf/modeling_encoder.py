@@ -117,6 +117,7 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
+        """The patch embeddings, by which accelerate shards the model (FSDP)."""
         return self.patch_embeddings  # PEFT asks for it to train adapters with reentrant checkpointing
 
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
@@ -274,7 +275,7 @@ def check_clips(pixel_values_videos: Any) -> None:
 
 
 def clip_grid(config: VJepa2EncoderConfig, pixel_values_videos: torch.Tensor) -> tuple[int, int, int]:
-    """See [`VJepa2Encoder.get_grid`]."""
+    """The grid (T', H', W') of clips (B, T, C, H, W), see [`VJepa2Encoder.get_grid`]."""
     check_clips(pixel_values_videos)
     shape = tuple(pixel_values_videos.shape)
     if len(shape) != 5:

@@ -205,7 +205,7 @@ def attend(
 
 
 def power_loss(predicted: torch.Tensor, target: torch.Tensor, exponent: int, dim=None) -> torch.Tensor:
-    """mean |predicted − target|^p / p over all or some dimensions, in float32, for p = 1 or 2."""
+    """mean |predicted − target|^p / p over all or some dimensions (equal shape), in float32, for p = 1 or 2."""
     difference = predicted.float() - target.float()
     return difference.abs().mean(dim=dim) if exponent == 1 else difference.square().mean(dim=dim) / 2
 
@@ -261,6 +261,7 @@ class VJepa2Attention(nn.Module):
         attention_mask: torch.Tensor | None = None,  # boolean, (L, M) or (B, 1, L, M), true: attend
         past: PastKeyValues | None = None,  # of M - L earlier tokens
     ) -> tuple[torch.Tensor, torch.Tensor | None, PastKeyValues]:
+        """Tokens (B, L, D) or (B, G, L, D) -> the same shape, attention weights or `None`, keys and values."""
         qkv = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1))  # (..., L, 3, h, d)
         parts = qkv.unbind(-3) if rotary is None else rotate_queries_keys(qkv, rotary)
         query, key, value = (part.flatten(0, -4).transpose(1, 2) for part in parts)  # (B or B·G, h, L, d)
@@ -276,6 +277,8 @@ class VJepa2Attention(nn.Module):
 
 
 class VJepa2MLP(nn.Module):
+    """Two linear layers around an activation: (..., D) -> (..., D)."""
+
     def __init__(self, hidden_size: int, mlp_ratio: float, hidden_act: str):
         super().__init__()
         self.fc1 = nn.Linear(hidden_size, int(hidden_size * mlp_ratio))
@@ -283,6 +286,7 @@ class VJepa2MLP(nn.Module):
         self.fc2 = nn.Linear(int(hidden_size * mlp_ratio), hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Hidden states (..., D) -> (..., D)."""
         hidden_states = self.fc1(hidden_states)
         if torch.is_grad_enabled() or not isinstance(self.activation, GELUActivation):
             return self.fc2(self.activation(hidden_states))
@@ -328,6 +332,7 @@ class VJepa2Layer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None = None,
         past: PastKeyValues | None = None,
     ) -> tuple[torch.Tensor, PastKeyValues]:
+        """Tokens (B, L, D) -> (B, L, D), and the keys and values; arguments as in [`VJepa2Attention`]."""
         attended, _, present = self.attention(self.norm1(hidden_states), rotary, attention_mask, past)
         hidden_states = hidden_states + self.drop_path(attended)
         return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states))), present

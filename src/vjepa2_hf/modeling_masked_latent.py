@@ -76,11 +76,13 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
         _warn_of_collapse(config)
 
     def train(self, mode: bool = True):
+        """As in PyTorch; the target encoder stays in evaluation mode, without gradient."""
         super().train(mode)
         self.target_encoder.eval().requires_grad_(False)  # no dropout; `from_pretrained` makes new parameters
         return self
 
     def get_input_embeddings(self) -> nn.Module:
+        """The patch embeddings, by which accelerate shards the model (FSDP)."""
         return self.encoder.patch_embeddings  # accelerate asks for it to shard the model (FSDP)
 
     def forward(
@@ -146,7 +148,7 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
 
     @torch.no_grad()
     def encode_targets(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-        """Targets before normalization: `encode_clip`, or for `target_type="pixels"` the pixels per tubelet."""
+        """Targets (B, N, D) of clips (B, T, C, H, W) before normalization: tokens, or pixels per tubelet."""
         if self.config.target_type == "pixels":
             return tubelet_pixels(self.config.encoder_config, self.encoder.fill_tubelet(pixel_values_videos))
         return self.encode_clip(pixel_values_videos)
@@ -172,7 +174,7 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
         return centered / (centered.std(dim=0 if kind == "batch" else (0, 1), keepdim=True) + 1e-6)
 
     def latent_loss(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """mean |ẑ − z|^p / p over clips, tokens and channels (p = 1 published, p = 2 in both recipes)."""
+        """mean |ẑ − z|^p / p of latents (..., D) over all dimensions (p = 1 published, p = 2 in both recipes)."""
         return self.latent_errors(predicted, target).mean()
 
     def latent_errors(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -53,7 +53,7 @@ def state_shape(config: VJepa2WorldModelConfig) -> tuple[int, int]:
 
 
 def empty_state_map(config: VJepa2WorldModelConfig) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """Mean, linear map and scale of the shapes that `fit_state_map` returns, for weights to be loaded into."""
+    """Mean (n, m), linear map (or `None`) and scale () of the shapes of `fit_state_map`, to load weights into."""
     shape = arranged_shape(config)
     inputs = shape[0] * shape[1] if config.state_type == "projected" else shape[1]
     linear_map = None if config.state_dim is None else torch.eye(inputs, config.state_dim)
@@ -93,7 +93,7 @@ def check_square(config: VJepa2WorldModelConfig, pixel_values_videos: torch.Tens
 
 
 def warn_if_unnormalized(pixel_values_videos: torch.Tensor) -> None:
-    """Warns of frames that have not been through a video processor."""
+    """Warns of frames (B, T, C, H, W) that have not been through a video processor."""
     largest = pixel_values_videos.detach().abs().amax().item() if pixel_values_videos.numel() else 0.0
     if largest > _LARGEST_PIXEL:
         warnings.warn(
@@ -230,12 +230,14 @@ class DynamicsInputs:
     extrinsics: torch.Tensor | None = None  # (B, F, E)
 
     def map(self, function) -> "DynamicsInputs":
+        """These inputs after `function`; parts that are `None` stay."""
         return DynamicsInputs(*(None if part is None else function(part) for part in vars(self).values()))
 
     def __getitem__(self, frames: slice) -> "DynamicsInputs":
         return self.map(lambda part: part[:, frames])
 
     def append(self, frame: "DynamicsInputs") -> "DynamicsInputs":
+        """These inputs followed by those of later frames."""
         pairs = zip(vars(self).values(), vars(frame).values(), strict=True)
         return DynamicsInputs(*(None if a is None else torch.cat([a, b], dim=1) for a, b in pairs))
 
@@ -250,27 +252,27 @@ def normalize_inputs(config: VJepa2WorldModelConfig, latents, actions, proprio_s
 
 
 def normalize_actions(config: VJepa2WorldModelConfig, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-    """Actions from environment units, in the precision of the latents."""
+    """Actions (..., A) from environment units, in the precision of the latents."""
     (actions,) = to_float_tensors(latents, actions)
     return standardize(actions, config.action_mean, config.action_std).to(latents.dtype)
 
 
 def to_float_tensors(latents: torch.Tensor, *values: torch.Tensor | None) -> list[torch.Tensor | None]:
-    """Values in environment units (often float64 or integers) on the latents' device, in float32 at least: bfloat16
-    would lose small differences before the mean is subtracted."""
+    """Values of any shape in environment units (often float64 or integers) on the latents' device, in float32 at
+    least: bfloat16 would lose small differences before the mean is subtracted."""
     dtype = torch.promote_types(latents.dtype, torch.float32)
     return [value if value is None else as_numbers(value).to(latents.device, dtype) for value in values]
 
 
 def match_dtype(latents: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Latents in the dtype of a weight, but under autocast, which converts them itself."""
+    """Latents of any shape in the dtype of a weight, but under autocast, which converts them itself."""
     if latents.dtype == weight.dtype or torch.is_autocast_enabled(latents.device.type):
         return latents
     return latents.to(weight.dtype)
 
 
 def as_numbers(value: torch.Tensor | np.ndarray | list, name: str = "actions or states") -> torch.Tensor:
-    """A tensor unchanged; a numpy array, as a planner returns, or a list as a tensor of its own."""
+    """A tensor of any shape unchanged; a numpy array, as a planner returns, or a list as a tensor of its own."""
     if not isinstance(value, torch.Tensor):
         try:
             value = torch.tensor(value)  # copied: an array may be read-only
@@ -280,6 +282,7 @@ def as_numbers(value: torch.Tensor | np.ndarray | list, name: str = "actions or 
 
 
 def standardize(values: torch.Tensor, mean: list | float | None, std: list | float | None) -> torch.Tensor:
+    """(values − mean) / std for values (..., A) and statistics of length A or a number; `None` changes nothing."""
     if mean is not None:
         values = values - values.new_tensor(mean)
     return values if std is None else values / values.new_tensor(std)
@@ -338,6 +341,7 @@ def check_inputs(
 
 
 def check_candidates(config: VJepa2WorldModelConfig, latents: torch.Tensor, actions: torch.Tensor) -> None:
+    """Checks latents (B, T0, N, D) and actions (B, J, P, A)."""
     size, batch_size = config.action_dim, len(latents)
     if latents.ndim != 4:
         raise ValueError(f"latents have shape {tuple(latents.shape)}; expected (B, T0, N, D).")
@@ -372,7 +376,7 @@ def check_rollout(
 
 
 def check_scored(observation: torch.Tensor, goal: torch.Tensor | None, num_samples: int, generator: Any) -> None:
-    """Refuses what [`VJepa2WorldModel.score`] cannot encode or sample."""
+    """Refuses what [`VJepa2WorldModel.score`] cannot encode or sample: observations (B, T0, …), goals (B, …)."""
     check_tensor("observation", observation, "(B, T0, C, H, W)", "(B, T0, N, D)")
     if goal is not None:
         check_tensor("goal", goal, "(B, 1, C, H, W)", "(B, 1, N, D)", "(B, N, D)")
@@ -381,6 +385,7 @@ def check_scored(observation: torch.Tensor, goal: torch.Tensor | None, num_sampl
 
 
 def check_chunk_size(size: int | None) -> None:
+    """Checks the number of candidates of a rollout; `None` lets the model choose."""
     if size is not None and (not is_integer(size) or not 1 <= size <= LARGEST_COUNT):
         raise ValueError(f"candidate_chunk_size is {describe(size)}; expected an integer of at least 1, or None.")
 

@@ -123,6 +123,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         return model
 
     def train(self, mode: bool = True):
+        """As in PyTorch; a frozen encoder, or the target encoder, stays in evaluation mode."""
         super().train(mode)  # what follows is repeated here because `from_pretrained` makes new parameters
         frozen = getattr(self, "encoder" if self.config.freeze_encoder else "target_encoder", None)
         if frozen is not None:

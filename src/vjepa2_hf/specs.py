@@ -43,10 +43,12 @@ def describe(value: Any) -> str:
 
 
 def refuse(name: str, value: Any, expected: str) -> NoReturn:
+    """Raises a ValueError that names the setting, its value and what was expected."""
     raise ValueError(f"{name} is {describe(value)}; expected {expected}.")
 
 
 def is_integer(value: Any) -> bool:
+    """Whether it is an integer, also a numpy one; no bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 

@@ -191,8 +191,7 @@ class VideoReader:
         rate = self._stream.average_rate or self._stream.guessed_rate or 25
         self._pts, self._is_key, self._sizes = pts, np.array(is_key, bool), np.array(sizes, np.float64)
         self.times = frame_times(pts, self._stream.time_base, float(rate))
-        span = self.times[-1]
-        self.fps = (len(self.times) - 1) / span if span > 0 else float(rate)
+        self.fps = (len(self.times) - 1) / self.times[-1] if self.times[-1] > 0 else float(rate)
 
     def __len__(self) -> int:
         return len(self._pts)
@@ -204,6 +203,7 @@ class VideoReader:
         self.close()
 
     def close(self) -> None:
+        """Closes the file."""
         if self._container is not None:
             self._container.close()
 

@@ -105,12 +105,14 @@ class VJepa2VideoProcessor(VJEPA2VideoProcessor):
 
     @classmethod
     def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs):
+        """As transformers' method; `crop_size` alone also changes `size` if that was the default."""
         size, crop_size = (video_processor_dict.get(name) for name in ("size", "crop_size"))
         if kwargs.get("crop_size") and not kwargs.get("size") and crop_size and size == _default_size(crop_size):
             video_processor_dict = {**video_processor_dict, "size": None}
         return super().from_dict(video_processor_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values, for `preprocessor_config.json`."""
         settings = super().to_dict()
         if self._auto_class is None:
             settings.pop("auto_map", None)  # of a loaded file: names code that is not saved with it

@@ -283,7 +283,7 @@ def _read_av1(packet: Any) -> tuple[bool, bool]:
 
 
 def frame_times(pts: Sequence[int | None], time_base: Fraction | None, rate: float) -> np.ndarray:
-    """Seconds of each frame from the first on; the rate counts them where there are no times, or they jump back."""
+    """Seconds (T,) of the frames from the first on. The rate counts them where times are missing or jump back."""
     if None not in pts and time_base:
         values = np.asarray(pts, np.int64)
         order = np.argsort(values, kind="stable")

@@ -62,6 +62,7 @@ class ResampleOptions:
 
     @property
     def columns(self) -> dict[str, list[str]]:
+        """The keys of actions and states that are named, by column."""
         named = {"actions": self.actions_key, "proprio_states": self.states_key}
         return {name: keys for name, keys in named.items() if keys}
 

@@ -332,6 +332,7 @@ class ShardSource:
         return fingerprint == (self.names_fingerprint if isinstance(fingerprint, int) else self.fingerprint)
 
     def row_name(self, shard: int, row: int, path: str | None = None) -> str:
+        """What logs and errors call a row: its shard and number, or its file."""
         if self.kind in _FILE_COLUMNS:
             return self.shards[shard]
         return f"{self.shards[shard]}, row {row}" + (f" ({path})" if path else "")

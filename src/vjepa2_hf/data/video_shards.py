@@ -72,6 +72,7 @@ class ShardPlan:
 
     @property
     def features(self) -> Features:
+        """Columns of the shards."""
         return Features(COLUMNS | {name: feature for name, (feature, _) in self.label_columns.items()})
 
     def labels_of(self, shard: int) -> list[dict[str, Any]]:
@@ -90,9 +91,11 @@ class ShardPlan:
         return {**settings, "num_files": len(self.files), "files_in_order": names}
 
     def path(self, shard: int) -> Path:
+        """The file of a shard."""
         return self.out_dir / f"data-{shard:05d}-of-{self.num_shards:05d}.parquet"
 
     def files_of(self, shard: int) -> list[Path]:
+        """The videos of a shard."""
         return self.files[shard :: self.num_shards]
 
     def missing(self, shards: Iterable[int]) -> list[int]:

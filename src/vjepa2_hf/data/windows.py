@@ -30,7 +30,7 @@ class WindowMixture:
         return sum(map(len, self.episodes))
 
     def num_windows(self, cache: int, frames: int, skip: int) -> np.ndarray:
-        """Number of windows in each episode of a cache."""
+        """Number of windows in each of the E episodes of a cache, int64 (E,)."""
         return (self.caches[cache].lengths[self.episodes[cache]] - (frames - 1) * skip).clamp(min=0).numpy()
 
     def sample(self, count: int, frames: int, skip: int, rng: np.random.Generator) -> torch.Tensor:

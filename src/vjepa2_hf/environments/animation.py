@@ -61,7 +61,7 @@ def _frame(image: np.ndarray, goal: np.ndarray, title: str, color: tuple[int, in
 
 
 def write_videos(folder: Path, result: ClosedLoopResult, goals: np.ndarray) -> None:
-    """Writes episodes next to their goals, until their success; small images are enlarged."""
+    """Writes episodes next to their goals, uint8 (N, H, W, 3), until their success; small images are enlarged."""
     if result.frames is None:
         return
     folder.mkdir(parents=True, exist_ok=True)

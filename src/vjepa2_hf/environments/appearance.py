@@ -48,7 +48,7 @@ def _smooth_noise(rng: np.random.Generator, cells: int) -> np.ndarray:
 
 
 def distinct_colors(rng: np.random.Generator, taken: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
-    """`count` random colors, each far (in RGB) from the `taken` ones and from each other."""
+    """`count` random RGB colors (3,), 0 to 255, each far from the `taken` ones and from each other."""
     colors = list(taken)
     required = 130.0
     while len(colors) < len(taken) + count:

@@ -45,6 +45,7 @@ class RecordedPair:
 
     @property
     def source(self) -> dict[str, Any]:
+        """Where the task comes from: episode, frame and goal frame."""
         return {"episode": self.episode_id, "frame": self.frame, "goal_frame": self.frame + self.offset}
 
     @property
@@ -59,6 +60,7 @@ class RecordedPair:
 
     @property
     def reset_options(self) -> dict[str, Any]:
+        """Options with which the environment was reset when it was recorded."""
         return json.loads(self.replay.get("reset_options") or "{}")
 
 
@@ -67,9 +69,14 @@ class SteppedEpisode(Protocol):
 
     ended: bool
 
-    def reset(self, seed: int | None, options: dict[str, Any] | None = None) -> None: ...
-    def step(self, action: np.ndarray) -> bool: ...
-    def image(self) -> np.ndarray: ...
+    def reset(self, seed: int | None, options: dict[str, Any] | None = None) -> None:
+        """Starts the environment."""
+
+    def step(self, action: np.ndarray) -> bool:
+        """Takes an action (A,); returns whether the environment ended the episode."""
+
+    def image(self) -> np.ndarray:
+        """The current image, uint8 (H, W, 3)."""
 
 
 def find_fraction(paths: Iterable[str]) -> float:

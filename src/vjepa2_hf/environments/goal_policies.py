@@ -119,7 +119,7 @@ def imagine(
 
 
 class PolicyPlan:
-    """A policy as a `plan` for `closed_loop.run_closed_loop`: one model step from the current image.
+    """A policy as a `plan` for `closed_loop.run_closed_loop`: one model step (N, k, A) from the current images.
 
     Args:
         path: folder of the policy; its world model is loaded from the path that the policy was trained on.

@@ -25,6 +25,7 @@ def make_env(env_id: str, **settings: Any) -> gymnasium.Env:
 
 
 def is_image(value: Any) -> bool:
+    """Whether it is an image, uint8 (H, W, 3)."""
     return isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3
 
 
@@ -54,7 +55,7 @@ def reset_env(env: gymnasium.Env, seed: int, options: dict[str, Any] | None = No
 
 
 def step_env(env: gymnasium.Env, action: np.ndarray) -> tuple[Any, Any, bool, bool, Mapping[str, Any]]:
-    """Observation, reward, terminated, truncated and info of a step; a ValueError for the old gym interface."""
+    """Observation, reward, terminated, truncated, info of an action (A,); a ValueError for the old gym interface."""
     try:
         found = env.step(np.array(action))  # its own copy, which it may change
     except ValueError as error:  # of gymnasium's wrapper for the number of steps

@@ -144,6 +144,7 @@ class GymTasksConfig:
 
     @property
     def offsets(self) -> list[int]:
+        """`goal_offset` as a list."""
         return self.goal_offset if isinstance(self.goal_offset, list) else [self.goal_offset]
 
     def options_of(self, seed: int) -> dict[str, Any]:
@@ -320,6 +321,7 @@ class GymTasks:
 
     @property
     def active(self) -> np.ndarray:
+        """See `TaskBatch`: bool (N,)."""
         return ~(self.tracker.finished if self.tracker else self.reached) & ~self.solved & ~self._ended
 
     @property
@@ -328,6 +330,7 @@ class GymTasks:
 
     @property
     def levels(self) -> dict[str, np.ndarray]:
+        """See `TaskBatch`: bool (N,) by name."""
         return dict(self.tracker.reached) if self.several_levels else {}
 
     def _values(self, names: Sequence[str]) -> np.ndarray | None:
@@ -335,10 +338,12 @@ class GymTasks:
 
     @property
     def states(self) -> np.ndarray | None:
+        """See `TaskBatch`: float32 (N, S), or `None`."""
         return self._values(self.config.state)
 
     @property
     def proprio_states(self) -> np.ndarray | None:
+        """See `TaskBatch`: float32 (N, S), or `None`."""
         return self._values(self.config.proprio_state)
 
     @property
@@ -347,10 +352,11 @@ class GymTasks:
         return None if self.goal_states is None else self._measure.distances(self.states, self.goal_states)
 
     def render(self, episodes: np.ndarray | None = None) -> np.ndarray:
+        """Current images of the given tasks (indices; default all): uint8 (n, H, W, 3)."""
         return np.stack([self.episodes[i].image() for i in (range(len(self)) if episodes is None else episodes)])
 
     def step(self, actions: np.ndarray) -> None:
-        """Acts in the active episodes; the others do not change."""
+        """Takes one action (N, A) in the active episodes; the others do not change."""
         actions = np.asarray(actions, np.float32)
         if actions.shape != (len(self), self.action_dim):
             raise ValueError(f"The actions have shape {actions.shape}; expected ({len(self)}, {self.action_dim}).")
@@ -391,6 +397,7 @@ class GymTasks:
         return bool(reported)
 
     def policy_actions(self, name: str, rng: np.random.Generator) -> np.ndarray:
+        """Actions (N, A) of one of `policies.POLICIES`, or of `module:callable`."""
         if name not in self._policies:
             self._policies[name] = [find_policy(name, episode.env) for episode in self.episodes]
         pairs = zip(self._policies[name], self.episodes, strict=True)

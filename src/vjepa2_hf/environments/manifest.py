@@ -35,7 +35,7 @@ COMPARED = {"start_sha256": "start image", "goal_sha256": "goal image"}
 
 
 def checksum(array: np.ndarray) -> str:
-    """SHA-256 of an image: its shape and bytes."""
+    """SHA-256 of an image (H, W, 3): its shape and bytes."""
     return hashlib.sha256(f"{array.shape}".encode() + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 

@@ -96,6 +96,7 @@ class PlaneEnv(gymnasium.Env):
         return self.render(), self._info()
 
     def step(self, action: np.ndarray):
+        """Takes an action (2,) in [-1, 1]. The reward is minus the distance to the goal in widths of the field."""
         action = np.asarray(action, np.float32)
         if action.shape != (2,) or not np.isfinite(action).all():
             raise ValueError(f"The action is {action.tolist()}, but two finite numbers in [-1, 1] are expected.")
@@ -108,6 +109,7 @@ class PlaneEnv(gymnasium.Env):
         return self.render(), -info["distance_px"] / IMAGE_SIZE, terminated, False, info
 
     def render(self) -> np.ndarray:
+        """The image of the current state, uint8 (H, W, 3)."""
         return self.render_state(self.state)
 
     def _info(self) -> dict[str, Any]:
@@ -221,7 +223,7 @@ class PlaneEnv(gymnasium.Env):
         return Appearance(background, np.array(colors, np.float32), random_light(rng))
 
     def render_walls(self, background: np.ndarray, color: np.ndarray) -> None:
-        """Renders static parts into the background, in place; by default there are none."""
+        """Renders static parts in a color (3,) into the background (H, W, 3), in place; by default there are none."""
 
 
 def length(vectors: np.ndarray) -> np.ndarray:
@@ -230,8 +232,10 @@ def length(vectors: np.ndarray) -> np.ndarray:
 
 
 def keep_inside(positions: np.ndarray, radius: float) -> np.ndarray:
+    """Positions (..., 2) moved to where a disc of this radius is inside the field, float (..., 2)."""
     return np.minimum(np.maximum(positions, radius), 1 - radius)  # np.clip takes three times as long on two numbers
 
 
 def is_inside(positions: np.ndarray, radius: float) -> np.ndarray:
+    """Whether a disc of this radius at positions (..., 2) is inside the field, bool (...)."""
     return (np.abs(positions - 0.5) <= 0.5 - radius + 1e-5).all(-1)  # False for nan

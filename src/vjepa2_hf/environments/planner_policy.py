@@ -18,7 +18,7 @@ from .tasks import TaskBatch
 
 
 class PlannerPolicy:
-    """Plans for all active episodes in one call.
+    """Plans for all active episodes in one call; a call returns environment actions (N, steps, A).
 
     Args:
         planner: the planner.

@@ -31,13 +31,13 @@ def wandering_actions(last_actions: np.ndarray, rng: np.random.Generator) -> np.
 
 
 def uniform(env: gymnasium.Env, rng: np.random.Generator) -> np.ndarray:
-    """Uniform random actions; for any environment with a bounded Box action space."""
+    """Uniform random actions (A,); for any environment with a bounded Box action space."""
     space = env.action_space
     return np.asarray(rng.uniform(space.low, space.high)).astype(space.dtype)  # of shape () it is a plain float
 
 
 class Held:
-    """Uniform random actions, each repeated with probability `KEEP`; for any environment with a bounded Box."""
+    """Uniform random actions (A,), each repeated with probability `KEEP`; for any environment with a bounded Box."""
 
     KEEP = 0.8
     action = None
@@ -49,17 +49,17 @@ class Held:
 
 
 def drawn_to_block(env: PushingEnv, rng: np.random.Generator) -> np.ndarray:
-    """The data policy of pushing: random, biased towards the block."""
+    """The data policy of pushing, (2,): random, biased towards the block."""
     return drawn_to_block_actions(env.state, rng)
 
 
 def wander(env: PlaneEnv, rng: np.random.Generator) -> np.ndarray:
-    """The data policy of two rooms: random, keeping its heading for a few steps."""
+    """The data policy of two rooms, (2,): random, keeping its heading for a few steps."""
     return wandering_actions(env.last_action, rng)
 
 
 class Waypoints:
-    """The data policy of four rooms: shortest paths to random positions in other rooms, with noisy actions.
+    """The data policy of four rooms, (2,): shortest paths to random positions in other rooms, with noisy actions.
 
     The next position follows within 5 pixels of the last. `actions` advances N episodes together.
     """

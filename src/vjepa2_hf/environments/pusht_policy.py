@@ -35,6 +35,7 @@ class RelativeActions(gymnasium.ActionWrapper):
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
 
     def action(self, action: np.ndarray) -> np.ndarray:
+        """The target's position in the field, (2,), of a relative action (2,)."""
         space = self.env.action_space
         target = np.array(self.unwrapped.agent.position) + ACTION_SCALE * np.asarray(action, np.float64)
         return np.clip(target, space.low, space.high).astype(space.dtype)
@@ -54,7 +55,7 @@ if RELATIVE_PUSH_T not in gymnasium.registry:
 
 
 class ScriptedPusher:
-    """Repeats strokes: goes around the T to a random point of its outline, then pushes for a random distance.
+    """Actions (2,) in strokes: goes around the T to a random point of its outline, then pushes for a random distance.
 
     Points off the T's center turn it. Speed, direction and length of a stroke are random, and every action has noise.
     A few strokes go to a random point of the field, so that a model also sees the actions that a planner samples.

@@ -22,6 +22,7 @@ class RoomsEnv(PlaneEnv):
 
     @cached_property
     def paths(self) -> ShortestPaths:
+        """Shortest paths of the agent around the walls."""
         return ShortestPaths(self.walls, self.radius)
 
     def path_distance(self, states: np.ndarray, goals: np.ndarray, whole_state: bool = False) -> np.ndarray:

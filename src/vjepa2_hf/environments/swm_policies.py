@@ -8,7 +8,7 @@ import numpy as np
 
 
 class TwoRoomWaypoints:
-    """Stable-worldmodel's expert walks to one random position after another, with noisy actions.
+    """Stable-worldmodel's expert walks to one random position after another, with noisy actions (2,).
 
     Its episodes cover both rooms and the door, and most of their frames are far apart: a learned distance needs such
     pairs.

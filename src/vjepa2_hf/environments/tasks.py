@@ -114,15 +114,18 @@ class Tasks:
         return len(self.seeds)
 
     def render(self, episodes: np.ndarray | None = None) -> np.ndarray:
+        """Current images of the given tasks (indices; default all): uint8 (n, H, W, 3)."""
         episodes = range(len(self)) if episodes is None else episodes
         return np.stack([self.env.render_state(self.states[i], self.appearances[i]) for i in episodes])
 
     @property
     def active(self) -> np.ndarray:
+        """See `TaskBatch`: bool (N,)."""
         return ~(self.tracker.finished if self.tracker else self.reached) & ~self.solved
 
     @property
     def levels(self) -> dict[str, np.ndarray]:
+        """See `TaskBatch`: bool (N,) by name."""
         return dict(self.tracker.reached) if self.tracker else {}
 
     def _in_pixels(self) -> tuple[np.ndarray, np.ndarray]:
@@ -131,21 +134,26 @@ class Tasks:
 
     @property
     def goal_states(self) -> np.ndarray:
+        """See `TaskBatch`: float32 (N, S)."""
         return self.goals
 
     @property
     def sources(self) -> list[dict[str, Any]]:
+        """See `TaskBatch`: the seed of each task."""
         return [{"seed": seed} for seed in self.seeds]
 
     @property
     def proprio_states(self) -> np.ndarray:
+        """Positions (N, 2) of the agents, in field units."""
         return self.states[:, :2]  # the agents' positions
 
     @property
     def distances(self) -> np.ndarray:
+        """Distances (N,) to the goals in pixels."""
         return self.env.distance_px(self.states, self.goals)
 
     def step(self, actions: np.ndarray) -> None:
+        """Takes one action (N, 2) in [-1, 1] in every task."""
         actions = np.asarray(actions, np.float32)
         if actions.shape != (len(self), 2):
             raise ValueError(f"The actions have shape {actions.shape}, but ({len(self)}, 2) is expected.")
@@ -159,6 +167,7 @@ class Tasks:
         self.reached = self.tracker.first
 
     def policy_actions(self, name: str, rng: np.random.Generator) -> np.ndarray:
+        """Actions (N, 2) of one of `policies.POLICIES`."""
         sample = {
             "uniform": lambda: rng.uniform(-1, 1, (len(self), 2)),
             "drawn_to_block": lambda: drawn_to_block_actions(self.states, rng),

@@ -76,7 +76,8 @@ class TrueDynamicsPolicy(PlannerPolicy):
 
     Every candidate's true states are rendered and encoded, and the planner's cost judges these latents. Failures are
     then due to the cost or the encoder, not to the dynamics. Rendering and encoding all candidates is slow: use few
-    candidates and few episodes. `tasks` must be [`Tasks`]. Takes the arguments of [`PlannerPolicy`].
+    candidates and few episodes. `tasks` must be [`Tasks`]. Takes the arguments of [`PlannerPolicy`],
+    and returns (N, steps, A) as it does.
     """
 
     def __init__(self, planner: VJepa2Planner, *arguments: Any, **settings: Any):

@@ -185,6 +185,7 @@ def infer_head(file: PublishedFile) -> InferredConfig:
 
 
 def infer_probe(state: State) -> InferredConfig:
+    """The config of a published probe, from the shapes of its weights."""
     width = state["pooler.query_tokens"].shape[-1]
     layers, _ = _stack(state, "pooler.blocks.", width)
     inferred = InferredConfig({"num_labels": state["linear.weight"].shape[0], "num_pooler_layers": layers})

@@ -53,6 +53,7 @@ class PublishedFile:
         return component or (present[0] if present else None)
 
     def encoder_alone(self, part: str) -> "PublishedFile":
+        """This file with one of its encoders ("encoder" or "target_encoder") as its only part."""
         return PublishedFile(self.path, "encoder", {"encoder": self.parts[part]})
 
 
@@ -302,5 +303,6 @@ def published_table(config: VJepa2EncoderConfig, size: int) -> torch.Tensor:
 
 
 def same_table(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether two position tables (N, D) are equal but for rounding."""
     tolerance = 1e-5 if found.dtype == torch.float32 else 1e-2
     return found.shape == expected.shape and torch.allclose(found.float(), expected, rtol=0, atol=tolerance)

@@ -43,7 +43,7 @@ NUMBERS, INTEGERS = datasets.List(NUMBER), datasets.List(INTEGER)
 
 
 def to_array(name: str, value: Any, dtype: Any = np.float64) -> np.ndarray:
-    """Numbers, tensors too, as an array."""
+    """Numbers of any shape, tensors too, as an array."""
     try:
         value = value.detach().cpu().to(torch.float64) if isinstance(value, torch.Tensor) else value
         return np.asarray(value) if dtype is None else np.asarray(value, dtype)

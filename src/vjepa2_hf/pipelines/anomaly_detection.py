@@ -180,6 +180,7 @@ class VJepa2AnomalyDetector(VideoPipeline):
             self.calibration.save(save_directory)
 
     def preprocess(self, video: Any) -> dict[str, Any]:
+        """First step of the pipeline: opens the video."""
         return {"source": _Counted(self._kept(video))}
 
     def _forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -187,6 +188,7 @@ class VJepa2AnomalyDetector(VideoPipeline):
         return {"errors": self._errors(inputs["source"], statistics), "source": inputs["source"]}
 
     def postprocess(self, outputs: dict[str, Any]) -> dict[str, Any]:
+        """Last step of the pipeline: the result that a call returns."""
         errors, source = outputs["errors"], outputs["source"]
         if self.calibration is None:
             tubelets, scores, threshold = errors, step_statistics(errors, self.settings["top_fraction"])[0], None

@@ -94,6 +94,7 @@ class Calibration:
         return torch.maximum(rise, (self.fall_mean - fall) / self.fall_std)
 
     def save(self, folder: str | os.PathLike) -> None:
+        """Writes the calibration into the folder of a detector, for `load`."""
         numbers = dict(vars(self))
         statistics = numbers.pop("statistics")
         tensors = {name: numbers.pop(name) for name in OLD_TENSORS.values()}
@@ -228,6 +229,7 @@ def target_statistics(model: VJepa2ForMaskedLatentPrediction, windows: Iterable[
 
 
 def check_quantile(quantile: float) -> None:
+    """Checks a quantile: a fraction of time steps above 0, up to 1."""
     if not is_number(quantile) or not 0 < quantile <= 1:
         refuse("quantile", quantile, "a fraction of time steps, above 0 and up to 1")
 

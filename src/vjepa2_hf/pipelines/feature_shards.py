@@ -70,6 +70,7 @@ class FeaturePlan:
     num_shards: int = 1
 
     def files_of(self, shard: int) -> list[Path]:
+        """The videos of a shard."""
         return self.files[shard :: self.num_shards]
 
     def prefix(self, shard: int) -> str:
@@ -97,6 +98,7 @@ class Job:
 
     @property
     def is_done(self) -> bool:
+        """Whether every clip has its row, or the video is skipped."""
         return self.reason is not None or (self.is_read and len(self.rows) == self.clips)
 
 

@@ -298,6 +298,7 @@ class VJepa2Planner(VideoPipeline):
         return plans[0] if single else plans
 
     def preprocess(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """First step of the pipeline: images to pixels (B, T, C, H, W), numbers to tensors."""
         observation, goals, single = inputs["observation"], inputs["goals"], inputs["single"]
         config = self.model.config
         processing = (single, self.video_processor, config.fps and config.fps / config.frame_skip)
@@ -392,6 +393,7 @@ class VJepa2Planner(VideoPipeline):
         return goals[problems, index].unsqueeze(1), states, progress
 
     def postprocess(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """Last step of the pipeline: one plan per observation."""
         actions, starts = outputs["actions"].float().numpy(), outputs["warm_start"].float().numpy()
         progress = outputs["progress"].items()
         progress = {name: rows if isinstance(rows, list) else rows.tolist() for name, rows in progress}

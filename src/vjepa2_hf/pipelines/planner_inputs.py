@@ -55,10 +55,12 @@ def _process(name: str, value: Any, video_processor: Any, model_fps: float | Non
 
 
 def is_processed(value: Any) -> bool:
+    """Whether it is a tensor (B, T, C, H, W) of floats, which is taken as processed."""
     return isinstance(value, torch.Tensor) and value.ndim == 5 and value.is_floating_point()
 
 
 def is_batch(value: Any) -> bool:
+    """Whether it is a list or a processed tensor, and so several observations or goals."""
     return isinstance(value, list) or is_processed(value)
 
 
@@ -81,6 +83,7 @@ def check_pair(frames: torch.Tensor, goal: torch.Tensor, context_frames: int) ->
 
 
 def warn_of_aspect_ratio(observation: Any, goal: Any) -> None:
+    """Warns if the aspect ratios of an observation and its goal differ by more than a tenth."""
     ratios = [_aspect_ratio(item) for item in (observation, goal)]
     if None not in ratios and not 1 / 1.1 <= ratios[0] / ratios[1] <= 1.1:
         warnings.warn(

@@ -68,6 +68,7 @@ class GraphSubgoals:
         return chosen, [dict(vars(waypoint)) for waypoint in waypoints]
 
     def save_pretrained(self, folder: Path) -> None:
+        """Writes the graph, with the latents of its nodes, into a folder."""
         tensors = {"latents": self.latents, "embeddings": self.embeddings}
         tensors |= {name: torch.from_numpy(getattr(self.graph, name)) for name in ("lengths", "predecessors")}
         note = {"max_edge": self.graph.max_edge, "reach": self.graph.reach}
@@ -75,6 +76,7 @@ class GraphSubgoals:
 
     @classmethod
     def from_pretrained(cls, folder: Path, model: VJepa2WorldModel) -> "GraphSubgoals":
+        """Reads what `save_pretrained` wrote. A missing or damaged file is a ValueError."""
         path = folder / GRAPH_FILE
         try:
             check_part(path, cls.name)

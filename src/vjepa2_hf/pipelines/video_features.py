@@ -71,6 +71,7 @@ class VJepa2FeatureExtractor(VideoPipeline):
         return reading, forward, {} if return_tensors is None else {"return_tensors": return_tensors}
 
     def preprocess(self, video: Any, stride: int = 1) -> dict[str, Any]:
+        """First step of the pipeline: opens the video."""
         return {"source": self._source(video, stride)}
 
     def _forward(
@@ -85,6 +86,7 @@ class VJepa2FeatureExtractor(VideoPipeline):
         return {"features": features.mean(dim=1) if pool == "clip" else features}
 
     def postprocess(self, outputs: dict[str, torch.Tensor], return_tensors: bool = False):
+        """Last step of the pipeline: the features that a call returns."""
         features = outputs["features"][0].float()
         return features if return_tensors else features.numpy()
 

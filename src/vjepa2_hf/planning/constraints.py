@@ -74,7 +74,7 @@ def for_every_action(constraints: Sequence[Any], count: int) -> list[Any]:
 
 
 def finish(constraint: Any, plan: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """`Constraint.finish` of any object with `apply`."""
+    """`Constraint.finish` of any object with `apply`, for plan and mean (B, P, A)."""
     return constraint.finish(plan, mean) if hasattr(constraint, "finish") else constraint.apply(plan)
 
 

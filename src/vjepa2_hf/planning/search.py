@@ -226,6 +226,7 @@ class Clock:
         return self.now - before
 
     def fits(self) -> bool:
+        """Whether an iteration as long as the last one would end in time."""
         return self.end is None or self.now + self.last + self.reserve <= self.end
 
 
@@ -398,7 +399,7 @@ def check_budget(budget_ms: Any) -> float:
 
 
 def numbers_of(name: str, value: Any) -> torch.Tensor:
-    """Numbers, an array or a tensor as float32; a numpy array is copied, since it may be read-only."""
+    """Numbers, an array or a tensor of any shape as float32; a numpy array is copied, since it may be read-only."""
     try:
         tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value)
         return tensor.to(torch.float32) if not tensor.is_complex() else refuse(name, value, "real numbers")

@@ -217,9 +217,11 @@ class ClipDescriptions:
             )
 
     def name(self, shard: int, row: int) -> str:
+        """What logs and results call a row: its file, or its shard and number."""
         return self._names[shard] if self.is_files else f"{self._names[shard]}, row {row}"
 
     def split(self, shard: int, row: dict[str, Any]) -> str | None:
+        """The split that a row belongs to ("train", "validation", "test"), or `None` where the data has none."""
         if not self.splits:
             return None
         if self._shard_splits is not None:
@@ -421,7 +423,7 @@ class LabeledPart:
 
     @staticmethod
     def labeled(cache: FeatureCache, clips: torch.Tensor, column: str) -> torch.Tensor:
-        """The clips whose rows have a label, or all if none has. The others are counted and logged."""
+        """The clips (n,), int64, whose rows have a label, or all if none has. The others are counted and logged."""
         missing = [cache.notes["row"][i].get(column) is None for i in clips.tolist()]
         if not any(missing) or all(missing):
             return clips

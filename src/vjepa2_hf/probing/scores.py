@@ -47,8 +47,8 @@ def measure(labels: Labels, scores: np.ndarray, targets: np.ndarray) -> dict[str
 
 
 def best_constant_score(labels: Labels, training: np.ndarray, targets: np.ndarray) -> float:
-    """The score of the best constant answer on the training clips: the most common class, the frequency of each label,
-    or the mean."""
+    """The score of the best constant answer on the training clips: the most common class (labels (n,)), the frequency
+    of each label, or the mean (labels (n, C))."""
     classes = len(labels.names)
     single = labels.problem_type == "single_label_classification"
     answer = np.bincount(training, minlength=classes) if single else training.mean(axis=0)

@@ -134,6 +134,7 @@ def format_plan(title: str, run: PretrainConfig, device: Device, plans: dict[int
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of the command; a wrong one ends it with a usage message."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", nargs="+", required=True, metavar="FILE", help="configs of examples/pretrain.py")
     parser.add_argument("--device", required=True, choices=sorted(DEVICES), help="GPU")

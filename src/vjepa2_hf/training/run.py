@@ -352,7 +352,8 @@ class Run:
         )
 
     def log(self, metrics: dict[str, float | torch.Tensor | str | None]) -> None:
-        """Appends one object to `metrics.jsonl`; `metrics` holds `step`. Numbers go to the trackers too."""
+        """Appends one object to `metrics.jsonl`; `metrics` holds `step`; a tensor is one number, () or
+        (1,). Numbers go to the trackers too."""
         plain = {name: _plain_number(value) for name, value in metrics.items()}
         if self.accelerator.is_main_process:
             with writing(self.metrics_path, ADVICE), open(self.metrics_path, "a", encoding="utf-8") as file:

@@ -157,7 +157,7 @@ def distance_loss(
 
 
 def expectile_error(distances: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-    """The squared error of log(1 + d), weighted for the expectile 0.1."""
+    """The squared error of log(1 + d), weighted for the expectile 0.1, of distances and times of the same shape."""
     error = torch.log1p(distances) - torch.log1p(times.to(distances.dtype))
     return torch.where(error > 0, 1 - EXPECTILE, EXPECTILE) * error.square()
 

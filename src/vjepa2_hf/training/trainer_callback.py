@@ -31,6 +31,7 @@ class TargetEncoderCallback(TrainerCallback):
         self.schedule = momentum if isinstance(momentum, MomentumSchedule) else MomentumSchedule(start=momentum)
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
+        """Refuses a model without a target encoder."""
         if not hasattr(unwrap_model(model), "target_encoder"):
             raise ValueError(
                 f"TargetEncoderCallback got a {type(unwrap_model(model)).__name__}, which has no target encoder; "
@@ -39,6 +40,7 @@ class TargetEncoderCallback(TrainerCallback):
             )
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
+        """Updates the target encoder after every optimizer step."""
         # Once per optimizer step (micro-batches end in `on_substep_end`), already counted, and before any checkpoint
         momentum = self.schedule.at(state.global_step, state.max_steps)
         unwrap_model(model).update_target_encoder(momentum)

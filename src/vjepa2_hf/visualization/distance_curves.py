@@ -180,13 +180,14 @@ def measure_calibration(elapsed: np.ndarray, predicted: np.ndarray, step: int) -
 
 
 def summarize(values: np.ndarray) -> dict[str, float]:
-    """Number, mean and quantiles."""
+    """Number, mean and quantiles of values (n,)."""
     quantiles = {name: float(np.quantile(values, level)) for name, level in QUANTILES.items()}
     return {"pairs": len(values), "mean": float(values.mean()), **quantiles}
 
 
 def rank_correlation(true: np.ndarray, found: np.ndarray) -> float | None:
-    """Spearman's rank correlation; None for fewer than three pairs, or if all true or all found values are equal."""
+    """Spearman's rank correlation of true and found values, (n,) each; None for fewer than three pairs, or if all true
+    or all found values are equal."""
     if len(true) < 3 or np.ptp(true) == 0 or np.ptp(found) == 0:
         return None
     return float(spearmanr(true, found).statistic)
@@ -196,7 +197,8 @@ def bootstrap(
     true: np.ndarray, found: np.ndarray, sides: tuple[np.ndarray, np.ndarray], seed: int
 ) -> dict[str, float | None]:
     """95 % interval (`low`, `high`) of the rank correlation when episodes are sampled with replacement. A pair counts
-    as often as its episode was sampled, or as the product of both."""
+    as often as its episode was sampled, or as the product of both. All arrays are (n,); `sides` are episode numbers.
+    """
     rng, count, values = np.random.default_rng(seed), 1 + max(side.max() for side in sides), []
     for _ in range(RESAMPLES):
         times = np.bincount(rng.integers(count, size=count), minlength=count)

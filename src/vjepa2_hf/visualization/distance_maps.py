@@ -67,7 +67,7 @@ def plot_maps(
     maps: list[dict[str, np.ndarray]], env: Plane, start: np.ndarray, goal: np.ndarray, discs: Sequence[str]
 ) -> Figure:
     """A row per disc: the goal image, then each distance of `measure_maps`. A circle marks the disc's start, a star
-    its goal."""
+    its goal; both are states (S,) of the environment."""
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         columns = 1 + len(maps[0])
         figure = Figure(figsize=(3.4 * columns, 2.9 * len(maps)), layout="constrained")

@@ -271,7 +271,7 @@ def _as_array(values: torch.Tensor | np.ndarray) -> np.ndarray:
 
 
 def evenly_spaced(count: int, most: int) -> np.ndarray:
-    """At most `most` of the integers below `count`, evenly spaced."""
+    """At most `most` of the integers below `count`, evenly spaced: int64 (n,)."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 

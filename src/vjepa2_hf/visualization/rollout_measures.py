@@ -34,7 +34,7 @@ def check_columns(groups: dict[str, list[int]], size: int) -> dict[str, list[int
 def measure_positions(
     probe: LinearProbe, windows: Windows, predicted: torch.Tensor, groups: dict[str, list[int]]
 ) -> Table:
-    """Distances between true positions and those read from predictions, from both baselines and from true latents."""
+    """Distances between true positions and those read from predictions (B, P, N, D), baselines and true latents."""
     previous, present = windows.known[:, -2], windows.known[:, -1]
     measured = {
         "": predicted,
@@ -51,7 +51,7 @@ def measure_positions(
 
 
 def measure_rewards(model: VJepa2WorldModel, windows: Windows, predicted: torch.Tensor) -> Table:
-    """Errors of the rewards of predicted steps, of true latents, and of two constant predictions."""
+    """Errors of the rewards of predicted steps (B, P, N, D), of true latents, and of two constant predictions."""
 
     def rewards(future: torch.Tensor) -> torch.Tensor:
         return model.predict_rewards(torch.cat([windows.known[:, -1:], future], dim=1), windows.future_actions)
@@ -129,7 +129,7 @@ def measure_residual_intervals(
     residuals: Table,
     stochastic: bool,
 ) -> Table:
-    """Scores of predictions ± one-step errors (see `one_step_residuals`) · √h at h steps ahead; the prediction of a
+    """Scores of predictions (B, P, N, D) ± one-step errors (`one_step_residuals`) · √h at h steps ahead; that of a
     model that is not stochastic is also scored as an interval of width 0."""
     rows = {}
     for prefix, space in spaces.items():

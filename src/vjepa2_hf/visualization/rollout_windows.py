@@ -44,6 +44,7 @@ class Windows:
 
     @property
     def future_actions(self) -> torch.Tensor:
+        """Actions (B, P, A) of the future steps."""
         return self.actions[:, -self.future.shape[1] :]
 
     def rollout(self, model: VJepa2WorldModel) -> torch.Tensor:
