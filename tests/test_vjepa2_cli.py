@@ -1,0 +1,135 @@
+"""The command `vjepa2` runs the scripts by name, quickly, and passes on what they return."""
+
+import ast
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from builders import EXAMPLES
+
+import vjepa2_cli
+import vjepa2_hf
+
+
+CLI = Path(vjepa2_cli.__file__)
+
+
+def call(capsys, monkeypatch, *arguments: str) -> tuple[str, str, int]:
+    """What a command prints to stdout and stderr, and its exit code; without starting a script."""
+    monkeypatch.setattr(sys, "argv", ["vjepa2", *arguments])
+    code = 0
+    try:
+        vjepa2_cli.main()
+    except SystemExit as ended:
+        code = ended.code
+    return (*capsys.readouterr(), code)
+
+
+def run_script(folder: Path, text: str, *arguments: str) -> subprocess.CompletedProcess:
+    """`vjepa2 mine` in a process of its own, where `mine.py` is the only script."""
+    (folder / "mine.py").write_text(textwrap.dedent(text))
+    code = f"import vjepa2_cli, pathlib; vjepa2_cli.SCRIPTS = pathlib.Path({str(folder)!r}); vjepa2_cli.main()"
+    command = [sys.executable, "-c", code, "mine", *arguments]
+    (folder / "app").mkdir(exist_ok=True)
+    (folder / "app" / "app.py").write_text("")
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(CLI.parent)})
+
+
+def test_every_user_script_has_a_command():
+    text = (EXAMPLES / "README.md").read_text(encoding="utf-8").split("## Studies")[0]
+    scripts = {name.replace("_", "-") for name in re.findall(r"^\| `(\w+)\.py`", text, flags=re.MULTILINE)}
+    known = vjepa2_cli.commands()
+    assert set(known) == scripts | {"app", "convert"} and all(path.is_file() for path in known.values())
+
+
+def test_the_page_lists_every_command():
+    page = (EXAMPLES.parent / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `([\w-]+)` \|", page, flags=re.MULTILINE)) == {*vjepa2_cli.commands(), *vjepa2_cli.OWN}
+
+
+def test_the_command_starts_without_any_package():
+    names = set()
+    for node in ast.walk(ast.parse(CLI.read_text(encoding="utf-8"))):
+        names |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+        names |= {node.module} if isinstance(node, ast.ImportFrom) else set()
+    assert {name.partition(".")[0] for name in names} <= sys.stdlib_module_names
+
+
+def test_help_lists_every_command_in_little_time():
+    before = os.times()
+    text = subprocess.run([sys.executable, CLI, "--help"], capture_output=True, text=True, check=True).stdout
+    after = os.times()
+    for name, first in vjepa2_cli.describe(vjepa2_cli.commands()).items():
+        assert re.search(rf"^  {name} +{re.escape(first.split()[0])}", text, flags=re.MULTILINE) and first.endswith(
+            "."
+        )
+    assert sum(after[2:4]) - sum(before[2:4]) < 1.5
+
+
+def test_arguments_output_and_exit_code_are_those_of_the_script(tmp_path):
+    done = run_script(tmp_path, "import sys; print(sys.argv[1:]); sys.exit('it failed')", "--config", "a b", "key={}")
+    assert done.stdout == "['--config', 'a b', 'key={}']\n" and done.stderr == "it failed\n" and done.returncode == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals")
+def test_a_signal_reaches_the_script_itself(tmp_path):
+    done = run_script(tmp_path, f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})")
+    assert done.returncode == -signal.SIGKILL  # no process of ours between the caller and the script
+
+
+def test_a_script_whose_packages_are_missing_is_one_sentence(tmp_path):
+    script = """
+        # dependencies = ["vjepa2-hf[app]"]
+        import json, not_installed_anywhere
+        from neither.this import one
+    """
+    done = run_script(tmp_path, script)
+    install = 'pip install "vjepa2-hf[app]"'
+    assert done.stderr == f"error: neither, not_installed_anywhere is not installed; run: {install}\n"
+    assert done.returncode == 1 and not done.stdout
+
+
+def test_convert_is_the_module(monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda program, command: started.append((program, command)))
+    monkeypatch.setattr(sys, "argv", ["vjepa2", "convert", "SOURCE", "OUT_DIR"])
+    vjepa2_cli.main()
+    convert = [sys.executable, "-m", "vjepa2_hf.convert_checkpoints", "SOURCE", "OUT_DIR"]
+    assert started == [(sys.executable, convert)]
+
+
+def test_path_is_the_file_of_a_command_for_accelerate_launch_or_of_a_config(capsys, monkeypatch):
+    config = EXAMPLES / "configs" / "demo" / "world_model.yaml"
+    assert call(capsys, monkeypatch, "path", "demo/world_model")[0] == f"{config}\n"
+    assert call(capsys, monkeypatch, "path", "train-world-model")[0] == f"{EXAMPLES / 'train_world_model.py'}\n"
+    assert call(capsys, monkeypatch, "path", "pretrian")[1:] == (
+        "error: There is no command or config 'pretrian'; did you mean 'pretrain'?\n",
+        2,
+    )
+
+
+def test_an_unknown_command_names_the_nearest(capsys, monkeypatch):
+    _, error, code = call(capsys, monkeypatch, "train_wrold_model")
+    assert error == "error: There is no command 'train_wrold_model'; did you mean 'train-world-model'?\n" and code == 2
+    assert "`vjepa2 --help` lists them" in call(capsys, monkeypatch, "--verbose")[1]
+
+
+def test_env_fits_a_screen_and_names_versions(capsys, monkeypatch):
+    text, _, code = call(capsys, monkeypatch, "env")
+    assert f"vjepa2-hf: {vjepa2_hf.__version__}" in text and torch.__version__ in text and "libavcodec" in text
+    assert code == 0 and len(text.splitlines()) < 24 and str(Path.home()) not in text
+
+
+def test_env_names_a_broken_package_without_the_folder_of_the_user(capsys, monkeypatch):
+    def fail(name):
+        raise OSError(f"{Path.home() / 'mine' / 'lib.so'}: undefined symbol")
+
+    monkeypatch.setattr(vjepa2_cli.importlib, "import_module", fail)
+    text = call(capsys, monkeypatch, "env")[0]
+    assert "torch: does not import (OSError: ~/mine/lib.so: undefined symbol)" in text.replace(os.sep, "/")
