@@ -33,11 +33,22 @@ def commands_with(word: str) -> list[list[str]]:
     return [command for command in commands("ecosystem.md") if word in command]
 
 
-def test_scripts_run_as_with_uv_and_on_a_machine_with_mounted_folders(work):
+def run_block(word: str, **names) -> dict:
+    (block,) = [block for block in blocks("ecosystem.md", "python") if word in block]
+    exec(block, names)
+    return names
+
+
+def test_scripts_run_as_with_uv_and_their_results_stream(work, monkeypatch):
     shards, features = commands_with("run")
     assert shards[:2] == ["uv", "run"] and features[:4] == ["hf", "jobs", "uv", "run"]
     run_command([*shards, "--num_proc", "1"])
-    assert load_dataset("runs/shards", split="train")["path"][:] != []
+    uploads = []
+    for name in ("create_repo", "upload_folder"):
+        monkeypatch.setattr(f"huggingface_hub.HfApi.{name}", lambda self, *_, **how: uploads.append(how))
+    rows = run_block("upload_folder")["rows"]
+    assert sorted(row["path"] for row in rows) == ["a.mp4", "b.mp4"]
+    assert uploads[0]["private"] and Path(uploads[1]["folder_path"], "README.md").is_file()
     mounted = {RELEASED: "encoder", "/videos": "my_videos", "/runs/features": "runs/features"}
     run_command([mounted.get(part, part) for part in features])
     assert len(load_dataset("runs/features", split="train")[0]["embedding"]) == TINY_ENCODER["hidden_size"]
@@ -52,10 +63,18 @@ def test_the_run_of_the_page_is_tracked(monkeypatch):
 
 def test_the_planner_of_the_page_plans_the_same_after_a_download(work, hub):
     build_planner().save_pretrained("runs/mine_world_model/final")
-    (block,) = [block for block in blocks("ecosystem.md", "python") if "push_to_hub" in block]
-    names = {}
-    exec(block, names)
+    names = run_block("push_to_hub")
     assert hub.private == [True]
     loaded = VJepa2Planner.from_pretrained(hub.write_to(work / "there"), device="cpu")
     assert loaded.solver.horizon == 4
     assert same_plan(loaded(OBSERVATION, GOAL), names["planner"](OBSERVATION, GOAL))
+
+
+def test_the_exported_encoder_is_used_as_the_page_says(work):
+    onnx, program = commands_with("examples/export_encoder.py")
+    assert onnx[-1] == "encoder.onnx"  # tests/examples/test_export_encoder.py runs it where onnxruntime is installed
+    run_command([{"runs/mine/final": "encoder"}.get(part, part) for part in program])
+    clips = torch.randn(3, TINY_ENCODER["frames_per_clip"], 3, 32, 32)
+    tokens = run_block("torch.export.load", pixel_values_videos=clips)["tokens"]
+    expected = VJepa2Encoder.from_pretrained("encoder").encode(clips)
+    torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-4)
