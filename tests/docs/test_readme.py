@@ -26,7 +26,7 @@ SETTINGS = {"pretrain": PretrainConfig, "train_world_model": WorldModelTrainingC
 SETTINGS |= {"train_decoder": DecoderTrainingConfig, "train_cloning": PolicyTrainingConfig, "train_actor": ActorConfig}
 SETTINGS |= {"plan": PlanConfig, "plan_arm": PlanArmConfig}
 # Examples that scripts are made of, without a command of their own
-PARTS = ("study.py",)
+PARTS = {"study.py", *(path.name for path in (ROOT / "examples" / "app").glob("*.py"))} - {"app.py"}
 CONFIGS = sorted((ROOT / "examples" / "configs").rglob("*.yaml"))
 CONFIGS = [path for path in CONFIGS if path.parent.name != "accelerate" and path.name != "ablations.yaml"]
 
