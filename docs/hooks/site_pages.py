@@ -5,6 +5,7 @@ site: a link to a document leads to its page, and one to another file, such as a
 """
 
 import json
+import re
 import sys
 from pathlib import Path, PurePosixPath
 from posixpath import relpath
@@ -22,9 +23,14 @@ from site_links import ROOT, is_relative, links, map_links, resolve  # noqa: E40
 
 NOTEBOOKS = "examples/notebooks"
 # Documents outside of docs/ and model_cards/: path in the repository -> path in the site
-DOCUMENTS = {"README.md": "index.md", "examples/README.md": "scripts.md", "examples/app/README.md": "app_readme.md"}
+DOCUMENTS = {
+    "README.md": "index.md",
+    "examples/README.md": "scripts.md",
+    "examples/app/README.md": "files/app_readme.md",
+}
 DOCUMENTS |= {name: name.lower() for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")}
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".slurm": "bash", ".json": "json"}
+EXTERNAL_IMAGE = re.compile(r"!\[([^]]*)\]\(https?://[^)]*\)")  # such as the badges of notebooks
 IMAGES = ("image/png", "image/gif", "image/jpeg")
 HIDDEN_FROM_SEARCH = "---\nsearch:\n  exclude: true\n---\n\n"
 
@@ -65,7 +71,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links to paths in the repository become links to paths in the site."""
+    """Links to paths in the repository become links to paths in the site, and images from elsewhere their texts."""
+    markdown = EXTERNAL_IMAGE.sub(r"\1", markdown)
     return map_links(markdown, lambda target: site_link(page.file.src_uri, target))
 
 
@@ -99,16 +106,14 @@ def cell_parts(cell: dict) -> list[str]:
     parts = [fenced(source, "python")] if source.strip() else []
     for output in cell["outputs"]:
         data = {
-            kind: "".join(value) for kind, value in output.get("data", {}).items() if isinstance(value, (str, list))
+            kind: "".join(value) for kind, value in output.get("data", {}).items() if isinstance(value, str | list)
         }
-        images = [f'<img alt="" src="data:{kind};base64,{data[kind].strip()}">' for kind in IMAGES if kind in data]
-        if images or "text/html" in data:
-            parts.append(f'<div class="output">{images[0] if images else data["text/html"]}</div>')
-        else:
-            text = (
-                "".join(output.get("text", "")) or data.get("text/plain", "") or "\n".join(output.get("traceback", []))
-            )
-            parts.append(fenced(text, "text"))
+        images = [
+            f'<img alt="output" src="data:{kind};base64,{data[kind].strip()}">' for kind in IMAGES if kind in data
+        ]
+        text = "".join(output.get("text", data.get("text/plain", "")))
+        shown = images[0] if images else data.get("text/html") or fenced(text, "text")
+        parts.append(f'<div class="output" markdown="1">\n\n{shown}\n\n</div>')
     return parts
 
 

@@ -57,14 +57,16 @@ def modules_by_room() -> dict[str, list[str]]:
 
 
 def exported(module: str) -> dict[str, str]:
-    """The public names that an `__init__` imports from the package: name -> its module."""
-    found = {}
+    """The public names that an `__init__` imports from the package: name -> its module, as `__all__` orders them."""
+    found, order = {}, []
     for node in tree(module).body:
         if isinstance(node, ast.ImportFrom) and node.level:
             base = module.split(".")[: len(module.split(".")) - node.level + 1] if module else []
             source = ".".join(part for part in [*base, *(node.module or "").split(".")] if part)
             found.update({alias.name: source for alias in node.names})
-    return found
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            order = ast.literal_eval(node.value)
+    return {name: found[name] for name in order or found if name in found}
 
 
 def summary(node: ast.AST) -> str:
@@ -131,7 +133,12 @@ def navigation() -> list[dict]:
     """The section of the navigation."""
     rooms = modules_by_room()
     sections = [
-        {title: [f"reference/{room}/index.md", *({m: f"reference/{room}/{m}.md"} for m in rooms[room] if m != room)]}
+        {
+            title: [
+                f"reference/{room}/index.md",
+                *({m.rpartition(".")[2]: f"reference/{room}/{m}.md"} for m in rooms[room] if m != room),
+            ]
+        }
         for room, title in ROOMS.items()
     ]
     return ["reference/index.md", *sections]
@@ -167,9 +174,13 @@ def link_to(match: re.Match) -> str:
 
 
 def itemize(match: re.Match) -> str:
-    """A group of fields, `Title:` and indented entries, as a bold title and a list."""
-    entries = [f"* {line[4:]}" if line[4:5].strip() else line for line in match["body"].rstrip("\n").split("\n")]
-    return f"\n**{match['title']}**\n\n" + "\n".join(entries) + "\n"
+    """A group of fields, `Title:` and indented entries, as a bold title and a list, with names as code."""
+    lines = match["body"].rstrip("\n").split("\n")
+    text = "\n".join(f"* {line[4:]}" if line[4:5].strip() else line for line in lines)
+    text = re.sub(r"^\* [\w, ]+(?= \()", lambda names: re.sub(r"\w+", r"`\g<0>`", names[0]), text, flags=re.MULTILINE)
+    parts = text.split("`")
+    parts[::2] = [re.sub(r"(?<![\w./])[a-z]\w*_\w+(?![\w./(])", r"`\g<0>`", part) for part in parts[::2]]
+    return f"\n**{match['title']}**\n\n{'`'.join(parts)}\n"
 
 
 def split_entry(match: re.Match) -> str:

@@ -130,7 +130,7 @@ def test_docstrings_become_markdown():
 Clip:
     patch_size (`int`): side of a patch
         in pixels.
-    a, b: both.
+    a, b_c: both.
 
 Args:
     one, two: numbers,
@@ -149,9 +149,9 @@ Example:
 
 **Clip**
 
-* patch_size (`int`): side of a patch
+* `patch_size` (`int`): side of a patch
         in pixels.
-* a, b: both.
+* a, `b_c`: both.
 
 Args:
     one: numbers,
