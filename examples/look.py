@@ -20,7 +20,6 @@ for attention a probe from `examples/train_probe.py` with `kind=attentive`, for 
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,15 +28,13 @@ import numpy as np
 import torch
 
 from vjepa2_hf import VJepa2Encoder, VJepa2ForMaskedLatentPrediction, VJepa2ForVideoClassification
-from vjepa2_hf.masking import PUBLISHED_MASKS, build_mask_samplers
-from vjepa2_hf.training.settings import exit_on_user_error, read_yaml, refuse_missing_model
+from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
 from vjepa2_hf.visualization import figures
-from vjepa2_hf.visualization.measures import dense_features, feature_colors, loss_by_position, nearest_frames
+from vjepa2_hf.visualization.clip_figures import Masks, Plot, plot_losses, plot_neighbors
+from vjepa2_hf.visualization.measures import dense_features, feature_colors
 from vjepa2_hf.visualization.video_clips import load_processor, read_clip, read_clips
 
 
-# Arguments of write_figure: a function that plots the frames it is given, and the number of frames
-Plot = tuple[Callable[[Sequence[int] | None], Any], int]
 # Of each clip: pixels (T, C, H, W), frames uint8 (T, H, W, 3), and a name
 Clips = tuple[list[torch.Tensor], list[np.ndarray], list[str]]
 
@@ -120,37 +117,19 @@ def look_at_neighbors(options: argparse.Namespace) -> Plot:
     pixels, frames, names = read(options, encoder, options.clips)
     if len(pixels) < 2:
         raise ValueError("There is 1 clip, and nearest frames come from other clips; give more videos or --clips.")
-    tokens = torch.stack([dense_features(encoder, clip[None]) for clip in pixels])  # (B, T', H', W', D)
-    latents = tokens.mean(dim=(2, 3)) if options.pool == "frame" else tokens.flatten(2)
-    steps = latents.shape[1]
-    others, gallery = torch.arange(len(pixels) - 1).repeat_interleave(steps), latents[1:].flatten(0, 1)
-    distances, indices = nearest_frames(latents[0], gallery, options.neighbors, options.metric, groups=others)
-    size = len(pixels[0]) // steps
-    frames = np.stack(frames)[:, ::size][:, :steps]  # the first frame of each tubelet
-    neighbors = frames[1:].reshape(-1, *frames.shape[2:])[indices]
-    labels = [f"frame {step * size}" for step in range(steps)]
-    found = [[f"{names[1 + at // steps]}, frame {at % steps * size}" for at in row] for row in indices.tolist()]
-    title = f"{options.metric} distance of latents to {names[0]}"
-    return partial(figures.plot_nearest_frames, frames[0], neighbors, distances, labels, found, title=title), steps
+    return plot_neighbors(encoder, pixels, frames, names, options.neighbors, options.metric, options.pool)
 
 
 def look_at_losses(options: argparse.Namespace) -> Plot:
     hint = "give a model from examples/pretrain.py"
     model = load(VJepa2ForMaskedLatentPrediction, options.model, "predictor", hint)
     pixels, _, _ = read(options, model.encoder, options.clips)
-    own = Path(options.model).parent / "config.yaml"
-    source = options.masks or (own if own.is_file() else None)
-    settings = {} if source is None else read_yaml(source)
-    samplers = build_mask_samplers(settings.get("masks", PUBLISHED_MASKS))
-    sampling = (options.mask_samples, options.seed, settings.get("mask_token_index"))
-    found = loss_by_position(model, torch.stack(pixels), samplers, *sampling)
-    masks = "the published masks" if source is None else f"the masks of {source}"
+    masks = Masks.of_run(options.model, options.masks)
+    plot, losses = plot_losses(model, pixels, masks, options.mask_samples, options.seed)
+    kind = "the published masks" if masks.source is None else f"the masks of {masks.source}"
     counts = f"{len(pixels)} clips, {options.mask_samples} samples of"
-    print(f"{counts} {masks}: mean loss {found.mean.nanmean():.4f}.")
-    masks = "published masks" if source is None else f"{Path(source).name}'s masks"
-    title = f"prediction loss when masked: {counts} {masks}"
-    size = len(pixels[0]) // len(found.mean)
-    return partial(figures.plot_loss_by_position, found.mean, size, title=title), len(found.mean)
+    print(f"{counts} {kind}: mean loss {losses.mean.nanmean():.4f}.")
+    return plot
 
 
 LOOKS = {"pca": look_at_features, "attention": look_at_attention, "nearest": look_at_neighbors, "loss": look_at_losses}

@@ -131,6 +131,11 @@ def read_upload(path: str | os.PathLike, kind: Kind, limits: UploadLimits = LIMI
     return _load_clip(io.BytesIO(done.stdout))
 
 
+def read_image(path: str | os.PathLike, limits: UploadLimits = LIMITS) -> np.ndarray:
+    """An uploaded image, uint8 (H, W, 3); see `read_upload`."""
+    return read_upload(path, "image", limits).frames[0]
+
+
 class SessionFiles:
     """Uploads of sessions: a folder for each. It is removed with the session, at the end of the process, and when the
     session uploaded nothing for `lifetime` seconds. Names of sessions come from browsers, so they are hashed."""
