@@ -14,6 +14,8 @@ A Space gives the same settings in its variables MODEL_ID, ENV_ID and VIDEO_MODE
 import argparse
 import contextlib
 import os
+import signal
+import sys
 
 import gradio as gr
 import look_tab
@@ -90,6 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = vars(parse(arguments))
     model, port = options.pop("model"), options.pop("port")
     refuse_missing_model(model)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # leaves the block below, as Ctrl-C does
     with contextlib.closing(SessionFiles()) as files:
         os.environ["GRADIO_TEMP_DIR"] = str(files.root)
         models = SharedModels(find_parts(model, **options))

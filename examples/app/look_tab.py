@@ -15,11 +15,12 @@ from vjepa2_hf import VJepa2VideoProcessor
 from vjepa2_hf.data.episodes import read_episodes
 from vjepa2_hf.environments import FOUR_ROOMS, FRAMES_PER_SECOND, PUSHING, TWO_ROOMS
 from vjepa2_hf.environments.clips import record_clip
+from vjepa2_hf.environments.run_parts import RunParts
 from vjepa2_hf.environments.shared_models import SharedModels
 from vjepa2_hf.pipelines.anomaly_detection import VJepa2AnomalyDetector
 from vjepa2_hf.pipelines.anomaly_scores import needs_statistics
 from vjepa2_hf.visualization.clip_figures import Masks, animate_features, plot_losses, plot_neighbors
-from vjepa2_hf.visualization.figures import MAX_COLUMNS, evenly_spaced
+from vjepa2_hf.visualization.figures import evenly_spaced
 from vjepa2_hf.visualization.measures import dense_features, feature_colors
 from vjepa2_hf.visualization.video_clips import load_processor
 
@@ -129,7 +130,7 @@ class Looks:
         result = detector(clip.frames)
         scores = result["frame_scores"]
         highest = int(np.nanargmax(scores))
-        others = detector.settings["context_frames"] + evenly_spaced(int(np.isfinite(scores).sum()), MAX_COLUMNS - 1)
+        others = detector.settings["context_frames"] + evenly_spaced(int(np.isfinite(scores).sum()), 5)
         plot = partial(detector.heat_map, clip.frames, result, sorted({highest, *others.tolist()}))
         status = (
             f"The score is highest at frame {highest} ({scores[highest]:.2f}): there the model is most wrong about "
@@ -209,18 +210,20 @@ def build(models: SharedModels, files: SessionFiles) -> None:
             return "", say(sentence_of(error))
         return image, say(status)
 
+    length = models.encoder.config.frames_per_clip
+    gr.Markdown(f"What the video model `{RunParts(models.video_path).name}` sees, {length} frames at a time.")
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             clip = gr.Radio(names, value=names[0] if names else None, label="Clip", elem_id="look-clip")
-            limits = f"at most {LIMITS.max_bytes >> 20} MiB and {LIMITS.max_seconds:g} seconds"
-            upload = gr.File(label=f"Or upload a video, {limits}", height=110, elem_id="look-upload")
+            limits = f"{LIMITS.max_bytes >> 20} MiB, {LIMITS.max_seconds:g} s"
+            upload = gr.File(label=f"Or your own video (up to {limits})", height=140, elem_id="look-upload")
             figure = gr.Radio(list(FIGURES), value=next(iter(FIGURES)), label="Figure", elem_id="look-kind")
             run = gr.Button("Show", variant="primary", elem_id="look-run")
         with gr.Column(scale=2, min_width=320):
             status = gr.HTML(say("Choose a clip and a figure, then press Show."), elem_id="look-status")
             image = gr.HTML(elem_id="look-figure")
-    upload.upload(take, upload, [clip, status, upload], show_progress_on=status, concurrency_limit=2)
-    run.click(look, [clip, figure], [image, status], show_progress_on=image)
+    upload.upload(take, upload, [clip, status, upload], show_progress_on=image, concurrency_limit=2)
+    run.click(look, [clip, figure], [image, status], show_progress_on=image, scroll_to_output=True)
 
 
 def say(sentence: str) -> str:

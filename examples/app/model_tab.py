@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from vjepa2_hf.visualization.curves import STYLE, read_curves, smooth
 from vjepa2_hf.visualization.tables import format_table
 
 
-BLUE, GRAY = "#2563eb", "#64748b"
+BLUE, ORANGE, GRAY = "#2563eb", "#d97706", "#64748b"
+LOSSES = {"teacher_forcing_loss": "one step ahead", "rollout_loss": "rollouts"}
 CURVES = {  # names in metrics.jsonl: titles
     "loss": "loss",
     "target_std": "standard deviation of the targets",
@@ -43,19 +45,24 @@ def plot_panels(panels: Sequence[Callable[[Axes], None]]) -> str:
 
 
 def plot_curves(run: Path) -> str:
-    """The curves of a run's `metrics.jsonl` that there are."""
+    """The curves of a run's `metrics.jsonl` that there are; the two losses of a world model in one panel."""
     curves = read_curves(run, "train_world_model.py")
+    curves = {name: values for name, values in curves.items() if np.isfinite(values).any()}
+    losses = {name: label for name, label in LOSSES.items() if name in curves}
 
-    def panel(axis: Axes, name: str, title: str) -> None:
-        known = np.isfinite(curves[name])
-        steps, values = curves["step"][known], curves[name][known]
-        axis.plot(steps, values, color=BLUE, alpha=0.25, lw=1)
-        axis.plot(steps, smooth(values), color=BLUE, lw=2)
-        axis.set(title=title, xlabel="training step")
+    def panel(axis: Axes, name: str) -> None:
+        lines = losses if name == "loss" and len(losses) == 2 else {name: ""}
+        for color, (line, label) in zip((BLUE, ORANGE), lines.items(), strict=False):
+            known = np.isfinite(curves[line])
+            steps, values = curves["step"][known], curves[line][known]
+            axis.plot(steps, values, color=color, alpha=0.25, lw=1)
+            axis.plot(steps, smooth(values), color=color, lw=2, label=label)
+        if len(lines) > 1:
+            axis.legend()
+        axis.set(title=CURVES[name], xlabel="training step")
         axis.set_ylim(bottom=0)
 
-    names = [name for name in CURVES if name in curves and np.isfinite(curves[name]).any()]
-    return plot_panels([lambda axis, name=name: panel(axis, name, CURVES[name]) for name in names])
+    return plot_panels([partial(panel, name=name) for name in CURVES if name in curves])
 
 
 def tabulate_rollout(rows: list[dict[str, Any]]) -> tuple[str, str]:
@@ -98,7 +105,8 @@ def tabulate_distance(found: dict[str, Any]) -> tuple[str, str]:
         axis.set(title="learned distance", xlabel="frames elapsed between two frames", ylabel="frames")
         axis.legend()
 
-    table = [(f"{row['from']}–{row['to']}", f"{row['predicted']:.1f}", str(row["pairs"])) for row in rows]
+    spans = [str(row["from"]) if row["from"] == row["to"] else f"{row['from']}–{row['to']}" for row in rows]
+    table = [(span, f"{row['predicted']:.1f}", str(row["pairs"])) for span, row in zip(spans, rows, strict=True)]
     lines = format_table(("frames elapsed", "learned distance, mean", "pairs"), table)
     correlation = f"Rank correlation with the frames elapsed: {found['held_out']['rank_correlation']:.2f}"
     pairs = f"{found['held_out']['pairs']} held-out pairs. The frames elapsed are an upper bound of the distance."

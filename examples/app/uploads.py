@@ -7,6 +7,7 @@ a `Refused`: one sentence for the page, without any path or file name. Everythin
 This file needs no gradio. Shapes: T frames, H W pixels.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
@@ -112,7 +113,8 @@ def read_upload(path: str | os.PathLike, kind: Kind, limits: UploadLimits = LIMI
             raise Refused(f"The upload is empty; expected {EXPECTED[kind]}.")
         if size > limits.max_bytes:
             raise Refused(f"The upload has {_mebibytes(size)}, more than the {_mebibytes(limits.max_bytes)} allowed.")
-        command = [sys.executable, __file__, kind, json.dumps(dataclasses.asdict(limits))]
+        package = importlib.util.find_spec("vjepa2_hf").submodule_search_locations[0]
+        command = [sys.executable, __file__, package, kind, json.dumps(dataclasses.asdict(limits))]
         given = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "LANG")  # no tokens
         environment = {name: os.environ[name] for name in given if name in os.environ}
         environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -177,6 +179,8 @@ class SessionFiles:
             gone = self._uploads.pop(session, set())
             for path in gone.difference(*self._uploads.values()):  # gradio gives equal files of two sessions one path
                 path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.parent.rmdir()  # gradio's folder of this file
 
     def close(self) -> None:
         """Removes the files of all sessions."""
@@ -202,9 +206,12 @@ def _load_clip(source: Any) -> Clip:
 
 def main() -> None:
     """Reads an upload from the standard input; writes its frames as .npz, or a sentence, to the standard output."""
-    kind, limits = sys.argv[1], UploadLimits(**json.loads(sys.argv[2]))
+    package, kind, settings = sys.argv[1:]
+    limits = UploadLimits(**json.loads(settings))
     _bound_process(limits)
-    _import_reader()
+    # `vjepa2_hf.video_io` alone: the import of the whole package takes seconds (PyTorch)
+    sys.modules["vjepa2_hf"] = types.ModuleType("vjepa2_hf")
+    sys.modules["vjepa2_hf"].__path__ = [package]
     try:
         clip = read_content(sys.stdin.buffer.read(limits.max_bytes + 1), kind, limits)
     except Refused as error:
@@ -229,13 +236,6 @@ def _bound_process(limits: UploadLimits) -> None:
     seconds = math.ceil(limits.timeout) + 1
     for name, most in (("RLIMIT_AS", limits.memory), ("RLIMIT_CPU", seconds), ("RLIMIT_FSIZE", 0), ("RLIMIT_CORE", 0)):
         resource.setrlimit(getattr(resource, name), (most, most))
-
-
-def _import_reader() -> None:
-    """Makes `vjepa2_hf.video_io` importable without the package itself, whose import takes seconds (PyTorch)."""
-    package = types.ModuleType("vjepa2_hf")
-    package.__path__ = list(importlib.util.find_spec("vjepa2_hf").submodule_search_locations)
-    sys.modules["vjepa2_hf"] = package
 
 
 def _read_video(content: bytes, limits: UploadLimits) -> Clip:

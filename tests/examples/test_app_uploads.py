@@ -282,6 +282,9 @@ def files(monkeypatch):
 
 
 def write(path: Path, content: bytes) -> Path:
+    """A file in a folder of its own, as gradio stores uploads."""
+    path = path / path.name
+    path.parent.mkdir()
     path.write_bytes(content)
     return path
 
@@ -306,7 +309,7 @@ def test_files_are_gone_after_the_session(files, tmp_path):
         files.take("a", evil, "video")
     files.take("b", other, "image")
     files.forget("a")
-    assert not files.folder("a").exists() and not first.exists() and not evil.exists()
+    assert not files.folder("a").exists() and not first.parent.exists() and not evil.parent.exists()
     assert files.folder("b").exists() and other.exists()
     files.forget("a")  # closing twice is no error
     files.close()
