@@ -36,6 +36,8 @@ footer {display: none !important}
 .vj-frames figure {margin: 0; max-width: 300px}
 .vj-frames img {width: 100%; display: block; image-rendering: pixelated; border-radius: 6px}
 .vj-frames figcaption {font-size: 0.9rem; padding-top: 4px}
+.vj-text table {display: block; overflow-x: auto; border: none !important}
+.vj-text td, .vj-text th {word-break: normal !important; overflow-wrap: normal !important; padding: 4px 8px !important}
 .vj-strip {grid-template-columns: repeat(auto-fill, minmax(80px, 1fr))}
 .vj-strip figure {max-width: 120px}
 .vj-chart {grid-template-columns: 1fr}

@@ -1,4 +1,4 @@
-"""The tab "What the model knows": its card, training curves, rollout errors, and the calibration of its distance."""
+"""The tab Model: its card, training curves, rollout errors, and the calibration of its distance."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -135,7 +135,7 @@ def build(models: SharedModels) -> None:
             except Exception as error:
                 gr.HTML(say(sentence_of(error)))
     with gr.Accordion("Model card", open=True):
-        gr.Markdown(read_card(models.parts.model), elem_id="model-card")
+        gr.Markdown(read_card(models.parts.model), elem_id="model-card", elem_classes="vj-text")
 
 
 def show_measured(run: Path, name: str) -> None:
@@ -145,4 +145,4 @@ def show_measured(run: Path, name: str) -> None:
     content = json.loads((run / name).read_text(encoding="utf-8"))
     figure, table = {"rollout_error.json": tabulate_rollout, "distance.json": tabulate_distance}[name](content)
     gr.HTML(figure, elem_id=f"model-{name.split('.')[0]}")
-    gr.Markdown(table)
+    gr.Markdown(table, elem_classes="vj-text")

@@ -1,5 +1,6 @@
-"""The app's tabs Look and What the model knows, on tiny models: figures, tables, refusals, no path on the page."""
+"""The app's tabs Look and Model, on tiny models: figures, tables, refusals, no path on the page."""
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -110,9 +111,14 @@ def test_labels_cannot_leave_their_attribute():
 
 
 def components(build, *arguments) -> tuple[gr.Blocks, str]:
-    with gr.Blocks() as page:
-        build(*arguments)
-    return page, json.dumps(page.get_config_file(), default=str)
+    """A page with one tab, and what browsers get of it."""
+
+    async def make():  # outside of a running loop, gradio leaves event loops open
+        with gr.Blocks() as page:
+            build(*arguments)
+        return page, json.dumps(page.get_config_file(), default=str, ensure_ascii=False)
+
+    return asyncio.run(make())
 
 
 def test_the_tab_of_a_run_shows_what_it_measured_and_no_path(runs):
