@@ -117,6 +117,15 @@ def test_the_sdist_holds_what_builds_the_wheel_and_no_tests(dist):
     found = names(sdist)
     sources = {f"src/{name}" for name in package_files()} | {f"examples/{name}" for name in shipped_scripts()}
     assert {name for name in found if name.startswith(PACKED) and ".egg-info" not in name} == sources
-    top = {"LICENSE", "README.md", "CHANGELOG.md", "constraints.txt", "setup.cfg", "pyproject.toml", "MANIFEST.in"}
+    top = {
+        "LICENSE",
+        "README.md",
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "constraints.txt",
+        "setup.cfg",
+        "pyproject.toml",
+        "MANIFEST.in",
+    }
     assert {name for name in found if "/" not in name} == top | {"PKG-INFO"}
     assert not any(name.startswith(("tests", "results", "examples/studies", "examples/cluster")) for name in found)

@@ -19,7 +19,7 @@ from transformers.activations import ACT2FN
 from .specs import check_choice, describe, is_number
 
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 LARGEST_NUMBER = 2**31 - 1  # of a size or count in a config
 TRANSFORMERS_MODEL_TYPE = "vjepa2"  # of transformers' own `VJEPA2Config`
 

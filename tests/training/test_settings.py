@@ -5,8 +5,16 @@ from typing import Any, Literal
 import pytest
 import torch
 import yaml
+from builders import EXAMPLES
 
-from vjepa2_hf.training.settings import dump_yaml, exit_on_user_error, load_config, parse_arguments, parse_yaml
+from vjepa2_hf.training.settings import (
+    dump_yaml,
+    exit_on_user_error,
+    find_config,
+    load_config,
+    parse_arguments,
+    parse_yaml,
+)
 
 
 @dataclass
@@ -161,6 +169,26 @@ def test_a_config_with_a_byte_order_mark_is_read(tmp_path):
 def test_missing_config_file_is_named():
     with pytest.raises(FileNotFoundError, match="'nowhere.yaml' does not exist"):
         load_config(Config, "nowhere.yaml")
+
+
+@pytest.mark.parametrize("name", ["demo/pretrain", "demo/pretrain.yaml", "examples/configs/demo/pretrain.yaml"])
+def test_a_shipped_config_is_found_by_name_and_a_file_of_that_name_comes_first(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config(name) == EXAMPLES / "configs" / "demo" / "pretrain.yaml"
+    (tmp_path / name).parent.mkdir(parents=True)
+    assert parse_arguments(Config, "test", ["--config", write(Path(name), "output_dir: mine")]).output_dir == "mine"
+
+
+def test_every_shipped_config_has_a_name():
+    for path in (EXAMPLES / "configs").rglob("*.yaml"):
+        assert find_config(path.relative_to(EXAMPLES / "configs").with_suffix("").as_posix()) == path
+
+
+@pytest.mark.parametrize(("name", "near"), [("demo/pretrian", "name: demo/pretrain,"), ("xyz", ", demo/plan, ")])
+def test_a_wrong_name_of_a_config_names_what_exists_nearby(name, near):
+    with pytest.raises(FileNotFoundError, match=f"{name!r} does not exist; give the path of a YAML file") as error:
+        load_config(Config, name)
+    assert near in str(error.value)
 
 
 def test_command_line(tmp_path):

@@ -46,6 +46,7 @@ def cache_root(config: Any, name: str) -> Path:
 def describe_encoder(encoder: torch.nn.Module, weights: bool = True) -> dict[str, Any]:
     """The sizes of an encoder and a hash of its weights, for the description of a cache."""
     sizes = {name: value for name, value in encoder.config.to_diff_dict().items() if name != "transformers_version"}
+    sizes["vjepa2_hf_version"] = "0.1.0"  # as in the first caches, which later versions read: it changes no latents
     return {"encoder": sizes, "weights": weights_fingerprint(encoder) if weights else None}
 
 

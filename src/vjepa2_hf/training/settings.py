@@ -8,6 +8,7 @@ Names and types are checked against the dataclass; a ValueError of one sentence 
 import argparse
 import ast
 import dataclasses
+import difflib
 import functools
 import inspect
 import itertools
@@ -36,6 +37,9 @@ logger = logging.getLogger(__name__)
 ConfigType = TypeVar("ConfigType")
 FAILURE_SECONDS = 1.0
 USER_ERRORS = (ValueError, OSError, StrictDataclassError)
+# In an installed wheel the configs lie in the package, in a clone in examples/
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONFIGS = (_PACKAGE / "scripts" if (_PACKAGE / "scripts").is_dir() else _PACKAGE.parents[1] / "examples") / "configs"
 
 
 _LARGEST_YAML = 100_000  # values, with those of aliases counted as often as they are used
@@ -77,7 +81,7 @@ def load_config(
 
     Args:
         config_class: a dataclass; fields may be dataclasses, `dict`, `list[...]`, unions and `Literal`s.
-        path: a YAML file; None starts from the dataclass's defaults.
+        path: a YAML file, or a shipped config by name, as `demo/pretrain`; None starts from the dataclass's defaults.
         overrides: keys go into dataclasses, dicts and lists with dots (`encoder.hidden_size=96`,
             `masks.0.num_blocks=4`); values are read as YAML (`resume=null`, `aspect_ratio=[0.75, 1.5]`).
 
@@ -85,7 +89,7 @@ def load_config(
         FileNotFoundError: the file is missing.
         ValueError: not YAML, an unknown key (with the nearest known one), a missing or wrongly typed value.
     """
-    values = read_yaml(path) if path is not None else {}
+    values = read_yaml(find_config(path)) if path is not None else {}
     for override in overrides:
         _apply_override(values, override)
     for old, new in getattr(config_class, "renamed_settings", {}).items():
@@ -93,6 +97,21 @@ def load_config(
             _warn_of_old_name(old, new)
             values[new] = values.pop(old)
     return _build(config_class, values, prefix="")
+
+
+def find_config(path: str | os.PathLike) -> Path:
+    """The file `path`, or, where there is none, the shipped config of that name: `demo/pretrain`."""
+    path, name = Path(path), Path(path).as_posix().removeprefix("examples/configs/").removesuffix(".yaml")
+    if path.is_file():
+        return path
+    shipped = {file.relative_to(CONFIGS).with_suffix("").as_posix(): file for file in sorted(CONFIGS.rglob("*.yaml"))}
+    if name in shipped:
+        return shipped[name]
+    near = difflib.get_close_matches(name, shipped, n=3) or [one for one in shipped if one.startswith("demo/")]
+    raise FileNotFoundError(
+        f"The config file {str(path)!r} does not exist; give the path of a YAML file, or a shipped config by name: "
+        f"{', '.join(near)}, …"
+    )
 
 
 @functools.cache  # once per name
@@ -107,7 +126,7 @@ def parse_arguments(config_class: type[ConfigType], description: str, argv: list
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.epilog = "keys:\n" + "\n".join(f"  {line}" for line in describe_keys(config_class))
-    parser.add_argument("--config", metavar="FILE", help="YAML file with the settings")
+    parser.add_argument("--config", metavar="FILE", help="YAML file, or a shipped config by name (demo/pretrain)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     arguments = parser.parse_args(argv)
     return load_config(config_class, arguments.config, arguments.overrides)
