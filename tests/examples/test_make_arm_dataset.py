@@ -4,6 +4,7 @@ import make_arm_dataset
 import numpy as np
 import pytest
 import torch
+from datasets import load_dataset
 
 from vjepa2_hf.data.episodes import read_episodes
 from vjepa2_hf.data.lerobot import open_lerobot
@@ -23,6 +24,13 @@ def test_it_reads_as_a_lerobot_dataset(folder):
     episodes = list(read_episodes(folder))
     assert [episode["frames"].shape for episode in episodes] == [(12, 48, 48, 3)] * 3
     assert all(episode["actions"].shape == (11, 7) and episode["task"] for episode in episodes)
+
+
+def test_its_frames_stream_with_datasets(folder):
+    rows = load_dataset(str(folder), split="train", streaming=True)
+    assert rows.features["action"].length == 7
+    rows = list(rows)
+    assert len(rows) == 3 * 12 and [row["frame_index"] for row in rows[:13]] == [*range(12), 0]
 
 
 def test_frames_are_of_the_states_beside_them(folder):
