@@ -49,6 +49,10 @@ def test_a_decoder_comes_first_and_must_fit():
     expected = (255 * decoder.decode(latents)).round().byte().movedim(-3, -1).numpy()
     np.testing.assert_array_equal(imagery.images(latents), expected)
     assert imagery.source.startswith("decoded")
+    np.testing.assert_array_equal(Imagery(decoder=decoder).images(latents), expected)
+    assert Imagery(decoder=decoder).states(latents) is None
+    with pytest.raises(ValueError, match="neither known frames nor a decoder"):
+        Imagery()
     model = type("Model", (), {"tokens_per_frame": 4, "latent_size": 5})
     with pytest.raises(ValueError, match="takes 4 latents of size 3, but the world model has 4 of size 5"):
         check_decoder(decoder, model)

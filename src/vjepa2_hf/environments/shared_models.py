@@ -11,7 +11,7 @@ from ..modeling_encoder import VJepa2Encoder
 from ..modeling_masked_latent import VJepa2ForMaskedLatentPrediction
 from ..modeling_world_model import VJepa2WorldModel
 from ..pipelines.latent_planning import VJepa2Planner
-from ..visualization.imagination import Imagery
+from ..visualization.imagination import Imagery, check_decoder
 from .closed_loop import Plan, policy_plan
 from .goal_policies import PolicyPlan
 from .known_frames import make_imagery, read_frames, sample_frames
@@ -70,12 +70,17 @@ class SharedModels:
     @cached_property
     def imagery(self) -> Imagery | None:
         """Shows what the planner imagines: known are random states of the environment, else the recorded episodes;
-        `None` without either. Take the lock."""
+        `None` without either or a decoder. Take the lock."""
         path, env, episodes = self.parts.decoder, self.env, self.parts.episodes
         decoder = None if path is None else VJepa2PixelDecoder.from_pretrained(path).to(self.planner.device).eval()
         if env is not None:
             return make_imagery(self.planner, *sample_frames(env), env.render_state, decoder)
-        return None if episodes is None else make_imagery(self.planner, *read_frames(episodes), decoder=decoder)
+        if episodes is not None:
+            return make_imagery(self.planner, *read_frames(episodes), decoder=decoder)
+        if decoder is None:
+            return None
+        check_decoder(decoder, self.planner.model)
+        return Imagery(decoder=decoder)
 
     def prepare(self) -> None:
         """Computes what the first plan would wait for."""

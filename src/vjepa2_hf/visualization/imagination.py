@@ -27,7 +27,7 @@ class Imagery:
     reads from them; else by the known frame with the nearest latents.
 
     Args:
-        frames: known frames, uint8 (F, H, W, 3).
+        frames: known frames, uint8 (F, H, W, 3); `None` with a decoder only.
         latents: of the known frames, (F, N, D), by the target encoder.
         states: of the known frames, (F, S), from which the probe learns.
         render: the image uint8 (H, W, 3) of a state (S,).
@@ -39,23 +39,27 @@ class Imagery:
 
     def __init__(
         self,
-        frames: np.ndarray,
-        latents: torch.Tensor,
+        frames: np.ndarray | None = None,
+        latents: torch.Tensor | None = None,
         states: np.ndarray | None = None,
         render: Callable[[np.ndarray], np.ndarray] | None = None,
         decoder: VJepa2PixelDecoder | None = None,
     ):
-        self.frames, self.latents, self.decoder, self.render = frames, latents.flatten(1).cpu(), decoder, render
+        if frames is None and decoder is None:
+            raise ValueError("There are neither known frames nor a decoder, so latents cannot be shown: give one.")
+        self.frames, self.decoder, self.render = frames, decoder, render
+        self.latents = None if latents is None else latents.flatten(1).cpu()
         self.probe: LinearProbe | None = None
         if states is not None:
             groups = min(PROBE_GROUPS, len(frames))
             targets = torch.as_tensor(states, dtype=torch.float32)
             self.probe, _ = choose_probe(self.latents.tensor_split(groups), targets.tensor_split(groups))
-        self.source = f"the nearest of {len(frames)} known images"
         if decoder is not None:
             self.source = "decoded from predicted latents"
         elif render is not None and states is not None:
             self.source = "drawn at positions that a linear probe reads from predicted latents"
+        else:
+            self.source = f"the nearest of {len(frames)} known images"
 
     @torch.no_grad()
     def images(self, latents: torch.Tensor) -> np.ndarray:
