@@ -32,7 +32,7 @@ WAITING = 30  # events of all sessions together
 KEPT_SECONDS = 600  # files of results, beyond the end of their session
 STYLE = """
 footer {display: none !important}
-.vj-frames {display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 145px), 1fr)); gap: 12px}
+.vj-frames {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 145px), 1fr)); gap: 12px}
 .vj-frames figure {margin: 0; max-width: 300px}
 .vj-frames img {width: 100%; display: block; image-rendering: pixelated; border-radius: 6px}
 .vj-frames figcaption {font-size: 0.9rem; padding-top: 4px}

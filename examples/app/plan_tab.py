@@ -52,7 +52,7 @@ class EnvironmentTab:
                     images = {name: self.task_image(name, first[name]) for name in ("start", "goal")}
                 disc = gr.Radio(
                     list(self.env.discs),
-                    value=self.env.discs[-1],
+                    value=self.env.discs[self.env.target.start // 2],
                     label="A click in an image moves the",
                     visible=len(self.env.discs) > 1,
                     elem_id="plan-disc",
