@@ -3,7 +3,7 @@
 import base64
 import html
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 
 import gradio as gr
@@ -186,18 +186,20 @@ def build(models: SharedModels, files: SessionFiles) -> None:
     looks = Looks(models)
     names = list(looks.bundled)
 
-    def take(path: str | None, request: gr.Request) -> tuple[dict, str, None]:
+    def take(path: str | None, request: gr.Request) -> Iterator[tuple[dict, str, dict | None]]:
         """Reads an upload, and offers it as a clip. The component is emptied: the page needs no link to the file."""
         if path is None:
-            return gr.update(), gr.update(), None
+            return
+        yield gr.update(), say("Reading the video …"), gr.update()
         try:
             clip = files.take(request.session_hash, path, "video")
         except Exception as error:
-            return gr.update(), say(sentence_of(error)), None
+            yield gr.update(), say(sentence_of(error)), None
+            return
         used = len(clip.frames) / clip.fps
         part = "" if clip.seconds < used + 1 / clip.fps else f", of which the first {used:.1f} are used"
         status = f"Your video has {clip.seconds:.1f} seconds{part}, at {clip.fps:.3g} frames per second. Press Show."
-        return gr.update(choices=[UPLOADED, *names], value=UPLOADED), say(status), None
+        yield gr.update(choices=[UPLOADED, *names], value=UPLOADED), say(status), None
 
     def look(name: str | None, figure: str, request: gr.Request) -> tuple[str, str]:
         try:
@@ -222,7 +224,10 @@ def build(models: SharedModels, files: SessionFiles) -> None:
         with gr.Column(scale=2, min_width=320):
             status = gr.HTML(say("Choose a clip and a figure, then press Show."), elem_id="look-status")
             image = gr.HTML(elem_id="look-figure")
-    upload.upload(take, upload, [clip, status, upload], show_progress_on=image, concurrency_limit=2)
+    quiet = {"show_progress": "hidden"}  # the status says it; gradio's own would cover the upload after an error
+    taken = upload.upload(take, upload, [clip, status, upload], concurrency_limit=2, **quiet)
+    odd = say("The upload was not accepted; give the file a plain name and choose it again.")  # such as a hidden file
+    taken.failure(lambda: (odd, None), None, [status, upload], **quiet)
     run.click(look, [clip, figure], [image, status], show_progress_on=image, scroll_to_output=True)
 
 

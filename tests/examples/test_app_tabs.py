@@ -162,9 +162,10 @@ def test_uploads_of_the_tab(runs, pushing, tmp_path, video):
     assert "upload one first" in look(look_tab.UPLOADED, "Features as colors", Request)[1]
     evil = tmp_path / "<script>.mp4"
     evil.write_text("<script>")
-    choice, status, cleared = take(str(evil), Request)
+    reading, (choice, status, cleared) = take(str(evil), Request)
+    assert "Reading the video" in reading[1]
     assert "is not a video" in status and cleared is None and "value" not in choice
-    choice, status, cleared = take(str(video), Request)
+    _, (choice, status, cleared) = take(str(video), Request)
     assert "Your video has 2.3 seconds, at 10 frames per second." in status
     assert choice["value"] == look_tab.UPLOADED and cleared is None
     image, status = look(look_tab.UPLOADED, "Features as colors", Request)
