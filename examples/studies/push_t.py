@@ -389,7 +389,7 @@ def collect(options: argparse.Namespace) -> dict[str, Any] | None:
     accuracies = {
         one["name"]: one["episodes"] for one in sorted(readings, key=lambda one: last(one["episodes"])["T, pixels"])
     }
-    return {"seed": options.seed, **about, "rows": success, "readings": accuracies, "dynamics": dynamics}
+    return {**about, "rows": success, "readings": accuracies, "dynamics": dynamics}
 
 
 def last(by_episodes: dict[str, Any]) -> Any:
