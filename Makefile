@@ -18,11 +18,11 @@ endif
 # An environment given by VENV= may not have this checkout installed; examples and tests use it in any case
 export PYTHONPATH := $(CURDIR)/src$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: demo app reproduce test test-all docs faults fuzz test-versions lint bench bench-full help
+.PHONY: demo app reproduce test test-all docs notebooks faults fuzz test-versions lint bench bench-full help
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo | app | reproduce | test | test-all | docs | faults | fuzz | test-versions | lint | bench | bench-full   [VENV=existing environment]"
+	@echo "make demo | app | reproduce | test | test-all | docs | notebooks | faults | fuzz | test-versions | lint | bench | bench-full   [VENV=existing environment]"
 
 # The stamp is written last: an interrupted install is repeated
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -74,6 +74,10 @@ fuzz: $(ENVIRONMENT)
 # The oldest and newest versions that setup.cfg admits, an hour, 6 GB of disk:  python tests/versions.py
 test-versions: $(ENVIRONMENT)
 	$(PYTHON) tests/versions.py
+
+# The notebooks, with their outputs stored in them, about 20 minutes: python examples/notebooks/run.py
+notebooks: $(ENVIRONMENT)
+	$(PYTHON) examples/notebooks/run.py
 
 # Style and common mistakes:                                          ruff check . && ruff format --check .
 lint: $(ENVIRONMENT)
