@@ -13,6 +13,8 @@ notebook 1. A cell that fails stops the run; the notebook then stays as it was.
 
 import argparse
 import ast
+import base64
+import io
 import os
 import re
 import shutil
@@ -24,11 +26,13 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from PIL import Image
 
 
 NOTEBOOKS = Path(__file__).resolve().parent
 SOURCE = NOTEBOOKS.parents[1] / "src"
 COLORS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # escape sequences of a terminal
+JPEG_QUALITY = 60
 
 
 def assigned_names(source: str) -> set[str]:
@@ -57,9 +61,13 @@ def write_command(folder: Path) -> None:
 
 def tidy(cell: nbformat.NotebookNode, folder: Path) -> None:
     """Removes what differs between machines from a cell's outputs: the kernel's stderr (progress bars, warnings of
-    other packages), colors, and the folder that the notebook ran in."""
+    other packages), colors, and the folder that the notebook ran in. Figures are compressed."""
     cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     for output in cell.outputs:
+        if "image/jpeg" in output.get("data", {}):
+            compressed, image = io.BytesIO(), Image.open(io.BytesIO(base64.b64decode(output.data["image/jpeg"])))
+            image.save(compressed, "JPEG", quality=JPEG_QUALITY, optimize=True)
+            output.data["image/jpeg"] = base64.b64encode(compressed.getvalue()).decode()
         if output.output_type == "stream":
             text = COLORS.sub("", output.text).replace("\r\n", "\n")
             output.text = text.replace(f"{folder}{os.sep}", "")
