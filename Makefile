@@ -55,11 +55,12 @@ test: $(ENVIRONMENT)
 test-all: $(ENVIRONMENT)
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile
 
+.venv/installed-docs: .venv/installed
+	.venv/bin/python -m pip install -c constraints.txt -e ".[docs]"
+	touch $@
+
 # The documentation site, into site/, after the tests of its links, names and snippets: python -m mkdocs build
-docs: $(ENVIRONMENT)
-ifndef VENV
-	.venv/bin/python -m pip install -q -c constraints.txt -e ".[docs]"
-endif
+docs: $(ENVIRONMENT:installed=installed-docs)
 	$(PYTHON) -m pytest -q -m "not slow" tests/docs
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build
 
