@@ -15,7 +15,7 @@ MODULES = [module for modules in site_reference.modules_by_room().values() for m
 CLASSES = {
     node.name: node for module in MODULES for node in site_reference.tree(module).body if type(node) is ast.ClassDef
 }
-SIZE = r"(?:…|\.{3}|[\w'*]+(?:\s?[+\-−·/×]\s?[\w']+)*)"  # of a dimension: B, T0, 2, P + 1, ...
+SIZE = r"(?:…|\.{3}|[\w'*]+(?:\s?[+\-−·/×*]\s?[\w']+)*)"  # of a dimension: B, T0, 2, P + 1, ...
 SHAPE = re.compile(rf"\({SIZE}(?:,\s{SIZE})+\)|\({SIZE},\)|any shape|same shape|equal shape|^See ")
 ARRAY = re.compile(r"(?:(?:list|Sequence|tuple)\[)?(?:torch\.Tensor|np\.ndarray)\b")
 

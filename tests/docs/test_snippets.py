@@ -78,7 +78,7 @@ def test_a_robots_episodes_of_readme(work):
 
 
 def test_ecosystem(work, probes):
-    first, reading = blocks("ecosystem.md", "python")[:2]
+    first, *_, reading = blocks("ecosystem.md", "python")  # the others: test_docs_ecosystem.py
     assert type(run(first)["model"]) is VJepa2ForMaskedLatentPrediction
     assert run(reading)["frames"].shape[::3] == (3, 3)
 

@@ -29,7 +29,7 @@ def sample_frames(env: PlaneEnv, count: int = KNOWN, seed: int = 0) -> tuple[np.
 
 
 def read_frames(episodes: str, count: int = KNOWN, seed: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
-    """Frames of recorded episodes in random order, and their states if all have them."""
+    """Frames of recorded episodes in random order, uint8 (n, H, W, 3), and their states (n, S) if all have them."""
     frames, states, each = [], [], -(-count // EPISODES)
     for episode in read_episodes(episodes, max_episodes=EPISODES):
         kept = np.unique(np.linspace(0, len(episode["frames"]) - 1, each).round().astype(int))
@@ -49,7 +49,8 @@ def make_imagery(
     decoder: VJepa2PixelDecoder | None = None,
     seconds: float = SECONDS,
 ) -> Imagery:
-    """Encodes known frames, as many as the time allows and at least one batch. Arguments as of `Imagery`."""
+    """Encodes known frames, uint8 (n, H, W, 3), as many as the time allows and at least one batch. Arguments as of
+    `Imagery`; states are (n, S)."""
     if decoder is not None:
         check_decoder(decoder, planner.model)
     end, latents = time.monotonic() + seconds, []

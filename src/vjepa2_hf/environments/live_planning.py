@@ -61,6 +61,7 @@ class PlanSettings:
     budget_ms: float | None = None
 
     def build_solver(self) -> Any:
+        """The solver with these settings."""
         counts = {"num_candidates": self.num_candidates, "num_iterations": self.num_iterations}
         return build_solver(self.solver, horizon=self.horizon, **counts)
 
@@ -111,7 +112,7 @@ class WatchedPlanner:
         return {"proprio_state": tasks.proprio_states[0]} if self.planner.model.config.proprio_dim else {}
 
     def look(self, image: np.ndarray, goal: np.ndarray, **given: Any) -> PlanView:
-        """Plans once; `given` are the planner's arguments `proprio_state` and `extrinsics`."""
+        """Plans once for images, uint8 (H, W, 3); `given` are the planner's `proprio_state` and `extrinsics`."""
         seed = self.settings.seed * 1000 + self.plans
         with self.lock:
             plan = self.planner(image, goal, seed=seed, budget_ms=self.settings.budget_ms, **given)
@@ -140,7 +141,7 @@ class WatchedPlanner:
             view.path, view.paths = read[0], read[1:]
 
     def landscape(self, image: np.ndarray, goal: np.ndarray, points: int = LANDSCAPE_POINTS, **given: Any) -> dict:
-        """The cost over the first action of the last plan, as of `VJepa2Planner.energy_landscape`."""
+        """The cost over the first action of the last plan for images (H, W, 3), as of `VJepa2Planner.energy_landscape`."""
         with self.lock:
             actions = self.view.plan["actions"]
             return self.planner.energy_landscape(image, goal, points=points, actions=actions, **given)
@@ -162,10 +163,12 @@ class Episode:
 
     @property
     def reached(self) -> bool:
+        """Whether the goal was reached."""
         return bool(self.tasks.reached[0])
 
     @property
     def ended(self) -> bool:
+        """Whether no step is left to take."""
         return not self.tasks.active[0] or self.steps >= self.tasks.max_steps
 
     @property
