@@ -141,7 +141,7 @@ class WatchedPlanner:
             view.path, view.paths = read[0], read[1:]
 
     def landscape(self, image: np.ndarray, goal: np.ndarray, points: int = LANDSCAPE_POINTS, **given: Any) -> dict:
-        """The cost over the first action of the last plan for images (H, W, 3), as of `VJepa2Planner.energy_landscape`."""
+        """As `VJepa2Planner.energy_landscape`, over the first action of the last plan; images are (H, W, 3)."""
         with self.lock:
             actions = self.view.plan["actions"]
             return self.planner.energy_landscape(image, goal, points=points, actions=actions, **given)
