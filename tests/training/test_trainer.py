@@ -350,7 +350,7 @@ class TestAdapterInAClassifier:
             logits = model.eval()(VIDEOS).logits
             model.save_pretrained(tmp_path)
             loaded = peft.PeftModel.from_pretrained(new_classifier(), tmp_path).eval()
-            torch.testing.assert_close(loaded(VIDEOS).logits, logits, rtol=0, atol=0)
+            torch.testing.assert_close(loaded(VIDEOS).logits, logits, rtol=0, atol=1e-6)
             merged = model.merge_and_unload()
             assert set(merged.state_dict()) == set(new_classifier().state_dict())
             torch.testing.assert_close(merged(VIDEOS).logits, logits, rtol=0, atol=1e-5)
