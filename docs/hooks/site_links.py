@@ -18,7 +18,7 @@ FENCE = re.compile(r"^ *(`{3,}|~{3,}).*?^ *\1 *$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(rf"{FENCE.pattern}|(?P<ticks>`+)(?!`).*?(?<!`)(?P=ticks)(?!`)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<=\]\()[^()\s]*(?:\([^()\s]*\)[^()\s]*)*(?=(?: \"[^\"]*\")?\))")
 HTML_LINK = re.compile(r"""<(?:a|img)\b[^>]*?\b(?:href|src)=["']([^"']+)["']""")
-BARE_URL = re.compile(r"https?://[^\s<>\"')\]`|]+")
+BARE_URL = re.compile(r"https?://(?!localhost\b|127\.)[^\s<>\"')\]`|]+")
 TIMEOUT = 20  # seconds until a page answers
 UNAVAILABLE = (401, 403, 405, 429)  # answers of pages that exist but are not for programs
 
@@ -52,10 +52,8 @@ def links(text: str) -> Iterator[str]:
 
 
 def external_links(text: str) -> set[str]:
-    """http and https URLs of a Markdown text, outside of blocks of code."""
-    text = FENCE.sub("", text)
-    found = {target for target in links(text) if target.startswith("http")}
-    return found | {url.rstrip(".,;:") for url in BARE_URL.findall(text)}
+    """http and https URLs of a Markdown text, outside of code; those of the own machine are left out."""
+    return {url.rstrip(".,;:") for url in BARE_URL.findall(without_code(text))}
 
 
 def map_links(text: str, change: Callable[[str], str]) -> str:

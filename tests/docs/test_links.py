@@ -72,11 +72,13 @@ def test_links_change_outside_of_code_alone():
 
 def test_the_command_reports_links_that_do_not_answer(monkeypatch, capsys, tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("[a](http://127.0.0.1:9/none) and [b](other.md)", encoding="utf-8")
+    page.write_text("[a](http://nowhere.invalid/none), [b](other.md), http://127.0.0.1:9", encoding="utf-8")
     monkeypatch.setattr(site_links, "documents", lambda: [page])
     monkeypatch.setattr(site_links, "ROOT", tmp_path)
     with pytest.raises(SystemExit) as stopped:
         site_links.main()
     printed = capsys.readouterr().out
-    assert stopped.value.code == 1 and "http://127.0.0.1:9/none does not answer" in printed and "(page.md)" in printed
+    assert (
+        stopped.value.code == 1 and "http://nowhere.invalid/none does not answer" in printed and "(page.md)" in printed
+    )
     assert "1 links, 1 failures" in printed
