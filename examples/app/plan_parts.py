@@ -31,7 +31,9 @@ def read_settings(solver: str, candidates: int, horizon: int, cost: str) -> Plan
 
 
 def say_stopped(status: str) -> str:
-    return status if status.startswith(STOPPED) else STOPPED + status
+    """The status after Stop; that of a run that has ended already stays."""
+    runs = not status.startswith(STOPPED) and ("On its way" in status or "Planning" in status)
+    return STOPPED + status if runs else status
 
 
 @dataclass

@@ -218,3 +218,4 @@ def test_arguments_and_settings(monkeypatch):
     settings = read_settings("icem", 32.0, 4.0, SQUARED)
     assert (settings.num_candidates, settings.horizon, settings.solver) == (32, 4, "icem")
     assert say_stopped(say_stopped("On its way.")) == "<strong>Stopped.</strong> On its way."
+    assert say_stopped("Reached the goal after 3 steps.") == "Reached the goal after 3 steps."
