@@ -18,11 +18,11 @@ endif
 # An environment given by VENV= may not have this checkout installed; examples and tests use it in any case
 export PYTHONPATH := $(CURDIR)/src$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: demo app reproduce test test-all docs notebooks faults fuzz test-versions lint bench bench-full help
+.PHONY: demo app reproduce test test-all test-app docs notebooks faults fuzz test-versions lint bench bench-full help
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo | app | reproduce | test | test-all | docs | notebooks | faults | fuzz | test-versions | lint | bench | bench-full   [VENV=existing environment]"
+	@echo "make demo | app | reproduce | test | test-all | test-app | docs | notebooks | faults | fuzz | test-versions | lint | bench | bench-full   [VENV=existing environment]"
 
 # The stamp is written last: an interrupted install is repeated
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -54,6 +54,13 @@ test: $(ENVIRONMENT)
 # All tests, two files at a time:                                    python -m pytest -q -n 2 --dist loadfile
 test-all: $(ENVIRONMENT)
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile
+
+# The app in headless Chromium, on models of random weights and of the demo; screenshots go to runs/browser
+test-app: export VJEPA2_TEST_APP := runs/browser
+test-app: $(ENVIRONMENT:installed=installed-app)
+	$(PYTHON) -m pytest -q --collect-only tests/browser
+	test -e runs/demo/report.html || $(PYTHON) examples/demo.py
+	$(PYTHON) -m pytest -q tests/browser
 
 .venv/installed-docs: .venv/installed
 	.venv/bin/python -m pip install -c constraints.txt -e ".[docs]"

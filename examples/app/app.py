@@ -33,6 +33,7 @@ KEPT_SECONDS = 600  # files of results, beyond the end of their session
 STYLE = """
 footer {display: none !important}
 .vj-frames {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 145px), 1fr)); gap: 12px}
+.vj-frames + p {margin-top: 16px}
 .vj-frames figure {margin: 0; max-width: 300px}
 .vj-frames img {width: 100%; display: block; image-rendering: pixelated; border-radius: 6px}
 .vj-frames figcaption {font-size: 0.9rem; padding-top: 4px}
@@ -45,6 +46,9 @@ footer {display: none !important}
 .vj-chart img {image-rendering: auto; background: white}
 .vj-table td, .vj-table th {padding: 2px 10px; text-align: right}
 #plan-start img, #plan-goal img {image-rendering: pixelated; cursor: crosshair; -webkit-user-drag: none}
+#plan-start label, #plan-goal label {position: static !important}
+#plan-start label span, #plan-goal label span {display: none}
+#plan-start .icon-button-wrapper, #plan-goal .icon-button-wrapper {display: none !important}
 """
 
 

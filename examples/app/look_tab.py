@@ -218,7 +218,7 @@ def build(models: SharedModels, files: SessionFiles) -> None:
         with gr.Column(scale=1, min_width=280):
             clip = gr.Radio(names, value=names[0] if names else None, label="Clip", elem_id="look-clip")
             limits = f"{LIMITS.max_bytes >> 20} MiB, {LIMITS.max_seconds:g} s"
-            upload = gr.File(label=f"Or your own video (up to {limits})", height=140, elem_id="look-upload")
+            upload = gr.File(label=f"Or your own video (up to {limits})", height=180, elem_id="look-upload")
             figure = gr.Radio(list(FIGURES), value=next(iter(FIGURES)), label="Figure", elem_id="look-kind")
             run = gr.Button("Show", variant="primary", elem_id="look-run")
         with gr.Column(scale=2, min_width=320):

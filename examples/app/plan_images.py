@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from plan_parts import Results, read_settings, say_stopped, search_settings
+from plan_parts import PLANNING, Results, read_settings, say_stopped, search_settings
 from plan_view import show_actions, show_costs, show_imagined, show_landscape
 from uploads import Refused, SessionFiles, sentence_of
 
@@ -45,7 +45,7 @@ def build(models: SharedModels, files: SessionFiles) -> None:
 
     def stream(request: gr.Request, start: str | None, goal: str | None, *values: Any) -> Iterator[dict[Any, str]]:
         try:
-            yield results.empty("Planning …")
+            yield results.empty(PLANNING)
             pair = [_read(files, request, name, path) for name, path in (("start", start), ("goal", goal))]
             numbers, settings = values[: len(states)], values[len(states) :]
             given = {
@@ -57,7 +57,8 @@ def build(models: SharedModels, files: SessionFiles) -> None:
             yield results.empty(sentence_of(error))
 
     inputs = [*images, *states, *chosen]
-    running = run.click(stream, inputs, results.all(), show_progress="hidden", concurrency_id="plan")
+    wait = {"show_progress": "minimal", "show_progress_on": results.status}
+    running = run.click(stream, inputs, results.all(), concurrency_id="plan", **wait)
     stop.click(say_stopped, results.status, results.status, cancels=[running], queue=False, show_progress="hidden")
 
 

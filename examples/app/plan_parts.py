@@ -5,10 +5,11 @@ from typing import Any
 
 import gradio as gr
 
-from vjepa2_hf.environments.live_planning import PlanSettings, list_costs, list_solvers
+from vjepa2_hf.environments.live_planning import ON_ITS_WAY, PlanSettings, list_costs, list_solvers
 
 
 PLAN_MILLISECONDS = 4000.0  # of a plan; then no iteration starts
+PLANNING = "Planning …"
 STOPPED = "<strong>Stopped.</strong> "
 STATUS = '<div role="status" aria-live="polite">${value}</div>'
 
@@ -17,11 +18,15 @@ def search_settings(config: Any) -> list[gr.components.Component]:
     """Solver, candidates, horizon and distance, in the order of `read_settings`."""
     solvers, costs, each = list_solvers(config), list_costs(config), config.actions_per_step
     horizon = f"Horizon, in model steps of {each} action{'s' if each > 1 else ''}"
+    solver = "How action sequences are searched; cem is the cross-entropy method."
+    candidates = "Action sequences that are imagined in each iteration of the search."
+    ahead = "How far ahead each of them is imagined."
+    distance = "How the imagined states are compared with the goal."
     return [
-        gr.Dropdown(solvers, value=solvers[0], label="Solver", elem_id="plan-solver"),
-        gr.Slider(16, 512, value=128, step=16, label="Candidates", elem_id="plan-candidates"),
-        gr.Slider(1, 10, value=3, step=1, label=horizon, elem_id="plan-horizon"),
-        gr.Dropdown(costs, value=costs[0], label="Distance to the goal", elem_id="plan-distance"),
+        gr.Dropdown(solvers, value=solvers[0], label="Solver", info=solver, elem_id="plan-solver"),
+        gr.Slider(16, 512, value=128, step=16, label="Candidates", info=candidates, elem_id="plan-candidates"),
+        gr.Slider(1, 10, value=3, step=1, label=horizon, info=ahead, elem_id="plan-horizon"),
+        gr.Dropdown(costs, value=costs[0], label="Distance to the goal", info=distance, elem_id="plan-distance"),
     ]
 
 
@@ -31,9 +36,9 @@ def read_settings(solver: str, candidates: int, horizon: int, cost: str) -> Plan
 
 
 def say_stopped(status: str) -> str:
-    """The status after Stop; that of a run that has ended already stays."""
-    runs = not status.startswith(STOPPED) and ("On its way" in status or "Planning" in status)
-    return STOPPED + status if runs else status
+    """The status after a press of Stop; the same if nothing was running."""
+    runs = ON_ITS_WAY in status or status == PLANNING
+    return STOPPED + status if runs and not status.startswith(STOPPED) else status
 
 
 @dataclass

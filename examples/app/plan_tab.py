@@ -8,11 +8,14 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import plan_images
-from plan_parts import Results, read_settings, say_stopped, search_settings
-from plan_view import SIZE, show_costs, show_episodes, show_landscape
+from gradio.data_classes import ImageData
+from plan_parts import PLANNING, Results, read_settings, say_stopped, search_settings
+from plan_view import SIZE, png_uri, show_costs, show_episodes, show_landscape
 from uploads import Refused, SessionFiles, sentence_of
 
+from vjepa2_hf.environments.appearance import IMAGE_SIZE
 from vjepa2_hf.environments.live_planning import Episode, WatchedPlanner, make_task
+from vjepa2_hf.environments.plane import SUCCESS_PIXELS
 from vjepa2_hf.environments.shared_models import SharedModels
 from vjepa2_hf.visualization.imagination import enlarge
 
@@ -20,7 +23,7 @@ from vjepa2_hf.visualization.imagination import enlarge
 FIRST_TASK = 3  # seed of the task that the page opens with
 RUN_SECONDS = 180.0  # of a run
 RUNS = 3  # at the same time; further ones wait
-HELLO = "Choose a start and a goal, then press Plan."
+HELLO = "Click in Start or Goal to move a disc, or take a random task. Then press Plan."
 LABELS = ("action, to the right", "action, downwards")
 Task = dict[str, list[float]]  # "start" and "goal", states of the environment
 
@@ -46,12 +49,13 @@ class EnvironmentTab:
     def build(self) -> None:
         first = self.sample(FIRST_TASK)
         task = gr.State(first)
+        gr.Markdown(self.describe())
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 with gr.Row():
                     images = {name: self.task_image(name, first[name]) for name in ("start", "goal")}
                 disc = gr.Radio(
-                    list(self.env.discs),
+                    [(self.name_of(number), disc) for number, disc in enumerate(self.env.discs)],
                     value=self.env.discs[self.env.target.start // 2],
                     label="A click in an image moves the",
                     visible=len(self.env.discs) > 1,
@@ -60,10 +64,13 @@ class EnvironmentTab:
                 with gr.Row():
                     run = gr.Button("Plan", variant="primary", size="md", min_width=80, elem_id="plan-run")
                     stop = gr.Button("Stop", variant="stop", size="md", min_width=80, elem_id="plan-stop")
-                    random = gr.Button("Random task", size="md", min_width=80, elem_id="plan-random")
+                    random = gr.Button("Random task", size="md", min_width=110, elem_id="plan-random")
                 with gr.Accordion("Settings, and policies to compare with", open=False, elem_id="plan-settings"):
                     beside = gr.CheckboxGroup(
-                        self.models.baselines, label="Run the same task beside it", elem_id="plan-beside"
+                        self.models.baselines,
+                        label="Run the same task beside it",
+                        info="Data policy: the one that recorded the training episodes.",
+                        elem_id="plan-beside",
                     )
                     chosen = search_settings(self.models.planner.model.config)
                 with gr.Accordion("Positions as numbers", open=False, elem_id="plan-numbers"):
@@ -77,20 +84,34 @@ class EnvironmentTab:
             numbers[name].submit(self.typing(name), [task, numbers[name]], [*shown, results.status], **quiet)
         random.click(self.random_task, None, shown, **quiet)
         limits = {"concurrency_limit": RUNS, "concurrency_id": "plan"}
-        running = run.click(self.streaming(results), [task, beside, *chosen], results.all(), **limits, **quiet)
+        wait = {"show_progress": "minimal", "show_progress_on": results.status}
+        running = run.click(self.streaming(results), [task, beside, *chosen], results.all(), **limits, **wait)
         stop.click(say_stopped, results.status, results.status, cancels=[running], queue=False, **quiet)
 
+    def describe(self) -> str:
+        """The task in a sentence."""
+        agent, target = self.name_of(0), self.name_of(self.env.target.start // 2)
+        until = f"until {'it' if agent == target else f'the {target}'} is where *Goal* shows it"
+        within = f"within {SUCCESS_PIXELS:g} of {IMAGE_SIZE} pixels, in at most {self.env.max_steps} steps"
+        return f"The planner moves the {agent} {until}: {within}."
+
+    def name_of(self, disc: int) -> str:
+        color = ("red", "green", "blue")[int(np.argmax(self.env.plain_colors[disc]))]
+        return f"{self.env.discs[disc]} ({color})"
+
     def task_image(self, name: str, state: list[float]) -> gr.Image:
-        return gr.Image(
-            self.render(state),
+        image = gr.Image(
             label=name.capitalize(),
             alt_text=f"{name.capitalize()} of the task: a click moves a disc there",
             interactive=False,
-            format="png",
             min_width=150,
             buttons=[],
             elem_id=f"plan-{name}",
         )
+        # Gradio would write every image to a file and put the path of that file into the page
+        image.postprocess = lambda pixels: ImageData(url=png_uri(pixels))
+        image.value = image.postprocess(self.render(state)).model_dump()
+        return image
 
     def numbers_box(self, name: str, state: list[float]) -> gr.Textbox:
         order = ", ".join(f"x and y of the {disc}" for disc in self.env.discs)
@@ -157,7 +178,7 @@ class EnvironmentTab:
 
     def run(self, results: Results, task: Task, beside: list[str], *chosen: Any) -> Iterator[dict[Any, str]]:
         """Frames of the closed loop and figures of its plans, as they come."""
-        yield results.empty("Planning …")
+        yield results.empty(PLANNING)
         end, settings, models = time.monotonic() + RUN_SECONDS, read_settings(*chosen), self.models
         planner = WatchedPlanner(models.planner, settings, models.lock, models.imagery)
         episode = self.episode("world model", task, planner)

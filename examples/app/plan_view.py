@@ -17,15 +17,21 @@ from vjepa2_hf.visualization.plan_figures import plot_action_costs, plot_costs, 
 SIZE = 384  # pixels of an enlarged image
 
 
-def figure(image: np.ndarray | bytes, caption: str, alt: str | None = None) -> str:
-    """An image, uint8 (H, W, 3) or a PNG file, with its caption; `alt` is for screen readers."""
+def png_uri(image: np.ndarray | bytes) -> str:
+    """An image, uint8 (H, W, 3) or a PNG file, as an address that holds it."""
     if not isinstance(image, bytes):
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "PNG")
         image = buffer.getvalue()
-    source = f"data:image/png;base64,{base64.b64encode(image).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(image).decode()}"
+
+
+def figure(image: np.ndarray | bytes, caption: str, alt: str | None = None) -> str:
+    """An image, uint8 (H, W, 3) or a PNG file, with its caption; `alt` is for screen readers."""
     caption, alt = html.escape(caption), html.escape(alt or caption)
-    return f'<figure><img decoding="sync" src="{source}" alt="{alt}"><figcaption>{caption}</figcaption></figure>'
+    return (
+        f'<figure><img decoding="sync" src="{png_uri(image)}" alt="{alt}"><figcaption>{caption}</figcaption></figure>'
+    )
 
 
 def row(figures: list[str], kind: str = "") -> str:

@@ -28,6 +28,7 @@ from .tasks import Tasks
 
 SHOWN = 8  # E
 LANDSCAPE_POINTS = 13
+ON_ITS_WAY = "On its way"  # begins the outcome of an episode that goes on
 CLOSEST, LEARNED, SQUARED, ABSOLUTE = (
     "closest approach, latent and learned",
     "learned distance (frames)",
@@ -197,7 +198,7 @@ class Episode:
             return f"Reached the goal after {steps}."
         if self.ended:
             return f"Did not reach the goal in {steps}; it ended {self.tasks.distances[0]:.0f} pixels away."
-        return f"On its way after {steps}, {self.tasks.distances[0]:.0f} pixels from the goal."
+        return f"{ON_ITS_WAY} after {steps}, {self.tasks.distances[0]:.0f} pixels from the goal."
 
 
 def make_task(env_id: str, start: np.ndarray, goal: np.ndarray, env_kwargs: dict[str, Any] | None = None) -> Tasks:
