@@ -52,12 +52,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def wait_for(what: Callable[[], Any], seconds: float = SECONDS) -> Any:
-    """The first true value of `what`, which may fail while the page changes."""
+    """The first true value of `what`, which may find nothing while the page changes."""
     from selenium.common.exceptions import WebDriverException
 
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        with contextlib.suppress(WebDriverException):
+        with contextlib.suppress(WebDriverException, IndexError):
             if found := what():
                 return found
         time.sleep(0.1)
