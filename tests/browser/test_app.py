@@ -14,7 +14,7 @@ from PIL import Image
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 TABS = ("Plan", "Look", "Model")
-NAMED = {"button", "textbox", "slider", "spinbutton", "checkbox", "radio", "combobox", "tab", "link", "image"}
+NAMED = {"button", "textbox", "slider", "spinbutton", "checkbox", "radio", "combobox", "tab", "link"}
 SCRIPT = "<img src=x onerror=window.evil=1>.mp4"
 
 
@@ -47,7 +47,7 @@ def test_each_tab_fits_the_window_and_names_its_inputs(address, pages, screensho
         page.save(screenshots / f"{tab.lower()}_{width}.png")
         window, content = page.widths()
         assert window == width and content <= window, f"The tab {tab} is {content} pixels wide"
-        assert unnamed(page) == [], f"The tab {tab} has inputs without a label"
+        assert not page.find("img:not([alt])") and unnamed(page) == [], f"The tab {tab} has inputs without a label"
         assert not [
             place for place in ("/tmp/", "/home/", "/root/", "/work/", "site-packages") if place in page.source()
         ]
@@ -126,14 +126,12 @@ def test_evil_uploads_are_refused_in_a_sentence(address, pages, tmp_path):
     page = pages(address)
     page.open("Look")
     for name, (content, says) in EVIL.items():
-        before = page.text("look-status")
         (tmp_path / name).write_bytes(content)
         page.upload(tmp_path / name)
         page.wait(lambda says=says: says in page.text("look-status"))
         assert len(page.text("look-status").split(". ")) == 1 and page.source().count("onerror") == 0
         page.press("#look-run")  # the sentence goes before the next file
         page.wait(lambda: page.text("look-status").startswith("Left: "))
-        assert page.text("look-status") != before
     assert page.driver.execute_script("return window.evil") is None
     assert "Your video" not in page.text("look-clip")
 
