@@ -191,6 +191,12 @@ def test_no_test_imports_a_test():
         assert not names_imported(path) & tests, path
 
 
+def test_no_two_tests_have_the_same_name():
+    """pytest imports test files by name; it reports a second one of the same name as an error of the whole run."""
+    names = [path.stem for path in python_files(ROOT / "tests") if path.stem.startswith("test_")]
+    assert len(names) == len(set(names)), sorted({name for name in names if names.count(name) > 1})
+
+
 def test_modules_of_the_root_are_few():
     assert len(root_modules()) <= LIMITS["root modules"]
 
