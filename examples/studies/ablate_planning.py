@@ -1,7 +1,7 @@
 """Ablations of planning: candidates, horizon, iterations, solvers and cost.
 
     python examples/studies/ablate_planning.py [--output runs/reproduce] [--model world_model_pretrained/final]
-        [--environments pushing two_rooms] [--jobs 2] [--episodes 50] [--rows recipe horizon_5 ...]
+        [--environments pushing two_rooms] [--seeds 3] [--jobs 2] [--episodes 50] [--rows recipe horizon_5 ...]
 
 Plans with the world models that `reproduce.py` trained in the folders `OUTPUT/ENVIRONMENT/seed-*` (or, with
 `--model ablations-2400-steps/recipe/world_model/final`, `ablate_world_model.py`); nothing is trained. The recipe is
@@ -76,7 +76,7 @@ def run_row(options: argparse.Namespace, environment: str, seed: int, row: str) 
 
 def run(options: argparse.Namespace) -> None:
     """Every row with all its seeds: a stopped study has complete rows."""
-    cells = [(name, seed) for name in options.environments for seed in study.seeds_of(options.output / name)]
+    cells = [(name, seed) for name in options.environments for seed in range(options.seeds)]
     cells = [one for one in cells if model_of(options, *one).exists()]
     if not cells:
         raise SystemExit(
@@ -126,7 +126,7 @@ SETTINGS = {
 CHOICES = {"environments": (study.ENVIRONMENTS, study.ENVIRONMENTS), "rows": (ROWS, ROWS)}
 PAGES = ["docs/planning_evaluation.md"]
 STUDY = study.Study(
-    "planning", __doc__, run, collect, format_tables, PAGES, SETTINGS, {}, CHOICES, output="runs/reproduce"
+    "planning", __doc__, run, collect, format_tables, PAGES, SETTINGS, choices=CHOICES, output="runs/reproduce"
 )
 
 

@@ -131,6 +131,11 @@ class RunFolder:
         """Runs a recording script, given with its arguments."""
         return self.run(f"record {target.name}", target, *command.split(), "--output", str(target))
 
+    def train_distance_head(self, name: str, model: Path, data: dict[str, Any]) -> Path:
+        """Adds a distance head to a world model, in a folder NAME here."""
+        settings = {"model": model, "output_dir": self.path / name, "num_threads": 1} | data
+        return self.run(name, self.path / name / "final", "train_distance_head.py", *key_values(settings))
+
     def train_probe(self, name: str, output: Path, settings: dict[str, Any]) -> None:
         settings = {"log_every": 50, **SHORT_RUN, **settings}
         self.configured(name, "train_probe.py", "demo/probe.yaml", settings, output, "results.json")

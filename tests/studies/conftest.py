@@ -13,6 +13,7 @@ ENCODER = ["encoder.hidden_size=24", "encoder.num_hidden_layers=1", "encoder.num
 TINY = {
     "pretrain": ["max_steps=2", "batch_size=2", "num_workers=0"],
     "train_world_model": ["max_steps=2", "batch_size=2", "validation_fraction=0.25", "distance.max_steps=2"],
+    "train_distance_head": ["distance.max_steps=2"],
     "train_cloning": ["max_steps=2", "batch_size=2", "validation_fraction=0.25", "policy.hidden_size=8"],
     "train_actor": ["max_steps=2", "batch_size=2", "validation_fraction=0.25"],
     "train_decoder": ["max_steps=2", "batch_size=2", "validation_fraction=0.25"],

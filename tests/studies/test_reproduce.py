@@ -4,6 +4,7 @@ import json
 
 import ablate_planning
 import ablate_world_model
+import pytest
 import reproduce
 from plan import PlanConfig
 from train_actor import ActorConfig
@@ -13,49 +14,65 @@ from vjepa2_hf.training.settings import load_config
 
 
 def test_every_row_is_trained_and_planned_with(commands, tmp_path):
-    reproduce.run_seed(tmp_path, "two_rooms", 1)
+    reproduce.run_seed(tmp_path, "two_rooms", 1, complete=True)
     scripts = [command[0] for command in commands]
-    models = ["train_world_model.py"] * 3
+    models = ["train_world_model.py", "train_distance_head.py"] * 2 + ["train_world_model.py"]
     assert scripts == ["pretrain.py", *models, "train_cloning.py", "train_cloning.py", "train_actor.py", "plan.py"]
     config = load_config(PlanConfig, commands[-1][2], commands[-1][3:])
     folder = tmp_path / "two_rooms" / "seed-1"
     policies = ("cloning", "cloning_even", "actor")
     assert set(config.policies.values()) == {str(folder / name / "final") for name in policies}
-    assert set(config.models) == {*reproduce.ENCODERS.values(), reproduce.PROPOSED}
+    assert set(config.models) == set(reproduce.ENCODERS.values()) and config.success_levels == {}
     assert config.proposals == {reproduce.PROPOSED: str(folder / "cloning" / "final")}
-    world_model = f"world_model={folder / 'world_model_pretrained' / 'final'}"
-    assert all(world_model in command for command in commands[4:7])
-    assert f"start={folder / 'cloning' / 'final'}" in commands[6]
-    for command in commands[4:7]:
+    learned = {name: row for name, row in config.rows.items() if name != reproduce.PROPOSED}
+    assert {row["model"] for row in learned.values()} == {reproduce.ENCODERS[name] for name in reproduce.PAIR}
+    assert all(row["planner"] == {"cost": "closest"} for row in learned.values())
+    world_model = f"world_model={folder / 'distance_pretrained' / 'final'}"
+    assert all(world_model in command for command in commands[6:9])
+    assert f"start={folder / 'cloning' / 'final'}" in commands[8]
+    for command in commands[6:9]:
         load_config(PolicyTrainingConfig if "cloning" in command[0] else ActorConfig, command[2], command[3:])
 
 
+def test_further_seeds_compare_the_encoders_alone(commands, tmp_path):
+    reproduce.run_seed(tmp_path, "pushing", 7, complete=False)
+    config = load_config(PlanConfig, commands[-1][2], commands[-1][3:])
+    assert set(config.models) == {reproduce.ENCODERS[name] for name in reproduce.PAIR}
+    assert not (config.rows or config.policies or config.baselines) and config.first_task == 707_000
+    assert list(config.success_levels) == ["block", "block and pusher"]
+
+
 def test_a_stopped_study_publishes_the_rows_that_it_has(run_study, tmp_path):
-    for seed, names in ((0, ["data policy"]), (1, ["data policy", "CEM, pretrained encoder"])):
+    names = ["data policy", *(reproduce.ENCODERS[name] for name in reproduce.PAIR)]
+    for seed, found in ((0, names), (1, names), (4, names[1:])):
         folder = tmp_path / "runs" / "pushing" / f"seed-{seed}"
         (folder / "plan").mkdir(parents=True)
-        rows = [{"name": name, "success": 0.25 + 0.5 * seed, "episodes": 4} for name in names]
+        rows = []
+        for number, name in enumerate(found):
+            levels = {"block": {"success": 0.9 - 0.1 * number}, "block and pusher": {"success": 0.5 - 0.01 * seed}}
+            rows.append({"name": name, "success": 0.9, "levels": levels})
         (folder / "plan" / "results.json").write_text(json.dumps({"rows": rows}))
     (folder / "world_model_pretrained").mkdir()
     errors = [{"horizon": 1, "error": 1.0, "copy_error": 2.0}]
     (folder / "world_model_pretrained" / "rollout_error.json").write_text(json.dumps(errors))
-    text = run_study(reproduce.STUDY, "--collect", "--seeds", "2")
-    assert "| data policy | 0.50 (0.00–1.00): 0.25, 0.75 |" in text
-    assert "| CEM, pretrained encoder | 0.75 (one seed): 0.75 |" in text
-    found = json.loads((tmp_path / "results.json").read_text())["environments"]
-    assert {row["name"]: row["by_seed"] for row in found["pushing"]["rows"]} == {
-        "data policy": [0.25, 0.75],
-        "CEM, pretrained encoder": [0.75],
-    }
-    assert found["pushing"]["rollout_error_over_copy"] == {"pretrained": {"1": 0.5}}
+    text = run_study(reproduce.STUDY, "--collect", "--seeds", "2", "--paired_seeds", "5")
+    assert "over 2 to 3 training seeds × 100 tasks" in text
+    assert "| data policy | 0.90 (0.90–0.90) | 0.49 (0.43–0.56) |" in text
+    found = json.loads((tmp_path / "results.json").read_text())
+    column = found["columns"]["Pushing, block and pusher"]["CEM, random encoder"]
+    assert (column["seeds"], column["success"]["by_seed"]) == ([0, 1, 4], [0.5, 0.49, 0.46])
+    (difference,) = found["differences"]["Pushing"]
+    assert difference["mean"] == pytest.approx(0.1) and len(difference["by_seed"]) == 3
+    assert "| CEM, pretrained encoder − CEM, random encoder | +0.10 (–), 3 | " in text
+    assert found["rollout_error_over_copy"]["pushing"] == {"pretrained": {"1": 0.5}}
 
 
 def test_the_reproduction_and_the_ablations_on_its_models_run_at_tiny_size(tiny_runs, run_study, tmp_path):
     size = ["--jobs", "1", "--seeds", "1"]
-    text = run_study(reproduce.STUDY, *size)
+    text = run_study(reproduce.STUDY, *size, "--paired_seeds", "2")
     (row,) = (line for line in text.splitlines() if line.startswith("| CEM, pretrained encoder, from cloning's"))
-    assert row.count("(one seed)") == 2 and "| actor: cloning, improved in imagination | " in text
-    assert text.count(", pixels | ") == 2 and len(tiny_runs) == 18
+    assert row.count(" | ") == 3 and "| actor: cloning, improved in imagination | " in text
+    assert "), 2 | " in text and len(tiny_runs) == 28
 
     (tmp_path / "results.json").unlink()
     tiny_runs.clear()
@@ -70,7 +87,7 @@ def test_the_reproduction_and_the_ablations_on_its_models_run_at_tiny_size(tiny_
     (tmp_path / "results.json").unlink()
     tiny_runs.clear()
     rows = ["recipe", "solver_icem"]
-    size = ["--jobs", "1", "--episodes", "3", "--environments", "pushing"]
+    size = ["--jobs", "1", "--seeds", "1", "--episodes", "3", "--environments", "pushing"]
     text = run_study(ablate_planning.STUDY, *size, "--rows", *rows)
     found = json.loads((tmp_path / "results.json").read_text())
     assert [row["name"] for row in found["environments"]["pushing"]["rows"]] == rows and tiny_runs == ["plan"] * 2
