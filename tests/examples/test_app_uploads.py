@@ -135,14 +135,6 @@ EVIL_VIDEOS = {  # name: (function of a good video that makes the file, what the
 }
 
 
-@pytest.mark.parametrize("name", EVIL_VIDEOS)
-def test_a_bad_video_is_one_sentence(video, name):
-    make, expected = EVIL_VIDEOS[name]
-    with pytest.raises(Refused, match=expected) as caught:
-        read_content(make(video), "video", SMALL)
-    check_sentence(str(caught.value))
-
-
 EVIL_IMAGES = {
     "video named as an image": (lambda video: video, "is not an image that can be read"),
     "script": (lambda video: b"<svg onload='alert(1)'/>", "is not an image that can be read"),
@@ -153,11 +145,14 @@ EVIL_IMAGES = {
 }
 
 
-@pytest.mark.parametrize("name", EVIL_IMAGES)
-def test_a_bad_image_is_one_sentence(video, name):
-    make, expected = EVIL_IMAGES[name]
+EVIL = {"video": EVIL_VIDEOS, "image": EVIL_IMAGES}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, uploads in EVIL.items() for name in uploads])
+def test_a_bad_upload_is_one_sentence(video, kind, name):
+    make, expected = EVIL[kind][name]
     with pytest.raises(Refused, match=expected) as caught:
-        read_content(make(video), "image", SMALL)
+        read_content(make(video), kind, SMALL)
     check_sentence(str(caught.value))
 
 
