@@ -1,6 +1,7 @@
 """The law of imports and the limits of size; CONTRIBUTING.md says why.
 
-Imports are read with `ast`: nothing of the package is run. The numbers of `LIMITS` go down, and up only for a new part of the models (V-JEPA 2.1, robots).
+Imports are read with `ast`: nothing of the package is run. The numbers of `LIMITS` go down, and up
+only for a new part of the models.
 """
 
 import ast
