@@ -19,7 +19,10 @@ LATENTS = {
 }
 SCORES = {
     "error": [0.0, 4.0],
+    "absolute_error": [0.0, 2.0],
     "cosine": [1.0, 0.96],
+    "copy_absolute_error": [2.5, 6.0],
+    "extrapolation_absolute_error": [0.0, 1.0],
     "copy_error": [6.5, 36.0],
     "copy_cosine": [0.8, 0.8],
     "extrapolation_error": [0.0, 2.0],

@@ -18,10 +18,13 @@ from vjepa2_hf.specs import describe, is_integer, refuse
 
 
 def step_scores(predictions: torch.Tensor, references: torch.Tensor) -> dict[str, torch.Tensor]:
-    """`error` and `cosine` (B, P) of each window and step; latents (B, P, ..., D), shapes that broadcast."""
+    """`error`, `absolute_error` and `cosine` (B, P) of each window and step; latents (B, P, ..., D), shapes that
+    broadcast."""
     predictions, references = torch.broadcast_tensors(predictions.float(), references.float())
+    difference = predictions - references
     return {
-        "error": (predictions - references).square().flatten(2).mean(dim=-1),
+        "error": difference.square().flatten(2).mean(dim=-1),
+        "absolute_error": difference.abs().flatten(2).mean(dim=-1),
         "cosine": torch.cosine_similarity(predictions, references, dim=-1).unsqueeze(-1).flatten(2).mean(dim=-1),
     }
 
@@ -105,7 +108,7 @@ def _check(given: dict[str, torch.Tensor]) -> None:
 
 
 class LatentRollout(metrics.OneProcessMetric):
-    """Mean squared error and cosine similarity of rolled-out latents by horizon, next to two baselines: copying the
+    """Mean squared and absolute error and cosine similarity of rolled-out latents by horizon, next to two baselines: copying the
     last known latents, and linear extrapolation of the last two.
 
     It keeps sums instead of its inputs, as latents of a few windows fill gigabytes.
@@ -143,9 +146,9 @@ class LatentRollout(metrics.OneProcessMetric):
             horizons: steps to report; all by default.
 
         Returns:
-            `horizon` and `windows`, and means over windows for each horizon: `error` and `cosine` of the predictions;
-            with `copies` also `copy_error` and `copy_cosine`; with `previous` also `extrapolation_error` and
-            `extrapolation_cosine`.
+            `horizon` and `windows`, and means over windows for each horizon: `error` (squared), `absolute_error` and
+            `cosine` of the predictions; the same with `copies` as `copy_error` and so on, and with `previous` as
+            `extrapolation_error` and so on.
         """
         if predictions is not None or references is not None:
             self._scores.add(predictions, references, copies, previous)
