@@ -12,7 +12,6 @@ docs/scaling.png. The options take any size: see docs/scale.md.
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from functools import partial
 from itertools import product

@@ -108,8 +108,8 @@ def _check(given: dict[str, torch.Tensor]) -> None:
 
 
 class LatentRollout(metrics.OneProcessMetric):
-    """Mean squared and absolute error and cosine similarity of rolled-out latents by horizon, next to two baselines: copying the
-    last known latents, and linear extrapolation of the last two.
+    """Mean squared and absolute error and cosine similarity of rolled-out latents by horizon, next to two baselines:
+    copying the last known latents, and linear extrapolation of the last two.
 
     It keeps sums instead of its inputs, as latents of a few windows fill gigabytes.
     """
