@@ -31,7 +31,7 @@ LIMITS = {
     "root modules": 26,
     "lines of a file": 500,
     "lines of a function": 60,
-    "lines of an exported encoder": 2900,  # 800 of them read videos
+    "lines of an exported encoder": 3100,  # 800 of them read videos
     "lines of configs": 1400,
 }
 

@@ -181,6 +181,17 @@ PRESETS = {
     "large": (1024, 24, 16, 4.0),
     "huge": (1280, 32, 16, 4.0),
     "giant": (1408, 40, 22, 48 / 11),
+    "gigantic": (1664, 48, 26, 64 / 13),
+}
+# V-JEPA 2.1 (arXiv 2603.14482): sizes, blocks with a norm of their own by depth, and the other fields of its encoders
+PRESETS_2_1 = ("2.1-base", "2.1-large", "2.1-giant", "2.1-gigantic")
+OUTPUT_LEVELS = {12: [2, 5, 8, 11], 24: [5, 11, 17, 23], 40: [9, 19, 29, 39], 48: [11, 23, 37, 47]}
+_FIELDS_2_1 = {
+    "crop_size": 384,
+    "image_tubelet_size": 1,
+    "modality_embeddings": True,
+    "rope_interleave": True,
+    "rope_grid_size": 16,
 }
 
 
@@ -188,8 +199,12 @@ def _preset_fields(name: str) -> dict:
     """Encoder fields of a released size, from its name or the letter in its checkpoint's name."""
     plain = str(name).lower().removeprefix("vit").lstrip("-_")
     plain = next((preset for preset in PRESETS if plain == preset[0]), plain)
-    check_choice("preset", plain if plain in PRESETS else name, PRESETS)
-    return dict(zip(("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio"), PRESETS[plain]))
+    check_choice("preset", plain if plain in (*PRESETS, *PRESETS_2_1) else name, (*PRESETS, *PRESETS_2_1))
+    size = PRESETS[plain.removeprefix("2.1-")]
+    fields = dict(zip(("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio"), size))
+    if plain in PRESETS_2_1:
+        fields |= {**_FIELDS_2_1, "output_levels": [*OUTPUT_LEVELS[fields["num_hidden_layers"]]]}
+    return fields
 
 
 @strict_config
@@ -202,11 +217,17 @@ class VJepa2EncoderConfig(VJepa2BaseConfig, PreTrainedConfig):
         in_chans (`int`, defaults to 3): color channels.
         crop_size (`int`, defaults to 256): side in pixels of the training clips; other sizes work too.
         frames_per_clip (`int`, defaults to 64): frames of the training clips; `num_frames` is an alias.
+        image_tubelet_size (`int`, *optional*): 1 gives a clip of one frame, an image, patch embeddings of its own
+            (V-JEPA 2.1). `None` repeats the frame to a tubelet.
+        modality_embeddings (`bool`, defaults to `False`): adds a learned vector to all tokens, one for images and one
+            for videos (V-JEPA 2.1).
     Transformer:
         hidden_size, num_hidden_layers, num_attention_heads (`int`, default to 1024, 24, 16: ViT-L).
         mlp_ratio (`float`, defaults to 4.0): width of the MLP over `hidden_size` (48/11 for ViT-g).
         hidden_act (`str`, defaults to "gelu"), layer_norm_eps (`float`, defaults to 1e-6), qkv_bias (`bool`).
         attention_probs_dropout_prob, drop_path_rate (`float`, default to 0).
+        output_levels (`list[int]`, *optional*): blocks, from 0, whose tokens the encoder also returns, each after a
+            LayerNorm of its own; the last one is the last block, hence `last_hidden_state` (V-JEPA 2.1: 4 levels).
         initializer_range (`float`, defaults to 0.02): standard deviation of the truncated normal.
         depth_scaled_init (`bool`, defaults to `True`, published): the two output projections of block l (from 1) are
             initialized divided by √(2 l), in the encoder, the predictor and the dynamics.
@@ -221,6 +242,9 @@ class VJepa2EncoderConfig(VJepa2BaseConfig, PreTrainedConfig):
         rope_interleave (`bool`, defaults to `False`): `False` is the table that the released weights were trained
             with: it is tiled ([ω0…ωk, ω0…ωk]) although neighboring channels are rotated as pairs. `True` is the
             corrected table, in which both channels of a pair are rotated by the same angle (V-JEPA 2.1).
+        rope_grid_size (`int`, *optional*): rows and columns of any clip are stretched to positions from 0 to this size
+            minus 1, so that a larger crop has no unknown positions (V-JEPA 2.1: 16, the grid of its pretraining).
+            `None` counts them. Time is always counted. For "rope" only.
         attention_type (`str`, defaults to "joint"): every token attends to every token (released). "factorized" (the
             temporal recipe) attends within a frame, then to the same position in other frames, then applies the MLP,
             each pre-norm and with its own weights. Predictor and dynamics are always joint.
@@ -235,6 +259,8 @@ class VJepa2EncoderConfig(VJepa2BaseConfig, PreTrainedConfig):
     in_chans: int = 3
     crop_size: int = 256
     frames_per_clip: int = 64
+    image_tubelet_size: int | None = None
+    modality_embeddings: bool = False
 
     hidden_size: int = 1024
     num_hidden_layers: int = 24
@@ -247,10 +273,12 @@ class VJepa2EncoderConfig(VJepa2BaseConfig, PreTrainedConfig):
     drop_path_rate: int | float = 0.0
     initializer_range: float = 0.02
     depth_scaled_init: bool = True
+    output_levels: list[int] | None = None
 
     position_embedding_type: Literal["rope", "sincos", "learned"] = "rope"
     uniform_power: bool = False
     rope_interleave: bool = False
+    rope_grid_size: int | None = None
     attention_type: Literal["joint", "factorized"] = "joint"
 
     @classmethod
@@ -260,7 +288,8 @@ class VJepa2EncoderConfig(VJepa2BaseConfig, PreTrainedConfig):
         Args:
             name: "small", "base", "large", "huge" or "giant" (also "vitl", "L", …): ViT-S/B/L/H/g with patches of 16
                 and tubelets of 2. L, H and g are the released V-JEPA 2 models at 256 pixels and 64 frames; the g at
-                384 pixels is `from_preset("giant", crop_size=384)`.
+                384 pixels is `from_preset("giant", crop_size=384)`. "2.1-base", "2.1-large", "2.1-giant" and
+                "2.1-gigantic" are the released V-JEPA 2.1 models (ViT-B, L, g, G) at 384 pixels and 64 frames.
         """
         return cls(**{**_preset_fields(name), **fields})
 
@@ -272,7 +301,21 @@ class VJepa2EncoderConfig(VJepa2BaseConfig, PreTrainedConfig):
         check_activation(self.hidden_act)
         check_heads("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
         _check_sincos_size(self, "hidden_size", self.hidden_size)
+        self._check_2_1()
         super().__post_init__(**self._refuse_unknown(kwargs))
+
+    def _check_2_1(self) -> None:
+        """Checks the fields that V-JEPA 2.1 brought."""
+        tubelet, grid, levels = self.image_tubelet_size, self.rope_grid_size, self.output_levels
+        check(tubelet in (None, 1), f"image_tubelet_size is {describe(tubelet)}; expected None or 1: one frame.")
+        check_numbers(self, "rope_grid_size")
+        needed = f"rope_grid_size={grid} stretches rotary positions: set position_embedding_type='rope', or leave it."
+        check(grid is None or self.position_embedding_type == "rope", needed)
+        if levels is not None:
+            last = self.num_hidden_layers - 1
+            expected = f"expected increasing numbers of blocks from 0, of which the last is {last}, the last block."
+            rising = [*sorted({level for level in levels if 0 <= level <= last})]
+            check(levels == rising and rising[-1:] == [last], f"output_levels is {describe(levels)}; {expected}")
 
 
 class VJepa2NestedConfig(VJepa2BaseConfig):

@@ -27,10 +27,12 @@ from .modeling_layers import (
     add_positions,
     build_layers,
     grid_positions,
+    init_modality,
+    modality_parameters,
     position_parameter,
     rotary_table,
 )
-from .specs import check_count, refuse
+from .specs import check_count, check_flag, refuse
 
 
 # By model type, the prefixes of encoders in a folder; the first is the default
@@ -56,12 +58,15 @@ class VJepa2EncoderOutput(ModelOutput):
     hidden_states: on request, the input of the first block and the output of every block, before the final norm.
     attentions: on request (eager attention), (B, h, N, N) per layer. A factorized layer has two: within frames
         (B·T', h, H'·W', H'·W') and over time (B·H'·W', h, T', T'), or (B, h, K, K) each with a context mask.
+    level_hidden_states: with `output_levels` in the config, the tokens of each of these blocks after its own norm, of
+        the shape of `last_hidden_state`, which is the last of them.
     """
 
     last_hidden_state: torch.Tensor | None = None
     grid: tuple[int, int, int] | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+    level_hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 class VJepa2Encoder(VJepa2PreTrainedModel):
@@ -70,6 +75,9 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
     ::
 
         clip (B, T, C, H, W) ──► patch embeddings ──► (context mask: drop tokens) ──► blocks ──► norm ──► (B, N, D)
+
+    A clip of one frame is an image: with `image_tubelet_size` it has patch embeddings of its own; otherwise its frame
+    is repeated to a tubelet.
 
     Example:
         >>> encoder = VJepa2Encoder.from_pretrained("runs/demo/pretrain/final")
@@ -84,11 +92,18 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
     def __init__(self, config: VJepa2EncoderConfig):
         super().__init__(config)
         self.patch_embeddings = VJepa2PatchEmbeddings(config)
+        self.image_patch_embeddings = self.image_modality_embedding = self.video_modality_embedding = None
+        if config.image_tubelet_size is not None:
+            self.image_patch_embeddings = VJepa2PatchEmbeddings(config, config.image_tubelet_size)
+        if config.modality_embeddings:
+            self.image_modality_embedding, self.video_modality_embedding = modality_parameters(config.hidden_size)
         self.position_embeddings = position_parameter(config, config.hidden_size)
         sizes = (config.hidden_size, config.num_attention_heads, config.mlp_ratio, config.num_hidden_layers)
         kind = VJepa2FactorizedLayer if config.attention_type == "factorized" else VJepa2Layer
         self.layer = build_layers(config, *sizes, drop_path_rate=config.drop_path_rate, layer_class=kind)
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)  # of the last block
+        earlier = [*(config.output_levels or [])][:-1]
+        self.level_norms = nn.ModuleList(nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for _ in earlier)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -133,7 +148,7 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
 
         Args:
             pixel_values_videos: normalized pixels (B, T, C, H, W); any T, H, W that tubelet and patch divide. Fewer
-                frames than a tubelet are repeated to fill it.
+                frames than a tubelet are repeated to fill it (one frame: if the model has no image tokenizer).
             context_mask: int64 (B, K) token ids. Only these tokens are embedded and encoded; they never see the rest
                 of the clip.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
@@ -143,20 +158,34 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
         grid = self.get_grid(pixel_values_videos)
         if context_mask is not None:
             check_token_ids("context_mask", context_mask, pixel_values_videos.shape[0], math.prod(grid))
-        hidden_states = self.patch_embeddings(pixel_values_videos, context_mask)
+        hidden_states = self._embed(pixel_values_videos, context_mask)
         hidden_states = add_positions(hidden_states, self.config, grid, context_mask, self.position_embeddings)
         rotary = self.rotary(grid, context_mask, hidden_states.device)
         groups = self._attention_groups(grid, context_mask)
-        for layer in self.layer:
+        levels = []
+        for index, layer in enumerate(self.layer):
             hidden_states = layer(hidden_states, rotary, *groups)[0]
-        return VJepa2EncoderOutput(last_hidden_state=self.layernorm(hidden_states), grid=grid)
+            if len(levels) < len(self.level_norms) and index == self.config.output_levels[len(levels)]:
+                levels.append(self.level_norms[len(levels)](hidden_states))
+        last = self.layernorm(hidden_states)
+        levels = None if self.config.output_levels is None else (*levels, last)
+        return VJepa2EncoderOutput(last_hidden_state=last, level_hidden_states=levels, grid=grid)
+
+    def _embed(self, pixel_values_videos: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
+        """Clips (B, T, C, H, W) -> (B, N, D), or (B, K, D) for the tokens at `ids` (B, K)."""
+        is_image = pixel_values_videos.shape[1] == 1
+        own = is_image and self.image_patch_embeddings is not None
+        tokens = (self.image_patch_embeddings if own else self.patch_embeddings)(pixel_values_videos, ids)
+        modality = self.image_modality_embedding if is_image else self.video_modality_embedding
+        return tokens if modality is None else tokens + modality.to(tokens)
 
     def rotary(self, grid: tuple[int, int, int], ids: torch.Tensor | None, device) -> RotaryTable | None:
         """Rotary table of a grid (T', H', W'), or of its tokens `ids` (B, K); `None` for other kinds of positions."""
         if self.config.position_embedding_type != "rope":
             return None
         head_dim = self.config.hidden_size // self.config.num_attention_heads
-        table = rotary_table(grid_positions(grid, device), head_dim, self.config.rope_interleave)
+        positions = grid_positions(grid, device, self.config.rope_grid_size)
+        table = rotary_table(positions, head_dim, self.config.rope_interleave)
         return table if ids is None else tuple(part[ids] for part in table)
 
     def _attention_groups(self, grid: tuple[int, int, int], ids: torch.Tensor | None) -> tuple:
@@ -178,8 +207,11 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if module is self and self.position_embeddings is not None:
+        if module is not self:
+            return
+        if self.position_embeddings is not None:
             init.trunc_normal_(self.position_embeddings, std=self.config.initializer_range)
+        init_modality(self)
 
     def get_grid(self, pixel_values_videos: torch.Tensor) -> tuple[int, int, int]:
         """Grid (T', H', W') of clips (B, T, C, H, W), whose shape is checked; one frame has a grid of one step."""
@@ -195,19 +227,25 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
         return pixel_values_videos[:, frames]
 
     @torch.no_grad()
-    def encode(self, video: torch.Tensor, pool: str | None = None) -> torch.Tensor:
+    def encode(self, video: torch.Tensor, pool: str | None = None, levels: bool = False) -> torch.Tensor:
         """Features without gradient.
 
         Args:
             video: normalized clips (B, T, C, H, W).
             pool: `None` returns tokens (B, N, D), "frame" their mean over space (B, T', D), "clip" over all (B, D).
+            levels: the features of all L `output_levels`, side by side: (…, L · D).
         """
         if not (pool is None or isinstance(pool, str) and pool in ("frame", "clip")):
             refuse("pool", pool, "None, 'frame' or 'clip'")
+        if check_flag("levels", levels) and self.config.output_levels is None:
+            raise ValueError(
+                "levels=True needs output_levels in the encoder's config, like [5, 11, 17, 23]; it is None."
+            )
         output = self(video)
+        tokens = torch.cat(output.level_hidden_states, dim=-1) if levels else output.last_hidden_state
         if pool is None:
-            return output.last_hidden_state
-        by_frame = output.last_hidden_state.unflatten(1, (output.grid[0], -1)).mean(dim=2)
+            return tokens
+        by_frame = tokens.unflatten(1, (output.grid[0], -1)).mean(dim=2)
         return by_frame if pool == "frame" else by_frame.mean(dim=1)
 
     def encode_long(

@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import nn
 from torchvision.ops import StochasticDepth
 from transformers import PreTrainedConfig
+from transformers import initialization as init
 from transformers.activations import ACT2FN, GELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -24,9 +25,13 @@ from .configuration_vjepa2 import VJepa2EncoderConfig
 RotaryTable = tuple[torch.Tensor, ...]
 
 
-def grid_positions(grid: tuple[int, int, int], device=None) -> torch.Tensor:
-    """(time, row, column) of every token of a grid (T', H', W'), in token order: float32 (N, 3)."""
+def grid_positions(grid: tuple[int, int, int], device=None, stretched_to: int | None = None) -> torch.Tensor:
+    """(time, row, column) of every token of a grid (T', H', W'), in token order: float32 (N, 3). Rows and columns
+    `stretched_to` p go from 0 to p - 1 (`rope_grid_size`)."""
     axes = [torch.arange(size, device=device, dtype=torch.float32) for size in grid]
+    if stretched_to is not None:
+        factors = ((stretched_to - 1) / max(size - 1, 1) for size in grid[1:])
+        axes[1:] = [axis * factor for axis, factor in zip(axes[1:], factors, strict=True)]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2)
 
 
@@ -120,6 +125,18 @@ def configured_grid(config: VJepa2EncoderConfig) -> tuple[int, int, int]:
     positions are made."""
     side = max(config.crop_size // config.patch_size, 1)
     return max(config.frames_per_clip // config.tubelet_size, 1), side, side
+
+
+def modality_parameters(size: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """The vectors (1, 1, size) that are added to all tokens of an image, and of a video (V-JEPA 2.1)."""
+    return nn.Parameter(torch.zeros(1, 1, size)), nn.Parameter(torch.zeros(1, 1, size))
+
+
+def init_modality(module: nn.Module) -> None:
+    """Initializes the two vectors of a module that has them, as published."""
+    for parameter in (module.image_modality_embedding, module.video_modality_embedding):
+        if parameter is not None:
+            init.normal_(parameter, std=1e-6)
 
 
 def position_parameter(config: VJepa2EncoderConfig, size: int) -> nn.Parameter | None:
@@ -411,12 +428,16 @@ def build_layers(
 
 
 class VJepa2PatchEmbeddings(nn.Module):
-    """Tubelets of pixels to tokens; `proj` is a 3-D convolution, as in every published checkpoint."""
+    """Tubelets of pixels to tokens; `proj` is a 3-D convolution, as in every published checkpoint.
 
-    def __init__(self, config: VJepa2EncoderConfig):
+    Args:
+        tubelet_size: frames per token, if they differ from the config's.
+    """
+
+    def __init__(self, config: VJepa2EncoderConfig, tubelet_size: int | None = None):
         super().__init__()
-        self.config = config
-        size = (config.tubelet_size, config.patch_size, config.patch_size)
+        self.tubelet_size = tubelet_size or config.tubelet_size
+        size = (self.tubelet_size, config.patch_size, config.patch_size)
         self.proj = nn.Conv3d(config.in_chans, config.hidden_size, kernel_size=size, stride=size)
 
     def forward(self, pixel_values_videos: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
@@ -442,7 +463,7 @@ class VJepa2PatchEmbeddings(nn.Module):
         """`forward` through the convolution itself: a PEFT adapter may wrap it, or accelerate may have offloaded its
         weights."""
         if pixel_values_videos.shape[1] == 1:
-            pixel_values_videos = pixel_values_videos.expand(-1, self.config.tubelet_size, -1, -1, -1)
+            pixel_values_videos = pixel_values_videos.expand(-1, self.tubelet_size, -1, -1, -1)
         videos = pixel_values_videos.to(self.proj.weight.dtype).transpose(1, 2)
         tokens = self.proj(videos).flatten(2).transpose(1, 2)
         return tokens if ids is None else gather_tokens(tokens, ids)

@@ -38,7 +38,10 @@ _LABEL_FIELDS = ("id2label", "label2id", "num_labels", "problem_type")
 _COMMON_FIELDS = ("dtype", "torch_dtype", "transformers_version", "name_or_path", "attn_implementation")
 # By model type: fields that transformers lacks; its models always compute with our default
 ONLY_OURS = {
-    "vjepa2_hf_encoder": ("position_embedding_type", "rope_interleave", "attention_type"),
+    "vjepa2_hf_encoder": (
+        "position_embedding_type", "rope_interleave", "rope_grid_size", "attention_type", "image_tubelet_size",
+        "modality_embeddings", "output_levels",
+    ),
     "vjepa2_hf_video_classification": (
         "pooler_type", "encoder_layers", "pooler_time_positions", "pooler_space_positions", "labels_per_frame",
         "num_neighbors", "predicted_frames",
