@@ -30,6 +30,7 @@ _OUTPUT_KEYWORDS = ("output_attentions", "output_hidden_states", "return_dict")
 _TRANSFORMERS_KEYWORDS = frozenset(
     {*TransformersKwargs.__annotations__, *_OUTPUT_KEYWORDS, "use_cache", "debug_io", "debug_io_dir", "prune_layers"}
 )
+_OF_BLOCKS = re.compile(r"(^|\.)(layer|level_norms)\.\d+\.")  # names of weights in a stack of blocks or levels
 
 
 class VJepa2PreTrainedModel(PreTrainedModel):
@@ -57,8 +58,9 @@ class VJepa2PreTrainedModel(PreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: folder or Hub id.
-            allow_missing: load one of our models although the file lacks some of its weights, which start random. A
-                transformers checkpoint, which may have no head, always loads.
+            allow_missing: load one of our models although the file lacks some of its weights, which start random, or
+                has more blocks than the config, which are dropped. A transformers checkpoint, which may have no head,
+                always loads.
             args, kwargs: of transformers' `from_pretrained` (`dtype`, `device_map`, …), and config fields to replace.
 
         Raises:
@@ -123,7 +125,8 @@ class VJepa2PreTrainedModel(PreTrainedModel):
             name, found, expected = sorted(info["mismatched_keys"])[0]
             raise ValueError(
                 f"{path}: {name} has shape {tuple(found)} in the weights, {tuple(expected)} in the config "
-                f"({len(info['mismatched_keys'])} mismatches in all): config and weights are of different models."
+                f"({len(info['mismatched_keys'])} mismatches in all): config and weights are of different models"
+                f"{_differences(model, info)}."
             )
         # With an adapter there is one for the base model too, which `info` leaves out
         missing = sorted(set().union(info["missing_keys"], *(one.missing_keys for one in model._loading_infos)))
@@ -131,7 +134,15 @@ class VJepa2PreTrainedModel(PreTrainedModel):
         if missing and not allow_missing:
             raise ValueError(
                 f"{path} lacks {len(missing)} weights of {cls.__name__}, the first of them {missing[0]}: save or "
-                "download the model again, or pass allow_missing=True to start them at random values."
+                "download the model again, or pass allow_missing=True to start them at random values"
+                f"{_differences(model, info)}."
+            )
+        dropped = sorted(name for name in info["unexpected_keys"] if _OF_BLOCKS.search(name))
+        if dropped and not allow_missing:
+            raise ValueError(
+                f"{path} holds {len(dropped)} weights for which the config has no block, the first of them "
+                f"{dropped[0]}: change the config, or pass allow_missing=True to drop them"
+                f"{_differences(model, info)}."
             )
         model._weight_conversions = ()
         return (model, info) if output_loading_info else model
@@ -244,6 +255,15 @@ def check_keywords(model: nn.Module, given: dict, *passed_on: str) -> None:
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"known ones are {', '.join(known)}."
         raise TypeError(f"{type(model).__name__} got an unexpected keyword argument {name!r}; {hint}")
+
+
+def _differences(model: nn.Module, info: dict) -> str:
+    """Depth, width, levels and tensors in which a file and the config differ, in parentheses; the package has it."""
+    try:
+        from vjepa2_hf.hub.mismatch import describe_loading
+    except ImportError:  # code exported to the Hub
+        return ""
+    return f" ({text})" if (text := describe_loading(model, info)) else ""
 
 
 def _model_cards():

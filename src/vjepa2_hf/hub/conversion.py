@@ -27,6 +27,7 @@ from ..modeling_world_model import VJepa2WorldModel
 from ..specs import refuse
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from .inferred_config import CONFIGS, published_config, settings_to_read_back, split_settings
+from .mismatch import describe_loading
 from .model_card import CardFacts
 from .published_format import (
     PublishedFile,
@@ -235,10 +236,12 @@ def _load_folder(
         loading["component"] = component
     model, info = model_class.from_pretrained(source, **loading)
     if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"{source} lacks {len(missing)} weights of a {model_class.__name__}, such as {missing[0]}.")
+        lacking = f"{source} lacks {len(missing)} weights of a {model_class.__name__}, such as {missing[0]}"
+        raise ValueError(f"{lacking}: {describe_loading(model, info)}.")
     if unexpected := sorted(info["unexpected_keys"]):
         found = f"{len(unexpected)} weights that the model does not have, such as {unexpected[0]}"
-        raise ValueError(f"{source} holds {found}: its config, or --set, is of another model.")
+        differences = describe_loading(model, info)
+        raise ValueError(f"{source} holds {found}: its config, or --set, is of another model ({differences}).")
     return model
 
 

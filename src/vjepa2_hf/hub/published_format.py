@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig
 
 from ..configuration_vjepa2 import VJepa2EncoderConfig
 from ..modeling_layers import configured_grid, sincos_table
+from .mismatch import describe_mismatch, shapes_of
 
 
 logger = logging.getLogger(__name__)
@@ -250,16 +251,11 @@ def model_to_parts(state: Mapping[str, torch.Tensor], model_type: str) -> dict[s
 
 
 def check_parts(path: str, parts: Mapping[str, State], expected: Mapping[str, State]) -> None:
-    """Refuses parts whose names or shapes differ from the expected ones; the error names the first."""
-    for part, state in expected.items():
-        for name in [*state, *parts[part]]:
-            found, wanted = (side[part].get(name) for side in (parts, expected))
-            if found is None or wanted is None:
-                said = "is missing" if found is None else "is not expected"
-                raise ValueError(f"{path}: {name} of {part!r} {said}: the file is of another architecture.")
-            if found.shape != wanted.shape:
-                others = f"but the file's other sizes and the settings give {tuple(wanted.shape)}"
-                raise ValueError(f"{path}: {name} of {part!r} has shape {tuple(found.shape)}, {others}.")
+    """Refuses parts whose names or shapes differ from the expected ones; one error names all of it."""
+    found, wanted = ({part: shapes_of(state) for part, state in side.items()} for side in (parts, expected))
+    if differences := describe_mismatch(found, wanted):
+        advice = "Expected is what the file's other sizes and --set give: change --set, or download the file again."
+        raise ValueError(f"{path} does not fit its config: {differences}. {advice}")
 
 
 _TABLES = {"encoder": "pos_embed", "target_encoder": "pos_embed", "predictor": "predictor_pos_embed"}
