@@ -12,7 +12,8 @@ Files (.hdf5, .h5, .npz) are searched recursively. Unless an option names its ke
     actions   `actions` or `action`. The group that holds it is one episode. A file may hold many episodes
               (robomimic, LIBERO: data/demo_0/actions, ...) or one (ACT: action).
     frames    the only array of images in the episode: uint8 (T, H, W, 3) or (T, 3, H, W), or T JPEG or PNG images.
-              With several cameras, name one with --frames_key.
+              With several cameras, name one with --frames_key, or all that are to be kept: a row then has a video
+              of each, in the columns `video` (the first), `video_KEY` and so on.
     states    the first of `proprio_states`, `observations/qpos`, `qpos`, `proprio`. Several keys are concatenated.
     rewards   `rewards` or `reward`.
 
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("source", type=Path, help="folder of HDF5 or npz files, searched recursively, or one file")
     parser.add_argument("out_dir", type=Path, help="new folder for the shards")
     parser.add_argument("--fps", type=float, required=True, help="frames per second, which the files do not hold")
-    parser.add_argument("--frames_key", help="path of the images within an episode")
+    parser.add_argument("--frames_key", nargs="+", help="path of the images within an episode, one per camera")
     parser.add_argument("--actions_key", help="path of the actions within an episode")
     parser.add_argument("--states_key", nargs="+", help="paths of the proprio states within an episode, concatenated")
     ends = "array that flags the last row of each episode, or 'none' if a group is one episode (default: known names)"

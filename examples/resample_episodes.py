@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--fps", type=float, required=True, help="frames per second of the result")
     kinds = ("sum", "mean", "last", "pose_delta")
     parser.add_argument("--actions", choices=kinds, required=True, help="how actions between kept frames are joined")
-    parser.add_argument("--camera", help="camera of a LeRobot dataset with several")
+    parser.add_argument("--camera", nargs="+", help="camera of episodes with several, or all that are to be kept")
     parser.add_argument("--actions_key", nargs="+", help="features of a LeRobot dataset that form the action")
     parser.add_argument("--states_key", nargs="+", help="features of a LeRobot dataset that form the proprio state")
     parser.add_argument("--height", type=int, help="resize taller images to this height in pixels (default: keep)")

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from builders import numbered_frames, numbers_of
-from datasets import Features, List, Value, Video
+from datasets import Features, List, Value, Video, load_dataset
 
 from vjepa2_hf.data import episodes
+from vjepa2_hf.data.cameras import video_features, video_row
 from vjepa2_hf.data.episodes import (
     EpisodeSource,
     EpisodeStream,
@@ -41,6 +43,71 @@ def episode(number: int, num_frames: int = 8, **changes) -> dict:
         "episode_id": f"episode-{number}",
         **changes,
     }
+
+
+def write_two_cameras(folder, **changes):
+    """Two episodes of the cameras "front" and "obs/wrist", the negative of the first one and larger; in the second
+    one, `changes` of the columns."""
+    rows = []
+    for number in range(2):
+        frames = numbered_frames(8)
+        wrist = np.repeat(255 - frames, 2, axis=2)
+        videos = {"front": frames, "obs/wrist": wrist}
+        videos = {name: {"bytes": encode_video(values, 10), "path": None} for name, values in videos.items()}
+        rows.append({**episode(number), **video_row(videos), **(changes if number else {})})
+    write_shards(rows, folder, Features({**EPISODE_FEATURES, **video_features(rows[0])}), num_shards=1)
+    return folder
+
+
+class TestCameras:
+    def test_a_list_gives_a_dict_and_a_name_gives_an_array(self, tmp_path):
+        folder = write_two_cameras(tmp_path / "out")
+        for one in read_episodes(folder, 3, camera=["front", "obs/wrist"]):
+            assert list(one["frames"]) == ["front", "obs/wrist"] and len(one["actions"]) == 2
+            assert numbers_of(one["frames"]["front"]) == numbers_of(255 - one["frames"]["obs/wrist"]) == [0, 3, 6]
+        assert numbers_of(next(read_episodes(folder))["frames"]) == list(range(8))
+        for name in ("obs/wrist", "wrist"):
+            assert numbers_of(255 - next(read_episodes(folder, camera=name))["frames"]) == list(range(8))
+        with pytest.raises(ValueError, match="camera='left', but episode episode-0 has the cameras front, obs/wrist"):
+            next(read_episodes(folder, camera=["front", "left"]))
+
+    def test_an_episode_without_a_camera_is_listed_and_skipped(self, tmp_path):
+        folder, skipped = write_two_cameras(tmp_path / "out", **{"video_obs/wrist": None}), {}
+        assert len(list(read_episodes(folder, camera=["front", "wrist"], skipped=skipped))) == 1
+        assert skipped == {"episode-1": "it has no video of the camera 'obs/wrist'"}
+        assert len(list(read_episodes(folder, camera="front"))) == 2
+
+    def test_cameras_of_different_lengths_are_refused(self, tmp_path):
+        short = {"bytes": encode_video(numbered_frames(7), 10), "path": None}
+        folder, skipped = write_two_cameras(tmp_path / "out", **{"video_obs/wrist": short}), {}
+        assert len(list(read_episodes(folder, camera=["front", "wrist"], skipped=skipped))) == 1
+        assert skipped == {"episode-1": "its cameras have different numbers of frames (8 of front, 7 of wrist)"}
+
+    def test_a_further_camera_stays_inside_of_the_data(self, tmp_path):
+        (tmp_path / "secret.mp4").write_bytes(encode_video(numbered_frames(8), 10))
+        outside = {"bytes": None, "path": str(tmp_path / "secret.mp4")}
+        folder, skipped = write_two_cameras(tmp_path / "out", **{"video_obs/wrist": outside}), {}
+        assert len(list(read_episodes(folder, camera=["front", "wrist"], skipped=skipped))) == 1
+        assert "outside of" in str(skipped)
+
+    def test_a_stream_stacks_the_views(self, tmp_path):
+        source = EpisodeSource(str(write_two_cameras(tmp_path / "out")), camera=["front", "wrist"])
+        stream = EpisodeStream(source, VJepa2VideoProcessor(size=16, crop_size=16))
+        one, _ = stream
+        assert one["frames"].shape == (8, 2, 3, 16, 16) and one["frames"].dtype == torch.uint8
+        assert (one["frames"][:, 0].int() + one["frames"][:, 1].int() - 255).abs().max() < 12
+
+    def test_the_folder_streams_with_datasets(self, tmp_path):
+        rows = load_dataset(str(write_two_cameras(tmp_path / "out")), split="train", streaming=True)
+        row = next(iter(rows))
+        assert row["cameras"] == ["front", "obs/wrist"] and row["video_obs/wrist"]["bytes"]
+        card = (tmp_path / "out/README.md").read_text()
+        assert "`video` is the first one; the others are `video_obs/wrist`." in card
+
+    def test_a_list_of_one_is_that_camera(self):
+        assert EpisodeSource("a", camera=["front"]) == EpisodeSource("a", camera="front")
+        with pytest.raises(ValueError, match="embodiment is -1"):
+            EpisodeSource("a", embodiment=-1)
 
 
 class TestEpisodes:
@@ -205,7 +272,7 @@ class TestEpisodes:
 
     def test_camera_of_plain_shards_is_refused(self, tmp_path):
         write_shards([episode(0)], tmp_path / "out", EPISODE_FEATURES)
-        with pytest.raises(ValueError, match="camera='front' is for LeRobot datasets"):
+        with pytest.raises(ValueError, match="camera='front', but episode episode-0 has one camera without"):
             next(read_episodes(tmp_path / "out", camera="front"))
 
     @pytest.mark.parametrize("settings", [{"frame_skip": 0}, {"max_episodes": 0}, {"frame_skip": "2"}])

@@ -11,8 +11,9 @@ import pytest
 from builders import numbered_frames, numbers_of
 
 from vjepa2_hf.data import importers
-from vjepa2_hf.data.episodes import read_episodes
+from vjepa2_hf.data.episodes import EpisodeSource, read_episodes
 from vjepa2_hf.data.shards import open_stream
+from vjepa2_hf.training.cached_windows import as_shards
 from vjepa2_hf.video_io import VideoReader
 
 
@@ -98,6 +99,24 @@ class TestLayouts:
             assert episode["proprio_states"].tolist() == [[number, i, 0, number] for i in t]
             assert episode["rewards"].tolist() == [100 + i for i in t[:-1]]
             assert episode["fps"] == 10
+
+    def test_several_cameras_give_a_video_each(self, source, tmp_path):
+        write_robomimic(source / "low.hdf5", [1, 2])
+        with h5py.File(source / "low.hdf5", "a") as file:
+            del file["data/demo_2/obs/robot0_eye_in_hand_image"]
+        keys = ["obs/agentview_image", "obs/robot0_eye_in_hand_image"]
+        options = ["--fps", "10", "--frames_key", *keys]
+        import_episodes.main([str(source), str(tmp_path / "out"), *options])
+        (episode,) = read_episodes(tmp_path / "out", camera=["agentview_image", "robot0_eye_in_hand_image"])
+        front, hand = episode["frames"].values()
+        assert numbers_of(front) == numbers_of(255 - hand) == list(range(6)) and len(episode["actions"]) == 5
+        assert (
+            "low.hdf5/data/demo_2\tit has no data/demo_2/obs/robot0_eye" in (tmp_path / "out/skipped.txt").read_text()
+        )
+
+        described = EpisodeSource(str(source), camera=keys, fps=10)
+        shards = as_shards(described, tmp_path / "cache")
+        assert shards.camera == keys and len(list(read_episodes(shards.path, camera=shards.camera))) == 1
 
     def test_several_cameras_are_named_and_none_is_taken_by_chance(self, source, tmp_path, capfd):
         write_robomimic(source / "low.hdf5", [1])

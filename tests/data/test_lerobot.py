@@ -23,6 +23,7 @@ from vjepa2_hf.data.lerobot import LeRobotDataset, find_info, open_lerobot
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 VIDEOS, IMAGES = FIXTURES / "lerobot_v3", FIXTURES / "lerobot_v3_images"
+CAMERAS, WRIST = FIXTURES / "lerobot_v3_cameras", "observation.images.wrist"
 LENGTHS = [7, 5, 11, 6]
 
 
@@ -89,6 +90,48 @@ class TestAlignment:
         assert asked == [f"episode_{e:06d}" for e in range(4)]
 
 
+class TestSeveralCameras:
+    """lerobot_v3_cameras: the wrist camera is larger, has 10 frames per second, not 30, and episode 1 lacks it."""
+
+    def test_each_row_has_the_nearest_frame_of_each_camera(self):
+        episodes = list(read_episodes(CAMERAS, camera=["front", "wrist"]))
+        assert [episode["episode_id"] for episode in episodes] == [f"episode_{e:06d}" for e in (0, 2, 3)]
+        for e, episode in zip((0, 2, 3), episodes):
+            front, wrist = episode["frames"]["front"], episode["frames"]["wrist"]
+            assert front.shape[1:] == (64, 64, 3) and wrist.shape[1:] == (64, 80, 3)
+            t = np.arange(LENGTHS[e])
+            nearest = np.minimum(np.round(t / 3) * 3, 3 * ((LENGTHS[e] - 1) // 3))  # never of the next episode
+            assert np.abs(shown(front) - (20 + 16 * t + 4 * e)).max() < 4
+            assert np.abs(shown(wrist) - (20 + 16 * nearest + 4 * e)).max() < 4
+            assert episode["proprio_states"].tolist() == [[e, i] for i in t]
+
+    def test_the_slow_camera_alone_and_a_skip(self):
+        (episode,) = read_episodes(CAMERAS, 3, camera="wrist", wanted=lambda name: name == "episode_000002")
+        assert np.abs(shown(episode["frames"]) - (28 + 16 * np.array([0, 3, 6, 9]))).max() < 4
+
+    def test_an_episode_without_a_camera_is_listed_and_skipped(self):
+        skipped = {}
+        list(read_episodes(CAMERAS, camera=["front", "wrist"], skipped=skipped))
+        assert skipped == {"episode_000001": "it has no video of the camera 'observation.images.wrist'"}
+        assert len(list(read_episodes(CAMERAS, camera="front"))) == 4
+
+    def test_cameras_that_lack_frames_are_skipped(self, tmp_path):
+        root = Path(shutil.copytree(CAMERAS, tmp_path / "copy"))
+        change_info(root, lambda info: info["features"][WRIST]["info"].pop("video.fps"))  # 30, as the rows
+        skipped = {}
+        with pytest.raises(ValueError, match="lacks frames at some times"):
+            list(read_episodes(root, camera=["front", "wrist"], skipped=skipped))
+        assert len(skipped) == 4
+
+    def test_a_camera_is_named_once(self):
+        with pytest.raises(ValueError, match="observation.images.wrist twice, the second time as 'wrist'|once"):
+            LeRobotDataset(CAMERAS, ["observation.images.wrist", "wrist"])
+        with pytest.raises(ValueError, match=r"camera is \['wrist', 'wrist'\]; expected each name once"):
+            next(read_episodes(CAMERAS, camera=["wrist", "wrist"]))
+        with pytest.raises(ValueError, match=r"camera is \[\]; expected a name, a list of names, or None"):
+            next(read_episodes(CAMERAS, camera=[]))
+
+
 class TestColumns:
     def test_actions_in_the_plural_are_understood(self, copy):
         change_info(copy, lambda info: info["features"].update(actions=info["features"].pop("action")))
@@ -133,7 +176,7 @@ class TestCameras:
             LeRobotDataset(VIDEOS, "left")
 
     def test_only_camera_needs_no_name(self):
-        assert LeRobotDataset(IMAGES).camera == "observation.image"
+        assert LeRobotDataset(IMAGES).chosen == {"": "observation.image"}
 
     def test_dataset_without_camera_is_refused(self, copy):
         change_info(copy, lambda info: [info["features"].pop(f"observation.images.{c}") for c in ("front", "wrist")])

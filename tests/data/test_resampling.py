@@ -1,5 +1,7 @@
 """Episodes at a lower rate: the frames of the right times, and actions that lead from each to the next."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import resample_episodes
@@ -75,6 +77,20 @@ def test_sums_means_and_last_actions(tmp_path):
         assert found["rewards"].tolist() == [6, 22, 27, 50]
 
 
+def test_all_cameras_are_resampled(tmp_path):
+    source, out = Path(__file__).parents[1] / "fixtures/lerobot_v3_cameras", tmp_path / "out"
+    options = ["--fps", "10", "--actions", "sum", "--camera", "front", "wrist", "--height", "32"]
+    resample_episodes.main([str(source), str(out), *options])
+    episodes = {episode["episode_id"]: episode for episode in read_episodes(out, camera=["front", "wrist"])}
+    assert list(episodes) == ["episode_000000", "episode_000002", "episode_000003"]
+    frames = episodes["episode_000002"]["frames"]
+    assert frames["front"].shape == (4, 32, 32, 3) and frames["wrist"].shape == (4, 32, 40, 3)
+    expected = 28 + 16 * np.array([0, 3, 6, 9])
+    for view in frames.values():
+        assert np.abs(view[..., 1].mean((1, 2)) - expected).max() < 5
+    assert "episode_000001" in (out / "skipped.txt").read_text()
+
+
 def test_pose_deltas_lead_from_each_pose_to_the_next(tmp_path):
     (found,) = resample(tmp_path, [row(0, 61)], "--actions", "pose_delta")
     states, actions = torch.from_numpy(found["proprio_states"]), torch.from_numpy(found["actions"])
@@ -112,7 +128,7 @@ def test_bad_episodes_are_listed_and_workers_change_nothing(tmp_path):
         (["--actions", "pose_delta"], "its proprio states have 1 numbers, but a pose has 7"),
         (["--actions", "sum", "--fps", "nan"], "fps is nan, but a positive number"),
         (["--actions", "sum", "--num_shards", "0"], "--num_shards must be at least 1"),
-        (["--actions", "sum", "--camera", "x"], "camera='x' is for LeRobot datasets"),
+        (["--actions", "sum", "--camera", "x"], "camera='x', but episode e0 has one camera without a name"),
         (["--actions", "sum", "--states_key", "x"], "columns={'proprio_states': ['x']} is for LeRobot datasets"),
     ],
 )

@@ -15,6 +15,7 @@ from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData
 
+from .cameras import CAMERAS
 from .files import write_aside, writing
 
 
@@ -72,6 +73,7 @@ rows = load_dataset("USER/NAME", split="train", streaming=True)  # this dataset 
 
 None is stated. Data that was converted keeps the license of its source: name it in the first lines of this file.
 """
+_CAMERAS = "`cameras` names the cameras of a row. `video` is the first one; the others are {others}.\n\n"
 _VIDEO = '`vjepa2_hf.video_io.read_video(row["video"])` decodes a video to frames.\n\n'
 
 
@@ -99,6 +101,9 @@ def write_dataset_card(
     MetadataConfigs(configs).to_dataset_card_data(head)
     DatasetInfosDict({"default": DatasetInfo(features=features)}).to_dataset_card_data(head)
     video = _VIDEO if "video" in features else ""
+    if CAMERAS in features:
+        others = ", ".join(f"`{name}`" for name in features if name.startswith("video_"))
+        video += _CAMERAS.format(others=others)
     text = f"---\n{head.to_yaml()}\n---\n" + _BODY.format(mark=MARK, title=title, row=row, video=video)
     with writing(path), write_aside(path, unique=True) as partial:  # jobs may end at the same time
         partial.write_text(text, encoding="utf-8")

@@ -1,6 +1,6 @@
 """Episodes for the world model, read from shards or LeRobot datasets, and their split.
 
-Legend: T frames, A action size, S proprio size.
+Legend: T frames, V cameras, A action size, S proprio size.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 import hashlib
 import itertools
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,9 @@ import torch
 from ..configuration_vjepa2 import check
 from ..specs import check_count, check_fraction, check_number, refuse
 from ..video_io import ReadLimits, VideoReader
+from .cameras import camera_names, video_columns
 from .lerobot import BAD_EPISODE, LeRobotDataset, check_fps, describe, open_lerobot
+from .shard_rows import is_empty
 from .shards import ShardSource, open_stream
 
 
@@ -36,10 +39,13 @@ class EpisodeSource:
     """Folder, glob or file of episode shards, a LeRobot folder, or a dataset on the Hub."""
     weight: float = 1.0
     """Fraction of the sampled windows, relative to the other sources."""
-    camera: str | None = None
-    """Which of several cameras: of a LeRobot dataset, or the key of the images in HDF5 and npz files."""
+    camera: str | list[str] | None = None
+    """Which of several cameras: of a LeRobot dataset or of shards, or the key of the images in HDF5 and npz files. A
+    list takes several, for a world model with as many views: [front, wrist]."""
     fps: float | None = None
     """Frames per second of HDF5 and npz files, which are imported as shards first."""
+    embodiment: int = 0
+    """Which robot or environment acts, from 0, for a world model with a projection of actions for each."""
 
     def __post_init__(self):
         if not isinstance(self.path, (str, os.PathLike)):
@@ -47,13 +53,22 @@ class EpisodeSource:
         check_number(f"The weight of {os.fspath(self.path)!r}", self.weight, above=0)
         if self.fps is not None:
             check_fps(self.fps)
+        check_count("embodiment", self.embodiment, 0)
+        names = camera_names(self.camera)
+        if len(names) == 1:  # a list of one is that camera
+            object.__setattr__(self, "camera", names[0])
+
+    @property
+    def views(self) -> list[str | None]:
+        """The cameras; [None] for a single one without a name."""
+        return camera_names(self.camera)
 
 
 def read_episodes(
     data: str | os.PathLike,
     frame_skip: int = 1,
     max_episodes: int | None = None,
-    camera: str | None = None,
+    camera: str | list[str] | None = None,
     wanted: Callable[[str], bool] | None = None,
     skipped: dict[str, str] | None = None,
     columns: dict[str, list[str]] | None = None,
@@ -61,8 +76,8 @@ def read_episodes(
 ) -> Iterator[dict[str, Any]]:
     """Episodes in the order of the shards or of the LeRobot dataset, with every `frame_skip`-th frame.
 
-    Invalid episodes are skipped and logged: with an unreadable video, less than one step, or actions, states or
-    rewards of a wrong length or with values that are not finite.
+    Invalid episodes are skipped and logged: with an unreadable video, without the video of a camera, less than one
+    step, or actions, states or rewards of a wrong length or with values that are not finite.
 
     Args:
         data: as for `ShardSource`, or a LeRobot v3 dataset, a folder or an id of the Hub (its files are downloaded
@@ -70,7 +85,7 @@ def read_episodes(
         frame_skip: k; the k actions between two kept frames are concatenated to size k*A in order of time. An
             incomplete last step is dropped.
         max_episodes: maximum number of episodes.
-        camera: of a LeRobot dataset, see `LeRobotDataset`.
+        camera: of several, see `LeRobotDataset`; of shards whose rows have several. A list takes several.
         wanted: called with each `episode_id` in order, before anything is decoded; False leaves the episode out, and
             it does not count for `max_episodes`.
         skipped: filled with reasons by name of the skipped episodes.
@@ -78,11 +93,11 @@ def read_episodes(
         limits: of images and videos.
 
     Yields:
-        `frames` uint8 (T, H, W, 3), `actions` float32 (T-1, k*A) in environment units, `proprio_states` float32
-        (T, S) or None, `states` likewise (the environment's true states, used for evaluation only), `rewards` float32
-        (T-1,) per step (summed over skipped frames) or None, `task` (text or None), `fps` of the kept frames,
-        `episode_id`, and `replay`: which of `REPLAY_COLUMNS` the row has. The id of a row without `episode_id` is its
-        file within `data` and its index there.
+        `frames` uint8 (T, H, W, 3), or for a list of cameras a dict of them by name, `actions` float32 (T-1, k*A) in
+        environment units, `proprio_states` float32 (T, S) or None, `states` likewise (the environment's true states,
+        used for evaluation only), `rewards` float32 (T-1,) per step (summed over skipped frames) or None, `task` (text
+        or None), `fps` of the kept frames, `episode_id`, and `replay`: which of `REPLAY_COLUMNS` the row has. The id
+        of a row without `episode_id` is its file within `data` and its index there.
 
     Raises:
         ValueError: an episode's actions or states have another size than those before; there is no valid episode, no
@@ -94,9 +109,9 @@ def read_episodes(
     source = _open_source(data, camera, columns, limits)
     source.skipped = source.skipped if skipped is None else skipped
     count, sizes = 0, ()
-    for row in _wanted_rows(source, wanted):
+    for row in _wanted_rows(source, camera, wanted):
         try:
-            episode = _read_episode(row, frame_skip)
+            episode = _read_episode(row, camera, frame_skip)
         except BAD_EPISODE as error:
             source.skip(row["episode_id"], describe(error))
             continue
@@ -110,7 +125,7 @@ def read_episodes(
         raise ValueError(f"No episode could be read from {source.data!r}{f' ({reasons[0]})' if reasons else ''}.")
 
 
-def episode_ids(data: str | os.PathLike, camera: str | None = None) -> Iterator[str]:
+def episode_ids(data: str | os.PathLike, camera: str | list[str] | None = None) -> Iterator[str]:
     """The `episode_id` of every episode of `read_episodes`, unreadable ones included, without decoding."""
     source = _open_source(data, camera)
     yield from (name for name, _ in _named_rows(source)) if isinstance(source, ShardSource) else source.names()
@@ -123,7 +138,8 @@ class _EnoughEpisodes(Exception):  # noqa: N818, no error
 class EpisodeStream(torch.utils.data.IterableDataset):
     """Episodes for a cache, decoded and cropped, for any number of processes and DataLoader workers.
 
-    Each is a dict: `frames` uint8 (T, C, H, W), cropped by the processor and not normalized; `actions` float32
+    Each is a dict: `frames` uint8 (T, C, H, W), of several cameras (T, V, C, H, W), cropped by the processor and not
+    normalized; `actions` float32
     (T-1, A) and, where the data has them, `proprio_states` float32 (T, S) and `rewards` float32 (T-1, 1); `fps`;
     `episode_id`. If episodes were unreadable, the last item is `{"skipped": reasons by name}`. Only the first
     `max_episodes` of the source are read, without the ids in `done`.
@@ -167,9 +183,11 @@ class EpisodeStream(torch.utils.data.IterableDataset):
         arrays = {name: episode[name] for name in ("actions", "proprio_states", "rewards")}
         if arrays["rewards"] is not None:
             arrays["rewards"] = arrays["rewards"][:, None]
-        cropped = self.processor(episode["frames"], do_rescale=False, do_normalize=False, return_tensors="pt")
+        frames, how = episode["frames"], {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
+        views = frames.values() if isinstance(frames, dict) else [frames]
+        cropped = [self.processor(view, **how)["pixel_values_videos"][0] for view in views]
         return {
-            "frames": cropped["pixel_values_videos"][0],
+            "frames": torch.stack(cropped, dim=1) if isinstance(frames, dict) else cropped[0],
             **{name: torch.from_numpy(np.array(array)) for name, array in arrays.items() if array is not None},
             "fps": episode["fps"],
             "episode_id": episode["episode_id"],
@@ -178,17 +196,17 @@ class EpisodeStream(torch.utils.data.IterableDataset):
 
 def _open_source(
     data: str | os.PathLike,
-    camera: str | None,
+    camera: str | list[str] | None,
     columns: dict[str, list[str]] | None = None,
     limits: ReadLimits | None = None,
 ) -> ShardSource | LeRobotDataset:
     if not isinstance(data, (str, os.PathLike)):
         refuse("data", data, "a folder, a file or a dataset on the Hub")
+    camera_names(camera)  # refuses what is none
     lerobot = open_lerobot(data, camera, columns, limits)
-    for name, value in {"camera": camera, "columns": columns}.items():
-        if lerobot is None and value:
-            ShardSource(data)  # refuses what does not exist
-            raise ValueError(f"{name}={value!r} is for LeRobot datasets, but {os.fspath(data)!r} is not one.")
+    if lerobot is None and columns:
+        ShardSource(data)  # refuses what does not exist
+        raise ValueError(f"columns={columns!r} is for LeRobot datasets, but {os.fspath(data)!r} is not one.")
     return lerobot or ShardSource(data, limits)
 
 
@@ -212,9 +230,9 @@ def _named_rows(source: ShardSource) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _wanted_rows(
-    source: ShardSource | LeRobotDataset, wanted: Callable[[str], bool] | None
+    source: ShardSource | LeRobotDataset, camera: str | list[str] | None, wanted: Callable[[str], bool] | None
 ) -> Iterator[dict[str, Any]]:
-    """The rows of all episodes, with `open_video` and their names."""
+    """The rows of all episodes, with `open_views` and their names."""
     if isinstance(source, LeRobotDataset):
         yield from source.episodes(wanted)
         return
@@ -223,17 +241,40 @@ def _wanted_rows(
             known, advice = ", ".join(sorted(row)), "record it with examples/record_episodes.py, or import it"
             needed = f"{advice} with examples/import_episodes.py"
             check("actions" in row, f"Episode {name} has no actions, only {known}; {needed}.")
-            opened = functools.partial(VideoReader, row["video"], source.limits)
-            yield {**row, "episode_id": name, "open_video": opened}
+            columns = {view or "": _video_column(row, view, name) for view in camera_names(camera)}
+            opened = {view: functools.partial(_open_video, row, column, source) for view, column in columns.items()}
+            yield {**row, "episode_id": name, "open_views": opened}
 
 
-def _read_episode(row: dict[str, Any], frame_skip: int) -> dict[str, Any]:
+def _video_column(row: dict[str, Any], camera: str | None, episode: str) -> str:
+    """The column of a camera, named in full or by the last part of its name; refuses one that the rows do not have."""
+    if camera is None:
+        return "video"
+    columns = video_columns(row)
+    found = [name for name in columns if name == camera or re.split(r"[./]", name)[-1] == camera]
+    name = camera if camera in columns else found[0] if len(found) == 1 else None
+    known = f"the cameras {', '.join(columns)}: name one" if columns else "one camera without a name: leave it out"
+    check(name is not None, f"camera={camera!r}, but episode {episode} has {known}.")
+    return columns[name]
+
+
+def _open_video(row: dict[str, Any], column: str, source: ShardSource) -> VideoReader:
+    camera = column.removeprefix("video_")
+    check(not is_empty(row[column]), f"it has no video of the camera {camera!r}")
+    return VideoReader(row[column], source.limits)
+
+
+def _read_episode(row: dict[str, Any], camera: str | list[str] | None, frame_skip: int) -> dict[str, Any]:
     """What `read_episodes` yields for a row; one of `BAD_EPISODE` if it is invalid or shorter than one step."""
     fps = row.get("fps")
     if fps is not None:
         check_fps(fps)
-    with row["open_video"]() as video:
+    with contextlib.ExitStack() as stack:
+        views = {name: stack.enter_context(opened()) for name, opened in row["open_views"].items()}
+        video, *others = views.values()
         count = len(video)
+        lengths = ", ".join(f"{len(view)} of {name}" for name, view in views.items())
+        check(all(len(view) == count for view in others), f"its cameras have different numbers of frames ({lengths})")
         check(count - 1 >= frame_skip, f"{count} frames do not fill one step of {frame_skip}")
         arrays = {name: _read_array(row, name, count) for name in ("actions", "proprio_states", "states", "rewards")}
         check(arrays["actions"] is not None, "it has no actions")
@@ -241,8 +282,10 @@ def _read_episode(row: dict[str, Any], frame_skip: int) -> dict[str, Any]:
         steps = len(actions) // frame_skip
         taken = steps * frame_skip
         of_frames = {name: arrays[name] for name in ("proprio_states", "states")}
+        kept = np.arange(0, taken + 1, frame_skip)
+        frames = {name: view.frames(kept) for name, view in views.items()}
         return {
-            "frames": video.frames(np.arange(0, taken + 1, frame_skip)),
+            "frames": frames if isinstance(camera, (list, tuple)) else frames.popitem()[1],
             "actions": actions[:taken].reshape(steps, -1),
             **{name: None if rows is None else rows[: taken + 1 : frame_skip] for name, rows in of_frames.items()},
             "rewards": None if rewards is None else rewards[:taken].reshape(steps, -1).sum(1),

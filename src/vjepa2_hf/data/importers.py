@@ -17,13 +17,14 @@ from typing import Any, Literal
 
 import av
 import numpy as np
-from datasets import Features, List, Value, Video
+from datasets import Features, List, Value
 from tqdm.auto import tqdm
 
 from ..configuration_vjepa2 import check
 from ..specs import check_choice, check_count
 from ..video_io import read_image
 from .boundaries import NO_ENDS, find_starts, kind_of, may_mark
+from .cameras import camera_names, video_features, video_row
 from .files import printable
 from .lerobot import check_fps
 from .shards import files_in, write_shards
@@ -50,7 +51,8 @@ class ImportOptions:
 
     fps: float
     """Frames per second."""
-    frames_key: str | None = None
+    frames_key: str | list[str] | None = None
+    """Several are the cameras of an episode."""
     actions_key: str | None = None
     states_key: list[str] | None = None
     """Several states are concatenated."""
@@ -73,6 +75,7 @@ class ImportOptions:
                 check_count(name, getattr(self, name), least)
         check_choice("spare_action", self.spare_action, ("last", "first"))
         check_fps(self.fps)
+        camera_names(self.frames_key)
 
 
 def import_episodes(source: str | os.PathLike, output_dir: str | os.PathLike, options: ImportOptions) -> int:
@@ -174,7 +177,7 @@ def _widths(row: dict[str, Any]) -> str:
 def _features_of(row: dict[str, Any]) -> Features:
     number = Value("float32")
     arrays = {"actions": List(List(number)), "proprio_states": List(List(number)), "rewards": List(number)}
-    known = {"video": Video(decode=False), **arrays, "fps": number, "episode_id": Value("string")}
+    known = {**video_features(row), **arrays, "fps": number, "episode_id": Value("string")}
     return Features({name: feature for name, feature in known.items() if name in row})
 
 
@@ -245,11 +248,15 @@ class _Group:
 
     def __init__(self, arrays: Mapping[str, Any], prefix: str, actions: str, options: ImportOptions, is_alone: bool):
         self.arrays, self.prefix, self.options = arrays, prefix, options
-        self.images = arrays[_frames_name(arrays, prefix, options)]
-        expected = "uint8 (T, H, W, 3) or (T, 3, H, W), or one JPEG or PNG per frame"
-        found = f"its frames are {self.images.dtype} {tuple(self.images.shape)}"
-        check(_are_images(self.images), f"{found}; expected {expected}")
-        self.num_frames = len(self.images)
+        self.images = {key: arrays[name] for key, name in _frames_names(arrays, prefix, options).items()}
+        for images in self.images.values():
+            expected = "uint8 (T, H, W, 3) or (T, 3, H, W), or one JPEG or PNG per frame"
+            found = f"its frames are {images.dtype} {tuple(images.shape)}"
+            check(_are_images(images), f"{found}; expected {expected}")
+        counts = {key: len(images) for key, images in self.images.items()}
+        self.num_frames = min(counts.values())
+        several = ", ".join(f"{count} of {key}" for key, count in counts.items())
+        check(max(counts.values()) == self.num_frames, f"its cameras have different numbers of frames ({several})")
         check(self.num_frames > 1, f"it has {self.num_frames} frames, but one step needs 2")
         self.starts = find_starts(self._marks(is_alone), self.num_frames, options.ends_key)
         self.steps = {"actions": actions}
@@ -314,9 +321,11 @@ class _Group:
             name = self.steps["rewards"]
             check(count == 1, f"{name} has {count} values per step, but a reward is one number")
             row["rewards"] = row["rewards"][:, 0]
-        frames = _decode_frames(self.images, range(start, stop), self.options.height)
-        video = encode_video(frames, self.options.fps, crf=self.options.crf)
-        return {**row, "video": {"bytes": video, "path": None}, "fps": self.options.fps}
+        videos = {}
+        for key, images in self.images.items():
+            frames = _decode_frames(images, range(start, stop), self.options.height)
+            videos[key] = {"bytes": encode_video(frames, self.options.fps, crf=self.options.crf), "path": None}
+        return {**row, **video_row(videos), "fps": self.options.fps}
 
     def _read_steps(self, name: str, number: int, start: int, stop: int) -> np.ndarray:
         """An array with one row per step; the spare row of the episode is dropped where there is one per frame."""
@@ -331,14 +340,17 @@ def _warn_of_mark(name: str) -> None:
     logger.warning("%s may mark where episodes end, but its name is not known: if so, give --ends_key %s", name, name)
 
 
-def _frames_name(arrays: Mapping[str, Any], episode: str, options: ImportOptions) -> str:
-    if options.frames_key:
-        return _existing(arrays, episode + options.frames_key, options.frames_setting)
+def _frames_names(arrays: Mapping[str, Any], episode: str, options: ImportOptions) -> dict[str | None, str]:
+    """The arrays of images by camera; that of a single camera has no name (`None`)."""
+    keys = camera_names(options.frames_key or None)
+    if keys != [None]:
+        names = {key: _existing(arrays, episode + key, options.frames_setting) for key in keys}
+        return names if len(names) > 1 else {None: names[keys[0]]}
     names = sorted(name for name in arrays if name.startswith(episode) and _are_images(arrays[name]))
     keys = ", ".join(name.removeprefix(episode) for name in names)
     found = f"several arrays of images, {keys}" if names else "no array of images"
     check(len(names) == 1, f"it has {found}; name one with {options.frames_setting}")
-    return names[0]
+    return {None: names[0]}
 
 
 def _existing(arrays: Mapping[str, Any], name: str, option: str) -> str:

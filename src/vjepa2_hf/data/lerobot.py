@@ -6,7 +6,7 @@
     videos/<camera>/chunk-000/file-000.mp4           many episodes per file, AV1 by default
 
 Source of the format: lerobot 0.4.4, `datasets/lerobot_dataset.py`. Files are opened (and downloaded
-to the Hub's cache) when their first episode is reached; one file of each kind is open at a time.
+to the Hub's cache) when their first episode is reached; one file of each kind and camera is open at a time.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from ..configuration_vjepa2 import check
 from ..specs import as_number, is_integer
 from ..specs import describe as describe_value
 from ..video_io import ReadLimits, VideoDecodeError, VideoReader, read_image
+from .cameras import camera_names
 
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ _EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet
 _COLUMNS = {
     "actions": ("action", "actions"), "proprio_states": ("observation.state",), "rewards": ("next.reward", "reward")
 }  # fmt: skip
+_OF_VIDEO = ("chunk_index", "file_index", "from_timestamp")  # columns of meta/episodes for each camera
 _NUMBERS = ("float", "int", "uint", "bool")  # dtypes begin with these
 # Errors of one episode: its row, its files, its frames
 BAD_EPISODE = (
@@ -54,12 +56,13 @@ BAD_EPISODE = (
 
 
 class LeRobotDataset:
-    """The episodes of a LeRobot v3 dataset, with the frames of one camera.
+    """The episodes of a LeRobot v3 dataset, with the frames of one camera or of several.
 
     Args:
         data: the folder that holds `meta/info.json`, or the id of a dataset of the Hub ("lerobot/pusht").
         camera: a feature of videos or images by full name ("observation.images.front") or last part ("front"); may be
-            None for a single camera.
+            None for a single camera. A list names several, such as ["front", "wrist"]. Sizes and frame rates of
+            cameras may differ: a row has the frame of each camera that is nearest to its timestamp.
         columns: features by our name ("actions", "proprio_states", "rewards"), concatenated, in place of the usual
             ones: {"proprio_states": ["observation.state.cartesian_position"]}.
         limits: of images and videos.
@@ -72,7 +75,7 @@ class LeRobotDataset:
     def __init__(
         self,
         data: str | os.PathLike,
-        camera: str | None = None,
+        camera: str | list[str] | None = None,
         columns: dict[str, list[str]] | None = None,
         limits: ReadLimits | None = None,
     ):
@@ -84,15 +87,21 @@ class LeRobotDataset:
         self.fps = float(self.info["fps"])
         features = self.info["features"]
         self.cameras = [name for name, feature in features.items() if feature["dtype"] in ("video", "image")]
-        self.camera = self._choose_camera(camera)
-        self._in_video = features[self.camera]["dtype"] == "video"
+        names = camera_names(camera)
+        self.chosen = {name or "": self._choose_camera(name) for name in names}
+        for name, feature in self.chosen.items():
+            twice = list(self.chosen.values()).count(feature) > 1
+            check(not twice, f"camera={camera!r} names {feature} twice, the second time as {name!r}; name it once.")
+        self._named = " and ".join(map(repr, self.chosen.values()))
+        self._in_video = [name for name in self.chosen.values() if features[name]["dtype"] == "video"]
+        self._in_rows = [name for name in self.chosen.values() if name not in self._in_video]
         self.columns = self._find_columns(columns or {})
         self._format("data_path", chunk_index=0, file_index=0)
-        if self._in_video:
-            self._format("video_path", chunk_index=0, file_index=0, video_key=self.camera)
+        for name in self._in_video:
+            self._format("video_path", chunk_index=0, file_index=0, video_key=name)
         self.skipped: dict[str, str] = {}
         self._table: tuple[str, pa.Table | Exception] = ("", pa.table({}))
-        self._reader: tuple[str, VideoReader | None] = ("", None)
+        self._readers: dict[str, tuple[str, VideoReader]] = {}
 
     def _find_columns(self, named: dict[str, list[str]]) -> dict[str, list[str]]:
         """Features of numbers by our name."""
@@ -123,8 +132,9 @@ class LeRobotDataset:
         """The episodes in order, without those in unreadable files and those whose id is not `wanted`.
 
         Yields:
-            `episode_id` ("episode_000012"), `open_video` (a function that returns frames like a `VideoReader`),
-            `actions` (T-1 rows: the last of LeRobot's T is dropped, because no frame shows its effect),
+            `episode_id` ("episode_000012"), `open_views` (by name of the camera a function that returns frames like a
+            `VideoReader`; the name of a camera that was not named is ""), `actions` (T-1 rows: the last of LeRobot's T
+            is dropped, because no frame shows its effect),
             `proprio_states` (T rows) and `rewards` (T-1 rows) where the dataset has them, `fps`, and `task` (text;
             several are joined by "; ").
         """
@@ -134,6 +144,7 @@ class LeRobotDataset:
                 if wanted is not None and not wanted(name):
                     continue
                 try:
+                    self._check_cameras(episode)
                     frames = self._frames(episode)
                     row = {ours: _rows(frames, theirs) for ours, theirs in self.columns.items()}
                     task = _task(episode)
@@ -144,12 +155,17 @@ class LeRobotDataset:
                     **row,
                     **{column: row[column][:-1] for column in ("actions", "rewards") if column in row},
                     "episode_id": name,
-                    "open_video": functools.partial(self._open, episode, frames),
+                    "open_views": {
+                        ours: functools.partial(self._open, episode, frames, theirs)
+                        for ours, theirs in self.chosen.items()
+                    },
                     "fps": self.fps,
                     "task": task,
                 }
         finally:
-            self._close_reader()
+            for _, reader in self._readers.values():
+                reader.close()
+            self._readers = {}
 
     def _choose_camera(self, camera: str | None) -> str:
         found = [name for name in self.cameras if camera in (None, name) or name.endswith(f".{camera}")]
@@ -171,7 +187,7 @@ class LeRobotDataset:
         """The path of a file within the dataset, by a template of the info; refuses one that leaves the dataset."""
         text, fields = self.info.get(template), " and ".join(values)
         problem = f"{template} of {_INFO} of {self.data!r} is {text!r}"
-        expected = f"expected a relative path with {fields}, which says where the files of {self.camera!r} lie"
+        expected = f"expected a relative path with {fields}, which says where the files of {self._named} lie"
         try:
             for _, name, spec, conversion in string.Formatter().parse(text):
                 fits = name is None or (name in values and not conversion and re.fullmatch(r"0?\d?d?", spec))
@@ -203,12 +219,16 @@ class LeRobotDataset:
     def _check_columns(self, name: str, columns: Collection[str]) -> None:
         """Refuses a list of episodes that does not say where their data is."""
         needed = ["episode_index", "length", "data/chunk_index", "data/file_index"]
-        if self._in_video:
-            of_videos = ("chunk_index", "file_index", "from_timestamp")
-            needed += [f"videos/{self.camera}/{column}" for column in of_videos]
+        needed += [f"videos/{camera}/{column}" for camera in self._in_video for column in _OF_VIDEO]
         missing = [column for column in needed if column not in columns]
         problem = f"{name} of {self.data!r} has no {', '.join(missing)}: it does not say where the episodes"
-        check(not missing, f"{problem} of the camera {self.camera!r} lie; write the dataset again.")
+        check(not missing, f"{problem} of the camera {self._named} lie; write the dataset again.")
+
+    def _check_cameras(self, episode: dict[str, Any]) -> None:
+        """Refuses an episode that lacks the video of a camera: its place in the list of episodes is empty."""
+        for name in self._in_video:
+            found = [episode[f"videos/{name}/{column}"] for column in _OF_VIDEO]
+            check(any(value is not None for value in found), f"it has no video of the camera {name!r}")
 
     def _frames(self, episode: dict[str, Any]) -> pa.Table:
         """The rows of an episode, one per frame."""
@@ -216,7 +236,7 @@ class LeRobotDataset:
         name = self._format("data_path", **files)
         if self._table[0] != name:
             columns = ["episode_index", "timestamp", *itertools.chain(*self.columns.values())]
-            columns += [] if self._in_video else [self.camera]
+            columns += self._in_rows
             self._table = ("", pa.table({}))  # one file in memory at a time
             path = self._path(name)
             missing = sorted(set(columns) - set(pq.read_schema(path).names))
@@ -228,19 +248,36 @@ class LeRobotDataset:
         check(expected > 0, "it has no frame")
         return frames
 
-    def _open(self, episode: dict[str, Any], frames: pa.Table) -> EpisodeFrames:
-        if not self._in_video:
-            images = frames[self.camera].to_pylist()
+    def _open(self, episode: dict[str, Any], frames: pa.Table, camera: str) -> EpisodeFrames:
+        if camera in self._in_rows:
+            images = frames[camera].to_pylist()
+            check(None not in images, f"it has rows without an image of the camera {camera!r}")
             return EpisodeFrames(len(frames), lambda wanted: self._images([images[i] for i in wanted]))
-        files = {name: _whole(episode, f"videos/{self.camera}/{name}") for name in ("chunk_index", "file_index")}
-        name = self._format("video_path", video_key=self.camera, **files)
-        if self._reader[0] != name:
-            self._close_reader()
-            self._reader = (name, VideoReader(self._path(name), self.limits))
-        reader = self._reader[1]
-        begin = episode[f"videos/{self.camera}/from_timestamp"]
-        numbers = _frames_at(reader, begin + frames["timestamp"].to_numpy().astype(np.float64), self.fps)
+        files = {name: _whole(episode, f"videos/{camera}/{name}") for name in ("chunk_index", "file_index")}
+        name = self._format("video_path", video_key=camera, **files)
+        known, reader = self._readers.get(camera, ("", None))
+        if known != name:
+            if reader is not None:
+                del self._readers[camera]
+                reader.close()
+            reader = VideoReader(self._path(name), self.limits)
+            self._readers[camera] = (name, reader)
+        times = frames["timestamp"].to_numpy().astype(np.float64)
+        numbers = self._frames_at(reader, camera, episode, times)
         return EpisodeFrames(len(frames), lambda wanted: reader.frames(numbers[np.asarray(wanted)]))
+
+    def _frames_at(
+        self, reader: VideoReader, camera: str, episode: dict[str, Any], timestamps: np.ndarray
+    ) -> np.ndarray:
+        """Indices of a camera's frames for the rows of an episode, by their timestamps (seconds)."""
+        begin, end = (episode.get(f"videos/{camera}/{name}_timestamp") for name in ("from", "to"))
+        info = self.info["features"][camera].get("info")
+        rate = as_number(info.get("video.fps")) if isinstance(info, dict) else None
+        rate = rate if rate is not None and 0 < rate < self.fps else self.fps
+        last = len(reader.times) - 1
+        if end is not None and rate < self.fps:  # the nearest frame of a slow camera may be the next episode's
+            last = max(0, int(np.searchsorted(reader.times, end - 0.25 / rate)) - 1)
+        return _frames_at(reader, begin + timestamps, self.fps, rate, last)
 
     def _images(self, values: list[Any]) -> np.ndarray:
         """Images of one size, uint8 (T, H, W, 3), from their bytes or from files of the dataset."""
@@ -254,11 +291,6 @@ class LeRobotDataset:
         sizes = {frame.shape for frame in frames}
         check(len(sizes) == 1, f"its images have several sizes: {', '.join(map(str, sorted(sizes)))}")
         return np.stack(frames)
-
-    def _close_reader(self) -> None:
-        if self._reader[1] is not None:
-            self._reader[1].close()
-        self._reader = ("", None)
 
 
 @dataclass
@@ -281,7 +313,7 @@ class EpisodeFrames:
 
 def open_lerobot(
     data: str | os.PathLike,
-    camera: str | None = None,
+    camera: str | list[str] | None = None,
     columns: dict[str, list[str]] | None = None,
     limits: ReadLimits | None = None,
 ) -> LeRobotDataset | None:
@@ -382,13 +414,18 @@ def _rows(frames: pa.Table, names: Sequence[str]) -> list[list]:
     return [list(itertools.chain(*parts)) for parts in zip(*columns)]
 
 
-def _frames_at(reader: VideoReader, times: np.ndarray, fps: float) -> np.ndarray:
-    """Indices of the frames nearest to these times (seconds), each within half a frame and none twice."""
+def _frames_at(reader: VideoReader, times: np.ndarray, fps: float, rate: float, last: int) -> np.ndarray:
+    """Indices up to `last` of the frames nearest to these times (seconds), the rows of `fps` a second.
+
+    Each is within half a frame and none is taken twice. Of a camera with a lower `rate`, frames are repeated, and each
+    is within one of its frames.
+    """
     check(np.isfinite(times).all(), "its timestamps are not finite numbers")
     between = (reader.times[1:] + reader.times[:-1]) / 2
-    numbers = np.searchsorted(between, times)
+    numbers = np.minimum(np.searchsorted(between, times), last)
     far = np.abs(reader.times[numbers] - times)
-    if far.max() > 0.5 / fps or (np.diff(numbers) < 1).any():
+    slow = rate < fps
+    if far.max() > (1 / rate if slow else 0.5 / fps) or (np.diff(numbers) < (not slow)).any():
         worst = int(far.argmax())
         nearest = f"the nearest to {times[worst]:.3f} s is {far[worst]:.3f} s away"
         raise VideoDecodeError(f"{reader.name} lacks frames at some times: {nearest}")

@@ -15,13 +15,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from datasets import Features, List, Value, Video
+from datasets import Features, List, Value
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
 
 from ..configuration_vjepa2 import check
 from ..pose import pose_difference
 from ..specs import check_choice, check_count
+from .cameras import camera_names, video_features, video_row
 from .episodes import read_episodes
 from .importers import shrink_frame
 from .lerobot import BAD_EPISODE, check_fps, describe
@@ -41,8 +42,8 @@ class ResampleOptions:
     actions: Literal["sum", "mean", "last", "pose_delta"]
     """The action between two kept frames. sum: of displacements. mean: of velocities. last: of absolute targets.
     pose_delta: the change of the proprio state from one kept frame to the next, see `vjepa2_hf.pose`."""
-    camera: str | None = None
-    """Of a LeRobot dataset with several."""
+    camera: str | list[str] | None = None
+    """Of episodes with several; a list keeps several."""
     actions_key: list[str] | None = None
     """Features of a LeRobot dataset, concatenated; None: the usual ones."""
     states_key: list[str] | None = None
@@ -55,6 +56,8 @@ class ResampleOptions:
 
     def __post_init__(self):
         check_fps(self.fps)
+        names = camera_names(self.camera)
+        self.camera = names[0] if len(names) == 1 else names
         check_choice("actions", self.actions, ("sum", "mean", "last", "pose_delta"))
         for name, least in (("num_shards", 1), ("height", 2), ("crf", 0), ("max_episodes", 1)):
             if getattr(self, name) is not None:
@@ -79,15 +82,17 @@ def kept_frames(num_frames: int, source_fps: float, fps: float) -> np.ndarray:
 
 def resample_episode(episode: dict[str, Any], fps: float, actions: str) -> dict[str, Any]:
     """An episode of `read_episodes` at `fps`: columns as they are at the kept frames, rewards summed between them."""
-    kept = kept_frames(len(episode["frames"]), episode["fps"], fps)
-    check(len(kept) > 1, f"it lasts {(len(episode['frames']) - 1) / episode['fps']:.3g} s, less than one step")
+    count = len(episode["actions"]) + 1
+    kept = kept_frames(count, episode["fps"], fps)
+    check(len(kept) > 1, f"it lasts {(count - 1) / episode['fps']:.3g} s, less than one step")
     states = {name: episode[name] for name in ("proprio_states", "states")}
     states = {name: None if values is None else values[kept] for name, values in states.items()}
-    rewards = episode["rewards"]
+    rewards, frames = episode["rewards"], episode["frames"]
+    several = isinstance(frames, dict)
     return {
         **episode,
         **states,
-        "frames": episode["frames"][kept],
+        "frames": {name: view[kept] for name, view in frames.items()} if several else frames[kept],
         "actions": _join_actions(episode["actions"], kept, states["proprio_states"], actions),
         "rewards": None if rewards is None else np.add.reduceat(rewards[: kept[-1]], kept[:-1]),
         "fps": fps,
@@ -140,15 +145,17 @@ class _ResampledRows(IterableDataset):
 
 
 def _to_row(episode: dict[str, Any], options: ResampleOptions) -> dict[str, Any]:
-    frames = (shrink_frame(frame, options.height) for frame in episode.pop("frames"))
-    video = {"bytes": encode_video(frames, options.fps, crf=options.crf), "path": None}
-    return {"video": video, **{name: value for name, value in episode.items() if value is not None}}
+    frames, videos = episode.pop("frames"), {}
+    for name, view in (frames if isinstance(frames, dict) else {None: frames}).items():
+        small = (shrink_frame(frame, options.height) for frame in view)
+        videos[name] = {"bytes": encode_video(small, options.fps, crf=options.crf), "path": None}
+    return {**video_row(videos), **{name: value for name, value in episode.items() if value is not None}}
 
 
 def _features_of(row: dict[str, Any]) -> Features:
     numbers = List(List(Value("float32")))
     arrays = {"actions": numbers, "proprio_states": numbers, "states": numbers, "rewards": List(Value("float32"))}
-    known = {"video": Video(decode=False), **arrays, "fps": Value("float32"), "episode_id": Value("string")}
+    known = {**video_features(row), **arrays, "fps": Value("float32"), "episode_id": Value("string")}
     return Features({name: feature for name, feature in known.items() if name in row} | {"task": Value("string")})
 
 

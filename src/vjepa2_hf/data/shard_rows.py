@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..video_io import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, ReadLimits
+from .cameras import video_columns
 
 
 logger = logging.getLogger(__name__)
@@ -331,16 +332,19 @@ def standard_row(row: dict, find: Callable[[str], str], limits: ReadLimits) -> d
     for kind in ("video", "image"):
         # A column of the exact name or extension comes first
         names = sorted((name for name in kinds if kinds[name] == kind), key=lambda name: (name != kind, "." in name))
-        media = next((row[name] for name in names if not _is_empty(row[name])), None)
+        media = next((row[name] for name in names if not is_empty(row[name])), None)
         if media is not None:
-            return {**row, "video": None, kind: _checked(media, kind, find, limits)}
+            further = {name: row[name] for name in list(video_columns(row).values())[1:] if not is_empty(row[name])}
+            further = {name: _checked(media, "video", find, limits) for name, media in further.items()}
+            return {**row, "video": None, kind: _checked(media, kind, find, limits), **further}
     empty = sorted(name for name, kind in kinds.items() if kind)
     raise ValueError(
         f"its {empty[0]!r} is empty" if empty else f"it has no column 'video' or 'image', only {sorted(row)}"
     )
 
 
-def _is_empty(media: Any) -> bool:
+def is_empty(media: Any) -> bool:
+    """Whether a column of videos or images has none in this row."""
     return media is None or (isinstance(media, dict) and media.get("bytes") is None and media.get("path") is None)
 
 

@@ -98,7 +98,8 @@ def as_shards(source: EpisodeSource, root: Path, accelerator: Accelerator | None
             _import_once(source, folder)
         if accelerator is not None:
             accelerator.wait_for_everyone()
-    return dataclasses.replace(source, path=str(folder), camera=None, fps=None)
+    camera = source.camera if isinstance(source.camera, list) else None  # a single video has no name
+    return dataclasses.replace(source, path=str(folder), camera=camera, fps=None)
 
 
 def _import_once(source: EpisodeSource, folder: Path) -> None:
