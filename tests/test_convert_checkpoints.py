@@ -877,7 +877,7 @@ BAD = {  # arguments of the command beside OUT_DIR, and what stderr has to say
     "missing file": ("nowhere.pt", "There is no file 'nowhere.pt'"),
     "missing folder": ("./nowhere", "There is no folder './nowhere'"),
     "other keys": ("other.pt", "not a published V-JEPA 2 file: it holds model, step"),
-    "V-JEPA 2.1": ("new.pt", r"V-JEPA 2.1 file \(it holds norms_block"),
+    "V-JEPA 2.1 of odd shapes": ("new.pt", r"patch_embed.proj.weight has shape \(1,\); expected \(width, channels"),
     "heads": (
         "good.pt",
         "num_attention_heads, predictor_num_attention_heads cannot be inferred from .*: "

@@ -17,7 +17,7 @@ from transformers.models.vjepa2.configuration_vjepa2 import VJEPA2Config
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2ForVideoClassification, VJEPA2Model
 from transformers.models.vjepa2.video_processing_vjepa2 import VJEPA2VideoProcessor
 
-from ..configuration_vjepa2 import VJepa2EncoderConfig
+from ..configuration_vjepa2 import OUTPUT_LEVELS, VJepa2EncoderConfig
 from ..data.files import apply_umask
 from ..modeling_base import read_config_dict
 from ..modeling_classification import VJepa2ForVideoClassification
@@ -346,6 +346,18 @@ _UNPUBLISHED = {
 }  # fmt: skip
 
 
+def _refuse_half_of_2_1(config: VJepa2EncoderConfig) -> None:
+    """Refuses some fields of V-JEPA 2.1 without the others, and other levels than the published code's."""
+    fields = {name: getattr(config, name) for name in ("image_tubelet_size", "modality_embeddings", "output_levels")}
+    if not any(fields.values()) and config.rope_grid_size is None:
+        return
+    known = OUTPUT_LEVELS.get(config.num_hidden_layers, config.output_levels)
+    if not all(fields.values()) or config.output_levels != known:
+        values = ", ".join(f"{name}={value!r}" for name, value in fields.items())
+        wanted = f"image_tubelet_size=1, modality_embeddings=True, output_levels={known!r} together (V-JEPA 2.1)"
+        raise ValueError(f"the config has {values}; the published code has {wanted} or none: keep our format.")
+
+
 def _write_published(model: PreTrainedModel, folder: Path) -> None:
     """Writes `model.pt`. A single encoder stands under both encoders' names, which takes no space: the published
     programs read one or the other."""
@@ -353,6 +365,7 @@ def _write_published(model: PreTrainedModel, folder: Path) -> None:
     kind = next(kind for kind, config_class in CONFIGS.items() if isinstance(config, config_class))
     for part in (getattr(config, "encoder_config", config), config):
         refuse_other_values(part, "the published code", _UNPUBLISHED.get(part.model_type, ()))
+    _refuse_half_of_2_1(getattr(config, "encoder_config", config))
     if kind == "pretraining":
         refuse_pixel_predictor(config, "the published code")
     parts = add_tables(model_to_parts(model.state_dict(), config.model_type), config)
@@ -361,11 +374,17 @@ def _write_published(model: PreTrainedModel, folder: Path) -> None:
         part: {prefix + name: value for name, value in _without_shared_memory(state).items()}
         for part, state in parts.items()
     }
-    content.setdefault("target_encoder", content["encoder"])
+    distilled = kind == "pretraining" and config.target_type == "teacher"
+    if distilled:  # its target_encoder would be the teacher
+        content["ema_encoder"] = content.pop("target_encoder")
+    elif kind == "encoder" and config.output_levels:  # where programs for ViT-B and ViT-L of V-JEPA 2.1 look
+        content["ema_encoder"] = content["encoder"]
+    if not distilled:
+        content.setdefault("target_encoder", content["encoder"])
     if kind == "probe":
         content["classifiers"] = [content.pop("probe")]
     torch.save(content, folder / "model.pt")
-    settings = settings_to_read_back(PublishedFile(str(folder / "model.pt"), kind, parts), config)
+    settings = settings_to_read_back(PublishedFile(str(folder / "model.pt"), kind, parts, distilled), config)
     if settings:
         values = (shlex.quote(f"{n}={json.dumps(v, separators=(',', ':'))}") for n, v in settings.items())
         logger.info("a published file holds tensors alone; to read this one back: --set %s", " ".join(values))

@@ -10,10 +10,10 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..configuration_classification import VJepa2VideoClassificationConfig
-from ..configuration_vjepa2 import PRESETS, VJepa2EncoderConfig, VJepa2MaskedLatentPredictionConfig
+from ..configuration_vjepa2 import OUTPUT_LEVELS, PRESETS, VJepa2EncoderConfig, VJepa2MaskedLatentPredictionConfig
 from ..configuration_world_model import VJepa2WorldModelConfig
 from ..specs import check_known
-from .published_format import PublishedFile, State, published_table, same_table
+from .published_format import PublishedFile, State, number_of_levels, published_table, same_table
 
 
 logger = logging.getLogger(__name__)
@@ -133,12 +133,13 @@ def infer_encoder(file: PublishedFile, part: str, given: Mapping[str, Any]) -> I
     inferred = InferredConfig({"hidden_size": width, "num_hidden_layers": depth, "mlp_ratio": mlp_ratio})
     inferred.fields |= {"in_chans": channels, "tubelet_size": tubelet, "patch_size": patch}
     inferred.fields["qkv_bias"] = not depth or "blocks.0.attn.qkv.bias" in state
+    crop_size = _infer_2_1(inferred, state, depth)
     heads = _HEADS.get((width, depth))
     inferred.assume("num_attention_heads", heads)
     positions = given.get("position_embedding_type", "rope")
     if positions == "rope":  # outputs do not depend on the clip's size, except in the dynamics, which scales positions
         scaled = file.kind == "action-conditioned" and not (heads and _predictor_sizes(file)[1])
-        inferred.assume("crop_size", None if scaled else VJepa2EncoderConfig.crop_size)
+        inferred.assume("crop_size", None if scaled else crop_size)
         inferred.assume("frames_per_clip", VJepa2EncoderConfig.frames_per_clip)
     elif positions == "sincos" and "pos_embed" in state:
         sizes = {**inferred.fields, "uniform_power": given.get("uniform_power", False)}
@@ -146,6 +147,23 @@ def infer_encoder(file: PublishedFile, part: str, given: Mapping[str, Any]) -> I
     else:
         inferred.missing += ["crop_size", "frames_per_clip"]
     return inferred
+
+
+def _infer_2_1(inferred: InferredConfig, state: State, depth: int) -> int:
+    """Adds the fields that V-JEPA 2.1 brought, if the encoder has its names; the crop size of the released models."""
+    image, levels = state.get("patch_embed_img.proj.weight"), number_of_levels(state)
+    inferred.fields["modality_embeddings"] = "img_mod_embed" in state
+    if image is not None and image.ndim == 5:
+        inferred.fields["image_tubelet_size"] = image.shape[2]
+    if image is None and not levels and "img_mod_embed" not in state:
+        return VJepa2EncoderConfig.crop_size
+    released = VJepa2EncoderConfig.from_preset("2.1-base")
+    if levels:
+        blocks = OUTPUT_LEVELS.get(depth, [])
+        inferred.assume("output_levels", [*blocks] if len(blocks) == levels else None)
+    for name in ("rope_interleave", "rope_grid_size"):
+        inferred.assume(name, getattr(released, name))
+    return released.crop_size
 
 
 def _infer_clip(path: str, table: torch.Tensor, sizes: Mapping[str, Any]) -> dict[str, int]:
@@ -173,6 +191,7 @@ def infer_head(file: PublishedFile) -> InferredConfig:
     inferred.assume("predictor_num_attention_heads", heads if released else None)
     if file.kind == "pretraining":
         inferred.fields["num_mask_tokens"] = sum(name.startswith("mask_tokens.") for name in state)
+        inferred.fields |= _infer_dense(file)
         return inferred
     sizes = {name: state[f"{name}.weight"].shape[-1] for name in _ACTION_INPUTS if f"{name}.weight" in state}
     inferred.fields |= {_ACTION_INPUTS[name]: size for name, size in sizes.items()}
@@ -182,6 +201,22 @@ def infer_head(file: PublishedFile) -> InferredConfig:
     if released:
         inferred.assumed["fps"] = 4  # the frame rate at which V-JEPA 2-AC was trained on DROID
     return inferred
+
+
+def _infer_dense(file: PublishedFile) -> dict[str, Any]:
+    """The fields of a V-JEPA 2.1 predictor, which reads levels, predicts context tokens, or has a larger teacher."""
+    state = file.parts["predictor"]
+    names = {
+        "predictor_levels": "predictor_embed.0.weight",
+        "predict_context": "predictor_proj_context.weight",
+        "predictor_modality_embeddings": "img_mod_embed",
+    }
+    fields = {field: True for field, name in names.items() if name in state}
+    output = state.get("predictor_proj.weight")
+    one_level = "predict_context" in fields and "predictor_levels" not in fields
+    if output is not None and (file.distilled or one_level):
+        fields |= {"target_type": "teacher", "teacher_hidden_size": output.shape[0]}
+    return fields
 
 
 def infer_probe(state: State) -> InferredConfig:
@@ -200,10 +235,13 @@ def infer_probe(state: State) -> InferredConfig:
 def _predictor_sizes(file: PublishedFile) -> tuple[dict[str, Any], bool]:
     """Sizes of a file's predictor or dynamics, and whether they are the released ones (our defaults)."""
     state, config = file.parts["predictor"], CONFIGS[file.kind]
-    width = state["predictor_embed.weight"].shape[0]
+    width = state[
+        "predictor_embed.2.weight" if "predictor_embed.2.weight" in state else "predictor_embed.weight"
+    ].shape[0]
     depth, mlp_ratio = _stack(state, "predictor_blocks.", width)
     sizes = {"predictor_hidden_size": width, "predictor_num_hidden_layers": depth, "predictor_mlp_ratio": mlp_ratio}
-    return sizes, (width, depth) == (config.predictor_hidden_size, config.predictor_num_hidden_layers)
+    depths = (12, 24) if file.kind == "pretraining" else (config.predictor_num_hidden_layers,)  # 24: V-JEPA 2.1 g, G
+    return sizes, width == config.predictor_hidden_size and depth in depths
 
 
 def _stack(state: State, blocks: str, width: int) -> tuple[int, float]:

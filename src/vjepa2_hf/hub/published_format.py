@@ -2,6 +2,8 @@
 
 A file is a dict of state dicts, here called parts: `encoder`, `target_encoder` and `predictor`, or `classifiers` for a
 probe. The optimizer's state and counters beside them are left out. Names carry the prefixes `module.` and `backbone.`.
+V-JEPA 2.1 (arXiv 2603.14482) has the same parts with a few more names; its distilled files call the moving average of
+the encoder `ema_encoder`, since their `target_encoder` is the teacher.
 """
 
 import logging
@@ -27,6 +29,7 @@ logger = logging.getLogger(__name__)
 State = dict[str, torch.Tensor]
 
 _PARTS = ("encoder", "target_encoder", "predictor")
+_EMA = "ema_encoder"  # of a distilled V-JEPA 2.1 file: what the others call target_encoder
 _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NUMPY_SCALARS = [  # how NumPy 1 and 2 pickle the numbers among the counters
     (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
@@ -43,6 +46,7 @@ class PublishedFile:
     path: str
     kind: str  # "pretraining", "action-conditioned", "encoder" or "probe"
     parts: dict[str, State]  # "encoder", "target_encoder", "predictor", "probe": published names without prefixes
+    distilled: bool = False  # from a larger model: V-JEPA 2.1 ViT-B and ViT-L
 
     def encoder_part(self, component: str | None = None) -> str | None:
         """The encoder to take: `component`, else the target encoder, else the encoder (logged), else `None`."""
@@ -64,23 +68,26 @@ def read_published(path: str, classifier_index: int = 0) -> PublishedFile:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a dict of state dicts.")
     # beside parts, a single tensor is a counter
-    bare = "classifiers" not in content and not any(isinstance(content.get(name), dict) for name in _PARTS)
+    bare = "classifiers" not in content and not any(isinstance(content.get(name), dict) for name in (*_PARTS, _EMA))
     if bare and any(isinstance(value, torch.Tensor) for value in content.values()):
         content = {"encoder": content}
-    parts = {n: _without_prefixes(content[n], n, path) for n in _PARTS if content.get(n) is not None}
+    stored = {n: n for n in _PARTS if content.get(n) is not None}
+    distilled = content.get(_EMA) is not None
+    if distilled:
+        stored["target_encoder"] = _EMA
+        logger.info("%s: %s is taken as the target encoder, as in distilled models", path, _EMA)
+    parts = {part: _without_prefixes(content[name], name, path) for part, name in stored.items()}
     if "classifiers" in content:
         parts["probe"] = _choose_classifier(content["classifiers"], classifier_index, path)
-    for name in (name for part in parts.values() for name in part):
-        if name.startswith(("patch_embed_img.", "norms_block.")):
-            raise ValueError(f"{path} is a V-JEPA 2.1 file (it holds {name}), which is not supported yet.")
     kind = _kind(parts)
     if kind is None:
         inside = "".join(f"; {name!r} holds {_listed(part)}" for name, part in parts.items())
-        raise ValueError(f"{path} is not a published V-JEPA 2 file: it holds {_listed(content)}{inside}.")
-    left_out = [name for name in content if name not in (*parts, "classifiers")]
+        found = f"{path} is not a published V-JEPA 2 file: it holds {_listed(content)}{inside}"
+        raise ValueError(f"{found}.{_robojepa_note(path, content)}")
+    left_out = [name for name in content if name not in (*stored.values(), "classifiers")]
     if left_out:
         logger.info("left out of %s: %s", path, _listed(left_out, limit=20))
-    return PublishedFile(path, kind, parts)
+    return PublishedFile(path, kind, parts, distilled)
 
 
 def _load(path: str) -> Any:
@@ -122,7 +129,11 @@ def _without_prefixes(state: Any, part: str, path: str) -> State:
         if fault:
             expected = "plain tensors of float16, bfloat16, float32 or float64 under names"
             raise ValueError(f"{path}: {name!r} of {part!r} is not a weight ({fault}); expected {expected}.")
-    return {re.sub(r"^((module|backbone)\.)+", "", name): value for name, value in state.items()}
+    plain = {re.sub(r"^((module|backbone)\.)+", "", name): value for name, value in state.items()}
+    if len(plain) < len(state):
+        names = f"{len(state)} names, but {len(plain)} without the prefixes module. and backbone."
+        raise ValueError(f"{path}: {part!r} has {names}: save each weight under one name.")
+    return plain
 
 
 def _fault_of_weight(value: Any) -> str | None:
@@ -160,9 +171,30 @@ def _kind(parts: Mapping[str, State]) -> str | None:
     predictor = parts.get("predictor", {})
     if {"action_encoder.weight", "predictor_embed.weight"} <= set(predictor):
         return "action-conditioned"
-    if encoders and {"mask_tokens.0", "predictor_embed.weight"} <= set(predictor):
+    embedded = {"predictor_embed.weight", "predictor_embed.0.weight"} & set(predictor)  # one level, several levels
+    if encoders and embedded and "mask_tokens.0" in predictor:
         return "pretraining"
     return "encoder" if encoders and not predictor else None
+
+
+def _robojepa_note(path: str, content: Mapping) -> str:
+    """A further sentence for a `.pth.tar` of unknown names, as which RoboJEPA's checkpoints are released."""
+    if not path.endswith(".pth.tar"):
+        return ""
+    known = "its tensor names are not public, so that it cannot be converted"
+    note = f" If it is a checkpoint of RoboJEPA (arXiv 2610.10515): {known}"
+    shapes = {}
+    for name, part in content.items():
+        inside = part.items() if isinstance(part, dict) else [(name, part)]
+        shapes |= {f"{name}.{key}": tuple(v.shape) for key, v in inside if isinstance(v, torch.Tensor)}
+    stacks = {}
+    for name, shape in shapes.items():
+        for number in re.finditer(r"\.(\d+)\.", name):
+            if 512 in shape:
+                stacks.setdefault(name[: number.start()], set()).add(int(number[1]))
+    if any(numbers == set(range(7)) for numbers in stacks.values()):
+        note += "; the file has 7 blocks of width 512, as its predictor of 22M parameters"
+    return f"{note}."
 
 
 def _listed(names: Iterable, limit: int = 6) -> str:
@@ -171,18 +203,24 @@ def _listed(names: Iterable, limit: int = 6) -> str:
     return (", ".join(names[:limit]) or "nothing") + more
 
 
+_NAMES_OF_2_1 = {"img_mod_embed": "image_modality_embedding", "video_mod_embed": "video_modality_embedding"}
 _NAMES = {  # published -> ours, by the first prefix that matches
     "encoder": {
         "patch_embed.": "patch_embeddings.",
         "blocks.": "layer.",
         "norm.": "layernorm.",
         "pos_embed": "position_embeddings",
+        **_NAMES_OF_2_1,
+        "patch_embed_img.": "image_patch_embeddings.",
+        "norms_block.": "level_norms.",
     },
     "predictor": {
         "predictor_embed.": "embed.",
         "predictor_blocks.": "layer.",
         "predictor_norm.": "layernorm.",
         "predictor_proj.": "proj.",
+        "predictor_proj_context.": "proj_context.",
+        **_NAMES_OF_2_1,
         "predictor_pos_embed": "position_embeddings",
         "state_encoder.": "proprio_encoder.",
     },
@@ -206,12 +244,15 @@ _PREFIXES = {
 
 def from_published_names(state: Mapping[str, torch.Tensor], part: str) -> State:
     """The weights of a part ("encoder", "target_encoder", "predictor" or "probe") under the names of our module."""
-    state, tokens = dict(state), []
+    state, tokens, levels = dict(state), [], number_of_levels(state)
     while f"mask_tokens.{len(tokens)}" in state:
         tokens.append(state.pop(f"mask_tokens.{len(tokens)}"))
     renamed = {_renamed(n, _NAMES[part]).replace(".attn.", ".attention."): value for n, value in state.items()}
     if tokens:
         renamed["mask_tokens"] = torch.stack(tokens)
+    for kind in ("weight", "bias"):  # the last level is the encoder's output, normed by `layernorm`
+        if levels and f"level_norms.{levels - 1}.{kind}" in renamed:
+            renamed[f"layernorm.{kind}"] = renamed.pop(f"level_norms.{levels - 1}.{kind}")
     if "position_embeddings" in renamed:
         renamed["position_embeddings"] = renamed["position_embeddings"][0]  # (1, N, D) there
     return renamed
@@ -224,8 +265,15 @@ def to_published_names(state: Mapping[str, torch.Tensor], part: str) -> State:
     if "position_embeddings" in state:
         state["position_embeddings"] = state["position_embeddings"][None]
     names = {ours: published for published, ours in _NAMES[part].items()}
+    if levels := number_of_levels(state, "level_norms."):
+        names["layernorm."] = f"norms_block.{levels}."
     renamed = {_renamed(n, names).replace(".attention.", ".attn."): value for n, value in state.items()}
     return {**renamed, **{f"mask_tokens.{i}": token for i, token in enumerate(tokens)}}
+
+
+def number_of_levels(state: Mapping[str, torch.Tensor], below: str = "norms_block.") -> int:
+    """The number of norms below a name: those of V-JEPA 2.1's levels."""
+    return len({name.removeprefix(below).split(".")[0] for name in state if name.startswith(below)})
 
 
 def _renamed(name: str, names: Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+import transformers
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Concatenate, WeightConverter
 
@@ -104,6 +105,10 @@ def _pooler_from_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
 def config_to_transformers(config) -> dict[str, Any]:
     """The fields of a `VJEPA2Config` that computes the same as ours; a ValueError names what it cannot express."""
     encoder, model_type, program = getattr(config, "encoder_config", config), config.model_type, "transformers' VJEPA2"
+    if encoder.output_levels or encoder.modality_embeddings:
+        has = "an image tokenizer, modality embeddings and levels"
+        advice = "keep our format, or convert with --to published."
+        raise ValueError(f"transformers {transformers.__version__} has no V-JEPA 2.1, which has {has}: {advice}")
     refuse_other_values(encoder, program, ONLY_OURS["vjepa2_hf_encoder"])
     fields = {name: getattr(encoder, name) for name in _ENCODER_FIELDS}
     if model_type == "vjepa2_hf_masked_latent_prediction":

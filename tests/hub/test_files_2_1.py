@@ -1,0 +1,254 @@
+"""Published files of V-JEPA 2.1: what is inferred from them, their outputs, and round trips."""
+
+import logging
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from builders import TINY_ENCODER, below, golden, published_part, same_weights, spread, write_checkpoint
+
+import vjepa2_hf
+from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor
+from vjepa2_hf.convert_checkpoints import convert, main
+from vjepa2_hf.hub.inferred_config import published_config
+from vjepa2_hf.hub.mismatch import shapes_of
+from vjepa2_hf.hub.published_format import PublishedFile, model_to_parts, read_published
+
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+HEADS = {"num_attention_heads": 2}
+# The four files: width, blocks, MLP width, predictor blocks, width of a larger teacher, parameters in millions
+FILES = {
+    "2.1-base": (768, 12, 3072, 12, 1664, 86),
+    "2.1-large": (1024, 24, 4096, 12, 1664, 304),
+    "2.1-giant": (1408, 40, 6144, 24, None, 1013),
+    "2.1-gigantic": (1664, 48, 8192, 24, None, 1844),
+}
+TINY = {
+    **TINY_ENCODER, "image_tubelet_size": 1, "modality_embeddings": True, "rope_interleave": True,
+    "rope_grid_size": 16, "output_levels": [0, 1],
+}  # fmt: skip
+
+
+def linear(name: str, inputs: int, outputs: int) -> dict[str, tuple]:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def norm(name: str, width: int) -> dict[str, tuple]:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def block(name: str, width: int, hidden: int) -> dict[str, tuple]:
+    layers = linear(f"{name}.attn.qkv", width, 3 * width) | linear(f"{name}.attn.proj", width, width)
+    layers |= linear(f"{name}.mlp.fc1", width, hidden) | linear(f"{name}.mlp.fc2", hidden, width)
+    return layers | norm(f"{name}.norm1", width) | norm(f"{name}.norm2", width)
+
+
+def published_encoder(width: int, depth: int, hidden: int) -> dict[str, tuple]:
+    """Names and shapes as ../shared/RECIPES_2_1.md lists them, written out and not from the package's tables."""
+    names = {"img_mod_embed": (1, 1, width), "video_mod_embed": (1, 1, width)}
+    for kind, tubelet in (("patch_embed", 2), ("patch_embed_img", 1)):
+        names |= {f"{kind}.proj.weight": (width, 3, tubelet, 16, 16), f"{kind}.proj.bias": (width,)}
+    for number in range(depth):
+        names |= block(f"blocks.{number}", width, hidden)
+    for level in range(4):
+        names |= norm(f"norms_block.{level}", width)
+    return names
+
+
+def on_meta(shapes: dict[str, tuple]) -> dict[str, torch.Tensor]:
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def encoder_content(part: str = "target_encoder") -> dict:
+    return {part: published_part(golden("v2_1"), "encoder/")}
+
+
+def random_encoder(**fields) -> VJepa2Encoder:
+    torch.manual_seed(0)
+    return spread(VJepa2Encoder(VJepa2EncoderConfig(**{**TINY, **fields})))
+
+
+@pytest.fixture
+def notes(caplog):
+    caplog.set_level(logging.INFO, logger="vjepa2_hf")
+    return lambda: " | ".join(record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("size", list(FILES))
+class TestFullSizeEncoders:
+    def test_names_shapes_and_parameter_counts(self, size):
+        width, depth, hidden, *_, millions = FILES[size]
+        with torch.device("meta"):
+            model = VJepa2Encoder(VJepa2EncoderConfig.from_preset(size))
+        ours = model_to_parts(model.state_dict(), model.config.model_type)["encoder"]
+        assert shapes_of(ours) == published_encoder(width, depth, hidden)
+        assert round(sum(p.numel() for p in model.layer.parameters()) / 1e6) == pytest.approx(millions, rel=0.02)
+
+    def test_released_files_need_no_settings(self, size):
+        """The config that tensors of the released shapes tell is the preset."""
+        file = PublishedFile("pt", "encoder", {"encoder": on_meta(published_encoder(*FILES[size][:3]))})
+        assert published_config(file, "encoder", {}).to_dict() == VJepa2EncoderConfig.from_preset(size).to_dict()
+
+
+class TestEncoder:
+    @torch.no_grad()
+    @pytest.mark.parametrize("part", ["target_encoder", "ema_encoder", "encoder"])
+    def test_published_outputs(self, tmp_path, part):
+        data = golden("v2_1")
+        convert(write_checkpoint(tmp_path, encoder_content(part)), tmp_path / "ours", settings=HEADS)
+        encoder = VJepa2Encoder.from_pretrained(tmp_path / "ours")
+        for pixels, name in (("pixel_values", "last"), ("image", "last_image"), ("wide_pixel_values", "last_wide")):
+            output = encoder(data[pixels].transpose(1, 2))
+            torch.testing.assert_close(output.last_hidden_state, data[name], **CLOSE)
+        output = encoder(data["pixel_values"].transpose(1, 2), context_mask=data["out/video_context_mask"])
+        torch.testing.assert_close(output.last_hidden_state, data["kept"], **CLOSE)
+        levels = torch.cat(output.level_hidden_states, dim=-1)
+        torch.testing.assert_close(levels, data["out/video_context_levels"], **CLOSE)
+        assert VJepa2VideoProcessor.from_pretrained(tmp_path / "ours").crop_size.height == 384
+
+    @pytest.mark.parametrize("part", ["target_encoder", "ema_encoder", "encoder"])
+    def test_published_to_ours_to_published_to_the_bit(self, tmp_path, part):
+        before = encoder_content(part)
+        convert(write_checkpoint(tmp_path, before), tmp_path / "ours", settings=HEADS)
+        VJepa2Encoder.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "again")
+        convert(tmp_path / "again", tmp_path / "back", to="published")
+        after = torch.load(tmp_path / "back" / "model.pt", weights_only=True)
+        assert after[part].keys() == before[part].keys()
+        assert all(torch.equal(after[part][name], value) for name, value in before[part].items())
+
+    def test_ours_to_published_to_ours(self, tmp_path, notes):
+        """The command tells the settings with which its file is read back."""
+        model = random_encoder(rope_grid_size=4)
+        model.save_pretrained(tmp_path / "ours")
+        convert(tmp_path / "ours", tmp_path / "published", to="published")
+        told = notes().rpartition("--set ")[2].split(" | ")[0]
+        assert "output_levels=[0,1]" in told and "rope_grid_size=4" in told
+        main([str(tmp_path / "published" / "model.pt"), str(tmp_path / "back"), "--set", *shlex.split(told)])
+        back = VJepa2Encoder.from_pretrained(tmp_path / "back")
+        assert same_weights(back, model) and back.config.to_diff_dict() == model.config.to_diff_dict() | {
+            "architectures": ["VJepa2Encoder"]
+        }
+
+    def test_transformers_is_refused(self, tmp_path):
+        random_encoder().save_pretrained(tmp_path / "ours")
+        with pytest.raises(ValueError, match=r"transformers 5\.\S+ has no V-JEPA 2\.1, .*--to published"):
+            convert(tmp_path / "ours", tmp_path / "theirs", to="transformers")
+        assert not (tmp_path / "theirs").exists()
+
+    @pytest.mark.parametrize(
+        "fields", [{"modality_embeddings": False}, {"output_levels": None}, {"image_tubelet_size": None}]
+    )
+    def test_half_of_2_1_is_not_written_as_published(self, tmp_path, fields):
+        random_encoder(**fields).save_pretrained(tmp_path / "ours")
+        with pytest.raises(ValueError, match=r"together \(V-JEPA 2\.1\) or none: keep our format"):
+            convert(tmp_path / "ours", tmp_path / "published", to="published")
+        assert not (tmp_path / "published").exists()
+
+    def test_other_levels_than_the_published_ones_are_not_written(self, tmp_path):
+        random_encoder(num_hidden_layers=12, output_levels=[1, 5, 8, 11]).save_pretrained(tmp_path / "ours")
+        with pytest.raises(ValueError, match=r"output_levels=\[1, 5, 8, 11\]; .*output_levels=\[2, 5, 8, 11\]"):
+            convert(tmp_path / "ours", tmp_path / "published", to="published")
+
+    def test_exported_code_of_a_converted_file_loads_in_a_fresh_process(self, tmp_path):
+        convert(write_checkpoint(tmp_path, encoder_content()), tmp_path / "ours", settings=HEADS)
+        in_process(EXPORT, tmp_path, PYTHONPATH=str(Path(vjepa2_hf.__file__).parents[1]))
+        data = golden("v2_1")
+        torch.save([data[name].transpose(1, 2) for name in ("image", "wide_pixel_values")], tmp_path / "clips.pt")
+        in_process(LOAD_WITHOUT_PACKAGE, tmp_path, PYTHONPATH="")
+        image, wide = torch.load(tmp_path / "tokens.pt", weights_only=True)
+        torch.testing.assert_close(image, data["last_image"], **CLOSE)
+        torch.testing.assert_close(wide, data["last_wide"], **CLOSE)
+
+
+EXPORT = """
+import sys, vjepa2_hf
+vjepa2_hf.register_custom_code()
+vjepa2_hf.VJepa2Encoder.from_pretrained(sys.argv[1] + "/ours").save_pretrained(sys.argv[1] + "/exported")
+"""
+LOAD_WITHOUT_PACKAGE = """
+import sys, torch
+sys.modules["vjepa2_hf"] = None
+from transformers import AutoModel
+model = AutoModel.from_pretrained(sys.argv[1] + "/exported", trust_remote_code=True).eval()
+with torch.no_grad():
+    clips = torch.load(sys.argv[1] + "/clips.pt", weights_only=True)
+    torch.save([model(clip).last_hidden_state for clip in clips], sys.argv[1] + "/tokens.pt")
+"""
+
+
+def in_process(code: str, folder: Path, **environment) -> None:
+    """Runs code in a fresh process, offline."""
+    environment |= {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    assert done.returncode == 0, done.stderr
+
+
+def without_level(content: dict, level: int) -> dict:
+    return {p: {n: v for n, v in s.items() if f"norms_block.{level}." not in n} for p, s in content.items()}
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"num_hidden_layers": 24, "output_levels": [5, 11, 17, 23]}, "has 12 blocks, not 24 (num_hidden_layers)"),
+            ({"output_levels": [8, 11]}, "has 4 levels, not 2 (output_levels)"),
+            ({"hidden_size": 64}, "is 48 wide, not 64 (hidden_size)"),
+            ({"modality_embeddings": False}, "video_mod_embed of 'encoder' is not expected"),
+            ({"image_tubelet_size": None}, "patch_embed_img.proj.weight of 'encoder' is not expected"),
+        ],
+    )
+    def test_settings_that_the_file_does_not_fit(self, tmp_path, settings, said):
+        source = write_checkpoint(tmp_path, encoder_content())
+        with pytest.raises(ValueError, match="does not fit its config") as refusal:
+            convert(source, tmp_path / "ours", settings={**HEADS, **settings})
+        assert said in str(refusal.value) and str(refusal.value).count("\n") == 0
+        assert list(tmp_path.iterdir()) == [source]
+
+    def test_a_level_that_is_missing(self, tmp_path):
+        source = write_checkpoint(tmp_path, without_level(encoder_content(), 1))
+        with pytest.raises(ValueError, match="output_levels cannot be inferred from the tensors"):
+            convert(source, tmp_path / "ours", settings=HEADS)
+        with pytest.raises(ValueError, match="'encoder' has 3 levels, not 4 .*"):
+            convert(source, tmp_path / "ours", settings={**HEADS, "output_levels": [2, 5, 8, 11]})
+
+    def test_settings_of_2_1_for_a_file_of_2(self, tmp_path):
+        source = write_checkpoint(tmp_path, {"encoder": below(golden("encoder_rope"), "state/")})
+        levels = {"num_attention_heads": 3, "output_levels": [0, 2]}
+        with pytest.raises(ValueError, match="does not fit its config: 'encoder' has 0 levels, not 2"):
+            convert(source, tmp_path / "ours", settings=levels)
+
+    @pytest.mark.parametrize("content", [{}, {"encoder": {}}, {"encoder": {"model.0.weight": torch.zeros(2)}}])
+    def test_a_file_without_known_names(self, tmp_path, content):
+        with pytest.raises(ValueError, match="is not a published V-JEPA 2 file: it holds") as refusal:
+            convert(write_checkpoint(tmp_path, content), tmp_path / "ours")
+        assert "RoboJEPA" not in str(refusal.value)
+
+    def test_one_weight_under_two_prefixes(self, tmp_path):
+        state = below(golden("v2_1"), "encoder/")
+        state |= {f"module.backbone.{name}": value for name, value in state.items()}
+        with pytest.raises(ValueError, match=r"'encoder' has 316 names, but 158 without the prefixes"):
+            convert(write_checkpoint(tmp_path, {"encoder": state}), tmp_path / "ours", settings=HEADS)
+
+    def test_a_truncated_file(self, tmp_path):
+        source = write_checkpoint(tmp_path, encoder_content())
+        source.write_bytes(source.read_bytes()[:200_000])
+        with pytest.raises(ValueError, match="is cut short"):
+            convert(source, tmp_path / "ours", settings=HEADS)
+
+    @pytest.mark.parametrize("width", [512, 64])
+    def test_robojepa_is_named_and_its_names_are_not_guessed(self, tmp_path, width):
+        """Of a `.pth.tar` of unknown names, only what is known of RoboJEPA is said."""
+        state = {f"trunk.{i}.weight": torch.zeros(width, 2) for i in range(7)}
+        source = write_checkpoint(tmp_path, {"predictor": state, "step": 10_000}, "step10000.pth.tar")
+        with pytest.raises(
+            ValueError, match=r"RoboJEPA \(arXiv 2610.10515\): its tensor names are not public"
+        ) as said:
+            read_published(str(source))
+        assert ("the file has 7 blocks of width 512" in str(said.value)) == (width == 512)
