@@ -140,7 +140,8 @@ def test_nothing_that_a_run_leaves_is_tracked():
 def test_every_cell_of_the_table_of_checkpoints_has_its_test():
     text = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
     rows = [row for row in text.splitlines() if row.startswith("|") and not row.startswith(("|---", "| source"))]
-    files = [ROOT / "tests" / "hub" / "test_transformers_format.py", ROOT / "tests" / "test_convert_checkpoints.py"]
+    files = [ROOT / "tests" / "hub" / f"test_{name}.py" for name in ("transformers_format", "files_2_1", "mismatch")]
+    files.append(ROOT / "tests" / "test_convert_checkpoints.py")
     tests = "".join(file.read_text(encoding="utf-8") for file in files)
     for row in rows:
         named = re.findall(r"`(test_\w+)`", row.rsplit("|", 2)[1])

@@ -38,10 +38,15 @@ from vjepa2_hf.training.run import Run
 
 CARDS = Path(__file__).parents[2] / "model_cards"
 WORLD_MODEL = {"encoder_config": TINY_ENCODER, "action_dim": 7, "context_frames": 2, **TINY_PREDICTOR}
+TINY_2_1 = {
+    **TINY_ENCODER, "image_tubelet_size": 1, "modality_embeddings": True, "rope_interleave": True,
+    "rope_grid_size": 16, "output_levels": [0, 1],
+}  # fmt: skip
 PLANNER = {"solver": "cem", "horizon": 2, "num_candidates": 20, "num_iterations": 2, "num_elites": 4}
 POOLER = {"pooler_num_attention_heads": 2, "num_pooler_layers": 1}
 BUILD = {
     "encoder": lambda: VJepa2Encoder(VJepa2EncoderConfig(**TINY_ENCODER)),
+    "encoder 2.1": lambda: VJepa2Encoder(VJepa2EncoderConfig(**TINY_2_1)),
     "masked latent": lambda: VJepa2ForMaskedLatentPrediction(
         VJepa2MaskedLatentPredictionConfig(encoder_config=TINY_ENCODER, **TINY_PREDICTOR)
     ),
@@ -112,6 +117,14 @@ class TestContent:
         assert "mlp, 24 wide, 2 blocks, context of 2 frames" in card
         assert "6 numbers per model step: one-hot, 3 categories" in card
         assert "latents of an EMA copy of the encoder, which was trained along" in card
+
+    def test_an_encoder_of_2_1(self, tmp_path):
+        BUILD["encoder 2.1"]().save_pretrained(tmp_path)
+        card = read(tmp_path)
+        assert "as in V-JEPA 2.1 (https://arxiv.org/abs/2603.14482)" in card
+        assert "corrected angle table, rows and columns stretched to 16 |" in card
+        assert "| Levels | outputs of blocks 0, 1, each with its own norm |" in card
+        assert "a clip of one frame has patch embeddings and a modality embedding of its own" in card
 
     @pytest.mark.parametrize("kind", BUILD)
     def test_facts_are_those_of_config_and_weights(self, kind, tmp_path):
