@@ -1,13 +1,14 @@
 """The table of README and of the model card: success of every encoder, cost and baseline in both environments.
 
-    python examples/studies/reproduce.py [--output runs/reproduce] [--seeds 3] [--paired_seeds 10] [--jobs 2]
+    python examples/studies/reproduce.py [--output runs/reproduce] [--seeds 3] [--paired_seeds 10]
 
 Hours on two cores. For each environment and training seed: pretraining; three world models (pretrained encoder, random
 encoder, raw pixels) with the same dynamics and number of steps; a distance head for each encoder; cloning, and an
 actor that improves it in imagination on the first world model; planning on 100 tasks of the seed's own. In two rooms
 the dynamics see three frames. In pushing, one run measures success of the block alone, and of block and pusher.
 Further seeds of pushing compare the pretrained with the random encoder. Results go to `results/reproduce.json`,
-README and the model card.
+README and the model card. Seeds of an earlier results file that a folder of runs does not have stay in the table, so
+that seeds may be added: `--first_seed 4` runs the others only.
 """
 
 import argparse
@@ -52,10 +53,10 @@ def run(options: argparse.Namespace) -> None:
         study.record_episodes(options.output / environment)
     runs = [
         partial(run_seed, options.output, environment, seed, complete=True)
-        for seed in range(options.seeds)
+        for seed in range(options.first_seed, options.seeds)
         for environment in study.ENVIRONMENTS
     ]
-    further = range(options.seeds, options.paired_seeds)
+    further = range(max(options.first_seed, options.seeds), options.paired_seeds)
     runs += [partial(run_seed, options.output, "pushing", seed, complete=False) for seed in further]
     study.run_side_by_side(runs, options.jobs)
 
@@ -70,14 +71,13 @@ def run_seed(output: Path, environment: str, seed: int, complete: bool) -> None:
         "videos": 10 if complete else 0,
         "first_task": FIRST_TASK + 1000 * seed,  # other tasks for every seed: the spread contains that of the tasks
         "success_levels": LEVELS if environment == "pushing" else {},
+        "rows": {LEARNED[name]: {"model": ENCODERS[name], "planner": {"cost": "closest"}} for name in PAIR},
     }
     if complete:
         policies = train_policies(runs, data | {"world_model": planning["models"][ENCODERS["pretrained"]]})
         planning["policies"] = policies
         planning["proposals"] = {PROPOSED: policies[POLICIES[0]]}
-        planning["rows"] = {PROPOSED: {"model": ENCODERS["pretrained"]}} | {
-            LEARNED[name]: {"model": ENCODERS[name], "planner": {"cost": "closest"}} for name in PAIR
-        }
+        planning["rows"] = {PROPOSED: {"model": ENCODERS["pretrained"]}} | planning["rows"]
     else:
         planning["baselines"] = []
     runs.configured("plan", "plan.py", study.demo_config("plan", environment), planning, result="results.json")
@@ -117,13 +117,15 @@ def collect(options: argparse.Namespace) -> dict[str, Any] | None:
     found = {name: result for name, result in found.items() if result["rows"]}
     if not found:
         return None
-    columns = {
-        title: column_of(found[environment]["rows"], level)
-        for title, (environment, level) in COLUMNS.items()
-        if environment in found
-    }
+    earlier = known_results(options.results)
+    columns = dict(earlier["columns"])
+    for title, (environment, level) in COLUMNS.items():
+        if environment in found:
+            known = columns.get(title, {})
+            columns[title] = known | column_of(found[environment]["rows"], level, known)
     differences = {title: study.differences(list(column.values()), PAIRS) for title, column in columns.items()}
     errors = {name: result["rollout_error_over_copy"] for name, result in found.items()}
+    errors |= earlier["rollout_error_over_copy"] if options.first_seed else {}
     return {"episodes": EPISODES, "columns": columns, "differences": differences, "rollout_error_over_copy": errors}
 
 
@@ -144,12 +146,24 @@ def collect_environment(folder: Path, seeds: int) -> dict[str, Any]:
     return {"rows": rows, "rollout_error_over_copy": errors}
 
 
-def column_of(rows: dict[str, dict[int, dict[str, Any]]], level: str | None) -> dict[str, dict[str, Any]]:
-    """Name, seeds and success of each row, by name, at a level of success."""
+def known_results(results: Path) -> dict[str, dict[str, Any]]:
+    """The earlier results file, whose seeds count where this folder has none."""
+    known = study.read_results([results])
+    return known[0] if known and known[0]["episodes"] == EPISODES else {"columns": {}, "rollout_error_over_copy": {}}
+
+
+def column_of(
+    rows: dict[str, dict[int, dict[str, Any]]], level: str | None, known: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Name, seeds and success of each row, by name, at a level of success; `known` has those of earlier runs."""
     column = {}
     for name, by_seed in rows.items():
-        values = [(row if level is None else row["levels"][level])["success"] for row in by_seed.values()]
-        column[name] = {"name": name, "seeds": list(by_seed), "success": study.over_seeds(values)}
+        values = {}
+        if name in known:
+            values = dict(zip(known[name]["seeds"], known[name]["success"]["by_seed"], strict=True))
+        values |= {seed: (row if level is None else row["levels"][level])["success"] for seed, row in by_seed.items()}
+        values = dict(sorted(values.items()))
+        column[name] = {"name": name, "seeds": list(values), "success": study.over_seeds(list(values.values()))}
     return column
 
 
@@ -178,6 +192,7 @@ def difference_cell(one: dict[str, Any]) -> str:
 
 
 SEEDS = {
+    "first_seed": (0, "seeds below it come from the earlier results file"),
     "seeds": (3, "training seeds of all rows"),
     "paired_seeds": (10, "training seeds of the pretrained and the random encoder in pushing"),
 }

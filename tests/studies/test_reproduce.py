@@ -38,7 +38,8 @@ def test_further_seeds_compare_the_encoders_alone(commands, tmp_path):
     reproduce.run_seed(tmp_path, "pushing", 7, complete=False)
     config = load_config(PlanConfig, commands[-1][2], commands[-1][3:])
     assert set(config.models) == {reproduce.ENCODERS[name] for name in reproduce.PAIR}
-    assert not (config.rows or config.policies or config.baselines) and config.first_task == 707_000
+    assert set(config.rows) == set(reproduce.LEARNED.values())
+    assert not (config.policies or config.baselines) and config.first_task == 707_000
     assert list(config.success_levels) == ["block", "block and pusher"]
 
 
@@ -65,6 +66,28 @@ def test_a_stopped_study_publishes_the_rows_that_it_has(run_study, tmp_path):
     assert difference["mean"] == pytest.approx(0.1) and len(difference["by_seed"]) == 3
     assert "| CEM, pretrained encoder − CEM, random encoder | +0.10 (–), 3 | " in text
     assert found["rollout_error_over_copy"]["pushing"] == {"pretrained": {"1": 0.5}}
+
+
+def test_seeds_are_added_to_those_of_the_earlier_results_file(run_study, commands, tmp_path):
+    def write(seed: int, success: float) -> None:
+        levels = {"block": {"success": success}, "block and pusher": {"success": success - 0.1}}
+        rows = [{"name": name, "levels": levels} for name in (reproduce.ENCODERS[one] for one in reproduce.PAIR)]
+        (tmp_path / "runs" / "pushing" / f"seed-{seed}" / "plan").mkdir(parents=True)
+        result = tmp_path / "runs" / "pushing" / f"seed-{seed}" / "plan" / "results.json"
+        result.write_text(json.dumps({"rows": rows}))
+
+    write(0, 0.9)
+    run_study(reproduce.STUDY, "--collect", "--seeds", "1", "--paired_seeds", "1")
+    (tmp_path / "runs" / "pushing" / "seed-0").rename(tmp_path / "gone")
+    write(2, 0.7)
+    run_study(reproduce.STUDY, "--collect", "--seeds", "1", "--paired_seeds", "3", "--first_seed", "2")
+    column = json.loads((tmp_path / "results.json").read_text())["columns"]["Pushing"]["CEM, random encoder"]
+    assert (column["seeds"], column["success"]["by_seed"]) == ([0, 2], [0.9, 0.7])
+
+    arguments = ["--output", str(tmp_path / "new"), "--seeds", "1", "--paired_seeds", "4", "--first_seed", "2"]
+    reproduce.run(reproduce.STUDY.parse([*arguments, "--jobs", "1"]))
+    trained = [command for command in commands if command[0] == "pretrain.py"]
+    assert [next(part for part in one if part.startswith("seed=")) for one in trained] == ["seed=2", "seed=3"]
 
 
 def test_the_reproduction_and_the_ablations_on_its_models_run_at_tiny_size(tiny_runs, run_study, tmp_path):
