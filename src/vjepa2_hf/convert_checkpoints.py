@@ -27,6 +27,8 @@ examples:
     python -m vjepa2_hf.convert_checkpoints vitl.pt vjepa2-large
   its target encoder alone
     python -m vjepa2_hf.convert_checkpoints vitl.pt vjepa2-large-encoder --component target_encoder
+  V-JEPA 2.1: encoders with levels, and predictor
+    python -m vjepa2_hf.convert_checkpoints vjepa2_1_vitl_dist_vitG_384.pt vjepa2.1-large
   a model of other sizes than the released ones: give the fields that cannot be inferred from tensors
     python -m vjepa2_hf.convert_checkpoints mine.pt mine --set num_attention_heads=3 predictor_num_attention_heads=3
   V-JEPA 1

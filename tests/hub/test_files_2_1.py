@@ -9,10 +9,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import TINY_ENCODER, below, golden, published_part, same_weights, spread, write_checkpoint
+from builders import (
+    TINY_ENCODER,
+    TINY_PREDICTOR,
+    below,
+    golden,
+    published_part,
+    same_weights,
+    spread,
+    write_checkpoint,
+)
 
 import vjepa2_hf
-from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor
+from vjepa2_hf import (
+    VJepa2Encoder,
+    VJepa2EncoderConfig,
+    VJepa2ForVideoClassification,
+    VJepa2VideoClassificationConfig,
+    VJepa2VideoProcessor,
+    VJepa2WorldModel,
+    VJepa2WorldModelConfig,
+)
 from vjepa2_hf.convert_checkpoints import convert, main
 from vjepa2_hf.hub.inferred_config import published_config
 from vjepa2_hf.hub.mismatch import shapes_of
@@ -139,6 +156,23 @@ class TestEncoder:
         with pytest.raises(ValueError, match=r"transformers 5\.\S+ has no V-JEPA 2\.1, .*--to published"):
             convert(tmp_path / "ours", tmp_path / "theirs", to="transformers")
         assert not (tmp_path / "theirs").exists()
+
+    def test_a_classifier_to_published_and_back(self, tmp_path, notes):
+        pooler = {"pooler_num_attention_heads": 2, "num_pooler_layers": 2, "num_labels": 3}
+        config = VJepa2VideoClassificationConfig(encoder_config=TINY, **pooler)
+        torch.manual_seed(0)
+        model = spread(VJepa2ForVideoClassification(config))
+        model.save_pretrained(tmp_path / "ours")
+        convert(tmp_path / "ours", tmp_path / "published", to="published")
+        told = notes().rpartition("--set ")[2].split(" | ")[0]
+        main([str(tmp_path / "published" / "model.pt"), str(tmp_path / "back"), "--set", *shlex.split(told)])
+        assert same_weights(VJepa2ForVideoClassification.from_pretrained(tmp_path / "back"), model)
+
+    def test_a_world_model_is_not_written_as_published(self, tmp_path):
+        config = VJepa2WorldModelConfig(encoder_config=TINY, action_dim=2, **TINY_PREDICTOR)
+        VJepa2WorldModel(config).save_pretrained(tmp_path / "ours")
+        with pytest.raises(ValueError, match=r"V-JEPA 2-AC code has no V-JEPA 2\.1 encoder"):
+            convert(tmp_path / "ours", tmp_path / "published", to="published")
 
     @pytest.mark.parametrize(
         "fields", [{"modality_embeddings": False}, {"output_levels": None}, {"image_tubelet_size": None}]

@@ -93,6 +93,12 @@ class TestFromPretrained:
         with pytest.raises(ValueError, match=r"the model has 2 blocks, not 1 \(num_hidden_layers\)"):
             VJepa2Encoder.from_pretrained(folder, num_hidden_layers=1)
 
+    def test_other_levels(self, tmp_path):
+        fields = {**TINY_ENCODER, "num_hidden_layers": 3, "output_levels": [0, 1, 2]}
+        VJepa2Encoder(VJepa2EncoderConfig(**fields)).save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=r"has 2 norms of earlier levels, not 1 \(output_levels\)\)"):
+            VJepa2Encoder.from_pretrained(tmp_path, output_levels=[0, 2])
+
     def test_another_width(self, folder):
         with pytest.raises(ValueError, match=r"mismatches in all.*\(predictor is 24 wide, not 48"):
             VJepa2ForMaskedLatentPrediction.from_pretrained(folder, predictor_hidden_size=48)

@@ -346,11 +346,13 @@ _UNPUBLISHED = {
 }  # fmt: skip
 
 
-def _refuse_half_of_2_1(config: VJepa2EncoderConfig) -> None:
-    """Refuses some fields of V-JEPA 2.1 without the others, and other levels than the published code's."""
+def _refuse_half_of_2_1(config: VJepa2EncoderConfig, kind: str) -> None:
+    """Refuses some fields of V-JEPA 2.1 without the others, and where the published code has no such encoder."""
     fields = {name: getattr(config, name) for name in ("image_tubelet_size", "modality_embeddings", "output_levels")}
     if not any(fields.values()) and config.rope_grid_size is None:
         return
+    if kind == "action-conditioned":
+        raise ValueError("the published V-JEPA 2-AC code has no V-JEPA 2.1 encoder: the model stays in our format.")
     known = OUTPUT_LEVELS.get(config.num_hidden_layers, config.output_levels)
     if not all(fields.values()) or config.output_levels != known:
         values = ", ".join(f"{name}={value!r}" for name, value in fields.items())
@@ -365,7 +367,7 @@ def _write_published(model: PreTrainedModel, folder: Path) -> None:
     kind = next(kind for kind, config_class in CONFIGS.items() if isinstance(config, config_class))
     for part in (getattr(config, "encoder_config", config), config):
         refuse_other_values(part, "the published code", _UNPUBLISHED.get(part.model_type, ()))
-    _refuse_half_of_2_1(getattr(config, "encoder_config", config))
+    _refuse_half_of_2_1(getattr(config, "encoder_config", config), kind)
     if kind == "pretraining":
         refuse_pixel_predictor(config, "the published code")
     parts = add_tables(model_to_parts(model.state_dict(), config.model_type), config)

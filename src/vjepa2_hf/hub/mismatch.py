@@ -16,7 +16,7 @@ Shapes = Mapping[str, tuple[int, ...] | None]  # `None`: a shape that is not kno
 
 LISTED = 12  # groups of tensors in one description
 _STACKS = re.compile(r"(?:^|.*\.)(blocks|predictor_blocks|layer|norms_block|level_norms|mask_tokens)(?=\.\d+(\.|$))")
-_NOUNS = {"norms_block": "levels", "level_norms": "levels", "mask_tokens": "mask tokens"}
+_NOUNS = {"norms_block": "levels", "level_norms": "norms of earlier levels", "mask_tokens": "mask tokens"}
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
@@ -65,7 +65,7 @@ def _sizes(part: str, found: Shapes, expected: Shapes, ratios: set[Fraction]) ->
         field = _field(f"{part}.{stack}", noun)
         counts = [len(_numbers(names, stack)) for names in (found, expected)]
         if counts[0] != counts[1]:
-            number = f"{counts[0]} {noun.removesuffix('s') if counts[0] == 1 else noun}"
+            number = f"{counts[0]} {noun.removesuffix('s') if counts[0] == 1 and ' of ' not in noun else noun}"
             clauses.append(f"{where} has {number}, not {counts[1]} ({field[0]})")
             if noun == "levels":
                 ratios.update(_ratio(*counts) * other for other in list(ratios))
@@ -126,4 +126,4 @@ def _field(path: str, noun: str) -> tuple[str, str, str]:
         depth, *others = "num_pooler_layers", "hidden_size", "pooler_mlp_ratio"
     else:
         depth, *others = "num_hidden_layers", "hidden_size", "mlp_ratio"
-    return {"levels": "output_levels", "mask tokens": "num_mask_tokens"}.get(noun, depth), *others
+    return "output_levels" if "levels" in noun else "num_mask_tokens" if "mask" in noun else depth, *others
