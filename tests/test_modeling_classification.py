@@ -293,6 +293,25 @@ class TestAnticipation:
         torch.testing.assert_close(model(clips()).logits, model.classify(tokens, steps))
 
     @torch.no_grad()
+    @pytest.mark.parametrize("frames", [1, 4])
+    def test_a_predictor_of_levels_gives_its_last_one(self, frames):
+        """A clip of one frame is an image there."""
+        encoder = {**TINY_ENCODER, "output_levels": [0, 1], "image_tubelet_size": 1, "modality_embeddings": True}
+        fields = {"predictor_levels": True, "predict_context": True, "predictor_modality_embeddings": True}
+        config = VJepa2MaskedLatentPredictionConfig(encoder_config=encoder, **TINY_PREDICTOR, **fields)
+        masked = spread(VJepa2ForMaskedLatentPrediction(config).eval())
+        model = self.build(masked, predicted_frames=4)
+        tokens, steps = model.encode_tokens(clips(frames))
+        future = masked.predict_future(clips(frames), 4)[..., -24:]
+        assert steps == max(frames // 2, 1) + 2
+        torch.testing.assert_close(tokens[:, -32:], future.flatten(1, 2))
+
+    def test_a_predictor_of_a_wider_teachers_tokens_is_refused(self):
+        masked = self.build_masked(target_type="teacher", teacher_hidden_size=80)
+        with pytest.raises(ValueError, match="teacher_hidden_size 80; expected None or 24"):
+            self.build(masked, predicted_frames=2)
+
+    @torch.no_grad()
     def test_predicted_tokens_may_begin_later(self):
         masked = self.build_masked()
         model = self.build(masked, predicted_frames=2, skipped_frames=4, pooler_time_positions=True)

@@ -18,12 +18,12 @@ from builders import (
 )
 
 from vjepa2_hf import VJepa2Encoder, VJepa2ForMaskedLatentPrediction, VJepa2MaskedLatentPredictionConfig
-from vjepa2_hf.modeling_masked_latent import (
+from vjepa2_hf.modeling_masked_latent import tubelet_pixels
+from vjepa2_hf.modeling_masked_losses import (
     collapse_meters,
     covariance_at_positions,
     covariance_loss,
     temporal_contrastive_loss,
-    tubelet_pixels,
     variance_loss,
 )
 

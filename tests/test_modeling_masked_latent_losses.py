@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vjepa2_hf.modeling_masked_latent import (
+from vjepa2_hf.modeling_masked_losses import (
     covariance_at_positions,
     covariance_loss,
     squares_over_time,

@@ -136,3 +136,6 @@ class VJepa2VideoClassificationConfig(VJepa2NestedConfig, PreTrainedConfig):
         )
         latents = self.masked_latent_config.target_type != "pixels"
         check(latents, "predictor_config has target_type 'pixels'; expected a predictor of latents.")
+        width, size = self.masked_latent_config.teacher_hidden_size, self.encoder_config.hidden_size
+        expected = f"expected None or {size}, the encoder's hidden_size: the pooler reads both kinds of tokens."
+        check(width in (None, size), f"predictor_config has teacher_hidden_size {width}; {expected}")

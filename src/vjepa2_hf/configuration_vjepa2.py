@@ -195,11 +195,17 @@ _FIELDS_2_1 = {
 }
 
 
-def _preset_fields(name: str) -> dict:
-    """Encoder fields of a released size, from its name or the letter in its checkpoint's name."""
+def _preset_name(name: str) -> str:
+    """The name of a released size, from it or the letter in its checkpoint's name."""
     plain = str(name).lower().removeprefix("vit").lstrip("-_")
     plain = next((preset for preset in PRESETS if plain == preset[0]), plain)
     check_choice("preset", plain if plain in (*PRESETS, *PRESETS_2_1) else name, (*PRESETS, *PRESETS_2_1))
+    return plain
+
+
+def _preset_fields(name: str) -> dict:
+    """Encoder fields of a released size."""
+    plain = _preset_name(name)
     size = PRESETS[plain.removeprefix("2.1-")]
     fields = dict(zip(("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio"), size))
     if plain in PRESETS_2_1:
@@ -322,13 +328,15 @@ class VJepa2NestedConfig(VJepa2BaseConfig):
     """Base of the configurations that hold one of an encoder."""
 
     published: dict = {}  # fields of the published model that differ from the defaults
+    published_by_preset: dict[str, dict] = {}  # and those of one preset alone
 
     @classmethod
     def from_preset(cls, name: str, encoder_config: dict | None = None, **fields):
         """The configuration of the published model around a released encoder, see [`VJepa2EncoderConfig.from_preset`];
         `encoder_config` replaces fields of the encoder, and `fields` the others."""
         encoder = {**_preset_fields(name), **(encoder_config or {})}
-        return cls(encoder_config=encoder, **{**cls.published, **fields})
+        own = cls.published_by_preset.get(_preset_name(name), {})
+        return cls(encoder_config=encoder, **{**cls.published, **own, **fields})
 
     @property
     def num_frames(self) -> int:
@@ -336,8 +344,13 @@ class VJepa2NestedConfig(VJepa2BaseConfig):
         return self.encoder_config.frames_per_clip
 
 
-# Optional loss terms: `<name>_weight` in the config, `<name>_loss` in modeling_masked_latent.py
+# Optional loss terms: `<name>_weight` in the config, `<name>_loss` in modeling_masked_losses.py
 AUXILIARY_LOSSES = ("temporal_diversity", "temporal_contrastive", "variance", "covariance")
+# V-JEPA 2.1: g and G; B and L are distilled from G
+_DENSE_2_1 = {"predictor_modality_embeddings": True, "predict_context": True, "context_loss_weight": 0.5}
+_DENSE_2_1 |= {"num_mask_tokens": 8, "predictor_num_hidden_layers": 24, "predictor_levels": True}
+_DISTILLED_2_1 = {**_DENSE_2_1, "predictor_num_hidden_layers": 12, "predictor_levels": False}
+_DISTILLED_2_1 |= {"target_type": "teacher", "teacher_hidden_size": 1664}
 
 
 @strict_config
@@ -354,6 +367,12 @@ class VJepa2MaskedLatentPredictionConfig(VJepa2NestedConfig, PreTrainedConfig):
             the predictor. Under rotary positions equal biases make every token attend to its neighbors first. With a
             value above 0 (2.0 at head size 16) a small predictor uses neighboring tokens from the first steps, which
             it otherwise learns in hundreds (docs/pretraining.md).
+        predictor_levels (`bool`, defaults to `False`): the predictor reads all `output_levels` of the encoder, side by
+            side, through a small MLP, and predicts those of the target encoder. `False`: the last level alone.
+        predictor_modality_embeddings (`bool`, defaults to `False`): adds a learned vector to all tokens of the
+            predictor, one for images and one for videos.
+        predict_context (`bool`, defaults to `False`): the predictor also predicts the context's own tokens, through a
+            projection of their own. (All three: V-JEPA 2.1.)
         initializer_range (`float`, defaults to 0.02): standard deviation of the truncated normal.
     Loss:
         loss_exponent (`int`, defaults to 1): p of mean |ẑ − z|^p / p; 1 published, 2 in both recipes.
@@ -368,9 +387,15 @@ class VJepa2MaskedLatentPredictionConfig(VJepa2NestedConfig, PreTrainedConfig):
             two-phase recipe) sets the target encoder to the encoder at every update, whatever the momentum; it tends
             to collapse. "pixels" (an ablation of the same recipe) is the pixels of the hidden tubelets, which
             `normalize_targets="layer"` standardizes per token as masked autoencoders do (arXiv 2111.06377, sec. 3).
-            The target encoder then still follows the encoder, but is not used in training.
+            The target encoder then still follows the encoder, but is not used in training. The same holds for
+            "teacher" (distillation, V-JEPA 2.1): the last level of a larger frozen encoder, which `set_teacher` gives
+            to the model and which is not saved with it; `teacher_hidden_size` is its width.
+        context_loss_weight (`float`, defaults to 0): λ of loss + λ · loss of the context's tokens, with
+            `predict_context` (0.5 in V-JEPA 2.1). A training loop may pass another one with each step.
+        weight_context_by_distance (`bool`, defaults to `False`, published): weights a context token by 1 / √d, d its
+            distance in tokens to the nearest hidden one.
     Auxiliary loss terms; a term of weight 0 (the default of all) is not computed. See the functions of the same names
-    in modeling_masked_latent.py. All but the first compare clips and need a batch of at least 2:
+    in modeling_masked_losses.py. All but the first compare clips and need a batch of at least 2:
         temporal_diversity_weight (`float`): of −Var_t of the predictions (temporal recipe: 0.1). The term has no lower
             bound; only with `loss_exponent=2` and a weight well below 0.5 does the prediction loss outgrow it.
         temporal_contrastive_weight (`float`), temporal_contrastive_temperature (`float`, defaults to 0.1): of InfoNCE
@@ -382,6 +407,7 @@ class VJepa2MaskedLatentPredictionConfig(VJepa2NestedConfig, PreTrainedConfig):
 
     model_type = "vjepa2_hf_masked_latent_prediction"
     sub_configs_defaults = {"encoder_config": VJepa2EncoderConfig}
+    published_by_preset = dict(zip(PRESETS_2_1, [_DISTILLED_2_1] * 2 + [_DENSE_2_1] * 2, strict=True))
 
     encoder_config: dict | PreTrainedConfig | None = None
 
@@ -392,11 +418,17 @@ class VJepa2MaskedLatentPredictionConfig(VJepa2NestedConfig, PreTrainedConfig):
     num_mask_tokens: int = 10
     zero_init_mask_tokens: bool = True
     predictor_query_key_bias: int | float = 0.0
+    predictor_levels: bool = False
+    predictor_modality_embeddings: bool = False
+    predict_context: bool = False
     initializer_range: float = 0.02
 
     loss_exponent: Literal[1, 2] = 1
     normalize_targets: Literal["layer", "batch", "batch_channel", "clip", "none"] = "layer"
-    target_type: Literal["ema", "online", "pixels"] = "ema"
+    target_type: Literal["ema", "online", "pixels", "teacher"] = "ema"
+    teacher_hidden_size: int | None = None
+    context_loss_weight: int | float = 0.0
+    weight_context_by_distance: bool = False
 
     temporal_diversity_weight: int | float = 0.0
     temporal_contrastive_weight: int | float = 0.0
@@ -407,7 +439,8 @@ class VJepa2MaskedLatentPredictionConfig(VJepa2NestedConfig, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         sizes = "predictor_hidden_size predictor_mlp_ratio num_mask_tokens temporal_contrastive_temperature"
-        weights = " ".join(f"{name}_weight" for name in AUXILIARY_LOSSES)
+        sizes += " teacher_hidden_size"
+        weights = " ".join(f"{name}_weight" for name in (*AUXILIARY_LOSSES, "context_loss"))
         check_numbers(self, f"{sizes} variance_margin initializer_range", f"predictor_num_hidden_layers {weights}")
         check(
             is_number(self.predictor_query_key_bias) and math.isfinite(self.predictor_query_key_bias),
@@ -420,10 +453,39 @@ class VJepa2MaskedLatentPredictionConfig(VJepa2NestedConfig, PreTrainedConfig):
         bias = self.predictor_query_key_bias
         needed = f"predictor_query_key_bias={bias} needs biases to set: qkv_bias=True in encoder_config."
         check(not bias or self.encoder_config.qkv_bias, needed)
+        self._check_2_1()
+
+    def _check_2_1(self) -> None:
+        """Checks the fields that V-JEPA 2.1 brought, which depend on each other."""
+        levels, teacher, width = self.predictor_levels, self.target_type == "teacher", self.teacher_hidden_size
+        missing = "predictor_levels=True reads the output_levels of encoder_config, which is None: set them, or False."
+        check(not levels or self.encoder_config.output_levels is not None, missing)
+        for name in ("context_loss_weight", "weight_context_by_distance"):
+            needed = f"{name}={getattr(self, name)} is about predictions of the context: set predict_context=True."
+            check(not getattr(self, name) or self.predict_context, needed)
+        both = (
+            f"target_type={self.target_type!r} and teacher_hidden_size={width}; expected 'teacher' and its width, or "
+        )
+        check(teacher == (width is not None), f"{both}another target and None.")
+        check(not (teacher and levels), "target_type='teacher' predicts one level: set predictor_levels=False.")
+
+    @property
+    def num_levels(self) -> int:
+        """Levels of the encoder that the predictor reads."""
+        return len(self.encoder_config.output_levels) if self.predictor_levels else 1
+
+    @property
+    def prediction_size(self) -> int:
+        """Channels of a prediction: of all levels, of the teacher, or the pixels of a tubelet."""
+        encoder = self.encoder_config
+        if self.target_type == "pixels":
+            return encoder.in_chans * encoder.tubelet_size * encoder.patch_size**2
+        return self.teacher_hidden_size or self.num_levels * encoder.hidden_size
 
     def predictor_fields(self) -> dict:
         """The fields that the predictor is built from, without the encoder's."""
-        names = ("num_mask_tokens", "zero_init_mask_tokens", "initializer_range", "target_type")
+        names = ["num_mask_tokens", "zero_init_mask_tokens", "initializer_range", "predict_context", "target_type"]
+        names.append("teacher_hidden_size")
         return {k: value for k, value in self.to_dict().items() if k.startswith("predictor_") or k in names}
 
     @property

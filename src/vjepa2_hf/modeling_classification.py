@@ -20,7 +20,7 @@ from .configuration_vjepa2 import VJepa2EncoderConfig
 from .modeling_base import VJepa2PreTrainedModel, check_keywords
 from .modeling_encoder import VJepa2Encoder, VJepa2EncoderOutput, as_encoder
 from .modeling_layers import VJepa2MLP, attend, build_layers, eager_attention, sincos_table
-from .modeling_predictor import VJepa2Predictor, init_predictor, predict_following
+from .modeling_predictor import VJepa2Predictor, init_predictor, predict_following, predictor_input
 from .specs import refuse
 
 
@@ -221,7 +221,8 @@ class VJepa2ForVideoClassification(_TokenClassifier, VJepa2PreTrainedModel):
         more, skip = self.config.predicted_frames // tubelet, self.config.skipped_frames // tubelet
         if not more:
             return output, tokens, steps
-        future = predict_following(self.predictor, tokens, output.grid, more, skip=skip)
+        seen = predictor_input(self.predictor.config, output)
+        future = predict_following(self.predictor, seen, output.grid, more, skip=skip)[..., -tokens.shape[-1] :]
         return output, torch.cat([tokens, future.flatten(1, 2)], dim=1), steps + more
 
     def mean_over_views(self, logits: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""Masked latent prediction: VJepa2ForMaskedLatentPrediction, its loss terms and collapse meters.
+"""Masked latent prediction: VJepa2ForMaskedLatentPrediction. Its loss terms are in modeling_masked_losses.py.
 
 Shapes: B clips, T frames, (T', H', W') grid of tokens, N = T'·H'·W' tokens of a clip, K tokens of a context, M of a
-target, D width of the encoder.
+target, D width of the encoder, P of a prediction (`config.prediction_size`: D, or that of all levels or of a teacher).
 """
 
 import math
@@ -15,10 +15,11 @@ from transformers.utils import ModelOutput
 
 from .configuration_vjepa2 import VJepa2EncoderConfig, VJepa2MaskedLatentPredictionConfig
 from .modeling_base import TargetEncoderMixin, VJepa2PreTrainedModel
-from .modeling_encoder import VJepa2Encoder, check_token_ids, clip_grid
+from .modeling_encoder import VJepa2Encoder, VJepa2EncoderOutput, check_token_ids, clip_grid
 from .modeling_layers import gather_tokens, power_loss
-from .modeling_predictor import VJepa2Predictor, init_predictor, predict_following
-from .specs import check_count, check_flag, check_tensor, is_integer, refuse
+from .modeling_masked_losses import auxiliary_losses, collapse_meters, context_weights
+from .modeling_predictor import VJepa2Predictor, init_predictor, predict_following, predictor_input
+from .specs import check_count, check_flag, check_number, check_tensor, is_integer, refuse
 
 
 MAX_FUTURE = 2**16  # frames
@@ -28,12 +29,14 @@ MAX_FUTURE = 2**16  # frames
 class VJepa2MaskedLatentPredictionOutput(ModelOutput):
     """Output of [`VJepa2ForMaskedLatentPrediction`].
 
-    loss: mean over mask sets of mean |ẑ − z|^p / p, plus the weighted auxiliary terms.
-    predicted_latents, target_latents: one (B, M, D) per mask set; targets normalized as configured. For
-        `target_type="pixels"` D is the number of pixel values of a tubelet.
+    loss: mean over mask sets of mean |ẑ − z|^p / p, plus the weighted other terms.
+    predicted_latents, target_latents: one (B, M, P) per mask set; targets normalized as configured. For
+        `target_type="pixels"` P is the number of pixel values of a tubelet.
+    predicted_context_latents, context_target_latents: with `predict_context`, the same for the context's own tokens,
+        one (B, K, P) per mask set.
     mask_losses: (number of mask sets,) the prediction loss of each, without gradient.
-    losses: if the config gives auxiliary terms a weight: every term by name, unweighted and without gradient,
-        "prediction" and those of `config.auxiliary_weights`.
+    losses: if the loss has several terms, each by name, unweighted and without gradient: "prediction", "context" with
+        `predict_context`, and those of `config.auxiliary_weights`.
     target_std, effective_rank, prediction_variation: see `collapse_meters`; with `output_meters=True`.
     targets: with `output_targets=True`, (B, N, D) of the whole clip before normalization.
     """
@@ -41,6 +44,8 @@ class VJepa2MaskedLatentPredictionOutput(ModelOutput):
     loss: torch.Tensor | None = None
     predicted_latents: list[torch.Tensor] | None = None
     target_latents: list[torch.Tensor] | None = None
+    predicted_context_latents: list[torch.Tensor] | None = None
+    context_target_latents: list[torch.Tensor] | None = None
     mask_losses: torch.Tensor | None = None
     losses: dict[str, torch.Tensor] | None = None
     target_std: torch.Tensor | None = None
@@ -60,6 +65,9 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
 
     The context encoder never sees a hidden token: tokens are dropped before its first block (arXiv 2506.09985, sec. 2;
     two-phase recipe, Algorithm 1). In a new model the target encoder is a copy.
+
+    V-JEPA 2.1 predicts several levels of the encoder (`predictor_levels`) and the context's own tokens too
+    (`predict_context`); a clip of one frame is an image. For distillation (`target_type="teacher"`) see `set_teacher`.
     """
 
     config: VJepa2MaskedLatentPredictionConfig
@@ -71,6 +79,7 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
         self.encoder = VJepa2Encoder(config.encoder_config)
         self.predictor = VJepa2Predictor(config)
         self.target_encoder = VJepa2Encoder(config.encoder_config).requires_grad_(False)
+        self._teacher: list[VJepa2Encoder] = []  # in a list: no module, hence neither saved nor trained
         self.post_init()
         self.update_target_encoder(momentum=0.0)
         _warn_of_collapse(config)
@@ -94,6 +103,7 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
         output_meters: bool = False,
         output_targets: bool = False,
         targets: torch.Tensor | None = None,
+        context_loss_weight: float | None = None,
     ) -> VJepa2MaskedLatentPredictionOutput:
         """Predicts the target tokens of every mask set and compares them with those of the target encoder.
 
@@ -107,6 +117,7 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
             output_targets: return the raw targets, for `targets` of the next forward of these clips.
             targets: from an earlier forward of these clips, instead of computing them again. With them a training step
                 may process one mask set at a time and keep the activations of only one in memory.
+            context_loss_weight: of the context's own tokens in this forward; `None`: as configured.
         """
         mask_sets = _pair_masks(context_mask, target_mask, mask_token_index, self.config.num_mask_tokens)
         grid = self.encoder.get_grid(self.encoder.fill_tubelet(pixel_values_videos))
@@ -115,55 +126,133 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
         _check_targets(targets, (len(pixel_values_videos), math.prod(grid), self.predictor.proj.out_features))
         normalized = self.normalize_targets(targets)
 
-        predicted, selected, auxiliary = [], [], []
+        compared, terms = [], []
         for i, (context_ids, target_ids) in enumerate(mask_sets):
             check_token_ids("target_mask", target_ids, len(targets), math.prod(grid))
-            context = self.encoder(pixel_values_videos, context_mask=context_ids).last_hidden_state
+            context = self.encoder(pixel_values_videos, context_mask=context_ids)
             _check_hidden(i, context_ids, target_ids, math.prod(grid))
             token = i if mask_token_index is None else mask_token_index
-            predicted.append(self.predictor(context, context_ids, target_ids, grid, token))
-            selected.append(gather_tokens(normalized, target_ids))
-            if self.config.auxiliary_weights:
-                seen, hidden = (context, context_ids), (predicted[-1], selected[-1], target_ids)
-                auxiliary.append(auxiliary_losses(self.config, *seen, *hidden, grid))
-        mask_losses = torch.stack([self.latent_loss(p, z) for p, z in zip(predicted, selected, strict=True)])
-        loss, losses, meters = mask_losses.mean(), None, {}
-        if auxiliary:
-            weights = self.config.auxiliary_weights
-            terms = {name: torch.stack([each[name] for each in auxiliary]).mean() for name in weights}
-            losses = {name: term.detach() for name, term in {"prediction": loss, **terms}.items()}
-            loss = loss + sum(weight * terms[name] for name, weight in weights.items())
+            is_image = pixel_values_videos.shape[1] == 1
+            found = self.predict(context, context_ids, target_ids, grid, token, is_image)
+            latents, losses = self._compare(
+                context.last_hidden_state, found, normalized, context_ids, target_ids, grid
+            )
+            compared.append(latents)
+            terms.append(losses)
+        means = {name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]}
+        weights, loss, meters = self._weights(context_loss_weight), means["prediction"], {}
+        if len(means) > 1:
+            loss = loss + sum(weights[name] * mean for name, mean in means.items() if name != "prediction")
         if output_meters:
-            latents = self.encode_clip(pixel_values_videos) if self.config.target_type == "pixels" else targets
-            meters = collapse_meters(latents, predicted[0].detach(), mask_sets[0][1], grid)
+            latents = self._own_latents(pixel_values_videos, targets)
+            meters = collapse_meters(latents, compared[0]["predicted_latents"].detach(), mask_sets[0][1], grid)
         return VJepa2MaskedLatentPredictionOutput(
             loss=loss,
-            predicted_latents=predicted,
-            target_latents=selected,
-            mask_losses=mask_losses.detach(),
-            losses=losses,
+            **{name: [latents[name] for latents in compared] for name in compared[0]},
+            mask_losses=torch.stack([term["prediction"].detach() for term in terms]),
+            losses={name: mean.detach() for name, mean in means.items()} if len(means) > 1 else None,
             targets=targets if output_targets else None,
             **meters,
         )
 
+    def _compare(self, context, found, normalized, context_mask, target_mask, grid) -> tuple[dict, dict]:
+        """Of one mask set, predictions (`predict`) and targets as the output names them, and the terms of the loss by
+        name; `context` are the encoder's last tokens (B, K, D), `normalized` the targets (B, N, P) of the clip."""
+        predicted, target = found[0], gather_tokens(normalized, target_mask)
+        latents = {"predicted_latents": predicted, "target_latents": target}
+        terms = {"prediction": self.latent_loss(predicted, target)}
+        if found[1] is not None:
+            wanted = gather_tokens(normalized, context_mask)
+            latents |= {"predicted_context_latents": found[1], "context_target_latents": wanted}
+            terms["context"] = self.context_loss(found[1], wanted, context_mask, target_mask, grid)
+        if self.config.auxiliary_weights:
+            terms |= auxiliary_losses(self.config, context, context_mask, predicted, target, target_mask, grid)
+        return latents, terms
+
+    def predict(
+        self,
+        context: VJepa2EncoderOutput,
+        context_mask: torch.Tensor,
+        target_mask: torch.Tensor,
+        grid: tuple[int, int, int],
+        mask_token_index: int = 0,
+        is_image: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The encoder's output for the tokens at ids (B, K) -> predictions (B, M, P) at ids (B, M), and with
+        `predict_context` (B, K, P) of the context's own tokens, else `None`; arguments as in [`VJepa2Predictor`]."""
+        tokens, both = predictor_input(self.config, context), self.config.predict_context
+        found = self.predictor(tokens, context_mask, target_mask, grid, mask_token_index, is_image, both)
+        return found if both else (found, None)
+
+    def context_loss(self, predicted, target, context_mask, target_mask, grid) -> torch.Tensor:
+        """The loss of the context's own tokens: predictions and targets (B, K, P) at ids (B, K)."""
+        errors = self.latent_errors(predicted, target)
+        if self.config.weight_context_by_distance:
+            errors = errors * context_weights(context_mask, target_mask, grid)
+        return errors.mean()
+
+    def _weights(self, context_loss_weight: float | None) -> dict[str, float]:
+        """The weights of the terms of the loss beside the prediction."""
+        context = self.config.context_loss_weight
+        if context_loss_weight is not None:
+            context = check_number("context_loss_weight", context_loss_weight, at_least=0)
+            if context and not self.config.predict_context:
+                refuse("context_loss_weight", context, "None or 0: the config has predict_context=False")
+        return {"context": context, **self.config.auxiliary_weights}
+
+    def set_teacher(self, teacher: VJepa2Encoder | None) -> None:
+        """Gives the frozen encoder whose last level is the target with `target_type="teacher"`; `None` takes it away.
+
+        It is no part of the model: it is neither saved nor moved with it, so put it on the model's device. Give it
+        again after loading; for anything but training, none is needed.
+        """
+        if self.config.target_type != "teacher":
+            refuse("target_type", self.config.target_type, "'teacher', for a model that has one")
+        own, width = self.config.encoder_config, self.config.teacher_hidden_size
+        if teacher is not None:
+            if not isinstance(teacher, VJepa2Encoder):
+                refuse("teacher", teacher, "a VJepa2Encoder: VJepa2Encoder.from_pretrained(folder)")
+            expected = {"hidden_size": width, **{name: getattr(own, name) for name in ("patch_size", "tubelet_size")}}
+            for name, value in expected.items():
+                if getattr(teacher.config, name) != value:
+                    refuse(
+                        f"{name} of the teacher", getattr(teacher.config, name), f"{value}, as the model's config says"
+                    )
+        self._teacher = [] if teacher is None else [teacher.eval().requires_grad_(False)]
+
     @torch.no_grad()
     def encode_targets(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-        """Targets (B, N, D) of clips (B, T, C, H, W) before normalization: tokens, or pixels per tubelet."""
+        """Targets (B, N, P) of clips (B, T, C, H, W) before normalization: tokens, or pixels per tubelet."""
         if self.config.target_type == "pixels":
             return tubelet_pixels(self.config.encoder_config, self.encoder.fill_tubelet(pixel_values_videos))
-        return self.encode_clip(pixel_values_videos)
+        if self.config.target_type == "teacher":
+            if not self._teacher:
+                raise ValueError("target_type='teacher' needs its teacher: give it with model.set_teacher(encoder).")
+            return self._teacher[0](pixel_values_videos).last_hidden_state
+        return predictor_input(self.config, self.target_encoder(pixel_values_videos))
 
     @torch.no_grad()
     def encode_clip(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
         """The target encoder's tokens (B, N, D) of the whole clip."""
         return self.target_encoder(pixel_values_videos).last_hidden_state
 
+    def _own_latents(self, pixel_values_videos: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Last tokens (B, N, D) of the target encoder, from raw targets where these hold them."""
+        if self.config.target_type in ("pixels", "teacher"):
+            return self.encode_clip(pixel_values_videos)
+        return targets[..., -self.config.encoder_config.hidden_size :]
+
     @torch.no_grad()
     def normalize_targets(self, targets: torch.Tensor) -> torch.Tensor:
-        """Targets (B, N, D) normalized as `config.normalize_targets` says; the batch kinds refuse a single clip."""
+        """Targets (B, N, P) normalized as `config.normalize_targets` says: "layer" each level for itself. The batch
+        kinds refuse a single clip."""
         kind = self.config.normalize_targets
         if kind == "layer":
-            return nn.functional.layer_norm(targets, targets.shape[-1:])
+            levels = self.config.num_levels if self.config.target_type in ("ema", "online") else 1
+            if levels == 1:
+                return nn.functional.layer_norm(targets, targets.shape[-1:])
+            targets = targets.unflatten(-1, (levels, -1))
+            return nn.functional.layer_norm(targets, targets.shape[-1:]).flatten(-2)
         if kind == "none":
             return targets
         if len(targets) < 2:
@@ -197,18 +286,25 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
                 (Beyond the configured clip, rotary positions continue; tables are interpolated, see `add_positions`.)
 
         Returns:
-            (B, num_future_frames / tubelet_size, H'·W', D), in the space of the normalized targets (pixels for
-            `target_type="pixels"`, which cannot be `autoregressive`).
+            (B, num_future_frames / tubelet_size, H'·W', P), in the space of the normalized targets (pixels for
+            `target_type="pixels"`, which cannot be `autoregressive`, nor can those of a teacher of another width).
         """
         tubelet = self.config.encoder_config.tubelet_size
         autoregressive = check_flag("autoregressive", autoregressive)
         if autoregressive and self.config.target_type == "pixels":
             raise ValueError("autoregressive=True needs predicted latents as context, but target_type is 'pixels'.")
+        if autoregressive and self.config.teacher_hidden_size not in (None, self.config.encoder_config.hidden_size):
+            width = self.config.teacher_hidden_size
+            raise ValueError(f"autoregressive=True needs predictions as context, but teacher_hidden_size is {width}.")
         if not is_integer(num_future_frames) or not 0 < num_future_frames <= MAX_FUTURE or num_future_frames % tubelet:
             refuse("num_future_frames", num_future_frames, f"a multiple of {tubelet} above 0, at most {MAX_FUTURE}")
         past = self.encoder(pixel_values_videos)
         return predict_following(
-            self.predictor, past.last_hidden_state, past.grid, num_future_frames // tubelet, autoregressive
+            self.predictor,
+            predictor_input(self.config, past),
+            past.grid,
+            num_future_frames // tubelet,
+            autoregressive,
         )
 
     @torch.no_grad()
@@ -278,139 +374,3 @@ def _pair_masks(context, target, token: int | None, num_tokens: int) -> list[tup
         numbers = f"{len(contexts)} context masks and {len(targets)} target masks"
         raise ValueError(f"{numbers}; expected equal numbers.")
     return list(zip(contexts, targets, strict=True))
-
-
-# --- Auxiliary loss terms: means over the clips of one process, in float32, unweighted
-
-
-def auxiliary_losses(
-    config: VJepa2MaskedLatentPredictionConfig,
-    context: torch.Tensor,
-    context_mask: torch.Tensor,
-    predicted: torch.Tensor,
-    target: torch.Tensor,
-    target_mask: torch.Tensor,
-    grid: tuple[int, int, int],
-) -> dict[str, torch.Tensor]:
-    """The unweighted terms of one mask set that have a weight in the config, by name.
-
-    Variance and covariance act on the context encoder's tokens (B, K, D): the encoder is what collapses, and the
-    predictor could satisfy a term on the predictions (B, M, D) by itself.
-    """
-    weights, terms = config.auxiliary_weights, {}
-    comparing = [name for name in weights if name != "temporal_diversity"]
-    if len(context) < 2 and comparing:
-        name = comparing[0]
-        raise ValueError(f"{name}_weight={weights[name]} needs at least 2 clips in a batch to compare; got 1.")
-    with torch.autocast(context.device.type, enabled=False):
-        if "temporal_diversity" in weights:
-            terms["temporal_diversity"] = temporal_diversity_loss(predicted, target_mask, grid)
-        if "temporal_contrastive" in weights:
-            temperature = config.temporal_contrastive_temperature
-            terms["temporal_contrastive"] = temporal_contrastive_loss(predicted, target, temperature)
-        if weights.keys() & {"variance", "covariance"}:
-            covariance = covariance_at_positions(context, context_mask, math.prod(grid))
-        if "variance" in weights:
-            terms["variance"] = variance_loss(covariance, config.variance_margin)
-        if "covariance" in weights:
-            terms["covariance"] = covariance_loss(covariance)
-    return terms
-
-
-def temporal_diversity_loss(
-    predicted: torch.Tensor, target_mask: torch.Tensor, grid: tuple[int, int, int]
-) -> torch.Tensor:
-    """−Var_t of predictions (B, M, D) at ids `target_mask` (B, M): high if they change little over time (temporal
-    recipe, "Temporal Collapse", weight 0.1).
-
-    The recipe has one vector per frame. Here it is the variance (with n − 1) over the times at which a spatial
-    position of a clip is predicted, averaged over channels and over positions predicted at least twice (else 0).
-    """
-    squares, count = squares_over_time(predicted.float(), target_mask, grid)
-    variance = squares.mean(dim=-1) / (count - 1).clamp_min(1)
-    return -variance.sum() / (count > 1).sum().clamp_min(1)
-
-
-def temporal_contrastive_loss(predicted: torch.Tensor, target: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
-    """InfoNCE (eq. 4 of arXiv 1807.03748) between the predictions and targets (B, M, D) of the batch's clips.
-
-    The temporal recipe says only "positive: same video, negative: different videos". Here similarities are cosines of
-    the means over hidden tokens; the negatives are the other clips of the process.
-    """
-    anchors, keys = (nn.functional.normalize(x.float().mean(dim=1), dim=-1) for x in (predicted, target))
-    similarity = anchors @ keys.T / temperature
-    return nn.functional.cross_entropy(similarity, torch.arange(len(keys), device=keys.device))
-
-
-def variance_loss(covariance: torch.Tensor, margin: float = 1.0) -> torch.Tensor:
-    """mean max(0, γ − √(Var + 1e-4)) over channels of a covariance (D, D), margin γ (VICReg, eq. 1 of arXiv
-    2105.04906)."""
-    return (margin - (covariance.diagonal() + 1e-4).sqrt()).clamp_min(0).mean()
-
-
-def covariance_loss(covariance: torch.Tensor) -> torch.Tensor:
-    """Σ over i ≠ j of C_ij² / D of a covariance (D, D) (VICReg, eq. 4 of arXiv 2105.04906)."""
-    return (covariance.square().sum() - covariance.diagonal().square().sum()) / len(covariance)
-
-
-def covariance_at_positions(tokens: torch.Tensor, ids: torch.Tensor, num_positions: int) -> torch.Tensor:
-    """Covariance (D, D) of tokens around the batch mean at their position.
-
-    VICReg has one embedding per image and takes statistics over the batch. For clips, the mean token would give few
-    samples and compare only averages; all tokens as samples could be satisfied by encoding the position. Subtracting
-    the mean per position leaves the differences between clips, as measured by `target_std`, which falls in collapse.
-    Tokens are (B, K, D) at `ids` (B, K); positions that only one clip has do not count.
-    """
-    centered, sizes = _centered(tokens.float().flatten(0, 1), ids.flatten(), num_positions)
-    freedom = (sizes - 1).clamp_min(0).sum().clamp_min(1)
-    return centered.T @ centered / freedom
-
-
-def squares_over_time(
-    tokens: torch.Tensor, ids: torch.Tensor, grid: tuple[int, int, int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """For tokens (B, M, D) at ids (B, M): sums of squared differences from the mean over time of each spatial position
-    of each clip (B·H'·W', D), and the number of times (B·H'·W',)."""
-    per_frame = grid[1] * grid[2]
-    clips = torch.arange(len(ids), device=ids.device).unsqueeze(1)
-    groups = (clips * per_frame + ids % per_frame).flatten()
-    centered, sizes = _centered(tokens.flatten(0, 1), groups, len(ids) * per_frame)
-    return centered.new_zeros(len(sizes), centered.shape[-1]).index_add(0, groups, centered.square()), sizes
-
-
-def _centered(tokens: torch.Tensor, groups: torch.Tensor, num_groups: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens (R, D) minus the mean of their group (R,), and the groups' sizes (num_groups,)."""
-    sizes = tokens.new_zeros(num_groups).index_add(0, groups, tokens.new_ones(len(groups)))
-    sums = tokens.new_zeros(num_groups, tokens.shape[-1]).index_add(0, groups, tokens)
-    return tokens - (sums / sizes.clamp_min(1).unsqueeze(1))[groups], sizes
-
-
-@torch.no_grad()
-def collapse_meters(
-    targets: torch.Tensor, predicted: torch.Tensor, target_mask: torch.Tensor, grid: tuple[int, int, int]
-) -> dict[str, torch.Tensor]:
-    """Numbers that fall when the representation collapses, of raw targets (B, N, D) and predictions (B, M, D).
-
-    Returns:
-        target_std: standard deviation of the raw targets over the batch, mean over positions and channels (0 for one
-            clip).
-        effective_rank: exp of the entropy of the normalized singular values (RankMe, arXiv 2210.02885) of the centered
-            targets; between 1 and D, NaN for non-finite targets.
-        prediction_variation: standard deviation of the predictions over time, mean over positions predicted at least
-            twice.
-    """
-    targets, predicted = targets.float(), predicted.float()
-    centered = (targets - targets.mean(dim=(0, 1))).flatten(0, 1)[:2048]
-    # svdvals raises for non-finite values; such a run is stopped by its loss, not by a meter
-    singular = torch.linalg.svdvals(centered) if centered.isfinite().all() else torch.full_like(centered[0], math.nan)
-    fractions = singular / singular.sum().clamp_min(1e-12)
-    entropy = -(fractions * (fractions + 1e-12).log()).sum()
-
-    squares, count = squares_over_time(predicted, target_mask, grid)
-    deviation = (squares / count.clamp_min(1).unsqueeze(1)).sqrt().mean(dim=-1)  # (B·H'·W',)
-    moving = count > 1
-    return {
-        "target_std": targets.std(dim=0).mean() if len(targets) > 1 else targets.new_zeros(()),
-        "effective_rank": entropy.exp(),
-        "prediction_variation": (deviation * moving).sum() / moving.sum().clamp_min(1),
-    }

@@ -63,6 +63,16 @@ def test_the_formula_counts_the_operations_that_torch_counts(settings):
     assert batch_flops(config, batch) == counter.get_total_flops()
 
 
+def test_the_formula_counts_levels_and_predictions_of_the_context():
+    config = tiny_config(output_levels=[0, 1, 2])
+    config.predictor_levels = config.predict_context = True
+    model = VJepa2ForMaskedLatentPrediction(config).train()
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        model(**tiny_batch(), context_loss_weight=0.5).loss.backward()
+    assert batch_flops(config, tiny_batch()) == counter.get_total_flops()
+
+
 def test_the_formula_counts_what_checkpointing_repeats():
     config, batch = tiny_config(), tiny_batch(clips=1)
     model = VJepa2ForMaskedLatentPrediction(config).train()

@@ -43,6 +43,9 @@ ONLY_OURS = {
         "position_embedding_type", "rope_interleave", "rope_grid_size", "attention_type", "image_tubelet_size",
         "modality_embeddings", "output_levels",
     ),
+    "vjepa2_hf_masked_latent_prediction": (
+        "predictor_levels", "predictor_modality_embeddings", "predict_context", "teacher_hidden_size",
+    ),
     "vjepa2_hf_video_classification": (
         "pooler_type", "encoder_layers", "pooler_time_positions", "pooler_space_positions", "labels_per_frame",
         "num_neighbors", "predicted_frames",
@@ -113,6 +116,7 @@ def config_to_transformers(config) -> dict[str, Any]:
     fields = {name: getattr(encoder, name) for name in _ENCODER_FIELDS}
     if model_type == "vjepa2_hf_masked_latent_prediction":
         refuse_pixel_predictor(config, program)
+        refuse_other_values(config, program, ONLY_OURS[model_type])
         fields |= {name: getattr(config, ours) for name, ours in _PREDICTOR_FIELDS.items()}
     elif model_type == "vjepa2_hf_video_classification":
         pooler = {"num_attention_heads": encoder.num_attention_heads, "layer_norm_eps": encoder.layer_norm_eps}

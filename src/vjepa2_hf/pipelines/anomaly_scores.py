@@ -184,8 +184,7 @@ def window_errors(
     steps, rows, columns = grid = model.encoder.get_grid(windows)
     ids = torch.arange(steps * rows * columns, device=windows.device).expand(len(windows), -1)
     known, hidden = ids[:, : context_steps * rows * columns], ids[:, context_steps * rows * columns :]
-    context = model.encoder(windows, context_mask=known).last_hidden_state
-    predicted = model.predictor(context, known, hidden, grid, mask_token_index=0)
+    predicted, _ = model.predict(model.encoder(windows, context_mask=known), known, hidden, grid)
     targets = model.encode_targets(windows)
     if statistics is not None:
         targets = statistics.normalize(targets)

@@ -60,11 +60,12 @@ def predictor_flops(config: VJepa2MaskedLatentPredictionConfig, context: int, ta
     """Forward operations of the predictor on K context and M target tokens of one clip."""
     width, encoder = config.predictor_hidden_size, config.encoder_config
     inner, tokens = int(width * config.predictor_mlp_ratio), context + target
-    output = encoder.hidden_size
-    if config.target_type == "pixels":
-        output = encoder.in_chans * encoder.tubelet_size * encoder.patch_size**2
+    embedding = encoder.hidden_size * width
+    if config.num_levels > 1:
+        embedding += config.num_levels * encoder.hidden_size**2
+    predicted = target + context * config.predict_context
     blocks = config.predictor_num_hidden_layers * block_flops(tokens, width, inner, [tokens])
-    return 2 * context * encoder.hidden_size * width + blocks + 2 * target * width * output
+    return 2 * context * embedding + blocks + 2 * predicted * width * config.prediction_size
 
 
 def step_flops(
@@ -85,7 +86,7 @@ def step_flops(
     encoder, width = config.encoder_config, config.predictor_hidden_size
     inner, predictor_inner = int(encoder.hidden_size * encoder.mlp_ratio), int(width * config.predictor_mlp_ratio)
     whole = online = predictor = repeated = 0
-    if config.target_type != "pixels":
+    if config.target_type not in ("pixels", "teacher"):  # a teacher's size is not in the config
         whole = sum(encoder_flops(encoder, math.prod(grid), grid, masked=False))
     for context, target in masks:
         embedding, blocks = encoder_flops(encoder, context, grid, masked=True)

@@ -84,12 +84,15 @@ def activation_bytes(
     in_predictor = per_inner * int(width * config.predictor_mlp_ratio) + per_width * width
     patch = encoder.in_chans * encoder.tubelet_size * encoder.patch_size**2
     common = 4 * tokens * patch  # pixels
+    latent = encoder.hidden_size if config.target_type == "pixels" else config.prediction_size
     if config.target_type != "pixels":
-        common += 2 * 4 * tokens * encoder.hidden_size  # targets, raw and normalized
+        common += 2 * 4 * tokens * config.prediction_size  # targets, raw and normalized
 
     def of_set(context: int, target: int) -> float:
         kept = size * context * patch  # visible pixels, for the gradient of the embedding
-        kept += 4 * (context + 4 * target) * encoder.hidden_size  # last norm; predictions, targets, differences
+        kept += 4 * context * config.num_levels * encoder.hidden_size  # norms of the levels
+        predicted = target + context * config.predict_context
+        kept += 4 * 4 * predicted * latent  # predictions, targets, differences
         blocks = encoder.num_hidden_layers, config.predictor_num_hidden_layers
         if not checkpointing:
             return kept + blocks[0] * context * in_encoder + blocks[1] * (context + target) * in_predictor
