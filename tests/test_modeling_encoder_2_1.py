@@ -1,15 +1,12 @@
 """The encoder of V-JEPA 2.1 against the published code: images, modality, stretched positions, levels."""
 
-import re
-
 import pytest
 import torch
-from builders import TINY_ENCODER, below, clips, golden, same_weights, spread
+from builders import TINY_ENCODER, clips, golden, our_names, same_weights, spread
 from transformers import AutoModel
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig
 from vjepa2_hf.configuration_vjepa2 import OUTPUT_LEVELS
-from vjepa2_hf.hub.published_format import from_published_names
 from vjepa2_hf.modeling_layers import grid_positions
 
 
@@ -27,25 +24,11 @@ PUBLISHED = {
 TINY = {**TINY_ENCODER, **FIELDS, "output_levels": [0, 1]}
 
 
-def load(name: str, part: str) -> VJepa2Encoder:
-    encoder = VJepa2Encoder(VJepa2EncoderConfig(**PUBLISHED)).eval()
-    state = below(golden(name), f"{part}/")
-    names = {
-        "patch_embed_img.": "image_patch_embeddings.",
-        "img_mod_embed": "image_modality_embedding",
-        "video_mod_embed": "video_modality_embedding",
-        "norms_block.3.": "layernorm.",
-        "norms_block.": "level_norms.",
-    }
-    for old, new in names.items():
-        state = {re.sub(f"^{re.escape(old)}", new, name): value for name, value in state.items()}
-    encoder.load_state_dict(from_published_names(state, "encoder"))
-    return encoder
-
-
 @pytest.fixture(scope="module")
 def published():
-    return load("v2_1", "encoder")
+    encoder = VJepa2Encoder(VJepa2EncoderConfig(**PUBLISHED)).eval()
+    encoder.load_state_dict(our_names(golden("v2_1"), "encoder/"))
+    return encoder
 
 
 @pytest.fixture
