@@ -24,7 +24,9 @@ import vjepa2_hf
 from vjepa2_hf import (
     VJepa2Encoder,
     VJepa2EncoderConfig,
+    VJepa2ForMaskedLatentPrediction,
     VJepa2ForVideoClassification,
+    VJepa2MaskedLatentPredictionConfig,
     VJepa2VideoClassificationConfig,
     VJepa2VideoProcessor,
     VJepa2WorldModel,
@@ -38,6 +40,7 @@ from vjepa2_hf.hub.published_format import PublishedFile, model_to_parts, read_p
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 HEADS = {"num_attention_heads": 2}
+PREDICTOR_HEADS = {**HEADS, "predictor_num_attention_heads": 3}
 # The four files: width, blocks, MLP width, predictor blocks, width of a larger teacher, parameters in millions
 FILES = {
     "2.1-base": (768, 12, 3072, 12, 1664, 86),
@@ -77,12 +80,43 @@ def published_encoder(width: int, depth: int, hidden: int) -> dict[str, tuple]:
     return names
 
 
+def published_predictor(width: int, depth: int, teacher: int | None) -> dict[str, tuple]:
+    if teacher:
+        names, output = linear("predictor_embed", width, 384), teacher
+    else:
+        names, output = (
+            linear("predictor_embed.0", 4 * width, width) | linear("predictor_embed.2", width, 384),
+            4 * width,
+        )
+    names |= linear("predictor_proj", 384, output) | linear("predictor_proj_context", 384, output)
+    names |= {"img_mod_embed": (1, 1, 384), "video_mod_embed": (1, 1, 384)} | norm("predictor_norm", 384)
+    for number in range(depth):
+        names |= block(f"predictor_blocks.{number}", 384, 1536)
+    return names | {f"mask_tokens.{number}": (1, 1, 384) for number in range(8)}
+
+
 def on_meta(shapes: dict[str, tuple]) -> dict[str, torch.Tensor]:
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
 def encoder_content(part: str = "target_encoder") -> dict:
     return {part: published_part(golden("v2_1"), "encoder/")}
+
+
+def dense_content() -> dict:
+    """As g and G are published: the encoder, its moving average, and a predictor of four levels."""
+    return {part: published_part(golden("v2_1"), f"{part}/") for part in ("encoder", "target_encoder", "predictor")}
+
+
+def distilled_content() -> dict:
+    """As B and L are published."""
+    data = golden("v2_1_distilled")
+    return {"ema_encoder": published_part(data, "encoder/"), "predictor": published_part(data, "predictor/")}
+
+
+def masked_latent_model(folder: Path, content: dict, **settings) -> VJepa2ForMaskedLatentPrediction:
+    convert(write_checkpoint(folder, content), folder / "ours", settings={**PREDICTOR_HEADS, **settings})
+    return VJepa2ForMaskedLatentPrediction.from_pretrained(folder / "ours").eval()
 
 
 def random_encoder(**fields) -> VJepa2Encoder:
@@ -97,19 +131,36 @@ def notes(caplog):
 
 
 @pytest.mark.parametrize("size", list(FILES))
-class TestFullSizeEncoders:
+class TestFullSize:
     def test_names_shapes_and_parameter_counts(self, size):
         width, depth, hidden, *_, millions = FILES[size]
         with torch.device("meta"):
             model = VJepa2Encoder(VJepa2EncoderConfig.from_preset(size))
         ours = model_to_parts(model.state_dict(), model.config.model_type)["encoder"]
         assert shapes_of(ours) == published_encoder(width, depth, hidden)
-        assert round(sum(p.numel() for p in model.layer.parameters()) / 1e6) == pytest.approx(millions, rel=0.02)
+        assert round(sum(p.numel() for p in model.parameters()) / 1e6) == millions
+
+    def test_names_and_shapes_of_a_whole_file(self, size):
+        width, depth, hidden, blocks, teacher, _ = FILES[size]
+        with torch.device("meta"):
+            model = VJepa2ForMaskedLatentPrediction(VJepa2MaskedLatentPredictionConfig.from_preset(size))
+        ours = model_to_parts(model.state_dict(), model.config.model_type)
+        assert {part: shapes_of(state) for part, state in ours.items()} == {
+            "encoder": published_encoder(width, depth, hidden),
+            "target_encoder": published_encoder(width, depth, hidden),
+            "predictor": published_predictor(width, blocks, teacher),
+        }
 
     def test_released_files_need_no_settings(self, size):
         """The config that tensors of the released shapes tell is the preset."""
-        file = PublishedFile("pt", "encoder", {"encoder": on_meta(published_encoder(*FILES[size][:3]))})
+        width, depth, hidden, blocks, teacher, _ = FILES[size]
+        encoder = on_meta(published_encoder(width, depth, hidden))
+        file = PublishedFile("pt", "encoder", {"encoder": encoder})
         assert published_config(file, "encoder", {}).to_dict() == VJepa2EncoderConfig.from_preset(size).to_dict()
+        parts = {"target_encoder": encoder, "predictor": on_meta(published_predictor(width, blocks, teacher))}
+        file = PublishedFile("pt", "pretraining", parts, distilled=teacher is not None)
+        expected = VJepa2MaskedLatentPredictionConfig.from_preset(size).to_dict()
+        assert published_config(file, "target_encoder", {}).to_dict() == expected
 
 
 class TestEncoder:
@@ -197,6 +248,88 @@ class TestEncoder:
         image, wide = torch.load(tmp_path / "tokens.pt", weights_only=True)
         torch.testing.assert_close(image, data["last_image"], **CLOSE)
         torch.testing.assert_close(wide, data["last_wide"], **CLOSE)
+
+
+class TestMaskedLatents:
+    @torch.no_grad()
+    @pytest.mark.parametrize(("kind", "pixels"), [("video", "pixel_values"), ("image", "image")])
+    def test_published_outputs_and_losses_of_four_levels(self, tmp_path, kind, pixels):
+        data, model = golden("v2_1"), masked_latent_model(tmp_path, dense_content())
+        masks = [data[f"out/{kind}_{name}_mask"] for name in ("context", "target")]
+        output = model(data[pixels].transpose(1, 2), *masks, mask_token_index=0)
+        torch.testing.assert_close(output.predicted_latents[0], data[f"out/{kind}_predicted"], **CLOSE)
+        torch.testing.assert_close(output.predicted_context_latents[0], data[f"out/{kind}_predicted_context"], **CLOSE)
+        loss = data[f"out/{kind}_loss_predicted"] + 0.5 * data[f"out/{kind}_loss_context"]
+        torch.testing.assert_close(output.loss, loss, **CLOSE)
+
+    @torch.no_grad()
+    def test_published_outputs_of_a_distilled_file(self, tmp_path):
+        data, model = golden("v2_1_distilled"), masked_latent_model(tmp_path, distilled_content())
+        masks = [data[f"{name}_mask"] for name in ("context", "target")]
+        seen, grid = model.encoder(data["pixel_values"].transpose(1, 2), masks[0]), (4, 4, 4)
+        predicted, of_context = model.predict(seen, *masks, grid, mask_token_index=1)
+        torch.testing.assert_close(predicted, data["predicted"], **CLOSE)
+        torch.testing.assert_close(of_context, data["predicted_context"], **CLOSE)
+        assert (model.config.target_type, model.config.teacher_hidden_size) == ("teacher", 80)
+
+    @pytest.mark.parametrize("content", [dense_content, distilled_content], ids=["dense", "distilled"])
+    def test_published_to_ours_to_published_to_the_bit(self, tmp_path, content):
+        before = content()
+        masked_latent_model(tmp_path, before).save_pretrained(tmp_path / "again")
+        convert(tmp_path / "again", tmp_path / "back", to="published")
+        after = torch.load(tmp_path / "back" / "model.pt", weights_only=True)
+        for part, state in before.items():
+            assert after[part].keys() == state.keys(), part
+            assert all(torch.equal(after[part][name], value) for name, value in state.items()), part
+        assert ("target_encoder" in after) == ("target_encoder" in before)  # of a distilled model the teacher's name
+
+    @pytest.mark.parametrize("content", [dense_content, distilled_content], ids=["dense", "distilled"])
+    def test_ours_to_published_to_ours(self, tmp_path, content, notes):
+        model = masked_latent_model(tmp_path, content())
+        convert(tmp_path / "ours", tmp_path / "published", to="published")
+        told = notes().rpartition("--set ")[2].split(" | ")[0]
+        main([str(tmp_path / "published" / "model.pt"), str(tmp_path / "back"), "--set", *shlex.split(told)])
+        back = VJepa2ForMaskedLatentPrediction.from_pretrained(tmp_path / "back")
+        assert same_weights(back, model) and back.config.to_diff_dict() == model.config.to_diff_dict()
+
+    @pytest.mark.parametrize("content", [dense_content, distilled_content], ids=["dense", "distilled"])
+    def test_the_encoder_of_a_converted_folder_is_the_target_encoder(self, tmp_path, content):
+        model = masked_latent_model(tmp_path, content())
+        assert same_weights(VJepa2Encoder.from_pretrained(tmp_path / "ours"), model.target_encoder)
+        if content is distilled_content:  # it holds one encoder, from which both start
+            assert same_weights(model.encoder, model.target_encoder)
+
+    def test_a_teacher_in_the_file_is_left_out_and_said(self, tmp_path, notes):
+        teacher = {name: torch.zeros(2) for name in distilled_content()["ema_encoder"]}
+        content = {**distilled_content(), "target_encoder": teacher}
+        model = masked_latent_model(tmp_path, content)
+        bias = golden("v2_1_distilled")["encoder/norms_block.3.bias"]
+        assert torch.equal(model.target_encoder.layernorm.bias, bias)
+        assert "ema_encoder is taken as the target encoder" in notes() and "left out of" in notes()
+
+    @pytest.mark.parametrize("content", [dense_content, distilled_content], ids=["dense", "distilled"])
+    def test_transformers_is_refused(self, tmp_path, content):
+        masked_latent_model(tmp_path, content())
+        with pytest.raises(ValueError, match=r"transformers 5\.\S+ has no V-JEPA 2\.1"):
+            convert(tmp_path / "ours", tmp_path / "theirs", to="transformers")
+
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"predictor_num_hidden_layers": 24}, "'predictor' has 4 blocks, not 24 (predictor_num_hidden_layers)"),
+            ({"predictor_hidden_size": 96}, "'predictor' is 48 wide, not 96 (predictor_hidden_size)"),
+            ({"num_mask_tokens": 10}, "'predictor' has 8 mask tokens, not 10 (num_mask_tokens)"),
+            ({"predictor_levels": False}, "predictor_embed.0.weight of 'predictor' is not expected"),
+            ({"predictor_modality_embeddings": False}, "video_mod_embed of 'predictor' is not expected"),
+            ({"output_levels": [8, 11]}, "'target_encoder' has 4 levels, not 2 (output_levels)"),
+        ],
+    )
+    def test_settings_that_the_file_does_not_fit(self, tmp_path, settings, said):
+        """A file with 4 predictor blocks under a config of 24 is one sentence, and nothing is written."""
+        with pytest.raises(ValueError, match="does not fit its config") as refusal:
+            masked_latent_model(tmp_path, dense_content(), **settings)
+        assert said in str(refusal.value) and "\n" not in str(refusal.value)
+        assert not (tmp_path / "ours").exists()
 
 
 EXPORT = """

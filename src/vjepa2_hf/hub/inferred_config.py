@@ -192,6 +192,9 @@ def infer_head(file: PublishedFile) -> InferredConfig:
     if file.kind == "pretraining":
         inferred.fields["num_mask_tokens"] = sum(name.startswith("mask_tokens.") for name in state)
         inferred.fields |= _infer_dense(file)
+        if "predict_context" in inferred.fields:  # in training; as published
+            released = VJepa2MaskedLatentPredictionConfig.published_by_preset["2.1-giant"]
+            inferred.assume("context_loss_weight", released["context_loss_weight"])
         return inferred
     sizes = {name: state[f"{name}.weight"].shape[-1] for name in _ACTION_INPUTS if f"{name}.weight" in state}
     inferred.fields |= {_ACTION_INPUTS[name]: size for name, size in sizes.items()}
