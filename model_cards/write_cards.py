@@ -32,6 +32,14 @@ _RELEASED = {
         "ViT-g", "giant", "classifier of Something-Something v2", "ssv2-vitg-384-64x2x3.pt", "vitg-fpc64-384-ssv2",
         {**_SSV2, "encoder_config": {"crop_size": 384}},
     ),
+    "vjepa2_1_base": (
+        "ViT-B", "2.1-base", "encoder and predictor", "vjepa2_1_vitb_dist_vitG_384.pt", None, {},
+    ),
+    "vjepa2_1_large": (
+        "ViT-L", "2.1-large", "encoder and predictor", "vjepa2_1_vitl_dist_vitG_384.pt", None, {},
+    ),
+    "vjepa2_1_giant": ("ViT-g", "2.1-giant", "encoder and predictor", "vjepa2_1_vitg_384.pt", None, {}),
+    "vjepa2_1_gigantic": ("ViT-G", "2.1-gigantic", "encoder and predictor", "vjepa2_1_vitG_384.pt", None, {}),
     "vjepa2_ac_giant": ("ViT-g", "giant", "world model", "vjepa2-ac-vitg.pt", None, {}),
 }  # fmt: skip
 
@@ -43,7 +51,8 @@ def published_cards() -> dict[str, str]:
         model_class = _CLASSES[part]
         with torch.device("meta"):
             model = model_class(model_class.config_class.from_preset(preset, **fields))
-        title = f"V-JEPA 2{'-AC' if part == 'world model' else ''} {backbone}, converted: {part}"
+        version = "V-JEPA 2.1" if preset.startswith("2.1-") else "V-JEPA 2"
+        title = f"{version}{'-AC' if part == 'world model' else ''} {backbone}, converted: {part}"
         source = f"`{file}`" + (" (with `--encoder`)" if model_class is VJepa2ForVideoClassification else "")
         source += f", or `facebook/vjepa2-{hub_name}` of transformers" if hub_name else ""
         model.card_facts = CardFacts(source=source, title=title)

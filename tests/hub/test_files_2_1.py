@@ -34,7 +34,7 @@ from vjepa2_hf import (
 )
 from vjepa2_hf.convert_checkpoints import convert, main
 from vjepa2_hf.hub.inferred_config import published_config
-from vjepa2_hf.hub.mismatch import shapes_of
+from vjepa2_hf.hub.mismatch import describe_mismatch, shapes_of
 from vjepa2_hf.hub.published_format import PublishedFile, model_to_parts, read_published
 
 
@@ -43,14 +43,19 @@ HEADS = {"num_attention_heads": 2}
 PREDICTOR_HEADS = {**HEADS, "predictor_num_attention_heads": 3}
 # The four files: width, blocks, MLP width, predictor blocks, width of a larger teacher, parameters in millions
 FILES = {
-    "2.1-base": (768, 12, 3072, 12, 1664, 86),
-    "2.1-large": (1024, 24, 4096, 12, 1664, 304),
+    "2.1-base": (768, 12, 3072, 12, 1664, 87),
+    "2.1-large": (1024, 24, 4096, 12, 1664, 305),
     "2.1-giant": (1408, 40, 6144, 24, None, 1013),
-    "2.1-gigantic": (1664, 48, 8192, 24, None, 1844),
+    "2.1-gigantic": (1664, 48, 8192, 24, None, 1845),
 }
 TINY = {
     **TINY_ENCODER, "image_tubelet_size": 1, "modality_embeddings": True, "rope_interleave": True,
     "rope_grid_size": 16, "output_levels": [0, 1],
+}  # fmt: skip
+
+DENSE = {
+    "predictor_levels": True, "predictor_modality_embeddings": True, "predict_context": True,
+    "context_loss_weight": 0.5,
 }  # fmt: skip
 
 
@@ -151,6 +156,13 @@ class TestFullSize:
             "predictor": published_predictor(width, blocks, teacher),
         }
 
+    def test_a_predictor_of_another_depth_is_one_clause(self, size):
+        """As the published configs, which do not match their own files."""
+        width, _, _, blocks, teacher, _ = FILES[size]
+        parts = ({"predictor": published_predictor(width, depth, teacher)} for depth in (blocks, 36 - blocks))
+        said = f"'predictor' has {blocks} blocks, not {36 - blocks} (predictor_num_hidden_layers)"
+        assert describe_mismatch(*parts) == said
+
     def test_released_files_need_no_settings(self, size):
         """The config that tensors of the released shapes tell is the preset."""
         width, depth, hidden, blocks, teacher, _ = FILES[size]
@@ -240,14 +252,16 @@ class TestEncoder:
             convert(tmp_path / "ours", tmp_path / "published", to="published")
 
     def test_exported_code_of_a_converted_file_loads_in_a_fresh_process(self, tmp_path):
-        convert(write_checkpoint(tmp_path, encoder_content()), tmp_path / "ours", settings=HEADS)
+        model = masked_latent_model(tmp_path, dense_content())
         in_process(EXPORT, tmp_path, PYTHONPATH=str(Path(vjepa2_hf.__file__).parents[1]))
         data = golden("v2_1")
         torch.save([data[name].transpose(1, 2) for name in ("image", "wide_pixel_values")], tmp_path / "clips.pt")
         in_process(LOAD_WITHOUT_PACKAGE, tmp_path, PYTHONPATH="")
-        image, wide = torch.load(tmp_path / "tokens.pt", weights_only=True)
+        (image, wide), state = torch.load(tmp_path / "found.pt", weights_only=True)
         torch.testing.assert_close(image, data["last_image"], **CLOSE)
         torch.testing.assert_close(wide, data["last_wide"], **CLOSE)
+        assert state.keys() == model.state_dict().keys()
+        assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
 
 
 class TestMaskedLatents:
@@ -314,12 +328,22 @@ class TestMaskedLatents:
             convert(tmp_path / "ours", tmp_path / "theirs", to="transformers")
 
     @pytest.mark.parametrize(
+        "fields", [{"predict_context": False, "context_loss_weight": 0}, {"predictor_modality_embeddings": False}]
+    )
+    def test_half_of_2_1_is_not_written_as_published(self, tmp_path, fields):
+        fields = {**DENSE, **TINY_PREDICTOR, **fields}
+        config = VJepa2MaskedLatentPredictionConfig(encoder_config=TINY, **fields)
+        VJepa2ForMaskedLatentPrediction(config).save_pretrained(tmp_path / "ours")
+        with pytest.raises(ValueError, match=r"predict\w+=False.*together \(V-JEPA 2\.1\) or none"):
+            convert(tmp_path / "ours", tmp_path / "published", to="published")
+
+    @pytest.mark.parametrize(
         ("settings", "said"),
         [
             ({"predictor_num_hidden_layers": 24}, "'predictor' has 4 blocks, not 24 (predictor_num_hidden_layers)"),
             ({"predictor_hidden_size": 96}, "'predictor' is 48 wide, not 96 (predictor_hidden_size)"),
             ({"num_mask_tokens": 10}, "'predictor' has 8 mask tokens, not 10 (num_mask_tokens)"),
-            ({"predictor_levels": False}, "predictor_embed.0.weight of 'predictor' is not expected"),
+            ({"predictor_levels": False}, "predictor_embed.*.weight (2 tensors) of 'predictor' is not expected"),
             ({"predictor_modality_embeddings": False}, "video_mod_embed of 'predictor' is not expected"),
             ({"output_levels": [8, 11]}, "'target_encoder' has 4 levels, not 2 (output_levels)"),
         ],
@@ -335,16 +359,20 @@ class TestMaskedLatents:
 EXPORT = """
 import sys, vjepa2_hf
 vjepa2_hf.register_custom_code()
-vjepa2_hf.VJepa2Encoder.from_pretrained(sys.argv[1] + "/ours").save_pretrained(sys.argv[1] + "/exported")
+for name in ("VJepa2Encoder", "VJepa2ForMaskedLatentPrediction"):
+    options = {"component": "encoder"} if name == "VJepa2Encoder" else {}
+    model = getattr(vjepa2_hf, name).from_pretrained(sys.argv[1] + "/ours", **options)
+    model.save_pretrained(f"{sys.argv[1]}/{name}")
 """
 LOAD_WITHOUT_PACKAGE = """
 import sys, torch
 sys.modules["vjepa2_hf"] = None
 from transformers import AutoModel
-model = AutoModel.from_pretrained(sys.argv[1] + "/exported", trust_remote_code=True).eval()
+names = ("VJepa2Encoder", "VJepa2ForMaskedLatentPrediction")
+encoder, model = (AutoModel.from_pretrained(f"{sys.argv[1]}/{name}", trust_remote_code=True).eval() for name in names)
 with torch.no_grad():
     clips = torch.load(sys.argv[1] + "/clips.pt", weights_only=True)
-    torch.save([model(clip).last_hidden_state for clip in clips], sys.argv[1] + "/tokens.pt")
+    torch.save(([encoder(clip).last_hidden_state for clip in clips], model.state_dict()), sys.argv[1] + "/found.pt")
 """
 
 

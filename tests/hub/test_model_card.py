@@ -118,6 +118,17 @@ class TestContent:
         assert "6 numbers per model step: one-hot, 3 categories" in card
         assert "latents of an EMA copy of the encoder, which was trained along" in card
 
+    def test_masked_latents_of_2_1(self, tmp_path):
+        dense = {"predict_context": True, "context_loss_weight": 0.5, "target_type": "teacher"}
+        config = VJepa2MaskedLatentPredictionConfig(
+            encoder_config=TINY_2_1, **TINY_PREDICTOR, **dense, teacher_hidden_size=80
+        )
+        VJepa2ForMaskedLatentPrediction(config).save_pretrained(tmp_path)
+        card = read(tmp_path)
+        assert "10 mask tokens, predicts context tokens too |" in card
+        assert "target teacher (80 wide, not in the folder) normalized by layer, context 0.5 |" in card
+        assert "# (1, 1, tokens of a frame, 80)" in card
+
     def test_an_encoder_of_2_1(self, tmp_path):
         BUILD["encoder 2.1"]().save_pretrained(tmp_path)
         card = read(tmp_path)
@@ -422,8 +433,10 @@ class TestRepository:
             assert (CARDS / name).read_text(encoding="utf-8") == text, name
 
     def test_published_sizes(self):
-        for size, millions in (("large", 304), ("huge", 632), ("giant", 1012)):
-            (count,) = re.findall(r"encoder ([\d,]+), predictor", (CARDS / f"vjepa2_{size}.md").read_text())
+        sizes = {"2_large": 304, "2_huge": 632, "2_giant": 1012}
+        sizes |= {"2_1_base": 87, "2_1_large": 305, "2_1_giant": 1013, "2_1_gigantic": 1845}
+        for size, millions in sizes.items():
+            (count,) = re.findall(r"encoder ([\d,]+), predictor", (CARDS / f"vjepa{size}.md").read_text())
             assert round(int(count.replace(",", "")) / 1e6) == millions
 
     def test_the_command_writes_the_cards(self, tmp_path, monkeypatch):

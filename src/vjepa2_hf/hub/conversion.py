@@ -346,18 +346,23 @@ _UNPUBLISHED = {
 }  # fmt: skip
 
 
-def _refuse_half_of_2_1(config: VJepa2EncoderConfig, kind: str) -> None:
-    """Refuses some fields of V-JEPA 2.1 without the others, and where the published code has no such encoder."""
-    fields = {name: getattr(config, name) for name in ("image_tubelet_size", "modality_embeddings", "output_levels")}
-    if not any(fields.values()) and config.rope_grid_size is None:
+def _refuse_half_of_2_1(config: PreTrainedConfig, kind: str) -> None:
+    """Refuses some parts of V-JEPA 2.1 without the others, and where the published code has no such encoder."""
+    encoder = getattr(config, "encoder_config", config)
+    fields = {name: getattr(encoder, name) for name in ("image_tubelet_size", "modality_embeddings", "output_levels")}
+    if kind == "pretraining":
+        fields |= {name: getattr(config, name) for name in ("predict_context", "predictor_modality_embeddings")}
+        fields["predictor_levels"] = config.predictor_levels or config.target_type == "teacher"  # of its last level
+    if not any(fields.values()) and encoder.rope_grid_size is None:
         return
     if kind == "action-conditioned":
         raise ValueError("the published V-JEPA 2-AC code has no V-JEPA 2.1 encoder: the model stays in our format.")
-    known = OUTPUT_LEVELS.get(config.num_hidden_layers, config.output_levels)
-    if not all(fields.values()) or config.output_levels != known:
-        values = ", ".join(f"{name}={value!r}" for name, value in fields.items())
-        wanted = f"image_tubelet_size=1, modality_embeddings=True, output_levels={known!r} together (V-JEPA 2.1)"
-        raise ValueError(f"the config has {values}; the published code has {wanted} or none: keep our format.")
+    levels = OUTPUT_LEVELS.get(encoder.num_hidden_layers, encoder.output_levels)
+    if not all(fields.values()) or encoder.output_levels != levels:
+        published = {**dict.fromkeys(fields, True), "image_tubelet_size": 1, "output_levels": levels}
+        values, wanted = (", ".join(f"{n}={v!r}" for n, v in each.items()) for each in (fields, published))
+        advice = f"the published code has {wanted} together (V-JEPA 2.1) or none: keep our format."
+        raise ValueError(f"the config has {values}; {advice}")
 
 
 def _write_published(model: PreTrainedModel, folder: Path) -> None:
@@ -367,7 +372,7 @@ def _write_published(model: PreTrainedModel, folder: Path) -> None:
     kind = next(kind for kind, config_class in CONFIGS.items() if isinstance(config, config_class))
     for part in (getattr(config, "encoder_config", config), config):
         refuse_other_values(part, "the published code", _UNPUBLISHED.get(part.model_type, ()))
-    _refuse_half_of_2_1(getattr(config, "encoder_config", config), kind)
+    _refuse_half_of_2_1(config, kind)
     if kind == "pretraining":
         refuse_pixel_predictor(config, "the published code")
     parts = add_tables(model_to_parts(model.state_dict(), config.model_type), config)
