@@ -12,6 +12,10 @@ Any registered environment works that renders "rgb_array" and takes bounded Box 
 each environment into its own folder: folders are read with all their subfolders. The same arguments record the same
 episodes, whatever `--num_proc`. An episode with states or rewards that are not finite is listed in `skipped.txt`.
 
+`--views top agent` records several cameras: of the package's environments `top` (the whole field) and `agent` (a
+close-up that follows the agent), of others the images of a dict observation with these names. The first one is the
+column `video`, the others are `video_NAME`, and a world model sees them with `camera: [top, agent]`.
+
 A row is an episode: `video` (h264 mp4), `actions` (T-1 rows of A), `fps`, `episode_id`, `proprio_states` and `states`
 (T rows each, entries of the environment's info or of a dict observation; models may see the former, probes are scored
 by the latter), and with `--rewards` `rewards` (T-1). With `--labels` it has three labels of the agent for probes:
@@ -31,19 +35,28 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
-from datasets import Features, List, Value, Video
+from datasets import Features, List, Value
 from tqdm.auto import tqdm
 
 from vjepa2_hf import environments
+from vjepa2_hf.data.cameras import video_features, video_row
 from vjepa2_hf.data.files import write_text
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video, resize_frame
-from vjepa2_hf.environments.gym_env import is_numbers, make_env, read_image, read_values, reset_env, step_env
+from vjepa2_hf.environments.gym_env import (
+    is_numbers,
+    make_env,
+    read_image,
+    read_values,
+    read_view,
+    reset_env,
+    step_env,
+)
 from vjepa2_hf.specs import check_at_least
 from vjepa2_hf.training.settings import exit_on_user_error, one_sentence
 
@@ -75,6 +88,7 @@ class EpisodeRecorder:
             the environment has its default entry.
         rewards: record rewards. In the package's environments all episodes then have one goal: their reward depends
             on the goal, which images do not show.
+        views: cameras; []: the only one, or the environment's rendering.
     """
 
     env_id: str
@@ -88,6 +102,7 @@ class EpisodeRecorder:
     env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     state_names: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     labels: bool = False
+    views: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
         check_at_least(self, "--", length=1, seed=0, **({} if self.height is None else {"height": 2}))
@@ -101,7 +116,8 @@ class EpisodeRecorder:
     def settings(self) -> dict[str, Any]:
         """Keyword arguments of the environment."""
         ours = {"varied_appearance": self.varied_appearance, "terminate_on_success": False} if self.is_ours else {}
-        return {**ours, **self.env_kwargs}
+        views = {"views": self.views} if self.is_ours and self.views else {}
+        return {**ours, **views, **self.env_kwargs}
 
     @property
     def env(self) -> gymnasium.Env:
@@ -138,11 +154,13 @@ class EpisodeRecorder:
         options = self._sample_options(env, rng)
         observation, info = reset_env(env, int(env_seed), options)
         entries, terminated, ended = self.find_states(info), False, False
-        frames, actions, rewards, states = [], [], [], {column: [] for column in entries}
+        views, actions, rewards, states = {}, [], [], {column: [] for column in entries}
         while True:
-            frames.append(self._read_frame(env, observation))
-            if frames[-1].shape != frames[0].shape:
-                raise ValueError(f"The image changed from {frames[0].shape} to {frames[-1].shape}; expected one size.")
+            for view, frame in self.read_frames(env, observation).items():
+                frames = views.setdefault(view, [])
+                frames.append(frame)
+                if frame.shape != frames[0].shape:
+                    raise ValueError(f"The image changed from {frames[0].shape} to {frame.shape}; expected one size.")
             for column, names in entries.items():
                 states[column].append(read_values(names, info, observation))
             if ended:
@@ -155,8 +173,11 @@ class EpisodeRecorder:
             ended = truncated or (terminated and not self.ignore_termination)
         fps = float(env.metadata.get("render_fps") or environments.FRAMES_PER_SECOND)
         episode_id = self.episode_id(number)
-        video = {"bytes": encode_video(frames, fps=fps, preset=PRESET), "path": f"{episode_id}.mp4"}
-        row = {"video": video, "actions": actions, "fps": fps, "episode_id": episode_id, **states}
+        videos = {}
+        for view, frames in views.items():
+            name = f"{episode_id}.mp4" if view is None else f"{episode_id}-{view}.mp4"
+            videos[view] = {"bytes": encode_video(frames, fps=fps, preset=PRESET), "path": name}
+        row = {**video_row(videos), "actions": actions, "fps": fps, "episode_id": episode_id, **states}
         row |= {"env_seed": int(env_seed), "recording": self.describe()}
         row["reset_options"] = json.dumps({name: values.tolist() for name, values in (options or {}).items()})
         if self.rewards:
@@ -174,9 +195,17 @@ class EpisodeRecorder:
         goal = env.unwrapped.sample_starts(np.random.default_rng(0), 1)[0] if self.rewards else start
         return {"state": start, "goal": goal}
 
-    def _read_frame(self, env: gymnasium.Env, observation: Any) -> np.ndarray:
-        frame = read_image(env, observation)
-        return frame if self.height is None else resize_frame(frame, self.height)
+    def read_frames(self, env: gymnasium.Env, observation: Any) -> dict[str | None, np.ndarray]:
+        """The current image of each view; that of a single one needs no name."""
+        if isinstance(observation, dict) and self.views:
+            frames = {view: read_view(env, observation, view) for view in self.views}
+        elif len(self.views) > 1:
+            raise ValueError(f"The environment {self.env_id!r} has one image, but --views names {len(self.views)}.")
+        else:
+            frames = {view: read_image(env, observation) for view in self.views or [None]}
+        if self.height is not None:
+            frames = {view: resize_frame(frame, self.height) for view, frame in frames.items()}
+        return frames
 
     def _step(self, env: gymnasium.Env, action: np.ndarray, terminated: bool) -> tuple:
         """`step_env`; an error after the environment's own end is a ValueError that names the option."""
@@ -250,10 +279,13 @@ def record_episodes(
 REPLAY_COLUMNS = {"env_seed": Value("int64"), "reset_options": Value("string"), "recording": Value("string")}
 
 
-def episode_features(states: Collection[str], with_rewards: bool = False, with_labels: bool = False) -> Features:
-    """Columns of an episode shard with the given ones of `STATE_COLUMNS`."""
+def episode_features(
+    states: Collection[str], with_rewards: bool = False, with_labels: bool = False, views: Sequence[str] = ()
+) -> Features:
+    """Columns of an episode shard with the given ones of `STATE_COLUMNS`, and of several views."""
     numbers = List(List(Value("float32")))
-    columns = {"video": Video(decode=False), "actions": numbers, "fps": Value("float32")}
+    videos = video_features(video_row(dict.fromkeys(views or [None])))
+    columns = {**videos, "actions": numbers, "fps": Value("float32")}
     columns |= {"episode_id": Value("string")} | {column: numbers for column in STATE_COLUMNS if column in states}
     columns |= {name: Value("int64") for name in LABELS} if with_labels else {}
     return Features(columns | ({"rewards": List(Value("float32"))} if with_rewards else {}))
@@ -270,6 +302,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", default=0, type=int, help="same seed, same episodes (default 0)")
     parser.add_argument("--length", default=40, type=int, help="steps of an episode (default 40, which is 41 frames)")
     parser.add_argument("--height", type=int, help="resize frames to this height in pixels (default: keep)")
+    parser.add_argument("--views", nargs="+", default=[], metavar="NAME", help="cameras to record, such as top agent")
     going_on = "record --length steps, although the environment's own task ends earlier"
     parser.add_argument("--ignore_termination", action="store_true", help=going_on)
     parser.add_argument("--num_shards", default=8, type=int, help="parquet files (default 8)")
@@ -288,20 +321,21 @@ def main(arguments: list[str] | None = None) -> None:
     except (TypeError, ValueError) as error:
         raise ValueError(f"--env_kwargs is {options.env_kwargs!r}, but a JSON object is expected.") from error
     state_names = {column: getattr(options, name) for column, name in STATE_COLUMNS.items() if getattr(options, name)}
-    same = ("length", "seed", "height", "ignore_termination", "varied_appearance", "rewards", "labels")
+    same = ("length", "seed", "height", "ignore_termination", "varied_appearance", "rewards", "labels", "views")
     same = {name: getattr(options, name) for name in same}
     recorder = EpisodeRecorder(options.env, options.policy, env_kwargs=env_kwargs, state_names=state_names, **same)
     # what is wrong shows before any process starts
     environments.find_policy(options.policy, recorder.env)
     observation, info = reset_env(recorder.env, seed=0)
-    read_image(recorder.env, observation)
+    recorder.read_frames(recorder.env, observation)
     entries = recorder.find_states(info)
     for column, name in STATE_COLUMNS.items():
         if name in info and column not in entries:
             logger.warning("the environment's %r is no array of numbers: no %s are recorded", name, column)
     for names in entries.values():
         read_values(names, info, observation)
-    features = Features(episode_features(entries, options.rewards, options.labels) | REPLAY_COLUMNS)
+    columns = episode_features(entries, options.rewards, options.labels, options.views)
+    features = Features(columns | REPLAY_COLUMNS)
     skipped: dict[str, str] = {}
     rows = record_episodes(recorder, options.episodes, min(options.num_proc, options.episodes), skipped)
     progress = tqdm(rows, total=options.episodes, desc="recording", unit="episode")

@@ -50,6 +50,37 @@ def test_gymnasium_api(env_id):
     assert reward == pytest.approx(-info["distance_px"] / IMAGE_SIZE)
 
 
+class TestViews:
+    @pytest.mark.parametrize("env_id", ENVIRONMENTS)
+    def test_several_views_are_a_dict_and_the_first_is_rendered(self, env_id):
+        env = gymnasium.make(env_id, views=["agent", "top"], render_mode="rgb_array")
+        observation, info = env.reset(seed=3)
+        assert env.observation_space.contains(observation) and list(observation) == ["agent", "top"]
+        np.testing.assert_array_equal(env.render(), observation["agent"])
+        alone, _ = gymnasium.make(env_id).reset(seed=3)
+        np.testing.assert_array_equal(observation["top"], alone)
+        tasks = Tasks(env_id, [3, 4], env_kwargs={"views": ["agent", "top"]})
+        views = tasks.observe(np.array([1]), goals=True)
+        np.testing.assert_array_equal(views["agent"], tasks.goal_images[1:])
+        np.testing.assert_array_equal(views["top"], Tasks(env_id, [4]).goal_images)
+
+    def test_the_close_up_shows_the_surroundings_twice_as_large(self):
+        env = make_plain(PUSHING, views=["agent"])
+        image = env.render_state(np.float32([0.15, 0.5, 0.5, 0.5])).astype(int)
+        pusher, block = (np.abs(image - color).max(-1) < 60 for color in env.plain_colors)
+        assert np.argwhere(pusher).mean(0) == pytest.approx([31.5, 31.5])
+        assert pusher.sum() == pytest.approx(np.pi * 12**2, rel=0.03)
+        assert np.flatnonzero(block.any(0))[0] == 53  # the edge of the block, 10.4 pixels away in the field
+        assert (image[:, :12] == 40).all() and (image[:, 13] == 225).all()  # the field begins 9.6 pixels left of it
+
+    def test_wrong_views_are_refused(self):
+        with pytest.raises(ValueError, match="side"):
+            make_plain(PUSHING, views=["top", "side"])
+        for views in ([], ["top", "top"], "top"):
+            with pytest.raises(ValueError, match="views is .*; expected a list of top and agent, each once"):
+                make_plain(PUSHING, views=views)
+
+
 @pytest.mark.filterwarnings("ignore")  # the checker's advice on spaces, not errors
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
 def test_gymnasium_checker_accepts(env_id):

@@ -13,6 +13,7 @@ import record_episodes
 from datasets import Features, Video, load_dataset
 
 from vjepa2_hf import environments
+from vjepa2_hf.data.episodes import read_episodes
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.video_io import read_video
 
@@ -43,6 +44,20 @@ class CountingEnv(gymnasium.Env):
         if self.discrete is None:
             raise gymnasium.error.DependencyNotInstalled("pygame is not installed")
         return np.full((48, 32, 3), 40 * self.count, np.uint8)
+
+
+class TwoCamerasEnv(CountingEnv):
+    """Observes two images of different sizes beside its joints."""
+
+    def _observe(self):
+        return {"front": self.render(), "hand": np.full((24, 32, 3), 255 - 40 * self.count, np.uint8), "joints": 1.0}
+
+    def reset(self, **settings):
+        _, info = super().reset(**settings)
+        return self._observe(), info
+
+    def step(self, action):
+        return self._observe(), *super().step(action)[1:]
 
 
 class StrictEnv(CountingEnv):
@@ -81,9 +96,11 @@ def registered():
     variants = {"Counting-v0": {}, "CountingDiscrete-v0": {"discrete": True}, "CountingUndrawn-v0": {"discrete": None}}
     for name, settings in variants.items():
         gymnasium.register(name, CountingEnv, kwargs=settings)
-    gymnasium.register("Strict-v0", StrictEnv)
+    others = {"Strict-v0": StrictEnv, "TwoCameras-v0": TwoCamerasEnv}
+    for name, env in others.items():
+        gymnasium.register(name, env)
     yield
-    for name in (*variants, "Strict-v0"):
+    for name in (*variants, *others):
         del gymnasium.registry[name]
 
 
@@ -115,6 +132,45 @@ def test_video_shows_the_recorded_states(tmp_path):
     env = environments.make_plain(environments.TWO_ROOMS)
     expected = np.stack([env.render_state(np.array(state)) for state in row["proprio_states"]])
     assert np.abs(np.asarray(frames).astype(int) - expected).mean() < 3  # lossy, but in step
+
+
+class TestViews:
+    def test_every_view_shows_the_recorded_states(self, tmp_path):
+        more = ["--episodes", "1", "--length", "6"]
+        (plain,) = record(tmp_path / "plain", environments.PUSHING, "drawn_to_block", *more)
+        (row,) = record(tmp_path / "out", environments.PUSHING, "drawn_to_block", *more, "--views", "top", "agent")
+        assert row["cameras"] == ["top", "agent"] and row["actions"] == plain["actions"]
+        env = environments.make_plain(environments.PUSHING)
+        (episode,) = read_episodes(tmp_path / "out", camera=["top", "agent"])
+        for view, frames in episode["frames"].items():
+            expected = np.stack([env.render_state(np.array(state), view=view) for state in row["states"]])
+            assert np.abs(frames.astype(int) - expected).mean() < 3, view
+        assert json.loads(row["recording"])["env_kwargs"]["views"] == ["top", "agent"]
+
+    def test_a_single_view_keeps_its_name(self, tmp_path):
+        more = ["--episodes", "1", "--length", "3", "--views", "agent"]
+        (row,) = record(tmp_path / "out", environments.PUSHING, "drawn_to_block", *more)
+        assert row["cameras"] == ["agent"]
+        (episode,) = read_episodes(tmp_path / "out", camera="agent")
+        env = environments.make_plain(environments.PUSHING, views=["agent"])
+        expected = np.stack([env.render_state(np.array(state)) for state in row["states"]])
+        assert np.abs(episode["frames"].astype(int) - expected).mean() < 3
+
+    def test_images_of_a_dict_observation_are_views(self, tmp_path, capfd):
+        more = ["--episodes", "1", "--views", "hand", "front"]
+        record(tmp_path / "out", "TwoCameras-v0", "uniform", *more)
+        (episode,) = read_episodes(tmp_path / "out", camera=["front", "hand"])
+        assert episode["frames"]["hand"].shape == (6, 24, 32, 3) and episode["frames"]["front"].shape == (6, 48, 32, 3)
+        for views, message in (
+            (["front", "wrist"], "observes no image 'wrist', but front, hand"),
+            (["joints"], "observes no image 'joints', but front, hand"),
+        ):
+            with pytest.raises(SystemExit):
+                record(tmp_path / "two", "TwoCameras-v0", "uniform", "--episodes", "1", "--views", *views)
+            assert message in capfd.readouterr().err
+        with pytest.raises(SystemExit):
+            record(tmp_path / "two", "Counting-v0", "uniform", "--episodes", "1", "--views", "a", "b")
+        assert "'Counting-v0' has one image, but --views names 2" in capfd.readouterr().err
 
 
 def test_shards_load_with_a_video_column(tmp_path):

@@ -18,6 +18,7 @@ class Appearance:
     light: np.ndarray | None = None  # brightness factors, float32 (64, 64, 1); None: uniform light
 
 
+_OUTSIDE = 40.0  # gray outside of the field
 _PIXELS = ((np.arange(IMAGE_SIZE) + 0.5) / IMAGE_SIZE).astype(np.float32)  # pixel centers in field units
 
 
@@ -35,6 +36,17 @@ def render_disc(canvas: np.ndarray, center: np.ndarray, radius: float, color: np
     coverage = np.minimum(np.maximum((np.float32(radius) - distance) * np.float32(IMAGE_SIZE) + 0.5, 0), 1)[..., None]
     patch = canvas[top:bottom, left:right]
     patch += coverage * (color - patch)
+
+
+def close_up(appearance: Appearance, corner: np.ndarray, zoom: float) -> Appearance:
+    """The appearance of a part of the field, enlarged by `zoom`, whose top left corner (2,) is in field units."""
+    columns, rows = (np.floor((float(start) + _PIXELS / zoom) * IMAGE_SIZE).astype(int) for start in corner)
+    inside = [(part >= 0) & (part < IMAGE_SIZE) for part in (columns, rows)]
+    grid = np.ix_(*(part.clip(0, IMAGE_SIZE - 1) for part in (rows, columns)))
+    shown = (inside[1][:, None] & inside[0])[..., None]
+    background = np.where(shown, appearance.background[grid], np.float32(_OUTSIDE))
+    light = None if appearance.light is None else appearance.light[grid]
+    return Appearance(background, appearance.colors, light)
 
 
 def _smooth_noise(rng: np.random.Generator, cells: int) -> np.ndarray:

@@ -86,6 +86,15 @@ def read_image(env: gymnasium.Env, observation: Any) -> np.ndarray:
     return np.array(image)
 
 
+def read_view(env: gymnasium.Env, observation: Any, view: str) -> np.ndarray:
+    """The image of one camera, uint8 (H, W, 3): a copy of an entry of a dict observation."""
+    found = observation if isinstance(observation, dict) else {}
+    if not is_image(found.get(view)):
+        known = ", ".join(str(name) for name, value in found.items() if is_image(value)) or "none by name"
+        raise ValueError(f"The environment {_name(env)} observes no image {view!r}, but {known}.")
+    return np.array(found[view])
+
+
 def is_numbers(value: Any) -> bool:
     """Whether an entry of an info is a number or an array of numbers."""
     try:

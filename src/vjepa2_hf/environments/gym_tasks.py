@@ -355,6 +355,10 @@ class GymTasks:
         """Current images of the given tasks (indices; default all): uint8 (n, H, W, 3)."""
         return np.stack([self.episodes[i].image() for i in (range(len(self)) if episodes is None else episodes)])
 
+    def observe(self, episodes: np.ndarray, goals: bool = False) -> dict[str, np.ndarray]:
+        """See `TaskBatch`: one camera without a name."""
+        return {"": self.goal_images[episodes] if goals else self.render(episodes)}
+
     def step(self, actions: np.ndarray) -> None:
         """Takes one action (N, A) in the active episodes; the others do not change."""
         actions = np.asarray(actions, np.float32)

@@ -8,13 +8,22 @@ Letters: N episodes, S state size, A = 2 action size, P planning horizon, J cand
 where a shape says (..., S).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from ..specs import check_known
-from .appearance import IMAGE_SIZE, Appearance, distinct_colors, random_light, render_disc, textured_floor
+from ..specs import check_known, refuse
+from .appearance import (
+    IMAGE_SIZE,
+    Appearance,
+    close_up,
+    distinct_colors,
+    random_light,
+    render_disc,
+    textured_floor,
+)
 
 
 STEP_SIZE = 0.1  # field units that an action of 1.0 moves the agent
@@ -23,12 +32,15 @@ MAX_STEPS = 25  # steps to reach a goal
 EXECUTED_ACTIONS = 2  # of each plan, before planning again
 SUCCESS_PIXELS = 5.0  # at any step
 FRAMES_PER_SECOND = 10.0
+VIEWS = ("top", "agent")  # cameras: the whole field, and a close-up that follows the agent
+ZOOM = 2  # of the close-up
 
 
 class PlaneEnv(gymnasium.Env):
     """Base class; a subclass adds the physics and the tasks.
 
-    Observation: uint8 (64, 64, 3). Action: (2,) in [-1, 1], the agent's move, clipped; 1.0 is `step_size`.
+    Observation: uint8 (64, 64, 3), or with several `views` a dict of them by name.
+    Action: (2,) in [-1, 1], the agent's move, clipped; 1.0 is `step_size`.
     Reward: minus the distance to the goal in field units. `gymnasium.make` truncates an episode after `max_steps`.
     `info`: `state` float32 (S,), `proprio_state` float32 (2,) the agent's position, `goal_state` float32 (S,),
     `distance_px`, `success`.
@@ -39,6 +51,7 @@ class PlaneEnv(gymnasium.Env):
             seed.
         terminate_on_success: False continues after success, to record episodes of a fixed length.
         random_force: process noise: standard deviation of a normal action that follows every action; 0: none.
+        views: cameras, of "top" (the whole field) and "agent" (a quarter of it, twice as large, around the agent).
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": FRAMES_PER_SECOND}
@@ -58,6 +71,7 @@ class PlaneEnv(gymnasium.Env):
         varied_appearance: bool = False,
         terminate_on_success: bool = True,
         random_force: float = 0.0,
+        views: Sequence[str] = VIEWS[:1],
     ):
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode is {render_mode!r}, but 'rgb_array' or None is expected.")
@@ -66,11 +80,18 @@ class PlaneEnv(gymnasium.Env):
         for name, (radius, largest) in radii.items():
             if not isinstance(radius, (int, float)) or not 1 <= radius <= largest:
                 raise ValueError(f"{name} is {radius!r}; expected pixels from 1 to {largest:g}.")
+        if not isinstance(views, (list, tuple)) or not views or len(set(views)) < len(views):
+            refuse("views", views, f"a list of {' and '.join(VIEWS)}, each once")
+        for view in views:
+            check_known(view, VIEWS, "view")
+        self.views = tuple(views)
         self.radii = tuple(radius / IMAGE_SIZE for radius, _ in radii.values())  # in field units
         self.render_mode, self.varied_appearance = render_mode, varied_appearance
         self.terminate_on_success, self.random_force = terminate_on_success, random_force
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
-        self.observation_space = gymnasium.spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        image = gymnasium.spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        several = len(self.views) > 1
+        self.observation_space = gymnasium.spaces.Dict(dict.fromkeys(self.views, image)) if several else image
         self.appearance = self.make_appearance(None)
         self.state = self.goal_state = np.zeros(self.state_dim, np.float32)
         self.last_action = np.zeros(2, np.float32)  # zero after a reset; the policy "wander" continues it
@@ -93,7 +114,7 @@ class PlaneEnv(gymnasium.Env):
             start, goal = sampled_start if start is None else start, sampled_goal if goal is None else goal
         self.goal_state = self.check_state(goal)
         self.set_state(start)
-        return self.render(), self._info()
+        return self._observe(), self._info()
 
     def step(self, action: np.ndarray):
         """Takes an action (2,) in [-1, 1]. The reward is minus the distance to the goal in widths of the field."""
@@ -106,11 +127,16 @@ class PlaneEnv(gymnasium.Env):
             self.state = self.disturbed(self.state, self.random_force * self.np_random.standard_normal(2))
         info = self._info()
         terminated = bool(info["success"] and self.terminate_on_success)
-        return self.render(), -info["distance_px"] / IMAGE_SIZE, terminated, False, info
+        return self._observe(), -info["distance_px"] / IMAGE_SIZE, terminated, False, info
 
     def render(self) -> np.ndarray:
-        """The image of the current state, uint8 (H, W, 3)."""
+        """The image of the current state, uint8 (H, W, 3), in the first view."""
         return self.render_state(self.state)
+
+    def _observe(self) -> np.ndarray | dict[str, np.ndarray]:
+        if len(self.views) == 1:
+            return self.render()
+        return {view: self.render_state(self.state, view=view) for view in self.views}
 
     def _info(self) -> dict[str, Any]:
         distance = float(self.distance_px(self.state, self.goal_state))
@@ -191,16 +217,24 @@ class PlaneEnv(gymnasium.Env):
 
     @property
     def goal_image(self) -> np.ndarray:
-        """The goal as an image, uint8 (64, 64, 3), in this episode's appearance."""
+        """The goal as an image, uint8 (64, 64, 3), in this episode's appearance and the first view."""
         return self.render_state(self.goal_state)
 
-    def render_state(self, state: np.ndarray, appearance: Appearance | None = None) -> np.ndarray:
-        """A state (S,) as an image, uint8 (64, 64, 3), in this episode's appearance or the one given."""
-        appearance = appearance or self.appearance
+    def render_state(
+        self, state: np.ndarray, appearance: Appearance | None = None, view: str | None = None
+    ) -> np.ndarray:
+        """A state (S,) as an image, uint8 (64, 64, 3), in this episode's appearance or the one given, and in the first
+        of the `views` or the one given."""
+        appearance, zoom, shift = appearance or self.appearance, 1, np.zeros(2)
+        if (view or self.views[0]) == "agent":
+            zoom, shift = ZOOM, state[:2] - 0.5 / ZOOM  # the top left corner
+            appearance = close_up(appearance, shift, zoom)
         canvas = appearance.background.copy()
         for index in self.layers or range(len(self.radii)):
             center = state[2 * index : 2 * index + 2]
-            render_disc(canvas, center, self.radii[index], appearance.colors[index])
+            if zoom > 1:
+                center = (center - shift) * zoom
+            render_disc(canvas, center, self.radii[index] * zoom, appearance.colors[index])
         if appearance.light is not None:
             canvas *= appearance.light
             np.minimum(np.maximum(canvas, 0, out=canvas), 254.5, out=canvas)  # plain colors need no clipping

@@ -52,6 +52,10 @@ class TaskBatch(Protocol):
     def render(self, episodes: np.ndarray | None = None) -> np.ndarray:
         """Current images of the given tasks (indices; default all): uint8 (n, H, W, 3)."""
 
+    def observe(self, episodes: np.ndarray, goals: bool = False) -> dict[str, np.ndarray]:
+        """Current images of the given tasks, or those of their goals, by camera: uint8 (n, H, W, 3) each. A single
+        camera without a name is ""."""
+
     def step(self, actions: np.ndarray) -> None:
         """Takes one action (N, A) in every task."""
 
@@ -117,6 +121,13 @@ class Tasks:
         """Current images of the given tasks (indices; default all): uint8 (n, H, W, 3)."""
         episodes = range(len(self)) if episodes is None else episodes
         return np.stack([self.env.render_state(self.states[i], self.appearances[i]) for i in episodes])
+
+    def observe(self, episodes: np.ndarray, goals: bool = False) -> dict[str, np.ndarray]:
+        """See `TaskBatch`: images of the environment's `views`."""
+        states, render = self.goals if goals else self.states, self.env.render_state
+        return {
+            view: np.stack([render(states[i], self.appearances[i], view) for i in episodes]) for view in self.env.views
+        }
 
     @property
     def active(self) -> np.ndarray:
