@@ -38,6 +38,8 @@ variants = pytest.mark.parametrize(("dynamics", "fusion", "state"), VARIANTS, id
 def build(dynamics: str, fusion: str, state: str, **fields) -> VJepa2WorldModel:
     """A world model of 2 actions, or 3 categories of them, with its state fitted where that is asked for."""
     torch.manual_seed(0)
+    if dynamics == "mlp":  # one vector per frame
+        fields["num_views"] = 1
     config = VJepa2WorldModelConfig(
         encoder_config=ENCODER,
         dynamics_type=dynamics,
@@ -49,7 +51,7 @@ def build(dynamics: str, fusion: str, state: str, **fields) -> VJepa2WorldModel:
     )
     model = spread(VJepa2WorldModel(config).eval())
     if config.state_dim is not None:
-        model.fit_state(torch.randn(3, 20, *model.encode(torch.zeros(1, 1, 3, 32, 32)).shape[2:]))
+        model.fit_state(torch.randn(3, 20, *model.encode(torch.zeros(1, 1, config.num_views, 3, 32, 32)).shape[2:]))
     return model
 
 
@@ -80,20 +82,28 @@ class Case:
             others["proprio_states"] = random(self.past + 1, config.proprio_dim)
         if config.extrinsics_dim:
             others["extrinsics"] = random(self.past + 1, config.extrinsics_dim)
+        if config.num_embodiments > 1:
+            others["embodiment_ids"] = torch.randint(2, (2,), generator=generator)
         return random(self.past + 1, model.tokens_per_frame, model.latent_size), actions, others
 
 
 @st.composite
-def cases(draw) -> Case:
+def cases(draw, robots: bool = True) -> Case:
+    """`robots`: also several embodiments."""
     fields = {
         "context_frames": draw(st.integers(1, 4)),
         "predictor_position_embedding_type": draw(st.sampled_from(["rope", "learned"])),
         "residual": draw(st.booleans()),
         "proprio_dim": draw(st.sampled_from([0, 2])),
         "extrinsics_dim": draw(st.sampled_from([0, 3])),
+        "num_views": draw(st.sampled_from([1, 2])),
+        "predictor_num_key_value_heads": draw(st.sampled_from([None, 1])),
     }
     if draw(st.booleans()):
         fields |= {"action_type": "discrete", "action_dim": 3}
+    elif robots and draw(st.booleans()):
+        states = {"embodiment_proprio_dims": draw(st.sampled_from([[2, 1], [0, 2]]))} if fields["proprio_dim"] else {}
+        fields |= {"num_embodiments": 2, "embodiment_action_dims": [1, 2], "action_std": [[3.0], [0.5, 2.0]], **states}
     past, steps, candidates = draw(st.integers(0, 4)), draw(st.integers(1, 4)), draw(st.integers(1, 3))
     return Case(fields, past, steps, candidates, seed=draw(st.integers(0, 1000)))
 
@@ -135,7 +145,7 @@ def test_the_first_step_is_the_teacher_forced_prediction(dynamics, fusion, state
     future = model.rollout(latents, actions[:, 0], **others)
     context = others.pop("context_actions", actions[:, 0, :0])
     padded = {
-        name: torch.cat([part, part[:, -1:]], dim=1) for name, part in others.items()
+        name: torch.cat([part, part[:, -1:]], dim=1) if part.ndim > 1 else part for name, part in others.items()
     }  # a frame that is no input
     output = model(
         latents=torch.cat([latents, latents[:, -1:]], dim=1),
@@ -156,7 +166,8 @@ def test_frames_outside_the_window_change_nothing(dynamics, fusion, state, case)
     window = min(model.config.context_frames, case.past + 1)
     changed = {name: part.clone() for name, part in others.items()}
     for name, part in changed.items():
-        part[:, : part.shape[1] - window + (name == "context_actions")] = 50.0
+        if name != "embodiment_ids":
+            part[:, : part.shape[1] - window + (name == "context_actions")] = 50.0
     other_latents = latents.clone()
     other_latents[:, :-window] = 50.0
     one = model.rollout(latents, actions, **others)
@@ -322,7 +333,7 @@ MACRO = {"macro_action_dim": 2, "macro_action_low": [-0.5, -1.0], "macro_action_
 class TestMacroActions:
     @pytest.mark.parametrize(("dynamics", "fusion", "state"), [VARIANTS[0], VARIANTS[7], VARIANTS[-1]])
     @few
-    @given(case=cases())
+    @given(case=cases(robots=False))
     @torch.no_grad()
     def test_the_macro_model_predicts_what_the_model_predicts(self, dynamics, fusion, state, case):
         model = build(dynamics, fusion, state, **MACRO, **case.fields, reward_head=True)

@@ -7,9 +7,16 @@ import pytest
 import torch
 from builders import TINY_ENCODER, same_weights
 
-from vjepa2_hf import VJepa2Encoder, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel, VJepa2WorldModelConfig
+from vjepa2_hf import (
+    VJepa2Encoder,
+    VJepa2Planner,
+    VJepa2VideoProcessor,
+    VJepa2WorldModel,
+    VJepa2WorldModelConfig,
+    modeling_world_model,
+)
+from vjepa2_hf.modeling_embodiments import normalize_inputs
 from vjepa2_hf.modeling_heads import MIN_DEVIATION, VJepa2DistanceHead, VJepa2GaussianHead, VJepa2RewardHead
-from vjepa2_hf.modeling_state import normalize_inputs
 
 
 SIZES = {
@@ -298,20 +305,19 @@ class TestStochastic:
 
     @torch.no_grad()
     @pytest.mark.parametrize("variant", VARIANTS)
-    def test_cost_over_samples_is_their_mean_and_a_penalty(self, variant):
+    def test_cost_over_samples_is_their_mean_and_a_penalty(self, variant, monkeypatch):
         model = build(variant, stochastic_dim=3)
         batch, actions = episodes(model), torch.randn(2, 3, 2, 2)
         latents, goal = batch["latents"][:, :1], batch["latents"][:, 1:2]
         size = 3 + latents[0, 0].numel()
         noise = torch.randn(4, 2, size, generator=torch.Generator().manual_seed(0))  # shared by all candidates
-        original, model._noise = model._noise, lambda shape, tokens, generator: noise.expand(2, 4, 2, size)
+        monkeypatch.setattr(modeling_world_model, "sample_noise", lambda *_: noise.expand(2, 4, 2, size))
         costs, deviations = [], []
         for j in range(3):
             candidate = actions[:, j : j + 1].expand(-1, 4, -1, -1)
             last = model.rollout(latents, candidate, generator=torch.Generator())[:, :, -1]
             costs.append((last - goal).square().flatten(2).mean(-1).mean(1))
             deviations.append(last.var(dim=1).flatten(1).mean(-1).sqrt())
-        model._noise = original
         costs, deviations = torch.stack(costs, dim=1), torch.stack(deviations, dim=1)
         torch.testing.assert_close(model.score(latents, goal, actions, num_samples=4), costs)
         for chunk in (None, 1, 5):

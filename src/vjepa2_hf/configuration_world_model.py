@@ -13,12 +13,30 @@ from .configuration_vjepa2 import (
     check_numbers,
     strict_config,
 )
-from .specs import is_number
+from .specs import check_choice, is_integer, is_number
 
 
-# Fields with one number per dimension, of actions, macro-actions or proprio states
-VECTORS = ["action_mean", "action_std", "action_low", "action_high", "macro_action_low", "macro_action_high"]
-VECTORS += ["proprio_mean", "proprio_std"]
+# Fields with one number per dimension, of actions, proprio states or macro-actions; with several embodiments the first
+# two kinds hold one list per embodiment
+EMBODIMENT_VECTORS = ("action_mean", "action_std", "action_low", "action_high", "proprio_mean", "proprio_std")
+VECTORS = (*EMBODIMENT_VECTORS, "macro_action_low", "macro_action_high")
+EMBODIMENT_SIZES = {"embodiment_action_dims": "action_dim", "embodiment_proprio_dims": "proprio_dim"}
+PROPRIO_TRANSITIONS = ("hold", "add", "pose_delta")
+
+# Predictors by name, for `from_preset(…, predictor=name)`
+PREDICTORS = {
+    # arXiv 2610.10515: 22 million parameters in the blocks. Actions and states are given when the model is built.
+    "robot-22m": {
+        "predictor_hidden_size": 512,
+        "predictor_num_hidden_layers": 7,
+        "predictor_num_attention_heads": 4,
+        "context_frames": 8,
+        "loss_exponent": 1,
+        "teacher_forcing_weight": 1.0,
+        "rollout_weight": 1.0,
+        "rollout_steps": 2,
+    },
+}
 
 
 @strict_config
@@ -40,6 +58,18 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
         action_low, action_high (lists of A or `None`): bounds of the planner's search.
         fps (`float` or `None`), frame_skip, actions_per_step (`int`, default to 1): frame rate of the environment's
             video, its frames per model step, and environment actions per model step.
+    Cameras:
+        num_views (`int`, defaults to 1): V, cameras whose tokens form a frame, one view after the other.
+        view_names (list of V or `None`): names of the cameras, such as ["front", "wrist"]; `None`: "view_0", "view_1".
+        view_dropout (`float`, defaults to 0.0): fraction of training steps that see a random part of the views, so
+            that the model also predicts from fewer cameras.
+    Embodiments, robots or environments of different actions and proprio states:
+        num_embodiments (`int`, defaults to 1): E. With several, each has projections of its own and a learned
+            embedding, and the statistics and bounds of actions and states (`action_mean`, …) are lists of E lists.
+        embodiment_names (list of E or `None`): names that may replace the index.
+        embodiment_action_dims, embodiment_proprio_dims (lists of E or `None`: all the same): sizes of each;
+            `action_dim` and `proprio_dim` are the largest. An embodiment of proprio size 0 has no state.
+        embodiment_proprio_transitions (list of E or `None`): each one's `proprio_transition`.
     State:
         state_type (`str`, defaults to "tokens"): what the N tokens of width D of a frame become. "tokens": unchanged.
             "merged": 2×2 neighbors concatenated (a quarter of the tokens, four times as wide) and, with `state_dim`,
@@ -49,12 +79,16 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
         state_projection (`str`, defaults to "pca"): how the map is fitted: principal components, or "slow" (projected
             states only): the directions that change least over time within an episode.
         normalize_latents (`str`, defaults to "layer"): LayerNorm without affine on the encoder's tokens, or "none".
+        state_levels (`str`, defaults to "last"): what is read of an encoder with `output_levels`: its last level, or
+            "all" levels side by side, each normalized alone (the width of a token is L times the encoder's).
         state_fitted (`bool`): set by `fit_state`; latents are then standardized per position (and mapped).
     Dynamics:
         dynamics_type (`str`, defaults to "transformer"), predictor_hidden_size, predictor_num_hidden_layers,
             predictor_num_attention_heads, predictor_mlp_ratio: 1024, 24, 16, 4 published; the two-phase recipe has
             the encoder's width and 6 to 12 layers. "mlp" is a residual MLP on the concatenated states of the window's
             frames, for pooled and projected states; it has no attention heads.
+        predictor_num_key_value_heads (`int` or `None`: as many as heads): heads of keys and values, each of which a
+            group of query heads shares (arXiv 2305.13245).
         action_fusion (`str`, defaults to "concat"): how action, proprio state and extrinsics enter: each as a token
             ("concat"; the MLP concatenates them to the state), added to every token ("add"), or as what a frame's
             tokens attend to in every block ("cross_attention", transformer only).
@@ -141,16 +175,28 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
     frame_skip: int = 1
     actions_per_step: int = 1
 
+    num_views: int = 1
+    view_names: list | None = None
+    view_dropout: int | float = 0.0
+
+    num_embodiments: int = 1
+    embodiment_names: list | None = None
+    embodiment_action_dims: list | None = None
+    embodiment_proprio_dims: list | None = None
+    embodiment_proprio_transitions: list | None = None
+
     state_type: Literal["tokens", "merged", "pooled", "projected", "pixels"] = "tokens"
     state_dim: int | None = None
     state_projection: Literal["pca", "slow"] = "pca"
     normalize_latents: Literal["layer", "none"] = "layer"
+    state_levels: Literal["last", "all"] = "last"
     state_fitted: bool = False
 
     dynamics_type: Literal["transformer", "mlp"] = "transformer"
     predictor_hidden_size: int = 1024
     predictor_num_hidden_layers: int = 24
     predictor_num_attention_heads: int = 16
+    predictor_num_key_value_heads: int | None = None
     predictor_mlp_ratio: int | float = 4.0
     action_fusion: Literal["concat", "add", "cross_attention"] = "concat"
     action_encoder_num_layers: int = 1
@@ -183,8 +229,26 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
 
     planner: dict | None = None
 
+    @classmethod
+    def from_preset(cls, name: str, encoder_config: dict | None = None, predictor: str | None = None, **fields):
+        """The configuration of the published action-conditioned model around a released encoder, see
+        [`VJepa2EncoderConfig.from_preset`].
+
+        Args:
+            encoder_config: replaces fields of the encoder.
+            predictor: "robot-22m" instead: width 512, 7 blocks, 4 heads and a window of 8 frames (arXiv 2610.10515),
+                for actions and states of any size.
+            fields: replace those of the preset.
+        """
+        if predictor is None:
+            return super().from_preset(name, encoder_config, **fields)
+        check_choice("predictor", predictor, PREDICTORS)
+        encoder = VJepa2EncoderConfig.from_preset(name, **(encoder_config or {}))
+        return cls(encoder_config=encoder, **{**PREDICTORS[predictor], **fields})
+
     def __post_init__(self, **kwargs):
-        positive = "action_dim predictor_hidden_size action_encoder_num_layers context_frames frame_skip fps "
+        positive = "num_views num_embodiments action_dim predictor_hidden_size predictor_num_key_value_heads "
+        positive += "action_encoder_num_layers context_frames frame_skip fps "
         positive += "state_dim actions_per_step rollout_steps rollout_discount predictor_mlp_ratio reward_std "
         positive += "predictor_position_std predictor_initializer_range macro_action_dim "
         positive += "distance_hidden_size distance_embedding_size"
@@ -201,48 +265,105 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
         if self.dynamics_type != "mlp":
             size, heads = self.predictor_hidden_size, self.predictor_num_attention_heads
             check_heads("predictor_hidden_size", size, "predictor_num_attention_heads", heads)
+            groups = self.predictor_num_key_value_heads or heads
+            check_heads("predictor_num_attention_heads", heads, "predictor_num_key_value_heads", groups)
+        self._check_views()
+        self._check_embodiments()
         self._check_inputs()
         super().__post_init__(**self._refuse_unknown(kwargs))
         self._check_state()
 
+    def _check_views(self) -> None:
+        if self.view_names is not None:
+            _check_names("view_names", self.view_names, "num_views", self.num_views)
+        dropout = self.view_dropout
+        check(0 <= dropout < 1, f"view_dropout is {dropout!r}; expected 0 <= fraction < 1.")
+        several = self.num_views > 1
+        rewards = f"view_dropout={dropout} with reward_head=True: the reward head reads all views; leave one out."
+        check(not (dropout and self.reward_head), rewards)
+        check(several or not dropout, f"view_dropout={dropout} needs several views; got num_views={self.num_views}.")
+        mlp = f"dynamics_type='mlp' reads one vector per frame; num_views={self.num_views} needs 'transformer'."
+        check(not (several and self.dynamics_type == "mlp"), mlp)
+
+    def _check_embodiments(self) -> None:
+        """Sizes per embodiment, and what several of them rule out."""
+        count = self.num_embodiments
+        if self.embodiment_names is not None:
+            _check_names("embodiment_names", self.embodiment_names, "num_embodiments", count)
+        for name, largest in EMBODIMENT_SIZES.items():
+            sizes, lowest = getattr(self, name), int(largest == "action_dim")
+            if sizes is not None:
+                fitting = len(sizes) == count and all(is_integer(size) and size >= lowest for size in sizes)
+                check(fitting, f"{name} is {sizes}; expected {count} integers of at least {lowest} (num_embodiments).")
+                found = f"{name} is {sizes}, but {largest} is {getattr(self, largest)}"
+                check(max(sizes) == getattr(self, largest), f"{found}; expected the largest of them.")
+        kinds = self.embodiment_proprio_transitions
+        if kinds is not None:
+            check(len(kinds) == count, f"embodiment_proprio_transitions is {kinds}; expected {count} of them.")
+            for kind in kinds:
+                check_choice("a transition in embodiment_proprio_transitions", kind, PROPRIO_TRANSITIONS)
+        if count > 1:
+            one = f"needs one embodiment; got num_embodiments={count}."
+            check(not self.reward_head, f"reward_head=True reads one kind of actions and {one}")
+            check(self.macro_action_dim is None, f"macro_action_dim={self.macro_action_dim} {one}")
+            check(self.action_type == "continuous", f"action_type='discrete' {one}")
+
+    def embodiment_sizes(self, index: int) -> tuple[int, int, str]:
+        """Action size, proprio size and proprio transition of an embodiment."""
+        actions, states = self.embodiment_action_dims, self.embodiment_proprio_dims
+        kinds = self.embodiment_proprio_transitions
+        return (
+            actions[index] if actions else self.action_dim,
+            states[index] if states else self.proprio_dim,
+            kinds[index] if kinds else self.proprio_transition,
+        )
+
     def _check_inputs(self) -> None:
-        stored, action, proprio = self.stored_extrinsics_dim, self.action_dim, self.proprio_dim
+        stored = self.stored_extrinsics_dim
         if stored and self.extrinsics_dim not in (0, stored):
             raise ValueError(f"extrinsics_dim is {self.extrinsics_dim}; expected 0 or stored_extrinsics_dim={stored}.")
-        if action % self.actions_per_step:
-            raise ValueError(f"action_dim={action} must be a multiple of actions_per_step={self.actions_per_step}.")
+        for index in range(self.num_embodiments):
+            self._check_sizes(*self.embodiment_sizes(index))
         for name in VECTORS:
             if getattr(self, name) is not None:
-                self._check_vector(name, getattr(self, name))
+                self._check_vectors(name, getattr(self, name))
         for kind in ("action", "macro_action"):
-            low_high = zip(getattr(self, f"{kind}_low") or [], getattr(self, f"{kind}_high") or [])
-            for dimension, (low, high) in enumerate(low_high):
-                check(low <= high, f"{kind}_low {low} exceeds {kind}_high {high} in dimension {dimension}.")
+            low, high = getattr(self, f"{kind}_low") or [], getattr(self, f"{kind}_high") or []
+            several = self.num_embodiments > 1 and kind == "action"
+            for lows, highs in zip(low, high) if several else [(low, high)]:
+                for dimension, (low, high) in enumerate(zip(lows or [], highs or [])):
+                    check(low <= high, f"{kind}_low {low} exceeds {kind}_high {high} in dimension {dimension}.")
         if self.macro_action_dim is not None and self.proprio_transition != "hold":
             needs = "needs proprio_transition='hold': macro-actions do not move a proprio state"
             raise ValueError(f"macro_action_dim={self.macro_action_dim} {needs}; got {self.proprio_transition!r}.")
-        if self.proprio_transition == "add" and proprio not in (0, action):
-            raise ValueError(f"proprio_transition='add' needs proprio_dim={proprio} equal to action_dim={action}.")
-        if self.proprio_transition == "pose_delta" and not proprio == action == 7:
-            sizes = f"proprio_dim and action_dim 7; got {proprio} and {action}."
-            raise ValueError(f"proprio_transition='pose_delta' (xyz, Euler angles, gripper) needs {sizes}")
         if self.action_type == "discrete":
             for name in ("action_mean", "action_std"):
                 check(getattr(self, name) is None, f"{name} does not apply to action_type='discrete': leave it out.")
             hold = self.proprio_transition == "hold"
             check(hold, f"proprio_transition={self.proprio_transition!r} needs action_type='continuous': use 'hold'.")
 
-    def _check_vector(self, name: str, values: list) -> None:
-        """One finite number per dimension. A bound may be infinite: a solver then needs an `init_std`."""
+    def _check_sizes(self, action: int, proprio: int, transition: str) -> None:
+        """Sizes of the actions and proprio states of one embodiment."""
+        if action % self.actions_per_step:
+            raise ValueError(f"action_dim={action} must be a multiple of actions_per_step={self.actions_per_step}.")
+        if transition == "add" and proprio not in (0, action):
+            raise ValueError(f"proprio_transition='add' needs proprio_dim={proprio} equal to action_dim={action}.")
+        if transition == "pose_delta" and not proprio == action == 7:
+            sizes = f"proprio_dim and action_dim 7; got {proprio} and {action}."
+            raise ValueError(f"proprio_transition='pose_delta' (xyz, Euler angles, gripper) needs {sizes}")
+
+    def _check_vectors(self, name: str, values: list) -> None:
+        """One vector, or one per embodiment."""
         dimension = f"{name.rpartition('_')[0]}_dim"
-        size = getattr(self, dimension)
-        check(len(values) == size, f"{name} has {len(values)} numbers; expected {size}, as {dimension} says.")
-        bound = name.endswith(("_low", "_high"))
-        for value in values:
-            number = is_number(value) and (math.isfinite(value) or bound and math.isinf(value))
-            check(number, f"{name} holds {value!r}; expected finite numbers.")
-        positive = not name.endswith("_std") or all(value > 0 for value in values)
-        check(positive, f"{name} is {values}; expected numbers above 0.")
+        if self.num_embodiments == 1 or name not in EMBODIMENT_VECTORS:
+            return _check_vector(name, values, getattr(self, dimension), dimension)
+        lists = len(values) == self.num_embodiments and all(one is None or isinstance(one, list) for one in values)
+        expected = f"{self.num_embodiments} lists, one per embodiment (None: it has none)"
+        check(lists, f"{name} is {values}; expected {expected}.")
+        for index, one in enumerate(values):
+            size = self.embodiment_sizes(index)[name.startswith("proprio")]
+            if one is not None:
+                _check_vector(f"{name}[{index}]", one, size, f"embodiment_{dimension}s")
 
     def _check_state(self) -> None:
         """What state, dynamics and encoder require of each other; `encoder_config` is built by now."""
@@ -263,3 +384,27 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
             raise ValueError("dynamics_type='mlp' needs action_fusion 'concat' or 'add'; got 'cross_attention'.")
         if kind == "pixels" and not self.freeze_encoder:
             raise ValueError("freeze_encoder=False with state_type='pixels': raw patches have no encoder to train.")
+        if self.state_levels == "all" and not getattr(self.encoder_config, "output_levels", None):
+            raise ValueError("state_levels='all' needs an encoder with output_levels; got one without: use 'last'.")
+        if self.state_levels == "all" and kind == "pixels":
+            raise ValueError("state_levels='all' with state_type='pixels': raw patches have no levels; use 'last'.")
+
+
+def _check_vector(name: str, values: list, size: int, dimension: str) -> None:
+    """One finite number per dimension. A bound may be infinite: a solver then needs an `init_std`."""
+    check(len(values) == size, f"{name} has {len(values)} numbers; expected {size}, as {dimension} says.")
+    field = name.partition("[")[0]
+    bound = field.endswith(("_low", "_high"))
+    for value in values:
+        number = is_number(value) and (math.isfinite(value) or bound and math.isinf(value))
+        check(number, f"{name} holds {value!r}; expected finite numbers.")
+    positive = not field.endswith("_std") or all(value > 0 for value in values)
+    check(positive, f"{name} is {values}; expected numbers above 0.")
+
+
+def _check_names(field: str, names: list, count_field: str, count: int) -> None:
+    """As many different names as a count says."""
+    fitting = len(names) == count and all(isinstance(name, str) and name for name in names)
+    check(
+        fitting and len(set(names)) == count, f"{field} is {names}; expected {count} different names ({count_field})."
+    )

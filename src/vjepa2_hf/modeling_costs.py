@@ -46,6 +46,7 @@ class ImaginedStep:
     goal_proprio_states: torch.Tensor | None = None  # (B, 1, S)
     rewards: Callable[[], torch.Tensor] | None = None  # predicts the rewards (B, J, K) of the step
     temporal_distance: torch.Tensor | None = None  # (B, J, K) frames to the goal; None unless a term needs the head
+    goal_tokens: torch.Tensor | None = None  # ids among N of the tokens that the goal has; None: all
 
 
 class Cost:
@@ -132,7 +133,9 @@ class LatentDistance(Cost):
     def step(self, imagined: ImaginedStep) -> torch.Tensor | None:
         if not (imagined.is_last or self.summed):
             return None
-        return self.between(imagined.latents, imagined.goal).mean(dim=2)
+        tokens = imagined.goal_tokens
+        latents = imagined.latents if tokens is None else imagined.latents[..., tokens, :]
+        return self.between(latents, imagined.goal).mean(dim=2)
 
     def between(self, latents: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
         """Distance (...) of latents (..., N, D) to a goal's, which broadcast."""
@@ -380,6 +383,7 @@ def sum_over_steps(
     goal: torch.Tensor | None,
     goal_proprio_states: torch.Tensor | None,
     temporal_distance: Callable[[torch.Tensor], torch.Tensor],
+    goal_tokens: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The cost (B, J) of a rollout, latents (B, J·K, N, D) a step, from the present (B, 1, N, D) with actions
     (B, J, P, A). Steps are consumed one at a time: memory does not grow with the horizon.
@@ -407,7 +411,7 @@ def sum_over_steps(
         goals = (goal, states, goal_proprio_states)
         step_rewards = functools.partial(rewards, before, latents, action)
         is_last = index + 1 == actions.shape[2]
-        imagined = ImaginedStep(index, is_last, latents, action, *goals, step_rewards, distances[index])
+        imagined = ImaginedStep(index, is_last, latents, action, *goals, step_rewards, distances[index], goal_tokens)
         added = cost.step(imagined)
         total = total if added is None else total + added
         for kept in closest:

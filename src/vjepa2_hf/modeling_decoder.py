@@ -41,7 +41,8 @@ class VJepa2PixelDecoder(VJepa2PreTrainedModel):
     It only visualizes; encoder and dynamics do not change (temporal recipe, "Limitations", 4: an "optional decoder for
     visualization (like VideoMAE)", arXiv 2203.12602). A latent that covers several patches is copied to each of them,
     and positions distinguish the copies (arXiv 1901.07017), so the decoder works for tokens, merged tokens and a state
-    of one vector.
+    of one vector. One decoder serves all cameras of a world model: `world_model.split_views(latents)` (..., V, N, D)
+    -> images (..., V, C, H, W).
 
     Example:
         >>> decoder = VJepa2PixelDecoder.from_pretrained("runs/demo/decoder/final")
@@ -69,7 +70,7 @@ class VJepa2PixelDecoder(VJepa2PreTrainedModel):
         [`VJepa2PixelDecoderConfig`]."""
         encoder_config = world_model.config.encoder_config
         sizes = {name: getattr(encoder_config, name) for name in ("crop_size", "patch_size", "in_chans")}
-        sizes.update(num_latents=world_model.tokens_per_frame, latent_size=world_model.latent_size)
+        sizes.update(num_latents=world_model.tokens_per_view, latent_size=world_model.latent_size)
         return cls(VJepa2PixelDecoderConfig(**{**sizes, **config}))
 
     def forward(
@@ -86,6 +87,8 @@ class VJepa2PixelDecoder(VJepa2PreTrainedModel):
         expected = (config.num_latents, config.latent_size)
         if tuple(latents.shape[-2:]) != expected:
             wanted = f"(..., {expected[0]}, {expected[1]}), as of the world model that the decoder was trained on"
+            if latents.shape[-1] == expected[1] and latents.shape[-2] % expected[0] == 0:
+                wanted += "; of several cameras give world_model.split_views(latents)"
             raise ValueError(f"latents have shape {tuple(latents.shape)}; expected {wanted}.")
         leading = latents.shape[:-2]
         hidden_states = self._spread(self.embed(latents.reshape(-1, *expected).to(self.embed.weight.dtype)))

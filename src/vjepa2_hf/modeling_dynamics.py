@@ -1,39 +1,43 @@
 """Dynamics of the world model: a block-causal transformer or an MLP, and rollouts of either.
 
 Shapes: B episodes, T frames, F frames of a window, W the longest window (`context_frames`), J candidates, P steps of a
-rollout, N tokens of a frame, D width of a latent, d width of the dynamics, A action, S proprio state, E extrinsics,
-C conditions of a frame (action, proprio state, extrinsics), h heads.
+rollout, V views, N tokens of a view (written N for V·N of a frame where views do not matter), D width of a latent, d
+width of the dynamics, A action, S proprio state, E extrinsics, C conditions of a frame (action, proprio state,
+extrinsics), h heads, g heads of keys and values.
 """
 
-import copy
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .configuration_world_model import VJepa2WorldModelConfig
-from .modeling_heads import DISTANCE_SCALE, VJepa2DistanceHead, VJepa2GaussianHead
+from .modeling_embodiments import (
+    VJepa2Embodiment,
+    VJepa2Embodiments,
+    action_encoder,
+    check_macro_actions,
+)
+from .modeling_heads import DISTANCE_SCALE, VJepa2DistanceHead
 from .modeling_layers import (
     KeyValueBuffer,
     PastKeyValues,
     RotaryTable,
+    VJepa2Attention,
     VJepa2Layer,
     VJepa2MLP,
     attend,
     build_layers,
     grid_positions,
-    power_loss,
     rotary_table,
+    rotate_heads,
     spread_over_heads,
 )
-from .modeling_state import DynamicsInputs, normalize_actions, normalize_inputs, state_shape, token_size
-from .pose import next_proprio_state
+from .modeling_state import DynamicsInputs, held_views, state_shape, token_size
 
 
 # What the dynamics keeps of earlier frames: per layer the transformer's keys and values (B, h, tokens so far, d), or
@@ -73,9 +77,12 @@ class Dynamics(nn.Module):
         if config.macro_action_dim is not None:
             inputs = config.macro_action_dim
             self.macro_encoder = nn.Sequential(nn.Linear(config.action_dim, size), nn.GELU(), nn.Linear(size, inputs))
-        self.action_encoder = _action_encoder(config, inputs)
-        if config.proprio_dim:
-            self.proprio_encoder = nn.Linear(config.proprio_dim, size)
+        if config.num_embodiments > 1:
+            self.embodiments = VJepa2Embodiments(VJepa2Embodiment(config, i) for i in range(config.num_embodiments))
+        else:
+            self.action_encoder = action_encoder(config, inputs)
+            if config.proprio_dim:
+                self.proprio_encoder = nn.Linear(config.proprio_dim, size)
         if extrinsics_dim := config.extrinsics_dim or config.stored_extrinsics_dim:
             self.extrinsics_encoder = nn.Linear(extrinsics_dim, size).requires_grad_(config.extrinsics_dim > 0)
 
@@ -89,17 +96,31 @@ class Dynamics(nn.Module):
 
     def condition_tokens(self, inputs: DynamicsInputs) -> list[torch.Tensor]:
         """Embedded action, proprio state and extrinsics of every frame, (B, F, d) each."""
-        actions = inputs.actions if self.config.macro_action_dim is None else self.macro_actions(inputs.actions)
-        tokens = [self.action_encoder(actions)]
-        if inputs.proprio_states is not None:
-            tokens.append(self.proprio_encoder(inputs.proprio_states))
+        if self.config.num_embodiments > 1:
+            tokens = self.embodiments.condition_tokens(inputs)
+        else:
+            actions = inputs.actions if self.config.macro_action_dim is None else self.macro_actions(inputs.actions)
+            tokens = [self.action_encoder(actions)]
+            if inputs.proprio_states is not None:
+                tokens.append(self.proprio_encoder(inputs.proprio_states))
         if inputs.extrinsics is not None:
             tokens.append(self.extrinsics_encoder(inputs.extrinsics))
         return tokens
 
+    def embed_latents(self, inputs: DynamicsInputs) -> torch.Tensor:
+        """Latents (B, F, V·N, D) -> (B, F, V·N, d), with the embeddings of their views and embodiments."""
+        tokens = self.embed(inputs.latents)
+        if self.config.num_views > 1:
+            views = held_views(self.config, inputs.views)
+            embedding = self.view_embedding[list(views)]
+            tokens = tokens + embedding.repeat_interleave(tokens.shape[2] // len(views), dim=0)
+        if self.config.num_embodiments > 1:
+            tokens = tokens + self.embodiments.embeddings(inputs).unsqueeze(2)
+        return tokens
+
     def macro_actions(self, actions: torch.Tensor) -> torch.Tensor:
         """Standardized actions (..., A) -> macro-actions (..., M) within -1 and 1."""
-        _check_macro_actions(self.config)
+        check_macro_actions(self.config)
         return self.macro_encoder(actions).tanh()
 
     def candidate_cache(
@@ -148,14 +169,20 @@ class VJepa2Dynamics(Dynamics):
         if config.predictor_position_embedding_type == "learned":
             self.position_embedding = nn.Parameter(torch.zeros(state_shape(config)[0], size))
             self.time_embedding = nn.Parameter(torch.zeros(config.context_frames, size))
+        if config.num_views > 1:
+            self.view_embedding = nn.Parameter(torch.zeros(config.num_views, size))
         kind = VJepa2ConditionedLayer if config.action_fusion == "cross_attention" else VJepa2Layer
         self.layer = build_layers(config, size, heads, ratio, depth, config.encoder_config, layer_class=kind)
+        if (config.predictor_num_key_value_heads or heads) != heads:
+            for layer in self.layer:
+                layer.attention = VJepa2GroupedAttention(config, layer.attention)
         self._build_output()
 
     def forward(self, inputs: DynamicsInputs, past: KeyValueCache | None = None) -> tuple[torch.Tensor, KeyValueCache]:
         """Frames (B, F, N, D) after the cached ones -> hidden states (B, F, N, d), and keys and values of all."""
         frames, num_tokens = inputs.latents.shape[1:3]
-        conditions, patches, extra, crossed = self.condition_tokens(inputs), self.embed(inputs.latents), [], ()
+        conditions, patches, extra, crossed = self.condition_tokens(inputs), self.embed_latents(inputs), [], ()
+        views = len(held_views(self.config, inputs.views))
         if self.config.action_fusion == "add":
             patches = patches + sum(conditions).unsqueeze(2)
         elif self.config.action_fusion == "concat":
@@ -164,9 +191,9 @@ class VJepa2Dynamics(Dynamics):
             crossed = (torch.stack(conditions, dim=2),)
         tokens_per_frame = num_tokens + len(extra)
         first = _num_cached(past) // tokens_per_frame
-        patches = self._with_positions(patches, first)
+        patches = self._with_positions(patches, first, views)
         tokens = torch.cat([torch.stack(extra, dim=2), patches], dim=2) if extra else patches  # (B, F, extra + N, d)
-        rotary = self._rotary(first, frames, num_tokens, len(extra), tokens.device)
+        rotary = self._rotary(first, frames, num_tokens // views, views, len(extra), tokens.device)
         mask = _block_causal_mask(frames, first, tokens_per_frame, tokens.device) if frames > 1 else None
 
         hidden_states, present = tokens.flatten(1, 2), []
@@ -184,19 +211,21 @@ class VJepa2Dynamics(Dynamics):
         room = frames * (extra + tokens)
         return [KeyValueBuffer(room, shared, candidates) for shared in cache or [None] * len(self.layer)]
 
-    def _with_positions(self, patches: torch.Tensor, first: int) -> torch.Tensor:
+    def _with_positions(self, patches: torch.Tensor, first: int, views: int) -> torch.Tensor:
+        """Adds learned positions to (B, F, V·N, d); those of a patch are the same in all views."""
         if self.config.predictor_position_embedding_type != "learned":
             return patches
-        frames, num_tokens = patches.shape[1:3]
+        frames, num_tokens = patches.shape[1], patches.shape[2] // views
         if num_tokens != len(self.position_embedding):
             found = f"the frame has {num_tokens} tokens, but learned positions are for {len(self.position_embedding)}"
             advice = f"resize it to {self.config.encoder_config.crop_size} pixels, or use"
             raise ValueError(f"{found}: {advice} predictor_position_embedding_type='rope'.")
-        return patches + self.position_embedding + self.time_embedding[first : first + frames].unsqueeze(1)
+        positions = self.position_embedding.repeat(views, 1)
+        return patches + positions + self.time_embedding[first : first + frames].unsqueeze(1)
 
-    def _rotary(self, first: int, frames: int, num_tokens: int, extra: int, device) -> RotaryTable | None:
-        """Rotates patches by time, row and column, the other tokens by time only. Rows and columns are scaled to the
-        configured grid (published; no change for square frames of that size)."""
+    def _rotary(self, first: int, frames: int, num_tokens: int, views: int, extra: int, device) -> RotaryTable | None:
+        """Rotates the N patches of each view by time, row and column of the view, the other tokens by time only. Rows
+        and columns are scaled to the configured grid (published; no change for square frames of that size)."""
         if self.config.predictor_position_embedding_type != "rope":
             return None
         side = math.isqrt(state_shape(self.config)[0])
@@ -207,11 +236,43 @@ class VJepa2Dynamics(Dynamics):
         patches[..., 1:] *= side / rows
         others = torch.zeros(frames, extra, 3, device=device)
         others[..., 0] = torch.arange(frames, device=device).unsqueeze(1)
-        positions = torch.cat([others, patches], dim=1).flatten(0, 1)
+        positions = torch.cat([others, *[patches] * views], dim=1).flatten(0, 1)
         positions[:, 0] += first
         heads = self.config.predictor_num_attention_heads
         head_dim = self.config.predictor_hidden_size // heads
         return spread_over_heads(rotary_table(positions, head_dim, self.config.encoder_config.rope_interleave), heads)
+
+
+class VJepa2GroupedAttention(VJepa2Attention):
+    """Self-attention with g heads of keys and values, each shared by a group of query heads (arXiv 2305.13245).
+
+    Args:
+        config: of the world model.
+        plain: the attention of as many heads of each kind, which it replaces.
+    """
+
+    def __init__(self, config: VJepa2WorldModelConfig, plain: VJepa2Attention):
+        size, heads = config.predictor_hidden_size, config.predictor_num_attention_heads
+        super().__init__(config, size, heads, config.encoder_config)
+        self.num_key_value_heads = config.predictor_num_key_value_heads
+        width = size + 2 * self.num_key_value_heads * (size // heads)
+        self.qkv = nn.Linear(size, width, bias=config.encoder_config.qkv_bias)
+        self.proj.init_scale = getattr(plain.proj, "init_scale", 1.0)
+
+    def _project(
+        self, hidden_states: torch.Tensor, rotary: RotaryTable | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Tokens (B, L, d) -> rotated queries (B, h, L, d / h) and keys, and values (B, g, L, d / h)."""
+        heads, shared = self.num_heads, self.num_key_value_heads
+        parts = self.qkv(hidden_states).unflatten(-1, (heads + 2 * shared, -1)).split([heads, shared, shared], dim=-2)
+        if rotary is not None:
+            parts = rotate_heads(parts[0], rotary), rotate_heads(parts[1], rotary), parts[2]
+        return tuple(part.transpose(1, 2) for part in parts)
+
+    def _attend(self, query, key, value, mask) -> tuple[torch.Tensor, torch.Tensor | None]:
+        groups = self.num_heads // self.num_key_value_heads
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        return super()._attend(query, key, value, mask)
 
 
 class VJepa2CrossAttention(nn.Module):
@@ -280,7 +341,7 @@ class VJepa2MLPDynamics(Dynamics):
 
     def forward(self, inputs: DynamicsInputs, past: KeyValueCache | None = None) -> tuple[torch.Tensor, KeyValueCache]:
         """States (B, F, 1, D) after the cached frames -> hidden states (B, F, 1, d), and at most W embedded frames."""
-        tokens = [self.embed(inputs.latents.squeeze(2)), *self.condition_tokens(inputs)]
+        tokens = [self.embed_latents(inputs).squeeze(2), *self.condition_tokens(inputs)]
         new = torch.cat(tokens, dim=-1) if self.config.action_fusion == "concat" else sum(tokens)
         frames = torch.cat([past[0][0], new], dim=1) if past else new
         window = self.config.context_frames
@@ -327,15 +388,6 @@ def _block_causal_mask(frames: int, first: int, tokens_per_frame: int, device) -
     return (key <= query.unsqueeze(1))[None, None]
 
 
-def _action_encoder(config: VJepa2WorldModelConfig, inputs: int) -> nn.Module:
-    """One linear layer (published), or an MLP with GELU (two-phase recipe, sec. 4.4)."""
-    size, layers = config.predictor_hidden_size, []
-    for i in range(config.action_encoder_num_layers):
-        layers += [nn.GELU()] if i else []
-        layers.append(nn.Linear(size if i else inputs, size))
-    return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
-
-
 @torch.no_grad()
 def init_dynamics(config: VJepa2WorldModelConfig, module: nn.Module) -> None:
     """Initializes a module of the dynamics or its heads, as `_init_weights` of a model."""
@@ -354,107 +406,9 @@ def init_dynamics(config: VJepa2WorldModelConfig, module: nn.Module) -> None:
     if isinstance(module, VJepa2Dynamics) and config.predictor_position_embedding_type == "learned":
         init.normal_(module.position_embedding, std=config.predictor_position_std)
         init.normal_(module.time_embedding, std=config.predictor_position_std)
-
-
-# --- Macro-actions
-
-
-def macro_action_model(model: PreTrainedModel) -> PreTrainedModel:
-    """See [`VJepa2WorldModel.macro_model`]."""
-    config = copy.deepcopy(model.config)
-    _check_macro_actions(config)
-    config.action_dim, config.action_type = config.macro_action_dim, "continuous"
-    config.action_low, config.action_high = config.macro_action_low, config.macro_action_high
-    config.macro_action_dim = config.macro_action_low = config.macro_action_high = None
-    config.action_mean = config.action_std = None
-    config.actions_per_step, config.reward_head = 1, False
-    with torch.device("meta"):
-        macro = type(model)(config)
-    left_out = ("predictor.macro_encoder.", "reward_head.")
-    weights = {name: value for name, value in model.state_dict().items() if not name.startswith(left_out)}
-    macro.load_state_dict(weights, assign=True)
-    return macro.train(model.training)
-
-
-def _check_macro_actions(config: VJepa2WorldModelConfig) -> None:
-    if config.macro_action_dim is None:
-        raise ValueError("the model has no macro-actions (macro_action_dim is None): train one with 4, for example.")
-
-
-# --- Rollout
-
-
-def rollout_loss(
-    dynamics: Dynamics, inputs: DynamicsInputs, predicted: torch.Tensor | None, targets: torch.Tensor
-) -> torch.Tensor:
-    """(1/H) Σ_k λ^(k−1) loss_k from the first frame (two-phase recipe, sec. 4.6), with gradient through the whole
-    rollout. Step 1 is the teacher-forced prediction (B, T-1, N, D), if there is one; targets are (B, T-1, N, D)."""
-    config, steps = dynamics.config, targets.shape[1]
-    if steps < config.rollout_steps:
-        needed = f"rollout_steps={config.rollout_steps} needs {config.rollout_steps + 1} or more."
-        raise ValueError(f"episodes have {steps + 1} frames; {needed}")
-    window = inputs[:1]
-    step = dynamics.predict(window) if predicted is None else predicted[:, :1]
-    losses = [power_loss(step, targets[:, :1], config.loss_exponent)]
-    for k in range(1, config.rollout_steps):
-        frame = inputs[k : k + 1]
-        frame.latents = step
-        window = window.append(frame)[-config.context_frames :]
-        step = dynamics.predict(window)[:, -1:]
-        losses.append(power_loss(step, targets[:, k : k + 1], config.loss_exponent))
-    return sum(config.rollout_discount**k * loss for k, loss in enumerate(losses)) / config.rollout_steps
-
-
-def rollout_steps(
-    dynamics: Dynamics,
-    head: VJepa2GaussianHead | None,
-    context: DynamicsInputs,
-    actions: torch.Tensor,
-    states: list[torch.Tensor | None],
-    num_frames: int,
-    cache: KeyValueCache | None,
-    use_cache: bool,
-    noise: torch.Tensor | None,
-) -> Iterator[torch.Tensor]:
-    """Predicts the frames after a context for j candidates of actions each, one step at a time.
-
-    Args:
-        context: the last frames of the context, at most W; the candidates' first action replaces its last action.
-        actions: (B, j, P, A) in environment units.
-        states: proprio states (B, T0, S) and extrinsics (B, T0, E), or of T0 + P frames, in environment units.
-        num_frames: T0.
-        cache: of the frames before the last.
-        noise: (B·j, P, Z + N·D) for samples of the head, or `None` for the mean prediction.
-
-    Yields:
-        P times (B, j, N, D).
-    """
-    config, (batch_size, candidates, horizon, _) = dynamics.config, actions.shape
-    actions = actions.flatten(0, 1)  # (B·j, P, A)
-    proprio, extrinsics = (None if part is None else part.repeat_interleave(candidates, dim=0) for part in states)
-    window = context.map(lambda part: part.repeat_interleave(candidates, dim=0))
-    first_action = normalize_actions(config, window.latents, actions[:, :1])
-    window.actions = torch.cat([window.actions[:, :-1], first_action], dim=1)
-    if use_cache:
-        frames_kept = min(window.latents.shape[1] - 1 + horizon, config.context_frames)
-        cache = dynamics.candidate_cache(cache, candidates, frames_kept, window.latents.shape[2])
-    for step in range(horizon):
-        if use_cache and (cache or window.latents.shape[1] == 1):
-            hidden_states, cache = dynamics(window[-1:], past=cache)
-        else:  # the window has moved, which changes the positions of all its frames
-            hidden_states, cache = dynamics(window)
-        hidden_states = hidden_states[:, -1:]
-        latents = dynamics.next_latents(hidden_states, window.latents[:, -1:])
-        if noise is not None:
-            latents = latents + head.sample(hidden_states, noise[:, step : step + 1])
-        yield latents.squeeze(1).unflatten(0, (batch_size, candidates))
-        if step + 1 == horizon:
-            return
-        now = num_frames + step
-        proprio = next_proprio_state(config.proprio_transition, proprio, actions[:, step], now)
-        next_action = actions[:, step + 1 : step + 2]
-        frame_proprio = None if proprio is None else proprio[:, now : now + 1]
-        frame_extrinsics = None if extrinsics is None else extrinsics[:, : now + 1][:, -1:]  # the last one is held
-        window = window.append(normalize_inputs(config, latents, next_action, frame_proprio, frame_extrinsics))
-        if window.latents.shape[1] > config.context_frames:
-            window, cache = window[1:], None
+    if isinstance(module, VJepa2Dynamics) and config.num_views > 1:
+        init.normal_(module.view_embedding, std=config.predictor_position_std)
+    if isinstance(module, VJepa2Embodiment):
+        init.normal_(module.embedding, std=config.predictor_position_std)
+        if hasattr(module, "no_state"):
+            init.normal_(module.no_state, std=config.predictor_position_std)

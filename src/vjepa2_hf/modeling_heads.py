@@ -1,7 +1,7 @@
 """Optional heads of the world model: the reward of a step, a Gaussian of its outcome, and the time between frames.
 
-Shapes: B episodes, F frames, N tokens of a frame, D width of a latent, d width of the dynamics, A action, Z size of
-the stochastic latent, J candidates, K samples, P steps of a rollout, E embedding.
+Shapes: B episodes, F frames, N tokens of a frame (of all its views), D width of a latent, d width of the dynamics, A
+action, Z size of the stochastic latent, J candidates, K samples, P steps of a rollout, E embedding.
 """
 
 import math
@@ -11,14 +11,14 @@ from torch import nn
 from torch.distributions import LowRankMultivariateNormal, Normal
 
 from .configuration_world_model import VJepa2WorldModelConfig
+from .modeling_embodiments import normalize_actions, standardize
 from .modeling_layers import VJepa2MLP, sincos_table
 from .modeling_state import (
     DynamicsInputs,
     as_numbers,
+    frame_shape,
     match_dtype,
-    normalize_actions,
     one_hot_actions,
-    standardize,
     state_shape,
     to_float_tensors,
 )
@@ -74,6 +74,7 @@ class VJepa2RewardHead(nn.Module):
             raise ValueError(
                 f"latents have shape {tuple(latents.shape)}; expected (..., T, N, {size}), T of 2 or more."
             )
+        check_all_views(config, latents)
         latents = match_dtype(latents, self.embed.weight)
         if actions.ndim and actions.shape[-1] == config.action_dim:
             actions = normalize_actions(config, latents, actions)
@@ -87,6 +88,7 @@ class VJepa2RewardHead(nn.Module):
     def loss(self, inputs: DynamicsInputs, targets: torch.Tensor, rewards: torch.Tensor | None) -> torch.Tensor:
         """mean (r̂ − r)² / 2 of standardized rewards (B, F), for inputs of F frames and the latents that follow them
         (B, F, N, D); its gradient reaches only the head."""
+        check_all_views(self.config, targets)
         expected = targets.shape[:2]
         rewards = None if rewards is None else as_numbers(rewards, "rewards")
         if rewards is None or rewards.shape != expected:
@@ -96,6 +98,15 @@ class VJepa2RewardHead(nn.Module):
         difference = self(inputs.actions, inputs.latents.detach(), targets)
         difference = difference - standardize(rewards, self.config.reward_mean, self.config.reward_std).float()
         return difference.square().mean() / 2
+
+
+def check_all_views(config: VJepa2WorldModelConfig, latents: torch.Tensor) -> None:
+    """Refuses latents (..., M, D) of fewer views than the reward head was trained on."""
+    if config.num_views > 1 and latents.shape[-2] != frame_shape(config)[0]:
+        raise ValueError(
+            f"latents have {latents.shape[-2]} tokens per frame; the reward head reads all {config.num_views} views, "
+            f"{frame_shape(config)[0]} tokens: give latents of every view."
+        )
 
 
 class VJepa2GaussianHead(nn.Module):
@@ -147,6 +158,17 @@ class VJepa2GaussianHead(nn.Module):
             single = Normal(torch.zeros_like(errors), deviation, validate_args=False)
             return -joint.log_prob(errors) / errors.shape[-1], -single.log_prob(errors).mean(dim=-1)
 
+    def losses(
+        self, dynamics: nn.Module, inputs: DynamicsInputs, hidden_states: torch.Tensor | None, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """-log p(s_{t+1} | s_t, a_t) of a frame's numbers jointly and alone, from hidden states of the dynamics
+        (B, F, N, d), or computed here, and targets (B, F, N, D); the gradient reaches only the head."""
+        with torch.no_grad():
+            hidden_states = dynamics.hidden_states(inputs) if hidden_states is None else hidden_states.detach()
+            errors = targets.float() - dynamics.next_latents(hidden_states, inputs.latents).float()
+        joint, margins = self.negative_log_likelihood(hidden_states, errors)
+        return joint.mean(), margins.mean()
+
     def sample(self, hidden_states: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """L z + d · e of hidden states (..., N, d) and noise [z, e] (..., Z + N · D): (..., N, D)."""
         deviation, together, alone = self(hidden_states)
@@ -171,7 +193,7 @@ class VJepa2DistanceHead(nn.Module):
 
     def __init__(self, config: VJepa2WorldModelConfig):
         super().__init__()
-        self.shape = state_shape(config)  # (N, D)
+        self.shape = frame_shape(config)  # (N, D)
         self.embed = nn.Linear(self.shape[1], DISTANCE_TOKEN_SIZE)
         self.hidden = nn.Linear(self.shape[0] * DISTANCE_TOKEN_SIZE, config.distance_hidden_size)
         self.proj = nn.Linear(config.distance_hidden_size, config.distance_embedding_size)

@@ -83,6 +83,13 @@ def rotate_queries_keys(qkv: torch.Tensor, table: RotaryTable) -> tuple[torch.Te
     return tuple(part.flatten(-2).unflatten(-1, heads) for part in parts)
 
 
+def rotate_heads(states: torch.Tensor, table: RotaryTable) -> torch.Tensor:
+    """Queries or keys (..., L, h, d) rotated by a table of `spread_over_heads` for h heads or more."""
+    heads, size = states.shape[-2:], states.shape[-2:].numel()
+    cos, *factors = (part[..., : size - index].to(states.dtype) for index, part in zip((0, 1, 1), table))
+    return _rotate(states.flatten(-2), cos, *factors).unflatten(-1, heads)
+
+
 class _RotateQueriesKeys(torch.autograd.Function):
     """Has its own backward: autograd's would fill and add a tensor of the size of `qkv` for each of its parts. Values
     are copied, so that `qkv` is not kept in memory for them."""
@@ -279,9 +286,7 @@ class VJepa2Attention(nn.Module):
         past: PastKeyValues | None = None,  # of M - L earlier tokens
     ) -> tuple[torch.Tensor, torch.Tensor | None, PastKeyValues]:
         """Tokens (B, L, D) or (B, G, L, D) -> the same shape, attention weights or `None`, keys and values."""
-        qkv = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1))  # (..., L, 3, h, d)
-        parts = qkv.unbind(-3) if rotary is None else rotate_queries_keys(qkv, rotary)
-        query, key, value = (part.flatten(0, -4).transpose(1, 2) for part in parts)  # (B or B·G, h, L, d)
+        query, key, value = self._project(hidden_states, rotary)
         if isinstance(past, KeyValueBuffer):
             key, value = past.extend(key, value)
             present = past
@@ -289,8 +294,19 @@ class VJepa2Attention(nn.Module):
             if past is not None:
                 key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
             present = (key, value)
-        output, weights = attend(self, query, key, value, attention_mask, self.dropout if self.training else 0.0)
+        output, weights = self._attend(query, key, value, attention_mask)
         return self.proj(output.reshape(hidden_states.shape)), weights, present
+
+    def _project(
+        self, hidden_states: torch.Tensor, rotary: RotaryTable | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Tokens (..., L, D) -> rotated queries and keys, and values (B or B·G, h, L, d)."""
+        qkv = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1))  # (..., L, 3, h, d)
+        parts = qkv.unbind(-3) if rotary is None else rotate_queries_keys(qkv, rotary)
+        return tuple(part.flatten(0, -4).transpose(1, 2) for part in parts)
+
+    def _attend(self, query, key, value, mask) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return attend(self, query, key, value, mask, self.dropout if self.training else 0.0)
 
 
 class VJepa2MLP(nn.Module):

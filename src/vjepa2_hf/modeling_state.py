@@ -1,7 +1,8 @@
 """Inputs of the world model's dynamics: the state of a frame, actions, proprio states and extrinsics.
 
 Shapes: B episodes, T frames, F frames of a window, C channels, H W pixels, A action, S proprio state, E extrinsics.
-N tokens of width D are the state of a frame; before the fitted map a frame is *arranged*: n tokens of width m.
+N tokens of width D are the state of a frame; before the fitted map a frame is *arranged*: n tokens of width m. With V
+views (cameras) these are the tokens of one view, and a frame has V·N tokens, one view after the other.
 
 ::
 
@@ -21,7 +22,16 @@ from torch import nn
 
 from .configuration_world_model import VJepa2WorldModelConfig
 from .modeling_encoder import VJepa2Encoder, check_clips, clip_grid
-from .specs import LARGEST_COUNT, check_count, check_generator, check_tensor, describe, is_integer, refuse
+from .specs import (
+    LARGEST_COUNT,
+    check_count,
+    check_generator,
+    check_known,
+    check_tensor,
+    describe,
+    is_integer,
+    refuse,
+)
 
 
 SLOW_WHITENED = 192  # principal components in which slow directions are searched
@@ -35,29 +45,37 @@ _LARGEST_PIXEL = 20.0  # the usual means and standard deviations give values of 
 
 
 def token_size(config: VJepa2WorldModelConfig) -> int:
-    """Width of a token of the encoder, or of a raw patch."""
+    """Width of one level of a token of the encoder, or of a raw patch: the channels that are normalized together."""
     encoder = config.encoder_config
     return encoder.in_chans * encoder.patch_size**2 if config.state_type == "pixels" else encoder.hidden_size
 
 
 def arranged_shape(config: VJepa2WorldModelConfig) -> tuple[int, int]:
-    """(n, m) of a square frame of the configured size."""
+    """(n, m) of a square view of the configured size."""
     tokens, size = (config.encoder_config.crop_size // config.encoder_config.patch_size) ** 2, token_size(config)
+    if config.state_levels == "all":
+        size *= len(config.encoder_config.output_levels)
     return {"merged": (tokens // 4, 4 * size), "pooled": (1, size)}.get(config.state_type, (tokens, size))
 
 
 def state_shape(config: VJepa2WorldModelConfig) -> tuple[int, int]:
-    """(N, D) of a square frame of the configured size."""
+    """(N, D) of a square view of the configured size."""
     tokens, size = arranged_shape(config)
     return 1 if config.state_type == "projected" else tokens, config.state_dim or size
 
 
+def frame_shape(config: VJepa2WorldModelConfig) -> tuple[int, int]:
+    """(V·N, D) of a frame of all views of the configured size."""
+    tokens, size = state_shape(config)
+    return config.num_views * tokens, size
+
+
 def empty_state_map(config: VJepa2WorldModelConfig) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """Mean (n, m), linear map (or `None`) and scale () of the shapes of `fit_state_map`, to load weights into."""
-    shape = arranged_shape(config)
-    inputs = shape[0] * shape[1] if config.state_type == "projected" else shape[1]
+    """Mean (V·n, m), linear map (or `None`) and scale () of the shapes of `fit_state_map`, to load weights into."""
+    tokens, size = arranged_shape(config)
+    inputs = tokens * size if config.state_type == "projected" else size
     linear_map = None if config.state_dim is None else torch.eye(inputs, config.state_dim)
-    return torch.zeros(shape), linear_map, torch.ones(())
+    return torch.zeros(config.num_views * tokens, size), linear_map, torch.ones(())
 
 
 def arranged_latents(
@@ -68,9 +86,13 @@ def arranged_latents(
         patch = config.encoder_config.patch_size
         latents = rearrange(pixel_values_videos, "b t c (h p) (w q) -> (b t) (h w) (c p q)", p=patch, q=patch)
     else:
-        latents = encoder(pixel_values_videos.flatten(0, 1).unsqueeze(1)).last_hidden_state
+        output = encoder(pixel_values_videos.flatten(0, 1).unsqueeze(1))
+        all_levels = config.state_levels == "all"
+        latents = torch.stack(output.level_hidden_states, dim=-2) if all_levels else output.last_hidden_state
     if config.normalize_latents == "layer":
         latents = nn.functional.layer_norm(latents, latents.shape[-1:])
+    if config.state_levels == "all":
+        latents = latents.flatten(-2)  # (F, n, L, hidden) -> (F, n, L · hidden)
     if config.state_type == "pooled":
         latents = latents.mean(dim=1, keepdim=True)
     elif config.state_type == "merged":
@@ -106,18 +128,38 @@ def warn_if_unnormalized(pixel_values_videos: torch.Tensor) -> None:
 def apply_state_map(
     config: VJepa2WorldModelConfig, centered: torch.Tensor, linear_map: torch.Tensor | None
 ) -> torch.Tensor:
-    """Centered latents (..., n, m) through the linear map, if there is one: (..., N, D)."""
+    """Centered latents (..., V·n, m) through the linear map, if there is one: (..., V·N, D)."""
     if linear_map is None:
         return centered
     if config.state_type == "projected":
-        centered = centered.flatten(-2).unsqueeze(-2)
+        centered = centered.unflatten(-2, (-1, arranged_shape(config)[0])).flatten(-2)  # one vector per view
     return centered @ linear_map.to(centered)
+
+
+def standardized_state(
+    config: VJepa2WorldModelConfig,
+    latents: torch.Tensor,
+    views: tuple[int, ...] | None,
+    mean: torch.Tensor,
+    linear_map: torch.Tensor | None,
+    scale: torch.Tensor,
+) -> torch.Tensor:
+    """Arranged latents (..., V·n, m) of the views -> the state (..., V·N, D), with the fitted parts of the config's
+    whole frame."""
+    check_tensor("latents", latents)
+    if views is not None:
+        mean = mean.unflatten(0, (config.num_views, -1))[list(views)].flatten(0, 1)
+    if latents.shape[-2] != len(mean):
+        found = f"the frame has {latents.shape[-2]} tokens, but the state was fitted on {len(mean)}"
+        raise ValueError(f"{found}: resize frames to {config.encoder_config.crop_size} pixels.")
+    return apply_state_map(config, latents - mean, linear_map) / scale
 
 
 def fit_state_map(
     config: VJepa2WorldModelConfig, latents: torch.Tensor | Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """Mean (n, m), linear map (or `None`) and scale () of the state; see [`VJepa2WorldModel.fit_state`]."""
+    """Mean (V·n, m), linear map (or `None`) and scale () of the state; see [`VJepa2WorldModel.fit_state`]. The map is
+    the same for all views."""
     episodes = _as_episodes(config, latents)
     count = sum(map(len, episodes))
     chunks = [part for episode in episodes for part in episode.split(_CHUNK)]
@@ -133,11 +175,12 @@ def fit_state_map(
 
 
 def _as_episodes(config: VJepa2WorldModelConfig, latents: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Episodes (T, n, m) each; where time does not matter, one of all frames."""
+    """Episodes (T, V·n, m) each; where time does not matter, one of all frames."""
     if not isinstance(latents, (torch.Tensor, list, tuple)):
         refuse("latents", latents, "a float tensor (..., N, D), or a list of episodes (T, N, D)")
     parts = [latents] if isinstance(latents, torch.Tensor) else list(latents)
-    expected = arranged_shape(config)
+    tokens, size = arranged_shape(config)
+    expected = config.num_views * tokens, size
     for part in parts:
         if not isinstance(part, torch.Tensor) or not part.is_floating_point():
             refuse("latents, or an episode of them,", part, f"a float tensor (..., {expected[0]}, {expected[1]})")
@@ -158,7 +201,9 @@ def _as_episodes(config: VJepa2WorldModelConfig, latents: torch.Tensor | Sequenc
 
 
 def _fit_map(config: VJepa2WorldModelConfig, episodes: list[torch.Tensor]) -> torch.Tensor:
-    """Centered episodes (T, n, m) -> the linear map to `state_dim`."""
+    """Centered episodes (T, V·n, m) -> the linear map to `state_dim`."""
+    if config.num_views > 1 and config.state_type == "projected":  # one map for all views, each an episode
+        episodes = [view for part in episodes for view in part.chunk(config.num_views, dim=1)]
     if config.state_projection == "slow":
         return slow_directions([part.flatten(1) for part in episodes], config.state_dim)
     rows = torch.cat(episodes)
@@ -217,6 +262,120 @@ def _with_fixed_signs(directions: torch.Tensor) -> torch.Tensor:
     return directions * largest.sign()
 
 
+# --- Views
+
+
+def view_names(config: VJepa2WorldModelConfig) -> list[str]:
+    """Names of the cameras, in the order of their tokens in a frame."""
+    return config.view_names or [f"view_{index}" for index in range(config.num_views)]
+
+
+def view_indices(config: VJepa2WorldModelConfig, views: Any, name: str = "views") -> tuple[int, ...] | None:
+    """Indices of the views with these names or indices; `None` for all in order, also where they are all given."""
+    if views is None:
+        return None
+    names, found = view_names(config), []
+    if not isinstance(views, (list, tuple)) or not views:
+        refuse(name, views, f"a list of views out of {', '.join(names)}")
+    for view in views:
+        if isinstance(view, str):
+            check_known(view, names, f"view in {name}:")
+            view = names.index(view)
+        found.append(check_count(f"a view in {name}", view, lowest=0, highest=config.num_views - 1))
+    if len(set(found)) < len(found):
+        raise ValueError(f"{name} is {list(views)}, which names a view twice; expected different views.")
+    return None if found == list(range(config.num_views)) else tuple(found)
+
+
+def held_views(config: VJepa2WorldModelConfig, views: tuple[int, ...] | None) -> tuple[int, ...]:
+    """`views`, or the indices of all."""
+    return tuple(range(config.num_views)) if views is None else views
+
+
+def stack_views(
+    config: VJepa2WorldModelConfig, frames: Any, views: Any, name: str = "pixel_values_videos"
+) -> tuple[torch.Tensor, tuple[int, ...] | None]:
+    """Frames (B, T, V, C, H, W), or a dict of camera names -> (B, T, C, H, W), as (B, T, V, C, H, W), and the indices
+    of their views (`None`: all); of a model of one view (B, T, C, H, W).
+
+    A dict may lack views; a tensor of fewer views needs `views`, in its order.
+    """
+    if isinstance(frames, dict):
+        if views is not None:
+            raise ValueError(f"{name} is a dict, whose keys name the views: leave out views={views!r}.")
+        found = view_indices(config, list(frames), name)
+        views = tuple(sorted(held_views(config, found)))
+        parts = [
+            check_tensor(f"{name}[{key!r}]", frames[key], "(B, T, C, H, W)") for key in sorted_keys(config, frames)
+        ]
+        shapes = {tuple(part.shape) for part in parts}
+        if len(shapes) > 1:
+            expected = "expected equal shapes: process all cameras to one size, with as many frames each"
+            raise ValueError(f"the cameras of {name} have shapes {sorted(shapes)}; {expected}.")
+        return (parts[0] if config.num_views == 1 else torch.stack(parts, dim=2)), view_indices(config, views)
+    views = view_indices(config, views)
+    count = len(held_views(config, views))
+    if isinstance(frames, torch.Tensor) and frames.ndim == 6:
+        check_tensor(name, frames, "(B, T, V, C, H, W)")
+        if frames.shape[2] != count:
+            names = ", ".join(view_names(config))
+            advice = f"expected {count} ({names}); name the views of fewer with views=[…]"
+            raise ValueError(f"{name} of shape {tuple(frames.shape)} has {frames.shape[2]} views; {advice}.")
+        return (frames.squeeze(2) if config.num_views == 1 else frames), views
+    if config.num_views > 1:
+        cameras = f"(B, T, V, C, H, W), or a dict of cameras ({', '.join(view_names(config))})"
+        refuse(name, frames, f"frames {cameras} -> (B, T, C, H, W): the model sees {config.num_views} views")
+    return frames, views
+
+
+def sorted_keys(config: VJepa2WorldModelConfig, frames: dict) -> list:
+    """The keys of a dict by camera, in the order of the views."""
+    names = view_names(config)
+    return sorted(frames, key=lambda key: names.index(key) if isinstance(key, str) else key)
+
+
+def random_views(config: VJepa2WorldModelConfig, views: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """The views, or in a fraction `view_dropout` of calls a random part of them."""
+    held = held_views(config, views)
+    if not config.view_dropout or len(held) == 1 or torch.rand(()) >= config.view_dropout:
+        return views
+    count = int(torch.randint(1, len(held), ()))
+    return tuple(sorted(held[index] for index in torch.randperm(len(held))[:count].tolist()))
+
+
+def check_view_tokens(config: VJepa2WorldModelConfig, latents: torch.Tensor, views: tuple[int, ...] | None) -> None:
+    """Refuses latents (..., M, D) whose M tokens are not those of the views."""
+    tokens, count, configured = latents.shape[-2], len(held_views(config, views)), state_shape(config)[0]
+    held = tokens // configured if tokens % configured == 0 else count
+    if config.num_views > 1 and (tokens % count or held != count and held <= config.num_views):
+        found = f"latents of shape {tuple(latents.shape)} have {tokens} tokens per frame"
+        advice = "latents of fewer views than the model's need views=[…], their names in order"
+        raise ValueError(f"{found}; expected those of {count} views, {count} · {configured}: {advice}.")
+
+
+def tokens_of_views(
+    config: VJepa2WorldModelConfig,
+    views: tuple[int, ...] | None,
+    goal_views: tuple[int, ...] | None,
+    tokens: int,
+    device: torch.device,
+) -> torch.Tensor | None:
+    """Ids of the goal's views among the tokens of a frame that holds `views`; `None` if both hold the same views."""
+    present, wanted = held_views(config, views), held_views(config, goal_views)
+    names = view_names(config)
+    if missing := [names[view] for view in wanted if view not in present]:
+        shown = ", ".join(names[view] for view in present)
+        raise ValueError(
+            f"the goal shows {', '.join(missing)}, which the observation lacks (it shows {shown}): leave the view out "
+            "of the goal, or add it to the observation."
+        )
+    if present == wanted:
+        return None
+    each = tokens // len(present)
+    ids = torch.arange(tokens, device=device).unflatten(0, (len(present), each))
+    return ids[[present.index(view) for view in wanted]].flatten()
+
+
 # --- Inputs
 
 
@@ -224,37 +383,29 @@ def _with_fixed_signs(directions: torch.Tensor) -> torch.Tensor:
 class DynamicsInputs:
     """Standardized inputs of F frames; `inputs[first:last]` takes some of the frames."""
 
-    latents: torch.Tensor  # (B, F, N, D)
+    latents: torch.Tensor  # (B, F, V·N, D)
     actions: torch.Tensor  # (B, F, A), or of F - 1 frames
     proprio_states: torch.Tensor | None = None  # (B, F, S)
     extrinsics: torch.Tensor | None = None  # (B, F, E)
+    embodiment_ids: torch.Tensor | None = None  # (B, F), with several embodiments
+    views: tuple[int, ...] | None = None  # indices of the views in a frame; None: all
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The parts that are tensors."""
+        return {name: part for name, part in vars(self).items() if isinstance(part, torch.Tensor)}
 
     def map(self, function) -> "DynamicsInputs":
         """These inputs after `function`; parts that are `None` stay."""
-        return DynamicsInputs(*(None if part is None else function(part) for part in vars(self).values()))
+        return DynamicsInputs(**{name: function(part) for name, part in self.tensors().items()}, views=self.views)
 
     def __getitem__(self, frames: slice) -> "DynamicsInputs":
         return self.map(lambda part: part[:, frames])
 
     def append(self, frame: "DynamicsInputs") -> "DynamicsInputs":
         """These inputs followed by those of later frames."""
-        pairs = zip(vars(self).values(), vars(frame).values(), strict=True)
-        return DynamicsInputs(*(None if a is None else torch.cat([a, b], dim=1) for a, b in pairs))
-
-
-def normalize_inputs(config: VJepa2WorldModelConfig, latents, actions, proprio_states, extrinsics) -> DynamicsInputs:
-    """Inputs from environment units, in the precision of the latents."""
-    states, extrinsics = to_float_tensors(latents, proprio_states, extrinsics)
-    if states is not None:
-        states = standardize(states, config.proprio_mean, config.proprio_std).to(latents.dtype)
-    extrinsics = None if extrinsics is None else extrinsics.to(latents.dtype)
-    return DynamicsInputs(latents, normalize_actions(config, latents, actions), states, extrinsics)
-
-
-def normalize_actions(config: VJepa2WorldModelConfig, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-    """Actions (..., A) from environment units, in the precision of the latents."""
-    (actions,) = to_float_tensors(latents, actions)
-    return standardize(actions, config.action_mean, config.action_std).to(latents.dtype)
+        later = frame.tensors()
+        joined = {name: torch.cat([part, later[name]], dim=1) for name, part in self.tensors().items()}
+        return DynamicsInputs(**joined, views=self.views)
 
 
 def to_float_tensors(latents: torch.Tensor, *values: torch.Tensor | None) -> list[torch.Tensor | None]:
@@ -281,13 +432,6 @@ def as_numbers(value: torch.Tensor | np.ndarray | list, name: str = "actions or 
     return refuse(name, value, "real numbers") if value.is_complex() else value
 
 
-def standardize(values: torch.Tensor, mean: list | float | None, std: list | float | None) -> torch.Tensor:
-    """(values − mean) / std for values (..., A) and statistics of length A or a number; `None` changes nothing."""
-    if mean is not None:
-        values = values - values.new_tensor(mean)
-    return values if std is None else values / values.new_tensor(std)
-
-
 def one_hot_actions(
     config: VJepa2WorldModelConfig, actions: torch.Tensor | None, name: str = "actions"
 ) -> torch.Tensor | None:
@@ -309,77 +453,12 @@ def one_hot_actions(
     return nn.functional.one_hot(actions.long(), categories).flatten(-2).float()
 
 
-def check_inputs(
-    config: VJepa2WorldModelConfig,
-    latents,
-    frames: int,
-    actions,
-    proprio_states,
-    extrinsics,
-    name: str = "actions",
-) -> None:
-    """Refuses inputs that do not fit `frames` frames and the actions between them, which errors call `name`."""
-    (tokens, size), batch_size = state_shape(config), len(latents)
-    if config.state_dim is not None and not config.state_fitted:
-        missing = f"the map of state_type={config.state_type!r} to state_dim={config.state_dim} is not fitted yet"
-        raise ValueError(f"{missing}: call fit_state(latents) with latents from `encode`, then encode again.")
-    if latents.ndim != 4 or latents.shape[-1] != size or (tokens == 1 and latents.shape[2] != 1):
-        shape = (batch_size, frames, *latents.shape[2:])
-        raise ValueError(f"latents have shape {shape}; expected (B, T, {'1' if tokens == 1 else 'N'}, {size}).")
-    expected = {
-        name: (actions, frames - 1, config.action_dim),
-        "proprio_states": (proprio_states, frames, config.proprio_dim),
-        "extrinsics": (extrinsics, frames, config.extrinsics_dim),
-    }
-    for name, (value, length, width) in expected.items():
-        value = None if value is None else as_numbers(value, name)
-        if width == 0 and value is not None:
-            raise ValueError(f"{name} were given, but the model does not use them (their size is 0).")
-        if width and (value is None or tuple(value.shape) != (batch_size, length, width)):
-            found = "are missing" if value is None else f"have shape {tuple(value.shape)}"
-            raise ValueError(f"{name} {found}; expected ({batch_size}, {length}, {width}).")
-
-
-def check_candidates(config: VJepa2WorldModelConfig, latents: torch.Tensor, actions: torch.Tensor) -> None:
-    """Checks latents (B, T0, N, D) and actions (B, J, P, A)."""
-    size, batch_size = config.action_dim, len(latents)
-    if latents.ndim != 4:
-        raise ValueError(f"latents have shape {tuple(latents.shape)}; expected (B, T0, N, D).")
-    if actions is None:
-        raise ValueError(f"actions are missing; expected ({batch_size}, steps, {size}), or candidates of them.")
-    if actions.ndim != 4 or actions.shape[-1] != size or len(actions) != batch_size:
-        expected = f"({batch_size}, steps, {size}) or ({batch_size}, candidates, steps, {size})"
-        raise ValueError(f"actions have shape {tuple(actions.shape)}; expected {expected}.")
-    if min(actions.shape[1:3]) == 0:
-        raise ValueError(f"actions have shape {tuple(actions.shape)}; expected at least one candidate and one step.")
-
-
-def check_rollout(
-    config: VJepa2WorldModelConfig, latents, actions, context_actions, proprio_states, extrinsics
-) -> None:
-    """Refuses arguments of a rollout from T0 context frames that do not fit each other."""
-    check_candidates(config, latents, actions)
-    frames = latents.shape[1]
-    if frames > 1 and context_actions is None:
-        raise ValueError(f"{frames} frames of context need context_actions ({len(latents)}, {frames - 1}, A).")
-    context_actions = actions[:, 0, :0] if context_actions is None else context_actions
-    total = frames + actions.shape[2]
-    for name, states in (("proprio_states", proprio_states), ("extrinsics", extrinsics)):
-        if states is not None and states.ndim != 3:
-            raise ValueError(
-                f"{name} have shape {tuple(states.shape)}; expected 3 dimensions, ({len(latents)}, T, ·)."
-            )
-        if states is not None and states.shape[1] not in (frames, total):
-            raise ValueError(f"{name} cover {states.shape[1]} frames; expected {frames} (context) or {total} (all).")
-    cut = [None if part is None else part[:, :frames] for part in (proprio_states, extrinsics)]
-    check_inputs(config, latents, frames, context_actions, *cut, name="context_actions")
-
-
 def check_scored(observation: torch.Tensor, goal: torch.Tensor | None, num_samples: int, generator: Any) -> None:
     """Refuses what [`VJepa2WorldModel.score`] cannot encode or sample: observations (B, T0, …), goals (B, …)."""
-    check_tensor("observation", observation, "(B, T0, C, H, W)", "(B, T0, N, D)")
-    if goal is not None:
-        check_tensor("goal", goal, "(B, 1, C, H, W)", "(B, 1, N, D)", "(B, N, D)")
+    if not isinstance(observation, dict):
+        check_tensor("observation", observation, "(B, T0, C, H, W)", "(B, T0, V, C, H, W)", "(B, T0, N, D)")
+    if goal is not None and not isinstance(goal, dict):
+        check_tensor("goal", goal, "(B, 1, C, H, W)", "(B, 1, V, C, H, W)", "(B, 1, N, D)", "(B, N, D)")
     check_count("num_samples", num_samples)
     check_generator("generator", generator)
 

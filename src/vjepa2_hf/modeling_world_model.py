@@ -1,53 +1,51 @@
 """The action-conditioned world model, VJepa2WorldModel: encode, forward (training), rollout, score.
 
-Shapes: B episodes, T frames, C channels, H W pixels, N tokens of a frame, D width of a latent, d width of the
-dynamics, A action, S proprio state, E extrinsics, Z size of the stochastic latent, J candidates, j of a chunk,
-K samples, P steps of a rollout, W frames of the window (`context_frames`).
+Shapes: B episodes, T frames, V views (cameras), C channels, H W pixels, N tokens of a frame (of V views: V·N, one view
+after the other), D width of a latent, d width of the dynamics, A action, S proprio state, E extrinsics, Z size of the
+stochastic latent, J candidates, j of a chunk, K samples, P steps of a rollout, W frames of the window
+(`context_frames`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from .configuration_world_model import VJepa2WorldModelConfig
 from .modeling_base import TargetEncoderMixin, VJepa2PreTrainedModel
-from .modeling_costs import Cost, check_distance_head, choose_cost, goal_latents, goal_proprio, sum_over_steps
-from .modeling_dynamics import (
-    DYNAMICS,
-    VJepa2WorldModelOutput,
-    init_dynamics,
+from .modeling_costs import check_distance_head, choose_cost
+from .modeling_dynamics import DYNAMICS, VJepa2WorldModelOutput, init_dynamics
+from .modeling_embodiments import (
+    add_embodiment,
+    encode_macro_actions,
+    freeze_trunk,
     macro_action_model,
-    rollout_loss,
-    rollout_steps,
+    pad_inputs,
+    training_inputs,
 )
 from .modeling_encoder import VJepa2Encoder, as_encoder
 from .modeling_heads import VJepa2DistanceHead, VJepa2GaussianHead, VJepa2RewardHead
 from .modeling_layers import power_loss
+from .modeling_rollout import rollout_chunks, rollout_context, rollout_loss, sample_noise, score_candidates
 from .modeling_state import (
-    DynamicsInputs,
-    apply_state_map,
     arranged_latents,
-    check_candidates,
     check_chunk_size,
-    check_inputs,
-    check_rollout,
     check_scored,
     check_square,
-    default_chunk_size,
     empty_state_map,
     fit_state_map,
+    frame_shape,
     match_dtype,
-    normalize_actions,
-    normalize_inputs,
     one_hot_actions,
+    random_views,
+    stack_views,
+    standardized_state,
     state_shape,
-    to_float_tensors,
+    tokens_of_views,
+    view_indices,
     warn_if_unnormalized,
 )
-from .pose import proprio_states_after
 from .specs import check_flag, check_generator, check_number, check_tensor, refuse
 
 
@@ -71,6 +69,11 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
     Optional heads, which do not change the dynamics: with `stochastic_dim` one predicts the error as a Gaussian, from
     which a rollout may sample ([`VJepa2GaussianHead`]); with `reward_head` one predicts the reward; with
     `distance_head` one estimates the time between two frames ([`VJepa2DistanceHead`]).
+
+    With `num_views` > 1 a frame is what several cameras see, (B, T, V, C, H, W) or a dict of camera names -> (B, T, C,
+    H, W), and its latents are (B, T, V·N, D). A dict may lack cameras; a tensor of fewer comes with `views`, their
+    names or indices. With `num_embodiments` > 1 `embodiment_ids` (B,), or one index or name for all rows, say whose
+    actions and states are given: padded with zeros to A and S or, with one for all rows, of its own sizes.
 
     Example:
         >>> wm = VJepa2WorldModel.from_encoder("runs/demo/pretrain/final", action_dim=2, context_frames=1)
@@ -138,7 +141,12 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
 
     @property
     def tokens_per_frame(self) -> int:
-        """N of a square frame of the configured size."""
+        """N, or V·N of several views, of square frames of the configured size."""
+        return frame_shape(self.config)[0]
+
+    @property
+    def tokens_per_view(self) -> int:
+        """N of one view."""
         return state_shape(self.config)[0]
 
     @property
@@ -149,23 +157,41 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
     # --- Encode
 
     @torch.no_grad()
-    def encode(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-        """Frames (B, T, C, H, W) from the video processor, each encoded alone -> latents (B, T, N, D). Before a
-        configured map is fitted, it returns the arranged latents (B, T, n, m) that `fit_state` takes."""
-        return self._encode_with(getattr(self, "encoder", None), pixel_values_videos)
+    def encode(self, pixel_values_videos: torch.Tensor | dict, views: Sequence | None = None) -> torch.Tensor:
+        """Frames (B, T, C, H, W) from the video processor, each encoded alone -> latents (B, T, N, D); of several
+        cameras see above. Before a configured map is fitted, it returns the arranged latents (B, T, n, m) that
+        `fit_state` takes."""
+        return self._encode_with(getattr(self, "encoder", None), pixel_values_videos, views)[0]
 
     @torch.no_grad()
-    def encode_targets(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
+    def encode_targets(self, pixel_values_videos: torch.Tensor | dict, views: Sequence | None = None) -> torch.Tensor:
         """As `encode`, for training targets and goals: with `freeze_encoder=False` from the EMA encoder."""
-        encoder = getattr(self, "encoder", None) if self.config.freeze_encoder else self.target_encoder
-        return self._encode_with(encoder, pixel_values_videos)
+        return self._encode_with(self._target_encoder(), pixel_values_videos, views)[0]
 
-    def _encode_with(self, encoder: VJepa2Encoder | None, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-        check_square(self.config, pixel_values_videos)
-        if not (self._has_seen_pixels or torch.compiler.is_compiling() or pixel_values_videos.is_meta):
+    def _target_encoder(self) -> VJepa2Encoder | None:
+        return getattr(self, "encoder", None) if self.config.freeze_encoder else self.target_encoder
+
+    def _encode_with(
+        self, encoder: VJepa2Encoder | None, pixel_values_videos: torch.Tensor | dict, views: Sequence | None
+    ) -> tuple[torch.Tensor, tuple[int, ...] | None]:
+        """Latents of frames, and the indices of their views (`None`: all)."""
+        frames, views = stack_views(self.config, pixel_values_videos, views)
+        frames = frames.flatten(1, 2) if self.config.num_views > 1 else frames  # (B, T · V, C, H, W)
+        check_square(self.config, frames)
+        if not (self._has_seen_pixels or torch.compiler.is_compiling() or frames.is_meta):
             self._has_seen_pixels = True  # only the first call waits for the device
-            warn_if_unnormalized(pixel_values_videos)
-        return self.standardize(arranged_latents(self.config, encoder, pixel_values_videos))
+            warn_if_unnormalized(frames)
+        latents = arranged_latents(self.config, encoder, frames)  # (B, T · V, n, m)
+        if self.config.num_views > 1:
+            latents = latents.unflatten(1, (-1, self.config.num_views if views is None else len(views))).flatten(2, 3)
+        return self.standardize(latents, views), views
+
+    def split_views(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (..., V·N, D) of all or fewer views -> (..., V, N, D), which a decoder takes."""
+        check_tensor("latents", latents)
+        if latents.ndim < 2 or latents.shape[-2] % self.tokens_per_view:
+            refuse("latents", latents, f"latents (..., V·{self.tokens_per_view}, {self.latent_size})")
+        return latents.unflatten(-2, (-1, self.tokens_per_view))
 
     @torch.no_grad()
     def fit_state(self, latents: torch.Tensor | Sequence[torch.Tensor]) -> None:
@@ -181,16 +207,12 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         self._register_state(*fit_state_map(self.config, latents))
         self.config.state_fitted = True
 
-    def standardize(self, latents: torch.Tensor) -> torch.Tensor:
+    def standardize(self, latents: torch.Tensor, views: Sequence | None = None) -> torch.Tensor:
         """Arranged latents (..., n, m) -> the state (..., N, D) of the dynamics; unchanged before `fit_state`."""
         if not self.config.state_fitted:
             return latents
-        check_tensor("latents", latents)
-        if latents.shape[-2] != len(self.state_mean):
-            found = f"the frame has {latents.shape[-2]} tokens, but the state was fitted on {len(self.state_mean)}"
-            raise ValueError(f"{found}: resize frames to {self.config.encoder_config.crop_size} pixels.")
-        centered = latents - self.state_mean
-        return apply_state_map(self.config, centered, getattr(self, "state_map", None)) / self.state_scale
+        parts = (self.state_mean, getattr(self, "state_map", None), self.state_scale)
+        return standardized_state(self.config, latents, view_indices(self.config, views), *parts)
 
     def _register_state(self, *mean_map_scale: torch.Tensor | None) -> None:
         for name, value in zip(("state_mean", "state_map", "state_scale"), mean_map_scale, strict=True):
@@ -209,6 +231,8 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         teacher_forcing_weight: float | None = None,
         rollout_weight: float | None = None,
         rewards: torch.Tensor | None = None,
+        embodiment_ids: torch.Tensor | int | str | None = None,
+        views: Sequence | None = None,
     ) -> VJepa2WorldModelOutput:
         """Teacher-forcing and rollout loss of episodes, plus the losses of the optional heads.
 
@@ -223,16 +247,16 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             proprio_states, extrinsics: (B, T, S) in environment units and (B, T, E), if the model has them.
             teacher_forcing_weight, rollout_weight: replace the configured ones; a loss with weight 0 is not computed.
             rewards: (B, T-1) in environment units, if the model has a reward head.
+            embodiment_ids, views: (B,) of several embodiments; the cameras of frames or latents of fewer than all.
         """
         config, losses, heads = self.config, {}, {}
         if teacher_forcing_weight is not None:
             teacher_forcing_weight = check_number("teacher_forcing_weight", teacher_forcing_weight, at_least=0)
         if rollout_weight is not None:
             rollout_weight = check_number("rollout_weight", rollout_weight, at_least=0)
-        latents, targets = self._training_latents(pixel_values_videos, latents)
-        actions = one_hot_actions(config, actions)
-        check_inputs(config, latents, targets.shape[1] + 1, actions, proprio_states, extrinsics)
-        inputs = normalize_inputs(config, latents, actions, proprio_states, extrinsics)[: targets.shape[1]]
+        latents, targets, views = self._training_latents(pixel_values_videos, latents, views)
+        given = (actions, proprio_states, extrinsics, embodiment_ids, views)
+        inputs = training_inputs(config, latents, *given)
         if config.reward_head:
             heads["reward_loss"] = self.reward_head.loss(inputs, targets, rewards)
         elif rewards is not None:
@@ -250,55 +274,48 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             losses["rollout_loss"] = rollout_loss(self.predictor, inputs, predicted, targets)
             loss = loss + rollout * losses["rollout_loss"]
         if config.stochastic_dim:
-            heads["nll_loss"], margins = self._stochastic_losses(inputs, hidden_states, targets)
+            heads["nll_loss"], margins = self.stochastic_head.losses(self.predictor, inputs, hidden_states, targets)
             loss = loss + config.nll_weight * (heads["nll_loss"] + margins)
         if config.reward_head:
             loss = loss + config.reward_weight * heads["reward_loss"]
         return VJepa2WorldModelOutput(loss=loss, predicted_latents=predicted, **losses, **heads)
 
     def _training_latents(
-        self, pixel_values_videos: torch.Tensor | None, latents: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """States that predictions start from and their targets, (B, T-1, N, D) each."""
+        self, pixel_values_videos: torch.Tensor | dict | None, latents: torch.Tensor | None, views: Sequence | None
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...] | None]:
+        """States that predictions start from and their targets, (B, T-1, N, D) each, and the views they hold."""
         if (pixel_values_videos is None) == (latents is None):
             raise ValueError("give either pixel_values_videos or latents (and not both).")
         if latents is None:
-            given = check_tensor("pixel_values_videos", pixel_values_videos, "(B, T, C, H, W)")
+            given, views = stack_views(self.config, pixel_values_videos, views)
+            given = check_tensor("pixel_values_videos", given, "(B, T, C, H, W)", "(B, T, V, C, H, W)")
         else:
             given = check_tensor("latents", latents, "(B, T, N, D)")
         if given.ndim > 1 and given.shape[1] < 2:
             raise ValueError(f"episodes have {given.shape[1]} frames; training needs 2 or more.")
         if self.config.freeze_encoder:
-            latents = self._as_latents(given)
-            return latents[:, :-1], latents[:, 1:]
-        if latents is not None:
+            latents, views = self._as_latents(given, views)
+            seen, targets = latents[:, :-1], latents[:, 1:]
+        elif latents is not None:
             outdated = "cached latents are outdated after every step: give pixel_values_videos."
             raise ValueError(f"latents were given, but with freeze_encoder=False {outdated}")
-        seen = self._encode_with(self.encoder, pixel_values_videos[:, :-1])
-        return seen, self.encode_targets(pixel_values_videos[:, 1:])
+        else:
+            seen, views = self._encode_with(self.encoder, given[:, :-1], views)
+            targets = self.encode_targets(given[:, 1:], views)
+        if self.training and (kept := random_views(self.config, views)) != views:
+            tokens = tokens_of_views(self.config, views, kept, seen.shape[2], seen.device)
+            seen, targets, views = seen[:, :, tokens], targets[:, :, tokens], kept
+        return seen, targets, views
 
     def latent_loss(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """mean |ŝ − s|^p / p over episodes, steps, tokens and channels (p = 1 published, p = 2 two-phase recipe)."""
         return power_loss(predicted, target, self.config.loss_exponent)
 
-    def _stochastic_losses(
-        self, inputs: DynamicsInputs, hidden_states: torch.Tensor | None, targets: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """-log p(s_{t+1} | s_t, a_t) of a frame's numbers jointly and alone; the gradient reaches only the head."""
-        with torch.no_grad():
-            hidden_states = self.predictor.hidden_states(inputs) if hidden_states is None else hidden_states.detach()
-            errors = targets.float() - self.predictor.next_latents(hidden_states, inputs.latents).float()
-        joint, margins = self.stochastic_head.negative_log_likelihood(hidden_states, errors)
-        return joint.mean(), margins.mean()
-
     # --- Macro-actions
 
     def encode_actions(self, actions: torch.Tensor) -> torch.Tensor:
         """Actions (..., A) of model steps in environment units -> macro-actions (..., M), numbers within -1 and 1."""
-        actions = check_tensor("actions", one_hot_actions(self.config, actions), floating=False)
-        if actions.shape[-1:] != (self.config.action_dim,):
-            refuse("actions", actions, f"a tensor (..., {self.config.action_dim})")
-        return self.predictor.macro_actions(normalize_actions(self.config, self.predictor.embed.weight, actions))
+        return encode_macro_actions(self, actions)
 
     def macro_model(self) -> "VJepa2WorldModel":
         """This model with macro-actions as its actions (`action_dim` is M, the bounds are those of the training data),
@@ -317,6 +334,8 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         candidate_chunk_size: int | None = None,
         use_cache: bool = True,
         generator: torch.Generator | None = None,
+        embodiment_ids: torch.Tensor | int | str | None = None,
+        views: Sequence | None = None,
     ) -> torch.Tensor:
         """Predicts the latents that follow under given actions.
 
@@ -333,53 +352,26 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             candidate_chunk_size, use_cache: candidates per forward (`None` chooses by size) and whether keys and
                 values of earlier steps are reused; memory and time depend on them, the result does not.
             generator: noise of the samples, for a model with `stochastic_dim`.
+            embodiment_ids, views: as in `forward`.
 
         Returns:
             (B, P, N, D), or (B, J, P, N, D).
         """
         check_chunk_size(candidate_chunk_size)
-        latents = self._as_latents(check_tensor("latents", latents, "(B, T0, N, D)"))
+        latents, views = self._as_latents(check_tensor("latents", latents, "(B, T0, N, D)"), views)
         check_flag("use_cache", use_cache)
         check_generator("generator", generator)
         actions = one_hot_actions(self.config, actions)
         if actions is None or actions.ndim not in (3, 4):
             refuse("actions", actions, "a tensor (B, P, A) or (B, J, P, A)")
         candidates = actions.unsqueeze(1) if actions.ndim == 3 else actions
-        noise = None if generator is None else self._noise(candidates.shape[:-1], latents.shape[2], generator)
-        context = (context_actions, proprio_states, extrinsics)
-        chunks = self._rollout_chunks(latents, candidates, context, candidate_chunk_size, use_cache, noise)
+        noise = None if generator is None else sample_noise(self, candidates.shape[:-1], latents.shape[2], generator)
+        context = (latents, context_actions, proprio_states, extrinsics, embodiment_ids, views)
+        (candidates,), _ = pad_inputs(self.config, embodiment_ids, *latents.shape[:2], [candidates], None)
+        context = rollout_context(self.config, *context)
+        chunks = rollout_chunks(self, context, candidates, candidate_chunk_size, use_cache, noise)
         future = torch.cat([torch.stack(list(steps), dim=2) for steps in chunks], dim=1)
         return future.squeeze(1) if actions.ndim == 3 else future
-
-    def _rollout_chunks(
-        self, latents, actions, context, chunk_size, use_cache=True, noise=None
-    ) -> Iterator[Iterator[torch.Tensor]]:
-        """For every chunk of candidates, an iterator over the latents (B, j, N, D) of the steps. Only the cache of the
-        frames before the present is shared: the present's tokens depend on the first action of a candidate."""
-        context_actions = one_hot_actions(self.config, context[0], "context_actions")
-        actions, context_actions, *states = to_float_tensors(latents, actions, context_actions, *context[1:])
-        check_rollout(self.config, latents, actions, context_actions, *states)
-        frames = latents.shape[1]
-        known = actions[:, 0, :1] if context_actions is None else torch.cat([context_actions, actions[:, 0, :1]], 1)
-        inputs = normalize_inputs(self.config, latents, known, *states)[:frames][-self.config.context_frames :]
-        use_cache = use_cache and self.config.context_frames > 1
-        cache = self.predictor(inputs[:-1])[1] if use_cache and inputs.latents.shape[1] > 1 else None
-        chunk_size = chunk_size or default_chunk_size(self.config, latents)
-        head = getattr(self, "stochastic_head", None)
-        for first in range(0, actions.shape[1], chunk_size):
-            chunk, chunk_noise = actions[:, first : first + chunk_size], None
-            if noise is not None:
-                samples = torch.arange(first, first + chunk.shape[1], device=actions.device) % noise.shape[1]
-                chunk_noise = noise[:, samples].flatten(0, 1)
-            yield rollout_steps(self.predictor, head, inputs, chunk, states, frames, cache, use_cache, chunk_noise)
-
-    def _noise(self, shape: tuple[int, ...], num_tokens: int, generator: torch.Generator) -> torch.Tensor:
-        """Standard normal noise (*shape, Z + N · D) for samples."""
-        if not self.config.stochastic_dim:
-            raise ValueError("samples are requested, but the model is deterministic (stochastic_dim is 0).")
-        size = self.config.stochastic_dim + num_tokens * self.latent_size
-        noise = torch.randn(*shape, size, generator=generator, device=generator.device)
-        return noise.to(self.stochastic_head.proj.weight.device)
 
     # --- Score
 
@@ -398,6 +390,9 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         generator: torch.Generator | None = None,
         cost: Any = None,
         goal_proprio_states: torch.Tensor | None = None,
+        embodiment_ids: torch.Tensor | int | str | None = None,
+        views: Sequence | None = None,
+        goal_views: Sequence | None = None,
     ) -> torch.Tensor:
         """Planning cost of given actions: by default the distance of the last predicted latents to the goal's.
 
@@ -415,6 +410,8 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             cost: terms of `vjepa2_hf.planning`, such as `LatentDistance("l1") + 0.1 * ActionPenalty()`, or a name.
                 `None`: `LatentDistance("l2")`, or `Reward()` without a goal.
             goal_proprio_states: (B, S) or (B, 1, S), for `ProprioDistance`.
+            embodiment_ids, views: as in `forward`.
+            goal_views: cameras of the goal, some of the observation's; `None`: the same. They alone are compared.
 
         Returns:
             (B, J), lower is better.
@@ -422,47 +419,24 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         check_chunk_size(candidate_chunk_size)
         terms = choose_cost(cost, distance, uncertainty_weight, goal is not None, self.config.reward_head)
         check_scored(observation, goal, num_samples, generator)
-        latents = self._as_latents(observation)
+        latents, views = self._as_latents(observation, views)
         if goal is not None:
-            goal = goal_latents(self.encode_targets(goal) if goal.ndim == 5 else goal, latents)
-        goal_states = goal_proprio(terms, self.config.proprio_dim, proprio_states, goal_proprio_states, latents)
-        actions, noise = one_hot_actions(self.config, actions), None
-        check_candidates(self.config, latents, actions)
-        chunk_size = int(candidate_chunk_size or default_chunk_size(self.config, latents))
-        if num_samples != 1 or terms.needs_samples:
-            if num_samples < 2:
-                raise ValueError(f"num_samples is {num_samples}; expected 2 or more to estimate an uncertainty.")
-            generator = torch.Generator().manual_seed(0) if generator is None else generator
-            noise = self._noise((num_samples, actions.shape[2]), latents.shape[2], generator)
-            noise = noise.expand(len(actions), -1, -1, -1)  # (B, K, P, Z + N · D)
-            chunk_size = max(1, chunk_size // int(num_samples))  # samples of a candidate stay together
-        context = (context_actions, proprio_states, extrinsics)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and actions.requires_grad):
-            arguments = terms, latents, (goal, goal_states, self._distance_to(terms, goal)), context, chunk_size, noise
-            if not torch.is_grad_enabled() or actions.shape[1] <= chunk_size:
-                return self._costs(*arguments, actions)
-            chunks = actions.split(chunk_size, dim=1)
-            return torch.cat([checkpoint(self._costs, *arguments, c, use_reentrant=False) for c in chunks], dim=1)
+            goal_views = views if goal_views is None and not isinstance(goal, dict) else goal_views
+            goal, goal_views = self._as_latents(goal, goal_views, self._target_encoder())
+        context = {"latents": latents, "actions": context_actions, "proprio_states": proprio_states}
+        context |= {"extrinsics": extrinsics, "embodiment": embodiment_ids, "views": views}
+        given = (terms, goal, goal_views, goal_proprio_states, actions, context)
+        return score_candidates(self, *given, candidate_chunk_size, num_samples, generator)
 
-    def _as_latents(self, observation: torch.Tensor) -> torch.Tensor:
-        """Latents of frames (B, T, C, H, W), or given ones in the precision of the dynamics."""
-        if observation.ndim == 5:
-            return self.encode(observation)
-        return match_dtype(observation, self.predictor.embed.weight)
-
-    def _costs(self, terms, latents, goals, context, chunk_size, noise, actions: torch.Tensor) -> torch.Tensor:
-        """Costs (B, J) of actions (B, J, P, A), with noise (B, K, P, Z + N · D) that all candidates share."""
-        samples, costs = 1 if noise is None else noise.shape[1], []
-        repeated = actions.repeat_interleave(samples, dim=1)
-        chunks = self._rollout_chunks(latents, repeated, context, chunk_size * samples, noise=noise)
-        for steps, chunk in zip(chunks, actions.split(chunk_size, dim=1), strict=True):
-            states = None
-            if terms.needs_proprio:
-                kind, frames = self.config.proprio_transition, latents.shape[1]
-                states = proprio_states_after(kind, context[1], chunk, frames, latents.device)
-            rollout = (steps, chunk, latents[:, -1:], samples, self.predict_rewards, states)
-            costs.append(sum_over_steps(terms, *rollout, *goals))
-        return torch.cat(costs, dim=1)
+    def _as_latents(
+        self, given: torch.Tensor | dict, views: Sequence | None, encoder: VJepa2Encoder | None = None
+    ) -> tuple[torch.Tensor, tuple[int, ...] | None]:
+        """Latents of frames, from `encoder` or the online one, or given ones in the precision of the dynamics; and the
+        indices of their views (`None`: all)."""
+        if isinstance(given, dict) or given.ndim > 4:
+            with torch.no_grad():
+                return self._encode_with(encoder or getattr(self, "encoder", None), given, views)
+        return match_dtype(given, self.predictor.embed.weight), view_indices(self.config, views)
 
     def predict_rewards(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """Rewards (..., T-1) of the steps between latents (..., T, N, D), such as a present and the output of
@@ -488,13 +462,34 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         check_distance_head(self.config)
         return self.distance_head.between(start, end)
 
-    def _distance_to(self, terms: Cost, goal: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The distance (B, J, K, P) of latents from a goal (B, 1, 1, N, D), embedded once, if a cost needs it."""
-        goal = self.distance_embedding(goal).unsqueeze(3) if terms.needs_distance_head else None
-        return lambda latents: self.embedded_distance(self.distance_embedding(latents), goal)
-
     def add_distance_head(self) -> None:
         """Gives the model a new distance head, of the config's sizes, in place of one that it may have.
         `vjepa2_hf.training.temporal_distance` trains it."""
         self.config.distance_head = True
         self.distance_head = VJepa2DistanceHead(self.config).to(self.device, self.dtype)
+
+    # --- Embodiments
+
+    def add_embodiment(
+        self,
+        action_dim: int | None = None,
+        proprio_dim: int | None = None,
+        name: str | None = None,
+        proprio_transition: str | None = None,
+        **vectors: Sequence[float],
+    ) -> int:
+        """Gives a trained model projections for the actions and proprio states of one more embodiment, and returns its
+        index. All other weights, and the predictions for the others, stay as they are.
+
+        Args:
+            action_dim, proprio_dim: sizes per model step; `None`: the config's `action_dim`, and no state.
+            proprio_transition: see the config; `None`: "hold".
+            vectors: `action_low`, `action_high`, `action_mean`, `action_std`, `proprio_mean`, `proprio_std`.
+        """
+        sizes = {"action_dim": action_dim, "proprio_dim": proprio_dim, "proprio_transition": proprio_transition}
+        return add_embodiment(self, name, sizes, vectors)
+
+    def freeze_trunk(self, embodiment: int | str = -1) -> None:
+        """Freezes all weights but the projections and the embedding of an embodiment (by default the last), to train
+        them alone. Call it after loading; `train()` keeps it."""
+        freeze_trunk(self, embodiment)
