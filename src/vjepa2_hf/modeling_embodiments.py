@@ -362,6 +362,7 @@ def encode_macro_actions(model: PreTrainedModel, actions: torch.Tensor) -> torch
 
 
 def check_macro_actions(config: VJepa2WorldModelConfig) -> None:
+    """Refuses macro-actions of a model without them."""
     if config.macro_action_dim is None:
         raise ValueError("the model has no macro-actions (macro_action_dim is None): train one with 4, for example.")
 

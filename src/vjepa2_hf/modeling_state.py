@@ -360,7 +360,7 @@ def tokens_of_views(
     tokens: int,
     device: torch.device,
 ) -> torch.Tensor | None:
-    """Ids of the goal's views among the tokens of a frame that holds `views`; `None` if both hold the same views."""
+    """Ids (M,) of the goal's views among the tokens of a frame that holds `views`; `None` if both hold the same."""
     present, wanted = held_views(config, views), held_views(config, goal_views)
     names = view_names(config)
     if missing := [names[view] for view in wanted if view not in present]:
