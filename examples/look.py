@@ -5,6 +5,7 @@
 """Plots what an encoder, a probe or a predictor sees in videos: .png is a figure, .gif and .mp4 are animations.
 
     python examples/look.py pca MODEL VIDEO [VIDEO ...] OUTPUT        # features as colors, clips side by side
+    python examples/look.py pca MODEL IMAGE OUTPUT --compare OTHER    # of one clip or image, encoders side by side
     python examples/look.py attention PROBE VIDEO OUTPUT              # attention of an attentive probe
     python examples/look.py nearest MODEL VIDEO [VIDEO ...] OUTPUT    # frames of other clips with the nearest latents
     python examples/look.py loss MODEL VIDEO [VIDEO ...] OUTPUT       # prediction loss at each masked position
@@ -13,9 +14,9 @@ After the demo:
 
     python examples/look.py pca runs/demo/pretrain/final runs/demo/episodes features.gif
 
-VIDEO is a video file, of which evenly spaced clips are read (with attention the clip `--clip`), or a folder of shards,
-of which each row gives its first frames. MODEL is a folder or Hub id: for pca and nearest any model with an encoder,
-for attention a probe from `examples/train_probe.py` with `kind=attentive`, for loss a masked-latent model.
+VIDEO is a video file, of which evenly spaced clips are read (with attention the clip `--clip`), an image, or a folder
+of shards, of which each row gives its first frames. MODEL is a folder or Hub id: for pca and nearest any model with an
+encoder, for attention a probe from `examples/train_probe.py` with `kind=attentive`, for loss a masked-latent model.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from vjepa2_hf import VJepa2Encoder, VJepa2ForMaskedLatentPrediction, VJepa2ForV
 from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
 from vjepa2_hf.visualization import figures
 from vjepa2_hf.visualization.clip_figures import Masks, Plot, plot_losses, plot_neighbors
+from vjepa2_hf.visualization.dense_figures import plot_feature_comparison
 from vjepa2_hf.visualization.measures import dense_features, feature_colors
 from vjepa2_hf.visualization.video_clips import load_processor, read_clip, read_clips
 
@@ -76,9 +78,27 @@ def load(model_class: type, model: str, part: str, hint: str) -> Any:
 
 def look_at_features(options: argparse.Namespace) -> Plot:
     encoder = VJepa2Encoder.from_pretrained(options.model).eval()
-    pixels, frames, names = read(options, encoder, options.clips)
-    colors = feature_colors([dense_features(encoder, clip[None]) for clip in pixels])
-    return partial(figures.plot_feature_pca, frames, colors, names=names), len(pixels[0])
+    pixels, frames, names = read(options, encoder, 1 if options.compare else options.clips)
+    colors = feature_colors([dense_features(encoder, clip[None], options.levels) for clip in pixels])
+    if not options.compare:
+        return partial(figures.plot_feature_pca, frames, colors, names=names), len(pixels[0])
+    found = {short_name(options.model): colors[0]}
+    for model in options.compare:
+        refuse_missing_model(model)
+        other = VJepa2Encoder.from_pretrained(model).eval()
+        levels = options.levels if other.config.output_levels is not None else "last"
+        clip = load_processor(model, other, frames[0].shape[1:3])(frames[0], return_tensors="pt")[
+            "pixel_values_videos"
+        ]
+        name = short_name(model)
+        found[model if name in found else name] = feature_colors([dense_features(other, clip, levels)])[0]
+    return partial(plot_feature_comparison, frames[0], found), len(pixels[0])
+
+
+def short_name(model: str) -> str:
+    """What a model is called over its features: its folder, without `final`."""
+    parts = [part for part in Path(model).parts if part not in ("final", ".", "/")]
+    return parts[-1] if parts else model
 
 
 def look_at_attention(options: argparse.Namespace) -> Plot:
@@ -146,11 +166,15 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("output", metavar="OUTPUT", type=Path, help="name that ends in .png, .gif or .mp4")
         command.add_argument("--frames", type=int, help="length of a clip (default: the model's)")
         command.add_argument("--fps", type=float, help="frames per second of a clip (default: the video's own rate)")
-        command.add_argument("--size", type=int, help="resize whole frames to squares of this many pixels")
+        size = "resize whole frames to this height and width, or to squares"
+        command.add_argument("--size", type=int, nargs="+", metavar="PIXELS", help=size)
         command.add_argument("--play_fps", type=float, default=6.0, help="frames per second of a GIF or mp4 (6)")
         if name != "attention":
             count = 3 if name == "pca" else 16
             command.add_argument("--clips", type=int, default=count, help=f"clips in all, rounded up ({count})")
+    features = parsers["pca"]
+    features.add_argument("--compare", metavar="MODEL", nargs="+", help="other encoders, for the first clip")
+    features.add_argument("--levels", choices=("last", "all"), default="last", help="last block, or all output levels")
     attention = parsers["attention"]
     attention.add_argument("--clip", type=int, default=0, help="number of the clip, or of the row of shards (0)")
     attention.add_argument("--heads", action="store_true", help="plot each head too")

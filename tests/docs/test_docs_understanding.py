@@ -1,15 +1,19 @@
-"""The commands and snippets of docs/long_video.md, docs/anomalies.md and docs/looking.md run, at tiny size."""
+"""The commands and snippets of docs/long_video.md, anomalies.md, looking.md and dense.md run, at tiny size."""
 
 import json
 from pathlib import Path
 
 import detect_anomalies
+import numpy as np
+import PIL.Image
 import pytest
+import record_episodes
 import torch
 from builders import ROOT, TINY_ENCODER, TINY_PREDICTOR, moving_square
 from script_runs import blocks, commands, run_command
 
 from vjepa2_hf import (
+    VJepa2Encoder,
     VJepa2ForMaskedLatentPrediction,
     VJepa2ForVideoClassification,
     VJepa2VideoProcessor,
@@ -85,6 +89,30 @@ def test_looking(work):
     with VideoReader("features.mp4") as reader:
         assert len(reader) == 16
     assert Path("features.png").is_file() and Path("distances.png").is_file()
+
+
+def test_dense_features(work):
+    VJepa2Encoder.from_pretrained("runs/mine/final").save_pretrained("runs/other/final")
+    VJepa2VideoProcessor(size=32, crop_size=32).save_pretrained("runs/other/final")
+    recorder = ["--env", "vjepa2_hf/Pushing-v0", "--policy", "drawn_to_block", "--length", "6", "--num_proc", "1"]
+    record_episodes.main([*recorder, "--episodes", "8", "--output", "runs/demo/episodes"])
+    with VideoReader("lecture.mp4") as reader:
+        height, width = reader.frames([0]).shape[1:3]
+    for folder in ("photos", "photo_masks"):
+        Path(folder).mkdir()
+    for number in range(8):
+        mask = np.zeros((height, width), np.uint8)
+        mask[:8, :8] = 1
+        PIL.Image.fromarray(np.repeat(mask[..., None], 3, -1)).save(f"photos/{number}.png")
+        PIL.Image.fromarray(mask).save(f"photo_masks/{number}.png")
+    PIL.Image.fromarray(mask).save("first_frame.png")
+    for command in commands("dense.md"):
+        tiny = ["training.steps=2", "selection_fraction=0.3"]
+        run_command(command + (tiny if "examples/dense_probe.py" in command else []))
+    for path in ("pushing/predictions.png", "photos/head/model.safetensors", "followed.gif", "compared.png"):
+        assert (Path("runs/dense") / path).is_file()
+    for block in blocks("dense.md", "python"):
+        exec(block, {})
 
 
 def test_the_table_is_that_of_the_last_measurement():

@@ -52,6 +52,21 @@ def work(tmp_path_factory):
     return folder
 
 
+def test_encoders_are_compared_on_an_image_of_any_size(work, tmp_path):
+    image = np.random.default_rng(0).integers(0, 255, (40, 70, 3), np.uint8)
+    PIL.Image.fromarray(image).save(tmp_path / "image.png")
+    size = ["--size", "24", "64"]
+    arguments = [str(work / "encoder"), str(tmp_path / "image.png"), str(tmp_path / "one.png")]
+    look.main(["pca", *arguments, *size, "--compare", str(work / "run" / "final"), str(work / "attentive")])
+    look.main(["pca", *arguments[:2], str(tmp_path / "alone.png"), *size])
+    with PIL.Image.open(tmp_path / "one.png") as one, PIL.Image.open(tmp_path / "alone.png") as alone:
+        assert one.width > 1.5 * alone.width  # a column for the image and for each encoder
+    with pytest.raises(SystemExit):
+        look.main(["pca", *arguments, "--size", "24", "60"])
+    with pytest.raises(SystemExit):
+        look.main(["pca", *arguments, *size, "--levels", "all"])
+
+
 def test_features_of_several_videos_play_side_by_side(work, tmp_path):
     output = tmp_path / "new" / "features.gif"
     videos = [str(work / "clip.mp4"), str(work / "shards")]

@@ -26,12 +26,15 @@ from vjepa2_hf.metrics.class_mean_recall.class_mean_recall import class_mean_rec
 from vjepa2_hf.metrics.confusion_matrix.confusion_matrix import confusion_matrix
 from vjepa2_hf.metrics.latent_rollout.latent_rollout import RolloutScores
 from vjepa2_hf.metrics.mean_average_precision.mean_average_precision import average_precisions
+from vjepa2_hf.metrics.mean_iou.mean_iou import mean_iou
 from vjepa2_hf.metrics.planning_success.planning_success import summarize_success
 from vjepa2_hf.metrics.r_squared.r_squared import r_squared
+from vjepa2_hf.metrics.root_mean_squared_error.root_mean_squared_error import root_mean_squared_error
 from vjepa2_hf.metrics.top_k_accuracy.top_k_accuracy import is_in_top_k
 from vjepa2_hf.planning.constraints import build_constraints
 from vjepa2_hf.planning.search import shift_plan
 from vjepa2_hf.planning.solvers import SOLVERS, build_solver
+from vjepa2_hf.probing.label_propagation import Propagation, propagate_labels
 from vjepa2_hf.probing.labeled_clips import ClipViews
 from vjepa2_hf.probing.sweep import ProbeSweep
 from vjepa2_hf.specs import is_integer
@@ -725,6 +728,11 @@ def metric_calls() -> list[Call]:
              {"scores": "tensor", "labels": "tensor"}, in_range),
         Call("r_squared", r_squared, lambda: tensors(predictions=scores, labels=scores),
              {"predictions": "tensor", "labels": "tensor"}, lambda result, given: result <= 1),
+        Call("mean_iou", mean_iou, lambda: {**tensors(predictions=labels, references=labels), "num_labels": 4},
+             {"predictions": "tensor", "references": "tensor", "num_labels": "integer"}, in_range),
+        Call("root_mean_squared_error", root_mean_squared_error,
+             lambda: tensors(predictions=scores, references=scores),
+             {"predictions": "tensor", "references": "tensor"}, lambda result, given: result >= 0),
         Call("summarize_success", summarize_success, lambda: {**tensors(**success), "bins": 2},
              {**dict.fromkeys(success, "tensor"), "bins": "integer"},
              lambda result, given: 0 <= result["low"] <= result["success"] <= result["high"] <= 1),
@@ -835,6 +843,9 @@ def probe_calls() -> list[Call]:
     def sweep(settings, features, labels):
         return ProbeSweep(model("linear"), settings)(features, labels)
 
+    def propagate(features, first, **settings):
+        return propagate_labels(features, first, Propagation(**settings))
+
     views = {
         "frames_per_clip": "integer",
         "fps": "number",
@@ -849,6 +860,11 @@ def probe_calls() -> list[Call]:
         Call("ProbeSweep", sweep,
              lambda: {"settings": [(0.1, 0.0), (0.2, 0.1)], "features": rand(2, 24), "labels": torch.tensor([0, 2])},
              {"settings": "vector", "features": "tensor", "labels": "tensor"}, finite_in_finite_out, in_api=False),
+        Call("propagate_labels", propagate,
+             lambda: {"features": rand(3, 2, 4, 5), "first": torch.ones(2, 2, 4) / 2, "top_k": 2, "context_frames": 1,
+                      "radius": 2.0, "temperature": 0.1},
+             {"features": "tensor", "first": "tensor", "top_k": "integer", "context_frames": "integer",
+              "radius": "number", "temperature": "number"}, finite_in_finite_out, in_api=False),
         Call("ClipViews", ClipViews, lambda: {**views_right, "seed": 0, "anticipate_frames": None}, views,
              whole_numbers(views), in_api=False),
     ]  # fmt: skip

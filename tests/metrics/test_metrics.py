@@ -6,12 +6,15 @@ import evaluate
 import numpy as np
 import pytest
 import sklearn.metrics
+import torch
 
 import vjepa2_hf
 from vjepa2_hf.metrics.class_mean_recall.class_mean_recall import class_mean_recall
 from vjepa2_hf.metrics.confusion_matrix.confusion_matrix import confusion_matrix, plot_confusion_matrix
 from vjepa2_hf.metrics.mean_average_precision.mean_average_precision import average_precisions
+from vjepa2_hf.metrics.mean_iou.mean_iou import mean_iou
 from vjepa2_hf.metrics.r_squared.r_squared import r_squared
+from vjepa2_hf.metrics.root_mean_squared_error.root_mean_squared_error import root_mean_squared_error
 from vjepa2_hf.metrics.top_k_accuracy.top_k_accuracy import is_in_top_k
 
 
@@ -94,8 +97,41 @@ def test_confusion_is_counted_and_drawn(scores, tmp_path):
         (lambda: average_precisions(np.zeros((2, 3)), np.zeros((2, 3))), "some of them 1"),
         (lambda: r_squared(np.zeros((2, 1)), np.ones((2, 1))), "No label varies"),
         (lambda: confusion_matrix(np.array([0]), np.array([4]), 3), "lie outside 0 to 2"),
+        (lambda: mean_iou(np.array([[3]]), np.array([[0]]), 3), "expected 0 to 2"),
+        (lambda: mean_iou(np.array([[0.5]]), np.array([[0]]), 3), "label images: integers"),
+        (lambda: mean_iou(np.array([[0]]), np.array([[255]]), 3), "no pixel to score"),
+        (lambda: mean_iou(np.array([[0]]), np.array([[0, 1]]), 3), "expected one shape"),
+        (lambda: root_mean_squared_error([np.inf], [1.0]), "expected finite"),
+        (lambda: root_mean_squared_error([1.0], [np.nan]), "not NaN first"),
     ],
 )
 def test_wrong_inputs_are_a_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_mean_iou_counts_all_pixels_together(tmp_path):
+    references = np.array([[[0, 0, 1], [1, 1, 255]], [[0, 0, 0], [0, 0, 2]]])
+    predictions = np.array([[[0, 1, 1], [1, 1, 0]], [[0, 0, 0], [0, 0, 0]]])
+    expected = [6 / 8, 3 / 4, 0.0, np.nan]  # the ignored pixel counts nowhere
+    found = load("mean_iou", tmp_path).compute(predictions=predictions, references=references, num_labels=4)
+    np.testing.assert_allclose(found["per_category_iou"], expected)
+    assert found["mean_iou"] == pytest.approx(0.5) and found["overall_accuracy"] == pytest.approx(9 / 11)
+    np.testing.assert_allclose(found["per_category_accuracy"], [6 / 7, 1.0, 0.0, np.nan])
+    metric = evaluate.load(str(FOLDER / "mean_iou"), cache_dir=str(tmp_path), num_labels=4)
+    for one, other in zip(predictions, references, strict=True):
+        metric.add_batch(predictions=torch.from_numpy(one), references=torch.from_numpy(other))
+    assert metric.compute()["mean_iou"] == pytest.approx(0.5)
+    assert mean_iou(predictions, references, 4) == pytest.approx(0.5)
+
+
+def test_root_mean_squared_error_is_scikit_learns(tmp_path):
+    rng = np.random.default_rng(0)
+    references, predictions = rng.normal(3, 2, (2, 5, 6)), rng.normal(3, 2, (2, 5, 6))
+    known = rng.random((2, 5, 6)) < 0.7
+    expected = sklearn.metrics.root_mean_squared_error(references[known], predictions[known])
+    holes = np.where(known, references, np.nan)
+    found = load("root_mean_squared_error", tmp_path).compute(predictions=predictions, references=holes)
+    assert found["rmse"] == pytest.approx(expected) == root_mean_squared_error(predictions, holes)
+    assert found["rmse_of_the_mean"] == pytest.approx(references[known].std())
+    assert found["mean_absolute_error"] == pytest.approx(np.abs(references - predictions)[known].mean())

@@ -12,12 +12,28 @@ import torch
 
 from ..modeling_encoder import VJepa2Encoder
 from ..modeling_masked_latent import VJepa2ForMaskedLatentPrediction
+from ..specs import check_choice
 
 
-def dense_features(encoder: VJepa2Encoder, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-    """An encoder's tokens on their grid: one clip (1, T, C, H, W) -> float32 (T', H', W', D), without gradient."""
+Levels = Literal["last", "all"]
+
+
+def grid_features(encoder: VJepa2Encoder, pixel_values_videos: torch.Tensor, levels: Levels = "last") -> torch.Tensor:
+    """An encoder's tokens on their grid: clips (B, T, C, H, W) -> float32 (B, T', H', W', D), without gradient.
+
+    Args:
+        levels: "last" block, or "all": those of the encoder's `output_levels` concatenated (..., L·D).
+    """
+    check_choice("levels", levels, ("last", "all"))
     grid = encoder.get_grid(pixel_values_videos)
-    return encoder.encode(pixel_values_videos)[0].unflatten(0, grid).float()
+    if levels == "all" and encoder.config.output_levels is None:
+        raise ValueError("levels is 'all', but the encoder's output_levels are None; expected 'last'.")
+    return encoder.encode(pixel_values_videos, levels=levels == "all").unflatten(1, grid).float()
+
+
+def dense_features(encoder: VJepa2Encoder, pixel_values_videos: torch.Tensor, levels: Levels = "last") -> torch.Tensor:
+    """`grid_features` of one clip (1, T, C, H, W): float32 (T', H', W', D)."""
+    return grid_features(encoder, pixel_values_videos, levels)[0]
 
 
 def feature_colors(features: Sequence[torch.Tensor], around_zero: bool = False) -> list[np.ndarray]:

@@ -4,6 +4,7 @@ Shapes: T frames, H W pixels.
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 
 from ..data.shards import ShardSource, open_stream
 from ..modeling_encoder import VJepa2Encoder
-from ..video_io import VideoReader
+from ..specs import is_integer, refuse
+from ..video_io import IMAGE_EXTENSIONS, VideoReader, read_image
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 
 
@@ -22,13 +24,16 @@ def read_clips(video: str | Path, num_frames: int, fps: float | None = None, cou
     """Reads clips, evenly spaced in a video file, or from the start of each row of shards: uint8 (T, H, W, 3) each.
 
     Args:
-        video: a video file, or what `vjepa2_hf.data.shards.ShardSource` takes.
+        video: a video file, an image, which is one clip of one frame, or what `vjepa2_hf.data.shards.ShardSource`
+            takes.
         num_frames: T.
         fps: frames per second; `None`: the video's own rate.
         count: maximum number of clips. Clips of a file do not overlap, and the first one starts at frame 0. Rows of
             shards that are unreadable or too short are left out with a warning; it is an error if all are.
     """
     _check_numbers(num_frames, fps, count)
+    if Path(video).suffix.lower() in IMAGE_EXTENSIONS:
+        return [read_image(video)[None]]
     if _is_video(video):
         return _read_clips(video, str(video), num_frames, fps, count)
     clips, problem = [], None
@@ -68,13 +73,30 @@ def read_clip(video: str | Path, num_frames: int, fps: float | None = None, numb
         return _read_frames(reader, number * num_frames, num_frames, fps)
 
 
-def load_processor(model: str | Path, encoder: VJepa2Encoder, size: int | None = None) -> VJepa2VideoProcessor:
-    """The processor saved with a model; with a `size` or where none is saved, one that resizes the whole frame to a
-    square of that many pixels (default: the encoder's `crop_size`)."""
-    if size is None and (Path(model) / "video_preprocessor_config.json").is_file():
+def load_processor(
+    model: str | Path, encoder: VJepa2Encoder, size: int | Sequence[int] | None = None
+) -> VJepa2VideoProcessor:
+    """The processor saved with a model; with a `size` or where none is saved, one that resizes whole frames.
+
+    Args:
+        size: side of a square in pixels, or height and width, multiples of the encoder's `patch_size`; `None` where
+            no processor is saved: the encoder's `crop_size`.
+    """
+    is_saved = (Path(model) / "video_preprocessor_config.json").is_file()
+    if size is None and is_saved:
         return VJepa2VideoProcessor.from_pretrained(model)
-    size = size or encoder.config.crop_size
-    return VJepa2VideoProcessor(size=size, crop_size=size)
+    height, width = frame_size("size", encoder.config.crop_size if size is None else size, encoder.config.patch_size)
+    exact = {"height": height, "width": width}
+    settings = {"size": exact, "crop_size": exact, "do_center_crop": False, "do_random_resized_crop": False}
+    return VJepa2VideoProcessor.from_pretrained(model, **settings) if is_saved else VJepa2VideoProcessor(**settings)
+
+
+def frame_size(name: str, size: int | Sequence[int], patch_size: int = 1) -> tuple[int, int]:
+    """Height and width of a setting that is one number for both, or two."""
+    numbers = [size] if is_integer(size) else list(size) if isinstance(size, (list, tuple)) else []
+    if len(numbers) not in (1, 2) or not all(is_integer(n) and n > 0 and n % patch_size == 0 for n in numbers):
+        refuse(name, size, f"one number or height and width, multiples of {patch_size}")
+    return int(numbers[0]), int(numbers[-1])
 
 
 def _check_numbers(num_frames: int, fps: float | None, count: int) -> None:
