@@ -29,13 +29,14 @@ import torch
 from torchvision.utils import save_image
 from tqdm import tqdm
 
-from vjepa2_hf import VJepa2PixelDecoder, VJepa2VideoProcessor, VJepa2WorldModel
+from vjepa2_hf import VJepa2PixelDecoder, VJepa2VideoProcessor, VJepa2WorldModel, VJepa2WorldModelConfig
 from vjepa2_hf.data.episodes import EpisodeSource, episode_ids, held_out_of, read_episodes
 from vjepa2_hf.data.files import write_aside, write_json
 from vjepa2_hf.metrics.latent_rollout.latent_rollout import LatentRollout
+from vjepa2_hf.modeling_embodiments import embodiment_index
 from vjepa2_hf.specs import check_at_least
 from vjepa2_hf.training.cached_windows import as_shards
-from vjepa2_hf.training.episode_latents import held_out_fraction
+from vjepa2_hf.training.episode_latents import held_out_fraction, with_views
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 from vjepa2_hf.visualization import rollout_measures as measures
 from vjepa2_hf.visualization.distance_curves import (
@@ -44,7 +45,13 @@ from vjepa2_hf.visualization.distance_curves import (
     format_distances,
     measure_distances,
 )
-from vjepa2_hf.visualization.rollout_windows import Windows, cut_windows, encode_frames
+from vjepa2_hf.visualization.rollout_windows import (
+    Windows,
+    count_frames,
+    cut_windows,
+    encode_frames,
+    take_frames,
+)
 from vjepa2_hf.visualization.state_probe import LinearProbe, choose_probe
 from vjepa2_hf.visualization.tables import format_table
 
@@ -66,8 +73,11 @@ class EvaluationConfig:
     `fps`."""
     output: str
     """JSON file to write."""
-    camera: str | None = None
-    """Camera of a LeRobot dataset with several, or the key of the images in HDF5 and npz files."""
+    camera: str | list[str] | None = None
+    """Camera of episodes with several, or the key of the images in HDF5 and npz files. A list names those of a model
+    of several views, in their order; null: their names in the model."""
+    embodiment: int | None = None
+    """Which of the model's robots acts in `data`, for a model of several."""
     fps: float | None = None
     """Frames per second of HDF5 and npz files, which are imported as shards first."""
     cache_dir: str | None = None
@@ -157,6 +167,13 @@ def find_held_out(config: EvaluationConfig) -> Callable[[str], bool]:
     return held_out
 
 
+def find_cameras(config: EvaluationConfig, model: VJepa2WorldModelConfig) -> str | list[str] | None:
+    """The cameras of `data` that the model sees; refuses a missing embodiment, too."""
+    embodiment_index(model, config.embodiment)
+    (source,) = with_views([EpisodeSource(config.data, camera=config.camera)], model)
+    return source.camera
+
+
 def path_distance(env_id: str, state_size: int, **env_kwargs: Any) -> TrueDistance:
     """An environment's own distance between states."""
     from vjepa2_hf.environments.gym_tasks import make_env  # gymnasium only where it is needed
@@ -208,13 +225,14 @@ class Evaluation:
 
     def fit_probe(self) -> tuple[LinearProbe | None, dict[str, Any]]:
         """A probe and what it was fitted on; None and {} if training episodes have no `states`."""
-        latents, states, frames = [], [], max(2, self._affordable_frames())
+        latents, states, most = [], [], max(2, self._affordable_frames())
         for episode in self.training_episodes("probe"):
             if episode["states"] is None:
                 return None, {}
-            count = len(episode["frames"])
-            chosen = np.unique(np.linspace(0, count - 1, min(count, frames)).round().astype(np.int64))
-            latents.append(encode_frames(self.model, self.processor, episode["frames"][chosen]).float().flatten(1))
+            count = count_frames(episode["frames"])
+            chosen = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
+            frames = take_frames(episode["frames"], chosen)
+            latents.append(encode_frames(self.model, self.processor, frames).float().flatten(1))
             states.append(torch.from_numpy(episode["states"][chosen]).to(self.model.device))
         if not latents:
             return None, {}
@@ -234,7 +252,8 @@ class Evaluation:
         return tqdm(episodes, desc=title, total=config.probe_episodes)
 
     def cut_windows(self, episode: dict[str, Any], future: int, count: int) -> Windows | None:
-        return cut_windows(self.model, self.processor, episode, self.config.past_frames, future, count)
+        past, embodiment = self.config.past_frames, self.config.embodiment
+        return cut_windows(self.model, self.processor, episode, past, future, count, embodiment)
 
     def measure(
         self, windows: Windows, predicted: torch.Tensor, images: torch.Tensor | None, episode_id: str
@@ -276,7 +295,7 @@ class Evaluation:
         lengths, measured, images = [], 0, None
         wanted = {"max_episodes": config.max_episodes, "camera": config.camera, "wanted": self.held_out}
         for episode in tqdm(read_episodes(config.data, model.config.frame_skip, **wanted), desc="evaluate"):
-            lengths.append(len(episode["frames"]))
+            lengths.append(count_frames(episode["frames"]))
             windows = self.cut_windows(episode, max(config.horizons), config.windows_per_episode)
             if windows is None:
                 continue
@@ -358,6 +377,7 @@ def main() -> None:
         torch.set_num_threads(config.num_threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = VJepa2WorldModel.from_pretrained(config.model).to(device).eval()
+    config = dataclasses.replace(config, camera=find_cameras(config, model.config))
     evaluation = Evaluation(import_data(config), model, VJepa2VideoProcessor.from_pretrained(config.model))
     result = {**evaluation.run(), "data": config.data, "distances": evaluation.measure_distances()}
     rows = result["horizons"]

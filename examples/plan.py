@@ -75,6 +75,7 @@ ROW_SETTINGS = (
     "budget_ms",
     "subgoals",
     "true_dynamics",
+    "views",
 )
 
 
@@ -88,8 +89,8 @@ class PlanConfig:
     row has their mean with an interval over seeds and tasks."""
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Further rows on models of `models`, by name, such as {short: {model: CEM, distance: l1}}. `model` names one of
-    them; solver, distance, planner, executed_actions, warm_start, budget_ms, subgoals, true_dynamics replace the
-    settings below."""
+    them; solver, distance, planner, executed_actions, warm_start, budget_ms, subgoals, true_dynamics, views replace
+    the settings below."""
     policies: dict[str, str] = field(default_factory=dict)
     """Folder of a policy of train_cloning.py or train_actor.py, by the name of its row."""
     proposals: dict[str, str] = field(default_factory=dict)
@@ -123,6 +124,9 @@ class PlanConfig:
     """Appearance randomization: each task has its own floor, colors, distractors and light."""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the package's environments, such as {agent_radius: 3}; of others see gym.env_kwargs."""
+    views: list[str] = field(default_factory=list)
+    """Cameras of the package's environments: top, agent; []: top. Each model sees those that it was trained on. A
+    model of several can do with fewer, as in a row {only_top: {model: both, views: [top]}}."""
     executed_actions: int = 2
     """Environment actions of a plan that are executed before planning again."""
     warm_start: bool = False
@@ -174,9 +178,10 @@ class PlanConfig:
         if self.gym is not None:
             self.gym.make_levels(self.success_levels)
         frozen = "oracle" in self.baselines or self.varied_appearance or self.env_kwargs or self.true_dynamics
+        frozen = frozen or self.views
         if self.gym is not None and frozen:
             raise ValueError(
-                "gym tasks have no oracle, no true_dynamics, no varied_appearance and no env_kwargs: set "
+                "gym tasks have no oracle, no true_dynamics, no varied_appearance, no views and no env_kwargs: set "
                 "baselines=[uniform, data_policy], leave out the others, and use gym.env_kwargs."
             )
 
@@ -274,7 +279,8 @@ def make_tasks(config: PlanConfig) -> Iterator[TaskBatch]:
     for first in range(0, config.episodes, size):
         seeds = range(config.first_task + first, config.first_task + min(first + size, config.episodes))
         if gym is None:
-            yield Tasks(config.env, seeds, config.varied_appearance, config.env_kwargs, config.success_levels)
+            env_kwargs = config.env_kwargs | ({"views": config.views} if config.views else {})
+            yield Tasks(config.env, seeds, config.varied_appearance, env_kwargs, config.success_levels)
             continue
         pairs = None
         if gym.data is not None:

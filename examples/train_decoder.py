@@ -17,6 +17,7 @@ World model and encoder do not change. Results on held-out episodes are `OUTPUT_
     images = decoder.decode(wm.rollout(latents, actions))  # (B, P, C, H, W) in 0 to 1
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
@@ -31,13 +32,15 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 from vjepa2_hf import VJepa2PixelDecoder, VJepa2VideoProcessor, VJepa2WorldModel
-from vjepa2_hf.data.episodes import episode_ids, held_out_of, read_episodes
+from vjepa2_hf.data.episodes import EpisodeSource, episode_ids, held_out_of, read_episodes
 from vjepa2_hf.data.files import write_aside, write_json
 from vjepa2_hf.training.config import TrainingConfig
+from vjepa2_hf.training.episode_latents import with_views
 from vjepa2_hf.training.loop import TrainingLoop
 from vjepa2_hf.training.schedules import LearningRateSchedule, parameter_groups, set_weight_decay
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 from vjepa2_hf.video_io import ReadLimits
+from vjepa2_hf.visualization.rollout_windows import count_frames, take_frames
 
 
 @dataclass(kw_only=True)
@@ -48,8 +51,8 @@ class DecoderTrainingConfig(TrainingConfig):
     """Folder, glob or file of episode shards, a LeRobot folder, or a dataset on the Hub."""
     world_model: str
     """Folder or Hub id of the trained world model, with its video processor."""
-    camera: str | None = None
-    """Camera of a LeRobot dataset with several."""
+    camera: str | list[str] | None = None
+    """Camera of episodes with several; null for a world model of several views: their names."""
     limits: ReadLimits = field(default_factory=ReadLimits)
     """What rows may cost and reach: SECURITY.md."""
     decoder: dict[str, Any] = field(default_factory=dict)
@@ -81,17 +84,20 @@ class DecoderTrainingConfig(TrainingConfig):
 def read_frames(
     config: DecoderTrainingConfig, processor: VJepa2VideoProcessor, accelerator: Accelerator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Frames of this process's training episodes and of all held-out ones: uint8 (F, C, H, W) of the model's size."""
+    """Frames of this process's training episodes and of all held-out ones, of the model's size, uint8
+    (F, V, C, H, W)."""
     training, held_out, read = [], [], 0
     names = itertools.islice(episode_ids(config.data, config.camera), config.max_episodes)
     is_held_out = held_out_of(names, config.validation_fraction)
     episodes = read_episodes(config.data, max_episodes=config.max_episodes, camera=config.camera, limits=config.limits)
     for episode in tqdm(episodes, disable=not accelerator.is_main_process, desc="read"):
-        frames = episode["frames"]
-        if config.frames_per_episode is not None and len(frames) > config.frames_per_episode:
-            frames = frames[torch.linspace(0, len(frames) - 1, config.frames_per_episode).long().numpy()]
+        frames, count = episode["frames"], count_frames(episode["frames"])
+        if config.frames_per_episode is not None and count > config.frames_per_episode:
+            chosen = torch.linspace(0, count - 1, config.frames_per_episode).long().numpy()
+            frames = take_frames(frames, chosen)
         bytes_only = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
-        pixels = processor(frames, **bytes_only)["pixel_values_videos"][0]
+        views = frames.values() if isinstance(frames, dict) else [frames]
+        pixels = torch.stack([processor(view, **bytes_only)["pixel_values_videos"][0] for view in views], dim=1)
         if is_held_out(episode["episode_id"]):
             held_out.append(pixels)
             continue
@@ -110,27 +116,36 @@ def read_frames(
 def sample_batches(
     config: DecoderTrainingConfig, frames: torch.Tensor, rank: int, first: int
 ) -> Iterator[tuple[list[str], torch.Tensor]]:
-    """Random frames (B, C, H, W). The same in a resumed run: they depend on seed, micro-batch and process."""
+    """Random frames (B, V, C, H, W). The same in a resumed run: they depend on seed, micro-batch and process."""
     for number in itertools.count(first + 1):
         generator = torch.Generator().manual_seed(hash((config.seed, number, rank)) % 2**63)
         yield [], frames[torch.randint(len(frames), (config.batch_size,), generator=generator)]
+
+
+def encode_views(world_model: VJepa2WorldModel, pixels: torch.Tensor) -> torch.Tensor:
+    """Latents (B, V, N, D) of frames (B, V, C, H, W), which the decoder takes for a clip of V frames. Predictions are
+    compared with these latents."""
+    if world_model.config.num_views == 1:
+        return world_model.encode_targets(pixels)
+    return world_model.split_views(world_model.encode_targets(pixels.unsqueeze(1)))[:, 0]
 
 
 @torch.no_grad()
 def write_reconstruction(
     output_dir: Path, model: VJepa2PixelDecoder, world_model, processor, frames: torch.Tensor, mean: torch.Tensor
 ) -> None:
-    """Decodes uint8 frames (F, C, H, W) from their latents. Writes the error, that of the image `mean` in 0 to 1, and
-    an image of eight decoded frames."""
-    parts = [processor.normalize_cropped(part).unsqueeze(1).to(world_model.device) for part in frames.split(64)]
-    decoded = torch.cat([model.decode(world_model.encode_targets(part))[:, 0].cpu() for part in parts])
+    """Decodes uint8 frames (F, V, C, H, W) from their latents. Writes the error, that of the images `mean` in 0 to 1,
+    and an image of eight decoded frames, whose views are side by side."""
+    parts = [processor.normalize_cropped(part).to(world_model.device) for part in frames.split(64)]
+    decoded = torch.cat([model.decode(encode_views(world_model, part)).cpu() for part in parts])
     true = frames / 255
     error, mean_error = ((true - guess).square().mean().item() for guess in (decoded, mean))
     numbers = {"error": error, "mean_picture_error": mean_error, "psnr": -10 * math.log10(error), "frames": len(true)}
     write_json(output_dir / "reconstruction_error.json", numbers)
     shown = torch.linspace(0, len(true) - 1, min(len(true), 8)).long()
     with write_aside(output_dir / "reconstruction.png") as partial:
-        save_image(torch.cat([true[shown], decoded[shown]]), partial, nrow=len(shown), format="png")
+        images = torch.cat([torch.cat(part[shown].unbind(1), dim=-1) for part in (true, decoded)])
+        save_image(images, partial, nrow=len(shown), format="png")
 
 
 def train(config: DecoderTrainingConfig) -> None:
@@ -139,6 +154,8 @@ def train(config: DecoderTrainingConfig) -> None:
     accelerator = loop.accelerator
     world_model = VJepa2WorldModel.from_pretrained(config.world_model).to(accelerator.device).eval()
     processor = VJepa2VideoProcessor.from_pretrained(config.world_model)
+    (source,) = with_views([EpisodeSource(config.data, camera=config.camera)], world_model.config)
+    config = dataclasses.replace(config, camera=source.camera)
     # Encoded in every batch: latents of a large encoder take more memory than the bytes of frames
     frames, held_out = read_frames(config, processor, accelerator)
 
@@ -152,8 +169,8 @@ def train(config: DecoderTrainingConfig) -> None:
     set_weight_decay(optimizer, config.weight_decay)  # a checkpoint of another run may bring its own
 
     def forward_backward(frames: torch.Tensor) -> dict[str, torch.Tensor]:
-        pixels = processor.normalize_cropped(frames).unsqueeze(1).to(accelerator.device)  # clips of one frame
-        output = model(world_model.encode_targets(pixels), pixels)  # predictions are compared with these latents
+        pixels = processor.normalize_cropped(frames).to(accelerator.device)
+        output = model(encode_views(world_model, pixels), pixels)
         accelerator.backward(output.loss)
         return {"loss": output.loss}
 

@@ -11,6 +11,13 @@ One process on a CPU, after `examples/record_episodes.py` and `examples/pretrain
     python examples/train_world_model.py --config examples/configs/demo/world_model.yaml \\
         encoder=runs/demo/pretrain/final
 
+Several cameras, several robots, and another robot for a finished model whose other predictions stay as they are:
+
+    python examples/train_world_model.py encoder=ENCODER output_dir=runs/two data="[{path: A, camera: [front, wrist]},
+        {path: B, camera: [front, wrist], embodiment: 1, weight: 0.5}]"
+    python examples/train_world_model.py from_model=runs/two/final train_only=embodiment output_dir=runs/three
+        data="[{path: C, camera: [front, wrist], embodiment: 2}]"
+
 Several CPU processes: `torchrun --nproc_per_node 2 examples/train_world_model.py ...`. A frozen encoder encodes each
 frame once; later runs on the same encoder and data find the latents in `cache_dir`. You may delete them. Damaged ones
 are computed again. Invalid episodes are skipped; every run logs how many its cache lacks. A stopped run continues with
@@ -43,23 +50,34 @@ from vjepa2_hf.metrics.latent_rollout.latent_rollout import RolloutScores
 from vjepa2_hf.modeling_world_model import VJepa2WorldModelOutput
 from vjepa2_hf.training.cached_windows import (
     common_fps,
+    log_skipped,
     split_windows,
     window_loader,
-    window_statistics,
 )
 from vjepa2_hf.training.config import TrainingConfig
-from vjepa2_hf.training.episode_latents import arranged_state, episode_sources, model_inputs, open_caches
+from vjepa2_hf.training.episode_latents import (
+    arranged_state,
+    episode_sources,
+    frozen_encoder,
+    model_inputs,
+    model_state,
+    open_caches,
+    with_views,
+)
 from vjepa2_hf.training.loop import TrainingLoop
 from vjepa2_hf.training.schedules import LearningRateSchedule, MomentumSchedule, parameter_groups, set_weight_decay
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 from vjepa2_hf.training.temporal_distance import DistanceSettings, measure_distance_head, train_distance_head
 from vjepa2_hf.training.time_scales import copy_state, set_macro_range
+from vjepa2_hf.training.world_model_fields import check_sizes, data_fields, embodiments_of, measure_column
 from vjepa2_hf.video_io import ReadLimits
 
 
 logger = logging.getLogger("train_world_model")
 
 BASELINES = ("random", "pixels")  # in place of a trained encoder
+# Fields that may change when a model is trained further
+TRAINING_FIELDS = ("teacher_forcing_weight", "rollout_weight", "rollout_steps", "rollout_discount", "view_dropout")
 FIT_BYTES = 2**30  # latents that the state is fitted on, spread over the training episodes
 FIT_FRAMES = 64  # consecutive frames of each
 EVALUATED_WINDOWS = 1024
@@ -75,10 +93,17 @@ class WorldModelTrainingConfig(TrainingConfig):
     """Folder, glob or file of episode shards, a LeRobot folder, or a dataset on the Hub; or several with weights:
     [{path: here, weight: 0.7}, {path: there, weight: 0.3, camera: wrist}]. HDF5 and npz files need their frames per
     second, [{path: robomimic, fps: 20, camera: obs/agentview_image}]; examples/import_episodes.py describes their
-    layouts and has more options."""
-    encoder: str
+    layouts and has more options. `camera: [front, wrist]` takes several cameras of each episode, as views of the
+    model. Sources of several robots name their `embodiment`, 0, 1, ...; each has its own size of actions, statistics
+    and projections."""
+    encoder: str | None = None
     """Folder or Hub id. The baselines are "random" (random weights, sizes in `encoder_config`) and "pixels" (raw
     patches)."""
+    from_model: str | None = None
+    """Folder or Hub id of a world model to train further, in place of `encoder`. Its encoder, sizes and statistics
+    stay. Sources of the embodiment after its last one add a new robot."""
+    train_only: Literal["embodiment"] | None = None
+    """With from_model: train the projections of the data's one embodiment alone; all other weights stay."""
     encoder_config: dict[str, Any] = field(default_factory=dict)
     """Fields of VJepa2EncoderConfig, for "random" and "pixels"."""
     crop_size: int | None = None
@@ -146,11 +171,27 @@ class WorldModelTrainingConfig(TrainingConfig):
         super().__post_init__()
         self.require_positive("max_episodes", "eval_every")
         self.require_fraction("rollout_start", "validation_fraction", "encoder_learning_rate")
+        self._check_start()
         if self.distance_head and not self.freeze_encoder:
             raise ValueError(
                 "world_model.distance_head=true needs cached latents, and world_model.freeze_encoder=false has none: "
                 "train the head of the finished model with examples/train_distance_head.py."
             )
+
+    def _check_start(self) -> None:
+        """Refuses settings that a model to train further decides itself."""
+        if (self.encoder is None) == (self.from_model is None):
+            raise ValueError("Give either encoder, for a new world model, or from_model, to train one further.")
+        if self.from_model is None:
+            if self.train_only is not None:
+                raise ValueError(f"train_only={self.train_only!r} needs from_model: its other weights stay.")
+            return
+        refused = {"encoder_config": self.encoder_config, "state_of": self.state_of, "crop_size": self.crop_size}
+        others = set(self.world_model) - set(TRAINING_FIELDS)
+        refused |= {f"world_model.{name}": True for name in sorted(others)}
+        for name, value in refused.items():
+            if value:
+                raise ValueError(f"{name} is set, but from_model={self.from_model} brings it: leave it out.")
 
     @property
     def sources(self) -> list[EpisodeSource]:
@@ -179,6 +220,16 @@ class WorldModelTrainingConfig(TrainingConfig):
         return min(self.frames_per_window, context_frames + 1) if one_step else self.frames_per_window
 
 
+def load_model(config: WorldModelTrainingConfig) -> VJepa2WorldModel | None:
+    """The model to train further; None if there is none."""
+    if config.from_model is None:
+        return None
+    model = VJepa2WorldModel.from_pretrained(config.from_model, **config.world_model)
+    if not model.config.freeze_encoder:
+        raise ValueError(f"from_model={config.from_model} trains its encoder too, which cannot be continued this way.")
+    return model
+
+
 def build_encoder(config: WorldModelTrainingConfig) -> VJepa2Encoder:
     """The trained encoder, or the one of a baseline."""
     if config.encoder in BASELINES:
@@ -193,6 +244,8 @@ def build_processor(config: WorldModelTrainingConfig, encoder: VJepa2Encoder) ->
     """The encoder's own processor if it was saved with one, else the whole frame at the model's size."""
     size = config.crop_size or encoder.config.crop_size
     processor = VJepa2VideoProcessor(size=size, crop_size=size)
+    if config.from_model is not None:
+        return VJepa2VideoProcessor.from_pretrained(config.from_model)
     if config.crop_size is not None or config.encoder in BASELINES:
         return processor
     if any(has_file(config.encoder, name) for name in (VIDEO_PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)):
@@ -205,12 +258,25 @@ def build_processor(config: WorldModelTrainingConfig, encoder: VJepa2Encoder) ->
     return processor
 
 
-def open_data(config: WorldModelTrainingConfig, accelerator: Accelerator, encoder, processor) -> list[FeatureCache]:
-    """The cache of every source: latents of a frozen encoder, or frames."""
+def open_data(
+    config: WorldModelTrainingConfig, accelerator: Accelerator, model: VJepa2WorldModel | None
+) -> tuple[list[FeatureCache], VJepa2Encoder, VJepa2VideoProcessor]:
+    """The cache of every source, latents of a frozen encoder or frames, with that encoder and its processor."""
+    known = 0 if model is None else model.config.num_embodiments
+    if model is None:
+        encoder, state = build_encoder(config), state_layout(config)
+        wanted = {"proprio_states": config.use_proprio, "rewards": config.world_model.get("reward_head")}
+    else:
+        encoder, state = frozen_encoder(model), model_state(model.config)
+        has_states = model.config.proprio_dim or config.use_proprio
+        wanted = {"proprio_states": has_states, "rewards": model.config.reward_head}
+        config = dataclasses.replace(config, data=with_views(config.sources, model.config))
+    processor = build_processor(config, encoder)
     columns = ["latents" if config.freeze_encoder else "frames", "actions"]
-    columns += ["proprio_states"] if config.use_proprio else []
-    columns += ["rewards"] if config.world_model.get("reward_head") else []
-    return open_caches(config, accelerator, encoder, processor, state_layout(config), columns)
+    columns += [name for name, is_wanted in wanted.items() if is_wanted]
+    several = embodiments_of(config.sources, known) is not None
+    optional = ["proprio_states"] if several else []  # a robot may lack them
+    return open_caches(config, accelerator, encoder, processor, state, columns, optional), encoder, processor
 
 
 def state_layout(config: WorldModelTrainingConfig) -> dict[str, Any]:
@@ -221,16 +287,16 @@ def state_layout(config: WorldModelTrainingConfig) -> dict[str, Any]:
     }
 
 
-def measured_horizons(config: WorldModelTrainingConfig, held_out: WindowMixture) -> list[int]:
+def measured_horizons(config: WorldModelTrainingConfig, held_out: WindowMixture, skip: int) -> list[int]:
     """The `horizons` for which a held-out episode is long enough; a warning names the others."""
     if not len(held_out):
         return config.horizons
     lengths = torch.cat([cache.lengths[chosen] for cache, chosen in zip(held_out.caches, held_out.episodes)])
-    steps = (int(lengths.max()) - 1) // config.frame_skip
+    steps = (int(lengths.max()) - 1) // skip
     kept = [horizon for horizon in config.horizons if horizon <= steps]
     if not kept:
         raise ValueError(
-            f"no held-out episode has {min(config.horizons) * config.frame_skip + 1} frames (the longest has "
+            f"no held-out episode has {min(config.horizons) * skip + 1} frames (the longest has "
             f"{lengths.max()}): lower horizons={config.horizons}."
         )
     if len(kept) < len(config.horizons):
@@ -243,36 +309,16 @@ def measured_horizons(config: WorldModelTrainingConfig, held_out: WindowMixture)
 
 def build_model(config: WorldModelTrainingConfig, encoder, statistics: dict, fps: float) -> VJepa2WorldModel:
     """A world model with new dynamics; sizes, statistics and bounds come from the data."""
-    actions, skip = statistics["actions"], config.frame_skip
-    fields = {"action_dim": len(actions["mean"]) * skip, "actions_per_step": skip, "fps": fps}
+    discrete = config.world_model.get("action_type") == "discrete"
+    fields = data_fields(statistics, config.frame_skip, discrete, config.normalize_actions) | {"fps": fps}
     if config.encoder == "pixels":
         fields["state_type"] = "pixels"
-    if config.world_model.get("action_type") == "discrete":
-        check_one_hot(actions)
-    else:
-        fields |= {"action_low": actions["low"] * skip, "action_high": actions["high"] * skip}
-        if config.normalize_actions:
-            fields |= {"action_mean": actions["mean"] * skip, "action_std": actions["std"] * skip}
-    if config.use_proprio:
-        states = statistics["proprio_states"]
-        fields["proprio_dim"] = len(states["mean"])
-        if config.normalize_actions:
-            fields |= {"proprio_mean": states["mean"], "proprio_std": states["std"]}
-    if "rewards" in statistics:  # a model step's reward is the sum over its frames
-        fields |= {f"reward_{name}": statistics["rewards"][name][0] * skip for name in ("mean", "std")}
+    views = config.sources[0].views
+    if views != [None]:
+        fields |= {"num_views": len(views), "view_names": views}
     set_seed(config.seed)
     later = {"distance_head": False}  # added after the dynamics, which it does not change
     return VJepa2WorldModel.from_encoder(encoder, **{**fields, **config.world_model, **later})
-
-
-def check_one_hot(actions: dict[str, Any]) -> None:
-    """Refuses discrete actions that are stored as category numbers."""
-    size, total = len(actions["mean"]), sum(actions["mean"])
-    if size < 2 or min(actions["low"]) < 0 or max(actions["high"]) > 1 or abs(total - 1) > 1e-3:
-        raise ValueError(
-            f"action_type is discrete, but the data's actions have {size} numbers from {min(actions['low']):g} to "
-            f"{max(actions['high']):g} that add up to {total:g}: store them one-hot, one number per category."
-        )
 
 
 def fit_state(model: VJepa2WorldModel, training: WindowMixture, processor) -> None:
@@ -289,22 +335,43 @@ def fit_state(model: VJepa2WorldModel, training: WindowMixture, processor) -> No
     model.fit_state(torch.cat([latents(part) for part in windows.split(16)]))
 
 
+def extend_model(config: WorldModelTrainingConfig, model: VJepa2WorldModel, statistics: dict[str, Any]) -> None:
+    """Adds the data's embodiment if the model does not have it, and freezes all other weights if asked to."""
+    found = sorted({source.embodiment for source in config.sources})
+    if found[-1] == model.config.num_embodiments:
+        set_seed(config.seed)
+        own = {name: values[-1] if isinstance(values, list) else values for name, values in statistics.items()}
+        fields = data_fields(own, model.config.frame_skip, normalize=config.normalize_actions)
+        model.add_embodiment(**{name: value for name, value in fields.items() if name != "actions_per_step"})
+    check_sizes(model.config, found, statistics)
+    if config.train_only is not None:
+        if len(found) > 1:
+            raise ValueError(f"train_only={config.train_only!r} trains one embodiment, but data has {found}.")
+        model.freeze_trunk(found[0])
+
+
 def prepare_data(config: WorldModelTrainingConfig, accelerator: Accelerator):
     """Model, processor, windows of training and held-out episodes, and statistics of the data."""
-    encoder = build_encoder(config)
-    processor = build_processor(config, encoder)
-    caches = open_data(config, accelerator, encoder, processor)
+    model = load_model(config)
+    caches, encoder, processor = open_data(config, accelerator, model)
     weights = [source.weight for source in config.sources]
-    training, held_out = split_windows(caches, weights, config.validation_fraction)
-    measured = [name for name in caches[0].columns if name not in ("latents", "frames")]
-    statistics = {name: window_statistics(training, name) for name in measured}
-    model = build_model(config, encoder, statistics, common_fps(training)).to(accelerator.device).eval()
-    if config.state_of is not None:
-        copy_state(model, config.state_of)
-    elif config.fit_state:
-        fit_state(model, training, processor)
+    embodiments = embodiments_of(config.sources, 0 if model is None else model.config.num_embodiments)
+    training, held_out = split_windows(caches, weights, config.validation_fraction, embodiments)
+    columns = {name: None for cache in caches for name in cache.columns if name not in ("latents", "frames")}
+    statistics = {name: measure_column(training, name) for name in columns}
+    if model is not None:
+        extend_model(config, model, statistics)
+        model.to(accelerator.device).eval()
+    else:
+        model = build_model(config, encoder, statistics, common_fps(training)).to(accelerator.device).eval()
+        if config.state_of is not None:
+            copy_state(model, config.state_of)
+        elif config.fit_state:
+            fit_state(model, training, processor)
+    for mixture in (training, held_out):
+        mixture.fit_widths(model.config.action_dim // model.config.frame_skip, model.config.proprio_dim)
     check_windows(config, model)
-    training.sample(1, config.frames_per_window, config.frame_skip, np.random.default_rng(0))  # raises if none
+    training.sample(1, config.frames_per_window, model.config.frame_skip, np.random.default_rng(0))  # raises if none
     named = [dataclasses.asdict(source) for source in config.sources]
     return model, processor, training, held_out, {"data": named, **statistics}
 
@@ -345,7 +412,8 @@ def rollout_errors(
             true = model.encode_targets(batch["pixel_values_videos"])
         states = batch.get("proprio_states")
         states = None if states is None else states[:, :1]  # planning does not know future states either
-        predicted = model.rollout(seen, batch["actions"], proprio_states=states)
+        given = {"proprio_states": states, "embodiment_ids": batch.get("embodiment_ids")}
+        predicted = model.rollout(seen, batch["actions"], **given)
         scores.add(predicted, true[:, 1:], copies=true[:, 0])
     return scores.rows(horizons)
 
@@ -370,7 +438,7 @@ def train(config: WorldModelTrainingConfig) -> None:
 
     # Encode the data, then build a model for it
     model, processor, training, held_out, statistics = prepare_data(config, accelerator)
-    horizons = measured_horizons(config, held_out)  # warns before training
+    horizons = measured_horizons(config, held_out, model.config.frame_skip)  # warns before training
     optimizer = torch.optim.AdamW(optimizer_groups(config, model), lr=config.learning_rate.peak, fused=True)
     plain = model.train()
     # With several processes this gives all of them the weights and the fitted state of the first
@@ -378,6 +446,7 @@ def train(config: WorldModelTrainingConfig) -> None:
     set_weight_decay(optimizer, config.weight_decay)  # a checkpoint of another run may bring its own
     if accelerator.is_main_process:
         write_json(run.output_dir / "statistics.json", statistics)
+        log_skipped(training.caches, config.sources, run.output_dir)
 
     # Windows of random episodes
     frames = functools.partial(config.frames_at, context_frames=plain.config.context_frames)

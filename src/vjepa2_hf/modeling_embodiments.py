@@ -206,7 +206,7 @@ class VJepa2Embodiment(nn.Module):
     def encode_states(self, states: torch.Tensor) -> torch.Tensor:
         """Standardized states (B, F, S) -> (B, F, d)."""
         if self.proprio_dim:
-            return self.proprio_encoder(states[..., : self.proprio_dim])
+            return self.proprio_encoder(states[..., : self.proprio_dim].contiguous())
         return self.no_state.expand(*states.shape[:-1], -1)
 
 
@@ -216,7 +216,7 @@ class VJepa2Embodiments(nn.ModuleList):
 
     def condition_tokens(self, inputs: DynamicsInputs) -> list[torch.Tensor]:
         """Embedded actions and proprio states of every frame, (B, F, d) each."""
-        actions = [each.action_encoder(inputs.actions[..., : each.action_dim]) for each in self]
+        actions = [each.action_encoder(inputs.actions[..., : each.action_dim].contiguous()) for each in self]
         tokens = [self._choose(actions, inputs.embodiment_ids)]
         if inputs.proprio_states is not None:
             states = [each.encode_states(inputs.proprio_states) for each in self]

@@ -8,7 +8,7 @@ import torch
 from builders import write_cache
 from torch.utils.data import DataLoader
 
-from vjepa2_hf.data.feature_cache import FeatureCache
+from vjepa2_hf.data.feature_cache import CacheWriter, FeatureCache, finish_cache
 from vjepa2_hf.data.windows import WindowBatches, WindowMixture
 
 
@@ -37,6 +37,44 @@ def test_sources_are_sampled_by_their_weights(tmp_path):
     assert (windows[:, 0] == 0).float().mean().item() == pytest.approx(0.75, abs=0.03)
     latents = mixture.read(windows, 2, 1)["latents"][:, 0, 0, 0]
     assert torch.equal(latents, 100.0 * (windows[:, 0] + 1) + windows[:, 2])
+
+
+class TestEmbodiments:
+    @pytest.fixture
+    def mixture(self, tmp_path) -> WindowMixture:
+        """Two robots, of 2 actions and 1 state and of 3 actions without states."""
+        caches = []
+        for name, (actions, states) in {"a": (2, 1), "b": (3, 0)}.items():
+            writer = CacheWriter(tmp_path / name)
+            columns = {"latents": torch.zeros(6, 1, 2), "actions": torch.arange(1.0, 5 * actions + 1).view(5, actions)}
+            columns |= {"proprio_states": torch.ones(6, states)} if states else {}
+            writer.add(name, 10.0, columns)
+            writer.flush()
+            finish_cache(tmp_path / name, {})
+            wanted = ["latents", "actions", "proprio_states"]
+            caches.append(FeatureCache(tmp_path / name, wanted, optional=["proprio_states"]))
+        return WindowMixture(caches, [torch.tensor([0])] * 2, [1.0, 3.0], [0, 1])
+
+    def test_shorter_actions_and_missing_states_are_padded_at_their_end(self, mixture):
+        batch = mixture.read(torch.tensor([[1, 0, 0], [0, 0, 1]]), 3, 2)
+        assert batch["embodiment_ids"].tolist() == [1, 0]
+        assert batch["actions"].shape == (2, 2, 1, 6)  # two actions of three numbers
+        assert batch["actions"][0, 0, 0].tolist() == [1, 2, 3, 4, 5, 6]
+        assert batch["actions"][1, 0, 0].tolist() == [3, 4, 5, 6, 0, 0]
+        assert batch["proprio_states"].tolist() == [[[0]] * 3, [[1]] * 3]
+
+    def test_the_sizes_of_a_model_may_be_larger_but_not_smaller(self, mixture):
+        mixture.fit_widths(4, 2)
+        batch = mixture.read(torch.tensor([[0, 0, 1]]), 3, 2)
+        assert batch["actions"][0, 0, 0].tolist() == [3, 4, 5, 6, 0, 0, 0, 0]
+        assert batch["proprio_states"][0, 0].tolist() == [1, 0]
+        with pytest.raises(ValueError, match="has actions of 4 numbers, but the model's are 2 at most"):
+            mixture.fit_widths(2, 1)
+
+    def test_batches_are_sampled_by_weight_and_one_robot_is_selected(self, mixture):
+        batches = WindowBatches(mixture, 2000, lambda step: 2)
+        assert batches[0]["embodiment_ids"].float().mean() == pytest.approx(0.75, abs=0.04)
+        assert [cache.ids for cache in mixture.of_embodiment(1).caches] == [["b"]]
 
 
 def test_windows_too_long_for_every_episode_are_refused(tmp_path):

@@ -28,6 +28,38 @@ def make_planner(**fields) -> VJepa2Planner:
     return VJepa2Planner(model, VJepa2VideoProcessor(size=64, crop_size=64), solver="cem", device="cpu", **solver)
 
 
+@pytest.mark.parametrize(
+    ("fields", "views", "shown"),
+    [
+        ({}, [], "top"),
+        ({}, ["agent", "top"], "agent"),
+        ({"view_names": ["agent"]}, ["top", "agent"], "agent"),
+    ],
+)
+def test_a_model_sees_the_views_that_it_was_trained_on(monkeypatch, fields, views, shown):
+    seen, plain = [], VJepa2Planner.__call__
+
+    def call(self, *images, **settings):
+        seen.extend(images)
+        return plain(self, *images, **settings)
+
+    monkeypatch.setattr(VJepa2Planner, "__call__", call)
+    tasks = Tasks(PUSHING, range(2), env_kwargs={"views": views} if views else {})
+    PlannerPolicy(make_planner(**fields), 0, QUIET)(tasks)
+    for images, states in zip(seen, (tasks.states, tasks.goals), strict=True):
+        for image, state in zip(images, states, strict=True):
+            found = image if isinstance(shown, list) else {shown: image}
+            assert list(found) == (shown if isinstance(shown, list) else [shown])
+            for view, one in found.items():
+                np.testing.assert_array_equal(one, tasks.env.render_state(state, view=view))
+
+
+def test_tasks_without_the_views_of_a_model_are_refused():
+    policy = PlannerPolicy(make_planner(view_names=["wrist"]), 0, QUIET)
+    with pytest.raises(ValueError, match=r"sees wrist, but the tasks show top: set views=\['wrist'\]"):
+        policy(Tasks(PUSHING, range(2)))
+
+
 def test_episodes_that_reached_their_goal_are_not_planned_any_more():
     tasks = Tasks(PUSHING, range(4))
     tasks.reached[:] = [True, False, True, False]

@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +234,8 @@ def _lists_its_parts(folder: Path, index: dict[str, Any]) -> bool:
 class FeatureCache:
     """A finished cache, read by memory map: a window costs its own size, and processes share the pages.
 
-    `columns` are those that `windows` reads; the parts may hold more. `verify` compares all parts with their digests,
+    `columns` are those that `windows` reads, without the `optional` ones that the parts lack; they may hold more.
+    `verify` compares all parts with their digests,
     which reads them once; without, `discard_damaged` has just done so.
 
     Attributes:
@@ -245,9 +246,13 @@ class FeatureCache:
     """
 
     def __init__(
-        self, folder: str | os.PathLike, columns: Sequence[str] = ("latents", "actions"), verify: bool = True
+        self,
+        folder: str | os.PathLike,
+        columns: Sequence[str] = ("latents", "actions"),
+        verify: bool = True,
+        optional: Collection[str] = (),
     ):
-        self.folder, self.columns = Path(folder), tuple(columns)
+        self.folder = Path(folder)
         content = _read_index(self.folder)
         self.skipped: dict[str, str] = content.get("skipped", {})
         index = content["episodes"]
@@ -265,7 +270,8 @@ class FeatureCache:
         self._file = torch.tensor([numbers[name] for name in index["file"]])
         self._first = {"frame": torch.tensor(index["frame"]), "step": torch.tensor(index["step"])}
         self._open: dict[int, dict[str, torch.Tensor]] = {}
-        for name in set(columns) - set(self._part(0)):
+        self.columns = tuple(name for name in columns if name in self._part(0) or name not in optional)
+        for name in set(self.columns) - set(self._part(0)):
             raise ValueError(f"The episodes have no {name!r}; they have {', '.join(sorted(self._part(0)))}.")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -317,6 +323,10 @@ class FeatureCache:
         high = torch.stack([part.amax(0) for part in parts()]).amax(0)
         found = {"mean": mean, "std": variance.sqrt(), "low": low, "high": high}
         return {**{name: value.tolist() for name, value in found.items()}, "rows": rows}
+
+    def width(self, column: str) -> int:
+        """Numbers per row of a column (rows, A); 0 without it."""
+        return self._part(0)[column].shape[1] if column in self.columns else 0
 
     def _rows(self, file: int, column: str, chosen: torch.Tensor) -> torch.Tensor:
         """Mask of the rows of a file's column that belong to the chosen episodes (mask (E,))."""

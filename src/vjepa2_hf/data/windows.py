@@ -14,16 +14,31 @@ from ..configuration_vjepa2 import check
 from .feature_cache import FeatureCache, gather_by
 
 
+PADDED = ("actions", "proprio_states")  # columns whose width depends on the embodiment
+
+
 class WindowMixture:
     """Windows of episodes of caches with the same columns. A window is (cache, episode, first frame), int64.
 
     `episodes` are int64 indices per cache, and `weights` the fraction of the sampled windows per cache; within a cache
     every window is equally likely.
+
+    With `embodiments`, an id per cache, `read` also gives `embodiment_ids`, and actions and proprio states are padded
+    with zeros to `widths`, numbers per frame by column: at first the largest of the caches.
     """
 
-    def __init__(self, caches: Sequence[FeatureCache], episodes: Sequence[torch.Tensor], weights: Sequence[float]):
+    def __init__(
+        self,
+        caches: Sequence[FeatureCache],
+        episodes: Sequence[torch.Tensor],
+        weights: Sequence[float],
+        embodiments: Sequence[int] | None = None,
+    ):
         self.caches, self.episodes = list(caches), list(episodes)
         self.weights = np.asarray(weights, np.float64) / np.sum(weights)
+        self.embodiments = None if embodiments is None else list(embodiments)
+        columns = {column for cache in self.caches for column in cache.columns} & set(PADDED)
+        self.widths = {column: max(cache.width(column) for cache in self.caches) for column in columns}
 
     def __len__(self) -> int:
         """Number of episodes."""
@@ -64,11 +79,40 @@ class WindowMixture:
         return [f"{self.caches[cache].ids[episode]}, frame {start}" for cache, episode, start in windows.tolist()]
 
     def read(self, windows: torch.Tensor, frames: int, skip: int) -> dict[str, torch.Tensor]:
-        """The columns of windows (B, 3); see `FeatureCache.windows`."""
-        return gather_by(
-            windows[:, 0],
-            lambda cache, chosen: self.caches[cache].windows(windows[chosen, 1], windows[chosen, 2], frames, skip),
-        )
+        """The columns of windows (B, 3); see `FeatureCache.windows`. With several embodiments, actions are
+        (B, F-1, 1, skip · width): those of a step, and zeros after them."""
+        return gather_by(windows[:, 0], lambda cache, chosen: self._read(cache, windows[chosen], frames, skip))
+
+    def _read(self, cache: int, windows: torch.Tensor, frames: int, skip: int) -> dict[str, torch.Tensor]:
+        batch = self.caches[cache].windows(windows[:, 1], windows[:, 2], frames, skip)
+        if self.embodiments is None:
+            return batch
+        if "actions" in batch:
+            batch["actions"] = _padded(batch["actions"].flatten(2), skip * self.widths["actions"]).unsqueeze(2)
+        if "proprio_states" in self.widths:
+            states = batch.get("proprio_states", torch.zeros(len(windows), frames, 0))
+            batch["proprio_states"] = _padded(states, self.widths["proprio_states"])
+        batch["embodiment_ids"] = torch.full((len(windows),), self.embodiments[cache])
+        return batch
+
+    def fit_widths(self, actions: int, proprio_states: int) -> None:
+        """Pads to these numbers per frame, of a model that may have larger embodiments than the data."""
+        if self.embodiments is None:
+            return
+        for column, width in (("actions", actions), ("proprio_states", proprio_states)):
+            found = self.widths.get(column, 0)
+            check(found <= width, f"The data has {column} of {found} numbers, but the model's are {width} at most.")
+        self.widths = {"actions": actions, **({"proprio_states": proprio_states} if proprio_states else {})}
+
+    def of_embodiment(self, embodiment: int) -> WindowMixture:
+        """The windows of one embodiment."""
+        own = [number for number, found in enumerate(self.embodiments) if found == embodiment]
+        parts = [[values[number] for number in own] for values in (self.caches, self.episodes, self.weights)]
+        return WindowMixture(*parts, [embodiment] * len(own))
+
+
+def _padded(values: torch.Tensor, width: int) -> torch.Tensor:
+    return torch.nn.functional.pad(values, (0, width - values.shape[-1]))
 
 
 class WindowBatches(torch.utils.data.Dataset):

@@ -68,7 +68,7 @@ class PlannerPolicy:
         plans = np.zeros((len(tasks), horizon, config.action_dim), np.float32)
         if len(active):
             proprio = list(tasks.proprio_states[active]) if config.proprio_dim else None
-            observations, goals = list(tasks.render(active)), list(tasks.goal_images[active])
+            observations, goals = (self._shown(tasks.observe(active, goals)) for goals in (False, True))
             started = time.perf_counter()
             starts, seed = self._starts(observations, goals, active), self.seed * 1000 + self.calls
             given = {"proprio_state": proprio, "seed": seed, "warm_start": starts, "budget_ms": self.budget_ms}
@@ -81,6 +81,21 @@ class PlannerPolicy:
         self.progress.set_postfix(reached=int(tasks.reached.sum()))
         self.progress.update()
         return plans.reshape(len(tasks), -1, tasks.action_dim)  # k environment actions a model step
+
+    def _shown(self, images: dict[str, np.ndarray]) -> list:
+        """The images (n, H, W, 3) of the cameras that the model sees as one item per episode: an image, or a dict of
+        them by camera."""
+        config = self.planner.model.config
+        known = config.view_names or list(images)[: config.num_views]
+        names = [name for name in known if name in images]
+        if config.num_views == 1 and (names or "" in images):
+            return list(images[names[0] if names else ""])
+        if not names:
+            found = ", ".join(name or "one camera without a name" for name in images)
+            raise ValueError(
+                f"The world model sees {', '.join(known)}, but the tasks show {found}: set views={list(known)}."
+            )
+        return [dict(zip(names, views)) for views in zip(*(images[name] for name in names), strict=True)]
 
     def _starts(self, observations: list, goals: list, active: np.ndarray) -> list[np.ndarray] | None:
         """Initial action sequences of the search, (P, A) or (E, P, A) for each active episode."""

@@ -8,7 +8,7 @@ batches = window_loader(training, config, frames=..., skip=..., accelerator=acce
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from ..data.feature_cache import (
 )
 from ..data.files import cache_key, file_digest, locked, remove_folder, weights_fingerprint, write_json
 from ..data.importers import ImportOptions, holds_arrays, import_episodes
+from ..data.skip_log import SkipLog
 from ..data.windows import WindowBatches, WindowMixture
 from .batches import all_batches
 from .config import TrainingConfig
@@ -57,6 +58,7 @@ def open_cache(
     columns: Sequence[str],
     accelerator: Accelerator,
     fill: Callable[[Path], None],
+    optional: Collection[str] = (),
 ) -> FeatureCache:
     """The cache of the data at `path`, filled first if no run has done so. All processes call it.
 
@@ -66,6 +68,7 @@ def open_cache(
         description: everything that the features depend on; a cache belongs to its hash.
         root: folder of all caches.
         fill: writes the features of this process into a folder.
+        optional: columns that the data may lack.
     """
     folder = root / f"{Path(path).name}-{cache_key(description)}"
     with locked(folder, accelerator, wait=True):
@@ -76,7 +79,7 @@ def open_cache(
             if accelerator.is_main_process:
                 finish_cache(folder, {"path": path, **description})
         accelerator.wait_for_everyone()
-    cache = FeatureCache(folder, columns, verify=False)
+    cache = FeatureCache(folder, columns, verify=False, optional=optional)
     cache.warn_of_skipped()
     return cache
 
@@ -142,8 +145,8 @@ def encode_episodes(
     accelerator: Accelerator,
     num_workers: int = 0,
 ) -> None:
-    """Writes this process's episodes into an unfinished cache: `encode` maps uint8 frames (T, C, H, W) to columns by
-    name. Episodes that are there already are left out."""
+    """Writes this process's episodes into an unfinished cache: `encode` maps uint8 frames (T, C, H, W), of several
+    cameras (T, V, C, H, W), to columns by name. Episodes that are there already are left out."""
     writer, title = CacheWriter(folder, accelerator.process_index), Path(stream.source.path).name
     for episode in uncached_items(writer, stream, accelerator, num_workers, title):
         name, fps, frames = (episode.pop(key) for key in ("episode_id", "fps", "frames"))
@@ -153,12 +156,15 @@ def encode_episodes(
 
 
 def split_windows(
-    caches: Sequence[FeatureCache], weights: Sequence[float], validation_fraction: float
+    caches: Sequence[FeatureCache],
+    weights: Sequence[float],
+    validation_fraction: float,
+    embodiments: Sequence[int] | None = None,
 ) -> tuple[WindowMixture, WindowMixture]:
-    """Windows of the training and of the held-out episodes of all sources."""
+    """Windows of the training and of the held-out episodes of all sources; `embodiments` see `WindowMixture`."""
     held_out = [torch.tensor(split_episodes(cache.ids, validation_fraction)) for cache in caches]
     training, validation = (
-        WindowMixture(caches, [mask.nonzero().squeeze(1) for mask in masks], weights)
+        WindowMixture(caches, [mask.nonzero().squeeze(1) for mask in masks], weights, embodiments)
         for masks in ([~mask for mask in held_out], held_out)
     )
     count = len(training) + len(validation)
@@ -175,12 +181,23 @@ def split_windows(
     return training, validation
 
 
+def log_skipped(caches: Sequence[FeatureCache], sources: Sequence[EpisodeSource], output_dir: str | Path) -> None:
+    """Lists the episodes that the caches of the sources lack in the run's `skipped.jsonl`, at step 0."""
+    found = [
+        json.dumps({"source": source.path, "name": name, "reason": reason})
+        for cache, source in zip(caches, sources, strict=True)
+        for name, reason in cache.skipped.items()
+    ]
+    SkipLog(output_dir).add(0, found)
+
+
 def window_statistics(mixture: WindowMixture, column: str) -> dict[str, Any]:
     """Mean, standard deviation and bounds of a column over the mixture used for training, and those of each source."""
     sources = [cache.statistics(column, chosen) for cache, chosen in zip(mixture.caches, mixture.episodes)]
     sizes = {len(source["mean"]) for source in sources}
     if len(sizes) > 1:
-        raise ValueError(f"The sources have {column} of sizes {sorted(sizes)}; one model needs one size.")
+        found = f"The sources have {column} of sizes {sorted(sizes)}; one model needs one size"
+        raise ValueError(f"{found}, or an embodiment id for each robot, such as {{path: …, embodiment: 1}}.")
     mean, std, low, high = (np.array([source[key] for source in sources]) for key in ("mean", "std", "low", "high"))
     weights = mixture.weights[:, None]
     mixed = (weights * mean).sum(0)

@@ -4,13 +4,15 @@ caches = open_caches(config, accelerator, encoder, processor, {"state_type": "to
 inputs = model_inputs(window_mixture.read(windows, frames, skip), model, processor)
 """
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from ..configuration_world_model import VJepa2WorldModelConfig
 from ..data.episodes import EpisodeSource, EpisodeStream
 from ..data.feature_cache import FeatureCache, data_fingerprint
 from ..data.windows import WindowMixture
@@ -36,6 +38,7 @@ def open_caches(
     processor: VJepa2VideoProcessor,
     state: dict[str, Any],
     columns: Sequence[str],
+    optional: Collection[str] = (),
 ) -> list[FeatureCache]:
     """The cache of every source, filled by the first run that needs it.
 
@@ -43,7 +46,11 @@ def open_caches(
         config: with `data`, `max_episodes`, `limits`, `num_workers`, `cache_dir`, `output_dir`, `cache_dtype`.
         state: fields of a world model that determine its latents before any fitted map, see `arranged_state`.
         columns: to read, "latents" or "frames" among them.
+        optional: columns that a source may lack.
     """
+    sources = episode_sources(config.data)
+    views = count_views(sources)
+    state = {**state, **({"num_views": views} if views > 1 else {})}
     root, latents, encode = cache_root(config, "latents"), None, None
     if "latents" in columns:
         latents = {**state, **describe_encoder(encoder, weights=state["state_type"] != "pixels")}
@@ -52,7 +59,7 @@ def open_caches(
     depends_on = {"version": 1, "processor": processor.to_dict(), "max_episodes": config.max_episodes}
     depends_on["latents"] = latents
     caches = []
-    for source in episode_sources(config.data):
+    for source in sources:
         source = as_shards(source, root, accelerator)
 
         def fill(folder: Path, source: EpisodeSource = source) -> None:
@@ -64,8 +71,28 @@ def open_caches(
             encode_episodes(folder, stream, encode, accelerator, config.num_workers)
 
         description = {"data": data_fingerprint(source.path), "camera": source.camera, **depends_on}
-        caches.append(open_cache(source.path, description, root, columns, accelerator, fill))
+        caches.append(open_cache(source.path, description, root, columns, accelerator, fill, optional))
     return caches
+
+
+def count_views(sources: Sequence[EpisodeSource]) -> int:
+    """V: the number of cameras of each source; refuses sources with different numbers."""
+    counts = {source.path: len(source.views) for source in sources}
+    if len(set(counts.values())) > 1:
+        found = ", ".join(f"{count} of {path!r}" for path, count in counts.items())
+        raise ValueError(f"The sources have different numbers of cameras ({found}): name as many in each camera.")
+    return next(iter(counts.values()))
+
+
+def with_views(sources: Sequence[EpisodeSource], config: VJepa2WorldModelConfig) -> list[EpisodeSource]:
+    """The sources with the views of a world model where they name no camera; refuses another number of cameras."""
+    if config.num_views > 1 and config.view_names:
+        sources = [dataclasses.replace(source, camera=source.camera or config.view_names) for source in sources]
+    views = count_views(sources)
+    if views != config.num_views:
+        found = ", ".join(str(name) for name in sources[0].views if name) or "one camera"
+        raise ValueError(f"The world model sees {config.num_views} views, but camera names {views} ({found}).")
+    return list(sources)
 
 
 def trained_fraction(model: str) -> float | None:
@@ -94,15 +121,25 @@ def open_episodes(
     """Windows of the training and of the held-out episodes of a finished model: latents of its encoder, before its
     fitted map. `config` also has `model`, its folder, and `validation_fraction`."""
     fraction = held_out_fraction(config)
-    if model.config.state_type == "pixels":
-        encoder = VJepa2Encoder(model.config.encoder_config)  # only its sizes count
-    else:
-        encoder = model.encoder if model.config.freeze_encoder else model.target_encoder
-    state = arranged_state(model.config.state_type)
-    if model.config.normalize_latents != "layer":
-        state["normalize_latents"] = model.config.normalize_latents
+    encoder, state = frozen_encoder(model), model_state(model.config)
+    config = dataclasses.replace(config, data=with_views(episode_sources(config.data), model.config))
     caches = open_caches(config, accelerator, encoder, processor, state, ["latents"])
-    return split_windows(caches, [source.weight for source in episode_sources(config.data)], fraction)
+    return split_windows(caches, [source.weight for source in config.data], fraction)
+
+
+def frozen_encoder(model: VJepa2WorldModel) -> VJepa2Encoder:
+    """The encoder of a finished model's latents."""
+    if model.config.state_type == "pixels":
+        return VJepa2Encoder(model.config.encoder_config)  # only its sizes count
+    return model.encoder if model.config.freeze_encoder else model.target_encoder
+
+
+def model_state(config: VJepa2WorldModelConfig) -> dict[str, Any]:
+    """The `state` of `open_caches` for a finished model."""
+    state = arranged_state(config.state_type)
+    if config.normalize_latents != "layer":
+        state["normalize_latents"] = config.normalize_latents
+    return state
 
 
 def arranged_state(state_type: str) -> dict[str, Any]:
@@ -114,7 +151,7 @@ def build_encode(
     config: Any, accelerator: Accelerator, encoder, processor, state: dict[str, Any], as_latents: bool
 ) -> Callable[[torch.Tensor], dict[str, torch.Tensor]]:
     """A function from the uint8 frames of an episode (T, C, H, W) to the cache's column: latents (T, N, D) before any
-    fitted map, or the frames."""
+    fitted map, or the frames. Of several cameras (T, V, C, H, W) to latents (T, V · N, D)."""
     if not as_latents:
         return lambda frames: {"frames": frames}
     dtype = getattr(torch, config.cache_dtype)
@@ -125,7 +162,7 @@ def build_encode(
 
     def encode(frames: torch.Tensor) -> dict[str, torch.Tensor]:
         parts = []
-        for part in frames.split(ENCODED_AT_ONCE):
+        for part in frames.split(max(1, ENCODED_AT_ONCE // state.get("num_views", 1))):
             with accelerator.autocast():
                 latents = model.encode(processor.normalize_cropped(part.to(accelerator.device).unsqueeze(0)))
             parts.append(latents[0].to("cpu", dtype))

@@ -19,7 +19,7 @@ from ..modeling_costs import LatentDistance
 from ..modeling_world_model import VJepa2WorldModel
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from .figures import evenly_spaced
-from .rollout_windows import encode_frames
+from .rollout_windows import count_frames, encode_frames, take_frames
 from .tables import format_table
 
 
@@ -57,8 +57,8 @@ def encode_episodes(
     for number, episode in enumerate(itertools.islice(episodes, EPISODES)):
         if episode["states"] is None and not model.config.distance_head:
             return None
-        chosen = evenly_spaced(len(episode["frames"]), min(FRAMES, max(2, affordable)))
-        latents.append(encode_frames(model, processor, episode["frames"][chosen]).float())
+        chosen = evenly_spaced(count_frames(episode["frames"]), min(FRAMES, max(2, affordable)))
+        latents.append(encode_frames(model, processor, take_frames(episode["frames"], chosen)).float())
         numbers.append(np.full(len(chosen), number))
         times.append(chosen * model.config.frame_skip)
         states.append(None if episode["states"] is None else episode["states"][chosen])

@@ -182,21 +182,34 @@ def find_object(images: torch.Tensor, color: list[float], max_distance: float) -
 def decode_windows(
     decoder: VJepa2PixelDecoder, processor: VJepa2VideoProcessor, windows: Windows, predicted: torch.Tensor
 ) -> torch.Tensor:
-    """Images (B, 3, 1+P, 3, H, W), the present first: true frames, decoded true latents, decoded predictions."""
-    frames = list(windows.frames[:, -predicted.shape[1] - 1 :])  # resized and cropped as for the model
-    pixels = processor(frames, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values_videos"]
-    true = (pixels.float() / 255).to(predicted.device)
-    present = decoder.decode(windows.known[:, -1:])
-    decoded = [torch.cat([present, decoder.decode(future)], dim=1) for future in (windows.future, predicted)]
-    return torch.stack([true, *decoded], dim=1)
+    """Images (B, 3, 1+P, 3, H, W), the present first: true frames, decoded true latents, decoded predictions. Views of
+    several cameras are side by side, (B, 3, 1+P, 3, H, V·W)."""
+    several = isinstance(windows.frames, dict)
+    views = windows.frames.values() if several else [windows.frames]
+    true = []
+    for view in views:
+        frames = list(view[:, -predicted.shape[1] - 1 :])  # resized and cropped as for the model
+        pixels = processor(frames, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values_videos"]
+        true.append((pixels.float() / 255).to(predicted.device))
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:  # one decoder for all views
+        if not several:
+            return decoder.decode(latents)
+        return torch.cat([decoder.decode(view) for view in latents.chunk(len(views), dim=-2)], dim=-1)
+
+    present = decode(windows.known[:, -1:])
+    decoded = [torch.cat([present, decode(future)], dim=1) for future in (windows.future, predicted)]
+    return torch.stack([torch.cat(true, dim=-1), *decoded], dim=1)
 
 
 def measure_object(
     images: torch.Tensor, name: str, color: list[float], max_distance: float, located: torch.Tensor | None
 ) -> Table:
     """Distances in pixels of an object from its position in the true frame, and whether it is missing (0 or 1), from
-    images of `decode_windows` and x, y (B, P, 2) in pixels from the states, if `located`."""
-    seen, decoded, predicted = find_object(images, color, max_distance).unbind(1)
+    images of `decode_windows` and x, y (B, P, 2) in pixels from the states, if `located`. Of several views the first
+    is searched."""
+    first = images[..., : images.shape[-2]]  # square
+    seen, decoded, predicted = find_object(first, color, max_distance).unbind(1)
     last, seen, decoded, predicted = seen[:, :1], seen[:, 1:], decoded[:, 1:], predicted[:, 1:]
     positions = {"painted": predicted, "decoder": decoded, "copy": last}
     if located is not None:

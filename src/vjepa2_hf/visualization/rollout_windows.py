@@ -1,7 +1,7 @@
 """Windows of episodes: known frames, future frames and the actions between them, encoded frame by frame.
 
 Letters: B windows, K known and P future frames, T0 frames that the model starts from, N tokens and D width of a
-latent, A action, S state.
+latent, A action, S state. Frames of several cameras are a dict by name.
 """
 
 from dataclasses import dataclass
@@ -15,18 +15,32 @@ from ..video_processing_vjepa2 import VJepa2VideoProcessor
 
 
 ENCODED_AT_ONCE = 64  # frames
+Frames = np.ndarray | dict[str, np.ndarray]
 
 
 def encode_frames(
-    model: VJepa2WorldModel, processor: VJepa2VideoProcessor, frames: np.ndarray, targets: bool = True
+    model: VJepa2WorldModel, processor: VJepa2VideoProcessor, frames: Frames, targets: bool = True
 ) -> torch.Tensor:
     """Encodes uint8 frames (T, H, W, 3), each on its own, to latents (T, N, D): by the target encoder, to compare with
-    predictions, or by the encoder that rollouts start from."""
-    parts = []
-    for first in range(0, len(frames), ENCODED_AT_ONCE):
-        pixels = processor(frames[first : first + ENCODED_AT_ONCE], return_tensors="pt")["pixel_values_videos"]
-        parts.append((model.encode_targets if targets else model.encode)(pixels.to(model.device))[0])
+    predictions, or by the encoder that rollouts start from. Several cameras are the model's views in their order."""
+    parts, encode = [], model.encode_targets if targets else model.encode
+    for first in range(0, count_frames(frames), ENCODED_AT_ONCE):
+        part = take_frames(frames, slice(first, first + ENCODED_AT_ONCE))
+        views = part.values() if isinstance(part, dict) else [part]
+        pixels = [processor(view, return_tensors="pt")["pixel_values_videos"] for view in views]
+        pixels = torch.stack(pixels, dim=2) if isinstance(part, dict) else pixels[0]
+        parts.append(encode(pixels.to(model.device))[0])
     return torch.cat(parts)
+
+
+def count_frames(frames: Frames) -> int:
+    """T."""
+    return len(next(iter(frames.values()))) if isinstance(frames, dict) else len(frames)
+
+
+def take_frames(frames: Frames, chosen: Any) -> Frames:
+    """The chosen frames of every camera, by an index of numpy."""
+    return {name: view[chosen] for name, view in frames.items()} if isinstance(frames, dict) else frames[chosen]
 
 
 @dataclass
@@ -40,7 +54,8 @@ class Windows:
     proprio_states: torch.Tensor | None  # (B, T0, S)
     states: torch.Tensor | None  # (B, P, S)
     rewards: torch.Tensor | None  # (B, 1+P), the last known reward first
-    frames: np.ndarray  # uint8 (B, K+P, H, W, 3)
+    frames: Frames  # uint8 (B, K+P, H, W, 3)
+    embodiment: int | None = None  # of a model with several
 
     @property
     def future_actions(self) -> torch.Tensor:
@@ -49,7 +64,8 @@ class Windows:
 
     def rollout(self, model: VJepa2WorldModel) -> torch.Tensor:
         """Predicted latents (B, P, N, D)."""
-        return model.rollout(self.seen, self.future_actions, self._context_actions(), self.proprio_states)
+        past = self._context_actions(), self.proprio_states
+        return model.rollout(self.seen, self.future_actions, *past, **self._ids())
 
     def sample(self, model: VJepa2WorldModel, window: int, count: int, generator: torch.Generator) -> torch.Tensor:
         """Samples `count` futures of one window from a stochastic model: (count, P, N, D)."""
@@ -57,7 +73,10 @@ class Windows:
         actions = self.future_actions[one].unsqueeze(1).expand(-1, count, -1, -1)
         context, states = self._context_actions(), self.proprio_states
         context, states = (None if part is None else part[one] for part in (context, states))
-        return model.rollout(self.seen[one], actions, context, states, generator=generator)[0]
+        return model.rollout(self.seen[one], actions, context, states, generator=generator, **self._ids())[0]
+
+    def _ids(self) -> dict[str, int]:
+        return {} if self.embodiment is None else {"embodiment_ids": self.embodiment}
 
     def _context_actions(self) -> torch.Tensor | None:
         frames, first = self.seen.shape[1], self.known.shape[1] - self.seen.shape[1]
@@ -71,16 +90,17 @@ def cut_windows(
     past: int,
     future: int,
     count: int,
+    embodiment: int | None = None,
 ) -> Windows | None:
     """Encodes up to `count` windows of K = `past` and P = `future` frames, spread evenly over an episode as
     `read_episodes` yields it, in model steps; None if it is too short for one."""
-    last_start = len(episode["frames"]) - past - future
+    last_start = count_frames(episode["frames"]) - past - future
     if last_start < 0:
         return None
     starts = np.unique(np.linspace(0, last_start, count).round().astype(np.int64))
     index = starts[:, None] + np.arange(past + future)  # (B, past + future)
     needed, position = np.unique(index, return_inverse=True)  # a frame of several windows is encoded once
-    position, frames = position.reshape(index.shape), episode["frames"][needed]
+    position, frames = position.reshape(index.shape), take_frames(episode["frames"], needed)
     latents = encode_frames(model, processor, frames)
     seen = latents if model.config.freeze_encoder else encode_frames(model, processor, frames, targets=False)
     first = past - min(past, model.config.context_frames)
@@ -96,5 +116,6 @@ def cut_windows(
         proprio_states=column("proprio_states", index[:, first:past]) if model.config.proprio_dim else None,
         states=column("states", index[:, past:]),
         rewards=column("rewards", index[:, past - 2 : -1]),
-        frames=episode["frames"][index],
+        frames=take_frames(episode["frames"], index),
+        embodiment=embodiment,
     )

@@ -1,0 +1,279 @@
+"""World models of several cameras and robots: what training reads, what it saves, exact resume, and a robot that is
+added to a finished model."""
+
+import json
+from pathlib import Path
+
+import evaluate_world_model
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+import train_decoder
+import train_world_model
+from datasets import Features, List, Value
+from script_runs import run_script, run_train_world_model
+
+from vjepa2_hf import VJepa2VideoProcessor, VJepa2WorldModel
+from vjepa2_hf.data.cameras import video_features, video_row
+from vjepa2_hf.data.episodes import read_episodes
+from vjepa2_hf.data.feature_cache import FeatureCache
+from vjepa2_hf.data.shards import write_shards
+from vjepa2_hf.data.video_writing import encode_video
+from vjepa2_hf.training.run import Run, read_metrics
+
+
+NUMBERS = List(List(Value("float32")))
+VIEWS = ["front", "wrist"]
+
+
+def write_robot(folder: Path, action_dim: int, state_dim: int = 0, lacking: int | None = None) -> Path:
+    """Six episodes of 9 frames of noise from two cameras of different sizes. The actions are uniform within ±1, those
+    of the second dimension within 9 and 11. The episode `lacking` has no wrist camera."""
+    rng = np.random.default_rng(action_dim)
+
+    def rows():
+        for number in range(6):
+            sizes = {"front": (32, 32), "wrist": (48, 64)}
+            frames = {name: rng.integers(0, 256, (9, *size, 3), dtype=np.uint8) for name, size in sizes.items()}
+            videos = {name: {"bytes": encode_video(each, fps=10), "path": None} for name, each in frames.items()}
+            row = {**video_row(videos), "actions": rng.uniform(-1, 1, (8, action_dim)).astype(np.float32)}
+            row["actions"][:, 1] += 10
+            if number == lacking:
+                row["video_wrist"] = None
+            if state_dim:
+                row["proprio_states"] = rng.uniform(0, 1, (9, state_dim)).astype(np.float32)
+            yield {**row, "fps": 10.0, "episode_id": f"{number:03d}"}
+
+    columns = {"actions": NUMBERS, **({"proprio_states": NUMBERS} if state_dim else {})}
+    columns |= {"fps": Value("float32"), "episode_id": Value("string")}
+    write_shards(rows(), folder, Features({**video_features(next(rows())), **columns}), num_shards=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def robots(tmp_path_factory) -> list[Path]:
+    """With actions and states of 2 and 2, 3 and none, and 4 and 1 numbers."""
+    folder = tmp_path_factory.mktemp("robots")
+    return [write_robot(folder / f"robot{size}", size, states) for size, states in ((2, 2), (3, 0), (4, 1))]
+
+
+def sources(*robots: Path, camera: str = "[front, wrist]", first: int = 0) -> str:
+    """The setting `data`, each robot with an id."""
+    each = (f"{{path: {path}, camera: {camera}, embodiment: {number}}}" for number, path in enumerate(robots, first))
+    return f"data=[{', '.join(each)}]"
+
+
+@pytest.fixture(scope="module")
+def finished(robots, tmp_path_factory) -> Path:
+    """A model of two views and two robots."""
+    output_dir = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        run_train_world_model(patch, robots[0], output_dir, sources(*robots[:2]), "use_proprio=true")
+    return output_dir
+
+
+class TestViews:
+    def test_latents_of_all_views_are_cached_and_the_model_names_them(self, monkeypatch, robots, tmp_path):
+        run_train_world_model(monkeypatch, robots[0], tmp_path / "run", sources(robots[0]))
+        model = VJepa2WorldModel.from_pretrained(tmp_path / "run/final").eval()
+        assert (model.config.num_views, model.config.view_names, model.config.num_embodiments) == (2, VIEWS, 1)
+        assert model.config.state_fitted
+        folder = next((tmp_path / "latents").glob("robot2-*/index.json")).parent
+        cache = FeatureCache(folder)
+        windows = cache.windows(torch.tensor([3]), torch.tensor([0]), 9)
+        processor = VJepa2VideoProcessor.from_pretrained(tmp_path / "run/final")
+        (episode,) = read_episodes(robots[0], camera=VIEWS, wanted=lambda name: name == cache.ids[3])
+        views = [processor(view, return_tensors="pt")["pixel_values_videos"] for view in episode["frames"].values()]
+        expected = model.encode(torch.stack(views, dim=2))  # (1, T, V, C, H, W)
+        torch.testing.assert_close(model.standardize(windows["latents"]), expected, atol=1e-5, rtol=1e-5)
+        assert expected.shape[2] == 2 * model.tokens_per_view
+        rows = json.loads((tmp_path / "run/rollout_error.json").read_text())
+        assert all(row["error"] > 0 for row in rows)
+
+    def test_one_camera_of_several_is_named_too(self, monkeypatch, robots, tmp_path):
+        run_train_world_model(monkeypatch, robots[0], tmp_path / "run", sources(robots[0], camera="wrist"))
+        config = VJepa2WorldModel.from_pretrained(tmp_path / "run/final").config
+        assert (config.num_views, config.view_names) == (1, ["wrist"])
+
+    def test_an_encoder_is_trained_on_all_views(self, monkeypatch, robots, tmp_path):
+        more = ["world_model.freeze_encoder=false", "max_steps=2", "fit_state=false"]
+        metrics = run_train_world_model(monkeypatch, robots[0], tmp_path / "run", sources(robots[0]), *more)
+        assert len(metrics) == 2 and np.isfinite(metrics[-1]["loss"])
+
+    def test_an_episode_without_a_camera_is_in_the_list_of_the_run(self, monkeypatch, tmp_path):
+        folder = write_robot(tmp_path / "robot", 2, lacking=3)
+        run_train_world_model(monkeypatch, folder, tmp_path / "run", sources(folder), "max_steps=1")
+        (entry,) = map(json.loads, (tmp_path / "run/skipped.jsonl").read_text().splitlines())
+        reason = "it has no video of the camera 'wrist'"
+        assert entry == {"step": 0, "source": str(folder), "name": "003", "reason": reason}
+
+    def test_sources_of_different_numbers_of_cameras_are_refused(self, monkeypatch, robots, tmp_path, capsys):
+        data = f"data=[{{path: {robots[0]}, camera: [front, wrist]}}, {{path: {robots[1]}, camera: front}}]"
+        with pytest.raises(SystemExit):
+            run_train_world_model(monkeypatch, robots[0], tmp_path / "run", data)
+        assert "different numbers of cameras (2 of" in capsys.readouterr().err
+
+
+class TestEmbodiments:
+    def test_each_robot_has_its_sizes_and_statistics(self, finished, robots):
+        config = VJepa2WorldModel.from_pretrained(finished / "final").config
+        assert (config.num_embodiments, config.action_dim, config.proprio_dim) == (2, 6, 2)  # frame_skip 2
+        assert (config.embodiment_action_dims, config.embodiment_proprio_dims) == ([4, 6], [2, 0])
+        assert [len(mean) for mean in config.action_mean] == [4, 6]
+        statistics = json.loads((finished / "statistics.json").read_text())
+        for number, robot in enumerate(robots[:2]):
+            actions = [one["actions"] for one in read_episodes(robot) if one["episode_id"] not in ("000", "005")]
+            mean, std = np.concatenate(actions).mean(0), np.concatenate(actions).std(0)
+            assert config.action_mean[number] == pytest.approx([*mean, *mean], abs=1e-6)
+            assert config.action_std[number] == pytest.approx([*std, *std], abs=1e-6)
+            assert config.action_low[number][1] > 8.9 and statistics["actions"][number]["mean"][1] > 9
+        assert statistics["proprio_states"][1] is None and config.proprio_mean[1] is None
+
+    def test_stopped_run_resumes_to_the_same_losses(self, monkeypatch, finished, robots, tmp_path):
+        original, given = Run.check_finite, [sources(*robots[:2]), "use_proprio=true"]
+
+        def stop(run, step, *numbers):
+            if step == 5:
+                raise KeyboardInterrupt
+            return original(run, step, *numbers)
+
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(Run, "check_finite", stop)
+            run_train_world_model(monkeypatch, robots[0], tmp_path / "run", *given)
+        assert len(read_metrics(tmp_path / "run")) == 4
+        run_train_world_model(monkeypatch, robots[0], tmp_path / "run", *given, "resume=latest")
+        losses = [[row["loss"] for row in read_metrics(folder)] for folder in (finished, tmp_path / "run")]
+        assert losses[0] == losses[1] and len(losses[0]) == 6
+
+    @pytest.mark.parametrize(
+        ("data", "message"),
+        [
+            ("data=[{{path: {0}}}, {{path: {1}}}]", "sizes [2, 3]; one model needs one size, or an embodiment id"),
+            ("data=[{{path: {0}}}, {{path: {1}, embodiment: 2}}]", "[0, 2], without 1; expected ids from 0 without"),
+        ],
+    )
+    def test_wrong_ids_are_one_sentence(self, monkeypatch, robots, tmp_path, capsys, data, message):
+        with pytest.raises(SystemExit):
+            run_train_world_model(monkeypatch, robots[0], tmp_path / "run", data.format(*robots))
+        assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def rollout(model: VJepa2WorldModel, embodiment: int, sizes: tuple[int, int]) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(embodiment)
+    latents = torch.randn(2, 1, model.tokens_per_frame, model.latent_size, generator=generator)
+    actions, states = (torch.randn(2, count, size, generator=generator) for count, size in zip((3, 1), sizes))
+    given = {"proprio_states": states if sizes[1] else None, "embodiment_ids": embodiment}
+    return model.rollout(latents, actions, **given)
+
+
+class TestFromModel:
+    def test_a_robot_is_added_and_all_else_stays(self, monkeypatch, finished, robots, tmp_path):
+        run_further(monkeypatch, finished, sources(robots[2], first=2), tmp_path / "run", "train_only=embodiment")
+        before = VJepa2WorldModel.from_pretrained(finished / "final").eval()
+        after = VJepa2WorldModel.from_pretrained(tmp_path / "run/final").eval()
+        assert after.config.num_embodiments == 3 and after.config.embodiment_action_dims == [4, 6, 8]
+        with torch.no_grad():
+            for number, sizes in enumerate(((4, 2), (6, 0))):
+                assert torch.equal(rollout(before, number, sizes), rollout(after, number, sizes))
+            assert torch.isfinite(rollout(after, 2, (8, 1))).all()
+        losses = [row["loss"] for row in read_metrics(tmp_path / "run")]
+        assert losses[-1] != losses[0]  # its projections are trained
+        again = tmp_path / "again"  # resumes exactly
+        original = Run.check_finite
+
+        def stop(run, step, *numbers):
+            if step == 5:
+                raise KeyboardInterrupt
+            return original(run, step, *numbers)
+
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(Run, "check_finite", stop)
+            run_further(monkeypatch, finished, sources(robots[2], first=2), again, "train_only=embodiment")
+        more = ["train_only=embodiment", "resume=latest"]
+        run_further(monkeypatch, finished, sources(robots[2], first=2), again, *more)
+        assert [row["loss"] for row in read_metrics(again)] == losses
+
+    def test_a_known_robot_is_trained_further(self, monkeypatch, finished, robots, tmp_path):
+        run_further(monkeypatch, finished, sources(robots[1], first=1), tmp_path / "run")
+        before = VJepa2WorldModel.from_pretrained(finished / "final")
+        after = VJepa2WorldModel.from_pretrained(tmp_path / "run/final")
+        assert after.config.action_mean == before.config.action_mean
+        encoders = (model.encoder.state_dict() for model in (before, after))
+        assert all(torch.equal(one, other) for one, other in zip(*(each.values() for each in encoders), strict=True))
+
+    @pytest.mark.parametrize(
+        ("first", "more", "message"),
+        [
+            (
+                0,
+                ["train_only=embodiment"],
+                "The actions of embodiment 0 have 8 numbers in a model step, but the model's",
+            ),
+            (
+                3,
+                [],
+                "embodiments of data are [3], without 2; expected ids from 0 without gaps, or of the 2 known ones",
+            ),
+            (2, ["world_model.context_frames=2"], "world_model.context_frames is set, but from_model="),
+            (2, ["encoder=random"], "either encoder, for a new world model, or from_model"),
+        ],
+    )
+    def test_what_does_not_fit_is_one_sentence(
+        self, monkeypatch, finished, robots, tmp_path, capsys, first, more, message
+    ):
+        with pytest.raises(SystemExit):
+            run_further(monkeypatch, finished, sources(robots[2], first=first), tmp_path / "run", *more)
+        assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def run_further(monkeypatch, finished: Path, data: str, output_dir: Path, *more: str) -> None:
+    arguments = [f"from_model={finished / 'final'}", data, f"output_dir={output_dir}", "max_steps=6", "batch_size=4"]
+    arguments += ["num_threads=1", "log_every=1", "save_every=3", "validation_fraction=0.4", "frames_per_window=3"]
+    run_script(monkeypatch, train_world_model, [*arguments, "horizons=[1, 2]", *more])
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    with PIL.Image.open(path) as image:
+        return image.size
+
+
+class TestEvaluation:
+    def test_images_of_all_views_are_side_by_side(self, monkeypatch, finished, robots, tmp_path):
+        sizes = "decoder={hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2}"
+        given = [f"world_model={finished / 'final'}", f"data={robots[0]}", f"output_dir={tmp_path / 'decoder'}", sizes]
+        steps = ["max_steps=2", "batch_size=4", "num_threads=1", "validation_fraction=0.4", "frames_per_episode=3"]
+        run_script(monkeypatch, train_decoder, [*given, *steps])
+        # 6 frames of two views: true, decoded
+        assert image_size(tmp_path / "decoder/reconstruction.png") == (6 * (2 * 32 + 2) + 2, 2 * (32 + 2) + 2)
+        output = tmp_path / "evaluation.json"
+        given = [f"model={finished / 'final'}", f"data={robots[0]}", f"output={output}", "horizons=[1, 2]"]
+        given += ["embodiment=0", f"decoder={tmp_path / 'decoder/final'}", "object_colors={square: [200, 0, 0]}"]
+        run_script(monkeypatch, evaluate_world_model, given)
+        # The present and two horizons, of two episodes
+        assert image_size(output.with_suffix(".png")) == (3 * (2 * 32 + 2) + 2, 2 * 3 * (32 + 2) + 2)
+        assert "square_not_seen" in json.loads(output.read_text())["horizons"][0]
+
+    def test_two_views_of_two_robots_are_measured(self, monkeypatch, finished, robots, tmp_path):
+        output = tmp_path / "evaluation.json"
+        given = [f"model={finished / 'final'}", f"data={robots[1]}", f"output={output}", "horizons=[1, 2]"]
+        run_script(monkeypatch, evaluate_world_model, [*given, "embodiment=1"])
+        rows = json.loads(output.read_text())["horizons"]
+        assert [row["horizon"] for row in rows] == [1, 2] and all(row["error"] > 0 for row in rows)
+        again = tmp_path / "again.json"  # the same cameras by name
+        named = [given[0], given[1], f"output={again}", given[3], "camera=[front, wrist]", "embodiment=1"]
+        run_script(monkeypatch, evaluate_world_model, named)
+        assert json.loads(again.read_text())["horizons"] == rows
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            (["embodiment=1", "camera=front"], "The world model sees 2 views, but camera names 1 (front)"),
+            ([], "embodiment is missing; expected one of 0, 1"),
+        ],
+    )
+    def test_what_does_not_fit_is_one_sentence(self, monkeypatch, finished, robots, tmp_path, capsys, more, message):
+        given = [f"model={finished / 'final'}", f"data={robots[1]}", f"output={tmp_path / 'evaluation.json'}"]
+        with pytest.raises(SystemExit):
+            run_script(monkeypatch, evaluate_world_model, [*given, *more])
+        assert message in capsys.readouterr().err.strip().splitlines()[-1]
