@@ -413,6 +413,9 @@ UNPUBLISHED = {
     "pixels": ("action-conditioned", {"state_type": "pixels"}, "state_type is 'pixels'"),
     "adapting encoder": ("action-conditioned", {"freeze_encoder": False}, "freeze_encoder is False"),
     "reward head": ("action-conditioned", {"reward_head": True}, "reward_head is True"),
+    "several views": ("action-conditioned", {"num_views": 2}, "num_views is 2"),
+    "several embodiments": ("action-conditioned", {"num_embodiments": 2, "action_low": None}, "num_embodiments is 2"),
+    "shared keys": ("action-conditioned", {"predictor_num_key_value_heads": 1}, "predictor_num_key_value_heads is 1"),
     "standardised actions": ("action-conditioned", {"action_std": [2.0] * 4}, "action_std is"),
 }
 

@@ -1,5 +1,6 @@
 """Published files of V-JEPA 2.1: what is inferred from them, their outputs, and round trips."""
 
+import argparse
 import logging
 import os
 import shlex
@@ -447,3 +448,8 @@ class TestRefused:
         ) as said:
             read_published(str(source))
         assert ("the file has 7 blocks of width 512" in str(said.value)) == (width == 512)
+
+    def test_robojepa_with_objects_beside_tensors(self, tmp_path):
+        source = write_checkpoint(tmp_path, {"args": argparse.Namespace(width=512)}, "latest.pth.tar")
+        with pytest.raises(ValueError, match=r"holds code or objects \(argparse.Namespace\).*RoboJEPA"):
+            read_published(str(source))

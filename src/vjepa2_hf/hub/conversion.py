@@ -340,7 +340,8 @@ _UNPUBLISHED = {
     "vjepa2_hf_world_model": (
         "state_type", "normalize_latents", "state_fitted", "freeze_encoder", "action_type", "reward_head",
         "distance_head", "stochastic_dim", "dynamics_type", "action_fusion", "action_encoder_num_layers", "residual",
-        "predictor_position_embedding_type", "action_mean", "action_std", "proprio_mean", "proprio_std",
+        "predictor_position_embedding_type", "action_mean", "action_std", "proprio_mean", "proprio_std", "num_views",
+        "num_embodiments", "state_levels", "predictor_num_key_value_heads", "macro_action_dim",
     ),
     "vjepa2_hf_video_classification": ONLY_OURS["vjepa2_hf_video_classification"],
 }  # fmt: skip

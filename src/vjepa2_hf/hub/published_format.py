@@ -111,6 +111,7 @@ def _load(path: str) -> Any:
         raise ValueError(
             f"{path} holds code or objects{f' ({name[1]})' if name else ''} beside tensors, which could run anything, "
             "and was not opened: if you trust it, save its state dicts alone with torch.save."
+            f"{_robojepa_note(path, {})}"
         ) from error
     except zipfile.BadZipFile as error:
         raise ValueError(
@@ -181,20 +182,19 @@ def _robojepa_note(path: str, content: Mapping) -> str:
     """A further sentence for a `.pth.tar` of unknown names, as which RoboJEPA's checkpoints are released."""
     if not path.endswith(".pth.tar"):
         return ""
-    known = "its tensor names are not public, so that it cannot be converted"
-    note = f" If it is a checkpoint of RoboJEPA (arXiv 2610.10515): {known}"
-    shapes = {}
-    for name, part in content.items():
-        inside = part.items() if isinstance(part, dict) else [(name, part)]
-        shapes |= {f"{name}.{key}": tuple(v.shape) for key, v in inside if isinstance(v, torch.Tensor)}
-    stacks = {}
-    for name, shape in shapes.items():
-        for number in re.finditer(r"\.(\d+)\.", name):
-            if 512 in shape:
+    note = (
+        " If it is a checkpoint of RoboJEPA (arXiv 2610.10515): its tensor names are not public, so that it cannot be"
+    )
+    note += " converted"
+    states, stacks = [content, *(part for part in content.values() if isinstance(part, dict))], {}
+    for name, value in (item for state in states for item in state.items()):
+        if isinstance(value, torch.Tensor) and 512 in value.shape:
+            for number in re.finditer(r"\.(\d+)\.", str(name)):
                 stacks.setdefault(name[: number.start()], set()).add(int(number[1]))
     if any(numbers == set(range(7)) for numbers in stacks.values()):
         note += "; the file has 7 blocks of width 512, as its predictor of 22M parameters"
-    return f"{note}."
+    preset = "VJepa2WorldModelConfig.from_preset(…, predictor='robot-22m')"
+    return f"{note}. {preset} has the sizes that are known, to train one."
 
 
 def _listed(names: Iterable, limit: int = 6) -> str:
