@@ -25,8 +25,8 @@ from vjepa2_hf.modeling_layers import eager_attention, sincos_table
 
 def build(**fields):
     torch.manual_seed(0)
-    fields = {"num_labels": 5, "num_pooler_layers": 1, "pooler_num_attention_heads": 2, **fields}
-    config = VJepa2VideoClassificationConfig(encoder_config=TINY_ENCODER, **fields)
+    defaults = {"num_labels": 5, "num_pooler_layers": 1, "pooler_num_attention_heads": 2}
+    config = VJepa2VideoClassificationConfig(**{"encoder_config": TINY_ENCODER, **defaults, **fields})
     return spread(VJepa2ForVideoClassification(config).eval())
 
 
@@ -76,6 +76,17 @@ def test_eager_is_sdpa():
     expected = model(clips()).logits
     model.set_attn_implementation("eager")
     torch.testing.assert_close(model(clips()).logits, expected, **TOLERANCE)
+
+
+@torch.no_grad()
+def test_layers_that_are_levels_have_norms_of_their_own():
+    encoder = {**TINY_ENCODER, "num_hidden_layers": 3, "output_levels": [0, 2]}
+    model = build(encoder_config=encoder, encoder_layers=[0, 1, 2])
+    output = model.encoder(clips(), output_hidden_states=True)
+    expected = [*output.level_hidden_states]
+    expected.insert(1, model.encoder.layernorm(output.hidden_states[2]))
+    assert torch.equal(model.encode_tokens(clips())[0], torch.cat(expected, dim=1))
+    assert not torch.allclose(expected[0], model.encoder.layernorm(output.hidden_states[1]))
 
 
 def test_gradients_reach_everything():

@@ -25,8 +25,9 @@ class VJepa2VideoClassificationConfig(VJepa2NestedConfig, PreTrainedConfig):
     r"""Configuration of [`VJepa2ForVideoClassification`]: an encoder's tokens, a pooler and a linear head.
 
     encoder_config (`dict` or [`VJepa2EncoderConfig`]): the encoder.
-    encoder_layers (list of `int` or `None`): blocks, from 0, whose outputs (each through the encoder's final norm) are
-        concatenated to one longer sequence of tokens, as in published probes on several layers. `None`: the last.
+    encoder_layers (list of `int` or `None`): blocks, from 0, whose outputs (each through its own norm, if it is one of
+        the encoder's `output_levels`, else through the final one) are concatenated to one longer sequence of tokens,
+        as in published probes on several layers. `None`: the last.
     Pooler:
         pooler_type (`str`, defaults to "attentive"; "linear" is the average of all tokens).
         num_pooler_layers (`int`, defaults to 3): self-attention blocks before the cross-attention block.

@@ -216,7 +216,9 @@ class VJepa2ForVideoClassification(_TokenClassifier, VJepa2PreTrainedModel):
         if self.config.pooler_space_positions and rows != columns:  # the number of tokens alone does not tell
             raise ValueError(f"pooler_space_positions needs square frames, but these have {rows} × {columns} tokens.")
         if layers is not None:
-            tokens = [self.encoder.layernorm(output.hidden_states[layer + 1]) for layer in layers]
+            levels = dict(zip(self.config.encoder_config.output_levels or (), output.level_hidden_states or ()))
+            norm, states = self.encoder.layernorm, output.hidden_states
+            tokens = [levels[layer] if layer in levels else norm(states[layer + 1]) for layer in layers]
             return output, torch.cat(tokens, dim=1), steps
         more, skip = self.config.predicted_frames // tubelet, self.config.skipped_frames // tubelet
         if not more:

@@ -63,6 +63,17 @@ def test_recorded_episodes_have_labels_of_every_frame(episodes):
     assert first.labels.dtype == np.float32 and (first.labels == 0).any()
 
 
+def test_labels_are_those_of_the_view_from_above(episodes, tmp_path):
+    recorder = ["--env", TWO_ROOMS, "--policy", "wander", "--episodes", "3", "--length", "9", "--num_proc", "1"]
+    for views in (["agent", "top"], ["agent"]):
+        output = ["--varied_appearance", "--output", str(tmp_path / views[-1]), "--views", *views]
+        record_episodes.main([*recorder, *output])
+    for one, other in zip(LabeledEpisodes(str(episodes), 4), LabeledEpisodes(str(tmp_path / "top"), 4), strict=True):
+        assert np.array_equal(one.frames, other.frames) and np.array_equal(one.labels, other.labels)
+    with pytest.raises(ValueError, match="labels are those of 'top'"):
+        next(iter(LabeledEpisodes(str(tmp_path / "agent"), 4)))
+
+
 def test_episodes_without_states_are_refused(tmp_path, episodes):
     with pytest.raises(ValueError, match="record episodes with examples/record_episodes.py"):
         next(iter(LabeledEpisodes(str(write_noise_episodes(tmp_path / "noise")), 4)))

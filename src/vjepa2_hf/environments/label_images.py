@@ -1,7 +1,7 @@
 """Label images of the environments, and labeled clips of recorded episodes: targets for dense probes.
 
 An episode's row holds the states of all frames and the settings of its environment, so labels are rendered when they
-are needed; any recorded episodes of the package's environments have them. Labels are those of the camera from above.
+are needed; any recorded episodes of the package's environments have them. Labels are those of the view `top`.
 
 Shapes: T frames, H W pixels, S state size.
 """
@@ -12,16 +12,18 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..data.cameras import video_columns
 from ..data.shards import ShardSource, open_stream
 from ..probing.dense_clips import DenseClip
 from ..specs import check_choice, check_count
 from ..video_io import ReadLimits, VideoReader
 from .appearance import IMAGE_SIZE
-from .plane import PlaneEnv
+from .plane import VIEWS, PlaneEnv
 from .tasks import make_plain
 
 
 Target = Literal["labels", "distance"]
+TOP = VIEWS[0]  # the camera that labels are of
 _CENTERS = (np.arange(IMAGE_SIZE) + 0.5) / IMAGE_SIZE  # of pixels, in field units
 
 
@@ -99,6 +101,9 @@ class LabeledEpisodes:
         for _, shard, number, row in open_stream(source, seed=None):
             name = row.get("episode_id") or source.row_name(shard, number, row.get("path"))
             recording = _recording(row, self.data)
+            videos = video_columns(row) or {TOP: "video"}
+            if TOP not in videos:
+                raise ValueError(f"{self.data!r} has the views {', '.join(videos)}; labels are those of {TOP!r}.")
             key = json.dumps([recording["env"], recording["env_kwargs"]])
             if key not in environments:
                 environments[key] = make_plain(recording["env"], **recording["env_kwargs"])
@@ -107,15 +112,15 @@ class LabeledEpisodes:
                 raise ValueError(f"{self.data!r} mixes environments with the labels {self.names} and {names}.")
             self.names = names if self.target == "labels" else None
             try:
-                yield from self._clips(name, row, environments[key])
+                yield from self._clips(name, row[videos[TOP]], row["states"], environments[key])
             except (ValueError, OSError) as error:
                 self.skipped[name] = str(error)
         self.skipped = source.skipped | self.skipped
 
-    def _clips(self, name: str, row: dict[str, Any], env: PlaneEnv) -> Iterator[DenseClip]:
-        states = np.asarray(row["states"], np.float64)
+    def _clips(self, name: str, video: Any, states: list, env: PlaneEnv) -> Iterator[DenseClip]:
+        states = np.asarray(states, np.float64)
         render = render_labels if self.target == "labels" else render_distances
-        with VideoReader(row["video"], self.limits) as reader:
+        with VideoReader(video, self.limits) as reader:
             last = len(reader) - self.frames_per_clip
             if last < 0 or len(states) != len(reader):
                 raise ValueError(
