@@ -18,6 +18,7 @@ from vjepa2_hf.data.files import (
     lock_folder,
     locked,
     staged_folder,
+    used_fields,
     weights_fingerprint,
     write_aside,
     write_json,
@@ -41,6 +42,15 @@ def test_a_config_is_known_wherever_it_was_loaded_from(tmp_path):
     assert config_fingerprint(VJepa2Encoder.from_pretrained(tmp_path).config) == config_fingerprint(config)
     other = VJepa2EncoderConfig(**{**TINY_ENCODER, "num_attention_heads": 4})  # the same weights' shapes
     assert config_fingerprint(other) != config_fingerprint(config)
+
+
+def test_a_cache_of_0_1_counts_for_encoders_that_do_not_use_later_fields():
+    config = VJepa2EncoderConfig(**TINY_ENCODER)
+    fields = used_fields(config, config.to_diff_dict())
+    assert "output_levels" not in fields and fields["hidden_size"] == config.hidden_size
+    later = VJepa2EncoderConfig(**TINY_ENCODER, image_tubelet_size=1)
+    assert used_fields(later, later.to_diff_dict())["image_tubelet_size"] == 1
+    assert config_fingerprint(later) != config_fingerprint(config)
 
 
 def test_a_folder_belongs_to_what_claimed_it(tmp_path):

@@ -277,8 +277,21 @@ def weights_fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+# Encoder fields that came after version 0.1, whose caches stay valid for encoders that do not use them
+_LATER_FIELDS = ("image_tubelet_size", "modality_embeddings", "output_levels", "rope_grid_size")
+
+
+def used_fields(config: Any, fields: dict[str, Any]) -> dict[str, Any]:
+    """The `fields` of a config without those that came later and are at their default: what a cache depends on."""
+    return {
+        name: value
+        for name, value in fields.items()
+        if name not in _LATER_FIELDS or value != getattr(type(config), name, None)
+    }
+
+
 def config_fingerprint(config: Any) -> str:
     """A hash of a model's config, without the fields that change no output: source, version and dtype."""
-    fields = json.loads(config.to_json_string(use_diff=False))
+    fields = used_fields(config, json.loads(config.to_json_string(use_diff=False)))
     names = fields.keys() - {"transformers_version", "architectures", "auto_map", "dtype"}
     return cache_key({name: fields[name] for name in names if not name.startswith("_")})

@@ -27,7 +27,15 @@ from ..data.feature_cache import (
     finish_cache,
     is_finished,
 )
-from ..data.files import cache_key, file_digest, locked, remove_folder, weights_fingerprint, write_json
+from ..data.files import (
+    cache_key,
+    file_digest,
+    locked,
+    remove_folder,
+    used_fields,
+    weights_fingerprint,
+    write_json,
+)
 from ..data.importers import ImportOptions, holds_arrays, import_episodes
 from ..data.skip_log import SkipLog
 from ..data.windows import WindowBatches, WindowMixture
@@ -46,7 +54,8 @@ def cache_root(config: Any, name: str) -> Path:
 
 def describe_encoder(encoder: torch.nn.Module, weights: bool = True) -> dict[str, Any]:
     """The sizes of an encoder and a hash of its weights, for the description of a cache."""
-    sizes = {name: value for name, value in encoder.config.to_diff_dict().items() if name != "transformers_version"}
+    sizes = used_fields(encoder.config, encoder.config.to_diff_dict())
+    sizes.pop("transformers_version", None)
     sizes["vjepa2_hf_version"] = "0.1.0"  # as in the first caches, which later versions read: it changes no latents
     return {"encoder": sizes, "weights": weights_fingerprint(encoder) if weights else None}
 
