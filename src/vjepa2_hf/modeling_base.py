@@ -30,7 +30,7 @@ _OUTPUT_KEYWORDS = ("output_attentions", "output_hidden_states", "return_dict")
 _TRANSFORMERS_KEYWORDS = frozenset(
     {*TransformersKwargs.__annotations__, *_OUTPUT_KEYWORDS, "use_cache", "debug_io", "debug_io_dir", "prune_layers"}
 )
-_OF_BLOCKS = re.compile(r"(^|\.)(layer|level_norms)\.\d+\.")  # names of weights in a stack of blocks or levels
+_IN_STACK = re.compile(r"((?:.+\.)?(?:layer|level_norms))\.\d+\.")  # names of weights in a stack of blocks or levels
 
 
 class VJepa2PreTrainedModel(PreTrainedModel):
@@ -137,7 +137,9 @@ class VJepa2PreTrainedModel(PreTrainedModel):
                 "download the model again, or pass allow_missing=True to start them at random values"
                 f"{_differences(model, info)}."
             )
-        dropped = sorted(name for name in info["unexpected_keys"] if _OF_BLOCKS.search(name))
+        stacks = {name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+        in_stack = {name: _IN_STACK.match(name) for name in info["unexpected_keys"]}
+        dropped = sorted(name for name, match in in_stack.items() if match and match[1] in stacks)
         if dropped and not allow_missing:
             raise ValueError(
                 f"{path} holds {len(dropped)} weights for which the config has no block, the first of them "

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
-from builders import TINY_ENCODER, TINY_PREDICTOR
+from builders import TINY_ENCODER, TINY_PREDICTOR, same_weights
 
 from vjepa2_hf import (
     VJepa2Encoder,
     VJepa2EncoderConfig,
     VJepa2ForMaskedLatentPrediction,
     VJepa2MaskedLatentPredictionConfig,
+    VJepa2WorldModel,
+    VJepa2WorldModelConfig,
 )
 from vjepa2_hf.hub.mismatch import describe_mismatch, shapes_of
 
@@ -92,6 +94,18 @@ class TestFromPretrained:
     def test_another_depth_of_an_encoder(self, folder):
         with pytest.raises(ValueError, match=r"the model has 2 blocks, not 1 \(num_hidden_layers\)"):
             VJepa2Encoder.from_pretrained(folder, num_hidden_layers=1)
+
+    def test_a_whole_part_may_be_left_out(self, tmp_path):
+        """A world model that trained its encoder holds a target encoder, which a frozen one does not have."""
+        config = VJepa2WorldModelConfig(
+            encoder_config=TINY_ENCODER, action_dim=2, freeze_encoder=False, **TINY_PREDICTOR
+        )
+        model = VJepa2WorldModel(config)
+        model.save_pretrained(tmp_path)
+        frozen = VJepa2WorldModel.from_pretrained(tmp_path, freeze_encoder=True)
+        assert same_weights(frozen.encoder, model.encoder) and hasattr(model, "target_encoder")
+        with pytest.raises(ValueError, match=r"encoder has 2 blocks, not 1 \(num_hidden_layers\)"):
+            VJepa2WorldModel.from_pretrained(tmp_path, encoder_config={**TINY_ENCODER, "num_hidden_layers": 1})
 
     def test_other_levels(self, tmp_path):
         fields = {**TINY_ENCODER, "num_hidden_layers": 3, "output_levels": [0, 1, 2]}
