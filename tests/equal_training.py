@@ -49,14 +49,12 @@ def shares(
         parts = torch.arange(CLIPS).chunk(processes * micro_batches)
         for rows in parts[rank * micro_batches : (rank + 1) * micro_batches]:
             names = [f"step {step}, row {row}" for row in rows.tolist()]
-            yield (
-                names,
-                {
-                    "pixel_values_videos": clips[rows],
-                    "context_mask": [ids[0, rows, :3], ids[1, rows, :5]],
-                    "target_mask": [ids[0, rows, 3:], ids[1, rows, 5:]],
-                },
-            )
+            inputs = {
+                "pixel_values_videos": clips[rows],
+                "context_mask": [ids[0, rows, :3], ids[1, rows, :5]],
+                "target_mask": [ids[0, rows, 3:], ids[1, rows, 5:]],
+            }
+            yield names, {"video": inputs}
 
 
 def prepare(output_dir: Path, accelerator: Accelerator, micro_batches: int, resume: str | None = None) -> TrainingLoop:

@@ -243,6 +243,10 @@ PUBLISHED_MASKS: list[dict[str, Any]] = [
     {"type": "multi_block", "num_blocks": 8, "spatial_scale": 0.15, **_BOTH_SETS},
     {"type": "multi_block", "num_blocks": 2, "spatial_scale": 0.7, **_BOTH_SETS},
 ]
+# V-JEPA 2.1: the mask set of single images
+PUBLISHED_IMAGE_MASKS: list[dict[str, Any]] = [
+    {"type": "multi_block", "num_blocks": 10, "spatial_scale": 0.15, **_BOTH_SETS}
+]
 
 
 def build_mask_samplers(specs: Iterable[dict[str, Any]]) -> list:

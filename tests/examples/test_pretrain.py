@@ -264,9 +264,9 @@ def test_a_run_elsewhere_with_another_number_of_sources_reads_its_data_anew(
 
 def test_a_curriculum_does_not_go_on_with_other_sources():
     config = load_config(PretrainConfig, None, ["output_dir=a", "data=b", "frames_curriculum=[[0, 8], [5, 16]]"])
-    state = {"loader": {}, "readers": {"num_workers": 0, "sources": 2}}
+    loop = SimpleNamespace(config=config, rank_state={"loader": {}, "readers": {"num_workers": 0, "sources": 2}})
     with pytest.raises(ValueError, match="frames_curriculum is counted in the batches of .*'sources': 2"):
-        pretrain.restore_loader(None, SimpleNamespace(config=config, rank_state=state))
+        pretrain.restore_loaders({"video": SimpleNamespace(dataset=None)}, loop)
 
 
 def test_a_run_goes_on_with_other_workers(stopped, shards, monkeypatch, caplog, tmp_path):
@@ -283,7 +283,7 @@ def test_a_curriculum_goes_on_with_other_workers_at_its_step(shards, monkeypatch
 
     def read_batches(*arguments, read=pretrain.read_batches):
         for names, batch in read(*arguments):
-            seen.append(batch["pixel_values_videos"].shape[1])
+            seen.append(batch["video"]["pixel_values_videos"].shape[1])
             yield names, batch
 
     monkeypatch.setattr(pretrain, "read_batches", read_batches)

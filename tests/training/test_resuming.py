@@ -12,6 +12,7 @@ from torch import nn
 
 from vjepa2_hf.training.checkpoints import latest_checkpoint, load_checkpoint, read_progress
 from vjepa2_hf.training.loop import TrainingLoop
+from vjepa2_hf.training.pretraining import PretrainConfig
 from vjepa2_hf.training.resuming import allow_other_split, check_sharding_of, describe_other_processes
 from vjepa2_hf.training.run import changed_settings
 
@@ -116,14 +117,15 @@ def test_batch_and_micro_batches_may_change_if_the_global_batch_stays(settings, 
 
 
 def test_a_frames_curriculum_counts_micro_batches_which_do_not_change():
-    before, now = TinyRunConfig(output_dir="a"), TinyRunConfig(output_dir="a", batch_size=8)
-    now.frames_curriculum = [(0, 8)]
+    settings = {"output_dir": "a", "data": "b", "frames_curriculum": [(0, 8), (4, 16)]}
+    before, now = PretrainConfig(batch_size=4, **settings), PretrainConfig(batch_size=8, **settings)
     changed = changed_settings(before, now)
+    assert changed == {"batch_size": (4, 8)}
     assert allow_other_split(changed, before, now, {"step": 3, "num_processes": 2}, 1) == changed
 
 
 def test_the_global_batch_is_that_of_the_checkpoint_and_not_of_a_later_config():
-    now = SimpleNamespace(batch_size=8, gradient_accumulation_steps=1)
+    now = TinyRunConfig(output_dir="a", batch_size=8)
     progress = {"step": 3, "num_processes": 2, "global_batch_size": 8}
     assert "stays 8 samples" in describe_other_processes("c", now, now, progress, 1)
     sentence = describe_other_processes("c", now, now, progress, 4)

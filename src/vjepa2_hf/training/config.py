@@ -86,6 +86,15 @@ class TrainingConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a fraction from 0 to 1.")
 
+    def samples_per_step(self, num_processes: int) -> int:
+        """Samples per step over all processes and micro-batches."""
+        return self.batch_size * self.gradient_accumulation_steps * num_processes
+
+    @property
+    def split_settings(self) -> tuple[str, ...]:
+        """Settings that may change together when a run resumes, if a step keeps its number of samples."""
+        return ("batch_size", "gradient_accumulation_steps")
+
     def scheduled(self, step: int) -> dict[str, Any]:
         """All values that depend on the step (from 1) alone, such as the learning rate."""
         return {"learning_rate": self.learning_rate.at(step, self.max_steps)}

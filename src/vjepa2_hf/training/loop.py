@@ -79,6 +79,10 @@ class TrainingLoop:
         """Prepares both for training with Accelerate and restores them from the checkpoint of `config.resume`. New
         checkpoints also hold the model's config and its processors, for `from_pretrained`."""
         self.run.write_model_files = functools.partial(write_model_files, model=model, processors=processors)
+        if has_two_modalities(model):  # DDP would wait for the gradients of the one that a batch lacks
+            handler = self.accelerator.ddp_handler or DistributedDataParallelKwargs()
+            handler.find_unused_parameters = True
+            self.accelerator.ddp_handler = handler
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.start, self.rank_state = self.run.resume(self.config.resume)
         return self.model, self.optimizer
@@ -125,11 +129,11 @@ class TrainingLoop:
             ValueError: loss or gradient is not finite. The weights are left as they were, see `Run.check_finite`.
         """
         accelerator, losses, names = self.accelerator, [], []
+        self.throughput.samples += self.config.samples_per_step(accelerator.num_processes)
         for _ in range(self.config.gradient_accumulation_steps):
             with self.throughput.waiting():
                 sample_names, batch = next_batch(batches)
             names.append(sample_names)
-            self.throughput.samples += self.config.batch_size
             with accelerator.accumulate(self.model):
                 parts = forward_backward(batch)
                 losses.append(torch.stack([part.detach().float() for part in parts.values()]))
@@ -196,3 +200,9 @@ class TrainingLoop:
             tqdm.write(f"complete: {final} stays as it is" if self.run.is_complete else f"saved {final}")
         self.accelerator.end_training()
         self.signals.restore()
+
+
+def has_two_modalities(model: nn.Module) -> bool:
+    """Whether a model learns parameters for images or for videos alone: their tokenizers or vectors."""
+    names = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    return any("image_patch_embeddings." in name or "modality_embedding" in name for name in names)

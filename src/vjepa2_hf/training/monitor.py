@@ -107,7 +107,7 @@ class CollapseWatch:
 
 
 class Throughput:
-    """Samples per second over all processes, and how this process spends its time, since the last reading."""
+    """Samples per second over all processes, and how they spend their time, since the last reading."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
@@ -132,11 +132,13 @@ class Throughput:
         self.started += time.perf_counter() - before
 
     def read(self, unit: str) -> dict[str, float]:
-        """`<unit>_per_second` over all processes, `data_wait` (0 to 1) and, for devices with a known peak,
-        `model_flops_utilization` (0 to 1) of this process. Starts a new reading."""
+        """`<unit>_per_second` over all processes; `data_wait` (0 to 1) of the process that waited longest, so that all
+        must call it; for devices with a known peak, `model_flops_utilization` (0 to 1) of this process. Starts a new
+        reading."""
         elapsed = time.perf_counter() - self.started
-        samples = self.samples * self.accelerator.num_processes
-        reading = {f"{unit}_per_second": samples / elapsed, "data_wait": self.waited / elapsed}
+        waited = torch.tensor([self.waited / elapsed], device=self.accelerator.device)
+        waited = self.accelerator.gather(waited).max().item()
+        reading = {f"{unit}_per_second": self.samples / elapsed, "data_wait": waited}
         peak = peak_flops(self.accelerator.device, self.accelerator.mixed_precision)
         if peak is not None:
             reading["model_flops_utilization"] = self.flops / elapsed / peak

@@ -5,6 +5,7 @@ model = VJepa2ForMaskedLatentPrediction(build_model_config(config))
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +15,8 @@ from ..configuration_vjepa2 import VJepa2MaskedLatentPredictionConfig
 from ..data.clips import Augmentation, DataSource
 from ..data.sampling import FramesCurriculum
 from ..data.shuffle import SHUFFLE_BYTES, SHUFFLE_ROWS
-from ..masking import PUBLISHED_MASKS
+from ..data.typed_fields import check_fields
+from ..masking import PUBLISHED_IMAGE_MASKS, PUBLISHED_MASKS, build_mask_samplers
 from ..specs import check_known
 from ..video_io import ReadLimits
 from .config import TrainingConfig
@@ -29,6 +31,34 @@ PREDICTOR_FIELDS = {
         "predictor_query_key_bias", "num_mask_tokens", "zero_init_mask_tokens", "initializer_range",
     )
 }  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class ImageSettings:
+    """Single images beside the clips, with masks of their own; other settings of clips hold for them too."""
+
+    data: str | list[DataSource]
+    """As `data` of the clips. A video gives one random frame."""
+    share: float = 0.5
+    """Weight of the loss of images, above 0 and below 1; with by=process also the fraction of the processes."""
+    by: Literal["process", "batch"] = "process"
+    """process: a process trains on images or on clips (published). batch: each micro-batch has both. A single process
+    always does the latter; the gradient is the same."""
+    batch_size: int | None = None
+    """Images per process and micro-batch; null: batch_size of the clips."""
+    crop_size: int | None = None
+    """Height and width in pixels; null: crop_size of the clips."""
+    masks: list[dict[str, Any]] = field(default_factory=lambda: [dict(spec) for spec in PUBLISHED_IMAGE_MASKS])
+
+    def __post_init__(self):
+        check_fields(self)
+        if not 0 < self.share < 1:
+            raise ValueError(f"images.share is {self.share}, expected a fraction above 0 and below 1.")
+        for name in ("batch_size", "crop_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"images.{name} must be at least 1, got {getattr(self, name)}.")
+        if not self.masks:
+            raise ValueError("images.masks is empty; give at least one mask set, like {type: multi_block}.")
 
 
 @dataclass(kw_only=True)
@@ -76,6 +106,9 @@ class PretrainConfig(TrainingConfig):
     """Clips from each read of a video, which share its decoding."""
     augmentation: Augmentation | None = field(default_factory=Augmentation)
     """null: the largest centered square of the frame."""
+
+    images: ImageSettings | None = None
+    """Images beside the clips, see docs/pretraining.md; null: none."""
 
     # Model
     encoder: dict[str, Any] = field(default_factory=dict)
@@ -155,6 +188,60 @@ class PretrainConfig(TrainingConfig):
         stages, micro_batches = self.frames_curriculum or [(0, self.frames_per_clip)], self.gradient_accumulation_steps
         return FramesCurriculum(stages, self.batch_size, micro_batches, by=self.frames_curriculum_by)
 
+    @property
+    def by_modality(self) -> dict[str, "PretrainConfig"]:
+        """The settings of the batches of each modality, "video" and, with `images`, "image": clips of one frame."""
+        if self.images is None:
+            return {"video": self}
+        own = {name: value for name, value in vars(self.images).items() if name not in ("share", "by")}
+        given = {name: value for name, value in own.items() if value is not None}
+        still = {"fps": None, "speed": (1.0, 1.0), "frame_jitter": 0.0, "motion_weight": 0.0, "clips_per_video": 1}
+        # Images must not be cropped and masked by the random numbers of the clips
+        still |= {"frames_per_clip": 1, "frames_curriculum": None, "seed": self.seed ^ 2**31, "images": None}
+        return {"video": self, "image": dataclasses.replace(self, **still, **given)}
+
+    def divide(self, rank: int, processes: int) -> dict[str, "Part"]:
+        """What a process trains on, by modality: "video", "image", or both.
+
+        Raises:
+            ValueError: the share of images is no whole number of processes.
+        """
+        images = self.images
+        if images is None:
+            return {"video": Part(rank, processes, 1.0)}
+        if images.by == "batch" or processes == 1:
+            weights = {"video": 1 - images.share, "image": images.share}
+            return {modality: Part(rank, processes, weight) for modality, weight in weights.items()}
+        number = round(images.share * processes)
+        if not math.isclose(number, images.share * processes) or not 0 < number < processes:
+            raise ValueError(
+                f"images.share={images.share:g} of {processes} processes is {images.share * processes:g}, expected a "
+                "whole number that leaves processes for clips; change the share or the number of processes, or set "
+                "images.by=batch."
+            )
+        clips = processes - number  # they come first: the main process logs the meters of clips
+        return {"video": Part(rank, clips, 1.0)} if rank < clips else {"image": Part(rank - clips, number, 1.0)}
+
+    def samples_per_step(self, num_processes: int) -> int:
+        """Clips and images per step over all processes and micro-batches."""
+        parts = [self.divide(rank, num_processes) for rank in range(num_processes)]
+        sizes = {"video": self.batch_size, "image": self.images and self.images.batch_size or self.batch_size}
+        return self.gradient_accumulation_steps * sum(sizes[modality] for part in parts for modality in part)
+
+    @property
+    def split_settings(self) -> tuple[str, ...]:
+        """A frames curriculum counts micro-batches, which then have to stay. Images with a batch size of their own
+        keep the ratio of both."""
+        if self.frames_curriculum:
+            return ()
+        if self.images is None:
+            return super().split_settings
+        return (
+            "gradient_accumulation_steps",
+            "images.by",
+            *(["batch_size"] if self.images.batch_size is None else []),
+        )
+
     def scheduled(self, step: int) -> dict[str, float]:
         """Learning rate, momentum of the target encoder, weight decay, and frames per clip of a curriculum by step."""
         decay = self.weight_decay
@@ -170,11 +257,28 @@ class PretrainConfig(TrainingConfig):
         return values
 
 
+@dataclass(frozen=True)
+class Part:
+    """What a process trains on of one modality.
+
+    Attributes:
+        rank, processes: its number among the processes that read this modality, and theirs.
+        weight: of the loss in that of the process.
+    """
+
+    rank: int
+    processes: int
+    weight: float
+
+
 def check_model(config: PretrainConfig, model_config: VJepa2MaskedLatentPredictionConfig) -> None:
-    """Refuses clips that patches and tubelets do not divide, and mask sets without a mask token."""
+    """Refuses clips and images that patches and tubelets do not divide, mask sets without a mask token, and masks of
+    images that need several frames."""
     encoder, tokens = model_config.encoder_config, model_config.num_mask_tokens
+    image = config.by_modality.get("image", config)
     for name, value, unit in (
         ("crop_size", config.crop_size, encoder.patch_size),
+        ("images.crop_size", image.crop_size, encoder.patch_size),
         ("frames_per_clip", config.frames_per_clip, encoder.tubelet_size),
     ):
         if value < unit or value % unit:
@@ -184,11 +288,16 @@ def check_model(config: PretrainConfig, model_config: VJepa2MaskedLatentPredicti
         raise ValueError(
             f"mask_token_index={index} is not one of the predictor's {tokens} mask tokens, 0 to {tokens - 1}."
         )
-    if index is None and len(config.masks) > tokens:
+    most = max(len(config.masks), len(image.masks))
+    if index is None and most > tokens:
         raise ValueError(
-            f"{len(config.masks)} mask sets are more than the predictor's {tokens} mask tokens; set "
-            f"predictor.num_mask_tokens={len(config.masks)}, or mask_token_index=0 to share one."
+            f"{most} mask sets are more than the predictor's {tokens} mask tokens; set "
+            f"predictor.num_mask_tokens={most}, or mask_token_index=0 to share one."
         )
+    if config.images is not None:
+        side = image.crop_size // encoder.patch_size
+        for sampler in build_mask_samplers(image.masks):
+            sampler(1, (1, side, side), torch.Generator().manual_seed(0))
 
 
 def build_model_config(config: PretrainConfig) -> VJepa2MaskedLatentPredictionConfig:

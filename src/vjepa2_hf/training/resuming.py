@@ -14,36 +14,25 @@ from accelerate.utils import DistributedType, load, set_seed
 from .config import TrainingConfig
 
 
-# They may change together if the global batch, and so the meaning of a step, stays the same
-SPLIT_SETTINGS = ("batch_size", "gradient_accumulation_steps")
-
-
-def global_batch_size(config: TrainingConfig, num_processes: int) -> int:
-    """Samples per step over all processes and micro-batches."""
-    return config.batch_size * config.gradient_accumulation_steps * num_processes
-
-
 def past_batch_size(progress: dict[str, int], before: TrainingConfig) -> int:
     """The global batch of the run that wrote a checkpoint; 0.1 recorded no such number in its progress."""
-    return progress.get("global_batch_size") or global_batch_size(before, progress["num_processes"])
+    return progress.get("global_batch_size") or before.samples_per_step(progress["num_processes"])
 
 
 def allow_other_split(
     changed: dict[str, Any], before: TrainingConfig, now: TrainingConfig, progress: dict[str, int], num_processes: int
 ) -> dict[str, Any]:
-    """The changed settings without `SPLIT_SETTINGS` if the global batch is the same. A frames curriculum counts
-    micro-batches, which then have to stay."""
-    same = past_batch_size(progress, before) == global_batch_size(now, num_processes)
-    if not same or getattr(now, "frames_curriculum", None):
+    """The changed settings without `split_settings` if the global batch, and so the meaning of a step, is the same."""
+    if past_batch_size(progress, before) != now.samples_per_step(num_processes):
         return changed
-    return {key: values for key, values in changed.items() if key not in SPLIT_SETTINGS}
+    return {key: values for key, values in changed.items() if key not in now.split_settings}
 
 
 def describe_other_processes(
     checkpoint: Path, before: TrainingConfig, now: TrainingConfig, progress: dict[str, int], num_processes: int
 ) -> str | None:
     """A sentence about a checkpoint of another number of processes, or None."""
-    was, old, new = progress["num_processes"], past_batch_size(progress, before), global_batch_size(now, num_processes)
+    was, old, new = progress["num_processes"], past_batch_size(progress, before), now.samples_per_step(num_processes)
     if was == num_processes:
         return None
     batch = f"the global batch stays {new} samples"

@@ -52,10 +52,8 @@ from .checkpoints import (
 )
 from .config import TrainingConfig
 from .resuming import (
-    SPLIT_SETTINGS,
     allow_other_split,
     describe_other_processes,
-    global_batch_size,
     load_rank_states,
     past_batch_size,
 )
@@ -342,9 +340,9 @@ class Run:
             logger.warning("%s continues %s with other settings: %s", self.output_dir, checkpoint, listed)
             return before
         hint = ""
-        if changed.keys() & set(SPLIT_SETTINGS):
+        if changed.keys() & set(self.config.split_settings):
             samples = past_batch_size(progress, before)
-            hint = f" {' and '.join(SPLIT_SETTINGS)} may change if a step keeps its {samples} samples."
+            hint = f" {' and '.join(self.config.split_settings)} may change if a step keeps its {samples} samples."
         raise ValueError(
             f"{str(self.output_dir)!r} cannot resume: these settings differ from the original run and would have "
             f"changed its past steps: {listed}; set them back, or continue in another folder with resume={checkpoint}."
@@ -398,7 +396,7 @@ class Run:
                     if path.is_file():
                         sync(path)
         keep_last, write_more = self.config.keep_last, self.write_model_files
-        samples = global_batch_size(self.config, self.accelerator.num_processes)
+        samples = self.config.samples_per_step(self.accelerator.num_processes)
         return save_checkpoint(self.accelerator, self.output_dir, step, rank_state, keep_last, write_more, samples)
 
     def save_final(self, model: nn.Module, *processors: Any) -> Path:
