@@ -20,6 +20,7 @@ from vjepa2_hf.training.run import Run
 from vjepa2_hf.training.settings import load_config
 
 
+OWN_TOKENS = ["encoder.image_tubelet_size=1", "encoder.modality_embeddings=true"]  # of V-JEPA 2.1
 EQUAL = ["encoder.drop_path_rate=0.0", "images.batch_size=3"]  # no random numbers of a process's own
 
 
@@ -87,17 +88,31 @@ def test_terms_of_the_loss_are_weighted_over_both(monkeypatch, data, tmp_path):
         assert line["loss"] == pytest.approx(line["prediction_loss"] + 0.5 * line["variance_loss"])
 
 
-def test_two_processes_of_one_modality_each_learn_what_one_process_of_both_learns(monkeypatch, data, tmp_path):
+@pytest.mark.parametrize("encoder", [[], OWN_TOKENS], ids=["repeated frame", "own tokens"])
+def test_two_processes_of_one_modality_each_learn_what_one_process_of_both_learns(
+    monkeypatch, data, tmp_path, encoder
+):
     shards, images = data
-    run_group(run_in_group, shards, tmp_path / "two", *images, *EQUAL)
-    one, two = run_pretrain(monkeypatch, shards, tmp_path / "one", *images, *EQUAL), metrics(tmp_path / "two")
-    for line, other in zip(one, two, strict=True):
+    settings = [*images, *EQUAL, *encoder]
+    run_group(run_in_group, shards, tmp_path / "two", *settings)
+    one = run_pretrain(monkeypatch, shards, tmp_path / "one", *settings)
+    for line, other in zip(one, metrics(tmp_path / "two"), strict=True):
         assert line.keys() == other.keys()
         for name in line.keys() - {"step"}:
             assert other[name] == pytest.approx(line[name], rel=1e-4, abs=1e-6), name
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=0, atol=1e-5, msg=name)
+
+
+def test_videos_alone_leave_the_tokenizer_of_images_as_it_was(monkeypatch, data, tmp_path):
+    settings = [*OWN_TOKENS, "max_steps=3"]
+    run_group(run_in_group, data[0], tmp_path / "two", *settings)
+    run_pretrain(monkeypatch, data[0], tmp_path / "one", *settings, "max_steps=1")
+    two, one = weights(tmp_path / "two"), weights(tmp_path / "one")
+    for name in ("encoder.image_patch_embeddings.proj.weight", "encoder.image_modality_embedding"):
+        assert torch.equal(two[name], one[name]), name
+    assert not torch.equal(two["encoder.video_modality_embedding"], one["encoder.video_modality_embedding"])
 
 
 def batches(config: PretrainConfig) -> dict[str, dict]:
@@ -112,7 +127,7 @@ def batches(config: PretrainConfig) -> dict[str, dict]:
 
 
 def gradients(rank: int, output_dir: Path, settings: list[str]) -> None:
-    """Writes the gradients of two processes, exchanged, of two micro-batches without and with an exchange."""
+    """Writes the gradients that two processes have exchanged, at their second step."""
     config = load_config(PretrainConfig, None, [*settings, f"output_dir={output_dir}"])
     loop = TrainingLoop(config, "pretrain")
     set_seed(0)
@@ -128,9 +143,11 @@ def gradients(rank: int, output_dir: Path, settings: list[str]) -> None:
     loop.accelerator.end_training()
 
 
-def test_gradients_of_two_processes_are_the_average_of_those_of_each(data, tmp_path):
+@pytest.mark.parametrize("by", ["process", "batch"])
+@pytest.mark.parametrize("encoder", [[], OWN_TOKENS], ids=["repeated frame", "own tokens"])
+def test_gradients_of_two_processes_are_the_average_of_those_of_each(data, tmp_path, by, encoder):
     shards, images = data
-    settings = [f"data={shards}", *TINY_PRETRAIN, *images, *EQUAL]
+    settings = [f"data={shards}", *TINY_PRETRAIN, *images, *EQUAL, *encoder, f"images.by={by}"]
     (tmp_path / "group").mkdir()
     run_group(gradients, tmp_path / "group", settings)
 

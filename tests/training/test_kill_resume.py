@@ -37,6 +37,8 @@ TINY = [
     "resume=latest",
 ]
 
+IMAGE_MASKS = "images.masks=[{type: multi_block, num_blocks: 1, spatial_scale: 0.3}]"
+
 
 def start(shards: Path, output_dir: Path, num_processes: int, *overrides: str) -> list[subprocess.Popen]:
     """The script's processes, by themselves: a launcher's workers would outlive it."""
@@ -104,10 +106,14 @@ def check_whole(output_dir: Path) -> None:
         assert {"model.safetensors", "optimizer.bin", "random_states_0.pkl", "rank_state_0.pt"} <= files
 
 
-def run_with_kills(tmp_path: Path, kills: int, num_processes: int, num_workers: int) -> tuple[Path, Path]:
+def run_with_kills(
+    tmp_path: Path, kills: int, num_processes: int, num_workers: int, images_by: str | None = None
+) -> tuple[Path, Path]:
     """The folders of a run that was left alone and of one killed so many times on its way."""
     shards = Path(write_numbered_shards(tmp_path / "shards"))
     settings = [f"max_steps={STEPS_PER_KILL * kills}", f"num_workers={num_workers}"]
+    if images_by:
+        settings += [f"images.data={shards}", f"images.by={images_by}", IMAGE_MASKS]
     finish(start(shards, tmp_path / "whole", num_processes, *settings), tmp_path / "whole")
 
     draw, killed = random.Random(kills), tmp_path / "killed"
@@ -144,3 +150,11 @@ def test_a_run_killed_twenty_times_repeats_the_uninterrupted_one_to_the_bit(tmp_
     whole, killed = run_with_kills(tmp_path, 20, num_processes, num_workers)
     assert len(metrics_of(whole)) == 20 * STEPS_PER_KILL and metrics_of(killed) == metrics_of(whole)
     assert differing_files(whole, killed) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images_by", ["process", "batch"])
+def test_killed_processes_of_images_and_videos_repeat_the_uninterrupted_ones_to_the_bit(tmp_path, images_by):
+    whole, killed = run_with_kills(tmp_path, 2, 2, 1, images_by)
+    assert len(metrics_of(whole)) == 2 * STEPS_PER_KILL and metrics_of(killed) == metrics_of(whole)
+    assert "image_loss" in metrics_of(whole)[0] and differing_files(whole, killed) == []
