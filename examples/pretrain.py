@@ -172,15 +172,15 @@ class Objective:
 
     def _combine(self, found: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """The losses of one or both modalities under names that all processes have, for the mean over processes."""
-        share = self.loop.config.images.share
+        of_images = self.loop.config.images.fraction
         masks = [f"mask_loss_{i}" for i in range(self.num_masks["video"])]
         masks += [f"image_mask_loss_{i}" for i in range(self.num_masks["image"])]
         nothing = torch.zeros_like(next(iter(found.values()))["loss"])
         means = dict.fromkeys(["loss", "video_loss", "image_loss", *masks], nothing)
         for modality, losses in found.items():
-            weight, fraction, prefix = self.weights[modality], share, "image_"
+            weight, fraction, prefix = self.weights[modality], of_images, "image_"
             if modality == "video":
-                fraction, prefix = 1 - share, ""
+                fraction, prefix = 1 - of_images, ""
             # Nothing in a process without the modality: the mean over all is then that over those that have it
             means[f"{modality}_loss"] = losses["loss"] * weight / fraction
             for name, value in losses.items():
@@ -262,7 +262,7 @@ def describe_readers(config: PretrainConfig) -> dict[str, Any]:
         SOURCE_KEYS[modality]: 1 if isinstance(settings.data, str) else len(settings.data)
         for modality, settings in config.by_modality.items()
     }
-    split = {"images_by": config.images.by, "images_share": config.images.share} if config.images else {}
+    split = {"images_by": config.images.by, "images_fraction": config.images.fraction} if config.images else {}
     return {"num_workers": config.num_workers, **sources, **split}
 
 

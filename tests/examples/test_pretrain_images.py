@@ -70,7 +70,7 @@ def test_one_process_trains_on_both_in_every_step(monkeypatch, data, tmp_path):
             yield names, batches
 
     monkeypatch.setattr(pretrain, "read_batches", read_batches)
-    settings = ["images.batch_size=3", "images.crop_size=24", "images.share=0.25"]
+    settings = ["images.batch_size=3", "images.crop_size=24", "images.fraction=0.25"]
     lines = run_pretrain(monkeypatch, shards, tmp_path, *images, *settings)
     assert shapes == [{"video": (2, 4, 3, 32, 32), "image": (3, 1, 3, 24, 24)}] * 6
     for line in lines:
@@ -83,7 +83,7 @@ def test_one_process_trains_on_both_in_every_step(monkeypatch, data, tmp_path):
 
 def test_terms_of_the_loss_are_weighted_over_both(monkeypatch, data, tmp_path):
     shards, images = data
-    settings = ["images.share=0.25", "variance_weight=0.5", "max_steps=2", "gradient_accumulation_steps=2"]
+    settings = ["images.fraction=0.25", "variance_weight=0.5", "max_steps=2", "gradient_accumulation_steps=2"]
     for line in run_pretrain(monkeypatch, shards, tmp_path, *images, *settings):
         assert line["loss"] == pytest.approx(line["prediction_loss"] + 0.5 * line["variance_loss"])
 
@@ -229,14 +229,14 @@ def test_the_loss_on_held_out_clips_is_measured_beside_images(monkeypatch, data,
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["images.share=0.0"], "images.share is 0.0, expected a fraction above 0 and below 1"),
-        (["images.share=1.0"], "images.share is 1.0"),
+        (["images.fraction=0.0"], "images.fraction is 0.0, expected a fraction above 0 and below 1"),
+        (["images.fraction=1.0"], "images.fraction is 1.0"),
         (["images.batch_size=0"], "images.batch_size must be at least 1, got 0"),
         (["images.masks=[]"], "images.masks is empty"),
         (["images.masks=[{type: future}]"], "FutureMask needs at least 2 tubelets but the grid is (1, 4, 4)"),
         (["images.crop_size=33"], "images.crop_size=33 must be a multiple of the encoder's 8"),
         (["images.by=step"], "'images.by' must be one of 'process', 'batch', got 'step'"),
-        (["images.shares=0.5"], "did you mean 'images.share'"),
+        (["images.fractions=0.5"], "did you mean 'images.fraction'"),
         (["images.data=nowhere"], "nowhere"),
         (["predictor.num_mask_tokens=1", "masks=[{type: future}]", "images.masks=[{type: multi_block}, {}]"],
          "2 mask sets are more than the predictor's 1 mask tokens"),
@@ -249,12 +249,13 @@ def test_bad_settings_end_in_one_sentence(monkeypatch, capsys, data, tmp_path, o
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def images_of(share: float, by: str = "process") -> PretrainConfig:
-    settings = ["output_dir=x", "data=x", "images.data=y", f"images.share={share}", f"images.by={by}", "batch_size=3"]
-    return load_config(PretrainConfig, None, [*settings, "images.batch_size=5", "gradient_accumulation_steps=2"])
+def images_of(fraction: float, by: str = "process") -> PretrainConfig:
+    settings = ["output_dir=x", "data=x", "batch_size=3", "gradient_accumulation_steps=2", "images.data=y"]
+    settings += [f"images.fraction={fraction}", f"images.by={by}", "images.batch_size=5"]
+    return load_config(PretrainConfig, None, settings)
 
 
-def test_processes_are_divided_by_the_share():
+def test_processes_are_divided_by_the_fraction():
     config = images_of(0.25)
     parts = [config.divide(rank, 8) for rank in range(8)]
     assert [list(part) for part in parts] == [["video"]] * 6 + [["image"]] * 2
@@ -271,11 +272,11 @@ def test_processes_are_divided_by_the_share():
     assert [len(images_of(0.1).divide(rank, 30)) for rank in range(30)] == [1] * 30  # 0.1 * 30 is not quite 3
 
 
-@pytest.mark.parametrize(("share", "processes", "found"), [(0.5, 3, "1.5"), (0.3, 2, "0.6"), (0.9, 2, "1.8")])
-def test_a_share_that_is_no_number_of_processes_is_refused(share, processes, found):
-    message = rf"images.share={share} of {processes} processes is {found}, expected a whole number.*images.by=batch"
+@pytest.mark.parametrize(("fraction", "processes", "found"), [(0.5, 3, "1.5"), (0.3, 2, "0.6"), (0.9, 2, "1.8")])
+def test_a_fraction_that_is_no_number_of_processes_is_refused(fraction, processes, found):
+    message = rf"images.fraction={fraction} of {processes} processes is {found}, expected a whole number.*by=batch"
     with pytest.raises(ValueError, match=message):
-        images_of(share).divide(0, processes)
+        images_of(fraction).divide(0, processes)
 
 
 def test_sharded_processes_of_one_modality_are_refused():

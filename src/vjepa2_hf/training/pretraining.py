@@ -39,7 +39,7 @@ class ImageSettings:
 
     data: str | list[DataSource]
     """As `data` of the clips. A video gives one random frame."""
-    share: float = 0.5
+    fraction: float = 0.5
     """Weight of the loss of images, above 0 and below 1; with by=process also the fraction of the processes."""
     by: Literal["process", "batch"] = "process"
     """process: a process trains on images or on clips (published). batch: each micro-batch has both. A single process
@@ -52,8 +52,8 @@ class ImageSettings:
 
     def __post_init__(self):
         check_fields(self)
-        if not 0 < self.share < 1:
-            raise ValueError(f"images.share is {self.share}, expected a fraction above 0 and below 1.")
+        if not 0 < self.fraction < 1:
+            raise ValueError(f"images.fraction is {self.fraction}, expected a fraction above 0 and below 1.")
         for name in ("batch_size", "crop_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"images.{name} must be at least 1, got {getattr(self, name)}.")
@@ -193,7 +193,7 @@ class PretrainConfig(TrainingConfig):
         """The settings of the batches of each modality, "video" and, with `images`, "image": clips of one frame."""
         if self.images is None:
             return {"video": self}
-        own = {name: value for name, value in vars(self.images).items() if name not in ("share", "by")}
+        own = {name: value for name, value in vars(self.images).items() if name not in ("fraction", "by")}
         given = {name: value for name, value in own.items() if value is not None}
         still = {"fps": None, "speed": (1.0, 1.0), "frame_jitter": 0.0, "motion_weight": 0.0, "clips_per_video": 1}
         # Images must not be cropped and masked by the random numbers of the clips
@@ -204,19 +204,20 @@ class PretrainConfig(TrainingConfig):
         """What a process trains on, by modality: "video", "image", or both.
 
         Raises:
-            ValueError: the share of images is no whole number of processes.
+            ValueError: the fraction of images is no whole number of processes.
         """
         images = self.images
         if images is None:
             return {"video": Part(rank, processes, 1.0)}
         if images.by == "batch" or processes == 1:
-            weights = {"video": 1 - images.share, "image": images.share}
+            weights = {"video": 1 - images.fraction, "image": images.fraction}
             return {modality: Part(rank, processes, weight) for modality, weight in weights.items()}
-        number = round(images.share * processes)
-        if not math.isclose(number, images.share * processes) or not 0 < number < processes:
+        wanted = images.fraction * processes
+        number = round(wanted)
+        if not math.isclose(number, wanted) or not 0 < number < processes:
             raise ValueError(
-                f"images.share={images.share:g} of {processes} processes is {images.share * processes:g}, expected a "
-                "whole number that leaves processes for clips; change the share or the number of processes, or set "
+                f"images.fraction={images.fraction:g} of {processes} processes is {wanted:g}, expected a whole number "
+                "that leaves processes for clips; change the fraction or the number of processes, or set "
                 "images.by=batch."
             )
         clips = processes - number  # they come first: the main process logs the meters of clips
