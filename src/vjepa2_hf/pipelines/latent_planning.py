@@ -1,7 +1,7 @@
 """Latent planning: from an observation and a goal to actions, as a transformers pipeline.
 
-Letters: B problems, T frames, C channels, H W pixels, N tokens of a frame, D width of a latent, A action size, S
-proprio state, P planning horizon, E plans to start from, G goals in sequence.
+Letters: B problems, T frames, V views (cameras), C channels, H W pixels, N tokens of a frame, D width of a latent,
+A action size, S proprio state, P planning horizon, E plans to start from, G goals in sequence.
 """
 
 import functools
@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..configuration_world_model import VJepa2WorldModelConfig
 from ..modeling_costs import distance_between
-from ..modeling_state import check_chunk_size
+from ..modeling_embodiments import embodiment_config
+from ..modeling_state import check_chunk_size, held_views, tokens_of_views
 from ..modeling_world_model import VJepa2WorldModel
 from ..planning import Cost, build_constraints, build_cost, shift_plan
 from ..planning.constraints import for_every_action
@@ -24,7 +26,14 @@ from ..specs import check_count, check_number, refuse
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from . import planner_inputs
 from .base import VideoPipeline
-from .planner_settings import check_samples, choose_cost, choose_solver, search_bounds
+from .planner_settings import (
+    check_samples,
+    choose_cost,
+    choose_embodiment,
+    choose_solver,
+    search_bounds,
+    with_bound,
+)
 from .subgoals import check_can_be_saved, find_subgoals, next_goal, save_subgoals
 
 
@@ -61,6 +70,8 @@ class VJepa2Planner(VideoPipeline):
         subgoals: what to plan for when the goal is far: an object with `choose`, such as
             `pipelines.subgoals.GraphSubgoals`, or a folder of `examples/build_subgoal_graph.py`. Default: those saved
             with the model; `False`: none.
+        embodiment: index or name of the embodiment that acts, for a model of several; actions, states and bounds are
+            its own. Default: the one saved with the model.
         kwargs: settings of the solver by name: `horizon`, `num_candidates`, `num_iterations`, `num_elites`,
             `momentum`, `init_std` (as many numbers as `action_low`), …; each replaces a saved setting.
 
@@ -84,6 +95,7 @@ class VJepa2Planner(VideoPipeline):
         cost: Any = None,
         constraints: Any = None,
         subgoals: Any = None,
+        embodiment: int | str | None = None,
         task: str = "latent-planning",
         device: int | str | torch.device | None = None,
         **kwargs,
@@ -101,17 +113,23 @@ class VJepa2Planner(VideoPipeline):
             stored = saved.pop(name, default)
             return stored if given is None else given
 
+        self.embodiment, config = choose_embodiment(model.config, embodiment, saved)
         self.cost = choose_cost(cost, distance, saved)
         self.constraints = build_constraints(choose("constraints", constraints))
         self.candidate_chunk_size = choose("candidate_chunk_size", candidate_chunk_size)
         check_chunk_size(self.candidate_chunk_size)
         self.num_samples = choose("num_samples", num_samples, 1)
         self.uncertainty_weight = choose("uncertainty_weight", uncertainty_weight, 0.0)
-        check_samples(model.config, self.num_samples, self.uncertainty_weight, self.cost)
-        self.action_low, self.action_high = search_bounds(model.config, action_low, action_high)
-        self.solver = choose_solver(model.config, solver, kwargs, saved)
+        check_samples(config, self.num_samples, self.uncertainty_weight, self.cost)
+        self.action_low, self.action_high = search_bounds(config, action_low, action_high)
+        self.solver = choose_solver(config, solver, kwargs, saved)
         super().__init__(model, video_processor, task=task, device=device, **pipeline_arguments)
         self.subgoals = find_subgoals(subgoals, saved_subgoals, model)
+
+    @property
+    def embodied_config(self) -> VJepa2WorldModelConfig:
+        """The model's config with the sizes and statistics of the embodiment that acts."""
+        return embodiment_config(self.model.config, self.embodiment)
 
     @classmethod
     def from_pretrained(
@@ -159,7 +177,9 @@ class VJepa2Planner(VideoPipeline):
         config = self.model.config
         if config.stochastic_dim:
             extra |= {"num_samples": self.num_samples, "uncertainty_weight": self.uncertainty_weight}
-        config.action_low, config.action_high = self.action_low, self.action_high
+        for name in ("action_low", "action_high"):
+            setattr(config, name, with_bound(config, name, self.embodiment, getattr(self, name)))
+        extra |= {} if self.embodiment is None else {"embodiment": self.embodiment}
         extra |= {"subgoals": subgoals} if subgoals else {}
         config.planner = {**self.solver.to_dict(), **extra}
         super().save_pretrained(save_directory, **kwargs)
@@ -187,9 +207,11 @@ class VJepa2Planner(VideoPipeline):
         Args:
             observation: an image (PIL, uint8 H×W×3 or float 0–1, tensor, path, URL), or a clip of the last
                 T ≤ `context_frames` frames, one model step apart. A list is a batch, planned in one solver call. A
-                tensor (B, T, C, H, W) of floats is taken as processed.
+                tensor (B, T, C, H, W) of floats is taken as processed. For a model of several cameras each is a dict
+                of camera names -> images or clips, which may lack cameras; a processed tensor is (B, T, V, C, H, W).
             goal: an image, a list with one image per observation, or a processed tensor (B, 1, C, H, W). `None` for a
-                cost without a goal, or with `goals`.
+                cost without a goal, or with `goals`. It may show fewer cameras than the observation: only those are
+                compared.
             proprio_state: (S,) or (T, S) in environment units, if the model has proprio states; a list for a batch.
             context_actions: (T-1, A) between the frames of a clip; a list for a batch.
             seed: the same seed gives the same plan on the same machine, alone or in a batch; `None`: a random seed.
@@ -258,7 +280,7 @@ class VJepa2Planner(VideoPipeline):
         if unknown or is_batch:
             wrong = f"it has no argument {unknown[0]!r}" if unknown else "the observation is a batch"
             raise ValueError(f"energy_landscape takes one observation and the states and actions of a call; {wrong}.")
-        size = self.model.config.action_dim
+        size = self.embodied_config.action_dim
         base = torch.zeros(1, size) if actions is None else numbers_of("actions", actions)
         if base.ndim != 2 or base.shape[1] != size:
             raise ValueError(f"actions have shape {tuple(base.shape)}; expected (P, {size}).")
@@ -300,10 +322,14 @@ class VJepa2Planner(VideoPipeline):
     def preprocess(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """First step of the pipeline: images to pixels (B, T, C, H, W), numbers to tensors."""
         observation, goals, single = inputs["observation"], inputs["goals"], inputs["single"]
-        config = self.model.config
+        config = self.embodied_config
         processing = (single, self.video_processor, config.fps and config.fps / config.frame_skip)
-        frames = planner_inputs.process_frames("observation", observation, *processing)
-        processed = [planner_inputs.process_frames("goal", goal, *processing) for goal in goals]
+        frames, views = planner_inputs.process_views(config, "observation", observation, *processing)
+        processed = [planner_inputs.process_views(config, "goal", goal, *processing) for goal in goals]
+        goal_views = processed[0][1] if processed else None
+        if any(each != goal_views for _, each in processed):
+            raise ValueError("the goals show different cameras; expected the same cameras of all goals in sequence.")
+        processed = [pixels for pixels, _ in processed]
         for goal, pixels in zip(goals, processed, strict=True):
             planner_inputs.check_pair(frames, pixels, config.context_frames)
             if single:
@@ -321,6 +347,7 @@ class VJepa2Planner(VideoPipeline):
             raise ValueError("goal_proprio_state was given, but the model has no proprio states.")
         return {
             "frames": frames,
+            "views": (views, goal_views),
             "goals": torch.cat(processed, dim=1) if processed else None,  # (B, G, C, H, W)
             "goal_index": planner_inputs.goal_indices(inputs["goal_index"], batch_size, len(goals)),
             "goal_proprio_states": planner_inputs.states_per_goal(numbers["goal_proprio_state"], len(goals)),
@@ -341,29 +368,32 @@ class VJepa2Planner(VideoPipeline):
         cost: Cost,
         constraints: list[Any],
     ) -> dict[str, Any]:
-        model: VJepa2WorldModel = self.model
-        latents = model.encode(inputs["frames"].to(model.dtype))
+        model, config, (views, goal_views) = self.model, self.embodied_config, inputs["views"]
+        latents = model.encode(inputs["frames"].to(model.dtype), views)
         goal, goal_proprio_states, progress = self._current_goal(inputs, latents, cost, goal_threshold)
         if self.subgoals is not None and goal is not None:
+            if views is not None or goal_views is not None:
+                raise ValueError("subgoals need an observation and a goal of every camera; got fewer: add the others.")
             goal, facts = next_goal(self.subgoals, model, latents[:, -1], goal, cost.needs_proprio)
             progress["subgoal"] = facts
 
         scoring = {name: inputs[name] for name in ("context_actions", "proprio_states", "extrinsics")}
-        scoring |= {"cost": cost, "goal_proprio_states": goal_proprio_states}
+        scoring |= {"cost": cost, "goal_proprio_states": goal_proprio_states, "embodiment_ids": self.embodiment}
+        scoring |= {"views": views, "goal_views": held_views(config, goal_views)}
         for name in ("candidate_chunk_size", "num_samples", "uncertainty_weight"):
             scoring[name] = getattr(self, name)
 
         def score(actions: torch.Tensor) -> torch.Tensor:
             return model.score(latents, goal, actions.to(latents.device), **scoring)
 
-        default_low = 0.0 if model.config.action_type == "discrete" else -1.0
+        default_low = 0.0 if config.action_type == "discrete" else -1.0
         optional = {} if end is None else {"budget_ms": max(0.0, 1000 * (end - time.perf_counter()))}
         if constraints:
-            optional["constraints"] = for_every_action(constraints, model.config.actions_per_step)
+            optional["constraints"] = for_every_action(constraints, config.actions_per_step)
         result = solver(
             score,
             batch_size=len(latents),
-            action_dim=model.config.action_dim,
+            action_dim=config.action_dim,
             action_low=default_low if self.action_low is None else self.action_low,
             action_high=1.0 if self.action_high is None else self.action_high,
             generator=None if seed is None else torch.Generator().manual_seed(seed),
@@ -383,11 +413,15 @@ class VJepa2Planner(VideoPipeline):
         goals, states, index = inputs["goals"], inputs["goal_proprio_states"], inputs["goal_index"]
         if goals is None:
             return None, states, {}
-        goals, progress = self.model.encode_targets(goals.to(self.model.dtype)), {}
+        views, goal_views = inputs["views"]
+        goals, progress = self.model.encode_targets(goals.to(self.model.dtype), goal_views), {}
         problems = torch.arange(len(latents))
         if inputs["is_sequence"]:
             between = functools.partial(distance_between, cost, temporal_distance=self.model.temporal_distance)
-            index, away = first_unreached(between, latents[:, -1], goals, index.to(goals.device), threshold)
+            present = latents[:, -1]
+            tokens = tokens_of_views(self.model.config, views, goal_views, present.shape[1], present.device)
+            present = present if tokens is None else present[:, tokens]
+            index, away = first_unreached(between, present, goals, index.to(goals.device), threshold)
             progress = {"goal_index": index, "goal_distance": away}
         states = None if states is None else states[problems, index.to(states.device)]
         return goals[problems, index].unsqueeze(1), states, progress

@@ -1,6 +1,6 @@
 """Inputs of a planner: images are processed, numbers become tensors, and shapes are checked.
 
-Letters: B problems, T frames, C channels, H W pixels, G goals in sequence, S proprio state.
+Letters: B problems, T frames, V views (cameras), C channels, H W pixels, G goals in sequence, S proprio state.
 """
 
 import warnings
@@ -10,8 +10,44 @@ from typing import Any
 import PIL.Image
 import torch
 
-from ..specs import describe, is_integer
+from ..modeling_state import stack_views, view_indices, view_names
+from ..specs import describe, is_integer, refuse
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
+
+
+def process_views(
+    config: Any, name: str, value: Any, single: bool, *processing: Any
+) -> tuple[torch.Tensor, tuple[int, ...] | None]:
+    """Frames (B, T, C, H, W), or (B, T, V, C, H, W) for a model of several views, and the indices of the views.
+
+    Args:
+        config: of the world model.
+        value: as in `process_frames`; of several cameras a dict of camera names -> images or clips, a list of them,
+            or a processed tensor (B, T, V, C, H, W). Dicts may lack cameras, all the same ones.
+        processing: other arguments of `process_frames`.
+    """
+    if isinstance(value, dict):
+        cameras = {key: [part] if single else part for key, part in value.items()}
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        keys = [sorted(item) if isinstance(item, dict) else None for item in value]
+        if any(each != keys[0] for each in keys):
+            raise ValueError(f"the {name}s of the batch show different cameras: {keys}; expected the same of all.")
+        cameras = {key: [item[key] for item in value] for key in keys[0]}
+    elif isinstance(value, torch.Tensor) and is_processed(value) and config.num_views > 1:
+        return stack_views(config, process_frames(name, value, single, *processing), None, name)
+    elif config.num_views > 1:
+        names = ", ".join(map(repr, view_names(config)))
+        expected = f"a dict of cameras ({names}) -> images or clips, a list of such dicts, or (B, T, V, C, H, W)"
+        raise ValueError(
+            f"the {name} is {describe(value)}; the model sees {config.num_views} views: expected {expected}."
+        )
+    else:
+        return process_frames(name, value, single, *processing), None
+    if not cameras:
+        refuse(f"the {name}", value, f"a dict of at least one camera out of {', '.join(view_names(config))}")
+    view_indices(config, list(cameras), f"the {name}")
+    frames = {key: process_frames(f"{name} of {key!r}", part, False, *processing) for key, part in cameras.items()}
+    return stack_views(config, frames, None, name)
 
 
 def process_frames(name: str, value: Any, single: bool, video_processor: Any, fps: float | None) -> torch.Tensor:
@@ -55,8 +91,11 @@ def _process(name: str, value: Any, video_processor: Any, model_fps: float | Non
 
 
 def is_processed(value: Any) -> bool:
-    """Whether it is a tensor (B, T, C, H, W) of floats, which is taken as processed."""
-    return isinstance(value, torch.Tensor) and value.ndim == 5 and value.is_floating_point()
+    """Whether it is a tensor (B, T, C, H, W), or (B, T, V, C, H, W), of floats, which is taken as processed; or a dict
+    of such tensors."""
+    if isinstance(value, dict):
+        return bool(value) and all(isinstance(part, torch.Tensor) and is_processed(part) for part in value.values())
+    return isinstance(value, torch.Tensor) and value.ndim in (5, 6) and value.is_floating_point()
 
 
 def is_batch(value: Any) -> bool:
@@ -83,7 +122,12 @@ def check_pair(frames: torch.Tensor, goal: torch.Tensor, context_frames: int) ->
 
 
 def warn_of_aspect_ratio(observation: Any, goal: Any) -> None:
-    """Warns if the aspect ratios of an observation and its goal differ by more than a tenth."""
+    """Warns if the aspect ratios of an observation and its goal differ by more than a tenth; of dicts, for each camera
+    of the goal."""
+    if isinstance(observation, dict) and isinstance(goal, dict):
+        for key in observation.keys() & goal.keys():
+            warn_of_aspect_ratio(observation[key], goal[key])
+        return
     ratios = [_aspect_ratio(item) for item in (observation, goal)]
     if None not in ratios and not 1 / 1.1 <= ratios[0] / ratios[1] <= 1.1:
         warnings.warn(

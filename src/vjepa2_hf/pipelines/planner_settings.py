@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..modeling_costs import check_distance_head
+from ..modeling_embodiments import embodiment_config, embodiment_index
 from ..planning import SOLVERS, Cost, LatentDistance, Solver, build_cost, build_solver
 from ..specs import check_number, describe, is_integer, refuse
 
@@ -51,6 +52,31 @@ def choose_solver(config: Any, solver: Any, settings: dict[str, Any], saved: dic
                     f"{str(error).rstrip('.?')}; {name}={saved[name]!r} was saved with the model."
                 ) from error
         raise
+
+
+def choose_embodiment(config: Any, embodiment: int | str | None, saved: dict[str, Any]) -> tuple[int | None, Any]:
+    """The embodiment that plans, `None` for a model of one, and the config of its sizes, statistics and bounds.
+
+    Takes what was saved for another embodiment out of `saved`.
+    """
+    last = saved.pop("embodiment", 0 if saved else None)
+    if config.num_embodiments == 1:
+        embodiment_index(config, embodiment)
+        return None, config
+    index = embodiment_index(config, last if embodiment is None else embodiment)
+    if index != last:
+        for name in ("init_std", "constraints"):
+            saved.pop(name, None)
+    return index, embodiment_config(config, index)
+
+
+def with_bound(config: Any, name: str, embodiment: int | None, bound: list | None) -> list | None:
+    """The config's `action_low` or `action_high` with a new bound (A numbers) of an embodiment."""
+    if embodiment is None:
+        return bound
+    rows = list(getattr(config, name) or [None] * config.num_embodiments)
+    rows[embodiment] = bound
+    return rows if any(row is not None for row in rows) else None
 
 
 def choose_cost(cost: Any, distance: str | None, saved: dict[str, Any]) -> Cost:
