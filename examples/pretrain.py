@@ -33,7 +33,7 @@ from accelerate.utils import send_to_device, set_seed
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from vjepa2_hf import VJepa2EncoderConfig, VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
+from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
 from vjepa2_hf.data.clips import ClipStream, MaskCollator
 from vjepa2_hf.data.elastic import redistribute
 from vjepa2_hf.data.sampling import FrameSampler
@@ -203,7 +203,8 @@ class Objective:
             wait = not (is_last and i + 1 == len(masks)) and not accelerator.is_fsdp2
             with accelerator.no_sync(model) if wait else contextlib.nullcontext():
                 token = i if config.mask_token_index is None else config.mask_token_index
-                output = model(clips, context, target, token, with_meters, output_targets=True, targets=targets)
+                options = {"targets": targets, "context_loss_weight": self.loop.scheduled.get("context_loss_weight")}
+                output = model(clips, context, target, token, with_meters, output_targets=True, **options)
                 accelerator.backward(weight * output.loss / len(masks))
             targets = output.targets
             if with_meters:
@@ -297,6 +298,8 @@ def train(config: PretrainConfig) -> None:
     # positions of all processes to one file
     model, optimizer = loop.prepare(model.train(), optimizer, processor)
     plain = accelerator.unwrap_model(model)
+    if config.teacher is not None:
+        plain.set_teacher(VJepa2Encoder.from_pretrained(config.teacher).to(accelerator.device))
 
     # Restore what Accelerate does not
     for group in optimizer.param_groups:
@@ -312,7 +315,8 @@ def train(config: PretrainConfig) -> None:
     for step in loop.steps():
         set_weight_decay(optimizer, loop.scheduled["weight_decay"])
         metrics = loop.update(batches, objective)
-        plain.update_target_encoder(loop.scheduled["ema_momentum"])
+        if not loop.is_skipped:
+            plain.update_target_encoder(loop.scheduled["ema_momentum"])
         if loop.is_logged(step):
             everyones = accelerator.reduce(torch.tensor(len(skipped), device=accelerator.device), "sum").item()
             metrics |= {**objective.meters, "skipped": everyones, **loop.throughput.read("clips")}

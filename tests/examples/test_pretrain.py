@@ -328,7 +328,7 @@ def test_a_run_that_had_ended_leaves_its_final_model_when_it_is_resumed(monkeypa
 
 def test_published_runs_share_one_mask_token():
     paths = [path for name in ("pretrain", "cooldown") for path in EXAMPLES.glob(f"configs/published/{name}_*.yaml")]
-    assert len(paths) == 4 and all(load_config(PretrainConfig, path).mask_token_index == 0 for path in paths)
+    assert len(paths) == 6 and all(load_config(PretrainConfig, path).mask_token_index == 0 for path in paths)
 
 
 def test_a_collapse_is_told_once_with_its_likely_cause_also_across_a_resume(monkeypatch, caplog, shards, tmp_path):

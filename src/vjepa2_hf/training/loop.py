@@ -27,7 +27,7 @@ from tqdm import tqdm
 from .batches import next_batch
 from .checkpoints import write_model_files
 from .config import TrainingConfig
-from .monitor import Throughput, gradient_norm
+from .monitor import SpikeGuard, Throughput, gradient_norm
 from .processes import build_accelerator
 from .run import Run, check_tracker, trackio_run
 from .schedules import set_learning_rate
@@ -42,6 +42,8 @@ class TrainingLoop:
         start, rank_state: steps done and state of this process in the resumed checkpoint; set by `prepare`.
         scheduled: `config.scheduled` of the current step.
         throughput: samples per second since the last log.
+        guard: finds the spikes of the loss, whose steps change nothing; `None`: no step is skipped.
+        is_skipped: whether the last step was.
         signals: the stop signals, handled until `finish`, or until this object is gone.
 
     Raises:
@@ -72,6 +74,9 @@ class TrainingLoop:
         self.model = self.optimizer = None
         self.start, self.rank_state, self.scheduled = 0, {}, {}
         self.throughput = Throughput(self.accelerator)
+        deviations = getattr(config, "skip_loss_spikes", None)
+        self.guard = None if deviations is None else SpikeGuard(deviations)
+        self.is_skipped = False
 
     def prepare(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, *processors: Any
@@ -85,6 +90,9 @@ class TrainingLoop:
             self.accelerator.ddp_handler = handler
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.start, self.rank_state = self.run.resume(self.config.resume)
+        state = self.rank_state.get("processes", [self.rank_state])[0]  # every process has seen the same losses
+        if self.guard is not None and "guard" in state:
+            self.guard.load_state_dict(state["guard"])
         return self.model, self.optimizer
 
     @property
@@ -118,7 +126,8 @@ class TrainingLoop:
         forward_backward: Callable[[Any], dict[str, torch.Tensor]],
     ) -> dict[str, Any]:
         """One update of the weights from `gradient_accumulation_steps` micro-batches. Returns the losses, means over
-        micro-batches and processes; `gradient_norm` before clipping; `scheduled`.
+        micro-batches and processes; `gradient_norm` before clipping; with a `guard` `skipped_steps` so far;
+        `scheduled`.
 
         Args:
             batches: names of the samples, for error reports, and what `forward_backward` takes.
@@ -142,9 +151,13 @@ class TrainingLoop:
                     means = self._reduce_means(torch.stack(losses).mean(0))
                     norm = gradient_norm(accelerator, self.model.parameters(), self.config.gradient_clipping)
                     self.run.check_finite(self.step, means[0], norm, [part[0] for part in losses], names)
+                    self.is_skipped = self.guard is not None and self.guard.is_spike(means[0])
+                    if self.is_skipped:
+                        self.optimizer.zero_grad()  # without gradients the optimizer changes nothing
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-        return {**dict(zip(parts, means, strict=True)), "gradient_norm": norm, **self.scheduled}
+        counted = {} if self.guard is None else {"skipped_steps": self.guard.skipped}
+        return {**dict(zip(parts, means, strict=True)), "gradient_norm": norm, **counted, **self.scheduled}
 
     def _reduce_means(self, losses: torch.Tensor) -> list[float]:
         """Means over the processes, which also agree here whether a signal has reached any of them."""
@@ -179,7 +192,8 @@ class TrainingLoop:
         if self.accelerator.num_processes == 1:
             self._is_stopping = self.signals.requested is not None
         if self._is_stopping or self.step % self.config.save_every == 0 or self.step == self.config.max_steps:
-            checkpoint = self.run.save_checkpoint(self.step, rank_state())
+            guard = {} if self.guard is None else {"guard": self.guard.state_dict()}
+            checkpoint = self.run.save_checkpoint(self.step, {**rank_state(), **guard})
             if self._is_stopping:
                 self._stop(checkpoint)
 

@@ -1,4 +1,4 @@
-"""Monitoring of a training run: collapse of its targets, throughput, gradient norm.
+"""Monitoring of a training run: collapse of its targets, spikes of its loss, throughput, gradient norm.
 
 watch = CollapseWatch()
 warning = watch.update(metrics, "layer", momentum)       # at every logged step; returns a warning once
@@ -104,6 +104,38 @@ class CollapseWatch:
             "clips that hardly differ (check the data and fps), or an objective that is too easy; mask more, or raise "
             "ema.start."
         )
+
+
+class SpikeGuard:
+    """Finds losses far above those before, whose steps are to be skipped.
+
+    A loss is a spike if it exceeds the mean of the last `window` by `deviations` standard deviations. Spikes count
+    among the last losses too, so that a lasting rise ends the skipping; before there are `window` losses, none is one.
+
+    Attributes:
+        skipped: spikes so far.
+    """
+
+    def __init__(self, deviations: float, window: int = 300):
+        self.deviations, self.skipped = deviations, 0
+        self._losses: deque[float] = deque(maxlen=window)
+
+    def is_spike(self, loss: float) -> bool:
+        """Takes the loss of a step."""
+        full = len(self._losses) == self._losses.maxlen
+        spike = full and loss > statistics.fmean(self._losses) + self.deviations * statistics.pstdev(self._losses)
+        self._losses.append(loss)
+        self.skipped += spike
+        return spike
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to skip the same steps."""
+        return {"losses": list(self._losses), "skipped": self.skipped}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores `state_dict`."""
+        self.skipped = state["skipped"]
+        self._losses.extend(state["losses"])
 
 
 class Throughput:

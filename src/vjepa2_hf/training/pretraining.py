@@ -20,7 +20,7 @@ from ..masking import PUBLISHED_IMAGE_MASKS, PUBLISHED_MASKS, build_mask_sampler
 from ..specs import check_known
 from ..video_io import ReadLimits
 from .config import TrainingConfig
-from .schedules import LearningRateSchedule, MomentumSchedule, WeightDecaySchedule
+from .schedules import LearningRateSchedule, MomentumSchedule, WeightDecaySchedule, linear
 
 
 # By their names in `PretrainConfig.predictor`
@@ -29,6 +29,7 @@ PREDICTOR_FIELDS = {
     for name in (
         "predictor_hidden_size", "predictor_num_hidden_layers", "predictor_num_attention_heads", "predictor_mlp_ratio",
         "predictor_query_key_bias", "num_mask_tokens", "zero_init_mask_tokens", "initializer_range",
+        "predictor_levels", "predictor_modality_embeddings", "predict_context", "teacher_hidden_size",
     )
 }  # fmt: skip
 
@@ -124,8 +125,19 @@ class PretrainConfig(TrainingConfig):
     """The learned mask token of all mask sets (the published training uses token 0); null: set i has token i."""
     loss_exponent: int = 1
     normalize_targets: Literal["layer", "batch", "batch_channel", "clip", "none"] = "layer"
-    target_type: Literal["ema", "online", "pixels"] = "ema"
-    """Targets: the latents of the target encoder, those of the encoder itself (they collapse), or pixels."""
+    target_type: Literal["ema", "online", "pixels", "teacher"] = "ema"
+    """Targets: the latents of the target encoder, those of the encoder itself (they collapse), pixels, or the latents
+    of `teacher`."""
+    teacher: str | None = None
+    """With target_type=teacher: the folder or Hub id of a frozen encoder to learn from, which checkpoints do not hold.
+    Its width is predictor.teacher_hidden_size."""
+    context_loss_weight: float | None = None
+    """Weight of the loss of the context's own tokens, with predictor.predict_context (V-JEPA 2.1: 0.5); null: that of
+    init_from, otherwise 0."""
+    context_loss_warmup: tuple[int, int] | None = None
+    """Steps between which that weight rises linearly from 0 (V-JEPA 2.1: [15000, 30000]); null: it is constant."""
+    weight_context_by_distance: bool = False
+    """Weight 1 / √d of a context token, d its distance in tokens to the nearest hidden one."""
     temporal_diversity_weight: float = 0.0
     """Weight of -Var_t of the predictions (the temporal recipe: 0.1)."""
     temporal_contrastive_weight: float = 0.0
@@ -146,6 +158,8 @@ class PretrainConfig(TrainingConfig):
     adam_betas: tuple[float, float] = (0.9, 0.999)
     decay_mask_tokens: bool = True
     """Weight decay on the predictor's mask tokens (published); biases and norms never have it."""
+    skip_loss_spikes: float | None = None
+    """A step is skipped if its loss is this many standard deviations above the mean of the last 300; null: none is."""
 
     # Evaluation; it does not change what is learned
     eval_every: int | None = None
@@ -158,7 +172,9 @@ class PretrainConfig(TrainingConfig):
     """Labeled clips, one folder per class or a column `label`; all are used. The accuracy of nearest neighbors on the
     target encoder's features is logged as eval_probe_accuracy."""
 
-    schedule_settings = ("max_steps", "learning_rate", "ema", "weight_decay")
+    schedule_settings = (
+        "max_steps", "learning_rate", "ema", "weight_decay", "context_loss_weight", "context_loss_warmup",
+    )  # fmt: skip
 
     def __post_init__(self):
         super().__post_init__()
@@ -179,8 +195,23 @@ class PretrainConfig(TrainingConfig):
             )
         if self.torch_compile is not None:
             check_known(self.torch_compile, torch.compiler.list_backends(exclude_tags=()), "backend of torch_compile")
+        self._check_context_loss()
+        if (self.target_type == "teacher") != (self.teacher is not None):
+            raise ValueError(f"target_type is {self.target_type} and teacher {self.teacher!r}; set both, or neither.")
+        if self.skip_loss_spikes is not None and not self.skip_loss_spikes > 0:
+            raise ValueError(f"skip_loss_spikes is {self.skip_loss_spikes}, expected a number above 0, or null.")
         if self.init_from and (self.encoder or self.predictor):
             raise ValueError("init_from determines the model's sizes; remove the fields of `encoder` and `predictor`.")
+
+    def _check_context_loss(self) -> None:
+        weight, warmup = self.context_loss_weight, self.context_loss_warmup
+        if weight is not None and not weight >= 0:
+            raise ValueError(f"context_loss_weight is {weight}, expected a number of at least 0, or null.")
+        if warmup is not None and (weight is None or not 0 <= warmup[0] < warmup[1]):
+            raise ValueError(
+                f"context_loss_warmup is {warmup} and context_loss_weight {weight}; expected two rising steps and the "
+                "weight that the second one reaches, or null."
+            )
 
     @property
     def curriculum(self) -> FramesCurriculum:
@@ -244,7 +275,8 @@ class PretrainConfig(TrainingConfig):
         )
 
     def scheduled(self, step: int) -> dict[str, float]:
-        """Learning rate, momentum of the target encoder, weight decay, and frames per clip of a curriculum by step."""
+        """Learning rate, momentum of the target encoder, weight decay, weight of the context's loss, and frames per
+        clip of a curriculum by step."""
         decay = self.weight_decay
         decay = decay if isinstance(decay, WeightDecaySchedule) else WeightDecaySchedule(start=decay)
         values = {
@@ -253,6 +285,10 @@ class PretrainConfig(TrainingConfig):
             "ema_momentum": 0.0 if self.target_type == "online" else self.ema.at(step, self.max_steps),
             "weight_decay": decay.at(step, self.max_steps),
         }
+        if self.context_loss_weight is not None:
+            first, last = self.context_loss_warmup or (-1, 0)
+            rise = linear(max(step - first, 0), last - first, start=0.0, final=self.context_loss_weight)
+            values["context_loss_weight"] = rise
         if self.frames_curriculum and self.frames_curriculum_by == "step":
             values["frames_per_clip"] = self.curriculum.frames_at(step - 1)
         return values
@@ -314,6 +350,6 @@ def build_model_config(config: PretrainConfig) -> VJepa2MaskedLatentPredictionCo
 
 
 def objective(config: PretrainConfig) -> dict[str, Any]:
-    """The settings of the objective, which are fields of the model's config too."""
+    """The settings of the objective, which are fields of the model's config too; one that is null stays as it is."""
     names = {field.name for field in dataclasses.fields(VJepa2MaskedLatentPredictionConfig)}
-    return {name: value for name, value in vars(config).items() if name in names}
+    return {name: value for name, value in vars(config).items() if name in names and value is not None}
