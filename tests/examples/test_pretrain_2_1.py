@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 import torch
 from accelerate import Accelerator
-from builders import EXAMPLES, TINY_ENCODER, TinyRunConfig
+from builders import EXAMPLES, TINY_ENCODER, TinyRunConfig, run_group
 from pretrain import PretrainConfig, build_model_config
 from safetensors.torch import load_file
 from script_runs import metrics, run_pretrain, write_square_shards
@@ -58,6 +58,26 @@ def test_the_loss_falls_on_videos_and_images(monkeypatch, shards, images, tmp_pa
         assert last < 0.97 * first, name
     model = VJepa2ForMaskedLatentPrediction.from_pretrained(tmp_path / "final")
     assert model.config.context_loss_weight == 0.5 and model.config.num_levels == 2
+
+
+def run_in_group(rank: int, shards: Path, output_dir: Path, *overrides: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        run_pretrain(patch, shards, output_dir, *overrides)
+
+
+def test_a_process_of_images_and_one_of_videos_learn_what_one_process_learns(monkeypatch, shards, images, tmp_path):
+    """Weights of one modality alone have no gradient in the other's process, and the norm of a level that the loss
+    does not read has none anywhere."""
+    dense = [setting.replace("drop_path_rate: 0.2", "drop_path_rate: 0.0") for setting in DENSE]
+    settings = [*dense, images, "max_steps=3", "predictor.levels=false"]
+    one = run_pretrain(monkeypatch, shards, tmp_path / "one", *settings)
+    run_group(run_in_group, shards, tmp_path / "two", *settings)
+    for line, other in zip(one, metrics(tmp_path / "two"), strict=True):
+        for name in ("loss", "prediction_loss", "context_loss", "image_loss", "video_loss", "gradient_norm"):
+            assert other[name] == pytest.approx(line[name], rel=1e-4), name
+    one, two = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("one", "two"))
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=0, atol=1e-5, msg=name)
 
 
 def test_the_weight_rises_between_two_steps(monkeypatch, shards, tmp_path):

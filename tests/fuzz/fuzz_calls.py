@@ -217,8 +217,8 @@ def encoder_calls() -> list[Call]:
         Call(
             "encoder.encode",
             lambda **given: model("encoder").encode(**given),
-            lambda: {"video": builders.clips(), "pool": "frame"},
-            {"video": "tensor", "pool": "choice"},
+            lambda: {"video": builders.clips(), "pool": "frame", "levels": False},
+            {"video": "tensor", "pool": "choice", "levels": "flag"},
             finite_in_finite_out,
         ),
         Call(
@@ -234,7 +234,8 @@ def encoder_calls() -> list[Call]:
 def masked_calls() -> list[Call]:
     def arguments():
         masks = {"context_mask": [ids(0, 1)], "target_mask": [ids(4, 5)]}
-        return {"pixel_values_videos": builders.clips(), **masks, "mask_token_index": 0, "targets": rand(2, 32, 24)}
+        numbers = {"mask_token_index": 0, "targets": rand(2, 32, 24), "context_loss_weight": None}
+        return {"pixel_values_videos": builders.clips(), **masks, **numbers}
 
     return [
         Call(
@@ -247,6 +248,7 @@ def masked_calls() -> list[Call]:
                 "target_mask": "tensors",
                 "mask_token_index": "integer",
                 "targets": "tensor",
+                "context_loss_weight": "number",
             },
             lambda result, given: finite_in_finite_out(result.loss, given),
             weight=2,

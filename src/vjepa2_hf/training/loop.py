@@ -84,7 +84,7 @@ class TrainingLoop:
         """Prepares both for training with Accelerate and restores them from the checkpoint of `config.resume`. New
         checkpoints also hold the model's config and its processors, for `from_pretrained`."""
         self.run.write_model_files = functools.partial(write_model_files, model=model, processors=processors)
-        if has_two_modalities(model):  # DDP would wait for the gradients of the one that a batch lacks
+        if has_idle_weights(model):  # DDP would wait for the gradients that a batch lacks
             handler = self.accelerator.ddp_handler or DistributedDataParallelKwargs()
             handler.find_unused_parameters = True
             self.accelerator.ddp_handler = handler
@@ -216,7 +216,9 @@ class TrainingLoop:
         self.signals.restore()
 
 
-def has_two_modalities(model: nn.Module) -> bool:
-    """Whether a model learns parameters for images or for videos alone: their tokenizers or vectors."""
+def has_idle_weights(model: nn.Module) -> bool:
+    """Whether a model learns weights that a batch may not use: those of images or of videos alone, and the norms of
+    levels that the loss does not read."""
+    parts = ("image_patch_embeddings.", "modality_embedding", "level_norms.")
     names = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    return any("image_patch_embeddings." in name or "modality_embedding" in name for name in names)
+    return any(part in name for name in names for part in parts)
