@@ -119,7 +119,8 @@ class PlanConfig:
     distance: str | None = None
     """Distance of the cost: l2, l1 or cosine; null: as saved with the model."""
     planner: dict[str, Any] = field(default_factory=dict)
-    """Other settings of VJepa2Planner, such as candidate_chunk_size; a `cost` replaces `distance`."""
+    """Other settings of VJepa2Planner, such as candidate_chunk_size, or the embodiment that acts; a `cost` replaces
+    `distance`."""
     varied_appearance: bool = False
     """Appearance randomization: each task has its own floor, colors, distractors and light."""
     env_kwargs: dict[str, Any] = field(default_factory=dict)

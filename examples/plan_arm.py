@@ -51,7 +51,7 @@ class PlanArmConfig:
     data: str
     """Episodes that the model was not trained on."""
     camera: str | None = None
-    """Camera of a LeRobot dataset with several."""
+    """Camera of episodes with several."""
     pairs: int = 40
     """Number of pairs, one per episode."""
     steps_ahead: int = 4
@@ -59,7 +59,7 @@ class PlanArmConfig:
     smallest_distance: float = 0.03
     """Meters to the goal; nearer goals have no clear direction and are skipped."""
     planner: dict[str, Any] = field(default_factory=dict)
-    """Settings of VJepa2Planner; empty: as saved with the model."""
+    """Settings of VJepa2Planner, such as the embodiment that is the arm; empty: as saved with the model."""
     plans_at_once: int = 8
     seed: int = 0
     """Seed of the pairs, the planner's samples and the random actions."""
@@ -167,7 +167,7 @@ def main(arguments: list[str] | None = None) -> None:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     planner = VJepa2Planner.from_pretrained(config.model, device=config.device, **config.planner)
-    model_config = planner.model.config
+    model_config = planner.embodied_config
     if (model_config.proprio_transition, model_config.frame_skip) != ("pose_delta", 1):
         raise ValueError(
             f"{config.model!r} is not a world model of an arm's poses: train one with proprio_transition: pose_delta "

@@ -56,6 +56,7 @@ from vjepa2_hf.training.cached_windows import (
 )
 from vjepa2_hf.training.config import TrainingConfig
 from vjepa2_hf.training.episode_latents import (
+    LATENT_FIELDS,
     arranged_state,
     episode_sources,
     frozen_encoder,
@@ -282,9 +283,7 @@ def open_data(
 def state_layout(config: WorldModelTrainingConfig) -> dict[str, Any]:
     """The fields of a world model that determine its latents before any fitted map."""
     kind = "pixels" if config.encoder == "pixels" else config.world_model.get("state_type", "tokens")
-    return arranged_state(kind) | {
-        name: value for name, value in config.world_model.items() if name == "normalize_latents"
-    }
+    return arranged_state(kind) | {name: value for name, value in config.world_model.items() if name in LATENT_FIELDS}
 
 
 def measured_horizons(config: WorldModelTrainingConfig, held_out: WindowMixture, skip: int) -> list[int]:

@@ -17,7 +17,7 @@ QUIET = tqdm(disable=True)
 BOUNDS = {"action_low": [-1.0] * 4, "action_high": [1.0] * 4}
 
 
-def make_planner(**fields) -> VJepa2Planner:
+def make_planner(embodiment=None, **fields) -> VJepa2Planner:
     """Random weights; model steps of two environment actions."""
     sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "crop_size": 64}
     dynamics = {"predictor_hidden_size": 12, "predictor_num_hidden_layers": 1, "predictor_num_attention_heads": 2}
@@ -25,6 +25,7 @@ def make_planner(**fields) -> VJepa2Planner:
     fields = {"action_dim": 4, "actions_per_step": 2, "frame_skip": 2, **BOUNDS, **dynamics, **fields}
     model = VJepa2WorldModel.from_encoder(VJepa2Encoder(VJepa2EncoderConfig(**sizes)), **fields)
     solver = {"horizon": 3, "num_candidates": 4, "num_iterations": 1, "num_elites": 2}
+    solver |= {} if embodiment is None else {"embodiment": embodiment}
     return VJepa2Planner(model, VJepa2VideoProcessor(size=64, crop_size=64), solver="cem", device="cpu", **solver)
 
 
@@ -34,6 +35,8 @@ def make_planner(**fields) -> VJepa2Planner:
         ({}, [], "top"),
         ({}, ["agent", "top"], "agent"),
         ({"view_names": ["agent"]}, ["top", "agent"], "agent"),
+        ({"num_views": 2, "view_names": ["agent", "top"]}, ["top", "agent"], ["agent", "top"]),
+        ({"num_views": 2, "view_names": ["agent", "top"]}, ["top"], ["top"]),
     ],
 )
 def test_a_model_sees_the_views_that_it_was_trained_on(monkeypatch, fields, views, shown):
@@ -52,6 +55,21 @@ def test_a_model_sees_the_views_that_it_was_trained_on(monkeypatch, fields, view
             assert list(found) == (shown if isinstance(shown, list) else [shown])
             for view, one in found.items():
                 np.testing.assert_array_equal(one, tasks.env.render_state(state, view=view))
+
+
+def test_one_of_several_embodiments_plans_with_its_own_sizes():
+    fields = {
+        "num_embodiments": 2,
+        "embodiment_action_dims": [7, 2],
+        "action_dim": 7,
+        "embodiment_proprio_dims": [7, 2],
+    }
+    fields |= {"proprio_dim": 7, "actions_per_step": 1, "frame_skip": 1, "action_low": None, "action_high": None}
+    planner = make_planner(**fields, embodiment=1)
+    assert PlannerPolicy(planner, 0, QUIET)(Tasks(PUSHING, range(2))).shape == (2, 3, 2)
+    other = make_planner(**fields, embodiment=0)
+    with pytest.raises(ValueError, match="has actions of 7 numbers, 1 environment actions each"):
+        PlannerPolicy(other, 0, QUIET)(Tasks(PUSHING, range(2)))
 
 
 def test_tasks_without_the_views_of_a_model_are_refused():

@@ -11,8 +11,9 @@ import pytest
 import torch
 import train_decoder
 import train_world_model
+from builders import FIXTURES
 from datasets import Features, List, Value
-from script_runs import run_script, run_train_world_model
+from script_runs import TINY_WORLD_MODEL, run_processes, run_script, run_train_world_model
 
 from vjepa2_hf import VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.data.cameras import video_features, video_row
@@ -108,11 +109,32 @@ class TestViews:
         reason = "it has no video of the camera 'wrist'"
         assert entry == {"step": 0, "source": str(folder), "name": "003", "reason": reason}
 
+    def test_a_lerobot_dataset_of_two_cameras_is_read_without_conversion(self, monkeypatch, tmp_path):
+        """Its cameras differ in size and rate, and one episode lacks the second one."""
+        data = f"data=[{{path: {FIXTURES / 'lerobot_v3_cameras'}, camera: [front, wrist]}}]"
+        run_train_world_model(monkeypatch, FIXTURES, tmp_path / "run", data, "horizons=[1]")
+        assert VJepa2WorldModel.from_pretrained(tmp_path / "run/final").config.view_names == VIEWS
+        entry = json.loads((tmp_path / "run/skipped.jsonl").read_text())
+        assert entry["name"] == "episode_000001" and "no video of the camera" in entry["reason"]
+
     def test_sources_of_different_numbers_of_cameras_are_refused(self, monkeypatch, robots, tmp_path, capsys):
         data = f"data=[{{path: {robots[0]}, camera: [front, wrist]}}, {{path: {robots[1]}, camera: front}}]"
         with pytest.raises(SystemExit):
             run_train_world_model(monkeypatch, robots[0], tmp_path / "run", data)
         assert "different numbers of cameras (2 of" in capsys.readouterr().err
+
+
+def test_all_levels_of_an_encoder_are_cached(monkeypatch, robots, tmp_path):
+    levels = ["encoder_config.num_hidden_layers=2", "encoder_config.output_levels=[0, 1]"]
+    data = f"data={robots[0]}"
+    run_train_world_model(monkeypatch, robots[0], tmp_path / "last", data, *levels, "max_steps=1")
+    levels.append("world_model.state_levels=all")
+    run_train_world_model(monkeypatch, robots[0], tmp_path / "all", data, *levels, "max_steps=1")
+    widths = [VJepa2WorldModel.from_pretrained(tmp_path / name / "final").latent_size for name in ("last", "all")]
+    assert widths == [16, 32]
+    folders = [index.parent for index in (tmp_path / "latents").glob("robot2-*/index.json")]
+    found = [FeatureCache(folder).windows(torch.tensor([0]), torch.tensor([0]), 1)["latents"] for folder in folders]
+    assert sorted(latents.shape[-1] for latents in found) == [16, 32]
 
 
 class TestEmbodiments:
@@ -227,10 +249,28 @@ class TestFromModel:
         assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
+def test_two_processes_train_as_one(monkeypatch, finished, robots, tmp_path):
+    given = [*TINY_WORLD_MODEL, sources(*robots[:2]), "use_proprio=true", "batch_size=2"]
+    run_processes(Path(train_world_model.__file__), [f"output_dir={tmp_path / 'two/run'}", *given])
+    losses = [[row["loss"] for row in read_metrics(folder)] for folder in (finished, tmp_path / "two/run")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    run_further(monkeypatch, finished, sources(robots[2], first=2), tmp_path / "one/further", "train_only=embodiment")
+    arguments = further(finished, sources(robots[2], first=2), tmp_path / "two/further")
+    run_processes(Path(train_world_model.__file__), [*arguments, "train_only=embodiment", "batch_size=2"])
+    losses = [[row["loss"] for row in read_metrics(tmp_path / name / "further")] for name in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 def run_further(monkeypatch, finished: Path, data: str, output_dir: Path, *more: str) -> None:
-    arguments = [f"from_model={finished / 'final'}", data, f"output_dir={output_dir}", "max_steps=6", "batch_size=4"]
-    arguments += ["num_threads=1", "log_every=1", "save_every=3", "validation_fraction=0.4", "frames_per_window=3"]
-    run_script(monkeypatch, train_world_model, [*arguments, "horizons=[1, 2]", *more])
+    run_script(monkeypatch, train_world_model, [*further(finished, data, output_dir), *more])
+
+
+def further(finished: Path, data: str, output_dir: Path) -> list[str]:
+    """Settings of a short run on a finished model."""
+    steps = ["max_steps=6", "batch_size=4", "log_every=1", "save_every=3", "frames_per_window=3", "horizons=[1, 2]"]
+    settings = [f"from_model={finished / 'final'}", data, f"output_dir={output_dir}"]
+    return [*settings, *steps, "num_threads=1", "validation_fraction=0.4"]
 
 
 def image_size(path: Path) -> tuple[int, int]:

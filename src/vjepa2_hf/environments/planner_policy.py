@@ -58,7 +58,7 @@ class PlannerPolicy:
         return self
 
     def __call__(self, tasks: TaskBatch) -> np.ndarray:
-        config, horizon = self.planner.model.config, self.planner.solver.horizon
+        config, horizon = self.planner.embodied_config, self.planner.solver.horizon
         if config.action_dim != tasks.action_dim * config.actions_per_step:
             raise ValueError(
                 f"The world model has actions of {config.action_dim} numbers, {config.actions_per_step} environment "

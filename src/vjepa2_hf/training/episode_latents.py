@@ -24,6 +24,8 @@ from .settings import read_yaml
 
 
 ENCODED_AT_ONCE = 64  # frames
+# Fields of a world model, beside its type of state and its views, that change its latents before any fitted map
+LATENT_FIELDS = {"normalize_latents": "layer", "state_levels": "last"}
 
 
 def episode_sources(data: str | list[EpisodeSource]) -> list[EpisodeSource]:
@@ -136,10 +138,10 @@ def frozen_encoder(model: VJepa2WorldModel) -> VJepa2Encoder:
 
 def model_state(config: VJepa2WorldModelConfig) -> dict[str, Any]:
     """The `state` of `open_caches` for a finished model."""
-    state = arranged_state(config.state_type)
-    if config.normalize_latents != "layer":
-        state["normalize_latents"] = config.normalize_latents
-    return state
+    others = {name: getattr(config, name) for name in LATENT_FIELDS}
+    return arranged_state(config.state_type) | {
+        name: value for name, value in others.items() if value != LATENT_FIELDS[name]
+    }
 
 
 def arranged_state(state_type: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ..modeling_world_model import VJepa2WorldModel
 if TYPE_CHECKING:  # a planner, which checks its second time scale here, reads no data
     from ..data.windows import WindowMixture
 
-STATE_FIELDS = ("state_type", "state_dim", "normalize_latents")
+STATE_FIELDS = ("state_type", "state_dim", "normalize_latents", "state_levels", "num_views")
 STATE_BUFFERS = ("state_mean", "state_map", "state_scale")
 RANGE = (0.01, 0.99)  # quantiles of the macro-actions of the training data, between which a planner searches
 RANGE_WINDOWS = 8192

@@ -46,9 +46,10 @@ def _step(model: VJepa2WorldModel, candidates: int) -> None:
     """One model step of all candidates from latents of zeros."""
     config, device = model.config, model.device
     sizes = {"proprio_states": config.proprio_dim, "extrinsics": config.extrinsics_dim}
-    states = {name: torch.zeros(1, 1, size, device=device) for name, size in sizes.items() if size}
+    given = {name: torch.zeros(1, 1, size, device=device) for name, size in sizes.items() if size}
+    given |= {"embodiment_ids": 0} if config.num_embodiments > 1 else {}
     latents = torch.zeros(1, 1, model.tokens_per_frame, model.latent_size, device=device, dtype=model.dtype)
-    model.rollout(latents, torch.zeros(1, candidates, 1, config.action_dim, device=device), **states)
+    model.rollout(latents, torch.zeros(1, candidates, 1, config.action_dim, device=device), **given)
 
 
 def count_flops(model: VJepa2WorldModel) -> int:
