@@ -43,7 +43,14 @@ from vjepa2_hf.probing.pretraining_evaluation import PretrainingEvaluation
 from vjepa2_hf.training.flops import batch_flops
 from vjepa2_hf.training.loop import TrainingLoop
 from vjepa2_hf.training.monitor import CollapseWatch
-from vjepa2_hf.training.pretraining import Part, PretrainConfig, build_model_config, check_model, objective
+from vjepa2_hf.training.pretraining import (
+    Part,
+    PretrainConfig,
+    build_model_config,
+    check_model,
+    freeze_idle_weights,
+    objective,
+)
 from vjepa2_hf.training.run_files import iterate_metrics
 from vjepa2_hf.training.schedules import parameter_groups, set_weight_decay
 from vjepa2_hf.training.settings import exit_on_user_error, one_sentence, parse_arguments
@@ -68,6 +75,7 @@ def build_model(config: PretrainConfig) -> VJepa2ForMaskedLatentPrediction:
     else:
         model = VJepa2ForMaskedLatentPrediction(build_model_config(config))
     check_model(config, model.config)
+    freeze_idle_weights(model, config)
     return model
 
 

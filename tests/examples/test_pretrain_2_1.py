@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import pretrain
 import pytest
 import torch
 from accelerate import Accelerator
@@ -216,3 +217,23 @@ def test_a_published_config_is_the_released_model(name, preset):
     assert config.scheduled(15_000)["context_loss_weight"] == 0
     assert config.scheduled(22_500)["context_loss_weight"] == pytest.approx(0.25)
     assert config.scheduled(30_000)["context_loss_weight"] == config.scheduled(300_000)["context_loss_weight"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "idle"),
+    [
+        ([], {"encoder.image_patch_embeddings.proj", "encoder.image", "predictor.image"}),
+        (["images.data=c", "predictor.levels=false"], {"encoder.level_norms.0"}),
+        (["images.data=c"], set()),
+    ],
+)
+def test_what_no_batch_reads_is_frozen(settings, idle):
+    """FSDP could not resume a run whose optimizer has no state for some weights."""
+    config = load_config(PretrainConfig, None, ["output_dir=a", "data=b", "frames_per_clip=4", *DENSE, *settings])
+    model = pretrain.build_model(config).train()
+    frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
+    frozen = {name for name in frozen if not name.startswith("target_encoder.")}
+    ends = (".weight", ".bias", "_modality_embedding")
+    for end in ends:
+        frozen = {name.removesuffix(end) for name in frozen}
+    assert frozen == idle

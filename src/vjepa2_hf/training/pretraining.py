@@ -17,6 +17,7 @@ from ..data.sampling import FramesCurriculum
 from ..data.shuffle import SHUFFLE_BYTES, SHUFFLE_ROWS
 from ..data.typed_fields import check_fields
 from ..masking import PUBLISHED_IMAGE_MASKS, PUBLISHED_MASKS, build_mask_samplers
+from ..modeling_masked_latent import VJepa2ForMaskedLatentPrediction
 from ..specs import check_known
 from ..video_io import ReadLimits
 from .config import TrainingConfig
@@ -335,6 +336,18 @@ def check_model(config: PretrainConfig, model_config: VJepa2MaskedLatentPredicti
         side = image.crop_size // encoder.patch_size
         for sampler in build_mask_samplers(image.masks):
             sampler(1, (1, side, side), torch.Generator().manual_seed(0))
+
+
+def freeze_idle_weights(model: VJepa2ForMaskedLatentPrediction, config: PretrainConfig) -> None:
+    """Freezes the weights of V-JEPA 2.1 that no batch of this run reads: those of images in a run on videos, and the
+    norms of levels that the predictor does not read. FSDP cannot resume without optimizer states."""
+    encoder, predictor = model.encoder, model.predictor
+    idle = [] if model.config.predictor_levels else [encoder.level_norms]
+    if config.images is None:
+        idle += [encoder.image_patch_embeddings, encoder.image_modality_embedding, predictor.image_modality_embedding]
+    for part in idle:
+        if part is not None:
+            part.requires_grad_(False)
 
 
 def build_model_config(config: PretrainConfig) -> VJepa2MaskedLatentPredictionConfig:
