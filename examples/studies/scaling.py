@@ -1,6 +1,6 @@
 """How imagination error and planning success of world models follow compute and data.
 
-    python examples/studies/scaling.py [--sizes 16x1,32x2,64x2,128x3] [--episodes 40,160,640] [--steps 800]
+    python examples/studies/scaling.py [--sizes 16x1,32x1,48x2,96x2] [--episodes 40,400] [--steps 600]
 
 World models of several sizes (width x blocks) are trained on several numbers of recorded pushing episodes for equal
 steps, on the latents of one pretrained encoder per seed, with the published loss: L1, teacher forcing and a rollout of
@@ -246,11 +246,11 @@ def precise(value: dict[str, Any]) -> str:
 
 
 SETTINGS = {
-    "sizes": ("16x1,32x2,64x2,128x3", "width x blocks of the dynamics"),
-    "episodes": ("40,160,640", "numbers of training episodes"),
-    "steps": (800, "steps of every world model"),
+    "sizes": ("16x1,32x1,48x2,96x2", "width x blocks of the dynamics"),
+    "episodes": ("40,400", "numbers of training episodes"),
+    "steps": (600, "steps of every world model"),
     "pretrain_steps": (300, "steps of pretraining"),
-    "tasks": (60, "tasks of planning per model"),
+    "tasks": (40, "tasks of planning per model"),
 }
 STUDY = study.Study("scaling", __doc__, run, collect, format_tables, ["docs/scale.md"], SETTINGS)
 

@@ -24,6 +24,8 @@ TINY = {
     "record_moving_digits": ["--num_shards", "1", "--videos", "24"],
     "measure_future": ["--clips", "6"],
     "linear_probes": [],
+    "make_arm_dataset": ["--episodes", "6", "--length", "12"],
+    "plan_arm": ["pairs=2", "planner.num_candidates=4", "planner.num_elites=2", "planner.num_iterations=1"],
 }
 
 
