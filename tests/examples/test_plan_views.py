@@ -5,10 +5,14 @@ from pathlib import Path
 
 import plan
 import pytest
+import record_episodes
 import torch
+import train_cloning
 from plan import PlanConfig, evaluate
+from script_runs import run_script
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, VJepa2WorldModel
+from vjepa2_hf.environments import PUSHING
 
 
 SOLVER = {"name": "cem", "horizon": 2, "num_candidates": 4, "num_iterations": 1, "num_elites": 2}
@@ -49,6 +53,19 @@ def test_models_of_both_views_and_of_each_alone_plan_for_the_same_tasks(models, 
     assert plain[1]["success"] == found["top"]["success"]
     manifests = [json.loads((tmp_path / name / "manifest.json").read_text())["tasks"] for name in ("out", "plain")]
     assert manifests[0] == manifests[1]
+
+
+def test_a_policy_on_both_views_is_trained_and_plans(models, tmp_path, monkeypatch):
+    recorded = ["--env", PUSHING, "--policy", "uniform", "--episodes", "4", "--length", "6", "--num_proc", "1"]
+    record_episodes.main([*recorded, "--views", "top", "agent", "--output", str(tmp_path / "episodes")])
+    given = [f"data={tmp_path / 'episodes'}", f"world_model={models['both']}", f"output_dir={tmp_path / 'cloning'}"]
+    steps = ["max_steps=2", "batch_size=4", "num_threads=1", "validation_fraction=0.4", "policy={hidden_size: 8}"]
+    run_script(monkeypatch, train_cloning, [*given, *steps])
+    policy = str(tmp_path / "cloning/final")
+    common = {"episodes": 2, "solver": SOLVER, "videos": 0, "baselines": [], "views": ["agent", "top"]}
+    common |= {"policies": {"cloned": policy}, "proposals": {"both": policy}}
+    rows = evaluate(PlanConfig(str(tmp_path / "out"), {"both": models["both"]}, **common))
+    assert [row["name"] for row in rows] == ["cloned", "both"]
 
 
 def test_a_robot_of_a_model_of_several_plans(tmp_path):

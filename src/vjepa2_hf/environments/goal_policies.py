@@ -20,6 +20,7 @@ from ..pipelines.latent_planning import VJepa2Planner
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from ..visualization.rollout_windows import encode_frames
 from .tasks import TaskBatch
+from .views import select_views
 
 
 class GoalPolicy(nn.Module, PyTorchModelHubMixin):
@@ -143,10 +144,11 @@ class PolicyPlan:
         active, steps = np.flatnonzero(tasks.active), self.model.config.actions_per_step
         actions = np.zeros((len(tasks), steps, tasks.action_dim), np.float32)
         if len(active):
-            images = tasks.render(active)
+            config = self.model.config
+            images, goals = (select_views(config, tasks.observe(active, goals)) for goals in (False, True))
             started = time.perf_counter()
             seen = encode_frames(self.model, self.processor, images, targets=False)
-            found = self.policy(seen, encode_frames(self.model, self.processor, tasks.goal_images[active]))
+            found = self.policy(seen, encode_frames(self.model, self.processor, goals))
             actions[active] = found.cpu().numpy().reshape(len(active), steps, -1)
             self.seconds += time.perf_counter() - started
             self.plans += len(active)

@@ -15,6 +15,7 @@ from ..planning import shift_plan
 from ..visualization.rollout_windows import encode_frames
 from .goal_policies import imagine, load_policy
 from .tasks import TaskBatch
+from .views import Images, select_views, split_views
 
 
 class PlannerPolicy:
@@ -68,11 +69,13 @@ class PlannerPolicy:
         plans = np.zeros((len(tasks), horizon, config.action_dim), np.float32)
         if len(active):
             proprio = list(tasks.proprio_states[active]) if config.proprio_dim else None
-            observations, goals = (self._shown(tasks.observe(active, goals)) for goals in (False, True))
+            images, goal_images = (
+                select_views(self.planner.model.config, tasks.observe(active, goals)) for goals in (False, True)
+            )
             started = time.perf_counter()
-            starts, seed = self._starts(observations, goals, active), self.seed * 1000 + self.calls
+            starts, seed = self._starts(images, goal_images, active), self.seed * 1000 + self.calls
             given = {"proprio_state": proprio, "seed": seed, "warm_start": starts, "budget_ms": self.budget_ms}
-            found = self.planner(observations, goals, **given)
+            found = self.planner(split_views(images), split_views(goal_images), **given)
             self.call_seconds.append(time.perf_counter() - started)
             self.plans += len(active)
             plans[active] = np.stack([plan["actions"] for plan in found])
@@ -82,36 +85,21 @@ class PlannerPolicy:
         self.progress.update()
         return plans.reshape(len(tasks), -1, tasks.action_dim)  # k environment actions a model step
 
-    def _shown(self, images: dict[str, np.ndarray]) -> list:
-        """The images (n, H, W, 3) of the cameras that the model sees as one item per episode: an image, or a dict of
-        them by camera."""
-        config = self.planner.model.config
-        known = config.view_names or list(images)[: config.num_views]
-        names = [name for name in known if name in images]
-        if config.num_views == 1 and (names or "" in images):
-            return list(images[names[0] if names else ""])
-        if not names:
-            found = ", ".join(name or "one camera without a name" for name in images)
-            raise ValueError(
-                f"The world model sees {', '.join(known)}, but the tasks show {found}: set views={list(known)}."
-            )
-        return [dict(zip(names, views)) for views in zip(*(images[name] for name in names), strict=True)]
-
-    def _starts(self, observations: list, goals: list, active: np.ndarray) -> list[np.ndarray] | None:
+    def _starts(self, images: Images, goal_images: Images, active: np.ndarray) -> list[np.ndarray] | None:
         """Initial action sequences of the search, (P, A) or (E, P, A) for each active episode."""
         if self.proposal is not None:
-            return list(self._propose(observations, goals))
+            return list(self._propose(images, goal_images))
         if not self.executed_steps or not self.last_starts:
             return None
         steps = self.executed_steps - 1  # a plan's own warm start is shifted by one step already
         return [shift_plan(torch.from_numpy(self.last_starts[episode]), steps).numpy() for episode in active]
 
     @torch.no_grad()
-    def _propose(self, observations: list, goals: list) -> np.ndarray:
+    def _propose(self, images: Images, goal_images: Images) -> np.ndarray:
         """Actions of the policy in the world model: (n, P, A)."""
         model, processor = self.planner.model, self.planner.video_processor
-        seen = encode_frames(model, processor, np.stack(observations), targets=False)
-        goal = encode_frames(model, processor, np.stack(goals))
+        seen = encode_frames(model, processor, images, targets=False)
+        goal = encode_frames(model, processor, goal_images)
         return imagine(self.proposal, model, seen, goal, self.planner.solver.horizon)[0].cpu().numpy()
 
     def timings(self) -> dict[str, Any]:

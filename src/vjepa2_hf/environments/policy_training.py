@@ -12,10 +12,11 @@ import torch
 from accelerate.utils import set_seed
 from tqdm import tqdm
 
-from ..data.episodes import episode_ids, held_out_of, read_episodes
+from ..data.episodes import EpisodeSource, episode_ids, held_out_of, read_episodes
 from ..data.files import write_json
 from ..modeling_world_model import VJepa2WorldModel
 from ..training.config import TrainingConfig
+from ..training.episode_latents import with_views
 from ..training.loop import TrainingLoop
 from ..training.schedules import LearningRateSchedule
 from ..video_io import ReadLimits
@@ -61,10 +62,11 @@ class HindsightPairs:
 def read_pairs(config: "PolicyTrainingConfig", model: VJepa2WorldModel) -> tuple[HindsightPairs, HindsightPairs]:
     """Training and held-out episodes, each frame encoded once."""
     processor = VJepa2VideoProcessor.from_pretrained(config.world_model)
+    (source,) = with_views([EpisodeSource(config.data, camera=config.camera)], model.config)
     sides: tuple[list, list] = ([], [])
-    names = itertools.islice(episode_ids(config.data, config.camera), config.max_episodes)
+    names = itertools.islice(episode_ids(config.data, source.camera), config.max_episodes)
     is_held_out = held_out_of(names, config.validation_fraction)
-    how = {"camera": config.camera, "limits": config.limits}
+    how = {"camera": source.camera, "limits": config.limits}
     episodes = read_episodes(config.data, model.config.frame_skip, config.max_episodes, **how)
     for episode in tqdm(episodes, desc="encode"):
         if episode["actions"].shape[1] != model.config.action_dim:
@@ -92,8 +94,8 @@ class PolicyTrainingConfig(TrainingConfig):
     """Folder, glob or file of episode shards, a LeRobot folder, or a dataset on the Hub."""
     world_model: str
     """Folder or Hub id of the trained world model, with its video processor. It does not change."""
-    camera: str | None = None
-    """Camera of a LeRobot dataset with several."""
+    camera: str | list[str] | None = None
+    """Camera of episodes with several; null for a world model of several views: their names."""
     limits: ReadLimits = field(default_factory=ReadLimits)
     """What rows may cost and reach: SECURITY.md."""
     policy: dict[str, Any] = field(default_factory=dict)
