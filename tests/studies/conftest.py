@@ -26,6 +26,8 @@ TINY = {
     "linear_probes": [],
     "make_arm_dataset": ["--episodes", "6", "--length", "12"],
     "plan_arm": ["pairs=2", "planner.num_candidates=4", "planner.num_elites=2", "planner.num_iterations=1"],
+    "measure_dense_features": ["--steps", "2", "--frames", "8", "--videos", "1", "--size", "32", "--video_size", "16"],
+    "look": [],
 }
 
 
