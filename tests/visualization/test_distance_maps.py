@@ -5,13 +5,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from builders import TINY_ENCODER
 
+from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.environments import PUSHING, TWO_ROOMS, make_plain
 from vjepa2_hf.visualization.distance_maps import measure_maps, plot_maps
 
 
 class RedPosition:
-    device, config = torch.device("cpu"), SimpleNamespace(distance_head=True)
+    device, config = torch.device("cpu"), SimpleNamespace(distance_head=True, num_views=1)
 
     def encode_targets(self, pixels: torch.Tensor) -> torch.Tensor:
         """(1, T, H, W, 3) -> x, y as (1, T, 1, 2)."""
@@ -54,3 +56,14 @@ def test_each_disc_has_a_map_with_the_others_at_the_start():
     assert titles[4].startswith("block")
     begin, end = figure.axes[4].lines  # of the block's map
     assert [begin.get_xydata()[0].tolist(), end.get_xydata()[0].tolist()] == [start[2:].tolist(), goal[2:].tolist()]
+
+
+def test_a_model_of_two_cameras_sees_both_views():
+    encoder = VJepa2Encoder(VJepa2EncoderConfig(**{**TINY_ENCODER, "crop_size": 64}))
+    sizes = {"predictor_hidden_size": 8, "predictor_num_hidden_layers": 1, "predictor_num_attention_heads": 2}
+    names = {"num_views": 2, "view_names": ["agent", "top"]}
+    model = VJepa2WorldModel.from_encoder(encoder, action_dim=2, **names, **sizes).eval()
+    env, processor = make_plain(TWO_ROOMS, views=["top", "agent"]), VJepa2VideoProcessor(size=64, crop_size=64)
+    (found,) = measure_maps(model, processor, env, np.float32([0.2, 0.2]), np.float32([0.875, 0.625]), points=4)
+    assert found["latent"][2, 3] == pytest.approx(0, abs=1e-6)  # the goal itself
+    assert np.nanmax(found["latent"]) > 0.01

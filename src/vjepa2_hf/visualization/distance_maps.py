@@ -28,8 +28,8 @@ class Plane(Protocol):
 
     controlled: slice  # the columns of the discs that actions can move
 
-    def render_state(self, state: np.ndarray) -> np.ndarray:
-        """Image of a state (S,)."""
+    def render_state(self, state: np.ndarray, *, view: str | None = None) -> np.ndarray:
+        """Image of a state (S,), for a model of several cameras in a view."""
 
     def is_free(self, states: np.ndarray) -> np.ndarray:
         """Whether states (..., S) are possible."""
@@ -45,16 +45,22 @@ def measure_maps(
     points: int = POINTS,
 ) -> list[dict[str, np.ndarray]]:
     """Distances (P, P) of each disc, by name as of `compare_pairs`: from states with that disc on a grid, and the
-    others as in the start (S,), to the goal's (S,). The first row is the top; NaN where no state is possible."""
+    others as in the start (S,), to the goal's (S,). The first row is the top; NaN where no state is possible. A model
+    of several cameras sees the views of its names."""
     sides = (np.arange(points) + 0.5) / points
     maps = []
     for first in range(env.controlled.start, env.controlled.stop, 2):
         states = np.tile(np.float32(start), (points, points, 1))
         states[..., first], states[..., first + 1] = np.meshgrid(sides, sides)
         free = env.is_free(states)
-        images = np.stack([env.render_state(np.float32(goal)), *(env.render_state(state) for state in states[free])])
+        shown = [np.float32(goal), *states[free]]
+        if model.config.num_views > 1:
+            names = model.config.view_names
+            images = {name: np.stack([env.render_state(state, view=name) for state in shown]) for name in names}
+        else:
+            images = np.stack([env.render_state(state) for state in shown])
         latents = encode_frames(model, processor, images)
-        starts = np.arange(1, len(images))
+        starts = np.arange(1, len(shown))
         found = {}
         for name, values in compare_pairs(model, latents, starts, np.zeros_like(starts)).items():
             found[name] = np.full((points, points), np.nan)
