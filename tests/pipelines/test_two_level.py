@@ -137,7 +137,8 @@ class TestSaving:
         planner.save_pretrained(tmp_path / "planner")
         loaded = VJepa2Planner.from_pretrained(tmp_path / "planner", device="cpu")
         assert same_plan(loaded(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
-        assert loaded(OBSERVATION, GOAL)["subgoal"] == planner(OBSERVATION, GOAL)["subgoal"]
+        found, expected = (one(OBSERVATION, GOAL)["subgoal"] for one in (loaded, planner))
+        assert found == pytest.approx(expected, rel=1e-6)  # the alignment of loaded weights may change the last bit
         assert loaded.subgoals.solver == planner.subgoals.solver and loaded.subgoals.cost == LatentDistance("l1")
         weights = (tmp_path / "planner" / "subgoals" / "macro_model.safetensors").stat().st_size
         assert weights < (tmp_path / "planner" / "model.safetensors").stat().st_size
