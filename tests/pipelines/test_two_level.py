@@ -138,7 +138,9 @@ class TestSaving:
         loaded = VJepa2Planner.from_pretrained(tmp_path / "planner", device="cpu")
         assert same_plan(loaded(OBSERVATION, GOAL), planner(OBSERVATION, GOAL))
         found, expected = (one(OBSERVATION, GOAL)["subgoal"] for one in (loaded, planner))
-        assert found == pytest.approx(expected, rel=1e-6)  # the alignment of loaded weights may change the last bit
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():  # the alignment of loaded weights may change the last bit
+            assert found[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-6))
         assert loaded.subgoals.solver == planner.subgoals.solver and loaded.subgoals.cost == LatentDistance("l1")
         weights = (tmp_path / "planner" / "subgoals" / "macro_model.safetensors").stat().st_size
         assert weights < (tmp_path / "planner" / "model.safetensors").stat().st_size
