@@ -93,6 +93,18 @@ def test_every_number_of_a_log_is_explained(work):
     assert {name for name in json.loads(lines[-1]) if f"`{name}`" not in page} == {"step", "mask_loss_1"}
 
 
+def test_images_and_videos_in_one_run(work):
+    first, second = (
+        command for command in commands("pretraining.md") if "digits" in str(command) or "images" in str(command)
+    )
+    run(first)
+    run(second)
+    line = json.loads(Path("runs/images/pretrain/metrics.jsonl").read_text().splitlines()[-1])
+    assert line["image_loss"] != line["video_loss"]
+    page = (ROOT / "docs" / "training_curves.md").read_text(encoding="utf-8")
+    assert {name for name in line if f"`{name}`" not in page} == {"step"}
+
+
 def test_fine_tuning(work):
     sizes = {f"pred_{name.removeprefix('predictor_')}": value for name, value in TINY_PREDICTOR.items()}
     torch.manual_seed(1)

@@ -187,6 +187,9 @@ def test_the_command_prints_a_table_for_a_config_with_settings_changed(capsys):
     printed = capsys.readouterr().out
     assert "pretrain.yaml, 16 clips per step" in printed and "| 1 | 8 |" in printed and "| 8 | 1 |" in printed
     assert printed.count("| DDP |") == printed.count("| FSDP |") == 2
+    assert capacity.IMAGES not in printed
+    capacity.main(["--config", config, "images.data=images", "--device", "h100", "--num_devices", "1"])
+    assert capacity.IMAGES in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("checkpointing", "said"), [("true", "with"), ("false", "without")])

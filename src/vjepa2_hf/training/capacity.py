@@ -25,6 +25,9 @@ from .pretraining import PretrainConfig, build_model_config, check_model
 from .settings import exit_on_user_error, load_config
 
 
+IMAGES = "Images are not counted: the numbers are of devices that train on clips alone."
+
+
 def model_config(run: PretrainConfig) -> VJepa2MaskedLatentPredictionConfig:
     """The config of the run's model."""
     if run.init_from is None:
@@ -117,6 +120,7 @@ def format_plan(title: str, run: PretrainConfig, device: Device, plans: dict[int
         f"{tera['model']} TFLOP per clip: target encoder {tera['target_encoder']}, encoder {tera['encoder']}, "
         f"predictor {tera['predictor']}; checkpointing repeats {tera['repeated']}"
         + ("." if run.gradient_checkpointing else " (off)."),
+        *(["", IMAGES] if run.images is not None else []),
         "",
         f"| {' | '.join(columns)} |",
         "|---" * len(columns) + "|",
