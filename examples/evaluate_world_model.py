@@ -30,6 +30,7 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 from vjepa2_hf import VJepa2PixelDecoder, VJepa2VideoProcessor, VJepa2WorldModel, VJepa2WorldModelConfig
+from vjepa2_hf.data.cameras import count_frames, take_frames
 from vjepa2_hf.data.episodes import EpisodeSource, episode_ids, held_out_of, read_episodes
 from vjepa2_hf.data.files import write_aside, write_json
 from vjepa2_hf.metrics.latent_rollout.latent_rollout import LatentRollout
@@ -45,13 +46,7 @@ from vjepa2_hf.visualization.distance_curves import (
     format_distances,
     measure_distances,
 )
-from vjepa2_hf.visualization.rollout_windows import (
-    Windows,
-    count_frames,
-    cut_windows,
-    encode_frames,
-    take_frames,
-)
+from vjepa2_hf.visualization.rollout_windows import Windows, cut_windows, encode_frames
 from vjepa2_hf.visualization.state_probe import LinearProbe, choose_probe
 from vjepa2_hf.visualization.tables import format_table
 

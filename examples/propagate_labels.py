@@ -27,7 +27,7 @@ import torch
 from vjepa2_hf import VJepa2Encoder
 from vjepa2_hf.data.files import write_aside, write_json
 from vjepa2_hf.probing.dense_clips import step_frames
-from vjepa2_hf.probing.label_files import check_known, first_labels, read_label_frames
+from vjepa2_hf.probing.label_files import check_mask_size, first_labels, read_label_frames
 from vjepa2_hf.probing.label_propagation import Propagation, label_video, region_similarity
 from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
 from vjepa2_hf.video_io import VideoReader
@@ -56,7 +56,7 @@ def propagate(options: argparse.Namespace) -> None:
     encoder.to("cuda" if torch.cuda.is_available() else "cpu")
     masks = read_label_frames(options.mask)
     frames, numbers = read_frames(options.video, options.frames, options.every)
-    check_known(masks, frames.shape[1:3])
+    check_mask_size(masks, frames.shape[1:3])
     processor = load_processor(options.model, encoder, options.size or encoder.config.crop_size)
     pixels = processor(frames, return_tensors="pt")["pixel_values_videos"][0].to(encoder.device)
     radius = options.radius if options.radius >= 0 else None

@@ -32,6 +32,7 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 from vjepa2_hf import VJepa2PixelDecoder, VJepa2VideoProcessor, VJepa2WorldModel
+from vjepa2_hf.data.cameras import count_frames, process_frames, take_frames
 from vjepa2_hf.data.episodes import EpisodeSource, episode_ids, held_out_of, read_episodes
 from vjepa2_hf.data.files import write_aside, write_json
 from vjepa2_hf.training.config import TrainingConfig
@@ -40,7 +41,6 @@ from vjepa2_hf.training.loop import TrainingLoop
 from vjepa2_hf.training.schedules import LearningRateSchedule, parameter_groups, set_weight_decay
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 from vjepa2_hf.video_io import ReadLimits
-from vjepa2_hf.visualization.rollout_windows import count_frames, take_frames
 
 
 @dataclass(kw_only=True)
@@ -95,9 +95,8 @@ def read_frames(
         if config.frames_per_episode is not None and count > config.frames_per_episode:
             chosen = torch.linspace(0, count - 1, config.frames_per_episode).long().numpy()
             frames = take_frames(frames, chosen)
-        bytes_only = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
-        views = frames.values() if isinstance(frames, dict) else [frames]
-        pixels = torch.stack([processor(view, **bytes_only)["pixel_values_videos"][0] for view in views], dim=1)
+        pixels = process_frames(processor, frames, normalize=False)
+        pixels = pixels if isinstance(frames, dict) else pixels.unsqueeze(1)
         if is_held_out(episode["episode_id"]):
             held_out.append(pixels)
             continue

@@ -320,7 +320,7 @@ class VJepa2EncoderConfig(VJepa2BaseConfig, PreTrainedConfig):
         if levels is not None:
             last = self.num_hidden_layers - 1
             expected = f"expected increasing numbers of blocks from 0, of which the last is {last}, the last block."
-            rising = [*sorted({level for level in levels if 0 <= level <= last})]
+            rising = sorted({level for level in levels if 0 <= level <= last})
             check(levels == rising and rising[-1:] == [last], f"output_levels is {describe(levels)}; {expected}")
 
 
@@ -463,10 +463,10 @@ class VJepa2MaskedLatentPredictionConfig(VJepa2NestedConfig, PreTrainedConfig):
         for name in ("context_loss_weight", "weight_context_by_distance"):
             needed = f"{name}={getattr(self, name)} is about predictions of the context: set predict_context=True."
             check(not getattr(self, name) or self.predict_context, needed)
-        both = (
-            f"target_type={self.target_type!r} and teacher_hidden_size={width}; expected 'teacher' and its width, or "
+        found = f"target_type={self.target_type!r} and teacher_hidden_size={width}"
+        check(
+            teacher == (width is not None), f"{found}; expected 'teacher' and its width, or another target and None."
         )
-        check(teacher == (width is not None), f"{both}another target and None.")
         check(not (teacher and levels), "target_type='teacher' predicts one level: set predictor_levels=False.")
 
     @property
@@ -484,8 +484,8 @@ class VJepa2MaskedLatentPredictionConfig(VJepa2NestedConfig, PreTrainedConfig):
 
     def predictor_fields(self) -> dict:
         """The fields that the predictor is built from, without the encoder's."""
-        names = ["num_mask_tokens", "zero_init_mask_tokens", "initializer_range", "predict_context", "target_type"]
-        names.append("teacher_hidden_size")
+        names = ("num_mask_tokens", "zero_init_mask_tokens", "initializer_range")
+        names += ("predict_context", "target_type", "teacher_hidden_size")
         return {k: value for k, value in self.to_dict().items() if k.startswith("predictor_") or k in names}
 
     @property

@@ -1,9 +1,8 @@
-"""Dynamics of the world model: a block-causal transformer or an MLP, and rollouts of either.
+"""Dynamics of the world model: a block-causal transformer or an MLP.
 
-Shapes: B episodes, T frames, F frames of a window, W the longest window (`context_frames`), J candidates, P steps of a
-rollout, V views, N tokens of a view (written N for V·N of a frame where views do not matter), D width of a latent, d
-width of the dynamics, A action, S proprio state, E extrinsics, C conditions of a frame (action, proprio state,
-extrinsics), h heads, g heads of keys and values.
+Shapes: B episodes, T frames, F frames of a window, W the longest window (`context_frames`), V views, N tokens of a
+frame (V·N where views matter: N of each), D width of a latent, d width of the dynamics, A action, S proprio state, E
+extrinsics, C conditions of a frame (action, proprio state, extrinsics), h heads, g heads of keys and values.
 """
 
 import math
@@ -16,12 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .configuration_world_model import VJepa2WorldModelConfig
-from .modeling_embodiments import (
-    VJepa2Embodiment,
-    VJepa2Embodiments,
-    action_encoder,
-    check_macro_actions,
-)
+from .modeling_embodiments import VJepa2Embodiment, VJepa2Embodiments, action_encoder, check_macro_actions
 from .modeling_heads import DISTANCE_SCALE, VJepa2DistanceHead
 from .modeling_layers import (
     KeyValueBuffer,

@@ -435,5 +435,5 @@ def check_rollout(
             )
         if states is not None and states.shape[1] not in (frames, total):
             raise ValueError(f"{name} cover {states.shape[1]} frames; expected {frames} (context) or {total} (all).")
-    cut = [None if part is None else part[:, :frames] for part in (proprio_states, extrinsics)]
-    check_inputs(config, latents, frames, context_actions, *cut, name="context_actions", views=views)
+    known = [None if part is None else part[:, :frames] for part in (proprio_states, extrinsics)]
+    check_inputs(config, latents, frames, context_actions, *known, name="context_actions", views=views)

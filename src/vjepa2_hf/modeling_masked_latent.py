@@ -38,7 +38,7 @@ class VJepa2MaskedLatentPredictionOutput(ModelOutput):
     losses: if the loss has several terms, each by name, unweighted and without gradient: "prediction", "context" with
         `predict_context`, and those of `config.auxiliary_weights`.
     target_std, effective_rank, prediction_variation: see `collapse_meters`; with `output_meters=True`.
-    targets: with `output_targets=True`, (B, N, D) of the whole clip before normalization.
+    targets: with `output_targets=True`, (B, N, P) of the whole clip before normalization.
     """
 
     loss: torch.Tensor | None = None
@@ -92,7 +92,7 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
 
     def get_input_embeddings(self) -> nn.Module:
         """The patch embeddings, by which accelerate shards the model (FSDP)."""
-        return self.encoder.patch_embeddings  # accelerate asks for it to shard the model (FSDP)
+        return self.encoder.patch_embeddings
 
     def forward(
         self,
@@ -353,7 +353,7 @@ def _check_hidden(index: int, context_ids: torch.Tensor, target_ids: torch.Tenso
 
 
 def _check_targets(targets: torch.Tensor, expected: tuple[int, int, int]) -> None:
-    check_tensor("targets", targets, "(B, N, D)")
+    check_tensor("targets", targets, "(B, N, P)")
     if targets.shape != expected:
         advice = f"expected {expected}: the `output.targets` of these clips."
         raise ValueError(f"targets have shape {tuple(targets.shape)}; {advice}")

@@ -27,7 +27,7 @@ def distance_to_masked(
 
 
 def context_weights(context_mask: torch.Tensor, target_mask: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
-    """Weights 1 / √d (B, K) of the context's tokens, d as in `distance_to_masked`: those next to a hidden place count
+    """Weights 1 / √d (B, K) of the context's tokens, d as in `distance_to_masked`: those next to a hidden one count
     most (V-JEPA 2.1)."""
     return distance_to_masked(context_mask, target_mask, grid).rsqrt()
 

@@ -303,16 +303,14 @@ def stack_views(
     if isinstance(frames, dict):
         if views is not None:
             raise ValueError(f"{name} is a dict, whose keys name the views: leave out views={views!r}.")
-        found = view_indices(config, list(frames), name)
-        views = tuple(sorted(held_views(config, found)))
-        parts = [
-            check_tensor(f"{name}[{key!r}]", frames[key], "(B, T, C, H, W)") for key in sorted_keys(config, frames)
-        ]
+        held = held_views(config, view_indices(config, list(frames), name))
+        ordered = sorted(zip(held, frames, strict=True))  # views and the keys that name them
+        parts = [check_tensor(f"{name}[{key!r}]", frames[key], "(B, T, C, H, W)") for _, key in ordered]
         shapes = {tuple(part.shape) for part in parts}
         if len(shapes) > 1:
             expected = "expected equal shapes: process all cameras to one size, with as many frames each"
             raise ValueError(f"the cameras of {name} have shapes {sorted(shapes)}; {expected}.")
-        return (parts[0] if config.num_views == 1 else torch.stack(parts, dim=2)), view_indices(config, views)
+        return (parts[0] if config.num_views == 1 else torch.stack(parts, dim=2)), view_indices(config, sorted(held))
     views = view_indices(config, views)
     count = len(held_views(config, views))
     if isinstance(frames, torch.Tensor) and frames.ndim == 6:
@@ -326,12 +324,6 @@ def stack_views(
         cameras = f"(B, T, V, C, H, W), or a dict of cameras ({', '.join(view_names(config))})"
         refuse(name, frames, f"frames {cameras} -> (B, T, C, H, W): the model sees {config.num_views} views")
     return frames, views
-
-
-def sorted_keys(config: VJepa2WorldModelConfig, frames: dict) -> list:
-    """The keys of a dict by camera, in the order of the views."""
-    names = view_names(config)
-    return sorted(frames, key=lambda key: names.index(key) if isinstance(key, str) else key)
 
 
 def random_views(config: VJepa2WorldModelConfig, views: tuple[int, ...] | None) -> tuple[int, ...] | None:

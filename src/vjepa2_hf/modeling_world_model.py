@@ -366,9 +366,9 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             refuse("actions", actions, "a tensor (B, P, A) or (B, J, P, A)")
         candidates = actions.unsqueeze(1) if actions.ndim == 3 else actions
         noise = None if generator is None else sample_noise(self, candidates.shape[:-1], latents.shape[2], generator)
-        context = (latents, context_actions, proprio_states, extrinsics, embodiment_ids, views)
         (candidates,), _ = pad_inputs(self.config, embodiment_ids, *latents.shape[:2], [candidates], None)
-        context = rollout_context(self.config, *context)
+        given = (latents, context_actions, proprio_states, extrinsics, embodiment_ids, views)
+        context = rollout_context(self.config, *given)
         chunks = rollout_chunks(self, context, candidates, candidate_chunk_size, use_cache, noise)
         future = torch.cat([torch.stack(list(steps), dim=2) for steps in chunks], dim=1)
         return future.squeeze(1) if actions.ndim == 3 else future

@@ -1,20 +1,25 @@
-"""Several cameras of an episode: how a setting names them, and the columns of their videos in a row of a shard.
+"""Several cameras of an episode: their names in a setting, the columns of their videos in a row of a shard, frames.
 
     {"video": ..., "video_wrist": ..., "cameras": ["front", "wrist"], "actions": ...}
 
 `video` is the first camera, which everything that reads videos finds; the others are `video_NAME`. A row without
 `cameras` has one camera without a name.
+
+Shapes: T frames, V cameras, C channels, H W pixels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from datasets import Features, List, Value, Video
 
 from ..configuration_vjepa2 import check
 
 
 CAMERAS = "cameras"  # column with the names of a row's cameras
+Frames = np.ndarray | dict[str, np.ndarray]  # uint8 (T, H, W, 3), of several cameras by name
 
 
 def camera_names(camera: str | Sequence[str] | None) -> list[str | None]:
@@ -53,3 +58,26 @@ def video_features(row: Mapping[str, Any]) -> Features:
     columns = video_columns(row)
     features = {column: Video(decode=False) for column in columns.values() or ["video"]}
     return Features(features | ({CAMERAS: List(Value("string"))} if columns else {}))
+
+
+def count_frames(frames: Frames) -> int:
+    """T."""
+    return len(next(iter(frames.values()))) if isinstance(frames, dict) else len(frames)
+
+
+def take_frames(frames: Frames, chosen: Any) -> Frames:
+    """The chosen frames of every camera, by an index of numpy."""
+    return {name: view[chosen] for name, view in frames.items()} if isinstance(frames, dict) else frames[chosen]
+
+
+def process_frames(processor: Callable[..., Any], frames: Frames, normalize: bool = True) -> torch.Tensor:
+    """Frames through the video processor: (T, C, H, W), or (T, V, C, H, W) of several cameras, in their order.
+
+    Args:
+        processor: a `VJepa2VideoProcessor`.
+        normalize: False only resizes and crops, to uint8.
+    """
+    how = {} if normalize else {"do_rescale": False, "do_normalize": False}
+    views = frames.values() if isinstance(frames, dict) else [frames]
+    pixels = [processor(view, return_tensors="pt", **how)["pixel_values_videos"][0] for view in views]
+    return torch.stack(pixels, dim=1) if isinstance(frames, dict) else pixels[0]

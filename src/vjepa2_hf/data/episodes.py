@@ -21,7 +21,7 @@ import torch
 from ..configuration_vjepa2 import check
 from ..specs import check_count, check_fraction, check_number, refuse
 from ..video_io import ReadLimits, VideoReader
-from .cameras import camera_names, video_columns
+from .cameras import camera_names, process_frames, video_columns
 from .lerobot import BAD_EPISODE, LeRobotDataset, check_fps, describe, open_lerobot
 from .shard_rows import is_empty
 from .shards import ShardSource, open_stream
@@ -139,10 +139,9 @@ class EpisodeStream(torch.utils.data.IterableDataset):
     """Episodes for a cache, decoded and cropped, for any number of processes and DataLoader workers.
 
     Each is a dict: `frames` uint8 (T, C, H, W), of several cameras (T, V, C, H, W), cropped by the processor and not
-    normalized; `actions` float32
-    (T-1, A) and, where the data has them, `proprio_states` float32 (T, S) and `rewards` float32 (T-1, 1); `fps`;
-    `episode_id`. If episodes were unreadable, the last item is `{"skipped": reasons by name}`. Only the first
-    `max_episodes` of the source are read, without the ids in `done`.
+    normalized; `actions` float32 (T-1, A) and, where the data has them, `proprio_states` float32 (T, S) and `rewards`
+    float32 (T-1, 1); `fps`; `episode_id`. If episodes were unreadable, the last item is `{"skipped": reasons by
+    name}`. Only the first `max_episodes` of the source are read, without the ids in `done`.
     """
 
     def __init__(
@@ -183,11 +182,8 @@ class EpisodeStream(torch.utils.data.IterableDataset):
         arrays = {name: episode[name] for name in ("actions", "proprio_states", "rewards")}
         if arrays["rewards"] is not None:
             arrays["rewards"] = arrays["rewards"][:, None]
-        frames, how = episode["frames"], {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
-        views = frames.values() if isinstance(frames, dict) else [frames]
-        cropped = [self.processor(view, **how)["pixel_values_videos"][0] for view in views]
         return {
-            "frames": torch.stack(cropped, dim=1) if isinstance(frames, dict) else cropped[0],
+            "frames": process_frames(self.processor, episode["frames"], normalize=False),
             **{name: torch.from_numpy(np.array(array)) for name, array in arrays.items() if array is not None},
             "fps": episode["fps"],
             "episode_id": episode["episode_id"],

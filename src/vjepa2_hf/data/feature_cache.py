@@ -234,9 +234,9 @@ def _lists_its_parts(folder: Path, index: dict[str, Any]) -> bool:
 class FeatureCache:
     """A finished cache, read by memory map: a window costs its own size, and processes share the pages.
 
-    `columns` are those that `windows` reads, without the `optional` ones that the parts lack; they may hold more.
-    `verify` compares all parts with their digests,
-    which reads them once; without, `discard_damaged` has just done so.
+    `columns` are those that `windows` reads; the parts may hold more, and may lack the `optional` ones, which are then
+    left out. `verify` compares all parts with their digests, which reads them once; without, `discard_damaged` has
+    just done so.
 
     Attributes:
         ids, fps: of each episode, in the order of the ids.

@@ -225,7 +225,7 @@ class LeRobotDataset:
         check(not missing, f"{problem} of the camera {self._named} lie; write the dataset again.")
 
     def _check_cameras(self, episode: dict[str, Any]) -> None:
-        """Refuses an episode that lacks the video of a camera: its place in the list of episodes is empty."""
+        """Refuses an episode that lacks the video of a camera: its entry in the list of episodes is empty."""
         for name in self._in_video:
             found = [episode[f"videos/{name}/{column}"] for column in _OF_VIDEO]
             check(any(value is not None for value in found), f"it has no video of the camera {name!r}")
@@ -263,10 +263,10 @@ class LeRobotDataset:
             reader = VideoReader(self._path(name), self.limits)
             self._readers[camera] = (name, reader)
         times = frames["timestamp"].to_numpy().astype(np.float64)
-        numbers = self._frames_at(reader, camera, episode, times)
+        numbers = self._frames_of_rows(reader, camera, episode, times)
         return EpisodeFrames(len(frames), lambda wanted: reader.frames(numbers[np.asarray(wanted)]))
 
-    def _frames_at(
+    def _frames_of_rows(
         self, reader: VideoReader, camera: str, episode: dict[str, Any], timestamps: np.ndarray
     ) -> np.ndarray:
         """Indices of a camera's frames for the rows of an episode, by their timestamps (seconds)."""

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ..configuration_vjepa2 import check
 from ..pose import pose_difference
 from ..specs import check_choice, check_count
-from .cameras import camera_names, video_features, video_row
+from .cameras import camera_names, take_frames, video_features, video_row
 from .episodes import read_episodes
 from .importers import shrink_frame
 from .lerobot import BAD_EPISODE, check_fps, describe
@@ -87,12 +87,11 @@ def resample_episode(episode: dict[str, Any], fps: float, actions: str) -> dict[
     check(len(kept) > 1, f"it lasts {(count - 1) / episode['fps']:.3g} s, less than one step")
     states = {name: episode[name] for name in ("proprio_states", "states")}
     states = {name: None if values is None else values[kept] for name, values in states.items()}
-    rewards, frames = episode["rewards"], episode["frames"]
-    several = isinstance(frames, dict)
+    rewards = episode["rewards"]
     return {
         **episode,
         **states,
-        "frames": {name: view[kept] for name, view in frames.items()} if several else frames[kept],
+        "frames": take_frames(episode["frames"], kept),
         "actions": _join_actions(episode["actions"], kept, states["proprio_states"], actions),
         "rewards": None if rewards is None else np.add.reduceat(rewards[: kept[-1]], kept[:-1]),
         "fps": fps,

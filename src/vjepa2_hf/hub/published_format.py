@@ -182,10 +182,8 @@ def _robojepa_note(path: str, content: Mapping) -> str:
     """A further sentence for a `.pth.tar` of unknown names, as which RoboJEPA's checkpoints are released."""
     if not path.endswith(".pth.tar"):
         return ""
-    note = (
-        " If it is a checkpoint of RoboJEPA (arXiv 2610.10515): its tensor names are not public, so that it cannot be"
-    )
-    note += " converted"
+    note = " If it is a checkpoint of RoboJEPA (arXiv 2610.10515): its tensor names are not public, so it cannot be "
+    note += "converted"
     states, stacks = [content, *(part for part in content.values() if isinstance(part, dict))], {}
     for name, value in (item for state in states for item in state.items()):
         if isinstance(value, torch.Tensor) and 512 in value.shape:

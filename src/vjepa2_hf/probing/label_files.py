@@ -15,7 +15,7 @@ Shapes: H W pixels.
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -77,7 +77,7 @@ def _read_polygons(path: Path) -> LabelFrames:
             frames[int(frame)] = np.array(image)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         expected = "expected size, names and frames of polygons with a label and points"
-        raise ValueError(f"{path} is no file of polygons ({type(error).__name__}: {error}); {expected}.") from error
+        raise ValueError(f"{path} is not a file of polygons ({type(error).__name__}: {error}); {expected}.") from error
     return LabelFrames(frames, names)
 
 
@@ -88,8 +88,10 @@ def first_labels(masks: LabelFrames) -> np.ndarray:
     return masks.frames[0]
 
 
-def check_known(masks: LabelFrames, size: tuple[int, int]) -> Any:
-    """Refuses masks of another size than the frames of their video."""
+def check_mask_size(masks: LabelFrames, size: tuple[int, int]) -> None:
+    """Refuses masks of another size than the frames (H, W) of their video."""
     found = next(iter(masks.frames.values())).shape
     if tuple(found) != tuple(size):
-        raise ValueError(f"The masks have the size {found}, but the video has frames of {tuple(size)}.")
+        raise ValueError(
+            f"The masks have the size {found}, but the video has frames of {tuple(size)}: draw masks of that size."
+        )

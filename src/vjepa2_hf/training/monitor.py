@@ -121,7 +121,7 @@ class SpikeGuard:
         self._losses: deque[float] = deque(maxlen=window)
 
     def is_spike(self, loss: float) -> bool:
-        """Takes the loss of a step."""
+        """Whether the loss of a step is a spike; it then counts among the last losses."""
         full = len(self._losses) == self._losses.maxlen
         spike = full and loss > statistics.fmean(self._losses) + self.deviations * statistics.pstdev(self._losses)
         self._losses.append(loss)

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from ..data.cameras import count_frames, take_frames
 from ..modeling_costs import LatentDistance
 from ..modeling_world_model import VJepa2WorldModel
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from .figures import evenly_spaced
-from .rollout_windows import count_frames, encode_frames, take_frames
+from .rollout_windows import encode_frames
 from .tables import format_table
 
 

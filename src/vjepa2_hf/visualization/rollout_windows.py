@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data.cameras import Frames, count_frames, process_frames, take_frames
 from ..modeling_world_model import VJepa2WorldModel
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 
 
 ENCODED_AT_ONCE = 64  # frames
-Frames = np.ndarray | dict[str, np.ndarray]
 
 
 def encode_frames(
@@ -26,21 +26,8 @@ def encode_frames(
     parts, encode = [], model.encode_targets if targets else model.encode
     for first in range(0, count_frames(frames), ENCODED_AT_ONCE):
         part = take_frames(frames, slice(first, first + ENCODED_AT_ONCE))
-        views = part.values() if isinstance(part, dict) else [part]
-        pixels = [processor(view, return_tensors="pt")["pixel_values_videos"] for view in views]
-        pixels = torch.stack(pixels, dim=2) if isinstance(part, dict) else pixels[0]
-        parts.append(encode(pixels.to(model.device))[0])
+        parts.append(encode(process_frames(processor, part).unsqueeze(0).to(model.device))[0])
     return torch.cat(parts)
-
-
-def count_frames(frames: Frames) -> int:
-    """T."""
-    return len(next(iter(frames.values()))) if isinstance(frames, dict) else len(frames)
-
-
-def take_frames(frames: Frames, chosen: Any) -> Frames:
-    """The chosen frames of every camera, by an index of numpy."""
-    return {name: view[chosen] for name, view in frames.items()} if isinstance(frames, dict) else frames[chosen]
 
 
 @dataclass
