@@ -29,7 +29,7 @@ import torch
 from torchvision.utils import save_image
 from tqdm import tqdm
 
-from vjepa2_hf import VJepa2PixelDecoder, VJepa2VideoProcessor, VJepa2WorldModel, VJepa2WorldModelConfig
+from vjepa2_hf import VJepa2PixelDecoder, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.data.cameras import count_frames, take_frames
 from vjepa2_hf.data.episodes import EpisodeSource, episode_ids, held_out_of, read_episodes
 from vjepa2_hf.data.files import write_aside, write_json
@@ -37,7 +37,7 @@ from vjepa2_hf.metrics.latent_rollout.latent_rollout import LatentRollout
 from vjepa2_hf.modeling_embodiments import embodiment_index
 from vjepa2_hf.specs import check_at_least
 from vjepa2_hf.training.cached_windows import as_shards
-from vjepa2_hf.training.episode_latents import held_out_fraction, with_views
+from vjepa2_hf.training.episode_latents import find_cameras, held_out_fraction
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 from vjepa2_hf.visualization import rollout_measures as measures
 from vjepa2_hf.visualization.distance_curves import (
@@ -160,13 +160,6 @@ def find_held_out(config: EvaluationConfig) -> Callable[[str], bool]:
             "evaluate on all of them, which measures generalization only if the model was not trained on them."
         )
     return held_out
-
-
-def find_cameras(config: EvaluationConfig, model: VJepa2WorldModelConfig) -> str | list[str] | None:
-    """The cameras of `data` that the model sees; refuses a missing embodiment, too."""
-    embodiment_index(model, config.embodiment)
-    (source,) = with_views([EpisodeSource(config.data, camera=config.camera)], model)
-    return source.camera
 
 
 def path_distance(env_id: str, state_size: int, **env_kwargs: Any) -> TrueDistance:
@@ -372,7 +365,8 @@ def main() -> None:
         torch.set_num_threads(config.num_threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = VJepa2WorldModel.from_pretrained(config.model).to(device).eval()
-    config = dataclasses.replace(config, camera=find_cameras(config, model.config))
+    embodiment_index(model.config, config.embodiment)  # refuses one that is missing or unknown
+    config = dataclasses.replace(config, camera=find_cameras(config.data, config.camera, model.config))
     evaluation = Evaluation(import_data(config), model, VJepa2VideoProcessor.from_pretrained(config.model))
     result = {**evaluation.run(), "data": config.data, "distances": evaluation.measure_distances()}
     rows = result["horizons"]

@@ -33,10 +33,10 @@ from tqdm import tqdm
 
 from vjepa2_hf import VJepa2PixelDecoder, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.data.cameras import count_frames, process_frames, take_frames
-from vjepa2_hf.data.episodes import EpisodeSource, episode_ids, held_out_of, read_episodes
+from vjepa2_hf.data.episodes import episode_ids, held_out_of, read_episodes
 from vjepa2_hf.data.files import write_aside, write_json
 from vjepa2_hf.training.config import TrainingConfig
-from vjepa2_hf.training.episode_latents import with_views
+from vjepa2_hf.training.episode_latents import find_cameras
 from vjepa2_hf.training.loop import TrainingLoop
 from vjepa2_hf.training.schedules import LearningRateSchedule, parameter_groups, set_weight_decay
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
@@ -153,8 +153,7 @@ def train(config: DecoderTrainingConfig) -> None:
     accelerator = loop.accelerator
     world_model = VJepa2WorldModel.from_pretrained(config.world_model).to(accelerator.device).eval()
     processor = VJepa2VideoProcessor.from_pretrained(config.world_model)
-    (source,) = with_views([EpisodeSource(config.data, camera=config.camera)], world_model.config)
-    config = dataclasses.replace(config, camera=source.camera)
+    config = dataclasses.replace(config, camera=find_cameras(config.data, config.camera, world_model.config))
     # Encoded in every batch: latents of a large encoder take more memory than the bytes of frames
     frames, held_out = read_frames(config, processor, accelerator)
 

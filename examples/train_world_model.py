@@ -242,11 +242,11 @@ def build_encoder(config: WorldModelTrainingConfig) -> VJepa2Encoder:
 
 
 def build_processor(config: WorldModelTrainingConfig, encoder: VJepa2Encoder) -> VJepa2VideoProcessor:
-    """The encoder's own processor if it was saved with one, else the whole frame at the model's size."""
-    size = config.crop_size or encoder.config.crop_size
-    processor = VJepa2VideoProcessor(size=size, crop_size=size)
+    """That of `from_model`, or the encoder's own if one was saved with it, else whole frames at the model's size."""
     if config.from_model is not None:
         return VJepa2VideoProcessor.from_pretrained(config.from_model)
+    size = config.crop_size or encoder.config.crop_size
+    processor = VJepa2VideoProcessor(size=size, crop_size=size)
     if config.crop_size is not None or config.encoder in BASELINES:
         return processor
     if any(has_file(config.encoder, name) for name in (VIDEO_PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)):

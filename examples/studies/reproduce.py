@@ -188,7 +188,7 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
 
 
 def difference_cell(one: dict[str, Any]) -> str:
-    return f"{one['mean']:+.2f} ({study.interval_cell(one)}), {len(one['by_seed'])}"
+    return f"{study.difference_cell(one)}, {len(one['by_seed'])}"
 
 
 SEEDS = {

@@ -357,6 +357,13 @@ def differences(rows: list[dict[str, Any]], pairs: Iterable[tuple[str, str]]) ->
     return found
 
 
+def paired(success: dict[str, dict[str, Any]], column: str, pairs: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
+    """`differences` in a column of rows by name, whose values (`over_seeds`) are of the seeds 0, 1, and so on."""
+    found = {name: row[column] for name, row in success.items() if column in row}
+    rows = [{"name": name, "seeds": range(len(one["by_seed"])), "success": one} for name, one in found.items()]
+    return differences(rows, pairs)
+
+
 def _difference_interval(values: list[float]) -> tuple[float, float]:
     # half of 1 + difference is within 0 and 1, as `seed_interval` expects
     low, high = seed_interval([(1 + value) / 2 for value in values])
@@ -369,6 +376,11 @@ def interval_cell(difference: dict[str, Any]) -> str:
     if len(values) < 2:
         return "one seed"
     return "–" if np.ptp(values) < EQUAL else f"{difference['low']:+.2f} to {difference['high']:+.2f}"
+
+
+def difference_cell(difference: dict[str, Any]) -> str:
+    """The mean of a difference with its interval."""
+    return f"{difference['mean']:+.2f} ({interval_cell(difference)})"
 
 
 def baseline_rows(rows: list[dict[str, Any]], before: int, after: int) -> list[list[Any]]:

@@ -113,17 +113,9 @@ def collect(options: argparse.Namespace) -> dict[str, Any] | None:
                 success.setdefault(name, {})[column] = study.over_seeds(values)
     if not success:
         return None
-    differences = {column: paired(success, column) for column in COLUMNS.values()}
+    pairs = [(name, ALONE) for name in (BOTH, ADDED)]
+    differences = {column: study.paired(success, column, pairs) for column in COLUMNS.values()}
     return {"seeds": options.seeds, "success": success, "differences": differences}
-
-
-def paired(success: dict[str, dict[str, Any]], column: str) -> list[dict[str, Any]]:
-    """The other models minus a model of its own."""
-    found = {name: row[column] for name, row in success.items() if column in row}
-    rows = [
-        {"name": name, "seeds": list(range(len(value["by_seed"]))), "success": value} for name, value in found.items()
-    ]
-    return study.differences(rows, [(name, ALONE) for name in found if name != ALONE])
 
 
 @study.markdown
@@ -139,7 +131,7 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
     for column, differences in results["differences"].items():
         for one in differences:
             row = cells.setdefault(one["row"], dict.fromkeys(COLUMNS.values()))
-            row[column] = f"{one['mean']:+.2f} ({study.interval_cell(one)})"
+            row[column] = study.difference_cell(one)
     yield study.table("model", cells)
 
 

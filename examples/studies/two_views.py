@@ -62,16 +62,9 @@ def collect(options: argparse.Namespace) -> dict[str, Any] | None:
         }
         for name in tables[0]
     }
-    others = [*SINGLE, REDUCED]
-    differences = {level: paired(success, level, others) for level in LEVELS}
+    pairs = [(BOTH, other) for other in (*SINGLE, REDUCED)]
+    differences = {level: study.paired(success, level, pairs) for level in LEVELS}
     return {"seeds": len(found), "success": success, "differences": differences}
-
-
-def paired(success: dict[str, dict[str, Any]], level: str, others: list[str]) -> list[dict[str, Any]]:
-    """Success with both views minus that of the other rows."""
-    seeds = list(range(len(success[BOTH][level]["by_seed"])))
-    rows = [{"name": name, "seeds": seeds, "success": row[level]} for name, row in success.items()]
-    return study.differences(rows, [(BOTH, other) for other in others])
 
 
 @study.markdown
@@ -85,8 +78,7 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
     rows: dict[str, dict[str, str]] = {}
     for level, differences in results["differences"].items():
         for one in differences:
-            cell = f"{one['mean']:+.2f} ({study.interval_cell(one)})"
-            rows.setdefault(f"{one['row']} − {one['minus']}", {})[level] = cell
+            rows.setdefault(f"{one['row']} − {one['minus']}", {})[level] = study.difference_cell(one)
     yield study.table("difference", rows)
 
 

@@ -12,11 +12,11 @@ import torch
 from accelerate.utils import set_seed
 from tqdm import tqdm
 
-from ..data.episodes import EpisodeSource, episode_ids, held_out_of, read_episodes
+from ..data.episodes import episode_ids, held_out_of, read_episodes
 from ..data.files import write_json
 from ..modeling_world_model import VJepa2WorldModel
 from ..training.config import TrainingConfig
-from ..training.episode_latents import with_views
+from ..training.episode_latents import find_cameras
 from ..training.loop import TrainingLoop
 from ..training.schedules import LearningRateSchedule
 from ..video_io import ReadLimits
@@ -62,11 +62,11 @@ class HindsightPairs:
 def read_pairs(config: "PolicyTrainingConfig", model: VJepa2WorldModel) -> tuple[HindsightPairs, HindsightPairs]:
     """Training and held-out episodes, each frame encoded once."""
     processor = VJepa2VideoProcessor.from_pretrained(config.world_model)
-    (source,) = with_views([EpisodeSource(config.data, camera=config.camera)], model.config)
+    camera = find_cameras(config.data, config.camera, model.config)
     sides: tuple[list, list] = ([], [])
-    names = itertools.islice(episode_ids(config.data, source.camera), config.max_episodes)
+    names = itertools.islice(episode_ids(config.data, camera), config.max_episodes)
     is_held_out = held_out_of(names, config.validation_fraction)
-    how = {"camera": source.camera, "limits": config.limits}
+    how = {"camera": camera, "limits": config.limits}
     episodes = read_episodes(config.data, model.config.frame_skip, config.max_episodes, **how)
     for episode in tqdm(episodes, desc="encode"):
         if episode["actions"].shape[1] != model.config.action_dim:

@@ -97,6 +97,12 @@ def with_views(sources: Sequence[EpisodeSource], config: VJepa2WorldModelConfig)
     return list(sources)
 
 
+def find_cameras(data: str, camera: str | list[str] | None, config: VJepa2WorldModelConfig) -> str | list[str] | None:
+    """The `camera` setting of episodes for a world model: as given, or null the names of its views."""
+    (source,) = with_views([EpisodeSource(data, camera=camera)], config)
+    return source.camera
+
+
 def trained_fraction(model: str) -> float | None:
     """The `validation_fraction` of the training run RUN whose model is in the folder RUN/final, if it is known."""
     path = Path(model).parent / "config.yaml"
