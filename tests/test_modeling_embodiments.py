@@ -163,6 +163,11 @@ class TestRollout:
         with pytest.raises(ValueError, match=message):
             build(**PUSHER_AND_ARM).rollout(LATENTS, ACTIONS, **arguments(ids))
 
+    def test_a_name_without_names_in_the_config_is_refused(self):
+        config = VJepa2WorldModelConfig(encoder_config=TINY_ENCODER, **{**PUSHER_AND_ARM, "embodiment_names": None})
+        with pytest.raises(ValueError, match="embodiment is 'arm'; expected an index out of 0, 1: the config has no"):
+            embodiment_config(config, "arm")
+
 
 class TestAdding:
     @pytest.mark.parametrize("states", [0, 2])

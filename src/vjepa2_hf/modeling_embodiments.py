@@ -39,7 +39,10 @@ def embodiment_index(config: VJepa2WorldModelConfig, embodiment: int | str | Non
             raise ValueError(f"embodiment is missing; expected one of {_embodiments(config)}.")
         return 0
     if isinstance(embodiment, str):
-        check_known(embodiment, config.embodiment_names or [], "embodiment")
+        if not config.embodiment_names:
+            expected = f"an index out of {_embodiments(config)}: the config has no embodiment_names"
+            refuse("embodiment", embodiment, expected)
+        check_known(embodiment, config.embodiment_names, "embodiment")
         return config.embodiment_names.index(embodiment)
     return check_count("embodiment", embodiment, lowest=0, highest=config.num_embodiments - 1)
 
