@@ -1,9 +1,11 @@
 """Fields of a world model that come from its data: embodiment ids, and a list of statistics for each."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from vjepa2_hf.data.episodes import EpisodeSource
-from vjepa2_hf.training.episode_latents import count_views
+from vjepa2_hf.training.episode_latents import count_views, find_cameras
 from vjepa2_hf.training.world_model_fields import data_fields, embodiments_of
 
 
@@ -46,3 +48,12 @@ def test_sources_have_equally_many_cameras():
     assert count_views([two, two]) == 2 and count_views(sources(0)) == 1
     with pytest.raises(ValueError, match=r"different numbers of cameras \(2 of 'a', 1 of '0'\): name as many"):
         count_views([two, *sources(0)])
+
+
+def test_the_cameras_of_a_model_are_its_views_in_their_order(caplog):
+    two, one = (SimpleNamespace(num_views=len(names), view_names=names) for names in (["front", "wrist"], ["wrist"]))
+    assert find_cameras("a", None, two) == ["front", "wrist"] and find_cameras("a", ["x", "y"], two) == ["x", "y"]
+    with pytest.raises(ValueError, match=r"but the world model's views are \['front', 'wrist'\]: give this order"):
+        find_cameras("a", ["wrist", "front"], two)
+    assert find_cameras("a", "wrist", one) == "wrist" and not caplog.text
+    assert find_cameras("a", None, one) is None and "was trained on the camera 'wrist'" in caplog.text

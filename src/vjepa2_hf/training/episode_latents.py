@@ -5,6 +5,7 @@ inputs = model_inputs(window_mixture.read(windows, frames, skip), model, process
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from .cached_windows import as_shards, cache_root, describe_encoder, encode_episodes, open_cache, split_windows
 from .settings import read_yaml
 
+
+logger = logging.getLogger(__name__)
 
 ENCODED_AT_ONCE = 64  # frames
 # Fields of a world model, beside its type of state and its views, that change its latents before any fitted map
@@ -87,9 +90,17 @@ def count_views(sources: Sequence[EpisodeSource]) -> int:
 
 
 def with_views(sources: Sequence[EpisodeSource], config: VJepa2WorldModelConfig) -> list[EpisodeSource]:
-    """The sources with the views of a world model where they name no camera; refuses another number of cameras."""
-    if config.num_views > 1 and config.view_names:
-        sources = [dataclasses.replace(source, camera=source.camera or config.view_names) for source in sources]
+    """The sources with the views of a world model where they name no camera; refuses another number of cameras, or
+    another order of the same ones."""
+    names = config.view_names or []
+    if config.num_views > 1 and names:
+        sources = [dataclasses.replace(source, camera=source.camera or names) for source in sources]
+    for source in sources:
+        if config.num_views == 1 and names and source.camera is None:
+            first = f"of several cameras of {source.path!r} the first one is read; set camera to read another one"
+            logger.warning("the world model was trained on the camera %r, but camera is null: %s", names[0], first)
+        if source.views != names and sorted(map(str, source.views)) == sorted(names):
+            raise ValueError(f"camera is {source.views}, but the world model's views are {names}: give this order.")
     views = count_views(sources)
     if views != config.num_views:
         found = ", ".join(str(name) for name in sources[0].views if name) or "one camera"
