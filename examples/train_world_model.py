@@ -70,7 +70,13 @@ from vjepa2_hf.training.schedules import LearningRateSchedule, MomentumSchedule,
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 from vjepa2_hf.training.temporal_distance import DistanceSettings, measure_distance_head, train_distance_head
 from vjepa2_hf.training.time_scales import copy_state, set_macro_range
-from vjepa2_hf.training.world_model_fields import check_sizes, data_fields, embodiments_of, measure_column
+from vjepa2_hf.training.world_model_fields import (
+    data_fields,
+    embodiments_of,
+    extend_model,
+    freeze_others,
+    measure_column,
+)
 from vjepa2_hf.video_io import ReadLimits
 
 
@@ -105,6 +111,8 @@ class WorldModelTrainingConfig(TrainingConfig):
     stay. Sources of the embodiment after its last one add a new robot."""
     train_only: Literal["embodiment"] | None = None
     """With from_model: train the projections of the data's one embodiment alone; all other weights stay."""
+    new_embodiment: dict[str, Any] = field(default_factory=dict)
+    """`name` and `proprio_transition` of the robot that is added to from_model."""
     encoder_config: dict[str, Any] = field(default_factory=dict)
     """Fields of VJepa2EncoderConfig, for "random" and "pixels"."""
     crop_size: int | None = None
@@ -184,8 +192,9 @@ class WorldModelTrainingConfig(TrainingConfig):
         if (self.encoder is None) == (self.from_model is None):
             raise ValueError("Give either encoder, for a new world model, or from_model, to train one further.")
         if self.from_model is None:
-            if self.train_only is not None:
-                raise ValueError(f"train_only={self.train_only!r} needs from_model: its other weights stay.")
+            for name in ("train_only", "new_embodiment"):
+                if getattr(self, name):
+                    raise ValueError(f"{name}={getattr(self, name)!r} needs from_model, the model that it is about.")
             return
         refused = {"encoder_config": self.encoder_config, "state_of": self.state_of, "crop_size": self.crop_size}
         others = set(self.world_model) - set(TRAINING_FIELDS)
@@ -334,21 +343,6 @@ def fit_state(model: VJepa2WorldModel, training: WindowMixture, processor) -> No
     model.fit_state(torch.cat([latents(part) for part in windows.split(16)]))
 
 
-def extend_model(config: WorldModelTrainingConfig, model: VJepa2WorldModel, statistics: dict[str, Any]) -> None:
-    """Adds the data's embodiment if the model does not have it, and freezes all other weights if asked to."""
-    found = sorted({source.embodiment for source in config.sources})
-    if found[-1] == model.config.num_embodiments:
-        set_seed(config.seed)
-        own = {name: values[-1] if isinstance(values, list) else values for name, values in statistics.items()}
-        fields = data_fields(own, model.config.frame_skip, normalize=config.normalize_actions)
-        model.add_embodiment(**{name: value for name, value in fields.items() if name != "actions_per_step"})
-    check_sizes(model.config, found, statistics)
-    if config.train_only is not None:
-        if len(found) > 1:
-            raise ValueError(f"train_only={config.train_only!r} trains one embodiment, but data has {found}.")
-        model.freeze_trunk(found[0])
-
-
 def prepare_data(config: WorldModelTrainingConfig, accelerator: Accelerator):
     """Model, processor, windows of training and held-out episodes, and statistics of the data."""
     model = load_model(config)
@@ -359,7 +353,11 @@ def prepare_data(config: WorldModelTrainingConfig, accelerator: Accelerator):
     columns = {name: None for cache in caches for name in cache.columns if name not in ("latents", "frames")}
     statistics = {name: measure_column(training, name) for name in columns}
     if model is not None:
-        extend_model(config, model, statistics)
+        set_seed(config.seed)
+        ids = sorted(set(embodiments))
+        extend_model(model, ids, statistics, config.new_embodiment, config.normalize_actions)
+        if config.train_only is not None:
+            freeze_others(model, ids)
         model.to(accelerator.device).eval()
     else:
         model = build_model(config, encoder, statistics, common_fps(training)).to(accelerator.device).eval()

@@ -238,6 +238,8 @@ class TestFromModel:
                 "embodiments of data are [3], without 2; expected ids from 0 without gaps, or of the 2 known ones",
             ),
             (2, ["world_model.context_frames=2"], "world_model.context_frames is set, but from_model="),
+            (0, ["new_embodiment.name=x"], "give the new robot's source embodiment: 2"),
+            (2, ["new_embodiment.nam=x"], "did you mean 'new_embodiment.name'?"),
             (2, ["encoder=random"], "either encoder, for a new world model, or from_model"),
         ],
     )

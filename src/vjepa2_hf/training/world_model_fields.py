@@ -12,6 +12,8 @@ from typing import Any
 from ..configuration_world_model import VJepa2WorldModelConfig
 from ..data.episodes import EpisodeSource
 from ..data.windows import WindowMixture
+from ..modeling_world_model import VJepa2WorldModel
+from ..specs import check_known
 from .cached_windows import window_statistics
 
 
@@ -94,7 +96,45 @@ def _fields_of_several(statistics: dict[str, Any], skip: int, discrete: bool, no
     return fields | {name: [one.get(name) for one in each] for name in sorted(vectors)}
 
 
-def check_sizes(config: VJepa2WorldModelConfig, embodiments: Sequence[int], statistics: dict[str, Any]) -> None:
+def extend_model(
+    model: VJepa2WorldModel,
+    embodiments: Sequence[int],
+    statistics: dict[str, Any],
+    new: dict[str, Any],
+    normalize: bool = True,
+) -> None:
+    """Adds the data's embodiment to a trained model that does not have it, with sizes, statistics and bounds of the
+    data.
+
+    Args:
+        embodiments: the ids of the data in order, as `statistics` have them.
+        new: `name` and `proprio_transition` of the new one.
+
+    Raises:
+        ValueError: the data of a known embodiment has other sizes than the model, or `new` is given without a new one.
+    """
+    for name in new:
+        check_known(name, ("name", "proprio_transition"), "key", "new_embodiment.")
+    if embodiments[-1] == model.config.num_embodiments:
+        own = {name: values[-1] if isinstance(values, list) else values for name, values in statistics.items()}
+        fields = data_fields(own, model.config.frame_skip, normalize=normalize)
+        model.add_embodiment(**{name: value for name, value in fields.items() if name != "actions_per_step"}, **new)
+    elif new:
+        raise ValueError(
+            f"new_embodiment is {new}, but data has only known embodiments {list(embodiments)}: give the new robot's "
+            f"source embodiment: {model.config.num_embodiments}."
+        )
+    _check_sizes(model.config, embodiments, statistics)
+
+
+def freeze_others(model: VJepa2WorldModel, embodiments: Sequence[int]) -> None:
+    """Freezes all weights of a model but the projections of the data's only embodiment."""
+    if len(embodiments) > 1:
+        raise ValueError(f"train_only='embodiment' trains one embodiment, but data has {list(embodiments)}.")
+    model.freeze_trunk(embodiments[0])
+
+
+def _check_sizes(config: VJepa2WorldModelConfig, embodiments: Sequence[int], statistics: dict[str, Any]) -> None:
     """Refuses data whose actions or proprio states have other sizes than a model has for these embodiments."""
     for number, embodiment in enumerate(embodiments):
         sizes = config.embodiment_sizes(embodiment)[:2]
