@@ -13,7 +13,7 @@ tie were outlined by hand in six frames (`masks/carphone.json`). Without `--vide
   context's own tokens (λ = 0.5, warmed up in the second fifth of the steps).
 - 2.1 with λ = 0: the same without that loss.
 
-The last run draws the features of the first seed as colors (`--images FOLDER`).
+The last runs plot the features of the first seed as colors (`--images FOLDER`).
 """
 
 import argparse
@@ -73,6 +73,10 @@ PAIRS = [(OLD, RANDOM), (NEW, RANDOM), (NEW, OLD), (NEW, NO_CONTEXT), (f"{NEW}, 
 RECORDINGS = {"train": "--episodes 400 --seed 0", "test": "--episodes 400 --length 15 --seed 1"}
 RECORD = "record_episodes.py --env vjepa2_hf/Pushing-v0 --policy drawn_to_block --varied_appearance --num_proc 2"
 FRAMES = 8  # of the clip in the figure
+FIGURES = {  # files beside the page, and what they show
+    "pushing": ("dense_pushing.png", "A frame of pushing"),
+    "real": ("dense_real.png", "A frame of the real clip"),
+}
 
 
 def run(options: argparse.Namespace) -> None:
@@ -132,7 +136,7 @@ def show_features(options: argparse.Namespace) -> None:
     for name, image in images.items():
         source = options.output / f"{name}.png"
         PIL.Image.fromarray(image).save(source)
-        target = Path(options.images) / f"dense_{name}.png"
+        target = Path(options.images) / FIGURES[name][0]
         arguments = ["pca", models[0], str(source), str(target), "--compare", *models[1:], "--size", *sizes[name]]
         runs.run(f"figure of {name}", target, "look.py", *arguments)
 
@@ -152,7 +156,8 @@ def collect(options: argparse.Namespace) -> dict[str, Any] | None:
             rows[f"{row}, all levels"] = summarize([one["all"] for one in found])
     if not rows:
         return None
-    return {"rows": rows, "differences": differences(rows)}
+    figures = [name for name, (file, _) in FIGURES.items() if (Path(options.images) / file).is_file()]
+    return {"rows": rows, "differences": differences(rows), "figures": figures}
 
 
 def summarize(scores: list[dict[str, float]]) -> dict[str, Any]:
@@ -212,6 +217,9 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
             for one in results["differences"]
         ],
     )
+    for name in results["figures"]:
+        file, title = FIGURES[name]
+        yield f"![{title}, and the first three components of its features: 2.0, 2.1, random encoder]({file})"
 
 
 SETTINGS = {"scale": (1.0, "factor of the steps of every recipe")}

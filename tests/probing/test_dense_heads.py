@@ -1,5 +1,6 @@
 """Dense probes: labels reach the positions they belong to, statistics, scores, images with masks."""
 
+import datasets
 import numpy as np
 import PIL.Image
 import pytest
@@ -122,6 +123,29 @@ def test_a_folder_with_a_mask_column(tmp_path):
     (tmp_path / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
     clips = list(LabeledImages(str(tmp_path)))
     assert [int(clip.labels.max()) for clip in clips] == [0, 1] and len({clip.name for clip in clips}) == 2
+
+
+def test_tables_of_images_have_splits_and_name_no_file_elsewhere(tmp_path):
+    write_images(tmp_path / "files", [np.full((8, 12), number, np.uint8) for number in range(3)])
+    both = datasets.Features({"picture": datasets.Image(), "labels": datasets.Image()})
+    for folder, split, numbers in (("table", "train", [0, 1]), ("table", "test", [2]), ("named", "train", [0])):
+        files = [[tmp_path / "files" / part / f"{n}.png" for n in numbers] for part in ("images", "masks")]
+        if folder == "table":
+            files = [[{"bytes": file.read_bytes(), "path": None} for file in part] for part in files]
+        else:
+            files = [[{"bytes": None, "path": str(file)} for file in part] for part in files]
+        (tmp_path / folder).mkdir(exist_ok=True)
+        table = datasets.Dataset.from_dict(dict(zip(both, files, strict=True)), features=both)
+        table.to_parquet(tmp_path / folder / f"{split}-00000.parquet")
+    columns = {"image_column": "picture", "mask_column": "labels"}
+    found = {
+        split: list(LabeledImages(str(tmp_path / "table"), **columns, split=split)) for split in ("train", "test")
+    }
+    assert [int(clip.labels.max()) for clip in (*found["train"], *found["test"])] == [0, 1, 2]
+    named = LabeledImages(str(tmp_path / "named"), **columns)
+    assert not list(named) and "outside of" in next(iter(named.skipped.values()))
+    with pytest.raises(ValueError, match="name them with image_column"):
+        LabeledImages(str(tmp_path / "table"))
 
 
 def test_unreadable_images_are_listed(tmp_path):

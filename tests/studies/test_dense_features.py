@@ -33,6 +33,7 @@ def test_the_whole_command_runs_at_tiny_size(tiny, tiny_runs, run_study, tmp_pat
     assert len(results["differences"]) == len(dense_features.PAIRS)
     assert format_tables(results) in page and tiny_runs.count("pretrain") == 3 and tiny_runs.count("look") == 2
     assert {path.name for path in tmp_path.glob("dense_*.png")} == {"dense_pushing.png", "dense_real.png"}
+    assert results["figures"] == ["pushing", "real"] and "(dense_real.png)" in page
 
 
 def test_differences_are_paired_by_seed():
