@@ -223,7 +223,11 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
 
 
 SETTINGS = {"scale": (1.0, "factor of the steps of every recipe")}
-OPTIONS = {"seeds": (3, "training seeds"), "video": ("", "the real clip"), "images": ("docs", "folder of the figures")}
+OPTIONS = {
+    "seeds": (3, "training seeds"),
+    "video": ("", "the real clip"),
+    "images": (str(study.ROOT / "docs"), "folder of figures"),
+}
 STUDY = study.Study("dense_features", __doc__, run, collect, format_tables, ["docs/dense.md"], SETTINGS, OPTIONS)
 
 
