@@ -66,6 +66,18 @@ TINY_ENCODER = {
     "crop_size": 32,
     "frames_per_clip": 4,
 }
+# V-JEPA 2.1: its fields, a tiny encoder, and the encoder of golden/v2_1 and golden/v2_1_distilled
+FIELDS_2_1 = {"image_tubelet_size": 1, "modality_embeddings": True, "rope_interleave": True, "rope_grid_size": 16}
+TINY_2_1 = {**TINY_ENCODER, **FIELDS_2_1, "output_levels": [0, 1]}
+GOLDEN_2_1 = {
+    **FIELDS_2_1,
+    "hidden_size": 48,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 2,
+    "crop_size": 64,
+    "frames_per_clip": 8,
+    "output_levels": [2, 5, 8, 11],
+}
 TINY_PREDICTOR = {"predictor_hidden_size": 24, "predictor_num_hidden_layers": 2, "predictor_num_attention_heads": 2}
 
 

@@ -2,31 +2,19 @@
 
 import pytest
 import torch
-from builders import TINY_ENCODER, clips, golden, our_names, same_weights, spread
+from builders import GOLDEN_2_1, TINY_2_1, TINY_ENCODER, clips, golden, our_names, same_weights, spread
 from transformers import AutoModel
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig
-from vjepa2_hf.configuration_vjepa2 import OUTPUT_LEVELS
 from vjepa2_hf.modeling_layers import grid_positions
 
 
 CLOSE = {"atol": 1e-5, "rtol": 0}
-FIELDS = {"image_tubelet_size": 1, "modality_embeddings": True, "rope_interleave": True, "rope_grid_size": 16}
-PUBLISHED = {
-    **FIELDS,
-    "hidden_size": 48,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 2,
-    "crop_size": 64,
-    "frames_per_clip": 8,
-    "output_levels": OUTPUT_LEVELS[12],
-}
-TINY = {**TINY_ENCODER, **FIELDS, "output_levels": [0, 1]}
 
 
 @pytest.fixture(scope="module")
 def published():
-    encoder = VJepa2Encoder(VJepa2EncoderConfig(**PUBLISHED)).eval()
+    encoder = VJepa2Encoder(VJepa2EncoderConfig(**GOLDEN_2_1)).eval()
     encoder.load_state_dict(our_names(golden("v2_1"), "encoder/"))
     return encoder
 
@@ -34,7 +22,7 @@ def published():
 @pytest.fixture
 def encoder():
     torch.manual_seed(0)
-    return spread(VJepa2Encoder(VJepa2EncoderConfig(**TINY)).eval())
+    return spread(VJepa2Encoder(VJepa2EncoderConfig(**TINY_2_1)).eval())
 
 
 class TestPublished:
@@ -139,7 +127,7 @@ class TestLevels:
     @pytest.mark.parametrize("attention_type", ["joint", "factorized"])
     def test_gradients_reach_every_weight_with_and_without_checkpointing(self, attention_type):
         torch.manual_seed(0)
-        config = VJepa2EncoderConfig(**TINY, attention_type=attention_type)
+        config = VJepa2EncoderConfig(**TINY_2_1, attention_type=attention_type)
         encoder, gradients = spread(VJepa2Encoder(config)).train(), []
         for _ in range(2):
             encoder.zero_grad()
@@ -159,7 +147,7 @@ class TestLevels:
 
     @torch.no_grad()
     def test_modality_starts_near_zero(self):
-        encoder = VJepa2Encoder(VJepa2EncoderConfig(**{**TINY, "hidden_size": 240}))
+        encoder = VJepa2Encoder(VJepa2EncoderConfig(**{**TINY_2_1, "hidden_size": 240}))
         for vector in (encoder.image_modality_embedding, encoder.video_modality_embedding):
             assert 5e-7 < vector.std() < 2e-6
 

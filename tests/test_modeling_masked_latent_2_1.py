@@ -2,26 +2,26 @@
 
 import pytest
 import torch
-from builders import TINY_ENCODER, TINY_PREDICTOR, clips, golden, our_names, same_weights, spread
+from builders import (
+    FIELDS_2_1,
+    GOLDEN_2_1,
+    TINY_2_1,
+    TINY_ENCODER,
+    TINY_PREDICTOR,
+    clips,
+    golden,
+    our_names,
+    same_weights,
+    spread,
+)
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2ForMaskedLatentPrediction
 from vjepa2_hf import VJepa2MaskedLatentPredictionConfig as Config
-from vjepa2_hf.configuration_vjepa2 import OUTPUT_LEVELS
 from vjepa2_hf.hub.transformers_format import config_to_transformers
 from vjepa2_hf.modeling_masked_losses import distance_to_masked
 
 
 CLOSE = {"atol": 1e-5, "rtol": 0}
-ENCODER = {"image_tubelet_size": 1, "modality_embeddings": True, "rope_interleave": True, "rope_grid_size": 16}
-PUBLISHED_ENCODER = {
-    **ENCODER,
-    "hidden_size": 48,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 2,
-    "crop_size": 64,
-    "frames_per_clip": 8,
-    "output_levels": OUTPUT_LEVELS[12],
-}
 DENSE = {"predictor_levels": True, "predictor_modality_embeddings": True, "predict_context": True}
 DISTILLED = {**DENSE, "predictor_levels": False, "target_type": "teacher", "teacher_hidden_size": 80}
 PUBLISHED_PREDICTOR = {
@@ -35,7 +35,7 @@ TARGET = torch.tensor([[2, 3, 18], [0, 1, 30]])
 
 
 def load(name: str, fields: dict) -> VJepa2ForMaskedLatentPrediction:
-    model = VJepa2ForMaskedLatentPrediction(Config(encoder_config=PUBLISHED_ENCODER, **PUBLISHED_PREDICTOR, **fields))
+    model = VJepa2ForMaskedLatentPrediction(Config(encoder_config=GOLDEN_2_1, **PUBLISHED_PREDICTOR, **fields))
     for part in ("encoder", "target_encoder", "predictor"):
         if state := our_names(golden(name), f"{part}/"):  # a distilled model has no target encoder here
             getattr(model, part).load_state_dict(state)
@@ -54,9 +54,8 @@ def distilled():
 
 def build(**fields) -> VJepa2ForMaskedLatentPrediction:
     torch.manual_seed(0)
-    encoder = {**TINY_ENCODER, **ENCODER, "output_levels": [0, 1]}
     fields = {**TINY_PREDICTOR, **DENSE, "context_loss_weight": 0.5, **fields}
-    return spread(VJepa2ForMaskedLatentPrediction(Config(encoder_config=encoder, **fields)).eval())
+    return spread(VJepa2ForMaskedLatentPrediction(Config(encoder_config=TINY_2_1, **fields)).eval())
 
 
 class TestPublished:
@@ -208,7 +207,7 @@ class TestContextLoss:
 
 
 class TestTeacher:
-    TEACHER = {**TINY_ENCODER, **ENCODER, "hidden_size": 48, "num_hidden_layers": 1}
+    TEACHER = {**TINY_ENCODER, **FIELDS_2_1, "hidden_size": 48, "num_hidden_layers": 1}
 
     @pytest.fixture
     def teacher(self):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from builders import (
-    TINY_ENCODER,
+    TINY_2_1,
     TINY_PREDICTOR,
     below,
     golden,
@@ -49,11 +49,6 @@ FILES = {
     "2.1-giant": (1408, 40, 6144, 24, None, 1013),
     "2.1-gigantic": (1664, 48, 8192, 24, None, 1845),
 }
-TINY = {
-    **TINY_ENCODER, "image_tubelet_size": 1, "modality_embeddings": True, "rope_interleave": True,
-    "rope_grid_size": 16, "output_levels": [0, 1],
-}  # fmt: skip
-
 DENSE = {
     "predictor_levels": True, "predictor_modality_embeddings": True, "predict_context": True,
     "context_loss_weight": 0.5,
@@ -127,7 +122,7 @@ def masked_latent_model(folder: Path, content: dict, **settings) -> VJepa2ForMas
 
 def random_encoder(**fields) -> VJepa2Encoder:
     torch.manual_seed(0)
-    return spread(VJepa2Encoder(VJepa2EncoderConfig(**{**TINY, **fields})))
+    return spread(VJepa2Encoder(VJepa2EncoderConfig(**{**TINY_2_1, **fields})))
 
 
 @pytest.fixture
@@ -223,7 +218,7 @@ class TestEncoder:
 
     def test_a_classifier_to_published_and_back(self, tmp_path, notes):
         pooler = {"pooler_num_attention_heads": 2, "num_pooler_layers": 2, "num_labels": 3}
-        config = VJepa2VideoClassificationConfig(encoder_config=TINY, **pooler)
+        config = VJepa2VideoClassificationConfig(encoder_config=TINY_2_1, **pooler)
         torch.manual_seed(0)
         model = spread(VJepa2ForVideoClassification(config))
         model.save_pretrained(tmp_path / "ours")
@@ -233,7 +228,7 @@ class TestEncoder:
         assert same_weights(VJepa2ForVideoClassification.from_pretrained(tmp_path / "back"), model)
 
     def test_a_world_model_is_not_written_as_published(self, tmp_path):
-        config = VJepa2WorldModelConfig(encoder_config=TINY, action_dim=2, **TINY_PREDICTOR)
+        config = VJepa2WorldModelConfig(encoder_config=TINY_2_1, action_dim=2, **TINY_PREDICTOR)
         VJepa2WorldModel(config).save_pretrained(tmp_path / "ours")
         with pytest.raises(ValueError, match=r"V-JEPA 2-AC code has no V-JEPA 2\.1 encoder"):
             convert(tmp_path / "ours", tmp_path / "published", to="published")
@@ -333,7 +328,7 @@ class TestMaskedLatents:
     )
     def test_half_of_2_1_is_not_written_as_published(self, tmp_path, fields):
         fields = {**DENSE, **TINY_PREDICTOR, **fields}
-        config = VJepa2MaskedLatentPredictionConfig(encoder_config=TINY, **fields)
+        config = VJepa2MaskedLatentPredictionConfig(encoder_config=TINY_2_1, **fields)
         VJepa2ForMaskedLatentPrediction(config).save_pretrained(tmp_path / "ours")
         with pytest.raises(ValueError, match=r"predict\w+=False.*together \(V-JEPA 2\.1\) or none"):
             convert(tmp_path / "ours", tmp_path / "published", to="published")

@@ -13,7 +13,7 @@ import pytest
 import write_cards
 import yaml
 from accelerate import Accelerator
-from builders import TINY_ENCODER, TINY_PREDICTOR
+from builders import TINY_2_1, TINY_ENCODER, TINY_PREDICTOR
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError
 
@@ -38,10 +38,6 @@ from vjepa2_hf.training.run import Run
 
 CARDS = Path(__file__).parents[2] / "model_cards"
 WORLD_MODEL = {"encoder_config": TINY_ENCODER, "action_dim": 7, "context_frames": 2, **TINY_PREDICTOR}
-TINY_2_1 = {
-    **TINY_ENCODER, "image_tubelet_size": 1, "modality_embeddings": True, "rope_interleave": True,
-    "rope_grid_size": 16, "output_levels": [0, 1],
-}  # fmt: skip
 PLANNER = {"solver": "cem", "horizon": 2, "num_candidates": 20, "num_iterations": 2, "num_elites": 4}
 POOLER = {"pooler_num_attention_heads": 2, "num_pooler_layers": 1}
 BUILD = {
