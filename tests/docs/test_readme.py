@@ -116,7 +116,7 @@ def test_tables_of_the_world_model_are_those_of_the_last_measurement(name):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_config_loads_without_an_unknown_key(path):
-    classes = {"pretrain": PretrainConfig, "cooldown": PretrainConfig, "plan": PlanConfig}
+    classes = dict.fromkeys(("pretrain", "cooldown", "distill"), PretrainConfig) | {"plan": PlanConfig}
     classes |= {"decoder": DecoderTrainingConfig, "cloning": PolicyTrainingConfig, "actor": ActorConfig}
     classes |= {"probe": ProbeConfig}
     classes |= {"plan": PlanArmConfig} if path.parent.name == "franka" else {}
