@@ -79,6 +79,9 @@ class TestViews:
         for views in ([], ["top", "top"], "top"):
             with pytest.raises(ValueError, match="views is .*; expected a list of top and agent, each once"):
                 make_plain(PUSHING, views=views)
+        env = make_plain(PUSHING)
+        with pytest.raises(ValueError, match="Unknown view 'view_0'; known ones are agent, top"):
+            env.render_state(env.state, view="view_0")
 
 
 @pytest.mark.filterwarnings("ignore")  # the checker's advice on spaces, not errors

@@ -225,6 +225,8 @@ class PlaneEnv(gymnasium.Env):
     ) -> np.ndarray:
         """A state (S,) as an image, uint8 (64, 64, 3), in this episode's appearance or the one given, and in the first
         of the `views` or the one given."""
+        if view is not None:
+            check_known(view, VIEWS, "view")
         appearance, zoom, shift = appearance or self.appearance, 1, np.zeros(2)
         if (view or self.views[0]) == "agent":
             zoom, shift = ZOOM, state[:2] - 0.5 / ZOOM  # the top left corner

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from ..modeling_state import view_names
 from ..modeling_world_model import VJepa2WorldModel
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from .curves import STYLE
@@ -55,7 +56,7 @@ def measure_maps(
         free = env.is_free(states)
         shown = [np.float32(goal), *states[free]]
         if model.config.num_views > 1:
-            names = model.config.view_names
+            names = view_names(model.config)
             images = {name: np.stack([env.render_state(state, view=name) for state in shown]) for name in names}
         else:
             images = np.stack([env.render_state(state) for state in shown])
