@@ -1,10 +1,18 @@
 """States of a frame: how tokens are arranged, what is fitted, and the encoder that adapts."""
 
+import numpy as np
 import pytest
 import torch
-from builders import TINY_ENCODER, TINY_PREDICTOR, clips, same_weights, spread
+from builders import GOAL, OBSERVATION, SOLVER, TINY_ENCODER, TINY_PREDICTOR, clips, same_weights, spread
 
-from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2WorldModel, VJepa2WorldModelConfig
+from vjepa2_hf import (
+    VJepa2Encoder,
+    VJepa2EncoderConfig,
+    VJepa2Planner,
+    VJepa2VideoProcessor,
+    VJepa2WorldModel,
+    VJepa2WorldModelConfig,
+)
 from vjepa2_hf.modeling_state import principal_directions, slow_directions
 
 
@@ -293,3 +301,61 @@ def test_settings_that_do_not_go_together_are_refused(fields, message):
 def test_merged_states_of_an_odd_grid_are_refused():
     with pytest.raises(ValueError, match="a frame has 3×3: choose a crop_size divisible by twice the patch_size"):
         VJepa2WorldModelConfig(encoder_config={**TINY_ENCODER, "crop_size": 24}, state_type="merged")
+
+
+class TestOnTheEncoderOfV21:
+    """One frame is an image, and a state may hold all levels."""
+
+    V21 = {
+        **TINY_ENCODER,
+        "image_tubelet_size": 1,
+        "modality_embeddings": True,
+        "rope_interleave": True,
+        "rope_grid_size": 4,
+        "output_levels": [0, 1],
+    }
+
+    def build(self, **fields):
+        torch.manual_seed(0)
+        fields = {"action_dim": 2, "context_frames": 2, **TINY_PREDICTOR, **fields}
+        return spread(VJepa2WorldModel(VJepa2WorldModelConfig(encoder_config=self.V21, **fields))).eval()
+
+    @torch.no_grad()
+    def test_a_frame_is_an_image_and_no_repeated_tubelet(self):
+        model, frames = self.build(), clips(frames=3)
+        image, tubelet = (
+            torch.nn.functional.layer_norm(model.encoder(frames[:, 1:2].expand(-1, count, -1, -1, -1))[0], (24,))
+            for count in (1, 2)
+        )
+        latents = model.encode(frames)[:, 1]
+        torch.testing.assert_close(latents, image, atol=1e-5, rtol=1e-5)
+        assert (latents - tubelet).abs().max() > 1e-2
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("state", ["tokens", "merged", "pooled"])
+    def test_all_levels_are_normalized_each_and_predicted(self, state, tmp_path):
+        model, frames = self.build(state_levels="all", state_type=state), clips(frames=3)
+        assert model.latent_size == (192 if state == "merged" else 48)
+        latents = model.encode(frames)
+        if state == "tokens":
+            levels = model.encoder.encode(frames[:, :1], levels=True).unflatten(-1, (2, 24))
+            expected = torch.nn.functional.layer_norm(levels, (24,)).flatten(-2)
+            torch.testing.assert_close(latents[:, 0], expected, atol=1e-5, rtol=1e-5)
+        future = model.rollout(latents[:, :1], torch.randn(2, 3, 2))
+        assert future.shape == (2, 3, model.tokens_per_frame, model.latent_size)
+        if state != "pooled":
+            pieces = future.unflatten(-1, (-1, 24))
+            torch.testing.assert_close(pieces.mean(-1), torch.zeros(pieces.shape[:-1]), atol=1e-5, rtol=0)
+        model.save_pretrained(tmp_path)
+        loaded = VJepa2WorldModel.from_pretrained(tmp_path)
+        assert torch.equal(loaded.encode(frames), latents)
+
+    def test_it_plans(self):
+        planner = VJepa2Planner(self.build(state_levels="all"), VJepa2VideoProcessor(size=32, crop_size=32), **SOLVER)
+        assert np.isfinite(planner(OBSERVATION, GOAL)["cost"])
+
+    @torch.no_grad()
+    def test_a_trained_encoder_brings_its_levels(self):
+        encoder = spread(VJepa2Encoder(VJepa2EncoderConfig(**self.V21))).eval()
+        model = VJepa2WorldModel.from_encoder(encoder, action_dim=2, state_levels="all", **TINY_PREDICTOR)
+        assert same_weights(model.encoder, encoder)

@@ -43,6 +43,7 @@ class TestLatents:
             alone = model.encode({name: BY_NAME[name]})
             assert torch.equal(alone, model.encode(FRAMES[:, :, index : index + 1], views=[name]))
             torch.testing.assert_close(split[:, :, index], alone, **CLOSE)
+            assert torch.equal(model.split_views(alone, views=[name])[:, :, 0], alone)
         other = BY_NAME | {"front": FRAMES[:, :, 0].flip(-1)}
         changed = model.split_views(model.encode(other))
         torch.testing.assert_close(changed[:, :, 1], split[:, :, 1], **CLOSE)  # no camera changes another's tokens

@@ -272,6 +272,8 @@ def add_embodiment(model: PreTrainedModel, name: str | None, sizes: dict[str, An
     """See [`VJepa2WorldModel.add_embodiment`]."""
     old, fields = model.config, {}
     count = old.num_embodiments
+    if name is not None and not (isinstance(name, str) and name):
+        refuse("name", name, "a name of the embodiment, or None")
     new = {"action_dim": old.action_dim, "proprio_dim": 0, "proprio_transition": "hold"}
     new.update({key: value for key, value in sizes.items() if value is not None})
     unknown = sorted(vectors.keys() - set(EMBODIMENT_VECTORS))

@@ -337,6 +337,8 @@ def random_views(config: VJepa2WorldModelConfig, views: tuple[int, ...] | None) 
 
 def check_view_tokens(config: VJepa2WorldModelConfig, latents: torch.Tensor, views: tuple[int, ...] | None) -> None:
     """Refuses latents (..., M, D) whose M tokens are not those of the views."""
+    if latents.ndim < 2:
+        refuse("latents", latents, "latents (..., N, D)")
     tokens, count, configured = latents.shape[-2], len(held_views(config, views)), state_shape(config)[0]
     held = tokens // configured if tokens % configured == 0 else count
     if config.num_views > 1 and (tokens % count or held != count and held <= config.num_views):

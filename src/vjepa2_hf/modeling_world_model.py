@@ -33,6 +33,7 @@ from .modeling_state import (
     check_chunk_size,
     check_scored,
     check_square,
+    check_view_tokens,
     empty_state_map,
     fit_state_map,
     frame_shape,
@@ -186,12 +187,11 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             latents = latents.unflatten(1, (-1, self.config.num_views if views is None else len(views))).flatten(2, 3)
         return self.standardize(latents, views), views
 
-    def split_views(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (..., V·N, D) of all or fewer views -> (..., V, N, D), which a decoder takes."""
-        check_tensor("latents", latents)
-        if latents.ndim < 2 or latents.shape[-2] % self.tokens_per_view:
-            refuse("latents", latents, f"latents (..., V·{self.tokens_per_view}, {self.latent_size})")
-        return latents.unflatten(-2, (-1, self.tokens_per_view))
+    def split_views(self, latents: torch.Tensor, views: Sequence | None = None) -> torch.Tensor:
+        """Latents (..., V·N, D) -> (..., V, N, D), which a decoder takes; `views` as in `encode`."""
+        views = view_indices(self.config, views)
+        check_view_tokens(self.config, check_tensor("latents", latents), views)
+        return latents.unflatten(-2, (self.config.num_views if views is None else len(views), -1))
 
     @torch.no_grad()
     def fit_state(self, latents: torch.Tensor | Sequence[torch.Tensor]) -> None:
@@ -436,7 +436,9 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         if isinstance(given, dict) or given.ndim > 4:
             with torch.no_grad():
                 return self._encode_with(encoder or getattr(self, "encoder", None), given, views)
-        return match_dtype(given, self.predictor.embed.weight), view_indices(self.config, views)
+        views = view_indices(self.config, views)
+        check_view_tokens(self.config, given, views)
+        return match_dtype(given, self.predictor.embed.weight), views
 
     def predict_rewards(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """Rewards (..., T-1) of the steps between latents (..., T, N, D), such as a present and the output of

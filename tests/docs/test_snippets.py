@@ -20,6 +20,8 @@ from vjepa2_hf import (
     VJepa2PixelDecoder,
     VJepa2Planner,
     VJepa2VideoProcessor,
+    VJepa2WorldModel,
+    VJepa2WorldModelConfig,
 )
 from vjepa2_hf import VJepa2MaskedLatentPredictionConfig as MaskedConfig
 
@@ -117,9 +119,16 @@ def test_planning_evaluation(work):
 
 def test_world_model(work):
     """Each snippet has the `wm` of its section."""
-    first, rewards, distance, samples, decode = blocks("world_model.md", "python")
+    first, cameras, robots, preset, rewards, distance, samples, decode = blocks("world_model.md", "python")
     names = run(first)
     assert names["latents"].shape == (2, 4, 64, 24) and names["future"].shape == (2, 3, 64, 24)
+    package = {"torch": torch, "VJepa2WorldModel": VJepa2WorldModel, "VJepa2WorldModelConfig": VJepa2WorldModelConfig}
+    names = run(cameras, dict(package))
+    assert names["views"].shape == (2, 4, 2, 64, 24) and names["cost"].shape == (2, 8)
+    assert names["future"].shape == (2, 8, 5, 64, 24)
+    names = run(robots, {**package, "VJepa2Planner": VJepa2Planner, "VJepa2VideoProcessor": VJepa2VideoProcessor})
+    assert names["arm"] == 1 and names["planner"].action_high == [0.05] * 7
+    assert run(preset, dict(package))["config"].predictor_num_hidden_layers == 7
 
     latents, actions = torch.randn(2, 1, 16, 24), torch.zeros(2, 3, 2)
     given = {"torch": torch, "latents": latents, "actions": actions, "VJepa2Planner": VJepa2Planner}

@@ -72,6 +72,10 @@ def model(name: str) -> Any:
         "classifier": builders.build_classifier,
         "planner": builders.build_planner,
         "wm": lambda: builders.build_planner(proprio_dim=2, reward_head=True).model,
+        "robots": lambda: builders.build_planner(
+            num_views=2, view_names=["front", "wrist"], num_embodiments=2, embodiment_names=["pusher", "arm"],
+            action_dim=3, embodiment_action_dims=[2, 3], options={"embodiment": "arm"},
+        ).model,
         "unfitted": lambda: builders.build_planner(state_type="projected", state_dim=2).model,
         "decoder": lambda: package.VJepa2PixelDecoder(
             package.VJepa2PixelDecoderConfig(
@@ -376,6 +380,39 @@ def world_model_calls() -> list[Call]:
             score,
             lambda result, given: finite_in_finite_out(result, given) and result.ndim == 2,
             weight=2,
+        ),
+        Call(
+            "world_model.rollout of robots",
+            lambda **given: model("robots").rollout(**given),
+            lambda: {
+                "latents": rand(2, 1, 16, 24),
+                "actions": rand(2, 3, 2, 3),
+                "embodiment_ids": torch.tensor([0, 1]),
+                "views": [1],
+            },
+            {"latents": "tensor", "actions": "tensor", "embodiment_ids": "tensor", "views": "vector"},
+            lambda result, given: finite_in_finite_out(result, given) and result.shape[-2:] == (16, 24),
+        ),
+        Call(
+            "world_model.score of robots",
+            lambda **given: model("robots").score(**given),
+            lambda: {
+                "observation": rand(2, 1, 32, 24),
+                "goal": rand(2, 1, 16, 24),
+                "actions": rand(2, 3, 2, 3),
+                "embodiment_ids": 1,
+                "views": [0, 1],
+                "goal_views": [0],
+            },
+            {"embodiment_ids": "integer", "views": "vector", "goal_views": "vector"},
+            lambda result, given: finite_in_finite_out(result, given) and result.shape == (2, 3),
+        ),
+        Call(
+            "world_model.add_embodiment",
+            lambda **given: copy.deepcopy(model("robots")).add_embodiment(**given),
+            lambda: {"action_dim": 2, "name": "hand", "action_low": [-1.0, -1.0], "action_std": [1.0, 2.0]},
+            {"action_dim": "integer", "name": "choice", "action_low": "vector", "action_std": "vector"},
+            lambda result, given: result == 2,
         ),
         Call(
             "world_model.predict_rewards",

@@ -51,9 +51,11 @@ def test_a_decoder_comes_first_and_must_fit():
     assert imagery.source.startswith("decoded")
     np.testing.assert_array_equal(Imagery(decoder=decoder).images(latents), expected)
     assert Imagery(decoder=decoder).states(latents) is None
+    views = Imagery(decoder=decoder).images(torch.cat([latents, latents.flip(1)], dim=-2))  # side by side
+    np.testing.assert_array_equal(views, np.concatenate([expected, expected[:, ::-1]], axis=-2))
     with pytest.raises(ValueError, match="neither known frames nor a decoder"):
         Imagery()
-    model = type("Model", (), {"tokens_per_frame": 4, "latent_size": 5})
+    model = type("Model", (), {"tokens_per_view": 4, "latent_size": 5})
     with pytest.raises(ValueError, match="takes 4 latents of size 3, but the world model has 4 of size 5"):
         check_decoder(decoder, model)
 

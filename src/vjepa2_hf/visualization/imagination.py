@@ -3,7 +3,8 @@
     imagery = Imagery(known_frames, known_latents, states)
     imagery.images(wm.rollout(latents, actions))      # (B, P, N, D) -> uint8 (B, P, H, W, 3)
 
-Letters: F known frames, N tokens and D width of a latent, H W pixels, S state, E candidates, P planning horizon.
+Letters: F known frames, V views, N tokens and D width of a latent, H W pixels, S state, E candidates, P planning
+horizon.
 """
 
 from collections.abc import Callable, Sequence
@@ -63,10 +64,12 @@ class Imagery:
 
     @torch.no_grad()
     def images(self, latents: torch.Tensor) -> np.ndarray:
-        """(..., N, D) -> uint8 (..., H, W, 3)."""
+        """(..., N, D) -> uint8 (..., H, W, 3). Views that a decoder decodes from (..., V·N, D) are side by side,
+        (..., H, V·W, 3)."""
         leading = latents.shape[:-2]
         if self.decoder is not None:
-            pixels = self.decoder.decode(latents.to(self.decoder.device)).movedim(-3, -1)
+            views = latents.to(self.decoder.device).split(self.decoder.config.num_latents, dim=-2)
+            pixels = torch.cat([self.decoder.decode(view) for view in views], dim=-1).movedim(-3, -1)
             return (255 * pixels).round().byte().cpu().numpy()
         if self.render is not None and self.probe is not None:
             states = self.states(latents)
@@ -84,12 +87,12 @@ class Imagery:
 
 
 def check_decoder(decoder: VJepa2PixelDecoder, model: VJepa2WorldModel) -> None:
-    """Refuses a decoder of latents of another size."""
+    """Refuses a decoder of latents of another size; of several views it decodes each."""
     sizes = (decoder.config.num_latents, decoder.config.latent_size)
-    if sizes != (model.tokens_per_frame, model.latent_size):
+    if sizes != (model.tokens_per_view, model.latent_size):
         raise ValueError(
             f"The decoder takes {sizes[0]} latents of size {sizes[1]}, but the world model has "
-            f"{model.tokens_per_frame} of size {model.latent_size}: give a decoder that was trained on this model."
+            f"{model.tokens_per_view} of size {model.latent_size}: give a decoder that was trained on this model."
         )
 
 
