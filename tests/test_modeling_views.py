@@ -86,7 +86,7 @@ class TestLatents:
 
 class TestDynamics:
     def test_swapped_cameras_give_another_prediction(self):
-        """Positions are the same in both views: the view embedding tells them apart."""
+        """Positions are the same in both views: the view embedding distinguishes them."""
         model = build()
         latents = model.encode(FRAMES)[:, :1]
         swapped = torch.cat(latents.chunk(2, dim=2)[::-1], dim=2)
