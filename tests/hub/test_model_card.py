@@ -58,6 +58,21 @@ BUILD = {
     "world model of pixels": lambda: VJepa2WorldModel(
         VJepa2WorldModelConfig(**WORLD_MODEL, state_type="pixels", planner=PLANNER)
     ),
+    "world model of robots": lambda: VJepa2WorldModel(
+        VJepa2WorldModelConfig(
+            **WORLD_MODEL,
+            num_views=2,
+            view_names=["front", "wrist"],
+            num_embodiments=2,
+            proprio_dim=3,
+            embodiment_names=["arm", "pusher"],
+            embodiment_action_dims=[7, 2],
+            embodiment_proprio_dims=[3, 0],
+            action_low=[[-0.25] * 7, [-1.0, -1.0]],
+            action_high=[[0.5] * 7, None],
+            planner=PLANNER,
+        )
+    ),  # fmt: skip
     "classifier": lambda: VJepa2ForVideoClassification(
         VJepa2VideoClassificationConfig(encoder_config=TINY_ENCODER, num_labels=5, **POOLER)
     ),
@@ -193,6 +208,15 @@ class TestContent:
         card = read(tmp_path / "without")
         assert "has no action bounds" in card and "action_low=[-1.0] * 7" in card
         assert "| Planner" not in card and "| `action_low`" not in card
+
+    def test_cameras_and_embodiments_stand_in_the_table(self, tmp_path):
+        BUILD["world model of robots"]().save_pretrained(tmp_path)
+        card = read(tmp_path)
+        assert "| Cameras | front, wrist: their tokens form a frame" in card
+        assert f"| Embodiment `arm` | 7 action numbers, action_low [{', '.join(['-0.25'] * 7)}]" in card
+        assert "| Embodiment `pusher` | 2 action numbers, action_low [-1, -1]; no proprio state |" in card
+        assert "| Action | at most 7 numbers per model step |" in card and "| `action_low` |" not in card
+        assert "embodiment='arm'" in card and '{"front": "now.png", "wrist": "now.png"}' in card
 
     def test_settings_that_are_0_stand_in_the_table(self):
         assert _setting({"constraint": "dead_zone", "dim": 0, "below": 0.25}) == "dead_zone (dim 0, below 0.25)"

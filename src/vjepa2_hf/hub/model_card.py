@@ -23,6 +23,8 @@ from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 from huggingface_hub.repocard import metadata_load
 
 from ..configuration_vjepa2 import VERSION
+from ..modeling_embodiments import embodiment_config
+from ..modeling_state import view_names
 from ..training.run_files import metrics_of
 
 
@@ -154,6 +156,7 @@ def build_model_card(
         counts=counts,
         config=config,
         encoder=getattr(config, "encoder_config", config),
+        **_robots(config),
         setting=_setting,
         run=run,
         data=facts.data or (f"`{run['config']['data']}`" if run and run["config"].get("data") else None),
@@ -173,6 +176,19 @@ def parameter_counts(model, sizes: Mapping[str, int] | None = None) -> dict[str,
     for name, parameter in model.named_parameters():
         counts["encoder" if single else name.partition(".")[0]] += (sizes or {}).get(name, parameter.numel())
     return dict(counts)
+
+
+def _robots(config) -> dict[str, Any]:
+    """Cameras of a world model of several, its embodiments by name, and the one of them that its planner is for."""
+    found = {"cameras": None, "embodiments": [], "acting": config, "acting_name": None}
+    if getattr(config, "num_views", 1) > 1:
+        found["cameras"] = view_names(config)
+    if getattr(config, "num_embodiments", 1) > 1:
+        names = config.embodiment_names or list(range(config.num_embodiments))
+        found["embodiments"] = [(name, embodiment_config(config, index)) for index, name in enumerate(names)]
+        index = (config.planner or {}).get("embodiment", 0)
+        found["acting"], found["acting_name"] = found["embodiments"][index][1], repr(names[index])
+    return found
 
 
 def _setting(value: Any) -> str:
