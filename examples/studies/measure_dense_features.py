@@ -34,7 +34,7 @@ from vjepa2_hf.data.files import write_json
 from vjepa2_hf.environments.label_images import LabeledEpisodes
 from vjepa2_hf.probing.dense_clips import DenseClip, fill_dense_cache, step_frames
 from vjepa2_hf.probing.dense_heads import DenseHead, DenseTraining, score_dense_head, train_dense_heads
-from vjepa2_hf.probing.label_files import LabelFrames, check_known, first_labels, read_label_frames
+from vjepa2_hf.probing.label_files import LabelFrames, check_mask_size, first_labels, read_label_frames
 from vjepa2_hf.probing.label_propagation import (
     Propagation,
     propagate_labels,
@@ -171,7 +171,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             masks = read_label_frames(options.masks)
             with VideoReader(options.video) as reader:
                 video = reader.frames(np.arange(0, max(masks.frames) + 1, options.every))
-            check_known(masks, video.shape[1:3])
+            check_mask_size(masks, video.shape[1:3])
             processor = load_processor(options.model, encoder, options.video_size)
             scores["j_video"] = propagate_video(encoder, processor, video, masks, options.every, levels)
         results[levels] = scores
