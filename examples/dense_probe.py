@@ -38,7 +38,7 @@ from vjepa2_hf.environments.label_images import LabeledEpisodes
 from vjepa2_hf.metrics.mean_iou.mean_iou import IGNORED
 from vjepa2_hf.probing.dense_clips import LabeledImages, fill_dense_cache, step_frames
 from vjepa2_hf.probing.dense_heads import MAIN_SCORE, DenseHead, DenseTraining, score_dense_head, train_dense_heads
-from vjepa2_hf.specs import check_at_least
+from vjepa2_hf.specs import check_at_least, check_number
 from vjepa2_hf.training.cached_windows import cache_root, describe_encoder, open_cache
 from vjepa2_hf.training.processes import build_accelerator
 from vjepa2_hf.training.settings import dump_yaml, exit_on_user_error, parse_arguments
@@ -111,6 +111,8 @@ class DenseProbeConfig:
         check_at_least(self, encode_batch_size=1, num_threads=1, clips_per_episode=1, frames_per_clip=1)
         if not self.learning_rates:
             raise ValueError("learning_rates is empty; give at least one.")
+        for rate in self.learning_rates:
+            check_number("a number in learning_rates", rate, above=0)
         if self.source == "episodes" and (self.masks or self.validation_masks):
             raise ValueError("masks are given with source=episodes, whose labels are rendered; use source=images.")
 
@@ -128,7 +130,12 @@ def read_labels(config: DenseProbeConfig, labels: np.ndarray) -> np.ndarray:
         if labels.dtype.kind == "f":
             raise ValueError("the mask holds floats, not classes; use task=regression")
         unknown = IGNORED if config.unknown_label is None else config.unknown_label
-        return np.where(labels == unknown, IGNORED, labels)
+        classes = np.where(labels == unknown, IGNORED, labels)
+        if classes.min() < 0:
+            raise ValueError(
+                f"a mask holds the label {classes.min()}; expected 0 and above, or set unknown_label to it"
+            )
+        return classes
     unknown = config.unknown_label
     if unknown is None and config.source == "images":
         unknown = 0

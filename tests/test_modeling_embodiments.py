@@ -1,5 +1,6 @@
 """World models of several embodiments: padding, statistics, and embodiments that are added to a trained model."""
 
+import numpy as np
 import pytest
 import torch
 from builders import TINY_ENCODER, TINY_PREDICTOR, same_weights, spread
@@ -139,6 +140,14 @@ class TestRollout:
             latent = model.score(LATENTS[rows], goal[rows], actions, embodiment_ids=embodiment, **given)
             torch.testing.assert_close(alone - latent, penalty, **CLOSE)
 
+    def test_a_mixed_batch_needs_a_row_for_each_id(self):
+        model, goal = build(**PUSHER_AND_ARM), random(3, 1, 16, 24, seed=9)
+        for actions, goals in ((torch.cat([ACTIONS, ACTIONS]), goal), (ACTIONS[:1], goal), (ACTIONS, goal[:1])):
+            with pytest.raises(
+                ValueError, match="were given for 3 episodes; expected one row for each of embodiment_"
+            ):
+                model.score(LATENTS, goals, actions, **arguments(IDS))
+
     def test_a_goals_state_is_compared_in_the_embodiments_own_dimensions(self):
         model, goal_states = build(**PUSHER_AND_ARM), STATES[:1, -1] + 0.5
         given = {"context_actions": CONTEXT[:1], "proprio_states": STATES[:1], "goal_proprio_states": goal_states}
@@ -230,6 +239,14 @@ class TestAdding:
         embeddings = [each.embedding for each in model.predictor.embodiments]
         torch.testing.assert_close(embeddings[2], (embeddings[0] + embeddings[1]) / 2)
 
+    def test_its_statistics_may_be_of_numpy_or_torch(self, tmp_path):
+        model = build(action_dim=2)
+        vectors = {"action_mean": [np.float32(0.5), np.float32(1)], "action_std": np.array([0.1, 2.0])}
+        model.add_embodiment(2, **vectors, action_low=torch.tensor([-1.0, 0.5]))
+        model.save_pretrained(tmp_path)
+        config = VJepa2WorldModel.from_pretrained(tmp_path).config
+        assert [config.action_mean[1], config.action_std[1], config.action_low[1]] == [[0.5, 1], [0.1, 2], [-1, 0.5]]
+
     @pytest.mark.parametrize(
         ("given", "message"),
         [
@@ -240,6 +257,11 @@ class TestAdding:
             ),
             ({"action_dim": 3, "action_low": [0.0]}, r"action_low\[1\] has 1 numbers; expected 3"),
             ({"action_dim": 3, "proprio_transition": "pose_delta"}, "needs proprio_dim and action_dim 7; got 0 and 3"),
+            (
+                {"action_dim": 3, "action_mean": 5.0},
+                "action_mean is 5.0; expected a list of numbers, one per dimension",
+            ),
+            ({"action_dim": 3, "action_mean": "abc"}, "action_mean is 'abc'; expected numbers"),
             ({"action_dim": 3, "actions_low": [0.0] * 3}, "add_embodiment has no argument 'actions_low'"),
         ],
     )

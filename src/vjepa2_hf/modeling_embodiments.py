@@ -293,9 +293,8 @@ def add_embodiment(model: PreTrainedModel, name: str | None, sizes: dict[str, An
     for key in EMBODIMENT_VECTORS:
         known = getattr(old, key)
         known = [known] if count == 1 else known or [None] * count
-        row = vectors.get(key)
-        row = row.tolist() if hasattr(row, "tolist") else row
-        fields[key] = None if row is None and not any(known) else [*known, None if row is None else list(row)]
+        row = _plain_numbers(key, vectors.get(key))
+        fields[key] = None if row is None and not any(known) else [*known, row]
     if name is not None or old.embodiment_names:
         known = old.embodiment_names or [f"embodiment_{index}" for index in range(count)]
         fields["embodiment_names"] = [*known, name or f"embodiment_{count}"]
@@ -304,6 +303,15 @@ def add_embodiment(model: PreTrainedModel, name: str | None, sizes: dict[str, An
     for key, value in {**fields, "num_embodiments": count + 1}.items():
         setattr(old, key, value)
     return count
+
+
+def _plain_numbers(name: str, row: Any) -> list | None:
+    """Numbers of one vector as a list that a config can be saved with; `None` unchanged."""
+    if row is None:
+        return None
+    if as_numbers(row, name).ndim != 1:
+        refuse(name, row, "a list of numbers, one per dimension")
+    return [value.item() if hasattr(value, "item") else value for value in row]
 
 
 def _extend_projections(model: PreTrainedModel, config: VJepa2WorldModelConfig) -> None:

@@ -204,7 +204,7 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
         """Gives the frozen encoder whose last level is the target with `target_type="teacher"`; `None` takes it away.
 
         It is no part of the model: it is neither saved nor moved with it, so put it on the model's device. Give it
-        again after loading; for anything but training, none is needed.
+        again after loading, to train or to detect anomalies; `predict_future` and the encoder need none.
         """
         if self.config.target_type != "teacher":
             refuse("target_type", self.config.target_type, "'teacher', for a model that has one")

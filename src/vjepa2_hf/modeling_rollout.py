@@ -250,7 +250,15 @@ def _rows_of(embodiment: int, ids: torch.Tensor, *parts: Any) -> list:
         if isinstance(part, dict):
             part = {name: each if name in ("embodiment", "views") else take(each) for name, each in part.items()}
             return {**part, "embodiment": embodiment}
-        return None if part is None else as_numbers(part)[rows.to(as_numbers(part).device)]
+        if part is None:
+            return None
+        part = as_numbers(part)
+        if part.shape[:1] != ids.shape:
+            found = (
+                f"latents, a goal, actions or states of shape {tuple(part.shape)} were given for {len(ids)} episodes"
+            )
+            raise ValueError(f"{found}; expected one row for each of embodiment_ids.")
+        return part[rows.to(part.device)]
 
     return [take(part) for part in parts]
 

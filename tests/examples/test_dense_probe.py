@@ -78,6 +78,7 @@ def test_wrong_settings_end_in_a_sentence(work, tmp_path, monkeypatch, capsys):
         ([f"data={work / 'episodes'}", "source=episodes", "masks=x"], "use source=images"),
         ([f"data={work / 'episodes'}", "source=episodes", "size=30"], "multiples of 8"),
         ([f"data={work / 'episodes'}", "source=episodes", "levels=all"], "output_levels are None"),
+        ([f"data={work / 'episodes'}", "learning_rates=[0.1, -0.1]"], "a number in learning_rates is -0.1; expected"),
     ):
         with pytest.raises(SystemExit):
             run(monkeypatch, work, tmp_path / "none", *settings)

@@ -89,6 +89,7 @@ class TestCameras:
             (SEEN, {"side": GOAL}, "'side'; known ones are front, wrist"),
             (SEEN, GOAL, "the goal is .*; the model sees 2 views"),
             ([SEEN, {"front": GOAL}], [WANTED, WANTED], "the observations of the batch show different cameras"),
+            ([{0: GOAL, "wrist": GOAL}, SEEN], [WANTED] * 2, "the observations of the batch show different"),
             ({}, WANTED, "the observation is {}; expected a dict of at least one camera out of front, wrist"),
         ],
     )  # fmt: skip

@@ -75,6 +75,9 @@ def test_pixels_without_a_label_change_nothing(tmp_path):
     wrong = torch.where(hidden == 255, 255, labels)
     assert torch.equal(head.loss(features, hidden), head.loss(features, wrong))
     assert not torch.equal(head.loss(features, hidden), head.loss(features, labels))
+    loss = head.loss(features, torch.full_like(labels, 255))  # no pixel has a label
+    loss.backward()
+    assert loss == 0 and all(not part.grad.any() for part in head.parameters())
     depth = DenseHead(3, "regression")
     numbers = torch.rand(2, 1, 8, 8)
     numbers[0, 0, 0, 0] = torch.nan
@@ -174,6 +177,9 @@ def test_what_does_not_fit_is_refused(tmp_path):
         DenseHead(3, "segmentation", 1)
     with pytest.raises(ValueError, match="3 channels"):
         DenseHead(3, "regression")(torch.zeros(1, 1, 2, 2, 4), (8, 8))
+    for label in (2, -1):
+        with pytest.raises(ValueError, match=r"integers from 0 to 1 \(num_labels\), or 255: no label"):
+            DenseHead(3, "segmentation", 2).loss(torch.zeros(1, 1, 2, 2, 3), torch.full((1, 1, 8, 8), label))
     with pytest.raises(FileNotFoundError, match="two folders"):
         LabeledImages(str(tmp_path), str(tmp_path / "nothing"))
     (tmp_path / "a").mkdir()

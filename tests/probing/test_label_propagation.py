@@ -76,6 +76,21 @@ def test_a_video_is_labeled_at_any_size(by, steps):
         assert region_similarity(labels, {5: first.numpy()}, 2)["mean"] > 0.6
 
 
+@pytest.mark.parametrize("dtype", [np.bool_, np.uint16, np.uint32, np.int32])
+def test_labels_may_be_any_integers(dtype):
+    encoder = VJepa2Encoder(VJepa2EncoderConfig(**TINY_ENCODER)).eval()
+    first = np.zeros((16, 24), dtype)
+    first[:8, 8:16] = 1
+    labels = label_video(encoder, torch.randn(2, 3, 16, 24), first, 2)
+    assert np.array_equal(labels[0].numpy(), first)
+
+
+def test_a_mask_without_objects_stays_empty():
+    encoder = VJepa2Encoder(VJepa2EncoderConfig(**TINY_ENCODER)).eval()
+    labels = label_video(encoder, torch.randn(3, 3, 16, 24), np.zeros((16, 24), np.uint8), 2)
+    assert not labels.any() and region_similarity(labels, labels.numpy(), 2)["mean"] == 1.0
+
+
 def test_j_is_averaged_over_frames_without_the_first():
     references = np.zeros((3, 2, 4), int)
     references[:, :, :2] = 1
@@ -101,8 +116,8 @@ def test_masks_come_from_polygons_files_and_folders(tmp_path):
 
 def test_wrong_masks_are_a_sentence(tmp_path):
     path = tmp_path / "masks.json"
-    path.write_text(json.dumps({"size": [4, 4], "names": ["a"], "frames": {"0": [{"label": "b", "points": []}]}}))
-    with pytest.raises(ValueError, match="no file of polygons"):
+    path.write_text(json.dumps({"size": [4, 4], "names": ["a", "c"], "frames": {"0": [{"label": "b", "points": []}]}}))
+    with pytest.raises(ValueError, match=r"is not a file of polygons \(KeyError"):
         read_label_frames(path)
     with pytest.raises(ValueError, match="named by the number"):
         read_label_frames(tmp_path)
@@ -110,3 +125,9 @@ def test_wrong_masks_are_a_sentence(tmp_path):
         to_grid(torch.full((4, 4), 7), 2, (2, 2))
     with pytest.raises(ValueError, match="at least one after the first"):
         region_similarity(np.zeros((2, 4, 4), int), {0: np.zeros((4, 4), int)}, 2)
+    with pytest.raises(ValueError, match=r"references is \['1'\]; expected label images by the number of their frame"):
+        region_similarity(np.zeros((2, 4, 4), int), {"1": np.zeros((4, 4), int)}, 2)
+    for names, frames in ((["background", "a"], {}), (["background"], {"0": []})):
+        path.write_text(json.dumps({"size": [4, 4], "names": names, "frames": frames}))
+        with pytest.raises(ValueError, match=f"{len(names)} names and {len(frames)} frames.*expected size, names of"):
+            read_label_frames(path)

@@ -29,7 +29,7 @@ def process_views(
     if isinstance(value, dict):
         cameras = {key: [part] if single else part for key, part in value.items()}
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        keys = [sorted(item) if isinstance(item, dict) else None for item in value]
+        keys = [sorted(item, key=str) if isinstance(item, dict) else None for item in value]
         if any(each != keys[0] for each in keys):
             raise ValueError(f"the {name}s of the batch show different cameras: {keys}; expected the same of all.")
         cameras = {key: [item[key] for item in value] for key in keys[0]}

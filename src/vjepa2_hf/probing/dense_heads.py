@@ -90,7 +90,13 @@ class DenseHead(nn.Module, PyTorchModelHubMixin, library_name="vjepa2_hf"):
         outputs = self(features, tuple(labels.shape[-2:]))
         if self.task == "segmentation":
             labels = labels.long().flatten(0, 1)
-            return nn.functional.cross_entropy(outputs.flatten(0, 1), labels, ignore_index=IGNORED)
+            known = labels != IGNORED
+            if labels.device.type == "cpu" and not ((labels >= 0) & (labels < self.num_labels))[known].all():
+                refuse(
+                    "labels", labels, f"integers from 0 to {self.num_labels - 1} (num_labels), or {IGNORED}: no label"
+                )
+            errors = nn.functional.cross_entropy(outputs.flatten(0, 1), labels, ignore_index=IGNORED, reduction="sum")
+            return errors / known.sum().clamp(min=1)
         labels = (labels.float() - self.label_mean) / self.label_std
         known = labels.isfinite()
         errors = outputs.squeeze(2)[known] - labels[known]

@@ -69,6 +69,8 @@ def _read_polygons(path: Path) -> LabelFrames:
         names = tuple(map(str, content["names"]))
         numbers = {name: number for number, name in enumerate(names)}
         frames = {}
+        if len(names) < 2 or not content["frames"]:
+            raise ValueError(f"{len(names)} names and {len(content['frames'])} frames")
         for frame, polygons in content["frames"].items():
             image = PIL.Image.new("L", (width, height))
             for polygon in polygons:
@@ -76,7 +78,9 @@ def _read_polygons(path: Path) -> LabelFrames:
                 PIL.ImageDraw.Draw(image).polygon(points, fill=numbers[polygon["label"]])
             frames[int(frame)] = np.array(image)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        expected = "expected size, names and frames of polygons with a label and points"
+        expected = (
+            "expected size, names of the background and of objects, and frames of polygons with a label and points"
+        )
         raise ValueError(f"{path} is not a file of polygons ({type(error).__name__}: {error}); {expected}.") from error
     return LabelFrames(frames, names)
 

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from ..modeling_encoder import VJepa2Encoder
-from ..specs import check_choice, check_count, check_flag, check_number, check_tensor, refuse
+from ..modeling_state import as_numbers
+from ..specs import check_choice, check_count, check_flag, check_number, check_tensor, is_integer, refuse
 from ..visualization.measures import Levels, grid_features
 
 
@@ -114,9 +115,10 @@ def to_grid(labels: torch.Tensor, num_labels: int, grid: tuple[int, int]) -> tor
     """Soft labels (C, H', W') of a label image (H, W): the fraction of each label in a position."""
     check_tensor("labels", labels, "(H, W)", floating=False)
     num_labels = check_count("num_labels", num_labels, lowest=2)
-    if labels.is_floating_point() or not 0 <= labels.min() <= labels.max() < num_labels:
+    whole = labels.long()  # torch has no minimum of unsigned 16 bits
+    if labels.is_floating_point() or not 0 <= whole.min() <= whole.max() < num_labels:
         refuse("labels", labels, f"integers from 0 to {num_labels - 1}, num_labels={num_labels}")
-    one_hot = nn.functional.one_hot(labels.long(), num_labels).movedim(-1, 0).float()
+    one_hot = nn.functional.one_hot(whole, num_labels).movedim(-1, 0).float()
     return nn.functional.adaptive_avg_pool2d(one_hot, grid)
 
 
@@ -151,7 +153,7 @@ def label_video(
         Label images int64 (T', h, w) on the CPU, T' = T by frame.
     """
     features = video_features(encoder, pixel_values_videos, by, levels)
-    first = torch.as_tensor(first)
+    first = as_numbers(first, "first")
     soft = to_grid(first, num_labels, tuple(features.shape[1:3]))
     found = to_pixels(propagate_labels(features, soft, settings), tuple(first.shape)).cpu()
     found[0] = first
@@ -174,6 +176,8 @@ def region_similarity(
     """
     predictions = np.asarray(predictions)
     known = dict(references) if isinstance(references, Mapping) else dict(enumerate(np.asarray(references)))
+    if not all(is_integer(number) for number in known):
+        refuse("references", sorted(known, key=str), "label images by the number of their frame, integers")
     known = {number: np.asarray(image) for number, image in sorted(known.items()) if number > 0}
     if not known or max(known) >= len(predictions):
         raise ValueError(
