@@ -1,6 +1,6 @@
 """One world model of two robots against a model of each: the demo's pusher and the drawn arm.
 
-    python examples/studies/two_embodiments.py [--output runs/two_embodiments] [--seeds 3] [--steps 1500] [--tasks 60]
+    python examples/studies/two_embodiments.py [--output runs/two_embodiments] [--seeds 3] [--steps 1000] [--tasks 40]
 
 The pusher has actions of 2 numbers, the arm of 7 and a state of 7. All training seeds share the recorded episodes. For
 each seed: an encoder, pretrained on the pushing episodes; a world model of both robots, one of each alone with as many
@@ -137,8 +137,8 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
 
 SETTINGS = {
     "pretrain_steps": (400, "steps of pretraining"),
-    "steps": (1500, "steps of a model of one robot; that of both has twice as many"),
-    "tasks": (60, "tasks of the pusher per seed"),
+    "steps": (1000, "steps of a model of one robot; that of both has twice as many"),
+    "tasks": (40, "tasks of the pusher per seed"),
 }
 STUDY = study.Study("two_embodiments", __doc__, run, collect, format_tables, ["docs/world_model.md"], SETTINGS)
 
