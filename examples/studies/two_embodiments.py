@@ -2,7 +2,8 @@
 
     python examples/studies/two_embodiments.py [--output runs/two_embodiments] [--seeds 3] [--steps 1000] [--tasks 40]
 
-The pusher has actions of 2 numbers, the arm of 7 and a state of 7. All training seeds share the recorded episodes. For
+The pusher has actions of 2 numbers, the arm of 7 and a state of 7. (The pusher's own state is left out: its actions do
+not give the next one, so that a rollout would hold it.) All training seeds share the recorded episodes. For
 each seed: an encoder, pretrained on the pushing episodes; a world model of both robots, one of each alone with as many
 windows of that robot, and the arm's model to which the pusher is added afterwards with all other weights frozen;
 planning with each. The pusher's success is that of its tasks; the arm's the fraction of first planned moves within 45
@@ -56,7 +57,10 @@ def run_seed(options: argparse.Namespace, seed: int) -> None:
 
     def train(name: str, robots: dict[str, int], steps: int, **given: Any) -> Path:
         """A world model of these robots, by id."""
-        sources = [{"path": str(episodes_of(options, robot)), "embodiment": id} for robot, id in robots.items()]
+        sources = [
+            {"path": str(episodes_of(options, robot)), "embodiment": id, "proprio": robot == "arm"}
+            for robot, id in robots.items()
+        ]
         settings = {"data": sources, "seed": seed, "max_steps": steps, "save_every": 1_000_000, "resume": "latest"}
         settings |= {"encoder": encoder, **DYNAMICS, **given}
         return runs.configured(name, "train_world_model.py", "demo/world_model.yaml", settings)
@@ -86,7 +90,7 @@ def run_seed(options: argparse.Namespace, seed: int) -> None:
 def add_pusher(options: argparse.Namespace, runs: study.RunFolder, arm: Path, seed: int) -> Path:
     """The arm's model with the pusher as a second embodiment, whose projections alone are trained."""
     settings = {"from_model": arm, "train_only": "embodiment", "output_dir": runs.path / "added"}
-    settings |= {"data": [{"path": str(episodes_of(options, "pusher")), "embodiment": 1}]}
+    settings |= {"data": [{"path": str(episodes_of(options, "pusher")), "embodiment": 1, "proprio": False}]}
     settings |= {"max_steps": options.steps, "seed": seed, "num_threads": 1, "resume": "latest"}
     settings |= {"frames_per_window": DYNAMICS["frames_per_window"], "batch_size": 64}
     settings |= {"learning_rate.schedule": "warmup_cosine", "learning_rate.peak": 3e-3}

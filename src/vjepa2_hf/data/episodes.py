@@ -46,6 +46,9 @@ class EpisodeSource:
     """Frames per second of HDF5 and npz files, which are imported as shards first."""
     embodiment: int = 0
     """Which robot or environment acts, from 0, for a world model with a projection of actions for each."""
+    proprio: bool = True
+    """Read its proprio states, where the model takes them. False for a robot among several whose next states its
+    actions do not give: a rollout would hold them, and a model that trusts them would plan with old ones."""
 
     def __post_init__(self):
         if not isinstance(self.path, (str, os.PathLike)):

@@ -76,7 +76,8 @@ def open_caches(
             encode_episodes(folder, stream, encode, accelerator, config.num_workers)
 
         description = {"data": data_fingerprint(source.path), "camera": source.camera, **depends_on}
-        caches.append(open_cache(source.path, description, root, columns, accelerator, fill, optional))
+        own = [name for name in columns if source.proprio or name != "proprio_states"]
+        caches.append(open_cache(source.path, description, root, own, accelerator, fill, optional))
     return caches
 
 
