@@ -138,6 +138,20 @@ def test_all_levels_of_an_encoder_are_cached(monkeypatch, robots, tmp_path):
 
 
 class TestEmbodiments:
+    def test_states_of_a_source_may_be_left_out(self, robots, monkeypatch, tmp_path, capsys):
+        data = f"data=[{{path: {robots[0]}, proprio: false}}, {{path: {robots[2]}, embodiment: 1}}]"
+        run_train_world_model(monkeypatch, robots[0], tmp_path / "run", data, "use_proprio=true")
+        config = VJepa2WorldModel.from_pretrained(tmp_path / "run" / "final").config
+        assert (config.embodiment_proprio_dims, config.proprio_mean[0], len(config.proprio_mean[1])) == (
+            [0, 1],
+            None,
+            1,
+        )
+        data = f"data=[{{path: {robots[0]}, proprio: false}}]"
+        with pytest.raises(SystemExit):
+            run_train_world_model(monkeypatch, robots[0], tmp_path / "alone", data, "use_proprio=true")
+        assert "the only robot: leave out use_proprio" in capsys.readouterr().err
+
     def test_each_robot_has_its_sizes_and_statistics(self, finished, robots):
         config = VJepa2WorldModel.from_pretrained(finished / "final").config
         assert (config.num_embodiments, config.action_dim, config.proprio_dim) == (2, 6, 2)  # frame_skip 2

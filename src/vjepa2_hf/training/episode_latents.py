@@ -77,6 +77,8 @@ def open_caches(
 
         description = {"data": data_fingerprint(source.path), "camera": source.camera, **depends_on}
         own = [name for name in columns if source.proprio or name != "proprio_states"]
+        if len(own) < len(columns) and "proprio_states" not in optional:
+            raise ValueError(f"proprio is false for {source.path!r}, the only robot: leave out use_proprio.")
         caches.append(open_cache(source.path, description, root, own, accelerator, fill, optional))
     return caches
 
