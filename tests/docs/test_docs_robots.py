@@ -91,5 +91,5 @@ def test_several_robots(work, monkeypatch):
         run(monkeypatch, command)
     config = VJepa2WorldModel.from_pretrained("runs/robots_3/final").config
     assert config.embodiment_names == ["pusher", "arm", "mine"]
-    assert config.embodiment_action_dims == [2, 7, 2] and config.embodiment_proprio_dims == [2, 7, 2]
+    assert config.embodiment_action_dims == [2, 7, 2] and config.embodiment_proprio_dims == [0, 7, 2]
     assert json.loads(Path("runs/robots/plan_arm/results.json").read_text())["pairs"] == 2
