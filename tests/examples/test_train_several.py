@@ -22,6 +22,7 @@ from vjepa2_hf.data.feature_cache import FeatureCache
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.training.run import Run, read_metrics
+from vjepa2_hf.visualization.rollout_windows import cut_windows
 
 
 NUMBERS = List(List(Value("float32")))
@@ -147,6 +148,12 @@ class TestEmbodiments:
             None,
             1,
         )
+        model = VJepa2WorldModel.from_pretrained(tmp_path / "run" / "final").eval()
+        processor = VJepa2VideoProcessor.from_pretrained(tmp_path / "run" / "final")
+        episodes = [next(read_episodes(robot, 2)) for robot in (robots[0], robots[2])]
+        cut = [cut_windows(model, processor, one, 2, 1, 1, number) for number, one in enumerate(episodes)]
+        assert cut[0].proprio_states is None and cut[1].proprio_states.shape[-1] == 1
+        assert all(windows.rollout(model).shape[:2] == (1, 1) for windows in cut)
         data = f"data=[{{path: {robots[0]}, proprio: false}}]"
         with pytest.raises(SystemExit):
             run_train_world_model(monkeypatch, robots[0], tmp_path / "alone", data, "use_proprio=true")

@@ -91,6 +91,8 @@ def cut_windows(
     latents = encode_frames(model, processor, frames)
     seen = latents if model.config.freeze_encoder else encode_frames(model, processor, frames, targets=False)
     first = past - min(past, model.config.context_frames)
+    sizes = model.config.embodiment_proprio_dims
+    reads_states = model.config.proprio_dim if embodiment is None or sizes is None else sizes[embodiment]
 
     def column(name: str, chosen: np.ndarray) -> torch.Tensor | None:
         return None if episode[name] is None else torch.from_numpy(episode[name][chosen]).to(model.device)
@@ -100,7 +102,7 @@ def cut_windows(
         known=latents[position[:, :past]],
         future=latents[position[:, past:]],
         actions=column("actions", index[:, :-1]),
-        proprio_states=column("proprio_states", index[:, first:past]) if model.config.proprio_dim else None,
+        proprio_states=column("proprio_states", index[:, first:past]) if reads_states else None,
         states=column("states", index[:, past:]),
         rewards=column("rewards", index[:, past - 2 : -1]),
         frames=take_frames(episode["frames"], index),
