@@ -91,8 +91,9 @@ def cut_windows(
     latents = encode_frames(model, processor, frames)
     seen = latents if model.config.freeze_encoder else encode_frames(model, processor, frames, targets=False)
     first = past - min(past, model.config.context_frames)
-    sizes = model.config.embodiment_proprio_dims
-    reads_states = model.config.proprio_dim if embodiment is None or sizes is None else sizes[embodiment]
+    reads_states = model.config.proprio_dim
+    if embodiment is not None and model.config.embodiment_proprio_dims is not None:
+        reads_states = model.config.embodiment_proprio_dims[embodiment]
 
     def column(name: str, chosen: np.ndarray) -> torch.Tensor | None:
         return None if episode[name] is None else torch.from_numpy(episode[name][chosen]).to(model.device)
