@@ -52,7 +52,7 @@ def embodiment_config(config: VJepa2WorldModelConfig, embodiment: int | str | No
     index = embodiment_index(config, embodiment)
     if config.num_embodiments == 1:
         return config
-    one = copy.deepcopy(config)
+    one = copy.copy(config)  # every plan asks for it; only fields of its own are set
     action_dim, proprio_dim, transition = config.embodiment_sizes(index)
     one.num_embodiments, one.embodiment_names = 1, None
     one.embodiment_action_dims = one.embodiment_proprio_dims = one.embodiment_proprio_transitions = None

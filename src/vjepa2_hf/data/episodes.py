@@ -48,7 +48,7 @@ class EpisodeSource:
     """Which robot or environment acts, from 0, for a world model with a projection of actions for each."""
     proprio: bool = True
     """Read its proprio states, where the model takes them. False for a robot among several whose next states its
-    actions do not give: a rollout would hold them, and a model that trusts them would plan with old ones."""
+    actions do not give: a rollout would hold the present ones."""
 
     def __post_init__(self):
         if not isinstance(self.path, (str, os.PathLike)):

@@ -91,9 +91,8 @@ def cut_windows(
     latents = encode_frames(model, processor, frames)
     seen = latents if model.config.freeze_encoder else encode_frames(model, processor, frames, targets=False)
     first = past - min(past, model.config.context_frames)
-    reads_states = model.config.proprio_dim
-    if embodiment is not None and model.config.embodiment_proprio_dims is not None:
-        reads_states = model.config.embodiment_proprio_dims[embodiment]
+    config = model.config
+    state_size = config.proprio_dim if embodiment is None else config.embodiment_sizes(embodiment)[1]
 
     def column(name: str, chosen: np.ndarray) -> torch.Tensor | None:
         return None if episode[name] is None else torch.from_numpy(episode[name][chosen]).to(model.device)
@@ -103,7 +102,7 @@ def cut_windows(
         known=latents[position[:, :past]],
         future=latents[position[:, past:]],
         actions=column("actions", index[:, :-1]),
-        proprio_states=column("proprio_states", index[:, first:past]) if reads_states else None,
+        proprio_states=column("proprio_states", index[:, first:past]) if state_size else None,
         states=column("states", index[:, past:]),
         rewards=column("rewards", index[:, past - 2 : -1]),
         frames=take_frames(episode["frames"], index),
