@@ -10,6 +10,7 @@ writers of torch, safetensors and Arrow write through them. Nothing is compiled 
 from __future__ import annotations
 
 import builtins
+import contextlib
 import dataclasses
 import errno
 import io
@@ -117,10 +118,13 @@ class Disk:
         self.log("mark", name)
 
     def size(self) -> int:
-        """Bytes of all files below the root."""
-        return sum(
-            os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(self.root) for name in names
-        )
+        """Bytes of all files below the root. Another process of the run may remove some meanwhile."""
+        total = 0
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    total += os.path.getsize(os.path.join(folder, name))
+        return total
 
     def room(self) -> int:
         return 2**62 if self.fault.quota is None else max(0, self.fault.quota - self.size())

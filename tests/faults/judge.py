@@ -76,7 +76,8 @@ def make_reference(job: Job, folder: Path, ranks: int = 1, record: bool = True) 
 
 def _demand(outcome: Outcome) -> None:
     if not outcome.ok or outcome.problems():
-        raise RuntimeError(f"An undisturbed run failed ({outcome.codes}):\n{outcome.text[0][-3000:]}")
+        said = "\n".join(f"process {rank}: {text[-3000:]}" for rank, text in enumerate(outcome.text))
+        raise RuntimeError(f"An undisturbed run failed ({outcome.codes}):\n{said}")
 
 
 # ------------------------------------------------------------------------------------------------------------- demands

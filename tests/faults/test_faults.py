@@ -74,6 +74,12 @@ def write_and_rename(folder: Path, sync: bool) -> None:
         os.replace(folder / "a.tmp", folder / "a.txt")
 
 
+def test_a_file_that_another_process_removes_while_the_disk_is_measured_is_no_error(tmp_path, monkeypatch):
+    (tmp_path / "here").write_bytes(b"123")
+    monkeypatch.setattr(os, "walk", lambda root: [(root, [], ["here", "gone"])])
+    assert Disk(tmp_path).size() == 3
+
+
 @pytest.mark.parametrize("sync", [True, False])
 def test_power_loss_keeps_what_was_synced_and_may_empty_the_rest(tmp_path, sync):
     folder = tmp_path / "disk"
