@@ -76,6 +76,22 @@ class TestLatents:
         with pytest.raises(ValueError, match=message):
             build().encode(frames, views)
 
+    @pytest.mark.parametrize(
+        ("latents", "views", "message"),
+        [
+            ([[1.0]], None, r"^latents is \[\[1.0\]\]; expected a float tensor \(\.\.\., V·N, D\)\.$"),
+            (random(24), None, r"latents has shape \(24,\); expected a float tensor \(\.\.\., V·N, D\)"),
+            (random(2, 16, 24), None, "have 16 tokens per frame; expected those of 2 views, 2 · 16"),
+            (random(2, 16, 24), "wrist", "^views is 'wrist'; expected a list of views out of front, wrist.$"),
+            (random(2, 16, 24), 1, "^views is 1; expected a list of views out of front, wrist.$"),
+            (random(2, 16, 24), {"wrist": 1}, "^views is {'wrist': 1}; expected a list of views"),
+            (random(2, 16, 24), [0.5], "^a view in views is 0.5; expected an integer from 0 to 1.$"),
+        ],
+    )
+    def test_only_latents_of_known_views_are_split(self, latents, views, message):
+        with pytest.raises(ValueError, match=message):
+            build().split_views(latents, views)
+
     def test_one_view_takes_both_forms(self):
         model = build(num_views=1, view_names=["front"])
         latents = model.encode(FRAMES[:, :, 0])
@@ -188,6 +204,23 @@ class TestScore:
             model.score(wrist, {name: frames[:, 2:] for name, frames in BY_NAME.items()}, ACTIONS)
         costs = model.score(wrist, {"wrist": BY_NAME["wrist"][:, 2:]}, ACTIONS)
         assert costs.shape == (2, 4) and torch.isfinite(costs).all()
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"goal": {"wrist": BY_NAME["wrist"][:, 2:]}, "goal_views": ["wrist"]}, r"^goal is a dict, .* goal_views"),
+            ({"goal": {"side": FRAMES[:, 2:, 0]}}, "^Unknown view in goal: 'side'"),
+            ({"goal": FRAMES[:, 2:, :1]}, r"^goal of shape .* has 1 views; .* fewer with goal_views=\[…\]"),
+            ({"goal": random(2, 1, 16, 24)}, r"^goal of shape .* have 16 tokens per frame; .* need goal_views=\[…\]"),
+            ({"goal_views": ["side"]}, "^Unknown view in goal_views: 'side'"),
+            ({"goal_views": "front"}, "^goal_views is 'front'; expected a list of views"),
+            ({"observation": BY_NAME, "views": [0]}, r"^observation is a dict, .* out views=\[0\]"),
+            ({"observation": FRAMES[:, :1, :1]}, r"^observation of shape .* has 1 views; .* fewer with views=\[…\]"),
+        ],
+    )  # fmt: skip
+    def test_errors_name_the_argument(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            build().score(**{"observation": FRAMES[:, :1], "goal": FRAMES[:, 2:], "actions": ACTIONS} | arguments)
 
     def test_heads_read_all_views(self):
         model = build(distance_head=True, reward_head=True, stochastic_dim=2)

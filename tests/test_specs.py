@@ -1,10 +1,11 @@
-"""Objects from plain specs, and back."""
+"""Objects from plain specs, and back; tensors by their number of dimensions."""
 
 from dataclasses import dataclass
 
 import pytest
+import torch
 
-from vjepa2_hf.specs import check_known, from_spec, read_old_names, to_spec
+from vjepa2_hf.specs import check_known, check_tensor, from_spec, read_old_names, to_spec
 
 
 @dataclass
@@ -38,6 +39,22 @@ def test_a_spec_builds_an_object_and_an_object_gives_its_spec():
 def test_what_does_not_fit_is_refused_with_a_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("shapes", "right", "wrong", "message"),
+    [
+        ((), torch.zeros(2), [1.0], r"^it is \[1.0\]; expected a float tensor\.$"),
+        (("(B, N)",), torch.zeros(2, 3), torch.zeros(2), r"shape \(2,\); expected a float tensor \(B, N\), none of"),
+        (("(B)", "(B, N)"), torch.zeros(2), torch.zeros(2, 0), r"expected a float tensor \(B\) or \(B, N\), none of"),
+        (("(..., N, D)",), torch.zeros(2, 3), torch.zeros(3), r"\(3,\); expected a float tensor \(\.\.\., N, D\)"),
+        (("(..., N, D)",), torch.zeros(1, 2, 3, 4), torch.zeros(2, 3).long(), "dtype torch.int64; expected a float"),
+    ],
+)  # fmt: skip
+def test_tensors_of_other_dimensions_are_refused(shapes, right, wrong, message):
+    assert check_tensor("it", right, *shapes) is right
+    with pytest.raises(ValueError, match=message):
+        check_tensor("it", wrong, *shapes)
 
 
 def test_old_names_are_read_with_one_warning(caplog):

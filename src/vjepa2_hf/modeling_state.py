@@ -146,7 +146,7 @@ def standardized_state(
 ) -> torch.Tensor:
     """Arranged latents (..., V·n, m) of the views -> the state (..., V·N, D), with the fitted parts of the config's
     whole frame."""
-    check_tensor("latents", latents)
+    check_tensor("latents", latents, "(..., n, m)")
     if views is not None:
         mean = mean.unflatten(0, (config.num_views, -1))[list(views)].flatten(0, 1)
     if latents.shape[-2] != len(mean):
@@ -293,16 +293,21 @@ def held_views(config: VJepa2WorldModelConfig, views: tuple[int, ...] | None) ->
 
 
 def stack_views(
-    config: VJepa2WorldModelConfig, frames: Any, views: Any, name: str = "pixel_values_videos"
+    config: VJepa2WorldModelConfig,
+    frames: Any,
+    views: Any,
+    name: str = "pixel_values_videos",
+    views_name: str | None = "views",
 ) -> tuple[torch.Tensor, tuple[int, ...] | None]:
     """Frames (B, T, V, C, H, W), or a dict of camera names -> (B, T, C, H, W), as (B, T, V, C, H, W), and the indices
     of their views (`None`: all); of a model of one view (B, T, C, H, W).
 
-    A dict may lack views; a tensor of fewer views needs `views`, in its order.
+    A dict may lack views; a tensor of fewer views needs `views`, in its order. Errors call the arguments `name` and
+    `views_name`; `None`: the caller takes no views.
     """
     if isinstance(frames, dict):
         if views is not None:
-            raise ValueError(f"{name} is a dict, whose keys name the views: leave out views={views!r}.")
+            raise ValueError(f"{name} is a dict, whose keys name the views: leave out {views_name}={views!r}.")
         held = held_views(config, view_indices(config, list(frames), name))
         ordered = sorted(zip(held, frames, strict=True))  # views and the keys that name them
         parts = [check_tensor(f"{name}[{key!r}]", frames[key], "(B, T, C, H, W)") for _, key in ordered]
@@ -311,13 +316,16 @@ def stack_views(
             expected = "expected equal shapes: process all cameras to one size, with as many frames each"
             raise ValueError(f"the cameras of {name} have shapes {sorted(shapes)}; {expected}.")
         return (parts[0] if config.num_views == 1 else torch.stack(parts, dim=2)), view_indices(config, sorted(held))
-    views = view_indices(config, views)
+    views = view_indices(config, views, views_name or "views")
     count = len(held_views(config, views))
     if isinstance(frames, torch.Tensor) and frames.ndim == 6:
         check_tensor(name, frames, "(B, T, V, C, H, W)")
         if frames.shape[2] != count:
-            names = ", ".join(view_names(config))
-            advice = f"expected {count} ({names}); name the views of fewer with views=[…]"
+            names = ", ".join(view_names(config)[view] for view in held_views(config, views))
+            fewer = (
+                f"name the views of fewer with {views_name}=[…]" if views_name else "give fewer as a dict of cameras"
+            )
+            advice = f"expected {count} ({names}); {fewer}"
             raise ValueError(f"{name} of shape {tuple(frames.shape)} has {frames.shape[2]} views; {advice}.")
         return (frames.squeeze(2) if config.num_views == 1 else frames), views
     if config.num_views > 1:
@@ -335,15 +343,21 @@ def random_views(config: VJepa2WorldModelConfig, views: tuple[int, ...] | None) 
     return tuple(sorted(held[index] for index in torch.randperm(len(held))[:count].tolist()))
 
 
-def check_view_tokens(config: VJepa2WorldModelConfig, latents: torch.Tensor, views: tuple[int, ...] | None) -> None:
-    """Refuses latents (..., M, D) whose M tokens are not those of the views."""
+def check_view_tokens(
+    config: VJepa2WorldModelConfig,
+    latents: torch.Tensor,
+    views: tuple[int, ...] | None,
+    name: str = "latents",
+    views_name: str = "views",
+) -> None:
+    """Refuses latents (..., M, D) whose M tokens are not those of the views; names as for `stack_views`."""
     if latents.ndim < 2:
-        refuse("latents", latents, "latents (..., N, D)")
+        refuse(name, latents, "latents (..., N, D)")
     tokens, count, configured = latents.shape[-2], len(held_views(config, views)), state_shape(config)[0]
     held = tokens // configured if tokens % configured == 0 else count
     if config.num_views > 1 and (tokens % count or held != count and held <= config.num_views):
-        found = f"latents of shape {tuple(latents.shape)} have {tokens} tokens per frame"
-        advice = "latents of fewer views than the model's need views=[…], their names in order"
+        found = f"{name} of shape {tuple(latents.shape)} have {tokens} tokens per frame"
+        advice = f"latents of fewer views than the model's need {views_name}=[…], their names in order"
         raise ValueError(f"{found}; expected those of {count} views, {count} · {configured}: {advice}.")
 
 

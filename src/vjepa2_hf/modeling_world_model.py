@@ -173,10 +173,10 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         return getattr(self, "encoder", None) if self.config.freeze_encoder else self.target_encoder
 
     def _encode_with(
-        self, encoder: VJepa2Encoder | None, pixel_values_videos: torch.Tensor | dict, views: Sequence | None
+        self, encoder: VJepa2Encoder | None, pixel_values_videos: torch.Tensor | dict, views: Sequence | None, *names
     ) -> tuple[torch.Tensor, tuple[int, ...] | None]:
-        """Latents of frames, and the indices of their views (`None`: all)."""
-        frames, views = stack_views(self.config, pixel_values_videos, views)
+        """Latents of frames, and the indices of their views (`None`: all); `names` of both, for errors."""
+        frames, views = stack_views(self.config, pixel_values_videos, views, *names)
         frames = frames.flatten(1, 2) if self.config.num_views > 1 else frames  # (B, T · V, C, H, W)
         check_square(self.config, frames)
         if not (self._has_seen_pixels or torch.compiler.is_compiling() or frames.is_meta):
@@ -190,7 +190,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
     def split_views(self, latents: torch.Tensor, views: Sequence | None = None) -> torch.Tensor:
         """Latents (..., V·N, D) -> (..., V, N, D), which a decoder takes; `views` as in `encode`."""
         views = view_indices(self.config, views)
-        check_view_tokens(self.config, check_tensor("latents", latents), views)
+        check_view_tokens(self.config, check_tensor("latents", latents, "(..., V·N, D)"), views)
         return latents.unflatten(-2, (self.config.num_views if views is None else len(views), -1))
 
     @torch.no_grad()
@@ -419,25 +419,25 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         check_chunk_size(candidate_chunk_size)
         terms = choose_cost(cost, distance, uncertainty_weight, goal is not None, self.config.reward_head)
         check_scored(observation, goal, num_samples, generator)
-        latents, views = self._as_latents(observation, views)
+        latents, views = self._as_latents(observation, views, None, "observation", "views")
         if goal is not None:
             goal_views = views if goal_views is None and not isinstance(goal, dict) else goal_views
-            goal, goal_views = self._as_latents(goal, goal_views, self._target_encoder())
+            goal, goal_views = self._as_latents(goal, goal_views, self._target_encoder(), "goal", "goal_views")
         context = {"latents": latents, "actions": context_actions, "proprio_states": proprio_states}
         context |= {"extrinsics": extrinsics, "embodiment": embodiment_ids, "views": views}
         given = (terms, goal, goal_views, goal_proprio_states, actions, context)
         return score_candidates(self, *given, candidate_chunk_size, num_samples, generator)
 
     def _as_latents(
-        self, given: torch.Tensor | dict, views: Sequence | None, encoder: VJepa2Encoder | None = None
+        self, given: torch.Tensor | dict, views: Sequence | None, encoder: VJepa2Encoder | None = None, *names: str
     ) -> tuple[torch.Tensor, tuple[int, ...] | None]:
         """Latents of frames, from `encoder` or the online one, or given ones in the precision of the dynamics; and the
-        indices of their views (`None`: all)."""
+        indices of their views (`None`: all); `names` of both, for errors."""
         if isinstance(given, dict) or given.ndim > 4:
             with torch.no_grad():
-                return self._encode_with(encoder or getattr(self, "encoder", None), given, views)
-        views = view_indices(self.config, views)
-        check_view_tokens(self.config, given, views)
+                return self._encode_with(encoder or getattr(self, "encoder", None), given, views, *names)
+        views = view_indices(self.config, views, *names[1:])
+        check_view_tokens(self.config, given, views, *names)
         return match_dtype(given, self.predictor.embed.weight), views
 
     def predict_rewards(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:

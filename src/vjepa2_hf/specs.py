@@ -125,12 +125,16 @@ def check_tensor(name: str, value: Any, *shapes: str, floating: bool = True) -> 
     """A tensor with the number of dimensions of one of `shapes`, such as "(B, T, N, D)", none of them 0.
 
     Args:
+        shapes: without one, any; "..." stands for any number of dimensions, "(..., N, D)".
         floating: floats are needed; `False`: any numbers.
     """
-    wanted = f"a {'float ' if floating else ''}tensor {' or '.join(shapes)}"
+    wanted = " ".join(["a float tensor" if floating else "a tensor", *filter(None, [" or ".join(shapes)])])
     if not isinstance(value, torch.Tensor) or (floating and not value.is_floating_point()) or value.is_complex():
         refuse(name, value, wanted)
-    if shapes and value.ndim not in {shape.count(",") + 1 for shape in shapes} or 0 in value.shape:
+    fits = [
+        value.ndim >= shape.count(",") if "..." in shape else value.ndim == shape.count(",") + 1 for shape in shapes
+    ]
+    if shapes and not any(fits) or 0 in value.shape:
         raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {wanted}, none of the sizes 0.")
     return value
 

@@ -88,6 +88,7 @@ class TestCameras:
             (OBSERVATION, GOAL, "the model sees 2 views: expected a dict of cameras .'front', 'wrist'."),
             (SEEN, {"side": GOAL}, "'side'; known ones are front, wrist"),
             (SEEN, GOAL, "the goal is .*; the model sees 2 views"),
+            (torch.zeros(1, 1, 1, 3, 32, 32), [WANTED], "observation of .* has 1 views; .* fewer as a dict of cam"),
             ([SEEN, {"front": GOAL}], [WANTED, WANTED], "the observations of the batch show different cameras"),
             ([{0: GOAL, "wrist": GOAL}, SEEN], [WANTED] * 2, "the observations of the batch show different"),
             ({}, WANTED, "the observation is {}; expected a dict of at least one camera out of front, wrist"),

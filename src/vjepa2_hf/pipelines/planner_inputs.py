@@ -34,7 +34,7 @@ def process_views(
             raise ValueError(f"the {name}s of the batch show different cameras: {keys}; expected the same of all.")
         cameras = {key: [item[key] for item in value] for key in keys[0]}
     elif isinstance(value, torch.Tensor) and is_processed(value) and config.num_views > 1:
-        return stack_views(config, process_frames(name, value, single, *processing), None, name)
+        return stack_views(config, process_frames(name, value, single, *processing), None, f"the {name}", None)
     elif config.num_views > 1:
         names = ", ".join(map(repr, view_names(config)))
         expected = f"a dict of cameras ({names}) -> images or clips, a list of such dicts, or (B, T, V, C, H, W)"
@@ -47,7 +47,7 @@ def process_views(
         refuse(f"the {name}", value, f"a dict of at least one camera out of {', '.join(view_names(config))}")
     view_indices(config, list(cameras), f"the {name}")
     frames = {key: process_frames(f"{name} of {key!r}", part, False, *processing) for key, part in cameras.items()}
-    return stack_views(config, frames, None, name)
+    return stack_views(config, frames, None, f"the {name}", None)
 
 
 def process_frames(name: str, value: Any, single: bool, video_processor: Any, fps: float | None) -> torch.Tensor:
