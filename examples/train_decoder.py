@@ -35,6 +35,7 @@ from vjepa2_hf import VJepa2PixelDecoder, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.data.cameras import count_frames, process_frames, take_frames
 from vjepa2_hf.data.episodes import episode_ids, held_out_of, read_episodes
 from vjepa2_hf.data.files import write_aside, write_json
+from vjepa2_hf.modeling_decoder import side_by_side
 from vjepa2_hf.training.config import TrainingConfig
 from vjepa2_hf.training.episode_latents import find_cameras
 from vjepa2_hf.training.loop import TrainingLoop
@@ -121,30 +122,26 @@ def sample_batches(
         yield [], frames[torch.randint(len(frames), (config.batch_size,), generator=generator)]
 
 
-def encode_views(world_model: VJepa2WorldModel, pixels: torch.Tensor) -> torch.Tensor:
-    """Latents (B, V, N, D) of frames (B, V, C, H, W), which the decoder takes for a clip of V frames. Predictions are
-    compared with these latents."""
-    if world_model.config.num_views == 1:
-        return world_model.encode_targets(pixels)
-    return world_model.split_views(world_model.encode_targets(pixels.unsqueeze(1)))[:, 0]
+def encode(world_model: VJepa2WorldModel, pixels: torch.Tensor) -> torch.Tensor:
+    """Latents (B, V·N, D) of frames (B, V, C, H, W), with which predictions are compared."""
+    return world_model.encode_targets(pixels.unsqueeze(1))[:, 0]
 
 
 @torch.no_grad()
 def write_reconstruction(
     output_dir: Path, model: VJepa2PixelDecoder, world_model, processor, frames: torch.Tensor, mean: torch.Tensor
 ) -> None:
-    """Decodes uint8 frames (F, V, C, H, W) from their latents. Writes the error, that of the images `mean` in 0 to 1,
-    and an image of eight decoded frames, whose views are side by side."""
-    parts = [processor.normalize_cropped(part).to(world_model.device) for part in frames.split(64)]
-    decoded = torch.cat([model.decode(encode_views(world_model, part)).cpu() for part in parts])
-    true = frames / 255
+    """Decodes uint8 frames (F, V, C, H, W) from their latents. Writes the error, that of the images `mean`
+    (V, C, H, W) in 0 to 1, and an image of eight decoded frames, whose views are side by side."""
+    parts = (processor.normalize_cropped(part).to(world_model.device) for part in frames.split(64))
+    decoded = torch.cat([model.decode_views(encode(world_model, part)).cpu() for part in parts])
+    true, mean = (side_by_side(images) for images in (frames / 255, mean))
     error, mean_error = ((true - guess).square().mean().item() for guess in (decoded, mean))
     numbers = {"error": error, "mean_picture_error": mean_error, "psnr": -10 * math.log10(error), "frames": len(true)}
     write_json(output_dir / "reconstruction_error.json", numbers)
     shown = torch.linspace(0, len(true) - 1, min(len(true), 8)).long()
     with write_aside(output_dir / "reconstruction.png") as partial:
-        images = torch.cat([torch.cat(part[shown].unbind(1), dim=-1) for part in (true, decoded)])
-        save_image(images, partial, nrow=len(shown), format="png")
+        save_image(torch.cat([true[shown], decoded[shown]]), partial, nrow=len(shown), format="png")
 
 
 def train(config: DecoderTrainingConfig) -> None:
@@ -168,7 +165,7 @@ def train(config: DecoderTrainingConfig) -> None:
 
     def forward_backward(frames: torch.Tensor) -> dict[str, torch.Tensor]:
         pixels = processor.normalize_cropped(frames).to(accelerator.device)
-        output = model(encode_views(world_model, pixels), pixels)
+        output = model(world_model.split_views(encode(world_model, pixels)), pixels)
         accelerator.backward(output.loss)
         return {"loss": output.loss}
 

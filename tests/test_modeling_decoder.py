@@ -178,8 +178,24 @@ def test_settings_that_do_not_fit_end_in_a_sentence(fields, message):
         VJepa2PixelDecoderConfig(**{**TINY, "num_latents": 16, "latent_size": 12, **fields})
 
 
+def test_views_are_decoded_side_by_side():
+    model, latents = build(), torch.randn(2, 3, 32, 12)  # 16 of each of two cameras
+    images = model.decode_views(latents, chunk_size=4)
+    assert images.shape == (2, 3, 3, 32, 64)
+    for view, image in zip(latents.split(16, dim=-2), images.split(32, dim=-1), strict=True):
+        torch.testing.assert_close(image, model.decode(view))
+    assert torch.equal(model.decode_views(latents[..., :16, :]), model.decode(latents[..., :16, :]))
+    with pytest.raises(ValueError, match=r"shape \(2, 3, 31, 12\); expected \(\.\.\., V·16, 12\)"):
+        model.decode_views(latents[..., 1:, :])
+
+
 def test_other_latents_and_frames_are_refused():
     model = build()
+    for decode in (model, model.decode, model.decode_views):
+        with pytest.raises(ValueError, match=r"latents has shape \(12,\); expected a float tensor \(\.\.\., "):
+            decode(torch.zeros(12))
+    with pytest.raises(ValueError, match=r"shape \(2, 32, 12\).* or use decode_views"):
+        model(torch.zeros(2, 32, 12))
     with pytest.raises(ValueError, match=r"shape \(2, 4, 12\); expected \(\.\.\., 16, 12\)"):
         model(torch.zeros(2, 4, 12))
     with pytest.raises(ValueError, match=r"shape \(2, 3, 16, 16\); expected \(2, 3, 32, 32\)"):

@@ -42,7 +42,7 @@ class VJepa2PixelDecoder(VJepa2PreTrainedModel):
     visualization (like VideoMAE)", arXiv 2203.12602). A latent that covers several patches is copied to each of them,
     and positions distinguish the copies (arXiv 1901.07017), so the decoder works for tokens, merged tokens and a state
     of one vector. One decoder serves all cameras of a world model: `world_model.split_views(latents)` (..., V, N, D)
-    -> images (..., V, C, H, W).
+    -> images (..., V, C, H, W), or `decode_views` -> images side by side.
 
     Example:
         >>> decoder = VJepa2PixelDecoder.from_pretrained("runs/demo/decoder/final")
@@ -83,12 +83,12 @@ class VJepa2PixelDecoder(VJepa2PreTrainedModel):
             pixel_values_videos: the true frames (..., C, H, W), normalized, for the loss.
         """
         config = self.config
-        check_tensor("latents", latents)
+        check_tensor("latents", latents, "(..., N, D)")
         expected = (config.num_latents, config.latent_size)
         if tuple(latents.shape[-2:]) != expected:
             wanted = f"(..., {expected[0]}, {expected[1]}), as of the world model that the decoder was trained on"
             if latents.shape[-1] == expected[1] and latents.shape[-2] % expected[0] == 0:
-                wanted += "; of several cameras give world_model.split_views(latents)"
+                wanted += "; of several cameras give world_model.split_views(latents), or use decode_views"
             raise ValueError(f"latents have shape {tuple(latents.shape)}; expected {wanted}.")
         leading = latents.shape[:-2]
         hidden_states = self._spread(self.embed(latents.reshape(-1, *expected).to(self.embed.weight.dtype)))
@@ -121,9 +121,7 @@ class VJepa2PixelDecoder(VJepa2PreTrainedModel):
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, chunk_size: int = 256) -> torch.Tensor:
         """Images, float32 (..., C, H, W) in 0 to 1, of latents (..., N, D), decoded `chunk_size` frames at a time."""
-        check_tensor("latents", latents)
-        if latents.ndim < 2:
-            raise ValueError(f"latents have shape {tuple(latents.shape)}; expected (..., N, D).")
+        check_tensor("latents", latents, "(..., N, D)")
         chunk_size = check_count("chunk_size", chunk_size)
         leading, frames = latents.shape[:-2], latents.reshape(-1, *latents.shape[-2:])
         pixels = torch.cat([self(part).predicted_pixels.float() for part in frames.split(chunk_size)])
@@ -131,3 +129,18 @@ class VJepa2PixelDecoder(VJepa2PreTrainedModel):
             pixels.new_tensor(values)[:, None, None] for values in (self.config.image_mean, self.config.image_std)
         )
         return (pixels * std + mean).clamp(0, 1).reshape(*leading, *pixels.shape[1:])
+
+    def decode_views(self, latents: torch.Tensor, chunk_size: int = 256) -> torch.Tensor:
+        """As `decode`, for the latents of several cameras (..., V·N, D): their images side by side, (..., C, H, V·W).
+        One camera is decoded as by `decode`."""
+        check_tensor("latents", latents, "(..., V·N, D)")
+        tokens = self.config.num_latents
+        if latents.shape[-2] % tokens:
+            expected = f"(..., V·{tokens}, {self.config.latent_size}), the latents of V cameras one after the other"
+            raise ValueError(f"latents have shape {tuple(latents.shape)}; expected {expected}.")
+        return side_by_side(self.decode(latents.unflatten(-2, (-1, tokens)), chunk_size))
+
+
+def side_by_side(images: torch.Tensor) -> torch.Tensor:
+    """Images of V cameras (..., V, C, H, W) -> (..., C, H, V·W)."""
+    return rearrange(images, "... v c h w -> ... c h (v w)")

@@ -441,6 +441,13 @@ def world_model_calls() -> list[Call]:
             {"latents": "tensor", "chunk_size": "integer"},
             finite_in_finite_out,
         ),
+        Call(
+            "decoder.decode_views",
+            lambda **given: model("decoder").decode_views(**given),
+            lambda: {"latents": rand(2, 3, 32, 24), "chunk_size": 4},
+            {"latents": "tensor", "chunk_size": "integer"},
+            finite_in_finite_out,
+        ),
     ]
 
 

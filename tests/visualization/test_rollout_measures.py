@@ -62,7 +62,7 @@ class Painter:
 
     env = make_plain(PUSHING)
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode_views(self, latents: torch.Tensor) -> torch.Tensor:
         shift = torch.tensor([3.0, 0.0]).repeat(2) / IMAGE_SIZE
         states = (latents[..., 0, :] + shift).numpy()
         blank = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), 225, np.uint8)

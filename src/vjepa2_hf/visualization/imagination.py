@@ -68,8 +68,7 @@ class Imagery:
         (..., H, V·W, 3)."""
         leading = latents.shape[:-2]
         if self.decoder is not None:
-            views = latents.to(self.decoder.device).split(self.decoder.config.num_latents, dim=-2)
-            pixels = torch.cat([self.decoder.decode(view) for view in views], dim=-1).movedim(-3, -1)
+            pixels = self.decoder.decode_views(latents.to(self.decoder.device)).movedim(-3, -1)
             return (255 * pixels).round().byte().cpu().numpy()
         if self.render is not None and self.probe is not None:
             states = self.states(latents)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..metrics.latent_rollout.latent_rollout import extrapolate
-from ..modeling_decoder import VJepa2PixelDecoder
+from ..modeling_decoder import VJepa2PixelDecoder, side_by_side
 from ..modeling_world_model import VJepa2WorldModel
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from .rollout_windows import Windows
@@ -184,22 +184,15 @@ def decode_windows(
 ) -> torch.Tensor:
     """Images (B, 3, 1+P, 3, H, W), the present first: true frames, decoded true latents, decoded predictions. Views of
     several cameras are side by side, (B, 3, 1+P, 3, H, V·W)."""
-    several = isinstance(windows.frames, dict)
-    views = windows.frames.values() if several else [windows.frames]
+    views = windows.frames.values() if isinstance(windows.frames, dict) else [windows.frames]
     true = []
     for view in views:
         frames = list(view[:, -predicted.shape[1] - 1 :])  # resized and cropped as for the model
         pixels = processor(frames, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values_videos"]
         true.append((pixels.float() / 255).to(predicted.device))
-
-    def decode(latents: torch.Tensor) -> torch.Tensor:  # one decoder for all views
-        if not several:
-            return decoder.decode(latents)
-        return torch.cat([decoder.decode(view) for view in latents.chunk(len(views), dim=-2)], dim=-1)
-
-    present = decode(windows.known[:, -1:])
-    decoded = [torch.cat([present, decode(future)], dim=1) for future in (windows.future, predicted)]
-    return torch.stack([torch.cat(true, dim=-1), *decoded], dim=1)
+    present = decoder.decode_views(windows.known[:, -1:])
+    decoded = [torch.cat([present, decoder.decode_views(future)], dim=1) for future in (windows.future, predicted)]
+    return torch.stack([side_by_side(torch.stack(true, dim=-4)), *decoded], dim=1)
 
 
 def measure_object(
