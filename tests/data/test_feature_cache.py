@@ -102,8 +102,14 @@ def test_columns_that_differ_between_episodes_or_processes_are_refused(tmp_path)
 
 
 def test_a_cache_of_nothing_and_a_missing_column_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="No episode was written to the cache"):
+    with pytest.raises(ValueError, match="No episode, clip or image was written to the cache .* Give other data"):
         finish_cache(tmp_path, {})
+    CacheWriter(tmp_path, 1).skip({"7.png": "its mask is too large.", "8.png": "so is its"})
+    message = (
+        r"All 2 episodes, clips or images of 'data' .* the first of them 7\.png \(its mask is too large\): repair them"
+    )
+    with pytest.raises(ValueError, match=message):
+        finish_cache(tmp_path, {"path": "data"})
     with pytest.raises(ValueError, match="The episodes have no 'proprio_states'; they have actions, latents"):
         FeatureCache(write_cache(tmp_path / "cache", LENGTHS), ("latents", "proprio_states"))
     with pytest.raises(ValueError, match="The weight of 'here' is 0"):

@@ -19,7 +19,7 @@ import os
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import xxhash
@@ -168,20 +168,37 @@ def finish_cache(folder: str | os.PathLike, description: dict[str, Any]) -> None
             # Step columns have one row less per episode
             episodes.append({**episode, "file": part.name, "frame": frame, "step": frame - number})
             frame += episode["length"]
-    check(episodes, f"No episode was written to the cache {str(folder)!r}; the log says why.")
+    skipped = {}
+    for path in sorted(folder.glob("skipped-*.json")):
+        skipped |= _read_skipped(path)
+    if not episodes:
+        _refuse_empty(folder, skipped, description.get("path"))
     # By id: the order must not depend on how many processes wrote
     episodes.sort(key=lambda episode: episode["id"])
     for before, after in zip(episodes, episodes[1:]):  # of two processes
         check(before["id"] != after["id"], TWO_EPISODES.format(after["id"]))
     columns = {key: [episode[key] for episode in episodes] for key in episodes[0]}
-    skipped = {}
-    for path in sorted(folder.glob("skipped-*.json")):
-        skipped |= _read_skipped(path)
     skipped = {name: reason for name, reason in skipped.items() if name not in columns["id"]}
     parts = {part.name: read_digest(part) for part in _parts(folder)}
     index = {"version": 2, "parts": parts, "description": description, "episodes": columns, "skipped": skipped}
     index = json.loads(json.dumps(index))
     write_json(folder / INDEX, {**index, "digest": _digest_of(index)}, indent=None)
+
+
+def _refuse_empty(folder: Path, skipped: dict[str, str], data: str | None) -> NoReturn:
+    """Refuses a cache without an episode, and says why it has none."""
+    source = f" of {data!r}" if data else ""
+    if not skipped:
+        raise ValueError(
+            f"No episode, clip or image{source} was written to the cache {str(folder)!r}: there is none, or the "
+            "settings select none. Give other data, or change them."
+        )
+    name, reason = next(iter(skipped.items()))
+    raise ValueError(
+        f"All {len(skipped)} episodes, clips or images{source} that were read were skipped, the first of them {name} "
+        f"({reason.rstrip('.')}): repair them, or change the setting that refuses them. All reasons are in "
+        f"{str(folder / 'skipped-*.json')!r}."
+    )
 
 
 def _digest_of(index: dict[str, Any]) -> str:
