@@ -33,7 +33,7 @@ import torch
 from vjepa2_hf import VJepa2Encoder
 from vjepa2_hf.data.episodes import split_episodes
 from vjepa2_hf.data.feature_cache import FeatureCache, data_fingerprint
-from vjepa2_hf.data.files import staged_folder, write_json, write_text
+from vjepa2_hf.data.files import plain_numbers, staged_folder, write_json, write_text
 from vjepa2_hf.environments.label_images import LabeledEpisodes
 from vjepa2_hf.metrics.mean_iou.mean_iou import IGNORED
 from vjepa2_hf.probing.dense_clips import LabeledImages, fill_dense_cache, step_frames
@@ -266,7 +266,7 @@ def train(config: DenseProbeConfig) -> None:
         results = {"task": config.task, "labels": names, "validation": scores, "heads": rows, "best": rows[best]}
         results |= {"clips": {name: len(clips) for name, (_, clips) in parts.items()}}
         heads[best].save_pretrained(folder / "head")
-        write_json(folder / "results.json", results)
+        write_json(folder / "results.json", plain_numbers(results))  # a label that no pixel has scores NaN
         write_text(folder / "config.yaml", dump_yaml(dataclasses.asdict(config)))
         cache, clips = parts["validation"]
         wanted = {cache.ids[clip] for clip in clips.tolist()}

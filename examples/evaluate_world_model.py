@@ -18,7 +18,6 @@ both.
 
 import dataclasses
 import logging
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +31,7 @@ from tqdm import tqdm
 from vjepa2_hf import VJepa2PixelDecoder, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.data.cameras import count_frames, take_frames
 from vjepa2_hf.data.episodes import EpisodeSource, episode_ids, held_out_of, read_episodes
-from vjepa2_hf.data.files import write_aside, write_json
+from vjepa2_hf.data.files import plain_numbers, write_aside, write_json
 from vjepa2_hf.metrics.latent_rollout.latent_rollout import LatentRollout
 from vjepa2_hf.modeling_embodiments import embodiment_index
 from vjepa2_hf.specs import check_at_least
@@ -370,8 +369,7 @@ def main() -> None:
     evaluation = Evaluation(import_data(config), model, VJepa2VideoProcessor.from_pretrained(config.model))
     result = {**evaluation.run(), "data": config.data, "distances": evaluation.measure_distances()}
     rows = result["horizons"]
-    finite = [{name: value if math.isfinite(value) else None for name, value in row.items()} for row in rows]
-    write_json(config.output, {**result, "horizons": finite})
+    write_json(config.output, plain_numbers(result))
     print(f"{result['windows']} windows of {result['episodes']} held-out episodes\n")
     cells = [[name, *(f"{row[name]:.3g}" for row in rows)] for name in rows[0] if name != "horizon"]
     print("\n".join(format_table(["steps ahead", *(str(row["horizon"]) for row in rows)], cells)))

@@ -17,6 +17,7 @@ from vjepa2_hf.data.files import (
     config_fingerprint,
     lock_folder,
     locked,
+    plain_numbers,
     staged_folder,
     used_fields,
     weights_fingerprint,
@@ -124,6 +125,19 @@ def test_the_processes_of_a_run_lock_a_folder_together(tmp_path):
     with locked(tmp_path / "cache", main, wait=True), locked(tmp_path / "cache", other, wait=True):
         assert waited == ["main", "other"]
         assert [path.name for path in tmp_path.iterdir()] == ["cache.lock"]  # the block may create the folder
+
+
+def test_numbers_that_json_does_not_have_become_null(tmp_path):
+    values = {
+        "iou": [0.5, float("nan")],
+        "pair": (torch.tensor(2), -float("inf")),
+        "name": "nan",
+        "no": None,
+        "yes": True,
+    }
+    write_json(tmp_path / "a.json", plain_numbers(values), allow_nan=False)
+    expected = {"iou": [0.5, None], "pair": [2, None], "name": "nan", "no": None, "yes": True}
+    assert json.loads((tmp_path / "a.json").read_text()) == expected
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

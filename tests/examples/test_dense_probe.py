@@ -36,7 +36,7 @@ def work(tmp_path_factory):
 def run(monkeypatch, work, output, *settings):
     run_script(monkeypatch, dense_probe, [f"encoder={work / 'encoder'}", f"output_dir={output}", *TINY, *settings])
     assert (output / "predictions.png").stat().st_size > 1000
-    return json.loads((output / "results.json").read_text())
+    return json.loads((output / "results.json").read_text(), parse_constant=pytest.fail)  # JSON has no NaN
 
 
 def test_episodes_of_an_environment(work, tmp_path, monkeypatch, capsys):
@@ -68,9 +68,25 @@ def test_images_with_masks(work, tmp_path, monkeypatch):
     later = [f"validation_data={tmp_path / 'later'}", f"validation_masks={tmp_path / 'later_masks'}"]
     results = run(monkeypatch, work, tmp_path / "segments", *data, *later)
     assert len(results["labels"]) == 3 and results["clips"]["validation"] == 2
+    assert results["validation"]["per_category_accuracy"][1] is None  # no pixel has the label 1
     depth = ["task=regression", "label_scale=0.01", "unknown_label=255", "validation_fraction=0.3"]
     results = run(monkeypatch, work, tmp_path / "depths", *data, *depth)
     assert 0 < results["validation"]["rmse_of_the_mean"] < 0.02
+
+
+def test_images_that_are_all_skipped_end_in_a_sentence(work, tmp_path, monkeypatch, capsys):
+    for name, size in (("images", (24, 40)), ("masks", (24, 24))):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            PIL.Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / name / f"{number}.png")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, work, tmp_path / "none", f"data={tmp_path / 'images'}", f"masks={tmp_path / 'masks'}")
+    said = capsys.readouterr().err
+    assert (
+        "All 3 episodes, clips or images of" in said
+        and "the first of them 0 (0 has frames of shape (1, 24, 40)" in said
+    )
+    assert "repair them, or change the setting that refuses them" in said and not (tmp_path / "none").exists()
 
 
 def test_wrong_settings_end_in_a_sentence(work, tmp_path, monkeypatch, capsys):

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 import shutil
 import stat
@@ -86,6 +87,17 @@ def printable(name: str) -> str:
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = 1, **options: Any) -> None:
     """Writes a JSON file; `options` are those of `json.dumps`."""
     write_text(path, json.dumps(value, indent=indent, **options) + "\n")
+
+
+def plain_numbers(value: Any) -> Any:
+    """A value for JSON, also in dicts and lists: torch scalars as numbers, and None for NaN and infinity, which JSON
+    does not have."""
+    if isinstance(value, dict):
+        return {name: plain_numbers(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_numbers(part) for part in value]
+    value = value.item() if isinstance(value, torch.Tensor) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ from ..data.files import (
     empty_folder,
     lock_folder,
     move_aside,
+    plain_numbers,
     sync,
     write_json,
     write_text,
@@ -352,7 +353,7 @@ class Run:
     def log(self, metrics: dict[str, float | torch.Tensor | str | None]) -> None:
         """Appends one object to `metrics.jsonl`; `metrics` holds `step`; a tensor is one number, () or
         (1,). Numbers go to the trackers too."""
-        plain = {name: _plain_number(value) for name, value in metrics.items()}
+        plain = plain_numbers(metrics)
         if self.accelerator.is_main_process:
             with writing(self.metrics_path, ADVICE), open(self.metrics_path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(plain, allow_nan=False) + "\n")
@@ -374,12 +375,12 @@ class Run:
         if math.isfinite(loss) and (scaled or math.isfinite(gradient_norm)):
             return
         name, value = ("gradient norm", gradient_norm) if math.isfinite(loss) else ("loss", loss)
-        own = [{"loss": _plain_number(float(part)), "clips": names} for part, names in zip(losses, clips)]
+        own = [{"loss": float(part), "clips": names} for part, names in zip(losses, clips)]
         everyone = gather_object([{"process": self.accelerator.process_index, **batch} for batch in own])
         path, last = self.output_dir / OFFENDING, latest_checkpoint(self.output_dir)
         if self.accelerator.is_main_process:
-            found = {"step": step, "loss": _plain_number(loss), "gradient_norm": _plain_number(gradient_norm)}
-            write_json(path, {**found, "batches": everyone})
+            found = {"step": step, "loss": loss, "gradient_norm": gradient_norm, "batches": everyone}
+            write_json(path, plain_numbers(found))
         onward = f"continue in another output_dir with resume={last}" if last else "start again"
         raise ValueError(
             f"The {name} of step {step} is {value}; the names of its clips are in {str(path)!r}. Look for "
@@ -457,9 +458,3 @@ def _edited_files(final: Path, written: dict[str, Any]) -> list[str]:
 def _plain_settings(config: Any) -> dict[str, Any]:
     """Settings with tuples as lists: safe YAML has no tuples."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def _plain_number(value: Any) -> Any:
-    """Torch scalars as numbers, and None for what JSON cannot hold (the deviation of a batch of one)."""
-    value = value.item() if isinstance(value, torch.Tensor) else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
