@@ -131,12 +131,17 @@ def check_tensor(name: str, value: Any, *shapes: str, floating: bool = True) -> 
     wanted = " ".join(["a float tensor" if floating else "a tensor", *filter(None, [" or ".join(shapes)])])
     if not isinstance(value, torch.Tensor) or (floating and not value.is_floating_point()) or value.is_complex():
         refuse(name, value, wanted)
-    fits = [
-        value.ndim >= shape.count(",") if "..." in shape else value.ndim == shape.count(",") + 1 for shape in shapes
-    ]
+    fits = [value.ndim == s.count(",") + 1 or "..." in s and value.ndim >= s.count(",") for s in shapes]
     if shapes and not any(fits) or 0 in value.shape:
         raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {wanted}, none of the sizes 0.")
     return value
+
+
+def as_settings(name: str, value: Any, kind: type) -> Any:
+    """An object of the settings class `kind`; `None`: its defaults."""
+    if value is not None and not isinstance(value, kind):
+        refuse(name, value, f"a {kind.__name__}, such as {kind.__name__}({dataclasses.fields(kind)[0].name}=…)")
+    return value or kind()
 
 
 def check_generator(name: str, value: Any) -> None:

@@ -110,6 +110,14 @@ class TestPolicy:
         with pytest.raises(FileNotFoundError, match="train_cloning.py"):
             load_policy(str(tmp_path / "absent"))
 
+    def test_a_damaged_one_is_a_sentence(self, tmp_path):
+        GoalPolicy(4, 8, **BOUNDS, world_model="w", hidden_size=8).save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=r"does not load \(RuntimeError.* size mismatch .*: train one with"):
+            load_policy(str(tmp_path), hidden_size=16)
+        (tmp_path / "model.safetensors").write_bytes(b"half")
+        with pytest.raises(ValueError, match=r"does not load \(SafetensorError"):
+            load_policy(str(tmp_path))
+
     def test_it_needs_bounds(self):
         with pytest.raises(ValueError, match="continuous actions with bounds"):
             GoalPolicy.from_world_model(make_model(action_low=None, action_high=None), "there")

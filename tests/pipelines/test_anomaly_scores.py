@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from builders import build_masked_latent, noise_pixels
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from vjepa2_hf.data.frame_source import FrameSource
 from vjepa2_hf.pipelines.anomaly_scores import (
@@ -102,6 +102,10 @@ class TestCalibration:
         save_file({"none": torch.empty(0)}, tmp_path / CALIBRATION_FILE, metadata={"calibration": json.dumps(numbers)})
         with pytest.raises(ValueError, match="was saved by another version; calibrate again"):
             Calibration.load(tmp_path)
+        for content in (b"half", save({"none": torch.empty(0)})):
+            (tmp_path / CALIBRATION_FILE).write_bytes(content)
+            with pytest.raises(ValueError, match="is damaged .*: remove it, and calibrate again"):
+                Calibration.load(tmp_path)
 
     def test_places_that_are_always_hard_do_not_hide_a_change_elsewhere(self):
         normal = torch.rand(50, 4, 4, generator=torch.Generator().manual_seed(0)) + 1

@@ -5,6 +5,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from vjepa2_hf import VJepa2VideoProcessor
 from vjepa2_hf.data.feature_cache import FeatureCache, finish_cache
@@ -64,6 +65,37 @@ def test_a_linear_head_segments_what_features_show(tmp_path):
     loaded = DenseHead.from_pretrained(tmp_path / "head")
     assert loaded.label_names == ["floor", "square"] and loaded.levels == "last"
     assert torch.equal(loaded.predict(batch["features"], (16, 16)), heads[0].predict(batch["features"], (16, 16)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", None, "has no config.json, so it holds no dense head; train one with examples/dense_probe.py"),
+        ("model.safetensors", None, "has no model.safetensors, so it holds no dense head"),
+        ("config.json", b"{", "does not load .JSONDecodeError.* expected the config.json and model.safetensors of a"),
+        ("config.json", b"[]", "does not load .AttributeError"),
+        ("config.json", b'{"task": "regression"}', "does not load .TypeError.* 'feature_size'"),
+        ("config.json", b'{"feature_size": 4, "task": "regression"}', "does not load .RuntimeError.* size mismatch"),
+        ("model.safetensors", b"half a fi", "does not load .SafetensorError.*: train one with"),
+    ],
+)
+def test_a_damaged_head_is_one_sentence(tmp_path, name, content, message):
+    DenseHead(3, "regression").save_pretrained(tmp_path)
+    (tmp_path / name).unlink() if content is None else (tmp_path / name).write_bytes(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as refusal:
+        DenseHead.from_pretrained(tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_head_without_some_weights_is_refused(tmp_path):
+    head = DenseHead(3, "regression")
+    head.save_pretrained(tmp_path)
+    state = {key: value for key, value in head.state_dict().items() if key != "linear.weight"}
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="linear.weight"):
+        DenseHead.from_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        DenseHead.from_pretrained(tmp_path / "nothing")
 
 
 def test_pixels_without_a_label_change_nothing(tmp_path):
@@ -180,6 +212,10 @@ def test_what_does_not_fit_is_refused(tmp_path):
     for label in (2, -1):
         with pytest.raises(ValueError, match=r"integers from 0 to 1 \(num_labels\), or 255: no label"):
             DenseHead(3, "segmentation", 2).loss(torch.zeros(1, 1, 2, 2, 3), torch.full((1, 1, 8, 8), label))
+    with pytest.raises(
+        ValueError, match="settings is {'steps': 2}; expected a DenseTraining, such as DenseTraining.ste"
+    ):
+        train_dense_heads(None, torch.zeros(0), [], [], {"steps": 2})
     with pytest.raises(FileNotFoundError, match="two folders"):
         LabeledImages(str(tmp_path), str(tmp_path / "nothing"))
     (tmp_path / "a").mkdir()

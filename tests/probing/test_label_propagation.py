@@ -85,6 +85,19 @@ def test_labels_may_be_any_integers(dtype):
     assert np.array_equal(labels[0].numpy(), first)
 
 
+def test_other_settings_and_encoders_are_a_sentence():
+    pixels, first = torch.randn(2, 3, 16, 24), np.zeros((16, 24), np.uint8)
+    expected = r"settings is {'top_k': 5}; expected a Propagation, such as Propagation\(top_k=…\)\.$"
+    with pytest.raises(ValueError, match=expected):
+        label_video(None, pixels, first, 2, {"top_k": 5})
+    with pytest.raises(ValueError, match=expected):
+        propagate_labels(*moving_object()[:1], torch.zeros(2, 6, 6), {"top_k": 5})
+    with pytest.raises(
+        ValueError, match="encoder is 'runs/mine/final'; expected a VJepa2Encoder: VJepa2Encoder.from_pr"
+    ):
+        label_video("runs/mine/final", pixels, first, 2)
+
+
 def test_a_mask_without_objects_stays_empty():
     encoder = VJepa2Encoder(VJepa2EncoderConfig(**TINY_ENCODER)).eval()
     labels = label_video(encoder, torch.randn(3, 3, 16, 24), np.zeros((16, 24), np.uint8), 2)

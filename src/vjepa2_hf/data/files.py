@@ -19,8 +19,11 @@ from typing import Any
 import torch
 import xxhash
 from filelock import FileLock, Timeout
+from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from safetensors import SafetensorError
 from torch import nn
+
+from ..configuration_vjepa2 import refuse_missing_folder
 
 
 logger = logging.getLogger(__name__)
@@ -111,6 +114,32 @@ def writing(path: str | os.PathLike, advice: str = "run the same command again")
         reason = " ".join(str(error).split())[:200]
         steps = f"see whether the disk is full, then {advice}"
         raise OSError(f"{os.fspath(path)!r} could not be written ({reason}); {steps}.") from error
+
+
+@contextlib.contextmanager
+def loading(source: str | os.PathLike, kind: str, advice: str) -> Iterator[None]:
+    """Turns an error of `huggingface_hub` that loads a small model inside the block into one sentence.
+
+    Args:
+        source: folder or Hub id.
+        kind: what it should hold, such as "policy".
+        advice: what to do where it does not.
+
+    Raises:
+        FileNotFoundError: the folder does not exist, or lacks a file.
+        ValueError: its files are damaged, or of another model.
+    """
+    refuse_missing_folder(source)
+    if os.path.isdir(source):
+        for name in (CONFIG_NAME, SAFETENSORS_SINGLE_FILE):
+            if not os.path.isfile(os.path.join(source, name)):
+                raise FileNotFoundError(f"{os.fspath(source)!r} has no {name}, so it holds no {kind}; {advice}.")
+    try:
+        yield
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        expected = f"expected the config.json and {SAFETENSORS_SINGLE_FILE} of a saved {kind}"
+        raise ValueError(f"{os.fspath(source)!r} does not load ({reason}); {expected}: {advice}.") from error
 
 
 def commit_folder(partial: Path, whole: Path) -> None:

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..specs import as_settings
 from ..video_io import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, ReadLimits
 
 
@@ -186,7 +187,7 @@ def read_metadata(
     for parent in sorted("" if parent == "." else parent for parent in parents):
         here: dict[str, dict[str, Any]] = {}
         for path in (Path(folder) / parent / name for name in _METADATA):
-            for row in _table(path, limits or ReadLimits()) if path.is_file() else ():
+            for row in _table(path, as_settings("limits", limits, ReadLimits)) if path.is_file() else ():
                 name = os.path.normpath(os.path.join(parent, str(row.pop("file_name")))).replace(os.sep, "/")
                 for column in ("label", "split"):
                     before, now = _known(here.get(name, {}).get(column)), _known(row.get(column))
@@ -266,7 +267,7 @@ def read_path_list(path: str | os.PathLike, limits: ReadLimits | None = None) ->
     names, the first of them `path`, `video` or `file_name`, and then have any columns. Labels are numbers if all are
     whole numbers. Relative paths start at the list. Lines that name no video or image are kept with a `problem`.
     """
-    limits, folder = limits or ReadLimits(), os.path.dirname(os.fspath(path))
+    limits, folder = as_settings("limits", limits, ReadLimits), os.path.dirname(os.fspath(path))
     text = _read_text(path, limits).lstrip()
     lines = [line.strip() for line in text.splitlines()]
     first = re.split(r"[,\s]+", next(iter(lines), "").lower())

@@ -32,7 +32,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..configuration_vjepa2 import check
-from ..specs import as_number, is_integer
+from ..specs import as_number, as_settings, is_integer
 from ..specs import describe as describe_value
 from ..video_io import ReadLimits, VideoDecodeError, VideoReader, read_image
 from .cameras import camera_names
@@ -79,7 +79,7 @@ class LeRobotDataset:
         columns: dict[str, list[str]] | None = None,
         limits: ReadLimits | None = None,
     ):
-        self.data, self.revision, self.limits = os.fspath(data), None, limits or ReadLimits()
+        self.data, self.revision, self.limits = os.fspath(data), None, as_settings("limits", limits, ReadLimits)
         path = self._path(_INFO)
         if not os.path.isdir(self.data):
             self.revision = Path(path).parents[1].name  # .../snapshots/<commit>/meta/info.json

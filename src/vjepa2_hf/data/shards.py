@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from datasets import Features, Video
 
 from ..configuration_vjepa2 import check
+from ..specs import as_settings
 from ..video_io import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, ReadLimits
 from .dataset_card import write_dataset_card
 from .files import printable, staged_folder
@@ -188,7 +189,7 @@ class ShardSource:
     """
 
     def __init__(self, data: str | os.PathLike, limits: ReadLimits | None = None):
-        self.data, self.limits = os.fspath(data), limits or ReadLimits()
+        self.data, self.limits = os.fspath(data), as_settings("limits", limits, ReadLimits)
         found = find_shards(self.data, self.limits)
         self.kind, self.root, self._list = found.kind, found.root, found.rows
         self.shards: Sequence[str] = ShardNames(found.shards)

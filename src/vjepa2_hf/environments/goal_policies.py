@@ -15,12 +15,16 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
+from ..data.files import loading
 from ..modeling_world_model import VJepa2WorldModel
 from ..pipelines.latent_planning import VJepa2Planner
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from ..visualization.rollout_windows import encode_frames
 from .tasks import TaskBatch
 from .views import select_views
+
+
+TRAIN_ONE = "train one with examples/train_cloning.py or examples/train_actor.py"
 
 
 class GoalPolicy(nn.Module, PyTorchModelHubMixin):
@@ -55,6 +59,13 @@ class GoalPolicy(nn.Module, PyTorchModelHubMixin):
         self.action = nn.Sequential(*layers, nn.Linear(hidden_size, len(action_low)))
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "GoalPolicy":
+        """Loads a policy; `options` are those of `huggingface_hub`, and settings that replace the saved ones. A
+        missing folder is a FileNotFoundError, a damaged one a ValueError."""
+        with loading(pretrained_model_name_or_path, "policy", TRAIN_ONE):
+            return super().from_pretrained(pretrained_model_name_or_path, **{"strict": True, **options})
+
+    @classmethod
     def from_world_model(cls, model: VJepa2WorldModel, path: str, **settings: Any) -> "GoalPolicy":
         """A new policy for the latents and actions of a world model with continuous actions and their bounds."""
         config = model.config
@@ -80,9 +91,7 @@ def load_policy(path: str, model: VJepa2WorldModel | None = None, **settings: An
         ValueError: it was trained on latents of another size than those of `model`.
     """
     if not (Path(path) / "config.json").is_file():
-        raise FileNotFoundError(
-            f"There is no policy in {path!r}; train one with examples/train_cloning.py or examples/train_actor.py."
-        )
+        raise FileNotFoundError(f"There is no policy in {path!r}; {TRAIN_ONE}.")
     policy = GoalPolicy.from_pretrained(path, **settings).eval()
     if model is not None and (policy.tokens, policy.latent_size) != (model.tokens_per_frame, model.latent_size):
         raise ValueError(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..data.files import write_aside
@@ -104,13 +104,17 @@ class Calibration:
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Calibration | None":
-        """The calibration in a folder, or `None` if there is none."""
+        """The calibration in a folder, or `None` if there is none. A damaged one is a ValueError."""
         path = Path(folder) / CALIBRATION_FILE
         if not path.is_file():
             return None
-        with safe_open(path, framework="pt") as file:
-            numbers = json.loads(file.metadata()["calibration"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict
+        try:
+            with safe_open(path, framework="pt") as file:
+                numbers = dict(json.loads(file.metadata()["calibration"]))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{str(path)!r} is damaged ({reason}): remove it, and calibrate again.") from error
         tensors = {OLD_TENSORS.get(name, name): tensor for name, tensor in tensors.items()}
         positions = {name: tensors.pop(name) for name in OLD_TENSORS.values() if name in tensors}
         if numbers.keys() | positions.keys() != {field.name for field in fields(cls)} - {"statistics"}:

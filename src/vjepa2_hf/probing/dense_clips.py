@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from ..data.feature_cache import CacheWriter
 from ..data.shard_files import files_in
 from ..data.shard_rows import confined
+from ..specs import as_settings
 from ..video_io import IMAGE_EXTENSIONS, ReadLimits, VideoDecodeError, read_image, resolve_source
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 
@@ -73,7 +74,8 @@ class LabeledImages:
         split: str = "train",
         limits: ReadLimits | None = None,
     ):
-        self.data, self.limits, self.columns = data, limits or ReadLimits(), (image_column, mask_column)
+        self.data, self.limits = data, as_settings("limits", limits, ReadLimits)
+        self.columns = (image_column, mask_column)
         self.skipped: dict[str, str] = {}
         self._rows = _paired_files(data, masks) if masks else self._table(split)
 

@@ -21,8 +21,9 @@ from tqdm.auto import tqdm
 
 from .. import metrics
 from ..data.feature_cache import FeatureCache
+from ..data.files import loading
 from ..metrics.mean_iou.mean_iou import IGNORED
-from ..specs import check_choice, check_count, check_number, check_tensor, refuse
+from ..specs import as_settings, check_choice, check_count, check_number, check_tensor, refuse
 
 
 Task = Literal["segmentation", "regression"]
@@ -35,7 +36,7 @@ class DenseHead(nn.Module, PyTorchModelHubMixin, library_name="vjepa2_hf"):
     """A linear layer on the standardized features of each position; its outputs are upsampled bilinearly to the size
     of the labels, as for linear segmentation in DINOv2 (arXiv 2304.07193).
 
-    `save_pretrained`, `from_pretrained` and `push_to_hub` are those of `huggingface_hub`.
+    `save_pretrained` and `push_to_hub` are those of `huggingface_hub`.
 
     Args:
         feature_size: D.
@@ -68,6 +69,13 @@ class DenseHead(nn.Module, PyTorchModelHubMixin, library_name="vjepa2_hf"):
         for name, length in (("feature", size), ("label", 1)):
             self.register_buffer(f"{name}_mean", torch.zeros(length))
             self.register_buffer(f"{name}_std", torch.ones(length))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "DenseHead":
+        """Loads a head; `options` are those of `huggingface_hub`. A missing folder is a FileNotFoundError, a damaged
+        one a ValueError."""
+        with loading(pretrained_model_name_or_path, "dense head", "train one with examples/dense_probe.py"):
+            return super().from_pretrained(pretrained_model_name_or_path, **{"strict": True, **options})
 
     def forward(self, features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Features (B, T', H', W', D) -> logits or standardized numbers (B, T', C, H, W), for `size` = (H, W)."""
@@ -162,6 +170,7 @@ def train_dense_heads(
     Returns:
         The mean loss of each head over the last tenth of the steps.
     """
+    settings = as_settings("settings", settings, DenseTraining)
     if not len(clips):
         raise ValueError("There is no training clip: give more data, or hold out less.")
     device = next(heads[0].parameters()).device

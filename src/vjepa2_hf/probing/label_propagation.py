@@ -19,7 +19,7 @@ from torch import nn
 
 from ..modeling_encoder import VJepa2Encoder
 from ..modeling_state import as_numbers
-from ..specs import check_choice, check_count, check_flag, check_number, check_tensor, is_integer, refuse
+from ..specs import as_settings, check_choice, check_count, check_flag, check_number, check_tensor, is_integer, refuse
 from ..visualization.measures import Levels, grid_features
 
 
@@ -62,7 +62,7 @@ def propagate_labels(features: torch.Tensor, first: torch.Tensor, settings: Prop
     Returns:
         Soft labels (T', C, H', W'); those of the first step are `first`.
     """
-    settings = settings or Propagation()
+    settings = as_settings("settings", settings, Propagation)
     check_tensor("features", features, "(T', H', W', D)")
     check_tensor("first", first, "(C, H', W')")
     steps, rows, columns = features.shape[:3]
@@ -103,6 +103,8 @@ def video_features(
 ) -> torch.Tensor:
     """Features of one clip (T, C, H, W) for propagation: (T, H', W', D) by frame, each encoded alone as an image, or
     (T', H', W', D) by clip, one step for each tubelet, which sees the whole clip."""
+    if not isinstance(encoder, VJepa2Encoder):
+        refuse("encoder", encoder, "a VJepa2Encoder: VJepa2Encoder.from_pretrained(folder)")
     check_choice("by", by, ("frame", "clip"))
     check_tensor("pixel_values_videos", pixel_values_videos, "(T, C, H, W)")
     if by == "clip":
@@ -152,8 +154,8 @@ def label_video(
     Returns:
         Label images int64 (T', h, w) on the CPU, T' = T by frame.
     """
+    settings, first = as_settings("settings", settings, Propagation), as_numbers(first, "first")
     features = video_features(encoder, pixel_values_videos, by, levels)
-    first = as_numbers(first, "first")
     soft = to_grid(first, num_labels, tuple(features.shape[1:3]))
     found = to_pixels(propagate_labels(features, soft, settings), tuple(first.shape)).cpu()
     found[0] = first
