@@ -30,7 +30,7 @@ _OUTPUT_KEYWORDS = ("output_attentions", "output_hidden_states", "return_dict")
 _TRANSFORMERS_KEYWORDS = frozenset(
     {*TransformersKwargs.__annotations__, *_OUTPUT_KEYWORDS, "use_cache", "debug_io", "debug_io_dir", "prune_layers"}
 )
-_IN_STACK = re.compile(r"((?:.+\.)?(?:layer|level_norms))\.\d+\.")  # names of weights in a stack of blocks or levels
+_OPTIONAL_PARTS = re.compile(r"(target_encoder|(reward|stochastic|distance)_head)\.")  # the others work without them
 
 
 class VJepa2PreTrainedModel(PreTrainedModel):
@@ -59,8 +59,8 @@ class VJepa2PreTrainedModel(PreTrainedModel):
         Args:
             pretrained_model_name_or_path: folder or Hub id.
             allow_missing: load one of our models although the file lacks some of its weights, which start random, or
-                has more blocks than the config, which are dropped. A transformers checkpoint, which may have no head,
-                always loads.
+                has weights that the model of this config lacks, which are dropped. A transformers checkpoint, which
+                may have no head, always loads; a target encoder or an optional head may always be left out.
             args, kwargs: of transformers' `from_pretrained` (`dtype`, `device_map`, …), and config fields to replace.
 
         Raises:
@@ -137,14 +137,11 @@ class VJepa2PreTrainedModel(PreTrainedModel):
                 "download the model again, or pass allow_missing=True to start them at random values"
                 f"{_differences(model, info)}."
             )
-        stacks = {name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-        in_stack = {name: _IN_STACK.match(name) for name in info["unexpected_keys"]}
-        dropped = sorted(name for name, match in in_stack.items() if match and match[1] in stacks)
+        dropped = sorted(name for name in info["unexpected_keys"] if not _OPTIONAL_PARTS.match(name))
         if dropped and not allow_missing:
             raise ValueError(
-                f"{path} holds {len(dropped)} weights for which the config has no block, the first of them "
-                f"{dropped[0]}: change the config, or pass allow_missing=True to drop them"
-                f"{_differences(model, info)}."
+                f"{path} holds {len(dropped)} weights that a {cls.__name__} of this config lacks, the first of them "
+                f"{dropped[0]}: change the config, or pass allow_missing=True to drop them{_differences(model, info)}."
             )
         model._weight_conversions = ()
         return (model, info) if output_loading_info else model

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from builders import TINY_ENCODER, TINY_PREDICTOR, same_weights
+from builders import TINY_2_1, TINY_ENCODER, TINY_PREDICTOR, same_weights
 
 from vjepa2_hf import (
     VJepa2Encoder,
@@ -78,7 +78,7 @@ class TestFromPretrained:
         ("depth", "said"),
         [
             (4, "lacks 24 weights .*, the first of them predictor.layer.2"),
-            (1, "holds 12 weights for which the config has no block, the first of them predictor.layer.1"),
+            (1, "holds 12 weights that a .* of this config lacks, the first of them predictor.layer.1"),
         ],
     )
     def test_another_number_of_predictor_blocks_is_one_sentence(self, folder, depth, said):
@@ -112,6 +112,34 @@ class TestFromPretrained:
         VJepa2Encoder(VJepa2EncoderConfig(**fields)).save_pretrained(tmp_path)
         with pytest.raises(ValueError, match=r"has 2 norms of earlier levels, not 1 \(output_levels\)\)"):
             VJepa2Encoder.from_pretrained(tmp_path, output_levels=[0, 2])
+
+    def test_parts_that_the_config_turns_off(self, tmp_path):
+        """The rest of the encoder would compute other tokens without them."""
+        VJepa2Encoder(VJepa2EncoderConfig(**TINY_2_1)).save_pretrained(tmp_path)
+        without = {"image_tubelet_size": None, "modality_embeddings": False}
+        message = (
+            "holds 4 weights that a VJepa2Encoder of this config lacks, .* image_modality_embedding: change the conf"
+        )
+        with pytest.raises(ValueError, match=message) as refusal:
+            VJepa2Encoder.from_pretrained(tmp_path, **without)
+        for name in ("image_patch_embeddings.proj.weight", "video_modality_embedding"):
+            assert f"{name} is not expected" in str(refusal.value)
+        dropped = VJepa2Encoder.from_pretrained(tmp_path, **without, allow_missing=True)
+        assert dropped.image_patch_embeddings is None and dropped.video_modality_embedding is None
+
+    def test_optional_heads_may_be_left_out(self, tmp_path):
+        heads = {"reward_head": True, "stochastic_dim": 2, "distance_head": True}
+        config = VJepa2WorldModelConfig(
+            encoder_config=TINY_ENCODER, action_dim=2, proprio_dim=2, **heads, **TINY_PREDICTOR
+        )
+        model = VJepa2WorldModel(config)
+        model.save_pretrained(tmp_path)
+        plain = {"reward_head": False, "stochastic_dim": 0, "distance_head": False}
+        assert same_weights(VJepa2WorldModel.from_pretrained(tmp_path, **plain).predictor, model.predictor)
+        with pytest.raises(
+            ValueError, match="holds 2 weights that .* lacks, the first of them predictor.proprio_encoder.bias"
+        ):
+            VJepa2WorldModel.from_pretrained(tmp_path, **plain, proprio_dim=0)
 
     def test_another_width(self, folder):
         with pytest.raises(ValueError, match=r"mismatches in all.*\(predictor is 24 wide, not 48"):
