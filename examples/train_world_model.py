@@ -74,7 +74,9 @@ from vjepa2_hf.training.world_model_fields import (
     data_fields,
     embodiments_of,
     extend_model,
+    fit_embodiments,
     freeze_others,
+    latents_to_fit,
     measure_column,
 )
 from vjepa2_hf.video_io import ReadLimits
@@ -85,8 +87,6 @@ logger = logging.getLogger("train_world_model")
 BASELINES = ("random", "pixels")  # in place of a trained encoder
 # Fields that may change when a model is trained further
 TRAINING_FIELDS = ("teacher_forcing_weight", "rollout_weight", "rollout_steps", "rollout_discount", "view_dropout")
-FIT_BYTES = 2**30  # latents that the state is fitted on, spread over the training episodes
-FIT_FRAMES = 64  # consecutive frames of each
 EVALUATED_WINDOWS = 1024
 # `loss` first, then its parts
 LOSSES = [field.name for field in dataclasses.fields(VJepa2WorldModelOutput) if field.name.endswith("loss")]
@@ -329,26 +329,12 @@ def build_model(config: WorldModelTrainingConfig, encoder, statistics: dict, fps
     return VJepa2WorldModel.from_encoder(encoder, **{**fields, **config.world_model, **later})
 
 
-def fit_state(model: VJepa2WorldModel, training: WindowMixture, processor) -> None:
-    """Fits the state's map on evenly spread parts of training episodes, FIT_BYTES of latents at most."""
-    lengths = torch.cat([cache.lengths[chosen] for cache, chosen in zip(training.caches, training.episodes)])
-    frames = min(FIT_FRAMES, int(lengths.float().quantile(0.1)))  # the shortest tenth may be left out
-
-    def latents(windows: torch.Tensor) -> torch.Tensor:
-        inputs = model_inputs(training.read(windows, frames, 1), model, processor)
-        return inputs["latents"] if "latents" in inputs else model.encode(inputs["pixel_values_videos"])
-
-    limit = max(1, FIT_BYTES // latents(training.tile(frames, 1, frames, limit=1)).nbytes)
-    windows = training.tile(frames, 1, frames, limit)
-    model.fit_state(torch.cat([latents(part) for part in windows.split(16)]))
-
-
 def prepare_data(config: WorldModelTrainingConfig, accelerator: Accelerator):
     """Model, processor, windows of training and held-out episodes, and statistics of the data."""
     model = load_model(config)
     caches, encoder, processor = open_data(config, accelerator, model)
-    weights = [source.weight for source in config.sources]
-    embodiments = embodiments_of(config.sources, 0 if model is None else model.config.num_embodiments)
+    weights, known = [source.weight for source in config.sources], 0 if model is None else model.config.num_embodiments
+    embodiments = embodiments_of(config.sources, known)
     training, held_out = split_windows(caches, weights, config.validation_fraction, embodiments)
     columns = {name: None for cache in caches for name in cache.columns if name not in ("latents", "frames")}
     statistics = {name: measure_column(training, name) for name in columns}
@@ -364,7 +350,8 @@ def prepare_data(config: WorldModelTrainingConfig, accelerator: Accelerator):
         if config.state_of is not None:
             copy_state(model, config.state_of)
         elif config.fit_state:
-            fit_state(model, training, processor)
+            model.fit_state(latents_to_fit(model, training, processor))
+    fit_embodiments(model, training, processor, known)
     for mixture in (training, held_out):
         mixture.fit_widths(model.config.action_dim // model.config.frame_skip, model.config.proprio_dim)
     check_windows(config, model)

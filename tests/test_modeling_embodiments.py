@@ -6,7 +6,7 @@ import torch
 from builders import TINY_ENCODER, TINY_PREDICTOR, same_weights, spread
 
 from vjepa2_hf import VJepa2WorldModel, VJepa2WorldModelConfig
-from vjepa2_hf.modeling_embodiments import embodiment_config
+from vjepa2_hf.modeling_embodiments import STATE_STATISTICS, embodiment_config
 from vjepa2_hf.planning import ActionPenalty, LatentDistance, ProprioDistance
 from vjepa2_hf.pose import move_pose
 
@@ -275,6 +275,96 @@ class TestAdding:
     def test_a_single_embodiment_has_no_trunk_to_freeze(self):
         with pytest.raises(ValueError, match="freeze_trunk needs a model of several embodiments"):
             build(action_dim=2).freeze_trunk()
+
+
+class TestStatesOfEach:
+    """Means and deviations of the states of each embodiment."""
+
+    def pair(self, **fields) -> tuple[VJepa2WorldModel, VJepa2WorldModel, torch.Tensor, float]:
+        """A model without statistics and its copy with some of the pusher, whose mean and deviation these are; its
+        steps change by as much."""
+        fields = {**PUSHER_AND_ARM, "rollout_steps": 2, **fields}
+        plain, fitted = build(**fields), build(**fields)
+        for model in (plain, fitted):
+            model.fit_state(LATENTS)
+        shape = LATENTS.shape[2:]
+        half = torch.arange(shape.numel()).view(shape) % 2
+        angles = torch.arange(6).view(6, 1, 1) * torch.pi / 3  # a step changes as much as the states deviate
+        unit = 2**0.5 * (angles.cos() * half + angles.sin() * (1 - half))
+        mean = 5.0 * random(*shape, seed=7)
+        fitted.fit_embodiment("pusher", (mean + 0.1 * unit)[None])
+        fitted.fit_embodiment("arm", unit[None])
+        return plain, fitted, mean, 0.1
+
+    @pytest.mark.parametrize("fields", [{}, {"residual": True}, {"num_views": 2, "view_names": ["front", "side"]}])
+    def test_the_dynamics_sees_them_in_its_own_units(self, fields, monkeypatch):
+        views = fields.get("num_views", 1)
+        monkeypatch.setattr(f"{__name__}.LATENTS", LATENTS.repeat(1, 1, views, 1))
+        plain, fitted, mean, scale = self.pair(**fields)
+        given = {"context_actions": CONTEXT[..., :2], "embodiment_ids": "pusher"}
+        for kept in [None] if views == 1 else [None, ["side"]]:
+            own = slice(None) if kept is None else slice(16, None)
+            latents, offset = LATENTS[:, :, own], mean[own]
+            with torch.no_grad():
+                expected = plain.rollout(latents, ACTIONS[..., :2], **given, views=kept)
+                found = fitted.rollout(offset + scale * latents, ACTIONS[..., :2], **given, views=kept)
+                losses = [
+                    model(latents=each, actions=CONTEXT[..., :2], embodiment_ids="pusher", views=kept).loss
+                    for model, each in ((plain, latents), (fitted, offset + scale * latents))
+                ]
+            torch.testing.assert_close((found - offset) / scale, expected, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(*losses, atol=1e-4, rtol=1e-4)
+
+    def test_a_mixed_batch_and_a_saved_model_predict_the_same(self, tmp_path):
+        _, model, mean, scale = self.pair(residual=True)
+        model.save_pretrained(tmp_path)
+        loaded = VJepa2WorldModel.from_pretrained(tmp_path)
+        assert loaded.config.embodiment_states_fitted
+        latents = LATENTS.clone()
+        latents[1] = mean + scale * latents[1]
+        with torch.no_grad():
+            future = model.rollout(latents, ACTIONS, **arguments(IDS))
+            assert torch.equal(loaded.rollout(latents, ACTIONS, **arguments(IDS)), future)
+            for row in range(3):
+                part = {name: each[row : row + 1] for name, each in arguments(IDS).items()}
+                alone = model.rollout(latents[row : row + 1], ACTIONS[row : row + 1], **part)
+                torch.testing.assert_close(alone, future[row : row + 1], **CLOSE)
+
+    def test_a_new_embodiment_changes_nothing_for_the_others(self):
+        model = build(action_dim=2)
+        model.fit_state(LATENTS)
+        with torch.no_grad():
+            before = model.rollout(LATENTS, ACTIONS[..., :2], context_actions=CONTEXT[..., :2])
+            for size in (7, 3):
+                model.fit_embodiment(model.add_embodiment(size), 3 + 2 * LATENTS)
+                given = {"context_actions": padded(CONTEXT[..., :2], 7), "embodiment_ids": 0}
+                assert torch.equal(model.rollout(LATENTS, padded(ACTIONS[..., :2], 7), **given), before)
+        mean, scale, change = (getattr(model.predictor.embodiments, name) for name in STATE_STATISTICS)
+        torch.testing.assert_close(mean[2], 3 + 2 * LATENTS.mean(dim=(0, 1)))
+        deviation = 2 * (LATENTS - LATENTS.mean(dim=(0, 1))).square().mean().sqrt()
+        torch.testing.assert_close(scale, torch.stack([torch.ones(()), deviation, deviation]))
+        moved = 2 * (LATENTS[:, 1:] - LATENTS[:, :-1]).square().mean().sqrt()
+        torch.testing.assert_close(change, torch.stack([torch.ones(()), moved, moved]))
+
+    def test_what_cannot_be_measured_is_refused(self):
+        model = build(**PUSHER_AND_ARM)
+        with pytest.raises(ValueError, match="fit_embodiment needs fit_state first"):
+            model.fit_embodiment("arm", LATENTS)
+        model.fit_state(LATENTS)
+        for latents, message in (
+            (LATENTS[..., :2], r"latents have shape \(3, 3, 16, 2\); expected \(B, T, 16, 24\)"),
+            (LATENTS[:, :1], "episodes of T > 1 consecutive frames"),
+            (LATENTS[0], r"latents has shape \(3, 16, 24\)"),
+            (LATENTS * float("nan"), "not finite"),
+            (torch.ones_like(LATENTS), "latents do not change"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                model.fit_embodiment("arm", latents)
+        with pytest.raises(ValueError, match="fit_embodiment needs several embodiments"):
+            build(action_dim=2).fit_embodiment(0, LATENTS)
+        assert not model.config.embodiment_states_fitted
+        with pytest.raises(ValueError, match="embodiment_states_fitted=True"):
+            VJepa2WorldModelConfig(encoder_config=TINY_ENCODER, embodiment_states_fitted=True)
 
 
 def test_a_saved_model_predicts_the_same(tmp_path):

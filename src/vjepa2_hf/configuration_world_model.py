@@ -70,6 +70,8 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
         embodiment_action_dims, embodiment_proprio_dims (lists of E or `None`: all the same): sizes of each;
             `action_dim` and `proprio_dim` are the largest. An embodiment of proprio size 0 has no state.
         embodiment_proprio_transitions (list of E or `None`): each one's `proprio_transition`.
+        embodiment_states_fitted (`bool`): set by `fit_embodiment`; the dynamics then sees the states of each
+            embodiment in units of its own.
     State:
         state_type (`str`, defaults to "tokens"): what the N tokens of width D of a frame become. "tokens": unchanged.
             "merged": 2×2 neighbors concatenated (a quarter of the tokens, four times as wide) and, with `state_dim`,
@@ -184,6 +186,7 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
     embodiment_action_dims: list | None = None
     embodiment_proprio_dims: list | None = None
     embodiment_proprio_transitions: list | None = None
+    embodiment_states_fitted: bool = False
 
     state_type: Literal["tokens", "merged", "pooled", "projected", "pixels"] = "tokens"
     state_dim: int | None = None
@@ -302,6 +305,12 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
             check(len(kinds) == count, f"embodiment_proprio_transitions is {kinds}; expected {count} of them.")
             for kind in kinds:
                 check_choice("a transition in embodiment_proprio_transitions", kind, PROPRIO_TRANSITIONS)
+        if self.embodiment_states_fitted:
+            needs = (
+                "embodiment_states_fitted=True (set by `fit_embodiment`) needs several embodiments and a fitted state"
+            )
+            found = f"got num_embodiments={count}, state_fitted={self.state_fitted}."
+            check(count > 1 and self.state_fitted, f"{needs}; {found}")
         if count > 1:
             one = f"needs one embodiment; got num_embodiments={count}."
             check(not self.reward_head, f"reward_head=True reads one kind of actions and {one}")

@@ -27,6 +27,7 @@ from .modeling_layers import (
     attend,
     build_layers,
     grid_positions,
+    power_loss,
     rotary_table,
     rotate_heads,
     spread_over_heads,
@@ -72,7 +73,8 @@ class Dynamics(nn.Module):
             inputs = config.macro_action_dim
             self.macro_encoder = nn.Sequential(nn.Linear(config.action_dim, size), nn.GELU(), nn.Linear(size, inputs))
         if config.num_embodiments > 1:
-            self.embodiments = VJepa2Embodiments(VJepa2Embodiment(config, i) for i in range(config.num_embodiments))
+            each = (VJepa2Embodiment(config, i) for i in range(config.num_embodiments))
+            self.embodiments = VJepa2Embodiments(config, each)
         else:
             self.action_encoder = action_encoder(config, inputs)
             if config.proprio_dim:
@@ -103,7 +105,8 @@ class Dynamics(nn.Module):
 
     def embed_latents(self, inputs: DynamicsInputs) -> torch.Tensor:
         """Latents (B, F, V·N, D) -> (B, F, V·N, d), with the embeddings of their views and embodiments."""
-        tokens = self.embed(inputs.latents)
+        mean, scale, _ = self._statistics(inputs)
+        tokens = self.embed(inputs.latents if mean is None else (inputs.latents - mean) / scale)
         if self.config.num_views > 1:
             views = held_views(self.config, inputs.views)
             embedding = self.view_embedding[list(views)]
@@ -132,12 +135,15 @@ class Dynamics(nn.Module):
         output = self(windows)[0].unflatten(0, (-1, frames - window + 1))  # (B, windows, W, N, d)
         return torch.cat([output[:, 0], output[:, 1:, -1]], dim=1)  # the first window serves the first frames too
 
-    def next_latents(self, hidden_states: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        """Hidden states (B, F, N, d) -> the next latents (B, F, N, D): a change of `latents`, or latents normalized
-        like the encoder's."""
+    def next_latents(self, hidden_states: torch.Tensor, inputs: DynamicsInputs) -> torch.Tensor:
+        """Hidden states (B, F, N, d) -> the next latents (B, F, N, D): a change of those of `inputs`, or latents
+        normalized like the encoder's."""
         config, output = self.config, self.proj(self.layernorm(hidden_states))
+        mean, scale, change = self._statistics(inputs)
         if config.residual:
-            return latents + output
+            return inputs.latents + (output if change is None else output * change)
+        if mean is not None:
+            return mean + output * scale
         normalized = config.normalize_latents == "layer" and not config.state_fitted
         if not normalized or config.state_type == "pooled":  # a mean of normalized tokens is not normalized
             return output
@@ -146,7 +152,20 @@ class Dynamics(nn.Module):
 
     def predict(self, inputs: DynamicsInputs) -> torch.Tensor:
         """The next latents of every frame (B, F, N, D)."""
-        return self.next_latents(self.hidden_states(inputs), inputs.latents)
+        return self.next_latents(self.hidden_states(inputs), inputs)
+
+    def loss(self, predicted: torch.Tensor, targets: torch.Tensor, inputs: DynamicsInputs) -> torch.Tensor:
+        """mean |ŝ − s|^p / p of latents (B, F, N, D), of several embodiments in units of the change of a step of
+        each."""
+        change = self._statistics(inputs)[-1]
+        if change is not None:
+            predicted, targets = predicted / change[:, :1], targets / change[:, :1]
+        return power_loss(predicted, targets, self.config.loss_exponent)
+
+    def _statistics(self, inputs: DynamicsInputs) -> tuple[torch.Tensor | None, ...]:
+        """See `VJepa2Embodiments.statistics`; three `None` where they were not measured."""
+        several = self.config.num_embodiments > 1
+        return (self.embodiments.statistics(inputs) if several else None) or (None, None, None)
 
 
 class VJepa2Dynamics(Dynamics):

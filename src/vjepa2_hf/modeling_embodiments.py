@@ -9,6 +9,7 @@ A action, S proprio state (with several embodiments the largest), E extrinsics, 
 """
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from .modeling_state import (
     DynamicsInputs,
     as_numbers,
     check_view_tokens,
+    frame_shape,
     held_views,
     one_hot_actions,
     state_shape,
@@ -28,6 +30,9 @@ from .modeling_state import (
 from .pose import next_proprio_state
 from .specs import check_count, check_known, check_tensor, describe, is_integer, refuse
 
+
+# Of each embodiment, buffers beside its projections: mean of its states, their deviation, and that of a step's change
+STATE_STATISTICS = ("state_mean", "state_scale", "state_change")
 
 # --- One of several embodiments
 
@@ -54,7 +59,7 @@ def embodiment_config(config: VJepa2WorldModelConfig, embodiment: int | str | No
         return config
     one = copy.copy(config)  # every plan asks for it; only fields of its own are set
     action_dim, proprio_dim, transition = config.embodiment_sizes(index)
-    one.num_embodiments, one.embodiment_names = 1, None
+    one.num_embodiments, one.embodiment_names, one.embodiment_states_fitted = 1, None, False
     one.embodiment_action_dims = one.embodiment_proprio_dims = one.embodiment_proprio_transitions = None
     one.action_dim, one.proprio_dim, one.proprio_transition = action_dim, proprio_dim, transition
     for name in EMBODIMENT_VECTORS:
@@ -215,7 +220,38 @@ class VJepa2Embodiment(nn.Module):
 
 class VJepa2Embodiments(nn.ModuleList):
     """The projections of all embodiments. Each is applied to all rows, of which those of its own are kept: all its
-    weights take part in every step, as training on several processes needs."""
+    weights take part in every step, as training on several processes needs.
+
+    Once `fit_embodiment` has measured them, the dynamics sees the states of each embodiment minus their mean and over
+    their standard deviation, and predicts changes in units of those of a step. Robots differ in what all their frames
+    have in common, and in how much a step changes: one that moves slowly would weigh little in a common loss.
+    """
+
+    def __init__(self, config: VJepa2WorldModelConfig, embodiments: Iterable[VJepa2Embodiment]):
+        super().__init__(embodiments)
+        self.num_views = config.num_views
+        if config.embodiment_states_fitted:
+            self.add_statistics(config)
+
+    def add_statistics(self, config: VJepa2WorldModelConfig) -> None:
+        """Registers means (E, V·N, D), deviations (E,) and changes (E,), which have no effect for embodiments that
+        have none yet."""
+        known = [getattr(self, name, None) for name in STATE_STATISTICS]
+        count = 0 if known[0] is None else len(known[0])
+        like, added = {"dtype": self[0].embedding.dtype, "device": self[0].embedding.device}, len(self) - count
+        new = (torch.zeros(added, *frame_shape(config), **like), *(torch.ones(added, **like) for _ in range(2)))
+        for name, old, part in zip(STATE_STATISTICS, known, new):
+            self.register_buffer(name, part if old is None else torch.cat([old, part]))
+
+    def statistics(self, inputs: DynamicsInputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """Of every frame's embodiment the mean (B, F, V·N, D) of its states, their deviation (B, F, 1, 1) and that of
+        a step's change; `None` where none were measured."""
+        if not hasattr(self, STATE_STATISTICS[0]):
+            return None
+        mean, ids = self.state_mean, inputs.embodiment_ids
+        if inputs.views is not None:
+            mean = mean.unflatten(1, (self.num_views, -1))[:, list(inputs.views)].flatten(1, 2)
+        return mean[ids], *(part[ids][..., None, None] for part in (self.state_scale, self.state_change))
 
     def condition_tokens(self, inputs: DynamicsInputs) -> list[torch.Tensor]:
         """Embedded actions and proprio states of every frame, (B, F, d) each."""
@@ -325,13 +361,15 @@ def _extend_projections(model: PreTrainedModel, config: VJepa2WorldModelConfig) 
             first.proprio_encoder = predictor.proprio_encoder
             del predictor.proprio_encoder
         del predictor.action_encoder
-        predictor.embodiments = VJepa2Embodiments([first.to(weight)])
+        predictor.embodiments = VJepa2Embodiments(config, [first.to(weight)])
     added = VJepa2Embodiment(config, count)
     for module in added.modules():
         model._init_weights(module)
     with torch.no_grad():  # starts where the others are
         added.embedding.copy_(torch.stack([each.embedding for each in predictor.embodiments]).mean(dim=0))
     predictor.embodiments.append(added.to(weight))
+    if config.embodiment_states_fitted:
+        predictor.embodiments.add_statistics(config)
 
 
 def freeze_trunk(model: PreTrainedModel, embodiment: int | str) -> None:
@@ -343,6 +381,35 @@ def freeze_trunk(model: PreTrainedModel, embodiment: int | str) -> None:
     index = embodiment_index(model.config, embodiment)
     model.requires_grad_(False)
     model.predictor.embodiments[index].requires_grad_(True)
+
+
+@torch.no_grad()
+def fit_embodiment(model: PreTrainedModel, embodiment: int | str, latents: Any) -> None:
+    """See [`VJepa2WorldModel.fit_embodiment`]."""
+    config = model.config
+    index, shape = embodiment_index(config, embodiment), frame_shape(config)
+    if config.num_embodiments == 1 or not config.state_fitted:
+        needed = "several embodiments: call add_embodiment" if config.num_embodiments == 1 else "fit_state"
+        raise ValueError(f"fit_embodiment needs {needed} first.")
+    check_tensor("latents", latents, "(B, T, N, D)")
+    step, found = config.frame_skip, f"latents have shape {tuple(latents.shape)}"
+    if latents.shape[2:] != shape or not latents.numel() or latents.shape[1] <= step:
+        frames = f"episodes of T > {step} consecutive frames (frame_skip={step})"
+        raise ValueError(f"{found}; expected (B, T, {shape[0]}, {shape[1]}) of all views, {frames}.")
+    if not latents.isfinite().all():
+        raise ValueError("latents hold numbers that are not finite; expected finite latents of `encode`.")
+    chunks = latents.flatten(0, -3).split(1024)
+    mean = sum(part.sum(dim=0, dtype=torch.float64) for part in chunks) / sum(map(len, chunks))
+    squares = sum((part - mean.float()).square().sum(dtype=torch.float64) for part in chunks)
+    scale, change = (squares / latents.numel()).sqrt(), (latents[:, step:] - latents[:, :-step]).square().mean().sqrt()
+    if not change:
+        raise ValueError("latents do not change from step to step; expected episodes in which the robot moves.")
+    embodiments = model.predictor.embodiments
+    if not config.embodiment_states_fitted:
+        embodiments.add_statistics(config)
+        config.embodiment_states_fitted = True
+    for name, value in zip(STATE_STATISTICS, (mean, scale, change)):
+        getattr(embodiments, name)[index] = value
 
 
 # --- Macro-actions
@@ -415,38 +482,3 @@ def check_inputs(
         if width and (value is None or tuple(value.shape) != (batch_size, length, width)):
             found = "are missing" if value is None else f"have shape {tuple(value.shape)}"
             raise ValueError(f"{name} {found}; expected ({batch_size}, {length}, {width}).")
-
-
-def check_candidates(config: VJepa2WorldModelConfig, latents: torch.Tensor, actions: torch.Tensor) -> None:
-    """Checks latents (B, T0, N, D) and actions (B, J, P, A)."""
-    size, batch_size = config.action_dim, len(latents)
-    if latents.ndim != 4:
-        raise ValueError(f"latents have shape {tuple(latents.shape)}; expected (B, T0, N, D).")
-    if actions is None:
-        raise ValueError(f"actions are missing; expected ({batch_size}, steps, {size}), or candidates of them.")
-    if actions.ndim != 4 or actions.shape[-1] != size or len(actions) != batch_size:
-        expected = f"({batch_size}, steps, {size}) or ({batch_size}, candidates, steps, {size})"
-        raise ValueError(f"actions have shape {tuple(actions.shape)}; expected {expected}.")
-    if min(actions.shape[1:3]) == 0:
-        raise ValueError(f"actions have shape {tuple(actions.shape)}; expected at least one candidate and one step.")
-
-
-def check_rollout(
-    config: VJepa2WorldModelConfig, latents, actions, context_actions, proprio_states, extrinsics, views=None
-) -> None:
-    """Refuses arguments of a rollout from T0 context frames that do not fit each other."""
-    check_candidates(config, latents, actions)
-    frames = latents.shape[1]
-    if frames > 1 and context_actions is None:
-        raise ValueError(f"{frames} frames of context need context_actions ({len(latents)}, {frames - 1}, A).")
-    context_actions = actions[:, 0, :0] if context_actions is None else context_actions
-    total = frames + actions.shape[2]
-    for name, states in (("proprio_states", proprio_states), ("extrinsics", extrinsics)):
-        if states is not None and states.ndim != 3:
-            raise ValueError(
-                f"{name} have shape {tuple(states.shape)}; expected 3 dimensions, ({len(latents)}, T, ·)."
-            )
-        if states is not None and states.shape[1] not in (frames, total):
-            raise ValueError(f"{name} cover {states.shape[1]} frames; expected {frames} (context) or {total} (all).")
-    known = [None if part is None else part[:, :frames] for part in (proprio_states, extrinsics)]
-    check_inputs(config, latents, frames, context_actions, *known, name="context_actions", views=views)

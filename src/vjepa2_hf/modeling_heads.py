@@ -165,7 +165,7 @@ class VJepa2GaussianHead(nn.Module):
         (B, F, N, d), or computed here, and targets (B, F, N, D); the gradient reaches only the head."""
         with torch.no_grad():
             hidden_states = dynamics.hidden_states(inputs) if hidden_states is None else hidden_states.detach()
-            errors = targets.float() - dynamics.next_latents(hidden_states, inputs.latents).float()
+            errors = targets.float() - dynamics.next_latents(hidden_states, inputs).float()
         joint, margins = self.negative_log_likelihood(hidden_states, errors)
         return joint.mean(), margins.mean()
 

@@ -17,8 +17,7 @@ from .configuration_world_model import VJepa2WorldModelConfig
 from .modeling_costs import Cost, goal_latents, goal_proprio, sum_over_steps
 from .modeling_dynamics import Dynamics, KeyValueCache
 from .modeling_embodiments import (
-    check_candidates,
-    check_rollout,
+    check_inputs,
     cut,
     embodiment_config,
     embodiment_ids,
@@ -29,7 +28,6 @@ from .modeling_embodiments import (
     pad_inputs,
 )
 from .modeling_heads import VJepa2GaussianHead
-from .modeling_layers import power_loss
 from .modeling_state import (
     DynamicsInputs,
     as_numbers,
@@ -56,13 +54,13 @@ def rollout_loss(
         raise ValueError(f"episodes have {steps + 1} frames; {needed}")
     window = inputs[:1]
     step = dynamics.predict(window) if predicted is None else predicted[:, :1]
-    losses = [power_loss(step, targets[:, :1], config.loss_exponent)]
+    losses = [dynamics.loss(step, targets[:, :1], inputs)]
     for k in range(1, config.rollout_steps):
         frame = inputs[k : k + 1]
         frame.latents = step
         window = window.append(frame)[-config.context_frames :]
         step = dynamics.predict(window)[:, -1:]
-        losses.append(power_loss(step, targets[:, k : k + 1], config.loss_exponent))
+        losses.append(dynamics.loss(step, targets[:, k : k + 1], inputs))
     return sum(config.rollout_discount**k * loss for k, loss in enumerate(losses)) / config.rollout_steps
 
 
@@ -162,7 +160,7 @@ def rollout_steps(
         else:  # the window has moved, which changes the positions of all its frames
             hidden_states, cache = dynamics(window)
         hidden_states = hidden_states[:, -1:]
-        latents = dynamics.next_latents(hidden_states, window.latents[:, -1:])
+        latents = dynamics.next_latents(hidden_states, window[-1:])
         if noise is not None:
             latents = latents + head.sample(hidden_states, noise[:, step : step + 1])
         yield latents.squeeze(1).unflatten(0, (batch_size, candidates))
@@ -188,6 +186,44 @@ def sample_noise(
     size = model.config.stochastic_dim + num_tokens * state_shape(model.config)[1]
     noise = torch.randn(*shape, size, generator=generator, device=generator.device)
     return noise.to(model.stochastic_head.proj.weight.device)
+
+
+# --- Checks
+
+
+def check_candidates(config: VJepa2WorldModelConfig, latents: torch.Tensor, actions: torch.Tensor) -> None:
+    """Checks latents (B, T0, N, D) and actions (B, J, P, A)."""
+    size, batch_size = config.action_dim, len(latents)
+    if latents.ndim != 4:
+        raise ValueError(f"latents have shape {tuple(latents.shape)}; expected (B, T0, N, D).")
+    if actions is None:
+        raise ValueError(f"actions are missing; expected ({batch_size}, steps, {size}), or candidates of them.")
+    if actions.ndim != 4 or actions.shape[-1] != size or len(actions) != batch_size:
+        expected = f"({batch_size}, steps, {size}) or ({batch_size}, candidates, steps, {size})"
+        raise ValueError(f"actions have shape {tuple(actions.shape)}; expected {expected}.")
+    if min(actions.shape[1:3]) == 0:
+        raise ValueError(f"actions have shape {tuple(actions.shape)}; expected at least one candidate and one step.")
+
+
+def check_rollout(
+    config: VJepa2WorldModelConfig, latents, actions, context_actions, proprio_states, extrinsics, views=None
+) -> None:
+    """Refuses arguments of a rollout from T0 context frames that do not fit each other."""
+    check_candidates(config, latents, actions)
+    frames = latents.shape[1]
+    if frames > 1 and context_actions is None:
+        raise ValueError(f"{frames} frames of context need context_actions ({len(latents)}, {frames - 1}, A).")
+    context_actions = actions[:, 0, :0] if context_actions is None else context_actions
+    total = frames + actions.shape[2]
+    for name, states in (("proprio_states", proprio_states), ("extrinsics", extrinsics)):
+        if states is not None and states.ndim != 3:
+            raise ValueError(
+                f"{name} have shape {tuple(states.shape)}; expected 3 dimensions, ({len(latents)}, T, ·)."
+            )
+        if states is not None and states.shape[1] not in (frames, total):
+            raise ValueError(f"{name} cover {states.shape[1]} frames; expected {frames} (context) or {total} (all).")
+    known = [None if part is None else part[:, :frames] for part in (proprio_states, extrinsics)]
+    check_inputs(config, latents, frames, context_actions, *known, name="context_actions", views=views)
 
 
 # --- Score

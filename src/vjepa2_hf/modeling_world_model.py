@@ -19,6 +19,7 @@ from .modeling_dynamics import DYNAMICS, VJepa2WorldModelOutput, init_dynamics
 from .modeling_embodiments import (
     add_embodiment,
     encode_macro_actions,
+    fit_embodiment,
     freeze_trunk,
     macro_action_model,
     pad_inputs,
@@ -159,9 +160,8 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
 
     @torch.no_grad()
     def encode(self, pixel_values_videos: torch.Tensor | dict, views: Sequence | None = None) -> torch.Tensor:
-        """Frames (B, T, C, H, W) from the video processor, each encoded alone -> latents (B, T, N, D); of several
-        cameras see above. Before a configured map is fitted, it returns the arranged latents (B, T, n, m) that
-        `fit_state` takes."""
+        """Frames (B, T, C, H, W) from the video processor, each encoded alone -> latents (B, T, N, D); before a map is
+        fitted, arranged latents (B, T, n, m), which `fit_state` takes. Several cameras: see above."""
         return self._encode_with(getattr(self, "encoder", None), pixel_values_videos, views)[0]
 
     @torch.no_grad()
@@ -266,8 +266,8 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         loss, rollout = 0, config.rollout_weight if rollout_weight is None else rollout_weight
         if teacher_forcing_weight != 0:  # a configured 0 is computed, to be logged
             hidden_states = self.predictor.hidden_states(inputs)
-            predicted = self.predictor.next_latents(hidden_states, inputs.latents)
-            losses["teacher_forcing_loss"] = self.latent_loss(predicted, targets)
+            predicted = self.predictor.next_latents(hidden_states, inputs)
+            losses["teacher_forcing_loss"] = self.predictor.loss(predicted, targets, inputs)
             forcing = config.teacher_forcing_weight if teacher_forcing_weight is None else teacher_forcing_weight
             loss = loss + forcing * losses["teacher_forcing_loss"]
         if rollout:
@@ -402,7 +402,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             observation: frames (B, T0, C, H, W) or latents (B, T0, N, D); the last is the present.
             goal: a frame (B, 1, C, H, W) or latents (B, 1, N, D) or (B, N, D); `None` for a cost that needs none.
             actions: (B, J, P, A) in environment units.
-            context_actions, proprio_states, extrinsics, candidate_chunk_size: as in `rollout`.
+            context_actions, proprio_states, extrinsics, candidate_chunk_size, embodiment_ids, views: as in `rollout`.
             distance: "l2" (mean squared), "l1" or "cosine", short for `cost=LatentDistance(distance)`.
             num_samples: K samples of a stochastic latent over which the cost is averaged; 1 uses the mean prediction.
             uncertainty_weight: w, short for adding `w * Uncertainty()` to the cost.
@@ -410,7 +410,6 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             cost: terms of `vjepa2_hf.planning`, such as `LatentDistance("l1") + 0.1 * ActionPenalty()`, or a name.
                 `None`: `LatentDistance("l2")`, or `Reward()` without a goal.
             goal_proprio_states: (B, S) or (B, 1, S), for `ProprioDistance`.
-            embodiment_ids, views: as in `forward`.
             goal_views: cameras of the goal, some of the observation's; `None`: the same. They alone are compared.
 
         Returns:
@@ -484,12 +483,16 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         index. All other weights, and the predictions for the others, stay as they are.
 
         Args:
-            action_dim, proprio_dim: sizes per model step; `None`: the config's `action_dim`, and no state.
-            proprio_transition: see the config; `None`: "hold".
+            action_dim, proprio_dim, proprio_transition: see the config; `None`: as the largest, no state, "hold".
             vectors: `action_low`, `action_high`, `action_mean`, `action_std`, `proprio_mean`, `proprio_std`.
         """
         sizes = {"action_dim": action_dim, "proprio_dim": proprio_dim, "proprio_transition": proprio_transition}
         return add_embodiment(self, name, sizes, vectors)
+
+    def fit_embodiment(self, embodiment: int | str, latents: torch.Tensor) -> None:
+        """Measures the mean and deviation of an embodiment's states, and how much they change in a step, from its
+        episodes of latents (B, T, N, D), after `fit_state`; the dynamics and the loss then take them as units."""
+        fit_embodiment(self, embodiment, latents)
 
     def freeze_trunk(self, embodiment: int | str = -1) -> None:
         """Freezes all weights but the projections and the embedding of an embodiment (by default the last), to train

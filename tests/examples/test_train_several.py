@@ -21,6 +21,7 @@ from vjepa2_hf.data.episodes import read_episodes
 from vjepa2_hf.data.feature_cache import FeatureCache
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video
+from vjepa2_hf.modeling_embodiments import STATE_STATISTICS
 from vjepa2_hf.training.run import Run, read_metrics
 from vjepa2_hf.visualization.rollout_windows import cut_windows
 
@@ -173,6 +174,20 @@ class TestEmbodiments:
             assert config.action_low[number][1] > 8.9 and statistics["actions"][number]["mean"][1] > 9
         assert statistics["proprio_states"][1] is None and config.proprio_mean[1] is None
 
+    def test_the_dynamics_sees_the_states_of_each_robot_in_its_own_units(self, finished, robots):
+        model = VJepa2WorldModel.from_pretrained(finished / "final").eval()
+        folders = [next((finished.parent / "latents").glob(f"robot{size}-*/index.json")).parent for size in (2, 3)]
+        for number, cache in enumerate(map(FeatureCache, folders)):
+            kept = [row for row, name in enumerate(cache.ids) if name not in ("000", "005")]  # training episodes
+            windows = cache.windows(torch.tensor(kept), torch.zeros(len(kept), dtype=torch.long), 9)
+            latents = model.standardize(windows["latents"].float())
+            moved = (latents[:, 2:] - latents[:, :-2]).square().mean().sqrt()  # frame_skip 2
+            latents = latents.flatten(0, 1)
+            mean, scale, change = (getattr(model.predictor.embodiments, name)[number] for name in STATE_STATISTICS)
+            torch.testing.assert_close(change, moved, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(mean, latents.mean(dim=0), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(scale, (latents - mean).square().mean().sqrt(), atol=1e-4, rtol=1e-4)
+
     def test_stopped_run_resumes_to_the_same_losses(self, monkeypatch, finished, robots, tmp_path):
         original, given = Run.check_finite, [sources(*robots[:2]), "use_proprio=true"]
 
@@ -216,6 +231,8 @@ class TestFromModel:
         before = VJepa2WorldModel.from_pretrained(finished / "final").eval()
         after = VJepa2WorldModel.from_pretrained(tmp_path / "run/final").eval()
         assert after.config.num_embodiments == 3 and after.config.embodiment_action_dims == [4, 6, 8]
+        scales = [model.predictor.embodiments.state_scale for model in (before, after)]
+        assert torch.equal(scales[1][:2], scales[0]) and scales[1][2] not in (1, *scales[0])
         with torch.no_grad():
             for number, sizes in enumerate(((4, 2), (6, 0))):
                 assert torch.equal(rollout(before, number, sizes), rollout(after, number, sizes))

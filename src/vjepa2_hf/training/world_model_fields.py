@@ -1,4 +1,5 @@
-"""Fields of a world model that come from its data: sizes, statistics and bounds of actions and proprio states.
+"""What a world model takes from its data before training: the sizes, statistics and bounds of actions and proprio
+states, and the fitted map of its state.
 
 statistics = {"actions": measure_column(training, "actions")}      # with several embodiments a list, one for each
 fields = data_fields(statistics, skip=5, discrete=False, normalize=True)
@@ -9,15 +10,20 @@ Letters: k environment actions of a model step, A action, S proprio state.
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from ..configuration_world_model import VJepa2WorldModelConfig
 from ..data.episodes import EpisodeSource
 from ..data.windows import WindowMixture
 from ..modeling_world_model import VJepa2WorldModel
 from ..specs import check_known
 from .cached_windows import window_statistics
+from .episode_latents import model_inputs
 
 
 Statistics = dict[str, Any]  # of a column, as `window_statistics` returns them
+FIT_BYTES = 2**30  # latents that the state is fitted on, spread over the training episodes
+FIT_FRAMES = 64  # consecutive frames of each
 
 
 def embodiments_of(sources: Sequence[EpisodeSource], first: int = 0) -> list[int] | None:
@@ -125,6 +131,27 @@ def extend_model(
             f"source embodiment: {model.config.num_embodiments}."
         )
     _check_sizes(model.config, embodiments, statistics)
+
+
+def fit_embodiments(model: VJepa2WorldModel, training: WindowMixture, processor, first: int = 0) -> None:
+    """Fits the statistics of the states of each embodiment from `first` on, if the model's state is fitted."""
+    for embodiment in sorted(set(training.embodiments or ())):
+        if embodiment >= first and model.config.state_fitted:
+            model.fit_embodiment(embodiment, latents_to_fit(model, training.of_embodiment(embodiment), processor))
+
+
+def latents_to_fit(model: VJepa2WorldModel, training: WindowMixture, processor) -> torch.Tensor:
+    """Latents (windows, T, N, D) of evenly spread parts of training episodes, FIT_BYTES at most."""
+    lengths = torch.cat([cache.lengths[chosen] for cache, chosen in zip(training.caches, training.episodes)])
+    frames = min(FIT_FRAMES, int(lengths.float().quantile(0.1)))  # the shortest tenth may be left out
+
+    def latents(windows: torch.Tensor) -> torch.Tensor:
+        inputs = model_inputs(training.read(windows, frames, 1), model, processor)
+        return inputs["latents"] if "latents" in inputs else model.encode(inputs["pixel_values_videos"])
+
+    limit = max(1, FIT_BYTES // latents(training.tile(frames, 1, frames, limit=1)).nbytes)
+    windows = training.tile(frames, 1, frames, limit)
+    return torch.cat([latents(part) for part in windows.split(16)])
 
 
 def freeze_others(model: VJepa2WorldModel, embodiments: Sequence[int]) -> None:
