@@ -31,8 +31,7 @@ Task = dict[str, list[float]]  # "start" and "goal", states of the environment
 def build(models: SharedModels, files: SessionFiles) -> None:
     """The tab's components, inside `gr.Blocks`."""
     if models.planner is None:
-        text = "This model predicts videos without actions, so it does not plan. Start the app with a world model."
-        gr.Markdown(text, elem_id="plan-status")
+        gr.Markdown(models.refusal, elem_id="plan-status")
     elif models.env is None:
         plan_images.build(models, files)
     else:

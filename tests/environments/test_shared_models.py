@@ -1,5 +1,7 @@
 """What sessions share: models, what runs beside the planner, and what shows latents."""
 
+import re
+
 import numpy as np
 import pytest
 from builders import build_masked_latent, build_planner
@@ -71,9 +73,29 @@ def build_frames(models: SharedModels):
     return models.planner.video_processor(frames, return_tensors="pt")["pixel_values_videos"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "embodiment", "says"),
+    [
+        (
+            {"num_views": 2, "view_names": ["front", "wrist"]},
+            None,
+            r"sees 2 cameras \(front, wrist\).* a model of one camera",
+        ),
+        ({"num_embodiments": 2}, 1, "the actions of 2 robots.* VJepa2Planner takes its name or index as embodiment"),
+    ],
+)
+def test_a_model_of_several_cameras_or_robots_does_not_plan(tmp_path, fields, embodiment, says):
+    build_planner(options={"device": "cpu", "embodiment": embodiment}, **fields).save_pretrained(tmp_path / "final")
+    models = SharedModels(RunParts(str(tmp_path / "final"), env=PUSHING), device="cpu")
+    models.prepare()
+    assert re.search(says, models.refusal) and models.planner is None and models.env is None
+    assert models.encoder.config.hidden_size == 24  # its other tabs work
+
+
 def test_a_model_of_videos_alone_does_not_plan(parts):
     models = SharedModels(RunParts(parts.video_model), device="cpu")
     models.prepare()
     assert models.planner is None and models.env is None and models.baselines == []
+    assert models.refusal.startswith("This model predicts videos without actions")
     assert models.encoder.config.hidden_size == models.masked_model.encoder.config.hidden_size
     assert SharedModels(RunParts(parts.model), device="cpu").masked_model is None

@@ -206,6 +206,14 @@ def test_states_of_the_robot_are_asked_for_and_checked(tmp_path, files):
             plan_images._numbers("Proprio state", 3, text)
 
 
+def test_a_model_of_several_cameras_says_that_it_does_not_plan_here(tmp_path, files):
+    build_planner(num_views=2, options={"device": "cpu"}, **FIELDS).save_pretrained(tmp_path / "final")
+    models = SharedModels(find_parts(str(tmp_path / "final")), device="cpu")
+    page = app.build(models, files)
+    assert "2 cameras (view_0, view_1)" in models.refusal and models.refusal in str(page.get_config_file())
+    assert "plan-run" not in elements(page) and "model-card" in elements(page)
+
+
 def test_an_environment_with_other_actions_is_refused(tmp_path):
     build_planner(options={"device": "cpu"}, action_dim=3).save_pretrained(tmp_path / "final")
     with pytest.raises(ValueError, match="actions of 2 numbers, but those of the model have 3"):

@@ -9,6 +9,7 @@ from transformers import AutoConfig
 from ..modeling_decoder import VJepa2PixelDecoder
 from ..modeling_encoder import VJepa2Encoder
 from ..modeling_masked_latent import VJepa2ForMaskedLatentPrediction
+from ..modeling_state import view_names
 from ..modeling_world_model import VJepa2WorldModel
 from ..pipelines.latent_planning import VJepa2Planner
 from ..visualization.imagination import Imagery, check_decoder
@@ -35,18 +36,19 @@ class SharedModels:
     Attributes:
         lock: is held while a model computes: for one plan, one step or one clip, never for a whole task, so that
             sessions take turns. A thread may take it again.
-        planner: as saved with the world model, or `None` if `parts.model` is no world model. Nobody changes it: a
-            session makes its own from `planner.model` and `planner.video_processor`.
+        refusal: why the sessions cannot plan with `parts.model`, and what to do; `None`: they can.
+        planner: as saved with the world model, or `None` with a refusal. Nobody changes it: a session makes its own
+            from `planner.model` and `planner.video_processor`.
         env: to sample and render states with; `None` if the environment is unknown or another package's.
         baselines: names of what can run a task beside the planner.
     """
 
     def __init__(self, parts: RunParts, device: str | None = None):
         self.parts, self.lock, self.device = parts, threading.RLock(), device
-        is_world_model = _model_type(parts.model) == VJepa2WorldModel.config_class.model_type
-        self.planner = VJepa2Planner.from_pretrained(parts.model, device=device) if is_world_model else None
+        self.refusal = _refusal(AutoConfig.from_pretrained(parts.model))
+        self.planner = None if self.refusal else VJepa2Planner.from_pretrained(parts.model, device=device)
         self.env: PlaneEnv | None = None
-        if is_world_model and parts.env in DATA_POLICY:
+        if self.planner is not None and parts.env in DATA_POLICY:
             self.env = make_plain(parts.env, **parts.env_kwargs)
             config = self.planner.model.config
             if config.action_dim != 2 * config.actions_per_step:
@@ -119,6 +121,23 @@ class SharedModels:
         if _model_type(self.video_path) != VJepa2ForMaskedLatentPrediction.config_class.model_type:
             return None
         return VJepa2ForMaskedLatentPrediction.from_pretrained(self.video_path).eval()
+
+
+def _refusal(config: Any) -> str | None:
+    """Why a session, which shows one image of a start and one of a goal, cannot plan with a model of this config."""
+    if config.model_type != VJepa2WorldModel.config_class.model_type:
+        return "This model predicts videos without actions, so it does not plan. Start the app with a world model."
+    if config.num_views > 1:
+        found = f"This model sees {config.num_views} cameras ({', '.join(view_names(config))}), but the app shows one"
+        instead = "VJepa2Planner takes an image of each"
+        return f"{found}. Start the app with a model of one camera, or plan in Python: {instead}."
+    if config.num_embodiments > 1:
+        found = (
+            f"This model has the actions of {config.num_embodiments} robots, and the app does not know which one acts"
+        )
+        instead = "VJepa2Planner takes its name or index as embodiment"
+        return f"{found}. Start the app with a model of one robot, or plan in Python: {instead}."
+    return None
 
 
 def _model_type(path: str) -> str:
