@@ -237,7 +237,7 @@ class TestTeacher:
         model.save_pretrained(tmp_path)
         loaded = VJepa2ForMaskedLatentPrediction.from_pretrained(tmp_path)
         assert same_weights(loaded, model) and loaded.predictor.proj.out_features == 48
-        with pytest.raises(ValueError, match="needs its teacher: give it with model.set_teacher"):
+        with pytest.raises(ValueError, match="needs its teacher, which is not saved .* call model.set_teacher"):
             loaded(clips(), CONTEXT, TARGET)
         assert loaded.predict_future(clips(), 2).shape == (2, 1, 16, 48)
         with pytest.raises(ValueError, match="autoregressive=True .* teacher_hidden_size is 48"):

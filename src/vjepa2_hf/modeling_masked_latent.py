@@ -227,7 +227,10 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
             return tubelet_pixels(self.config.encoder_config, self.encoder.fill_tubelet(pixel_values_videos))
         if self.config.target_type == "teacher":
             if not self._teacher:
-                raise ValueError("target_type='teacher' needs its teacher: give it with model.set_teacher(encoder).")
+                raise ValueError(
+                    "target_type='teacher' needs its teacher, which is not saved with the model: after loading, call "
+                    "model.set_teacher(VJepa2Encoder.from_pretrained(folder))."
+                )
             return self._teacher[0](pixel_values_videos).last_hidden_state
         return predictor_input(self.config, self.target_encoder(pixel_values_videos))
 

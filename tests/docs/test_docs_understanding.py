@@ -14,6 +14,7 @@ from script_runs import blocks, commands, run_command
 
 from vjepa2_hf import (
     VJepa2Encoder,
+    VJepa2EncoderConfig,
     VJepa2ForMaskedLatentPrediction,
     VJepa2ForVideoClassification,
     VJepa2VideoProcessor,
@@ -67,6 +68,13 @@ def test_anomalies(work):
     assert {path.name for path in results.glob("*.png")} == {
         "object_that_jumps.png", "frames_reversed.png", "frozen.png",
     }  # fmt: skip
+    teacher = VJepa2EncoderConfig(**{**TINY_ENCODER, "hidden_size": 36, "num_attention_heads": 3})
+    VJepa2Encoder(teacher).save_pretrained("runs/teacher/final")
+    distilled = MaskedConfig(
+        encoder_config=TINY_ENCODER, target_type="teacher", teacher_hidden_size=36, **TINY_PREDICTOR
+    )
+    VJepa2ForMaskedLatentPrediction(distilled).save_pretrained("runs/distilled/final")
+    VJepa2VideoProcessor(size=32, crop_size=32).save_pretrained("runs/distilled/final")
     names = {}
     for block in blocks("anomalies.md", "python"):
         exec(block, names)

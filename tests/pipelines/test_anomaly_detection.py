@@ -75,6 +75,22 @@ class TestDetector:
         detector.calibrate(video)
         assert np.isfinite(detector(video)["frame_scores"][6:]).all()
 
+    def test_a_distilled_model_needs_its_teacher_after_every_load(self, processor, video, tmp_path):
+        torch.manual_seed(0)
+        teacher = VJepa2Encoder(VJepa2EncoderConfig(**{**TINY_ENCODER, "hidden_size": 36, "num_attention_heads": 3}))
+        model = build_masked_latent(target_type="teacher", teacher_hidden_size=36)
+        VJepa2AnomalyDetector(model, processor, device="cpu").save_pretrained(tmp_path)
+        detector = pipeline(TASK, model=str(tmp_path), device="cpu")
+        message = (
+            r"which is not saved with the model: after loading, call model\.set_teacher\(VJepa2Encoder\.from_pretr"
+        )
+        for use in (detector, detector.calibrate):
+            with pytest.raises(ValueError, match=message):
+                use(video)
+        detector.model.set_teacher(teacher)
+        detector.calibrate(video)
+        assert np.isfinite(detector(video)["frame_scores"][6:]).all()
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
