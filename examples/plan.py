@@ -117,7 +117,7 @@ class PlanConfig:
     solver: dict[str, Any] = field(default_factory=dict)
     """`name` and settings of the solver; empty: as saved with the model."""
     distance: str | None = None
-    """Distance of the cost: l2, l1 or cosine; null: as saved with the model."""
+    """Distance of the cost: l2, l1, cosine or whitened; null: as saved with the model."""
     planner: dict[str, Any] = field(default_factory=dict)
     """Other settings of VJepa2Planner, such as candidate_chunk_size, or the embodiment that acts; a `cost` replaces
     `distance`."""

@@ -24,7 +24,7 @@ import torch
 from vjepa2_hf import VJepa2WorldModel
 from vjepa2_hf.environments.goal_policies import GoalPolicy, imagine
 from vjepa2_hf.environments.policy_training import PolicyTrainingConfig, train_policy
-from vjepa2_hf.modeling_costs import check_distance_head, sum_over_steps
+from vjepa2_hf.modeling_costs import check_cost, sum_over_steps
 from vjepa2_hf.planning import Cost, build_cost
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 
@@ -71,12 +71,12 @@ def planning_cost(
     cost: Cost, model: VJepa2WorldModel, batch: dict[str, torch.Tensor], actions: torch.Tensor, future: torch.Tensor
 ) -> torch.Tensor:
     """The mean of a planner's cost over rollouts (B, P, N, D) with actions (B, P, A)."""
-    check_distance_head(model.config, cost)
+    check_cost(model.config, cost)
     present, goal = batch["latents"].unsqueeze(1), batch["goal"][:, None, None]
     steps = iter(future.split(1, dim=1))  # one candidate of one sample: (B, 1, N, D) each
     to_goal = partial(model.temporal_distance, goal=goal.unsqueeze(3))
     rollout = (steps, actions.unsqueeze(1), present, 1, model.predict_rewards, None)
-    return sum_over_steps(cost, *rollout, goal, None, to_goal).mean()
+    return sum_over_steps(cost, *rollout, goal, None, to_goal, whitening=model.state_whitening).mean()
 
 
 @exit_on_user_error

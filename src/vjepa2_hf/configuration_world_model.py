@@ -22,6 +22,8 @@ EMBODIMENT_VECTORS = ("action_mean", "action_std", "action_low", "action_high", 
 VECTORS = (*EMBODIMENT_VECTORS, "macro_action_low", "macro_action_high")
 EMBODIMENT_SIZES = {"embodiment_action_dims": "action_dim", "embodiment_proprio_dims": "proprio_dim"}
 PROPRIO_TRANSITIONS = ("hold", "add", "pose_delta")
+ONE_VECTOR = ("pooled", "projected", "learned")  # states of one vector per frame
+LEARNED_DIM = 64  # numbers of a learned state, if `state_dim` is not given
 
 # Predictors by name, for `from_preset(…, predictor=name)`
 PREDICTORS = {
@@ -76,14 +78,25 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
         state_type (`str`, defaults to "tokens"): what the N tokens of width D of a frame become. "tokens": unchanged.
             "merged": 2×2 neighbors concatenated (a quarter of the tokens, four times as wide) and, with `state_dim`,
             mapped to it. "pooled": their mean (N = 1). "projected": all concatenated and mapped linearly to
-            `state_dim` (N = 1). "pixels": the raw patches (the baseline without an encoder).
-        state_dim (`int` or `None`): D of merged and projected states. `fit_state` fits the map.
+            `state_dim` (N = 1). "pixels": the raw patches (the baseline without an encoder). "learned": one vector of
+            `state_dim` numbers from a network of its own, [`VJepa2LearnedState`], which is trained before the dynamics
+            (N = 1).
+        state_dim (`int` or `None`): D of merged and projected states, for which `fit_state` fits the map, and of
+            learned ones (`None`: 64).
+        state_input (`str`, defaults to "pixels"): what the network of a learned state reads: the frame itself, without
+            an encoder, or the encoder's "tokens".
+        state_stem (`str`, defaults to "conv"): first layers of a learned state that reads pixels: "conv" (four
+            convolutions of stride 2) or "patches" (a linear embedding of patches).
+        standardize_frames (`bool`, defaults to `True`): a learned state that reads pixels subtracts the mean of each
+            image and divides by its standard deviation, so that brightness and contrast do not count.
         state_projection (`str`, defaults to "pca"): how the map is fitted: principal components, or "slow" (projected
             states only): the directions that change least over time within an episode.
         normalize_latents (`str`, defaults to "layer"): LayerNorm without affine on the encoder's tokens, or "none".
         state_levels (`str`, defaults to "last"): what is read of an encoder with `output_levels`: its last level, or
             "all" levels side by side, each normalized alone (the width of a token is L times the encoder's).
         state_fitted (`bool`): set by `fit_state`; latents are then standardized per position (and mapped).
+        state_whitened (`bool`): set by `fit_state` where it was given episodes; the model then has the matrix of
+            `distance="whitened"`.
     Dynamics:
         dynamics_type (`str`, defaults to "transformer"), predictor_hidden_size, predictor_num_hidden_layers,
             predictor_num_attention_heads, predictor_mlp_ratio: 1024, 24, 16, 4 published; the two-phase recipe has
@@ -188,12 +201,16 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
     embodiment_proprio_transitions: list | None = None
     embodiment_states_fitted: bool = False
 
-    state_type: Literal["tokens", "merged", "pooled", "projected", "pixels"] = "tokens"
+    state_type: Literal["tokens", "merged", "pooled", "projected", "pixels", "learned"] = "tokens"
     state_dim: int | None = None
+    state_input: Literal["pixels", "tokens"] = "pixels"
+    state_stem: Literal["conv", "patches"] = "conv"
+    standardize_frames: bool = True
     state_projection: Literal["pca", "slow"] = "pca"
     normalize_latents: Literal["layer", "none"] = "layer"
     state_levels: Literal["last", "all"] = "last"
     state_fitted: bool = False
+    state_whitened: bool = False
 
     dynamics_type: Literal["transformer", "mlp"] = "transformer"
     predictor_hidden_size: int = 1024
@@ -250,6 +267,8 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
         return cls(encoder_config=encoder, **{**PREDICTORS[predictor], **fields})
 
     def __post_init__(self, **kwargs):
+        if self.state_type == "learned" and self.state_dim is None:
+            self.state_dim = LEARNED_DIM
         positive = "num_views num_embodiments action_dim predictor_hidden_size predictor_num_key_value_heads "
         positive += "action_encoder_num_layers context_frames frame_skip fps "
         positive += "state_dim actions_per_step rollout_steps rollout_discount predictor_mlp_ratio reward_std "
@@ -374,12 +393,23 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
             if one is not None:
                 _check_vector(f"{name}[{index}]", one, size, f"embodiment_{dimension}s")
 
+    @property
+    def reads_pixels(self) -> bool:
+        """Whether states are computed from the pixels, without an encoder."""
+        return self.state_type == "pixels" or self.state_type == "learned" and self.state_input == "pixels"
+
+    @property
+    def has_state_map(self) -> bool:
+        """Whether `fit_state` fits a linear map to `state_dim`."""
+        return self.state_dim is not None and self.state_type != "learned"
+
     def _check_state(self) -> None:
         """What state, dynamics and encoder require of each other; `encoder_config` is built by now."""
         kind, mlp = self.state_type, self.dynamics_type == "mlp"
         side = self.encoder_config.crop_size // self.encoder_config.patch_size
-        if self.state_dim is not None and kind not in ("merged", "projected"):
-            raise ValueError(f"state_dim={self.state_dim} is for state_type 'merged' or 'projected'; got {kind!r}.")
+        if self.state_dim is not None and kind not in ("merged", "projected", "learned"):
+            kinds = "'merged', 'projected' or 'learned'"
+            raise ValueError(f"state_dim={self.state_dim} is for state_type {kinds}; got {kind!r}.")
         if kind == "projected" and self.state_dim is None:
             raise ValueError("state_type='projected' needs state_dim, the size of the state, for example 64.")
         if self.state_projection != "pca" and kind != "projected":
@@ -387,16 +417,32 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
         if kind == "merged" and side % 2:
             advice = "choose a crop_size divisible by twice the patch_size."
             raise ValueError(f"state_type='merged' merges 2×2 tokens, but a frame has {side}×{side}: {advice}")
-        if mlp and kind not in ("pooled", "projected"):
-            raise ValueError(f"dynamics_type='mlp' needs state_type 'pooled' or 'projected'; got {kind!r}.")
+        if mlp and kind not in ONE_VECTOR:
+            raise ValueError(f"dynamics_type='mlp' needs state_type 'pooled', 'projected' or 'learned'; got {kind!r}.")
         if mlp and self.action_fusion == "cross_attention":
             raise ValueError("dynamics_type='mlp' needs action_fusion 'concat' or 'add'; got 'cross_attention'.")
         if kind == "pixels" and not self.freeze_encoder:
             raise ValueError("freeze_encoder=False with state_type='pixels': raw patches have no encoder to train.")
         if self.state_levels == "all" and not getattr(self.encoder_config, "output_levels", None):
             raise ValueError("state_levels='all' needs an encoder with output_levels; got one without: use 'last'.")
-        if self.state_levels == "all" and kind == "pixels":
-            raise ValueError("state_levels='all' with state_type='pixels': raw patches have no levels; use 'last'.")
+        if self.state_levels == "all" and self.reads_pixels:
+            raise ValueError(f"state_levels='all' with state_type={kind!r}: pixels have no levels; use 'last'.")
+        self._check_learned_state()
+
+    def _check_learned_state(self) -> None:
+        """What a learned state rules out, and the fields that only it has."""
+        if self.state_type != "learned":
+            for name, usual in (("state_input", "pixels"), ("state_stem", "conv"), ("standardize_frames", True)):
+                found = f"{name}={getattr(self, name)!r} is for state_type='learned'"
+                check(getattr(self, name) == usual, f"{found}; got {self.state_type!r}.")
+            return
+        views = f"state_type='learned' reads one camera; got num_views={self.num_views}."
+        check(self.num_views == 1, views)
+        trained = "a learned state is trained before the dynamics, and its encoder stays as it is."
+        check(self.freeze_encoder, f"freeze_encoder=False with state_type='learned': {trained}")
+        side, patch = self.encoder_config.crop_size, self.encoder_config.patch_size
+        divided = self.state_input == "tokens" or self.state_stem == "conv" or side % patch == 0
+        check(divided, f"state_stem='patches' needs crop_size={side} to be a multiple of patch_size={patch}.")
 
 
 def _check_vector(name: str, values: list, size: int, dimension: str) -> None:

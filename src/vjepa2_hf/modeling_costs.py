@@ -29,7 +29,13 @@ from .specs import (
 )
 
 
-DISTANCES = ("l1", "l2", "cosine")
+DISTANCES = ("l1", "l2", "cosine", "whitened")
+WHITENING_FLOOR = 0.03  # added variance, as a fraction of the largest
+WIDEST_WHITENED = 2048  # channels of a latent whose covariance is still decomposed
+NO_WHITENING = (
+    "the model has no whitened distance, which `fit_state` fits from episodes: train one with fit_state=true, of latents "
+    f"of at most {WIDEST_WHITENED} channels, or use the distance 'l2'."
+)
 
 
 @dataclass
@@ -47,6 +53,7 @@ class ImaginedStep:
     rewards: Callable[[], torch.Tensor] | None = None  # predicts the rewards (B, J, K) of the step
     temporal_distance: torch.Tensor | None = None  # (B, J, K) frames to the goal; None unless a term needs the head
     goal_tokens: torch.Tensor | None = None  # ids among N of the tokens that the goal has; None: all
+    whitening: torch.Tensor | None = None  # (D, D) of the model, if it has one
 
 
 class Cost:
@@ -56,6 +63,7 @@ class Cost:
     needs_proprio = False  # compares with a goal's proprio states
     needs_samples = False  # needs several samples of every candidate
     needs_distance_head = False  # needs a model with a distance head
+    needs_whitening = False  # needs a model whose states are whitened
 
     def step(self, imagined: ImaginedStep) -> torch.Tensor | None:
         """The contribution (B, J) of the step to the cost, lower is better, or `None`."""
@@ -99,6 +107,7 @@ class WeightedSum(Cost):
     needs_proprio = property(lambda self: any(term.needs_proprio for _, term in self.parts))
     needs_samples = property(lambda self: any(term.needs_samples for _, term in self.parts))
     needs_distance_head = property(lambda self: any(term.needs_distance_head for _, term in self.parts))
+    needs_whitening = property(lambda self: any(term.needs_whitening for _, term in self.parts))
 
     def terms(self) -> list[tuple[float, Cost]]:
         return self.parts
@@ -118,13 +127,16 @@ class LatentDistance(Cost):
 
     Args:
         distance: "l2": mean squared error (the two-phase recipe, Algorithm 3 line 10, up to a constant factor); "l1":
-            mean absolute error (published); "cosine": 1 − cosine of each token, averaged over tokens.
+            mean absolute error (published); "cosine": 1 − cosine of each token, averaged over tokens; "whitened":
+            ‖M(ẑ − z)‖² of each token, averaged over tokens, where M makes all directions in which states vary within
+            an episode count alike ([`fit_whitening`]).
         summed: sum over all steps, which rewards reaching the goal early; `False`: only the last step.
     """
 
     distance: str = "l2"
     summed: bool = False
     needs_goal = True
+    needs_whitening = property(lambda self: self.distance == "whitened")
 
     def __post_init__(self) -> None:
         check_choice("distance", self.distance, DISTANCES)
@@ -135,11 +147,18 @@ class LatentDistance(Cost):
             return None
         tokens = imagined.goal_tokens
         latents = imagined.latents if tokens is None else imagined.latents[..., tokens, :]
-        return self.between(latents, imagined.goal).mean(dim=2)
+        return self.between(latents, imagined.goal, imagined.whitening).mean(dim=2)
 
-    def between(self, latents: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
-        """Distance (...) of latents (..., N, D) to a goal's, which broadcast."""
+    def between(
+        self, latents: torch.Tensor, goal: torch.Tensor, whitening: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Distance (...) of latents (..., N, D) to a goal's, which broadcast; "whitened" with the model's matrix
+        (D, D), `model.state_whitening`."""
         latents, goal = latents.float(), goal.float()
+        if self.distance == "whitened":
+            if whitening is None:
+                raise ValueError(NO_WHITENING)
+            return ((latents - goal) @ whitening.float()).square().sum(dim=-1).mean(dim=-1)
         if self.distance == "cosine":
             return 1 - torch.nn.functional.cosine_similarity(latents, goal, dim=-1).mean(dim=-1)
         difference = latents - goal
@@ -190,6 +209,7 @@ class Closest(Cost):
     needs_proprio = property(lambda self: self.of.needs_proprio)
     needs_samples = property(lambda self: self.of.needs_samples)
     needs_distance_head = property(lambda self: self.of.needs_distance_head)
+    needs_whitening = property(lambda self: self.of.needs_whitening)
 
     def step(self, imagined: ImaginedStep) -> torch.Tensor | None:
         """`None` instead of costs (B, J): `sum_over_steps` keeps the smallest, which is known after the last step."""
@@ -314,20 +334,52 @@ def check_distance_head(config: Any, cost: Cost | None = None) -> None:
         )
 
 
+def check_cost(config: Any, cost: Cost) -> None:
+    """Refuses a cost that needs a distance head or a whitening of a model that does not have it."""
+    check_distance_head(config, cost)
+    if cost.needs_whitening and not config.state_whitened:
+        raise ValueError(NO_WHITENING)
+
+
+def fit_whitening(episodes: Iterable[torch.Tensor]) -> torch.Tensor | None:
+    """The matrix M = (C + 0.03 λ I)^(−1/2) of `LatentDistance("whitened")`, float64 (D, D), from states (T, N, D) of
+    episodes.
+
+    C is the covariance of the D channels within an episode, around the episode's mean at each of the N positions, and
+    λ its largest variance: what differs between episodes but never changes within one, such as an appearance, gives no
+    direction, and one that hardly moves is not amplified to noise. `None` without episodes, for states that never
+    change, and for more than 2048 channels.
+    """
+    total, count = None, 0
+    for episode in episodes:
+        if episode.shape[-1] > WIDEST_WHITENED:
+            return None
+        rows = (episode - episode.mean(dim=0)).flatten(0, 1).double()
+        total = rows.T @ rows if total is None else total + rows.T @ rows
+        count += len(rows)
+    if total is None or not total.any():
+        return None
+    variances, directions = torch.linalg.eigh(total / count)
+    scales = (variances.clamp(min=0) + WHITENING_FLOOR * variances[-1]).rsqrt()
+    return (directions * scales) @ directions.T
+
+
 def distance_between(
     cost: Cost,
     start: torch.Tensor,
     end: torch.Tensor,
     temporal_distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    whitening: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """The distance (...) from latents (..., N, D) to others, which broadcast: the weighted sum of the latent and
     temporal distances of a cost, also of those in `Closest`. `None` if it has none."""
     total = None
     for weight, term in cost.terms():
         if isinstance(term, Closest):
-            value = distance_between(term.of, start, end, temporal_distance)
+            value = distance_between(term.of, start, end, temporal_distance, whitening)
         elif isinstance(term, (LatentDistance, TemporalDistance)):
-            value = term.between(start, end) if isinstance(term, LatentDistance) else temporal_distance(start, end)
+            is_latent = isinstance(term, LatentDistance)
+            value = term.between(start, end, whitening) if is_latent else temporal_distance(start, end)
         else:
             continue
         if value is not None:
@@ -384,13 +436,14 @@ def sum_over_steps(
     goal_proprio_states: torch.Tensor | None,
     temporal_distance: Callable[[torch.Tensor], torch.Tensor],
     goal_tokens: torch.Tensor | None = None,
+    whitening: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The cost (B, J) of a rollout, latents (B, J·K, N, D) a step, from the present (B, 1, N, D) with actions
     (B, J, P, A). Steps are consumed one at a time: memory does not grow with the horizon.
 
     `predict_rewards`, of latents (..., 2, N, D) and actions (..., 1, A), is only called by costs that need rewards;
     `temporal_distance`, of latents (B, J, K, P, N, D), only by those that need it. They keep all steps, which
-    one call then compares faster than one call per step.
+    one call then compares faster than one call per step. `whitening` is the model's `state_whitening`, if it has one.
     """
     closest = [[weight, term, None] for weight, term in cost.terms() if isinstance(term, Closest)]
 
@@ -411,7 +464,8 @@ def sum_over_steps(
         goals = (goal, states, goal_proprio_states)
         step_rewards = functools.partial(rewards, before, latents, action)
         is_last = index + 1 == actions.shape[2]
-        imagined = ImaginedStep(index, is_last, latents, action, *goals, step_rewards, distances[index], goal_tokens)
+        found = (step_rewards, distances[index], goal_tokens, whitening)
+        imagined = ImaginedStep(index, is_last, latents, action, *goals, *found)
         added = cost.step(imagined)
         total = total if added is None else total + added
         for kept in closest:

@@ -120,8 +120,9 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
             return super().from_pretrained(None, *args, **kwargs)
         file = read_config_dict(pretrained_model_name_or_path, kwargs)
         components = _COMPONENTS.get(file.get("model_type"), [])
-        if file.get("state_type") == "pixels":
-            raise ValueError(f"{pretrained_model_name_or_path} is a world model on raw pixels: it holds no encoder.")
+        learned = file.get("state_type") == "learned" and file.get("state_input", "pixels") == "pixels"
+        if file.get("state_type") == "pixels" or learned:
+            raise ValueError(f"{pretrained_model_name_or_path} is a world model on pixels: it holds no encoder.")
         if component is not None and component not in components:
             held = f"{pretrained_model_name_or_path} holds a {file.get('model_type')!r}"
             expected = f"expected one of {components or 'none: leave it out'}"

@@ -6,7 +6,7 @@ views (cameras) these are the tokens of one view, and a frame has V·N tokens, o
 
 ::
 
-    frame ──► encoder ──► LayerNorm ──► arranged: all tokens, 2×2 merged, or pooled
+    frame ──► encoder ──► LayerNorm ──► arranged: all tokens, 2×2 merged, or pooled (modeling_learned_state.py)
           ──► fitted by `fit_state`: minus the mean per position, linear map (`state_dim`), over one standard deviation
 """
 
@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import nn
 
 from .configuration_world_model import VJepa2WorldModelConfig
-from .modeling_encoder import VJepa2Encoder, check_clips, clip_grid
+from .modeling_encoder import check_clips, clip_grid
 from .specs import (
     LARGEST_COUNT,
     check_count,
@@ -50,11 +49,17 @@ def token_size(config: VJepa2WorldModelConfig) -> int:
     return encoder.in_chans * encoder.patch_size**2 if config.state_type == "pixels" else encoder.hidden_size
 
 
+def encoder_token_size(config: VJepa2WorldModelConfig) -> int:
+    """Width of a token of the encoder, of all its levels that are read."""
+    return token_size(config) * (len(config.encoder_config.output_levels) if config.state_levels == "all" else 1)
+
+
 def arranged_shape(config: VJepa2WorldModelConfig) -> tuple[int, int]:
     """(n, m) of a square view of the configured size."""
-    tokens, size = (config.encoder_config.crop_size // config.encoder_config.patch_size) ** 2, token_size(config)
-    if config.state_levels == "all":
-        size *= len(config.encoder_config.output_levels)
+    if config.state_type == "learned":
+        return 1, config.state_dim
+    tokens = (config.encoder_config.crop_size // config.encoder_config.patch_size) ** 2
+    size = encoder_token_size(config)
     return {"merged": (tokens // 4, 4 * size), "pooled": (1, size)}.get(config.state_type, (tokens, size))
 
 
@@ -74,34 +79,8 @@ def empty_state_map(config: VJepa2WorldModelConfig) -> tuple[torch.Tensor, torch
     """Mean (V·n, m), linear map (or `None`) and scale () of the shapes of `fit_state_map`, to load weights into."""
     tokens, size = arranged_shape(config)
     inputs = tokens * size if config.state_type == "projected" else size
-    linear_map = None if config.state_dim is None else torch.eye(inputs, config.state_dim)
+    linear_map = torch.eye(inputs, config.state_dim) if config.has_state_map else None
     return torch.zeros(config.num_views * tokens, size), linear_map, torch.ones(())
-
-
-def arranged_latents(
-    config: VJepa2WorldModelConfig, encoder: VJepa2Encoder | None, pixel_values_videos: torch.Tensor
-) -> torch.Tensor:
-    """Frames (B, T, C, H, W) of normalized pixels, each encoded alone -> arranged latents (B, T, n, m)."""
-    if config.state_type == "pixels":
-        patch = config.encoder_config.patch_size
-        latents = rearrange(pixel_values_videos, "b t c (h p) (w q) -> (b t) (h w) (c p q)", p=patch, q=patch)
-    else:
-        output = encoder(pixel_values_videos.flatten(0, 1).unsqueeze(1))
-        all_levels = config.state_levels == "all"
-        latents = torch.stack(output.level_hidden_states, dim=-2) if all_levels else output.last_hidden_state
-    if config.normalize_latents == "layer":
-        latents = nn.functional.layer_norm(latents, latents.shape[-1:])
-    if config.state_levels == "all":
-        latents = latents.flatten(-2)  # (F, n, L, hidden) -> (F, n, L · hidden)
-    if config.state_type == "pooled":
-        latents = latents.mean(dim=1, keepdim=True)
-    elif config.state_type == "merged":
-        rows = pixel_values_videos.shape[-2] // config.encoder_config.patch_size
-        if rows % 2:
-            advice = f"resize frames to a multiple of {2 * config.encoder_config.patch_size} pixels."
-            raise ValueError(f"a frame has {rows}×{rows} tokens, which 2×2 merging does not divide: {advice}")
-        latents = rearrange(latents, "f (h p w q) d -> f (h w) (p q d)", p=2, q=2, w=rows // 2)
-    return latents.unflatten(0, (len(pixel_values_videos), -1))
 
 
 def check_square(config: VJepa2WorldModelConfig, pixel_values_videos: torch.Tensor) -> None:
@@ -159,13 +138,16 @@ def fit_state_map(
     config: VJepa2WorldModelConfig, latents: torch.Tensor | Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """Mean (V·n, m), linear map (or `None`) and scale () of the state; see [`VJepa2WorldModel.fit_state`]. The map is
-    the same for all views."""
+    the same for all views. The scale of a learned state is its deviation within an episode, if episodes are given: how
+    appearances differ should not decide about the unit of a motion."""
     episodes = _as_episodes(config, latents)
     count = sum(map(len, episodes))
     chunks = [part for episode in episodes for part in episode.split(_CHUNK)]
     mean = (sum(part.sum(dim=0, dtype=torch.float64) for part in chunks) / count).float()
-    linear_map = None if config.state_dim is None else _fit_map(config, [part - mean for part in episodes])
+    linear_map = _fit_map(config, [part - mean for part in episodes]) if config.has_state_map else None
     squares = size = 0
+    if config.state_type == "learned" and (own := known_episodes(latents)):
+        chunks = [episode - episode.mean(dim=0) + mean for episode in own]
     for part in chunks:
         mapped = apply_state_map(config, part - mean, linear_map)
         squares, size = squares + mapped.square().sum(dtype=torch.float64), size + mapped.numel()
@@ -198,6 +180,16 @@ def _as_episodes(config: VJepa2WorldModelConfig, latents: torch.Tensor | Sequenc
             f"(E, T, {expected[0]}, {expected[1]}), or a list of (T, {expected[0]}, {expected[1]})."
         )
     return [episode for part in parts for episode in (part if part.ndim == 4 else [part])]
+
+
+def known_episodes(latents: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The episodes (T, n, m), T of 2 or more, of a list of them or of (E, T, n, m); none of other latents, in which it
+    is not known what belongs together."""
+    if isinstance(latents, torch.Tensor):
+        parts = latents if latents.ndim == 4 else []
+    else:
+        parts = [episode for part in latents for episode in (part if part.ndim == 4 else [part]) if part.ndim in (3, 4)]
+    return [episode for episode in parts if len(episode) > 1]
 
 
 def _fit_map(config: VJepa2WorldModelConfig, episodes: list[torch.Tensor]) -> torch.Tensor:
@@ -459,6 +451,26 @@ def one_hot_actions(
         found = f"categories {actions.min()} to {actions.max()}"
         raise ValueError(f"{name} hold {found}; the model knows 0 to {categories - 1}.")
     return nn.functional.one_hot(actions.long(), categories).flatten(-2).float()
+
+
+def given_frames(
+    config: VJepa2WorldModelConfig, pixel_values_videos: Any, latents: Any, views: Any
+) -> tuple[torch.Tensor, Any]:
+    """The frames or latents of training, of which one must be given, and their views; refuses fewer than two frames,
+    and latents for an encoder that learns."""
+    if (pixel_values_videos is None) == (latents is None):
+        raise ValueError("give either pixel_values_videos or latents (and not both).")
+    if latents is None:
+        given, views = stack_views(config, pixel_values_videos, views)
+        given = check_tensor("pixel_values_videos", given, "(B, T, C, H, W)", "(B, T, V, C, H, W)")
+    else:
+        given = check_tensor("latents", latents, "(B, T, N, D)")
+    if given.ndim > 1 and given.shape[1] < 2:
+        raise ValueError(f"episodes have {given.shape[1]} frames; training needs 2 or more.")
+    if latents is not None and not config.freeze_encoder:
+        outdated = "cached latents are outdated after every step: give pixel_values_videos."
+        raise ValueError(f"latents were given, but with freeze_encoder=False {outdated}")
+    return given, views
 
 
 def check_scored(observation: torch.Tensor, goal: torch.Tensor | None, num_samples: int, generator: Any) -> None:

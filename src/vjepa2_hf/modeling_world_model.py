@@ -14,7 +14,7 @@ from torch import nn
 
 from .configuration_world_model import VJepa2WorldModelConfig
 from .modeling_base import TargetEncoderMixin, VJepa2PreTrainedModel
-from .modeling_costs import check_distance_head, choose_cost
+from .modeling_costs import check_distance_head, choose_cost, fit_whitening
 from .modeling_dynamics import DYNAMICS, VJepa2WorldModelOutput, init_dynamics
 from .modeling_embodiments import (
     add_embodiment,
@@ -28,9 +28,9 @@ from .modeling_embodiments import (
 from .modeling_encoder import VJepa2Encoder, as_encoder
 from .modeling_heads import VJepa2DistanceHead, VJepa2GaussianHead, VJepa2RewardHead
 from .modeling_layers import power_loss
+from .modeling_learned_state import VJepa2LearnedState, arranged_latents, init_learned_state
 from .modeling_rollout import rollout_chunks, rollout_context, rollout_loss, sample_noise, score_candidates
 from .modeling_state import (
-    arranged_latents,
     check_chunk_size,
     check_scored,
     check_square,
@@ -38,6 +38,8 @@ from .modeling_state import (
     empty_state_map,
     fit_state_map,
     frame_shape,
+    given_frames,
+    known_episodes,
     match_dtype,
     one_hot_actions,
     random_views,
@@ -94,12 +96,16 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
     def __init__(self, config: VJepa2WorldModelConfig):
         super().__init__(config)
         self._has_seen_pixels = False
-        if config.state_type != "pixels":
+        if not config.reads_pixels:
             self.encoder = VJepa2Encoder(config.encoder_config).requires_grad_(not config.freeze_encoder)
         if not config.freeze_encoder:
             self.target_encoder = VJepa2Encoder(config.encoder_config).requires_grad_(False)
+        if config.state_type == "learned":
+            self.state_network = VJepa2LearnedState(config).requires_grad_(False)
         if config.state_fitted:
             self._register_state(*empty_state_map(config))
+        whitening = torch.eye(state_shape(config)[1]) if config.state_whitened else None
+        self.register_buffer("state_whitening", whitening)
         self.predictor = DYNAMICS[config.dynamics_type](config)
         if config.reward_head:
             self.reward_head = VJepa2RewardHead(config)
@@ -121,7 +127,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         """
         encoder = as_encoder(encoder)
         model = cls(VJepa2WorldModelConfig(encoder_config=encoder.config.to_dict(), **config))
-        if config.get("state_type") != "pixels":
+        if not model.config.reads_pixels:
             model.encoder.load_state_dict(encoder.state_dict())
         if not model.config.freeze_encoder:
             model.update_target_encoder(momentum=0.0)
@@ -131,15 +137,17 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         """As in PyTorch; a frozen encoder, or the target encoder, stays in evaluation mode."""
         super().train(mode)  # what follows is repeated here because `from_pretrained` makes new parameters
         frozen = getattr(self, "encoder" if self.config.freeze_encoder else "target_encoder", None)
-        if frozen is not None:
-            frozen.eval().requires_grad_(False)
+        for part in (frozen, getattr(self, "state_network", None)):
+            if part is not None:
+                part.eval().requires_grad_(False)
         if self.config.stored_extrinsics_dim and not self.config.extrinsics_dim:
             self.predictor.extrinsics_encoder.requires_grad_(False)  # kept unused, to convert the model back
         return self
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        init_dynamics(self.config, module)
+        if not init_learned_state(module):
+            init_dynamics(self.config, module)
 
     @property
     def tokens_per_frame(self) -> int:
@@ -182,7 +190,8 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         if not (self._has_seen_pixels or torch.compiler.is_compiling() or frames.is_meta):
             self._has_seen_pixels = True  # only the first call waits for the device
             warn_if_unnormalized(frames)
-        latents = arranged_latents(self.config, encoder, frames)  # (B, T · V, n, m)
+        network = getattr(self, "state_network", None)
+        latents = arranged_latents(self.config, encoder, network, frames)  # (B, T · V, n, m)
         if self.config.num_views > 1:
             latents = latents.unflatten(1, (-1, self.config.num_views if views is None else len(views))).flatten(2, 3)
         return self.standardize(latents, views), views
@@ -200,12 +209,17 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
 
         Args:
             latents: (..., n, m) from `encode` before fitting, or a list of episodes (T, n, m); `standardize` maps them
-                afterwards. With `state_projection="slow"` episodes (E, T, n, m), or a list of them.
+                afterwards. With `state_projection="slow"` episodes (E, T, n, m), or a list of them. Episodes also give
+                the matrix of `distance="whitened"`.
         """
         if self.config.state_fitted:
             raise ValueError("the state is already fitted: start from a new world model to fit it on other latents.")
         self._register_state(*fit_state_map(self.config, latents))
         self.config.state_fitted = True
+        whitening = fit_whitening(map(self.standardize, known_episodes(latents)))
+        if whitening is not None:
+            self.state_whitening = whitening.to(self.state_mean)
+            self.config.state_whitened = True
 
     def standardize(self, latents: torch.Tensor, views: Sequence | None = None) -> torch.Tensor:
         """Arranged latents (..., n, m) -> the state (..., N, D) of the dynamics; unchanged before `fit_state`."""
@@ -284,21 +298,10 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         self, pixel_values_videos: torch.Tensor | dict | None, latents: torch.Tensor | None, views: Sequence | None
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...] | None]:
         """States that predictions start from and their targets, (B, T-1, N, D) each, and the views they hold."""
-        if (pixel_values_videos is None) == (latents is None):
-            raise ValueError("give either pixel_values_videos or latents (and not both).")
-        if latents is None:
-            given, views = stack_views(self.config, pixel_values_videos, views)
-            given = check_tensor("pixel_values_videos", given, "(B, T, C, H, W)", "(B, T, V, C, H, W)")
-        else:
-            given = check_tensor("latents", latents, "(B, T, N, D)")
-        if given.ndim > 1 and given.shape[1] < 2:
-            raise ValueError(f"episodes have {given.shape[1]} frames; training needs 2 or more.")
+        given, views = given_frames(self.config, pixel_values_videos, latents, views)
         if self.config.freeze_encoder:
             latents, views = self._as_latents(given, views)
             seen, targets = latents[:, :-1], latents[:, 1:]
-        elif latents is not None:
-            outdated = "cached latents are outdated after every step: give pixel_values_videos."
-            raise ValueError(f"latents were given, but with freeze_encoder=False {outdated}")
         else:
             seen, views = self._encode_with(self.encoder, given[:, :-1], views)
             targets = self.encode_targets(given[:, 1:], views)
@@ -403,7 +406,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             goal: a frame (B, 1, C, H, W) or latents (B, 1, N, D) or (B, N, D); `None` for a cost that needs none.
             actions: (B, J, P, A) in environment units.
             context_actions, proprio_states, extrinsics, candidate_chunk_size, embodiment_ids, views: as in `rollout`.
-            distance: "l2" (mean squared), "l1" or "cosine", short for `cost=LatentDistance(distance)`.
+            distance: "l2" (mean squared), "l1", "cosine" or "whitened", short for `cost=LatentDistance(distance)`.
             num_samples: K samples of a stochastic latent over which the cost is averaged; 1 uses the mean prediction.
             uncertainty_weight: w, short for adding `w * Uncertainty()` to the cost.
             generator: noise of the samples, shared by all candidates; `None`: the same noise in every call.

@@ -124,6 +124,6 @@ class TrueDynamicsPolicy(PlannerPolicy):
         @torch.no_grad()
         def score(actions: torch.Tensor) -> torch.Tensor:
             given = (actions, present, 1, model.predict_rewards, None, goals, None, away)
-            return sum_over_steps(cost, latents(actions), *given)
+            return sum_over_steps(cost, latents(actions), *given, whitening=model.state_whitening)
 
         return score

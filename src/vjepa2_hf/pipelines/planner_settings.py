@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..modeling_costs import check_distance_head
+from ..modeling_costs import check_cost
 from ..modeling_embodiments import embodiment_config, embodiment_index
 from ..planning import SOLVERS, Cost, LatentDistance, Solver, build_cost, build_solver
 from ..specs import check_number, describe, is_integer, refuse
@@ -92,8 +92,9 @@ def choose_cost(cost: Any, distance: str | None, saved: dict[str, Any]) -> Cost:
 
 
 def check_samples(config: Any, num_samples: int, uncertainty_weight: float, cost: Cost) -> None:
-    """Refuses samples of a deterministic model, an uncertainty without samples, and a cost without its head."""
-    check_distance_head(config, cost)
+    """Refuses samples of a deterministic model, an uncertainty without samples, and a cost without the part of the
+    model that it needs."""
+    check_cost(config, cost)
     if not is_integer(num_samples) or num_samples < 1:
         refuse("num_samples", num_samples, "an integer, 1 or more")
     check_number("uncertainty_weight", uncertainty_weight)

@@ -32,7 +32,11 @@ EDGES = np.array(
 )  # of bins, in parts of the largest distance
 RESAMPLES = 100
 QUANTILES = {"low": 0.1, "median": 0.5, "high": 0.9}
-NAMES = {"latent": "latent distance (l2)", "learned": "learned distance (frames)"}
+NAMES = {
+    "latent": "latent distance (l2)",
+    "whitened": "latent distance (whitened)",
+    "learned": "learned distance (frames)",
+}
 
 TrueDistance = Callable[[np.ndarray, np.ndarray], np.ndarray]  # states (K, S), (K, S) -> (K,)
 
@@ -82,14 +86,19 @@ def sample_pairs(frames: EncodedFrames, seed: int) -> tuple[np.ndarray, np.ndarr
 def compare_pairs(
     model: VJepa2WorldModel, latents: torch.Tensor, starts: np.ndarray, goals: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Distances (K,) of pairs of latents (F, N, D) by name: `latent`, the planner's default cost, and `learned`, in
-    frames, with a distance head."""
-    between, found = LatentDistance("l2").between, {"latent": []}
+    """Distances (K,) of pairs of latents (F, N, D) by name: `latent`, the planner's default cost; `whitened`, if the
+    model's states are; and `learned`, in frames, with a distance head."""
+    between, found, whitening = LatentDistance("l2").between, {"latent": []}, getattr(model, "state_whitening", None)
+    if whitening is not None:
+        found["whitened"] = []
     if model.config.distance_head:
         embedded = torch.cat([model.distance_embedding(part) for part in latents.split(COMPARED_AT_ONCE)])
         found["learned"] = []
     for start, goal in zip(*(torch.from_numpy(part).split(COMPARED_AT_ONCE) for part in (starts, goals)), strict=True):
         found["latent"].append(between(latents[start], latents[goal]))
+        if whitening is not None:
+            given = (latents[start], latents[goal], whitening.to(latents))
+            found["whitened"].append(LatentDistance("whitened").between(*given))
         if "learned" in found:
             found["learned"].append(model.embedded_distance(embedded[start], embedded[goal]))
     return {name: torch.cat(parts).double().cpu().numpy() for name, parts in found.items()}

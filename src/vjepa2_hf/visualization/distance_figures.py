@@ -14,7 +14,7 @@ from .curves import STYLE
 from .distance_curves import NAMES
 
 
-COLORS = {"latent": "#d97706", "learned": "#2563eb"}
+COLORS = {"latent": "#d97706", "whitened": "#059669", "learned": "#2563eb"}
 GRAY = "#64748b"
 
 
