@@ -28,7 +28,7 @@ NEIGHBORS = {("training", "data"), ("environments", "hub"), ("probing", "visuali
 OUTSIDE_THE_EXPORT = {"__init__", "convert_checkpoints"}  # root modules that do not travel to the Hub
 
 LIMITS = {
-    "root modules": 27,
+    "root modules": 28,
     "lines of a file": 500,
     "lines of a function": 60,
     "lines of an exported encoder": 3100,  # 800 of them read videos

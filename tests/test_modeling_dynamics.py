@@ -28,9 +28,10 @@ STATES = {
     "projected": {"state_dim": 5},
     "projected slow": {"state_type": "projected", "state_dim": 5, "state_projection": "slow"},
     "pixels": {},
+    "learned": {"state_dim": 5},
 }
 VARIANTS = [("transformer", fusion, state) for fusion in ("concat", "add", "cross_attention") for state in STATES]
-VARIANTS += [("mlp", fusion, state) for fusion in ("concat", "add") for state in ("pooled", "projected")]
+VARIANTS += [("mlp", fusion, state) for fusion in ("concat", "add") for state in ("pooled", "projected", "learned")]
 
 variants = pytest.mark.parametrize(("dynamics", "fusion", "state"), VARIANTS, ids=lambda name: name.replace(" ", "-"))
 
@@ -38,7 +39,7 @@ variants = pytest.mark.parametrize(("dynamics", "fusion", "state"), VARIANTS, id
 def build(dynamics: str, fusion: str, state: str, **fields) -> VJepa2WorldModel:
     """A world model of 2 actions, or 3 categories of them, with its state fitted where that is asked for."""
     torch.manual_seed(0)
-    if dynamics == "mlp":  # one vector per frame
+    if dynamics == "mlp" or state == "learned":  # one camera
         fields["num_views"] = 1
     config = VJepa2WorldModelConfig(
         encoder_config=ENCODER,

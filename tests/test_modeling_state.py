@@ -270,13 +270,16 @@ class TestAdaptingEncoder:
     ("fields", "message"),
     [
         ({"state_type": "projected"}, "state_type='projected' needs state_dim"),
-        ({"state_dim": 8}, "state_dim=8 is for state_type 'merged' or 'projected'; got 'tokens'"),
+        ({"state_dim": 8}, "state_dim=8 is for state_type 'merged', 'projected' or 'learned'; got 'tokens'"),
         ({"state_type": "merged", "state_dim": 0}, "state_dim is 0; expected a number above 0"),
         (
             {"state_type": "merged", "state_projection": "slow"},
             "state_projection='slow' is for state_type='projected'",
         ),
-        ({"dynamics_type": "mlp"}, "dynamics_type='mlp' needs state_type 'pooled' or 'projected'; got 'tokens'"),
+        (
+            {"dynamics_type": "mlp"},
+            "dynamics_type='mlp' needs state_type 'pooled', 'projected' or 'learned'; got 'tokens'",
+        ),
         (
             {"dynamics_type": "mlp", "state_type": "pooled", "action_fusion": "cross_attention"},
             "dynamics_type='mlp' needs action_fusion 'concat' or 'add'",

@@ -145,7 +145,7 @@ class Dynamics(nn.Module):
         if mean is not None:
             return mean + output * scale
         normalized = config.normalize_latents == "layer" and not config.state_fitted
-        if not normalized or config.state_type == "pooled":  # a mean of normalized tokens is not normalized
+        if not normalized or config.state_type in ("pooled", "learned"):  # neither is normalized
             return output
         size = token_size(config)  # each of the merged tokens was normalized
         return nn.functional.layer_norm(output.unflatten(-1, (-1, size)), (size,)).flatten(-2)

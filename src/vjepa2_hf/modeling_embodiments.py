@@ -463,7 +463,7 @@ def check_inputs(
     """Refuses inputs that do not fit `frames` frames of the views and the actions between them, which errors call
     `name`."""
     (tokens, size), batch_size, count = state_shape(config), len(latents), len(held_views(config, views))
-    if config.state_dim is not None and not config.state_fitted:
+    if config.has_state_map and not config.state_fitted:
         missing = f"the map of state_type={config.state_type!r} to state_dim={config.state_dim} is not fitted yet"
         raise ValueError(f"{missing}: call fit_state(latents) with latents from `encode`, then encode again.")
     if latents.ndim != 4 or latents.shape[-1] != size or (tokens == 1 and latents.shape[2] != count):

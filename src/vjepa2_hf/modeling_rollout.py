@@ -319,5 +319,5 @@ def _costs(model, terms, context: RolloutContext, goals, own, chunk_size, noise,
             kind, frames = config.proprio_transition, context.latents.shape[1]
             following = proprio_states_after(kind, states, chunk, frames, context.latents.device)
         rollout = (steps, chunk, context.latents[:, -1:], samples, model.predict_rewards, following)
-        costs.append(sum_over_steps(terms, *rollout, *goals))
+        costs.append(sum_over_steps(terms, *rollout, *goals, model.state_whitening))
     return torch.cat(costs, dim=1)

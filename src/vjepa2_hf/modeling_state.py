@@ -188,7 +188,9 @@ def known_episodes(latents: torch.Tensor | Sequence[torch.Tensor]) -> list[torch
     if isinstance(latents, torch.Tensor):
         parts = latents if latents.ndim == 4 else []
     else:
-        parts = [episode for part in latents for episode in (part if part.ndim == 4 else [part]) if part.ndim in (3, 4)]
+        parts = [
+            episode for part in latents for episode in (part if part.ndim == 4 else [part]) if part.ndim in (3, 4)
+        ]
     return [episode for episode in parts if len(episode) > 1]
 
 
