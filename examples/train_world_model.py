@@ -22,6 +22,8 @@ Several CPU processes: `torchrun --nproc_per_node 2 examples/train_world_model.p
 frame once; later runs on the same encoder and data find the latents in `cache_dir`. You may delete them. Damaged ones
 are computed again. Invalid episodes are skipped; every run logs how many its cache lacks. A stopped run continues with
 `resume=latest`. `OUTPUT_DIR/rollout_error.json` compares rollouts on held-out episodes with copying the last state.
+With `world_model.state_type=learned` a first stage trains the network of the state, in `OUTPUT_DIR/state`
+(docs/states.md).
 With `world_model.distance_head=true` it then trains a distance head, and `OUTPUT_DIR/distance.json` compares predicted
 and true times. The result is `OUTPUT_DIR/final`:
 
@@ -32,6 +34,7 @@ import dataclasses
 import functools
 import logging
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -47,19 +50,20 @@ from vjepa2_hf.data.feature_cache import FeatureCache
 from vjepa2_hf.data.files import write_json
 from vjepa2_hf.data.windows import WindowMixture
 from vjepa2_hf.metrics.latent_rollout.latent_rollout import RolloutScores
+from vjepa2_hf.modeling_learned_state import VJepa2LearnedState
 from vjepa2_hf.modeling_world_model import VJepa2WorldModelOutput
 from vjepa2_hf.training.cached_windows import (
     common_fps,
     log_skipped,
+    measured_horizons,
     split_windows,
     window_loader,
 )
 from vjepa2_hf.training.config import TrainingConfig
 from vjepa2_hf.training.episode_latents import (
-    LATENT_FIELDS,
-    arranged_state,
     episode_sources,
     frozen_encoder,
+    latent_layout,
     model_inputs,
     model_state,
     open_caches,
@@ -68,9 +72,11 @@ from vjepa2_hf.training.episode_latents import (
 from vjepa2_hf.training.loop import TrainingLoop
 from vjepa2_hf.training.schedules import LearningRateSchedule, MomentumSchedule, parameter_groups, set_weight_decay
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
+from vjepa2_hf.training.state_learning import StateSettings, first_stage, learned_network, stage_folder, train_state
 from vjepa2_hf.training.temporal_distance import DistanceSettings, measure_distance_head, train_distance_head
 from vjepa2_hf.training.time_scales import copy_state, set_macro_range
 from vjepa2_hf.training.world_model_fields import (
+    check_windows,
     data_fields,
     embodiments_of,
     extend_model,
@@ -105,7 +111,7 @@ class WorldModelTrainingConfig(TrainingConfig):
     and projections."""
     encoder: str | None = None
     """Folder or Hub id. The baselines are "random" (random weights, sizes in `encoder_config`) and "pixels" (raw
-    patches)."""
+    patches). A learned state that reads pixels takes "pixels", too."""
     from_model: str | None = None
     """Folder or Hub id of a world model to train further, in place of `encoder`. Its encoder, sizes and statistics
     stay. Sources of the embodiment after its last one add a new robot."""
@@ -145,8 +151,10 @@ class WorldModelTrainingConfig(TrainingConfig):
     """Fit the fixed map of the state once, on the training episodes: subtract the mean at every position and divide by
     one global standard deviation; for merged and projected states also fit the linear map."""
     state_of: str | None = None
-    """Folder of a world model on the same encoder whose fitted map is used instead, so that the latents of both models
-    are equal: for a second time scale (docs/planning.md)."""
+    """Folder of a world model on the same encoder whose fitted map, and network of a learned state, are used instead,
+    so that the latents of both models are equal: for a second time scale (docs/planning.md)."""
+    state: StateSettings = field(default_factory=StateSettings)
+    """For world_model.state_type=learned: training of the network of the state, before that of the dynamics."""
     normalize_actions: bool = True
     """Standardize actions and proprio states by their statistics."""
     use_proprio: bool = False
@@ -181,6 +189,7 @@ class WorldModelTrainingConfig(TrainingConfig):
         self.require_positive("max_episodes", "eval_every")
         self.require_fraction("rollout_start", "validation_fraction", "encoder_learning_rate")
         self._check_start()
+        self._check_learned_state()
         if self.distance_head and not self.freeze_encoder:
             raise ValueError(
                 "world_model.distance_head=true needs cached latents, and world_model.freeze_encoder=false has none: "
@@ -197,11 +206,31 @@ class WorldModelTrainingConfig(TrainingConfig):
                     raise ValueError(f"{name}={getattr(self, name)!r} needs from_model, the model that it is about.")
             return
         refused = {"encoder_config": self.encoder_config, "state_of": self.state_of, "crop_size": self.crop_size}
+        refused["state"] = self.state != StateSettings()
         others = set(self.world_model) - set(TRAINING_FIELDS)
         refused |= {f"world_model.{name}": True for name in sorted(others)}
         for name, value in refused.items():
             if value:
                 raise ValueError(f"{name} is set, but from_model={self.from_model} brings it: leave it out.")
+
+    def _check_learned_state(self) -> None:
+        """Refuses an encoder that the state does not read, and the other way round."""
+        learned, reads = self.state_type == "learned", self.world_model.get("state_input", "pixels")
+        if not learned and self.state != StateSettings():
+            raise ValueError(f"state is for world_model.state_type=learned, not {self.state_type}: leave it out.")
+        if learned and self.from_model is None and (self.encoder == "pixels") != (reads == "pixels"):
+            advice = "a state that reads pixels needs encoder=pixels, one that reads tokens an encoder"
+            raise ValueError(f"encoder={self.encoder} with world_model.state_input={reads}: {advice}.")
+
+    @property
+    def state_type(self) -> str:
+        return self.world_model.get("state_type", "pixels" if self.encoder == "pixels" else "tokens")
+
+    @property
+    def learns_state(self) -> bool:
+        """Whether the run has a first stage."""
+        own = stage_folder(self).parent == Path(self.output_dir)
+        return self.state_type == "learned" and self.from_model is None and self.state_of is None and own
 
     @property
     def sources(self) -> list[EpisodeSource]:
@@ -244,7 +273,8 @@ def build_encoder(config: WorldModelTrainingConfig) -> VJepa2Encoder:
     """The trained encoder, or the one of a baseline."""
     if config.encoder in BASELINES:
         torch.manual_seed(config.seed)
-        return VJepa2Encoder(VJepa2EncoderConfig(**config.encoder_config))
+        with torch.device("meta" if config.encoder == "pixels" else "cpu"):  # of raw pixels only its sizes count
+            return VJepa2Encoder(VJepa2EncoderConfig(**config.encoder_config))
     if config.encoder_config:
         raise ValueError(f"encoder={config.encoder} brings its sizes; remove the fields of encoder_config.")
     return VJepa2Encoder.from_pretrained(config.encoder)
@@ -269,12 +299,15 @@ def build_processor(config: WorldModelTrainingConfig, encoder: VJepa2Encoder) ->
 
 
 def open_data(
-    config: WorldModelTrainingConfig, accelerator: Accelerator, model: VJepa2WorldModel | None
+    config: WorldModelTrainingConfig,
+    accelerator: Accelerator,
+    model: VJepa2WorldModel | None,
+    network: VJepa2LearnedState | None,
 ) -> tuple[list[FeatureCache], VJepa2Encoder, VJepa2VideoProcessor]:
     """The cache of every source, latents of a frozen encoder or frames, with that encoder and its processor."""
     known = 0 if model is None else model.config.num_embodiments
     if model is None:
-        encoder, state = build_encoder(config), state_layout(config)
+        encoder, state = build_encoder(config), latent_layout(config.state_type, config.world_model)
         wanted = {"proprio_states": config.use_proprio, "rewards": config.world_model.get("reward_head")}
     else:
         encoder, state = frozen_encoder(model), model_state(model.config)
@@ -286,53 +319,33 @@ def open_data(
     columns += [name for name, is_wanted in wanted.items() if is_wanted]
     several = embodiments_of(config.sources, known) is not None
     optional = ["proprio_states"] if several else []  # a robot may lack them
-    return open_caches(config, accelerator, encoder, processor, state, columns, optional), encoder, processor
+    caches = open_caches(config, accelerator, encoder, processor, state, columns, optional, network)
+    return caches, encoder, processor
 
 
-def state_layout(config: WorldModelTrainingConfig) -> dict[str, Any]:
-    """The fields of a world model that determine its latents before any fitted map."""
-    kind = "pixels" if config.encoder == "pixels" else config.world_model.get("state_type", "tokens")
-    return arranged_state(kind) | {name: value for name, value in config.world_model.items() if name in LATENT_FIELDS}
-
-
-def measured_horizons(config: WorldModelTrainingConfig, held_out: WindowMixture, skip: int) -> list[int]:
-    """The `horizons` for which a held-out episode is long enough; a warning names the others."""
-    if not len(held_out):
-        return config.horizons
-    lengths = torch.cat([cache.lengths[chosen] for cache, chosen in zip(held_out.caches, held_out.episodes)])
-    steps = (int(lengths.max()) - 1) // skip
-    kept = [horizon for horizon in config.horizons if horizon <= steps]
-    if not kept:
-        raise ValueError(
-            f"no held-out episode has {min(config.horizons) * skip + 1} frames (the longest has "
-            f"{lengths.max()}): lower horizons={config.horizons}."
-        )
-    if len(kept) < len(config.horizons):
-        logger.warning(
-            "no held-out episode is long enough for horizons %s: the longest has %d model steps; only %s are measured",
-            [horizon for horizon in config.horizons if horizon > steps], steps, kept,
-        )  # fmt: skip
-    return kept
-
-
-def build_model(config: WorldModelTrainingConfig, encoder, statistics: dict, fps: float) -> VJepa2WorldModel:
+def build_model(
+    config: WorldModelTrainingConfig, encoder, network: VJepa2LearnedState | None, statistics: dict, fps: float
+) -> VJepa2WorldModel:
     """A world model with new dynamics; sizes, statistics and bounds come from the data."""
     discrete = config.world_model.get("action_type") == "discrete"
     fields = data_fields(statistics, config.frame_skip, discrete, config.normalize_actions) | {"fps": fps}
-    if config.encoder == "pixels":
-        fields["state_type"] = "pixels"
+    fields["state_type"] = config.state_type
     views = config.sources[0].views
     if views != [None]:
         fields |= {"num_views": len(views), "view_names": views}
     set_seed(config.seed)
     later = {"distance_head": False}  # added after the dynamics, which it does not change
-    return VJepa2WorldModel.from_encoder(encoder, **{**fields, **config.world_model, **later})
+    model = VJepa2WorldModel.from_encoder(encoder, **{**fields, **config.world_model, **later})
+    if network is not None:
+        model.state_network.load_state_dict(network.state_dict())
+    return model
 
 
 def prepare_data(config: WorldModelTrainingConfig, accelerator: Accelerator):
     """Model, processor, windows of training and held-out episodes, and statistics of the data."""
     model = load_model(config)
-    caches, encoder, processor = open_data(config, accelerator, model)
+    network = learned_network(config, model)
+    caches, encoder, processor = open_data(config, accelerator, model, network)
     weights, known = [source.weight for source in config.sources], 0 if model is None else model.config.num_embodiments
     embodiments = embodiments_of(config.sources, known)
     training, held_out = split_windows(caches, weights, config.validation_fraction, embodiments)
@@ -346,7 +359,8 @@ def prepare_data(config: WorldModelTrainingConfig, accelerator: Accelerator):
             freeze_others(model, ids)
         model.to(accelerator.device).eval()
     else:
-        model = build_model(config, encoder, statistics, common_fps(training)).to(accelerator.device).eval()
+        model = build_model(config, encoder, network, statistics, common_fps(training))
+        model.to(accelerator.device).eval()
         if config.state_of is not None:
             copy_state(model, config.state_of)
         elif config.fit_state:
@@ -354,29 +368,10 @@ def prepare_data(config: WorldModelTrainingConfig, accelerator: Accelerator):
     fit_embodiments(model, training, processor, known)
     for mixture in (training, held_out):
         mixture.fit_widths(model.config.action_dim // model.config.frame_skip, model.config.proprio_dim)
-    check_windows(config, model)
+    check_windows(model, config.frames_per_window, config.rollout_start)
     training.sample(1, config.frames_per_window, model.config.frame_skip, np.random.default_rng(0))  # raises if none
     named = [dataclasses.asdict(source) for source in config.sources]
     return model, processor, training, held_out, {"data": named, **statistics}
-
-
-def check_windows(config: WorldModelTrainingConfig, model: VJepa2WorldModel) -> None:
-    """Refuses windows too short for the rollout loss, and warns of windows shorter than the context."""
-    room = config.frames_per_window - 1
-    if config.rollout_start < 1 and model.config.rollout_weight and model.config.rollout_steps > room:
-        raise ValueError(
-            f"frames_per_window={config.frames_per_window} holds {room} steps; rollout_steps="
-            f"{model.config.rollout_steps} needs {model.config.rollout_steps + 1} frames."
-        )
-    weights = model.config.teacher_forcing_weight, model.config.rollout_weight
-    if config.rollout_start < 1 and not any(weights):
-        raise ValueError("teacher_forcing_weight and rollout_weight are both 0: there is no loss.")
-    if model.config.context_frames > room:
-        logger.warning(
-            "context_frames=%d, but windows of frames_per_window=%d show the model at most %d frames: in longer "
-            "rollouts it sees frame positions that were never trained", model.config.context_frames,
-            config.frames_per_window, room,
-        )  # fmt: skip
 
 
 @torch.no_grad()
@@ -415,14 +410,27 @@ def optimizer_groups(config: WorldModelTrainingConfig, model: VJepa2WorldModel) 
     return split
 
 
+def learn_state(config: WorldModelTrainingConfig) -> None:
+    """The first of two stages, in OUTPUT_DIR/state: the network of a learned state."""
+    state = config.state
+    if isinstance(state.symmetries, str):
+        from vjepa2_hf.environments import find_symmetries  # needs gymnasium
+
+        state = dataclasses.replace(state, symmetries=find_symmetries(state.symmetries))
+    encoder = build_encoder(config)
+    train_state(first_stage(config, state), encoder, build_processor(config, encoder), following=config)
+
+
 def train(config: WorldModelTrainingConfig) -> None:
     """The whole run: from an empty or interrupted `output_dir` to `final/`."""
+    if config.learns_state:
+        learn_state(config)
     loop = TrainingLoop(config, "world_model")
     accelerator, run = loop.accelerator, loop.run
 
     # Encode the data, then build a model for it
     model, processor, training, held_out, statistics = prepare_data(config, accelerator)
-    horizons = measured_horizons(config, held_out, model.config.frame_skip)  # warns before training
+    horizons = measured_horizons(config.horizons, held_out, model.config.frame_skip)  # warns before training
     optimizer = torch.optim.AdamW(optimizer_groups(config, model), lr=config.learning_rate.peak, fused=True)
     plain = model.train()
     # With several processes this gives all of them the weights and the fitted state of the first

@@ -33,8 +33,8 @@ DISTANCES = ("l1", "l2", "cosine", "whitened")
 WHITENING_FLOOR = 0.03  # added variance, as a fraction of the largest
 WIDEST_WHITENED = 2048  # channels of a latent whose covariance is still decomposed
 NO_WHITENING = (
-    "the model has no whitened distance, which `fit_state` fits from episodes: train one with fit_state=true, of latents "
-    f"of at most {WIDEST_WHITENED} channels, or use the distance 'l2'."
+    "the model has no whitened distance, which `fit_state` fits from episodes: train one with fit_state=true, of "
+    f"latents of at most {WIDEST_WHITENED} channels, or use the distance 'l2'."
 )
 
 

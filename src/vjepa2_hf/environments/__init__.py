@@ -18,6 +18,7 @@ from .four_rooms import FOUR_ROOMS, FourRoomsEnv
 from .plane import FRAMES_PER_SECOND, MAX_STEPS, STEP_SIZE, SUCCESS_PIXELS, PlaneEnv
 from .policies import DATA_POLICY, POLICIES, find_policy
 from .pushing import PUSHING, PushingEnv
+from .symmetries import find_symmetries
 from .tasks import make_plain
 from .two_rooms import TWO_ROOMS, TwoRoomsEnv
 
@@ -38,6 +39,7 @@ __all__ = [
     "PushingEnv",
     "TwoRoomsEnv",
     "find_policy",
+    "find_symmetries",
     "make_plain",
 ]
 

@@ -63,6 +63,9 @@ class PlaneEnv(gymnasium.Env):
     discs: tuple[str, ...]  # their names, in the order of a state
     target: slice  # the columns of a state that must reach the goal
     controlled: slice  # the columns of a state that depend on actions
+    # Turns of the image (`vjepa2_hf.training.augmentation.TURNS`) under which the physics is the same, with the matrix
+    # (2, 2) that turns an action
+    symmetries: dict[str, list[list[float]]] = {}
 
     def __init__(
         self,

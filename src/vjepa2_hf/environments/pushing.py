@@ -4,6 +4,7 @@ import numpy as np
 
 from .appearance import IMAGE_SIZE
 from .plane import SUBSTEPS, SUCCESS_PIXELS, PlaneEnv, is_inside, keep_inside, length
+from .symmetries import FLIP_HORIZONTAL, FLIP_VERTICAL, TRANSPOSE
 
 
 PUSHING = "vjepa2_hf/Pushing-v0"
@@ -39,6 +40,7 @@ class PushingEnv(PlaneEnv):
     plain_colors = ((215.0, 50.0, 45.0), (45.0, 90.0, 200.0))
     discs = ("pusher", "block")
     target, controlled = slice(2, 4), slice(0, 4)
+    symmetries = {"flip_horizontal": FLIP_HORIZONTAL, "flip_vertical": FLIP_VERTICAL, "transpose": TRANSPOSE}
 
     def __init__(
         self, render_mode: str | None = None, agent_radius: float = 6.0, block_radius: float = 12.0, **settings

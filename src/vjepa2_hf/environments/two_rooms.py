@@ -4,6 +4,7 @@ import numpy as np
 
 from .appearance import IMAGE_SIZE
 from .rooms import RoomsEnv
+from .symmetries import FLIP_HORIZONTAL, FLIP_VERTICAL
 
 
 TWO_ROOMS = "vjepa2_hf/TwoRooms-v0"
@@ -28,6 +29,7 @@ class TwoRoomsEnv(RoomsEnv):
     state_dim = 2
     plain_colors = ((215.0, 50.0, 45.0),)
     discs = ("agent",)
+    symmetries = {"flip_horizontal": FLIP_HORIZONTAL, "flip_vertical": FLIP_VERTICAL}
     walls = np.array([[[WALL[0], -1.0], [WALL[1], DOOR[0]]], [[WALL[0], DOOR[1]], [WALL[1], 2.0]]])
 
     def __init__(self, render_mode: str | None = None, agent_radius: float = 6.0, **settings):

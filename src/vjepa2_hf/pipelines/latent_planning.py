@@ -56,8 +56,8 @@ class VJepa2Planner(VideoPipeline):
         solver: "cem", "icem", "mppi", "gradient", "random", "categorical_cem", or an object of the solver protocol
             (`vjepa2_hf.planning`). Default: the one saved with the model, else "cem" ("categorical_cem" for discrete
             actions).
-        distance: "l2" (mean squared error), "l1" (published), "cosine" or "whitened", between the last predicted latents
-            and the goal's; short for `cost=LatentDistance(distance)`.
+        distance: "l2" (mean squared error), "l1" (published), "cosine" or "whitened", between the last predicted
+            latents and the goal's; short for `cost=LatentDistance(distance)`.
         candidate_chunk_size: candidates rolled out at a time, which bounds memory; `None` chooses by size.
         num_samples, uncertainty_weight: for a model with a stochastic latent: futures that the cost of a candidate is
             averaged over (default 1, the mean one), and w, short for adding `w * Uncertainty()` to the cost.

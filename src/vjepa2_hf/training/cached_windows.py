@@ -232,6 +232,26 @@ def common_fps(mixture: WindowMixture) -> float:
     return float(found[0])
 
 
+def measured_horizons(horizons: Sequence[int], held_out: WindowMixture, skip: int) -> list[int]:
+    """The horizons, in model steps, for which a held-out episode is long enough; a warning names the others."""
+    if not len(held_out):
+        return list(horizons)
+    lengths = torch.cat([cache.lengths[chosen] for cache, chosen in zip(held_out.caches, held_out.episodes)])
+    steps = (int(lengths.max()) - 1) // skip
+    kept = [horizon for horizon in horizons if horizon <= steps]
+    if not kept:
+        raise ValueError(
+            f"no held-out episode has {min(horizons) * skip + 1} frames (the longest has {lengths.max()}): lower "
+            f"horizons={horizons}."
+        )
+    if len(kept) < len(horizons):
+        logger.warning(
+            "no held-out episode is long enough for horizons %s: the longest has %d model steps; only %s are measured",
+            [horizon for horizon in horizons if horizon > steps], steps, kept,
+        )  # fmt: skip
+    return kept
+
+
 def window_loader(
     mixture: WindowMixture,
     config: TrainingConfig,

@@ -6,18 +6,20 @@ inputs = model_inputs(window_mixture.read(windows, frames, skip), model, process
 
 import dataclasses
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from ..configuration_world_model import VJepa2WorldModelConfig
+from ..configuration_world_model import LEARNED_DIM, VJepa2WorldModelConfig
 from ..data.episodes import EpisodeSource, EpisodeStream
 from ..data.feature_cache import FeatureCache, data_fingerprint
+from ..data.files import weights_fingerprint
 from ..data.windows import WindowMixture
 from ..modeling_encoder import VJepa2Encoder
+from ..modeling_learned_state import VJepa2LearnedState
 from ..modeling_world_model import VJepa2WorldModel
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from .cached_windows import as_shards, cache_root, describe_encoder, encode_episodes, open_cache, split_windows
@@ -29,6 +31,15 @@ logger = logging.getLogger(__name__)
 ENCODED_AT_ONCE = 64  # frames
 # Fields of a world model, beside its type of state and its views, that change its latents before any fitted map
 LATENT_FIELDS = {"normalize_latents": "layer", "state_levels": "last"}
+LEARNED_FIELDS = {"state_dim": LEARNED_DIM, "state_input": "pixels", "state_stem": "conv", "standardize_frames": True}
+# Sizes of a world model of which only the latents are needed
+NO_DYNAMICS = {
+    "predictor_hidden_size": 8,
+    "predictor_num_attention_heads": 1,
+    "predictor_num_hidden_layers": 0,
+    "predictor_position_embedding_type": "learned",
+    "context_frames": 1,
+}
 
 
 def episode_sources(data: str | list[EpisodeSource]) -> list[EpisodeSource]:
@@ -44,22 +55,26 @@ def open_caches(
     state: dict[str, Any],
     columns: Sequence[str],
     optional: Collection[str] = (),
+    network: VJepa2LearnedState | None = None,
 ) -> list[FeatureCache]:
     """The cache of every source, filled by the first run that needs it.
 
     Args:
         config: with `data`, `max_episodes`, `limits`, `num_workers`, `cache_dir`, `output_dir`, `cache_dtype`.
-        state: fields of a world model that determine its latents before any fitted map, see `arranged_state`.
+        state: fields of a world model that determine its latents before any fitted map, see `latent_layout`.
         columns: to read, "latents" or "frames" among them.
         optional: columns that a source may lack.
+        network: of a learned state.
     """
     sources = episode_sources(config.data)
     views = count_views(sources)
     state = {**state, **({"num_views": views} if views > 1 else {})}
     root, latents, encode = cache_root(config, "latents"), None, None
     if "latents" in columns:
-        latents = {**state, **describe_encoder(encoder, weights=state["state_type"] != "pixels")}
+        latents = {**state, **describe_encoder(encoder, weights=not _reads_pixels(state))}
         latents |= {"dtype": config.cache_dtype, "precision": accelerator.mixed_precision}
+        if network is not None:
+            latents["network"] = weights_fingerprint(network)
     # Everything that the cache depends on, except the pixels
     depends_on = {"version": 1, "processor": processor.to_dict(), "max_episodes": config.max_episodes}
     depends_on["latents"] = latents
@@ -69,7 +84,8 @@ def open_caches(
 
         def fill(folder: Path, source: EpisodeSource = source) -> None:
             nonlocal encode
-            encode = encode or build_encode(config, accelerator, encoder, processor, state, "latents" in columns)
+            given = (config, accelerator, encoder, processor, state, "latents" in columns, network)
+            encode = encode or build_encode(*given)
             rank, processes = accelerator.process_index, accelerator.num_processes
             split = {"rank": rank, "world_size": processes}
             stream = EpisodeStream(source, processor, config.max_episodes, limits=config.limits, **split)
@@ -145,41 +161,55 @@ def open_episodes(
     fraction = held_out_fraction(config)
     encoder, state = frozen_encoder(model), model_state(model.config)
     config = dataclasses.replace(config, data=with_views(episode_sources(config.data), model.config))
-    caches = open_caches(config, accelerator, encoder, processor, state, ["latents"])
+    network = getattr(model, "state_network", None)
+    caches = open_caches(config, accelerator, encoder, processor, state, ["latents"], network=network)
     return split_windows(caches, [source.weight for source in config.data], fraction)
 
 
 def frozen_encoder(model: VJepa2WorldModel) -> VJepa2Encoder:
     """The encoder of a finished model's latents."""
-    if model.config.state_type == "pixels":
-        return VJepa2Encoder(model.config.encoder_config)  # only its sizes count
+    if model.config.reads_pixels:
+        with torch.device("meta"):  # only its sizes count
+            return VJepa2Encoder(model.config.encoder_config)
     return model.encoder if model.config.freeze_encoder else model.target_encoder
 
 
 def model_state(config: VJepa2WorldModelConfig) -> dict[str, Any]:
     """The `state` of `open_caches` for a finished model."""
-    others = {name: getattr(config, name) for name in LATENT_FIELDS}
-    return arranged_state(config.state_type) | {
-        name: value for name, value in others.items() if value != LATENT_FIELDS[name]
-    }
+    return latent_layout(config.state_type, vars(config))
 
 
-def arranged_state(state_type: str) -> dict[str, Any]:
-    """The `state` of `open_caches` for a model's `state_type`: projected states are mapped tokens."""
-    return {"state_type": "tokens" if state_type == "projected" else state_type}
+def latent_layout(state_type: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The `state` of `open_caches` for a model's `state_type` and other fields: those that determine its latents
+    before any fitted map. Projected states are mapped tokens."""
+    known = LATENT_FIELDS | (LEARNED_FIELDS if state_type == "learned" else {})
+    found = {name: fields[name] for name, usual in known.items() if fields.get(name) not in (None, usual)}
+    return {"state_type": "tokens" if state_type == "projected" else state_type, **found}
+
+
+def _reads_pixels(state: dict[str, Any]) -> bool:
+    """Whether latents of this `state` need no encoder."""
+    kind = state["state_type"]
+    return kind == "pixels" or kind == "learned" and state.get("state_input", "pixels") == "pixels"
 
 
 def build_encode(
-    config: Any, accelerator: Accelerator, encoder, processor, state: dict[str, Any], as_latents: bool
+    config: Any,
+    accelerator: Accelerator,
+    encoder,
+    processor,
+    state: dict[str, Any],
+    as_latents: bool,
+    network: VJepa2LearnedState | None = None,
 ) -> Callable[[torch.Tensor], dict[str, torch.Tensor]]:
     """A function from the uint8 frames of an episode (T, C, H, W) to the cache's column: latents (T, N, D) before any
     fitted map, or the frames. Of several cameras (T, V, C, H, W) to latents (T, V · N, D)."""
     if not as_latents:
         return lambda frames: {"frames": frames}
     dtype = getattr(torch, config.cache_dtype)
-    no_dynamics = {"predictor_hidden_size": 8, "predictor_num_attention_heads": 1, "predictor_num_hidden_layers": 0}
-    no_dynamics |= {"predictor_position_embedding_type": "learned", "context_frames": 1}
-    model = VJepa2WorldModel.from_encoder(encoder, **state, **no_dynamics)
+    model = VJepa2WorldModel.from_encoder(encoder, **state, **NO_DYNAMICS)
+    if network is not None:
+        model.state_network.load_state_dict(network.state_dict())
     model.to(accelerator.device).eval()
 
     def encode(frames: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -206,14 +206,25 @@ class TrainingLoop:
             self.signals.restore()
 
     def finish(self, model: nn.Module, *processors: Any) -> None:
-        """Saves `final/` and ends the trackers."""
+        """Saves `final/` and ends the trackers and the group of processes."""
+        self._save_final(model, *processors)
+        self.accelerator.end_training()
+        self.signals.restore()
+
+    def finish_stage(self, model: nn.Module, *processors: Any) -> None:
+        """As `finish`, where another run follows in this program: the group of processes stays."""
+        self._save_final(model, *processors)
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.accelerator.free_memory()
+        self.signals.restore()
+
+    def _save_final(self, model: nn.Module, *processors: Any) -> None:
         final = self.run.save_final(model, *processors)
         if self.accelerator.is_main_process:
             if not (final / "config.json").is_file() or not any(final.glob("*.safetensors")):
                 raise OSError(f"{str(final)!r} holds no model after saving; look at its disk, then set resume=latest.")
             tqdm.write(f"complete: {final} stays as it is" if self.run.is_complete else f"saved {final}")
-        self.accelerator.end_training()
-        self.signals.restore()
 
 
 def has_idle_weights(model: nn.Module) -> bool:

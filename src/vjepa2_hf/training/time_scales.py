@@ -13,7 +13,8 @@ from ..modeling_world_model import VJepa2WorldModel
 if TYPE_CHECKING:  # a planner, which checks its second time scale here, reads no data
     from ..data.windows import WindowMixture
 
-STATE_FIELDS = ("state_type", "state_dim", "normalize_latents", "state_levels", "num_views")
+STATE_FIELDS = ("state_type", "state_dim", "state_input", "state_stem", "standardize_frames", "normalize_latents")
+STATE_FIELDS += ("state_levels", "num_views")
 STATE_BUFFERS = ("state_mean", "state_map", "state_scale")
 RANGE = (0.01, 0.99)  # quantiles of the macro-actions of the training data, between which a planner searches
 RANGE_WINDOWS = 8192
@@ -32,7 +33,9 @@ def copy_state(model: VJepa2WorldModel, folder: str | Path) -> None:
     for name in STATE_BUFFERS:
         if hasattr(other, name):
             model.register_buffer(name, getattr(other, name).to(model.device))
-    model.config.state_fitted = True
+    if other.config.state_whitened:
+        model.state_whitening = other.state_whitening.to(model.device)
+    model.config.state_fitted, model.config.state_whitened = True, other.config.state_whitened
 
 
 def check_same_latents(model: VJepa2WorldModel, other: VJepa2WorldModel, name: str) -> None:
@@ -47,9 +50,10 @@ def _check_same_encoding(model: VJepa2WorldModel, other: VJepa2WorldModel, name:
         mine, others = getattr(model.config, field), getattr(other.config, field)
         if mine != others:
             raise ValueError(f"{name}: {field} is {mine!r} in one model and {others!r} in the other; use one state.")
-    encoders = (getattr(each, "encoder", None) for each in (model, other))
-    if not _equal(*({} if encoder is None else encoder.state_dict() for encoder in encoders)):
-        raise ValueError(f"{name} has another encoder: both time scales need the latents of one encoder.")
+    for part, words in (("encoder", "encoder"), ("state_network", "network of its learned state")):
+        modules = (getattr(each, part, None) for each in (model, other))
+        if not _equal(*({} if module is None else module.state_dict() for module in modules)):
+            raise ValueError(f"{name} has another {words}: both time scales need the latents of one {words}.")
 
 
 def _equal(tensors: dict[str, torch.Tensor | None], others: dict[str, torch.Tensor | None]) -> bool:

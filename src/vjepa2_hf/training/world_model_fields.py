@@ -7,6 +7,7 @@ fields = data_fields(statistics, skip=5, discrete=False, normalize=True)
 Letters: k environment actions of a model step, A action, S proprio state.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from ..specs import check_known
 from .cached_windows import window_statistics
 from .episode_latents import model_inputs
 
+
+logger = logging.getLogger(__name__)
 
 Statistics = dict[str, Any]  # of a column, as `window_statistics` returns them
 FIT_BYTES = 2**30  # latents that the state is fitted on, spread over the training episodes
@@ -152,6 +155,24 @@ def latents_to_fit(model: VJepa2WorldModel, training: WindowMixture, processor) 
     limit = max(1, FIT_BYTES // latents(training.tile(frames, 1, frames, limit=1)).nbytes)
     windows = training.tile(frames, 1, frames, limit)
     return torch.cat([latents(part) for part in windows.split(16)])
+
+
+def check_windows(model: VJepa2WorldModel, frames: int, rollout_start: float) -> None:
+    """Refuses windows of `frames` that are too short for the rollout loss, and warns of windows shorter than the
+    context; `rollout_start` is the fraction of the steps that use the one-step loss alone."""
+    room, config = frames - 1, model.config
+    if rollout_start < 1 and config.rollout_weight and config.rollout_steps > room:
+        raise ValueError(
+            f"frames_per_window={frames} holds {room} steps; rollout_steps={config.rollout_steps} needs "
+            f"{config.rollout_steps + 1} frames."
+        )
+    if rollout_start < 1 and not any((config.teacher_forcing_weight, config.rollout_weight)):
+        raise ValueError("teacher_forcing_weight and rollout_weight are both 0: there is no loss.")
+    if config.context_frames > room:
+        logger.warning(
+            "context_frames=%d, but windows of frames_per_window=%d show the model at most %d frames: in longer "
+            "rollouts it sees frame positions that were never trained", config.context_frames, frames, room,
+        )  # fmt: skip
 
 
 def freeze_others(model: VJepa2WorldModel, embodiments: Sequence[int]) -> None:

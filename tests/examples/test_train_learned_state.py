@@ -1,0 +1,135 @@
+"""train_world_model.py with a learned state: both stages, resuming in each, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import same_weights
+from script_runs import metrics, run_train_world_model, write_noise_episodes
+
+from vjepa2_hf import VJepa2Planner, VJepa2WorldModel
+from vjepa2_hf.training.run import Run
+
+
+LEARNED = [
+    "encoder=pixels",
+    "encoder_config={crop_size: 32, patch_size: 8}",
+    "save_every=2",
+    "world_model={state_type: learned, state_dim: 6, frame_skip: 2, context_frames: 1, residual: true, "
+    "rollout_steps: 2, dynamics_type: mlp, predictor_hidden_size: 16, predictor_num_hidden_layers: 1}",
+    "state={max_steps: 4, episodes: 2, frames: 3, augment: true, symmetries: vjepa2_hf/Pushing-v0, "
+    "inverse_dynamics_weight: 0.1, inverse_dynamics_steps: 2, sigreg_weight: 0.1}",
+]
+
+
+@pytest.fixture(scope="module")
+def episodes(tmp_path_factory) -> Path:
+    return write_noise_episodes(tmp_path_factory.mktemp("episodes") / "train")
+
+
+def run(monkeypatch, episodes: Path, output_dir: Path, *overrides: str) -> tuple[list[dict], list[dict]]:
+    """The metrics of both stages."""
+    second = run_train_world_model(monkeypatch, episodes, output_dir, *LEARNED, *overrides)
+    return metrics(output_dir / "state"), second
+
+
+@pytest.fixture(scope="module")
+def finished(episodes, tmp_path_factory) -> tuple[Path, tuple]:
+    output_dir = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        return output_dir, run(patch, episodes, output_dir)
+
+
+def test_one_command_trains_the_state_and_then_the_dynamics(finished):
+    folder, (first, second) = finished
+    assert [row["step"] for row in first] == [1, 2, 3, 4] and [row["step"] for row in second] == [1, 2, 3, 4, 5, 6]
+    names = {"loss", "episode_contrast_loss", "found_frames", "inverse_dynamics_loss", "sigreg_loss", "learning_rate"}
+    assert names <= first[0].keys()
+    model = VJepa2WorldModel.from_pretrained(folder / "final")
+    config = model.config
+    assert (config.state_type, config.state_dim, config.action_dim) == ("learned", 6, 4)
+    assert config.state_fitted and config.state_whitened and model.state_whitening.shape == (6, 6)
+    trained = VJepa2WorldModel.from_pretrained(folder / "state" / "final")
+    assert same_weights(trained.state_network, model.state_network) and not trained.config.state_fitted
+    rows = json.loads((folder / "rollout_error.json").read_text())
+    assert [row["horizon"] for row in rows] == [1, 2] and all(row["copy_error"] > 0 for row in rows)
+    planner = VJepa2Planner.from_pretrained(
+        folder / "final", distance="whitened", horizon=2, num_candidates=4, num_elites=2
+    )
+    image = np.full((32, 32, 3), 40, np.uint8)
+    assert planner(image, image)["actions"].shape == (2, 4)
+
+
+@pytest.mark.parametrize(("stage", "step"), [("state", 4), ("stopped", 5)])
+def test_a_run_stopped_in_either_stage_resumes_to_the_same_losses(
+    finished, episodes, monkeypatch, tmp_path, stage, step
+):
+    original = Run.check_finite
+
+    def stop(self, reached, *numbers):
+        if self.output_dir.name == stage and reached == step:
+            raise KeyboardInterrupt
+        return original(self, reached, *numbers)
+
+    folder, whole = finished
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Run, "check_finite", stop)
+        run(patch, episodes, tmp_path / "stopped")
+    assert (tmp_path / "stopped" / "state" / "final").exists() == (stage == "stopped")
+    assert run(monkeypatch, episodes, tmp_path / "stopped", "resume=latest") == whole
+    models = [VJepa2WorldModel.from_pretrained(each / "final") for each in (folder, tmp_path / "stopped")]
+    assert same_weights(*models) and torch.equal(models[0].state_whitening, models[1].state_whitening)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("state.episode_contrast_temperature=2.0", "state.episode_contrast_temperature=2.0 (was 1.0)"),
+        ("world_model.predictor_hidden_size=8", "world_model.predictor_hidden_size=8 (was 16)"),
+    ],
+)
+def test_a_finished_run_does_not_continue_with_other_settings(
+    finished, episodes, monkeypatch, capsys, override, message
+):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, episodes, finished[0], override, "resume=latest")
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_second_model_takes_over_the_learned_state(finished, episodes, monkeypatch, tmp_path):
+    overrides = [f"state_of={finished[0] / 'final'}", "world_model.frame_skip=1", "frames_per_window=4"]
+    run_train_world_model(monkeypatch, episodes, tmp_path / "second", *LEARNED[:-1], *overrides)
+    assert not (tmp_path / "second" / "state").exists()
+    models = [VJepa2WorldModel.from_pretrained(each / "final") for each in (finished[0], tmp_path / "second")]
+    frames = torch.randn(1, 2, 3, 32, 32)
+    assert torch.equal(*(model.encode(frames) for model in models))
+    assert torch.equal(*(model.state_whitening for model in models))
+
+
+@pytest.mark.parametrize("augment", ["true", "false"])
+def test_a_state_may_read_the_tokens_of_an_encoder(episodes, monkeypatch, tmp_path, augment):
+    sizes = "encoder_config={hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, crop_size: 32}"
+    overrides = ["encoder=random", sizes, "world_model.state_input=tokens", "max_steps=2", "state.max_steps=2"]
+    overrides += ["state.symmetries=null", f"state.augment={augment}"]
+    run(monkeypatch, episodes, tmp_path / "run", *overrides)
+    model = VJepa2WorldModel.from_pretrained(tmp_path / "run" / "final")
+    assert model.encode(torch.randn(1, 2, 3, 32, 32)).shape == (1, 2, 1, 6) and model.encoder is not None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("world_model.state_type=pooled", "state is for world_model.state_type=learned, not pooled"),
+        ("encoder=random", "encoder=random with world_model.state_input=pixels: a state that reads pixels needs"),
+        ("state.frames=9", "No episode has the 17 frames of a window"),
+        ("state.symmetries={transpose: [[1]]}", "expected a square matrix of 2 rows that turns an action"),
+        ("data=[{path: DATA}, {path: DATA, embodiment: 1}]", "learns from the actions of one robot"),
+    ],
+)
+def test_settings_that_do_not_fit_end_in_a_sentence(episodes, monkeypatch, capsys, tmp_path, override, message):
+    with pytest.raises(SystemExit) as exit_:
+        run(monkeypatch, episodes, tmp_path / "run", override.replace("DATA", str(episodes)))
+    assert exit_.value.code == 1
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]

@@ -1,0 +1,159 @@
+"""The losses of a learned state, and the run of its network."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from builders import TINY_ENCODER
+
+from vjepa2_hf import VJepa2WorldModel, VJepa2WorldModelConfig
+from vjepa2_hf.training.state_learning import (
+    SIGREG_POINTS,
+    SIGREG_RANGE,
+    StateLearner,
+    StateSettings,
+    StateTrainingConfig,
+    episode_contrast,
+    sigreg,
+)
+
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+TINY_DYNAMICS = {"predictor_hidden_size": 8, "predictor_num_attention_heads": 1, "predictor_num_hidden_layers": 0}
+
+
+def build(**fields) -> VJepa2WorldModel:
+    torch.manual_seed(0)
+    fields = {"state_type": "learned", "state_dim": 6, "action_dim": 2, **TINY_DYNAMICS, **fields}
+    return VJepa2WorldModel(VJepa2WorldModelConfig(encoder_config=TINY_ENCODER, **fields)).eval()
+
+
+class TestContrast:
+    def test_the_loss_by_hand(self):
+        """One number per state; predictions of the frames 1 and 2 among 0, 1 and 3, with τ = 2."""
+        states = torch.tensor([[[0.0], [1.0], [3.0]]])
+        predicted = torch.tensor([[[1.0], [2.0]]])
+        loss, found = episode_contrast(predicted, states, temperature=2.0)
+        first = [math.exp(-energy / 2) for energy in (1, 0, 4)]
+        second = [math.exp(-energy / 2) for energy in (4, 1, 1)]
+        expected = -(math.log(first[1] / sum(first)) + math.log(second[2] / sum(second))) / 2
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+        assert found.item() == 0.5  # the second is as near to frame 1, which comes first
+
+    def test_what_is_constant_within_an_episode_changes_nothing(self):
+        states, changes = torch.randn(4, 5, 3), torch.randn(4, 4, 3)
+        apart = 30 * torch.randn(4, 1, 3)
+        plain, _ = episode_contrast(states[:, :-1] + changes, states, 1.0)
+        moved, _ = episode_contrast(states[:, :-1] + apart + changes, states + apart, 1.0)
+        torch.testing.assert_close(moved, plain, atol=1e-3, rtol=1e-4)
+
+    def test_frames_of_other_episodes_are_no_negatives(self):
+        states, changes = torch.randn(4, 5, 3), torch.randn(4, 4, 3)
+        together, _ = episode_contrast(states[:, :-1] + changes, states, 1.0)
+        each = [
+            episode_contrast(states[n : n + 1, :-1] + changes[n : n + 1], states[n : n + 1], 1.0)[0] for n in range(4)
+        ]
+        torch.testing.assert_close(together, torch.stack(each).mean(), **CLOSE)
+
+    def test_the_gradient_reaches_both_sides(self):
+        predicted, states = torch.randn(1, 3, 2, requires_grad=True), torch.randn(1, 4, 2, requires_grad=True)
+        episode_contrast(predicted, states, 1.0)[0].backward()
+        assert (predicted.grad.abs().sum(-1) > 0).all() and (states.grad.abs().sum(-1) > 0).all()
+
+
+class TestSigreg:
+    def test_the_statistic_by_hand(self):
+        """One dimension: every direction is 1 or -1, which give the same."""
+        states = torch.tensor([[0.5], [-1.0], [2.0]])
+        points = np.linspace(0, SIGREG_RANGE, SIGREG_POINTS)
+        empirical = np.exp(1j * points[:, None] * states[:, 0].numpy()).mean(axis=1)
+        normal = np.exp(-(points**2) / 2)
+        integral = 2 * np.trapezoid(np.abs(empirical - normal) ** 2 * normal, points)
+        assert sigreg(states, slices=4).item() == pytest.approx(3 * integral, rel=1e-4)
+
+    def test_a_standard_normal_cloud_scores_lowest(self):
+        cloud = torch.randn(2000, 4, generator=torch.Generator().manual_seed(0))
+        others = [0.1 * cloud, 3 * cloud, cloud + 1, cloud * torch.tensor([1.0, 1.0, 1.0, 0.0])]
+        assert all(sigreg(other) > 3 * sigreg(cloud) for other in others)
+
+
+class TestLearner:
+    def test_the_transition_starts_at_no_change_and_the_loss_is_the_weighted_sum(self):
+        model, frames, actions = build(), torch.randn(2, 5, 3, 32, 32), torch.randn(2, 4, 2)
+        settings = StateSettings(inverse_dynamics_weight=0.5, inverse_dynamics_steps=3, sigreg_weight=0.25, frames=5)
+        losses = StateLearner(model, settings)(frames, actions)
+        states = model.encode(frames).squeeze(2)
+        contrast, found = episode_contrast(states[:, :-1], states, 1.0)
+        torch.testing.assert_close(losses["episode_contrast_loss"], contrast, **CLOSE)
+        assert losses["found_frames"] == found
+        parts = losses["episode_contrast_loss"] + 0.5 * losses["inverse_dynamics_loss"] + 0.25 * losses["sigreg_loss"]
+        torch.testing.assert_close(losses["loss"], parts, **CLOSE)
+        assert list(losses)[0] == "loss" and not StateLearner(model, StateSettings())(frames, actions).keys() & {
+            "inverse_dynamics_loss", "sigreg_loss",
+        }  # fmt: skip
+
+    def test_the_inverse_loss_is_the_error_of_the_first_action_between_two_states(self):
+        settings = StateSettings(inverse_dynamics_weight=1.0, inverse_dynamics_steps=2, frames=4)
+        learner = StateLearner(build(), settings)
+        states, actions = torch.randn(2, 4, 6), torch.randn(2, 3, 2)
+        errors = []
+        for n in (1, 2):
+            apart = torch.eye(2)[n - 1].expand(2, 4 - n, 2)
+            guess = learner.inverse(torch.cat([states[:, :-n], states[:, n:], apart], dim=-1))
+            errors.append((guess - actions[:, : 4 - n]).square().mean())
+        torch.testing.assert_close(learner._inverse_loss(states, actions), (errors[0] + errors[1]) / 2, **CLOSE)
+
+    def test_every_weight_learns_once_the_transition_has_left_zero(self):
+        settings = StateSettings(inverse_dynamics_weight=1.0, inverse_dynamics_steps=2, frames=4)
+        learner = StateLearner(build(), settings)
+        torch.nn.init.normal_(learner.transition[-1].weight)
+        learner(torch.randn(2, 4, 3, 32, 32), torch.randn(2, 3, 2))["loss"].backward()
+        for name, parameter in learner.named_parameters():
+            assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+    def test_it_learns_a_moving_square_among_still_ones(self):
+        """Where the square is decides, and a still square, which differs between episodes, does not help."""
+        generator, positions = torch.Generator().manual_seed(0), torch.arange(5)
+        learner = StateLearner(build(), StateSettings(frames=5))
+        optimizer = torch.optim.AdamW(learner.parameters(), lr=2e-3)
+        found = []
+        for _ in range(60):
+            frames = torch.zeros(4, 5, 3, 32, 32)
+            starts = torch.randint(0, 8, (4,), generator=generator)
+            for episode, start in enumerate(starts):
+                row = int(torch.randint(0, 24, (), generator=generator))
+                frames[episode, :, :, row : row + 6, 0:6] = 1.0  # still
+                for t in positions:
+                    column = int(start) + 4 * int(t)
+                    frames[episode, t, :, 12:18, column : column + 6] = 2.0
+            losses = learner(frames, torch.ones(4, 4, 2))
+            optimizer.zero_grad()
+            losses["loss"].backward()
+            optimizer.step()
+            found.append(losses["found_frames"].item())
+        assert np.mean(found[:3]) < 0.5 < 0.9 < np.mean(found[-10:])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"frames": 2}, "state.frames must be at least 3, got 2"),
+        ({"episode_contrast_weight": 0.0}, "there is no loss"),
+        ({"episode_contrast_temperature": 0.0}, "state.episode_contrast_temperature"),
+        ({"inverse_dynamics_weight": 1.0, "frames": 4}, "state.inverse_dynamics_steps=4 needs state.frames above it"),
+        ({"symmetries": "vjepa2_hf/Pushing-v0"}, "set state.augment=true"),
+        ({"augment": True, "symmetries": {"turn": [[1.0]]}}, "turn"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        StateSettings(**fields)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero():
+    settings = StateSettings(max_steps=10, warmup_steps=2, learning_rate=1.0)
+    config = StateTrainingConfig(output_dir="out", data="data", encoder="pixels", state=settings)
+    rates = [config.scheduled(step)["learning_rate"] for step in range(1, 11)]
+    assert rates[0] == 0.5 and rates[1] == 1.0 and rates[-1] == pytest.approx(0, abs=1e-6)
+    assert rates[1:] == sorted(rates[1:], reverse=True) and (config.max_steps, config.batch_size) == (10, 16)
