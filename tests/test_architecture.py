@@ -32,7 +32,7 @@ LIMITS = {
     "lines of a file": 500,
     "lines of a function": 60,
     "lines of an exported encoder": 3100,  # 800 of them read videos
-    "lines of configs": 1460,
+    "lines of configs": 1496,
 }
 
 

@@ -1,0 +1,79 @@
+"""The commands and the snippet of docs/states.md run, at tiny size."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import record_episodes
+import torch
+from builders import ROOT, TINY_ENCODER, TINY_PREDICTOR
+from script_runs import blocks, commands, run_script
+
+from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor, VJepa2WorldModel
+from vjepa2_hf import VJepa2MaskedLatentPredictionConfig as MaskedConfig
+
+
+SOLVER = ["num_candidates=4", "num_iterations=1", "num_elites=2", "horizon=2"]
+SMALL = ["predictor_hidden_size=16", "predictor_num_hidden_layers=1", "predictor_num_attention_heads=2"]
+TINY = {
+    "record_episodes": ["--episodes", "5", "--length", "8", "--num_proc", "1"],
+    "train_world_model": [
+        "max_steps=2",
+        "batch_size=2",
+        "validation_fraction=0.3",
+        "horizons=[1, 2]",
+        "num_threads=1",
+        *(f"world_model.{setting}" for setting in SMALL),
+    ],
+    "plan": ["episodes=2", "videos=0", "baselines=[]", *(f"solver.{setting}" for setting in SOLVER)],
+}
+TINY_STATE = ["state.max_steps=2", "state.episodes=2", "state.frames=3"]
+
+
+def run(monkeypatch, command: list[str]) -> None:
+    """A command of the page, smaller."""
+    script = next(part for part in command if part.endswith(".py"))
+    name, arguments = Path(script).stem, command[command.index(script) + 1 :]
+    learned = any("world_model_learned" in part for part in arguments)
+    arguments = [str(ROOT / part) if part.startswith("examples/configs/") else part for part in arguments]
+    arguments = [part.replace("num_candidates: 32", ", ".join(SOLVER).replace("=", ": ")) for part in arguments]
+    arguments += TINY[name] + (TINY_STATE if learned else [])
+    if name == "record_episodes":
+        record_episodes.main(arguments)
+    else:
+        run_script(monkeypatch, __import__(name), arguments)
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A folder with what the page names."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    encoder = {**TINY_ENCODER, "crop_size": 64}
+    model = VJepa2ForMaskedLatentPrediction(MaskedConfig(encoder_config=encoder, **TINY_PREDICTOR))
+    model.save_pretrained("runs/demo/pretrain/final")
+    VJepa2VideoProcessor(size=64, crop_size=64).save_pretrained("runs/demo/pretrain/final")
+    pushing = ["--env", "vjepa2_hf/Pushing-v0", "--policy", "uniform", *TINY["record_episodes"]]
+    record_episodes.main([*pushing, "--output", "runs/demo/episodes"])
+    shutil.copytree("runs/demo/episodes", "my_episodes")
+    return tmp_path
+
+
+def test_the_commands_train_states_and_plan_with_them(work, monkeypatch):
+    found = commands("states.md")
+    assert [Path(next(part for part in command if part.endswith(".py"))).stem for command in found] == [
+        "train_world_model", "record_episodes", "train_world_model", "plan", "train_world_model", "plan"
+    ]  # fmt: skip
+    for command in found:
+        run(monkeypatch, command)
+    config = VJepa2WorldModel.from_pretrained("runs/learned/mine/final").config
+    assert (config.state_type, config.state_dim, config.state_whitened) == ("learned", 64, True)
+    rows = [row["name"] for row in json.loads(Path("runs/learned/plan_true/results.json").read_text())["rows"]]
+    assert "true dynamics" in rows
+    card = Path("runs/learned/mine/final/README.md").read_text()
+    assert "a network of the pixels, trained by the same-episode contrast, 64 wide" in card
+    (snippet,) = blocks("states.md", "python")
+    names: dict = {}
+    exec(compile(snippet, "a snippet", "exec"), names)
+    assert names["cost"].shape == (1, 8) and names["states"].shape == (1, 2, 1, 64)
