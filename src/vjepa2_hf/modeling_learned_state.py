@@ -4,19 +4,22 @@ Shapes: B episodes, T frames, F frames of all episodes, C channels, H W pixels, 
 *arranged*: n tokens of width m (`arranged_shape`).
 """
 
+import warnings
+
 import torch
 from einops import rearrange
 from torch import nn
 from transformers import initialization as init
 
 from .configuration_world_model import VJepa2WorldModelConfig
-from .modeling_encoder import VJepa2Encoder
+from .modeling_encoder import VJepa2Encoder, check_clips, clip_grid
 from .modeling_state import encoder_token_size, match_dtype
 
 
 STEM_CHANNELS = (16, 32, 64, 96)  # of four convolutions, each of which halves height and width
 TOKEN_SIZE = STEM_CHANNELS[-1]
 HIDDEN_SIZE = 256
+_LARGEST_PIXEL = 20.0  # the usual means and standard deviations give values of -3 to 3
 POSITION_STD = 0.5  # initial standard deviation of positions, about that of the tokens
 
 
@@ -121,3 +124,24 @@ def arranged_latents(
             raise ValueError(f"a frame has {rows}×{rows} tokens, which 2×2 merging does not divide: {advice}")
         latents = rearrange(latents, "f (h p w q) d -> f (h w) (p q d)", p=2, q=2, w=rows // 2)
     return latents.unflatten(0, (len(pixel_values_videos), -1))
+
+
+def check_square(config: VJepa2WorldModelConfig, pixel_values_videos: torch.Tensor) -> None:
+    """Refuses frames (B, T, C, H, W) of wrong or unequal sides."""
+    check_clips(pixel_values_videos)
+    first = pixel_values_videos[:, :1] if pixel_values_videos.ndim > 1 else pixel_values_videos
+    _, rows, columns = clip_grid(config.encoder_config, first)
+    if rows != columns:
+        size = tuple(pixel_values_videos.shape[-2:])
+        raise ValueError(f"frames are {size} pixels; expected squares: crop or resize.")
+
+
+def warn_if_unnormalized(pixel_values_videos: torch.Tensor) -> None:
+    """Warns of frames (B, T, C, H, W) that have not been through a video processor."""
+    largest = pixel_values_videos.detach().abs().amax().item() if pixel_values_videos.numel() else 0.0
+    if largest > _LARGEST_PIXEL:
+        warnings.warn(
+            f"pixel_values_videos reach {largest:.4g}, far outside the range of a video processor (about -3 to 3): "
+            "pass frames through the VJepa2VideoProcessor that the model was saved with, not floats of 0 to 255.",
+            stacklevel=4,
+        )

@@ -10,7 +10,6 @@ views (cameras) these are the tokens of one view, and a frame has V·N tokens, o
           ──► fitted by `fit_state`: minus the mean per position, linear map (`state_dim`), over one standard deviation
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,6 @@ import torch
 from torch import nn
 
 from .configuration_world_model import VJepa2WorldModelConfig
-from .modeling_encoder import check_clips, clip_grid
 from .specs import (
     LARGEST_COUNT,
     check_count,
@@ -37,7 +35,6 @@ SLOW_WHITENED = 192  # principal components in which slow directions are searche
 SLOW_LAG = 3  # frames over which "slow" is measured
 _EXACT_SIZE = 4096  # largest covariance that is decomposed exactly
 _CHUNK = 1024  # frames at a time
-_LARGEST_PIXEL = 20.0  # the usual means and standard deviations give values of -3 to 3
 
 
 # --- State
@@ -81,27 +78,6 @@ def empty_state_map(config: VJepa2WorldModelConfig) -> tuple[torch.Tensor, torch
     inputs = tokens * size if config.state_type == "projected" else size
     linear_map = torch.eye(inputs, config.state_dim) if config.has_state_map else None
     return torch.zeros(config.num_views * tokens, size), linear_map, torch.ones(())
-
-
-def check_square(config: VJepa2WorldModelConfig, pixel_values_videos: torch.Tensor) -> None:
-    """Refuses frames (B, T, C, H, W) of wrong or unequal sides."""
-    check_clips(pixel_values_videos)
-    first = pixel_values_videos[:, :1] if pixel_values_videos.ndim > 1 else pixel_values_videos
-    _, rows, columns = clip_grid(config.encoder_config, first)
-    if rows != columns:
-        size = tuple(pixel_values_videos.shape[-2:])
-        raise ValueError(f"frames are {size} pixels; expected squares: crop or resize.")
-
-
-def warn_if_unnormalized(pixel_values_videos: torch.Tensor) -> None:
-    """Warns of frames (B, T, C, H, W) that have not been through a video processor."""
-    largest = pixel_values_videos.detach().abs().amax().item() if pixel_values_videos.numel() else 0.0
-    if largest > _LARGEST_PIXEL:
-        warnings.warn(
-            f"pixel_values_videos reach {largest:.4g}, far outside the range of a video processor (about -3 to 3): "
-            "pass frames through the VJepa2VideoProcessor that the model was saved with, not floats of 0 to 255.",
-            stacklevel=4,
-        )
 
 
 def apply_state_map(

@@ -28,12 +28,17 @@ from .modeling_embodiments import (
 from .modeling_encoder import VJepa2Encoder, as_encoder
 from .modeling_heads import VJepa2DistanceHead, VJepa2GaussianHead, VJepa2RewardHead
 from .modeling_layers import power_loss
-from .modeling_learned_state import VJepa2LearnedState, arranged_latents, init_learned_state
+from .modeling_learned_state import (
+    VJepa2LearnedState,
+    arranged_latents,
+    check_square,
+    init_learned_state,
+    warn_if_unnormalized,
+)
 from .modeling_rollout import rollout_chunks, rollout_context, rollout_loss, sample_noise, score_candidates
 from .modeling_state import (
     check_chunk_size,
     check_scored,
-    check_square,
     check_view_tokens,
     empty_state_map,
     fit_state_map,
@@ -48,7 +53,6 @@ from .modeling_state import (
     state_shape,
     tokens_of_views,
     view_indices,
-    warn_if_unnormalized,
 )
 from .specs import check_flag, check_generator, check_number, check_tensor, refuse
 
