@@ -174,7 +174,8 @@ class TestWhitenedDistance:
         rows = torch.cat([(episode - episode.mean(0)).flatten(0, 1) for episode in episodes]).double()
         covariance = rows.T @ rows / len(rows)
         floor = 0.03 * torch.linalg.eigvalsh(covariance)[-1] * torch.eye(2)
-        torch.testing.assert_close(moved @ (covariance + floor) @ moved, torch.eye(2).double(), **CLOSE)
+        whitened = moved.double() @ (covariance + floor) @ moved.double()
+        torch.testing.assert_close(whitened.float(), torch.eye(2), **CLOSE)
 
     def test_the_score_is_the_formula_of_the_last_prediction(self):
         model = fitted()

@@ -342,15 +342,14 @@ def check_cost(config: Any, cost: Cost) -> None:
 
 
 def fit_whitening(episodes: Iterable[torch.Tensor]) -> torch.Tensor | None:
-    """The matrix M = (C + 0.03 λ I)^(−1/2) of `LatentDistance("whitened")`, float64 (D, D), from states (T, N, D) of
-    episodes.
+    """The matrix M = (C + 0.03 λ I)^(−1/2) of `LatentDistance("whitened")`, (D, D), from states (T, N, D) of episodes.
 
     C is the covariance of the D channels within an episode, around the episode's mean at each of the N positions, and
     λ its largest variance: what differs between episodes but never changes within one, such as an appearance, gives no
     direction, and one that hardly moves is not amplified to noise. `None` without episodes, for states that never
     change, and for more than 2048 channels.
     """
-    total, count = None, 0
+    total, count, episode = None, 0, None
     for episode in episodes:
         if episode.shape[-1] > WIDEST_WHITENED:
             return None
@@ -361,7 +360,7 @@ def fit_whitening(episodes: Iterable[torch.Tensor]) -> torch.Tensor | None:
         return None
     variances, directions = torch.linalg.eigh(total / count)
     scales = (variances.clamp(min=0) + WHITENING_FLOOR * variances[-1]).rsqrt()
-    return (directions * scales) @ directions.T
+    return ((directions * scales) @ directions.T).to(episode)
 
 
 def distance_between(

@@ -32,6 +32,7 @@ from .modeling_layers import (
     rotate_heads,
     spread_over_heads,
 )
+from .modeling_learned_state import init_learned_state
 from .modeling_state import DynamicsInputs, held_views, state_shape, token_size
 
 
@@ -403,7 +404,9 @@ def _block_causal_mask(frames: int, first: int, tokens_per_frame: int, device) -
 
 @torch.no_grad()
 def init_dynamics(config: VJepa2WorldModelConfig, module: nn.Module) -> None:
-    """Initializes a module of the dynamics or its heads, as `_init_weights` of a model."""
+    """Initializes a module of the dynamics, its heads or a learned state, as `_init_weights` of a model."""
+    if init_learned_state(module):
+        return
     std, scale = config.predictor_initializer_range, getattr(module, "init_scale", 1.0)
     if isinstance(module, nn.Linear) and std is not None:
         init.trunc_normal_(module.weight, std=std * (scale or 1.0))

@@ -44,8 +44,8 @@ _COMPONENTS = {
 }
 # Weights beside the encoder in folders of other models
 _OTHER_WEIGHTS = re.compile(
-    r"(encoder|target_encoder|(vjepa2\.)?predictor|pooler|classifier|(reward|stochastic|chance|distance)_head)\."
-    r"|state_(mean|map|scale)$"
+    r"(encoder|target_encoder|(vjepa2\.)?predictor|pooler|classifier|state_network|(reward|stochastic|chance|distance)_head)\."
+    r"|state_(mean|map|scale|whitening)$"
 )
 
 

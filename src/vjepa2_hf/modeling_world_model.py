@@ -28,13 +28,7 @@ from .modeling_embodiments import (
 from .modeling_encoder import VJepa2Encoder, as_encoder
 from .modeling_heads import VJepa2DistanceHead, VJepa2GaussianHead, VJepa2RewardHead
 from .modeling_layers import power_loss
-from .modeling_learned_state import (
-    VJepa2LearnedState,
-    arranged_latents,
-    check_square,
-    init_learned_state,
-    warn_if_unnormalized,
-)
+from .modeling_learned_state import VJepa2LearnedState, arranged_latents, check_square, warn_if_unnormalized
 from .modeling_rollout import rollout_chunks, rollout_context, rollout_loss, sample_noise, score_candidates
 from .modeling_state import (
     check_chunk_size,
@@ -104,12 +98,11 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             self.encoder = VJepa2Encoder(config.encoder_config).requires_grad_(not config.freeze_encoder)
         if not config.freeze_encoder:
             self.target_encoder = VJepa2Encoder(config.encoder_config).requires_grad_(False)
-        if config.state_type == "learned":
-            self.state_network = VJepa2LearnedState(config).requires_grad_(False)
+        learned = config.state_type == "learned"
+        self.state_network = VJepa2LearnedState(config).requires_grad_(False) if learned else None
         if config.state_fitted:
             self._register_state(*empty_state_map(config))
-        whitening = torch.eye(state_shape(config)[1]) if config.state_whitened else None
-        self.register_buffer("state_whitening", whitening)
+        self.register_buffer("state_whitening", torch.eye(self.latent_size) if config.state_whitened else None)
         self.predictor = DYNAMICS[config.dynamics_type](config)
         if config.reward_head:
             self.reward_head = VJepa2RewardHead(config)
@@ -140,18 +133,16 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
     def train(self, mode: bool = True):
         """As in PyTorch; a frozen encoder, or the target encoder, stays in evaluation mode."""
         super().train(mode)  # what follows is repeated here because `from_pretrained` makes new parameters
-        frozen = getattr(self, "encoder" if self.config.freeze_encoder else "target_encoder", None)
-        for part in (frozen, getattr(self, "state_network", None)):
-            if part is not None:
-                part.eval().requires_grad_(False)
+        for name in ("encoder" if self.config.freeze_encoder else "target_encoder", "state_network"):
+            if getattr(self, name, None) is not None:
+                getattr(self, name).eval().requires_grad_(False)
         if self.config.stored_extrinsics_dim and not self.config.extrinsics_dim:
             self.predictor.extrinsics_encoder.requires_grad_(False)  # kept unused, to convert the model back
         return self
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if not init_learned_state(module):
-            init_dynamics(self.config, module)
+        init_dynamics(self.config, module)
 
     @property
     def tokens_per_frame(self) -> int:
@@ -194,8 +185,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         if not (self._has_seen_pixels or torch.compiler.is_compiling() or frames.is_meta):
             self._has_seen_pixels = True  # only the first call waits for the device
             warn_if_unnormalized(frames)
-        network = getattr(self, "state_network", None)
-        latents = arranged_latents(self.config, encoder, network, frames)  # (B, T · V, n, m)
+        latents = arranged_latents(self.config, encoder, self.state_network, frames)  # (B, T · V, n, m)
         if self.config.num_views > 1:
             latents = latents.unflatten(1, (-1, self.config.num_views if views is None else len(views))).flatten(2, 3)
         return self.standardize(latents, views), views
@@ -213,17 +203,14 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
 
         Args:
             latents: (..., n, m) from `encode` before fitting, or a list of episodes (T, n, m); `standardize` maps them
-                afterwards. With `state_projection="slow"` episodes (E, T, n, m), or a list of them. Episodes also give
-                the matrix of `distance="whitened"`.
+                afterwards. `state_projection="slow"` and `distance="whitened"` need episodes: (E, T, n, m), or a list.
         """
         if self.config.state_fitted:
             raise ValueError("the state is already fitted: start from a new world model to fit it on other latents.")
         self._register_state(*fit_state_map(self.config, latents))
         self.config.state_fitted = True
-        whitening = fit_whitening(map(self.standardize, known_episodes(latents)))
-        if whitening is not None:
-            self.state_whitening = whitening.to(self.state_mean)
-            self.config.state_whitened = True
+        self.state_whitening = fit_whitening(map(self.standardize, known_episodes(latents)))
+        self.config.state_whitened = self.state_whitening is not None
 
     def standardize(self, latents: torch.Tensor, views: Sequence | None = None) -> torch.Tensor:
         """Arranged latents (..., n, m) -> the state (..., N, D) of the dynamics; unchanged before `fit_state`."""
