@@ -5,6 +5,8 @@ import functools
 import http.server
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ from datasets import Features, Value, Video
 from safetensors.torch import load_file
 from torch import nn
 
+import vjepa2_hf
 from vjepa2_hf import (
     VJepa2Encoder,
     VJepa2EncoderConfig,
@@ -93,7 +96,11 @@ def spread(model):
 
 
 def same_weights(one, other) -> bool:
-    one, other = one.state_dict(), other.state_dict()
+    return same_parts(one.state_dict(), other.state_dict())
+
+
+def same_parts(one: dict, other: dict) -> bool:
+    """Whether two state dicts are equal to the bit."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -144,6 +151,26 @@ def published_part(data, prefix: str, module: str = "module.backbone.") -> dict[
     return {module + name: value for name, value in below(data, prefix).items()}
 
 
+def linear(name: str, inputs: int, outputs: int) -> dict[str, tuple]:
+    """Names and shapes of a linear layer."""
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def published_blocks(prefix: str, width: int, depth: int, hidden: int) -> dict[str, tuple]:
+    """Names and shapes of transformer blocks, written out and not from the package's tables."""
+    layers = {"attn.qkv": (3 * width, width), "attn.proj": (width, width), "mlp.fc1": (hidden, width)}
+    layers["mlp.fc2"] = (width, hidden)
+    block = {f"{name}.weight": shape for name, shape in layers.items()}
+    block |= {f"{name}.bias": shape[:1] for name, shape in layers.items()}
+    block |= {f"{norm}.{kind}": (width,) for norm in ("norm1", "norm2") for kind in ("weight", "bias")}
+    return {f"{prefix}.{i}.{name}": shape for i in range(depth) for name, shape in block.items()}
+
+
+def on_meta(shapes: dict[str, tuple]) -> dict[str, torch.Tensor]:
+    """Tensors without memory, of these shapes."""
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
 def golden_content(kind: str) -> dict:
     """The golden weights as the published programs save them."""
     if kind == "pretraining":
@@ -166,6 +193,13 @@ def write_checkpoint(folder: Path, content: dict, name: str = "published.pt") ->
 
 
 # ----------------------------------------------------------------------------------------------------------- models
+
+
+def loaded(model_class, folder, **options):
+    """A model of ours from a folder, with nothing missing and nothing left over."""
+    model, info = model_class.from_pretrained(folder, output_loading_info=True, **options)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    return model
 
 
 def load_published(data, encoder_config, extrinsics=False, **fields) -> VJepa2WorldModel:
@@ -352,6 +386,36 @@ def train_tiny_run(run, model, optimizer, steps) -> None:
         optimizer.step()
         optimizer.zero_grad()
         run.log({"step": step, "loss": loss.detach()})
+
+
+def run_python(code: str, *arguments, package: bool, cache: Path) -> subprocess.CompletedProcess:
+    """A fresh process, offline, that either has our package or cannot import it."""
+    without = (
+        "import sys\n"
+        "class NotInstalled:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] == 'vjepa2_hf':\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, NotInstalled())\n"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(vjepa2_hf.__file__).parents[1]) if package else "",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": str(cache),
+        "TRANSFORMERS_VERBOSITY": "warning",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        [sys.executable, "-c", ("" if package else without) + code, *map(str, arguments)],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def run_group(target: Callable, *args, count: int = 2) -> None:

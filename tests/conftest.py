@@ -64,6 +64,13 @@ def encoder():
     return build_encoder()
 
 
+@pytest.fixture
+def notes(caplog):
+    """What the package has logged so far, as one text."""
+    caplog.set_level("INFO", logger="vjepa2_hf")
+    return lambda: " | ".join(record.getMessage() for record in caplog.records)
+
+
 class FakeHub:
     """The Hub's side of `push_to_hub`: keeps what is committed, and for each repository that was created, whether it
     is private."""

@@ -2,7 +2,6 @@
 file that does not convert."""
 
 import io
-import logging
 import os
 import pickle
 import re
@@ -24,7 +23,12 @@ from builders import (
     clips,
     golden,
     golden_content,
+    linear,
+    loaded,
+    on_meta,
+    published_blocks,
     published_part,
+    same_parts,
     same_weights,
     spread,
     write_checkpoint,
@@ -53,6 +57,7 @@ from vjepa2_hf import (
 from vjepa2_hf.convert_checkpoints import convert, main
 from vjepa2_hf.hub import conversion
 from vjepa2_hf.hub.inferred_config import published_config
+from vjepa2_hf.hub.mismatch import shapes_of
 from vjepa2_hf.hub.published_format import PublishedFile, model_to_parts
 from vjepa2_hf.hub.transformers_format import config_to_transformers, to_transformers_state_dict
 
@@ -86,12 +91,6 @@ def converted(kind: str, folder: Path, **settings):
     return loaded(CLASSES[kind], folder / "ours")
 
 
-def loaded(model_class, folder):
-    model, info = model_class.from_pretrained(folder, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    return model
-
-
 def random_model(kind: str):
     """A model of ours with random weights and sizes that no golden file has."""
     torch.manual_seed(0)
@@ -109,16 +108,6 @@ def random_model(kind: str):
         return spread(VJepa2ForVideoClassification(config))
     positions = {"V-JEPA 1": V1, "uniform": {**V1, "uniform_power": True}}.get(kind, {"qkv_bias": False})
     return spread(VJepa2Encoder(VJepa2EncoderConfig(**encoder, **positions)))
-
-
-def same_parts(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-@pytest.fixture
-def notes(caplog):
-    caplog.set_level(logging.INFO, logger="vjepa2_hf")
-    return lambda: " | ".join(record.getMessage() for record in caplog.records)
 
 
 # ------------------------------------------------------------------------------------------------ published numbers
@@ -622,20 +611,6 @@ PUBLISHED_SIZES = {  # width, blocks, MLP width, parameters in millions
 }
 
 
-def published_blocks(prefix: str, width: int, depth: int, hidden: int) -> dict[str, tuple]:
-    """Names and shapes of transformer blocks, written out and not from the package's tables."""
-    layers = {"attn.qkv": (3 * width, width), "attn.proj": (width, width), "mlp.fc1": (hidden, width)}
-    layers["mlp.fc2"] = (width, hidden)
-    block = {f"{name}.weight": shape for name, shape in layers.items()}
-    block |= {f"{name}.bias": shape[:1] for name, shape in layers.items()}
-    block |= {f"{norm}.{kind}": (width,) for norm in ("norm1", "norm2") for kind in ("weight", "bias")}
-    return {f"{prefix}.{i}.{name}": shape for i in range(depth) for name, shape in block.items()}
-
-
-def linear(name: str, inputs: int, outputs: int) -> dict[str, tuple]:
-    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-
-
 def published_encoder(width: int, depth: int, hidden: int) -> dict[str, tuple]:
     names = {"patch_embed.proj.weight": (width, 3, 2, 16, 16), "patch_embed.proj.bias": (width,)}
     return names | published_blocks("blocks", width, depth, hidden) | {"norm.weight": (width,), "norm.bias": (width,)}
@@ -664,14 +639,6 @@ def full_size_parts(size: str) -> dict[str, dict[str, tuple]]:
     for name, inputs in (("action_encoder", 7), ("state_encoder", 7), ("extrinsics_encoder", 6)):
         dynamics |= linear(name, inputs, 1024)
     return {"encoder": encoder, "predictor": predictor, "dynamics": dynamics, "probe": published_probe(width, 174)}
-
-
-def on_meta(shapes: dict[str, tuple]) -> dict[str, torch.Tensor]:
-    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-
-
-def shapes_of(state) -> dict[str, tuple]:
-    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 @pytest.mark.parametrize("size", list(PUBLISHED_SIZES))

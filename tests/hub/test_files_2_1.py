@@ -1,11 +1,7 @@
 """Published files of V-JEPA 2.1: what is inferred from them, their outputs, and round trips."""
 
 import argparse
-import logging
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,13 +11,17 @@ from builders import (
     TINY_PREDICTOR,
     below,
     golden,
+    linear,
+    on_meta,
+    published_blocks,
     published_part,
+    run_python,
+    same_parts,
     same_weights,
     spread,
     write_checkpoint,
 )
 
-import vjepa2_hf
 from vjepa2_hf import (
     VJepa2Encoder,
     VJepa2EncoderConfig,
@@ -55,27 +55,16 @@ DENSE = {
 }  # fmt: skip
 
 
-def linear(name: str, inputs: int, outputs: int) -> dict[str, tuple]:
-    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-
-
 def norm(name: str, width: int) -> dict[str, tuple]:
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
-def block(name: str, width: int, hidden: int) -> dict[str, tuple]:
-    layers = linear(f"{name}.attn.qkv", width, 3 * width) | linear(f"{name}.attn.proj", width, width)
-    layers |= linear(f"{name}.mlp.fc1", width, hidden) | linear(f"{name}.mlp.fc2", hidden, width)
-    return layers | norm(f"{name}.norm1", width) | norm(f"{name}.norm2", width)
-
-
 def published_encoder(width: int, depth: int, hidden: int) -> dict[str, tuple]:
-    """Names and shapes as ../shared/RECIPES_2_1.md lists them, written out and not from the package's tables."""
+    """Names and shapes as published, written out and not from the package's tables."""
     names = {"img_mod_embed": (1, 1, width), "video_mod_embed": (1, 1, width)}
     for kind, tubelet in (("patch_embed", 2), ("patch_embed_img", 1)):
         names |= {f"{kind}.proj.weight": (width, 3, tubelet, 16, 16), f"{kind}.proj.bias": (width,)}
-    for number in range(depth):
-        names |= block(f"blocks.{number}", width, hidden)
+    names |= published_blocks("blocks", width, depth, hidden)
     for level in range(4):
         names |= norm(f"norms_block.{level}", width)
     return names
@@ -91,13 +80,8 @@ def published_predictor(width: int, depth: int, teacher: int | None) -> dict[str
         )
     names |= linear("predictor_proj", 384, output) | linear("predictor_proj_context", 384, output)
     names |= {"img_mod_embed": (1, 1, 384), "video_mod_embed": (1, 1, 384)} | norm("predictor_norm", 384)
-    for number in range(depth):
-        names |= block(f"predictor_blocks.{number}", 384, 1536)
+    names |= published_blocks("predictor_blocks", 384, depth, 1536)
     return names | {f"mask_tokens.{number}": (1, 1, 384) for number in range(8)}
-
-
-def on_meta(shapes: dict[str, tuple]) -> dict[str, torch.Tensor]:
-    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
 def encoder_content(part: str = "target_encoder") -> dict:
@@ -123,12 +107,6 @@ def masked_latent_model(folder: Path, content: dict, **settings) -> VJepa2ForMas
 def random_encoder(**fields) -> VJepa2Encoder:
     torch.manual_seed(0)
     return spread(VJepa2Encoder(VJepa2EncoderConfig(**{**TINY_2_1, **fields})))
-
-
-@pytest.fixture
-def notes(caplog):
-    caplog.set_level(logging.INFO, logger="vjepa2_hf")
-    return lambda: " | ".join(record.getMessage() for record in caplog.records)
 
 
 @pytest.mark.parametrize("size", list(FILES))
@@ -194,8 +172,7 @@ class TestEncoder:
         VJepa2Encoder.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "again")
         convert(tmp_path / "again", tmp_path / "back", to="published")
         after = torch.load(tmp_path / "back" / "model.pt", weights_only=True)
-        assert after[part].keys() == before[part].keys()
-        assert all(torch.equal(after[part][name], value) for name, value in before[part].items())
+        assert same_parts(after[part], before[part])
 
     def test_ours_to_published_to_ours(self, tmp_path, notes):
         """The command tells the settings with which its file is read back."""
@@ -249,15 +226,17 @@ class TestEncoder:
 
     def test_exported_code_of_a_converted_file_loads_in_a_fresh_process(self, tmp_path):
         model = masked_latent_model(tmp_path, dense_content())
-        in_process(EXPORT, tmp_path, PYTHONPATH=str(Path(vjepa2_hf.__file__).parents[1]))
+        cache = tmp_path / "modules"
+        result = run_python(EXPORT, tmp_path, package=True, cache=cache)
+        assert result.returncode == 0, result.stderr
         data = golden("v2_1")
         torch.save([data[name].transpose(1, 2) for name in ("image", "wide_pixel_values")], tmp_path / "clips.pt")
-        in_process(LOAD_WITHOUT_PACKAGE, tmp_path, PYTHONPATH="")
+        result = run_python(LOAD_WITHOUT_PACKAGE, tmp_path, package=False, cache=cache)
+        assert result.returncode == 0, result.stderr
         (image, wide), state = torch.load(tmp_path / "found.pt", weights_only=True)
         torch.testing.assert_close(image, data["last_image"], **CLOSE)
         torch.testing.assert_close(wide, data["last_wide"], **CLOSE)
-        assert state.keys() == model.state_dict().keys()
-        assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+        assert same_parts(state, model.state_dict())
 
 
 class TestMaskedLatents:
@@ -289,8 +268,7 @@ class TestMaskedLatents:
         convert(tmp_path / "again", tmp_path / "back", to="published")
         after = torch.load(tmp_path / "back" / "model.pt", weights_only=True)
         for part, state in before.items():
-            assert after[part].keys() == state.keys(), part
-            assert all(torch.equal(after[part][name], value) for name, value in state.items()), part
+            assert same_parts(after[part], state), part
         assert ("target_encoder" in after) == ("target_encoder" in before)  # of a distilled model the teacher's name
 
     @pytest.mark.parametrize("content", [dense_content, distilled_content], ids=["dense", "distilled"])
@@ -362,7 +340,6 @@ for name in ("VJepa2Encoder", "VJepa2ForMaskedLatentPrediction"):
 """
 LOAD_WITHOUT_PACKAGE = """
 import sys, torch
-sys.modules["vjepa2_hf"] = None
 from transformers import AutoModel
 names = ("VJepa2Encoder", "VJepa2ForMaskedLatentPrediction")
 encoder, model = (AutoModel.from_pretrained(f"{sys.argv[1]}/{name}", trust_remote_code=True).eval() for name in names)
@@ -370,14 +347,6 @@ with torch.no_grad():
     clips = torch.load(sys.argv[1] + "/clips.pt", weights_only=True)
     torch.save(([encoder(clip).last_hidden_state for clip in clips], model.state_dict()), sys.argv[1] + "/found.pt")
 """
-
-
-def in_process(code: str, folder: Path, **environment) -> None:
-    """Runs code in a fresh process, offline."""
-    environment |= {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
-    assert done.returncode == 0, done.stderr
 
 
 def without_level(content: dict, level: int) -> dict:

@@ -2,20 +2,16 @@
 
 import json
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from builders import GOAL, LABELS, OBSERVATION, SOLVER, build_classifier, build_l1_planner, served
+from builders import GOAL, LABELS, OBSERVATION, SOLVER, build_classifier, build_l1_planner, run_python, served
 from safetensors.torch import load_file
 from transformers import pipeline
 
-import vjepa2_hf
 from vjepa2_hf import VJepa2ForVideoClassification, VJepa2Planner, VJepa2VideoProcessor
 from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.planning import CEM
@@ -23,36 +19,6 @@ from vjepa2_hf.video_io import read_video
 
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (20, 40, 52, 3), np.uint8)
-
-
-def run_python(code: str, *arguments, package: bool, cache: Path) -> subprocess.CompletedProcess:
-    """A fresh process, offline, that either has our package or cannot import it."""
-    without = (
-        "import sys\n"
-        "class NotInstalled:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.partition('.')[0] == 'vjepa2_hf':\n"
-        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
-        "sys.meta_path.insert(0, NotInstalled())\n"
-    )
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(vjepa2_hf.__file__).parents[1]) if package else "",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "HF_HUB_OFFLINE": "1",
-        "HF_MODULES_CACHE": str(cache),
-        "TRANSFORMERS_VERBOSITY": "warning",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.run(
-        [sys.executable, "-c", ("" if package else without) + code, *map(str, arguments)],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from builders import ENCODER, TINY_ENCODER, TINY_PREDICTOR, golden, our_names, transformers_names
+from builders import ENCODER, TINY_ENCODER, TINY_PREDICTOR, golden, loaded, our_names, transformers_names
 from safetensors import safe_open
 from transformers import VJEPA2Config, VJEPA2ForVideoClassification, VJEPA2Model
 
@@ -70,9 +70,7 @@ def load(model_class, folder, **kwargs):
     """A model of ours, with nothing missing, nothing left over and no warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model, info = model_class.from_pretrained(folder, output_loading_info=True, **kwargs)
-    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    return model.eval()
+        return loaded(model_class, folder, **kwargs).eval()
 
 
 def clips(model, frames=8, batch_size=2):
