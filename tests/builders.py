@@ -300,6 +300,19 @@ def moving_square(frames: int) -> bytes:
     return encode_video(images, fps=10)
 
 
+def raw_pixels(frames: np.ndarray, return_tensors: str) -> dict[str, torch.Tensor]:
+    """A processor that changes nothing: frames (T, ...) -> float32 (1, T, ...)."""
+    return {"pixel_values_videos": torch.from_numpy(frames).float().unsqueeze(0)}
+
+
+def square_over_noise(frames: int, seed: int = 0) -> bytes:
+    """A video of a bright square that moves over noise, 16 x 24 pixels at 10 fps."""
+    images = np.random.default_rng(seed).integers(0, 60, (frames, 16, 24, 3), np.uint8)
+    for number in range(frames):
+        images[number, 4:12, number % 16 : number % 16 + 8] = 250
+    return encode_video(images, fps=10)
+
+
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[str]:
     """A folder as `http://127.0.0.1:port`."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pretrain
+import pytest
 import train_world_model
 from builders import CLIP_FEATURES, ROOT
 from record_episodes import episode_features
@@ -119,6 +120,12 @@ def run_script(monkeypatch, script, arguments: list[str]) -> None:
 def run_pretrain(monkeypatch, shards: Path, output_dir: Path, *overrides: str) -> list[dict]:
     run_script(monkeypatch, pretrain, [f"data={shards}", f"output_dir={output_dir}", *TINY_PRETRAIN, *overrides])
     return metrics(output_dir)
+
+
+def pretrain_in_group(rank: int, shards: Path, output_dir: Path, *overrides: str) -> None:
+    """For `builders.run_group`: one process of a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        run_pretrain(patch, shards, output_dir, *overrides)
 
 
 def run_train_world_model(monkeypatch, episodes: Path, output_dir: Path, *overrides: str) -> list[dict]:

@@ -9,7 +9,7 @@ import evaluate_world_model
 import numpy as np
 import pytest
 import torch
-from builders import TINY_ENCODER
+from builders import TINY_ENCODER, raw_pixels
 from datasets import Features, List, Value, Video
 from evaluate_world_model import Evaluation, EvaluationConfig
 from PIL import Image
@@ -52,10 +52,6 @@ class TwoNumbers:
     def predict_rewards(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         assert latents.shape[1] == actions.shape[1] + 1
         return self.gain * actions.sum(-1)
-
-
-def two_number_pixels(frames: np.ndarray, return_tensors: str) -> dict[str, torch.Tensor]:
-    return {"pixel_values_videos": torch.from_numpy(frames).float().unsqueeze(0)}
 
 
 def make_episode(start: np.ndarray, actions: np.ndarray, name: str, with_states: bool = True) -> dict:
@@ -102,7 +98,7 @@ def evaluate_model(config: EvaluationConfig, model: TwoNumbers, processor) -> di
 
 @pytest.mark.parametrize("context_frames", [1, 2])
 def test_perfect_model_scores_zero(world, context_frames):
-    result = evaluate_model(settings(), TwoNumbers(gain=1.0, context_frames=context_frames), two_number_pixels)
+    result = evaluate_model(settings(), TwoNumbers(gain=1.0, context_frames=context_frames), raw_pixels)
     assert (result["episodes"], result["windows"]) == (3, 15)  # 10 frames, 2 known and 4 to come
     for row in result["horizons"]:
         assert row["error"] == 0 and row["cosine"] == pytest.approx(1, abs=1e-6)
@@ -112,7 +108,7 @@ def test_perfect_model_scores_zero(world, context_frames):
 def test_wrong_model_and_guesses_are_off_by_what_they_miss(world):
     """Half a step of (2, 0) is missed each step, copying misses all of it, the straight line nothing."""
     groups = {"across": [0], "down": [1]}
-    result = evaluate_model(settings(state_groups=groups), TwoNumbers(gain=0.5), two_number_pixels)
+    result = evaluate_model(settings(state_groups=groups), TwoNumbers(gain=0.5), raw_pixels)
     for row, horizon in zip(result["horizons"], (1, 4), strict=True):
         assert (row["horizon"], row["error"]) == (horizon, pytest.approx(horizon**2 / 2))
         assert (row["copy_error"], row["extrapolation_error"]) == (pytest.approx(2 * horizon**2), 0)
@@ -124,30 +120,30 @@ def test_wrong_model_and_guesses_are_off_by_what_they_miss(world):
 def test_reward_errors_are_those_of_each_step(world):
     model = TwoNumbers(gain=0.5, reward_head=True, reward_mean=-1.0)
     columns = [f"reward_{name}error" for name in ("", "head_", "mean_", "copy_")]
-    rows = evaluate_model(settings(), model, two_number_pixels)["horizons"]
+    rows = evaluate_model(settings(), model, raw_pixels)["horizons"]
     assert [[row[name] for name in columns] for row in rows] == [[1.0, 1.0, 3.0, 0.0]] * 2  # every step gives 2
 
 
 def test_guess_of_the_last_reward_is_the_one_before_the_first_imagined_step(world):
     for episode in world["held_out"]:
         episode["rewards"] = 2 * np.arange(9, dtype=np.float32)  # grow by 2 a step
-    rows = evaluate_model(settings(), TwoNumbers(gain=1.0, reward_head=True), two_number_pixels)["horizons"]
+    rows = evaluate_model(settings(), TwoNumbers(gain=1.0, reward_head=True), raw_pixels)["horizons"]
     assert [row["reward_copy_error"] for row in rows] == [2, 8]
 
 
 def test_samples_around_the_truth_cover_it_and_samples_beside_it_do_not(world):
-    right = evaluate_model(settings(), TwoNumbers(gain=1.0, noise=1.0), two_number_pixels)["horizons"]
+    right = evaluate_model(settings(), TwoNumbers(gain=1.0, noise=1.0), raw_pixels)["horizons"]
     assert all(row["coverage_50"] == row["coverage_90"] == row["state_coverage_90"] == 1 for row in right)
-    wrong = evaluate_model(settings(), TwoNumbers(gain=0.0, noise=0.01), two_number_pixels)["horizons"]
+    wrong = evaluate_model(settings(), TwoNumbers(gain=0.0, noise=0.01), raw_pixels)["horizons"]
     assert all(row["coverage_90"] == 0.5 for row in wrong)  # the second number does not move
-    assert "coverage_90" not in evaluate_model(settings(), TwoNumbers(1.0), two_number_pixels)["horizons"][0]
+    assert "coverage_90" not in evaluate_model(settings(), TwoNumbers(1.0), raw_pixels)["horizons"][0]
 
 
 def test_model_without_chance_has_intervals_of_its_one_step_errors(world):
     """It misses half of every action; actions of training episodes are -9 to 9, each as likely."""
     groups = {"across": [0]}
     config = settings(residual_intervals=True, state_groups=groups, levels=[0.5])
-    rows = evaluate_model(config, TwoNumbers(gain=0.5), two_number_pixels)["horizons"]
+    rows = evaluate_model(config, TwoNumbers(gain=0.5), raw_pixels)["horizons"]
     for row, horizon in zip(rows, (1, 4), strict=True):
         # so the middle half of what it misses is about -2.4 to 2.4
         assert row["residual_width_50"] == pytest.approx(4.75 * horizon**0.5, rel=0.35)
@@ -157,9 +153,7 @@ def test_model_without_chance_has_intervals_of_its_one_step_errors(world):
         # without them it has but one future, right down and wrong across
         assert (row["coverage_50"], row["width_50"], row["across_coverage_50"]) == (0.5, 0, 0)
         assert row["score_50"] == pytest.approx(horizon / 2 * 4, abs=1e-4)
-    assert (
-        "coverage_50" not in evaluate_model(settings(levels=[0.5]), TwoNumbers(0.5), two_number_pixels)["horizons"][0]
-    )
+    assert "coverage_50" not in evaluate_model(settings(levels=[0.5]), TwoNumbers(0.5), raw_pixels)["horizons"][0]
 
 
 @pytest.mark.parametrize(
@@ -184,40 +178,40 @@ def test_model_without_chance_has_intervals_of_its_one_step_errors(world):
 )
 def test_what_can_not_be_measured_is_said(world, changes, message):
     with pytest.raises(ValueError, match=message):
-        evaluate_model(settings(**changes), TwoNumbers(gain=1.0), two_number_pixels)
+        evaluate_model(settings(**changes), TwoNumbers(gain=1.0), raw_pixels)
 
 
 def test_horizons_longer_than_every_held_out_episode_are_left_out_and_named(world, caplog):
     model = TwoNumbers(gain=0.5)
-    result = evaluate_model(settings(horizons=[1, 8, 9, 4]), model, two_number_pixels)
+    result = evaluate_model(settings(horizons=[1, 8, 9, 4]), model, raw_pixels)
     assert "long enough for horizons [9]: the longest has 10 frames" in caplog.text
-    assert result["horizons"] == evaluate_model(settings(horizons=[1, 8, 4]), model, two_number_pixels)["horizons"]
+    assert result["horizons"] == evaluate_model(settings(horizons=[1, 8, 4]), model, raw_pixels)["horizons"]
     assert (result["episodes"], result["episodes_too_short"]) == (3, 0)
 
 
 def test_a_small_share_of_few_episodes_measures_one(world):
     config = settings(validation_fraction=0.001, probe_data=None)
-    result = evaluate_model(config, TwoNumbers(gain=1.0), two_number_pixels)
+    result = evaluate_model(config, TwoNumbers(gain=1.0), raw_pixels)
     assert (result["episodes"], result["probe"]["episodes"]) == (1, 2)
 
 
 def test_one_episode_is_held_out_by_nothing_but_its_hash(world):
     del world["held_out"][1:]
     with pytest.raises(ValueError, match="validation_fraction=0.001 holds out no episode"):
-        evaluate_model(settings(validation_fraction=0.001), TwoNumbers(gain=1.0), two_number_pixels)
+        evaluate_model(settings(validation_fraction=0.001), TwoNumbers(gain=1.0), raw_pixels)
 
 
 def test_states_of_another_size_than_the_probes_are_refused(world):
     for episode in world["held_out"]:
         episode["states"] = episode["states"][:, :1]
     with pytest.raises(ValueError, match="h1 has states of 1 numbers, but the probe's training episodes of 2"):
-        evaluate_model(settings(), TwoNumbers(gain=1.0), two_number_pixels)
+        evaluate_model(settings(), TwoNumbers(gain=1.0), raw_pixels)
 
 
 def test_latent_distance_follows_true_distance_of_each_group(world):
     """Held-out frames lie on a line: states are tenths of the latents, and their second number does not change."""
     groups = {"across": [0], "down": [1]}
-    evaluation = Evaluation(settings(state_groups=groups), TwoNumbers(1.0), two_number_pixels)
+    evaluation = Evaluation(settings(state_groups=groups), TwoNumbers(1.0), raw_pixels)
     result = evaluation.measure_distances()
     assert (result["episodes"], result["frames"], result["pairs"]) == (3, 30, 435)
     assert result["groups"]["across"]["latent"]["rank_correlation"] > 0.99  # rounding parts ties
@@ -236,16 +230,16 @@ def test_distances_around_walls_are_those_of_the_environment(world):
     config = settings(distance_env="vjepa2_hf/TwoRooms-v0")
     for number, episode in enumerate(world["held_out"]):  # three positions of one room, and three of the other
         episode["states"] = np.repeat(np.float32([[0.2, 0.1 + 0.1 * number], [0.8, 0.1 + 0.1 * number]]), 5, axis=0)
-    result = Evaluation(config, TwoNumbers(1.0), two_number_pixels).measure_distances()
+    result = Evaluation(config, TwoNumbers(1.0), raw_pixels).measure_distances()
     assert list(result["groups"]) == ["state", "path"]
     euclidean, path = (result["groups"][name]["latent"]["bins"][-1]["to"] for name in ("state", "path"))
     assert euclidean == pytest.approx(np.hypot(0.6, 0.2)) and 64 * euclidean + 10 < path < 100  # through the door
     config.distance_env_kwargs = {"agent_radius": 2}  # which takes a shorter way
-    result = Evaluation(config, TwoNumbers(1.0), two_number_pixels).measure_distances()
+    result = Evaluation(config, TwoNumbers(1.0), raw_pixels).measure_distances()
     assert 64 * euclidean < result["groups"]["path"]["latent"]["bins"][-1]["to"] < path - 2
     world["train"] = world["held_out"] = [{**one, "states": None} for one in world["held_out"]]
     with pytest.raises(ValueError, match="'vjepa2_hf/TwoRooms-v0' with states of 2 numbers, but the episodes' have 0"):
-        Evaluation(config, TwoNumbers(1.0), two_number_pixels).measure_distances()
+        Evaluation(config, TwoNumbers(1.0), raw_pixels).measure_distances()
     with pytest.raises(ValueError, match="'CartPole-v1' has no path_distance"):
         evaluate_world_model.path_distance("CartPole-v1", 4)
 

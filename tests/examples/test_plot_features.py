@@ -2,27 +2,18 @@
 
 import json
 
-import numpy as np
 import PIL.Image
 import plot_features
 import pytest
 import torch
+from builders import square_over_noise
 from datasets import Features, Value, Video
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig
 from vjepa2_hf.data.shards import write_shards
-from vjepa2_hf.data.video_writing import encode_video
 
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "crop_size": 16, "patch_size": 8}
-
-
-def make_video(num_frames: int, seed: int = 0) -> bytes:
-    """A bright square that moves over noise, at 10 frames a second."""
-    frames = np.random.default_rng(seed).integers(0, 60, (num_frames, 16, 24, 3), np.uint8)
-    for i in range(num_frames):
-        frames[i, 4:12, i % 16 : i % 16 + 8] = 250
-    return encode_video(frames, fps=10)
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +27,16 @@ def model(tmp_path_factory):
 @pytest.fixture
 def video(tmp_path):
     path = tmp_path / "clip.mp4"
-    path.write_bytes(make_video(12))
+    path.write_bytes(square_over_noise(12))
     return path
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "shards"
-    rows = [{"video": {"bytes": make_video(length, length), "path": None}, "n": length} for length in (12, 3, 10)]
+    rows = [
+        {"video": {"bytes": square_over_noise(length, length), "path": None}, "n": length} for length in (12, 3, 10)
+    ]
     write_shards(rows, folder, Features({"video": Video(decode=False), "n": Value("int32")}), num_shards=1)
     return folder
 

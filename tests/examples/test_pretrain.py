@@ -11,7 +11,7 @@ import pytest
 import torch
 from builders import EXAMPLES, run_group
 from pretrain import PretrainConfig, build_model_config
-from script_runs import TINY_PRETRAIN, metrics, run_pretrain, run_processes, write_square_shards
+from script_runs import TINY_PRETRAIN, metrics, pretrain_in_group, run_pretrain, run_processes, write_square_shards
 
 from vjepa2_hf import VJepa2Encoder, VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
 from vjepa2_hf.masking import build_mask_samplers
@@ -289,11 +289,6 @@ def test_a_curriculum_goes_on_with_other_workers_at_its_step(shards, monkeypatch
     monkeypatch.setattr(pretrain, "read_batches", read_batches)
     run_pretrain(monkeypatch, shards, tmp_path, *settings, "num_workers=2", "resume=latest")
     assert seen == [6, 8, 8]
-
-
-def pretrain_in_group(rank: int, shards: Path, output_dir: Path, *overrides: str) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        run_pretrain(patch, shards, output_dir, *overrides)
 
 
 def test_a_run_of_two_processes_goes_on_with_one_and_one_with_two(shards, tmp_path, monkeypatch, caplog):

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from builders import EXAMPLES, TINY_ENCODER, TinyRunConfig, run_group
 from pretrain import PretrainConfig, build_model_config
 from safetensors.torch import load_file
-from script_runs import metrics, run_pretrain, write_square_shards
+from script_runs import metrics, pretrain_in_group, run_pretrain, write_square_shards
 
 from vjepa2_hf import (
     VJepa2Encoder,
@@ -61,18 +61,13 @@ def test_the_loss_falls_on_videos_and_images(monkeypatch, shards, images, tmp_pa
     assert model.config.context_loss_weight == 0.5 and model.config.num_levels == 2
 
 
-def run_in_group(rank: int, shards: Path, output_dir: Path, *overrides: str) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        run_pretrain(patch, shards, output_dir, *overrides)
-
-
 def test_a_process_of_images_and_one_of_videos_learn_what_one_process_learns(monkeypatch, shards, images, tmp_path):
     """Weights of one modality alone have no gradient in the other's process, and the norm of a level that the loss
     does not read has none anywhere."""
     dense = [setting.replace("drop_path_rate: 0.2", "drop_path_rate: 0.0") for setting in DENSE]
     settings = [*dense, images, "max_steps=3", "predictor.levels=false"]
     one = run_pretrain(monkeypatch, shards, tmp_path / "one", *settings)
-    run_group(run_in_group, shards, tmp_path / "two", *settings)
+    run_group(pretrain_in_group, shards, tmp_path / "two", *settings)
     for line, other in zip(one, metrics(tmp_path / "two"), strict=True):
         for name in ("loss", "prediction_loss", "context_loss", "image_loss", "video_loss", "gradient_norm"):
             assert other[name] == pytest.approx(line[name], rel=1e-4), name

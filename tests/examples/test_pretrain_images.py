@@ -13,7 +13,7 @@ from accelerate.utils import set_seed
 from builders import run_group
 from pretrain import PretrainConfig
 from safetensors.torch import load_file
-from script_runs import TINY_PRETRAIN, metrics, run_pretrain, write_square_shards
+from script_runs import TINY_PRETRAIN, metrics, pretrain_in_group, run_pretrain, write_square_shards
 
 from vjepa2_hf.training.loop import TrainingLoop
 from vjepa2_hf.training.run import Run
@@ -39,11 +39,6 @@ def data(tmp_path_factory) -> tuple[Path, list[str]]:
 
 def weights(output_dir: Path) -> dict[str, torch.Tensor]:
     return load_file(output_dir / "final" / "model.safetensors")
-
-
-def run_in_group(rank: int, shards: Path, output_dir: Path, *overrides: str) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        run_pretrain(patch, shards, output_dir, *overrides)
 
 
 def run_and_stop_after_three(rank: int, shards: Path, output_dir: Path, *overrides: str) -> None:
@@ -94,7 +89,7 @@ def test_two_processes_of_one_modality_each_learn_what_one_process_of_both_learn
 ):
     shards, images = data
     settings = [*images, *EQUAL, *encoder]
-    run_group(run_in_group, shards, tmp_path / "two", *settings)
+    run_group(pretrain_in_group, shards, tmp_path / "two", *settings)
     one = run_pretrain(monkeypatch, shards, tmp_path / "one", *settings)
     for line, other in zip(one, metrics(tmp_path / "two"), strict=True):
         assert line.keys() == other.keys()
@@ -107,7 +102,7 @@ def test_two_processes_of_one_modality_each_learn_what_one_process_of_both_learn
 
 def test_videos_alone_leave_the_tokenizer_of_images_as_it_was(monkeypatch, data, tmp_path):
     settings = [*OWN_TOKENS, "max_steps=3"]
-    run_group(run_in_group, data[0], tmp_path / "two", *settings)
+    run_group(pretrain_in_group, data[0], tmp_path / "two", *settings)
     run_pretrain(monkeypatch, data[0], tmp_path / "one", *settings, "max_steps=1")
     two, one = weights(tmp_path / "two"), weights(tmp_path / "one")
     for name in ("encoder.image_patch_embeddings.proj.weight", "encoder.image_modality_embedding"):
@@ -182,9 +177,9 @@ def test_a_resumed_run_of_one_process_repeats_the_uninterrupted_one(monkeypatch,
 def test_resumed_processes_repeat_the_uninterrupted_ones(data, tmp_path, by):
     shards, images = data
     settings = [*images, f"images.by={by}", "resume=latest"]
-    run_group(run_in_group, shards, tmp_path / "a", *settings)
+    run_group(pretrain_in_group, shards, tmp_path / "a", *settings)
     run_group(run_and_stop_after_three, shards, tmp_path / "b", *settings)
-    run_group(run_in_group, shards, tmp_path / "b", *settings)
+    run_group(pretrain_in_group, shards, tmp_path / "b", *settings)
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b") and len(metrics(tmp_path / "a")) == 6
     one, other = weights(tmp_path / "a"), weights(tmp_path / "b")
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -203,7 +198,7 @@ def test_processes_of_one_modality_go_on_with_batches_of_both(data, tmp_path):
     shards, images = data
     settings = [*images, "batch_size=4", "resume=latest"]
     run_group(run_and_stop_after_three, shards, tmp_path, *settings)
-    run_group(run_in_group, shards, tmp_path, *settings, "images.by=batch", "batch_size=2")
+    run_group(pretrain_in_group, shards, tmp_path, *settings, "images.by=batch", "batch_size=2")
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 

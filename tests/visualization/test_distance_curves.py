@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from builders import raw_pixels
 
 from vjepa2_hf.visualization import distance_curves
 from vjepa2_hf.visualization.distance_curves import (
@@ -36,10 +37,6 @@ class Line:
     def embedded_distance(self, start: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
         move = (goal - start)[..., 0]
         return 10 * torch.where(move < 0, -2 * move, move)
-
-
-def pixels_of(frames: np.ndarray, return_tensors: str) -> dict[str, torch.Tensor]:
-    return {"pixel_values_videos": torch.from_numpy(frames).float().unsqueeze(0)}
 
 
 def line_frames(episodes: int = 8, count: int = 10, seed: int = 0) -> EncodedFrames:
@@ -137,15 +134,15 @@ def test_frames_are_evenly_spaced_over_the_first_episodes(monkeypatch):
     monkeypatch.setattr(distance_curves, "FRAMES", 3)
     values = np.arange(9, dtype=np.uint8).reshape(9, 1, 1, 1)
     episode = {"frames": np.repeat(values, 3, axis=-1), "states": np.arange(18.0).reshape(9, 2)}
-    found = encode_episodes(Line(), pixels_of, iter([episode] * 3))
+    found = encode_episodes(Line(), raw_pixels, iter([episode] * 3))
     assert found.latents.flatten().tolist() == [0, 4, 8] * 2 and found.episodes.tolist() == [0, 0, 0, 1, 1, 1]
     assert found.times.tolist() == [0, 8, 16] * 2 and found.states[:, 0].tolist() == [0, 8, 16] * 2
 
 
 def test_without_states_the_calibration_remains_and_without_a_head_nothing():
     episode = {"frames": np.zeros((5, 1, 1, 3), np.uint8), "states": None}
-    assert encode_episodes(Line(distance_head=False), pixels_of, [episode]) is None
-    frames = encode_episodes(Line(), pixels_of, [episode] * 2)
+    assert encode_episodes(Line(distance_head=False), raw_pixels, [episode]) is None
+    frames = encode_episodes(Line(), raw_pixels, [episode] * 2)
     result = measure_distances(Line(), frames, {})
     assert result["groups"] == {} and result["calibration"]["bins"][0]["mean"] == 0
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from builders import TINY_ENCODER
+from builders import TINY_ENCODER, raw_pixels
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.environments import PUSHING, TWO_ROOMS, make_plain
@@ -28,10 +28,6 @@ class RedPosition:
 
     def embedded_distance(self, start: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
         return (goal - start)[..., 0]  # how far to the right the goal lies
-
-
-def raw_pixels(frames: np.ndarray, return_tensors: str) -> dict[str, torch.Tensor]:
-    return {"pixel_values_videos": torch.from_numpy(frames).float().unsqueeze(0)}
 
 
 def test_a_map_is_low_at_the_goal_empty_in_walls_and_seen_from_the_top():
