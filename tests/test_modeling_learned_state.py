@@ -188,6 +188,14 @@ class TestWhitenedDistance:
         summed = model.score(states, goal, actions, cost={"cost": "closest", "of": "whitened"})
         assert (summed <= score + 1e-5).all()
 
+    def test_the_distance_to_several_goals_is_the_same_formula(self):
+        model = fitted()
+        start, goals = torch.randn(2, 1, 1, 6), torch.randn(2, 3, 1, 6)
+        cost = build_cost({"cost": "closest", "of": "whitened"})
+        away = distance_between(cost, start, goals, model.temporal_distance, model.state_whitening)
+        expected = ((start - goals) @ model.state_whitening).square().sum(dim=(-2, -1))
+        torch.testing.assert_close(away, expected, **CLOSE)
+
     def test_token_states_have_it_too(self):
         model = build(state_type="tokens", state_dim=None, dynamics_type="transformer")
         model.fit_state([torch.randn(4, 16, 24), torch.randn(5, 16, 24)])

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import train_world_model
 from builders import same_weights
-from script_runs import metrics, run_train_world_model, write_noise_episodes
+from script_runs import TINY_WORLD_MODEL, metrics, run_processes, run_train_world_model, write_noise_episodes
 
 from vjepa2_hf import VJepa2Planner, VJepa2WorldModel
 from vjepa2_hf.training.run import Run
@@ -106,6 +107,28 @@ def test_a_second_model_takes_over_the_learned_state(finished, episodes, monkeyp
     frames = torch.randn(1, 2, 3, 32, 32)
     assert torch.equal(*(model.encode(frames) for model in models))
     assert torch.equal(*(model.state_whitening for model in models))
+
+
+def test_a_checkpoint_continues_in_another_folder_with_its_own_state(finished, episodes, monkeypatch, tmp_path):
+    folder, (_, before) = finished
+    checkpoint = sorted(folder.glob("checkpoint-*"))[-1]
+    overrides = [f"resume={checkpoint}", "max_steps=8", "rollout_start=0.25"]
+    after = run_train_world_model(monkeypatch, episodes, tmp_path / "other", *LEARNED, *overrides)
+    assert [row["step"] for row in after] == [7, 8] and len(before) == 6
+    assert not (tmp_path / "other" / "state").exists()
+    models = [VJepa2WorldModel.from_pretrained(each / "final") for each in (folder, tmp_path / "other")]
+    assert same_weights(*(model.state_network for model in models)) and not same_weights(*models)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_as_one_with_the_whole_batch(episodes, monkeypatch, tmp_path):
+    alike = ["state.augment=false", "state.symmetries=null", "state.sigreg_weight=0"]
+    one = run(monkeypatch, episodes, tmp_path / "one" / "run", *alike)
+    settings = [f"data={episodes}", f"output_dir={tmp_path / 'two' / 'run'}", *TINY_WORLD_MODEL, *LEARNED, *alike]
+    run_processes(Path(train_world_model.__file__), [*settings, "state.episodes=1", "batch_size=2"])
+    two = [metrics(tmp_path / "two" / "run" / "state"), metrics(tmp_path / "two" / "run")]
+    for mine, theirs in zip(one, two, strict=True):
+        assert [row["loss"] for row in theirs] == pytest.approx([row["loss"] for row in mine], rel=1e-4)
 
 
 @pytest.mark.parametrize("augment", ["true", "false"])

@@ -10,6 +10,7 @@ from builders import raw_pixels
 from vjepa2_hf.visualization import distance_curves
 from vjepa2_hf.visualization.distance_curves import (
     EncodedFrames,
+    compare_pairs,
     encode_episodes,
     format_distances,
     measure_calibration,
@@ -47,6 +48,18 @@ def line_frames(episodes: int = 8, count: int = 10, seed: int = 0) -> EncodedFra
     times = np.tile(2 * np.arange(count), episodes)
     numbers = np.repeat(np.arange(episodes), count)
     return EncodedFrames(torch.from_numpy(states[:, :1, None]).float(), numbers, times, states)
+
+
+def test_a_model_of_whitened_states_has_that_distance_too():
+    model, latents = Line(distance_head=False), torch.tensor([[[1.0]], [[2.0]], [[4.0]]])
+    model.state_whitening = torch.tensor([[3.0]])
+    found = compare_pairs(model, latents, np.array([0, 0]), np.array([1, 2]))
+    assert found["latent"].tolist() == [1, 9] and found["whitened"].tolist() == [9, 81]
+    result = measure_distances(model, line_frames(), {"position": [0]})
+    curves = result["groups"]["position"]
+    assert curves["whitened"]["rank_correlation"] == pytest.approx(curves["latent"]["rank_correlation"])
+    assert "latent distance (whitened)" in format_distances(result)
+    assert len(plot_distances(result).axes[0].lines) == 2
 
 
 def test_pairs_are_distinct_and_half_of_them_lie_within_an_episode(monkeypatch):
