@@ -434,8 +434,8 @@ def one_hot_actions(
 def given_frames(
     config: VJepa2WorldModelConfig, pixel_values_videos: Any, latents: Any, views: Any
 ) -> tuple[torch.Tensor, Any]:
-    """The frames or latents of training, of which one must be given, and their views; refuses fewer than two frames,
-    and latents for an encoder that learns."""
+    """The frames (B, T, C, H, W), or (B, T, V, C, H, W), or latents (B, T, N, D) of training, of which one must be
+    given, and their views; refuses fewer than two frames, and latents for an encoder that learns."""
     if (pixel_values_videos is None) == (latents is None):
         raise ValueError("give either pixel_values_videos or latents (and not both).")
     if latents is None:
