@@ -9,18 +9,25 @@ import math
 import os
 import warnings
 from dataclasses import fields
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
-from huggingface_hub.dataclasses import strict
 from packaging.version import Version
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from .specs import check_choice, describe, is_number
+from .specs import (
+    check,
+    check_choice,
+    check_heads,
+    check_numbers,
+    describe,
+    is_number,
+    refuse_missing_folder,
+    strict_config,
+)
 
 
 VERSION = "0.2.0"
-LARGEST_NUMBER = 2**31 - 1  # of a size or count in a config
 TRANSFORMERS_MODEL_TYPE = "vjepa2"  # of transformers' own `VJEPA2Config`
 
 # Fields that transformers (its Trainer too) and the Hub add to a config file
@@ -30,23 +37,7 @@ _FOREIGN_FIELDS = (
 )
 
 
-# --- Checks: each names the field, the value it got and what was expected
-
-
-def check(condition: bool, message: str) -> None:
-    """Raises a ValueError with this message unless the condition holds."""
-    if not condition:
-        raise ValueError(message)
-
-
-def check_numbers(config: PreTrainedConfig, positive: str = "", not_negative: str = "") -> None:
-    """Checks the fields with these names, separated by spaces; `None` passes."""
-    for name in positive.split():
-        value = getattr(config, name)
-        check(value is None or 0 < value <= LARGEST_NUMBER, f"{name} is {describe(value)}; expected a number above 0.")
-    for name in not_negative.split():
-        value = getattr(config, name)
-        check(value is None or 0 <= value <= LARGEST_NUMBER, f"{name} is {describe(value)}; expected 0 or more.")
+# --- Checks of fields; the general ones are in specs.py
 
 
 def check_activation(name: str) -> None:
@@ -55,25 +46,11 @@ def check_activation(name: str) -> None:
     check(name in ACT2FN, f"hidden_act is {name!r}, which transformers does not know; did you mean {nearest[0]!r}?")
 
 
-def check_heads(size_name: str, size: int, heads_name: str, heads: int) -> None:
-    """Checks that the number of heads divides the size; both are named as the fields that hold them."""
-    check(heads > 0 and size % heads == 0, f"{heads_name}={heads} must divide {size_name}={size}: choose another.")
-
-
 def _check_sincos_size(encoder_config: "VJepa2EncoderConfig", size_name: str, size: int) -> None:
     """Sines and cosines come in pairs; half of the channels are for time, a quarter each for height and width."""
     sincos = encoder_config.position_embedding_type == "sincos" and not encoder_config.uniform_power
     advice = "to be a multiple of 8: choose another, or uniform_power=True."
     check(not sincos or size % 8 == 0, f"position_embedding_type='sincos' needs {size_name}={size} {advice}")
-
-
-def refuse_missing_folder(path: str | os.PathLike) -> None:
-    """Refuses a local folder that does not exist, which transformers would look for on the Hub."""
-    name = os.fspath(path)
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or os.sep != "/" and os.sep in name
-    looks_local |= name.rpartition("/")[2].startswith("checkpoint-")  # of a run
-    if (looks_local or isinstance(path, os.PathLike)) and not os.path.exists(name):
-        raise FileNotFoundError(f"There is no folder {name!r}; give the path of a saved model, or a Hub id.")
 
 
 def config_of(path: str | os.PathLike, config: dict[str, Any]) -> dict[str, Any]:
@@ -95,21 +72,6 @@ def transformers_format():
 
 
 # --- What all configurations share
-
-
-def strict_config(cls: type) -> type:
-    """`@strict`, which checks types, with one more rule: a value that a `Literal` does not list is a `ValueError`."""
-    cls = strict(cls)
-    choices = {field.name: get_args(field.type) for field in fields(cls) if get_origin(field.type) is Literal}
-    set_checked = cls.__setattr__
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in choices:
-            check_choice(name, value, choices[name])
-        set_checked(self, name, value)
-
-    cls.__setattr__ = __setattr__
-    return cls
 
 
 class VJepa2BaseConfig:

@@ -14,12 +14,14 @@ import functools
 import logging
 import math
 import numbers
+import os
 import reprlib
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import numpy as np
 import torch
+from huggingface_hub.dataclasses import strict
 
 
 logger = logging.getLogger(__name__)
@@ -148,6 +150,55 @@ def check_generator(name: str, value: Any) -> None:
     """A `torch.Generator`, or `None`."""
     if value is not None and not isinstance(value, torch.Generator):
         refuse(name, value, "a torch.Generator, or None")
+
+
+# --- Configurations
+
+
+def check(condition: bool, message: str) -> None:
+    """Raises a ValueError with this message unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def check_numbers(config: Any, positive: str = "", not_negative: str = "") -> None:
+    """Checks the fields with these names, separated by spaces; `None` passes."""
+    for name in positive.split():
+        value = getattr(config, name)
+        check(value is None or 0 < value <= LARGEST_COUNT, f"{name} is {describe(value)}; expected a number above 0.")
+    for name in not_negative.split():
+        value = getattr(config, name)
+        check(value is None or 0 <= value <= LARGEST_COUNT, f"{name} is {describe(value)}; expected 0 or more.")
+
+
+def check_heads(size_name: str, size: int, heads_name: str, heads: int) -> None:
+    """Checks that the number of heads divides the size; both are named as the fields that hold them."""
+    check(heads > 0 and size % heads == 0, f"{heads_name}={heads} must divide {size_name}={size}: choose another.")
+
+
+def strict_config(cls: type) -> type:
+    """`@strict`, which checks types, with one more rule: a value that a `Literal` does not list is a `ValueError`."""
+    cls = strict(cls)
+    types = {field.name: field.type for field in dataclasses.fields(cls)}
+    choices = {name: get_args(kind) for name, kind in types.items() if get_origin(kind) is Literal}
+    set_checked = cls.__setattr__
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in choices:
+            check_choice(name, value, choices[name])
+        set_checked(self, name, value)
+
+    cls.__setattr__ = __setattr__
+    return cls
+
+
+def refuse_missing_folder(path: str | os.PathLike) -> None:
+    """Refuses a local folder that does not exist, which transformers would look for on the Hub."""
+    name = os.fspath(path)
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or os.sep != "/" and os.sep in name
+    looks_local |= name.rpartition("/")[2].startswith("checkpoint-")  # of a run
+    if (looks_local or isinstance(path, os.PathLike)) and not os.path.exists(name):
+        raise FileNotFoundError(f"There is no folder {name!r}; give the path of a saved model, or a Hub id.")
 
 
 # --- Specs
