@@ -375,6 +375,7 @@ UNEQUAL = {
     "sincos": ({"encoder_config": V1}, "position_embedding_type is 'sincos'.*'rope'"),
     "corrected rotary table": ({"encoder_config": {"rope_interleave": True}}, "rope_interleave is True"),
     "factorized attention": ({"encoder_config": {"attention_type": "factorized"}}, "attention_type is 'factorized'"),
+    "stem": ({"encoder_config": {"patch_stem": "conv"}}, "patch_stem is 'conv'.*always computes with 'linear'"),
     "pooler heads": ({"pooler_num_attention_heads": 4}, "pooler_num_attention_heads is 4.* 2:"),
     "pooler eps": ({"pooler_layer_norm_eps": 1e-5}, "pooler_layer_norm_eps is 1e-05.*1e-06"),
     "pooler ratio": ({"pooler_mlp_ratio": 2.0}, "pooler_mlp_ratio is 2.0.*4.0"),
@@ -396,6 +397,7 @@ def test_transformers_that_would_compute_something_else_is_refused(tmp_path, fie
 UNPUBLISHED = {
     "factorized attention": ("encoder", {"attention_type": "factorized"}, "attention_type is 'factorized'"),
     "eps": ("encoder", {"layer_norm_eps": 1e-5}, "layer_norm_eps is 1e-05"),
+    "stem": ("encoder", {"patch_stem": "conv"}, "patch_stem is 'conv'.*always computes with 'linear'"),
     "linear pooler": ("probe", {"pooler_type": "linear"}, "pooler_type is 'linear'"),
     "added actions": ("action-conditioned", {"action_fusion": "add"}, "action_fusion is 'add'"),
     "residual": ("action-conditioned", {"residual": True}, "residual is True"),

@@ -155,19 +155,27 @@ _FIELDS_2_1 = {
     "rope_interleave": True,
     "rope_grid_size": 16,
 }
+# Encoders of our own, small enough to train on a CPU, with the initialization of the demo's
+_SINGLE_FRAME = {"patch_size": 8, "tubelet_size": 1, "crop_size": 64, "frames_per_clip": 8, "hidden_size": 96}
+_SINGLE_FRAME |= {"num_hidden_layers": 4, "num_attention_heads": 4}
+_SINGLE_FRAME |= {"initializer_range": 0.1, "depth_scaled_init": False}
+SMALL_PRESETS = {"single-frame": _SINGLE_FRAME}
 
 
 def _preset_name(name: str) -> str:
-    """The name of a released size, from it or the letter in its checkpoint's name."""
+    """The name of a preset, from it or the letter in the name of a released checkpoint."""
     plain = str(name).lower().removeprefix("vit").lstrip("-_")
     plain = next((preset for preset in PRESETS if plain == preset[0]), plain)
-    check_choice("preset", plain if plain in (*PRESETS, *PRESETS_2_1) else name, (*PRESETS, *PRESETS_2_1))
+    known = (*PRESETS, *PRESETS_2_1, *SMALL_PRESETS)
+    check_choice("preset", plain if plain in known else name, known)
     return plain
 
 
 def _preset_fields(name: str) -> dict:
-    """Encoder fields of a released size."""
+    """Encoder fields of a preset."""
     plain = _preset_name(name)
+    if plain in SMALL_PRESETS:
+        return dict(SMALL_PRESETS[plain])
     size = PRESETS[plain.removeprefix("2.1-")]
     fields = dict(zip(("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio"), size))
     if plain in PRESETS_2_1:
@@ -189,6 +197,10 @@ class VJepa2EncoderConfig(VJepa2BaseConfig, PreTrainedConfig):
             (V-JEPA 2.1). `None` repeats the frame to a tubelet.
         modality_embeddings (`bool`, defaults to `False`): adds a learned vector to all tokens, one for images and one
             for videos (V-JEPA 2.1).
+        patch_stem (`str`, defaults to "linear"): "linear" maps the pixels of a tubelet to a token (published). "conv"
+            first reduces each patch of a frame to one vector by convolutions of 2 × 2 pixels, stride 2, each with
+            GroupNorm(1) and GELU, so that a narrow encoder keeps more of a textured patch. Patches stay independent of
+            each other. `patch_size` must be a power of 2.
     Transformer:
         hidden_size, num_hidden_layers, num_attention_heads (`int`, default to 1024, 24, 16: ViT-L).
         mlp_ratio (`float`, defaults to 4.0): width of the MLP over `hidden_size` (48/11 for ViT-g).
@@ -229,6 +241,7 @@ class VJepa2EncoderConfig(VJepa2BaseConfig, PreTrainedConfig):
     frames_per_clip: int = 64
     image_tubelet_size: int | None = None
     modality_embeddings: bool = False
+    patch_stem: Literal["linear", "conv"] = "linear"
 
     hidden_size: int = 1024
     num_hidden_layers: int = 24
@@ -251,13 +264,15 @@ class VJepa2EncoderConfig(VJepa2BaseConfig, PreTrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, **fields) -> "VJepa2EncoderConfig":
-        """The configuration of a released architecture; `fields` replace those of the preset.
+        """The configuration of a released architecture, or a small one; `fields` replace those of the preset.
 
         Args:
             name: "small", "base", "large", "huge" or "giant" (also "vitl", "L", …): ViT-S/B/L/H/g with patches of 16
                 and tubelets of 2. L, H and g are the released V-JEPA 2 models at 256 pixels and 64 frames; the g at
                 384 pixels is `from_preset("giant", crop_size=384)`. "2.1-base", "2.1-large", "2.1-giant" and
                 "2.1-gigantic" are the released V-JEPA 2.1 models (ViT-B, L, g, G) at 384 pixels and 64 frames.
+                "single-frame" is a small encoder (96 wide, 4 blocks) for states of one frame: its tokens are patches
+                of 8 pixels of one frame. It is meant for clips of 8 frames of 64 pixels.
         """
         return cls(**{**_preset_fields(name), **fields})
 
@@ -269,8 +284,17 @@ class VJepa2EncoderConfig(VJepa2BaseConfig, PreTrainedConfig):
         check_activation(self.hidden_act)
         check_heads("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
         _check_sincos_size(self, "hidden_size", self.hidden_size)
+        halves = self.patch_stem == "linear" or self.patch_size > 1 and self.patch_size.bit_count() == 1
+        check(halves, f"patch_stem='conv' halves patches, but patch_size is {self.patch_size}; expected a power of 2.")
         self._check_2_1()
         super().__post_init__(**self._refuse_unknown(kwargs))
+
+    @property
+    def stem_sizes(self) -> list[int]:
+        """Channels after each convolution of the stem: they double up to `hidden_size`, and are at least the
+        4 · `in_chans` numbers of 2 × 2 pixels. Empty for "linear"."""
+        steps = self.patch_size.bit_length() - 1 if self.patch_stem == "conv" else 0
+        return [max(self.hidden_size >> left, 4 * self.in_chans) for left in reversed(range(steps))]
 
     def _check_2_1(self) -> None:
         """Checks the fields that V-JEPA 2.1 brought."""
@@ -313,6 +337,9 @@ _DENSE_2_1 = {"predictor_modality_embeddings": True, "predict_context": True, "c
 _DENSE_2_1 |= {"num_mask_tokens": 8, "predictor_num_hidden_layers": 24, "predictor_levels": True}
 _DISTILLED_2_1 = {**_DENSE_2_1, "predictor_num_hidden_layers": 12, "predictor_levels": False}
 _DISTILLED_2_1 |= {"target_type": "teacher", "teacher_hidden_size": 1664}
+# The demo's, for "single-frame"
+_SMALL_PREDICTOR = {"predictor_hidden_size": 64, "predictor_num_hidden_layers": 3, "predictor_num_attention_heads": 4}
+_SMALL_PREDICTOR |= {"predictor_query_key_bias": 2.0, "zero_init_mask_tokens": False}
 
 
 @strict_config
@@ -374,6 +401,7 @@ class VJepa2MaskedLatentPredictionConfig(VJepa2NestedConfig, PreTrainedConfig):
     encoder_config: dict | PreTrainedConfig | None = None
 
     predictor_hidden_size: int = 384
+    published_by_preset |= {"single-frame": _SMALL_PREDICTOR}
     predictor_num_hidden_layers: int = 12
     predictor_num_attention_heads: int = 12
     predictor_mlp_ratio: int | float = 4.0

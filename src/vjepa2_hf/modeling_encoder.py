@@ -1,7 +1,7 @@
-"""The video encoder, VJepa2Encoder.
+"""The video encoder, VJepa2Encoder, and its patch embeddings.
 
 Shapes: B clips, T frames, C channels, H W pixels, (T', H', W') grid of tokens, N = T'·H'·W' tokens, K tokens kept,
-D width, h heads, d channels per head.
+D width, h heads, d channels per head, u frames of a tubelet, p side of a patch in pixels.
 """
 
 import math
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import nn
 from transformers import initialization as init
 from transformers.utils import ModelOutput
@@ -23,9 +24,9 @@ from .modeling_layers import (
     RotaryTable,
     VJepa2FactorizedLayer,
     VJepa2Layer,
-    VJepa2PatchEmbeddings,
     add_positions,
     build_layers,
+    gather_tokens,
     grid_positions,
     init_modality,
     modality_parameters,
@@ -91,10 +92,11 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
 
     def __init__(self, config: VJepa2EncoderConfig):
         super().__init__(config)
-        self.patch_embeddings = VJepa2PatchEmbeddings(config)
+        embeddings = VJepa2ConvPatchEmbeddings if config.patch_stem == "conv" else VJepa2PatchEmbeddings
+        self.patch_embeddings = embeddings(config)
         self.image_patch_embeddings = self.image_modality_embedding = self.video_modality_embedding = None
         if config.image_tubelet_size is not None:
-            self.image_patch_embeddings = VJepa2PatchEmbeddings(config, config.image_tubelet_size)
+            self.image_patch_embeddings = embeddings(config, config.image_tubelet_size)
         if config.modality_embeddings:
             self.image_modality_embedding, self.video_modality_embedding = modality_parameters(config.hidden_size)
         self.position_embeddings = position_parameter(config, config.hidden_size)
@@ -208,6 +210,14 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        if isinstance(module, nn.Conv2d):
+            # PyTorch's own: a norm follows, and keeps the brightness of a patch only if biases are as large as inputs
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.GroupNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
         if module is not self:
             return
         if self.position_embeddings is not None:
@@ -288,6 +298,90 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
         chunk_frames, stride = check_count("chunk_frames", chunk_frames), check_count("stride", stride)
         overlap = check_count("overlap", overlap, lowest=0)
         return encode_long(self, video, chunk_frames, overlap, stride, output_dir, processor, pool)
+
+
+class VJepa2PatchEmbeddings(nn.Module):
+    """Tubelets of pixels to tokens; `proj` is a 3-D convolution, as in every published checkpoint.
+
+    Args:
+        tubelet_size: frames per token, if they differ from the config's.
+    """
+
+    def __init__(self, config: VJepa2EncoderConfig, tubelet_size: int | None = None):
+        super().__init__()
+        self.tubelet_size = tubelet_size or config.tubelet_size
+        size = (self.tubelet_size, config.patch_size, config.patch_size)
+        self.proj = nn.Conv3d(config.in_chans, config.hidden_size, kernel_size=size, stride=size)
+
+    def forward(self, pixel_values_videos: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
+        """Clips (B, T, C, H, W) -> (B, N, D), or (B, K, D) for the tokens at `ids` (B, K)."""
+        if not isinstance(self.proj, nn.Conv3d) or self.proj.weight.is_meta:
+            return self._call_projection(pixel_values_videos, ids)
+        weight = self.proj.weight
+        if pixel_values_videos.shape[1] == 1:  # sum the kernel over time instead of repeating a frame
+            weight = weight.sum(dim=2, keepdim=True)
+        patches = cut_patches(pixel_values_videos.to(weight.dtype), weight.shape[2:], ids)
+        return nn.functional.linear(patches.flatten(2), weight.flatten(1), self.proj.bias)
+
+    def _call_projection(self, pixel_values_videos: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
+        """`forward` through the convolution itself: a PEFT adapter may wrap it, or accelerate may have offloaded its
+        weights."""
+        if pixel_values_videos.shape[1] == 1:
+            pixel_values_videos = pixel_values_videos.expand(-1, self.tubelet_size, -1, -1, -1)
+        videos = pixel_values_videos.to(self.proj.weight.dtype).transpose(1, 2)
+        tokens = self.proj(videos).flatten(2).transpose(1, 2)
+        return tokens if ids is None else gather_tokens(tokens, ids)
+
+
+class VJepa2ConvPatchEmbeddings(nn.Module):
+    """Tubelets of pixels to tokens through convolutions within each patch (`patch_stem="conv"`).
+
+    ::
+
+        patch (C, p, p) of each frame ──► log2(p) × [conv 2 × 2, stride 2 ──► GroupNorm(1) ──► GELU] ──► (D,) ─┐
+        patches of a tubelet's frames, side by side (u · D,) ──► proj ──► token (D,) ◄─────────────────────────┘
+
+    Kernels do not overlap, and norms are of one patch of one frame. So a token depends on its own pixels alone, and
+    pixels of hidden tokens cannot reach the kept ones, as in the hierarchical MLP stem of arXiv 2203.09795. A single
+    frame is repeated to a tubelet.
+
+    Args:
+        tubelet_size: frames per token, if they differ from the config's.
+    """
+
+    def __init__(self, config: VJepa2EncoderConfig, tubelet_size: int | None = None):
+        super().__init__()
+        self.tubelet_size, self.patch_size = tubelet_size or config.tubelet_size, config.patch_size
+        stages, channels = [], config.in_chans
+        for size in config.stem_sizes:
+            norm = nn.GroupNorm(1, size, eps=config.layer_norm_eps)
+            stages += [nn.Conv2d(channels, size, kernel_size=2, stride=2), norm, nn.GELU()]
+            channels = size
+        self.stem = nn.Sequential(*stages)
+        self.proj = nn.Linear(self.tubelet_size * channels, config.hidden_size)
+
+    def forward(self, pixel_values_videos: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
+        """Clips (B, T, C, H, W) -> (B, N, D), or (B, K, D) for the tokens at `ids` (B, K)."""
+        frames = 1 if pixel_values_videos.shape[1] == 1 else self.tubelet_size
+        size = (frames, self.patch_size, self.patch_size)
+        patches = cut_patches(pixel_values_videos.to(self.proj.weight.dtype), size, ids).transpose(2, 3)
+        features = self.stem(patches.flatten(0, 2)).reshape(*patches.shape[:3], -1)  # (B, K, u, D)
+        return self.proj(features.expand(-1, -1, self.tubelet_size, -1).flatten(2))
+
+
+def cut_patches(
+    pixel_values_videos: torch.Tensor, size: tuple[int, int, int], ids: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Clips (B, T, C, H, W) as patches of `size` (u frames, p, q pixels): (B, N, C, u, p, q), or (B, K, C, u, p, q) of
+    the tokens at `ids` (B, K), whose pixels alone are read."""
+    sizes = dict(zip("upq", size))
+    patches = rearrange(pixel_values_videos, "b (t u) c (h p) (w q) -> b t h w c u p q", **sizes)
+    if ids is None:
+        return patches.flatten(1, 3)
+    rows, columns = patches.shape[2:4]
+    clips = torch.arange(ids.shape[0], device=ids.device).unsqueeze(1)  # `len` would fix an exported batch
+    time, position = ids // (rows * columns), ids % (rows * columns)
+    return patches[clips, time, position // columns, position % columns]
 
 
 def as_encoder(encoder: "str | os.PathLike | VJepa2Encoder") -> VJepa2Encoder:

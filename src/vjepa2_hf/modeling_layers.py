@@ -1,4 +1,4 @@
-"""Layers of all models: positions, patch embeddings, attention, MLP, transformer blocks.
+"""Layers of all models: positions, attention, MLP, transformer blocks.
 
 Shapes: B clips, T frames, C channels, H W pixels, (T', H', W') grid of tokens, N = T'·H'·W' tokens, K tokens kept,
 L tokens of either kind, M keys, D width, h heads, d channels per head.
@@ -7,7 +7,6 @@ L tokens of either kind, M keys, D width, h heads, d channels per head.
 import math
 
 import torch
-from einops import rearrange
 from torch import nn
 from torchvision.ops import StochasticDepth
 from transformers import PreTrainedConfig
@@ -441,45 +440,3 @@ def build_layers(
         layer_class(config, hidden_size, num_heads, mlp_ratio, i + 1, encoder_config=encoder_config, drop_path=rate)
         for i, rate in enumerate(rates)
     )
-
-
-class VJepa2PatchEmbeddings(nn.Module):
-    """Tubelets of pixels to tokens; `proj` is a 3-D convolution, as in every published checkpoint.
-
-    Args:
-        tubelet_size: frames per token, if they differ from the config's.
-    """
-
-    def __init__(self, config: VJepa2EncoderConfig, tubelet_size: int | None = None):
-        super().__init__()
-        self.tubelet_size = tubelet_size or config.tubelet_size
-        size = (self.tubelet_size, config.patch_size, config.patch_size)
-        self.proj = nn.Conv3d(config.in_chans, config.hidden_size, kernel_size=size, stride=size)
-
-    def forward(self, pixel_values_videos: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
-        """Clips (B, T, C, H, W) -> (B, N, D), or (B, K, D) for the tokens at `ids` (B, K)."""
-        if not isinstance(self.proj, nn.Conv3d) or self.proj.weight.is_meta:
-            return self._call_projection(pixel_values_videos, ids)
-        weight = self.proj.weight
-        if pixel_values_videos.shape[1] == 1:  # sum the kernel over time instead of repeating a frame
-            weight = weight.sum(dim=2, keepdim=True)
-        pixels, sizes = pixel_values_videos.to(weight.dtype), dict(zip("upq", weight.shape[2:]))
-        patches = rearrange(pixels, "b (t u) c (h p) (w q) -> b t h w c u p q", **sizes)
-        if ids is None:
-            patches = patches.flatten(4).flatten(1, 3)
-        else:
-            rows, columns = patches.shape[2:4]
-            clips = torch.arange(ids.shape[0], device=ids.device).unsqueeze(1)  # `len` would fix an exported batch
-            time, position = ids // (rows * columns), ids % (rows * columns)
-            # only the pixels of kept tokens are read
-            patches = patches[clips, time, position // columns, position % columns].flatten(2)
-        return nn.functional.linear(patches, weight.flatten(1), self.proj.bias)
-
-    def _call_projection(self, pixel_values_videos: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
-        """`forward` through the convolution itself: a PEFT adapter may wrap it, or accelerate may have offloaded its
-        weights."""
-        if pixel_values_videos.shape[1] == 1:
-            pixel_values_videos = pixel_values_videos.expand(-1, self.tubelet_size, -1, -1, -1)
-        videos = pixel_values_videos.to(self.proj.weight.dtype).transpose(1, 2)
-        tokens = self.proj(videos).flatten(2).transpose(1, 2)
-        return tokens if ids is None else gather_tokens(tokens, ids)

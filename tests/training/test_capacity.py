@@ -42,22 +42,31 @@ def tiny_config(**encoder) -> VJepa2MaskedLatentPredictionConfig:
     )
 
 
-def tiny_batch(clips: int = 2) -> dict:
+def tiny_batch(clips: int = 2, frames: int = 4) -> dict:
     """Two mask sets, of 10 and 5 context tokens, 20 and 25 targets, on a grid of (2, 4, 4)."""
     ids = torch.arange(32).repeat(clips, 1)
     return {
-        "pixel_values_videos": torch.randn(clips, 4, 3, 32, 32),
+        "pixel_values_videos": torch.randn(clips, frames, 3, 32, 32),
         "context_mask": [ids[:, :10], ids[:, :5]],
         "target_mask": [ids[:, 12:], ids[:, 7:]],
     }
 
 
-@pytest.mark.parametrize("settings", [{}, {"attention_type": "factorized"}, {"position_embedding_type": "sincos"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"attention_type": "factorized"},
+        {"position_embedding_type": "sincos"},
+        {"patch_stem": "conv"},
+        {"patch_stem": "conv", "tubelet_size": 1, "frames_per_clip": 2},
+    ],
+)
 def test_the_formula_counts_the_operations_that_torch_counts(settings):
     config = tiny_config(**settings)
     model = VJepa2ForMaskedLatentPrediction(config).train()
     model.set_attn_implementation("eager")  # the counter knows no CPU kernel of sdpa
-    batch = tiny_batch()
+    batch = tiny_batch(frames=config.num_frames)
     with FlopCounterMode(display=False) as counter:
         model(**batch).loss.backward()
     assert batch_flops(config, batch) == counter.get_total_flops()
@@ -120,6 +129,27 @@ def test_a_block_keeps_the_bytes_of_the_formula(precision):
     per_width, per_inside = KEPT_BYTES[precision]
     formula = 32 * (per_width * 96 + per_inside * 288)
     assert (kept(6) - kept(2)) / 4 == pytest.approx(formula, rel=0.05)  # statistics of norms are not in it
+
+
+def test_a_stem_keeps_the_bytes_of_the_formula():
+    plain, stem = tiny_config(hidden_size=96), tiny_config(hidden_size=96, patch_stem="conv")
+    found = [activation_bytes(config, (2, 4, 4), [(10, 20)], "no", False) for config in (plain, stem)]
+    embed, ids = VJepa2ForMaskedLatentPrediction(stem).encoder.patch_embeddings, torch.arange(10)[None]
+    storages, alive = {}, list(embed.parameters())
+    weights = {parameter.untyped_storage().data_ptr() for parameter in alive}
+
+    def pack(tensor):
+        alive.append(tensor)
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        embed(torch.randn(1, 4, 3, 32, 32), ids)
+    pixels = 4 * 10 * 3 * 2 * 8 * 8  # of the visible patches, which every embedding keeps
+    assert found[1] - found[0] == pytest.approx(sum(storages.values()) - pixels, rel=0.05)  # statistics of norms
+    assert forward_bytes(stem.encoder_config, (2, 4, 4), "no") > forward_bytes(plain.encoder_config, (2, 4, 4), "no")
 
 
 def test_a_forward_without_a_backward_holds_less_than_one_block_keeps():

@@ -336,7 +336,7 @@ def _write_transformers(model: PreTrainedModel, folder: Path, component: str | N
 
 # Fields of which the published code has our default alone
 _UNPUBLISHED = {
-    "vjepa2_hf_encoder": ("attention_type", "hidden_act", "layer_norm_eps"),
+    "vjepa2_hf_encoder": ("attention_type", "hidden_act", "layer_norm_eps", "patch_stem"),
     "vjepa2_hf_world_model": (
         "state_type", "normalize_latents", "state_fitted", "freeze_encoder", "action_type", "reward_head",
         "distance_head", "stochastic_dim", "dynamics_type", "action_fusion", "action_encoder_num_layers", "residual",

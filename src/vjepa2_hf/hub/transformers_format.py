@@ -41,7 +41,7 @@ _COMMON_FIELDS = ("dtype", "torch_dtype", "transformers_version", "name_or_path"
 ONLY_OURS = {
     "vjepa2_hf_encoder": (
         "position_embedding_type", "rope_interleave", "rope_grid_size", "attention_type", "image_tubelet_size",
-        "modality_embeddings", "output_levels",
+        "modality_embeddings", "output_levels", "patch_stem",
     ),
     "vjepa2_hf_masked_latent_prediction": (
         "predictor_levels", "predictor_modality_embeddings", "predict_context", "teacher_hidden_size",

@@ -45,15 +45,27 @@ def block_flops(tokens: int, width: int, inner: int, attended: Sequence[int]) ->
     return tokens * (attention + 4 * width * inner)
 
 
-def encoder_flops(config: Any, tokens: int, grid: tuple[int, int, int], masked: bool) -> tuple[int, int]:
-    """Forward operations of the encoder on `tokens` (N or K) of one clip of `grid` (T', H', W'): (patch embedding,
-    blocks). If it is `masked`, factorized attention computes all pairs and masks them."""
+def embedding_flops(config: Any, tokens: int) -> tuple[int, int]:
+    """Forward operations of the patch embedding of `tokens`: (of the first map, which reads pixels, of the rest)."""
+    products, channels, side = [], config.in_chans, config.patch_size
+    for size in config.stem_sizes:
+        side //= 2
+        products.append(side**2 * 4 * channels * size)
+        channels = size
+    products.append(side**2 * channels * config.hidden_size)
+    first, *rest = (2 * tokens * config.tubelet_size * product for product in products)
+    return first, sum(rest)
+
+
+def encoder_flops(config: Any, tokens: int, grid: tuple[int, int, int], masked: bool) -> tuple[int, int, int]:
+    """Forward operations of the encoder on `tokens` (N or K) of one clip of `grid` (T', H', W'): (both parts of the
+    patch embedding, blocks). If it is `masked`, factorized attention computes all pairs and masks them."""
     width, inner = config.hidden_size, int(config.hidden_size * config.mlp_ratio)
     attended = [tokens]
     if config.attention_type == "factorized":
         attended = [tokens, tokens] if masked else [grid[1] * grid[2], grid[0]]
-    embedding = 2 * tokens * width * config.in_chans * config.tubelet_size * config.patch_size**2
-    return embedding, config.num_hidden_layers * block_flops(tokens, width, inner, attended)
+    blocks = config.num_hidden_layers * block_flops(tokens, width, inner, attended)
+    return *embedding_flops(config, tokens), blocks
 
 
 def predictor_flops(config: VJepa2MaskedLatentPredictionConfig, context: int, target: int) -> int:
@@ -73,7 +85,7 @@ def step_flops(
 ) -> dict[str, int]:
     """Operations per clip of a training step, without the optimizer and without the repeats of checkpointing.
 
-    A backward pass is twice its forward, except for the patch embedding, whose pixels need no gradient.
+    A backward pass is twice its forward, except for the first map of the pixels, which need no gradient.
 
     Args:
         grid: (T', H', W') of the clip.
@@ -89,8 +101,8 @@ def step_flops(
     if config.target_type not in ("pixels", "teacher"):  # a teacher's size is not in the config
         whole = sum(encoder_flops(encoder, math.prod(grid), grid, masked=False))
     for context, target in masks:
-        embedding, blocks = encoder_flops(encoder, context, grid, masked=True)
-        online += 2 * embedding + 3 * blocks
+        of_pixels, stem, blocks = encoder_flops(encoder, context, grid, masked=True)
+        online += 2 * of_pixels + 3 * (stem + blocks)
         predictor += 3 * predictor_flops(config, context, target)
         tokens = context + target
         block = block_flops(tokens, width, predictor_inner, [tokens]) - 2 * tokens * predictor_inner * width

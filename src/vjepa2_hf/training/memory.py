@@ -90,6 +90,7 @@ def activation_bytes(
 
     def of_set(context: int, target: int) -> float:
         kept = size * context * patch  # visible pixels, for the gradient of the embedding
+        kept += 12 * context * sum(stem_values(encoder))  # a stem's convolutions, norms and activations
         kept += 4 * context * config.num_levels * encoder.hidden_size  # norms of the levels
         predicted = target + context * config.predict_context
         kept += 4 * 4 * predicted * latent  # predictions, targets, differences
@@ -113,7 +114,14 @@ def forward_bytes(config: Any, grid: tuple[int, int, int], precision: str) -> fl
     attention, per_width, per_inner = HELD_BYTES[precision]
     width, inner = config.hidden_size, int(config.hidden_size * config.mlp_ratio)
     pixels = 4 * config.in_chans * config.tubelet_size * config.patch_size**2
-    return math.prod(grid) * (pixels + max(attention * width, per_width * width + per_inner * inner))
+    stem = 8 * max(stem_values(config), default=0)  # a convolution and its norm
+    return math.prod(grid) * (pixels + max(attention * width, per_width * width + per_inner * inner, stem))
+
+
+def stem_values(config: Any) -> list[int]:
+    """Values per token after each convolution of the encoder's stem; none without one."""
+    sides = (config.patch_size >> step for step in range(1, len(config.stem_sizes) + 1))
+    return [config.tubelet_size * side**2 * size for side, size in zip(sides, config.stem_sizes, strict=True)]
 
 
 def probe_bytes(
