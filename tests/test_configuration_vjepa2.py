@@ -103,6 +103,12 @@ def test_what_transformers_and_the_hub_write_is_kept():
         (VJepa2EncoderConfig, {"attention_type": "axial"}, "attention_type is 'axial'"),
         (VJepa2MaskedLatentPredictionConfig, {"loss_exponent": 3}, "loss_exponent is 3; expected one of 1, 2"),
         (VJepa2MaskedLatentPredictionConfig, {"normalize_targets": "layers"}, "normalize_targets is 'layers'"),
+        (
+            VJepa2MaskedLatentPredictionConfig,
+            {"temporal_contrastive_negatives": "frames"},
+            "temporal_contrastive_negatives is 'frames'; expected one of 'clips', 'times'",
+        ),
+        (VJepa2EncoderConfig, {"patch_stem": "convolution"}, "patch_stem is 'convolution'; expected one of 'linear'"),
         (VJepa2MaskedLatentPredictionConfig, {"num_mask_tokens": 0}, "num_mask_tokens is 0"),
         (VJepa2MaskedLatentPredictionConfig, {"predictor_num_attention_heads": 7}, "predictor_num_attention_heads=7"),
         (VJepa2WorldModelConfig, {"context_frames": 0}, "context_frames is 0"),

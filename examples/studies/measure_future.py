@@ -72,6 +72,11 @@ def measure(model: VJepa2ForMaskedLatentPrediction, clips: Iterator[torch.Tensor
 
     Batches of clips are (B, T, C, H, W); the first `past` of their T frames are what the model sees.
     """
+    if model.config.normalize_targets == "position":
+        raise ValueError(
+            "normalize_targets='position' subtracts a clip's mean over time, which is unknown to baselines that see "
+            "only the past; give a model of another normalization."
+        )
     tubelet, found = model.config.encoder_config.tubelet_size, []
     for batch in clips:
         batch = batch.to(model.device)

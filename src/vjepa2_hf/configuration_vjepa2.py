@@ -370,7 +370,9 @@ class VJepa2MaskedLatentPredictionConfig(VJepa2NestedConfig, PreTrainedConfig):
             "batch_channel" subtracts the batch's mean at every position, and divides by the channel's standard
             deviation over all positions, so that static positions are not amplified to noise of full size. "clip"
             also subtracts the mean token of the clip, so that predicting a clip's constant appearance gains nothing,
-            and divides by the channel's standard deviation. "none" leaves targets unchanged.
+            and divides by the channel's standard deviation. "position" subtracts a clip's mean over time at each
+            position, so that what stays the same there gains nothing, and divides by the channel's standard deviation;
+            it needs clips of at least 2 time steps. "none" leaves targets unchanged.
         target_type (`str`, defaults to "ema"): what is predicted for hidden tokens. "ema" is the latents of the target
             encoder, a moving average of the encoder (published, both recipes). "online" (the ablation "No EMA" of the
             two-phase recipe) sets the target encoder to the encoder at every update, whatever the momentum; it tends
@@ -384,11 +386,13 @@ class VJepa2MaskedLatentPredictionConfig(VJepa2NestedConfig, PreTrainedConfig):
         weight_context_by_distance (`bool`, defaults to `False`, published): weights a context token by 1 / √d, d its
             distance in tokens to the nearest hidden one.
     Auxiliary loss terms; a term of weight 0 (the default of all) is not computed. See the functions of the same names
-    in modeling_masked_losses.py. All but the first compare clips and need a batch of at least 2:
+    in modeling_masked_losses.py. Terms that compare clips need 2: all but the first and a contrast of times.
         temporal_diversity_weight (`float`): of −Var_t of the predictions (temporal recipe: 0.1). The term has no lower
             bound; only with `loss_exponent=2` and a weight well below 0.5 does the prediction loss outgrow it.
         temporal_contrastive_weight (`float`), temporal_contrastive_temperature (`float`, defaults to 0.1): of InfoNCE
             between predictions and targets of different clips (named in the temporal recipe, without numbers).
+        temporal_contrastive_negatives (`str`, defaults to "clips"): "times" compares the times of one clip instead, by
+            squared distance, so that what they share cannot help. The temperature is then in squared units.
         variance_weight, covariance_weight (`float`), variance_margin (`float`, defaults to 1.0): of the two terms of
             VICReg (arXiv 2105.04906, with weights 25 and 1 beside 25 for the squared error, and a margin of 1), on the
             differences between clips of the context encoder's tokens at each position.
@@ -397,11 +401,11 @@ class VJepa2MaskedLatentPredictionConfig(VJepa2NestedConfig, PreTrainedConfig):
     model_type = "vjepa2_hf_masked_latent_prediction"
     sub_configs_defaults = {"encoder_config": VJepa2EncoderConfig}
     published_by_preset = dict(zip(PRESETS_2_1, [_DISTILLED_2_1] * 2 + [_DENSE_2_1] * 2, strict=True))
+    published_by_preset |= {"single-frame": _SMALL_PREDICTOR}
 
     encoder_config: dict | PreTrainedConfig | None = None
 
     predictor_hidden_size: int = 384
-    published_by_preset |= {"single-frame": _SMALL_PREDICTOR}
     predictor_num_hidden_layers: int = 12
     predictor_num_attention_heads: int = 12
     predictor_mlp_ratio: int | float = 4.0
@@ -414,7 +418,7 @@ class VJepa2MaskedLatentPredictionConfig(VJepa2NestedConfig, PreTrainedConfig):
     initializer_range: float = 0.02
 
     loss_exponent: Literal[1, 2] = 1
-    normalize_targets: Literal["layer", "batch", "batch_channel", "clip", "none"] = "layer"
+    normalize_targets: Literal["layer", "batch", "batch_channel", "clip", "position", "none"] = "layer"
     target_type: Literal["ema", "online", "pixels", "teacher"] = "ema"
     teacher_hidden_size: int | None = None
     context_loss_weight: int | float = 0.0
@@ -423,6 +427,7 @@ class VJepa2MaskedLatentPredictionConfig(VJepa2NestedConfig, PreTrainedConfig):
     temporal_diversity_weight: int | float = 0.0
     temporal_contrastive_weight: int | float = 0.0
     temporal_contrastive_temperature: int | float = 0.1
+    temporal_contrastive_negatives: Literal["clips", "times"] = "clips"
     variance_weight: int | float = 0.0
     covariance_weight: int | float = 0.0
     variance_margin: int | float = 1.0

@@ -124,7 +124,7 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
         if targets is None:
             targets = self.encode_targets(pixel_values_videos)
         _check_targets(targets, (len(pixel_values_videos), math.prod(grid), self.predictor.proj.out_features))
-        normalized = self.normalize_targets(targets)
+        normalized = self.normalize_targets(targets, grid)
 
         compared, terms = [], []
         for i, (context_ids, target_ids) in enumerate(mask_sets):
@@ -246,9 +246,13 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
         return targets[..., -self.config.encoder_config.hidden_size :]
 
     @torch.no_grad()
-    def normalize_targets(self, targets: torch.Tensor) -> torch.Tensor:
-        """Targets (B, N, P) normalized as `config.normalize_targets` says: "layer" each level for itself. The batch
-        kinds refuse a single clip."""
+    def normalize_targets(self, targets: torch.Tensor, grid: tuple[int, int, int] | None = None) -> torch.Tensor:
+        """Targets (B, N, P) normalized as `config.normalize_targets` says: "layer" each level for itself. "batch",
+        "batch_channel" and "clip" refuse a single clip, "position" clips of one time step.
+
+        Args:
+            grid: (T', H', W') of the clips, `model.encoder.get_grid(clips)`; "position" needs it.
+        """
         kind = self.config.normalize_targets
         if kind == "layer":
             levels = self.config.num_levels if self.config.target_type in ("ema", "online") else 1
@@ -258,6 +262,9 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
             return nn.functional.layer_norm(targets, targets.shape[-1:]).flatten(-2)
         if kind == "none":
             return targets
+        if kind == "position":
+            centered = center_positions(targets, grid)
+            return centered / (centered.std(dim=(0, 1), keepdim=True) + 1e-6)
         if len(targets) < 2:
             raise ValueError(f"normalize_targets={kind!r} needs at least 2 clips in a batch; got 1.")
         centered = targets - targets.mean(dim=0, keepdim=True)
@@ -315,6 +322,20 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
         super()._init_weights(module)
         if isinstance(module, VJepa2Predictor):
             init_predictor(module)
+
+
+def center_positions(targets: torch.Tensor, grid: tuple[int, int, int] | None) -> torch.Tensor:
+    """Targets (B, N, P) of a grid (T', H', W') minus the mean over time at each position of each clip."""
+    if grid is None or math.prod(grid) != targets.shape[1]:
+        expected = f"the grid (T', H', W') of {targets.shape[1]} tokens, model.encoder.get_grid(clips)"
+        refuse("grid", grid, f"{expected}, for normalize_targets='position'")
+    if grid[0] < 2:
+        raise ValueError(
+            "normalize_targets='position' subtracts the mean over time, which leaves nothing of clips of 1 time step: "
+            "give clips of at least 2 tubelets, or choose another normalization."
+        )
+    by_time = targets.unflatten(1, (grid[0], -1))
+    return (by_time - by_time.mean(dim=1, keepdim=True)).flatten(1, 2)
 
 
 def tubelet_pixels(config: VJepa2EncoderConfig, pixel_values_videos: torch.Tensor) -> torch.Tensor:

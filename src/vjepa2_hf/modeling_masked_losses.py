@@ -50,7 +50,9 @@ def auxiliary_losses(
     predictor could satisfy a term on the predictions (B, M, D) by itself.
     """
     weights, terms = config.auxiliary_weights, {}
-    comparing = [name for name in weights if name != "temporal_diversity"]
+    over_time = config.temporal_contrastive_negatives == "times"
+    within_clips = ("temporal_diversity", "temporal_contrastive") if over_time else ("temporal_diversity",)
+    comparing = [name for name in weights if name not in within_clips]
     if len(context) < 2 and comparing:
         name = comparing[0]
         raise ValueError(f"{name}_weight={weights[name]} needs at least 2 clips in a batch to compare; got 1.")
@@ -59,7 +61,11 @@ def auxiliary_losses(
             terms["temporal_diversity"] = temporal_diversity_loss(predicted, target_mask, grid)
         if "temporal_contrastive" in weights:
             temperature = config.temporal_contrastive_temperature
-            terms["temporal_contrastive"] = temporal_contrastive_loss(predicted, target, temperature)
+            if over_time:
+                contrast = time_contrastive_loss(predicted, target, target_mask, grid, temperature)
+            else:
+                contrast = temporal_contrastive_loss(predicted, target, temperature)
+            terms["temporal_contrastive"] = contrast
         if weights.keys() & {"variance", "covariance"}:
             covariance = covariance_at_positions(context, context_mask, math.prod(grid))
         if "variance" in weights:
@@ -92,6 +98,48 @@ def temporal_contrastive_loss(predicted: torch.Tensor, target: torch.Tensor, tem
     anchors, keys = (nn.functional.normalize(x.float().mean(dim=1), dim=-1) for x in (predicted, target))
     similarity = anchors @ keys.T / temperature
     return nn.functional.cross_entropy(similarity, torch.arange(len(keys), device=keys.device))
+
+
+def time_contrastive_loss(
+    predicted: torch.Tensor,
+    target: torch.Tensor,
+    target_mask: torch.Tensor,
+    grid: tuple[int, int, int],
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    """InfoNCE (eq. 4 of arXiv 1807.03748) between predictions and targets (B, M, D) at ids `target_mask` (B, M), whose
+    negatives are the other times of the same clip (as in arXiv 2101.07974).
+
+    Logits are −‖ẑ_t − z_s‖² / τ for times t and s of a clip, squared distances as in arXiv 1911.12247; here they are
+    means over the spatial positions that are hidden at both. What a position shows at all times, such as background,
+    colors or light, is in every distance alike: adding a constant per clip and position to both changes nothing.
+
+    The mean is over times that share hidden positions with another one; without any, as for an image, it is 0.
+    """
+    predicted, hidden = _on_grid(predicted.float(), target_mask, grid)  # (B, T', P, D), (B, T', P)
+    target, _ = _on_grid(target.float(), target_mask, grid)
+    # Distances do not change, and rounding errors stay small
+    common = target.sum(dim=1, keepdim=True) / hidden.sum(dim=1, keepdim=True).clamp_min(1).unsqueeze(-1)
+    predicted, target = ((tokens - common) * hidden.unsqueeze(-1) for tokens in (predicted, target))
+    squares = torch.einsum("btp,bsp->bts", predicted.square().sum(dim=-1), hidden)
+    squares = squares + torch.einsum("btp,bsp->bts", hidden, target.square().sum(dim=-1))
+    squares = squares - 2 * torch.einsum("btpd,bspd->bts", predicted, target)
+    shared = torch.einsum("btp,bsp->bts", hidden, hidden)
+    counts = (shared > 0).sum(dim=-1) > 1  # (B, T')
+    logits = -squares / (temperature * shared.clamp_min(1))
+    logits = logits.masked_fill(shared == 0, -math.inf).masked_fill(~counts.unsqueeze(-1), 0.0)
+    losses = logits.logsumexp(dim=-1) - logits.diagonal(dim1=1, dim2=2)
+    return (losses * counts).sum() / counts.sum().clamp_min(1)
+
+
+def _on_grid(tokens: torch.Tensor, ids: torch.Tensor, grid: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens (B, M, D) at ids (B, M) in their grid (B, T', H'·W', D), 0 at other positions, and 1 where they are (B,
+    T', H'·W'). Repeated ids count once, as their mean."""
+    counts = tokens.new_zeros(len(ids), math.prod(grid)).scatter_add(1, ids, torch.ones_like(tokens[..., 0]))
+    sums = tokens.new_zeros(*counts.shape, tokens.shape[-1])
+    sums = sums.scatter_add(1, ids.unsqueeze(-1).expand_as(tokens), tokens)
+    means = sums / counts.clamp_min(1).unsqueeze(-1)
+    return means.unflatten(1, (grid[0], -1)), counts.clamp_max(1).unflatten(1, (grid[0], -1))
 
 
 def variance_loss(covariance: torch.Tensor, margin: float = 1.0) -> torch.Tensor:

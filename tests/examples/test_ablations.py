@@ -25,6 +25,17 @@ def test_terms_are_logged_by_name_and_saved_with_the_model(monkeypatch, shards, 
     assert config.variance_margin == 0.5
 
 
+def test_a_run_with_the_settings_for_varied_appearance(monkeypatch, shards, tmp_path):
+    settings = ["encoder.patch_stem=conv", "encoder.tubelet_size=1", "normalize_targets=position", "max_steps=2"]
+    settings += ["temporal_contrastive_weight=0.1", "temporal_contrastive_negatives=times"]
+    for line in run_pretrain(monkeypatch, shards, tmp_path, *settings):
+        expected = line["prediction_loss"] + 0.1 * line["temporal_contrastive_loss"]
+        assert line["loss"] == pytest.approx(expected, rel=1e-4) and line["temporal_contrastive_loss"] > 0
+    config = VJepa2ForMaskedLatentPrediction.from_pretrained(tmp_path / "final").config
+    assert (config.normalize_targets, config.temporal_contrastive_negatives) == ("position", "times")
+    assert (config.encoder_config.patch_stem, config.encoder_config.tubelet_size) == ("conv", 1)
+
+
 @pytest.mark.filterwarnings("ignore:target_type='online'")
 @pytest.mark.parametrize("target_type", ["online", "pixels"])
 def test_a_run_with_another_target(monkeypatch, shards, tmp_path, target_type):

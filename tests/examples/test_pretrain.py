@@ -192,6 +192,7 @@ def test_started_from_a_saved_model(monkeypatch, shards, tmp_path):
         (["seed=-1"], "seed must lie in 0 to 4294967295, got -1"),
         (["crop_size=4"], "crop_size=4 must be a multiple of the encoder's 8"),
         (["frames_per_clip=1"], "frames_per_clip=1 must be a multiple of the encoder's 2"),
+        (["frames_per_clip=2", "normalize_targets=position"], "leaves nothing of clips of 1 time step"),
         (["encoder.crop_size=64"], "set crop_size=64 alone"),
         (["encoder.frames_per_clip=8"], "set frames_per_clip=8 alone"),
         (["mask_token_index=10"], "mask_token_index=10 is not one of the predictor's 10 mask tokens"),

@@ -51,6 +51,11 @@ def test_a_clip_is_predicted_from_its_past_alone(normalize):
     assert found["errors"][measure_future.COPY]["l1"] == pytest.approx(expected.tolist(), rel=1e-5)
 
 
+def test_targets_without_their_mean_over_time_are_refused():
+    with pytest.raises(ValueError, match="unknown to baselines that see only the past"):
+        measure_future.measure(build(normalize_targets="position"), iter([clips(frames=8)]), past=4)
+
+
 def test_predictors_of_pixels_are_measured_in_one_step():
     model = build(target_type="pixels")
     found = measure_future.measure(model, iter([clips(frames=8)]), past=4)["errors"]

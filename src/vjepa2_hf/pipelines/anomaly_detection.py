@@ -75,6 +75,11 @@ class VJepa2AnomalyDetector(VideoPipeline):
     ):
         if not isinstance(model, VJepa2ForMaskedLatentPrediction):
             raise ValueError(f"anomaly detection needs a VJepa2ForMaskedLatentPrediction; got {type(model).__name__}.")
+        if model.config.normalize_targets == "position":
+            raise ValueError(
+                "anomaly detection needs targets that do not depend on later frames, but normalize_targets is "
+                "'position', which subtracts a clip's mean over time: give a model of another normalization."
+            )
         check_count("window_batch_size", window_batch_size)
         self.window_batch_size = window_batch_size
         self.calibration = Calibration.load(model.name_or_path) if model.name_or_path else None

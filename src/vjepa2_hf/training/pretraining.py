@@ -125,7 +125,7 @@ class PretrainConfig(TrainingConfig):
     mask_token_index: int | None = None
     """The learned mask token of all mask sets (the published training uses token 0); null: set i has token i."""
     loss_exponent: int = 1
-    normalize_targets: Literal["layer", "batch", "batch_channel", "clip", "none"] = "layer"
+    normalize_targets: Literal["layer", "batch", "batch_channel", "clip", "position", "none"] = "layer"
     target_type: Literal["ema", "online", "pixels", "teacher"] = "ema"
     """Targets: the latents of the target encoder, those of the encoder itself (they collapse), pixels, or the latents
     of `teacher`."""
@@ -144,6 +144,8 @@ class PretrainConfig(TrainingConfig):
     temporal_contrastive_weight: float = 0.0
     """Weight of InfoNCE between predictions and targets of different clips (the temporal recipe)."""
     temporal_contrastive_temperature: float = 0.1
+    temporal_contrastive_negatives: Literal["clips", "times"] = "clips"
+    """Negatives: other clips, or other times of the same clip, which what a clip always shows does not separate."""
     variance_weight: float = 0.0
     """Weight of VICReg's variance term on the context encoder's tokens."""
     covariance_weight: float = 0.0
@@ -310,8 +312,8 @@ class Part:
 
 
 def check_model(config: PretrainConfig, model_config: VJepa2MaskedLatentPredictionConfig) -> None:
-    """Refuses clips and images that patches and tubelets do not divide, mask sets without a mask token, and masks of
-    images that need several frames."""
+    """Refuses clips and images that patches and tubelets do not divide, clips too short for the normalization of
+    targets, mask sets without a mask token, and masks of images that need several frames."""
     encoder, tokens = model_config.encoder_config, model_config.num_mask_tokens
     image = config.by_modality.get("image", config)
     for name, value, unit in (
@@ -321,6 +323,14 @@ def check_model(config: PretrainConfig, model_config: VJepa2MaskedLatentPredicti
     ):
         if value < unit or value % unit:
             raise ValueError(f"{name}={value} must be a multiple of the encoder's {unit} (patch or tubelet), above 0.")
+    if model_config.normalize_targets == "position":
+        fewest = min(frames for _, frames in config.curriculum.stages) // encoder.tubelet_size
+        found = f"clips of {fewest} time step" if fewest < 2 else "images" if config.images is not None else None
+        if found is not None:
+            raise ValueError(
+                f"normalize_targets=position subtracts the mean over time, which leaves nothing of {found}; train on "
+                "clips of at least 2 tubelets alone, or set another normalize_targets."
+            )
     index = config.mask_token_index
     if index is not None and not 0 <= index < tokens:
         raise ValueError(
