@@ -392,7 +392,8 @@ class VJepa2MaskedLatentPredictionConfig(VJepa2NestedConfig, PreTrainedConfig):
         temporal_contrastive_weight (`float`), temporal_contrastive_temperature (`float`, defaults to 0.1): of InfoNCE
             between predictions and targets of different clips (named in the temporal recipe, without numbers).
         temporal_contrastive_negatives (`str`, defaults to "clips"): "times" compares the times of one clip instead, by
-            squared distance, so that what they share cannot help. The temperature is then in squared units.
+            squared distance, so that what they share cannot help. Squared distances need a higher temperature: they
+            grow with the width.
         variance_weight, covariance_weight (`float`), variance_margin (`float`, defaults to 1.0): of the two terms of
             VICReg (arXiv 2105.04906, with weights 25 and 1 beside 25 for the squared error, and a margin of 1), on the
             differences between clips of the context encoder's tokens at each position.
