@@ -78,6 +78,10 @@ ROWS = {  # encoder and cost of a row
     "latent distance, random encoder": ("random", "l2"),
     "learned distance, pretrained encoder": ("pretrained", None),
 }
+PAIRS = (
+    ("learned distance, random encoder", "latent distance, random encoder"),
+    ("learned distance, pretrained encoder", "learned distance, random encoder"),
+)  # of rows whose difference is in the results
 FIRST = next(iter(ROWS))  # also runs the methods without a world model
 LEARNING = ("pretrain", "world model")  # runs whose core time counts as learning
 FIRST_TASK = 700_000  # no choice was made on these tasks
@@ -149,6 +153,8 @@ def train_model(runs: study.RunFolder, one: Environment, folder: Path, encoder: 
 def collect(options: argparse.Namespace) -> dict[str, Any] | None:
     """By environment: its protocol, success of every method and level, distance curves and core minutes."""
     found = {name: collect_environment(options.output, name) for name in ENVIRONMENTS}
+    for name in found:  # the rows of a seed share their tasks
+        study.copy_manifests(options.output / name, options.results, f"{study.slug(FIRST)}/plan")
     found = {name: one for name, one in found.items() if one["methods"]}
     return {"environments": found} if found else None
 
@@ -178,6 +184,7 @@ def collect_environment(output: Path, name: str) -> dict[str, Any]:
         "budget": plan["gym"]["budget"],
         "levels": plan["success_levels"],
         "methods": methods,
+        "differences": {level: differences(methods, plan, level) for level in plan["success_levels"]},
         "curves": curves,
         "recording_core_minutes": sum(study.RunFolder(output / name).core_times.values()) / 60,
     }
@@ -189,6 +196,13 @@ def join_method(rows: Sequence[dict[str, Any]], seeds: list[int]) -> dict[str, A
         level: study.over_seeds([row["levels"][level]["success"] for row in rows]) for level in rows[0]["levels"]
     }
     return {"seeds": seeds, "levels": levels, "tasks": [row["episodes"] for row in rows]}
+
+
+def differences(methods: dict[str, dict[str, Any]], plan: dict[str, Any], level: str) -> list[dict[str, Any]]:
+    """Differences of success of the rows, paired by seed, at a level."""
+    offset = f", offset {plan['gym']['goal_offset']}"
+    rows = [{"name": name, "seeds": row["seeds"], "success": row["levels"][level]} for name, row in methods.items()]
+    return study.differences(rows, [(row + offset, minus + offset) for row, minus in PAIRS])
 
 
 def join_curves(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -226,6 +240,14 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
             values = [part for level in row["levels"].values() for part in (level, level["by_seed"])]
             rows.append([method, *values, ", ".join(map(str, row["tasks"])), row.get("learning_core_minutes")])
         yield [*titles, "tasks", "learning"], rows
+        compared: dict[str, dict[str, str]] = {}
+        for level, pairs in found["differences"].items():
+            for pair in pairs:
+                name = f"{pair['row']} − {pair['minus']}"
+                compared.setdefault(name, {})[level] = study.difference_cell(pair)
+        if compared:
+            yield "Differences, paired by training seed, with 95 % intervals:"
+            yield study.table("difference", compared)
         for row, groups in found["curves"].items():
             for group, curves in groups.items():
                 yield f"Distances between frames of new episodes by the distance of `{group}` ({one.unit}), {row}:"

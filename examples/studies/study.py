@@ -199,10 +199,11 @@ def read_seeds(folder: Path, name: str, seeds: int) -> list[Any]:
     return read_results(folder / f"seed-{seed}" / name for seed in range(seeds))
 
 
-def copy_manifests(folder: Path, results: Path) -> None:
-    """Copies `FOLDER/seed-*/plan/manifest.json`, the tasks of each seed, to `manifests/` beside a results file."""
-    for path in sorted(folder.glob("seed-*/plan/manifest.json")):
-        target = results.parent / "manifests" / f"{results.stem}-{path.parents[1].name}.json"
+def copy_manifests(folder: Path, results: Path, plan: str = "plan") -> None:
+    """Copies `FOLDER/seed-*/PLAN/manifest.json`, the tasks of each seed, to `manifests/` beside a results file."""
+    for path in sorted(folder.glob(f"seed-*/{plan}/manifest.json")):
+        seed = path.relative_to(folder).parts[0]
+        target = results.parent / "manifests" / f"{results.stem}-{seed}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         write_text(target, path.read_text(encoding="utf-8"))
 

@@ -57,6 +57,7 @@ def test_success_curves_and_core_minutes_are_published_over_seeds(run_study, tmp
         levels = {name: {"success": 0.5 + 0.25 * seed} for name in ("moderate", "strict")}
         rows = [{"name": name, "episodes": 90 + seed, "levels": levels} for name in ("uniform random", "CEM")]
         study.write_json(folder / "plan" / "results.json", {"rows": rows})
+        study.write_json(folder / "plan" / "manifest.json", {"tasks": [seed]})
         curve = {"rank_correlation": 0.2, "bins": [{"from": 0.0, "to": 8.0, "mean": 1.0 + seed}]}
         groups = {"state": {"latent": curve, "learned": curve | {"rank_correlation": 0.9}}}
         study.write_json(folder / "distances.json", {"distances": {"groups": groups}})
@@ -69,4 +70,20 @@ def test_success_curves_and_core_minutes_are_published_over_seeds(run_study, tmp
     assert "| latent distance (before) | 1.50 | 0.20 |" in text
     assert "| learned distance in frames (after) | 1.50 | 0.90 |" in text
     found = json.loads((tmp_path / "results.json").read_text())["environments"]["two_room"]
+    tasks = [json.loads((tmp_path / f"manifests/results-seed-{seed}.json").read_text())["tasks"] for seed in (0, 1)]
+    assert tasks == [[0], [1]]
     assert found["methods"]["CEM"]["seeds"] == [0, 1] and found["methods"]["CEM"]["planning_core_minutes"] == 0.5
+
+
+def test_rows_are_compared_on_the_seeds_that_they_share(run_study, tmp_path):
+    for seed in (0, 1):
+        for row, success in zip(ROWS, (0.9, 0.2 + 0.1 * seed, 0.95)):
+            folder = row_folder(tmp_path / "runs", "two_room", row, seed)
+            levels = {name: {"success": success} for name in ("moderate", "strict")}
+            rows = [{"name": f"{row}, offset 25", "episodes": 90, "levels": levels}]
+            study.write_json(folder / "plan" / "results.json", {"rows": rows})
+            study.write_json(folder / "core_times.json", {"world model": 60, "plan": 30})
+    text = run_study(STUDY, "--collect")
+    lines = [line for line in text.splitlines() if " − " in line]
+    assert lines[0].startswith("| learned distance, random encoder, offset 25 − latent distance, random encoder")
+    assert "| +0.65 (" in lines[0] and lines[1].endswith("| +0.05 (–) | +0.05 (–) |")
