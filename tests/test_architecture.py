@@ -31,7 +31,7 @@ LIMITS = {
     "root modules": 28,
     "lines of a file": 500,
     "lines of a function": 60,
-    "lines of an exported encoder": 3200,  # 800 of them read videos
+    "lines of an exported encoder": 3210,  # 800 of them read videos
     "lines of configs": 1496,
 }
 
@@ -129,6 +129,16 @@ def test_wings_import_the_root_and_lower_floors():
                 continue
             wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} imports {module}")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("name", ["video_io", "video_source"])
+def test_readers_of_videos_import_no_torch(name):
+    """The app reads uploads in a process with little memory."""
+    text = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
+    outside = {line.split()[1].split(".")[0] for line in text.splitlines() if line.startswith(("import ", "from "))}
+    assert not outside & {"torch", "transformers"}
+    inside = {module for module, node in imports_of(PACKAGE / f"{name}.py") if not node.col_offset}
+    assert inside <= {"video_source"}
 
 
 def test_there_are_no_circles():

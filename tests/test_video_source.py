@@ -73,7 +73,7 @@ def test_a_file_behind_a_url_is_read(tmp_path):
 )  # fmt: skip
 def test_a_wrong_limit_is_named(name, value):
     with pytest.raises(
-        ValueError, match=r"limits is {'max_bytes': 9}; expected a ReadLimits, such as ReadLimits\(max_f"
+        ValueError, match=r"limits is {'max_bytes': 9}; expected a ReadLimits, such as ReadLimits\(timeout=10"
     ):
         read_image(image_bytes(8, 6), {"max_bytes": 9})
     with pytest.raises(ValueError, match=f"{name} is {value!r}; expected"):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from .specs import (
     check_choice,
@@ -353,14 +354,21 @@ def fit_whitening(episodes: Iterable[torch.Tensor]) -> torch.Tensor | None:
     for episode in episodes:
         if episode.shape[-1] > WIDEST_WHITENED:
             return None
-        rows = (episode - episode.mean(dim=0)).flatten(0, 1).double()
-        total = rows.T @ rows if total is None else total + rows.T @ rows
-        count += len(rows)
+        rows = (episode - episode.mean(dim=0)).flatten(0, 1)
+        products = (rows.T @ rows).double()
+        total, count = products if total is None else total + products, count + len(rows)
     if total is None or not total.any():
         return None
     variances, directions = torch.linalg.eigh(total / count)
     scales = (variances.clamp(min=0) + WHITENING_FLOOR * variances[-1]).rsqrt()
     return ((directions * scales) @ directions.T).to(episode)
+
+
+def keep_whitening(model: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, *unused: Any) -> None:
+    """A hook before weights are loaded: those of a checkpoint of version 0.1 have no M, and the run that resumes has
+    fitted it on the same episodes."""
+    if model.state_whitening is not None:
+        state_dict.setdefault(f"{prefix}state_whitening", model.state_whitening)
 
 
 def distance_between(

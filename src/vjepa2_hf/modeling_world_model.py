@@ -14,7 +14,7 @@ from torch import nn
 
 from .configuration_world_model import VJepa2WorldModelConfig
 from .modeling_base import TargetEncoderMixin, VJepa2PreTrainedModel
-from .modeling_costs import check_distance_head, choose_cost, fit_whitening
+from .modeling_costs import check_distance_head, choose_cost, fit_whitening, keep_whitening
 from .modeling_dynamics import DYNAMICS, VJepa2WorldModelOutput, init_dynamics
 from .modeling_embodiments import (
     add_embodiment,
@@ -103,6 +103,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         if config.state_fitted:
             self._register_state(*empty_state_map(config))
         self.register_buffer("state_whitening", torch.eye(self.latent_size) if config.state_whitened else None)
+        self.register_load_state_dict_pre_hook(keep_whitening)
         self.predictor = DYNAMICS[config.dynamics_type](config)
         if config.reward_head:
             self.reward_head = VJepa2RewardHead(config)

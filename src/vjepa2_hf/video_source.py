@@ -1,5 +1,7 @@
 """Reading without PyAV: limits, paths and URLs, images, and what the packets of a video say of its frames.
 
+The readers import no torch: the app reads uploads in a process with little memory.
+
 Legend: T frames, N numbers, H W pixels.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import queue
 import threading
@@ -18,8 +21,6 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
-
-from .specs import as_settings, check_count, check_flag, check_number
 
 
 # fmt: off
@@ -64,10 +65,15 @@ class ReadLimits:
 
     def __post_init__(self) -> None:
         for name in ("max_frame_pixels", "max_bytes"):
-            check_count(name, getattr(self, name), highest=2**63 - 1)
-        check_number("timeout", self.timeout, above=0)
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1.")
+        seconds = self.timeout
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
+            raise ValueError(f"timeout is {seconds!r}; expected a positive number of seconds.")
         for name in ("allow_urls", "allow_outside"):
-            check_flag(name, getattr(self, name))
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected True or False.")
 
     def check_bytes(self, size: int, name: str) -> None:
         """Refuses a value of `size` bytes above `max_bytes`, with a VideoDecodeError that calls it `name`."""
@@ -89,7 +95,9 @@ def resolve_source(
 
     The source is bytes, a path, a URL (read as a whole), or datasets' `{"bytes": …, "path": …}`.
     """
-    limits = as_settings("limits", limits, ReadLimits)
+    if limits is not None and not isinstance(limits, ReadLimits):
+        raise ValueError(f"limits is {limits!r}; expected a ReadLimits, such as ReadLimits(timeout=10), or None.")
+    limits = limits or ReadLimits()
     name = f"the {kind}"
     if isinstance(source, dict):
         name = str(source.get("path") or name)
