@@ -319,7 +319,7 @@ def weights_fingerprint(module: nn.Module) -> str:
 
 
 # Encoder fields that came after version 0.1, whose caches stay valid for encoders that do not use them
-_LATER_FIELDS = ("image_tubelet_size", "modality_embeddings", "output_levels", "rope_grid_size")
+_LATER_FIELDS = ("image_tubelet_size", "modality_embeddings", "output_levels", "patch_stem", "rope_grid_size")
 
 
 def used_fields(config: Any, fields: dict[str, Any]) -> dict[str, Any]:
