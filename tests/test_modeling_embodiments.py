@@ -346,6 +346,11 @@ class TestStatesOfEach:
         moved = 2 * (LATENTS[:, 1:] - LATENTS[:, :-1]).square().mean().sqrt()
         torch.testing.assert_close(change, torch.stack([torch.ones(()), moved, moved]))
 
+    def test_frames_of_another_size_are_refused(self):
+        _, model, _, _ = self.pair()
+        with pytest.raises(ValueError, match="9 tokens, but the states of its embodiments were fitted on 16"):
+            model.rollout(LATENTS[:, :1, :9], ACTIONS[..., :2], embodiment_ids="pusher")
+
     def test_what_cannot_be_measured_is_refused(self):
         model = build(**PUSHER_AND_ARM)
         with pytest.raises(ValueError, match="fit_embodiment needs fit_state first"):
@@ -356,7 +361,8 @@ class TestStatesOfEach:
             (LATENTS[:, :1], "episodes of T > 1 consecutive frames"),
             (LATENTS[0], r"latents has shape \(3, 16, 24\)"),
             (LATENTS * float("nan"), "not finite"),
-            (torch.ones_like(LATENTS), "latents do not change"),
+            (torch.ones_like(LATENTS), "latents change by 0 in a step"),
+            (1e30 * LATENTS, "latents change by inf in a step"),
         ):
             with pytest.raises(ValueError, match=message):
                 model.fit_embodiment("arm", latents)

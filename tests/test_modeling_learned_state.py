@@ -223,3 +223,44 @@ class TestWhitenedDistance:
         model = build()
         model.fit_state(torch.randn(8, 1, 1, 6))  # episodes of one frame
         assert not model.config.state_whitened and model.config.state_fitted
+
+
+class TestStatesThatCannotBeFitted:
+    def test_episodes_without_change_give_no_whitening(self):
+        model = build(state_type="tokens", state_dim=None, dynamics_type="transformer")
+        still = [torch.randn(1, 16, 24, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+        model.fit_state([episode.expand(7, 16, 24) * 3 for episode in still])  # sums of floats, not exactly equal
+        assert model.config.state_fitted and not model.config.state_whitened
+
+    @pytest.mark.parametrize("factor", [1.0, 1e25])
+    def test_a_scale_of_nothing_or_of_infinity_is_refused_and_changes_nothing(self, factor):
+        model = build()
+        still = torch.randn(3, 1, 1, 6).expand(3, 4, 1, 6) if factor == 1 else factor * torch.randn(3, 4, 1, 6)
+        with pytest.raises(ValueError, match="expected frames that differ"):
+            model.fit_state(still)
+        assert not model.config.state_fitted
+
+    def test_weights_of_another_state_bring_their_own_whitening(self):
+        one, other = fitted(), fitted()
+        weights = {name: value for name, value in one.state_dict().items() if name != "state_whitening"}
+        other.load_state_dict(weights)  # fitted on the same episodes
+        other.state_mean += 1
+        with pytest.raises(RuntimeError, match="state_whitening"):
+            other.load_state_dict(weights)
+
+    def test_what_is_fitted_is_never_random(self, tmp_path):
+        model = build()
+        model.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="has no state_mean, which is fitted and never random"):
+            VJepa2WorldModel.from_pretrained(tmp_path, state_fitted=True, allow_missing=True)
+        with pytest.raises(ValueError, match="state_whitened=True .* needs state_fitted=True"):
+            VJepa2WorldModel.from_pretrained(tmp_path, state_whitened=True)
+
+    @pytest.mark.parametrize(
+        ("field", "value"), [("context_frames", -1), ("frame_skip", 0), ("action_std", [1.0]), ("state_levels", "all")]
+    )
+    def test_fields_that_replace_those_of_a_folder_are_checked(self, field, value, tmp_path):
+        build().save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=field):
+            VJepa2WorldModel.from_pretrained(tmp_path, **{field: value})
+        assert VJepa2WorldModel.from_pretrained(tmp_path, rollout_steps=3).config.rollout_steps == 3

@@ -89,8 +89,11 @@ class VJepa2BaseConfig:
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """A config from its fields, or from those of transformers' `vjepa2`."""
-        return super().from_dict(cls._translated(config_dict), **kwargs)
+        """A config from its fields, or from those of transformers' `vjepa2`; `kwargs` replace some, and are checked
+        with them."""
+        own = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
+        replaced = {name: kwargs.pop(name) for name in list(kwargs) if name in own}
+        return super().from_dict({**cls._translated(config_dict), **replaced}, **kwargs)
 
     @classmethod
     def _translated(cls, config: dict) -> dict:

@@ -324,6 +324,8 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
             check(len(kinds) == count, f"embodiment_proprio_transitions is {kinds}; expected {count} of them.")
             for kind in kinds:
                 check_choice("a transition in embodiment_proprio_transitions", kind, PROPRIO_TRANSITIONS)
+        unfitted = "state_whitened=True (set by `fit_state`) needs state_fitted=True"
+        check(self.state_fitted or not self.state_whitened, f"{unfitted}; got False.")
         if self.embodiment_states_fitted:
             needs = (
                 "embodiment_states_fitted=True (set by `fit_embodiment`) needs several embodiments and a fitted state"

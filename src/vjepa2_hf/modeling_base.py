@@ -30,6 +30,7 @@ _OUTPUT_KEYWORDS = ("output_attentions", "output_hidden_states", "return_dict")
 _TRANSFORMERS_KEYWORDS = frozenset(
     {*TransformersKwargs.__annotations__, *_OUTPUT_KEYWORDS, "use_cache", "debug_io", "debug_io_dir", "prune_layers"}
 )
+_FITTED = ("state_mean", "state_map", "state_scale", "state_change", "state_whitening")  # of a world model's state
 _OPTIONAL_PARTS = re.compile(r"(target_encoder|(reward|stochastic|distance)_head)\.")  # the others work without them
 
 
@@ -131,6 +132,12 @@ class VJepa2PreTrainedModel(PreTrainedModel):
         # With an adapter there is one for the base model too, which `info` leaves out
         missing = sorted(set().union(info["missing_keys"], *(one.missing_keys for one in model._loading_infos)))
         model._loading_infos = ()
+        fitted = [name for name in missing if name.rpartition(".")[2] in _FITTED]
+        if fitted:
+            raise ValueError(
+                f"{path} has no {fitted[0]}, which is fitted and never random: leave out the fields that ask for "
+                "it, such as state_fitted, state_whitened or embodiment_states_fitted."
+            )
         if missing and not allow_missing:
             raise ValueError(
                 f"{path} lacks {len(missing)} weights of {cls.__name__}, the first of them {missing[0]}: save or "

@@ -350,14 +350,15 @@ def fit_whitening(episodes: Iterable[torch.Tensor]) -> torch.Tensor | None:
     direction, and one that hardly moves is not amplified to noise. `None` without episodes, for states that never
     change, and for more than 2048 channels.
     """
-    total, count, episode = None, 0, None
+    total, squares, count, episode = None, 0, 0, None
     for episode in episodes:
         if episode.shape[-1] > WIDEST_WHITENED:
             return None
         rows = (episode - episode.mean(dim=0)).flatten(0, 1)
         products = (rows.T @ rows).double()
         total, count = products if total is None else total + products, count + len(rows)
-    if total is None or not total.any():
+        squares = squares + episode.flatten(0, 1).square().sum(dim=0).double()
+    if total is None or total.diagonal().max() <= 1e-10 * squares.max():  # rounding errors
         return None
     variances, directions = torch.linalg.eigh(total / count)
     scales = (variances.clamp(min=0) + WHITENING_FLOOR * variances[-1]).rsqrt()
@@ -366,8 +367,11 @@ def fit_whitening(episodes: Iterable[torch.Tensor]) -> torch.Tensor | None:
 
 def keep_whitening(model: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, *unused: Any) -> None:
     """A hook before weights are loaded: those of a checkpoint of version 0.1 have no M, and the run that resumes has
-    fitted it on the same episodes."""
-    if model.state_whitening is not None:
+    fitted it on the same episodes, as its mean shows."""
+    mean = state_dict.get(f"{prefix}state_mean")
+    if model.state_whitening is None or mean is None or mean.shape != model.state_mean.shape:
+        return
+    if torch.allclose(mean.to(model.state_mean), model.state_mean, atol=1e-5, rtol=1e-4):
         state_dict.setdefault(f"{prefix}state_whitening", model.state_whitening)
 
 

@@ -402,8 +402,8 @@ def fit_embodiment(model: PreTrainedModel, embodiment: int | str, latents: Any) 
     mean = sum(part.sum(dim=0, dtype=torch.float64) for part in chunks) / sum(map(len, chunks))
     squares = sum((part - mean.float()).square().sum(dtype=torch.float64) for part in chunks)
     scale, change = (squares / latents.numel()).sqrt(), (latents[:, step:] - latents[:, :-step]).square().mean().sqrt()
-    if not change:
-        raise ValueError("latents do not change from step to step; expected episodes in which the robot moves.")
+    if not (0 < change < torch.inf and scale < torch.inf):
+        raise ValueError(f"latents change by {change:.2g} in a step; expected episodes in which the robot moves.")
     embodiments = model.predictor.embodiments
     if not config.embodiment_states_fitted:
         embodiments.add_statistics(config)
@@ -470,6 +470,10 @@ def check_inputs(
         shape = (batch_size, frames, *latents.shape[2:])
         raise ValueError(f"latents have shape {shape}; expected (B, T, {count if tokens == 1 else 'N'}, {size}).")
     check_view_tokens(config, latents, views)
+    if config.embodiment_states_fitted and latents.shape[2] != count * tokens:
+        fitted = f"the states of its embodiments were fitted on {count * tokens}"
+        advice = f"resize frames to {config.encoder_config.crop_size} pixels"
+        raise ValueError(f"the frame has {latents.shape[2]} tokens, but {fitted}: {advice}.")
     expected = {
         name: (actions, frames - 1, config.action_dim),
         "proprio_states": (proprio_states, frames, config.proprio_dim),

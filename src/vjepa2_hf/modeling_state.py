@@ -121,13 +121,17 @@ def fit_state_map(
     chunks = [part for episode in episodes for part in episode.split(_CHUNK)]
     mean = (sum(part.sum(dim=0, dtype=torch.float64) for part in chunks) / count).float()
     linear_map = _fit_map(config, [part - mean for part in episodes]) if config.has_state_map else None
+    largest = max(part.abs().max() for part in chunks)
     squares = size = 0
     if config.state_type == "learned" and (own := known_episodes(latents)):
         chunks = [episode - episode.mean(dim=0) + mean for episode in own]
     for part in chunks:
         mapped = apply_state_map(config, part - mean, linear_map)
         squares, size = squares + mapped.square().sum(dtype=torch.float64), size + mapped.numel()
-    parts = (mean, linear_map, (squares / size).sqrt())
+    scale = (squares / size).sqrt()
+    if not 1e-6 * largest < scale < torch.inf:  # rounding errors, or too large for float32
+        raise ValueError(f"latents deviate by {scale:.2g}, of {largest:.2g} at most; expected frames that differ.")
+    parts = (mean, linear_map, scale)
     # contiguous, as they load back: another layout rounds differently
     return tuple(None if part is None else part.to(episodes[0]).contiguous() for part in parts)
 

@@ -485,8 +485,8 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         return add_embodiment(self, name, sizes, vectors)
 
     def fit_embodiment(self, embodiment: int | str, latents: torch.Tensor) -> None:
-        """Measures the mean and deviation of an embodiment's states, and how much they change in a step, from its
-        episodes of latents (B, T, N, D), after `fit_state`; the dynamics and the loss then take them as units."""
+        """Measures the mean and deviation of an embodiment's states, and their change in a step, from its episodes of
+        latents (B, T, N, D): the units of the dynamics and the loss. Call it after `fit_state`, before training."""
         fit_embodiment(self, embodiment, latents)
 
     def freeze_trunk(self, embodiment: int | str = -1) -> None:
