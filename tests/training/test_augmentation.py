@@ -1,5 +1,7 @@
 """Turned frames and actions are what the environment gives from the turned state."""
 
+import math
+
 import gymnasium
 import numpy as np
 import pytest
@@ -47,6 +49,9 @@ def test_environments_declare_their_symmetries_and_one_without_is_refused():
         find_symmetries(FOUR_ROOMS)
     with pytest.raises(ValueError, match="'vjepa2_hf/Nowhere-v0' of symmetries cannot be made"):
         find_symmetries("vjepa2_hf/Nowhere-v0")
+    for env_id in (None, 5):
+        with pytest.raises(ValueError, match=f"env_id is {env_id}; expected the id of an environment"):
+            find_symmetries(env_id)
 
 
 def test_every_turn_is_drawn_and_the_actions_follow_it():
@@ -85,12 +90,38 @@ def test_one_draw_holds_for_all_frames_of_a_batch_and_depends_on_the_generator_a
     assert torch.equal(draws[0][0][1:2, 2:3], alone) and torch.equal(draws[0][1][1:2, 1:2], moved)
 
 
+class Always:
+    """A generator that draws every turn and keeps the channels."""
+
+    def random(self) -> float:
+        return 0.0
+
+    def permutation(self, count: int) -> np.ndarray:
+        return np.arange(count)
+
+
+def test_integer_actions_are_turned_as_floats():
+    frames, actions = torch.zeros(1, 2, 3, 4, 4, dtype=torch.uint8), torch.ones(1, 1, 1, 2, dtype=torch.long)
+    _, moved = augment(frames, actions, {"flip_horizontal": [[-0.5, 0], [0, 1]]}, Always())
+    assert torch.equal(moved, torch.tensor([[[[-0.5, 1.0]]]]))
+    with pytest.raises(ValueError, match="square matrix of 2 rows"):
+        augment(frames, actions, {"flip_horizontal": [[-1]]}, Always())
+
+
+NO_MATRICES = [3, None, "ab", [], [1, 2], [[0, 0], [0, 0]], [[1, 1], [2, 2]], [["a", 0], [0, 1]]]
+NO_MATRICES += [[[math.nan, 0], [0, 1]], [[math.inf, 0], [0, 1]], [[None, 0], [0, 1]]]
+
+
 @pytest.mark.parametrize(
     ("symmetries", "message"),
     [
         ({"turn": [[1.0]]}, "turn"),
         ({"transpose": [[1.0, 0.0]]}, "expected a square matrix that turns an action"),
         ({"transpose": [[1.0]]}, "expected a square matrix of 2 rows that turns an action"),
+        *[({"transpose": matrix}, "of finite numbers and invertible") for matrix in NO_MATRICES],
+        ({3: [[1.0]]}, "Unknown symmetry '3'"),
+        ("vjepa2_hf/Pushing-v0", "symmetries is 'vjepa2_hf/Pushing-v0'; expected matrices by name"),
+        ([[1.0]], "expected matrices by name"),
     ],
 )
 def test_matrices_that_turn_no_action_are_refused(symmetries, message):

@@ -5,12 +5,13 @@ frames, actions = augment(frames, actions, {"flip_horizontal": [[-1, 0], [0, 1]]
 Letters: E episodes, F frames, C channels, H W pixels, k environment actions of a model step, A environment action.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 
-from ..specs import check_known
+from ..specs import check_known, describe, is_number, refuse
 
 
 Matrix = Sequence[Sequence[float]]
@@ -24,13 +25,26 @@ TURNS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def check_symmetries(symmetries: Mapping[str, Matrix], action_dim: int | None = None) -> None:
-    """Refuses unknown names, and matrices that are not square, or not of the size A of an environment action."""
+    """Refuses unknown names, and matrices that are not square and invertible, or not of the size A of an environment
+    action."""
+    if not isinstance(symmetries, Mapping):
+        refuse("symmetries", symmetries, f"matrices by name, of {', '.join(TURNS)}")
     for name, matrix in symmetries.items():
-        check_known(name, TURNS, "symmetry")
-        size = len(matrix) if action_dim is None else action_dim
-        if not len(matrix) == size > 0 or any(len(row) != size for row in matrix):
-            expected = f"a square matrix {f'of {action_dim} rows ' if action_dim else ''}that turns an action"
-            raise ValueError(f"The symmetry {name!r} has the matrix {matrix}; expected {expected}.")
+        check_known(str(name), TURNS, "symmetry")
+        if not _turns_actions(matrix, action_dim):
+            size = f"of {action_dim} rows " if action_dim else ""
+            expected = f"a square matrix {size}that turns an action, of finite numbers and invertible"
+            raise ValueError(f"The symmetry {name!r} has the matrix {describe(matrix)}; expected {expected}.")
+
+
+def _turns_actions(matrix: object, size: int | None) -> bool:
+    rows = matrix.tolist() if isinstance(matrix, np.ndarray) else matrix
+    if not isinstance(rows, (list, tuple)) or not 0 < len(rows) == (size or len(rows)):
+        return False
+    if any(not isinstance(row, (list, tuple)) or len(row) != len(rows) for row in rows):
+        return False
+    finite = all(is_number(value) and math.isfinite(value) for row in rows for value in row)
+    return finite and np.linalg.matrix_rank(np.array(rows, dtype=float)) == len(rows)
 
 
 def augment(
@@ -41,9 +55,14 @@ def augment(
 
     Args:
         frames: uint8 (E, F, C, H, W).
-        actions: (E, F-1, k, A) in environment units.
+        actions: (E, F-1, k, A) in environment units; integers become floats.
         symmetries: matrices (A, A) by name, see `TURNS`.
+
+    Raises:
+        ValueError: see `check_symmetries`.
     """
+    check_symmetries(symmetries, actions.shape[-1])
+    actions = actions if actions.is_floating_point() else actions.float()
     for name, turn in TURNS.items():
         if name in symmetries and rng.random() < 0.5:
             frames, actions = turn(frames), actions @ actions.new_tensor(symmetries[name]).T
