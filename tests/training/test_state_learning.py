@@ -104,10 +104,13 @@ class TestLearner:
             errors.append((guess - actions[:, : 4 - n]).square().mean())
         torch.testing.assert_close(learner._inverse_loss(states, actions), (errors[0] + errors[1]) / 2, **CLOSE)
 
-    def test_every_weight_learns_once_the_transition_has_left_zero(self):
-        settings = StateSettings(inverse_dynamics_weight=1.0, inverse_dynamics_steps=2, frames=4)
-        learner = StateLearner(build(), settings)
-        torch.nn.init.normal_(learner.transition[-1].weight)
+    @pytest.mark.parametrize("contrast", [1.0, 0.0])
+    def test_every_weight_learns_once_the_transition_has_left_zero(self, contrast):
+        """Several processes wait for the gradient of each."""
+        terms = {"episode_contrast_weight": contrast, "inverse_dynamics_weight": 1.0}
+        learner = StateLearner(build(), StateSettings(**terms, inverse_dynamics_steps=2, frames=4))
+        if contrast:
+            torch.nn.init.normal_(learner.transition[-1].weight)
         learner(torch.randn(2, 4, 3, 32, 32), torch.randn(2, 3, 2))["loss"].backward()
         for name, parameter in learner.named_parameters():
             assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
@@ -139,6 +142,9 @@ class TestLearner:
     ("fields", "message"),
     [
         ({"frames": 2}, "state.frames must be at least 3, got 2"),
+        ({"frames": "8"}, "^state.frames is '8'; expected an integer"),
+        ({"gradient_clipping": 0}, "^state.gradient_clipping is 0; expected a number above 0"),
+        ({"gradient_clipping": -1.0}, "^state.gradient_clipping is -1.0"),
         ({"episode_contrast_weight": 0.0}, "there is no loss"),
         ({"episode_contrast_temperature": 0.0}, "state.episode_contrast_temperature"),
         ({"inverse_dynamics_weight": 1.0, "frames": 4}, "state.inverse_dynamics_steps=4 needs state.frames above it"),

@@ -13,19 +13,19 @@ import numpy as np
 from ..specs import as_number, is_integer, refuse
 
 
-def check_fields(instance: Any) -> None:
+def check_fields(instance: Any, prefix: str = "") -> None:
     """Checks the fields of a dataclass by their annotations; see `check_field`. For its `__post_init__`."""
     for field in dataclasses.fields(instance):
-        check_field(instance, field.name)
+        check_field(instance, field.name, prefix)
 
 
-def check_field(instance: Any, name: str) -> None:
+def check_field(instance: Any, name: str, prefix: str = "") -> None:
     """Checks a field of a dataclass by its annotation, and stores what JSON, YAML and numpy write otherwise (a list
-    for a tuple, a numpy number) as annotated. NaN is no number."""
+    for a tuple, a numpy number) as annotated. NaN is no number. `prefix` stands before the name in the error."""
     hint, value = _hints(type(instance))[name], getattr(instance, name)
     fitted = _fitted(hint, value)
     if not fitted:
-        refuse(name, value, _expected(hint))
+        refuse(prefix + name, value, _expected(hint))
     if fitted[0] is not value:
         object.__setattr__(instance, name, fitted[0])
 
