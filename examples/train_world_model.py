@@ -218,6 +218,8 @@ class WorldModelTrainingConfig(TrainingConfig):
         learned, reads = self.state_type == "learned", self.world_model.get("state_input", "pixels")
         if not learned and self.state != StateSettings():
             raise ValueError(f"state is for world_model.state_type=learned, not {self.state_type}: leave it out.")
+        if self.state_of is not None and self.state != StateSettings():
+            raise ValueError(f"state is set, but state_of={self.state_of} brings the network: leave it out.")
         if learned and self.from_model is None and (self.encoder == "pixels") != (reads == "pixels"):
             advice = "a state that reads pixels needs encoder=pixels, one that reads tokens an encoder"
             raise ValueError(f"encoder={self.encoder} with world_model.state_input={reads}: {advice}.")
@@ -368,7 +370,7 @@ def prepare_data(config: WorldModelTrainingConfig, accelerator: Accelerator):
     fit_embodiments(model, training, processor, known)
     for mixture in (training, held_out):
         mixture.fit_widths(model.config.action_dim // model.config.frame_skip, model.config.proprio_dim)
-    check_windows(model, config.frames_per_window, config.rollout_start)
+    check_windows(model.config, config.frames_per_window, config.rollout_start)
     training.sample(1, config.frames_per_window, model.config.frame_skip, np.random.default_rng(0))  # raises if none
     named = [dataclasses.asdict(source) for source in config.sources]
     return model, processor, training, held_out, {"data": named, **statistics}

@@ -101,7 +101,7 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
         dynamics_type (`str`, defaults to "transformer"), predictor_hidden_size, predictor_num_hidden_layers,
             predictor_num_attention_heads, predictor_mlp_ratio: 1024, 24, 16, 4 published; the two-phase recipe has
             the encoder's width and 6 to 12 layers. "mlp" is a residual MLP on the concatenated states of the window's
-            frames, for pooled and projected states; it has no attention heads.
+            frames, for pooled, projected and learned states; it has no attention heads.
         predictor_num_key_value_heads (`int` or `None`: as many as heads): heads of keys and values, each of which a
             group of query heads shares (arXiv 2305.13245).
         action_fusion (`str`, defaults to "concat"): how action, proprio state and extrinsics enter: each as a token
@@ -443,8 +443,8 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
         trained = "a learned state is trained before the dynamics, and its encoder stays as it is."
         check(self.freeze_encoder, f"freeze_encoder=False with state_type='learned': {trained}")
         side, patch = self.encoder_config.crop_size, self.encoder_config.patch_size
-        divided = self.state_input == "tokens" or self.state_stem == "conv" or side % patch == 0
-        check(divided, f"state_stem='patches' needs crop_size={side} to be a multiple of patch_size={patch}.")
+        divided = f"state_type='learned' needs crop_size={side} to be a multiple of patch_size={patch}."
+        check(self.state_input == "tokens" or side % patch == 0, divided)
 
 
 def _check_vector(name: str, values: list, size: int, dimension: str) -> None:

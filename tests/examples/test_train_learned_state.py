@@ -132,13 +132,18 @@ def test_two_processes_learn_as_one_with_the_whole_batch(episodes, monkeypatch, 
 
 
 @pytest.mark.parametrize("augment", ["true", "false"])
-def test_a_state_may_read_the_tokens_of_an_encoder(episodes, monkeypatch, tmp_path, augment):
+def test_a_state_may_read_the_tokens_of_an_encoder(monkeypatch, tmp_path, augment):
+    """Also with rewards, which only the second stage reads."""
+    episodes = write_noise_episodes(tmp_path / "episodes", with_rewards=True)
     sizes = "encoder_config={hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, crop_size: 32}"
     overrides = ["encoder=random", sizes, "world_model.state_input=tokens", "max_steps=2", "state.max_steps=2"]
+    overrides += ["world_model.reward_head=true"]
     overrides += ["state.symmetries=null", f"state.augment={augment}"]
     run(monkeypatch, episodes, tmp_path / "run", *overrides)
     model = VJepa2WorldModel.from_pretrained(tmp_path / "run" / "final")
     assert model.encode(torch.randn(1, 2, 3, 32, 32)).shape == (1, 2, 1, 6) and model.encoder is not None
+    assert model.config.reward_mean is not None
+    assert VJepa2WorldModel.from_pretrained(tmp_path / "run" / "state" / "final").config.reward_mean is None
 
 
 @pytest.mark.parametrize(
@@ -149,6 +154,18 @@ def test_a_state_may_read_the_tokens_of_an_encoder(episodes, monkeypatch, tmp_pa
         ("state.frames=9", "No episode has the 17 frames of a window"),
         ("state.symmetries={transpose: [[1]]}", "expected a square matrix of 2 rows that turns an action"),
         ("data=[{path: DATA}, {path: DATA, embodiment: 1}]", "learns from the actions of one robot"),
+        ("data=[{path: DATA, camera: [front, wrist]}]", "state_type='learned' reads one camera; camera is ['front'"),
+        ("encoder_config={crop_size: 36, patch_size: 8}", "crop_size=36 to be a multiple of patch_size=8"),
+        ("state_of=DATA", "brings the network: leave it out"),
+        # of the second stage
+        ("world_model.predictor_hiden_size=8", "predictor_hiden_size"),
+        ("world_model.freeze_encoder=false", "freeze_encoder=False with state_type='learned'"),
+        ("world_model.num_views=2", "num_views=2 needs 'transformer'"),
+        ("world_model.macro_action_dim=-1", "macro_action_dim"),
+        ("world_model.reward_head=true", "The episodes have no 'rewards'"),
+        ("use_proprio=true", "The episodes have no 'proprio_states'"),
+        ("frames_per_window=2", "frames_per_window=2 holds 1 steps; rollout_steps=2 needs 3 frames"),
+        ("frames_per_window=9", "No episode has the 17 frames of a window"),
     ],
 )
 def test_settings_that_do_not_fit_end_in_a_sentence(episodes, monkeypatch, capsys, tmp_path, override, message):
@@ -156,3 +173,4 @@ def test_settings_that_do_not_fit_end_in_a_sentence(episodes, monkeypatch, capsy
         run(monkeypatch, episodes, tmp_path / "run", override.replace("DATA", str(episodes)))
     assert exit_.value.code == 1
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not list((tmp_path / "run").glob("**/checkpoint-*")) and not (tmp_path / "run" / "state" / "final").exists()

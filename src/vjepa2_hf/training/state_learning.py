@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..configuration_world_model import VJepa2WorldModelConfig
 from ..data.episodes import EpisodeSource
 from ..data.typed_fields import check_fields
 from ..data.windows import WindowMixture
@@ -33,11 +34,19 @@ from .augmentation import augment, check_symmetries
 from .cached_windows import cache_root, common_fps, split_windows, window_loader
 from .checkpoints import is_checkpoint
 from .config import TrainingConfig
-from .episode_latents import NO_DYNAMICS, episode_sources, latent_layout, model_inputs, model_state, open_caches
+from .episode_latents import (
+    NO_DYNAMICS,
+    count_views,
+    episode_sources,
+    latent_layout,
+    model_inputs,
+    model_state,
+    open_caches,
+)
 from .loop import TrainingLoop
 from .run import LATEST_UNDAMAGED, Run
 from .schedules import LearningRateSchedule, parameter_groups, set_weight_decay
-from .world_model_fields import data_fields, embodiments_of, measure_column
+from .world_model_fields import check_windows, data_fields, embodiments_of, measure_column
 
 
 TRANSITION_SIZE = 256  # width of the networks that only the losses need
@@ -80,13 +89,15 @@ class StateSettings:
     """Of SIGReg, which pulls the distribution of the states to a standard normal one (arXiv 2511.08544)."""
 
     def __post_init__(self):
-        check_fields(self)
+        check_fields(self, "state.")
         check_at_least(self, "state.", max_steps=1, episodes=1, frames=3, warmup_steps=0, inverse_dynamics_steps=1)
         weights = [name for name in vars(self) if name.endswith("_weight")]
         for name in ("weight_decay", *weights):
             check_number(f"state.{name}", getattr(self, name), at_least=0)
         for name in ("learning_rate", "episode_contrast_temperature"):
             check_number(f"state.{name}", getattr(self, name), above=0)
+        if self.gradient_clipping is not None:
+            check_number("state.gradient_clipping", self.gradient_clipping, above=0, finite=False)
         if not any(getattr(self, name) for name in weights):
             raise ValueError(f"All of state.{', state.'.join(weights)} are 0: there is no loss.")
         if self.inverse_dynamics_weight and self.inverse_dynamics_steps >= self.frames:
@@ -210,8 +221,8 @@ def sigreg(states: torch.Tensor, slices: int = SIGREG_SLICES) -> torch.Tensor:
 
 
 class StateLearner(nn.Module):
-    """The network of a world model's learned state, and what only its losses need: a transition
-    ẑ_{t+1} = z_t + MLP(z_t, a_t), which starts at no change, and an inverse model.
+    """The network of a world model's learned state, and what only its losses need: for the contrast a transition
+    ẑ_{t+1} = z_t + MLP(z_t, a_t), which starts at no change, and for inverse dynamics an inverse model.
 
     The transition is unfit for rollouts: it must only be nearer to the next frame than to the others.
     """
@@ -220,9 +231,10 @@ class StateLearner(nn.Module):
         super().__init__()
         config = model.config
         self.settings, self.network = settings, model.state_network.requires_grad_(True)
-        self.transition = _mlp(config.state_dim + config.action_dim, config.state_dim)
-        nn.init.zeros_(self.transition[-1].weight)
-        nn.init.zeros_(self.transition[-1].bias)
+        if settings.episode_contrast_weight:  # in several processes, all parameters must have gradients
+            self.transition = _mlp(config.state_dim + config.action_dim, config.state_dim)
+            nn.init.zeros_(self.transition[-1].weight)
+            nn.init.zeros_(self.transition[-1].bias)
         if settings.inverse_dynamics_weight:
             inputs = 2 * config.state_dim + settings.inverse_dynamics_steps
             self.inverse = _mlp(inputs, config.action_dim)
@@ -265,22 +277,24 @@ def _mlp(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def train_state(
-    config: StateTrainingConfig, encoder: VJepa2Encoder, processor: Any, following: TrainingConfig | None = None
+    config: StateTrainingConfig, encoder: VJepa2Encoder, processor: Any, following: Any | None = None
 ) -> None:
     """The whole run: from an empty or interrupted `output_dir` to `final/`, a world model with the trained network and
     without dynamics.
 
     Args:
         encoder: of a state that reads tokens; of one that reads pixels, only its sizes count.
-        following: settings of the run that comes next, whose folder is checked now.
+        following: settings of the run of `train_world_model.py` that comes next; its folder and what it makes of the
+            data are checked before the first step of this one.
 
     Raises:
-        ValueError: the folders or settings do not allow this run, or the episodes are of several robots.
+        ValueError: the folders or settings do not allow this run or the next one, or the episodes are of several
+            robots or cameras.
     """
     loop = TrainingLoop(config, "state")
     if following is not None:
         Run(following, loop.accelerator).check(following.resume)  # before the hours of this run
-    model, training = _prepare(config, loop, encoder, processor)
+    model, training = _prepare(config, loop, encoder, processor, following)
     learner = StateLearner(model, config.state).to(loop.accelerator.device).train()
     groups = parameter_groups(learner, config.state.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=config.state.learning_rate, fused=True)
@@ -297,24 +311,41 @@ def train_state(
 
 
 def _prepare(
-    config: StateTrainingConfig, loop: TrainingLoop, encoder: VJepa2Encoder, processor: Any
+    config: StateTrainingConfig, loop: TrainingLoop, encoder: VJepa2Encoder, processor: Any, following: Any | None
 ) -> tuple[VJepa2WorldModel, WindowMixture]:
     """A world model whose network is new, and the training episodes."""
     sources = episode_sources(config.data)
     if embodiments_of(sources) is not None:
         raise ValueError("state_type='learned' learns from the actions of one robot; data names several embodiments.")
-    tokens = latent_layout("tokens", config.world_model)
-    caches = open_caches(config, loop.accelerator, encoder, processor, tokens, config.columns)
+    if count_views(sources) > 1:
+        raise ValueError(f"state_type='learned' reads one camera; camera is {sources[0].views}: name one of them.")
+    tokens, columns = latent_layout("tokens", config.world_model), config.columns
+    if following is not None:
+        wanted = {"proprio_states": following.use_proprio, "rewards": following.world_model.get("reward_head")}
+        columns = columns + [name for name, is_wanted in wanted.items() if is_wanted]
+    caches = open_caches(config, loop.accelerator, encoder, processor, tokens, columns)
     training, _ = split_windows(caches, [source.weight for source in sources], config.validation_fraction)
     skip, discrete = config.world_model.get("frame_skip", 1), config.world_model.get("action_type") == "discrete"
-    fields = data_fields({"actions": measure_column(training, "actions")}, skip, discrete, config.normalize_actions)
-    if isinstance(config.state.symmetries, dict):
+    statistics = {name: measure_column(training, name) for name in columns if name not in ("latents", "frames")}
+    own = {"actions": statistics["actions"]}
+    fields = data_fields(own, skip, discrete, config.normalize_actions) | {"fps": common_fps(training)}
+    if config.state.symmetries is not None:
         check_symmetries(config.state.symmetries, fields["action_dim"] // skip)
     torch.manual_seed(config.seed)
-    fields |= {"fps": common_fps(training), **config.world_model, **NO_DYNAMICS}
-    model = VJepa2WorldModel.from_encoder(encoder, **fields).to(loop.accelerator.device).eval()
+    model = VJepa2WorldModel.from_encoder(encoder, **{**fields, **config.world_model, **NO_DYNAMICS})
     training.sample(1, config.state.frames, skip, np.random.default_rng(0))  # raises if no episode is long enough
-    return model, training
+    if following is not None:
+        fields |= data_fields(statistics, skip, discrete, config.normalize_actions)
+        _check_following(following, encoder, training, fields)
+    return model.to(loop.accelerator.device).eval(), training
+
+
+def _check_following(following: Any, encoder: VJepa2Encoder, training: WindowMixture, fields: dict[str, Any]) -> None:
+    """Refuses settings of the next run that its model or its windows do not allow; `fields` are those of the data."""
+    fields = {**fields, **following.world_model}
+    config = VJepa2WorldModelConfig(encoder_config=encoder.config.to_dict(), **fields)
+    check_windows(config, following.frames_per_window, following.rollout_start)
+    training.sample(1, following.frames_per_window, config.frame_skip, np.random.default_rng(0))
 
 
 def _batches(

@@ -157,10 +157,10 @@ def latents_to_fit(model: VJepa2WorldModel, training: WindowMixture, processor) 
     return torch.cat([latents(part) for part in windows.split(16)])
 
 
-def check_windows(model: VJepa2WorldModel, frames: int, rollout_start: float) -> None:
+def check_windows(config: VJepa2WorldModelConfig, frames: int, rollout_start: float) -> None:
     """Refuses windows of `frames` that are too short for the rollout loss, and warns of windows shorter than the
     context; `rollout_start` is the fraction of the steps that use the one-step loss alone."""
-    room, config = frames - 1, model.config
+    room = frames - 1
     if rollout_start < 1 and config.rollout_weight and config.rollout_steps > room:
         raise ValueError(
             f"frames_per_window={frames} holds {room} steps; rollout_steps={config.rollout_steps} needs "
