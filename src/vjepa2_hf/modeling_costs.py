@@ -368,11 +368,11 @@ def fit_whitening(episodes: Iterable[torch.Tensor]) -> torch.Tensor | None:
 def keep_whitening(model: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, *unused: Any) -> None:
     """A hook before weights are loaded: those of a checkpoint of version 0.1 have no M, and the run that resumes has
     fitted it on the same episodes, as its mean shows."""
-    mean = state_dict.get(f"{prefix}state_mean")
-    if model.state_whitening is None or mean is None or mean.shape != model.state_mean.shape:
+    mean, name = state_dict.get(f"{prefix}state_mean"), f"{prefix}state_whitening"
+    if model.state_whitening is None or name in state_dict or mean is None or mean.shape != model.state_mean.shape:
         return
     if torch.allclose(mean.to(model.state_mean), model.state_mean, atol=1e-5, rtol=1e-4):
-        state_dict.setdefault(f"{prefix}state_whitening", model.state_whitening)
+        state_dict[name] = model.state_whitening
 
 
 def distance_between(
