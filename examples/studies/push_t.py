@@ -40,6 +40,7 @@ from vjepa2_hf.environments.planning_rows import finish_row
 from vjepa2_hf.environments.success import SuccessLevel
 from vjepa2_hf.environments.tasks import TaskBatch
 from vjepa2_hf.planning import CEM
+from vjepa2_hf.training.episode_latents import NO_DYNAMICS
 from vjepa2_hf.visualization.rollout_windows import encode_frames
 
 
@@ -53,14 +54,6 @@ TRUE, PLANNER = "true state", "the planner: world model and latents"
 ERRORS = (10.0, 25.0)  # pixels of each coordinate, and degrees
 LATENTS, TOKENS, RAW = "the planner's latents", "all tokens of its encoder", f"raw image, {IMAGE} pixels"
 PLANNED = (LATENTS, TOKENS, RAW)  # sources of the state in closed loop
-
-NO_DYNAMICS = {
-    "predictor_hidden_size": 8,
-    "predictor_num_attention_heads": 1,
-    "predictor_num_hidden_layers": 0,
-    "predictor_position_embedding_type": "learned",
-    "context_frames": 1,
-}
 
 
 # --- States
