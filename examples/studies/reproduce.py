@@ -7,8 +7,8 @@ encoder, raw pixels) with the same dynamics and number of steps; a distance head
 actor that improves it in imagination on the first world model; planning on 100 tasks of the seed's own. In two rooms
 the dynamics see three frames. In pushing, one run measures success of the block alone, and of block and pusher.
 Further seeds of pushing compare the pretrained with the random encoder. Results go to `results/reproduce.json`,
-README and the model card. Seeds of an earlier results file that a folder of runs does not have stay in the table, so
-that seeds may be added: `--first_seed 4` runs the others only.
+README and the model card, and the tasks to `results/manifests/`. Seeds of an earlier results file that a folder of
+runs does not have stay in the table, so that seeds may be added: `--first_seed 4` runs the others only.
 """
 
 import argparse
@@ -114,6 +114,8 @@ def collect(options: argparse.Namespace) -> dict[str, Any] | None:
     """Success by column of the table and rollout errors by environment, means over seeds."""
     seeds = max(options.seeds, options.paired_seeds)
     found = {name: collect_environment(options.output / name, seeds) for name in study.ENVIRONMENTS}
+    for name in found:  # the rows of a seed share their tasks
+        study.copy_manifests(options.output / name, options.results, name=name)
     found = {name: result for name, result in found.items() if result["rows"]}
     if not found:
         return None

@@ -199,11 +199,12 @@ def read_seeds(folder: Path, name: str, seeds: int) -> list[Any]:
     return read_results(folder / f"seed-{seed}" / name for seed in range(seeds))
 
 
-def copy_manifests(folder: Path, results: Path, plan: str = "plan") -> None:
-    """Copies `FOLDER/seed-*/PLAN/manifest.json`, the tasks of each seed, to `manifests/` beside a results file."""
+def copy_manifests(folder: Path, results: Path, plan: str = "plan", name: str = "") -> None:
+    """Copies `FOLDER/seed-*/PLAN/manifest.json`, the tasks of each seed, to `manifests/` beside a results file; `name`
+    is part of the names of the copies."""
     for path in sorted(folder.glob(f"seed-*/{plan}/manifest.json")):
         seed = path.relative_to(folder).parts[0]
-        target = results.parent / "manifests" / f"{results.stem}-{seed}.json"
+        target = results.parent / "manifests" / "-".join(filter(None, (results.stem, name, f"{seed}.json")))
         target.parent.mkdir(parents=True, exist_ok=True)
         write_text(target, path.read_text(encoding="utf-8"))
 
