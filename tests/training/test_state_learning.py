@@ -104,6 +104,28 @@ class TestLearner:
             errors.append((guess - actions[:, : 4 - n]).square().mean())
         torch.testing.assert_close(learner._inverse_loss(states, actions), (errors[0] + errors[1]) / 2, **CLOSE)
 
+    def test_the_prediction_error_by_hand_reaches_both_sides_and_is_off_by_default(self):
+        model, frames, actions = build(), torch.randn(2, 4, 3, 32, 32), torch.randn(2, 3, 2)
+        terms = {"episode_contrast_weight": 0.0, "prediction_weight": 2.0, "sigreg_weight": 0.5}
+        learner = StateLearner(model, StateSettings(**terms, frames=4))
+        torch.nn.init.normal_(learner.transition[-1].weight)
+        seen = []
+        learner.network.register_forward_hook(lambda module, inputs, states: seen.append(states))
+        losses = learner(frames, actions)
+        seen[0].retain_grad()
+        states = seen[0].unflatten(0, (2, 4))
+        predicted = states[:, :-1] + learner.transition(torch.cat([states[:, :-1], actions], dim=-1))
+        expected = sum((predicted - states[:, 1:]).square().flatten().tolist()) / (2 * 3 * 6)
+        assert losses["prediction_loss"].item() == pytest.approx(expected, rel=1e-5)
+        torch.testing.assert_close(losses["loss"], 2 * losses["prediction_loss"] + 0.5 * losses["sigreg_loss"])
+        losses["prediction_loss"].backward()
+        moved = seen[0].grad.unflatten(0, (2, 4)).abs().sum(dim=-1) > 0
+        assert (
+            moved[:, 0].all() and moved[:, -1].all()
+        )  # the first frame is only predicted from, the last only predicted
+        assert set(losses) == {"loss", "prediction_loss", "sigreg_loss"}
+        assert "prediction_loss" not in StateLearner(model, StateSettings())(frames, actions)
+
     @pytest.mark.parametrize("contrast", [1.0, 0.0])
     def test_every_weight_learns_once_the_transition_has_left_zero(self, contrast):
         """Several processes wait for the gradient of each."""

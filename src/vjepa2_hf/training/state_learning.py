@@ -85,6 +85,9 @@ class StateSettings:
     """Of the error of the first action between two states 1 to `inverse_dynamics_steps` model steps apart (arXiv
     2207.08229)."""
     inverse_dynamics_steps: int = 4
+    prediction_weight: float = 0.0
+    """Of the mean squared error of the predicted next state (LeWorldModel, arXiv 2603.19312), with a gradient to both
+    sides. A constant state has no error: combine it with `sigreg_weight`, or another term that prevents collapse."""
     sigreg_weight: float = 0.0
     """Of SIGReg, which pulls the distribution of the states to a standard normal one (arXiv 2511.08544)."""
 
@@ -221,17 +224,20 @@ def sigreg(states: torch.Tensor, slices: int = SIGREG_SLICES) -> torch.Tensor:
 
 
 class StateLearner(nn.Module):
-    """The network of a world model's learned state, and what only its losses need: for the contrast a transition
-    ẑ_{t+1} = z_t + MLP(z_t, a_t), which starts at no change, and for inverse dynamics an inverse model.
+    """The network of a world model's learned state, and what only its losses need: for the contrast and the prediction
+    error a transition ẑ_{t+1} = z_t + MLP(z_t, a_t), which starts at no change, and for inverse dynamics an inverse
+    model.
 
-    The transition is unfit for rollouts: it must only be nearer to the next frame than to the others.
+    The transition of the contrast is unfit for rollouts: it must only be nearer to the next frame than to the others.
     """
 
     def __init__(self, model: VJepa2WorldModel, settings: StateSettings):
         super().__init__()
         config = model.config
         self.settings, self.network = settings, model.state_network.requires_grad_(True)
-        if settings.episode_contrast_weight:  # in several processes, all parameters must have gradients
+        if (
+            settings.episode_contrast_weight or settings.prediction_weight
+        ):  # in several processes, all parameters must have gradients
             self.transition = _mlp(config.state_dim + config.action_dim, config.state_dim)
             nn.init.zeros_(self.transition[-1].weight)
             nn.init.zeros_(self.transition[-1].bias)
@@ -244,10 +250,13 @@ class StateLearner(nn.Module):
         (E, F-1, A)."""
         states = self.network(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).float()
         settings, losses = self.settings, {}
-        if settings.episode_contrast_weight:
+        if settings.episode_contrast_weight or settings.prediction_weight:
             predicted = states[:, :-1] + self.transition(torch.cat([states[:, :-1], actions], dim=-1)).float()
+        if settings.episode_contrast_weight:
             contrast = episode_contrast(predicted, states, settings.episode_contrast_temperature)
             losses["episode_contrast_loss"], losses["found_frames"] = contrast
+        if settings.prediction_weight:  # L_pred of arXiv 2603.19312
+            losses["prediction_loss"] = nn.functional.mse_loss(predicted, states[:, 1:])
         if settings.inverse_dynamics_weight:
             losses["inverse_dynamics_loss"] = self._inverse_loss(states, actions)
         if settings.sigreg_weight:

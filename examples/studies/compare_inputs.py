@@ -1,0 +1,287 @@
+"""What a learned state should read under varied appearance: pixels, or tokens of a pretrained or a random encoder.
+
+    python examples/studies/compare_inputs.py [--seeds 5] [--seconds 60] [--episodes 1500] [--tasks 100] [--jobs 2]
+
+All models learn from the same recorded episodes of pushing, where floor, colors, light and other objects differ from
+episode to episode. The first stage of every model has the same core time: two short runs per row measure what a step
+costs on this machine, and each row has as many steps as fit into `--seconds`. The second stage, the dynamics on cached
+states, has the same number of steps in all rows. Each training seed plans on tasks of its own. A linear read-out
+measures on fresh episodes how well the states show the positions of pusher and block.
+
+Rows that read pixels train their whole network. Those that read tokens train the network on top of a frozen encoder,
+which encodes the augmented frames in every step; this is part of their time. Pretraining the encoder, on the videos of
+the same episodes, is paid extra. `LeWM-like` replaces the contrast by the mean squared error of the next state and
+SIGReg (arXiv 2603.19312). The weight of SIGReg is chosen by trials on another seed and other tasks. Results go to
+`results/compare_inputs.json` and docs/states.md.
+"""
+
+import argparse
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import study
+import torch
+
+from vjepa2_hf import VJepa2VideoProcessor, VJepa2WorldModel
+from vjepa2_hf.data.episodes import read_episodes
+from vjepa2_hf.data.files import write_json
+from vjepa2_hf.metrics.r_squared.r_squared import r_squared
+from vjepa2_hf.visualization.rollout_windows import encode_frames
+from vjepa2_hf.visualization.state_probe import choose_probe
+
+
+PIXELS, PATCHES, LEWM = "pixels, convolutional stem", "pixels, linear patches", "LeWM-like"
+PRETRAINED, RANDOM = "tokens, pretrained encoder", "tokens, random encoder"
+SIZE, PATCH = 64, 8  # pixels
+ENCODER = {"patch_size": PATCH, "tubelet_size": 1, "patch_stem": "conv"}  # the rest as in demo/pretrain.yaml
+SMALL = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4}
+SMALL |= {"initializer_range": 0.1, "depth_scaled_init": False, "crop_size": SIZE}
+ROWS: dict[str, dict[str, Any]] = {  # in the table's order: settings of train_world_model.py
+    PIXELS: {},
+    PATCHES: {"world_model.state_stem": "patches", "encoder_config": {"crop_size": SIZE, "patch_size": PATCH}},
+    PRETRAINED: {"world_model.state_input": "tokens", "encoder_config": {}},
+    RANDOM: {"world_model.state_input": "tokens", "encoder": "random", "encoder_config": SMALL | ENCODER},
+    LEWM: {"state.episode_contrast_weight": 0.0, "state.prediction_weight": 1.0, "state.sigreg_weight": 0.1},
+}
+LONGEST_FIRST = PRETRAINED, RANDOM, PIXELS, PATCHES, LEWM  # the last one waits for the trials
+PAIRS = [(row, PIXELS) for row in ROWS if row != PIXELS] + [(PRETRAINED, RANDOM)]
+PRETRAINING = {  # docs/pretraining.md, "Varied appearance", with the variance and covariance terms of the ablations
+    **{f"encoder.{name}": value for name, value in ENCODER.items()},
+    "normalize_targets": "position",
+    "temporal_contrastive_weight": 0.1,
+    "temporal_contrastive_negatives": "times",
+    "temporal_contrastive_temperature": 10,
+    "batch_size": 8,
+    "clips_per_video": 1,
+}
+RECORD = f"{study.ENVIRONMENTS['pushing']} --varied_appearance"
+SPEED_STEPS, SPEED_EPISODES = (10, 60), 40  # of the two runs that measure a step
+TRIAL_WEIGHTS = 0.01, 0.1, 1.0  # of SIGReg
+TRIAL_PART = 0.5  # of the time of a reported model
+TRIAL_SEED, TRIAL_TASK = 100, 300_000  # of no row
+FIRST_TASK = 990_000  # of no other study; each seed has 1000
+READ_OUT = {"pusher": [0, 1], "block": [2, 3]}  # columns of an episode's states
+READ_OUT_EPISODES, READ_OUT_SEED = 200, 1
+_loading = threading.Lock()  # from_pretrained changes global state
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs
+# ---------------------------------------------------------------------------------------------------------------------
+def run(options: argparse.Namespace) -> None:
+    torch.set_num_threads(1)  # of a read-out: they run side by side
+    shared, jobs = study.RunFolder(options.output), options.jobs
+    shared.record(options.output / "episodes", f"{RECORD} --episodes {options.episodes} --num_proc {jobs}")
+    command = f"{RECORD} --episodes {READ_OUT_EPISODES} --num_proc {jobs} --seed {READ_OUT_SEED}"
+    shared.record(options.output / "read_out", command)
+    measured = [row for row in ROWS if row != PRETRAINED]  # a step costs as much with a random encoder
+    study.run_side_by_side(
+        [partial(measure_speed, options, row, steps) for steps in reversed(SPEED_STEPS) for row in measured], jobs
+    )
+    trials = {weight: Future() for weight in TRIAL_WEIGHTS}
+    runs = {row: [partial(run_model, options, row, seed, trials) for seed in range(options.seeds)] for row in ROWS}
+    first, *others = LONGEST_FIRST
+    queue = runs[first] + [finishing(future, partial(run_trial, options, at)) for at, future in trials.items()]
+    study.run_side_by_side(queue + [one for row in others for one in runs[row]], jobs)
+
+
+def measure_speed(options: argparse.Namespace, row: str, steps: int) -> None:
+    """A short run of a row, whose core time is kept by the folder."""
+    runs = study.RunFolder(options.output / "speed")
+    settings = {"max_episodes": SPEED_EPISODES, "max_steps": 1, "state.max_steps": steps}
+    train(options, runs, f"{row} {steps}", row, settings)
+
+
+def step_seconds(options: argparse.Namespace) -> dict[str, float]:
+    """Core seconds of a step of the first stage by row: the difference of its two short runs."""
+    times, (short, long) = study.RunFolder(options.output / "speed").core_times, SPEED_STEPS
+    found = {
+        row: (times[f"{row} {long}"] - times[f"{row} {short}"]) / (long - short) for row in ROWS if row != PRETRAINED
+    }
+    for row, seconds in found.items():
+        if seconds <= 0:
+            runs = f"{short} and {long} steps of {row!r} took {times[f'{row} {short}']} and {times[f'{row} {long}']} s"
+            raise ValueError(f"{runs}, so a step cannot be measured: remove {options.output / 'speed'} and try again.")
+    found[PRETRAINED] = found[RANDOM]
+    return {row: found[row] for row in ROWS}
+
+
+def steps_of(options: argparse.Namespace, row: str) -> int:
+    """Steps of the first stage that fit into its time."""
+    return max(1, int(options.seconds / step_seconds(options)[row]))
+
+
+def train(options: argparse.Namespace, runs: study.RunFolder, name: str, row: str, settings: dict[str, Any]) -> Path:
+    """Both stages of a model. All rows share the cached frames."""
+    given = {"data": options.output / "episodes", "cache_dir": options.output / "cache", "crop_size": SIZE}
+    given |= {"save_every": 1_000_000, "resume": "latest", **ROWS[row], **settings}
+    return runs.configured(name, "train_world_model.py", "demo/world_model_learned.yaml", given)
+
+
+def plan(options: argparse.Namespace, runs: study.RunFolder, row: str, model: Path, settings: dict[str, Any]) -> Path:
+    given = {"models": {row: str(model)}, "videos": 0, "episodes": options.tasks, "baselines": []}
+    given |= {"varied_appearance": True, "distance": "whitened"}
+    return runs.configured(f"plan {row}", "plan.py", "demo/plan.yaml", given | settings, result="results.json")
+
+
+def run_model(options: argparse.Namespace, row: str, seed: int, trials: dict[float, Future]) -> None:
+    """A model of a row: with its encoder where that is pretrained, planning, and the read-out."""
+    runs = study.RunFolder(options.output / f"seed-{seed}")
+    settings = {"seed": seed, "max_steps": options.steps, "state.max_steps": steps_of(options, row)}
+    if row == PRETRAINED:
+        given = {"data": options.output / "episodes", "seed": seed, "max_steps": options.pretrain_steps}
+        given |= PRETRAINING | study.SHORT_RUN
+        settings["encoder"] = runs.configured("pretrain", "pretrain.py", "demo/pretrain.yaml#variance", given)
+    if row == LEWM:
+        settings["state.sigreg_weight"] = best_weight({weight: one.result() for weight, one in trials.items()})
+    model = train(options, runs, row, row, settings)
+    planning = {"seed": seed, "first_task": FIRST_TASK + 1000 * seed}
+    plan(options, runs, row, model, planning | ({"baselines": ["data_policy", "oracle"]} if row == PIXELS else {}))
+    read_out = runs.path / f"read_out_{study.slug(row)}.json"
+    if not read_out.exists():
+        write_json(read_out, measure_read_out(model, options.output / "read_out"))
+
+
+def run_trial(options: argparse.Namespace, weight: float) -> float:
+    """Success with a weight of SIGReg, on a seed and tasks that are not reported."""
+    runs = study.RunFolder(options.output / f"trial_{study.slug(str(weight))}")
+    settings = {"seed": TRIAL_SEED, "max_steps": options.steps, "state.sigreg_weight": weight}
+    settings["state.max_steps"] = max(1, int(TRIAL_PART * steps_of(options, LEWM)))
+    model = train(options, runs, LEWM, LEWM, settings)
+    return success_of(plan(options, runs, LEWM, model, {"seed": TRIAL_SEED, "first_task": TRIAL_TASK}), LEWM)
+
+
+def finishing(future: Future, call: Callable[[], Any]) -> Callable[[], None]:
+    """A call whose value, or error, others wait for."""
+
+    def finish() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+            raise
+
+    return finish
+
+
+def best_weight(success: dict[float, float]) -> float:
+    """The weight with the highest success; of equal ones the first."""
+    return max(success, key=lambda weight: success[weight])
+
+
+@torch.no_grad()
+def measure_read_out(model: Path, data: Path) -> dict[str, float]:
+    """R² of positions read from states by ridge regression, fitted on half of the episodes and scored on the others;
+    below 0 it counts as 0."""
+    with _loading:
+        world_model = VJepa2WorldModel.from_pretrained(model).eval()
+        processor = VJepa2VideoProcessor.from_pretrained(model)
+    latents, states = [], []
+    for episode in read_episodes(data, world_model.config.frame_skip):
+        latents.append(encode_frames(world_model, processor, episode["frames"]).flatten(1).float())
+        states.append(torch.from_numpy(episode["states"]).float())
+    half = len(latents) // 2
+    probe, _ = choose_probe(latents[:half], states[:half])
+    predicted, true = probe(torch.cat(latents[half:]).unsqueeze(1)).numpy(), torch.cat(states[half:]).numpy()
+    return {name: max(0.0, r_squared(predicted[:, at], true[:, at])) for name, at in READ_OUT.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Results
+# ---------------------------------------------------------------------------------------------------------------------
+def success_of(results: Path, row: str) -> float:
+    rows = json.loads(results.read_text(encoding="utf-8"))["rows"]
+    return next(one["success"] for one in rows if one["name"] == row)
+
+
+def planned(folder: Path, row: str) -> Path:
+    return folder / study.slug(f"plan {row}") / "results.json"
+
+
+def collect(options: argparse.Namespace) -> dict[str, Any] | None:
+    """Rows over the seeds that have all of them, their paired differences, and what everything cost."""
+    folders = [options.output / f"seed-{seed}" for seed in range(options.seeds)]
+    folders = [folder for folder in folders if all(planned(folder, row).exists() for row in ROWS)]
+    if not folders:
+        return None
+    times, seconds, rows = [study.RunFolder(folder).core_times for folder in folders], step_seconds(options), {}
+    for row in ROWS:
+        success = [success_of(planned(folder, row), row) for folder in folders]
+        probes = study.read_results(folder / f"read_out_{study.slug(row)}.json" for folder in folders)
+        rows[row] = {"success": study.over_seeds(success)}
+        rows[row] |= {name: study.over_seeds([probe[name] for probe in probes]) for name in READ_OUT}
+        rows[row] |= {"steps": steps_of(options, row), "step_seconds": seconds[row]}
+        rows[row]["training_core_seconds"] = [one[row] for one in times]
+    first = [json.loads(planned(folder, PIXELS).read_text(encoding="utf-8"))["rows"] for folder in folders]
+    baselines = [{one["name"]: one["success"] for one in found if one["name"] != PIXELS} for found in first]
+    trials = {}
+    for weight in TRIAL_WEIGHTS:
+        results = planned(options.output / f"trial_{study.slug(str(weight))}", LEWM)
+        trials[weight] = success_of(results, LEWM)
+    study.copy_manifests(options.output, options.results, study.slug(f"plan {PIXELS}"))
+    return {
+        "seeds": len(folders),
+        "rows": rows,
+        "baselines": {name: study.over_seeds([one[name] for one in baselines]) for name in baselines[0]},
+        "differences": study.paired(rows, "success", PAIRS),
+        "pretraining_core_seconds": [one["pretrain"] for one in times],
+        "trials": {str(weight): success for weight, success in trials.items()},
+        "sigreg_weight": best_weight(trials),
+    }
+
+
+@study.markdown
+def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
+    seeds, tasks, paid = results["seeds"], results["tasks"], results["pretraining_core_seconds"]
+    yield (
+        f"Pushing with varied appearance, {results['episodes']} episodes, {seeds} training seed(s) × {tasks} tasks: "
+        "mean (95 % interval over seeds). Every first stage has the steps that fit into "
+        f"{results['seconds']} core seconds, every second stage {results['steps']} steps. Pretraining is paid extra: "
+        f"{results['pretrain_steps']} steps, {sum(paid) / len(paid):.0f} core seconds per seed. R² is of positions "
+        f"that ridge regression reads from the states of {READ_OUT_EPISODES} fresh episodes, half of them for the fit."
+    )
+    titles = ["state reads", "success", *(f"R² {name}" for name in READ_OUT), "steps of stage 1", "ms per step"]
+    rows = [
+        [
+            name,
+            row["success"],
+            *(row[part] for part in READ_OUT),
+            str(row["steps"]),
+            f"{1e3 * row['step_seconds']:.0f}",
+        ]
+        for name, row in results["rows"].items()
+    ]
+    rows += [[name, success, *[None] * (len(titles) - 2)] for name, success in results["baselines"].items()]
+    yield titles, rows
+    trials = ", ".join(f"{success:.2f} with {weight}" for weight, success in results["trials"].items())
+    yield (
+        f"LeWM-like uses the weight {results['sigreg_weight']} of SIGReg, the best of {len(results['trials'])} trials "
+        f"on one other seed and {tasks} other tasks, each with {TRIAL_PART:g} of the time of stage 1: success "
+        f"{trials}. No setting of the other rows was chosen here."
+    )
+    yield "Differences of success, paired by training seed, with 95 % intervals:"
+    differences = results["differences"]
+    yield (
+        ["difference", "success"],
+        [[f"{one['row']} − {one['minus']}", study.difference_cell(one)] for one in differences],
+    )
+
+
+SETTINGS = {
+    "episodes": (1500, "recorded episodes"),
+    "seconds": (60, "core seconds of the first stage of every model"),
+    "steps": (1500, "steps of the second stage"),
+    "pretrain_steps": (300, "steps of pretraining"),
+    "tasks": (100, "tasks of planning per seed"),
+}
+SEEDS = {"seeds": (5, "training seeds")}
+STUDY = study.Study("compare_inputs", __doc__, run, collect, format_tables, ["docs/states.md"], SETTINGS, SEEDS)
+
+
+if __name__ == "__main__":
+    STUDY.main()

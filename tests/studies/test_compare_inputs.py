@@ -1,0 +1,112 @@
+"""The study of inputs: equal core time, one cache of frames, trials before the row that they decide."""
+
+import json
+from concurrent.futures import Future
+from pathlib import Path
+
+import compare_inputs
+import pytest
+import study
+
+
+LENGTHS = dict(zip(compare_inputs.ROWS, (0.2, 0.1, 0.4, 0.4, 0.25), strict=True))  # core seconds of a step
+SUCCESS = dict(zip(compare_inputs.ROWS, (0.6, 0.4, 0.3, 0.2, 0.5), strict=True))
+
+
+def settings_of(arguments: tuple[str, ...]) -> dict[str, str]:
+    return dict(one.split("=", 1) for one in arguments if "=" in one)
+
+
+@pytest.fixture
+def runs(monkeypatch) -> list[tuple[Path, str, str, dict[str, str]]]:
+    """Folder, name, script and settings of the runs, which leave what the study reads of them."""
+    found = []
+
+    def run(self, name: str, result: Path, script: str, *arguments: str) -> Path:
+        settings = settings_of(arguments)
+        found.append((self.path, name, script, settings))
+        result.parent.mkdir(parents=True, exist_ok=True)
+        if script == "plan.py":
+            (row,) = json.loads(settings["models"])
+            is_trial, seed = self.path.name.startswith("trial"), int(settings["seed"])
+            success = 0.1 * ("1_0" in self.path.name) if is_trial else SUCCESS[row] + seed / 100
+            rows = [{"name": row, "success": success}]
+            rows += [{"name": one, "success": 0.3} for one in json.loads(settings["baselines"])]
+            result.write_text(json.dumps({"rows": rows}))
+            (result.parent / "manifest.json").write_text("{}")
+        else:
+            result.write_text("{}")
+        used = 100.0 + LENGTHS.get(name.rpartition(" ")[0], 0) * int(settings.get("state.max_steps", 0))
+        study.write_json(self.path / "core_times.json", self.core_times | {name: used})
+        return result
+
+    monkeypatch.setattr(study.RunFolder, "run", run)
+    monkeypatch.setattr(compare_inputs, "measure_read_out", lambda model, data: {"pusher": 0.9, "block": 0.5})
+    return found
+
+
+def test_every_row_has_the_same_time_and_tasks_of_its_seed(runs, run_study, tmp_path):
+    page = run_study(compare_inputs.STUDY, "--jobs", "1", "--seeds", "2", "--seconds", "40")
+    results = json.loads((tmp_path / "results.json").read_text())
+    for name, row in results["rows"].items():
+        assert row["steps"] == pytest.approx(40 / LENGTHS[name], abs=1)
+    trained = [one for one in runs if one[2] == "train_world_model.py" and one[0].name.startswith("seed")]
+    assert len(trained) == 10 and len({one[3]["cache_dir"] for one in trained}) == 1
+    assert {one[3]["max_steps"] for one in trained} == {"1500"}
+    tasks = {(one[0].name, one[3]["first_task"]) for one in runs if one[2] == "plan.py"}
+    first = compare_inputs.FIRST_TASK
+    assert {("seed-0", str(first)), ("seed-1", str(first + 1000))} < tasks and len(tasks) == 5  # three trials
+    assert results["baselines"]["oracle"]["by_seed"] == [0.3, 0.3]
+    manifests = sorted(path.name for path in (tmp_path / "manifests").iterdir())
+    assert manifests == ["results-seed-0.json", "results-seed-1.json"]
+    assert compare_inputs.format_tables(results) in page
+
+
+def test_differences_are_paired_and_the_best_weight_is_used(runs, run_study, tmp_path):
+    run_study(compare_inputs.STUDY, "--jobs", "1", "--seeds", "2")
+    results = json.loads((tmp_path / "results.json").read_text())
+    pairs = [(one["row"], one["minus"]) for one in results["differences"]]
+    assert pairs[-1] == (compare_inputs.PRETRAINED, compare_inputs.RANDOM) and len(pairs) == 5
+    assert all(pair[1] == compare_inputs.PIXELS for pair in pairs[:-1])
+    assert [one["mean"] for one in results["differences"]] == pytest.approx([-0.2, -0.3, -0.4, -0.1, 0.1])
+    assert results["sigreg_weight"] == 1.0 and len(results["trials"]) == 3
+    used = [one[3] for one in runs if one[0].name.startswith("seed") and one[1] == compare_inputs.LEWM]
+    assert [one["state.sigreg_weight"] for one in used] == ["1.0", "1.0"]
+    assert "the best of 3 trials" in compare_inputs.format_tables(results)
+
+
+def test_only_the_pretrained_row_reads_the_pretrained_encoder(runs, run_only):
+    run_only(compare_inputs.STUDY, "--seeds", "1")
+    trained = {one[1]: one[3] for one in runs if one[2] == "train_world_model.py" and one[0].name == "seed-0"}
+    encoders = {name: settings.get("encoder", "of the config") for name, settings in trained.items()}
+    assert encoders.pop(compare_inputs.PRETRAINED).endswith("pretrain/final")
+    assert encoders.pop(compare_inputs.RANDOM) == "random" and set(encoders.values()) == {"of the config"}
+
+
+def test_a_failed_trial_ends_the_runs_that_wait_for_it():
+    future = Future()
+    with pytest.raises(ValueError, match="no trial"):
+        compare_inputs.finishing(future, lambda: (_ for _ in ()).throw(ValueError("no trial")))()
+    with pytest.raises(ValueError, match="no trial"):
+        future.result(timeout=1)
+
+
+def test_a_step_that_takes_no_time_is_refused(tmp_path):
+    options = compare_inputs.STUDY.parse(["--output", str(tmp_path)])
+    names = [f"{row} {steps}" for row in compare_inputs.ROWS for steps in compare_inputs.SPEED_STEPS]
+    (tmp_path / "speed").mkdir()
+    study.write_json(tmp_path / "speed" / "core_times.json", dict.fromkeys(names, 8.0))
+    with pytest.raises(ValueError, match=r"10 and 60 steps of .* remove .*speed"):
+        compare_inputs.step_seconds(options)
+
+
+@pytest.mark.slow
+def test_the_study_runs(tiny_runs, run_study, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_inputs, "TRIAL_WEIGHTS", (0.1,))
+    monkeypatch.setattr(compare_inputs, "SPEED_STEPS", (1, 2))
+    monkeypatch.setattr(compare_inputs, "step_seconds", lambda options: dict.fromkeys(compare_inputs.ROWS, 1.0))
+    page = run_study(compare_inputs.STUDY, "--seeds", "1", "--jobs", "1", "--seconds", "2")
+    assert sorted(set(tiny_runs)) == ["plan", "pretrain", "record_episodes", "train_world_model"]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results["rows"]) == list(compare_inputs.ROWS)
+    assert compare_inputs.format_tables(results) in page
