@@ -1,6 +1,6 @@
 """What a learned state should read under varied appearance: pixels, or tokens of a pretrained or a random encoder.
 
-    python examples/studies/compare_inputs.py [--seeds 5] [--seconds 60] [--episodes 1500] [--tasks 100] [--jobs 2]
+    python examples/studies/compare_inputs.py [--seeds 5] [--seconds 50] [--episodes 1000] [--tasks 60] [--jobs 2]
 
 All models learn from the same recorded episodes of pushing, where floor, colors, light and other objects differ from
 episode to episode. The first stage of every model has the same core time: two short runs per row measure what a step
@@ -18,8 +18,9 @@ SIGReg (arXiv 2603.19312). The weight of SIGReg is chosen by trials on another s
 import argparse
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,25 @@ from vjepa2_hf.visualization.state_probe import choose_probe
 PIXELS, PATCHES, LEWM = "pixels, convolutional stem", "pixels, linear patches", "LeWM-like"
 PRETRAINED, RANDOM = "tokens, pretrained encoder", "tokens, random encoder"
 SIZE, PATCH = 64, 8  # pixels
-ENCODER = {"patch_size": PATCH, "tubelet_size": 1, "patch_stem": "conv"}  # the rest as in demo/pretrain.yaml
-SMALL = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4}
-SMALL |= {"initializer_range": 0.1, "depth_scaled_init": False, "crop_size": SIZE}
+ENCODER = {  # the preset "single-frame", smaller, with a convolutional stem
+    "patch_size": PATCH,
+    "tubelet_size": 1,
+    "patch_stem": "conv",
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "initializer_range": 0.1,
+    "depth_scaled_init": False,
+}
 ROWS: dict[str, dict[str, Any]] = {  # in the table's order: settings of train_world_model.py
     PIXELS: {},
     PATCHES: {"world_model.state_stem": "patches", "encoder_config": {"crop_size": SIZE, "patch_size": PATCH}},
     PRETRAINED: {"world_model.state_input": "tokens", "encoder_config": {}},
-    RANDOM: {"world_model.state_input": "tokens", "encoder": "random", "encoder_config": SMALL | ENCODER},
+    RANDOM: {
+        "world_model.state_input": "tokens",
+        "encoder": "random",
+        "encoder_config": {"crop_size": SIZE, **ENCODER},
+    },
     LEWM: {"state.episode_contrast_weight": 0.0, "state.prediction_weight": 1.0, "state.sigreg_weight": 0.1},
 }
 LONGEST_FIRST = PRETRAINED, RANDOM, PIXELS, PATCHES, LEWM  # the last one waits for the trials
@@ -60,6 +72,8 @@ PRETRAINING = {  # docs/pretraining.md, "Varied appearance", with the variance a
     "clips_per_video": 1,
 }
 RECORD = f"{study.ENVIRONMENTS['pushing']} --varied_appearance"
+BATCH_SIZE = 128  # of the second stage: half of the config's, which leaves more of the time to the first
+RECORDERS = 8  # processes at most
 SPEED_STEPS, SPEED_EPISODES = (10, 60), 40  # of the two runs that measure a step
 TRIAL_WEIGHTS = 0.01, 0.1, 1.0  # of SIGReg
 TRIAL_PART = 0.5  # of the time of a reported model
@@ -75,19 +89,44 @@ _loading = threading.Lock()  # from_pretrained changes global state
 # ---------------------------------------------------------------------------------------------------------------------
 def run(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)  # of a read-out: they run side by side
-    shared, jobs = study.RunFolder(options.output), options.jobs
-    shared.record(options.output / "episodes", f"{RECORD} --episodes {options.episodes} --num_proc {jobs}")
-    command = f"{RECORD} --episodes {READ_OUT_EPISODES} --num_proc {jobs} --seed {READ_OUT_SEED}"
-    shared.record(options.output / "read_out", command)
+    shared = study.RunFolder(options.output)
+    command = f"{RECORD} --episodes {options.episodes} --num_proc {min(options.jobs, RECORDERS)}"
+    fresh = f"{RECORD} --episodes {READ_OUT_EPISODES} --num_proc 1 --seed {READ_OUT_SEED}"
+    recordings = {"episodes": command, "read_out": fresh}
+    records = [partial(shared.record, options.output / name, one) for name, one in recordings.items()]
+    study.run_side_by_side(records, options.jobs)
+    study.run_side_by_side(queue_of(options), options.jobs)
+
+
+def queue_of(options: argparse.Namespace) -> list[Callable[[], Any]]:
+    """All runs in an order in which those that wait come after those that they wait for: the runs that measure a step,
+    then the longest ones; trials come early, the row that they decide last."""
     measured = [row for row in ROWS if row != PRETRAINED]  # a step costs as much with a random encoder
-    study.run_side_by_side(
-        [partial(measure_speed, options, row, steps) for steps in reversed(SPEED_STEPS) for row in measured], jobs
-    )
+    speeds = {(steps, row): Future() for steps in reversed(SPEED_STEPS) for row in measured}
     trials = {weight: Future() for weight in TRIAL_WEIGHTS}
-    runs = {row: [partial(run_model, options, row, seed, trials) for seed in range(options.seeds)] for row in ROWS}
-    first, *others = LONGEST_FIRST
-    queue = runs[first] + [finishing(future, partial(run_trial, options, at)) for at, future in trials.items()]
-    study.run_side_by_side(queue + [one for row in others for one in runs[row]], jobs)
+    waits = Waits(list(speeds.values()), trials)
+    first, *others = (
+        [partial(run_model, options, row, seed, waits) for seed in range(options.seeds)] for row in LONGEST_FIRST
+    )
+    queue = [finishing(future, partial(measure_speed, options, row, steps)) for (steps, row), future in speeds.items()]
+    queue += first
+    queue += [finishing(future, partial(run_trial, options, weight, waits)) for weight, future in trials.items()]
+    return queue + [one for runs in others for one in runs]
+
+
+@dataclass(frozen=True)
+class Waits:
+    """What a run may have to wait for: the runs that measure a step, and the success of each trial, by weight."""
+
+    speeds: Sequence[Future]
+    trials: dict[float, Future]
+
+    def for_speeds(self) -> None:
+        for one in self.speeds:
+            one.result()
+
+    def for_best_weight(self) -> float:
+        return best_weight({weight: one.result() for weight, one in self.trials.items()})
 
 
 def measure_speed(options: argparse.Namespace, row: str, steps: int) -> None:
@@ -119,7 +158,7 @@ def steps_of(options: argparse.Namespace, row: str) -> int:
 def train(options: argparse.Namespace, runs: study.RunFolder, name: str, row: str, settings: dict[str, Any]) -> Path:
     """Both stages of a model. All rows share the cached frames."""
     given = {"data": options.output / "episodes", "cache_dir": options.output / "cache", "crop_size": SIZE}
-    given |= {"save_every": 1_000_000, "resume": "latest", **ROWS[row], **settings}
+    given |= {"batch_size": BATCH_SIZE, "save_every": 1_000_000, "resume": "latest", **ROWS[row], **settings}
     return runs.configured(name, "train_world_model.py", "demo/world_model_learned.yaml", given)
 
 
@@ -129,16 +168,18 @@ def plan(options: argparse.Namespace, runs: study.RunFolder, row: str, model: Pa
     return runs.configured(f"plan {row}", "plan.py", "demo/plan.yaml", given | settings, result="results.json")
 
 
-def run_model(options: argparse.Namespace, row: str, seed: int, trials: dict[float, Future]) -> None:
+def run_model(options: argparse.Namespace, row: str, seed: int, waits: Waits) -> None:
     """A model of a row: with its encoder where that is pretrained, planning, and the read-out."""
     runs = study.RunFolder(options.output / f"seed-{seed}")
-    settings = {"seed": seed, "max_steps": options.steps, "state.max_steps": steps_of(options, row)}
+    settings = {"seed": seed, "max_steps": options.steps}
     if row == PRETRAINED:
         given = {"data": options.output / "episodes", "seed": seed, "max_steps": options.pretrain_steps}
         given |= PRETRAINING | study.SHORT_RUN
         settings["encoder"] = runs.configured("pretrain", "pretrain.py", "demo/pretrain.yaml#variance", given)
     if row == LEWM:
-        settings["state.sigreg_weight"] = best_weight({weight: one.result() for weight, one in trials.items()})
+        settings["state.sigreg_weight"] = waits.for_best_weight()
+    waits.for_speeds()
+    settings["state.max_steps"] = steps_of(options, row)
     model = train(options, runs, row, row, settings)
     planning = {"seed": seed, "first_task": FIRST_TASK + 1000 * seed}
     plan(options, runs, row, model, planning | ({"baselines": ["data_policy", "oracle"]} if row == PIXELS else {}))
@@ -147,9 +188,10 @@ def run_model(options: argparse.Namespace, row: str, seed: int, trials: dict[flo
         write_json(read_out, measure_read_out(model, options.output / "read_out"))
 
 
-def run_trial(options: argparse.Namespace, weight: float) -> float:
+def run_trial(options: argparse.Namespace, weight: float, waits: Waits) -> float:
     """Success with a weight of SIGReg, on a seed and tasks that are not reported."""
     runs = study.RunFolder(options.output / f"trial_{study.slug(str(weight))}")
+    waits.for_speeds()
     settings = {"seed": TRIAL_SEED, "max_steps": options.steps, "state.sigreg_weight": weight}
     settings["state.max_steps"] = max(1, int(TRIAL_PART * steps_of(options, LEWM)))
     model = train(options, runs, LEWM, LEWM, settings)
@@ -273,11 +315,11 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
 
 
 SETTINGS = {
-    "episodes": (1500, "recorded episodes"),
-    "seconds": (60, "core seconds of the first stage of every model"),
-    "steps": (1500, "steps of the second stage"),
+    "episodes": (1000, "recorded episodes"),
+    "seconds": (50, "core seconds of the first stage of every model"),
+    "steps": (1200, "steps of the second stage"),
     "pretrain_steps": (300, "steps of pretraining"),
-    "tasks": (100, "tasks of planning per seed"),
+    "tasks": (60, "tasks of planning per seed"),
 }
 SEEDS = {"seeds": (5, "training seeds")}
 STUDY = study.Study("compare_inputs", __doc__, run, collect, format_tables, ["docs/states.md"], SETTINGS, SEEDS)

@@ -52,7 +52,7 @@ def test_every_row_has_the_same_time_and_tasks_of_its_seed(runs, run_study, tmp_
         assert row["steps"] == pytest.approx(40 / LENGTHS[name], abs=1)
     trained = [one for one in runs if one[2] == "train_world_model.py" and one[0].name.startswith("seed")]
     assert len(trained) == 10 and len({one[3]["cache_dir"] for one in trained}) == 1
-    assert {one[3]["max_steps"] for one in trained} == {"1500"}
+    assert {one[3]["max_steps"] for one in trained} == {"1200"}
     tasks = {(one[0].name, one[3]["first_task"]) for one in runs if one[2] == "plan.py"}
     first = compare_inputs.FIRST_TASK
     assert {("seed-0", str(first)), ("seed-1", str(first + 1000))} < tasks and len(tasks) == 5  # three trials
