@@ -88,6 +88,8 @@ _loading = threading.Lock()  # from_pretrained changes global state
 # Runs
 # ---------------------------------------------------------------------------------------------------------------------
 def run(options: argparse.Namespace) -> None:
+    if torch.cuda.is_available():
+        raise ValueError("A GPU is visible, but core seconds are compared: run with CUDA_VISIBLE_DEVICES set to ''.")
     torch.set_num_threads(1)  # of a read-out: they run side by side
     shared = study.RunFolder(options.output)
     command = f"{RECORD} --episodes {options.episodes} --num_proc {min(options.jobs, RECORDERS)}"
@@ -183,7 +185,7 @@ def run_model(options: argparse.Namespace, row: str, seed: int, waits: Waits) ->
     model = train(options, runs, row, row, settings)
     planning = {"seed": seed, "first_task": FIRST_TASK + 1000 * seed}
     plan(options, runs, row, model, planning | ({"baselines": ["data_policy", "oracle"]} if row == PIXELS else {}))
-    read_out = runs.path / f"read_out_{study.slug(row)}.json"
+    read_out = read_out_of(runs.path, row)
     if not read_out.exists():
         write_json(read_out, measure_read_out(model, options.output / "read_out"))
 
@@ -245,16 +247,21 @@ def planned(folder: Path, row: str) -> Path:
     return folder / study.slug(f"plan {row}") / "results.json"
 
 
+def read_out_of(folder: Path, row: str) -> Path:
+    return folder / f"read_out_{study.slug(row)}.json"
+
+
 def collect(options: argparse.Namespace) -> dict[str, Any] | None:
     """Rows over the seeds that have all of them, their paired differences, and what everything cost."""
     folders = [options.output / f"seed-{seed}" for seed in range(options.seeds)]
-    folders = [folder for folder in folders if all(planned(folder, row).exists() for row in ROWS)]
+    needed = [path for row in ROWS for path in (planned(Path(), row), read_out_of(Path(), row))]
+    folders = [folder for folder in folders if all((folder / path).exists() for path in needed)]
     if not folders:
         return None
     times, seconds, rows = [study.RunFolder(folder).core_times for folder in folders], step_seconds(options), {}
     for row in ROWS:
         success = [success_of(planned(folder, row), row) for folder in folders]
-        probes = study.read_results(folder / f"read_out_{study.slug(row)}.json" for folder in folders)
+        probes = study.read_results(read_out_of(folder, row) for folder in folders)
         rows[row] = {"success": study.over_seeds(success)}
         rows[row] |= {name: study.over_seeds([probe[name] for probe in probes]) for name in READ_OUT}
         rows[row] |= {"steps": steps_of(options, row), "step_seconds": seconds[row]}

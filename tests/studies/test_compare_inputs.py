@@ -17,6 +17,11 @@ def settings_of(arguments: tuple[str, ...]) -> dict[str, str]:
     return dict(one.split("=", 1) for one in arguments if "=" in one)
 
 
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+
 @pytest.fixture
 def runs(monkeypatch) -> list[tuple[Path, str, str, dict[str, str]]]:
     """Folder, name, script and settings of the runs, which leave what the study reads of them."""
