@@ -3,10 +3,13 @@
 import json
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import compare_inputs
+import numpy as np
 import pytest
 import study
+import torch
 
 
 LENGTHS = dict(zip(compare_inputs.ROWS, (0.2, 0.1, 0.4, 0.4, 0.25), strict=True))  # core seconds of a step
@@ -103,6 +106,25 @@ def test_a_step_that_takes_no_time_is_refused(tmp_path):
     study.write_json(tmp_path / "speed" / "core_times.json", dict.fromkeys(names, 8.0))
     with pytest.raises(ValueError, match=r"10 and 60 steps of .* remove .*speed"):
         compare_inputs.step_seconds(options)
+
+
+def test_the_read_out_finds_what_a_state_holds_and_nothing_else(monkeypatch):
+    """A state that is a linear map of the pusher's position, and blind to the block."""
+    rng, network = np.random.default_rng(0), np.random.default_rng(1).normal(size=(2, 6))
+    states = [rng.uniform(0, 64, size=(20, 4)).astype(np.float32) for _ in range(40)]
+    model = SimpleNamespace(config=SimpleNamespace(frame_skip=2))
+    loaded = SimpleNamespace(from_pretrained=lambda folder: SimpleNamespace(eval=lambda: model))
+    monkeypatch.setattr(compare_inputs, "VJepa2WorldModel", loaded)
+    monkeypatch.setattr(compare_inputs, "VJepa2VideoProcessor", loaded)
+    episodes = [{"frames": one, "states": one} for one in states]
+    monkeypatch.setattr(compare_inputs, "read_episodes", lambda data, skip: iter(episodes))
+
+    def encode(model, processor, frames):
+        return torch.from_numpy(frames[:, None, :2] @ network)
+
+    monkeypatch.setattr(compare_inputs, "encode_frames", encode)
+    found = compare_inputs.measure_read_out(Path("model"), Path("data"))
+    assert found["pusher"] > 0.99 and 0 <= found["block"] < 0.05
 
 
 @pytest.mark.slow
