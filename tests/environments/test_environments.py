@@ -135,6 +135,32 @@ def test_same_seed_same_episode(env_id, varied):
 
 
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
+def test_a_goal_in_another_appearance_changes_nothing_but_its_image(env_id):
+    settings = [{}, {"goal_appearance": "other"}]
+    same, other, again = (
+        environments.make_plain(env_id, varied_appearance=True, **settings[number]) for number in (0, 1, 1)
+    )
+    seen = [env.reset(seed=5) for env in (same, other, again)]
+    np.testing.assert_equal(seen[0], seen[1])
+    np.testing.assert_array_equal(same.goal_image, same.render_state(same.goal_state))
+    np.testing.assert_array_equal(other.goal_image, again.goal_image)  # the seed decides
+    assert (np.abs(other.goal_image.astype(int) - same.goal_image) > 10).mean() > 0.5
+    tasks = [Tasks(env_id, [3, 4], varied_appearance=True, env_kwargs=one) for one in settings]
+    np.testing.assert_array_equal(tasks[0].goals, tasks[1].goals)
+    np.testing.assert_array_equal(tasks[0].render(), tasks[1].render())
+    assert (np.abs(tasks[0].goal_images.astype(int) - tasks[1].goal_images) > 10).mean() > 0.5
+    for one in tasks:
+        np.testing.assert_array_equal(one.observe(np.arange(2), goals=True)["top"], one.goal_images)
+
+
+def test_wrong_goal_appearances_are_refused():
+    with pytest.raises(ValueError, match="goal_appearance is 'another'; expected one of 'same', 'other'"):
+        environments.make_plain(PUSHING, goal_appearance="another")
+    with pytest.raises(ValueError, match="goal_appearance is 'other', but every appearance is the plain one"):
+        Tasks(PUSHING, [3], env_kwargs={"goal_appearance": "other"})
+
+
+@pytest.mark.parametrize("env_id", ENVIRONMENTS)
 def test_state_can_be_read_and_set(env_id):
     env = gymnasium.make(env_id)
     start, goal = env.unwrapped.sample_task(11)

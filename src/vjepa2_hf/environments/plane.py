@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from ..specs import check_known, refuse
+from ..specs import check_choice, check_known, refuse
 from .appearance import (
     IMAGE_SIZE,
     Appearance,
@@ -34,6 +34,7 @@ SUCCESS_PIXELS = 5.0  # at any step
 FRAMES_PER_SECOND = 10.0
 VIEWS = ("top", "agent")  # cameras: the whole field, and a close-up that follows the agent
 ZOOM = 2  # of the close-up
+GOAL_APPEARANCES = ("same", "other")
 
 
 class PlaneEnv(gymnasium.Env):
@@ -49,6 +50,8 @@ class PlaneEnv(gymnasium.Env):
         radii: radius in pixels and the largest one possible, by argument, in the order of a state.
         varied_appearance: appearance randomization: a random textured floor, colors, distractors and light per episode
             seed.
+        goal_appearance: of the goal image: "same" as the observations, or with varied_appearance an "other" random
+            one, from the same seed.
         terminate_on_success: False continues after success, to record episodes of a fixed length.
         random_force: process noise: standard deviation of a normal action that follows every action; 0: none.
         views: cameras, of "top" (the whole field) and "agent" (a quarter of it, twice as large, around the agent).
@@ -75,6 +78,7 @@ class PlaneEnv(gymnasium.Env):
         terminate_on_success: bool = True,
         random_force: float = 0.0,
         views: Sequence[str] = VIEWS[:1],
+        goal_appearance: str = "same",
     ):
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode is {render_mode!r}, but 'rgb_array' or None is expected.")
@@ -87,7 +91,10 @@ class PlaneEnv(gymnasium.Env):
             refuse("views", views, f"a list of {' and '.join(VIEWS)}, each once")
         for view in views:
             check_known(view, VIEWS, "view")
-        self.views = tuple(views)
+        check_choice("goal_appearance", goal_appearance, GOAL_APPEARANCES)
+        if goal_appearance == "other" and not varied_appearance:
+            raise ValueError("goal_appearance is 'other', but every appearance is the plain one: vary the appearance.")
+        self.views, self.goal_appearance = tuple(views), goal_appearance
         self.radii = tuple(radius / IMAGE_SIZE for radius, _ in radii.values())  # in field units
         self.render_mode, self.varied_appearance = render_mode, varied_appearance
         self.terminate_on_success, self.random_force = terminate_on_success, random_force
@@ -95,7 +102,7 @@ class PlaneEnv(gymnasium.Env):
         image = gymnasium.spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
         several = len(self.views) > 1
         self.observation_space = gymnasium.spaces.Dict(dict.fromkeys(self.views, image)) if several else image
-        self.appearance = self.make_appearance(None)
+        self.appearance, self.appearance_of_goal = self.make_appearance(None), self.make_appearance(None)
         self.state = self.goal_state = np.zeros(self.state_dim, np.float32)
         self.last_action = np.zeros(2, np.float32)  # zero after a reset; the policy "wander" continues it
 
@@ -110,7 +117,8 @@ class PlaneEnv(gymnasium.Env):
         for name in options:
             check_known(name, ("state", "goal"), "option of reset")
         appearance_seed, task_seed = (int(s) for s in self.np_random.integers(0, 2**31, 2))
-        self.appearance = self.make_appearance(appearance_seed if self.varied_appearance else None)
+        appearances = self.make_appearances(appearance_seed if self.varied_appearance else None)
+        self.appearance, self.appearance_of_goal = appearances
         start, goal = options.get("state"), options.get("goal")
         if start is None or goal is None:
             sampled_start, sampled_goal = self.sample_task(task_seed)
@@ -220,8 +228,8 @@ class PlaneEnv(gymnasium.Env):
 
     @property
     def goal_image(self) -> np.ndarray:
-        """The goal as an image, uint8 (64, 64, 3), in this episode's appearance and the first view."""
-        return self.render_state(self.goal_state)
+        """The goal as an image, uint8 (64, 64, 3), in this episode's `goal_appearance` and the first view."""
+        return self.render_state(self.goal_state, self.appearance_of_goal)
 
     def render_state(
         self, state: np.ndarray, appearance: Appearance | None = None, view: str | None = None
@@ -246,7 +254,12 @@ class PlaneEnv(gymnasium.Env):
         canvas += 0.5
         return canvas.astype(np.uint8)
 
-    def make_appearance(self, seed: int | None) -> Appearance:
+    def make_appearances(self, seed: int | None) -> tuple[Appearance, Appearance]:
+        """The appearances of an episode and of its goal image; the plain one for None."""
+        own = self.make_appearance(seed)
+        return own, own if seed is None or self.goal_appearance == "same" else self.make_appearance((seed, 1))
+
+    def make_appearance(self, seed: int | Sequence[int] | None) -> Appearance:
         """A random appearance; the plain one for None."""
         if seed is None:
             background = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), 225.0, np.float32)

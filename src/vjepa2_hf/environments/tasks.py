@@ -76,7 +76,7 @@ class Tasks:
         env_id: `PUSHING`, `TWO_ROOMS` or `FOUR_ROOMS`.
         seeds: one task each.
         varied_appearance: each task has its own random appearance, from its seed.
-        env_kwargs: other keyword arguments of the environment, such as `agent_radius`.
+        env_kwargs: other keyword arguments of the environment, such as `agent_radius` or `goal_appearance`.
         levels: of success by name; a task is then active until it has reached all of them, and does not move any more.
         chosen: starts and goals (N, S) instead of those of the seeds.
     """
@@ -92,15 +92,16 @@ class Tasks:
         levels: dict[str, SuccessLevel] | None = None,
         chosen: tuple[np.ndarray, np.ndarray] | None = None,
     ):
-        self.env: PlaneEnv = make_plain(env_id, **(env_kwargs or {}))
+        self.env: PlaneEnv = make_plain(env_id, **{**(env_kwargs or {}), "varied_appearance": varied_appearance})
         self.max_steps = self.env.max_steps
         self.seeds = [int(seed) for seed in seeds]
         if chosen is None:
             self.states, self.goals = map(np.stack, zip(*map(self.env.sample_task, self.seeds), strict=True))
         else:
             self.states, self.goals = (np.stack([self.env.check_state(each) for each in part]) for part in chosen)
-        self.appearances = [self.env.make_appearance(seed if varied_appearance else None) for seed in self.seeds]
-        pairs = zip(self.goals, self.appearances, strict=True)
+        pairs = [self.env.make_appearances(seed if varied_appearance else None) for seed in self.seeds]
+        self.appearances, self.goal_appearances = map(list, zip(*pairs, strict=True))
+        pairs = zip(self.goals, self.goal_appearances, strict=True)
         self.goal_images = np.stack([self.env.render_state(goal, appearance) for goal, appearance in pairs])
         self.last_actions = np.zeros((len(self), 2), np.float32)
         self.reached, self.ended_early, self.steps_taken = np.zeros(len(self), bool), np.zeros(len(self), bool), 0
@@ -124,10 +125,9 @@ class Tasks:
 
     def observe(self, episodes: np.ndarray, goals: bool = False) -> dict[str, np.ndarray]:
         """See `TaskBatch`: images of the environment's `views`."""
-        states, render = self.goals if goals else self.states, self.env.render_state
-        return {
-            view: np.stack([render(states[i], self.appearances[i], view) for i in episodes]) for view in self.env.views
-        }
+        states, appearances = (self.goals, self.goal_appearances) if goals else (self.states, self.appearances)
+        render = self.env.render_state
+        return {view: np.stack([render(states[i], appearances[i], view) for i in episodes]) for view in self.env.views}
 
     @property
     def active(self) -> np.ndarray:
