@@ -26,6 +26,7 @@ TINY = {
         "num_threads=1",
         *(f"world_model.{setting}" for setting in SMALL),
     ],
+    "train_distance_head": ["distance.max_steps=2", "num_threads=1"],
     "plan": ["episodes=2", "videos=0", "baselines=[]", *(f"solver.{setting}" for setting in SOLVER)],
 }
 TINY_STATE = ["state.max_steps=2", "state.episodes=2", "state.frames=3"]
@@ -63,7 +64,8 @@ def work(tmp_path, monkeypatch):
 def test_the_commands_train_states_and_plan_with_them(work, monkeypatch):
     found = [command for command in commands("states.md") if not any("examples/studies/" in part for part in command)]
     assert [Path(next(part for part in command if part.endswith(".py"))).stem for command in found] == [
-        "train_world_model", "record_episodes", "train_world_model", "plan", "train_world_model", "plan"
+        "train_world_model", "record_episodes", "train_world_model", "plan", "train_world_model", "plan",
+        "plan", "record_episodes", "train_world_model", "train_distance_head", "plan",
     ]  # fmt: skip
     for command in found:
         run(monkeypatch, command)
