@@ -171,10 +171,10 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
     for environment, found in results["environments"].items():
         columns = COLUMNS[environment]
         seeds = max(len(value["by_seed"]) for row in found["success"].values() for value in row.values())
-        goal = "the block within 5 pixels of its goal, or both" if environment == "pushing" else "the agent"
+        judged = "the block, or both block and pusher," if environment == "pushing" else "the agent"
         yield (
             f"**{study.capitalized(environment)}**: success over {seeds} training seeds × {found['tasks']} tasks, by "
-            f"appearance of the goal image; success is judged by {goal}. Mean (95 % interval over seeds)."
+            f"appearance of the goal image: {judged} within 5 pixels of the goal. Mean (95 % interval over seeds)."
         )
         milliseconds = found["plan_milliseconds"]
         yield (
