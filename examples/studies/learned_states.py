@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import study
 import yaml
-from reproduce import LEVELS
 
 from vjepa2_hf.environments import PUSHING, TWO_ROOMS
 
@@ -89,7 +88,7 @@ def run_seed(options: argparse.Namespace, environment: str, seed: int) -> None:
         "videos": 0,
         "episodes": options.tasks if pushing else options.room_tasks,
         "first_task": FIRST_TASK + 1000 * seed,  # other tasks for every seed: the spread contains that of the tasks
-        "success_levels": LEVELS if pushing else {},
+        "success_levels": study.PUSHING_LEVELS if pushing else {},
     }
     runs.configured("plan", "plan.py", config, planning, result="results.json")
     kept = {name: row for name, row in rows.items() if name not in (FEW, TRUE)}

@@ -35,10 +35,7 @@ PAIRS = (  # of rows whose difference is in the results
     (LEARNED["pretrained"], ENCODERS["pretrained"]),
 )
 PROPOSED = "CEM, pretrained encoder, from cloning's proposals"
-LEVELS = {  # in pushing; the first one is the environment's own
-    "block": {"distance": 5, "columns": [2, 3]},
-    "block and pusher": {"distance": 5, "columns": [[0, 1], [2, 3]]},
-}
+LEVELS = study.PUSHING_LEVELS
 COLUMNS = {  # of the table: environment and level of success
     "Pushing": ("pushing", "block"),
     "Pushing, block and pusher": ("pushing", "block and pusher"),

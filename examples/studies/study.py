@@ -49,6 +49,10 @@ ENVIRONMENTS = {  # commands that record episodes
     "pushing": "record_episodes.py --env vjepa2_hf/Pushing-v0 --policy drawn_to_block",
     "two_rooms": "record_episodes.py --env vjepa2_hf/TwoRooms-v0 --policy wander",
 }
+PUSHING_LEVELS = {  # of success; the first one is the environment's own
+    "block": {"distance": 5, "columns": [2, 3]},
+    "block and pusher": {"distance": 5, "columns": [[0, 1], [2, 3]]},
+}
 RECIPE = "recipe"  # the first row of ablations, with which the others are compared
 MODEL = "world model"  # its name among the rows of plan.py in ablations
 PROBE_SETTINGS = {  # of studies that pretrain and then probe
