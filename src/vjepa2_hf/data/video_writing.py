@@ -94,9 +94,6 @@ def transcode_video(
                 limits.check_pixels(height, width, f"A frame of {reader.name} with square pixels")
                 stream = _add_stream(container, (height, width), reader.fps, crf, 12, "yuv420p", "veryfast")
                 stream.codec_context.time_base = _TIME_BASE
-                if stream.codec.name == "libx264":
-                    # At small widths its macroblock tree reads memory that nobody wrote: bytes would change by run
-                    stream.options = {**stream.options, "mbtree": "0"}
                 method = Interpolation.AREA if height < frame.height else Interpolation.BICUBIC
             image = reformatter.reformat(frame, width, height, stream.pix_fmt, interpolation=method, threads=1)
             last_pts = max(last_pts + 1, round(start / _TIME_BASE))
@@ -114,5 +111,9 @@ def _add_stream(container, shape, fps: float, crf: int, gop_size: int, pixel_for
     stream.pix_fmt = pixel_format if has_x264 else "yuv420p"
     stream.gop_size = gop_size
     stream.thread_count = 1  # callers run several processes
-    stream.options = {"crf": str(crf), "preset": preset, "tune": "fastdecode"} if has_x264 else {"qscale": "2"}
+    if has_x264:
+        # At small widths x264's macroblock tree reads memory that nobody wrote: bytes would change by run
+        stream.options = {"crf": str(crf), "preset": preset, "tune": "fastdecode", "mbtree": "0"}
+    else:
+        stream.options = {"qscale": "2"}
     return stream
