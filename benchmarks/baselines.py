@@ -37,9 +37,10 @@ def transformers_model(config: VJepa2MaskedLatentPredictionConfig) -> VJEPA2Mode
 @torch.no_grad()
 def disturb_weights(model: nn.Module, seed: int = 0) -> nn.Module:
     """Moves every weight, so that a bias or norm that went missing would show in the result."""
-    generator = torch.Generator().manual_seed(seed)
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
     for parameter in model.parameters():
-        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+        parameter.add_(torch.randn(parameter.shape, generator=generator, device=device), alpha=0.02)
     return model
 
 
@@ -109,11 +110,12 @@ def plain_cost(
         (1, J), mean squared difference of the last latents to the goal's.
     """
     candidates, horizon = actions.shape[1:3]
+    actions = actions.to(latents)
     sequence = latents.expand(candidates, -1, -1, -1)
     for step in range(horizon):
         predicted = plain_dynamics(model, sequence, actions[0, :, : step + 1])
         sequence = torch.cat([sequence, predicted[:, -1:]], dim=1)
-    return (sequence[:, -1] - goal[0]).square().mean(dim=(1, 2)).unsqueeze(0)
+    return (sequence[:, -1].float() - goal[0].float()).square().mean(dim=(1, 2)).unsqueeze(0)
 
 
 def plain_dynamics(model: VJepa2WorldModel, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
@@ -122,7 +124,7 @@ def plain_dynamics(model: VJepa2WorldModel, latents: torch.Tensor, actions: torc
     frames, patches_per_frame = latents.shape[1:3]
     action_tokens = dynamics.action_encoder(actions).unsqueeze(2)
     tokens = torch.cat([action_tokens, dynamics.embed(latents)], dim=2).flatten(1, 2)  # (J, F · (1 + N), d)
-    positions = _positions(frames, patches_per_frame)
+    positions = _positions(frames, patches_per_frame).to(tokens)
     frame_of = positions[0]
     block_causal = frame_of.unsqueeze(0) <= frame_of.unsqueeze(1)
     for layer in dynamics.layer:

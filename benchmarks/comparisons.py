@@ -6,6 +6,7 @@ predictor or dynamics, J candidates, P horizon, A action.
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -43,11 +44,12 @@ class ModelSize:
     dynamics: tuple[int, int, int] = (384, 6, 6)
     patch_size: int = 16
     tubelet_size: int = 2
+    mlp_ratio: float = 4.0  # of the encoder
 
-    def encoder_config(self, frames: int, side: int) -> dict[str, int]:
+    def encoder_config(self, frames: int, side: int) -> dict[str, float]:
         names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
         sizes = dict(zip(names, self.encoder, strict=True))
-        sizes.update(patch_size=self.patch_size, tubelet_size=self.tubelet_size)
+        sizes.update(patch_size=self.patch_size, tubelet_size=self.tubelet_size, mlp_ratio=self.mlp_ratio)
         return {**sizes, "frames_per_clip": frames, "crop_size": side}
 
     def pretraining_config(self, frames: int, side: int) -> VJepa2MaskedLatentPredictionConfig:
@@ -64,15 +66,17 @@ class ModelSize:
 
 
 VIT_S = ModelSize()
+VIT_L = ModelSize(encoder=(1024, 24, 16))
+VIT_G = ModelSize(encoder=(1408, 40, 22), dynamics=(1024, 24, 16), mlp_ratio=48 / 11)  # V-JEPA 2-AC's dynamics
 TINY = ModelSize(encoder=(48, 2, 2), predictor=(24, 1, 2), dynamics=(48, 2, 2))
 
 
 # ---------------------------------------------------------------------------------------------- operations
 
 
-def block_operations(tokens: int, keys: int, width: int, mlp_ratio: int = 4) -> int:
+def block_operations(tokens: int, keys: int, width: int, mlp_ratio: float = 4) -> int:
     """Matrix products of a transformer block: q, k, v, projection and MLP of `tokens`, attention over `keys`."""
-    linear = 2 * tokens * width**2 * (4 + 2 * mlp_ratio)
+    linear = 2 * tokens * width * (4 * width + 2 * int(width * mlp_ratio))
     return linear + 4 * tokens * keys * width  # scores, and weighted values
 
 
@@ -83,7 +87,7 @@ def embedding_operations(size: ModelSize, tokens: int) -> int:
 def encoder_operations(size: ModelSize, tokens: int) -> int:
     """Forward of a clip with that many tokens kept."""
     width, layers, _ = size.encoder
-    return embedding_operations(size, tokens) + layers * block_operations(tokens, tokens, width)
+    return embedding_operations(size, tokens) + layers * block_operations(tokens, tokens, width, size.mlp_ratio)
 
 
 def predictor_operations(size: ModelSize, context: int, targets: int) -> int:
@@ -115,37 +119,58 @@ def rollout_operations(size: ModelSize, tokens: int, horizon: int) -> int:
 # ---------------------------------------------------------------------------------------------- encoder
 
 
+class EncoderPair:
+    """Our encoder and transformers' model with the same weights, and clips."""
+
+    def __init__(self, size: ModelSize, batch_size: int, frames: int, side: int):
+        torch.manual_seed(SEED)
+        config = size.pretraining_config(frames, side)
+        self.other = transformers_model(config).eval()
+        weights = our_weights(self.other.state_dict())
+        self.encoder = VJepa2Encoder(config.encoder_config).eval()
+        self.encoder.load_state_dict(
+            {name[8:]: value for name, value in weights.items() if name.startswith("encoder.")}
+        )
+        self.clips = torch.randn(batch_size, frames, 3, side, side)
+        self.num_tokens = math.prod(size.grid(frames, side))
+        self.operations = batch_size * encoder_operations(size, self.num_tokens)
+
+    @torch.no_grad()
+    def ours(self) -> torch.Tensor:
+        return self.encoder(self.clips).last_hidden_state
+
+    @torch.no_grad()
+    def baseline(self) -> torch.Tensor:
+        return self.other(self.clips, skip_predictor=True).last_hidden_state
+
+
 def compare_encoder(size: ModelSize, batch_size: int, frames: int, side: int) -> Workload:
     """Forward of `VJepa2Encoder` against `VJEPA2Model(skip_predictor=True)`; checked: the tokens are the same."""
-    torch.manual_seed(SEED)
-    config = size.pretraining_config(frames, side)
-    other = transformers_model(config).eval()
-    weights = our_weights(other.state_dict())
-    encoder = VJepa2Encoder(config.encoder_config).eval()
-    encoder.load_state_dict({name[8:]: value for name, value in weights.items() if name.startswith("encoder.")})
-    clips = torch.randn(batch_size, frames, 3, side, side)
-
-    @torch.no_grad()
-    def ours() -> torch.Tensor:
-        return encoder(clips).last_hidden_state
-
-    @torch.no_grad()
-    def baseline() -> torch.Tensor:
-        return other(clips, skip_predictor=True).last_hidden_state
-
-    checks = [check_agreement("tokens", ours(), baseline(), TOLERANCE)]
-    tokens = math.prod(size.grid(frames, side))
-    return Workload(ours, baseline, checks, batch_size * encoder_operations(size, tokens), f"{tokens} tokens per clip")
+    pair = EncoderPair(size, batch_size, frames, side)
+    checks = [check_agreement("tokens", pair.ours(), pair.baseline(), TOLERANCE)]
+    return Workload(pair.ours, pair.baseline, checks, pair.operations, f"{pair.num_tokens} tokens per clip")
 
 
 # ---------------------------------------------------------------------------------------------- pretraining
 
 
 class PretrainingPair:
-    """Both ways to pretrain, with the same weights, clips and published masks."""
+    """Both ways to pretrain, with the same weights, clips and published masks.
 
-    def __init__(self, size: ModelSize, batch_size: int, frames: int, side: int):
+    Args:
+        precision: makes the context of every forward, such as autocast.
+    """
+
+    def __init__(
+        self,
+        size: ModelSize,
+        batch_size: int,
+        frames: int,
+        side: int,
+        precision: Callable[[], AbstractContextManager] = nullcontext,
+    ):
         torch.manual_seed(SEED)
+        self.size, self.clip_shape, self.precision = size, (frames, 3, side, side), precision
         config = size.pretraining_config(frames, side)
         self.other, self.other_target = transformers_model(config), transformers_model(config)
         disturb_weights(self.other_target, seed=SEED + 1)  # equal weights would hide a mix-up
@@ -155,23 +180,42 @@ class PretrainingPair:
         target = {f"target_{name}": value for name, value in target.items() if name.startswith("encoder.")}
         self.model.load_state_dict({**our_weights(self.other.state_dict()), **target})
 
-        self.clips = torch.randn(batch_size, frames, 3, side, side)
         self.grid = size.grid(frames, side)
         self.num_tokens = math.prod(self.grid)
-        generator = torch.Generator().manual_seed(SEED)
-        masks = [sampler(batch_size, self.grid, generator) for sampler in build_mask_samplers(PUBLISHED_MASKS)]
+        self.sample_batch(batch_size)
+
+    def sample_batch(self, batch_size: int) -> None:
+        """Replaces the clips and the masks."""
+        device = next((self.model or self.other).parameters()).device
+        self.clips = torch.randn(batch_size, *self.clip_shape, device=device)
+        with torch.device("cpu"):
+            generator = torch.Generator().manual_seed(SEED)
+            masks = [sampler(batch_size, self.grid, generator) for sampler in build_mask_samplers(PUBLISHED_MASKS)]
+        masks = [[ids.to(device) for ids in pair] for pair in masks]
         self.context_masks, self.target_masks = map(list, zip(*masks, strict=True))
+
+    @property
+    def mask_sizes(self) -> list[tuple[int, int]]:
+        """Tokens of context and target (K, M) of every mask set."""
+        return [(c.shape[1], t.shape[1]) for c, t in zip(self.context_masks, self.target_masks, strict=True)]
+
+    @property
+    def operations(self) -> int:
+        """Of a step of the batch."""
+        return len(self.clips) * pretraining_operations(self.size, self.num_tokens, self.mask_sizes)
 
     def our_backward(self) -> None:
         """Backward after each mask set, as in examples/pretrain.py."""
         targets = None
         for masks in zip(self.context_masks, self.target_masks, strict=True):
-            output = self.model(self.clips, *masks, MASK_TOKEN, output_targets=True, targets=targets)
+            with self.precision():
+                output = self.model(self.clips, *masks, MASK_TOKEN, output_targets=True, targets=targets)
             (output.loss / len(self.target_masks)).backward()
             targets = output.targets
 
     def other_loss(self, context_masks: list[torch.Tensor]) -> torch.Tensor:
-        return transformers_loss(self.other, self.other_target, self.clips, context_masks, self.target_masks)
+        with self.precision():
+            return transformers_loss(self.other, self.other_target, self.clips, context_masks, self.target_masks)
 
     def other_backward(self) -> None:
         self.other_loss(self.context_masks).backward()
@@ -198,15 +242,15 @@ class PretrainingPair:
 
         return step
 
-    def check(self) -> list[Check]:
+    def check(self, tolerance: float = TOLERANCE, gradient_tolerance: float = GRADIENT_TOLERANCE) -> list[Check]:
         """The two ways differ by what the context encoder sees, so the losses of a step differ, and must. They agree
         where the whole clip is context: loss, every gradient and the EMA are compared there, with the step's own
         targets. With the step's own masks the predictors are compared, on the same context."""
-        checks = [self._check_predictor(i) for i in range(len(self.context_masks))]
-        everything = torch.arange(self.num_tokens).expand(len(self.clips), -1)
+        checks = [self._check_predictor(i, tolerance) for i in range(len(self.context_masks))]
+        everything = torch.arange(self.num_tokens, device=self.clips.device).expand(len(self.clips), -1)
         whole = [everything] * len(self.target_masks)
         ours, other = self._our_loss_of_the_whole_clip(everything), self.other_loss(whole)
-        checks.append(check_agreement("loss with the whole clip as context", ours, other, TOLERANCE))
+        checks.append(check_agreement("loss with the whole clip as context", ours, other, tolerance))
         ours.backward()
         other.backward()
         theirs = our_weights({name: _gradient(value) for name, value in self.other.named_parameters()})
@@ -214,7 +258,7 @@ class PretrainingPair:
         if set(gradients) != set(theirs):
             raise DisagreementError(f"parameters of one side only: {sorted(set(gradients) ^ set(theirs))}.")
         checks.append(
-            check_agreement("gradients of that loss", _joined(gradients), _joined(theirs), GRADIENT_TOLERANCE)
+            check_agreement("gradients of that loss", _joined(gradients), _joined(theirs), gradient_tolerance)
         )
         self.model.zero_grad()
         self.other.zero_grad()
@@ -223,7 +267,7 @@ class PretrainingPair:
         update_target(self.other, self.other_target, momentum=0.998)
         theirs = our_weights(dict(self.other_target.encoder.named_parameters(prefix="encoder")))
         targets = dict(self.model.target_encoder.named_parameters(prefix="encoder"))
-        checks.append(check_agreement("target encoder after EMA", _joined(targets), _joined(theirs), TOLERANCE))
+        checks.append(check_agreement("target encoder after EMA", _joined(targets), _joined(theirs), tolerance))
         return checks
 
     def _our_loss_of_the_whole_clip(self, everything: torch.Tensor) -> torch.Tensor:
@@ -237,14 +281,15 @@ class PretrainingPair:
         return torch.stack([self.model.latent_loss(p, z) for p, z in zip(predicted, selected, strict=True)]).mean()
 
     @torch.no_grad()
-    def _check_predictor(self, index: int) -> Check:
+    def _check_predictor(self, index: int, tolerance: float) -> Check:
         context_ids, target_ids = self.context_masks[index], self.target_masks[index]
-        encoded = torch.randn(len(self.clips), self.num_tokens, self.model.config.encoder_config.hidden_size)
+        shape = (len(self.clips), self.num_tokens, self.model.config.encoder_config.hidden_size)
+        encoded = torch.randn(shape, device=self.clips.device)
         ours = self.model.predictor(
             gather_tokens(encoded, context_ids), context_ids, target_ids, self.grid, mask_token_index=MASK_TOKEN
         )
         other = self.other.predictor(encoded, [context_ids], [target_ids]).last_hidden_state
-        return check_agreement(f"predictions of mask set {index} from given latents", ours, other, TOLERANCE)
+        return check_agreement(f"predictions of mask set {index} from given latents", ours, other, tolerance)
 
 
 def _gradient(parameter: torch.Tensor) -> torch.Tensor:
@@ -260,11 +305,9 @@ def compare_pretraining(size: ModelSize, batch_size: int, frames: int, side: int
     """One step of masked latent prediction against transformers' way; see `PretrainingPair.check` for what agrees."""
     pair = PretrainingPair(size, batch_size, frames, side)
     checks = pair.check()
-    masks = [(c.shape[1], t.shape[1]) for c, t in zip(pair.context_masks, pair.target_masks, strict=True)]
-    sizes = " and ".join(f"{context} context + {targets} target" for context, targets in masks)
-    operations = batch_size * pretraining_operations(size, pair.num_tokens, masks)
+    sizes = " and ".join(f"{context} context + {targets} target" for context, targets in pair.mask_sizes)
     note = f"Sampled masks (published sets, seed {SEED}): {sizes} of {pair.num_tokens} tokens."
-    return Workload(pair.our_step(), pair.other_step(), checks, operations, note)
+    return Workload(pair.our_step(), pair.other_step(), checks, pair.operations, note)
 
 
 # ---------------------------------------------------------------------------------------------- planning
@@ -302,7 +345,8 @@ class PlanningPair:
 
     def plan(self, cost: Callable[[torch.Tensor], torch.Tensor]):
         generator = torch.Generator().manual_seed(SEED)
-        return self.solver(cost, batch_size=1, action_dim=ACTION_DIM, generator=generator)
+        device = self.latents.device
+        return self.solver(cost, batch_size=1, action_dim=ACTION_DIM, generator=generator, device=device)
 
     def check(self) -> list[Check]:
         """Cost of every candidate and the plans themselves; refuses a task whose candidates cost nearly the same."""
