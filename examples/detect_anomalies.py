@@ -4,13 +4,14 @@
 # ///
 """Measures anomaly detection on synthetic anomalies, inserted into a video at random times.
 
-    python examples/detect_anomalies.py MODEL VIDEO OUT_DIR [--placements 20] [--seed 0]
+    python examples/detect_anomalies.py MODEL VIDEO OUT_DIR [--placements 20] [--seed 0] [--more_models MODEL ...]
     python examples/detect_anomalies.py --cut NORMAL.mp4 VIDEO        # the training part of the video
 
 The video is assumed to be normal. Its first half is for training, the third quarter calibrates the detector, and
 anomalies are inserted into the last quarter: a jumping object, reversed frames, a frozen image. The ROC AUC is over
 the scored frames of a segment with one anomaly. The baseline is the change from frame to frame, calibrated in the same
-way. OUT_DIR gets anomalies.json and a heat map of the first placement of each anomaly.
+way. --more_models adds models of other training seeds, on the same placements. OUT_DIR gets anomalies.json and a heat
+map of the first placement of each anomaly.
 """
 
 import argparse
@@ -26,19 +27,21 @@ import vjepa2_hf
 from vjepa2_hf import VJepa2AnomalyDetector, VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
 from vjepa2_hf.data.frame_source import FrameSource
 from vjepa2_hf.data.video_writing import encode_video
-from vjepa2_hf.metrics.planning_success.planning_success import seed_interval
-from vjepa2_hf.pipelines.anomaly_scores import Calibration, calibrate, prediction_errors
+from vjepa2_hf.metrics.planning_success.planning_success import crossed_interval, seed_interval
+from vjepa2_hf.pipelines.anomaly_scores import Calibration, calibrate, two_way_errors
 from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
 from vjepa2_hf.video_io import VideoReader
 from vjepa2_hf.visualization.tables import format_table, publish_tables
 
 
 TRAINED, CALIBRATED = 0.5, 0.75  # fractions of the video where training and calibration end
-METHODS = {
-    "model, errors above and below": ("model", True),
-    "model, errors above": ("model", False),
-    "change from frame to frame, above and below": ("change", True),
-    "change from frame to frame, above": ("change", False),
+METHODS = {  # errors, two_sided, score
+    "model, errors above and below": ("model", True, "error"),
+    "model, errors above": ("model", False, "error"),
+    "model, change of errors": ("model", True, "change"),
+    "model, reversal": ("model", True, "reversal"),
+    "change from frame to frame, above and below": ("change", True, "error"),
+    "change from frame to frame, above": ("change", False, "error"),
 }
 
 
@@ -88,24 +91,29 @@ class Scorers:
         detector.calibrate(normal)
         errors = self.errors(normal)
         self.calibrations: dict[str, Calibration] = {}
-        for name, (source, two_sided) in METHODS.items():
-            settings = {**detector.settings, "two_sided": two_sided}
-            self.calibrations[name] = calibrate([errors[source]], quantile=0.99, settings=settings)
+        for name, (source, two_sided, score) in METHODS.items():
+            settings = {**detector.settings, "two_sided": two_sided, "scores": [score]}
+            backward = [errors["backward"]] if score == "reversal" else None
+            self.calibrations[name] = calibrate([errors[source]], 0.99, settings, backward)
 
     def errors(self, frames: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(T', H', W') of the model, and of the change between frames at the time steps that the model scores."""
+        """(T', H', W') of the model, predicted from the past and from the future, and of the change between frames at
+        the time steps that the model scores."""
         window = (self.detector.settings["context_frames"], self.detector.settings["future_frames"])
         statistics = self.detector.calibration.statistics
-        model = prediction_errors(self.detector.model, FrameSource(frames), *window, statistics=statistics)
+        model, backward = two_way_errors(self.detector.model, FrameSource(frames), *window, statistics=statistics)
         change = frame_changes(frames, self.config.tubelet_size, self.config.patch_size)
-        return {"model": model, "change": torch.where(model.isnan().any(dim=(1, 2), keepdim=True), torch.nan, change)}
+        change = torch.where(model.isnan().any(dim=(1, 2), keepdim=True), torch.nan, change)
+        return {"model": model, "backward": backward, "change": change}
 
     def __call__(self, frames: torch.Tensor) -> dict[str, np.ndarray]:
         errors = self.errors(frames)
-        return {
-            name: calibration.scores(errors[METHODS[name][0]]).repeat_interleave(self.config.tubelet_size).numpy()
-            for name, calibration in self.calibrations.items()
-        }
+        scores = {}
+        for name, calibration in self.calibrations.items():
+            source, _, score = METHODS[name]
+            steps = calibration.named_scores(score, errors[source], errors["backward"])
+            scores[name] = steps.repeat_interleave(self.config.tubelet_size).numpy()
+        return scores
 
 
 def sample_placement(frames: int, segment: int, length: int, rng: np.random.Generator) -> tuple[int, int]:
@@ -114,8 +122,8 @@ def sample_placement(frames: int, segment: int, length: int, rng: np.random.Gene
     return int(rng.integers(frames - segment + 1)), int(rng.integers(2 * margin, segment - length - margin + 1))
 
 
-def measure(scorers: Scorers, test: torch.Tensor, args: argparse.Namespace) -> dict[str, Any]:
-    """AUC by anomaly, method and placement; plots the first placements."""
+def measure(scorers: Scorers, test: torch.Tensor, args: argparse.Namespace, plot: bool) -> dict[str, Any]:
+    """AUC by anomaly, method and placement; with `plot`, plots the first placements."""
     metric = evaluate.load(str(Path(vjepa2_hf.__file__).parent / "metrics" / "roc_auc"))
     aucs = {anomaly: {method: [] for method in METHODS} for anomaly in ANOMALIES}
     for number in tqdm(range(args.placements), desc="placements"):
@@ -129,7 +137,7 @@ def measure(scorers: Scorers, test: torch.Tensor, args: argparse.Namespace) -> d
                 scored = np.isfinite(scores)
                 found = metric.compute(predictions=scores[scored], references=labels[: len(scores)][scored])
                 aucs[anomaly][method].append(found["roc_auc"])
-            if number == 0:
+            if number == 0 and plot:
                 figure = scorers.detector.heat_map(frames, scorers.detector(frames), labels=labels)
                 figure.savefig(args.out_dir / f"{anomaly.replace(' ', '_')}.png", dpi=120)
     return aucs
@@ -138,23 +146,30 @@ def measure(scorers: Scorers, test: torch.Tensor, args: argparse.Namespace) -> d
 def format_tables(results: dict[str, Any]) -> str:
     """The table of AUCs in Markdown."""
     settings = results["settings"]
+    models = settings.get("models", 1)
+    over = f"{models} training seeds and placements" if models > 1 else "placements"
     caption = (
         f"AUC over {settings['placements']} placements of {settings['length']} frames in {settings['segment']}: mean "
-        "(95 % interval of the mean over placements), lowest."
+        f"(95 % interval of the mean over {over}), lowest."
     )
 
-    def cell(values: list[float]) -> str:
-        interval = "{:.2f}–{:.2f}".format(*seed_interval(values)) if len(values) > 1 else "one placement"
-        return f"{np.mean(values):.2f} ({interval}), {min(values):.2f}"
+    def cell(values: list[float] | list[list[float]]) -> str:
+        table = np.atleast_2d(values)  # (models, placements)
+        if table.size == 1:
+            interval = "one placement"
+        else:
+            several = len(table) > 1
+            low, high = crossed_interval(table) if several else seed_interval(table[0].tolist())
+            interval = f"{max(low, 0):.2f}–{min(high, 1):.2f}"
+        return f"{table.mean():.2f} ({interval}), {table.min():.2f}"
 
-    rows = ([method, *(cell(values[method]) for values in results["auc"].values())] for method in METHODS)
+    aucs = list(results["auc"].values())
+    rows = ([method, *(cell(values[method]) for values in aucs)] for method in METHODS if method in aucs[0])
     return "\n".join([caption, "", *format_table(["scores", *results["auc"]], rows)])
 
 
 def detect(args: argparse.Namespace) -> None:
-    model = VJepa2ForMaskedLatentPrediction.from_pretrained(args.model)
     processor = VJepa2VideoProcessor.from_pretrained(args.model)
-    detector = VJepa2AnomalyDetector(model, processor)
     chunks = FrameSource(args.video, processor, stride=args.stride).chunks(64)
     frames = torch.cat([pixels for pixels, _ in chunks])  # (T, C, H, W)
     ends = [int(fraction * len(frames)) for fraction in (TRAINED, CALIBRATED)]
@@ -162,9 +177,15 @@ def detect(args: argparse.Namespace) -> None:
     if len(test) < args.segment:
         raise ValueError(f"The last quarter of {args.video} has {len(test)} frames; --segment is {args.segment}.")
     args.out_dir.mkdir(parents=True, exist_ok=True)
-    aucs = measure(Scorers(detector, normal), test, args)
+    found = []
+    for name in [args.model, *args.more_models]:
+        detector = VJepa2AnomalyDetector(VJepa2ForMaskedLatentPrediction.from_pretrained(name), processor)
+        found.append(measure(Scorers(detector, normal), test, args, plot=name == args.model))
+    aucs = found[0]
+    if len(found) > 1:  # lists of (models, placements)
+        aucs = {kind: {method: [one[kind][method] for one in found] for method in METHODS} for kind in ANOMALIES}
     names = ("placements", "seed", "segment", "length", "stride")
-    results = {"settings": {name: getattr(args, name) for name in names}, "auc": aucs}
+    results = {"settings": {name: getattr(args, name) for name in names} | {"models": len(found)}, "auc": aucs}
     documents = [args.document] if args.document else []
     path = args.results or args.out_dir / "anomalies.json"
     publish_tables(results, format_tables(results), path, documents, "anomalies")
@@ -192,6 +213,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--length", type=int, default=20, help="frames of an anomaly (default: 20)")
     parser.add_argument("--stride", type=int, default=1, help="every stride-th frame is kept (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the placements (default: 0)")
+    parser.add_argument(
+        "--more_models", metavar="MODEL", nargs="+", default=[], help="models of other training seeds, like the first"
+    )
     parser.add_argument("--results", type=Path, help="JSON of the results (default: OUT_DIR/anomalies.json)")
     parser.add_argument("--document", type=Path, help="page with markers between which the table is written")
     args = parser.parse_args(arguments)
@@ -205,7 +229,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError(f"--{name} is {getattr(args, name)}, expected a positive number.")
     if args.segment < 3 * args.length:
         raise ValueError(f"--segment is {args.segment}; expected at least three times --length ({args.length}).")
-    refuse_missing_model(args.model)
+    for name in [args.model, *args.more_models]:
+        refuse_missing_model(name)
     detect(args)
 
 

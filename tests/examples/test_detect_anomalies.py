@@ -61,6 +61,16 @@ def test_table_names_every_method_and_anomaly():
     assert lines[4].endswith("| 0.95 (0.31–1.00), 0.90 | 0.50 (0.50–0.50), 0.50 |")
 
 
+def test_table_of_several_models_has_an_interval_over_models_and_placements():
+    values = [[0.9, 1.0], [0.8, 0.7], [0.9, 0.8]]
+    settings = vars(Namespace(placements=2, segment=80, length=20, seed=0, stride=1, models=3))
+    auc = {"frozen": {"model, change of errors": values}}  # methods that were not measured have no row
+    lines = detect_anomalies.format_tables({"settings": settings, "auc": auc}).splitlines()
+    low, high = detect_anomalies.crossed_interval(np.array(values))
+    assert "over 3 training seeds and placements" in lines[0] and len(lines) == 5
+    assert lines[4].endswith(f"| 0.85 ({max(low, 0):.2f}–{min(high, 1):.2f}), 0.70 |")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -68,6 +68,26 @@ class TestDetector:
         assert one["threshold"] == two["threshold"]
         assert pipeline(TASK, model=str(tmp_path), device="cpu", top_fraction=0.5).calibration is None
 
+    def test_named_scores_beside_the_old_ones(self, model, processor, video, tmp_path):
+        names = ["change", "reversal", "error"]
+        detector = VJepa2AnomalyDetector(model, processor, device="cpu", scores=names)
+        raw = detector(video)
+        assert list(raw["scores"]) == names and raw["thresholds"] is None and raw["is_anomaly"] is None
+        plain = VJepa2AnomalyDetector(model, processor, device="cpu")
+        assert np.allclose(plain(video)["frame_scores"], raw["scores"]["error"], rtol=1e-4, equal_nan=True)
+        for one in (detector, plain):
+            one.calibrate([video, noise_frames(60)])
+        result, old = detector(video), plain(video)
+        assert np.array_equal(result["frame_scores"], result["scores"]["change"], equal_nan=True)
+        assert result["threshold"] == result["thresholds"]["change"] and set(result["thresholds"]) == set(names)
+        assert np.allclose(old["frame_scores"], result["scores"]["error"], atol=1e-3, equal_nan=True)
+        assert np.isnan(result["frame_scores"][:8]).all() and np.isfinite(result["frame_scores"][8:]).all()
+        reversal = result["scores"]["reversal"]
+        assert np.isfinite(reversal[6:16]).all() and np.isnan(reversal[:6]).all() and np.isnan(reversal[16:]).all()
+        detector.save_pretrained(tmp_path)
+        loaded = pipeline(TASK, model=str(tmp_path), device="cpu")
+        assert loaded.settings == detector.settings and loaded(video)["thresholds"] == result["thresholds"]
+
     def test_targets_normalised_over_a_batch_need_calibration(self, processor, video):
         detector = VJepa2AnomalyDetector(build_masked_latent(normalize_targets="batch"), processor, device="cpu")
         with pytest.raises(ValueError, match="calibrate on normal video first"):
@@ -99,6 +119,8 @@ class TestDetector:
             ({"stride": 0}, "stride is 0"),
             ({"top_fraction": 1.5}, "top_fraction is 1.5"),
             ({"window_batch_size": 0}, "window_batch_size is 0"),
+            ({"scores": ["speed"]}, "scores is .*; expected a list of at least one of error, change, reversal"),
+            ({"scores": []}, "scores is "),
             ({"horizon": 2}, "no setting 'horizon'"),
         ],
     )

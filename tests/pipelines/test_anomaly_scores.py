@@ -1,6 +1,7 @@
 """Anomaly errors are the training loss of the next tubelets; what calibration makes of them."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -12,8 +13,11 @@ from vjepa2_hf.pipelines.anomaly_scores import (
     CALIBRATION_FILE,
     Calibration,
     calibrate,
+    change_statistics,
     prediction_errors,
+    reversal_statistic,
     target_statistics,
+    two_way_errors,
     window_errors,
 )
 
@@ -138,3 +142,74 @@ class TestCalibration:
         assert torch.equal(loaded.scores(errors), found.scores(errors))
         Calibration.load(tmp_path)
         assert caplog.text.count("'top_share' is now called 'top_fraction'") == 1
+
+
+class TestNamedScores:
+    SETTINGS = {"top_fraction": 0.5, "two_sided": True, "scores": ["error", "change", "reversal"]}
+
+    def normal(self, steps: int = 60) -> torch.Tensor:
+        errors = torch.rand(steps, 2, 2, generator=torch.Generator().manual_seed(0)) + 1
+        errors[:3] = float("nan")
+        return errors
+
+    def fit(self, factor: float = 1.2) -> Calibration:
+        noise = 1 + 0.01 * torch.rand(60, 2, 2, generator=torch.Generator().manual_seed(1))
+        backward = (self.normal().nan_to_num(1.5) / factor * noise).clone()
+        backward[-3:] = float("nan")
+        return calibrate([self.normal()], 0.99, self.SETTINGS, [backward])
+
+    def test_change_is_that_of_the_log_errors(self):
+        errors = torch.tensor([math.nan, 1.0, math.e, math.e, 0.0])[:, None, None].expand(-1, 2, 2)
+        mean, quartile = change_statistics(errors)
+        assert mean[:2].isnan().all() and torch.allclose(mean[2], quartile[2])
+        assert mean[2].item() == pytest.approx(0, abs=1e-5)  # log of a change of 1
+        assert mean[3].item() == pytest.approx(math.log(1e-6)) and torch.isfinite(mean[4])
+
+    @pytest.mark.parametrize(("first", "last"), [(3, 20), (20, 37), (41, 60)])
+    def test_change_finds_constant_errors_also_at_the_borders_and_over_odd_lengths(self, first, last):
+        found, errors = self.fit(), self.normal()
+        errors[first:last] = errors[first].clone()
+        scores = found.change_scores(errors)
+        assert scores[:4].isnan().all() and torch.isfinite(scores[4:]).all()
+        assert (scores[first + 1 : last] > found.thresholds["change"]).all()
+        assert (found.scores(errors)[first + 1 : last] < found.threshold).float().mean() > 0.9
+
+    def test_change_finds_errors_that_jump(self):
+        found, errors = self.fit(), self.normal()
+        errors[30] *= 20
+        above = (found.change_scores(errors) > found.thresholds["change"]).nonzero().flatten().tolist()
+        assert {30, 31} <= set(above)
+
+    @pytest.mark.parametrize("factor", [1.2, 1 / 1.2])
+    def test_reversal_is_high_where_the_directions_are_swapped(self, factor):
+        found, errors = self.fit(factor), self.normal()
+        backward = errors / factor
+        assert found.reversal_mean == pytest.approx(math.log(factor), abs=0.01)
+        assert reversal_statistic(errors, backward)[10].item() == pytest.approx(math.log(factor), rel=1e-4)
+        normal, swapped = found.reversal_scores(errors, backward), found.reversal_scores(backward, errors)
+        assert normal[:3].isnan().all()
+        assert (swapped[3:] > found.thresholds["reversal"]).all() and (swapped[3:] > normal[3:] + 3).all()
+
+    def test_they_are_saved_and_those_that_were_not_calibrated_are_refused(self, tmp_path):
+        found, errors = self.fit(), self.normal()
+        found.save(tmp_path)
+        loaded = Calibration.load(tmp_path)
+        assert torch.equal(loaded.change_scores(errors)[4:], found.change_scores(errors)[4:])
+        assert loaded.thresholds == found.thresholds and loaded.reversal_std == found.reversal_std
+        old = calibrate([errors], 0.99, {"top_fraction": 0.5, "two_sided": True})
+        assert torch.equal(old.scores(errors)[3:], found.scores(errors)[3:])
+        for name in ("change", "reversal"):
+            with pytest.raises(ValueError, match=f'calibrated without "{name}": calibrate with scores='):
+                old.named_scores(name, errors, errors)
+        with pytest.raises(ValueError, match='"reversal" needs `backward`'):
+            calibrate([errors], 0.99, self.SETTINGS)
+        with pytest.raises(ValueError, match=r'0 time steps for the score "change".*give more video with motion'):
+            calibrate([errors[step : step + 1] for step in (3, 4, 5)], 0.99, {**self.SETTINGS, "scores": ["change"]})
+
+    @pytest.mark.parametrize("future", [2, 4])
+    def test_backward_errors_are_those_of_the_reversed_video(self, model, future):
+        frames = noise_pixels(18)
+        forward, backward = two_way_errors(model, FrameSource(frames), 4, future, 3)
+        assert torch.equal(forward[2:], prediction_errors(model, FrameSource(frames), 4, future, 3)[2:])
+        of_reversed = prediction_errors(model, FrameSource(frames.flip(0)), 4, future).flip(0)
+        assert backward[-2:].isnan().all() and torch.allclose(backward[:-2], of_reversed[:-2], rtol=1e-4)

@@ -16,14 +16,18 @@ from ..modeling_masked_latent import VJepa2ForMaskedLatentPrediction
 from ..specs import check_count, check_flag, check_number, is_integer, refuse
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from .anomaly_scores import (
+    SCORES,
     Calibration,
     calibrate,
+    change_statistics,
     check_quantile,
     iterate_windows,
     needs_statistics,
     prediction_errors,
+    reversal_statistic,
     step_statistics,
     target_statistics,
+    two_way_errors,
 )
 from .base import VideoPipeline
 
@@ -49,7 +53,12 @@ class VJepa2AnomalyDetector(VideoPipeline):
         stride: every stride-th frame of a video is kept; choose it to match the frame rate of training.
         top_fraction: fraction of the positions with the highest errors over which a frame's score is the mean; with 1,
             small anomalies average out.
-        two_sided: after calibration, errors that are too low raise the score too (a frozen image).
+        two_sided: after calibration, a mean error that is too low raises the score "error" too. For frozen images, use
+            the score "change".
+        scores: names of the scores of a call, the main one first: "error" (the default), how high the errors are;
+            "change", how unusual, in both directions, the change of the errors is (objects that jump, frozen images);
+            "reversal", whether a tubelet is predicted better from the future, or from the past, than in normal video
+            (reversed video). "reversal" doubles the time of a call.
         window_batch_size: windows that go through the model at a time.
 
     Example:
@@ -69,6 +78,7 @@ class VJepa2AnomalyDetector(VideoPipeline):
         stride: int | None = None,
         top_fraction: float | None = None,
         two_sided: bool | None = None,
+        scores: Sequence[str] | None = None,
         window_batch_size: int = 8,
         task: str = "video-anomaly-detection",
         **kwargs,
@@ -84,9 +94,9 @@ class VJepa2AnomalyDetector(VideoPipeline):
         self.window_batch_size = window_batch_size
         self.calibration = Calibration.load(model.name_or_path) if model.name_or_path else None
         given = {"context_frames": context_frames, "future_frames": future_frames, "stride": stride}
-        given |= {"top_fraction": top_fraction, "two_sided": two_sided}
+        given |= {"top_fraction": top_fraction, "two_sided": two_sided, "scores": scores}
         self.settings = _settings(model.config, self.calibration, given)
-        if self.calibration is not None and self.settings != self.calibration.settings:
+        if self.calibration is not None and self.settings != {"scores": ["error"], **self.calibration.settings}:
             self.calibration = None  # other settings change the distribution of errors
         super().__init__(model, video_processor, task=task, **kwargs)
 
@@ -101,7 +111,11 @@ class VJepa2AnomalyDetector(VideoPipeline):
             A dict of numpy arrays, or a list of them: `frame_scores` (T,), NaN for the first `context_frames`, which
             are not predicted; `tubelet_scores` (T', H', W'), errors, or after calibration their deviations from normal
             at their position; `frames` (T,), the indices of the kept frames in the video; `times` (T,) in seconds for
-            a file, else `None`; after calibration `is_anomaly` (T,) bool and the `threshold`, else `None`.
+            a file, else `None`; after calibration `is_anomaly` (T,) bool and the `threshold`, else `None`; `scores`, a
+            dict of (T,) by the names of `scores`, and after calibration their `thresholds`, else `None`. The first
+            score is `frame_scores`, and `threshold` is its threshold. "change" is also NaN in the first tubelet that
+            is predicted, "reversal" in the last `context_frames`. Before calibration "change" is the logarithm of the
+            upper quartile of changes, "reversal" the difference of log errors.
 
         Raises:
             ValueError: the video is shorter than context and future, is corrupt, or needs a processor; or targets are
@@ -128,8 +142,9 @@ class VJepa2AnomalyDetector(VideoPipeline):
             windows = (size, self.model.config.encoder_config.tubelet_size, self.window_batch_size)
             every = itertools.chain.from_iterable(iterate_windows(self._kept(video), *windows) for video in videos)
             statistics = target_statistics(self.model, every)
-        errors = [self._errors(self._kept(video), statistics) for video in videos]
-        self.calibration = calibrate(errors, quantile, self.settings)
+        both = [self._errors(self._kept(video), statistics) for video in videos]
+        errors, backward = [one for one, _ in both], [other for _, other in both if other is not None]
+        self.calibration = calibrate(errors, quantile, self.settings, backward or None)
         self.calibration.statistics = statistics
         return self.calibration
 
@@ -190,19 +205,22 @@ class VJepa2AnomalyDetector(VideoPipeline):
 
     def _forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
         statistics = self.calibration.statistics if self.calibration else None
-        return {"errors": self._errors(inputs["source"], statistics), "source": inputs["source"]}
+        errors, backward = self._errors(inputs["source"], statistics)
+        return {"errors": errors, "backward": backward, "source": inputs["source"]}
 
     def postprocess(self, outputs: dict[str, Any]) -> dict[str, Any]:
         """Last step of the pipeline: the result that a call returns."""
         errors, source = outputs["errors"], outputs["source"]
-        if self.calibration is None:
-            tubelets, scores, threshold = errors, step_statistics(errors, self.settings["top_fraction"])[0], None
-        else:
-            tubelets, scores = self.calibration.deviations(errors), self.calibration.scores(errors)
-            threshold = self.calibration.threshold
         tubelet = self.model.config.encoder_config.tubelet_size
-        steps = (np.arange(source.count) // tubelet).clip(max=len(scores) - 1)  # a last frame that fills no tubelet
-        frame_scores = scores.numpy()[steps]
+        steps = (np.arange(source.count) // tubelet).clip(max=len(errors) - 1)  # a last frame that fills no tubelet
+        names = self.settings["scores"]
+        scores = {name: self._score(name, errors, outputs["backward"]).numpy()[steps] for name in names}
+        tubelets, thresholds, threshold, frame_scores = errors, None, None, scores[names[0]]
+        if self.calibration is not None:
+            tubelets = self.calibration.deviations(errors)
+            thresholds = {"error": self.calibration.threshold, **self.calibration.thresholds}
+            thresholds = {name: thresholds[name] for name in names}
+            threshold = thresholds[names[0]]
         frames = np.arange(source.count) * self.settings["stride"]
         return {
             "frame_scores": frame_scores,
@@ -211,14 +229,27 @@ class VJepa2AnomalyDetector(VideoPipeline):
             "times": None if source.fps is None else frames / source.fps,
             "is_anomaly": None if threshold is None else frame_scores > threshold,
             "threshold": threshold,
+            "scores": scores,
+            "thresholds": thresholds,
         }
+
+    def _score(self, name: str, errors: torch.Tensor, backward: torch.Tensor | None) -> torch.Tensor:
+        if self.calibration is not None:
+            return self.calibration.named_scores(name, errors, backward)
+        if name == "error":
+            return step_statistics(errors, self.settings["top_fraction"])[0]
+        return change_statistics(errors)[1] if name == "change" else reversal_statistic(errors, backward)
 
     def _kept(self, video: Any) -> FrameSource:
         return self._source(video, self.settings["stride"])
 
-    def _errors(self, source: FrameSource, statistics: Any) -> torch.Tensor:
+    def _errors(self, source: FrameSource, statistics: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Errors predicted from the past, and from the future if a score needs them."""
         frames = (self.settings["context_frames"], self.settings["future_frames"])
-        return prediction_errors(self.model, source, *frames, self.window_batch_size, statistics)
+        options = (self.model, source, *frames, self.window_batch_size, statistics)
+        return (
+            two_way_errors(*options) if "reversal" in self.settings["scores"] else (prediction_errors(*options), None)
+        )
 
     def _images(self, video: Any, shown: list[int]) -> np.ndarray:
         """The kept frames with these numbers as the model sees them, uint8 (n, H, W, 3)."""
@@ -247,7 +278,7 @@ def _settings(config: Any, calibration: Calibration | None, given: dict[str, Any
     tubelet = config.encoder_config.tubelet_size
     steps = max(config.encoder_config.frames_per_clip // tubelet, 2)
     default = {"context_frames": max(3 * steps // 4, 1) * tubelet, "future_frames": tubelet, "stride": 1}
-    default |= {"top_fraction": 0.1, "two_sided": True}
+    default |= {"top_fraction": 0.1, "two_sided": True, "scores": ["error"]}
     found = {**default, **(calibration.settings if calibration else {})}
     found |= {name: value for name, value in given.items() if value is not None}
     for name in ("context_frames", "future_frames"):
@@ -258,4 +289,8 @@ def _settings(config: Any, calibration: Calibration | None, given: dict[str, Any
         refuse("stride", found["stride"], "1 (every frame) or more")
     check_number("top_fraction", found["top_fraction"], above=0, at_most=1)
     check_flag("two_sided", found["two_sided"])
+    names = found["scores"]
+    if not isinstance(names, (list, tuple)) or not names or any(name not in SCORES for name in names):
+        refuse("scores", names, f"a list of at least one of {', '.join(SCORES)}")
+    found["scores"] = list(dict.fromkeys(names))
     return found

@@ -4,6 +4,10 @@ A window of `context_frames` and `future_frames` slides over the video, one tube
 context alone, the predictor predicts the tokens of the future, and the target encoder sees the whole window. The error
 of a token is the training loss |ẑ − z|^p / p, averaged over channels and over the windows that predicted the token.
 
+Scores of a time step, by name (`SCORES`): "error", how high the error is; "change", how unusual, in either
+direction, the change of the errors from the time step before is; "reversal", how the error of a tubelet predicted from
+the past compares with its error predicted from the future, in the reversed clip.
+
 Shapes: B windows, T kept frames, C channels, H W pixels, (T', H', W') grid of the video, P = H'·W' positions, c and f
 time steps of context and future, n = (c + f)·P tokens of a window, D width of a target.
 """
@@ -12,7 +16,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,9 @@ from ..specs import is_number, read_old_names, refuse
 
 
 CALIBRATION_FILE = "anomaly_calibration.safetensors"
+SCORES = ("error", "change", "reversal")
+MIN_CHANGE = 1e-6  # added to changes of log errors: in a frozen video they are 0, up to rounding
+REVERSAL_STEPS = 9  # time steps over which "reversal" is averaged, because the arrow of time is faint in one
 # Names in calibrations saved by 0.1.0
 OLD_TENSORS = {"place_mean": "position_mean", "place_std": "position_std"}
 OLD_SETTINGS = {"top_share": "top_fraction"}
@@ -60,6 +67,9 @@ class Calibration:
     position_mean, position_std: (H', W') of the log errors.
     rise_mean, rise_std, fall_mean, fall_std: of the two statistics over normal time steps.
     threshold: the `quantile` of the scores of normal time steps.
+    change_means, change_stds: of the two statistics of `change_statistics` over normal time steps, or `None`.
+    reversal_mean, reversal_std: of `reversal_statistic` over normal time steps, or `None`.
+    thresholds: by the name of a score that settings["scores"] asks for; "error" has `threshold`.
     settings: of the calibrated detector.
     """
 
@@ -72,6 +82,11 @@ class Calibration:
     threshold: float
     settings: dict[str, Any]
     statistics: TargetStatistics | None = None
+    change_means: list[float] | None = None
+    change_stds: list[float] | None = None
+    reversal_mean: float | None = None
+    reversal_std: float | None = None
+    thresholds: dict[str, float] = field(default_factory=dict)
 
     def deviations(self, errors: torch.Tensor) -> torch.Tensor:
         """Errors -> z, (T', H', W')."""
@@ -92,6 +107,35 @@ class Calibration:
         if not self.settings["two_sided"]:
             return rise
         return torch.maximum(rise, (self.fall_mean - fall) / self.fall_std)
+
+    def change_scores(self, errors: torch.Tensor) -> torch.Tensor:
+        """Errors (T', H', W') -> (T',): how unusual the change of the errors is, in standard deviations.
+
+        High where errors change more than in normal video (an object that jumps), and where they change less (a frozen
+        image, whose errors are constant). NaN where a time step or the one before was not predicted.
+        """
+        if self.change_means is None or self.change_stds is None:
+            raise ValueError('the detector was calibrated without "change": calibrate with scores=["change"].')
+        small, large = change_statistics(errors)
+        below = (self.change_means[0] - small) / self.change_stds[0]
+        return torch.maximum(below, (large - self.change_means[1]) / self.change_stds[1])
+
+    def reversal_scores(self, errors: torch.Tensor, backward: torch.Tensor) -> torch.Tensor:
+        """Errors of both directions (T', H', W') -> (T',): the deviation from normal towards reversed video.
+
+        Reversed video swaps the two directions. Normal video has a mean difference, reversed video its negative; the
+        score counts standard deviations from the first in the direction of the second.
+        """
+        if self.reversal_mean is None or self.reversal_std is None:
+            raise ValueError('the detector was calibrated without "reversal": calibrate with scores=["reversal"].')
+        deviations = (reversal_statistic(errors, backward) - self.reversal_mean) / self.reversal_std
+        return -math.copysign(1, self.reversal_mean) * deviations
+
+    def named_scores(self, name: str, errors: torch.Tensor, backward: torch.Tensor | None = None) -> torch.Tensor:
+        """The score of this name of `SCORES`, (T',); `backward` is needed for "reversal"."""
+        if name == "error":
+            return self.scores(errors)
+        return self.change_scores(errors) if name == "change" else self.reversal_scores(errors, backward)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the calibration into the folder of a detector, for `load`."""
@@ -117,7 +161,9 @@ class Calibration:
             raise ValueError(f"{str(path)!r} is damaged ({reason}): remove it, and calibrate again.") from error
         tensors = {OLD_TENSORS.get(name, name): tensor for name, tensor in tensors.items()}
         positions = {name: tensors.pop(name) for name in OLD_TENSORS.values() if name in tensors}
-        if numbers.keys() | positions.keys() != {field.name for field in fields(cls)} - {"statistics"}:
+        known = {one.name for one in fields(cls)} - {"statistics"}
+        required = {one.name for one in fields(cls) if one.default is MISSING and one.default_factory is MISSING}
+        if not required <= numbers.keys() | positions.keys() <= known:
             raise ValueError(f"{str(path)!r} was saved by another version; calibrate again.")
         numbers["settings"] = read_old_names(numbers["settings"], OLD_SETTINGS, str(path))
         return cls(**numbers, **positions, statistics=TargetStatistics(**tensors) if tensors else None)
@@ -128,6 +174,26 @@ def step_statistics(values: torch.Tensor, top_fraction: float) -> tuple[torch.Te
     descending = values.flatten(1).sort(dim=1, descending=True).values
     count = max(round(top_fraction * descending.shape[1]), 1)
     return descending[:, :count].mean(dim=1), descending.mean(dim=1)
+
+
+def change_statistics(errors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Errors (T', H', W') -> two (T',): logarithms of the mean and of the upper quartile, over the positions, of the
+    absolute change of the log errors from the time step before. NaN in the first step and after unpredicted ones."""
+    logs = errors.clamp_min(1e-12).log().flatten(1)
+    changes = torch.full_like(logs, float("nan"))
+    changes[1:] = logs.diff(dim=0).abs() + MIN_CHANGE
+    return changes.mean(dim=1).log(), changes.quantile(0.75, dim=1).log()
+
+
+def reversal_statistic(errors: torch.Tensor, backward: torch.Tensor) -> torch.Tensor:
+    """Errors of both directions (T', H', W') -> (T',): the log error of a tubelet predicted from the past minus that
+    predicted from the future, averaged over positions and over `REVERSAL_STEPS` time steps around it.
+
+    NaN where one of the directions has no prediction: the first and the last c time steps.
+    """
+    steps = (errors.clamp_min(1e-12).log() - backward.clamp_min(1e-12).log()).mean(dim=(1, 2))
+    padded = torch.nn.functional.pad(steps, (REVERSAL_STEPS // 2,) * 2, value=float("nan"))
+    return torch.where(steps.isnan(), steps, padded.unfold(0, REVERSAL_STEPS, 1).nanmean(dim=1))
 
 
 @torch.no_grad()
@@ -149,20 +215,64 @@ def prediction_errors(
         float32 (T', H', W'); NaN for the first c time steps, which are not predicted. Frames at the end that fill no
         tubelet are dropped.
     """
-    tubelet = model.config.encoder_config.tubelet_size
-    past, future = context_frames // tubelet, future_frames // tubelet
-    found, grid = [], None
-    for windows in iterate_windows(source, context_frames + future_frames, tubelet, batch_size):
+    windows = iterate_windows(source, *_window_sizes(model, context_frames, future_frames), batch_size)
+    return _slide(model, windows, context_frames, statistics, backward=(False,))[0]
+
+
+@torch.no_grad()
+def two_way_errors(
+    model: VJepa2ForMaskedLatentPrediction,
+    source: FrameSource,
+    context_frames: int,
+    future_frames: int,
+    batch_size: int = 8,
+    statistics: TargetStatistics | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`prediction_errors` of a video and of its reversed windows, in one pass over the video.
+
+    Returns:
+        two float32 (T', H', W') on the time steps of the video: tubelets predicted from the past, NaN for the first c
+        time steps; and from the future, by the same predictor on reversed frames, NaN for the last c.
+    """
+    windows = iterate_windows(source, *_window_sizes(model, context_frames, future_frames), batch_size)
+    forward, backward = _slide(model, windows, context_frames, statistics, backward=(False, True))
+    return forward, backward
+
+
+def _window_sizes(model: VJepa2ForMaskedLatentPrediction, context_frames: int, future_frames: int) -> tuple[int, int]:
+    return context_frames + future_frames, model.config.encoder_config.tubelet_size
+
+
+def _slide(
+    model: VJepa2ForMaskedLatentPrediction,
+    batches: Iterable[torch.Tensor],
+    context_frames: int,
+    statistics: TargetStatistics | None,
+    backward: tuple[bool, ...],
+) -> list[torch.Tensor]:
+    """Errors (T', H', W') of batches of windows, for each direction."""
+    past, grid = context_frames // model.config.encoder_config.tubelet_size, None
+    found: list[list[torch.Tensor]] = [[] for _ in backward]
+    for windows in batches:
         windows = windows.to(device=model.device, dtype=model.dtype)
         grid = model.encoder.get_grid(windows)
-        found.append(window_errors(model, windows, past, statistics).cpu())
-    errors = torch.cat(found)  # (windows, f, P)
-    sums = torch.zeros(past + len(errors) + future - 1, errors.shape[2])
+        for direction, errors in zip(backward, found, strict=True):
+            turned = windows.flip(1) if direction else windows
+            errors.append(window_errors(model, turned, past, statistics).cpu())
+    return [
+        _by_time_step(torch.cat(errors), past, turned, grid) for errors, turned in zip(found, backward, strict=True)
+    ]
+
+
+def _by_time_step(errors: torch.Tensor, past: int, backward: bool, grid: Any) -> torch.Tensor:
+    """Errors of windows (W, f, P) -> means by time step of the video (T', H', W'); NaN where nothing predicted it."""
+    count, future, _ = errors.shape
+    sums = torch.zeros(past + count + future - 1, errors.shape[2])
     counts = torch.zeros(len(sums), 1)
     for horizon in range(future):
-        steps = slice(past + horizon, past + horizon + len(errors))
-        sums[steps] += errors[:, horizon]
-        counts[steps] += 1
+        first = future - 1 - horizon if backward else past + horizon
+        sums[first : first + count] += errors[:, horizon]
+        counts[first : first + count] += 1
     return (sums / counts).unflatten(1, grid[1:])  # 0 / 0 is NaN: not predicted
 
 
@@ -237,17 +347,24 @@ def check_quantile(quantile: float) -> None:
         refuse("quantile", quantile, "a fraction of time steps, above 0 and up to 1")
 
 
-def calibrate(errors: Sequence[torch.Tensor], quantile: float, settings: dict[str, Any]) -> Calibration:
+def calibrate(
+    errors: Sequence[torch.Tensor],
+    quantile: float,
+    settings: dict[str, Any],
+    backward: Sequence[torch.Tensor] | None = None,
+) -> Calibration:
     """Fits a calibration to the errors (T', H', W') of normal videos.
 
     Args:
         quantile: fraction of normal time steps below the threshold.
-        settings: `top_fraction`, `two_sided`, and others that are only stored.
+        settings: `top_fraction`, `two_sided`, optionally `scores` (names of `SCORES` to calibrate; default "error"),
+            and others that are only stored.
+        backward: of the same videos, predicted from the future (`two_way_errors`); needed for "reversal".
     """
     check_quantile(quantile)
     if len(grids := {tuple(one.shape[1:]) for one in errors}) > 1:
         raise ValueError(f"normal videos have grids of {sorted(grids)} positions; expected one size.")
-    errors = torch.cat(list(errors))
+    videos, errors = list(errors), torch.cat(list(errors))
     errors = errors[~errors.isnan().any(dim=(1, 2))]
     if len(errors) < 2:
         raise ValueError(f"normal video gives {len(errors)} predicted time steps; expected at least 2.")
@@ -263,4 +380,38 @@ def calibrate(errors: Sequence[torch.Tensor], quantile: float, settings: dict[st
             )
     found = Calibration(position_mean, position_std, *rises, *falls, threshold=0.0, settings=settings)
     found.threshold = torch.quantile(found.scores(errors), quantile).item()
+    _calibrate_named(found, videos, backward, quantile)
     return found
+
+
+def _calibrate_named(
+    found: Calibration, videos: list[torch.Tensor], backward: Sequence[torch.Tensor] | None, quantile: float
+) -> None:
+    """Adds the scores beside "error" that the settings name; changes and averages do not cross videos."""
+    names = found.settings.get("scores", ["error"])
+    if "change" in names:
+        pairs = [change_statistics(one) for one in videos]
+        fitted = [_mean_and_std("change", [pair[side] for pair in pairs]) for side in (0, 1)]
+        found.change_means, found.change_stds = [mean for mean, _ in fitted], [std for _, std in fitted]
+    if "reversal" in names:
+        if backward is None:
+            raise ValueError('the score "reversal" needs `backward`, the errors predicted from the future.')
+        differences = [reversal_statistic(one, other) for one, other in zip(videos, backward, strict=True)]
+        found.reversal_mean, found.reversal_std = _mean_and_std("reversal", differences)
+    reversed_errors: Sequence[torch.Tensor | None] = [None] * len(videos) if backward is None else backward
+    for name in set(names) - {"error"}:
+        pairs_of_videos = zip(videos, reversed_errors, strict=True)
+        scores = torch.cat([found.named_scores(name, *pair) for pair in pairs_of_videos])
+        found.thresholds[name] = torch.quantile(scores[~scores.isnan()], quantile).item()
+
+
+def _mean_and_std(name: str, values: Sequence[torch.Tensor]) -> tuple[float, float]:
+    known = torch.cat(list(values))
+    known = known[~known.isnan()]
+    std = known.std().item() if len(known) > 1 else 0.0
+    if not 0 < std < math.inf:
+        raise ValueError(
+            f'normal video gives {len(known)} time steps for the score "{name}", with a standard deviation of {std}; '
+            "expected at least 2 that differ: give more video with motion."
+        )
+    return known.mean().item(), std
