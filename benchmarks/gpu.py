@@ -4,6 +4,7 @@ the published loop.
     python benchmarks/gpu.py                            # under 6 minutes; writes benchmarks/gpu.json
     python benchmarks/gpu.py --sections encoder plan    # some sections
     python benchmarks/gpu.py --table                    # prints the JSON as Markdown tables
+    python benchmarks/gpu.py --publish docs/results.md  # writes the JSON's short tables between the markers `gpu`
     python benchmarks/gpu.py --tiny                     # on the CPU, seconds; the numbers mean nothing
 
 Every variant is checked for agreement and written to the JSON at once. An error is recorded there, and the exit
@@ -24,6 +25,8 @@ import transformers
 from gpu_measure import DATASHEET, Report, matmul_rate
 from gpu_variants import Settings, tiny_settings, variants
 
+from vjepa2_hf.visualization.tables import format_table, publish_tables
+
 
 SECTIONS = ("encoder", "pretraining", "plan", "decoding")
 
@@ -35,6 +38,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS, help="what to measure")
     parser.add_argument("--tiny", action="store_true", help="on the CPU, as small as it goes")
     parser.add_argument("--table", action="store_true", help="print the results of --output, and measure nothing")
+    parser.add_argument("--publish", nargs="+", type=Path, help="write them into documents, and measure nothing")
     return parser.parse_args(arguments)
 
 
@@ -68,6 +72,10 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments.table:
         print(markdown(json.loads(arguments.output.read_text(encoding="utf-8"))))
         return 0
+    if arguments.publish:
+        results = json.loads(arguments.output.read_text(encoding="utf-8"))
+        publish_tables(results, short_tables(results), None, arguments.publish, "gpu")
+        return 0
     if not arguments.tiny and not torch.cuda.is_available():
         print("No GPU was found: this benchmark needs one (--tiny runs it on the CPU, without meaning).")
         return 0
@@ -94,6 +102,31 @@ def main(arguments: list[str] | None = None) -> int:
     if report.failures:
         print("\n".join([f"\n{len(report.failures)} variants failed:", *report.failures]))
     return 1 if report.failures else 0
+
+
+def short_tables(results: dict[str, Any]) -> str:
+    """What was compared, and the memory of pretraining, as two Markdown tables."""
+    machine = results["machine"]
+    timed, memory = [], []
+    for section, variants_found in results["sections"].items():
+        for name, found in variants_found.items():
+            if "ratio" in found:
+                (ours, other), values = found["seconds"], found["seconds"].values()
+                times = [f"{1000 * one['median']:.0f}" for one in values]
+                ((_, ratio),) = found["ratio"].items()
+                spread = f"{ratio['median']:.2f} ({ratio['minimum']:.2f}–{ratio['maximum']:.2f})"
+                reached = f"{found['fraction_of']['matmul'][ours]:.2f}"
+                timed.append([f"{section}: {name}", f"{ours}, {other}", *times, spread, reached])
+            elif "largest_batch" in found:
+                peak = f"{found['memory_bytes']['peak'] / 1e9:.1f}" if found["memory_bytes"] else "–"  # on a CPU
+                largest, tried = str(found["largest_batch"]), found["ms_per_clip_by_batch"]
+                row = [name, peak, largest, str(found["out_of_memory"] or "none tried")]
+                memory.append([*row, f"{tried.get(largest, found['ms_per_clip']):.1f}"])
+    titles = ["measured", "sides", "ms, first", "ms, second", "second / first", "first: fraction of matmul rate"]
+    lines = [f"{machine['device']}, torch {machine['torch']}, transformers {machine['transformers']}:", ""]
+    lines += format_table(titles, timed)
+    titles = ["pretraining step", "peak memory, 8 clips, GB", "largest batch", "out of memory at", "ms per clip there"]
+    return "\n".join([*lines, "", *format_table(titles, memory)])
 
 
 def markdown(results: dict[str, Any]) -> str:

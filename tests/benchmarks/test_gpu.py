@@ -59,6 +59,19 @@ def test_a_table_holds_every_variant(gpu, sections, tmp_path, capsys):
     assert all(f"| {name} |" in printed for found in sections.values() for name in found)
 
 
+def test_documents_get_what_was_compared(gpu, sections, tmp_path):
+    path, document = tmp_path / "gpu.json", tmp_path / "page.md"
+    machine = {"device": "some GPU", "torch": "2", "transformers": "5"}
+    path.write_text(json.dumps({"machine": machine, "sections": sections}))
+    document.write_text("before\n<!-- gpu:begin -->\nold\n<!-- gpu:end -->\nafter\n")
+    assert gpu.main(["--publish", str(document), "--output", str(path)]) == 0
+    text = document.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    ratio = sections["pretraining"]["step"]["ratio"]["transformers / ours"]["median"]
+    assert "| pretraining: step | ours, transformers |" in text and f"| {ratio:.2f} (" in text
+    assert "| transformers alone | – | 4 | none tried |" in text
+
+
 def test_a_failed_variant_is_recorded_and_others_go_on(gpu, monkeypatch, tmp_path, capsys):
     def failing():
         raise torch.OutOfMemoryError("no memory is left")
