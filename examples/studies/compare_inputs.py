@@ -1,6 +1,6 @@
 """What a learned state should read under varied appearance: pixels, or tokens of a pretrained or a random encoder.
 
-    python examples/studies/compare_inputs.py [--seeds 5] [--seconds 50] [--episodes 1000] [--tasks 60] [--jobs 2]
+    python examples/studies/compare_inputs.py [--seeds 5] [--seconds 300] [--episodes 1000] [--tasks 100] [--jobs 2]
 
 All models learn from the same recorded episodes of pushing, where floor, colors, light and other objects differ from
 episode to episode. The first stage of every model has the same core time: two short runs per row measure what a step
@@ -323,10 +323,10 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
 
 SETTINGS = {
     "episodes": (1000, "recorded episodes"),
-    "seconds": (50, "core seconds of the first stage of every model"),
+    "seconds": (300, "core seconds of the first stage of every model"),
     "steps": (1200, "steps of the second stage"),
     "pretrain_steps": (300, "steps of pretraining"),
-    "tasks": (60, "tasks of planning per seed"),
+    "tasks": (100, "tasks of planning per seed"),
 }
 SEEDS = {"seeds": (5, "training seeds")}
 STUDY = study.Study("compare_inputs", __doc__, run, collect, format_tables, ["docs/states.md"], SETTINGS, SEEDS)
