@@ -58,10 +58,12 @@ def test_anomalies(work):
     tiny = ["max_steps=2", "batch_size=2", "crop_size=32", "encoder.hidden_size=24", "predictor.hidden_size=24"]
     tiny += ["encoder.num_hidden_layers=1", "predictor.num_hidden_layers=1", "num_workers=0"]
     for command in commands("anomalies.md"):
+        if any(part.startswith("seed=") for part in command):
+            continue  # the other models are trained as the first one; test_detect_anomalies.py measures several
         if any(part.endswith("pretrain.py") for part in command):
             command = [config if part.endswith(".yaml") else part for part in command] + tiny
         if any(part.endswith("detect_anomalies.py") for part in command) and "--cut" not in command:
-            command = command[: command.index("--document")]  # the repository's own page and results stay
+            command = command[: command.index("--more_models")]  # and the repository's own page and results stay
             command += ["--placements", "2", "--segment", "40", "--length", "8"]
         run_command(command)
     results = Path("runs/anomalies")

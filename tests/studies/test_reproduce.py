@@ -90,6 +90,7 @@ def test_seeds_are_added_to_those_of_the_earlier_results_file(run_study, command
     assert [next(part for part in one if part.startswith("seed=")) for one in trained] == ["seed=2", "seed=3"]
 
 
+@pytest.mark.slow
 def test_the_reproduction_and_the_ablations_on_its_models_run_at_tiny_size(tiny_runs, run_study, tmp_path):
     size = ["--jobs", "1", "--seeds", "1"]
     text = run_study(reproduce.STUDY, *size, "--paired_seeds", "2")
