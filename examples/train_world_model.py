@@ -84,6 +84,7 @@ from vjepa2_hf.training.world_model_fields import (
     freeze_others,
     latents_to_fit,
     measure_column,
+    warn_of_short_windows,
 )
 from vjepa2_hf.video_io import ReadLimits
 
@@ -371,6 +372,7 @@ def prepare_data(config: WorldModelTrainingConfig, accelerator: Accelerator):
     for mixture in (training, held_out):
         mixture.fit_widths(model.config.action_dim // model.config.frame_skip, model.config.proprio_dim)
     check_windows(model.config, config.frames_per_window, config.rollout_start)
+    warn_of_short_windows(model.config, config.frames_per_window)
     training.sample(1, config.frames_per_window, model.config.frame_skip, np.random.default_rng(0))  # raises if none
     named = [dataclasses.asdict(source) for source in config.sources]
     return model, processor, training, held_out, {"data": named, **statistics}

@@ -212,6 +212,7 @@ class TestScore:
             ({"goal": {"side": FRAMES[:, 2:, 0]}}, "^Unknown view in goal: 'side'"),
             ({"goal": FRAMES[:, 2:, :1]}, r"^goal of shape .* has 1 views; .* fewer with goal_views=\[…\]"),
             ({"goal": random(2, 1, 16, 24)}, r"^goal of shape .* have 16 tokens per frame; .* need goal_views=\[…\]"),
+            ({"goal": None, "cost": "uncertainty", "goal_views": ["wrist"]}, "^goal_views is .* there is no goal"),
             ({"goal_views": ["side"]}, "^Unknown view in goal_views: 'side'"),
             ({"goal_views": "front"}, "^goal_views is 'front'; expected a list of views"),
             ({"observation": BY_NAME, "views": [0]}, r"^observation is a dict, .* out views=\[0\]"),

@@ -455,8 +455,14 @@ def given_frames(
     return given, views
 
 
-def check_scored(observation: torch.Tensor, goal: torch.Tensor | None, num_samples: int, generator: Any) -> None:
+def check_scored(
+    observation: torch.Tensor, goal: torch.Tensor | None, goal_views: Any, num_samples: int, generator: Any
+) -> None:
     """Refuses what [`VJepa2WorldModel.score`] cannot encode or sample: observations (B, T0, …), goals (B, …)."""
+    if goal is None and goal_views is not None:
+        raise ValueError(
+            f"goal_views is {describe(goal_views)}, but there is no goal: give it, or leave goal_views out."
+        )
     if not isinstance(observation, dict):
         check_tensor("observation", observation, "(B, T0, C, H, W)", "(B, T0, V, C, H, W)", "(B, T0, N, D)")
     if goal is not None and not isinstance(goal, dict):

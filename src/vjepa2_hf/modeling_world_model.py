@@ -412,7 +412,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         """
         check_chunk_size(candidate_chunk_size)
         terms = choose_cost(cost, distance, uncertainty_weight, goal is not None, self.config.reward_head)
-        check_scored(observation, goal, num_samples, generator)
+        check_scored(observation, goal, goal_views, num_samples, generator)
         latents, views = self._as_latents(observation, views, None, "observation", "views")
         if goal is not None:
             goal_views = views if goal_views is None and not isinstance(goal, dict) else goal_views

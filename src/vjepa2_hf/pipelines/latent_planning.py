@@ -379,7 +379,7 @@ class VJepa2Planner(VideoPipeline):
 
         scoring = {name: inputs[name] for name in ("context_actions", "proprio_states", "extrinsics")}
         scoring |= {"cost": cost, "goal_proprio_states": goal_proprio_states, "embodiment_ids": self.embodiment}
-        scoring |= {"views": views, "goal_views": held_views(config, goal_views)}
+        scoring |= {"views": views, "goal_views": None if goal is None else held_views(config, goal_views)}
         for name in ("candidate_chunk_size", "num_samples", "uncertainty_weight"):
             scoring[name] = getattr(self, name)
 

@@ -41,7 +41,7 @@ class DistanceSettings:
     learning_rate: float = 1e-3
 
     def __post_init__(self):
-        check_fields(self)
+        check_fields(self, "distance.")
         check_at_least(self, "distance.", max_steps=1, batch_size=2)
         check_number("distance.learning_rate", self.learning_rate, above=0)
 

@@ -158,8 +158,8 @@ def latents_to_fit(model: VJepa2WorldModel, training: WindowMixture, processor) 
 
 
 def check_windows(config: VJepa2WorldModelConfig, frames: int, rollout_start: float) -> None:
-    """Refuses windows of `frames` that are too short for the rollout loss, and warns of windows shorter than the
-    context; `rollout_start` is the fraction of the steps that use the one-step loss alone."""
+    """Refuses windows of `frames` that are too short for the rollout loss; `rollout_start` is the fraction of steps
+    with the one-step loss alone."""
     room = frames - 1
     if rollout_start < 1 and config.rollout_weight and config.rollout_steps > room:
         raise ValueError(
@@ -168,10 +168,14 @@ def check_windows(config: VJepa2WorldModelConfig, frames: int, rollout_start: fl
         )
     if rollout_start < 1 and not any((config.teacher_forcing_weight, config.rollout_weight)):
         raise ValueError("teacher_forcing_weight and rollout_weight are both 0: there is no loss.")
-    if config.context_frames > room:
+
+
+def warn_of_short_windows(config: VJepa2WorldModelConfig, frames: int) -> None:
+    """Warns of windows of `frames` that are shorter than the context."""
+    if config.context_frames > frames - 1:
         logger.warning(
             "context_frames=%d, but windows of frames_per_window=%d show the model at most %d frames: in longer "
-            "rollouts it sees frame positions that were never trained", config.context_frames, frames, room,
+            "rollouts it sees frame positions that were never trained", config.context_frames, frames, frames - 1,
         )  # fmt: skip
 
 
