@@ -111,7 +111,7 @@ class TestJitter:
 
 
 class TestMotion:
-    @pytest.mark.parametrize(("noise", "least"), [(0, 0.9), (5, 0.7)])
+    @pytest.mark.parametrize(("noise", "least"), [(0, 0.75), (2, 0.7)])
     def test_clips_are_drawn_where_things_move(self, noise, least):
         with VideoReader(half_moving_video(noise)) as reader:
             moving = {
@@ -121,6 +121,11 @@ class TestMotion:
             assert abs(moving[0.0] - 56 / 113) < 0.1
             assert moving[1.0] > least
             assert moving[0.0] + 0.05 < moving[0.5] < moving[1.0] - 0.05  # half of each
+
+    def test_strong_sensor_noise_counts_as_motion(self):
+        with VideoReader(half_moving_video(noise=5)) as reader:
+            motion = reader.motion()
+        assert motion[57:].sum() / motion.sum() < 0.6
 
     def test_chances_are_in_proportion_to_the_motion_that_a_clip_holds(self):
         class Reader:
