@@ -51,6 +51,7 @@ def test_estimates_are_in_the_order_of_what_the_ways_keep(tiny):
     assert found["checkpointed"]["clips"] < found["pretraining"]["clips"]
 
 
+@pytest.mark.slow
 def test_a_case_is_measured_in_a_process_of_its_own(table):
     case = table.Case("small", 2, 32, 1, "inference")
     weights = 4 * 22e6

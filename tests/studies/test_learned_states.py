@@ -38,6 +38,7 @@ def test_both_appearances_have_the_same_tasks_and_settings(commands, run_only):
     assert (few.true_dynamics, true.true_dynamics) == (False, True)
 
 
+@pytest.mark.slow
 def test_the_whole_command_runs_at_tiny_size(tiny_runs, run_study, tmp_path, monkeypatch):
     solver = {"name": "cem", "horizon": 2, "num_candidates": 4, "num_iterations": 1, "num_elites": 2}
     monkeypatch.setattr(learned_states, "few_candidates", lambda config: solver)
