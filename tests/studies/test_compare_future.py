@@ -95,6 +95,7 @@ def test_runs_with_other_settings_are_neither_taken_nor_published_as_these(run_s
     assert results["steps"] == 20 and ratios == {"mean": 1.0, "low": None, "high": None, "by_seed": [1.0]}
 
 
+@pytest.mark.slow
 def test_the_whole_command_runs_at_tiny_size(tiny_runs, run_study, tmp_path):
     size = "--seeds 1 --jobs 1 --clips 40 --steps 2 --probe_steps 2"
     run_study(compare_future.STUDY, *size.split())
