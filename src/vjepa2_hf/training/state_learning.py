@@ -235,9 +235,8 @@ class StateLearner(nn.Module):
         super().__init__()
         config = model.config
         self.settings, self.network = settings, model.state_network.requires_grad_(True)
-        if (
-            settings.episode_contrast_weight or settings.prediction_weight
-        ):  # in several processes, all parameters must have gradients
+        # parts without a loss are left out: in several processes all parameters must have gradients
+        if settings.episode_contrast_weight or settings.prediction_weight:
             self.transition = _mlp(config.state_dim + config.action_dim, config.state_dim)
             nn.init.zeros_(self.transition[-1].weight)
             nn.init.zeros_(self.transition[-1].bias)
