@@ -114,6 +114,19 @@ class TestPlan:
         for plan, pair in zip(batch, [(OBSERVATION, GOAL), (OTHER, OBSERVATION), (GOAL, GOAL)], strict=True):
             assert same_plan(plan, planner(*pair, seed=2))
 
+    @pytest.mark.parametrize("settings", [{}, {"proprio_dim": 2, "proprio_transition": "add"}])
+    def test_searches_of_a_batch_that_end_one_by_one_are_single_plans(self, settings):
+        planner = build_planner(solver=CEM(3, 16, 8, 4, stop_std=0.08), **settings)
+        observations, goals = [OBSERVATION, OTHER, GOAL], [GOAL, OBSERVATION, GOAL]
+        states = [{"proprio_state": [0.1 * i, -0.2]} if settings else {} for i in range(3)]
+        together = {name: [each[name] for each in states] for name in states[0]}
+        batch = planner(observations, goals, seed=2, **together)
+        assert len({len(plan["trace"]["cost"]) for plan in batch}) > 1
+        for plan, pair, state in zip(batch, zip(observations, goals, strict=True), states, strict=True):
+            alone = planner(*pair, seed=2, **state)
+            assert same_plan(plan, alone) and len(plan["trace"]["cost"]) == len(alone["trace"]["cost"])
+            assert np.isfinite(plan["trace"]["std"]).all()
+
     def test_a_warm_start_is_where_the_search_starts(self):
         planner = build_planner(solver=CEM(3, 4, 1, 4, init_std=0.0))
         start = np.array([[0.1, 0.2], [0.3, -0.4], [0.5, 0.6]])

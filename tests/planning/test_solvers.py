@@ -22,6 +22,7 @@ from vjepa2_hf.planning import (
     build_solver,
     shift_plan,
 )
+from vjepa2_hf.planning.problem_costs import ProblemCosts
 from vjepa2_hf.planning.search import colored_noise
 
 
@@ -359,3 +360,87 @@ def test_a_setting_saved_under_its_name_in_0_1_is_read_with_a_warning(caplog):
     specs._warn_once.cache_clear()  # another test may have read such a planner
     assert build_solver("cem", draw_noise_per_step=True) == CEM(sample_noise_per_step=True)
     assert "'draw_noise_per_step' is now called 'sample_noise_per_step'" in caplog.text
+
+
+class TestStopping:
+    """CEM ends the search of a problem when its elites agree (`stop_std`)."""
+
+    STOPPING = CEM(3, 64, 12, 8, stop_std=0.02)
+    TARGETS = torch.tensor([[0.0, 0.0], [0.9, -0.8], [0.3, 0.1]])[:, None, None]
+    SCALES = torch.tensor([1.0, 1.0, 0.0])  # of the last problem all candidates cost the same: its elites never agree
+
+    def counted(self, scored):
+        def cost(candidates, targets, scales):
+            scored.append(len(candidates))
+            return scales[:, None] * quadratic(targets)(candidates)
+
+        return ProblemCosts(cost, targets=self.TARGETS, scales=self.SCALES)
+
+    def test_the_plan_is_that_of_a_search_with_as_many_iterations(self):
+        scored = []
+        result = self.STOPPING(self.counted(scored), 3, 2, generator=seeded())
+        assert 1 < result.iterations[0] < 12 and result.iterations[2] == 12
+        assert scored[:-1] == [int((result.iterations > i).sum()) for i in range(12)] and scored[-1] == 3  # the plans
+        for row, count in enumerate(result.iterations.tolist()):
+            fixed = CEM(3, 64, count, 8)(self.counted([]), 3, 2, generator=seeded())
+            assert torch.equal(result.actions[row], fixed.actions[row])
+            assert torch.equal(result.cost[row], fixed.cost[row])
+            for name, values in result.trace.items():
+                assert torch.equal(values[:count, row], fixed.trace[name][:, row])
+                assert values[count:, row].isnan().all()
+            spread = fixed.trace["std"][:, row] / 2  # the range is 2
+            assert (spread[:-1] >= 0.02).all() and (count == 12 or spread[-1] < 0.02)
+
+    def test_a_batch_is_single_plans_and_a_cost_without_rows_gives_the_same(self):
+        together = self.STOPPING(self.counted([]), 3, 2, generator=seeded())
+        plain = self.STOPPING(lambda candidates: self.counted([])(candidates), 3, 2, generator=seeded())
+        assert torch.equal(plain.actions, together.actions) and torch.equal(plain.iterations, together.iterations)
+        for row in range(3):
+            alone = self.STOPPING(self.counted([]).of(torch.tensor([row])), 1, 2, generator=seeded())
+            assert torch.equal(alone.actions[0], together.actions[row]) and torch.equal(
+                alone.cost[0], together.cost[row]
+            )
+            assert len(alone.trace["cost"]) == alone.iterations[0] == together.iterations[row]
+
+    def test_a_bound_that_is_never_reached_changes_nothing(self):
+        for momentum in (0.0, 0.15):
+            off = CEM(3, 32, 4, momentum=momentum)(self.counted([]), 3, 2, generator=seeded())
+            on = CEM(3, 32, 4, momentum=momentum, stop_std=1e-9)(self.counted([]), 3, 2, generator=seeded())
+            assert torch.equal(on.actions, off.actions) and torch.equal(on.cost, off.cost)
+            assert all(torch.equal(on.trace[name], off.trace[name]) for name in off.trace)
+
+    def test_fixed_dimensions_and_dimensions_without_range_do_not_count(self):
+        arguments = {"action_low": [-1.0, 0.5, -1.0], "action_high": [1.0, 0.5, 1.0], "constraints": [Fixed([2], 0.0)]}
+        solver = CEM(2, 32, 9, 8, stop_std=0.05)
+        wide = solver(quadratic([0.3, 0.0, 0.0]), 1, 3, generator=seeded(), **arguments)
+        alone = solver(quadratic([0.3]), 1, 1, generator=seeded())
+        assert 1 < alone.iterations[0] < 9
+        assert wide.trace["std"][-1] / 2 < 0.05 / 3 < wide.trace["std"][-2] / 2  # a mean over all three
+        assert CEM(2, 8, 5, stop_std=0.1)(quadratic([0.0]), 1, 1, 0.5, 0.5).iterations[0] == 1  # nothing is searched
+
+    def test_an_error_still_names_the_problem(self):
+        calls = []
+
+        def cost(candidates):
+            calls.append(candidates)
+            costs = quadratic([0.0, 0.0])(candidates) * torch.tensor([[1.0], [0.0]])
+            return costs if len(calls) < 10 else costs / torch.tensor([[1.0], [0.0]])
+
+        with pytest.raises(ValueError, match="no candidate of batch row 1 has a finite cost"):
+            self.STOPPING(cost, 2, 2, generator=seeded())
+
+    def test_a_budget_ends_it_too(self):
+        result = self.STOPPING(self.counted([]), 3, 2, generator=seeded(), budget_ms=0)
+        assert result.iterations.tolist() == [1, 1, 1]
+
+    @pytest.mark.parametrize("value", [0, -0.1, float("nan"), float("inf"), "0.1", True])
+    def test_wrong_bounds_are_refused(self, value):
+        with pytest.raises(ValueError, match="stop_std is .*, expected a finite number above 0"):
+            CEM(stop_std=value)
+
+    def test_infinite_action_bounds_are_refused(self):
+        with pytest.raises(ValueError, match="stop_std is in units of the action range: give finite bounds"):
+            CEM(3, 8, 2, init_std=1.0, stop_std=0.1)(quadratic([0.0]), 1, 1, -torch.inf, torch.inf)
+
+    def test_it_is_saved(self):
+        assert build_solver(**json.loads(json.dumps(self.STOPPING.to_dict()))) == self.STOPPING

@@ -21,6 +21,7 @@ from ..modeling_world_model import VJepa2WorldModel
 from ..planning import Cost, build_constraints, build_cost, shift_plan
 from ..planning.constraints import for_every_action
 from ..planning.landscape import Grid, plot_landscape
+from ..planning.problem_costs import ProblemCosts
 from ..planning.search import check_budget, numbers_of
 from ..specs import check_count, check_number, refuse
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
@@ -377,21 +378,22 @@ class VJepa2Planner(VideoPipeline):
             goal, facts = next_goal(self.subgoals, model, latents[:, -1], goal, cost.needs_proprio)
             progress["subgoal"] = facts
 
-        scoring = {name: inputs[name] for name in ("context_actions", "proprio_states", "extrinsics")}
-        scoring |= {"cost": cost, "goal_proprio_states": goal_proprio_states, "embodiment_ids": self.embodiment}
+        problems = {name: inputs[name] for name in ("context_actions", "proprio_states", "extrinsics")}
+        problems |= {"observation": latents, "goal": goal, "goal_proprio_states": goal_proprio_states}
+        scoring: dict[str, Any] = {"cost": cost, "embodiment_ids": self.embodiment}
         scoring |= {"views": views, "goal_views": None if goal is None else held_views(config, goal_views)}
         for name in ("candidate_chunk_size", "num_samples", "uncertainty_weight"):
             scoring[name] = getattr(self, name)
 
-        def score(actions: torch.Tensor) -> torch.Tensor:
-            return model.score(latents, goal, actions.to(latents.device), **scoring)
+        def score(actions: torch.Tensor, **given: torch.Tensor | None) -> torch.Tensor:
+            return model.score(actions=actions.to(latents.device), **given, **scoring)
 
         default_low = 0.0 if config.action_type == "discrete" else -1.0
         optional = {} if end is None else {"budget_ms": max(0.0, 1000 * (end - time.perf_counter()))}
         if constraints:
             optional["constraints"] = for_every_action(constraints, config.actions_per_step)
         result = solver(
-            score,
+            ProblemCosts(score, **problems),
             batch_size=len(latents),
             action_dim=config.action_dim,
             action_low=default_low if self.action_low is None else self.action_low,
@@ -403,6 +405,7 @@ class VJepa2Planner(VideoPipeline):
         starts = getattr(result, "warm_start", None)
         starts = shift_plan(result.actions.unsqueeze(1) if starts is None else starts)
         plan = {"actions": result.actions, "cost": result.cost, "trace": result.trace}
+        plan["iterations"] = getattr(result, "iterations", None)
         return {**plan, "warm_start": starts, "progress": progress}
 
     def _current_goal(
@@ -430,6 +433,8 @@ class VJepa2Planner(VideoPipeline):
     def postprocess(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
         """Last step of the pipeline: one plan per observation."""
         actions, starts = outputs["actions"].float().numpy(), outputs["warm_start"].float().numpy()
+        rows_of = outputs["iterations"]
+        counts = [None] * len(actions) if rows_of is None else rows_of.tolist()
         progress = outputs["progress"].items()
         progress = {name: rows if isinstance(rows, list) else rows.tolist() for name, rows in progress}
         return [
@@ -437,7 +442,7 @@ class VJepa2Planner(VideoPipeline):
                 "action": actions[row, 0],
                 "actions": actions[row],
                 "cost": float(outputs["cost"][row]),
-                "trace": {name: values[:, row].tolist() for name, values in outputs["trace"].items()},
+                "trace": {name: values[: counts[row], row].tolist() for name, values in outputs["trace"].items()},
                 "warm_start": starts[row, 0] if starts.shape[1] == 1 else starts[row],
                 **{name: rows[row] for name, rows in progress.items()},
             }

@@ -42,15 +42,17 @@ class SolverResult:
     cost: (B,) float32, the cost of the plan, infinite where the cost function returned no finite number.
     trace: the course of the search, float32 (I, B) each: "cost" is the mean cost of the elites (without elites, of
         all restarts, or weighted), "best_cost" the lowest cost of the iteration, "std" the mean over P and A of
-        the standard deviation after the refit.
+        the standard deviation after the refit. NaN in the rows after a problem's search has ended.
     warm_start: (B, E, P, A), plans to start the next search from, the mean first; see `shift_plan`. `None`: the
         plan.
+    iterations: (B,) int64, the iterations of each problem. `None`: all rows of the trace.
     """
 
     actions: torch.Tensor
     cost: torch.Tensor
     trace: dict[str, torch.Tensor] = field(default_factory=dict)
     warm_start: torch.Tensor | None = None
+    iterations: torch.Tensor | None = None
 
 
 def shift_plan(actions: torch.Tensor, steps: int = 1) -> torch.Tensor:
@@ -96,6 +98,7 @@ class Search:
         self.free = [dim for dim in range(action_dim) if dim not in fixed]
         self.warm_start, self.noise = self._check_warm_start(warm_start), noise
         self.best_actions = self.best_cost = None
+        self.going: torch.Tensor | None = None  # bool (B,), problems whose search has not ended; None: all
 
     def project(self, actions: torch.Tensor) -> torch.Tensor:
         """Actions (..., P, A) within the bounds, then under the constraints."""
@@ -121,12 +124,14 @@ class Search:
         return torch.where(torch.isfinite(middle), middle, zero).expand(self.shape).clone()
 
     def evaluate(self, candidates: torch.Tensor) -> torch.Tensor:
-        """Costs (B, J) of candidates (B, J, P, A), infinite where they are not finite; keeps the best candidate."""
-        costs = self.costs_of(candidates)
+        """Costs (B, J) of candidates (B, J, P, A), infinite where they are not finite, NaN where the search has ended;
+        keeps the best candidate."""
+        costs = self.costs_of(candidates) if self.going is None else self._costs_of_going(candidates, self.going)
         with torch.no_grad():
             lowest, index = costs.min(dim=1)
-            if not torch.isfinite(lowest).all():
-                row = int((~torch.isfinite(lowest)).nonzero()[0])
+            wrong = ~torch.isfinite(lowest) if self.going is None else torch.isinf(lowest)
+            if wrong.any():
+                row = int(wrong.nonzero()[0])
                 raise ValueError(
                     f"no candidate of batch row {row} has a finite cost; "
                     "check the observation, the goal and the model for non-finite numbers."
@@ -139,9 +144,17 @@ class Search:
             self.best_cost = torch.where(improved, lowest, self.best_cost)
         return costs
 
-    def costs_of(self, candidates: torch.Tensor) -> torch.Tensor:
-        """As `evaluate`, without keeping the best candidate or refusing costs."""
-        costs = self.cost(candidates)
+    def _costs_of_going(self, candidates: torch.Tensor, going: torch.Tensor) -> torch.Tensor:
+        """Costs (B, J), NaN for problems whose search has ended; a cost with `of` does not score these."""
+        if not hasattr(self.cost, "of"):
+            return self.costs_of(candidates).masked_fill(~going.unsqueeze(1), torch.nan)
+        rows = going.nonzero().flatten()
+        costs = candidates.new_full(candidates.shape[:2], torch.nan)
+        return costs.index_copy(0, rows, self.costs_of(candidates[rows], self.cost.of(rows)))
+
+    def costs_of(self, candidates: torch.Tensor, cost: CostFunction | None = None) -> torch.Tensor:
+        """As `evaluate`, without keeping the best candidate or refusing costs; `cost` is of some problems."""
+        costs = (cost or self.cost)(candidates)
         if not isinstance(costs, torch.Tensor):
             costs = numbers_of("the result of the cost function", costs)
         costs = costs.to(candidates)
@@ -322,12 +335,16 @@ class Solver:
             settings["num_elites"] = None  # so that it follows a change of the candidates
         return settings
 
+    def _has_ended(self, search: Search, state: Any) -> torch.Tensor | None:
+        """Problems whose search ends before the last iteration, bool (B,); `None`: of none."""
+        return None
+
     def _search(self, search: Search, clock: Clock) -> SolverResult:
         trace: dict[str, list[torch.Tensor]] = defaultdict(list)
         state, result = self._begin(search), None
         clock.lap()
         for iteration in range(self.num_iterations):
-            if iteration and not clock.fits():
+            if iteration and not (clock.fits() and (search.going is None or search.going.any())):
                 break
             candidates = search.project(self._candidates(search, state, iteration))
             candidates = candidates.detach().requires_grad_(self.needs_gradient)
@@ -336,6 +353,8 @@ class Solver:
             row["best_cost"] = costs.detach().min(dim=1).values
             for name, value in row.items():
                 trace[name].append(value)
+            if (ended := self._has_ended(search, state)) is not None:
+                search.going = ~ended if search.going is None else search.going & ~ended
             clock.last = clock.lap()
             result = None
             if clock.end is not None and iteration == 0:  # the plan so far, and how long it takes to evaluate
@@ -343,6 +362,7 @@ class Solver:
                 clock.reserve = clock.lap()
         result = self._result(search, state) if result is None else result
         result.trace = {name: torch.stack(values) for name, values in trace.items()}
+        result.iterations = (~result.trace["best_cost"].isnan()).sum(dim=0)
         return result
 
     def _result(self, search: Search, state: Any) -> SolverResult:
@@ -466,6 +486,7 @@ CHECKS: dict[str, Callable[[Solver, str, Any], Any]] = {
     **dict.fromkeys(("temperature", "learning_rate"), _positive),
     "num_elites": _check_elites,
     "init_std": _check_std,
+    "stop_std": lambda solver, name, value: None if value is None else _positive(solver, name, value),
     "noise_exponent": _number(lambda value: 0 <= value <= 20, "a finite number of at least 0 and at most 20"),
     "candidate_decay": _number(lambda value: 1 <= value < 1e6, "a finite number of at least 1 and below 1e6"),
     **dict.fromkeys(("sample_noise_per_step", "relative_temperature", "refit_std"), _check_flag),

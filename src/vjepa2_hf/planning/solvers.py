@@ -65,17 +65,35 @@ class CEM(GaussianSolver):
         init_std: first standard deviation in action units, a number or one per dimension; a dimension with 0 stays at
             the first mean. `None`: half the action range.
         sample_noise_per_step: sample the noise as P tensors (J, F), in the order of the published code.
+        stop_std: the search of a problem ends, before `num_iterations`, when its elites agree: when the standard
+            deviation after a refit, averaged over steps and searched dimensions, is below this fraction of the action
+            range (`action_high` − `action_low`). With the default `init_std` a search starts at 0.5. `None`: never.
     """
 
     num_elites: int | None = None
     momentum: float = 0.0
     init_std: PerDimension | None = None
     sample_noise_per_step: bool = False
+    stop_std: float | None = None
     name = "cem"
 
     def _refit(self, state: Gaussian, candidates: torch.Tensor, costs: torch.Tensor) -> tuple[Gaussian, TraceRow]:
         elites, is_elite, cost = select_elites(candidates, costs, self.num_elites)
-        return self._moved(state, *fit(elites, is_elite), cost)
+        moved, row = self._moved(state, *fit(elites, is_elite), cost)
+        if self.stop_std is not None:  # problems whose search has ended have no elites
+            goes_on = is_elite.any(dim=1)[:, None, None]
+            moved = Gaussian(*(torch.where(goes_on, getattr(moved, x), getattr(state, x)) for x in ("mean", "std")))
+        return moved, row
+
+    def _has_ended(self, search: Search, state: Gaussian) -> torch.Tensor | None:
+        if self.stop_std is None:
+            return None
+        searched = [dim for dim in search.free if search.low[dim] < search.high[dim]]
+        reach = (search.high - search.low)[searched]
+        if not torch.isfinite(reach).all():
+            raise ValueError("stop_std is in units of the action range: give finite bounds, or stop_std=None.")
+        spread = (state.std[..., searched] / reach).mean(dim=(1, 2))
+        return spread.nan_to_num() < self.stop_std  # 0 where nothing is searched
 
 
 @dataclass
