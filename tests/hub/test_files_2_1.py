@@ -413,6 +413,15 @@ class TestRefused:
             read_published(str(source))
         assert ("the file has 7 blocks of width 512" in str(said.value)) == (width == 512)
 
+    def test_robojepa_with_names_of_v_jepa_2_ac(self, tmp_path):
+        state = {f"predictor_blocks.{i}.attn.q.weight": torch.zeros(512, 512) for i in range(7)}
+        state |= {"predictor_embed.weight": torch.zeros(512, 48), "action_encoder.weight": torch.zeros(512, 7)}
+        content = {**encoder_content("encoder"), "predictor": state}
+        source = write_checkpoint(tmp_path, content, "latest.pth.tar")
+        with pytest.raises(ValueError, match="RoboJEPA.*the file has 7 blocks of width 512") as said:
+            convert(source, tmp_path / "ours")
+        assert "--set" not in str(said.value) and not (tmp_path / "ours").exists()
+
     def test_robojepa_with_objects_beside_tensors(self, tmp_path):
         source = write_checkpoint(tmp_path, {"args": argparse.Namespace(width=512)}, "latest.pth.tar")
         with pytest.raises(ValueError, match=r"holds code or objects \(argparse.Namespace\).*RoboJEPA"):

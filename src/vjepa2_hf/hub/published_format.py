@@ -31,6 +31,11 @@ State = dict[str, torch.Tensor]
 _PARTS = ("encoder", "target_encoder", "predictor")
 _EMA = "ema_encoder"  # of a distilled V-JEPA 2.1 file: what the others call target_encoder
 _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Names of a V-JEPA 2-AC predictor
+_ACTION_CONDITIONED = re.compile(
+    r"((predictor_(embed|norm|proj)|(action|state|extrinsics)_encoder|predictor_blocks\.\d+\.(norm[12]|attn\.(qkv|proj)"
+    r"|mlp\.fc[12]))\.(weight|bias)|predictor_pos_embed)$"
+)
 _NUMPY_SCALARS = [  # how NumPy 1 and 2 pickle the numbers among the counters
     (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
     (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
@@ -80,6 +85,8 @@ def read_published(path: str, classifier_index: int = 0) -> PublishedFile:
     if "classifiers" in content:
         parts["probe"] = _choose_classifier(content["classifiers"], classifier_index, path)
     kind = _kind(parts)
+    if kind == "action-conditioned" and path.endswith(".pth.tar"):  # RoboJEPA's, unless every name is V-JEPA 2-AC's
+        kind = kind if all(map(_ACTION_CONDITIONED.match, parts["predictor"])) else None
     if kind is None:
         inside = "".join(f"; {name!r} holds {_listed(part)}" for name, part in parts.items())
         found = f"{path} is not a published V-JEPA 2 file: it holds {_listed(content)}{inside}"
