@@ -1,6 +1,7 @@
 """README and docs keep their promises: quickstart, links, commands, tables, keys of the configs."""
 
 import ast
+import importlib
 import json
 import re
 import shlex
@@ -102,16 +103,22 @@ def test_tables_of_readme_are_those_of_the_last_measurement():
         assert written.strip() == format_tables(results).strip()
 
 
-@pytest.mark.parametrize("name", ["world_model", "optional_parts"])
-def test_tables_of_the_world_model_are_those_of_the_last_measurement(name):
-    import ablate_world_model
-    import measure_optional_parts
-
-    scripts = {"world_model": ablate_world_model, "optional_parts": measure_optional_parts}
+@pytest.mark.parametrize(
+    ("page", "name", "script"),
+    [
+        ("world_model", "world_model", "ablate_world_model"),
+        ("world_model", "optional_parts", "measure_optional_parts"),
+        ("world_model", "two_views", "two_views"),
+        ("world_model", "two_embodiments", "two_embodiments"),
+        ("dense", "dense_features", "dense_features"),
+        ("scale", "scaling", "scaling"),
+    ],
+)
+def test_tables_of_docs_are_those_of_the_last_measurement(page, name, script):
     results = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
-    page = (ROOT / "docs" / "world_model.md").read_text(encoding="utf-8")
-    written = page.split(f"<!-- {name}:begin -->")[1].split(f"<!-- {name}:end -->")[0]
-    assert written.strip() == scripts[name].format_tables(results).strip()
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    written = text.split(f"<!-- {name}:begin -->")[1].split(f"<!-- {name}:end -->")[0]
+    assert written.strip() == importlib.import_module(script).format_tables(results).strip()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")

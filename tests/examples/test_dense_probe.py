@@ -70,8 +70,14 @@ def test_images_with_masks(work, tmp_path, monkeypatch):
     assert len(results["labels"]) == 3 and results["clips"]["validation"] == 2
     assert results["validation"]["per_category_accuracy"][1] is None  # no pixel has the label 1
     depth = ["task=regression", "label_scale=0.01", "unknown_label=255", "validation_fraction=0.3"]
-    results = run(monkeypatch, work, tmp_path / "depths", *data, *depth)
-    assert 0 < results["validation"]["rmse_of_the_mean"] < 0.02
+    table = tmp_path / "dataset"  # the same images as a folder of `datasets`
+    table.mkdir()
+    for name in ("images", "masks"):
+        (tmp_path / name).rename(table / name)
+    lines = [f'{{"file_name": "images/{n}.png", "mask_file_name": "masks/{n}.png"}}\n' for n in range(6)]
+    (table / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
+    results = run(monkeypatch, work, tmp_path / "depths", f"data={table}", *data[2:], *depth)
+    assert 0 < results["validation"]["rmse_of_the_mean"] < 0.02 and sum(results["clips"].values()) == 6
 
 
 def test_images_that_are_all_skipped_end_in_a_sentence(work, tmp_path, monkeypatch, capsys):

@@ -90,13 +90,7 @@ def test_without_a_warmup_it_is_constant():
     assert "context_loss_weight" not in PretrainConfig(output_dir="a", data="b").scheduled(1)
 
 
-def test_a_resumed_run_repeats_warmup_and_skipped_steps_to_the_bit(monkeypatch, shards, images, tmp_path):
-    guard = SpikeGuard.__init__
-    monkeypatch.setattr(SpikeGuard, "__init__", lambda self, deviations: guard(self, deviations, window=2))
-    settings = [*DENSE, WARMUP, images, "skip_loss_spikes=0.1", "max_steps=8", "save_every=4"]
-    whole = run_pretrain(monkeypatch, shards, tmp_path / "whole", *settings)
-    assert 0 < whole[3]["skipped_steps"] <= whole[-1]["skipped_steps"] < 6
-
+def stop_at_the_first_checkpoint(monkeypatch, *arguments) -> None:
     class Stop(Exception):
         pass
 
@@ -106,7 +100,17 @@ def test_a_resumed_run_repeats_warmup_and_skipped_steps_to_the_bit(monkeypatch, 
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(Run, "save_checkpoint", stop)
-        run_pretrain(monkeypatch, shards, tmp_path / "parts", *settings)
+        run_pretrain(monkeypatch, *arguments)
+
+
+def test_a_resumed_run_repeats_warmup_and_skipped_steps_to_the_bit(monkeypatch, shards, images, tmp_path):
+    guard = SpikeGuard.__init__
+    monkeypatch.setattr(SpikeGuard, "__init__", lambda self, deviations: guard(self, deviations, window=2))
+    settings = [*DENSE, WARMUP, images, "skip_loss_spikes=0.1", "max_steps=8", "save_every=4"]
+    whole = run_pretrain(monkeypatch, shards, tmp_path / "whole", *settings)
+    assert 0 < whole[3]["skipped_steps"] <= whole[-1]["skipped_steps"] < 6
+
+    stop_at_the_first_checkpoint(monkeypatch, shards, tmp_path / "parts", *settings)
     assert metrics(tmp_path / "parts") == whole[:4]
     assert run_pretrain(monkeypatch, shards, tmp_path / "parts", *settings, "resume=latest") == whole
     one, two = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "parts"))
@@ -185,6 +189,14 @@ class TestTeacher:
         names = set(load_file(tmp_path / "final" / "model.safetensors"))
         assert {name.split(".")[0] for name in names} == {"encoder", "target_encoder", "predictor"}
         assert VJepa2Encoder.from_pretrained(tmp_path / "final").config.hidden_size == 16
+
+    def test_a_resumed_student_repeats_the_uninterrupted_one(self, monkeypatch, shards, images, teacher, tmp_path):
+        settings = [*self.STUDENT, f"teacher={teacher}", images, "max_steps=4", "save_every=2"]
+        whole = run_pretrain(monkeypatch, shards, tmp_path / "whole", *settings)
+        stop_at_the_first_checkpoint(monkeypatch, shards, tmp_path / "parts", *settings)
+        assert run_pretrain(monkeypatch, shards, tmp_path / "parts", *settings, "resume=latest") == whole
+        one, two = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "parts"))
+        assert all(torch.equal(weight, two[name]) for name, weight in one.items())
 
     @pytest.mark.parametrize(
         ("overrides", "message"),

@@ -173,10 +173,10 @@ def test_a_resumed_run_of_one_process_repeats_the_uninterrupted_one(monkeypatch,
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("by", ["process", "batch"])
-def test_resumed_processes_repeat_the_uninterrupted_ones(data, tmp_path, by):
+@pytest.mark.parametrize(("by", "encoder"), [("process", OWN_TOKENS), ("batch", [])])
+def test_resumed_processes_repeat_the_uninterrupted_ones(data, tmp_path, by, encoder):
     shards, images = data
-    settings = [*images, f"images.by={by}", "resume=latest"]
+    settings = [*images, *encoder, f"images.by={by}", "resume=latest"]
     run_group(pretrain_in_group, shards, tmp_path / "a", *settings)
     run_group(run_and_stop_after_three, shards, tmp_path / "b", *settings)
     run_group(pretrain_in_group, shards, tmp_path / "b", *settings)

@@ -3,10 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from builders import TINY_ENCODER, build_masked_latent, noise_frames
+from builders import TINY_2_1, TINY_ENCODER, TINY_PREDICTOR, build_masked_latent, noise_frames, spread
 from transformers import pipeline
 
-from vjepa2_hf import VJepa2AnomalyDetector, VJepa2Encoder, VJepa2EncoderConfig
+from vjepa2_hf import (
+    VJepa2AnomalyDetector,
+    VJepa2Encoder,
+    VJepa2EncoderConfig,
+    VJepa2ForMaskedLatentPrediction,
+    VJepa2MaskedLatentPredictionConfig,
+)
 from vjepa2_hf.data.frame_source import FrameSource
 from vjepa2_hf.pipelines.anomaly_scores import prediction_errors
 
@@ -94,6 +100,23 @@ class TestDetector:
             detector(video)
         detector.calibrate(video)
         assert np.isfinite(detector(video)["frame_scores"][6:]).all()
+
+    def test_a_model_of_2_1_compares_all_its_levels(self, processor, video):
+        fields = {"predictor_levels": True, "predictor_modality_embeddings": True, "predict_context": True}
+        torch.manual_seed(0)
+        config = VJepa2MaskedLatentPredictionConfig(encoder_config=TINY_2_1, **TINY_PREDICTOR, **fields)
+        model = spread(VJepa2ForMaskedLatentPrediction(config)).eval()
+        detector = VJepa2AnomalyDetector(model, processor, device="cpu", context_frames=4)
+        pixels = processor(str(video), return_tensors="pt")["pixel_values_videos"][:, :6]
+        result = detector(pixels[0])
+        with torch.no_grad():
+            future = model.predict_future(pixels[:, :4], 2)[:, 0]
+            target = model.normalize_targets(model.encode_targets(pixels))[:, 32:]
+        assert target.shape == future.shape == (1, 16, 48)
+        expected = (future - target).abs().mean(dim=-1).view(4, 4).numpy()
+        assert np.allclose(result["tubelet_scores"][2], expected, rtol=1e-4)
+        detector.calibrate(video)
+        assert np.isfinite(detector(video)["frame_scores"][4:]).all()
 
     def test_a_distilled_model_needs_its_teacher_after_every_load(self, processor, video, tmp_path):
         torch.manual_seed(0)
