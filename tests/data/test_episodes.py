@@ -223,6 +223,18 @@ class TestEpisodes:
         with pytest.raises(ValueError, match="has no actions, only .*record it with"):
             list(read_episodes(tmp_path / "out"))
 
+    def test_frames_alone_need_no_actions_and_read_none(self, tmp_path):
+        features = Features({k: v for k, v in EPISODE_FEATURES.items() if k == "video"})
+        write_shards([{"video": episode(0)["video"]}], tmp_path / "plain", features)
+        write_shards([episode(0)], tmp_path / "full", EPISODE_FEATURES)
+        plain, full = (
+            next(read_episodes(tmp_path / name, frame_skip=2, frames_only=True)) for name in ("plain", "full")
+        )
+        assert np.array_equal(plain["frames"], full["frames"])
+        assert np.array_equal(full["frames"], next(read_episodes(tmp_path / "full", frame_skip=2))["frames"])
+        for one in (plain, full):
+            assert [one[name] for name in ("actions", "proprio_states", "states", "rewards")] == [None] * 4
+
     def test_proprio_states_are_optional(self, tmp_path):
         features = Features({k: v for k, v in EPISODE_FEATURES.items() if k != "proprio_states"})
         row = {k: v for k, v in episode(0).items() if k != "proprio_states"}

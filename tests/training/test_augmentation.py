@@ -100,6 +100,14 @@ class Always:
         return np.arange(count)
 
 
+def test_frames_without_actions_are_turned_as_those_with():
+    frames, actions = torch.randint(0, 256, (2, 3, 3, 8, 8), dtype=torch.uint8), torch.randn(2, 2, 1, 2)
+    for seed in range(8):
+        drawn, _ = augment(frames, actions, find_symmetries(PUSHING), np.random.default_rng(seed))
+        alone, nothing = augment(frames, None, find_symmetries(PUSHING), np.random.default_rng(seed))
+        assert torch.equal(drawn, alone) and nothing is None
+
+
 def test_integer_actions_are_turned_as_floats():
     frames, actions = torch.zeros(1, 2, 3, 4, 4, dtype=torch.uint8), torch.ones(1, 1, 1, 2, dtype=torch.long)
     _, moved = augment(frames, actions, {"flip_horizontal": [[-0.5, 0], [0, 1]]}, Always())

@@ -76,6 +76,7 @@ def read_episodes(
     skipped: dict[str, str] | None = None,
     columns: dict[str, list[str]] | None = None,
     limits: ReadLimits | None = None,
+    frames_only: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Episodes in the order of the shards or of the LeRobot dataset, with every `frame_skip`-th frame.
 
@@ -89,11 +90,11 @@ def read_episodes(
             incomplete last step is dropped.
         max_episodes: maximum number of episodes.
         camera: of several, see `LeRobotDataset`; of shards whose rows have several. A list takes several.
-        wanted: called with each `episode_id` in order, before anything is decoded; False leaves the episode out, and
-            it does not count for `max_episodes`.
+        wanted: called with each `episode_id`, in order, before decoding; False leaves it out, also of `max_episodes`.
         skipped: filled with reasons by name of the skipped episodes.
         columns: of a LeRobot dataset, see `LeRobotDataset`.
         limits: of images and videos.
+        frames_only: actions, states and rewards are None; rows of plain videos have none.
 
     Yields:
         `frames` uint8 (T, H, W, 3), or for a list of cameras a dict of them by name, `actions` float32 (T-1, k*A) in
@@ -112,9 +113,9 @@ def read_episodes(
     source = _open_source(data, camera, columns, limits)
     source.skipped = source.skipped if skipped is None else skipped
     count, sizes = 0, ()
-    for row in _wanted_rows(source, camera, wanted):
+    for row in _wanted_rows(source, camera, wanted, frames_only):
         try:
-            episode = _read_episode(row, camera, frame_skip)
+            episode = _read_episode(row, camera, frame_skip, frames_only)
         except BAD_EPISODE as error:
             source.skip(row["episode_id"], describe(error))
             continue
@@ -144,7 +145,8 @@ class EpisodeStream(torch.utils.data.IterableDataset):
     Each is a dict: `frames` uint8 (T, C, H, W), of several cameras (T, V, C, H, W), cropped by the processor and not
     normalized; `actions` float32 (T-1, A) and, where the data has them, `proprio_states` float32 (T, S) and `rewards`
     float32 (T-1, 1); `fps`; `episode_id`. If episodes were unreadable, the last item is `{"skipped": reasons by
-    name}`. Only the first `max_episodes` of the source are read, without the ids in `done`.
+    name}`. Only the first `max_episodes` of the source are read, without the ids in `done`. With `frames_only` there
+    are no actions, states and rewards, and plain videos are episodes, too.
     """
 
     def __init__(
@@ -156,9 +158,10 @@ class EpisodeStream(torch.utils.data.IterableDataset):
         rank: int = 0,
         world_size: int = 1,
         limits: ReadLimits | None = None,
+        frames_only: bool = False,
     ):
         self.source, self.processor, self.max_episodes, self.done = source, processor, max_episodes, done
-        self.rank, self.world_size, self.limits = rank, world_size, limits
+        self.rank, self.world_size, self.limits, self.frames_only = rank, world_size, limits, frames_only
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = torch.utils.data.get_worker_info()
@@ -177,6 +180,7 @@ class EpisodeStream(torch.utils.data.IterableDataset):
 
         with contextlib.suppress(_EnoughEpisodes):
             how = {"camera": self.source.camera, "skipped": skipped, "limits": self.limits}
+            how["frames_only"] = self.frames_only
             yield from map(self._cropped, read_episodes(self.source.path, wanted=wanted, **how))
         if skipped:
             yield {"skipped": skipped}
@@ -229,7 +233,10 @@ def _named_rows(source: ShardSource) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _wanted_rows(
-    source: ShardSource | LeRobotDataset, camera: str | list[str] | None, wanted: Callable[[str], bool] | None
+    source: ShardSource | LeRobotDataset,
+    camera: str | list[str] | None,
+    wanted: Callable[[str], bool] | None,
+    frames_only: bool,
 ) -> Iterator[dict[str, Any]]:
     """The rows of all episodes, with `open_views` and their names."""
     if isinstance(source, LeRobotDataset):
@@ -239,7 +246,7 @@ def _wanted_rows(
         if wanted is None or wanted(name):
             known, advice = ", ".join(sorted(row)), "record it with examples/record_episodes.py, or import it"
             needed = f"{advice} with examples/import_episodes.py"
-            check("actions" in row, f"Episode {name} has no actions, only {known}; {needed}.")
+            check(frames_only or "actions" in row, f"Episode {name} has no actions, only {known}; {needed}.")
             columns = {view or "": _video_column(row, view, name) for view in camera_names(camera)}
             opened = {view: functools.partial(_open_video, row, column, source) for view, column in columns.items()}
             yield {**row, "episode_id": name, "open_views": opened}
@@ -263,7 +270,9 @@ def _open_video(row: dict[str, Any], column: str, source: ShardSource) -> VideoR
     return VideoReader(row[column], source.limits)
 
 
-def _read_episode(row: dict[str, Any], camera: str | list[str] | None, frame_skip: int) -> dict[str, Any]:
+def _read_episode(
+    row: dict[str, Any], camera: str | list[str] | None, frame_skip: int, frames_only: bool
+) -> dict[str, Any]:
     """What `read_episodes` yields for a row; one of `BAD_EPISODE` if it is invalid or shorter than one step."""
     fps = row.get("fps")
     if fps is not None:
@@ -275,17 +284,18 @@ def _read_episode(row: dict[str, Any], camera: str | list[str] | None, frame_ski
         lengths = ", ".join(f"{len(view)} of {name}" for name, view in views.items())
         check(all(len(view) == count for view in others), f"its cameras have different numbers of frames ({lengths})")
         check(count - 1 >= frame_skip, f"{count} frames do not fill one step of {frame_skip}")
-        arrays = {name: _read_array(row, name, count) for name in ("actions", "proprio_states", "states", "rewards")}
-        check(arrays["actions"] is not None, "it has no actions")
+        names = ("actions", "proprio_states", "states", "rewards")
+        arrays = {name: None if frames_only else _read_array(row, name, count) for name in names}
         actions, rewards = arrays["actions"], arrays["rewards"]
-        steps = len(actions) // frame_skip
+        check(frames_only or actions is not None, "it has no actions")
+        steps = (count - 1) // frame_skip
         taken = steps * frame_skip
         of_frames = {name: arrays[name] for name in ("proprio_states", "states")}
         kept = np.arange(0, taken + 1, frame_skip)
         frames = {name: view.frames(kept) for name, view in views.items()}
         return {
             "frames": frames if isinstance(camera, (list, tuple)) else frames.popitem()[1],
-            "actions": actions[:taken].reshape(steps, -1),
+            "actions": None if actions is None else actions[:taken].reshape(steps, -1),
             **{name: None if rows is None else rows[: taken + 1 : frame_skip] for name, rows in of_frames.items()},
             "rewards": None if rewards is None else rewards[:taken].reshape(steps, -1).sum(1),
             "task": row.get("task"),

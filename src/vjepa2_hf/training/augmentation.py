@@ -48,23 +48,24 @@ def _turns_actions(matrix: object, size: int | None) -> bool:
 
 
 def augment(
-    frames: torch.Tensor, actions: torch.Tensor, symmetries: Mapping[str, Matrix], rng: np.random.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
+    frames: torch.Tensor, actions: torch.Tensor | None, symmetries: Mapping[str, Matrix], rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """One augmentation of all episodes of a batch: each symmetry is applied or not, and the channels are in a random
     order, inverted or not.
 
     Args:
         frames: uint8 (E, F, C, H, W).
-        actions: (E, F-1, k, A) in environment units; integers become floats.
+        actions: (E, F-1, k, A) in environment units; integers become floats. None turns the frames alone.
         symmetries: matrices (A, A) by name, see `TURNS`.
 
     Raises:
         ValueError: see `check_symmetries`.
     """
-    check_symmetries(symmetries, actions.shape[-1])
-    actions = actions if actions.is_floating_point() else actions.float()
+    check_symmetries(symmetries, None if actions is None else actions.shape[-1])
+    actions = actions if actions is None or actions.is_floating_point() else actions.float()
     for name, turn in TURNS.items():
         if name in symmetries and rng.random() < 0.5:
-            frames, actions = turn(frames), actions @ actions.new_tensor(symmetries[name]).T
+            frames = turn(frames)
+            actions = None if actions is None else actions @ actions.new_tensor(symmetries[name]).T
     frames = frames[..., torch.from_numpy(rng.permutation(frames.shape[-3])), :, :]
     return (255 - frames if rng.random() < 0.5 else frames), actions
