@@ -70,9 +70,22 @@ from vjepa2_hf.training.episode_latents import (
     with_views,
 )
 from vjepa2_hf.training.loop import TrainingLoop
-from vjepa2_hf.training.schedules import LearningRateSchedule, MomentumSchedule, parameter_groups, set_weight_decay
+from vjepa2_hf.training.schedules import (
+    LearningRateSchedule,
+    MomentumSchedule,
+    parameter_groups,
+    set_weight_decay,
+    slow_groups,
+)
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
-from vjepa2_hf.training.state_learning import StateSettings, first_stage, learned_network, stage_folder, train_state
+from vjepa2_hf.training.state_learning import (
+    StateSettings,
+    encoder_of_stage,
+    first_stage,
+    learned_network,
+    stage_folder,
+    train_state,
+)
 from vjepa2_hf.training.temporal_distance import DistanceSettings, measure_distance_head, train_distance_head
 from vjepa2_hf.training.time_scales import copy_state, set_macro_range
 from vjepa2_hf.training.world_model_fields import (
@@ -153,7 +166,8 @@ class WorldModelTrainingConfig(TrainingConfig):
     one global standard deviation; for merged and projected states also fit the linear map."""
     state_of: str | None = None
     """Folder of a world model on the same encoder whose fitted map, and network of a learned state, are used instead,
-    so that the latents of both models are equal: for a second time scale (docs/planning.md)."""
+    so that the latents of both models are equal: for a second time scale (docs/planning.md). Of a first stage alone,
+    OUTPUT_DIR/state/final, the network is used, and the map is fitted here."""
     state: StateSettings = field(default_factory=StateSettings)
     """For world_model.state_type=learned: training of the network of the state, before that of the dynamics."""
     normalize_actions: bool = True
@@ -224,6 +238,8 @@ class WorldModelTrainingConfig(TrainingConfig):
         if learned and self.from_model is None and (self.encoder == "pixels") != (reads == "pixels"):
             advice = "a state that reads pixels needs encoder=pixels, one that reads tokens an encoder"
             raise ValueError(f"encoder={self.encoder} with world_model.state_input={reads}: {advice}.")
+        if self.state.train_encoder and reads == "pixels":
+            raise ValueError("state.train_encoder=true needs world_model.state_input=tokens: pixels have no encoder.")
 
     @property
     def state_type(self) -> str:
@@ -310,7 +326,8 @@ def open_data(
     """The cache of every source, latents of a frozen encoder or frames, with that encoder and its processor."""
     known = 0 if model is None else model.config.num_embodiments
     if model is None:
-        encoder, state = build_encoder(config), latent_layout(config.state_type, config.world_model)
+        encoder = encoder_of_stage(config) if config.state.train_encoder else build_encoder(config)
+        state = latent_layout(config.state_type, config.world_model)
         wanted = {"proprio_states": config.use_proprio, "rewards": config.world_model.get("reward_head")}
     else:
         encoder, state = frozen_encoder(model), model_state(model.config)
@@ -364,9 +381,8 @@ def prepare_data(config: WorldModelTrainingConfig, accelerator: Accelerator):
     else:
         model = build_model(config, encoder, network, statistics, common_fps(training))
         model.to(accelerator.device).eval()
-        if config.state_of is not None:
-            copy_state(model, config.state_of)
-        elif config.fit_state:
+        copied = config.state_of is not None and copy_state(model, config.state_of)
+        if config.fit_state and not copied:
             model.fit_state(latents_to_fit(model, training, processor))
     fit_embodiments(model, training, processor, known)
     for mixture in (training, held_out):
@@ -401,19 +417,6 @@ def rollout_errors(
     return scores.rows(horizons)
 
 
-def optimizer_groups(config: WorldModelTrainingConfig, model: VJepa2WorldModel) -> list[dict[str, Any]]:
-    """Parameters with and without weight decay; a trained encoder has groups with its own fraction of the rate."""
-    groups = parameter_groups(model, config.weight_decay)
-    if config.freeze_encoder:
-        return groups
-    slow, split = set(model.encoder.parameters()), []
-    for group in groups:
-        for fraction, wanted in ((1.0, False), (config.encoder_learning_rate, True)):
-            parameters = [parameter for parameter in group["params"] if (parameter in slow) == wanted]
-            split += [{**group, "params": parameters, "rate_share": fraction}] if parameters else []
-    return split
-
-
 def learn_state(config: WorldModelTrainingConfig) -> None:
     """The first of two stages, in OUTPUT_DIR/state: the network of a learned state."""
     state = config.state
@@ -435,7 +438,10 @@ def train(config: WorldModelTrainingConfig) -> None:
     # Encode the data, then build a model for it
     model, processor, training, held_out, statistics = prepare_data(config, accelerator)
     horizons = measured_horizons(config.horizons, held_out, model.config.frame_skip)  # warns before training
-    optimizer = torch.optim.AdamW(optimizer_groups(config, model), lr=config.learning_rate.peak, fused=True)
+    groups = parameter_groups(model, config.weight_decay)
+    if not config.freeze_encoder:
+        groups = slow_groups(groups, model.encoder, config.encoder_learning_rate)
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate.peak, fused=True)
     plain = model.train()
     # With several processes this gives all of them the weights and the fitted state of the first
     model, optimizer = loop.prepare(model, optimizer, processor)
@@ -446,8 +452,7 @@ def train(config: WorldModelTrainingConfig) -> None:
 
     # Windows of random episodes
     frames = functools.partial(config.frames_at, context_frames=plain.config.context_frames)
-    skip = plain.config.frame_skip
-    loader = window_loader(training, config, frames, skip, accelerator, loop.first_micro_batch)
+    loader = window_loader(training, config, frames, plain.config.frame_skip, accelerator, loop.first_micro_batch)
     batches = ((training.names(batch.pop("windows")), model_inputs(batch, plain, processor)) for batch in loader)
 
     def forward_backward(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

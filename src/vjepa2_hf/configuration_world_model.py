@@ -440,7 +440,7 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
             return
         views = f"state_type='learned' reads one camera; got num_views={self.num_views}."
         check(self.num_views == 1, views)
-        trained = "a learned state is trained before the dynamics, and its encoder stays as it is."
+        trained = "its encoder is trained before the dynamics, by state.train_encoder of train_world_model.py."
         check(self.freeze_encoder, f"freeze_encoder=False with state_type='learned': {trained}")
         side, patch = self.encoder_config.crop_size, self.encoder_config.patch_size
         divided = f"state_type='learned' needs crop_size={side} to be a multiple of patch_size={patch}."

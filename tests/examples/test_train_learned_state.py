@@ -8,9 +8,13 @@ import pytest
 import torch
 import train_world_model
 from builders import same_weights
+from datasets import Features, Video
 from script_runs import TINY_WORLD_MODEL, metrics, run_processes, run_train_world_model, write_noise_episodes
 
 from vjepa2_hf import VJepa2Planner, VJepa2WorldModel
+from vjepa2_hf.data.feature_cache import FeatureCache
+from vjepa2_hf.data.shards import write_shards
+from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.training.run import Run
 
 
@@ -157,6 +161,10 @@ def test_a_state_may_read_the_tokens_of_an_encoder(monkeypatch, tmp_path, augmen
         ("data=[{path: DATA, camera: [front, wrist]}]", "state_type='learned' reads one camera; camera is ['front'"),
         ("encoder_config={crop_size: 36, patch_size: 8}", "crop_size=36 to be a multiple of patch_size=8"),
         ("state_of=DATA", "brings the network: leave it out"),
+        ("state.use_actions=false", "state.use_actions=false reads none"),
+        ("state.train_encoder=true", "state.train_encoder=true needs world_model.state_input=tokens"),
+        ("state.data=nowhere", "nowhere"),
+        ("state.start_from=nowhere", "nowhere"),
         # of the second stage
         ("world_model.predictor_hiden_size=8", "predictor_hiden_size"),
         ("world_model.freeze_encoder=false", "freeze_encoder=False with state_type='learned'"),
@@ -174,3 +182,48 @@ def test_settings_that_do_not_fit_end_in_a_sentence(episodes, monkeypatch, capsy
     assert exit_.value.code == 1
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
     assert not list((tmp_path / "run").glob("**/checkpoint-*")) and not (tmp_path / "run" / "state" / "final").exists()
+
+
+TOKENS = [
+    "encoder=random",
+    "encoder_config={crop_size: 32, patch_size: 8, num_frames: 1, tubelet_size: 1, "
+    "hidden_size: 16, num_attention_heads: 2, num_hidden_layers: 1}",
+    "world_model.state_input=tokens",
+]
+
+
+def test_the_network_learns_from_videos_without_actions(episodes, monkeypatch, tmp_path):
+    videos = tmp_path / "videos"
+    rng = np.random.default_rng(1)
+    frames = [rng.integers(0, 256, (9, 32, 32, 3), dtype=np.uint8) for _ in range(3)]
+    rows = ({"video": {"bytes": encode_video(each, fps=10), "path": None}} for each in frames)
+    write_shards(rows, videos, Features({"video": Video(decode=False)}), num_shards=1)
+    overrides = [f"state.data={videos}", "state.use_actions=false", "state.inverse_dynamics_weight=0"]
+    first, second = run(monkeypatch, episodes, tmp_path / "run", *overrides)
+    assert [row["step"] for row in first] == [1, 2, 3, 4] and len(second) == 6
+    model = VJepa2WorldModel.from_pretrained(tmp_path / "run" / "final")
+    assert model.config.action_dim == 4  # of the episodes
+    of_videos = next(path for path in (tmp_path / "latents").glob("videos-*") if path.is_dir())
+    assert "actions" not in FeatureCache(of_videos, ["frames"])._part(0)
+
+
+def test_a_network_is_trained_further(finished, episodes, monkeypatch, tmp_path):
+    start = finished[0] / "final"
+    overrides = [f"state.start_from={start}", "state.max_steps=1", "state.learning_rate=1e-12", "state.weight_decay=0"]
+    run(monkeypatch, episodes, tmp_path / "further", *overrides)
+    networks = [VJepa2WorldModel.from_pretrained(each).state_network for each in (start, tmp_path / "further/final")]
+    for mine, others in zip(*(network.state_dict().values() for network in networks)):
+        torch.testing.assert_close(mine, others, atol=1e-6, rtol=0)
+
+
+def test_an_encoder_learns_along_and_the_dynamics_are_on_it(episodes, monkeypatch, tmp_path):
+    overrides = [*TOKENS, "state.train_encoder=true"]
+    first, _ = run(monkeypatch, episodes, tmp_path / "along", *overrides)
+    run(monkeypatch, episodes, tmp_path / "frozen", *TOKENS)
+    along, stage, frozen = (
+        VJepa2WorldModel.from_pretrained(tmp_path / each)
+        for each in ("along/final", "along/state/final", "frozen/final")
+    )
+    assert same_weights(along.encoder, stage.encoder) and not same_weights(along.encoder, frozen.encoder)
+    frames = torch.randn(1, 2, 3, 32, 32)
+    assert not torch.equal(along.encode(frames), frozen.encode(frames))

@@ -126,6 +126,22 @@ class TestLearner:
         assert set(losses) == {"loss", "prediction_loss", "sigreg_loss"}
         assert "prediction_loss" not in StateLearner(model, StateSettings())(frames, actions)
 
+    def test_without_actions_the_transition_sees_the_state_alone(self):
+        model, frames = build(), torch.randn(2, 4, 3, 32, 32)
+        learner = StateLearner(model, StateSettings(use_actions=False, frames=4))
+        torch.nn.init.normal_(learner.transition[-1].weight)
+        states = model.encode(frames).squeeze(2)
+        contrast, _ = episode_contrast(states[:, :-1] + learner.transition(states[:, :-1]), states, 1.0)
+        torch.testing.assert_close(learner(frames)["loss"], contrast, **CLOSE)
+        assert learner.transition[0].in_features == 6
+
+    def test_an_encoder_that_learns_along_has_gradients(self):
+        model = build(state_input="tokens")
+        learner = StateLearner(model, StateSettings(train_encoder=True, frames=3))
+        learner(torch.randn(2, 3, 3, 32, 32), torch.randn(2, 2, 2))["loss"].backward()
+        grads = [parameter.grad for parameter in model.encoder.parameters()]
+        assert all(grad is not None for grad in grads) and any(grad.abs().sum() > 0 for grad in grads)
+
     @pytest.mark.parametrize("contrast", [1.0, 0.0])
     def test_every_weight_learns_once_the_transition_has_left_zero(self, contrast):
         """Several processes wait for the gradient of each."""

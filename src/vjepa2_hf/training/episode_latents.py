@@ -56,6 +56,7 @@ def open_caches(
     columns: Sequence[str],
     optional: Collection[str] = (),
     network: VJepa2LearnedState | None = None,
+    frames_only: bool = False,
 ) -> list[FeatureCache]:
     """The cache of every source, filled by the first run that needs it.
 
@@ -65,6 +66,7 @@ def open_caches(
         columns: to read, "latents" or "frames" among them.
         optional: columns that a source may lack.
         network: of a learned state.
+        frames_only: neither read nor need actions, states and rewards.
     """
     sources = episode_sources(config.data)
     views = count_views(sources)
@@ -77,7 +79,7 @@ def open_caches(
             latents["network"] = weights_fingerprint(network)
     # Everything that the cache depends on, except the pixels
     depends_on = {"version": 1, "processor": processor.to_dict(), "max_episodes": config.max_episodes}
-    depends_on["latents"] = latents
+    depends_on |= {"latents": latents} | ({"frames_only": True} if frames_only else {})
     caches = []
     for source in sources:
         source = as_shards(source, root, accelerator)
@@ -87,8 +89,8 @@ def open_caches(
             given = (config, accelerator, encoder, processor, state, "latents" in columns, network)
             encode = encode or build_encode(*given)
             rank, processes = accelerator.process_index, accelerator.num_processes
-            split = {"rank": rank, "world_size": processes}
-            stream = EpisodeStream(source, processor, config.max_episodes, limits=config.limits, **split)
+            how = {"rank": rank, "world_size": processes, "limits": config.limits, "frames_only": frames_only}
+            stream = EpisodeStream(source, processor, config.max_episodes, **how)
             encode_episodes(folder, stream, encode, accelerator, config.num_workers)
 
         description = {"data": data_fingerprint(source.path), "camera": source.camera, **depends_on}
@@ -226,7 +228,8 @@ def build_encode(
 def model_inputs(batch: dict[str, torch.Tensor], model: VJepa2WorldModel, processor) -> dict[str, torch.Tensor]:
     """A batch of windows as the model takes it, on its device, with the actions of each model step concatenated."""
     batch = {name: values.to(model.device, non_blocking=True) for name, values in batch.items()}
-    batch["actions"] = batch["actions"].flatten(2)
+    if "actions" in batch:
+        batch["actions"] = batch["actions"].flatten(2)
     if "rewards" in batch:
         batch["rewards"] = batch["rewards"].sum(dim=(2, 3))
     if "frames" in batch:

@@ -142,6 +142,16 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_mask_tokens: b
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
 
 
+def slow_groups(groups: list[dict[str, Any]], module: nn.Module, fraction: float) -> list[dict[str, Any]]:
+    """The groups with those parameters split off that belong to a module and learn at a fraction of the rate."""
+    slow, split = set(module.parameters()), []
+    for group in groups:
+        for share, wanted in ((1.0, False), (fraction, True)):
+            parameters = [parameter for parameter in group["params"] if (parameter in slow) == wanted]
+            split += [{**group, "params": parameters, "rate_share": share}] if parameters else []
+    return split
+
+
 def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:
     """Sets the weight decay of the first group of `parameter_groups`."""
     optimizer.param_groups[0]["weight_decay"] = weight_decay

@@ -22,6 +22,7 @@ from torch import nn
 
 from ..configuration_world_model import VJepa2WorldModelConfig
 from ..data.episodes import EpisodeSource
+from ..data.files import weights_fingerprint
 from ..data.typed_fields import check_fields
 from ..data.windows import WindowMixture
 from ..modeling_embodiments import normalize_actions
@@ -45,7 +46,7 @@ from .episode_latents import (
 )
 from .loop import TrainingLoop
 from .run import LATEST_UNDAMAGED, Run
-from .schedules import LearningRateSchedule, parameter_groups, set_weight_decay
+from .schedules import LearningRateSchedule, parameter_groups, set_weight_decay, slow_groups
 from .world_model_fields import check_windows, data_fields, embodiments_of, measure_column
 
 
@@ -60,6 +61,18 @@ STAGE_FIELDS += ("normalize_latents", "state_levels", "frame_skip", "action_type
 class StateSettings:
     """Training of the network of a learned state."""
 
+    data: str | list[EpisodeSource] | None = None
+    """Episodes that the network is trained on, all of them; null: those of the dynamics. With `use_actions=false` also
+    plain videos, as examples/make_video_shards.py writes them."""
+    use_actions: bool = True
+    """false: predict the next state from the state alone, and read no actions. The network then learns from videos,
+    and the dynamics from episodes with actions, which may be few."""
+    start_from: str | None = None
+    """Folder of a world model with the same learned state, whose network is trained further; null: a new one."""
+    train_encoder: bool = False
+    """Train the encoder along, whose tokens the network reads; the dynamics are then on the trained one."""
+    encoder_learning_rate: float = 0.1
+    """Learning rate of the encoder, as a fraction of the learning rate."""
     max_steps: int = 5000
     episodes: int = 16
     """Episodes per step, process and micro-batch."""
@@ -97,7 +110,7 @@ class StateSettings:
         weights = [name for name in vars(self) if name.endswith("_weight")]
         for name in ("weight_decay", *weights):
             check_number(f"state.{name}", getattr(self, name), at_least=0)
-        for name in ("learning_rate", "episode_contrast_temperature"):
+        for name in ("learning_rate", "encoder_learning_rate", "episode_contrast_temperature"):
             check_number(f"state.{name}", getattr(self, name), above=0)
         if self.gradient_clipping is not None:
             check_number("state.gradient_clipping", self.gradient_clipping, above=0, finite=False)
@@ -106,6 +119,11 @@ class StateSettings:
         if self.inverse_dynamics_weight and self.inverse_dynamics_steps >= self.frames:
             steps = f"state.inverse_dynamics_steps={self.inverse_dynamics_steps}"
             raise ValueError(f"{steps} needs state.frames above it; got {self.frames}.")
+        if self.inverse_dynamics_weight and not self.use_actions:
+            raise ValueError(
+                f"state.inverse_dynamics_weight={self.inverse_dynamics_weight} infers actions, and "
+                "state.use_actions=false reads none: leave one of them out."
+            )
         if self.symmetries is not None and not self.augment:
             raise ValueError("state.symmetries are for augmentation: set state.augment=true, or leave them out.")
         if isinstance(self.symmetries, dict):
@@ -149,9 +167,15 @@ class StateTrainingConfig(TrainingConfig):
 
     @property
     def columns(self) -> list[str]:
-        """What is cached of the episodes: augmented frames must be encoded in every step."""
-        tokens = self.world_model.get("state_input") == "tokens" and not self.state.augment
-        return ["latents" if tokens else "frames", "actions"]
+        """What is cached of the episodes: frames where they or the encoder change from step to step."""
+        fixed = not (self.state.augment or self.state.train_encoder)
+        tokens = self.world_model.get("state_input") == "tokens" and fixed
+        return ["latents" if tokens else "frames", *([] if self.frames_only else ["actions"])]
+
+    @property
+    def frames_only(self) -> bool:
+        """Whether the data may be videos without actions."""
+        return self.state.data is not None and not self.state.use_actions
 
 
 def stage_folder(config: Any) -> Path:
@@ -167,6 +191,8 @@ def first_stage(config: Any, state: StateSettings) -> StateTrainingConfig:
     shared = {each.name for each in dataclasses.fields(StateTrainingConfig)} & set(vars(config))
     own = {name: getattr(config, name) for name in shared}
     own |= {"output_dir": str(stage_folder(config)), "cache_dir": str(cache_root(config, "latents")), "state": state}
+    if state.data is not None:
+        own |= {"data": state.data, "max_episodes": None}
     own["resume"] = config.resume if config.resume in (None, "latest", LATEST_UNDAMAGED) else "latest"
     own["world_model"] = {name: config.world_model[name] for name in STAGE_FIELDS if name in config.world_model}
     return StateTrainingConfig(**own)
@@ -177,11 +203,22 @@ def learned_network(config: Any, model: VJepa2WorldModel | None) -> VJepa2Learne
     stage; None for other states."""
     if model is None and config.state_type == "learned":
         folder = config.state_of or stage_folder(config) / "final"
-        model = VJepa2WorldModel.from_pretrained(folder)
-        wanted, found = latent_layout("learned", config.world_model), model_state(model.config)
-        if found != wanted:
-            raise ValueError(f"The state of {folder} is {found}, but world_model asks for {wanted}: use one state.")
+        return _network_of(folder, config.world_model)
     return getattr(model, "state_network", None)
+
+
+def encoder_of_stage(config: Any) -> VJepa2Encoder:
+    """The encoder that the first stage of a run trained along."""
+    return VJepa2WorldModel.from_pretrained(stage_folder(config) / "final").encoder
+
+
+def _network_of(folder: str | Path, fields: dict[str, Any]) -> VJepa2LearnedState:
+    """The network of the world model in a folder; refuses one whose state is not that of `fields`."""
+    model = VJepa2WorldModel.from_pretrained(folder)
+    wanted, found = latent_layout("learned", fields), model_state(model.config)
+    if found != wanted:
+        raise ValueError(f"The state of {folder} is {found}, but world_model asks for {wanted}: use one state.")
+    return model.state_network
 
 
 # --- Losses
@@ -225,8 +262,8 @@ def sigreg(states: torch.Tensor, slices: int = SIGREG_SLICES) -> torch.Tensor:
 
 class StateLearner(nn.Module):
     """The network of a world model's learned state, and what only its losses need: for the contrast and the prediction
-    error a transition ẑ_{t+1} = z_t + MLP(z_t, a_t), which starts at no change, and for inverse dynamics an inverse
-    model.
+    error a transition ẑ_{t+1} = z_t + MLP(z_t, a_t), or MLP(z_t) without actions, which starts at no change, and for
+    inverse dynamics an inverse model.
 
     The transition of the contrast is unfit for rollouts: it must only be nearer to the next frame than to the others.
     """
@@ -234,23 +271,29 @@ class StateLearner(nn.Module):
     def __init__(self, model: VJepa2WorldModel, settings: StateSettings):
         super().__init__()
         config = model.config
-        self.settings, self.network = settings, model.state_network.requires_grad_(True)
+        self.settings, self.network, self.config = settings, model.state_network.requires_grad_(True), config
+        if settings.train_encoder:
+            self.encoder = model.encoder.requires_grad_(True)
         # parts without a loss are left out: in several processes all parameters must have gradients
         if settings.episode_contrast_weight or settings.prediction_weight:
-            self.transition = _mlp(config.state_dim + config.action_dim, config.state_dim)
+            inputs = config.state_dim + (config.action_dim if settings.use_actions else 0)
+            self.transition = _mlp(inputs, config.state_dim)
             nn.init.zeros_(self.transition[-1].weight)
             nn.init.zeros_(self.transition[-1].bias)
         if settings.inverse_dynamics_weight:
             inputs = 2 * config.state_dim + settings.inverse_dynamics_steps
             self.inverse = _mlp(inputs, config.action_dim)
 
-    def forward(self, frames: torch.Tensor, actions: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Losses by name, `loss` first, of what the network reads of frames, (E, F, …), and standardized actions
-        (E, F-1, A)."""
+    def forward(self, frames: torch.Tensor, actions: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """Losses by name, `loss` first, of what the network reads of frames, (E, F, …), or of the pixels of an encoder
+        that learns, and of standardized actions (E, F-1, A), None if the settings read none."""
+        if self.settings.train_encoder:
+            frames = _tokens(self.config, self.encoder, frames)
         states = self.network(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).float()
         settings, losses = self.settings, {}
         if settings.episode_contrast_weight or settings.prediction_weight:
-            predicted = states[:, :-1] + self.transition(torch.cat([states[:, :-1], actions], dim=-1)).float()
+            inputs = states[:, :-1] if actions is None else torch.cat([states[:, :-1], actions], dim=-1)
+            predicted = states[:, :-1] + self.transition(inputs).float()
         if settings.episode_contrast_weight:
             contrast = episode_contrast(predicted, states, settings.episode_contrast_temperature)
             losses["episode_contrast_loss"], losses["found_frames"] = contrast
@@ -305,6 +348,8 @@ def train_state(
     model, training = _prepare(config, loop, encoder, processor, following)
     learner = StateLearner(model, config.state).to(loop.accelerator.device).train()
     groups = parameter_groups(learner, config.state.weight_decay)
+    if config.state.train_encoder:
+        groups = slow_groups(groups, learner.encoder, config.state.encoder_learning_rate)
     optimizer = torch.optim.AdamW(groups, lr=config.state.learning_rate, fused=True)
     prepared, optimizer = loop.prepare(learner, optimizer, processor)
     set_weight_decay(optimizer, config.state.weight_decay)  # a checkpoint of another run may bring its own
@@ -328,24 +373,38 @@ def _prepare(
     if count_views(sources) > 1:
         raise ValueError(f"state_type='learned' reads one camera; camera is {sources[0].views}: name one of them.")
     tokens, columns = latent_layout("tokens", config.world_model), config.columns
+    following = following if config.state.data is None else None  # of other data nothing follows
     if following is not None:
         wanted = {"proprio_states": following.use_proprio, "rewards": following.world_model.get("reward_head")}
         columns = columns + [name for name, is_wanted in wanted.items() if is_wanted]
-    caches = open_caches(config, loop.accelerator, encoder, processor, tokens, columns)
+    caches = open_caches(config, loop.accelerator, encoder, processor, tokens, columns, frames_only=config.frames_only)
     training, _ = split_windows(caches, [source.weight for source in sources], config.validation_fraction)
     skip, discrete = config.world_model.get("frame_skip", 1), config.world_model.get("action_type") == "discrete"
     statistics = {name: measure_column(training, name) for name in columns if name not in ("latents", "frames")}
-    own = {"actions": statistics["actions"]}
-    fields = data_fields(own, skip, discrete, config.normalize_actions) | {"fps": common_fps(training)}
-    if config.state.symmetries is not None:
+    fields: dict[str, Any] = {"action_dim": skip, "actions_per_step": skip, "fps": common_fps(training)}
+    if not config.frames_only:
+        fields |= data_fields({"actions": statistics["actions"]}, skip, discrete, config.normalize_actions)
+    if config.state.symmetries is not None and config.state.use_actions:
         check_symmetries(config.state.symmetries, fields["action_dim"] // skip)
     torch.manual_seed(config.seed)
     model = VJepa2WorldModel.from_encoder(encoder, **{**fields, **config.world_model, **NO_DYNAMICS})
+    if config.state.start_from is not None:
+        _start_from(model, config)
     training.sample(1, config.state.frames, skip, np.random.default_rng(0))  # raises if no episode is long enough
     if following is not None:
         fields |= data_fields(statistics, skip, discrete, config.normalize_actions)
         _check_following(following, encoder, training, fields)
     return model.to(loop.accelerator.device).eval(), training
+
+
+def _start_from(model: VJepa2WorldModel, config: StateTrainingConfig) -> None:
+    """Takes over the network of another model, on the same encoder."""
+    folder = config.state.start_from
+    model.state_network.load_state_dict(_network_of(folder, config.world_model).state_dict())
+    if not model.config.reads_pixels:
+        other = VJepa2WorldModel.from_pretrained(folder).encoder
+        if weights_fingerprint(other) != weights_fingerprint(model.encoder):
+            raise ValueError(f"state.start_from={folder} has another encoder than encoder={config.encoder}: use one.")
 
 
 def _check_following(following: Any, encoder: VJepa2Encoder, training: WindowMixture, fields: dict[str, Any]) -> None:
@@ -365,22 +424,31 @@ def _batches(
     loader = window_loader(training, config, config.frames_at, model.config.frame_skip, loop.accelerator, first)
     for number, batch in enumerate(loader, start=first):
         names = training.names(batch.pop("windows"))
+        if not config.state.use_actions:
+            batch.pop("actions", None)
         if config.state.augment:
             rng = np.random.default_rng((config.seed, number, rank))
-            drawn = augment(batch["frames"], batch["actions"], config.state.symmetries or {}, rng)
-            batch["frames"], batch["actions"] = drawn
-        yield names, _learner_inputs(model, processor, batch)
+            drawn = augment(batch["frames"], batch.get("actions"), config.state.symmetries or {}, rng)
+            batch |= {name: values for name, values in zip(("frames", "actions"), drawn) if values is not None}
+        yield names, _learner_inputs(model, processor, batch, config.state.train_encoder)
 
 
 def _learner_inputs(
-    model: VJepa2WorldModel, processor: Any, batch: dict[str, torch.Tensor]
+    model: VJepa2WorldModel, processor: Any, batch: dict[str, torch.Tensor], train_encoder: bool
 ) -> dict[str, torch.Tensor]:
-    """What the network reads of a batch of windows, and standardized actions."""
+    """What a [`StateLearner`] reads of a batch of windows, and standardized actions if it has them."""
     inputs = model_inputs(batch, model, processor)
     frames = inputs["latents"] if "latents" in inputs else inputs["pixel_values_videos"]
-    if "latents" not in inputs and not model.config.reads_pixels:
-        tokens = copy.copy(model.config)
-        tokens.state_type = "tokens"
+    if "latents" not in inputs and not model.config.reads_pixels and not train_encoder:
         with torch.no_grad():
-            frames = arranged_latents(tokens, model.encoder, None, frames)
+            frames = _tokens(model.config, model.encoder, frames)
+    if "actions" not in inputs:
+        return {"frames": frames}
     return {"frames": frames, "actions": normalize_actions(model.config, frames, inputs["actions"])}
+
+
+def _tokens(config: VJepa2WorldModelConfig, encoder: VJepa2Encoder, pixel_values_videos: torch.Tensor) -> torch.Tensor:
+    """What a learned state reads of frames (E, F, C, H, W): (E, F, tokens, width)."""
+    config = copy.copy(config)
+    config.state_type = "tokens"
+    return arranged_latents(config, encoder, None, pixel_values_videos)

@@ -20,22 +20,26 @@ RANGE = (0.01, 0.99)  # quantiles of the macro-actions of the training data, bet
 RANGE_WINDOWS = 8192
 
 
-def copy_state(model: VJepa2WorldModel, folder: str | Path) -> None:
+def copy_state(model: VJepa2WorldModel, folder: str | Path) -> bool:
     """Gives a model the fitted map of the state of the world model in a folder, so that the latents of both are equal.
+    Returns whether there is one: the first stage of a learned state has fitted none.
 
     Raises:
         ValueError: the other model has another encoder or another state, or its state is not fitted.
     """
     other = VJepa2WorldModel.from_pretrained(folder)
-    if not other.config.state_fitted:
+    if not other.config.state_fitted and other.config.state_type != "learned":
         raise ValueError(f"state_of={folder} has no fitted state to copy: train it with fit_state=true.")
     _check_same_encoding(model, other, f"state_of={folder}")
+    if not other.config.state_fitted:
+        return False
     for name in STATE_BUFFERS:
         if hasattr(other, name):
             model.register_buffer(name, getattr(other, name).to(model.device))
     if other.config.state_whitened:
         model.state_whitening = other.state_whitening.to(model.device)
     model.config.state_fitted, model.config.state_whitened = True, other.config.state_whitened
+    return True
 
 
 def check_same_latents(model: VJepa2WorldModel, other: VJepa2WorldModel, name: str) -> None:
