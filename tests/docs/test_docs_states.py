@@ -57,15 +57,16 @@ def work(tmp_path, monkeypatch):
     VJepa2VideoProcessor(size=64, crop_size=64).save_pretrained("runs/demo/pretrain/final")
     pushing = ["--env", "vjepa2_hf/Pushing-v0", "--policy", "uniform", *TINY["record_episodes"]]
     record_episodes.main([*pushing, "--output", "runs/demo/episodes"])
-    shutil.copytree("runs/demo/episodes", "my_episodes")
+    for name in ("my_episodes", "my_videos"):
+        shutil.copytree("runs/demo/episodes", name)
     return tmp_path
 
 
 def test_the_commands_train_states_and_plan_with_them(work, monkeypatch):
     found = [command for command in commands("states.md") if not any("examples/studies/" in part for part in command)]
     assert [Path(next(part for part in command if part.endswith(".py"))).stem for command in found] == [
-        "train_world_model", "record_episodes", "train_world_model", "plan", "train_world_model", "plan",
-        "plan", "record_episodes", "train_world_model", "train_distance_head", "plan",
+        "train_world_model", "record_episodes", "train_world_model", "plan", "train_world_model", "train_world_model",
+        "train_world_model", "plan", "plan", "record_episodes", "train_world_model", "train_distance_head", "plan",
     ]  # fmt: skip
     for command in found:
         run(monkeypatch, command)
