@@ -353,7 +353,8 @@ def measure_row(config: PlanConfig, name: str) -> FinishedRow:
     elif name in config.policies:
         plan = PolicyPlan(config.policies[name], config.device)
         result, goals = run_method(config, lambda group: plan)
-        extra = {"plan_milliseconds": 1000 * plan.seconds / plan.plans}
+        seconds = {"plan_milliseconds": plan.seconds, "plan_cpu_milliseconds": plan.cpu_seconds}
+        extra = {name: 1000 * value / plan.plans for name, value in seconds.items()}
     else:
         policies = {BASELINES["uniform"]: "uniform"}
         if name == BASELINES["data_policy"]:

@@ -62,7 +62,7 @@ def test_snippets_of_the_page_run_one_after_the_other(folder, actions_per_step, 
     monkeypatch.chdir(tmp_path)
     names = {"arm_planner": arm_planner(), "pose": [0.3, 0.0, 0.4, 0.1, 0.2, 0.3, 0.5]}
     parts = snippets(DOCUMENT)
-    assert len(parts) == 10
+    assert len(parts) == 11
     for part in parts:
         run(part, folder, names)  # one namespace, as a reader has it
     assert len(taken) == 6 * actions_per_step and (tmp_path / "landscape.png").is_file()

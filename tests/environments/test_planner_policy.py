@@ -148,6 +148,7 @@ def test_calls_are_timed_and_compared_with_their_budget():
     found = policy.timings()
     assert found["within_budget"] == 0.0  # one iteration is always done
     assert found["plan_milliseconds"] == pytest.approx(found["call_milliseconds"]["median"] / 2)
+    assert found["plan_cpu_milliseconds"] > 0
 
 
 def test_what_does_not_fit_is_a_sentence(tmp_path):

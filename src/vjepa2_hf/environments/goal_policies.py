@@ -146,7 +146,7 @@ class PolicyPlan:
             world_model = self.policy.world_model
             self.model = VJepa2WorldModel.from_pretrained(world_model).to(device or "cpu").eval()
             self.processor = VJepa2VideoProcessor.from_pretrained(world_model)
-        self.plans, self.seconds = 0, 0.0
+        self.plans, self.seconds, self.cpu_seconds = 0, 0.0, 0.0
 
     @torch.no_grad()
     def __call__(self, tasks: TaskBatch) -> np.ndarray:
@@ -155,10 +155,11 @@ class PolicyPlan:
         if len(active):
             config = self.model.config
             images, goals = (select_views(config, tasks.observe(active, goals)) for goals in (False, True))
-            started = time.perf_counter()
+            started, cpu_started = time.perf_counter(), time.process_time()
             seen = encode_frames(self.model, self.processor, images, targets=False)
             found = self.policy(seen, encode_frames(self.model, self.processor, goals))
             actions[active] = found.cpu().numpy().reshape(len(active), steps, -1)
             self.seconds += time.perf_counter() - started
+            self.cpu_seconds += time.process_time() - cpu_started
             self.plans += len(active)
         return actions
