@@ -244,8 +244,8 @@ class Evaluation:
 
     def measure(
         self, windows: Windows, predicted: torch.Tensor, images: torch.Tensor | None, episode_id: str
-    ) -> measures.Table:
-        """All measures other than those of latents, (B, P) each."""
+    ) -> tuple[measures.Table, measures.Intervals]:
+        """All measures other than those of latents, (B, P) each, and intervals of a stochastic model's positions."""
         config, model, probe = self.config, self.model, self.probe
         found = None if windows.states is None else windows.states.shape[-1]
         expected = None if probe is None else len(probe.bias)
@@ -254,7 +254,7 @@ class Evaluation:
                 f"Episode {episode_id} has states of {found} numbers, but the probe's training episodes of {expected} "
                 "(None: no states): give probe_data, training episodes of the same environment."
             )
-        table = {}
+        table, intervals = {}, {}
         if probe is not None:
             table |= measures.measure_positions(probe, windows, predicted, config.state_groups)
         if model.config.reward_head:
@@ -263,7 +263,8 @@ class Evaluation:
             table |= measures.measure_rewards(model, windows, predicted)
         if model.config.stochastic_dim:
             arguments = (self.spaces, config.levels, config.num_samples, self.generator)
-            table |= measures.measure_samples(model, windows, *arguments)
+            scores, intervals = measures.measure_samples(model, windows, *arguments)
+            table |= scores
         if config.residual_intervals:
             arguments = (self.spaces, config.levels, self.residuals, bool(model.config.stochastic_dim))
             table |= measures.measure_residual_intervals(windows, predicted, *arguments)
@@ -272,13 +273,13 @@ class Evaluation:
             if config.pixels_per_unit is not None and windows.states is not None:
                 located = windows.states[..., config.state_groups[name]] * config.pixels_per_unit
             table |= measures.measure_object(images, name, color, config.color_distance, located)
-        return table
+        return table, intervals
 
     @torch.no_grad()
     def run(self) -> dict[str, Any]:
         """Measures all windows of held-out episodes; with a decoder it also writes the PNG."""
         config, model = self.config, self.model
-        scores, tables, strips = LatentRollout(), {}, []
+        scores, tables, intervals, strips = LatentRollout(), {}, {}, []
         lengths, measured, images = [], 0, None
         wanted = {"max_episodes": config.max_episodes, "camera": config.camera, "wanted": self.held_out}
         for episode in tqdm(read_episodes(config.data, model.config.frame_skip, **wanted), desc="evaluate"):
@@ -294,8 +295,11 @@ class Evaluation:
                 images = measures.decode_windows(self.decoder, self.processor, windows, predicted)
                 if len(strips) < config.image_windows:
                     strips.append(measures.image_strip(images, config.horizons))
-            for name, values in self.measure(windows, predicted, images, episode["episode_id"]).items():
+            table, kept = self.measure(windows, predicted, images, episode["episode_id"])
+            for name, values in table.items():
                 tables.setdefault(name, []).append(values.double().cpu())
+            for name, values in kept.items():
+                intervals.setdefault(name, []).append(values.double().cpu())
         if not measured:
             self.config = self.shorten_horizons(lengths)
             return self.run()
@@ -303,6 +307,8 @@ class Evaluation:
             with write_aside(Path(config.output).with_suffix(".png")) as partial:
                 images = torch.cat([strip.flatten(0, 1) for strip in strips])
                 save_image(images, partial, nrow=strips[0].shape[1], format="png")
+        for (prefix, level), found in intervals.items():
+            tables |= {prefix + name: [values] for name, values in measures.calibrate(found, level).items()}
         means = scores.compute(horizons=config.horizons)
         facts = {"episodes": measured, "episodes_too_short": len(lengths) - measured, "windows": means["windows"]}
         rows = measures.tabulate(means, tables)

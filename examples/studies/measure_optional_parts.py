@@ -1,15 +1,16 @@
 """Accuracy of the world model's optional parts: pixel decoder, stochastic latent, reward head.
 
     python examples/studies/measure_optional_parts.py [--encoder runs/demo/pretrain/final]
-        [--output runs/optional_parts] [--seeds 1]
+        [--output runs/optional_parts] [--seeds 3]
 
 On the pushing environment with the demo's recipe, measured on held-out episodes by `evaluate_world_model.py`:
 
 - A model with a reward head on episodes with rewards, and a pixel decoder of its latents: the distance between the
   block in a decoded prediction and its true position, and the error of imagined rewards.
 - Two models of episodes in which a random force pushes the agent after every action, with and without a stochastic
-  latent: coverage and width of their prediction intervals. The model without one gets intervals from its one-step
-  errors on training episodes, widened by the square root of the number of steps.
+  latent: coverage and width of their prediction intervals, also after calibration on other held-out episodes. The
+  model without one gets intervals from its one-step errors on training episodes, widened by the square root of the
+  number of steps.
 
 Without `--encoder`, an encoder is pretrained first. `OUTPUT/seed-0/world_model.png` shows decoded predictions.
 """
@@ -110,8 +111,16 @@ REWARDS = {
     "the last known reward": "reward_copy_error",
     "the mean reward": "reward_mean_error",
 }
+POSITIONS = {  # title -> model, part of the column's name
+    "no random force": ("world_model", ""),
+    "deterministic": ("deterministic", ""),
+    "stochastic, without samples": ("stochastic", ""),
+    "last known frame": ("stochastic", "copy_"),
+    "true latents": ("stochastic", "probe_"),
+}
 INTERVALS = {  # title -> model, prefix of the columns
     "samples": ("stochastic", ""),
+    "samples, calibrated": ("stochastic", "calibrated_"),  # of positions
     "one-step errors · √h around its middle": ("stochastic", "residual_"),
     "one-step errors · √h": ("deterministic", "residual_"),
     "its one future": ("deterministic", ""),
@@ -127,9 +136,12 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
     means = {name: model["mean"] for name, model in models.items()}
     titles = ["pixels between the block and where it is in the true frame, steps ahead", *horizons]
     yield titles, [[title, *cells(means["world_model"], column)] for title, column in BLOCK.items()]
+    yield ["pixels from the true position, as a linear probe reads it, steps ahead", *horizons], position_rows(means)
     for level in (90, 50):
         title = f"{level} % intervals: coverage, width, interval score (positions in pixels), steps ahead"
-        yield [title, *horizons], interval_rows(means, level)
+        yield [title, *horizons], interval_rows(models, level)
+    if factors := list(factor_rows(means["stochastic"])):
+        yield ["calibrated intervals: width divided by that of samples, steps ahead", *horizons], factors
     titles = ["error of a step's reward, steps ahead", *horizons]
     yield titles, [[title, *cells(means["world_model"], column)] for title, column in REWARDS.items()]
 
@@ -139,12 +151,29 @@ def cells(means: dict[str, list[float | None]], column: str) -> list[str]:
     return ["–" if value is None else f"{value:.{digits}f}" for value in means[column]]
 
 
-def interval_rows(means: dict[str, Any], level: int) -> Iterator[list[str]]:
-    """Coverage, width and score of the latents' and the positions' intervals."""
+def position_rows(means: dict[str, Any]) -> Iterator[list[str]]:
+    for (what, (space, scale)), (kind, (name, part)) in product(SPACES.items(), POSITIONS.items()):
+        if space:
+            yield [f"{what}: {kind}", *(f"{scale * error:.1f}" for error in means[name][f"{space}{part}error"])]
+
+
+def interval_rows(models: dict[str, Any], level: int) -> Iterator[list[str]]:
+    """Coverage with its interval over seeds, width and score of the latents' and the positions' intervals."""
     for (what, (space, scale)), (kind, (name, prefix)) in product(SPACES.items(), INTERVALS.items()):
-        columns = [means[name][f"{space}{prefix}{column}_{level}"] for column in ("coverage", "width", "score")]
-        found = [f"{c:.2f}, {scale * w:.2g}, {scale * s:.2g}" for c, w, s in zip(*columns, strict=True)]
+        names = [f"{space}{prefix}{column}_{level}" for column in ("coverage", "width", "score")]
+        if names[0] not in models[name]["mean"]:
+            continue
+        by_seed = models[name]["by_seed"][names[0]]
+        coverage = [study.cell(study.over_seeds(list(one))) for one in zip(*by_seed, strict=True)]
+        columns = [models[name]["mean"][column] for column in names[1:]]
+        found = [f"{c}, {scale * w:.2g}, {scale * s:.2g}" for c, w, s in zip(coverage, *columns, strict=True)]
         yield [f"{what}: {name}, {kind}", *found]
+
+
+def factor_rows(means: dict[str, list[float | None]]) -> Iterator[list[str]]:
+    for what, level in product(("pusher", "block"), (90, 50)):
+        if values := means.get(f"{what}_factor_{level}"):
+            yield [f"{what}: {level} % intervals", *(f"{value:.2f}" for value in values)]
 
 
 SETTINGS = {
@@ -154,8 +183,8 @@ SETTINGS = {
     "decoder_steps": (1000, "training steps of the decoder"),
     "stochastic_dim": (16, "size of the stochastic latent"),
 }
-PAGES, SEEDS = ["docs/world_model.md"], {"seeds": (1, "training seeds")}
-STUDY = study.Study("optional_parts", __doc__, run, collect, format_tables, PAGES, SETTINGS, SEEDS)
+PAGES = ["docs/world_model.md"]
+STUDY = study.Study("optional_parts", __doc__, run, collect, format_tables, PAGES, SETTINGS)
 
 
 if __name__ == "__main__":

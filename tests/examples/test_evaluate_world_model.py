@@ -136,6 +136,7 @@ def test_samples_around_the_truth_cover_it_and_samples_beside_it_do_not(world):
     assert all(row["coverage_50"] == row["coverage_90"] == row["state_coverage_90"] == 1 for row in right)
     wrong = evaluate_model(settings(), TwoNumbers(gain=0.0, noise=0.01), raw_pixels)["horizons"]
     assert all(row["coverage_90"] == 0.5 for row in wrong)  # the second number does not move
+    assert all(row["state_coverage_90"] == 0.5 < row["state_calibrated_coverage_90"] for row in wrong)
     assert "coverage_90" not in evaluate_model(settings(), TwoNumbers(1.0), raw_pixels)["horizons"][0]
 
 
@@ -325,6 +326,7 @@ def test_script_measures_a_saved_model_on_the_episodes_its_run_held_out(monkeypa
     for row in result["horizons"]:
         assert row["error"] > 0 and row["copy_error"] > 0 and row["state_error"] > 0 and row["reward_error"] > 0
         assert 0 <= row["coverage_90"] <= 1 and 0 <= row["state_coverage_90"] <= 1
+        assert 0 <= row["state_calibrated_coverage_90"] <= 1 and row["state_factor_90"] > 0
         assert row["residual_width_90"] > 0 and row["grey_not_painted"] in (0, 0.5, 1)
     printed = capsys.readouterr().out
     assert f"| error | {result['horizons'][0]['error']:.3g} | {result['horizons'][1]['error']:.3g} |" in printed

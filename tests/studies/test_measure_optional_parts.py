@@ -16,7 +16,7 @@ def test_one_command_measures_all_three_parts(tiny_runs, run_study, tmp_path):
     sizes = TINY_ENCODER | {"crop_size": 64, "patch_size": 16}
     VJepa2Encoder(VJepa2EncoderConfig(**sizes)).save_pretrained(tmp_path / "encoder")
     VJepa2VideoProcessor(size=64, crop_size=64).save_pretrained(tmp_path / "encoder")
-    size = "--episodes 8 --steps 2 --decoder_steps 2 --stochastic_dim 2 --jobs 1"
+    size = "--seeds 1 --episodes 8 --steps 2 --decoder_steps 2 --stochastic_dim 2 --jobs 1"
     page = run_study(STUDY, "--encoder", str(tmp_path / "encoder"), *size.split())
 
     models = json.loads((tmp_path / "results.json").read_text())["models"]
@@ -25,6 +25,8 @@ def test_one_command_measures_all_three_parts(tiny_runs, run_study, tmp_path):
     assert 0 <= models["stochastic"]["mean"]["pusher_coverage_90"][-1] <= 1
     assert models["deterministic"]["mean"]["coverage_90"] == [0] * 6  # its futures coincide
     assert models["deterministic"]["mean"]["pusher_residual_width_90"][0] > 0
+    assert "| block: stochastic, samples, calibrated |" in page and "| block: 90 % intervals |" in page
+    assert "| latents: stochastic, samples, calibrated |" not in page
     assert (tmp_path / "runs" / "seed-0" / "world_model.png").is_file()
     assert "| pusher: deterministic, its one future |" in page and "pretrain" not in tiny_runs
 

@@ -8,6 +8,7 @@ from PIL import Image
 from vjepa2_hf import VJepa2VideoProcessor
 from vjepa2_hf.environments import IMAGE_SIZE, PUSHING, PushingEnv, make_plain
 from vjepa2_hf.visualization.rollout_measures import (
+    calibrate,
     central_interval,
     decode_windows,
     find_object,
@@ -43,6 +44,31 @@ def test_score_of_an_interval_is_its_width_and_what_it_misses():
         "width_80": 2.0,
         "score_80": 7.0,
     }
+
+
+def test_intervals_of_too_certain_samples_are_stretched_until_they_cover():
+    """Samples spread by 1 at both steps, the truth by 1 and by 3; every other window is ten times as wide as these."""
+    generator = torch.Generator().manual_seed(0)
+    ends, width = torch.tensor([-1.645, 0.0, 1.645]), torch.tensor([1.0, 10.0]).repeat(4).view(8, 1, 1, 1)
+    episodes = []
+    for _ in range(100):
+        truth = torch.randn(8, 1, 2, 2, generator=generator) * torch.tensor([1.0, 3.0]).view(2, 1)
+        intervals = ends.view(3, 1, 1).expand(8, 3, 2, 2)
+        episodes.append(5 + width * torch.cat([intervals, truth], dim=1))
+    table = calibrate(episodes, 0.9)
+    means = {name: values.mean(dim=0) for name, values in table.items()}
+    torch.testing.assert_close(means["factor_90"], torch.tensor([1.0, 3.0]), rtol=0.1, atol=0)
+    torch.testing.assert_close(means["calibrated_coverage_90"], torch.tensor([0.9, 0.9]), rtol=0, atol=0.025)
+    torch.testing.assert_close(means["calibrated_width_90"], 5.5 * 3.29 * means["factor_90"], rtol=0.05, atol=0)
+    assert calibrate(episodes[:1], 0.9) == {}
+
+
+def test_an_episode_does_not_calibrate_its_own_intervals():
+    """The truth of the second of two episodes is twice as far from the median as the end, that of the first inside."""
+    near, far = (torch.tensor([-1.0, 0.0, 1.0, truth]).view(1, 4, 1, 1) for truth in (0.5, 2.0))
+    table = calibrate([near, far], 0.5)
+    assert table["calibrated_width_50"].flatten().tolist() == [4, 1]
+    assert table["calibrated_coverage_50"].flatten().tolist() == [1, 0]
 
 
 def test_objects_are_found_where_the_environment_draws_them():

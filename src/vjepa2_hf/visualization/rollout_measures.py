@@ -20,6 +20,8 @@ from .state_probe import LinearProbe
 
 Table = dict[str, torch.Tensor]  # measures (B, P) by name
 Space = Callable[[torch.Tensor], torch.Tensor]  # latents (..., N, D) -> numbers (..., M)
+# By prefix of the columns and level: low end, median, high end and truth (B, 4, P, M)
+Intervals = dict[tuple[str, float], torch.Tensor]
 
 
 def check_columns(groups: dict[str, list[int]], size: int) -> dict[str, list[int]]:
@@ -107,18 +109,55 @@ def measure_samples(
     levels: list[float],
     num_samples: int,
     generator: torch.Generator,
-) -> Table:
-    """Scores of the intervals of a stochastic model's samples."""
-    rows = []
+) -> tuple[Table, Intervals]:
+    """Scores of the intervals of a stochastic model's samples, and those of positions, for `calibrate`."""
+    rows, kept = [], []
     for number in range(len(windows.future)):
-        samples, row = windows.sample(model, number, num_samples, generator), {}
+        samples, row, parts = windows.sample(model, number, num_samples, generator), {}, {}
         for prefix, space in spaces.items():
             ordered, truth = space(samples).sort(dim=0).values.unsqueeze(1), space(windows.future[number])[None]
             for level in levels:
-                scores = score_interval(central_interval(ordered, level), truth, level)
+                low, high = central_interval(ordered, level)
+                scores = score_interval((low, high), truth, level)
                 row |= {prefix + name: value for name, value in scores.items()}
+                if prefix:  # latents have too many numbers to keep
+                    parts[prefix, level] = torch.stack([low, central_interval(ordered, 0)[0], high, truth], dim=1)
         rows.append(row)
-    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        kept.append(parts)
+    joined = [{name: torch.cat([part[name] for part in found]) for name in found[0]} for found in (rows, kept)]
+    return joined[0], joined[1]
+
+
+def interval_factor(intervals: torch.Tensor, level: float) -> torch.Tensor:
+    """The factor (P) by which intervals (B, 4, P, M) must be stretched around their medians to cover `level`.
+
+    The quantile of |truth - median| over the distance of the median from the end on that side, over windows and
+    numbers: conformalized quantile regression (arXiv 1905.03222) with this ratio as the score. Where windows are too
+    few for the quantile, their largest ratio.
+    """
+    low, median, high, truth = intervals.unbind(1)
+    side = torch.where(truth < median, median - low, high - median).clamp(min=1e-12)
+    ratios = ((truth - median).abs() / side).transpose(1, 2).flatten(0, 1).sort(dim=0).values  # (B · M, P)
+    return ratios[min(len(ratios), math.ceil((len(ratios) + 1) * level - 1e-9)) - 1]
+
+
+def calibrate(episodes: list[torch.Tensor], level: float) -> Table:
+    """Scores of the stretched intervals of episodes, and the factor of all of them, by column.
+
+    Args:
+        episodes: low end, median, high end and truth (B, 4, P, M) of the windows of an episode. Every second episode
+            is stretched by the factor of the others, and the others by that of these; none for a single episode.
+    """
+    if len(episodes) < 2:
+        return {}
+    halves, parts = [torch.cat(episodes[first::2]) for first in (0, 1)], []
+    for own, other in (halves, reversed(halves)):
+        factor = interval_factor(other, level).unsqueeze(-1)
+        low, median, high, truth = own.unbind(1)
+        ends = median + factor * (low - median), median + factor * (high - median)
+        parts.append(score_interval(ends, truth, level))
+    table = {f"calibrated_{name}": torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return table | {f"factor_{100 * level:g}": interval_factor(torch.cat(halves), level).unsqueeze(0)}
 
 
 def measure_residual_intervals(
