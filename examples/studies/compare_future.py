@@ -1,6 +1,7 @@
 """Future prediction and anticipation: models trained with and without a mask of the future.
 
     python examples/studies/compare_future.py [--output runs/future_prediction] [--seeds 3] [--jobs 2] [--steps 600]
+        [--masks "blocks and future" ...] [--probes "encoder and predictor" "encoder" ...]
 
 Data: Moving Digits, videos of 24 frames for pretraining and of 16 for the rest; scores are on other digits. For each
 seed, two masked-latent models are pretrained on clips of 16 frames. One has masks of space-time blocks; the other also
@@ -9,6 +10,9 @@ has a mask of the clip's second half. `measure_future.py` measures how well each
 Anticipation: `train_probe.py` predicts from the first 8 frames in which of 4 x 4 fields the digit will be in the 16th
 frame. Probes see the encoder's tokens with or without those predicted for the next 8 frames, with pretrained or random
 weights, and for comparison the tokens of the last 8 frames, which show the answer.
+
+`--masks` and `--probes` run some of the rows only; tables hold all rows that are finished. Probes read the model with
+the mask of the future.
 """
 
 import argparse
@@ -59,7 +63,7 @@ def run_seed(options: argparse.Namespace, seed: int) -> None:
     runs, data = study.RunFolder(options.output / f"seed-{seed}"), options.output / "data"
     specs = yaml.safe_load((study.CONFIGS / RECIPE).read_text(encoding="utf-8"))["masks"]
     models = {}
-    for masks in (BOTH, BLOCKS):
+    for masks in options.masks:
         kept = [spec for spec in specs if masks == BOTH or spec["type"] != "future"]
         settings = {"data": data / "videos", "seed": seed, "max_steps": options.steps, "masks": kept}
         settings |= {"frames_per_clip": PAST + FUTURE, **study.SHORT_RUN}
@@ -67,10 +71,10 @@ def run_seed(options: argparse.Namespace, seed: int) -> None:
         result = runs.path / f"{study.slug(f'future {masks}')}.json"
         arguments = [models[masks], data / "test", result, "--past", PAST, "--num_threads", 1, "--horizons", *HORIZONS]
         runs.run(f"measure {masks}", result, "studies/measure_future.py", *map(str, arguments))
-    for row, changed in PROBES.items():
+    for row in options.probes if BOTH in models else ():
         settings = {"data": data / "train", "validation_data": data / "test", "label": "place", "seed": seed}
         settings |= {"encoder": models[BOTH], "frames_per_clip": PAST, "cache_dir": runs.path / "features"}
-        settings |= {"max_steps": options.probe_steps, **changed}
+        settings |= {"max_steps": options.probe_steps, **PROBES[row]}
         runs.train_probe(f"probe {row}", runs.path / "probes" / study.slug(row), settings)
 
 
@@ -125,8 +129,9 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
         yield ["probe on", *SCORES.values()], rows
 
 
-SETTINGS = study.PROBE_SETTINGS
-STUDY = study.Study("future_prediction", __doc__, run, collect, format_tables, ["docs/future_prediction.md"], SETTINGS)
+PAGES, SETTINGS = ["docs/future_prediction.md"], study.PROBE_SETTINGS
+CHOICES = {"masks": ((BOTH, BLOCKS), (BOTH, BLOCKS)), "probes": (tuple(PROBES), tuple(PROBES))}
+STUDY = study.Study("future_prediction", __doc__, run, collect, format_tables, PAGES, SETTINGS, choices=CHOICES)
 
 
 if __name__ == "__main__":

@@ -95,6 +95,18 @@ def test_runs_with_other_settings_are_neither_taken_nor_published_as_these(run_s
     assert results["steps"] == 20 and ratios == {"mean": 1.0, "low": None, "high": None, "by_seed": [1.0]}
 
 
+def test_some_rows_can_be_run_alone(commands, tmp_path):
+    given = ["--output", str(tmp_path), "--seeds", "1", "--jobs", "1"]
+    compare_future.run(compare_future.STUDY.parse([*given, "--probes", "encoder"]))
+    scripts = [Path(command[0]).stem for command in commands]
+    assert scripts.count("pretrain") == scripts.count("measure_future") == 2 and scripts.count("train_probe") == 1
+    assert "label=place" in commands[-1]
+    commands.clear()
+    compare_future.run(compare_future.STUDY.parse([*given[:1], str(tmp_path / "b"), *given[2:], "--masks", "blocks"]))
+    scripts = [Path(command[0]).stem for command in commands]
+    assert scripts == ["record_moving_digits"] * 3 + ["pretrain", "measure_future"]
+
+
 @pytest.mark.slow
 def test_the_whole_command_runs_at_tiny_size(tiny_runs, run_study, tmp_path):
     size = "--seeds 1 --jobs 1 --clips 40 --steps 2 --probe_steps 2"

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from builders import TINY_PREDICTOR
-from measure_fine_tuning import STUDY, format_tables
+from measure_fine_tuning import PAIRS, SCRATCH, START, STUDY, format_tables
 
 from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2MaskedLatentPredictionConfig, VJepa2VideoProcessor
 
@@ -16,11 +16,16 @@ def test_the_whole_command_runs_at_tiny_size(tiny_runs, run_study, tmp_path):
     config = VJepa2MaskedLatentPredictionConfig(encoder_config=sizes, **TINY_PREDICTOR)
     VJepa2ForMaskedLatentPrediction(config).save_pretrained(tmp_path / "start")
     VJepa2VideoProcessor(size=64, crop_size=64).save_pretrained(tmp_path / "start")
-    options = ["--start", str(tmp_path / "start"), "--jobs", "1"]
+    options = ["--start", str(tmp_path / "start"), "--jobs", "1", "--seeds", "2"]
     page = run_study(STUDY, *options)
     results = json.loads((tmp_path / "results.json").read_text())
-    assert len(results["rows"]) == 5 and all(len(row["content (tokens)"]) == 1 for row in results["rows"].values())
-    assert format_tables(results) in page and tiny_runs.count("pretrain") == 3
+    counts = {name: len(row["content (tokens)"]["by_seed"]) for name, row in results["rows"].items()}
+    assert counts == dict.fromkeys(results["rows"], 2) | {START: 1} and len(counts) == 5
+    assert format_tables(results) in page and tiny_runs.count("pretrain") == 6
+    mine, scratch = (results["rows"][row]["motion (average)"]["mean"] for row in PAIRS[0])
+    difference = results["differences"]["motion (average)"][0]
+    assert difference["mean"] == pytest.approx(mine - scratch)
+    assert f"| continued, peak 5e-4, minus {SCRATCH} |" in page
     with pytest.raises(SystemExit):  # runs with another number of steps
         run_study(STUDY, *options, "--steps", str(results["steps"] + 1))
 
