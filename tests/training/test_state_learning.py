@@ -41,6 +41,14 @@ class TestContrast:
         assert loss.item() == pytest.approx(expected, rel=1e-5)
         assert found.item() == 0.5  # the second is as near to frame 1, which comes first
 
+    def test_the_frame_that_is_predicted_from_may_be_left_out(self):
+        states = torch.tensor([[[0.0], [1.0], [3.0]]])
+        loss, found = episode_contrast(states[:, :-1], states, temperature=1.0, among_others=True)
+        # from 0: 1 among 1 and 3; from 1: 3 among 0 and 3
+        first, second = [math.exp(-1), math.exp(-9)], [math.exp(-1), math.exp(-4)]
+        expected = -(math.log(first[0] / sum(first)) + math.log(second[1] / sum(second))) / 2
+        assert loss.item() == pytest.approx(expected, rel=1e-5) and found.item() == 0.5
+
     def test_what_is_constant_within_an_episode_changes_nothing(self):
         states, changes = torch.randn(4, 5, 3), torch.randn(4, 4, 3)
         apart = 30 * torch.randn(4, 1, 3)
@@ -131,7 +139,8 @@ class TestLearner:
         learner = StateLearner(model, StateSettings(use_actions=False, frames=4))
         torch.nn.init.normal_(learner.transition[-1].weight)
         states = model.encode(frames).squeeze(2)
-        contrast, _ = episode_contrast(states[:, :-1] + learner.transition(states[:, :-1]), states, 1.0)
+        predicted = states[:, :-1] + learner.transition(states[:, :-1])
+        contrast, _ = episode_contrast(predicted, states, 1.0, among_others=True)
         torch.testing.assert_close(learner(frames)["loss"], contrast, **CLOSE)
         assert learner.transition[0].in_features == 6
 

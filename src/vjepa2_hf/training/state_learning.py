@@ -65,8 +65,8 @@ class StateSettings:
     """Episodes that the network is trained on, all of them; null: those of the dynamics. With `use_actions=false` also
     plain videos, as examples/make_video_shards.py writes them."""
     use_actions: bool = True
-    """false: predict the next state from the state alone, and read no actions. The network then learns from videos,
-    and the dynamics from episodes with actions, which may be few."""
+    """false: predict the next state from the state alone, find it among the other frames, and read no actions. The
+    network then learns from videos, and the dynamics from episodes with actions, which may be few."""
     start_from: str | None = None
     """Folder of a world model with the same learned state, whose network is trained further; null: a new one."""
     train_encoder: bool = False
@@ -224,7 +224,9 @@ def _network_of(folder: str | Path, fields: dict[str, Any]) -> VJepa2LearnedStat
 # --- Losses
 
 
-def episode_contrast(predicted: torch.Tensor, states: torch.Tensor, temperature: float) -> tuple[torch.Tensor, ...]:
+def episode_contrast(
+    predicted: torch.Tensor, states: torch.Tensor, temperature: float, among_others: bool = False
+) -> tuple[torch.Tensor, ...]:
     """The same-episode contrast: cross-entropy of finding z_{t+1} among the F frames of its episode, with logits
     −‖ẑ_{t+1} − z_j‖² / τ, and the fraction that is nearest to its own.
 
@@ -235,8 +237,13 @@ def episode_contrast(predicted: torch.Tensor, states: torch.Tensor, temperature:
     Args:
         predicted: ẑ, (E, F-1, D), of the frames 1 to F-1.
         states: z, (E, F, D).
+        among_others: leave frame t, from which ẑ_{t+1} is predicted, out of the F frames. Without an action nothing
+            says in which direction the state moves, and frame t would be the nearest.
     """
     distances = (predicted.unsqueeze(2) - states.unsqueeze(1)).square().sum(dim=-1)  # (E, F-1, F)
+    if among_others:
+        own = torch.eye(*distances.shape[1:], dtype=torch.bool, device=states.device)
+        distances = distances.masked_fill(own, torch.inf)
     logits = (-distances / temperature).flatten(0, 1)
     true = torch.arange(1, states.shape[1], device=states.device).repeat(len(states))
     found = (logits.argmax(dim=-1) == true).float().mean()
@@ -295,8 +302,8 @@ class StateLearner(nn.Module):
             inputs = states[:, :-1] if actions is None else torch.cat([states[:, :-1], actions], dim=-1)
             predicted = states[:, :-1] + self.transition(inputs).float()
         if settings.episode_contrast_weight:
-            contrast = episode_contrast(predicted, states, settings.episode_contrast_temperature)
-            losses["episode_contrast_loss"], losses["found_frames"] = contrast
+            how = (settings.episode_contrast_temperature, not settings.use_actions)
+            losses["episode_contrast_loss"], losses["found_frames"] = episode_contrast(predicted, states, *how)
         if settings.prediction_weight:  # L_pred of arXiv 2603.19312
             losses["prediction_loss"] = nn.functional.mse_loss(predicted, states[:, 1:])
         if settings.inverse_dynamics_weight:
