@@ -7,7 +7,7 @@
 
 A folder of runs needs a world model with a distance head, `world_model/final` (or `distance_pretrained/final`, of
 `studies/reproduce.py`). Variants of policies and of other states are measured if the folder has them:
-`cloning/final`, `actor/final`, `world_model_merged/final`, `world_model_pooled/final`.
+`cloning/final`, `cloning_steps/final`, `actor/final`, `world_model_merged/final`, `world_model_pooled/final`.
 
 Every variant plans the tasks of `examples/plan.py` one at a time, on one thread. All variants finish a task before the
 next one begins, in an order that rotates, so that their times are of the same minute. A variant matches if its success
@@ -85,6 +85,10 @@ VARIANTS = {
     "icem_16x1": Variant("iCEM, 16 × 1, elites carried over", learned(16, 1, "icem", warm_start=True)),
     "proposals": Variant("16 × 1, from cloning's proposals", learned(16, 1), proposal="cloning/final"),
     "cloning": Variant("behavior cloning, no search", policy="cloning/final"),
+    "proposals_steps": Variant(
+        "16 × 1, from proposals of cloning with steps left", learned(16, 1), proposal="cloning_steps/final"
+    ),
+    "cloning_steps": Variant("behavior cloning with steps left, no search", policy="cloning_steps/final"),
     "actor": Variant("actor, no search", policy="actor/final"),
     "merged": Variant("32 × 2, merged tokens", learned(32, 2), model="world_model_merged/final"),
     "pooled": Variant("32 × 2, pooled tokens", learned(32, 2), model="world_model_pooled/final"),
@@ -144,7 +148,8 @@ class Runner:
 
         (tasks,) = plan.make_tasks(dataclasses.replace(self.config, first_task=seed))
         policy = self.policy.begin(0) if hasattr(self.policy, "begin") else self.policy
-        self.results.append(plan.closed_loop.run_closed_loop(tasks, policy, self.config.executed_actions))
+        result = plan.closed_loop.run_closed_loop(tasks, policy, self.config.executed_actions)
+        self.results.append(result)
 
     def finish(self, title: str) -> Any:
         """The row of plan.py's table."""
@@ -245,8 +250,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     sys.path.insert(0, str(EXAMPLES))
     from vjepa2_hf.visualization.tables import publish_tables
 
-    results = json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {}
-    results.setdefault("environments", {})
+    results = read_results(options.output)
     if not options.table:
         import torch
 
@@ -255,12 +259,19 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         for folder in folders.values():  # before anything is measured
             find_model(folder)
         for name, folder in folders.items():
-            results["environments"][name] = measure_environment(name, folder, options)
+            section = measure_environment(name, folder, options)
+            results = read_results(options.output)  # another process may have written its environment
+            results["environments"][name] = section
             write_json(results, options.output)
     if not results["environments"]:
         raise FileNotFoundError(f"{options.output} has no results: measure first, without --table.")
     publish_tables(results, format_tables(results), None, options.pages if options.publish else [], "planning_time")
     return results
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """What earlier runs wrote."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"environments": {}}
 
 
 def run_with_errors(function: Callable[[], Any]) -> None:

@@ -56,7 +56,7 @@ def imagined_cost(
     policy: GoalPolicy, model: VJepa2WorldModel, batch: dict[str, torch.Tensor], config: ActorConfig
 ) -> torch.Tensor:
     """The cost of rollouts from the first frames of a batch: a scalar, lower is better."""
-    actions, future = imagine(policy, model, batch["latents"], batch["goal"], config.horizon)
+    actions, future = imagine(policy, model, batch["latents"], batch["goal"], config.horizon, batch.get("steps"))
     if config.objective == "reward":
         steps = torch.cat([batch["latents"].unsqueeze(1), future], dim=1)
         return -model.predict_rewards(steps, actions).mean()

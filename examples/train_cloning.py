@@ -25,7 +25,7 @@ def cloning_loss(policy: GoalPolicy, model: VJepa2WorldModel, batch: dict[str, t
     """Mean squared error of the actions in the data, in units of half the range of each dimension."""
     low, high = (torch.tensor(getattr(model.config, name)) for name in ("action_low", "action_high"))
     reach = ((high - low) / 2).clamp(min=1e-6).to(model.device)  # a constant dimension has no error
-    error = policy(batch["latents"], batch["goal"]) - batch["actions"]
+    error = policy(batch["latents"], batch["goal"], batch["steps"]) - batch["actions"]
     return (error / reach).square().mean()
 
 

@@ -106,6 +106,20 @@ class TestPolicy:
         torch.testing.assert_close(loaded(latents, -latents), policy(latents, -latents))
         assert loaded.world_model == "somewhere"
 
+    def test_the_number_of_steps_left_is_an_input_if_it_has_one(self, tmp_path):
+        torch.manual_seed(0)
+        policy = GoalPolicy(4, 8, **BOUNDS, world_model="w", hidden_size=8, steps_left=6)
+        policy.save_pretrained(tmp_path)
+        policy, latents = load_policy(str(tmp_path)), torch.randn(3, 4, 8)
+        assert policy.steps_left == 6
+        actions = policy(latents, -latents, torch.tensor([6, 3, 9]))
+        torch.testing.assert_close(actions[[0, 2]], policy(latents, -latents)[[0, 2]])  # more than 6 counts as 6
+        assert (actions[1] - policy(latents, -latents)[1]).abs().max() > 1e-4
+        without = GoalPolicy(4, 8, **BOUNDS, world_model="w", hidden_size=8)
+        assert torch.equal(without(latents, -latents, torch.ones(3)), without(latents, -latents))
+        with pytest.raises(ValueError, match="steps_left is -1"):
+            GoalPolicy(4, 8, **BOUNDS, world_model="w", steps_left=-1)
+
     def test_a_folder_without_one_is_a_sentence(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="train_cloning.py"):
             load_policy(str(tmp_path / "absent"))
@@ -134,6 +148,27 @@ class TestPolicy:
         assert actions.shape == (3, 2, 2) and plan.plans == 2
         assert actions[[0, 2]].any(axis=(1, 2)).all() and not actions[1].any()
 
+    def test_in_closed_loop_the_steps_left_count_down_to_one(self, tmp_path, monkeypatch):
+        bounds, given = {"action_low": [-1.0] * 4, "action_high": [1.0] * 4}, []
+        model = make_model(action_dim=4, actions_per_step=2, frame_skip=2, **bounds)
+        save_model(model, tmp_path / "model")
+        policy = GoalPolicy.from_world_model(model, str(tmp_path / "model"), steps_left=3)
+        policy.save_pretrained(tmp_path / "policy")
+        plan, forward = PolicyPlan(str(tmp_path / "policy")), GoalPolicy.forward
+
+        def noted(self, latents, goal, left=None):
+            given.append(left.tolist())
+            return forward(self, latents, goal, left)
+
+        monkeypatch.setattr(GoalPolicy, "forward", noted)
+        for _ in range(2):
+            tasks = Tasks("vjepa2_hf/Pushing-v0", range(2))
+            for _ in range(4):
+                actions = plan(tasks)
+                for step in range(2):
+                    tasks.step(actions[:, step])
+        assert given == 2 * [[3, 3], [2, 2], [1, 1], [1, 1]]
+
 
 class TestImagination:
     @pytest.mark.parametrize("context_frames", [1, 2])
@@ -144,6 +179,17 @@ class TestImagination:
         actions, future = imagine(policy, model, latents, goal, steps=3)
         torch.testing.assert_close(future, model.rollout(latents.unsqueeze(1), actions))
         torch.testing.assert_close(actions[:, 1], policy(future[:, 0], goal))
+
+    def test_the_steps_left_count_down(self):
+        model = make_model()
+        policy = GoalPolicy.from_world_model(model, "w", hidden_size=8, steps_left=5)
+        latents = torch.randn(2, model.tokens_per_frame, model.latent_size)
+        actions, future = imagine(policy, model, latents, -latents, 3, torch.tensor([2, 4]))
+        for step, left in ((1, [1, 3]), (2, [1, 2])):
+            expected = policy(future[:, step - 1], -latents, torch.tensor(left))
+            torch.testing.assert_close(actions[:, step], expected)
+        first = imagine(policy, model, latents, -latents, 1)[0]
+        torch.testing.assert_close(first[:, 0], policy(latents, -latents, torch.tensor([5, 5])))
 
     def test_gradient_reaches_the_policy_through_the_world_model(self):
         model = make_model().requires_grad_(False)
@@ -201,6 +247,13 @@ class TestTraining:
         assert policy.world_model == str(inputs[1])
         losses = [line["loss"] for line in read_metrics(tmp_path)]
         assert losses[-1] < losses[0] and len(losses) == 6
+
+    def test_cloning_learns_with_the_steps_left_as_an_input(self, monkeypatch, inputs, tmp_path):
+        policy = "policy={hidden_size: 16, steps_left: 3}"
+        held_out = train(monkeypatch, train_cloning, inputs, tmp_path, policy)
+        assert held_out["after"] < 0.5 * held_out["before"]
+        policy = load_policy(str(tmp_path / "final"))
+        assert policy.steps_left == 3 and policy.action[0].in_features == 2 * 16 + 1
 
     @pytest.mark.parametrize("settings", [["cost=summed"], ["cost=final"], ["objective=reward"], ["cost=l1"]])
     def test_the_imagined_cost_of_an_actor_falls(self, monkeypatch, inputs, tmp_path, settings):

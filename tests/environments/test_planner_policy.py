@@ -141,6 +141,27 @@ def test_a_proposal_is_what_the_policy_would_do(tmp_path, monkeypatch):
     np.testing.assert_allclose(np.stack(starts)[:, 0], policy.proposal(*latents).detach(), atol=1e-5)
 
 
+def test_proposals_count_the_steps_left(tmp_path, monkeypatch):
+    planner, given = make_planner(), []
+    policy = GoalPolicy.from_world_model(planner.model, "w", hidden_size=8, steps_left=4)
+    policy.save_pretrained(tmp_path)
+    forward = GoalPolicy.forward
+
+    def noted(self, latents, goal, left=None):
+        given.append(left.tolist())
+        return forward(self, latents, goal, left)
+
+    monkeypatch.setattr(GoalPolicy, "forward", noted)
+    plan = PlannerPolicy(planner, 0, QUIET, proposal=str(tmp_path))
+    tasks = Tasks(PUSHING, range(1))
+    for expected in (4, 2, 1):  # two model steps are executed between calls
+        given.clear()
+        actions = plan(tasks)
+        for step in range(2 * planner.model.config.actions_per_step):
+            tasks.step(actions[:, step])
+        assert given == [[max(1, expected - step)] for step in range(planner.solver.horizon)]
+
+
 def test_calls_are_timed_and_compared_with_their_budget():
     tasks = Tasks(PUSHING, range(2))
     policy = PlannerPolicy(make_planner(), 0, QUIET, budget_ms=0.001)

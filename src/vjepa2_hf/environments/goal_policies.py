@@ -18,6 +18,7 @@ from torch import nn
 from ..data.files import loading
 from ..modeling_world_model import VJepa2WorldModel
 from ..pipelines.latent_planning import VJepa2Planner
+from ..specs import check_count
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from ..visualization.rollout_windows import encode_frames
 from .tasks import TaskBatch
@@ -35,6 +36,8 @@ class GoalPolicy(nn.Module, PyTorchModelHubMixin):
         action_low, action_high: bounds (A,) of the actions in environment units.
         world_model: folder or Hub id of the world model that encodes the latents.
         hidden_size, num_hidden_layers: of the MLP.
+        steps_left: largest number of model steps to the goal that the MLP takes as a further input (as GC-IDM, arXiv
+            2605.08732); 0: it takes none. Train with `goal_steps` equal to it.
     """
 
     def __init__(
@@ -46,8 +49,10 @@ class GoalPolicy(nn.Module, PyTorchModelHubMixin):
         world_model: str,
         hidden_size: int = 256,
         num_hidden_layers: int = 2,
+        steps_left: int = 0,
     ):
         super().__init__()
+        self.steps_left = check_count("steps_left", steps_left, lowest=0)
         self.tokens, self.latent_size, self.world_model = tokens, latent_size, world_model
         low, high = torch.tensor(action_low), torch.tensor(action_high)
         self.register_buffer("middle", (low + high) / 2, persistent=False)
@@ -55,7 +60,8 @@ class GoalPolicy(nn.Module, PyTorchModelHubMixin):
         self.state = nn.Sequential(nn.Linear(tokens * latent_size, hidden_size), nn.GELU())
         layers: list[nn.Module] = []
         for number in range(num_hidden_layers):
-            layers += [nn.Linear((1 if number else 2) * hidden_size, hidden_size), nn.GELU()]
+            width = hidden_size if number else 2 * hidden_size + bool(steps_left)
+            layers += [nn.Linear(width, hidden_size), nn.GELU()]
         self.action = nn.Sequential(*layers, nn.Linear(hidden_size, len(action_low)))
 
     @classmethod
@@ -77,9 +83,14 @@ class GoalPolicy(nn.Module, PyTorchModelHubMixin):
         low, high = list(config.action_low), list(config.action_high)
         return cls(model.tokens_per_frame, model.latent_size, low, high, path, **settings)
 
-    def forward(self, latents: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
-        """(B, N, D), (B, N, D) -> actions (B, A) in environment units."""
-        joined = torch.cat([self.state(part.flatten(1)) for part in (latents, goal)], dim=-1)
+    def forward(self, latents: torch.Tensor, goal: torch.Tensor, left: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, N, D), (B, N, D) -> actions (B, A) in environment units; `left` (B,) are the model steps to the goal, by
+        default `steps_left`."""
+        parts = [self.state(part.flatten(1)) for part in (latents, goal)]
+        if self.steps_left:
+            left = latents.new_full((len(latents),), self.steps_left) if left is None else left.to(latents)
+            parts.append((left / self.steps_left).clamp(max=1).unsqueeze(-1))
+        joined = torch.cat(parts, dim=-1)
         return self.middle + self.reach * torch.tanh(self.action(joined))
 
 
@@ -101,13 +112,26 @@ def load_policy(path: str, model: VJepa2WorldModel | None = None, **settings: An
     return policy
 
 
+def count_left(policy: GoalPolicy, taken: int, latents: torch.Tensor) -> torch.Tensor:
+    """The model steps to the goal that a policy receives after `taken` of them, for latents (B, N, D): (B,), counted
+    down from its `steps_left` to 1."""
+    return latents.new_full((len(latents),), max(1, policy.steps_left - taken))
+
+
 def imagine(
-    policy: GoalPolicy, model: VJepa2WorldModel, latents: torch.Tensor, goal: torch.Tensor, steps: int
+    policy: GoalPolicy,
+    model: VJepa2WorldModel,
+    latents: torch.Tensor,
+    goal: torch.Tensor,
+    steps: int,
+    left: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rolls out the policy in the world model, with gradient.
 
     Args:
         latents, goal: (B, N, D).
+        left: (B,), model steps to the goal from the present, by default the policy's `steps_left`; one less in every
+            step, but at least 1.
 
     Returns:
         actions (B, P, A) and the predicted latents (B, P, N, D).
@@ -118,8 +142,9 @@ def imagine(
             "The world model has proprio states or extrinsics, but policies act on latents alone: train one without."
         )
     seen, actions = [latents], []
-    for _ in range(steps):
-        actions.append(policy(seen[-1], goal))
+    left = count_left(policy, 0, latents) if left is None else left
+    for number in range(steps):
+        actions.append(policy(seen[-1], goal, (left - number).clamp(min=1)))
         window = seen[-config.context_frames :]
         earlier = actions[-len(window) : -1]
         context = {"context_actions": torch.stack(earlier, dim=1)} if earlier else {}
@@ -157,7 +182,8 @@ class PolicyPlan:
             images, goals = (select_views(config, tasks.observe(active, goals)) for goals in (False, True))
             started, cpu_started = time.perf_counter(), time.process_time()
             seen = encode_frames(self.model, self.processor, images, targets=False)
-            found = self.policy(seen, encode_frames(self.model, self.processor, goals))
+            left = count_left(self.policy, tasks.steps_taken // steps, seen)
+            found = self.policy(seen, encode_frames(self.model, self.processor, goals), left)
             actions[active] = found.cpu().numpy().reshape(len(active), steps, -1)
             self.seconds += time.perf_counter() - started
             self.cpu_seconds += time.process_time() - cpu_started

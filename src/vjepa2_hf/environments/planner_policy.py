@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..pipelines.latent_planning import VJepa2Planner
 from ..planning import shift_plan
 from ..visualization.rollout_windows import encode_frames
-from .goal_policies import imagine, load_policy
+from .goal_policies import count_left, imagine, load_policy
 from .tasks import TaskBatch
 from .views import Images, select_views, split_views
 
@@ -73,7 +73,7 @@ class PlannerPolicy:
                 select_views(self.planner.model.config, tasks.observe(active, goals)) for goals in (False, True)
             )
             started, cpu_started = time.perf_counter(), time.process_time()
-            starts, seed = self._starts(images, goal_images, active), self.seed * 1000 + self.calls
+            starts, seed = self._starts(images, goal_images, active, tasks.steps_taken), self.seed * 1000 + self.calls
             given = {"proprio_state": proprio, "seed": seed, "warm_start": starts, "budget_ms": self.budget_ms}
             found = self.planner(split_views(images), split_views(goal_images), **given)
             self.call_seconds.append(time.perf_counter() - started)
@@ -86,22 +86,25 @@ class PlannerPolicy:
         self.progress.update()
         return plans.reshape(len(tasks), -1, tasks.action_dim)  # k environment actions a model step
 
-    def _starts(self, images: Images, goal_images: Images, active: np.ndarray) -> list[np.ndarray] | None:
+    def _starts(
+        self, images: Images, goal_images: Images, active: np.ndarray, taken: int = 0
+    ) -> list[np.ndarray] | None:
         """Initial action sequences of the search, (P, A) or (E, P, A) for each active episode."""
         if self.proposal is not None:
-            return list(self._propose(images, goal_images))
+            return list(self._propose(images, goal_images, taken))
         if not self.executed_steps or not self.last_starts:
             return None
         steps = self.executed_steps - 1  # a plan's own warm start is shifted by one step already
         return [shift_plan(torch.from_numpy(self.last_starts[episode]), steps).numpy() for episode in active]
 
     @torch.no_grad()
-    def _propose(self, images: Images, goal_images: Images) -> np.ndarray:
-        """Actions of the policy in the world model: (n, P, A)."""
+    def _propose(self, images: Images, goal_images: Images, taken: int) -> np.ndarray:
+        """Actions of the policy in the world model after `taken` environment steps: (n, P, A)."""
         model, processor = self.planner.model, self.planner.video_processor
         seen = encode_frames(model, processor, images, targets=False)
         goal = encode_frames(model, processor, goal_images)
-        return imagine(self.proposal, model, seen, goal, self.planner.solver.horizon)[0].cpu().numpy()
+        left = count_left(self.proposal, taken // model.config.actions_per_step, seen)
+        return imagine(self.proposal, model, seen, goal, self.planner.solver.horizon, left)[0].cpu().numpy()
 
     def timings(self) -> dict[str, Any]:
         """`plan_milliseconds` and `plan_cpu_milliseconds` (of all threads), means per plan; `call_milliseconds`,

@@ -99,7 +99,8 @@ class PolicyTrainingConfig(TrainingConfig):
     limits: ReadLimits = field(default_factory=ReadLimits)
     """What rows may cost and reach: SECURITY.md."""
     policy: dict[str, Any] = field(default_factory=dict)
-    """`hidden_size` and `num_hidden_layers` of the policy."""
+    """`hidden_size`, `num_hidden_layers` and `steps_left` of the policy; the last one is the largest number of model
+    steps to the goal that it takes as an input (0: none)."""
     start: str | None = None
     """Folder of a policy on the same world model that training starts from; null: new weights."""
     goal_steps: int = 10

@@ -33,6 +33,7 @@ class TaskBatch(Protocol):
     """N tasks in parallel, each at its start when made. Planners do not see the states."""
 
     max_steps: int  # environment steps that a task has
+    steps_taken: int  # so far
     action_dim: int  # A
     goal_images: np.ndarray  # uint8 (N, H, W, 3)
     solved: np.ndarray  # bool (N,), tasks that their start solves already; they are never active
