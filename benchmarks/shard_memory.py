@@ -58,6 +58,20 @@ def measure(folder: str) -> dict[str, float]:
     return found
 
 
+def link_shards(folder: Path, count: int, rows: pa.Table) -> None:
+    """Writes shards of the same rows: one file, and hard links to it."""
+    first = folder / f"data-{0:06d}-of-{count:06d}.parquet"
+    pq.write_table(rows, first)
+    content = first.read_bytes()
+    for number in range(1, count):
+        path = folder / f"data-{number:06d}-of-{count:06d}.parquet"
+        if number % 30000 == 0:  # file systems bound the links of a file
+            path.write_bytes(content)
+            first = path
+        else:
+            os.link(first, path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, nargs="+", help="other numbers of shards")
@@ -69,16 +83,7 @@ def main() -> None:
     results = []
     for count in args.shards or SHARDS:
         with tempfile.TemporaryDirectory() as folder:
-            first = Path(folder) / f"data-{0:06d}-of-{count:06d}.parquet"
-            pq.write_table(pa.table({"video": [b"video"], "path": ["a.mp4"]}), first)
-            content = first.read_bytes()
-            for number in range(1, count):
-                path = Path(folder) / f"data-{number:06d}-of-{count:06d}.parquet"
-                if number % 30000 == 0:  # file systems bound the links of a file
-                    path.write_bytes(content)
-                    first = path
-                else:
-                    os.link(first, path)
+            link_shards(Path(folder), count, pa.table({"video": [b"video"], "path": ["a.mp4"]}))
             command = [sys.executable, __file__, "--folder", folder]
             found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         results.append(found)
