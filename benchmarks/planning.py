@@ -198,7 +198,9 @@ def measure_environment(environment: str, runs: Path, options: argparse.Namespac
     missing = {name: [each for each in VARIANTS[name].folders if not (runs / each).exists()] for name in wanted}
     names = [name for name in wanted if not missing[name]]
     config, started = build_config(environment, runs, names), time.process_time()
-    section: dict[str, Any] = {"machine": describe_machine(), "runs": str(runs)}
+    shown = runs.resolve()
+    shown = shown.relative_to(ROOT) if shown.is_relative_to(ROOT) else runs
+    section: dict[str, Any] = {"machine": describe_machine(), "runs": str(shown)}
     section["left_out"] = {name: folders for name, folders in missing.items() if folders}
     section["choice"] = measure(config, names, FIRST_CHOICE_TASK, options.choice_tasks)
     section["chosen"], reported = choose(section["choice"]["rows"])
