@@ -2,40 +2,42 @@
 
     python examples/studies/few_actions.py [--output runs/few_actions] [--seeds 3] [--jobs 2]
 
-Pushing with varied appearance. The network of a learned state (docs/states.md) is trained on `--videos` videos whose
-actions nobody reads, or on the few episodes with actions alone, with as many steps. The dynamics are always trained on
-the few episodes. The rows:
+Pushing with varied appearance: `--videos` videos whose actions nobody reads, and few episodes with actions. Every row
+trains a learned state and dynamics (docs/states.md) with as many steps:
 
-* "episodes alone": the network is trained on the episodes and their actions;
-* "videos": on the videos, without actions;
-* "videos, then episodes": the same network, trained further on the episodes and their actions;
-* "videos with actions": on the videos and their actions, which the other rows do not see: what actions would add
-  (with the fewest episodes alone).
+* "episodes alone": on the few episodes;
+* "videos, inferred actions": on the videos, with the actions that an inverse model of the few episodes infers
+  (`infer_actions.py`);
+* "state from videos": the state on the videos without actions, the dynamics on the few episodes;
+* "state from videos, then episodes": the same state, trained further on the few episodes;
+* "videos, true actions": on the videos and their actions, which no other row sees: the most that labels can give.
 
-"videos" is also measured after fewer steps, a curve over the compute of pretraining. Each training seed has its own
-episodes and plans on its own tasks. Positions are read out of the states in other appearances (`read_states.py`).
-Results go to `results/few_actions.json` and docs/states.md.
+"videos, inferred actions" is also measured after fewer steps, a curve over the compute spent on videos. Each training
+seed has its own episodes and plans on its own tasks. Positions are read out of the states in other appearances
+(`read_states.py`). Results go to `results/few_actions.json` and docs/states.md.
 """
 
 import argparse
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import study
 
+from vjepa2_hf.environments import PUSHING
+from vjepa2_hf.metrics.planning_success.planning_success import t_interval
 
-ALONE, VIDEOS, BOTH, LABELED = "episodes alone", "videos", "videos, then episodes", "videos with actions"
-ROWS = (ALONE, VIDEOS, BOTH, LABELED)
-PAIRS = ((VIDEOS, ALONE), (BOTH, ALONE), (BOTH, VIDEOS), (LABELED, VIDEOS))
-COUNTS = (60, 140, 300)  # episodes with actions
-FRACTIONS = (16, 4)  # of the steps on videos, in the curve: a sixteenth and a quarter
+
+ALONE, INFERRED, TRUE = "episodes alone", "videos, inferred actions", "videos, true actions"
+BLIND, FURTHER = "state from videos", "state from videos, then episodes"
+ROWS = (ALONE, INFERRED, BLIND, FURTHER, TRUE)
+PAIRS = ((INFERRED, ALONE), (BLIND, ALONE), (FURTHER, ALONE), (INFERRED, TRUE))
+COUNTS = (60, 140, 300)  # episodes with actions; the last three rows are measured with the fewest
+FRACTIONS = (16, 4)  # of the steps, in the curve: a sixteenth and a quarter
 CONFIG, PLAN = "demo/world_model_learned.yaml", "demo/plan_learned.yaml"
 RECORD = f"{study.ENVIRONMENTS['pushing']} --varied_appearance --num_proc 2"
 FIRST_TASK = 970_000  # of no other study; each seed has 1000
 EPISODE_SEED = 10_000  # of the first seed's episodes; the videos have seed 0
-BLIND = {"state.use_actions": False}
 
 
 def run(options: argparse.Namespace) -> None:
@@ -47,22 +49,20 @@ def run(options: argparse.Namespace) -> None:
     first, then = [], []
     for seed in seeds:
         part = partial(partial, run_row, options, seed)
-        first += [part(row, COUNTS[0], options.steps) for row in (VIDEOS, LABELED)]
-        first += [part(ALONE, count, options.steps) for count in COUNTS]
-        then += [part(VIDEOS, count, options.steps) for count in COUNTS[1:]]
-        then += [part(BOTH, count, options.steps) for count in COUNTS]
-        then += [part(VIDEOS, COUNTS[0], options.steps // fraction) for fraction in FRACTIONS]
+        first += [part(row, COUNTS[0], options.steps) for row in (TRUE, BLIND)]
+        first += [part(row, count, options.steps) for count in COUNTS for row in (INFERRED, ALONE)]
+        then += [part(FURTHER, COUNTS[0], options.steps)]
+        then += [part(INFERRED, COUNTS[0], options.steps // fraction) for fraction in FRACTIONS]
     study.run_side_by_side(first, options.jobs)
-    study.run_side_by_side(then, options.jobs)  # on the networks of the first ones
+    study.run_side_by_side(then, options.jobs)  # on what the first ones have left
 
 
 def run_row(options: argparse.Namespace, seed: int, row: str, count: int, steps: int) -> None:
-    """A world model on `count` episodes with actions, planning, and the read-out of its states."""
+    """A world model with `count` episodes with actions, planning, and the read-out of its states."""
     folder = options.output / f"seed-{seed}"
     runs, name = study.RunFolder(folder), name_of(row, count, steps)
-    settings = {"data": options.output / f"episodes-{seed}", "max_episodes": count, "seed": seed, **study.SHORT_RUN}
-    settings |= {"cache_dir": options.output / "cache", "max_steps": options.dynamics_steps}
-    settings |= network_of(options, folder, row, count, steps)
+    settings = {"seed": seed, **study.SHORT_RUN, "max_steps": options.dynamics_steps, "state.max_steps": steps}
+    settings |= {"cache_dir": options.output / "cache"} | data_of(options, seed, row, count)
     model = runs.configured(name, "train_world_model.py", CONFIG, settings)
     planning = {"models": {row: str(model)}, "seed": seed, "first_task": FIRST_TASK + 1000 * seed, "videos": 0}
     planning |= {"episodes": options.tasks, "success_levels": study.PUSHING_LEVELS}
@@ -73,26 +73,26 @@ def run_row(options: argparse.Namespace, seed: int, row: str, count: int, steps:
     runs.run(f"read {name}", result, "studies/read_states.py", *arguments)
 
 
-def network_of(options: argparse.Namespace, folder: Path, row: str, count: int, steps: int) -> dict[str, Any]:
-    """Settings of the network: trained in the first stage of the run, or taken from the row's run on the fewest
-    episodes, which has trained it on videos."""
-    trained = {"state.max_steps": steps}
-    if row == ALONE:
-        return trained
-    if row == BOTH:
-        return {
-            "state.start_from": stage(folder, VIDEOS, options.steps),
-            "state.max_steps": options.further_steps,
-            "state.learning_rate": options.further_rate,
-        }
-    if count != COUNTS[0]:  # neither the videos nor the network depend on the episodes
-        return {"state_of": stage(folder, row, steps), "state": {}}
-    return trained | {"state.data": str(options.output / "videos"), **(BLIND if row == VIDEOS else {})}
-
-
-def stage(folder: Path, row: str, steps: int) -> str:
-    """The network that a row's run on the fewest episodes has trained."""
-    return str(folder / study.slug(name_of(row, COUNTS[0], steps)) / "state" / "final")
+def data_of(options: argparse.Namespace, seed: int, row: str, count: int) -> dict[str, Any]:
+    """Settings of what a row learns from; `INFERRED` has the actions inferred first."""
+    videos, episodes = options.output / "videos", options.output / f"episodes-{seed}"
+    if row == TRUE:
+        return {"data": videos}
+    if row == INFERRED:
+        folder = options.output / f"seed-{seed}"
+        target = folder / f"videos_{count}"
+        given = [episodes, videos, target, "--max_episodes", count, "--symmetries", PUSHING, "--seed", seed]
+        given += ["--steps", options.inverse_steps]
+        runs = study.RunFolder(folder)
+        return {"data": runs.run(f"infer {count}", target, "infer_actions.py", *map(str, given))}
+    few = {"data": episodes, "max_episodes": count}
+    if row == BLIND:
+        return few | {"state.data": videos, "state.use_actions": False}
+    if row == FURTHER:
+        start = options.output / f"seed-{seed}" / study.slug(name_of(BLIND, count, options.steps)) / "final"
+        few |= {"state.start_from": start, "state.learning_rate": options.further_rate}
+        return few | {"state.max_steps": options.further_steps}
+    return few
 
 
 def name_of(row: str, count: int, steps: int) -> str:
@@ -104,7 +104,7 @@ def name_of(row: str, count: int, steps: int) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 def collect(options: argparse.Namespace) -> dict[str, Any] | None:
     """By number of episodes with actions: rows over the seeds that have them, and their paired differences; the curve
-    over steps on videos; core minutes of the networks."""
+    over steps; R² of the inferred actions."""
     found: dict[str, Any] = {"success": {}, "differences": {}, "curve": {}, "baselines": {}}
     for count in COUNTS:
         rows = {row: measured(options, name_of(row, count, options.steps)) for row in ROWS}
@@ -115,7 +115,7 @@ def collect(options: argparse.Namespace) -> dict[str, Any] | None:
     if not found["success"]:
         return None
     for steps in (*(options.steps // fraction for fraction in FRACTIONS), options.steps):
-        columns = measured(options, name_of(VIDEOS, COUNTS[0], steps))
+        columns = measured(options, name_of(INFERRED, COUNTS[0], steps))
         found["curve"] |= {str(steps): columns} if columns else {}
     baselines = [table["rows"] for table in _plans(options, name_of(ALONE, COUNTS[0], options.steps))]
     names = [row["name"] for row in baselines[0] if row["name"] != ALONE] if baselines else []
@@ -124,10 +124,17 @@ def collect(options: argparse.Namespace) -> dict[str, Any] | None:
         found["baselines"][name] = study.over_seeds(success)
     plan = study.slug(f"plan {name_of(ALONE, COUNTS[0], options.steps)}")
     study.copy_manifests(options.output, options.results, plan)
-    times = study.read_seeds(options.output, "core_times.json", options.seeds)
-    names = {row: name_of(row, COUNTS[0], options.steps) for row in ROWS}
-    minutes = {row: [one[name] / 60 for one in times if name in one] for row, name in names.items()}
-    return found | {"core_minutes": minutes}
+    return found | {"inferred": inferred_scores(options)}
+
+
+def inferred_scores(options: argparse.Namespace) -> dict[str, Any]:
+    """R² of the inferred actions by number of episodes."""
+    found = {}
+    for count in COUNTS:
+        known = study.read_seeds(options.output, f"videos_{count}/inferred_actions.json", options.seeds)
+        scores = [one["r_squared"] for one in known if one["r_squared"] is not None]
+        found |= {str(count): study.over_seeds(scores, t_interval)} if scores else {}
+    return found
 
 
 def _plans(options: argparse.Namespace, name: str) -> list[dict[str, Any]]:
@@ -153,7 +160,7 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
     seeds = max(len(columns["success"]["by_seed"]) for columns in fewest.values())
     yield (
         f"Pushing with varied appearance, {results['videos']} videos, {seeds} training seed(s) × {results['tasks']} "
-        f'tasks: mean (95 % interval over seeds). Every network has {results["steps"]} steps, "{BOTH}" '
+        f'tasks: mean (95 % interval over seeds). Every state has {results["steps"]} steps, "{FURTHER}" '
         f"{results['further_steps']} more; all dynamics {results['dynamics_steps']}. R² is of positions that a linear "
         "regression reads from the states in appearances that it was not fitted on."
     )
@@ -162,7 +169,9 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
     rows = [[count, row, *columns.values()] for count, found in success for row, columns in found.items()]
     blank = [None] * (len(titles) - 1)
     rows += [["", name, success, *blank] for name, success in results["baselines"].items()]
-    yield ["episodes with actions", "network trained on", *titles], rows
+    yield ["episodes with actions", "trained on", *titles], rows
+    scores = ", ".join(f"{study.cell(score)} with {count}" for count, score in results["inferred"].items())
+    yield f"R² of the inferred actions, on held-out episodes: {scores} episodes."
     yield "Differences of success, paired by training seed, with 95 % intervals:"
     pairs = {f"{row} − {minus}": {} for row, minus in PAIRS}
     for count, differences in results["differences"].items():
@@ -171,13 +180,14 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
     counts = list(results["differences"])
     cells = [[name, *(found.get(count) for count in counts)] for name, found in pairs.items() if found]
     yield ["difference", *(f"{count} episodes" for count in counts)], cells
-    yield f'The network of "{VIDEOS}" after fewer steps, with {COUNTS[0]} episodes with actions:'
-    yield ["steps on videos", *titles], [[steps, *columns.values()] for steps, columns in results["curve"].items()]
+    yield f'"{INFERRED}" with {COUNTS[0]} episodes, after fewer steps of the state:'
+    yield ["steps", *titles], [[steps, *columns.values()] for steps, columns in results["curve"].items()]
 
 
 SETTINGS = {
     "videos": (3000, "recorded videos"),
-    "steps": (2400, "steps of the network"),
+    "steps": (2400, "steps of a state"),
+    "inverse_steps": (2000, "steps of an inverse model"),
     "further_steps": (600, "further steps on the episodes"),
     "further_rate": (5e-4, "learning rate of the further steps"),
     "dynamics_steps": (1000, "steps of the dynamics"),

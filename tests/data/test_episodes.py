@@ -192,7 +192,7 @@ class TestEpisodes:
     def test_column_of_another_kind_costs_its_episode(self, tmp_path, monkeypatch, changes, reason):
         rows = [("a", episode(0)), ("b", episode(1, **changes))]
         write_shards([episode(0)], tmp_path / "out", EPISODE_FEATURES)
-        monkeypatch.setattr(episodes, "_named_rows", lambda source: iter(rows))
+        monkeypatch.setattr(episodes, "named_rows", lambda source: iter(rows))
         skipped = {}
         assert len(list(read_episodes(tmp_path / "out", skipped=skipped))) == 1 and reason in skipped["b"]
 

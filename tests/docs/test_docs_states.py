@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import infer_actions
 import pytest
 import record_episodes
 import torch
@@ -26,6 +27,7 @@ TINY = {
         "num_threads=1",
         *(f"world_model.{setting}" for setting in SMALL),
     ],
+    "infer_actions": ["--steps", "2"],
     "train_distance_head": ["distance.max_steps=2", "num_threads=1"],
     "plan": ["episodes=2", "videos=0", "baselines=[]", *(f"solver.{setting}" for setting in SOLVER)],
 }
@@ -40,8 +42,8 @@ def run(monkeypatch, command: list[str]) -> None:
     arguments = [str(ROOT / part) if part.startswith("examples/configs/") else part for part in arguments]
     arguments = [part.replace("num_candidates: 32", ", ".join(SOLVER).replace("=", ": ")) for part in arguments]
     arguments += TINY[name] + (TINY_STATE if learned else [])
-    if name == "record_episodes":
-        record_episodes.main(arguments)
+    if name in ("record_episodes", "infer_actions"):
+        {"record_episodes": record_episodes, "infer_actions": infer_actions}[name].main(arguments)
     else:
         run_script(monkeypatch, __import__(name), arguments)
 
@@ -65,8 +67,9 @@ def work(tmp_path, monkeypatch):
 def test_the_commands_train_states_and_plan_with_them(work, monkeypatch):
     found = [command for command in commands("states.md") if not any("examples/studies/" in part for part in command)]
     assert [Path(next(part for part in command if part.endswith(".py"))).stem for command in found] == [
-        "train_world_model", "record_episodes", "train_world_model", "plan", "train_world_model", "train_world_model",
-        "train_world_model", "plan", "plan", "record_episodes", "train_world_model", "train_distance_head", "plan",
+        "train_world_model", "record_episodes", "train_world_model", "plan", "train_world_model", "infer_actions",
+        "train_world_model", "train_world_model", "train_world_model", "plan", "plan", "record_episodes",
+        "train_world_model", "train_distance_head", "plan",
     ]  # fmt: skip
     for command in found:
         run(monkeypatch, command)

@@ -28,6 +28,7 @@ TINY = {
     "plan_arm": ["pairs=2", "planner.num_candidates=4", "planner.num_elites=2", "planner.num_iterations=1"],
     "measure_dense_features": ["--steps", "2", "--frames", "8", "--videos", "1", "--size", "32", "--video_size", "16"],
     "look": [],
+    "infer_actions": ["--steps", "2", "--num_shards", "1"],
     "read_states": ["--episodes", "3"],
 }
 

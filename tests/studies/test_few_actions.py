@@ -4,7 +4,7 @@ import json
 
 import few_actions
 import pytest
-from few_actions import ALONE, BOTH, COUNTS, LABELED, VIDEOS
+from few_actions import ALONE, BLIND, COUNTS, FURTHER, INFERRED, PAIRS, ROWS, TRUE
 from plan import PlanConfig
 from study import slug
 from train_world_model import WorldModelTrainingConfig
@@ -13,30 +13,32 @@ from vjepa2_hf.environments import PUSHING
 from vjepa2_hf.training.settings import load_config
 
 
-def test_dynamics_see_few_episodes_and_networks_what_the_row_says(commands, run_only, tmp_path):
+def test_every_row_learns_from_what_it_says(commands, run_only, tmp_path):
     run_only(few_actions.STUDY, "--seeds", "1", "--steps", "32")
     recorded = [command for command in commands if command[0] == "record_episodes.py"]
     assert [command[command.index("--episodes") + 1] for command in recorded] == ["3000", "300"]
     training = [command for command in commands if command[0] == "train_world_model.py"]
-    found = {
-        command[3].rpartition("/")[2]: load_config(WorldModelTrainingConfig, command[2], command[3:])
-        for command in training
-    }
-    assert len(found) == 12 and {one.max_steps for one in found.values()} == {1000}
-    videos, episodes = (str(tmp_path / "runs" / name) for name in ("videos", "episodes-0"))
-    assert {one.data for one in found.values()} == {episodes}
-    for name, one in found.items():
-        row, count, steps = name.rsplit("_", 2)
-        assert one.max_episodes == int(count)
-        start = str(tmp_path / "runs" / "seed-0" / "videos_60_32" / "state" / "final")
-        if row in (VIDEOS, slug(LABELED)):
-            assert one.state.use_actions == (row != VIDEOS) or one.state_of
-            assert (one.state.data, one.state_of) == ((videos, None) if count == "60" else (None, start))
-            assert count != "60" or one.state.max_steps == int(steps)
-        else:
-            assert one.state.data is None and one.state.use_actions and one.state.symmetries == PUSHING
-            assert (one.state.start_from, one.state.max_steps) == ((None, 32) if row == slug(ALONE) else (start, 600))
-    assert {name for name in found if name.startswith("videos_60")} == {"videos_60_2", "videos_60_8", "videos_60_32"}
+    configs = [load_config(WorldModelTrainingConfig, command[2], command[3:]) for command in training]
+    found = {one.output_dir.rpartition("/")[2]: one for one in configs}
+    names = [(row, COUNTS[0], 32) for row in (TRUE, BLIND, FURTHER)]
+    names += [(row, count, 32) for count in COUNTS for row in (INFERRED, ALONE)]
+    names += [(INFERRED, COUNTS[0], 2), (INFERRED, COUNTS[0], 8)]
+    assert found.keys() == {slug(few_actions.name_of(*name)) for name in names}
+    folder = tmp_path / "runs"
+    videos, episodes = str(folder / "videos"), str(folder / "episodes-0")
+    for row, count, steps in names:
+        one = found[slug(few_actions.name_of(row, count, steps))]
+        labeled = str(folder / "seed-0" / f"videos_{count}")
+        assert one.data == {INFERRED: labeled, TRUE: videos}.get(row, episodes)
+        assert one.max_episodes == (None if row in (INFERRED, TRUE) else count)
+        assert (one.state.data, one.state.use_actions) == ((videos, False) if row == BLIND else (None, True))
+        assert (one.max_steps, one.state.symmetries) == (1000, PUSHING)
+        assert one.state.max_steps == (600 if row == FURTHER else steps)
+        start = str(folder / "seed-0" / slug(few_actions.name_of(BLIND, COUNTS[0], 32)) / "final")
+        assert one.state.start_from == (start if row == FURTHER else None)
+    inferring = [command for command in commands if command[0] == "infer_actions.py"]
+    assert [one[one.index("--max_episodes") + 1] for one in inferring] == [str(count) for count in COUNTS]
+    assert {(one[1], one[2]) for one in inferring} == {(episodes, videos)}
     plans = [load_config(PlanConfig, one[2], one[3:]) for one in commands if one[0] == "plan.py"]
     assert {one.first_task for one in plans} == {970_000} and len([one for one in plans if one.baselines]) == 1
 
@@ -47,8 +49,8 @@ def test_the_whole_command_runs_at_tiny_size(tiny_runs, run_study, tmp_path, mon
     monkeypatch.setattr(few_actions, "FRACTIONS", (2,))
     page = run_study(few_actions.STUDY, "--seeds", "1", "--jobs", "1", "--steps", "2", "--further_steps", "1")
     results = json.loads((tmp_path / "results.json").read_text())
-    assert list(results["success"]["4"]) == [ALONE, VIDEOS, BOTH, LABELED]
-    assert list(results["success"]["6"]) == [ALONE, VIDEOS, BOTH] and list(results["curve"]) == ["1", "2"]
-    assert [one["row"] for one in results["differences"]["6"]] == [VIDEOS, BOTH, BOTH]
-    assert len(results["baselines"]) == 3 and "data policy" in results["baselines"]
-    assert few_actions.format_tables(results) in page and COUNTS == (60, 140, 300)
+    assert list(results["success"]["4"]) == list(ROWS) and list(results["success"]["6"]) == [ALONE, INFERRED]
+    assert list(results["curve"]) == ["1", "2"] and len(results["baselines"]) == 3
+    assert [(one["row"], one["minus"]) for one in results["differences"]["4"]] == list(PAIRS)
+    assert list(results["inferred"]) == ["4", "6"]
+    assert few_actions.format_tables(results) in page

@@ -132,7 +132,7 @@ def read_episodes(
 def episode_ids(data: str | os.PathLike, camera: str | list[str] | None = None) -> Iterator[str]:
     """The `episode_id` of every episode of `read_episodes`, unreadable ones included, without decoding."""
     source = _open_source(data, camera)
-    yield from (name for name, _ in _named_rows(source)) if isinstance(source, ShardSource) else source.names()
+    yield from (name for name, _ in named_rows(source)) if isinstance(source, ShardSource) else source.names()
 
 
 class _EnoughEpisodes(Exception):  # noqa: N818, no error
@@ -224,7 +224,7 @@ def _check_sizes(episode: dict[str, Any], sizes: tuple) -> tuple:
     return (*found, known or states)
 
 
-def _named_rows(source: ShardSource) -> Iterator[tuple[str, dict[str, Any]]]:
+def named_rows(source: ShardSource) -> Iterator[tuple[str, dict[str, Any]]]:
     """(name, row) of all shards; the names do not change when the data is moved."""
     for _, shard, row_number, row in open_stream(source, seed=None):
         path = source.shards[shard]
@@ -242,7 +242,7 @@ def _wanted_rows(
     if isinstance(source, LeRobotDataset):
         yield from source.episodes(wanted)
         return
-    for name, row in _named_rows(source):
+    for name, row in named_rows(source):
         if wanted is None or wanted(name):
             known, advice = ", ".join(sorted(row)), "record it with examples/record_episodes.py, or import it"
             needed = f"{advice} with examples/import_episodes.py"
