@@ -1,6 +1,7 @@
 """infer_actions.py: actions of videos from few episodes, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import infer_actions
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from datasets import Features, Video
+from builders import ROOT
+from datasets import Features, List, Value, Video
 from record_episodes import episode_features
 from script_runs import run_train_world_model, write_noise_episodes
 
@@ -17,6 +19,9 @@ from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.training import inverse_dynamics
 from vjepa2_hf.training.inverse_dynamics import InverseModel, InverseSettings, train_inverse_model
+
+
+VIDEO = Features({"video": Video(decode=False)})
 
 
 def moving_square(number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -63,7 +68,7 @@ def test_labeled_videos_train_a_world_model(tmp_path, monkeypatch):
     frames = np.random.default_rng(1).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
     rows = [{"video": {"bytes": encode_video(frames, fps=10), "path": None}}] * 3
     rows += [{"video": {"bytes": encode_video(frames[:1], fps=10), "path": None}}]
-    write_shards(rows, tmp_path / "videos", Features({"video": Video(decode=False)}), num_shards=1)
+    write_shards(rows, tmp_path / "videos", VIDEO, num_shards=1)
     infer_actions.main([str(tmp_path / name) for name in ("episodes", "videos", "out")] + ["--size=32", "--steps=2"])
     assert "one frame" in (tmp_path / "out" / "skipped.txt").read_text()
     actions = np.concatenate([one["actions"] for one in read_episodes(tmp_path / "out")])
@@ -95,6 +100,7 @@ def test_long_videos_are_labeled_in_parts_alike(monkeypatch):
         (["--steps", "0"], "steps must be at least 1, got 0"),
         (["--size", "40"], "size=40 is not a multiple of 16"),
         (["--max_episodes", "0"], "max_episodes must be at least 1"),
+        (["--validation_fraction", "1"], "validation_fraction=1.0 holds out every episode (2 in all)"),
         (["--symmetries", "CartPole-v1"], "declares no symmetries"),
     ],
 )
@@ -120,8 +126,72 @@ def test_data_that_does_not_fit_ends_in_a_sentence_before_the_training(tmp_path,
         ([folder, str(tmp_path / "nowhere"), str(tmp_path / "out")], "nowhere"),
         ([str(tmp_path / "nowhere"), folder, str(tmp_path / "out")], "nowhere"),
         ([str(tmp_path / "one_hot"), folder, str(tmp_path / "out")], "one-hot categories"),
+        ([folder, str(ROOT / "tests/fixtures/lerobot_v3"), str(tmp_path / "out")], "is a LeRobot dataset"),
     ):
         with pytest.raises(SystemExit):
             infer_actions.main([*given, "--size", "32"])
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def one_video(number: int = 0, **columns) -> dict:
+    return {"video": {"bytes": encode_video(moving_square(number)[0], fps=10), "path": None}, **columns}
+
+
+def infer(tmp_path: Path, episodes: Path, *options: str) -> Path:
+    """From the folder `videos` into `out`, which is returned; two steps."""
+    given = [episodes, tmp_path / "videos", tmp_path / "out"]
+    infer_actions.main([*map(str, given), "--size=16", "--steps=2", *options])
+    return tmp_path / "out"
+
+
+def test_unreadable_files_of_videos_are_listed_and_nothing_is_written_without_a_video(tmp_path, capsys):
+    episodes, videos = write_squares(tmp_path / "episodes", 2), tmp_path / "videos"
+    write_shards([one_video(), one_video()], videos, VIDEO)
+    damaged, other = sorted(videos.glob("*.parquet"))
+    damaged.write_bytes(b"PAR1")
+    assert damaged.name in (infer(tmp_path, episodes) / "skipped.txt").read_text()
+    shutil.rmtree(tmp_path / "out")
+    other.write_bytes(b"PAR1")
+    with pytest.raises(SystemExit):
+        infer(tmp_path, episodes)
+    assert "None of the 2 inputs is valid" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_two_videos_of_one_name_are_refused(tmp_path, capsys):
+    episodes, features = write_squares(tmp_path / "episodes", 2), Features({**VIDEO, "episode_id": Value("string")})
+    write_shards([one_video(episode_id="a"), one_video(episode_id="a")], tmp_path / "videos", features)
+    with pytest.raises(SystemExit):
+        infer(tmp_path, episodes)
+    assert "Two episodes are called 'a'" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_other_frame_rates_warn_and_impossible_ones_are_skipped(tmp_path, caplog):
+    episodes, features = write_squares(tmp_path / "episodes", 2), Features({**VIDEO, "fps": Value("float32")})
+    write_shards([one_video(fps=fps) for fps in (float("nan"), 10.0, 30.0)], tmp_path / "videos", features, 1)
+    assert "row 0\tfps is nan" in (infer(tmp_path, episodes) / "skipped.txt").read_text()
+    assert "the episodes have 10 frames per second, but videos have 30 to 30" in caplog.text
+
+
+def test_of_several_cameras_the_named_one_is_labeled(tmp_path):
+    features = (
+        episode_features([]) | VIDEO | Features({"video_wrist": VIDEO["video"], "cameras": List(Value("string"))})
+    )
+    rows = []
+    for number in range(2):
+        frames, actions = moving_square(number)
+        columns = {"video_wrist": one_video(7)["video"], "cameras": ["front", "wrist"], "actions": actions}
+        rows.append(one_video(number, **columns, fps=10.0, episode_id=str(number)))
+    write_shards(rows, tmp_path / "videos", Features(features))
+    for options, number in (((), 0), (("--camera=wrist",), 7)):
+        first = next(read_episodes(infer(tmp_path, tmp_path / "videos", *options)))
+        expected = next(read_episodes(write_squares(tmp_path / f"squares-{number}", 1, first=number)))
+        assert np.array_equal(first["frames"], expected["frames"])
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_actions_that_never_change_have_no_score_and_say_why(tmp_path, capsys):
+    rows = [one_video(each, actions=np.ones((11, 2)) / 2, fps=10.0, episode_id=str(each)) for each in range(3)]
+    write_shards(rows, tmp_path / "videos", episode_features([]))
+    infer(tmp_path, tmp_path / "videos")
+    assert "The actions of the held-out episodes never change" in capsys.readouterr().out

@@ -247,12 +247,12 @@ def _wanted_rows(
             known, advice = ", ".join(sorted(row)), "record it with examples/record_episodes.py, or import it"
             needed = f"{advice} with examples/import_episodes.py"
             check(frames_only or "actions" in row, f"Episode {name} has no actions, only {known}; {needed}.")
-            columns = {view or "": _video_column(row, view, name) for view in camera_names(camera)}
+            columns = {view or "": video_column(row, view, name) for view in camera_names(camera)}
             opened = {view: functools.partial(_open_video, row, column, source) for view, column in columns.items()}
             yield {**row, "episode_id": name, "open_views": opened}
 
 
-def _video_column(row: dict[str, Any], camera: str | None, episode: str) -> str:
+def video_column(row: dict[str, Any], camera: str | None, episode: str) -> str:
     """The column of a camera, named in full or by the last part of its name; refuses one that the rows do not have."""
     if camera is None:
         return "video"

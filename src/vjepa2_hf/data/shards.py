@@ -33,7 +33,7 @@ from ..configuration_vjepa2 import check
 from ..specs import as_settings
 from ..video_io import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, ReadLimits
 from .dataset_card import write_dataset_card
-from .files import printable, staged_folder
+from .files import printable, staged_folder, write_json
 from .shard_files import ShardNames, files_in, find_shards, open_url, url_state
 from .shard_rows import BadRows, confined, is_url, read_parquet, read_tar, standard_row
 
@@ -49,6 +49,7 @@ def write_shards(
     features: Features | Callable[[dict], Features],
     num_shards: int = 8,
     skipped: dict[str, str] | None = None,
+    notes: dict[str, Any] | None = None,
 ) -> int:
     """Writes rows round-robin into parquet files `data-00000-of-00008.parquet`, and a dataset card; the folder appears
     complete.
@@ -60,6 +61,7 @@ def write_shards(
         num_shards: maximum number of files. A multiple of processes x workers reads fastest.
         skipped: reasons by name of inputs that gave no row, filled while `rows` are read; they become `skipped.txt`,
             and at least one row is needed.
+        notes: values of JSON files by name, filled while `rows` are read.
 
     Returns:
         The number of rows written.
@@ -76,6 +78,8 @@ def write_shards(
         if skipped is not None:
             lines = [printable(f"{name}\t{reason}\n") for name, reason in sorted(skipped.items())]
             (folder / "skipped.txt").write_text("".join(lines), encoding="utf-8")
+        for name, value in (notes or {}).items():
+            write_json(folder / name, value)
     logger.info("%d rows written to %s", count, output_dir)
     if skipped:
         total, path = count + len(skipped), Path(output_dir) / "skipped.txt"

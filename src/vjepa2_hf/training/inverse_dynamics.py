@@ -23,10 +23,9 @@ from sklearn.metrics import r2_score
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..data.cameras import process_frames
-from ..data.episodes import EpisodeSource, EpisodeStream, named_rows, split_episodes
-from ..data.files import write_json
-from ..data.lerobot import BAD_EPISODE, describe
+from ..data.cameras import process_frames, video_columns
+from ..data.episodes import TWO_EPISODES, EpisodeSource, EpisodeStream, named_rows, split_episodes, video_column
+from ..data.lerobot import BAD_EPISODE, check_fps, describe, find_info
 from ..data.shard_rows import is_empty
 from ..data.shards import ShardSource, write_shards
 from ..data.typed_fields import check_fields
@@ -129,7 +128,7 @@ def train_inverse_model(
     limits: ReadLimits | None = None,
 ) -> tuple[InverseModel, dict[str, Any]]:
     """An inverse model of episodes, which are held in memory, and what is known of it: the number of `episodes`, of
-    those `held_out`, and `r_squared` on these, averaged over the actions that vary (None without one).
+    those `held_out`, `r_squared` on these, averaged over the actions that vary (None without one), and their `fps`.
 
     Raises:
         ValueError: the actions are categories, or `settings.symmetries` do not turn them.
@@ -141,6 +140,9 @@ def train_inverse_model(
     out = split_episodes([episode["episode_id"] for episode in found], settings.validation_fraction)
     training = [episode for episode, is_out in zip(found, out) if not is_out]
     held_out = [episode for episode, is_out in zip(found, out) if is_out]
+    if not training:
+        share = f"validation_fraction={settings.validation_fraction} holds out every episode ({len(found)} in all)"
+        raise ValueError(f"{share}: lower it, or record more.")
     actions = torch.cat([episode["actions"] for episode in training])
     if ((actions == 0) | (actions == 1)).all() and (actions.sum(dim=1) == 1).all():
         raise ValueError(f"The actions of {source.path!r} are one-hot categories; only continuous ones are inferred.")
@@ -148,7 +150,7 @@ def train_inverse_model(
     torch.manual_seed(settings.seed)
     model = InverseModel(actions, settings.size).to(accelerator.device)
     _fit(model, training, settings)
-    known = {"episodes": len(training), "held_out": len(held_out), "r_squared": None}
+    known = {"episodes": len(training), "held_out": len(held_out), "r_squared": None, "fps": found[0]["fps"]}
     if held_out:
         predicted = torch.cat([model.infer(episode["frames"]) for episode in held_out])
         true = torch.cat([episode["actions"] for episode in held_out])
@@ -197,40 +199,63 @@ def infer_actions(
     """Trains an inverse model and writes the videos of shards, as they are, with inferred actions as episode shards.
 
     The folder appears complete; unreadable videos are listed in its `skipped.txt`, and what is known of the model (see
-    `train_inverse_model`) is in its `inferred_actions.json`, and returned.
+    `train_inverse_model`) is in its `inferred_actions.json`, and returned. Of videos with several cameras, the one of
+    `source` is labeled, by default the first.
 
     Raises:
         FileExistsError: `out_dir` is not empty. This and missing data are found before the training.
+        ValueError: there are several processes, or the videos are a LeRobot dataset, unreadable, or share a name.
     """
+    if accelerator.num_processes > 1:
+        raise ValueError(f"Actions are inferred by one process, got {accelerator.num_processes}: use no launcher.")
+    if find_info(videos):
+        raise ValueError(f"{videos!r} is a LeRobot dataset, whose files hold several episodes; give shards of videos.")
     shards, skipped, known = ShardSource(videos, limits), {}, {}
     processor = _processor_of(settings.size)
 
     def rows() -> Iterator[dict[str, Any]]:
         model, found = train_inverse_model(source, settings, accelerator, max_episodes, limits)
         known.update(found)
+        names, other_fps = set(), set()
         for name, row in tqdm(named_rows(shards), desc="infer actions"):
+            if name in names:
+                raise ValueError(TWO_EPISODES.format(name))
+            names.add(name)
+            video = row.get(video_column(row, source.camera if video_columns(row) else None, name))
             try:
-                yield _labeled(name, row, shards, model, processor)
+                labeled = _labeled(name, video, row.get("fps"), shards, model, processor)
             except BAD_EPISODE as error:
                 skipped[name] = describe(error)
+                continue
+            if abs(labeled["fps"] - found["fps"]) > 0.01 * found["fps"]:
+                other_fps.add(labeled["fps"])
+            yield labeled
+        skipped.update(shards.skipped)
+        if not names and not skipped:
+            raise ValueError(f"There is no video in {videos!r}.")
+        if other_fps:
+            logger.warning(
+                "the episodes have %g frames per second, but videos have %g to %g: their actions last another time",
+                found["fps"], min(other_fps), max(other_fps),
+            )  # fmt: skip
 
-    write_shards(rows(), out_dir, FEATURES, num_shards, skipped)
-    write_json(Path(out_dir) / "inferred_actions.json", known)
+    write_shards(rows(), out_dir, FEATURES, num_shards, skipped, {"inferred_actions.json": known})
     return known
 
 
 def _labeled(
-    name: str, row: dict[str, Any], source: ShardSource, model: InverseModel, processor: Any
+    name: str, video: Any, fps: float | None, source: ShardSource, model: InverseModel, processor: Any
 ) -> dict[str, Any]:
     """The row of an episode with inferred actions; one of `BAD_EPISODE` if the video cannot be read."""
-    video = row.get("video")
+    if fps is not None:
+        check_fps(fps)
     if is_empty(video):
         raise ValueError("it has no video")
     with VideoReader(video, source.limits) as reader:
         if len(reader) < 2:
             raise ValueError("it has one frame, and an action leads from a frame to the next")
         frames = process_frames(processor, reader.frames(range(len(reader))), normalize=False)
-        fps = float(row.get("fps") or reader.fps)
+        fps = float(reader.fps if fps is None else fps)
     content = video["bytes"] if isinstance(video, dict) else Path(video).read_bytes()
     actions = model.infer(frames).numpy()
     return {"video": {"bytes": content, "path": None}, "actions": actions, "fps": fps, "episode_id": name}
