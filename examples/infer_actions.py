@@ -21,11 +21,10 @@ they are right. Near 0 they are no better than the mean action: then do not use 
 import argparse
 import logging
 
-from accelerate import Accelerator
-
 from vjepa2_hf.data.episodes import EpisodeSource
 from vjepa2_hf.specs import check_at_least
 from vjepa2_hf.training.inverse_dynamics import InverseSettings, infer_actions
+from vjepa2_hf.training.processes import build_accelerator
 from vjepa2_hf.training.settings import exit_on_user_error
 from vjepa2_hf.video_io import ReadLimits
 
@@ -57,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         options["symmetries"] = find_symmetries(symmetries)
     settings = InverseSettings(**options)
     source = EpisodeSource(episodes, camera=camera)
-    known = infer_actions(source, videos, out_dir, settings, Accelerator(), max_episodes, num_shards, limits)
+    known = infer_actions(source, videos, out_dir, settings, build_accelerator(), max_episodes, num_shards, limits)
     score = known["r_squared"]
     if score is None:
         reason = "The actions of the held-out episodes never change" if known["held_out"] else "No episode is held out"

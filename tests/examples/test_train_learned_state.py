@@ -165,6 +165,7 @@ def test_a_state_may_read_the_tokens_of_an_encoder(monkeypatch, tmp_path, augmen
         ("state.train_encoder=true", "state.train_encoder=true needs world_model.state_input=tokens"),
         ("state.data=nowhere", "nowhere"),
         ("state.start_from=nowhere", "nowhere"),
+        ("state.data=[]", "data is [], without a source of episodes"),
         # of the second stage
         ("world_model.predictor_hiden_size=8", "predictor_hiden_size"),
         ("world_model.freeze_encoder=false", "freeze_encoder=False with state_type='learned'"),
@@ -214,6 +215,15 @@ def test_a_network_is_trained_further(finished, episodes, monkeypatch, tmp_path)
     networks = [VJepa2WorldModel.from_pretrained(each).state_network for each in (start, tmp_path / "further/final")]
     for mine, others in zip(*(network.state_dict().values() for network in networks)):
         torch.testing.assert_close(mine, others, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("setting", ["state_of", "state.start_from"])
+def test_a_network_of_another_frame_size_is_refused(finished, episodes, monkeypatch, tmp_path, capsys, setting):
+    sizes = ["encoder_config={crop_size: 48, patch_size: 8}", f"{setting}={finished[0] / 'final'}"]
+    with pytest.raises(SystemExit):
+        given = LEARNED[:-1] if setting == "state_of" else LEARNED
+        run_train_world_model(monkeypatch, episodes, tmp_path / "run", *given, *sizes)
+    assert "trained for an encoder of crop_size=32" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_an_encoder_learns_along_and_the_dynamics_are_on_it(episodes, monkeypatch, tmp_path):

@@ -265,8 +265,8 @@ def video_column(row: dict[str, Any], camera: str | None, episode: str) -> str:
 
 
 def _open_video(row: dict[str, Any], column: str, source: ShardSource) -> VideoReader:
-    camera = column.removeprefix("video_")
-    check(not is_empty(row[column]), f"it has no video of the camera {camera!r}")
+    camera = {name: view for view, name in video_columns(row).items()}.get(column)
+    check(not is_empty(row[column]), f"it has no video{f' of the camera {camera!r}' if camera else ''}")
     return VideoReader(row[column], source.limits)
 
 

@@ -44,6 +44,8 @@ NO_DYNAMICS = {
 
 def episode_sources(data: str | list[EpisodeSource]) -> list[EpisodeSource]:
     """The sources of a `data` setting."""
+    if not data:
+        raise ValueError(f"data is {data!r}, without a source of episodes; give at least one.")
     return [EpisodeSource(data)] if isinstance(data, str) else data
 
 
@@ -189,6 +191,20 @@ def latent_layout(state_type: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     return {"state_type": "tokens" if state_type == "projected" else state_type, **found}
 
 
+def load_network(model: VJepa2WorldModel, network: VJepa2LearnedState) -> None:
+    """Takes over the network of another model's learned state; refuses one of other sizes."""
+    weights, own = network.state_dict(), model.state_network.state_dict()
+    if any(weights[name].shape != own[name].shape for name in own):
+        configs = (each.config.encoder_config for each in (network, model.state_network))
+        names = ("crop_size", "patch_size", "hidden_size")
+        found, wanted = (", ".join(f"{name}={getattr(each, name)}" for name in names) for each in configs)
+        raise ValueError(
+            f"The network of the learned state was trained for an encoder of {found}, but this one has {wanted}: "
+            "use the same sizes."
+        )
+    model.state_network.load_state_dict(weights)
+
+
 def _reads_pixels(state: dict[str, Any]) -> bool:
     """Whether latents of this `state` need no encoder."""
     kind = state["state_type"]
@@ -211,7 +227,7 @@ def build_encode(
     dtype = getattr(torch, config.cache_dtype)
     model = VJepa2WorldModel.from_encoder(encoder, **state, **NO_DYNAMICS)
     if network is not None:
-        model.state_network.load_state_dict(network.state_dict())
+        load_network(model, network)
     model.to(accelerator.device).eval()
 
     def encode(frames: torch.Tensor) -> dict[str, torch.Tensor]:

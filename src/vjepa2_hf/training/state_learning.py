@@ -40,6 +40,7 @@ from .episode_latents import (
     count_views,
     episode_sources,
     latent_layout,
+    load_network,
     model_inputs,
     model_state,
     open_caches,
@@ -62,13 +63,15 @@ class StateSettings:
     """Training of the network of a learned state."""
 
     data: str | list[EpisodeSource] | None = None
-    """Episodes that the network is trained on, all of them; null: those of the dynamics. With `use_actions=false` also
-    plain videos, as examples/make_video_shards.py writes them."""
+    """Episodes that the network is trained on; null: those of `data`. `validation_fraction` holds some out here, too;
+    `max_episodes` does not count. With `use_actions=false` also videos: a folder of them, or shards of
+    examples/make_video_shards.py."""
     use_actions: bool = True
     """false: predict the next state from the state alone, find it among the other frames, and read no actions. The
     network then learns from videos, and the dynamics from episodes with actions, which may be few."""
     start_from: str | None = None
-    """Folder of a world model with the same learned state, whose network is trained further; null: a new one."""
+    """Folder of a world model with the same learned state, whose network is trained further; null: a new network. A
+    state that reads tokens needs that model's encoder, too: encoder=FOLDER."""
     train_encoder: bool = False
     """Train the encoder along, whose tokens the network reads; the dynamics are then on the trained one."""
     encoder_learning_rate: float = 0.1
@@ -407,11 +410,12 @@ def _prepare(
 def _start_from(model: VJepa2WorldModel, config: StateTrainingConfig) -> None:
     """Takes over the network of another model, on the same encoder."""
     folder = config.state.start_from
-    model.state_network.load_state_dict(_network_of(folder, config.world_model).state_dict())
+    load_network(model, _network_of(folder, config.world_model))
     if not model.config.reads_pixels:
         other = VJepa2WorldModel.from_pretrained(folder).encoder
         if weights_fingerprint(other) != weights_fingerprint(model.encoder):
-            raise ValueError(f"state.start_from={folder} has another encoder than encoder={config.encoder}: use one.")
+            found = f"state.start_from={folder} has another encoder than encoder={config.encoder}"
+            raise ValueError(f"{found}: give encoder={folder}, and leave encoder_config out.")
 
 
 def _check_following(following: Any, encoder: VJepa2Encoder, training: WindowMixture, fields: dict[str, Any]) -> None:
