@@ -208,6 +208,26 @@ def test_the_network_learns_from_videos_without_actions(episodes, monkeypatch, t
     assert "actions" not in FeatureCache(of_videos, ["frames"])._part(0)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data=nowhere", "There is no data at 'nowhere'"),
+        ("world_model.predictor_hiden_size=8", "predictor_hiden_size"),
+        ("world_model.reward_head=true", "have no 'rewards'"),
+        ("frames_per_window=2", "frames_per_window=2 holds 1 steps"),
+        ("data=[{path: DATA, camera: wrist}]", "has one camera without a name"),
+    ],
+)
+def test_with_other_data_the_second_stage_is_checked_before_the_first(
+    episodes, monkeypatch, capsys, tmp_path, override, message
+):
+    others = [f"state.data={episodes}", override.replace("DATA", str(episodes))]
+    with pytest.raises(SystemExit):
+        run(monkeypatch, episodes, tmp_path / "run", *others)
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "run" / "state" / "final").exists()
+
+
 def test_a_network_is_trained_further(finished, episodes, monkeypatch, tmp_path):
     start = finished[0] / "final"
     overrides = [f"state.start_from={start}", "state.max_steps=1", "state.learning_rate=1e-12", "state.weight_decay=0"]

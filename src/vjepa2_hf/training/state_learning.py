@@ -18,10 +18,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from ..configuration_world_model import VJepa2WorldModelConfig
-from ..data.episodes import EpisodeSource
+from ..data.episodes import EpisodeSource, EpisodeStream
 from ..data.files import weights_fingerprint
 from ..data.typed_fields import check_fields
 from ..data.windows import WindowMixture
@@ -32,7 +33,7 @@ from ..modeling_world_model import VJepa2WorldModel
 from ..specs import check_at_least, check_number
 from ..video_io import ReadLimits
 from .augmentation import augment, check_symmetries
-from .cached_windows import cache_root, common_fps, split_windows, window_loader
+from .cached_windows import as_shards, cache_root, common_fps, split_windows, window_loader
 from .checkpoints import is_checkpoint
 from .config import TrainingConfig
 from .episode_latents import (
@@ -383,10 +384,11 @@ def _prepare(
     if count_views(sources) > 1:
         raise ValueError(f"state_type='learned' reads one camera; camera is {sources[0].views}: name one of them.")
     tokens, columns = latent_layout("tokens", config.world_model), config.columns
-    following = following if config.state.data is None else None  # of other data nothing follows
+    if following is not None and config.state.data is not None:
+        _check_other_data(following, encoder, processor, loop.accelerator)
+        following = None
     if following is not None:
-        wanted = {"proprio_states": following.use_proprio, "rewards": following.world_model.get("reward_head")}
-        columns = columns + [name for name, is_wanted in wanted.items() if is_wanted]
+        columns = columns + _further_columns(following)
     caches = open_caches(config, loop.accelerator, encoder, processor, tokens, columns, frames_only=config.frames_only)
     training, _ = split_windows(caches, [source.weight for source in sources], config.validation_fraction)
     skip, discrete = config.world_model.get("frame_skip", 1), config.world_model.get("action_type") == "discrete"
@@ -403,7 +405,8 @@ def _prepare(
     training.sample(1, config.state.frames, skip, np.random.default_rng(0))  # raises if no episode is long enough
     if following is not None:
         fields |= data_fields(statistics, skip, discrete, config.normalize_actions)
-        _check_following(following, encoder, training, fields)
+        _check_following(following, encoder, fields)
+        training.sample(1, following.frames_per_window, skip, np.random.default_rng(0))
     return model.to(loop.accelerator.device).eval(), training
 
 
@@ -418,12 +421,42 @@ def _start_from(model: VJepa2WorldModel, config: StateTrainingConfig) -> None:
             raise ValueError(f"{found}: give encoder={folder}, and leave encoder_config out.")
 
 
-def _check_following(following: Any, encoder: VJepa2Encoder, training: WindowMixture, fields: dict[str, Any]) -> None:
+def _further_columns(following: Any) -> list[str]:
+    """Columns that the next run reads besides actions."""
+    wanted = {"proprio_states": following.use_proprio, "rewards": following.world_model.get("reward_head")}
+    return [name for name, is_wanted in wanted.items() if is_wanted]
+
+
+def _check_other_data(following: Any, encoder: VJepa2Encoder, processor: Any, accelerator: Accelerator) -> None:
+    """`_check_following` for a next run on other data, by the first readable episode of every source."""
+    sources, columns, found = following.sources, ["actions", *_further_columns(following)], []
+    for source in sources:
+        shards = as_shards(source, cache_root(following, "latents"), accelerator)
+        stream = EpisodeStream(shards, processor, limits=following.limits)
+        found.append(next((episode for episode in stream if "skipped" not in episode), None))
+        if found[-1] is None:
+            raise ValueError(f"No episode could be read from {source.path!r}.")
+    fields = {"num_views": count_views(sources)}
+    if embodiments_of(sources) is None:
+        for name in columns:
+            if name not in found[0]:
+                raise ValueError(f"The episodes of {sources[0].path!r} have no {name!r}.")
+        values = {name: found[0][name].numpy() for name in columns}
+        statistics = {
+            name: {"mean": each.mean(0).tolist(), "low": each.min(0).tolist(), "high": each.max(0).tolist()}
+            | {"std": [1.0] * each.shape[1]}
+            for name, each in values.items()
+        }
+        discrete = following.world_model.get("action_type") == "discrete"
+        fields |= data_fields(statistics, following.frame_skip, discrete, normalize=False)
+    _check_following(following, encoder, fields)
+
+
+def _check_following(following: Any, encoder: VJepa2Encoder, fields: dict[str, Any]) -> None:
     """Refuses settings of the next run that its model or its windows do not allow; `fields` are those of the data."""
     fields = {**fields, **following.world_model}
     config = VJepa2WorldModelConfig(encoder_config=encoder.config.to_dict(), **fields)
     check_windows(config, following.frames_per_window, following.rollout_start)
-    training.sample(1, following.frames_per_window, config.frame_skip, np.random.default_rng(0))
 
 
 def _batches(
