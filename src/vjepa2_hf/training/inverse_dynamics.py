@@ -30,7 +30,7 @@ from ..data.shard_rows import is_empty
 from ..data.shards import ShardSource, write_shards
 from ..data.typed_fields import check_fields
 from ..specs import check_at_least, check_fraction, check_number
-from ..video_io import ReadLimits, VideoReader
+from ..video_io import ReadLimits, VideoReader, resolve_source
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from .augmentation import augment, check_symmetries
 
@@ -256,6 +256,7 @@ def _labeled(
             raise ValueError("it has one frame, and an action leads from a frame to the next")
         frames = process_frames(processor, reader.frames(range(len(reader))), normalize=False)
         fps = float(reader.fps if fps is None else fps)
-    content = video["bytes"] if isinstance(video, dict) else Path(video).read_bytes()
+    file, _ = resolve_source(video, limits=source.limits)  # a URL is read once more
+    content = Path(file).read_bytes() if isinstance(file, str) else file.getvalue()
     actions = model.infer(frames).numpy()
     return {"video": {"bytes": content, "path": None}, "actions": actions, "fps": fps, "episode_id": name}
