@@ -441,10 +441,10 @@ def train(config: WorldModelTrainingConfig) -> None:
     groups = parameter_groups(model, config.weight_decay)
     if not config.freeze_encoder:
         groups = slow_groups(groups, model.encoder, config.encoder_learning_rate)
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate.peak, fused=True)
-    plain = model.train()
+    optimizer, plain = torch.optim.AdamW(groups, lr=config.learning_rate.peak, fused=True), model.train()
     # With several processes this gives all of them the weights and the fitted state of the first
-    model, optimizer = loop.prepare(model, optimizer, processor)
+    frozen = getattr(plain, "encoder", None) if config.freeze_encoder else None
+    model, optimizer = loop.prepare(model, optimizer, processor, encoder=frozen)
     set_weight_decay(optimizer, config.weight_decay)  # a checkpoint of another run may bring its own
     if accelerator.is_main_process:
         write_json(run.output_dir / "statistics.json", statistics)

@@ -246,7 +246,7 @@ def test_a_network_of_another_frame_size_is_refused(finished, episodes, monkeypa
     assert "trained for an encoder of crop_size=32" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_an_encoder_learns_along_and_the_dynamics_are_on_it(episodes, monkeypatch, tmp_path):
+def test_an_encoder_learns_along_and_the_dynamics_are_on_it(episodes, monkeypatch, tmp_path, capsys):
     overrides = [*TOKENS, "state.train_encoder=true"]
     first, _ = run(monkeypatch, episodes, tmp_path / "along", *overrides)
     run(monkeypatch, episodes, tmp_path / "frozen", *TOKENS)
@@ -257,3 +257,9 @@ def test_an_encoder_learns_along_and_the_dynamics_are_on_it(episodes, monkeypatc
     assert same_weights(along.encoder, stage.encoder) and not same_weights(along.encoder, frozen.encoder)
     frames = torch.randn(1, 2, 3, 32, 32)
     assert not torch.equal(along.encode(frames), frozen.encode(frames))
+    checkpoint = sorted((tmp_path / "along").glob("checkpoint-*"))[-1]
+    given = [*LEARNED, *TOKENS, f"resume={checkpoint}", "max_steps=8"]
+    with pytest.raises(SystemExit):  # the data would be encoded by the encoder before its training
+        run_train_world_model(monkeypatch, episodes, tmp_path / "other", *given)
+    assert "has another encoder than this run" in capsys.readouterr().err
+    run_train_world_model(monkeypatch, episodes, tmp_path / "other", *given, "state.train_encoder=true")

@@ -20,10 +20,11 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import nn
 from tqdm import tqdm
 
+from ..data.files import weights_fingerprint
 from .batches import next_batch
 from .checkpoints import write_model_files
 from .config import TrainingConfig
@@ -79,10 +80,16 @@ class TrainingLoop:
         self.is_skipped = False
 
     def prepare(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, *processors: Any
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, *processors: Any, encoder: nn.Module | None = None
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Prepares both for training with Accelerate and restores them from the checkpoint of `config.resume`. New
-        checkpoints also hold the model's config and its processors, for `from_pretrained`."""
+        checkpoints also hold the model's config and its processors, for `from_pretrained`.
+
+        `encoder` is the part of the model whose features are computed already: a checkpoint with another is refused.
+        """
+        is_sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        checked = encoder if self.config.resume is not None and not is_sharded else None
+        before = None if checked is None else weights_fingerprint(checked)
         self.run.write_model_files = functools.partial(write_model_files, model=model, processors=processors)
         if has_idle_weights(model):  # DDP would wait for the gradients that a batch lacks
             handler = self.accelerator.ddp_handler or DistributedDataParallelKwargs()
@@ -90,6 +97,11 @@ class TrainingLoop:
             self.accelerator.ddp_handler = handler
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.start, self.rank_state = self.run.resume(self.config.resume)
+        if checked is not None and weights_fingerprint(checked) != before:
+            raise ValueError(
+                f"resume={self.config.resume} has another encoder than this run, which has encoded the data: give the "
+                "encoder that it was trained on, by the settings of its run."
+            )
         state = self.rank_state.get("processes", [self.rank_state])[0]  # every process has seen the same losses
         if self.guard is not None and "guard" in state:
             self.guard.load_state_dict(state["guard"])
