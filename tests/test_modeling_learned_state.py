@@ -125,7 +125,7 @@ def test_from_encoder_takes_the_encoder_of_tokens_and_only_the_sizes_for_pixels(
     ("fields", "message"),
     [
         ({"num_views": 2, "dynamics_type": "transformer"}, "state_type='learned' reads one camera; got num_views=2"),
-        ({"freeze_encoder": False}, "a learned state is trained before the dynamics"),
+        ({"freeze_encoder": False}, "its encoder is trained before the dynamics, by state.train_encoder"),
         (
             {"state_type": "pooled", "state_dim": None, "state_input": "tokens"},
             "state_input='tokens' is for state_type",
