@@ -226,7 +226,7 @@ def format_tables(results: dict[str, Any]) -> str:
             blocks.append(f"**{name}**, {one['tasks']} tasks from {one['first_task']}, {text}:")
             blocks.append("\n".join(format_table([*titles, "matches"], map(format_row, one["rows"].values()))))
         if section["left_out"]:
-            names = ", ".join(VARIANTS[name].title for name in section["left_out"])
+            names = "; ".join(VARIANTS[name].title for name in section["left_out"])
             blocks.append(f"Not measured, because their models were not trained: {names}.")
     return "\n\n".join(blocks)
 

@@ -23,6 +23,14 @@ _LARGEST_PIXEL = 20.0  # the usual means and standard deviations give values of 
 POSITION_STD = 0.5  # initial standard deviation of positions, about that of the tokens
 
 
+def conv_stem(channels: int) -> nn.Sequential:
+    """Convolutions of stride 2: pixels (F, C, H, W) -> (F, 96, ⌈H / 16⌉, ⌈W / 16⌉)."""
+    layers: list[nn.Module] = []
+    for before, after in zip((channels, *STEM_CHANNELS), STEM_CHANNELS):
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(1, after), nn.GELU()]
+    return nn.Sequential(*layers)
+
+
 class VJepa2LearnedState(nn.Module):
     """A network that turns a frame into one vector, the state of `state_type="learned"`.
 
@@ -46,11 +54,9 @@ class VJepa2LearnedState(nn.Module):
         elif config.state_stem == "patches":
             self.stem = nn.Conv2d(encoder.in_chans, TOKEN_SIZE, encoder.patch_size, stride=encoder.patch_size)
         else:
-            sizes, layers, side = (encoder.in_chans, *STEM_CHANNELS), [], encoder.crop_size
-            for before, after in zip(sizes, STEM_CHANNELS):
-                layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(1, after), nn.GELU()]
+            self.stem, side = conv_stem(encoder.in_chans), encoder.crop_size
+            for _ in STEM_CHANNELS:
                 side = (side + 1) // 2
-            self.stem = nn.Sequential(*layers)
         self.num_tokens = side**2
         self.positions = nn.Parameter(torch.zeros(self.num_tokens, TOKEN_SIZE))
         self.token_mlp = nn.Sequential(

@@ -3,7 +3,7 @@
 infer_actions(EpisodeSource("episodes"), "videos", "out", InverseSettings(), Accelerator())  # episode shards
 
 The idea is that of VPT (arXiv 2206.11795): what an agent did is easier to see in two consecutive frames than what it
-will do, so that few labels suffice, and the many labeled videos then train everything else.
+will do, so a few episodes label the videos, and the labeled videos train everything else.
 
 Letters: B pairs of frames, T frames, C channels, H W pixels, A action.
 """
@@ -29,6 +29,7 @@ from ..data.lerobot import BAD_EPISODE, check_fps, describe, find_info
 from ..data.shard_rows import is_empty
 from ..data.shards import ShardSource, write_shards
 from ..data.typed_fields import check_fields
+from ..modeling_learned_state import TOKEN_SIZE, conv_stem
 from ..specs import check_at_least, check_fraction, check_number
 from ..video_io import ReadLimits, VideoReader, resolve_source
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
@@ -37,7 +38,6 @@ from .augmentation import augment, check_symmetries
 
 logger = logging.getLogger(__name__)
 
-WIDTHS = (16, 32, 64, 96)  # of four convolutions of stride 2
 HIDDEN = 256
 LABELED_AT_ONCE = 256  # pairs
 WARMUP = 0.05  # fraction of the steps
@@ -85,12 +85,9 @@ class InverseModel(nn.Module):
 
     def __init__(self, actions: torch.Tensor, size: int):
         super().__init__()
-        layers: list[nn.Module] = []
-        for before, after in zip((9, *WIDTHS), WIDTHS):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(1, after), nn.GELU()]
-        width = WIDTHS[-1] * (size // 16) ** 2
-        layers += [nn.Flatten(), nn.Linear(width, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, actions.shape[1])]
-        self.network = nn.Sequential(*layers)
+        tokens = TOKEN_SIZE * (size // 16) ** 2
+        head = (nn.Linear(tokens, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, actions.shape[1]))
+        self.network = nn.Sequential(conv_stem(9), nn.Flatten(), *head)
         deviation = actions.std(dim=0)
         known = {"mean": actions.mean(dim=0), "std": torch.where(deviation > 0, deviation, torch.ones_like(deviation))}
         known |= {"low": actions.amin(dim=0), "high": actions.amax(dim=0)}
@@ -100,8 +97,7 @@ class InverseModel(nn.Module):
     def forward(self, pairs: torch.Tensor) -> torch.Tensor:
         """uint8 frames (B, 2, C, H, W) -> standardized actions (B, A)."""
         frames = pairs.flatten(1, 2).float()
-        middle = frames.mean(dim=(1, 2, 3), keepdim=True)
-        frames = (frames - middle) / frames.std(dim=(1, 2, 3), keepdim=True).clamp(min=1.0)
+        frames = nn.functional.layer_norm(frames, frames.shape[1:])  # over a pair's own deviation
         now, following = frames.chunk(2, dim=1)
         return self.network(torch.cat([now, following, 4 * (following - now)], dim=1))
 
