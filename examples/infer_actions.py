@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
         reason = "The actions of the held-out episodes never change" if known["held_out"] else "No episode is held out"
         print(f"{reason}: R² of the inferred actions is not known.")
     else:
-        print(f"R² of the actions inferred in {known['held_out']} held-out episodes: {score:.2f}")
+        print(f"R² of the actions inferred in {known['held_out']} held-out episode(s): {score:.2f}")
 
 
 if __name__ == "__main__":
