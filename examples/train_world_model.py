@@ -78,14 +78,8 @@ from vjepa2_hf.training.schedules import (
     slow_groups,
 )
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
-from vjepa2_hf.training.state_learning import (
-    StateSettings,
-    encoder_of_stage,
-    first_stage,
-    learned_network,
-    stage_folder,
-    train_state,
-)
+from vjepa2_hf.training.state_learning import encoder_of_stage, learned_network, train_state
+from vjepa2_hf.training.state_settings import StateSettings, first_stage, stage_folder
 from vjepa2_hf.training.temporal_distance import DistanceSettings, measure_distance_head, train_distance_head
 from vjepa2_hf.training.time_scales import copy_state, set_macro_range
 from vjepa2_hf.training.world_model_fields import (
