@@ -117,6 +117,7 @@ def build_loader(config: PretrainConfig, encoder: VJepa2EncoderConfig, part: Par
         limits=config.limits,
         shuffle_buffer=config.shuffle_buffer,
         shuffle_bytes=config.shuffle_bytes,
+        video_cache_bytes=config.video_cache_bytes,
     )
     samplers = build_mask_samplers(config.masks)
     collator = MaskCollator(samplers, encoder.patch_size, tubelet_size, seed=config.seed, with_names=True)

@@ -392,7 +392,7 @@ class _RgbConverter:
     """Converts decoded frames to upright uint8 (H, W, 3) of one size, the colors as FFmpeg's command line has them."""
 
     def __init__(self, width: int, height: int):
-        self._size = (width, height)
+        self.size = (width, height)
         self._reformatter = VideoReformatter()  # one for all frames: its tables cost more than a small frame
         self._graph: tuple[Any, Graph | None] = (None, None)
         self._reads_matrix: bool | None = None
@@ -405,11 +405,11 @@ class _RgbConverter:
             self._reads_matrix = matrix is not None
         if frame.interlaced_frame or _is_deep(frame.format.name):
             frame = self._filter(frame)
-        if (frame.width, frame.height) == self._size:
+        if (frame.width, frame.height) == self.size:
             frame = self._reformatter.reformat(frame, format="rgb24", threads=1)
         else:
             bicubic = Interpolation.BICUBIC
-            frame = self._reformatter.reformat(frame, *self._size, format="rgb24", interpolation=bicubic, threads=1)
+            frame = self._reformatter.reformat(frame, *self.size, format="rgb24", interpolation=bicubic, threads=1)
         plane = frame.planes[0]
         image = np.ndarray((frame.height, frame.width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1))
         return image if matrix is None else turn_image(image, matrix)

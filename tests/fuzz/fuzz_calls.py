@@ -837,7 +837,7 @@ def data_calls() -> list[Call]:
     sampler = {"fps": "number", "speed": "range", "frame_jitter": "fraction", "motion_weight": "fraction"}
     sampler |= {"short_videos": "choice", "min_frames": "integer", "position": "fraction"}
     stream = {"frames_per_clip": "integer", "crop_size": "integer", "clips_per_video": "integer", "seed": "seed"}
-    stream |= {"shuffle_buffer": "integer", "shuffle_bytes": "integer"}
+    stream |= {"shuffle_buffer": "integer", "shuffle_bytes": "integer", "video_cache_bytes": "integer"}
     stream |= {"max_skipped_fraction": "fraction", "rank": "integer", "world_size": "integer", "epochs": "integer"}
     folder, camera = str(builders.FIXTURES / "lerobot_v3"), "observation.images.front"
     return [
@@ -852,7 +852,7 @@ def data_calls() -> list[Call]:
         Call("ClipStream", lambda **given: clips.ClipStream(shards(), **given),
              lambda: {"frames_per_clip": 4, "crop_size": 16, "clips_per_video": 1, "seed": 0, "rank": 0,
                       "max_skipped_fraction": 0.5, "world_size": 1, "epochs": 1, "shuffle_buffer": 4,
-                      "shuffle_bytes": 2**20}, stream, whole_numbers(stream),
+                      "shuffle_bytes": 2**20, "video_cache_bytes": 2**20}, stream, whole_numbers(stream),
              in_api=False),
         Call("split_episodes", episodes.split_episodes, lambda: {"ids": ["a", "b"], "validation_fraction": 0.5},
              {"validation_fraction": "fraction"}, in_api=False),

@@ -25,12 +25,13 @@ import torch
 
 from ..configuration_vjepa2 import check
 from ..specs import check_count, check_flag, check_fraction, check_number, refuse
-from ..video_io import ReadLimits, VideoReader, read_image
+from ..video_io import ReadLimits, read_image
 from ..video_processing_vjepa2 import RandomResizedClip
 from .elastic import deal_out, describe, restart_epoch, upgrade
 from .sampling import FrameSampler, FramesCurriculum
 from .shards import ShardSource
 from .shuffle import SHUFFLE_BYTES, SHUFFLE_ROWS, Row, RowOrder, seed_of
+from .video_cache import VideoCache
 
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,8 @@ class ClipStream(torch.utils.data.IterableDataset):
         shuffle_buffer: rows that each reader (a worker of a process) keeps, of all sources together, and samples the
             next one from; 0 keeps the order of rows within shards. See `vjepa2_hf.data.shuffle`.
         shuffle_bytes: limit on the bytes of these rows.
+        video_cache_bytes: memory in which each reader keeps decoded videos for its next epochs; 0: none. The clips
+            are the same. See `vjepa2_hf.data.video_cache`.
 
     Raises:
         ValueError: a setting out of range; while reading, an epoch of a source without a single clip, or more rows
@@ -111,6 +114,7 @@ class ClipStream(torch.utils.data.IterableDataset):
         limits: ReadLimits | None = None,
         shuffle_buffer: int = SHUFFLE_ROWS,
         shuffle_bytes: int = SHUFFLE_BYTES,
+        video_cache_bytes: int = 0,
     ):
         curriculum = frames_per_clip if isinstance(frames_per_clip, FramesCurriculum) else None
         counts = {"clips_per_video": clips_per_video, "world_size": world_size, "shuffle_bytes": shuffle_bytes}
@@ -121,6 +125,7 @@ class ClipStream(torch.utils.data.IterableDataset):
         check_count("rank", rank, 0, world_size - 1)
         check_count("seed", seed, 0, 2**64 - 1)
         check_count("shuffle_buffer", shuffle_buffer, 0)
+        check_count("video_cache_bytes", video_cache_bytes, 0)
         has_size = transform is not None or crop_size is not None
         check(has_size, "ClipStream got neither crop_size nor transform; give one, so that clips have one size.")
         for name, value in {"transform": transform, "frame_sampler": frame_sampler}.items():
@@ -137,6 +142,7 @@ class ClipStream(torch.utils.data.IterableDataset):
         self.transform = transform or RandomResizedClip(crop_size)
         self.seed, self.rank, self.world_size, self.epochs = seed, rank, world_size, epochs
         self.shuffle_buffer, self.shuffle_bytes = shuffle_buffer, shuffle_bytes
+        self.video_cache_bytes = video_cache_bytes
         self._reader, self._start = None, self._first_state()
 
     def _first_state(self) -> dict[str, Any]:
@@ -209,6 +215,7 @@ class _Reader:
         self.number = stream.rank * num_workers + worker
         self.readers = stream.world_size * num_workers
         self.skips: list[str] = []  # since the last clip, as JSON lines
+        self.cache = VideoCache(stream.video_cache_bytes)
         state = deal_out(state["readers"], self.number, self.readers) if "readers" in state else state
         self.state = {"first_batch": 0, **state}
         self.positions = [upgrade(position, self.number, self.readers) for position in state["sources"]]
@@ -342,7 +349,7 @@ class _Reader:
             frames = torch.from_numpy(read_image(row["image"], self.stream.limits)).permute(2, 0, 1)[None]
             indices = [torch.zeros(length, dtype=torch.int64) for length in lengths]
             return list(zip(seeds, generators, [(frames, None)] * len(clips), indices))
-        with VideoReader(row["video"], self.stream.limits) as reader:
+        with self.cache.open((source, *position[2:]), row["video"], self.stream.limits) as reader:
             sampler = self.stream.frame_sampler
             indices = [sampler(reader, length, generator) for length, generator in zip(lengths, generators)]
             wanted, inverse = np.unique(np.concatenate(indices), return_inverse=True)

@@ -81,6 +81,9 @@ class PretrainConfig(TrainingConfig):
     shards, of which only the order is random. See docs/pretraining.md."""
     shuffle_bytes: int = SHUFFLE_BYTES
     """Largest size of these rows together, in bytes."""
+    video_cache_bytes: int = 0
+    """Memory in bytes in which each reader keeps decoded videos, so that later epochs do not decode them again. The
+    clips are the same. 0: none is kept. See docs/pretraining.md."""
 
     # Speed
     gradient_checkpointing: bool = False
@@ -232,6 +235,7 @@ class PretrainConfig(TrainingConfig):
         still = {"fps": None, "speed": (1.0, 1.0), "frame_jitter": 0.0, "motion_weight": 0.0, "clips_per_video": 1}
         # Images must not be cropped and masked by the random numbers of the clips
         still |= {"frames_per_clip": 1, "frames_curriculum": None, "seed": self.seed ^ 2**31, "images": None}
+        still["video_cache_bytes"] = 0  # one frame is no reason to decode a whole video
         return {"video": self, "image": dataclasses.replace(self, **still, **given)}
 
     def divide(self, rank: int, processes: int) -> dict[str, "Part"]:

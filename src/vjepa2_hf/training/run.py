@@ -79,7 +79,7 @@ FREE_SETTINGS = (
     "output_dir", "resume", "log_every", "save_every", "keep_last", "log_with", "num_threads",
     "gradient_checkpointing", "horizons", "max_skipped_fraction", "cache_dir", "eval_every",
     "eval_data", "eval_probe_data", "eval_clips",
-    "evaluate_on", "limits", "num_workers",
+    "evaluate_on", "limits", "num_workers", "video_cache_bytes",
 )  # fmt: skip
 
 LATEST_UNDAMAGED = "latest_undamaged"  # a value of `resume`
