@@ -9,9 +9,9 @@
 
 The video is assumed to be normal. Its first half is for training, the third quarter calibrates the detector, and
 anomalies are inserted into the last quarter: a jumping object, reversed frames, a frozen image. The ROC AUC is over
-the scored frames of a segment with one anomaly. The baseline is the change from frame to frame, calibrated in the same
-way. --more_models adds models of other training seeds, on the same placements. OUT_DIR gets anomalies.json and a heat
-map of the first placement of each anomaly.
+the scored frames of a segment with one anomaly. The baseline is the change from frame to frame, the detector's score
+"frames". --more_models adds models of other training seeds, on the same placements. OUT_DIR gets anomalies.json and a
+heat map of the first placement of each anomaly.
 """
 
 import argparse
@@ -28,20 +28,20 @@ from vjepa2_hf import VJepa2AnomalyDetector, VJepa2ForMaskedLatentPrediction, VJ
 from vjepa2_hf.data.frame_source import FrameSource
 from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.metrics.planning_success.planning_success import crossed_interval, seed_interval
-from vjepa2_hf.pipelines.anomaly_scores import Calibration, calibrate, two_way_errors
+from vjepa2_hf.pipelines.anomaly_scores import SCORES, Calibration, calibrate, measure_video
 from vjepa2_hf.training.settings import exit_on_user_error, refuse_missing_model
 from vjepa2_hf.video_io import VideoReader
 from vjepa2_hf.visualization.tables import format_table, publish_tables
 
 
 TRAINED, CALIBRATED = 0.5, 0.75  # fractions of the video where training and calibration end
-METHODS = {  # errors, two_sided, score
-    "model, errors above and below": ("model", True, "error"),
-    "model, errors above": ("model", False, "error"),
-    "model, change of errors": ("model", True, "change"),
-    "model, reversal": ("model", True, "reversal"),
-    "change from frame to frame, above and below": ("change", True, "error"),
-    "change from frame to frame, above": ("change", False, "error"),
+METHODS = {  # what is measured, two_sided, score
+    "model, errors above and below": ("errors", True, "error"),
+    "model, errors above": ("errors", False, "error"),
+    "model, change of errors": ("errors", True, "change"),
+    "model, reversal": ("errors", True, "reversal"),
+    "change from frame to frame, above and below": ("errors", True, "frames"),
+    "change from frame to frame, above": ("changes", False, "error"),
 }
 
 
@@ -74,45 +74,32 @@ def freeze(frames: torch.Tensor, first: int, last: int, rng: np.random.Generator
 ANOMALIES = {"object that jumps": jump, "frames reversed": reverse, "frozen": freeze}
 
 
-def frame_changes(frames: torch.Tensor, tubelet: int, patch: int) -> torch.Tensor:
-    """Mean squared change of the pixels from frame to frame: (T, C, H, W) -> (T', H', W'); NaN in the first step."""
-    change = torch.full_like(frames[:, 0], float("nan"))
-    change[1:] = frames.diff(dim=0).square().mean(dim=1)
-    by_patch = torch.nn.functional.avg_pool2d(change, patch)
-    steps = len(frames) // tubelet
-    return by_patch[: steps * tubelet].unflatten(0, (steps, tubelet)).mean(dim=1).clamp_min(1e-8)
-
-
 class Scorers:
     """The calibrated methods: frames (T, C, H, W) -> a score per frame, NaN where there is none."""
 
     def __init__(self, detector: VJepa2AnomalyDetector, normal: torch.Tensor):
-        self.detector, self.config = detector, detector.model.config.encoder_config
+        self.detector = detector
         detector.calibrate(normal)
-        errors = self.errors(normal)
+        measured = self.measure(normal)
         self.calibrations: dict[str, Calibration] = {}
-        for name, (source, two_sided, score) in METHODS.items():
+        for name, (values, two_sided, score) in METHODS.items():
             settings = {**detector.settings, "two_sided": two_sided, "scores": [score]}
-            backward = [errors["backward"]] if score == "reversal" else None
-            self.calibrations[name] = calibrate([errors[source]], 0.99, settings, backward)
+            others = ([measured["backward"]], [measured["changes"]])
+            self.calibrations[name] = calibrate([measured[values]], 0.99, settings, *others)
 
-    def errors(self, frames: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(T', H', W') of the model, predicted from the past and from the future, and of the change between frames at
-        the time steps that the model scores."""
+    def measure(self, frames: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What all scores are computed from, (T', H', W')."""
         window = (self.detector.settings["context_frames"], self.detector.settings["future_frames"])
         statistics = self.detector.calibration.statistics
-        model, backward = two_way_errors(self.detector.model, FrameSource(frames), *window, statistics=statistics)
-        change = frame_changes(frames, self.config.tubelet_size, self.config.patch_size)
-        change = torch.where(model.isnan().any(dim=(1, 2), keepdim=True), torch.nan, change)
-        return {"model": model, "backward": backward, "change": change}
+        return measure_video(self.detector.model, FrameSource(frames), *window, statistics=statistics, scores=SCORES)
 
     def __call__(self, frames: torch.Tensor) -> dict[str, np.ndarray]:
-        errors = self.errors(frames)
-        scores = {}
+        measured = self.measure(frames)
+        tubelet, scores = self.detector.model.config.encoder_config.tubelet_size, {}
         for name, calibration in self.calibrations.items():
-            source, _, score = METHODS[name]
-            steps = calibration.named_scores(score, errors[source], errors["backward"])
-            scores[name] = steps.repeat_interleave(self.config.tubelet_size).numpy()
+            values, _, score = METHODS[name]
+            steps = calibration.named_scores(score, measured[values], measured["backward"], measured["changes"])
+            scores[name] = steps.repeat_interleave(tubelet).numpy()
         return scores
 
 

@@ -6,7 +6,10 @@ import detect_anomalies
 import numpy as np
 import pytest
 import torch
-from detect_anomalies import frame_changes, freeze, jump, reverse, sample_placement
+from builders import build_masked_latent, noise_pixels
+from detect_anomalies import freeze, jump, reverse, sample_placement
+
+from vjepa2_hf import VJepa2AnomalyDetector
 
 
 @pytest.fixture
@@ -43,13 +46,12 @@ def test_placements_leave_the_model_frames_before_and_the_scores_frames_after():
     assert min(starts) == 0 and max(starts) == 119 and min(firsts) == 30 and max(firsts) == 45
 
 
-def test_change_is_that_of_the_frames_and_places():
-    frames = torch.zeros(6, 3, 16, 16)
-    frames[3:, :, :8, 8:] = 2
-    found = frame_changes(frames, tubelet=2, patch=8)
-    assert found.shape == (3, 2, 2) and found[0].isnan().all()
-    assert found[1, 0, 1] == pytest.approx(2.0)  # from frame 2 to 3; none from 1 to 2
-    assert found[1, 0, 0] == found[2, 0, 1] == pytest.approx(1e-8)
+def test_the_baseline_is_the_detectors_score():
+    detector = VJepa2AnomalyDetector(build_masked_latent(), device="cpu", scores=["frames"])
+    normal, segment = noise_pixels(60), freeze(noise_pixels(40), 20, 30, rng())
+    scorers = detect_anomalies.Scorers(detector, normal)
+    found = scorers(segment)["change from frame to frame, above and below"]
+    assert np.array_equal(found, detector(segment)["frame_scores"], equal_nan=True)
 
 
 def test_table_names_every_method_and_anomaly():

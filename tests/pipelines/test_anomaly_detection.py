@@ -142,7 +142,10 @@ class TestDetector:
             ({"stride": 0}, "stride is 0"),
             ({"top_fraction": 1.5}, "top_fraction is 1.5"),
             ({"window_batch_size": 0}, "window_batch_size is 0"),
-            ({"scores": ["speed"]}, "scores is .*; expected a list of at least one of error, change, reversal"),
+            (
+                {"scores": ["speed"]},
+                "scores is .*; expected a list of at least one of error, change, reversal, frames",
+            ),
             ({"scores": []}, "scores is "),
             ({"horizon": 2}, "no setting 'horizon'"),
         ],

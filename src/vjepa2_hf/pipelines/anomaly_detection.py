@@ -22,12 +22,11 @@ from .anomaly_scores import (
     change_statistics,
     check_quantile,
     iterate_windows,
+    measure_video,
     needs_statistics,
-    prediction_errors,
     reversal_statistic,
     step_statistics,
     target_statistics,
-    two_way_errors,
 )
 from .base import VideoPipeline
 
@@ -54,11 +53,12 @@ class VJepa2AnomalyDetector(VideoPipeline):
         top_fraction: fraction of the positions with the highest errors over which a frame's score is the mean; with 1,
             small anomalies average out.
         two_sided: after calibration, a mean error that is too low raises the score "error" too. For frozen images, use
-            the score "change".
+            the score "change" or "frames".
         scores: names of the scores of a call, the main one first: "error" (the default), how high the errors are;
             "change", how unusual, in both directions, the change of the errors is (objects that jump, frozen images);
             "reversal", whether a tubelet is predicted better from the future, or from the past, than in normal video
-            (reversed video). "reversal" doubles the time of a call.
+            (reversed video); "frames", how unusual, in both directions, the change of the pixels from frame to frame
+            is (frozen images), without a prediction. "reversal" doubles the time of a call.
         window_batch_size: windows that go through the model at a time.
 
     Example:
@@ -115,7 +115,8 @@ class VJepa2AnomalyDetector(VideoPipeline):
             dict of (T,) by the names of `scores`, and after calibration their `thresholds`, else `None`. The first
             score is `frame_scores`, and `threshold` is its threshold. "change" is also NaN in the first tubelet that
             is predicted, "reversal" in the last `context_frames`. Before calibration "change" is the logarithm of the
-            upper quartile of changes, "reversal" the difference of log errors.
+            upper quartile of changes, "reversal" the difference of log errors, "frames" the mean squared change of the
+            normalized pixels.
 
         Raises:
             ValueError: the video is shorter than context and future, is corrupt, or needs a processor; or targets are
@@ -142,9 +143,9 @@ class VJepa2AnomalyDetector(VideoPipeline):
             windows = (size, self.model.config.encoder_config.tubelet_size, self.window_batch_size)
             every = itertools.chain.from_iterable(iterate_windows(self._kept(video), *windows) for video in videos)
             statistics = target_statistics(self.model, every)
-        both = [self._errors(self._kept(video), statistics) for video in videos]
-        errors, backward = [one for one, _ in both], [other for _, other in both if other is not None]
-        self.calibration = calibrate(errors, quantile, self.settings, backward or None)
+        measured = [self._measure(self._kept(video), statistics) for video in videos]
+        by_name = {name: [one[name] for one in measured] for name in measured[0]}
+        self.calibration = calibrate(quantile=quantile, settings=self.settings, **by_name)
         self.calibration.statistics = statistics
         return self.calibration
 
@@ -205,16 +206,16 @@ class VJepa2AnomalyDetector(VideoPipeline):
 
     def _forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
         statistics = self.calibration.statistics if self.calibration else None
-        errors, backward = self._errors(inputs["source"], statistics)
-        return {"errors": errors, "backward": backward, "source": inputs["source"]}
+        return {"measured": self._measure(inputs["source"], statistics), "source": inputs["source"]}
 
     def postprocess(self, outputs: dict[str, Any]) -> dict[str, Any]:
         """Last step of the pipeline: the result that a call returns."""
-        errors, source = outputs["errors"], outputs["source"]
+        measured, source = outputs["measured"], outputs["source"]
+        errors = measured["errors"]
         tubelet = self.model.config.encoder_config.tubelet_size
         steps = (np.arange(source.count) // tubelet).clip(max=len(errors) - 1)  # a last frame that fills no tubelet
         names = self.settings["scores"]
-        scores = {name: self._score(name, errors, outputs["backward"]).numpy()[steps] for name in names}
+        scores = {name: self._score(name, measured).numpy()[steps] for name in names}
         tubelets, thresholds, threshold, frame_scores = errors, None, None, scores[names[0]]
         if self.calibration is not None:
             tubelets = self.calibration.deviations(errors)
@@ -233,23 +234,23 @@ class VJepa2AnomalyDetector(VideoPipeline):
             "thresholds": thresholds,
         }
 
-    def _score(self, name: str, errors: torch.Tensor, backward: torch.Tensor | None) -> torch.Tensor:
+    def _score(self, name: str, measured: dict[str, torch.Tensor]) -> torch.Tensor:
         if self.calibration is not None:
-            return self.calibration.named_scores(name, errors, backward)
+            return self.calibration.named_scores(name, **measured)
+        errors = measured["errors"]
         if name == "error":
             return step_statistics(errors, self.settings["top_fraction"])[0]
-        return change_statistics(errors)[1] if name == "change" else reversal_statistic(errors, backward)
+        if name == "frames":
+            return measured["changes"].mean(dim=(1, 2))
+        return change_statistics(errors)[1] if name == "change" else reversal_statistic(errors, measured["backward"])
 
     def _kept(self, video: Any) -> FrameSource:
         return self._source(video, self.settings["stride"])
 
-    def _errors(self, source: FrameSource, statistics: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Errors predicted from the past, and from the future if a score needs them."""
+    def _measure(self, source: FrameSource, statistics: Any) -> dict[str, torch.Tensor]:
         frames = (self.settings["context_frames"], self.settings["future_frames"])
-        options = (self.model, source, *frames, self.window_batch_size, statistics)
-        return (
-            two_way_errors(*options) if "reversal" in self.settings["scores"] else (prediction_errors(*options), None)
-        )
+        options = (self.window_batch_size, statistics, self.settings["scores"])
+        return measure_video(self.model, source, *frames, *options)
 
     def _images(self, video: Any, shown: list[int]) -> np.ndarray:
         """The kept frames with these numbers as the model sees them, uint8 (n, H, W, 3)."""

@@ -6,7 +6,8 @@ of a token is the training loss |ẑ − z|^p / p, averaged over channels and ov
 
 Scores of a time step, by name (`SCORES`): "error", how high the error is; "change", how unusual, in either
 direction, the change of the errors from the time step before is; "reversal", how the error of a tubelet predicted from
-the past compares with its error predicted from the future, in the reversed clip.
+the past compares with its error predicted from the future, in the reversed clip; "frames", how unusual, in either
+direction, the change of the pixels from frame to frame is, which is a baseline that uses no prediction.
 
 Shapes: B windows, T kept frames, C channels, H W pixels, (T', H', W') grid of the video, P = H'·W' positions, c and f
 time steps of context and future, n = (c + f)·P tokens of a window, D width of a target.
@@ -31,8 +32,9 @@ from ..specs import is_number, read_old_names, refuse
 
 
 CALIBRATION_FILE = "anomaly_calibration.safetensors"
-SCORES = ("error", "change", "reversal")
+SCORES = ("error", "change", "reversal", "frames")
 MIN_CHANGE = 1e-6  # added to changes of log errors: in a frozen video they are 0, up to rounding
+MIN_FRAME_CHANGE = 1e-8  # of normalized pixels, squared: in a frozen video they do not change
 REVERSAL_STEPS = 9  # time steps over which "reversal" is averaged, because the arrow of time is faint in one
 # Names in calibrations saved by 0.1.0
 OLD_TENSORS = {"place_mean": "position_mean", "place_std": "position_std"}
@@ -69,6 +71,7 @@ class Calibration:
     threshold: the `quantile` of the scores of normal time steps.
     change_means, change_stds: of the two statistics of `change_statistics` over normal time steps, or `None`.
     reversal_mean, reversal_std: of `reversal_statistic` over normal time steps, or `None`.
+    frames: the distribution of `frame_changes`, in the place of errors, with both sides, or `None`.
     thresholds: by the name of a score that settings["scores"] asks for; "error" has `threshold`.
     settings: of the calibrated detector.
     """
@@ -86,6 +89,7 @@ class Calibration:
     change_stds: list[float] | None = None
     reversal_mean: float | None = None
     reversal_std: float | None = None
+    frames: "Calibration | None" = None
     thresholds: dict[str, float] = field(default_factory=dict)
 
     def deviations(self, errors: torch.Tensor) -> torch.Tensor:
@@ -131,18 +135,31 @@ class Calibration:
         deviations = (reversal_statistic(errors, backward) - self.reversal_mean) / self.reversal_std
         return -math.copysign(1, self.reversal_mean) * deviations
 
-    def named_scores(self, name: str, errors: torch.Tensor, backward: torch.Tensor | None = None) -> torch.Tensor:
-        """The score of this name of `SCORES`, (T',); `backward` is needed for "reversal"."""
+    def named_scores(
+        self,
+        name: str,
+        errors: torch.Tensor,
+        backward: torch.Tensor | None = None,
+        changes: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The score of this name of `SCORES`, (T',), from what `measure_video` returns for it."""
         if name == "error":
             return self.scores(errors)
+        if name == "frames":
+            if self.frames is None:
+                raise ValueError('the detector was calibrated without "frames": calibrate with scores=["frames"].')
+            return self.frames.scores(changes)
         return self.change_scores(errors) if name == "change" else self.reversal_scores(errors, backward)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the calibration into the folder of a detector, for `load`."""
         numbers = dict(vars(self))
-        statistics = numbers.pop("statistics")
+        statistics, frames = numbers.pop("statistics"), numbers.pop("frames")
         tensors = {name: numbers.pop(name) for name in OLD_TENSORS.values()}
         tensors |= vars(statistics) if statistics else {}
+        if frames:
+            numbers["frames"] = dict(vars(frames))
+            tensors |= {f"frames.{name}": numbers["frames"].pop(name) for name in OLD_TENSORS.values()}
         with write_aside(Path(folder) / CALIBRATION_FILE) as partial:
             save_file(tensors, partial, metadata={"calibration": json.dumps(numbers)})
 
@@ -156,6 +173,9 @@ class Calibration:
             with safe_open(path, framework="pt") as file:
                 numbers = dict(json.loads(file.metadata()["calibration"]))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict
+            if "frames" in numbers:
+                positions = {name: tensors.pop(f"frames.{name}") for name in OLD_TENSORS.values()}
+                numbers["frames"] = cls(**numbers["frames"], **positions)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"{str(path)!r} is damaged ({reason}): remove it, and calibrate again.") from error
@@ -197,6 +217,46 @@ def reversal_statistic(errors: torch.Tensor, backward: torch.Tensor) -> torch.Te
 
 
 @torch.no_grad()
+def measure_video(
+    model: VJepa2ForMaskedLatentPrediction,
+    source: FrameSource,
+    context_frames: int,
+    future_frames: int,
+    batch_size: int = 8,
+    statistics: TargetStatistics | None = None,
+    scores: Sequence[str] = ("error",),
+) -> dict[str, torch.Tensor]:
+    """What scores are computed from, for a whole video, which is read and measured one batch of windows at a time.
+
+    Args:
+        context_frames, future_frames: kept frames, multiples of the tubelet size.
+        statistics: of normal video, for models that normalize targets over a batch.
+        scores: names of `SCORES`.
+
+    Returns:
+        float32 (T', H', W') by name: "errors" of tubelets predicted from the past, NaN for the first c time steps,
+        which are not predicted; for the score "reversal" also "backward", of tubelets predicted from the future by the
+        same predictor on reversed frames, NaN for the last c; for "frames" also "changes", see `frame_changes`, NaN
+        where "errors" is. Frames at the end that fill no tubelet are dropped.
+    """
+    config = model.config.encoder_config
+    past, grid = context_frames // config.tubelet_size, None
+    found: dict[str, list[torch.Tensor]] = {"errors": []}
+    found |= {"backward": []} if "reversal" in scores else {}
+    found |= {"changes": []} if "frames" in scores else {}
+    for windows in iterate_windows(source, context_frames + future_frames, config.tubelet_size, batch_size):
+        if "changes" in found:
+            found["changes"].append(frame_changes(windows, context_frames, config.tubelet_size, config.patch_size))
+        windows = windows.to(device=model.device, dtype=model.dtype)
+        grid = model.encoder.get_grid(windows)
+        found["errors"].append(window_errors(model, windows, past, statistics))
+        if "backward" in found:
+            found["backward"].append(window_errors(model, windows.flip(1), past, statistics))
+        for parts in found.values():
+            parts[-1] = parts[-1].cpu()
+    return {name: _by_time_step(torch.cat(parts), past, name == "backward", grid) for name, parts in found.items()}
+
+
 def prediction_errors(
     model: VJepa2ForMaskedLatentPrediction,
     source: FrameSource,
@@ -205,21 +265,10 @@ def prediction_errors(
     batch_size: int = 8,
     statistics: TargetStatistics | None = None,
 ) -> torch.Tensor:
-    """Errors of a whole video, which is read and scored one batch of windows at a time.
-
-    Args:
-        context_frames, future_frames: kept frames, multiples of the tubelet size.
-        statistics: of normal video, for models that normalize targets over a batch.
-
-    Returns:
-        float32 (T', H', W'); NaN for the first c time steps, which are not predicted. Frames at the end that fill no
-        tubelet are dropped.
-    """
-    windows = iterate_windows(source, *_window_sizes(model, context_frames, future_frames), batch_size)
-    return _slide(model, windows, context_frames, statistics, backward=(False,))[0]
+    """The "errors" of `measure_video`."""
+    return measure_video(model, source, context_frames, future_frames, batch_size, statistics)["errors"]
 
 
-@torch.no_grad()
 def two_way_errors(
     model: VJepa2ForMaskedLatentPrediction,
     source: FrameSource,
@@ -228,40 +277,17 @@ def two_way_errors(
     batch_size: int = 8,
     statistics: TargetStatistics | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`prediction_errors` of a video and of its reversed windows, in one pass over the video.
-
-    Returns:
-        two float32 (T', H', W') on the time steps of the video: tubelets predicted from the past, NaN for the first c
-        time steps; and from the future, by the same predictor on reversed frames, NaN for the last c.
-    """
-    windows = iterate_windows(source, *_window_sizes(model, context_frames, future_frames), batch_size)
-    forward, backward = _slide(model, windows, context_frames, statistics, backward=(False, True))
-    return forward, backward
+    """The "errors" and "backward" of `measure_video`, in one pass over the video."""
+    options = (context_frames, future_frames, batch_size, statistics)
+    found = measure_video(model, source, *options, scores=("reversal",))
+    return found["errors"], found["backward"]
 
 
-def _window_sizes(model: VJepa2ForMaskedLatentPrediction, context_frames: int, future_frames: int) -> tuple[int, int]:
-    return context_frames + future_frames, model.config.encoder_config.tubelet_size
-
-
-def _slide(
-    model: VJepa2ForMaskedLatentPrediction,
-    batches: Iterable[torch.Tensor],
-    context_frames: int,
-    statistics: TargetStatistics | None,
-    backward: tuple[bool, ...],
-) -> list[torch.Tensor]:
-    """Errors (T', H', W') of batches of windows, for each direction."""
-    past, grid = context_frames // model.config.encoder_config.tubelet_size, None
-    found: list[list[torch.Tensor]] = [[] for _ in backward]
-    for windows in batches:
-        windows = windows.to(device=model.device, dtype=model.dtype)
-        grid = model.encoder.get_grid(windows)
-        for direction, errors in zip(backward, found, strict=True):
-            turned = windows.flip(1) if direction else windows
-            errors.append(window_errors(model, turned, past, statistics).cpu())
-    return [
-        _by_time_step(torch.cat(errors), past, turned, grid) for errors, turned in zip(found, backward, strict=True)
-    ]
+def frame_changes(windows: torch.Tensor, context_frames: int, tubelet: int, patch: int) -> torch.Tensor:
+    """Mean squared change of the pixels from frame to frame, in the future of windows (B, T, C, H, W): (B, f, P)."""
+    changes = windows[:, context_frames - 1 :].float().diff(dim=1).square().mean(dim=2)  # (B, future frames, H, W)
+    by_patch = torch.nn.functional.avg_pool2d(changes, patch).flatten(2)
+    return by_patch.unflatten(1, (-1, tubelet)).mean(dim=2).clamp_min(MIN_FRAME_CHANGE)
 
 
 def _by_time_step(errors: torch.Tensor, past: int, backward: bool, grid: Any) -> torch.Tensor:
@@ -352,6 +378,7 @@ def calibrate(
     quantile: float,
     settings: dict[str, Any],
     backward: Sequence[torch.Tensor] | None = None,
+    changes: Sequence[torch.Tensor] | None = None,
 ) -> Calibration:
     """Fits a calibration to the errors (T', H', W') of normal videos.
 
@@ -359,33 +386,45 @@ def calibrate(
         quantile: fraction of normal time steps below the threshold.
         settings: `top_fraction`, `two_sided`, optionally `scores` (names of `SCORES` to calibrate; default "error"),
             and others that are only stored.
-        backward: of the same videos, predicted from the future (`two_way_errors`); needed for "reversal".
+        backward, changes: of the same videos, see `measure_video`; needed for "reversal" and for "frames".
     """
     check_quantile(quantile)
-    if len(grids := {tuple(one.shape[1:]) for one in errors}) > 1:
+    found = _fit_positions(errors, quantile, settings, "errors")
+    _calibrate_named(found, errors, backward, changes, quantile)
+    return found
+
+
+def _fit_positions(
+    values: Sequence[torch.Tensor], quantile: float, settings: dict[str, Any], kind: str
+) -> Calibration:
+    """The distribution of errors, or of another `kind` of values (T', H', W') by video, and its threshold."""
+    if len(grids := {tuple(one.shape[1:]) for one in values}) > 1:
         raise ValueError(f"normal videos have grids of {sorted(grids)} positions; expected one size.")
-    videos, errors = list(errors), torch.cat(list(errors))
-    errors = errors[~errors.isnan().any(dim=(1, 2))]
-    if len(errors) < 2:
-        raise ValueError(f"normal video gives {len(errors)} predicted time steps; expected at least 2.")
-    position_std, position_mean = torch.std_mean(errors.log(), dim=0)
+    steps = torch.cat(list(values))
+    steps = steps[~steps.isnan().any(dim=(1, 2))]
+    if len(steps) < 2:
+        raise ValueError(f"normal video gives {len(steps)} predicted time steps; expected at least 2.")
+    position_std, position_mean = torch.std_mean(steps.log(), dim=0)
     position_std = position_std.clamp_min(1e-3)  # where nothing ever changes
-    rise, fall = step_statistics((errors.log() - position_mean) / position_std, settings["top_fraction"])
+    rise, fall = step_statistics((steps.log() - position_mean) / position_std, settings["top_fraction"])
     rises, falls = ((part.mean().item(), part.std().item()) for part in (rise, fall))
     for name, (_, std) in {"rise_std": rises, "fall_std": falls}.items():
         if not 0 < std < math.inf:
             raise ValueError(
-                f"the errors of normal video have {name}={std}; expected errors above 0 that vary: give more video "
+                f"the {kind} of normal video have {name}={std}; expected {kind} above 0 that vary: give more video "
                 "with motion."
             )
     found = Calibration(position_mean, position_std, *rises, *falls, threshold=0.0, settings=settings)
-    found.threshold = torch.quantile(found.scores(errors), quantile).item()
-    _calibrate_named(found, videos, backward, quantile)
+    found.threshold = torch.quantile(found.scores(steps), quantile).item()
     return found
 
 
 def _calibrate_named(
-    found: Calibration, videos: list[torch.Tensor], backward: Sequence[torch.Tensor] | None, quantile: float
+    found: Calibration,
+    videos: Sequence[torch.Tensor],
+    backward: Sequence[torch.Tensor] | None,
+    changes: Sequence[torch.Tensor] | None,
+    quantile: float,
 ) -> None:
     """Adds the scores beside "error" that the settings name; changes and averages do not cross videos."""
     names = found.settings.get("scores", ["error"])
@@ -398,10 +437,15 @@ def _calibrate_named(
             raise ValueError('the score "reversal" needs `backward`, the errors predicted from the future.')
         differences = [reversal_statistic(one, other) for one, other in zip(videos, backward, strict=True)]
         found.reversal_mean, found.reversal_std = _mean_and_std("reversal", differences)
-    reversed_errors: Sequence[torch.Tensor | None] = [None] * len(videos) if backward is None else backward
+    if "frames" in names:
+        if changes is None:
+            raise ValueError('the score "frames" needs `changes`, those of the pixels from frame to frame.')
+        settings = {"top_fraction": found.settings["top_fraction"], "two_sided": True}
+        found.frames = _fit_positions(changes, quantile, settings, "changes from frame to frame")
+    absent = [None] * len(videos)
     for name in set(names) - {"error"}:
-        pairs_of_videos = zip(videos, reversed_errors, strict=True)
-        scores = torch.cat([found.named_scores(name, *pair) for pair in pairs_of_videos])
+        measured = zip(videos, backward or absent, changes or absent, strict=True)
+        scores = torch.cat([found.named_scores(name, *one) for one in measured])
         found.thresholds[name] = torch.quantile(scores[~scores.isnan()], quantile).item()
 
 
