@@ -42,9 +42,9 @@ def make_planner(embodiment=None, **fields) -> VJepa2Planner:
 def test_a_model_sees_the_views_that_it_was_trained_on(monkeypatch, fields, views, shown):
     seen, plain = [], VJepa2Planner.__call__
 
-    def call(self, *images, **settings):
-        seen.extend(images)
-        return plain(self, *images, **settings)
+    def call(self, images, goal, **settings):
+        seen.extend([images, goal.images])
+        return plain(self, images, goal, **settings)
 
     monkeypatch.setattr(VJepa2Planner, "__call__", call)
     tasks = Tasks(PUSHING, range(2), env_kwargs={"views": views} if views else {})
@@ -117,7 +117,7 @@ def test_the_elites_of_icem_go_on(monkeypatch):
     policy, tasks = PlannerPolicy(planner, 0, QUIET, executed_actions=2, warm_start=True), Tasks(PUSHING, range(2))
     policy(tasks)
     tasks.reached[0] = True  # the one that is left keeps its own
-    (start,) = policy._starts([], [], np.array([1]))
+    (start,) = policy._starts([], None, np.array([1]))
     assert start.shape == (3, 3, 4) and np.array_equal(start, policy.last_starts[1])
     policy(tasks)
 

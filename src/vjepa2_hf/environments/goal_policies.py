@@ -21,6 +21,7 @@ from ..pipelines.latent_planning import VJepa2Planner
 from ..specs import check_count
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from ..visualization.rollout_windows import encode_frames
+from .kept_goals import KeptGoals
 from .tasks import TaskBatch
 from .views import select_views
 
@@ -154,7 +155,8 @@ def imagine(
 
 
 class PolicyPlan:
-    """A policy as a `plan` for `closed_loop.run_closed_loop`: one model step (N, k, A) from the current images.
+    """A policy as a `plan` for `closed_loop.run_closed_loop`: one model step (N, k, A) from the current images. Goals
+    are encoded once per episode.
 
     Args:
         path: folder of the policy; its world model is loaded from the path that the policy was trained on.
@@ -171,6 +173,7 @@ class PolicyPlan:
             world_model = self.policy.world_model
             self.model = VJepa2WorldModel.from_pretrained(world_model).to(device or "cpu").eval()
             self.processor = VJepa2VideoProcessor.from_pretrained(world_model)
+        self.kept_goals = KeptGoals(lambda images: encode_frames(self.model, self.processor, images))
         self.plans, self.seconds, self.cpu_seconds = 0, 0.0, 0.0
 
     @torch.no_grad()
@@ -183,7 +186,7 @@ class PolicyPlan:
             started, cpu_started = time.perf_counter(), time.process_time()
             seen = encode_frames(self.model, self.processor, images, targets=False)
             left = count_left(self.policy, tasks.steps_taken // steps, seen)
-            found = self.policy(seen, encode_frames(self.model, self.processor, goals), left)
+            found = self.policy(seen, self.kept_goals(tasks, active, goals), left)
             actions[active] = found.cpu().numpy().reshape(len(active), steps, -1)
             self.seconds += time.perf_counter() - started
             self.cpu_seconds += time.process_time() - cpu_started

@@ -10,16 +10,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..pipelines.encoded_goals import EncodedGoal
 from ..pipelines.latent_planning import VJepa2Planner
 from ..planning import shift_plan
 from ..visualization.rollout_windows import encode_frames
 from .goal_policies import count_left, imagine, load_policy
+from .kept_goals import KeptGoals
 from .tasks import TaskBatch
 from .views import Images, select_views, split_views
 
 
 class PlannerPolicy:
-    """Plans for all active episodes in one call; a call returns environment actions (N, steps, A).
+    """Plans for all active episodes in one call; a call returns environment actions (N, steps, A). Goals are encoded
+    once per episode.
 
     Args:
         planner: the planner.
@@ -27,7 +30,7 @@ class PlannerPolicy:
         progress: shows the calls and the number of episodes that reached their goal.
         executed_actions: environment actions between two calls.
         warm_start: start from the last plan's "warm_start", shifted by the executed actions.
-        budget_ms: time limit of a call, see `VJepa2Planner.__call__`.
+        budget_ms: time limit of a call, see `VJepa2Planner.__call__`; a goal's encoding and a proposal count too.
         proposal: folder of a policy on this planner's world model; its rollout initializes the search.
     """
 
@@ -50,6 +53,7 @@ class PlannerPolicy:
                 f"executed_actions is {executed_actions}: give a multiple."
             )
         self.proposal = None if proposal is None else load_policy(proposal, planner.model).to(planner.model.device)
+        self.kept_goals = KeptGoals(lambda images: self.planner.encode_goal(split_views(images)))
         self.calls, self.plans, self.call_seconds, self.cpu_seconds = 0, 0, [], 0.0
         self.last_starts: dict[int, np.ndarray] = {}  # by episode
 
@@ -73,9 +77,12 @@ class PlannerPolicy:
                 select_views(self.planner.model.config, tasks.observe(active, goals)) for goals in (False, True)
             )
             started, cpu_started = time.perf_counter(), time.process_time()
-            starts, seed = self._starts(images, goal_images, active, tasks.steps_taken), self.seed * 1000 + self.calls
-            given = {"proprio_state": proprio, "seed": seed, "warm_start": starts, "budget_ms": self.budget_ms}
-            found = self.planner(split_views(images), split_views(goal_images), **given)
+            goal = self.kept_goals(tasks, active, goal_images)
+            starts, seed = self._starts(images, goal, active, tasks.steps_taken), self.seed * 1000 + self.calls
+            given = {"proprio_state": proprio, "seed": seed, "warm_start": starts}
+            if self.budget_ms is not None:  # of all that is timed here
+                given["budget_ms"] = max(0.0, self.budget_ms - 1000 * (time.perf_counter() - started))
+            found = self.planner(split_views(images), goal, **given)
             self.call_seconds.append(time.perf_counter() - started)
             self.cpu_seconds += time.process_time() - cpu_started
             self.plans += len(active)
@@ -87,24 +94,24 @@ class PlannerPolicy:
         return plans.reshape(len(tasks), -1, tasks.action_dim)  # k environment actions a model step
 
     def _starts(
-        self, images: Images, goal_images: Images, active: np.ndarray, taken: int = 0
+        self, images: Images, goal: EncodedGoal, active: np.ndarray, taken: int = 0
     ) -> list[np.ndarray] | None:
         """Initial action sequences of the search, (P, A) or (E, P, A) for each active episode."""
         if self.proposal is not None:
-            return list(self._propose(images, goal_images, taken))
+            return list(self._propose(images, goal, taken))
         if not self.executed_steps or not self.last_starts:
             return None
         steps = self.executed_steps - 1  # a plan's own warm start is shifted by one step already
         return [shift_plan(torch.from_numpy(self.last_starts[episode]), steps).numpy() for episode in active]
 
     @torch.no_grad()
-    def _propose(self, images: Images, goal_images: Images, taken: int) -> np.ndarray:
+    def _propose(self, images: Images, goal: EncodedGoal, taken: int) -> np.ndarray:
         """Actions of the policy in the world model after `taken` environment steps: (n, P, A)."""
         model, processor = self.planner.model, self.planner.video_processor
         seen = encode_frames(model, processor, images, targets=False)
-        goal = encode_frames(model, processor, goal_images)
         left = count_left(self.proposal, taken // model.config.actions_per_step, seen)
-        return imagine(self.proposal, model, seen, goal, self.planner.solver.horizon, left)[0].cpu().numpy()
+        goals, horizon = goal.latents[:, 0], self.planner.solver.horizon
+        return imagine(self.proposal, model, seen, goals, horizon, left)[0].cpu().numpy()
 
     def timings(self) -> dict[str, Any]:
         """`plan_milliseconds` and `plan_cpu_milliseconds` (of all threads), means per plan; `call_milliseconds`,

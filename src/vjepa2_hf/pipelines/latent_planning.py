@@ -27,6 +27,7 @@ from ..specs import check_count, check_number, refuse
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from . import planner_inputs
 from .base import VideoPipeline
+from .encoded_goals import EncodedGoal, WeightsVersion, images_of, join_latents
 from .planner_settings import (
     check_samples,
     choose_cost,
@@ -212,7 +213,7 @@ class VJepa2Planner(VideoPipeline):
                 of camera names -> images or clips, which may lack cameras; a processed tensor is (B, T, V, C, H, W).
             goal: an image, a list with one image per observation, or a processed tensor (B, 1, C, H, W). `None` for a
                 cost without a goal, or with `goals`. It may show fewer cameras than the observation: only those are
-                compared.
+                compared. In a loop give the result of `encode_goal`, which is not encoded again.
             proprio_state: (S,) or (T, S) in environment units, if the model has proprio states; a list for a batch.
             context_actions: (T-1, A) between the frames of a clip; a list for a batch.
             seed: the same seed gives the same plan on the same machine, alone or in a batch; `None`: a random seed.
@@ -246,6 +247,19 @@ class VJepa2Planner(VideoPipeline):
         search["cost"] = self.cost if cost is None else build_cost(cost)
         search["constraints"] = self.constraints if constraints is None else build_constraints(constraints)
         return self._plan(observation, goal, {**numbers, "warm_start": warm_start}, search, goals, goal_index)
+
+    def encode_goal(self, goal: Any) -> EncodedGoal:
+        """Encodes a goal once, for many plans: `planner(observation, planner.encode_goal(image))` is the plan for the
+        image itself. Encode it again when the weights have changed; a planner refuses the goals of other weights.
+
+        Args:
+            goal: as in a call, of one observation or of a batch.
+        """
+        with torch.inference_mode(False):
+            pixels, views = self._process("goal", goal, not planner_inputs.is_batch(goal))
+            pixels = pixels.to(self.device)
+            latents = self.model.encode_targets(pixels.to(self.model.dtype), views)
+        return EncodedGoal(goal, pixels, views, latents, WeightsVersion(self.model))
 
     def energy_landscape(
         self,
@@ -312,7 +326,7 @@ class VJepa2Planner(VideoPipeline):
         if not is_sequence:
             goals = [] if goal is None else [goal]
         single = not planner_inputs.is_batch(observation)
-        if any(single == planner_inputs.is_batch(each) for each in goals):
+        if any(single == planner_inputs.is_batch(images_of(each)) for each in goals):
             raise ValueError("observation and goal must both be single, or both be a batch (a list, or processed).")
         check_samples(self.model.config, self.num_samples, self.uncertainty_weight, search["cost"])
         inputs = {"observation": observation, "goals": goals, "goal_index": goal_index, "numbers": numbers}
@@ -320,18 +334,24 @@ class VJepa2Planner(VideoPipeline):
             plans = self.run_single({**inputs, "single": single, "is_sequence": is_sequence}, {}, search, {})
         return plans[0] if single else plans
 
+    def _process(self, name: str, images: Any, single: bool) -> tuple[torch.Tensor, tuple[int, ...] | None]:
+        config = self.embodied_config
+        processing = (self.video_processor, config.fps and config.fps / config.frame_skip)
+        return planner_inputs.process_views(config, name, images, single, *processing)
+
     def preprocess(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """First step of the pipeline: images to pixels (B, T, C, H, W), numbers to tensors."""
         observation, goals, single = inputs["observation"], inputs["goals"], inputs["single"]
         config = self.embodied_config
-        processing = (single, self.video_processor, config.fps and config.fps / config.frame_skip)
-        frames, views = planner_inputs.process_views(config, "observation", observation, *processing)
-        processed = [planner_inputs.process_views(config, "goal", goal, *processing) for goal in goals]
+        frames, views = self._process("observation", observation, single)
+        latents = join_latents(goals, self.model)
+        encoded = latents is not None
+        processed = [(goal.pixels, goal.views) if encoded else self._process("goal", goal, single) for goal in goals]
         goal_views = processed[0][1] if processed else None
         if any(each != goal_views for _, each in processed):
             raise ValueError("the goals show different cameras; expected the same cameras of all goals in sequence.")
         processed = [pixels for pixels, _ in processed]
-        for goal, pixels in zip(goals, processed, strict=True):
+        for goal, pixels in zip(map(images_of, goals), processed, strict=True):
             planner_inputs.check_pair(frames, pixels, config.context_frames)
             if single:
                 planner_inputs.warn_of_aspect_ratio(observation, goal)
@@ -350,6 +370,7 @@ class VJepa2Planner(VideoPipeline):
             "frames": frames,
             "views": (views, goal_views),
             "goals": torch.cat(processed, dim=1) if processed else None,  # (B, G, C, H, W)
+            "goal_latents": latents,  # (B, G, N, D), of encoded goals
             "goal_index": planner_inputs.goal_indices(inputs["goal_index"], batch_size, len(goals)),
             "goal_proprio_states": planner_inputs.states_per_goal(numbers["goal_proprio_state"], len(goals)),
             "is_sequence": inputs["is_sequence"],
@@ -417,7 +438,8 @@ class VJepa2Planner(VideoPipeline):
         if goals is None:
             return None, states, {}
         views, goal_views = inputs["views"]
-        goals, progress = self.model.encode_targets(goals.to(self.model.dtype), goal_views), {}
+        known, progress = inputs["goal_latents"], {}
+        goals = self.model.encode_targets(goals.to(self.model.dtype), goal_views) if known is None else known
         problems = torch.arange(len(latents))
         if inputs["is_sequence"]:
             parts = {"temporal_distance": self.model.temporal_distance, "whitening": self.model.state_whitening}
