@@ -15,10 +15,10 @@ from pretrain import PretrainConfig
 from train_actor import ActorConfig
 from train_decoder import DecoderTrainingConfig
 from train_probe import ProbeConfig
-from train_world_model import WorldModelTrainingConfig
 
 from vjepa2_hf.environments.policy_training import PolicyTrainingConfig
 from vjepa2_hf.training.settings import load_config
+from vjepa2_hf.training.world_model_settings import WorldModelTrainingConfig
 
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,6 @@ import train_world_model
 from builders import TINY_ENCODER
 from record_episodes import episode_features
 from script_runs import TINY_WORLD_MODEL, run_processes, run_script, run_train_world_model
-from train_world_model import WorldModelTrainingConfig, build_processor
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2Planner, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.data.episodes import EpisodeSource, read_episodes
@@ -20,9 +19,11 @@ from vjepa2_hf.data.feature_cache import CacheWriter
 from vjepa2_hf.data.parts import read_tensors
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video
-from vjepa2_hf.training import episode_latents
+from vjepa2_hf.training import episode_latents, world_model_building
 from vjepa2_hf.training.cached_windows import as_shards, window_statistics
 from vjepa2_hf.training.run import Run, read_metrics
+from vjepa2_hf.training.world_model_building import build_processor
+from vjepa2_hf.training.world_model_settings import WorldModelTrainingConfig
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def processor_for(encoder: str, **settings) -> VJepa2VideoProcessor:
 def test_an_encoder_of_the_hub_brings_its_processor(monkeypatch, name):
     """The old file name is that of transformers 4."""
     asked, own = [], VJepa2VideoProcessor(size=36, crop_size=32)
-    monkeypatch.setattr(train_world_model, "has_file", lambda repo, file: asked.append(repo) or file == name)
+    monkeypatch.setattr(world_model_building, "has_file", lambda repo, file: asked.append(repo) or file == name)
     monkeypatch.setattr(VJepa2VideoProcessor, "from_pretrained", lambda repo: own if repo == "owner/encoder" else None)
     assert processor_for("owner/encoder") is own and set(asked) == {"owner/encoder"}
 
@@ -144,7 +145,7 @@ def test_an_encoder_without_a_processor_is_warned_of(tmp_path, caplog):
 
 @pytest.mark.parametrize("baseline", ["random", "pixels"])
 def test_a_baseline_asks_nobody_for_a_processor(monkeypatch, caplog, baseline):
-    monkeypatch.setattr(train_world_model, "has_file", lambda repo, file: pytest.fail(f"{repo} was asked for"))
+    monkeypatch.setattr(world_model_building, "has_file", lambda repo, file: pytest.fail(f"{repo} was asked for"))
     assert processor_for(baseline).crop_size["height"] == 32 and not caplog.text
 
 

@@ -11,10 +11,10 @@ from ablate_world_model import DYNAMICS, RECIPE, ROWS, STUDY
 from pretrain import PretrainConfig
 from safetensors.torch import save_file
 from study import CONFIGS, ablation, differences, key_values
-from train_world_model import WorldModelTrainingConfig
 
 from vjepa2_hf import VJepa2WorldModelConfig
 from vjepa2_hf.training.settings import load_config
+from vjepa2_hf.training.world_model_settings import WorldModelTrainingConfig
 
 
 ENCODERS = [*ablate_world_model.PRETRAINED, *ablate_world_model.NOT_PRETRAINED]

@@ -7,10 +7,10 @@ import pytest
 from few_actions import ALONE, BLIND, COUNTS, FURTHER, INFERRED, PAIRS, ROWS, TRUE
 from plan import PlanConfig
 from study import slug
-from train_world_model import WorldModelTrainingConfig
 
 from vjepa2_hf.environments import PUSHING
 from vjepa2_hf.training.settings import load_config
+from vjepa2_hf.training.world_model_settings import WorldModelTrainingConfig
 
 
 def test_every_row_learns_from_what_it_says(commands, run_only, tmp_path):

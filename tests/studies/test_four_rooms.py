@@ -5,9 +5,9 @@ import json
 import four_rooms
 from build_subgoal_graph import SubgoalGraphConfig
 from plan import PlanConfig
-from train_world_model import WorldModelTrainingConfig
 
 from vjepa2_hf.training.settings import load_config
+from vjepa2_hf.training.world_model_settings import WorldModelTrainingConfig
 
 
 def test_all_methods_plan_with_the_models_of_one_seed(commands, tmp_path):

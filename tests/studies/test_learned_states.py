@@ -8,10 +8,10 @@ import pytest
 import read_states
 from learned_states import FEW, L2, LEARNED, OTHER, SAME, STRICT, TRUE, WHITENED
 from plan import PlanConfig
-from train_world_model import WorldModelTrainingConfig
 
 from vjepa2_hf.environments import PUSHING, TWO_ROOMS
 from vjepa2_hf.training.settings import load_config
+from vjepa2_hf.training.world_model_settings import WorldModelTrainingConfig
 
 
 def test_both_appearances_have_the_same_tasks_and_settings(commands, run_only):

@@ -7,10 +7,10 @@ import study
 from evaluate_world_model import EvaluationConfig
 from plan import PlanConfig
 from public_environments import ENVIRONMENTS, FIRST, ROWS, STUDY, check_installed, row_folder, run_row
-from train_world_model import WorldModelTrainingConfig
 
 from vjepa2_hf.training.pretraining import PretrainConfig
 from vjepa2_hf.training.settings import load_config
+from vjepa2_hf.training.world_model_settings import WorldModelTrainingConfig
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)

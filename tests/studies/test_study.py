@@ -15,10 +15,10 @@ import pytest
 import reproduce
 import study
 from pretrain import PretrainConfig
-from train_world_model import WorldModelTrainingConfig
 
 from vjepa2_hf.training.run import changed_settings
 from vjepa2_hf.training.settings import load_config
+from vjepa2_hf.training.world_model_settings import WorldModelTrainingConfig
 
 
 @pytest.fixture
