@@ -46,7 +46,7 @@ from vjepa2_hf.training.loop import TrainingLoop
 from vjepa2_hf.training.schedules import parameter_groups, set_weight_decay, slow_groups
 from vjepa2_hf.training.settings import exit_on_user_error, parse_arguments
 from vjepa2_hf.training.state_learning import train_state
-from vjepa2_hf.training.state_settings import first_stage
+from vjepa2_hf.training.state_settings import first_stage, second_stage
 from vjepa2_hf.training.temporal_distance import measure_distance_head, train_distance_head
 from vjepa2_hf.training.time_scales import set_macro_range
 from vjepa2_hf.training.world_model_building import build_encoder, build_processor, prepare_data
@@ -103,21 +103,23 @@ def write_results(
             write_json(output_dir / "distance.json", {"held_out": calibration, "losses": losses})
 
 
-def learn_state(config: WorldModelTrainingConfig) -> None:
-    """The first of two stages, in OUTPUT_DIR/state: the network of a learned state."""
+def learn_state(config: WorldModelTrainingConfig) -> WorldModelTrainingConfig:
+    """The first of two stages, in OUTPUT_DIR/state: the network of a learned state. Returns the second's settings."""
     state = config.state
     if isinstance(state.symmetries, str):
         from vjepa2_hf.environments import find_symmetries  # needs gymnasium
 
         state = dataclasses.replace(state, symmetries=find_symmetries(state.symmetries))
     encoder = build_encoder(config)
-    train_state(first_stage(config, state), encoder, build_processor(config, encoder), following=config)
+    processor, following = build_processor(config, encoder), second_stage(config)
+    train_state(first_stage(config, state), encoder, processor, following)
+    return following
 
 
 def train(config: WorldModelTrainingConfig) -> None:
     """The whole run: from an empty or interrupted `output_dir` to `final/`."""
     if config.learns_state:
-        learn_state(config)
+        config = learn_state(config)
     loop = TrainingLoop(config, "world_model")
     accelerator, run = loop.accelerator, loop.run
 

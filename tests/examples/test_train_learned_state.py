@@ -124,6 +124,27 @@ def test_a_checkpoint_continues_in_another_folder_with_its_own_state(finished, e
     assert same_weights(*(model.state_network for model in models)) and not same_weights(*models)
 
 
+def test_the_first_stage_continues_in_another_folder_as_the_error_advises(
+    finished, episodes, monkeypatch, capsys, tmp_path
+):
+    """The last part of the error is the setting, which gives both stages in the other folder."""
+    changed = "state.learning_rate=0.001"
+    with pytest.raises(SystemExit):
+        run(monkeypatch, episodes, finished[0], changed, "resume=latest")
+    advice = capsys.readouterr().err.strip().splitlines()[-1].partition("continue in another folder with ")[2]
+    assert advice == f"resume={finished[0] / 'state' / 'checkpoint-4'}."
+    onward = [changed, "state.max_steps=6", advice.removesuffix(".")]
+    first, second = run(monkeypatch, episodes, tmp_path / "other", *onward)
+    assert [row["step"] for row in first] == [5, 6] and [row["step"] for row in second] == [1, 2, 3, 4, 5, 6]
+    folders = [finished[0] / "state", tmp_path / "other" / "state", tmp_path / "other"]
+    before, *after = (VJepa2WorldModel.from_pretrained(folder / "final").state_network for folder in folders)
+    assert same_weights(*after) and not same_weights(before, after[0])
+    with pytest.raises(SystemExit):  # the dynamics would be on another network
+        run(monkeypatch, episodes, tmp_path / "other", *onward)
+    assert "already holds a run" in capsys.readouterr().err
+    assert run(monkeypatch, episodes, tmp_path / "other", *onward[:-1], "resume=latest") == (first, second)
+
+
 @pytest.mark.slow
 def test_two_processes_learn_as_one_with_the_whole_batch(episodes, monkeypatch, tmp_path):
     alike = ["state.augment=false", "state.symmetries=null", "state.sigreg_weight=0"]

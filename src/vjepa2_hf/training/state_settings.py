@@ -17,7 +17,9 @@ from .cached_windows import cache_root
 from .checkpoints import is_checkpoint
 from .config import TrainingConfig
 from .run import LATEST_UNDAMAGED
+from .run_files import CONFIG
 from .schedules import LearningRateSchedule
+from .settings import read_yaml
 
 
 # Fields of a world model that its learned state depends on
@@ -148,12 +150,23 @@ class StateTrainingConfig(TrainingConfig):
         return self.state.data is not None and not self.state.use_actions
 
 
+def state_checkpoint(config: Any) -> Path | None:
+    """The checkpoint of a first stage, of this run or of another one, if `config.resume` names such."""
+    for path in (Path(config.output_dir, config.resume or ""), Path(config.resume or "")):
+        settings = path.parent / CONFIG
+        if is_checkpoint(path) and settings.is_file():
+            names = {each.name for each in dataclasses.fields(StateTrainingConfig)}
+            return path if read_yaml(settings).keys() <= names else None
+    return None
+
+
 def stage_folder(config: Any) -> Path:
-    """The folder of the first stage of a run of `train_world_model.py`: OUTPUT_DIR/state, or, where the run continues
-    a checkpoint of another one, the folder of that one."""
+    """The folder of the first stage of a run of `train_world_model.py`: OUTPUT_DIR/state, or, where the dynamics
+    continue a checkpoint of another run, the folder of that one."""
     other = Path(config.resume or "")
     is_foreign = is_checkpoint(other) and other.parent.resolve() != Path(config.output_dir).resolve()
-    return (other.parent if is_foreign else Path(config.output_dir)) / "state"
+    goes_on = is_foreign and state_checkpoint(config) is None
+    return (other.parent if goes_on else Path(config.output_dir)) / "state"
 
 
 def first_stage(config: Any, state: StateSettings) -> StateTrainingConfig:
@@ -163,6 +176,15 @@ def first_stage(config: Any, state: StateSettings) -> StateTrainingConfig:
     own |= {"output_dir": str(stage_folder(config)), "cache_dir": str(cache_root(config, "latents")), "state": state}
     if state.data is not None:
         own |= {"data": state.data, "max_episodes": None}
-    own["resume"] = config.resume if config.resume in (None, "latest", LATEST_UNDAMAGED) else "latest"
+    checkpoint = state_checkpoint(config)
+    if checkpoint is not None:
+        own["resume"] = str(checkpoint)
+    elif config.resume not in (None, "latest", LATEST_UNDAMAGED):
+        own["resume"] = "latest"
     own["world_model"] = {name: config.world_model[name] for name in STAGE_FIELDS if name in config.world_model}
     return StateTrainingConfig(**own)
+
+
+def second_stage(config: Any) -> Any:
+    """Settings of the dynamics after a first stage: they start anew where it continues a checkpoint."""
+    return config if state_checkpoint(config) is None else dataclasses.replace(config, resume=None)
