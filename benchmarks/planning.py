@@ -1,13 +1,16 @@
 """CPU time of a plan at matched success: today's default, smaller searches, and searches with help of a policy.
 
     python benchmarks/planning.py --environments pushing             # after `make demo`
+    python benchmarks/planning.py --train                            # all models of both folders; measures nothing
     python benchmarks/planning.py --two_rooms runs/two_rooms --publish
     python benchmarks/planning.py --pushing runs/reproduce/pushing/seed-0 --two_rooms runs/reproduce/two_rooms/seed-0
     python benchmarks/planning.py --table --publish                  # measures nothing: the tables of the JSON again
 
 A folder of runs needs a world model with a distance head, `world_model/final` (or `distance_pretrained/final`, of
 `studies/reproduce.py`). Variants of policies and of other states are measured if the folder has them:
-`cloning/final`, `cloning_steps/final`, `actor/final`, `world_model_merged/final`, `world_model_pooled/final`.
+`cloning/final`, `cloning_steps/final`, `distilled/final`, `actor/final`, `world_model_merged/final`,
+`world_model_pooled/final`. `--train` makes what the chosen `--variants` need and the folders lack, from the episodes
+on (planning_models.py); then measure on an idle machine.
 
 Every variant plans the tasks of `examples/plan.py` one at a time, on one thread. All variants finish a task before the
 next one begins, in an order that rotates, so that their times are of the same minute. A variant matches if its success
@@ -26,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import describe_machine, restart_with_fixed_allocator, write_json
+from planning_models import list_commands
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,10 +40,7 @@ MODELS = ("world_model/final", "distance_pretrained/final")  # of the demo's fol
 FIRST_CHOICE_TASK, FIRST_TASK = 300_000, 970_000  # no choice was made on the second ones
 MARGIN = 0.02  # of success
 DEFAULT = "default"
-TRAIN = (
-    "train one with `make demo`, or with examples/train_world_model.py and world_model.distance_head=true; see "
-    "docs/planning_evaluation.md"
-)
+TRAIN = "train one with `make demo`, or with --train; see docs/planning.md"
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ VARIANTS = {
         "16 × 1, from proposals of cloning with steps left", learned(16, 1), proposal="cloning_steps/final"
     ),
     "cloning_steps": Variant("behavior cloning with steps left, no search", policy="cloning_steps/final"),
+    "distilled": Variant("policy distilled from 32 × 2, no search", policy="distilled/final"),
     "actor": Variant("actor, no search", policy="actor/final"),
     "merged": Variant("32 × 2, merged tokens", learned(32, 2), model="world_model_merged/final"),
     "pooled": Variant("32 × 2, pooled tokens", learned(32, 2), model="world_model_pooled/final"),
@@ -103,6 +105,14 @@ def find_model(runs: Path) -> Path:
     if not json.loads((found / "config.json").read_text(encoding="utf-8")).get("distance_head"):
         raise ValueError(f"the world model {found} has no distance head, which most variants need: {TRAIN}.")
     return found
+
+
+def train(environment: str, runs: Path, variants: Iterable[str]) -> None:
+    """Trains what the variants need and the folder lacks."""
+    has_model = any((runs / name / "config.json").exists() for name in MODELS)
+    folders = [folder for name in variants for folder in VARIANTS[name].folders]
+    for command in list_commands(environment, runs, folders, find_model(runs) if has_model else None):
+        command.run()
 
 
 def build_config(environment: str, runs: Path, names: Iterable[str]) -> Any:
@@ -252,12 +262,15 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     sys.path.insert(0, str(EXAMPLES))
     from vjepa2_hf.visualization.tables import publish_tables
 
-    results = read_results(options.output)
+    results, folders = read_results(options.output), {name: getattr(options, name) for name in options.environments}
+    if options.train:
+        for name, folder in folders.items():
+            train(name, folder, options.variants)
+        return results
     if not options.table:
         import torch
 
         torch.set_num_threads(1)
-        folders = {name: getattr(options, name) for name in options.environments}
         for folder in folders.values():  # before anything is measured
             find_model(folder)
         for name, folder in folders.items():
@@ -292,6 +305,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tasks", type=int, default=300, help="other tasks of those that are reported (default 300)")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"), help="JSON file")
     parser.add_argument("--table", action="store_true", help="print the results of --output, and measure nothing")
+    parser.add_argument("--train", action="store_true", help="train what the variants need, and measure nothing")
     parser.add_argument("--publish", action="store_true", help="write the tables between the markers of --pages")
     parser.add_argument("--pages", nargs="+", type=Path, default=[PAGE], help="default: docs/planning.md")
     options = parser.parse_args(arguments)

@@ -1,12 +1,14 @@
 """benchmarks/planning.py on models with random weights, on a few tasks."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, VJepa2WorldModel
 from vjepa2_hf.environments.goal_policies import GoalPolicy
+from vjepa2_hf.training.settings import parse_arguments
 
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -114,3 +116,70 @@ def test_the_settings_of_every_variant_are_those_of_plan_py(monkeypatch):
             build_cost(config.of_row(name).planner.get("cost", "l2"))
         assert config.of_row("proposals").proposals == {"proposals": "runs/cloning/final"}
         assert config.of_row("merged").models == {"merged": "runs/world_model_merged/final"}
+
+
+class TestTraining:
+    """The commands of `--train`."""
+
+    @pytest.fixture
+    def models(self, monkeypatch):
+        monkeypatch.syspath_prepend(str(BENCHMARKS))
+        import planning_models
+
+        return planning_models
+
+    @pytest.mark.parametrize("environment", ["pushing", "two_rooms"])
+    def test_every_variant_has_what_it_needs_and_every_setting_is_known(self, models, environment, tmp_path):
+        import planning
+        import pretrain
+        import train_actor
+        import train_cloning
+        import train_world_model
+
+        folders = [folder for variant in planning.VARIANTS.values() for folder in variant.folders]
+        commands = models.list_commands(environment, tmp_path, folders, None)
+        assert [one.script for one in commands[:2]] == ["record_episodes.py", "pretrain.py"]
+        made = [one.result for one in commands]
+        assert len(made) == len(set(made)) and {tmp_path / folder for folder in folders} <= set(made)
+        configs = {
+            "pretrain.py": pretrain.PretrainConfig,
+            "train_world_model.py": train_world_model.WorldModelTrainingConfig,
+            "train_cloning.py": train_cloning.CloningConfig,
+            "train_actor.py": train_actor.ActorConfig,
+        }
+        for number, command in enumerate(commands[1:], 1):
+            config = parse_arguments(configs[command.script], "", command.arguments)
+            assert Path(config.output_dir) / "final" == command.result and config.data == str(tmp_path / "episodes")
+            for name in ("encoder", "world_model", "start"):  # what it reads is made before it
+                read = getattr(config, name, None)
+                assert not isinstance(read, str) or Path(read) in made[:number]
+        settings = {one.result.parent.name: one.arguments for one in commands}
+        assert "world_model.state_type=merged" in settings["world_model_merged"]
+        assert "policy.steps_left=10" in settings["cloning_steps"]
+        assert str(commands[0]).startswith("python examples/record_episodes.py --env vjepa2_hf/")
+
+    def test_what_exists_is_not_trained_again(self, models, tmp_path):
+        seed = tmp_path / "seed-0"  # as studies/reproduce.py leaves them
+        for folder in (tmp_path / "episodes", seed / "distance_pretrained" / "final", seed / "cloning" / "final"):
+            folder.mkdir(parents=True)
+        model = seed / "distance_pretrained" / "final"
+        commands = models.list_commands("pushing", seed, ["cloning/final", "distilled/final", "actor/final"], model)
+        assert [one.result.parent.name for one in commands] == ["distilled", "actor"]
+        for command in commands:
+            assert {f"data={tmp_path / 'episodes'}", f"world_model={model}"} <= set(command.arguments)
+
+    def test_each_command_runs_and_a_failure_ends_the_training(self, planning, models, runs, monkeypatch, capsys):
+        called = []
+
+        def run(arguments):
+            called.append(Path(arguments[1]).name)
+            return subprocess.CompletedProcess(arguments, returncode=called[-1] == "train_actor.py")
+
+        monkeypatch.setattr(models.subprocess, "run", run)
+        given = ["--environments", "pushing", "--pushing", str(runs), "--train"]
+        planning.main([*given, "--variants", "cloning", "stopping"])
+        assert called == []  # there is everything
+        with pytest.raises(SystemExit, match="train_actor.py failed"):
+            planning.main([*given, "--variants", "actor"])
+        assert called == ["record_episodes.py", "train_actor.py"]
+        assert "python examples/train_actor.py --config" in capsys.readouterr().out

@@ -17,8 +17,9 @@ from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, 
 from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.environments.goal_policies import GoalPolicy, PolicyPlan, imagine, load_policy
-from vjepa2_hf.environments.policy_training import HindsightPairs
+from vjepa2_hf.environments.policy_training import HindsightPairs, planned_actions
 from vjepa2_hf.environments.tasks import Tasks
+from vjepa2_hf.planning import CEM, LatentDistance
 from vjepa2_hf.training.run import read_metrics
 
 
@@ -254,6 +255,41 @@ class TestTraining:
         assert held_out["after"] < 0.5 * held_out["before"]
         policy = load_policy(str(tmp_path / "final"))
         assert policy.steps_left == 3 and policy.action[0].in_features == 2 * 16 + 1
+
+    def test_cloning_of_a_planner_learns_its_actions(self, monkeypatch, inputs, tmp_path):
+        searches, plan = [], train_cloning.planned_actions
+
+        def noted(*given):
+            searches.append(plan(*given))
+            return searches[-1]
+
+        monkeypatch.setattr(train_cloning, "planned_actions", noted)
+        planner = "planner={name: cem, horizon: 2, num_candidates: 8, num_iterations: 2}"
+        settings = [planner, "max_steps=12", "save_every=6"]
+        whole = train(monkeypatch, train_cloning, inputs, tmp_path, *settings)
+        assert len(searches) == 14 and searches[1].shape == (16, 2)  # 12 steps, and twice the held-out pairs
+        assert torch.equal(searches[0], searches[-1]) and whole["after"] < whole["before"]
+        for path in ("final", "checkpoint-12"):
+            shutil.rmtree(tmp_path / path)
+        again = train(monkeypatch, train_cloning, inputs, tmp_path, *settings, "resume=latest")
+        assert again == pytest.approx(whole, abs=1e-6)  # the same plans
+
+    def test_planned_actions_are_those_of_single_searches(self):
+        model = make_model()
+        latents, goal = torch.randn(2, 3, model.tokens_per_frame, model.latent_size).unbind()
+        batch = {"latents": latents, "goal": goal, "seeds": torch.tensor([5, 6, 5])}
+        solver, cost = CEM(3, 8, 2), LatentDistance()
+        actions = planned_actions(model, batch, solver, cost)
+        assert (actions >= torch.tensor([-1.0, 0.0])).all() and (actions <= torch.tensor([1.0, 0.5])).all()
+        for row in range(3):
+            alone = planned_actions(model, {name: part[row : row + 1] for name, part in batch.items()}, solver, cost)
+            torch.testing.assert_close(alone[0], actions[row])
+
+    def test_a_planner_that_cannot_be_cloned_is_refused(self):
+        with pytest.raises(ValueError, match="planner.cost is 'proprio'; expected terms of latents and actions alone"):
+            train_cloning.CloningConfig(**REQUIRED, planner={"cost": "proprio"})
+        with pytest.raises(ValueError, match="Unknown solver 'cme'"):
+            train_cloning.CloningConfig(**REQUIRED, planner={"name": "cme"})
 
     @pytest.mark.parametrize("settings", [["cost=summed"], ["cost=final"], ["objective=reward"], ["cost=l1"]])
     def test_the_imagined_cost_of_an_actor_falls(self, monkeypatch, inputs, tmp_path, settings):

@@ -15,6 +15,8 @@ from tqdm import tqdm
 from ..data.episodes import episode_ids, held_out_of, read_episodes
 from ..data.files import write_json
 from ..modeling_world_model import VJepa2WorldModel
+from ..planning import Cost
+from ..planning.problem_costs import ProblemCosts
 from ..training.config import TrainingConfig
 from ..training.episode_latents import find_cameras
 from ..training.loop import TrainingLoop
@@ -44,8 +46,8 @@ class HindsightPairs:
         `candidates` pairs whose latents are farthest apart.
 
         Returns:
-            `latents` and `goal` (B, N, D), `actions` (B, A) of the first step, and `steps` (B,) between them, uniform
-            from 1 to `longest` or to the end of the episode.
+            `latents` and `goal` (B, N, D), `actions` (B, A) of the first step, `steps` (B,) between them, uniform from
+            1 to `longest` or to the end of the episode, and `seeds` (B,) for what is random about a pair.
         """
         frames = torch.nonzero(self.remaining).flatten()
         start = frames[torch.randint(len(frames), (count * candidates,), generator=generator)]
@@ -56,7 +58,26 @@ class HindsightPairs:
             kept = candidates * torch.arange(count) + apart.view(count, candidates).argmax(dim=1)
             start, steps = start[kept], steps[kept]
         pairs = {"latents": self.latents[start], "goal": self.goals[start + steps]}
-        return {**pairs, "actions": self.actions[start], "steps": steps}
+        seeds = torch.randint(2**62, (count,), generator=generator)
+        return {**pairs, "actions": self.actions[start], "steps": steps, "seeds": seeds}
+
+
+@torch.no_grad()
+def planned_actions(model: VJepa2WorldModel, batch: dict[str, torch.Tensor], solver: Any, cost: Cost) -> torch.Tensor:
+    """First actions (B, A) of plans for the pairs of `HindsightPairs.sample`, each with noise of its own seed."""
+
+    def score(actions: torch.Tensor, **given: torch.Tensor) -> torch.Tensor:
+        return model.score(actions=actions.to(model.device), cost=cost, **given)
+
+    found = solver(
+        ProblemCosts(score, observation=batch["latents"].unsqueeze(1), goal=batch["goal"].unsqueeze(1)),
+        batch_size=len(batch["latents"]),
+        action_dim=model.config.action_dim,
+        action_low=model.config.action_low,
+        action_high=model.config.action_high,
+        generator=[torch.Generator().manual_seed(seed) for seed in batch["seeds"].tolist()],
+    )
+    return found.actions[:, 0].to(model.device)
 
 
 def read_pairs(config: "PolicyTrainingConfig", model: VJepa2WorldModel) -> tuple[HindsightPairs, HindsightPairs]:
