@@ -24,7 +24,12 @@ import torch
 from tqdm.auto import tqdm
 
 import vjepa2_hf
-from vjepa2_hf import VJepa2AnomalyDetector, VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor
+from vjepa2_hf import (
+    VJepa2AnomalyDetector,
+    VJepa2Encoder,
+    VJepa2ForMaskedLatentPrediction,
+    VJepa2VideoProcessor,
+)
 from vjepa2_hf.data.frame_source import FrameSource
 from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.metrics.planning_success.planning_success import crossed_interval, seed_interval
@@ -167,6 +172,8 @@ def detect(args: argparse.Namespace) -> None:
     found = []
     for name in [args.model, *args.more_models]:
         detector = VJepa2AnomalyDetector(VJepa2ForMaskedLatentPrediction.from_pretrained(name), processor)
+        if args.teacher is not None:
+            detector.model.set_teacher(VJepa2Encoder.from_pretrained(args.teacher).to(detector.device))
         found.append(measure(Scorers(detector, normal), test, args, plot=name == args.model))
     aucs = found[0]
     if len(found) > 1:  # lists of (models, placements)
@@ -203,6 +210,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--more_models", metavar="MODEL", nargs="+", default=[], help="models of other training seeds, like the first"
     )
+    teacher = "folder or Hub id of the encoder that distilled models learned from (target_type=teacher)"
+    parser.add_argument("--teacher", metavar="FOLDER", help=teacher)
     parser.add_argument("--results", type=Path, help="JSON of the results (default: OUT_DIR/anomalies.json)")
     parser.add_argument("--document", type=Path, help="page with markers between which the table is written")
     args = parser.parse_args(arguments)
@@ -216,7 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError(f"--{name} is {getattr(args, name)}, expected a positive number.")
     if args.segment < 3 * args.length:
         raise ValueError(f"--segment is {args.segment}; expected at least three times --length ({args.length}).")
-    for name in [args.model, *args.more_models]:
+    for name in [args.model, *args.more_models, *([args.teacher] if args.teacher is not None else [])]:
         refuse_missing_model(name)
     detect(args)
 

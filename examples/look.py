@@ -143,6 +143,9 @@ def look_at_neighbors(options: argparse.Namespace) -> Plot:
 def look_at_losses(options: argparse.Namespace) -> Plot:
     hint = "give a model from examples/pretrain.py"
     model = load(VJepa2ForMaskedLatentPrediction, options.model, "predictor", hint)
+    if options.teacher is not None:
+        refuse_missing_model(options.teacher)
+        model.set_teacher(VJepa2Encoder.from_pretrained(options.teacher))
     pixels, _, _ = read(options, model.encoder, options.clips)
     masks = Masks.of_run(options.model, options.masks)
     plot, losses = plot_losses(model, pixels, masks, options.mask_samples, options.seed)
@@ -187,6 +190,8 @@ def make_parser() -> argparse.ArgumentParser:
     own = "those of the model's run (config.yaml above final/), else the published ones"
     loss.add_argument("--masks", type=Path, help=f"YAML with `masks` (default: {own})")
     loss.add_argument("--mask_samples", type=int, default=16, help="how often masks of the clips are sampled (16)")
+    teacher = "folder or Hub id of the encoder that a distilled model learned from (target_type=teacher)"
+    loss.add_argument("--teacher", metavar="FOLDER", help=teacher)
     loss.add_argument("--seed", type=int, default=0, help="of the masks (0)")
     return parser
 

@@ -6,10 +6,10 @@ import detect_anomalies
 import numpy as np
 import pytest
 import torch
-from builders import build_masked_latent, noise_pixels
+from builders import TINY_ENCODER, build_encoder, build_masked_latent, moving_square, noise_pixels
 from detect_anomalies import freeze, jump, reverse, sample_placement
 
-from vjepa2_hf import VJepa2AnomalyDetector
+from vjepa2_hf import VJepa2AnomalyDetector, VJepa2VideoProcessor
 
 
 @pytest.fixture
@@ -54,6 +54,21 @@ def test_the_baseline_is_the_detectors_score():
     assert np.array_equal(found, detector(segment)["frame_scores"], equal_nan=True)
 
 
+def test_a_distilled_model_is_given_its_teacher(tmp_path, capsys):
+    build_encoder().save_pretrained(tmp_path / "teacher")
+    model = build_masked_latent(target_type="teacher", teacher_hidden_size=TINY_ENCODER["hidden_size"])
+    model.save_pretrained(tmp_path / "student")
+    VJepa2VideoProcessor(size=32, crop_size=32).save_pretrained(tmp_path / "student")
+    (tmp_path / "video.mp4").write_bytes(moving_square(120))
+    arguments = [str(tmp_path / name) for name in ("student", "video.mp4", "out")]
+    arguments += ["--placements", "1", "--segment", "24", "--length", "6"]
+    with pytest.raises(SystemExit):
+        detect_anomalies.main(arguments)
+    assert "needs its teacher" in capsys.readouterr().err
+    detect_anomalies.main([*arguments, "--teacher", str(tmp_path / "teacher")])
+    assert (tmp_path / "out" / "anomalies.json").is_file()
+
+
 def test_table_names_every_method_and_anomaly():
     values = {"object that jumps": [0.9, 1.0], "frozen": [0.5, 0.5]}
     auc = {anomaly: dict.fromkeys(detect_anomalies.METHODS, found) for anomaly, found in values.items()}
@@ -83,6 +98,7 @@ def test_table_of_several_models_has_an_interval_over_models_and_placements():
             r"--segment is 80; expected at least three times --length (40)",
         ),
         (["nowhere", "video.avi", "out"], "There is no model at 'nowhere'"),
+        ([".", "video.avi", "out", "--teacher", "nowhere"], "There is no model at 'nowhere'"),
     ],
 )
 def test_what_is_refused(arguments, message, capsys):

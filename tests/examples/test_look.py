@@ -211,6 +211,8 @@ def test_masks_are_those_of_the_run_or_the_published_or_the_ones_given(work, tmp
         ("loss {work}/encoder {work}/clip.mp4 {tmp}/o.png", "loads 'vjepa2_hf_masked_latent_prediction'"),
         ("loss {work}/run/final {work}/clip.mp4 {tmp}/o.png --masks {tmp}/none.yaml", "none.yaml' does not exist"),
         ("loss {work}/run/final {work}/clip.mp4 {tmp}/o.png --mask_samples 0", "num_samples is 0"),
+        ("loss {work}/run/final {work}/clip.mp4 {tmp}/o.png --teacher {work}/none", "There is no model at"),
+        ("loss {work}/run/final {work}/clip.mp4 {tmp}/o.png --teacher {work}/encoder", "target_type is 'ema'"),
     ],
 )
 def test_a_wrong_call_ends_in_one_sentence(work, tmp_path, capsys, arguments, message):
@@ -220,6 +222,18 @@ def test_a_wrong_call_ends_in_one_sentence(work, tmp_path, capsys, arguments, me
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert message in line
     assert not list(Path(tmp_path).iterdir())
+
+
+def test_a_distilled_model_is_given_its_teacher(work, tmp_path, capsys):
+    fields = {"target_type": "teacher", "teacher_hidden_size": TINY_ENCODER["hidden_size"], **TINY_PREDICTOR}
+    VJepa2ForMaskedLatentPrediction(MaskedConfig(encoder_config=TINY_ENCODER, **fields)).save_pretrained(tmp_path)
+    VJepa2VideoProcessor(size=32, crop_size=32).save_pretrained(tmp_path)
+    arguments = ["loss", str(tmp_path), str(work / "clip.mp4"), str(tmp_path / "loss.png"), "--clips", "1"]
+    with pytest.raises(SystemExit):
+        look.main([*arguments, "--mask_samples", "2"])
+    assert "needs its teacher" in capsys.readouterr().err
+    look.main([*arguments, "--mask_samples", "2", "--teacher", str(work / "encoder")])
+    assert (tmp_path / "loss.png").is_file()
 
 
 def test_weights_without_the_part_that_is_looked_at_are_refused(work, tmp_path):
