@@ -133,12 +133,12 @@ def timed(run: Callable[[], Any]) -> tuple[float, int]:
 
 
 class Sgemm:
-    """The machine's own speed limit: float32 products of square matrices that fit in the cache, 0.1 s per call."""
+    """The machine's own speed limit: products of square matrices that fit in the cache, 0.1 s per call in float32."""
 
-    def __init__(self, size: int = 1024, repeats: int = 4):
+    def __init__(self, size: int = 1024, repeats: int = 4, dtype: torch.dtype = torch.float32):
         self.size, self.repeats = size, repeats
-        self.left, self.right = torch.randn(2, size, size)
-        self.out = torch.empty(size, size)
+        self.left, self.right = torch.randn(2, size, size).to(dtype)
+        self.out = torch.empty(size, size, dtype=dtype)
         self.rate()
 
     def rate(self) -> float:

@@ -14,6 +14,7 @@ PRODUCTS = {
     "aten::mm": "linear layers, backward (or bias apart)",
     ATTENTION: "attention, forward",
     f"{ATTENTION}_backward": "attention, backward",
+    "aten::bmm": "attention, products apart",
 }
 NAMED_SHARE = 0.01  # operators below it are summed up
 
@@ -75,6 +76,8 @@ def product_operations(operator: str, shapes: list[list[int]]) -> int:
     if operator in ("aten::mm", "aten::addmm"):
         left, right = shapes[:2] if operator == "aten::mm" else shapes[1:3]
         return 2 * left[0] * left[1] * right[1]
+    if operator == "aten::bmm":
+        return 2 * shapes[0].numel() * shapes[1][2]
     if operator in (ATTENTION, f"{ATTENTION}_backward"):
         backward = operator != ATTENTION  # its first input is the output's gradient
         (batch, heads, tokens, channels), key = shapes[backward], shapes[backward + 1]

@@ -1,6 +1,7 @@
 """Base class of all models: loading, saving, initialization, and the EMA target encoder."""
 
 import difflib
+import functools
 import inspect
 import json
 import logging
@@ -19,7 +20,7 @@ from transformers.utils import TransformersKwargs, find_adapter_config_file
 from transformers.utils.output_capturing import OutputRecorder
 
 from .configuration_vjepa2 import TRANSFORMERS_MODEL_TYPE, config_of, refuse_missing_folder, transformers_format
-from .modeling_layers import VJepa2Attention, VJepa2Layer
+from .modeling_layers import VJepa2Attention, VJepa2Layer, bfloat16_instructions
 from .specs import check_flag, check_fraction, refuse
 
 
@@ -48,6 +49,7 @@ class VJepa2PreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False  # Trainer: losses are means, to be divided by the number of micro-batches
     _has_transformers_counterpart = False  # whether `from_pretrained` takes a transformers `vjepa2` folder too
     _loadable_model_types = ()  # ours, whose folders this class loads from; empty: its own
+    _keep_in_fp32_modules_strict = list(_FITTED)  # subtracting a rounded mean would round small differences away
     renamed_weights: dict[str, str] = {}  # pattern of an old weight name -> replacement
     card_facts = None  # additions to the model card: `vjepa2_hf.hub.model_card.CardFacts`
     _loading_infos = ()  # what transformers found in each of the files that a model is being loaded from
@@ -151,7 +153,20 @@ class VJepa2PreTrainedModel(PreTrainedModel):
                 f"{dropped[0]}: change the config, or pass allow_missing=True to drop them{_differences(model, info)}."
             )
         model._weight_conversions = ()
+        if not torch.accelerator.is_available():  # where the model could go yet
+            warn_if_bfloat16_is_slow(model.device, model.dtype)
         return (model, info) if output_loading_info else model
+
+    def _apply(self, fn, recurse: bool = True):
+        """As in PyTorch (`to`, `bfloat16`, …), but half precision leaves the statistics of a state in float32."""
+        fitted = [name for name, _ in self.named_buffers() if name.rpartition(".")[2] in _FITTED]
+        before = {name: self.get_buffer(name) for name in fitted}
+        super()._apply(fn, recurse)
+        for name, value in before.items():
+            if (after := self.get_buffer(name)).dtype in (torch.bfloat16, torch.float16):
+                parent, _, own = name.rpartition(".")
+                setattr(self.get_submodule(parent), own, value.to(after.device, torch.float32))
+        return self
 
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
         super()._adjust_missing_and_unexpected_keys(loading_info)
@@ -205,6 +220,20 @@ class VJepa2PreTrainedModel(PreTrainedModel):
                 init.copy_(module.bias, thirds.repeat_interleave(len(module.bias) // 3))
         elif isinstance(module, nn.LayerNorm):
             super()._init_weights(module)
+
+
+def warn_if_bfloat16_is_slow(device: torch.device, dtype: torch.dtype) -> None:
+    """Warns once of bfloat16 on a CPU without instructions for it."""
+    if device.type == "cpu" and dtype == torch.bfloat16 and bfloat16_instructions() == frozenset():
+        _warn_of_slow_bfloat16()
+
+
+@functools.cache
+def _warn_of_slow_bfloat16() -> None:
+    logger.warning(
+        "this processor has no bfloat16 instructions, so bfloat16 is slower here than float32: use dtype=float32, in "
+        "training mixed_precision=no, or another machine"
+    )
 
 
 class TargetEncoderMixin:

@@ -33,7 +33,7 @@ from .modeling_layers import (
     spread_over_heads,
 )
 from .modeling_learned_state import init_learned_state
-from .modeling_state import DynamicsInputs, held_views, state_shape, token_size
+from .modeling_state import DynamicsInputs, held_views, match_dtype, state_shape, token_size
 
 
 # What the dynamics keeps of earlier frames: per layer the transformer's keys and values (B, h, tokens so far, d), or
@@ -107,7 +107,8 @@ class Dynamics(nn.Module):
     def embed_latents(self, inputs: DynamicsInputs) -> torch.Tensor:
         """Latents (B, F, V·N, D) -> (B, F, V·N, d), with the embeddings of their views and embodiments."""
         mean, scale, _ = self._statistics(inputs)
-        tokens = self.embed(inputs.latents if mean is None else (inputs.latents - mean) / scale)
+        latents = inputs.latents if mean is None else (inputs.latents - mean) / scale
+        tokens = self.embed(match_dtype(latents, self.embed.weight))
         if self.config.num_views > 1:
             views = held_views(self.config, inputs.views)
             embedding = self.view_embedding[list(views)]
@@ -142,9 +143,9 @@ class Dynamics(nn.Module):
         config, output = self.config, self.proj(self.layernorm(hidden_states))
         mean, scale, change = self._statistics(inputs)
         if config.residual:
-            return inputs.latents + (output if change is None else output * change)
+            return inputs.latents + (output if change is None else (output * change).to(inputs.latents.dtype))
         if mean is not None:
-            return mean + output * scale
+            return (mean + output * scale).to(inputs.latents.dtype)
         normalized = config.normalize_latents == "layer" and not config.state_fitted
         if not normalized or config.state_type in ("pooled", "learned"):  # neither is normalized
             return output

@@ -4,6 +4,8 @@ Shapes: B clips, T frames, C channels, H W pixels, (T', H', W') grid of tokens, 
 L tokens of either kind, M keys, D width, h heads, d channels per head.
 """
 
+import functools
+import itertools
 import math
 
 import torch
@@ -219,11 +221,65 @@ def eager_attention(
     return torch.matmul(dropped, value).transpose(1, 2), weights
 
 
+@functools.cache
+def bfloat16_instructions() -> frozenset[str] | None:
+    """Those of this processor for bfloat16; `None` where PyTorch does not report them."""
+    known = getattr(torch.cpu, "get_capabilities", lambda: None)()
+    names = ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16", "sve_bf16")
+    return None if known is None else frozenset(name for name in names if known.get(name))
+
+
+class _ProductAttention(torch.autograd.Function):
+    """softmax(q kᵀ · scaling) v over (B, h, L, d), by matrix products; the backward computes the weights again, so
+    that they are not kept. A mask is boolean, (B, 1, L, M), true where a query attends."""
+
+    @staticmethod
+    def weights(query, key, mask, scaling):
+        scores = torch.matmul(query * scaling, key.transpose(-1, -2))
+        return (scores if mask is None else scores.masked_fill_(~mask, -math.inf)).softmax(dim=-1)
+
+    @staticmethod
+    def forward(query, key, value, mask, scaling):
+        return torch.matmul(_ProductAttention.weights(query, key, mask, scaling), value)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.scaling = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        query, key, value, mask = ctx.saved_tensors
+        weights = _ProductAttention.weights(query, key, mask, ctx.scaling)
+        of_value = torch.matmul(weights.transpose(-1, -2), gradient)
+        of_weights = torch.matmul(gradient, value.transpose(-1, -2))
+        scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype) * ctx.scaling
+        return torch.matmul(scores, key), torch.matmul(scores.transpose(-1, -2), query), of_value, None, None
+
+
+def _is_faster_by_products(query: torch.Tensor, key: torch.Tensor) -> bool:
+    """Whether `_ProductAttention` beats the fused kernel: in bfloat16 on a CPU with AVX-512 instructions for it and
+    without AMX, whose fused kernel multiplies no faster than in float32. The scores of one clip must fit in 128 MB."""
+    if torch.compiler.is_compiling() or query.device.type != "cpu" or query.dtype != torch.bfloat16:
+        return False
+    known = bfloat16_instructions() or ()
+    scores = math.prod(query.shape[1:3]) * key.shape[2]
+    return "avx512_bf16" in known and "amx_bf16" not in known and 0 < scores <= 2**26
+
+
 def attend(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask=None, dropout: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention over (B, h, L, d) with the implementation that `module.config` chooses: (B, L, h, d) and weights."""
-    function = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention)
+    implementation = module.config._attn_implementation
+    if implementation == "sdpa" and not dropout and _is_faster_by_products(query, key):
+        clips = max(1, 2**24 // (math.prod(query.shape[1:3]) * key.shape[2]))  # whose scores fit in 32 MB
+        mask = mask if mask is None else mask.expand(len(query), 1, query.shape[2], key.shape[2])
+        masks = itertools.repeat(None) if mask is None else mask.split(clips)
+        chunks = zip(*(part.split(clips) for part in (query, key, value)), masks)  # `repeat` has no end
+        parts = [_ProductAttention.apply(*chunk, module.scaling) for chunk in chunks]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).transpose(1, 2), None
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
     return function(module, query, key, value, mask, scaling=module.scaling, dropout=dropout, is_causal=False)
 
 

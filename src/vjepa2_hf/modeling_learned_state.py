@@ -115,6 +115,7 @@ def arranged_latents(
         output = encoder(pixel_values_videos.flatten(0, 1).unsqueeze(1))
         all_levels = config.state_levels == "all"
         latents = torch.stack(output.level_hidden_states, dim=-2) if all_levels else output.last_hidden_state
+    latents = latents.to(torch.promote_types(latents.dtype, torch.float32))  # until the statistics are subtracted
     if config.normalize_latents == "layer":
         latents = nn.functional.layer_norm(latents, latents.shape[-1:])
     if config.state_levels == "all":

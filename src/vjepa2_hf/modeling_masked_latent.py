@@ -254,6 +254,7 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
             grid: (T', H', W') of the clips, `model.encoder.get_grid(clips)`; "position" needs it.
         """
         kind = self.config.normalize_targets
+        targets = targets.to(torch.promote_types(targets.dtype, torch.float32))  # statistics need it
         if kind == "layer":
             levels = self.config.num_levels if self.config.target_type in ("ema", "online") else 1
             if levels == 1:

@@ -189,7 +189,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         latents = arranged_latents(self.config, encoder, self.state_network, frames)  # (B, T · V, n, m)
         if self.config.num_views > 1:
             latents = latents.unflatten(1, (-1, self.config.num_views if views is None else len(views))).flatten(2, 3)
-        return self.standardize(latents, views), views
+        return match_dtype(self.standardize(latents, views), self.predictor.embed.weight), views
 
     def split_views(self, latents: torch.Tensor, views: Sequence | None = None) -> torch.Tensor:
         """Latents (..., V·N, D) -> (..., V, N, D), which a decoder takes; `views` as in `encode`."""

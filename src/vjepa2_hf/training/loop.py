@@ -87,6 +87,8 @@ class TrainingLoop:
 
         `encoder` is the part of the model whose features are computed already: a checkpoint with another is refused.
         """
+        if any(part.dtype in (torch.bfloat16, torch.float16) for part in model.parameters()):
+            model.float()  # a model saved in half precision: small updates and the moving average would round away
         is_sharded = self.accelerator.distributed_type == DistributedType.FSDP
         checked = encoder if self.config.resume is not None and not is_sharded else None
         before = None if checked is None else weights_fingerprint(checked)

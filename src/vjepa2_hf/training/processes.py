@@ -10,6 +10,8 @@ from collections.abc import Mapping
 import torch
 from accelerate import Accelerator, PartialState
 
+from ..modeling_base import warn_if_bfloat16_is_slow
+
 
 # Set by torchrun or mpirun for every process of a group
 GROUP_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -25,6 +27,8 @@ def build_accelerator(**options) -> Accelerator:
     # Without `cpu=True` Accelerate forms no group on a CPU: each process would train alone
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), **options)
     check_group(accelerator.num_processes, accelerator.device, os.environ)
+    if accelerator.mixed_precision == "bf16":
+        warn_if_bfloat16_is_slow(accelerator.device, torch.bfloat16)
     return accelerator
 
 

@@ -45,7 +45,7 @@ def load_model(config: WorldModelTrainingConfig) -> VJepa2WorldModel | None:
     """The model to train further; None if there is none."""
     if config.from_model is None:
         return None
-    model = VJepa2WorldModel.from_pretrained(config.from_model, **config.world_model)
+    model = VJepa2WorldModel.from_pretrained(config.from_model, dtype=torch.float32, **config.world_model)
     if not model.config.freeze_encoder:
         raise ValueError(f"from_model={config.from_model} trains its encoder too, which cannot be continued this way.")
     return model
@@ -59,7 +59,7 @@ def build_encoder(config: WorldModelTrainingConfig) -> VJepa2Encoder:
             return VJepa2Encoder(VJepa2EncoderConfig(**config.encoder_config))
     if config.encoder_config:
         raise ValueError(f"encoder={config.encoder} brings its sizes; remove the fields of encoder_config.")
-    return VJepa2Encoder.from_pretrained(config.encoder)
+    return VJepa2Encoder.from_pretrained(config.encoder, dtype=torch.float32)
 
 
 def build_processor(config: WorldModelTrainingConfig, encoder: VJepa2Encoder) -> VJepa2VideoProcessor:
