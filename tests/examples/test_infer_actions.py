@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import infer_actions
 import numpy as np
@@ -19,6 +20,7 @@ from vjepa2_hf.data.shards import write_shards
 from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.training import inverse_dynamics
 from vjepa2_hf.training.inverse_dynamics import InverseModel, InverseSettings, train_inverse_model
+from vjepa2_hf.video_io import VideoReader
 
 
 VIDEO = Features({"video": Video(decode=False)})
@@ -94,6 +96,26 @@ def test_long_videos_are_labeled_in_parts_alike(monkeypatch):
     assert whole.shape == (7, 2) and torch.allclose(model.infer(frames), whole, atol=1e-6)
 
 
+def test_a_video_is_decoded_in_parts_to_the_same_actions(tmp_path, monkeypatch):
+    """No more frames are in memory at once than a part has."""
+    torch.manual_seed(0)
+    model, processor = InverseModel(torch.randn(9, 2), 16), inverse_dynamics._processor_of(16)
+    video, sizes, process = encode_video(moving_square(0)[0], fps=10), [], inverse_dynamics.process_frames
+    with VideoReader(video) as reader:
+        whole = model.infer(process(processor, reader.frames(), normalize=False))
+
+    def watched(processor, frames, **how):
+        sizes.append(len(frames))
+        return process(processor, frames, **how)
+
+    monkeypatch.setattr(inverse_dynamics, "process_frames", watched)
+    monkeypatch.setattr(inverse_dynamics, "DECODED_AT_ONCE", 5)
+    monkeypatch.setattr(VideoReader, "frames", lambda *given: pytest.fail("the video is decoded whole"))
+    source, column = SimpleNamespace(limits=None), {"bytes": video, "path": None}
+    row = inverse_dynamics._labeled("a", column, None, source, model, processor)
+    assert sizes == [5, 5, 2] and np.array_equal(row["actions"], whole.numpy())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -123,6 +145,8 @@ def test_data_that_does_not_fit_ends_in_a_sentence_before_the_training(tmp_path,
     write_shards([row | {"episode_id": "a"}], tmp_path / "one_hot", episode_features([]))
     for given, message in (
         ([folder, folder, folder], "exists and is not empty"),
+        ([folder, str(tmp_path), str(tmp_path / "out")], f"lies inside {str(tmp_path)!r}"),
+        ([folder, str(tmp_path / "one_hot"), f"{folder}/more/out"], f"lies inside {folder!r}"),
         ([folder, str(tmp_path / "nowhere"), str(tmp_path / "out")], "nowhere"),
         ([str(tmp_path / "nowhere"), folder, str(tmp_path / "out")], "nowhere"),
         ([str(tmp_path / "one_hot"), folder, str(tmp_path / "out")], "one-hot categories"),
@@ -131,7 +155,7 @@ def test_data_that_does_not_fit_ends_in_a_sentence_before_the_training(tmp_path,
         with pytest.raises(SystemExit):
             infer_actions.main([*given, "--size", "32"])
         assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"episodes", "one_hot"} and not Path(folder, "more").exists()
 
 
 def one_video(number: int = 0, **columns) -> dict:

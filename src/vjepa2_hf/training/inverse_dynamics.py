@@ -9,8 +9,10 @@ Letters: B pairs of frames, T frames, C channels, H W pixels, A action.
 """
 
 import dataclasses
+import itertools
 import logging
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 HIDDEN = 256
 LABELED_AT_ONCE = 256  # pairs
+DECODED_AT_ONCE = 32  # frames
 WARMUP = 0.05  # fraction of the steps
 FEATURES = Features(
     {
@@ -102,13 +105,18 @@ class InverseModel(nn.Module):
         return self.network(torch.cat([now, following, 4 * (following - now)], dim=1))
 
     @torch.no_grad()
-    def infer(self, frames: torch.Tensor) -> torch.Tensor:
-        """uint8 frames (T, C, H, W) of a video -> actions (T-1, A), float32 on the CPU."""
-        parts = []
-        for start in range(0, len(frames) - 1, LABELED_AT_ONCE):
-            some = frames[start : start + LABELED_AT_ONCE + 1].to(self.mean.device)
+    def infer(self, frames: Iterable[torch.Tensor]) -> torch.Tensor:
+        """uint8 frames (C, H, W) of a video, in order -> actions (T-1, A), float32 on the CPU. LABELED_AT_ONCE + 1
+        frames are in memory at a time."""
+        frames, parts = iter(frames), []
+        last = next(frames)
+        while following := list(itertools.islice(frames, LABELED_AT_ONCE)):
+            some = torch.stack([last, *following]).to(self.mean.device)
             actions = self(torch.stack([some[:-1], some[1:]], dim=1)) * self.std + self.mean
             parts.append(actions.clamp(self.low, self.high).cpu())
+            last = following[-1]
+        if not parts:
+            raise ValueError("it has one frame, and an action leads from a frame to the next")
         return torch.cat(parts)
 
 
@@ -200,12 +208,14 @@ def infer_actions(
 
     Raises:
         FileExistsError: `out_dir` is not empty. This and missing data are found before the training.
-        ValueError: there are several processes, or the videos are a LeRobot dataset, unreadable, or share a name.
+        ValueError: there are several processes, `out_dir` lies inside the data, or the videos are a LeRobot dataset,
+            unreadable, or share a name.
     """
     if accelerator.num_processes > 1:
         raise ValueError(f"Actions are inferred by one process, got {accelerator.num_processes}: use no launcher.")
     if find_info(videos):
         raise ValueError(f"{videos!r} is a LeRobot dataset, whose files hold several episodes; give shards of videos.")
+    _check_outside(out_dir, videos, source.path)
     shards, skipped, known = ShardSource(videos, limits), {}, {}
     processor = _processor_of(settings.size)
 
@@ -248,11 +258,24 @@ def _labeled(
     if is_empty(video):
         raise ValueError("it has no video")
     with VideoReader(video, source.limits) as reader:
-        if len(reader) < 2:
-            raise ValueError("it has one frame, and an action leads from a frame to the next")
-        frames = process_frames(processor, reader.frames(range(len(reader))), normalize=False)
+        actions = model.infer(_processed(reader, processor)).numpy()
         fps = float(reader.fps if fps is None else fps)
     file, _ = resolve_source(video, limits=source.limits)  # a URL is read once more
     content = Path(file).read_bytes() if isinstance(file, str) else file.getvalue()
-    actions = model.infer(frames).numpy()
     return {"video": {"bytes": content, "path": None}, "actions": actions, "fps": fps, "episode_id": name}
+
+
+def _processed(reader: VideoReader, processor: Any) -> Iterator[torch.Tensor]:
+    """The resized and cropped uint8 frames (C, H, W) of a video in order, of which DECODED_AT_ONCE are decoded at a
+    time."""
+    images = (reader.to_rgb(frame) for _, frame in reader.iterate())
+    while some := list(itertools.islice(images, DECODED_AT_ONCE)):
+        yield from process_frames(processor, np.stack(some), normalize=False)
+
+
+def _check_outside(out_dir: str | Path, *data: str) -> None:
+    """Refuses an output folder inside a folder of data, which the next run would read with it."""
+    for folder in filter(os.path.isdir, data):
+        if Path(os.path.realpath(folder)) in Path(os.path.realpath(out_dir)).parents:
+            found = f"The output folder {str(out_dir)!r} lies inside {folder!r}"
+            raise ValueError(f"{found}, so that the next run would read it as data: choose a folder outside.")
