@@ -52,6 +52,9 @@ TINY_WORLD_MODEL = [
     "predictor_num_hidden_layers: 1, predictor_num_attention_heads: 2}",
     "learning_rate={peak: 1e-3, warmup_steps: 2}",
 ]
+TINY_RECORDING = ["--episodes", "5", "--length", "8", "--num_proc", "1"]
+TINY_DYNAMICS = ["predictor_hidden_size=16", "predictor_num_hidden_layers=1", "predictor_num_attention_heads=2"]
+TINY_SOLVER = ["num_candidates=4", "num_iterations=1", "num_elites=2", "horizon=2"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
 CLOCK_METRICS = ("clips_per_second", "data_wait", "windows_per_second")
 

@@ -8,18 +8,14 @@ import make_arm_dataset
 import plan_arm
 import pytest
 import record_episodes
-import torch
-from builders import ROOT, TINY_ENCODER, TINY_PREDICTOR
-from script_runs import commands, run_script
+from builders import ROOT
+from script_runs import TINY_DYNAMICS, TINY_RECORDING, TINY_SOLVER, commands, run_script
 
-from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor, VJepa2WorldModel
-from vjepa2_hf import VJepa2MaskedLatentPredictionConfig as MaskedConfig
+from vjepa2_hf import VJepa2WorldModel
 
 
-SMALL = ["predictor_hidden_size=16", "predictor_num_hidden_layers=1", "predictor_num_attention_heads=2"]
-SOLVER = ["num_candidates=4", "num_iterations=1", "num_elites=2", "horizon=2"]
 TINY = {
-    "record_episodes": ["--episodes", "5", "--length", "8", "--num_proc", "1"],
+    "record_episodes": TINY_RECORDING,
     "train_world_model": [
         "max_steps=2",
         "batch_size=2",
@@ -28,8 +24,8 @@ TINY = {
         "num_threads=1",
     ],
     "evaluate_world_model": ["horizons=[1, 2]"],
-    "plan": ["episodes=2", "videos=0", *(f"solver.{setting}" for setting in SOLVER)],
-    "plan_arm": ["pairs=2", "smallest_distance=0.001", *(f"planner.{setting}" for setting in SOLVER)],
+    "plan": ["episodes=2", "videos=0", *(f"solver.{setting}" for setting in TINY_SOLVER)],
+    "plan_arm": ["pairs=2", "smallest_distance=0.001", *(f"planner.{setting}" for setting in TINY_SOLVER)],
 }
 
 
@@ -39,7 +35,7 @@ def run(monkeypatch, command: list[str]) -> None:
     name, arguments = Path(script).stem, command[command.index(script) + 1 :]
     arguments = [str(ROOT / part) if part.startswith("examples/configs/") else part for part in arguments]
     new = name == "train_world_model" and not any(part.startswith("from_model=") for part in arguments)
-    arguments += TINY[name] + ([f"world_model.{setting}" for setting in SMALL] if new else [])
+    arguments += TINY[name] + ([f"world_model.{setting}" for setting in TINY_DYNAMICS] if new else [])
     if name == "record_episodes":
         record_episodes.main(arguments)
     elif name == "plan_arm":
@@ -49,20 +45,12 @@ def run(monkeypatch, command: list[str]) -> None:
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch):
+def work(demo_runs):
     """A folder with what the page names."""
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    encoder = {**TINY_ENCODER, "crop_size": 64}
-    model = VJepa2ForMaskedLatentPrediction(MaskedConfig(encoder_config=encoder, **TINY_PREDICTOR))
-    model.save_pretrained("runs/demo/pretrain/final")
-    VJepa2VideoProcessor(size=64, crop_size=64).save_pretrained("runs/demo/pretrain/final")
-    pushing = ["--env", "vjepa2_hf/Pushing-v0", "--policy", "uniform", *TINY["record_episodes"]]
-    record_episodes.main([*pushing, "--output", "runs/demo/episodes"])
     make_arm_dataset.main(["runs/franka/train", "--episodes", "5", "--length", "9", "--size", "64"])
     shutil.copytree("runs/franka/train", "runs/franka/held_out")
     shutil.copytree("runs/demo/episodes", "my_robot")
-    return tmp_path
+    return demo_runs
 
 
 def section(name: str) -> list[list[str]]:

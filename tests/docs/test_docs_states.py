@@ -7,29 +7,25 @@ from pathlib import Path
 import infer_actions
 import pytest
 import record_episodes
-import torch
-from builders import ROOT, TINY_ENCODER, TINY_PREDICTOR
-from script_runs import blocks, commands, run_script
+from builders import ROOT
+from script_runs import TINY_DYNAMICS, TINY_RECORDING, TINY_SOLVER, blocks, commands, run_script
 
-from vjepa2_hf import VJepa2ForMaskedLatentPrediction, VJepa2VideoProcessor, VJepa2WorldModel
-from vjepa2_hf import VJepa2MaskedLatentPredictionConfig as MaskedConfig
+from vjepa2_hf import VJepa2WorldModel
 
 
-SOLVER = ["num_candidates=4", "num_iterations=1", "num_elites=2", "horizon=2"]
-SMALL = ["predictor_hidden_size=16", "predictor_num_hidden_layers=1", "predictor_num_attention_heads=2"]
 TINY = {
-    "record_episodes": ["--episodes", "5", "--length", "8", "--num_proc", "1"],
+    "record_episodes": TINY_RECORDING,
     "train_world_model": [
         "max_steps=2",
         "batch_size=2",
         "validation_fraction=0.3",
         "horizons=[1, 2]",
         "num_threads=1",
-        *(f"world_model.{setting}" for setting in SMALL),
+        *(f"world_model.{setting}" for setting in TINY_DYNAMICS),
     ],
     "infer_actions": ["--steps", "2"],
     "train_distance_head": ["distance.max_steps=2", "num_threads=1"],
-    "plan": ["episodes=2", "videos=0", "baselines=[]", *(f"solver.{setting}" for setting in SOLVER)],
+    "plan": ["episodes=2", "videos=0", "baselines=[]", *(f"solver.{setting}" for setting in TINY_SOLVER)],
 }
 TINY_STATE = ["state.max_steps=2", "state.episodes=2", "state.frames=3"]
 
@@ -40,7 +36,7 @@ def run(monkeypatch, command: list[str]) -> None:
     name, arguments = Path(script).stem, command[command.index(script) + 1 :]
     learned = any("world_model_learned" in part for part in arguments)
     arguments = [str(ROOT / part) if part.startswith("examples/configs/") else part for part in arguments]
-    arguments = [part.replace("num_candidates: 32", ", ".join(SOLVER).replace("=", ": ")) for part in arguments]
+    arguments = [part.replace("num_candidates: 32", ", ".join(TINY_SOLVER).replace("=", ": ")) for part in arguments]
     arguments += TINY[name] + (TINY_STATE if learned else [])
     if name in ("record_episodes", "infer_actions"):
         {"record_episodes": record_episodes, "infer_actions": infer_actions}[name].main(arguments)
@@ -49,19 +45,11 @@ def run(monkeypatch, command: list[str]) -> None:
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch):
+def work(demo_runs):
     """A folder with what the page names."""
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    encoder = {**TINY_ENCODER, "crop_size": 64}
-    model = VJepa2ForMaskedLatentPrediction(MaskedConfig(encoder_config=encoder, **TINY_PREDICTOR))
-    model.save_pretrained("runs/demo/pretrain/final")
-    VJepa2VideoProcessor(size=64, crop_size=64).save_pretrained("runs/demo/pretrain/final")
-    pushing = ["--env", "vjepa2_hf/Pushing-v0", "--policy", "uniform", *TINY["record_episodes"]]
-    record_episodes.main([*pushing, "--output", "runs/demo/episodes"])
     for name in ("my_episodes", "my_videos"):
         shutil.copytree("runs/demo/episodes", name)
-    return tmp_path
+    return demo_runs
 
 
 def test_the_commands_train_states_and_plan_with_them(work, monkeypatch):
