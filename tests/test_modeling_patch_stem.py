@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from builders import TINY_2_1, TINY_ENCODER, TINY_PREDICTOR, clips, same_weights, spread
+import yaml
+from builders import ROOT, TINY_2_1, TINY_ENCODER, TINY_PREDICTOR, clips, same_weights, spread
 from torch import nn
 
 from vjepa2_hf import (
@@ -10,6 +11,8 @@ from vjepa2_hf import (
     VJepa2EncoderConfig,
     VJepa2ForMaskedLatentPrediction,
     VJepa2MaskedLatentPredictionConfig,
+    VJepa2WorldModel,
+    VJepa2WorldModelConfig,
 )
 from vjepa2_hf.modeling_encoder import VJepa2ConvPatchEmbeddings, VJepa2PatchEmbeddings
 
@@ -154,3 +157,16 @@ class TestConfig:
         assert (encoder.hidden_size, config.predictor_hidden_size, config.predictor_query_key_bias) == (96, 64, 2.0)
         tokens = VJepa2Encoder(VJepa2EncoderConfig.from_preset("single-frame", num_hidden_layers=1))(clips(1, 64, 64))
         assert tokens.grid == (1, 8, 8) and tokens.last_hidden_state.shape == (2, 64, 96)
+
+    def test_dynamics_around_the_small_preset_are_those_of_the_demo(self):
+        """Not those of the published arm, whose predictor has 300 million parameters."""
+        demo = yaml.safe_load((ROOT / "examples/configs/demo/world_model.yaml").read_text())["world_model"]
+        config = VJepa2WorldModelConfig.from_preset("single-frame", {"patch_stem": "conv"}, action_dim=2)
+        assert config.encoder_config.patch_stem == "conv" and config.proprio_dim == 0 and config.planner is None
+        assert {name: getattr(config, name) for name in demo if name != "frame_skip"} == {
+            name: value for name, value in demo.items() if name != "frame_skip"
+        }
+        model = VJepa2WorldModel(config)
+        assert sum(weight.numel() for weight in model.parameters()) < 1_000_000
+        wider = VJepa2WorldModelConfig.from_preset("single-frame", predictor_hidden_size=96)
+        assert (wider.predictor_hidden_size, wider.predictor_num_hidden_layers) == (96, 2)

@@ -165,7 +165,7 @@ _SINGLE_FRAME |= {"initializer_range": 0.1, "depth_scaled_init": False}
 SMALL_PRESETS = {"single-frame": _SINGLE_FRAME}
 
 
-def _preset_name(name: str) -> str:
+def preset_name(name: str) -> str:
     """The name of a preset, from it or the letter in the name of a released checkpoint."""
     plain = str(name).lower().removeprefix("vit").lstrip("-_")
     plain = next((preset for preset in PRESETS if plain == preset[0]), plain)
@@ -176,7 +176,7 @@ def _preset_name(name: str) -> str:
 
 def _preset_fields(name: str) -> dict:
     """Encoder fields of a preset."""
-    plain = _preset_name(name)
+    plain = preset_name(name)
     if plain in SMALL_PRESETS:
         return dict(SMALL_PRESETS[plain])
     size = PRESETS[plain.removeprefix("2.1-")]
@@ -324,7 +324,7 @@ class VJepa2NestedConfig(VJepa2BaseConfig):
         """The configuration of the published model around a released encoder, see [`VJepa2EncoderConfig.from_preset`];
         `encoder_config` replaces fields of the encoder, and `fields` the others."""
         encoder = {**_preset_fields(name), **(encoder_config or {})}
-        own = cls.published_by_preset.get(_preset_name(name), {})
+        own = cls.published_by_preset.get(preset_name(name), {})
         return cls(encoder_config=encoder, **{**cls.published, **own, **fields})
 
     @property

@@ -11,6 +11,7 @@ from .configuration_vjepa2 import (
     check,
     check_heads,
     check_numbers,
+    preset_name,
     strict_config,
 )
 from .specs import check_choice, is_integer, is_number
@@ -37,6 +38,24 @@ PREDICTORS = {
         "teacher_forcing_weight": 1.0,
         "rollout_weight": 1.0,
         "rollout_steps": 2,
+    },
+}
+# The demo's, by preset of the encoder (examples/configs/demo/world_model.yaml)
+SMALL_DYNAMICS = {
+    "single-frame": {
+        "predictor_hidden_size": 64,
+        "predictor_num_hidden_layers": 2,
+        "predictor_num_attention_heads": 4,
+        "predictor_position_embedding_type": "learned",
+        "predictor_position_std": 0.5,
+        "predictor_initializer_range": None,
+        "action_encoder_num_layers": 2,
+        "context_frames": 1,
+        "residual": True,
+        "loss_exponent": 2,
+        "teacher_forcing_weight": 0.0,
+        "rollout_weight": 1.0,
+        "rollout_steps": 3,
     },
 }
 
@@ -252,7 +271,7 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
     @classmethod
     def from_preset(cls, name: str, encoder_config: dict | None = None, predictor: str | None = None, **fields):
         """The configuration of the published action-conditioned model around a released encoder, see
-        [`VJepa2EncoderConfig.from_preset`].
+        [`VJepa2EncoderConfig.from_preset`]; around "single-frame" the demo's small dynamics, for actions of any size.
 
         Args:
             encoder_config: replaces fields of the encoder.
@@ -260,11 +279,13 @@ class VJepa2WorldModelConfig(VJepa2NestedConfig, PreTrainedConfig):
                 for actions and states of any size.
             fields: replace those of the preset.
         """
-        if predictor is None:
+        if predictor is not None:
+            check_choice("predictor", predictor, PREDICTORS)
+        own = SMALL_DYNAMICS.get(preset_name(name)) if predictor is None else PREDICTORS[predictor]
+        if own is None:
             return super().from_preset(name, encoder_config, **fields)
-        check_choice("predictor", predictor, PREDICTORS)
         encoder = VJepa2EncoderConfig.from_preset(name, **(encoder_config or {}))
-        return cls(encoder_config=encoder, **{**PREDICTORS[predictor], **fields})
+        return cls(encoder_config=encoder, **{**own, **fields})
 
     def __post_init__(self, **kwargs):
         if self.state_type == "learned" and self.state_dim is None:
