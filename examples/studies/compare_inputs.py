@@ -1,6 +1,6 @@
 """What a learned state should read under varied appearance: pixels, or tokens of a pretrained or a random encoder.
 
-    python examples/studies/compare_inputs.py [--seeds 5] [--seconds 300] [--episodes 1000] [--tasks 100] [--jobs 2]
+    python examples/studies/compare_inputs.py [--seeds 5] [--seconds 400] [--episodes 1000] [--tasks 100] [--jobs 2]
 
 All models learn from the same recorded episodes of pushing, where floor, colors, light and other objects differ from
 episode to episode. The first stage of every model has the same core time: two short runs per row measure what a step
@@ -8,9 +8,10 @@ costs on this machine, and each row has as many steps as fit into `--seconds`. T
 states, has the same number of steps in all rows. Each training seed plans on tasks of its own. A linear read-out
 measures on fresh episodes how well the states show the positions of pusher and block.
 
-Rows that read pixels train their whole network. Those that read tokens train the network on top of a frozen encoder,
-which encodes the augmented frames in every step; this is part of their time. Pretraining the encoder, on the videos of
-the same episodes, is paid extra. `LeWM-like` replaces the contrast by the mean squared error of the next state and
+Rows that read pixels train their whole network. Those that read tokens train the network on top of an encoder, which
+encodes the augmented frames in every step; this is part of their time. The encoder is frozen, except in one row, which
+trains the pretrained one along. Pretraining it, on the videos of the same episodes, is paid extra, and both rows share
+it. `LeWM-like` replaces the contrast by the mean squared error of the next state and
 SIGReg (arXiv 2603.19312). The weight of SIGReg is chosen by trials on another seed and other tasks. Results go to
 `results/compare_inputs.json` and docs/states.md.
 """
@@ -38,6 +39,7 @@ from vjepa2_hf.visualization.state_probe import choose_probe
 
 PIXELS, PATCHES, LEWM = "pixels, convolutional stem", "pixels, linear patches", "LeWM-like"
 PRETRAINED, RANDOM = "tokens, pretrained encoder", "tokens, random encoder"
+ALONG = "tokens, pretrained encoder trained along"
 SIZE, PATCH = 64, 8  # pixels
 ENCODER = {  # the preset "single-frame", smaller, with a convolutional stem
     "patch_size": PATCH,
@@ -53,6 +55,7 @@ ROWS: dict[str, dict[str, Any]] = {  # in the table's order: settings of train_w
     PIXELS: {},
     PATCHES: {"world_model.state_stem": "patches", "encoder_config": {"crop_size": SIZE, "patch_size": PATCH}},
     PRETRAINED: {"world_model.state_input": "tokens", "encoder_config": {}},
+    ALONG: {"world_model.state_input": "tokens", "encoder_config": {}, "state.train_encoder": True},
     RANDOM: {
         "world_model.state_input": "tokens",
         "encoder": "random",
@@ -60,8 +63,9 @@ ROWS: dict[str, dict[str, Any]] = {  # in the table's order: settings of train_w
     },
     LEWM: {"state.episode_contrast_weight": 0.0, "state.prediction_weight": 1.0, "state.sigreg_weight": 0.1},
 }
-LONGEST_FIRST = PRETRAINED, RANDOM, PIXELS, PATCHES, LEWM  # the last one waits for the trials
-PAIRS = [(row, PIXELS) for row in ROWS if row != PIXELS] + [(PRETRAINED, RANDOM)]
+# The second one waits for the pretraining of the first, the last one for the trials
+LONGEST_FIRST = PRETRAINED, ALONG, RANDOM, PIXELS, PATCHES, LEWM
+PAIRS = [(row, PIXELS) for row in ROWS if row != PIXELS] + [(PRETRAINED, RANDOM), (ALONG, PRETRAINED)]
 PRETRAINING = {  # docs/pretraining.md, "Varied appearance", with the variance and covariance terms of the ablations
     **{f"encoder.{name}": value for name, value in ENCODER.items()},
     "normalize_targets": "position",
@@ -106,7 +110,7 @@ def queue_of(options: argparse.Namespace) -> list[Callable[[], Any]]:
     measured = [row for row in ROWS if row != PRETRAINED]  # a step costs as much with a random encoder
     speeds = {(steps, row): Future() for steps in reversed(SPEED_STEPS) for row in measured}
     trials = {weight: Future() for weight in TRIAL_WEIGHTS}
-    waits = Waits(list(speeds.values()), trials)
+    waits = Waits(list(speeds.values()), trials, [Future() for _ in range(options.seeds)])
     first, *others = (
         [partial(run_model, options, row, seed, waits) for seed in range(options.seeds)] for row in LONGEST_FIRST
     )
@@ -118,10 +122,12 @@ def queue_of(options: argparse.Namespace) -> list[Callable[[], Any]]:
 
 @dataclass(frozen=True)
 class Waits:
-    """What a run may have to wait for: the runs that measure a step, and the success of each trial, by weight."""
+    """What a run may have to wait for: the runs that measure a step, the success of each trial, by weight, and the
+    pretrained encoder of each seed."""
 
     speeds: Sequence[Future]
     trials: dict[float, Future]
+    encoders: Sequence[Future]
 
     def for_speeds(self) -> None:
         for one in self.speeds:
@@ -135,6 +141,8 @@ def measure_speed(options: argparse.Namespace, row: str, steps: int) -> None:
     """A short run of a row, whose core time is kept by the folder."""
     runs = study.RunFolder(options.output / "speed")
     settings = {"max_episodes": SPEED_EPISODES, "max_steps": 1, "state.max_steps": steps}
+    if row == ALONG:  # a step costs as much from random weights
+        settings |= {name: ROWS[RANDOM][name] for name in ("encoder", "encoder_config")}
     train(options, runs, f"{row} {steps}", row, settings)
 
 
@@ -164,6 +172,13 @@ def train(options: argparse.Namespace, runs: study.RunFolder, name: str, row: st
     return runs.configured(name, "train_world_model.py", "demo/world_model_learned.yaml", given)
 
 
+def pretrain(options: argparse.Namespace, runs: study.RunFolder, seed: int) -> Path:
+    """The encoder of a seed."""
+    given = {"data": options.output / "episodes", "seed": seed, "max_steps": options.pretrain_steps}
+    given |= PRETRAINING | study.SHORT_RUN
+    return runs.configured("pretrain", "pretrain.py", "demo/pretrain.yaml#variance", given)
+
+
 def plan(options: argparse.Namespace, runs: study.RunFolder, row: str, model: Path, settings: dict[str, Any]) -> Path:
     given = {"models": {row: str(model)}, "videos": 0, "episodes": options.tasks, "baselines": []}
     given |= {"varied_appearance": True, "distance": "whitened"}
@@ -171,13 +186,13 @@ def plan(options: argparse.Namespace, runs: study.RunFolder, row: str, model: Pa
 
 
 def run_model(options: argparse.Namespace, row: str, seed: int, waits: Waits) -> None:
-    """A model of a row: with its encoder where that is pretrained, planning, and the read-out."""
+    """A model of a row: its encoder where that is pretrained for it, both stages, planning, and the read-out."""
     runs = study.RunFolder(options.output / f"seed-{seed}")
     settings = {"seed": seed, "max_steps": options.steps}
     if row == PRETRAINED:
-        given = {"data": options.output / "episodes", "seed": seed, "max_steps": options.pretrain_steps}
-        given |= PRETRAINING | study.SHORT_RUN
-        settings["encoder"] = runs.configured("pretrain", "pretrain.py", "demo/pretrain.yaml#variance", given)
+        finishing(waits.encoders[seed], partial(pretrain, options, runs, seed))()
+    if row in (PRETRAINED, ALONG):
+        settings["encoder"] = waits.encoders[seed].result()
     if row == LEWM:
         settings["state.sigreg_weight"] = waits.for_best_weight()
     waits.for_speeds()
@@ -323,7 +338,7 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
 
 SETTINGS = {
     "episodes": (1000, "recorded episodes"),
-    "seconds": (300, "core seconds of the first stage of every model"),
+    "seconds": (400, "core seconds of the first stage of every model"),
     "steps": (1200, "steps of the second stage"),
     "pretrain_steps": (300, "steps of pretraining"),
     "tasks": (100, "tasks of planning per seed"),

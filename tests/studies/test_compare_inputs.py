@@ -1,6 +1,7 @@
 """The study of inputs: equal core time, one cache of frames, trials before the row that they decide."""
 
 import json
+import time
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +13,8 @@ import study
 import torch
 
 
-LENGTHS = dict(zip(compare_inputs.ROWS, (0.2, 0.1, 0.4, 0.4, 0.25), strict=True))  # core seconds of a step
-SUCCESS = dict(zip(compare_inputs.ROWS, (0.6, 0.4, 0.3, 0.2, 0.5), strict=True))
+LENGTHS = dict(zip(compare_inputs.ROWS, (0.2, 0.1, 0.4, 0.8, 0.4, 0.25), strict=True))  # core seconds of a step
+SUCCESS = dict(zip(compare_inputs.ROWS, (0.6, 0.4, 0.3, 0.35, 0.2, 0.5), strict=True))
 
 
 def settings_of(arguments: tuple[str, ...]) -> dict[str, str]:
@@ -45,7 +46,8 @@ def runs(monkeypatch) -> list[tuple[Path, str, str, dict[str, str]]]:
         else:
             result.write_text("{}")
         used = 100.0 + LENGTHS.get(name.rpartition(" ")[0], 0) * int(settings.get("state.max_steps", 0))
-        study.write_json(self.path / "core_times.json", self.core_times | {name: used})
+        with self._lock:
+            study.write_json(self.path / "core_times.json", self.core_times | {name: used})
         return result
 
     monkeypatch.setattr(study.RunFolder, "run", run)
@@ -59,7 +61,7 @@ def test_every_row_has_the_same_time_and_tasks_of_its_seed(runs, run_study, tmp_
     for name, row in results["rows"].items():
         assert row["steps"] == pytest.approx(40 / LENGTHS[name], abs=1)
     trained = [one for one in runs if one[2] == "train_world_model.py" and one[0].name.startswith("seed")]
-    assert len(trained) == 10 and len({one[3]["cache_dir"] for one in trained}) == 1
+    assert len(trained) == 12 and len({one[3]["cache_dir"] for one in trained}) == 1
     assert {one[3]["max_steps"] for one in trained} == {"1200"}
     tasks = {(one[0].name, one[3]["first_task"]) for one in runs if one[2] == "plan.py"}
     first = compare_inputs.FIRST_TASK
@@ -74,21 +76,45 @@ def test_differences_are_paired_and_the_best_weight_is_used(runs, run_study, tmp
     run_study(compare_inputs.STUDY, "--jobs", "1", "--seeds", "2")
     results = json.loads((tmp_path / "results.json").read_text())
     pairs = [(one["row"], one["minus"]) for one in results["differences"]]
-    assert pairs[-1] == (compare_inputs.PRETRAINED, compare_inputs.RANDOM) and len(pairs) == 5
-    assert all(pair[1] == compare_inputs.PIXELS for pair in pairs[:-1])
-    assert [one["mean"] for one in results["differences"]] == pytest.approx([-0.2, -0.3, -0.4, -0.1, 0.1])
+    pretrained, along, random = compare_inputs.PRETRAINED, compare_inputs.ALONG, compare_inputs.RANDOM
+    assert pairs[-2:] == [(pretrained, random), (along, pretrained)] and len(pairs) == 7
+    assert all(pair[1] == compare_inputs.PIXELS for pair in pairs[:-2]) and (along, compare_inputs.PIXELS) in pairs
+    differences = [-0.2, -0.3, -0.25, -0.4, -0.1, 0.1, 0.05]
+    assert [one["mean"] for one in results["differences"]] == pytest.approx(differences)
     assert results["sigreg_weight"] == 1.0 and len(results["trials"]) == 3
     used = [one[3] for one in runs if one[0].name.startswith("seed") and one[1] == compare_inputs.LEWM]
     assert [one["state.sigreg_weight"] for one in used] == ["1.0", "1.0"]
     assert "the best of 3 trials" in compare_inputs.format_tables(results)
 
 
-def test_only_the_pretrained_row_reads_the_pretrained_encoder(runs, run_only):
+def test_only_the_pretrained_rows_read_the_pretrained_encoder(runs, run_only):
     run_only(compare_inputs.STUDY, "--seeds", "1")
     trained = {one[1]: one[3] for one in runs if one[2] == "train_world_model.py" and one[0].name == "seed-0"}
     encoders = {name: settings.get("encoder", "of the config") for name, settings in trained.items()}
     assert encoders.pop(compare_inputs.PRETRAINED).endswith("pretrain/final")
+    assert encoders.pop(compare_inputs.ALONG).endswith("pretrain/final")
     assert encoders.pop(compare_inputs.RANDOM) == "random" and set(encoders.values()) == {"of the config"}
+
+
+def test_only_one_row_learns_its_encoder_along_which_is_measured_too(runs, run_only):
+    run_only(compare_inputs.STUDY, "--seeds", "1")
+    along = {one[1]: one[3] for one in runs if one[3].get("state.train_encoder") == "true"}
+    row = compare_inputs.ALONG
+    assert set(along) == {row, *(f"{row} {steps}" for steps in compare_inputs.SPEED_STEPS)}
+    assert {settings["encoder"] for name, settings in along.items() if name != row} == {"random"}
+
+
+def test_rows_side_by_side_share_one_pretraining_of_each_seed(runs, run_only, monkeypatch):
+    recorded = study.RunFolder.run
+
+    def slowly(self, name: str, *arguments: str) -> Path:
+        if name == "pretrain":
+            time.sleep(0.2)
+        return recorded(self, name, *arguments)
+
+    monkeypatch.setattr(study.RunFolder, "run", slowly)
+    run_only(compare_inputs.STUDY, "--seeds", "3", "--jobs", "40")
+    assert sorted(one[0].name for one in runs if one[1] == "pretrain") == ["seed-0", "seed-1", "seed-2"]
 
 
 def test_a_failed_trial_ends_the_runs_that_wait_for_it():
