@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import json
 import logging
 import math
 import os
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -126,6 +128,7 @@ def known_splits(splits: Sequence[str | None]) -> list[str | None]:
     return [("test" if split == "validation" and "test" not in names else split) for split in splits]
 
 
+@functools.lru_cache(maxsize=4096)
 def split_of(folder: str) -> str | None:
     """ "train", "validation" or "test" if a folder has the name of a split, like `val2017` or `test_videos`."""
     match = _FOLDER.fullmatch(folder)
@@ -147,9 +150,9 @@ def label_files(names: Sequence[str], limit: int = 3) -> FileLabels:
     other files, and a level of folders that is the same for all files (`rgb/`) or that holds one file each
     (`video_001/clip.mp4`) below folders that differ, name none. `limit`: file names in `problem`.
     """
-    parts = [PurePosixPath(name.replace(os.sep, "/")).parts[:-1] for name in names]
-    splits = [next((split for split in map(split_of, reversed(folders)) if split), None) for folders in parts]
-    folders = [tuple(folder for folder in part if split_of(folder) is None) for part in parts]
+    parents = [_parent(name) for name in names]
+    known = {parent: _split_and_classes(parent) for parent in set(parents)}  # a folder holds many files
+    splits, folders = [known[parent][0] for parent in parents], [known[parent][1] for parent in parents]
     level, depths = _class_level([part for part in folders if part]), sorted({len(part) for part in folders if part})
     labels = [part[level] if part else None for part in folders]
     odd = [name for name, label in zip(names, labels) if label is None]
@@ -162,6 +165,19 @@ def label_files(names: Sequence[str], limit: int = 3) -> FileLabels:
         problem = f"The folders of files differ in depth, like {' and '.join(examples[:limit])}"
         problem += f": the labels are those of the upper level, like {classes}. If they are wrong, {advice}."
     return FileLabels(labels, splits, problem)
+
+
+def _parent(name: str) -> str:
+    """The folder of a file in the dataset, with slashes."""
+    return posixpath.dirname(name.replace(os.sep, "/"))
+
+
+def _split_and_classes(parent: str) -> tuple[str | None, tuple[str, ...]]:
+    """The split that a path of folders names, and the folders that name none."""
+    parts = PurePosixPath(parent).parts
+    splits = [split_of(folder) for folder in parts]
+    named = tuple(folder for folder, split in zip(parts, splits) if split is None)
+    return next((split for split in reversed(splits) if split), None), named
 
 
 def _class_level(folders: Sequence[tuple[str, ...]]) -> int:
@@ -183,14 +199,15 @@ def read_metadata(
     Numbers in a .csv become numbers if all values of the column are, and empty values None.
     """
     found: dict[str, dict[str, Any]] = {}
-    parents = {"", *(str(parent) for name in names for parent in PurePosixPath(name.replace(os.sep, "/")).parents)}
-    for parent in sorted("" if parent == "." else parent for parent in parents):
+    folders = map(PurePosixPath, {_parent(name) for name in names})
+    parents = {"", *(str(parent) for inner in folders for parent in (inner, *inner.parents))} - {"."}
+    for parent in sorted(parents):
         here: dict[str, dict[str, Any]] = {}
         for path in (Path(folder) / parent / name for name in _METADATA):
             for row in _table(path, as_settings("limits", limits, ReadLimits)) if path.is_file() else ():
                 name = os.path.normpath(os.path.join(parent, str(row.pop("file_name")))).replace(os.sep, "/")
-                for column in ("label", "split"):
-                    before, now = _known(here.get(name, {}).get(column)), _known(row.get(column))
+                for column in ("label", "split") if name in here else ():
+                    before, now = _known(here[name].get(column)), _known(row.get(column))
                     if None not in (before, now) and before != now:
                         raise ValueError(
                             f"{str(path)!r} gives {name!r} the {column} {now!r}, but it has {before!r} before; "
