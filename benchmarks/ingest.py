@@ -190,7 +190,11 @@ def main() -> None:
             "",
             setting,
             "",
+            "Decoding alone. This package reads videos with PyAV; torchcodec is measured beside it, and not used.",
+            "",
             *format_table(of_frames, [map(number, row.values()) for row in frames]),
+            "",
+            "Reading of metadata. Only the last row reads videos, and decodes none.",
             "",
             *format_table(["metadata", "rows per core and second"], [map(number, row) for row in metadata.items()]),
         ]
