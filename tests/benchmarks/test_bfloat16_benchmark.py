@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from vjepa2_hf import VJepa2Encoder, VJepa2EncoderConfig, VJepa2VideoProcessor, VJepa2WorldModel
+
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -73,6 +75,19 @@ def test_success_of_plans_is_shown_if_it_was_measured(benchmark):
     assert "| plan | 200 | 100 | 2.00 (1.90 to 2.10) | 2.50 | 0.80 |" in text
     assert "| plan | attention | 100 % | 99 % | 2.02 |" in text and "| plan | others | 0 % | 1 % |  |" in text
     assert "success in float32, 50 tasks | 0.900 (0.800 to 0.950), 12.0 ms per plan |" in text
+
+
+def test_plans_of_the_demo_are_tried_in_both_types(benchmark, tmp_path):
+    sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "crop_size": 64}
+    dynamics = {"predictor_hidden_size": 12, "predictor_num_hidden_layers": 1, "predictor_num_attention_heads": 2}
+    actions = {"action_dim": 4, "actions_per_step": 2, "action_low": [-1.0] * 4, "action_high": [1.0] * 4}
+    encoder = VJepa2Encoder(VJepa2EncoderConfig(**sizes))
+    model = VJepa2WorldModel.from_encoder(encoder, frame_skip=2, distance_head=True, **actions, **dynamics)
+    model.save_pretrained(tmp_path / "world_model" / "final")
+    VJepa2VideoProcessor(size=64, crop_size=64).save_pretrained(tmp_path / "world_model" / "final")
+    found = benchmark.measure_success(tmp_path, 1)
+    assert list(found["rows"]) == ["default", "bfloat16"] and found["tasks"] == 1
+    assert all(row["plans"] > 0 for row in found["rows"].values())
 
 
 def test_errors_come_before_anything_is_measured(benchmark, tmp_path):

@@ -18,12 +18,14 @@ from builders import (
     clips,
     spread,
 )
+from script_runs import run_pretrain, run_train_world_model, write_noise_episodes, write_square_shards
 from torch import nn
 from transformers import pipeline
 
 from vjepa2_hf import (
     VJepa2Encoder,
     VJepa2FeatureExtractor,
+    VJepa2ForMaskedLatentPrediction,
     VJepa2Planner,
     VJepa2WorldModel,
     VJepa2WorldModelConfig,
@@ -56,14 +58,18 @@ def instructions(monkeypatch):
     modeling_base._warn_of_slow_bfloat16.cache_clear()
 
 
+def reset_accelerate() -> None:
+    """Accelerate keeps the precision of a run for the whole process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
 @pytest.fixture
 def bf16_run():
-    """For tests that train with mixed_precision=bf16: Accelerate keeps the setting for the whole process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    """For tests that train with mixed_precision=bf16."""
+    reset_accelerate()
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    reset_accelerate()
 
 
 class TestAttention:
@@ -207,6 +213,23 @@ class TestTraining:
         assert {part.dtype for part in floats} == {torch.float32}
         pairs = zip(before, plain.target_encoder.parameters(), strict=True)
         assert not all(torch.equal(old, new) for old, new in pairs)
+
+    def test_both_scripts_learn_what_they_learn_in_float32(self, monkeypatch, tmp_path, bf16_run):
+        sizes = "hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, patch_size: 8"
+        shards, episodes = write_square_shards(tmp_path / "shards"), write_noise_episodes(tmp_path / "episodes")
+        build_encoder().to(torch.bfloat16).save_pretrained(tmp_path / "encoder")
+        given = [f"encoder={tmp_path / 'encoder'}", "encoder_config={}", f"cache_dir={tmp_path / 'cache'}"]
+        losses = {}
+        for precision in ("bf16", "no"):
+            settings, folder = f"mixed_precision={precision}", tmp_path / precision
+            rows = run_pretrain(monkeypatch, shards, folder / "pretrain", f"encoder={{{sizes}}}", settings)
+            reset_accelerate()
+            rows += run_train_world_model(monkeypatch, episodes, folder / "world_model", *given, settings)
+            reset_accelerate()
+            losses[precision] = [row["loss"] for row in rows]
+            for name, kind in (("pretrain", VJepa2ForMaskedLatentPrediction), ("world_model", VJepa2WorldModel)):
+                assert kind.from_pretrained(folder / name / "final").dtype == torch.float32
+        assert losses["bf16"] == pytest.approx(losses["no"], rel=0.05) and losses["bf16"] != losses["no"]
 
     def test_targets_are_normalized_in_float32(self):
         model = build_masked_latent(4, normalize_targets="batch")
