@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from pathlib import Path
 from typing import Any
 

@@ -13,6 +13,7 @@ import json
 import statistics
 import sys
 import time
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from pathlib import Path
 from typing import Any
 

@@ -16,6 +16,7 @@ import json
 import platform
 import subprocess
 import sys
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path

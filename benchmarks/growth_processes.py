@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from functools import partial
 from pathlib import Path
 

@@ -11,6 +11,7 @@ the libraries of FFmpeg). Results go to `results/ingest.json`, and into docs/sca
 import argparse
 import tempfile
 import time
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

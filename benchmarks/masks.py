@@ -12,6 +12,7 @@ import json
 import math
 import sys
 import time
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

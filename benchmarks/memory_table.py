@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path

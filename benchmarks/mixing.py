@@ -14,6 +14,7 @@ import itertools
 import statistics
 import tempfile
 import time
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

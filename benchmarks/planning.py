@@ -23,6 +23,7 @@ import dataclasses
 import json
 import sys
 import time
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from pathlib import Path
 
 import pyarrow as pa

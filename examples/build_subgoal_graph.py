@@ -17,6 +17,7 @@ model; `OUTPUT_DIR/graph.json` describes the graph. docs/planning.md, "Far goals
 """
 
 import logging
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from dataclasses import dataclass, field
 from typing import Any, Literal
 

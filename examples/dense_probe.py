@@ -23,6 +23,7 @@ rate is not chosen on; `OUTPUT_DIR/predictions.png` shows some of them; `OUTPUT_
 
 import dataclasses
 import functools
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal

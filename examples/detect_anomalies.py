@@ -15,6 +15,7 @@ heat map of the first placement of each anomaly.
 """
 
 import argparse
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from pathlib import Path
 from typing import Any
 

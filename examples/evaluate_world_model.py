@@ -18,6 +18,7 @@ both.
 
 import dataclasses
 import logging
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -20,6 +20,7 @@ Weights of more than 2 GB lie in a second file, encoder.onnx.data.
 import argparse
 import importlib.util
 import tempfile
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Callable
 from pathlib import Path
 

@@ -21,6 +21,7 @@ import argparse
 import functools
 import logging
 import os
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from pathlib import Path
 
 from tqdm.auto import tqdm

@@ -32,6 +32,7 @@ when it is complete. HDF5 needs h5py: pip install "vjepa2-hf[hdf5]". Files compr
 
 import argparse
 import logging
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from pathlib import Path
 
 from vjepa2_hf.data.importers import ImportOptions, import_episodes

@@ -20,6 +20,7 @@ they are right. Near 0 they are no better than the mean action: then do not use 
 
 import argparse
 import logging
+import vjepa2_cli  # noqa: F401 (a quick --help)
 
 from vjepa2_hf.data.episodes import EpisodeSource
 from vjepa2_hf.specs import check_at_least

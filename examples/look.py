@@ -21,6 +21,7 @@ encoder, for attention a probe from `examples/train_probe.py` with `kind=attenti
 
 import argparse
 import sys
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from functools import partial
 from pathlib import Path
 from typing import Any

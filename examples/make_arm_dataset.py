@@ -22,6 +22,7 @@ the same dataset.
 
 import argparse
 import json
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from pathlib import Path
 from typing import Any
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from pathlib import Path
 
 import numpy as np

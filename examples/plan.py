@@ -22,6 +22,7 @@ import itertools
 import json
 import logging
 import os
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial

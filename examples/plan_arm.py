@@ -18,6 +18,7 @@ shards with states of xyz (m), extrinsic Euler angles xyz (rad) and gripper (clo
 """
 
 import dataclasses
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple

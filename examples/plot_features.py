@@ -16,6 +16,7 @@ with random weights. The variance fractions, for this clip and over `--clips` cl
 """
 
 import argparse
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from pathlib import Path
 
 from vjepa2_hf import VJepa2Encoder

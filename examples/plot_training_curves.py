@@ -12,6 +12,7 @@ Reads each run's `metrics.jsonl`; the run need not be finished. A dotted line ma
 import argparse
 import itertools
 import math
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from pathlib import Path
 from typing import Any
 

@@ -22,6 +22,7 @@ docs/training_curves.md explains the numbers in `OUTPUT_DIR/metrics.jsonl`.
 
 import contextlib
 import logging
+import vjepa2_cli  # noqa: F401 (a quick --help)
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict

@@ -19,6 +19,7 @@ in the first frame and in `--context_frames` frames before, at most `--radius` p
 import argparse
 import dataclasses
 import functools
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from pathlib import Path
 
 import numpy as np

@@ -35,6 +35,7 @@ import functools
 import json
 import logging
 import os
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 

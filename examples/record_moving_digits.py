@@ -21,6 +21,7 @@ played backward, is one of the other kind, so that only the order of frames dist
 """
 
 import argparse
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Iterator
 from typing import Any
 

@@ -16,6 +16,7 @@ import base64
 import io
 import json
 import platform
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from importlib import metadata
 from pathlib import Path
 from typing import Any

@@ -27,6 +27,7 @@ appears only when it is complete.
 
 import argparse
 import logging
+import vjepa2_cli  # noqa: F401 (a quick --help)
 
 from vjepa2_hf.data.resampling import ResampleOptions, resample_episodes
 from vjepa2_hf.specs import check_at_least

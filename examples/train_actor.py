@@ -15,6 +15,7 @@ after training. The result is `OUTPUT_DIR/final`, a policy for `examples/plan.py
         "proposals={CEM, pretrained encoder: runs/demo/actor/final}"
 """
 
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal

@@ -20,6 +20,7 @@ latents of the world model, and the first action of its plan is the target.
         "planner={name: cem, horizon: 3, num_candidates: 32, num_iterations: 2, cost: closest}"
 """
 
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from dataclasses import dataclass
 from functools import partial
 from typing import Any

@@ -20,6 +20,7 @@ World model and encoder do not change. Results on held-out episodes are `OUTPUT_
 import dataclasses
 import itertools
 import math
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path

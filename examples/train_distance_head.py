@@ -18,6 +18,7 @@ Planners use the head through their cost (docs/planning.md):
 
 import dataclasses
 import shutil
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -22,6 +22,7 @@ on the validation clips. The result is `OUTPUT_DIR/final` (for k-NN it holds the
 
 import functools
 import time
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -118,8 +119,7 @@ class ProbeConfig(TrainingConfig):
 
     # Anticipation
     anticipate_frames: int | None = None
-    """Frames between the end of a clip and the end of its video, which the label belongs to; null: a clip lies in the
-    middle of its video."""
+    """Frames from a clip's end to the end of its video, which the label belongs to; null: clips lie in the middle."""
     predicted_frames: int = 0
     """Attentive probes also take the tokens that the predictor computes for the last of these frames. `encoder` is
     then a masked-latent model; the published evaluation of anticipation uses one tubelet."""

@@ -32,6 +32,7 @@ and true times. The result is `OUTPUT_DIR/final`:
 
 import dataclasses
 import functools
+import vjepa2_cli  # noqa: F401 (a quick --help)
 
 import torch
 

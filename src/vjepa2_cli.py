@@ -8,11 +8,15 @@
 
 A command is replaced by its script, which does everything else: arguments, `--help`, errors and exit status. This
 module imports the standard library alone, because `import vjepa2_hf` takes seconds.
+
+Scripts import this module before PyTorch: then their own `--help` is quick, too (see `StandIn`).
 """
 
 import ast
 import difflib
 import importlib
+import importlib.abc
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import os
@@ -22,10 +26,13 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from abc import ABCMeta
 from collections.abc import Iterator
+from dataclasses import dataclass, is_dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 
 HERE = Path(__file__).resolve().parent
@@ -54,6 +61,13 @@ PACKAGES = [
     "numpy",
     "pillow",
 ]
+# What scripts import and `--help` does not need
+SLOW = {
+    "accelerate", "av", "datasets", "einops", "evaluate", "gradio", "gym_pusht", "gymnasium", "h5py", "matplotlib",
+    "onnx", "onnxruntime", "pandas", "pyarrow", "safetensors", "scipy", "sklearn", "stable_worldmodel", "torch",
+    "torchdata", "torchvision", "transformers",
+}  # fmt: skip
+REAL_PACKAGES = "VJEPA2_HELP_FROM_REAL_PACKAGES"
 EXTRAS = ["gymnasium", "matplotlib", "gradio", "peft", "h5py", "stable-worldmodel", "onnx", "onnxruntime", "trackio"]
 
 
@@ -182,6 +196,84 @@ def ffmpeg() -> str:
     av = load("av")
     return f"libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))}" if isinstance(av, ModuleType) else av
 
+
+# --- `--help` of a script, without the packages that take seconds to import
+
+
+class StandIn(ABCMeta):
+    """The type of classes that stand for those of `SLOW` packages while a script builds its `--help`.
+
+    A script's arguments and their defaults come from its own code, which subclasses, calls and names classes of these
+    packages, but does not need what they do. `autodoc_mock_imports` of Sphinx reads documentation this way.
+    """
+
+    def __getattr__(cls, name: str) -> Any:
+        # `strict` of huggingface_hub wants no further methods of a dataclass
+        if name.startswith("__") or (is_dataclass(cls) and cls.__module__ != __name__):
+            raise AttributeError(name)
+        return stand_in(name)
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if cls.__module__ != __name__:
+            return super().__call__(*args, **kwargs)
+        is_decorator = len(args) == 1 and not kwargs and callable(args[0])
+        return args[0] if is_decorator else cls
+
+    def register(cls, *args: Any, **kwargs: Any) -> None:
+        """Does nothing, for `AutoModel.register`; ABCMeta has a method of this name."""
+
+    def __getitem__(cls, key: Any) -> Any:
+        return cls
+
+    def __contains__(cls, key: Any) -> bool:
+        return False
+
+
+def stand_in(name: str) -> StandIn:
+    """An empty class; `PreTrainedConfig` and its subclasses are dataclasses, as in transformers."""
+    prepare = dataclass(kw_only=True) if name == "PreTrainedConfig" else lambda kind, **kwargs: kind
+    return prepare(StandIn(name, (), {"__module__": __name__, "__init_subclass__": classmethod(prepare)}))
+
+
+class StandInModule(ModuleType):
+    """A module of which every name is a stand-in."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return stand_in(name)
+
+
+class StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds `SLOW` packages before Python does, and imports stand-ins for them."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        is_slow = name.partition(".")[0] in SLOW
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if is_slow else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        return StandInModule(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing to run."""
+
+
+def start_with_real_packages(*error: Any) -> None:
+    """Starts the program again without stand-ins: one of them did not do, as in a script that a user has changed."""
+    os.environ[REAL_PACKAGES] = "1"
+    os.execv(sys.executable, sys.orig_argv)
+
+
+def asks_a_script_for_help() -> bool:
+    """Whether this process is `python SCRIPT.py --help` or `python -m vjepa2_hf.MODULE --help`."""
+    is_script = __name__ != "__main__" and (sys.argv[0].endswith(".py") or sys.argv[0] == "-m")
+    is_fresh = "torch" not in sys.modules and REAL_PACKAGES not in os.environ
+    return is_script and is_fresh and not {"-h", "--help"}.isdisjoint(sys.argv[1:])
+
+
+if asks_a_script_for_help():
+    sys.meta_path.insert(0, StandInFinder())
+    sys.excepthook = start_with_real_packages
 
 if __name__ == "__main__":
     main()

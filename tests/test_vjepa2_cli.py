@@ -1,19 +1,21 @@
 """The command `vjepa2` runs the scripts by name, quickly, and passes on what they return."""
 
 import ast
+import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
 import textwrap
+import vjepa2_cli
 from pathlib import Path
 
 import pytest
 import torch
 from builders import EXAMPLES
 
-import vjepa2_cli
 import vjepa2_hf
 
 
@@ -70,6 +72,71 @@ def test_help_lists_every_command_in_little_time():
             "."
         )
     assert sum(after[2:4]) - sum(before[2:4]) < 1.5
+
+
+QUICK = """if True:
+    import contextlib, io, json, runpy, sys
+    sys.argv = ["script.py", "--help"]
+    import vjepa2_cli
+    sys.excepthook = sys.__excepthook__  # a script that needs a real package fails
+    texts = {}
+    for script in SCRIPTS:
+        sys.argv, sys.path[0], text = [script, "--help"], script.rpartition("/")[0], io.StringIO()
+        with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+            runpy.run_path(script, run_name="__main__")
+        texts[script] = text.getvalue()
+    for name in ("convert_checkpoints", "training.capacity"):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+            runpy.run_module(f"vjepa2_hf.{name}", run_name="__main__")
+    real = {name for name in vjepa2_cli.SLOW if getattr(sys.modules.get(name), "__file__", None)}
+    print(json.dumps([texts, sorted(real)]))
+"""
+
+
+def test_help_of_scripts_imports_no_slow_package_and_is_the_same_text(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    scripts = [str(path) for path in scripts_with_quick_help()]
+    environment = {**os.environ, "PYTHONPATH": str(CLI.parent)}
+    command = [sys.executable, "-c", QUICK.replace("SCRIPTS", repr(scripts))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    texts, real = json.loads(done.stdout)
+    assert not real
+    for script in scripts:
+        monkeypatch.setattr(sys, "argv", [script, "--help"])
+        monkeypatch.syspath_prepend(str(Path(script).parent))
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except ModuleNotFoundError as error:  # an extra that is not installed here
+            assert error.name in vjepa2_cli.SLOW
+        except SystemExit:
+            assert capsys.readouterr().out == texts[script] != "", script
+
+
+def scripts_with_quick_help() -> list[Path]:
+    texts = {path: path.read_text(encoding="utf-8") for path in sorted(EXAMPLES.rglob("*.py"))}
+    return [path for path, text in texts.items() if "\nimport vjepa2_cli" in text]
+
+
+def test_every_script_with_slow_imports_has_a_quick_help():
+    """A script starts with `import vjepa2_cli`, before what takes seconds to import."""
+    for path in [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("studies/*.py"), EXAMPLES / "app" / "app.py"]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        is_program = any(isinstance(node, ast.If) and "'__main__'" in ast.dump(node.test) for node in tree.body)
+        names = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
+        modules = {node.module.partition(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)}
+        is_slow = bool({"vjepa2_hf", "study", *vjepa2_cli.SLOW} & {*modules, *(name.split(".")[0] for name in names)})
+        assert not (is_program and is_slow) or "vjepa2_cli" in names, f"add `import vjepa2_cli` to {path.name}"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="exec returns to the shell")
+def test_a_script_whose_help_needs_a_real_package_starts_again_with_it(tmp_path):
+    (tmp_path / "mine.py").write_text("import vjepa2_cli\nimport packaging, h5py\nprint(sum([h5py.__name__ + 1]))")
+    (tmp_path / "h5py.py").write_text("print('the real one')")
+    command = [sys.executable, tmp_path / "mine.py", "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(CLI.parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout == "the real one\n" and "TypeError" in done.stderr and done.returncode == 1
 
 
 def test_arguments_output_and_exit_code_are_those_of_the_script(tmp_path):

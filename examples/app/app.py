@@ -16,6 +16,7 @@ import contextlib
 import os
 import signal
 import sys
+import vjepa2_cli  # noqa: F401 (a quick --help)
 
 import gradio as gr
 import look_tab

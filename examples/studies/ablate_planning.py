@@ -11,6 +11,7 @@ that the results file already has, measured with the same settings, stay in the 
 
 import argparse
 import dataclasses
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path

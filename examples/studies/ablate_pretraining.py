@@ -10,6 +10,7 @@ recipe's architecture and initialization.
 """
 
 import argparse
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Iterator
 from functools import partial
 from itertools import product

@@ -13,6 +13,7 @@ only by name (`--rows learning_encoder`), because it encodes every frame at ever
 import argparse
 import json
 import math
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path

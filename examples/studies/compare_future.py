@@ -16,6 +16,7 @@ the mask of the future.
 """
 
 import argparse
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Iterator
 from functools import partial
 from typing import Any

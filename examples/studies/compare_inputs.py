@@ -19,6 +19,7 @@ SIGReg (arXiv 2603.19312). The weight of SIGReg is chosen by trials on another s
 import argparse
 import json
 import threading
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass

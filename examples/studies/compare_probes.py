@@ -12,6 +12,7 @@ was pretrained at these three speeds; and the time of a sweep of 20 heads next t
 """
 
 import argparse
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Iterator
 from functools import partial
 from itertools import product

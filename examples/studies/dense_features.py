@@ -17,6 +17,7 @@ The last runs plot the features of the first seed as colors (`--images FOLDER`).
 """
 
 import argparse
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path

@@ -18,6 +18,7 @@ seed has its own episodes and plans on its own tasks. Positions are read out of 
 """
 
 import argparse
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Iterator
 from functools import partial
 from typing import Any

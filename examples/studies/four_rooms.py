@@ -10,6 +10,7 @@ docs/planning_evaluation.md.
 """
 
 import argparse
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path

@@ -13,6 +13,7 @@ Results go to `results/learned_states.json`, docs/states.md and its figure, and 
 
 import argparse
 import shutil
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path

@@ -18,6 +18,7 @@ tokens' variance (around the mean at each position) that lies between clips, the
 
 import argparse
 import json
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from pathlib import Path
 from typing import Any
 

@@ -17,6 +17,7 @@ for `all` of them:
 
 import argparse
 import tempfile
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

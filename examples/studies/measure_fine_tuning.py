@@ -10,6 +10,7 @@ random weights; all continue the same start.
 """
 
 import argparse
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Iterator
 from functools import partial
 from typing import Any

@@ -18,6 +18,7 @@ and at the horizons the same divided by the error of copying (`over_copying`).
 """
 
 import argparse
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path

@@ -16,6 +16,7 @@ Without `--encoder`, an encoder is pretrained first. `OUTPUT/seed-0/world_model.
 """
 
 import argparse
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Iterator
 from functools import partial
 from itertools import product

@@ -12,6 +12,7 @@ Needs the packages of the environments: `pip install -c constraints.txt -e ".[de
 import argparse
 import importlib.util
 import os
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial

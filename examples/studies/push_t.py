@@ -16,6 +16,7 @@ state is read in new episodes, also from an encoder with random weights.
 
 import argparse
 import json
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial

@@ -9,6 +9,7 @@ motion in five of these appearances: an image of each, and the true positions ne
 """
 
 import argparse
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from pathlib import Path
 from typing import Any
 

@@ -12,6 +12,7 @@ runs does not have stay in the table, so that seeds may be added: `--first_seed 
 """
 
 import argparse
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path

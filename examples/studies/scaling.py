@@ -12,6 +12,7 @@ docs/scaling.png. The options take any size: see docs/scale.md.
 """
 
 import argparse
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Iterator
 from functools import partial
 from itertools import product

@@ -10,6 +10,7 @@ correlation of its distances with the length of the shortest path, on held-out f
 
 import argparse
 import json
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path

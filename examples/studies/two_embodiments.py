@@ -11,6 +11,7 @@ degrees of the way to the goal. Results go to `results/two_embodiments.json` and
 """
 
 import argparse
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path

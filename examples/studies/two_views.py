@@ -10,6 +10,7 @@ both views also plans from one of them. Success is of the block alone, and of bl
 """
 
 import argparse
+import vjepa2_cli  # noqa: F401 (a quick --help)
 from collections.abc import Iterator
 from functools import partial
 from typing import Any

@@ -1,5 +1,11 @@
 """V-JEPA 2 in the Hugging Face ecosystem: pretraining, world models, planning and probing."""
 
+import sys
+
+
+if sys.orig_argv[1:2] == ["-m"] and sys.orig_argv[2].startswith("vjepa2_hf."):
+    import vjepa2_cli  # noqa: F401 (a quick --help)
+
 from transformers import (
     AutoConfig,
     AutoModel,

@@ -61,7 +61,7 @@ def imported(path: Path) -> frozenset[str]:
                 found |= frozenset().union(*(imported(file) for file in files if file.is_file()))
             else:
                 found.add(name.split(".")[0])
-    return frozenset(found - set(sys.stdlib_module_names))
+    return frozenset(found - set(sys.stdlib_module_names) - {"vjepa2_cli"})
 
 
 def needed_by(script: Path) -> set[str]:
