@@ -13,10 +13,10 @@ from plan import PlanConfig
 from plan_arm import PlanArmConfig
 from pretrain import PretrainConfig
 from train_actor import ActorConfig
+from train_cloning import CloningConfig
 from train_decoder import DecoderTrainingConfig
 from train_probe import ProbeConfig
 
-from vjepa2_hf.environments.policy_training import PolicyTrainingConfig
 from vjepa2_hf.training.settings import load_config
 from vjepa2_hf.training.world_model_settings import WorldModelTrainingConfig
 
@@ -24,7 +24,7 @@ from vjepa2_hf.training.world_model_settings import WorldModelTrainingConfig
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SETTINGS = {"pretrain": PretrainConfig, "train_world_model": WorldModelTrainingConfig, "train_probe": ProbeConfig}
-SETTINGS |= {"train_decoder": DecoderTrainingConfig, "train_cloning": PolicyTrainingConfig, "train_actor": ActorConfig}
+SETTINGS |= {"train_decoder": DecoderTrainingConfig, "train_cloning": CloningConfig, "train_actor": ActorConfig}
 SETTINGS |= {"plan": PlanConfig, "plan_arm": PlanArmConfig}
 # Examples that scripts are made of, without a command of their own
 PARTS = {"study.py", *(path.name for path in (ROOT / "examples" / "app").glob("*.py"))} - {"app.py"}
@@ -124,7 +124,7 @@ def test_tables_of_docs_are_those_of_the_last_measurement(page, name, script):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_config_loads_without_an_unknown_key(path):
     classes = dict.fromkeys(("pretrain", "cooldown", "distill"), PretrainConfig) | {"plan": PlanConfig}
-    classes |= {"decoder": DecoderTrainingConfig, "cloning": PolicyTrainingConfig, "actor": ActorConfig}
+    classes |= {"decoder": DecoderTrainingConfig, "cloning": CloningConfig, "actor": ActorConfig}
     classes |= {"probe": ProbeConfig}
     classes |= {"plan": PlanArmConfig} if path.parent.name == "franka" else {}
     config_class = classes.get(path.stem.split("_")[0], WorldModelTrainingConfig)

@@ -92,7 +92,7 @@ class CachedVideo(VideoReader):
         self.nbytes = len(self) * (3 * width * height + _TABLE_BYTES)
 
     def frames(self, indices: Sequence[int] | None = None) -> np.ndarray:
-        """As `VideoReader.frames`."""
+        """See `VideoReader.frames`."""
         if self._decoded is None:
             if not self._cache.make_room(self.nbytes):
                 return super().frames(indices)

@@ -265,7 +265,7 @@ def prediction_errors(
     batch_size: int = 8,
     statistics: TargetStatistics | None = None,
 ) -> torch.Tensor:
-    """The "errors" of `measure_video`."""
+    """The "errors" of `measure_video`, (T', H', W')."""
     return measure_video(model, source, context_frames, future_frames, batch_size, statistics)["errors"]
 
 
@@ -277,7 +277,7 @@ def two_way_errors(
     batch_size: int = 8,
     statistics: TargetStatistics | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The "errors" and "backward" of `measure_video`, in one pass over the video."""
+    """The "errors" and "backward" of `measure_video`, (T', H', W') each, in one pass over the video."""
     options = (context_frames, future_frames, batch_size, statistics)
     found = measure_video(model, source, *options, scores=("reversal",))
     return found["errors"], found["backward"]

@@ -152,6 +152,7 @@ class WorldModelTrainingConfig(TrainingConfig):
 
     @property
     def state_type(self) -> str:
+        """What a frame becomes, as VJepa2WorldModelConfig has it."""
         return self.world_model.get("state_type", "pixels" if self.encoder == "pixels" else "tokens")
 
     @property
@@ -162,18 +163,22 @@ class WorldModelTrainingConfig(TrainingConfig):
 
     @property
     def sources(self) -> list[EpisodeSource]:
+        """The datasets in `data`."""
         return episode_sources(self.data)
 
     @property
     def freeze_encoder(self) -> bool:
+        """Whether the encoder keeps its weights."""
         return self.world_model.get("freeze_encoder", True)
 
     @property
     def distance_head(self) -> bool:
+        """Whether a distance head is trained after the dynamics."""
         return self.world_model.get("distance_head", False)
 
     @property
     def frame_skip(self) -> int:
+        """Frames of a model step."""
         return self.world_model.get("frame_skip", 1)
 
     def scheduled(self, step: int) -> dict[str, Any]:
