@@ -1,6 +1,6 @@
 """Many videos without actions and few episodes with: does learning to see from video help to plan?
 
-    python examples/studies/few_actions.py [--output runs/few_actions] [--seeds 3] [--jobs 2]
+    python examples/studies/few_actions.py [--output runs/few_actions] [--seeds 3] [--paired_seeds 5] [--jobs 2]
 
 Pushing with varied appearance: `--videos` videos whose actions nobody reads, and few episodes with actions. Every row
 trains a learned state and dynamics (docs/states.md) with as many steps:
@@ -12,9 +12,10 @@ trains a learned state and dynamics (docs/states.md) with as many steps:
 * "state from videos, then episodes": the same state, trained further on the few episodes;
 * "videos, true actions": on the videos and their actions, which no other row sees: the most that labels can give.
 
-"videos, inferred actions" is also measured after fewer steps, a curve over the compute spent on videos. Each training
-seed has its own episodes and plans on its own tasks. Positions are read out of the states in other appearances
-(`read_states.py`). Results go to `results/few_actions.json` and docs/states.md.
+"videos, inferred actions" is also measured after fewer steps, a curve over the compute spent on videos. Seeds beyond
+`--seeds` have only the first two rows, with the fewest episodes. Each training seed has its own episodes and plans on
+its own tasks. Positions are read out of the states in other appearances (`read_states.py`). Results go to
+`results/few_actions.json` and docs/states.md.
 """
 
 import argparse
@@ -43,8 +44,9 @@ EPISODE_SEED = 10_000  # of the first seed's episodes; the videos have seed 0
 
 def run(options: argparse.Namespace) -> None:
     shared, seeds = study.RunFolder(options.output), range(options.seeds)
+    further = range(options.seeds, options.paired_seeds)
     shared.record(options.output / "videos", f"{RECORD} --episodes {options.videos}")
-    for seed in seeds:
+    for seed in [*seeds, *further]:
         command = f"{RECORD} --episodes {max(COUNTS)} --seed {EPISODE_SEED * (seed + 1)}"
         shared.record(options.output / f"episodes-{seed}", command)
     first, then = [], []
@@ -54,6 +56,8 @@ def run(options: argparse.Namespace) -> None:
         first += [part(row, count, options.steps) for count in COUNTS for row in (INFERRED, ALONE)]
         then += [part(FURTHER, COUNTS[0], options.steps)]
         then += [part(INFERRED, COUNTS[0], options.steps // fraction) for fraction in FRACTIONS]
+    for seed in further:
+        first += [partial(run_row, options, seed, row, COUNTS[0], options.steps) for row in (INFERRED, ALONE)]
     study.run_side_by_side(first, options.jobs)
     study.run_side_by_side(then, options.jobs)  # on what the first ones have left
 
@@ -116,9 +120,10 @@ def collect(options: argparse.Namespace) -> dict[str, Any] | None:
     if not found["success"]:
         return None
     for steps in (*(options.steps // fraction for fraction in FRACTIONS), options.steps):
-        columns = measured(options, name_of(INFERRED, COUNTS[0], steps))
+        columns = measured(options, name_of(INFERRED, COUNTS[0], steps), options.seeds)
         found["curve"] |= {str(steps): columns} if columns else {}
-    baselines = [table["rows"] for table in _plans(options, name_of(ALONE, COUNTS[0], options.steps))]
+    seeds = all_seeds(options)
+    baselines = [table["rows"] for table in _plans(options, name_of(ALONE, COUNTS[0], options.steps), seeds)]
     names = [row["name"] for row in baselines[0] if row["name"] != ALONE] if baselines else []
     for name in names:
         success = [row["success"] for rows in baselines for row in rows if row["name"] == name]
@@ -132,20 +137,31 @@ def inferred_scores(options: argparse.Namespace) -> dict[str, Any]:
     """R² of the inferred actions by number of episodes."""
     found = {}
     for count in COUNTS:
-        known = study.read_seeds(options.output, f"videos_{count}/inferred_actions.json", options.seeds)
+        known = study.read_seeds(options.output, f"videos_{count}/inferred_actions.json", all_seeds(options))
         scores = [one["r_squared"] for one in known if one["r_squared"] is not None]
-        found |= {str(count): study.over_seeds(scores, t_interval)} if scores else {}
+        found |= {str(count): study.over_seeds(scores, at_most_one)} if scores else {}
     return found
 
 
-def _plans(options: argparse.Namespace, name: str) -> list[dict[str, Any]]:
-    return study.read_seeds(options.output, f"{study.slug(f'plan {name}')}/results.json", options.seeds)
+def at_most_one(values: list[float]) -> tuple[float | None, float | None]:
+    """The t-interval of a mean of R², which may be negative."""
+    low, high = t_interval(values)
+    return low, None if high is None else min(1.0, high)
 
 
-def measured(options: argparse.Namespace, name: str) -> dict[str, Any]:
-    """Columns of a run over the seeds that have it; empty if none has."""
-    tables = _plans(options, name)
-    read = study.read_seeds(options.output, f"read_{study.slug(name)}.json", options.seeds)
+def all_seeds(options: argparse.Namespace) -> int:
+    return max(options.seeds, options.paired_seeds)
+
+
+def _plans(options: argparse.Namespace, name: str, seeds: int) -> list[dict[str, Any]]:
+    return study.read_seeds(options.output, f"{study.slug(f'plan {name}')}/results.json", seeds)
+
+
+def measured(options: argparse.Namespace, name: str, seeds: int | None = None) -> dict[str, Any]:
+    """Columns of a run over those of the first seeds, by default of all, that have it; empty if none has."""
+    seeds = all_seeds(options) if seeds is None else seeds
+    tables = _plans(options, name, seeds)
+    read = study.read_seeds(options.output, f"read_{study.slug(name)}.json", seeds)
     if not tables or len(read) < len(tables):
         return {}
     rows = [next(row for row in table["rows"] if row["name"] == name.rsplit(" ", 2)[0]) for table in tables]
@@ -158,12 +174,13 @@ def measured(options: argparse.Namespace, name: str) -> dict[str, Any]:
 @study.markdown
 def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
     fewest = next(iter(results["success"].values()))
-    seeds = max(len(columns["success"]["by_seed"]) for columns in fewest.values())
+    seeds = sorted({len(columns["success"]["by_seed"]) for columns in fewest.values()})
+    further = f"; {seeds[-1]} in the first two rows" if len(seeds) > 1 else ""
     yield (
-        f"Pushing with varied appearance, {results['videos']} videos, {seeds} training seed(s) × {results['tasks']} "
-        f'tasks: mean (95 % interval over seeds). Every state has {results["steps"]} steps, "{FURTHER}" '
-        f"{results['further_steps']} more; all dynamics {results['dynamics_steps']}. R² is of positions that a linear "
-        "regression reads from the states in appearances that it was not fitted on."
+        f"Pushing with varied appearance, {results['videos']} videos, {seeds[0]} training seed(s){further}, "
+        f"{results['tasks']} tasks each: mean (95 % interval over seeds). Every state has {results['steps']} steps, "
+        f'"{FURTHER}" {results["further_steps"]} more; all dynamics {results["dynamics_steps"]}. R² is of positions '
+        "that a linear regression reads from the states in appearances that it was not fitted on."
     )
     titles = list(next(iter(fewest.values())))
     success = results["success"].items()
@@ -187,7 +204,7 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
 
 SETTINGS = {
     "videos": (3000, "recorded videos"),
-    "steps": (2400, "steps of a state"),
+    "steps": (1600, "steps of a state"),
     "inverse_steps": (2000, "steps of an inverse model"),
     "further_steps": (600, "further steps on the episodes"),
     "further_rate": (5e-4, "learning rate of the further steps"),
@@ -195,7 +212,11 @@ SETTINGS = {
     "tasks": (100, "tasks per seed"),
     "read_episodes": (100, "episodes that positions are read out of"),
 }
-STUDY = study.Study("few_actions", __doc__, run, collect, format_tables, ["docs/states.md"], SETTINGS)
+SEEDS = {
+    "seeds": (3, "training seeds of all rows"),
+    "paired_seeds": (5, "training seeds of the first two rows with the fewest episodes"),
+}
+STUDY = study.Study("few_actions", __doc__, run, collect, format_tables, ["docs/states.md"], SETTINGS, SEEDS)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from vjepa2_hf.training.world_model_settings import WorldModelTrainingConfig
 
 
 def test_every_row_learns_from_what_it_says(commands, run_only, tmp_path):
-    run_only(few_actions.STUDY, "--seeds", "1", "--steps", "32")
+    run_only(few_actions.STUDY, "--seeds", "1", "--paired_seeds", "1", "--steps", "32")
     recorded = [command for command in commands if command[0] == "record_episodes.py"]
     assert [command[command.index("--episodes") + 1] for command in recorded] == ["3000", "300"]
     training = [command for command in commands if command[0] == "train_world_model.py"]
@@ -43,14 +43,31 @@ def test_every_row_learns_from_what_it_says(commands, run_only, tmp_path):
     assert {one.first_task for one in plans} == {970_000} and len([one for one in plans if one.baselines]) == 1
 
 
+def test_further_seeds_have_two_rows(commands, run_only, tmp_path):
+    run_only(few_actions.STUDY, "--seeds", "0", "--paired_seeds", "2", "--steps", "32")
+    training = [command for command in commands if command[0] == "train_world_model.py"]
+    found = [load_config(WorldModelTrainingConfig, command[2], command[3:]).output_dir for command in training]
+    rows = {
+        str(tmp_path / "runs" / f"seed-{n}" / slug(few_actions.name_of(row, 60, 32)))
+        for n in (0, 1)
+        for row in ROWS[:2]
+    }
+    assert set(found) == rows
+
+
 @pytest.mark.slow
 def test_the_whole_command_runs_at_tiny_size(tiny_runs, run_study, tmp_path, monkeypatch):
     monkeypatch.setattr(few_actions, "COUNTS", (4, 6))
     monkeypatch.setattr(few_actions, "FRACTIONS", (2,))
-    page = run_study(few_actions.STUDY, "--seeds", "1", "--jobs", "1", "--steps", "2", "--further_steps", "1")
+    page = run_study(
+        few_actions.STUDY, "--seeds", "1", "--paired_seeds", "2", "--jobs", "1", "--steps", "2", "--further_steps", "1"
+    )
     results = json.loads((tmp_path / "results.json").read_text())
     assert list(results["success"]["4"]) == list(ROWS) and list(results["success"]["6"]) == [ALONE, INFERRED]
     assert list(results["curve"]) == ["1", "2"] and len(results["baselines"]) == 3
     assert [(one["row"], one["minus"]) for one in results["differences"]["4"]] == list(PAIRS)
     assert list(results["inferred"]) == ["4", "6"]
+    seeds = {row: len(columns["success"]["by_seed"]) for row, columns in results["success"]["4"].items()}
+    assert seeds == {row: 2 if row in (INFERRED, ALONE) else 1 for row in ROWS}
+    assert len(results["curve"]["2"]["success"]["by_seed"]) == 1
     assert few_actions.format_tables(results) in page
