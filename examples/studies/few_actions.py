@@ -178,9 +178,9 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
     further = f" ({seeds[-1]} in the first two rows)" if len(seeds) > 1 else ""
     yield (
         f"Pushing with varied appearance, {results['videos']} videos, {seeds[0]} training seed(s){further}, "
-        f"{results['tasks']} tasks for each: mean (95 % interval over seeds). Every state has {results['steps']} steps, "
-        f'"{FURTHER}" {results["further_steps"]} more; all dynamics {results["dynamics_steps"]}. R² is of positions '
-        "that a linear regression reads from the states in appearances that it was not fitted on."
+        f"{results['tasks']} tasks for each: mean (95 % interval over seeds). Every state has {results['steps']} "
+        f'steps, "{FURTHER}" {results["further_steps"]} more; all dynamics {results["dynamics_steps"]}. R² is of '
+        "positions that a linear regression reads from the states in appearances that it was not fitted on."
     )
     titles = list(next(iter(fewest.values())))
     success = results["success"].items()
