@@ -214,19 +214,49 @@ def test_every_weight_learns(dynamics, fusion, state):
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
 
+@pytest.mark.parametrize("forced", [0, 1], ids=["rollout", "both"])
+@pytest.mark.parametrize("window", [1, 3, 5])
+@pytest.mark.parametrize(
+    ("dynamics", "fusion"), [("transformer", "concat"), ("transformer", "cross_attention"), ("mlp", "concat")]
+)
+def test_the_rollout_loss_has_the_gradients_of_frames_computed_again(dynamics, fusion, window, forced):
+    state = "tokens" if dynamics == "transformer" else "pooled"
+    model = build(dynamics, fusion, state, context_frames=window, rollout_steps=4, proprio_dim=2).train()
+    truth, _, others = Case({}, 4, 1, 1, 0).inputs(model)
+    actions = others.pop("context_actions")
+    future = model.rollout(truth[:, :1], actions, use_cache=False, **others)
+    losses = (
+        model(latents=truth, actions=actions, teacher_forcing_weight=forced, **others).rollout_loss,
+        sum(model.latent_loss(future[:, k], truth[:, k + 1]) for k in range(4)) / 4,
+    )
+    torch.testing.assert_close(*losses, **CLOSE)
+    trained = [parameter for parameter in model.predictor.parameters() if parameter.requires_grad]
+    for found, expected in zip(*(torch.autograd.grad(loss, trained) for loss in losses), strict=True):
+        torch.testing.assert_close(found, expected, **CLOSE)
+
+
+def test_frames_of_a_training_rollout_are_computed_once():
+    model, computed = build("transformer", "concat", "tokens", context_frames=3, rollout_steps=3).train(), []
+    model.predictor.register_forward_pre_hook(lambda module, args: computed.append(args[0].latents.shape[1]))
+    truth, _, others = Case({}, 3, 1, 1, 0).inputs(model)
+    model(latents=truth, actions=others["context_actions"])
+    assert computed == [3, 1, 1]
+
+
 @pytest.mark.parametrize("dynamics", ["transformer", "mlp"])
 def test_gradient_checkpointing_gives_the_same(dynamics):
     fusion = "cross_attention" if dynamics == "transformer" else "concat"
-    model, gradients = build(dynamics, fusion, "pooled").train(), []
+    model, gradients = build(dynamics, fusion, "pooled", rollout_steps=3).train(), []
     truth, _, others = Case({}, 3, 1, 1, 0).inputs(model)
-    for checkpointing in (False, True):
-        if checkpointing:
-            model.activation_checkpointing_enable()
+    for options in (None, {"use_reentrant": False}, {"use_reentrant": True}):
+        if options is not None:
+            model.activation_checkpointing_enable(options)
         model.zero_grad()
         model(latents=truth, actions=others["context_actions"]).loss.backward()
         gradients.append([parameter.grad.clone() for parameter in model.predictor.parameters()])
-    for plain, checkpointed in zip(*gradients, strict=True):
-        torch.testing.assert_close(plain, checkpointed)
+    for plain, *checkpointed in zip(*gradients, strict=True):
+        for each in checkpointed:
+            torch.testing.assert_close(each, plain)
 
 
 @torch.no_grad()

@@ -130,12 +130,23 @@ class Dynamics(nn.Module):
 
     def hidden_states(self, inputs: DynamicsInputs) -> torch.Tensor:
         """Hidden states of every frame (B, F, N, d), each from the window of at most W frames that ends with it."""
-        frames, window = inputs.latents.shape[1], self.config.context_frames
-        if frames <= window:
-            return self(inputs)[0]
-        windows = inputs.map(lambda part: part.unfold(1, window, 1).movedim(-1, 2).flatten(0, 1))
-        output = self(windows)[0].unflatten(0, (-1, frames - window + 1))  # (B, windows, W, N, d)
-        return torch.cat([output[:, 0], output[:, 1:, -1]], dim=1)  # the first window serves the first frames too
+        return self.hidden_states_and_cache(inputs)[0]
+
+    def hidden_states_and_cache(self, inputs: DynamicsInputs) -> tuple[torch.Tensor, KeyValueCache]:
+        """`hidden_states`, and the cache of the first frame of each episode, from which a rollout continues."""
+        (batch_size, frames), window = inputs.latents.shape[:2], self.config.context_frames
+        if frames > window:
+            inputs = inputs.map(lambda part: part.unfold(1, window, 1).movedim(-1, 2).flatten(0, 1))
+        output, cache = self(inputs)
+        if frames > window:
+            output = output.unflatten(0, (batch_size, -1))  # (B, windows, W, N, d)
+            output = torch.cat([output[:, 0], output[:, 1:, -1]], dim=1)  # the first serves the first frames too
+
+        def first(part: torch.Tensor) -> torch.Tensor:  # (B · windows, …, tokens, ·) -> (B, …, tokens of a frame, ·)
+            part = part.unflatten(0, (batch_size, -1))[:, 0]
+            return part[..., : part.shape[-2] // min(frames, window), :]
+
+        return output, [tuple(map(first, parts)) for parts in cache]
 
     def next_latents(self, hidden_states: torch.Tensor, inputs: DynamicsInputs) -> torch.Tensor:
         """Hidden states (B, F, N, d) -> the next latents (B, F, N, D): a change of those of `inputs`, or latents

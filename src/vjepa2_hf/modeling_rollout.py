@@ -44,22 +44,35 @@ from .pose import proprio_states_after
 
 
 def rollout_loss(
-    dynamics: Dynamics, inputs: DynamicsInputs, predicted: torch.Tensor | None, targets: torch.Tensor
+    dynamics: Dynamics,
+    inputs: DynamicsInputs,
+    targets: torch.Tensor,
+    predicted: torch.Tensor | None = None,
+    cache: KeyValueCache | None = None,
 ) -> torch.Tensor:
-    """(1/H) Σ_k λ^(k−1) loss_k from the first frame (two-phase recipe, sec. 4.6), with gradient through the whole
-    rollout. Step 1 is the teacher-forced prediction (B, T-1, N, D), if there is one; targets are (B, T-1, N, D)."""
+    """(1/H) Σ_k λ^(k−1) loss_k from the first frame to targets (B, T-1, N, D) (two-phase recipe, sec. 4.6), with
+    gradient through the whole rollout. Step 1 is the teacher-forced prediction (B, T-1, N, D), if there is one, and
+    `cache` that of its frame: block-causal attention computes each frame once."""
     config, steps = dynamics.config, targets.shape[1]
     if steps < config.rollout_steps:
         needed = f"rollout_steps={config.rollout_steps} needs {config.rollout_steps + 1} or more."
         raise ValueError(f"episodes have {steps + 1} frames; {needed}")
     window = inputs[:1]
-    step = dynamics.predict(window) if predicted is None else predicted[:, :1]
+    if predicted is None:
+        hidden_states, cache = dynamics.hidden_states_and_cache(window)
+        predicted = dynamics.next_latents(hidden_states, window)
+    step = predicted[:, :1]
     losses = [dynamics.loss(step, targets[:, :1], inputs)]
     for k in range(1, config.rollout_steps):
         frame = inputs[k : k + 1]
         frame.latents = step
-        window = window.append(frame)[-config.context_frames :]
-        step = dynamics.predict(window)[:, -1:]
+        window = window.append(frame)
+        if window.latents.shape[1] > config.context_frames:
+            window, cache = window[1:], None  # the positions of its frames change
+        # reentrant checkpointing gives no gradient to the cache
+        cached = cache is not None and cache[0][0].requires_grad == step.requires_grad
+        hidden_states, cache = dynamics(window[-1:], cache) if cached else dynamics(window)
+        step = dynamics.next_latents(hidden_states[:, -1:], window[-1:])
         losses.append(dynamics.loss(step, targets[:, k : k + 1], inputs))
     return sum(config.rollout_discount**k * loss for k, loss in enumerate(losses)) / config.rollout_steps
 

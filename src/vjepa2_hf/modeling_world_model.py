@@ -268,16 +268,16 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
         elif rewards is not None:
             raise ValueError("rewards were given, but the model has no reward head: set reward_head=True.")
 
-        hidden_states = predicted = None
+        hidden_states = predicted = cache = None
         loss, rollout = 0, config.rollout_weight if rollout_weight is None else rollout_weight
         if teacher_forcing_weight != 0:  # a configured 0 is computed, to be logged
-            hidden_states = self.predictor.hidden_states(inputs)
+            hidden_states, cache = self.predictor.hidden_states_and_cache(inputs)
             predicted = self.predictor.next_latents(hidden_states, inputs)
             losses["teacher_forcing_loss"] = self.predictor.loss(predicted, targets, inputs)
             forcing = config.teacher_forcing_weight if teacher_forcing_weight is None else teacher_forcing_weight
             loss = loss + forcing * losses["teacher_forcing_loss"]
         if rollout:
-            losses["rollout_loss"] = rollout_loss(self.predictor, inputs, predicted, targets)
+            losses["rollout_loss"] = rollout_loss(self.predictor, inputs, targets, predicted, cache)
             loss = loss + rollout * losses["rollout_loss"]
         if config.stochastic_dim:
             heads["nll_loss"], margins = self.stochastic_head.losses(self.predictor, inputs, hidden_states, targets)
