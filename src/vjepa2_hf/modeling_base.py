@@ -9,7 +9,9 @@ import os
 import pickle
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -45,6 +47,7 @@ class VJepa2PreTrainedModel(PreTrainedModel):
     _no_split_modules = ["VJepa2Layer", "VJepa2FactorizedLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
+    _supports_flex_attn = True  # on a CPU without gradient
     _can_record_outputs = {"hidden_states": VJepa2Layer, "attentions": OutputRecorder(VJepa2Attention, index=1)}
     accepts_loss_kwargs = False  # Trainer: losses are means, to be divided by the number of micro-batches
     _has_transformers_counterpart = False  # whether `from_pretrained` takes a transformers `vjepa2` folder too
@@ -220,6 +223,21 @@ class VJepa2PreTrainedModel(PreTrainedModel):
                 init.copy_(module.bias, thirds.repeat_interleave(len(module.bias) // 3))
         elif isinstance(module, nn.LayerNorm):
             super()._init_weights(module)
+
+
+def attention_mask(
+    config: PreTrainedConfig, attends: Callable, batch_size: int, num_queries: int, num_keys: int, device
+) -> Any:
+    """Where `attends(clip, query, key)` of indices is true, as the attention that `config` chooses takes it: boolean,
+    (L, M) or (B, 1, L, M) if it depends on the clip, or a `BlockMask` of FlexAttention."""
+    if config._attn_implementation == "flex_attention":
+        from torch.nn.attention.flex_attention import create_block_mask  # imports the compiler, which takes seconds
+
+        return create_block_mask(
+            lambda clip, head, query, key: attends(clip, query, key), batch_size, None, num_queries, num_keys, device
+        )
+    clip, query, key = (torch.arange(size, device=device) for size in (batch_size, num_queries, num_keys))
+    return attends(clip.view(-1, 1, 1, 1), query.unsqueeze(1), key)
 
 
 def warn_if_bfloat16_is_slow(device: torch.device, dtype: torch.dtype) -> None:

@@ -7,6 +7,7 @@ extrinsics, C conditions of a frame (action, proprio state, extrinsics), h heads
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .configuration_world_model import VJepa2WorldModelConfig
+from .modeling_base import attention_mask
 from .modeling_embodiments import VJepa2Embodiment, VJepa2Embodiments, action_encoder, check_macro_actions
 from .modeling_heads import DISTANCE_SCALE, VJepa2DistanceHead
 from .modeling_layers import (
@@ -220,7 +222,7 @@ class VJepa2Dynamics(Dynamics):
         patches = self._with_positions(patches, first, views)
         tokens = torch.cat([torch.stack(extra, dim=2), patches], dim=2) if extra else patches  # (B, F, extra + N, d)
         rotary = self._rotary(first, frames, num_tokens // views, views, len(extra), tokens.device)
-        mask = _block_causal_mask(frames, first, tokens_per_frame, tokens.device) if frames > 1 else None
+        mask = self._block_causal_mask(frames, first, tokens_per_frame, tokens.device) if frames > 1 else None
 
         hidden_states, present = tokens.flatten(1, 2), []
         for i, layer in enumerate(self.layer):
@@ -248,6 +250,15 @@ class VJepa2Dynamics(Dynamics):
             raise ValueError(f"{found}: {advice} predictor_position_embedding_type='rope'.")
         positions = self.position_embedding.repeat(views, 1)
         return patches + positions + self.time_embedding[first : first + frames].unsqueeze(1)
+
+    def _block_causal_mask(self, frames: int, first: int, tokens_per_frame: int, device) -> Any:
+        """A token attends to its own frame and to earlier ones, of which `first` are cached."""
+        tokens = frames * tokens_per_frame, (first + frames) * tokens_per_frame
+
+        def attends(clip, query, key):
+            return key // tokens_per_frame <= query // tokens_per_frame + first
+
+        return attention_mask(self.config, attends, 1, *tokens, device)
 
     def _rotary(self, first: int, frames: int, num_tokens: int, views: int, extra: int, device) -> RotaryTable | None:
         """Rotates the N patches of each view by time, row and column of the view, the other tokens by time only. Rows
@@ -405,13 +416,6 @@ def _num_cached(past: KeyValueCache | None) -> int:
     if not past:
         return 0
     return past[0].length if isinstance(past[0], KeyValueBuffer) else past[0][0].shape[2]
-
-
-def _block_causal_mask(frames: int, first: int, tokens_per_frame: int, device) -> torch.Tensor:
-    """(1, 1, F · n, (first + F) · n), true where a token attends: its own frame and earlier ones."""
-    query = torch.arange(first, first + frames, device=device).repeat_interleave(tokens_per_frame)
-    key = torch.arange(first + frames, device=device).repeat_interleave(tokens_per_frame)
-    return (key <= query.unsqueeze(1))[None, None]
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_vjepa2 import VJepa2EncoderConfig
-from .modeling_base import VJepa2PreTrainedModel, check_keywords, read_config_dict
+from .modeling_base import VJepa2PreTrainedModel, attention_mask, check_keywords, read_config_dict
 from .modeling_layers import (
     RotaryTable,
     VJepa2FactorizedLayer,
@@ -204,8 +204,14 @@ class VJepa2Encoder(VJepa2PreTrainedModel):
             )
         per_frame = grid[1] * grid[2]
         frame_and_position = ids // per_frame, ids % per_frame
-        masks = ((part.unsqueeze(1) == part.unsqueeze(2)).unsqueeze(1) for part in frame_and_position)
-        return None, tuple(masks)
+
+        def equal(part: torch.Tensor) -> Any:
+            shape = (*ids.shape, ids.shape[1])
+            return attention_mask(
+                self.config, lambda clip, query, key: part[clip, query] == part[clip, key], *shape, ids.device
+            )
+
+        return None, tuple(map(equal, frame_and_position))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -84,7 +84,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
     """
 
     config: VJepa2WorldModelConfig
-    _supports_flash_attn = False  # block-causal masks
+    _supports_flash_attn = False  # has no block-causal masks; FlexAttention does
     _can_record_outputs = {}
     renamed_weights = {
         r"^chance_head\.": "stochastic_head.",
