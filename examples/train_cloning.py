@@ -53,6 +53,10 @@ class CloningConfig(PolicyTrainingConfig):
         cost = build_cost(settings.pop("cost"))
         if cost.needs_proprio or cost.needs_samples:
             raise ValueError(f"planner.cost is {self.planner['cost']!r}; expected terms of latents and actions alone.")
+        if settings["name"] == "categorical_cem":
+            raise ValueError(
+                "planner.name is 'categorical_cem', for discrete actions; expected a continuous solver: cem."
+            )
         return build_solver(settings.pop("name"), **settings), cost
 
 

@@ -23,7 +23,7 @@ from transformers.utils.output_capturing import OutputRecorder
 
 from .configuration_vjepa2 import TRANSFORMERS_MODEL_TYPE, config_of, refuse_missing_folder, transformers_format
 from .modeling_layers import VJepa2Attention, VJepa2Layer, bfloat16_instructions
-from .specs import check_flag, check_fraction, refuse
+from .specs import check_flag, check_fraction, check_known, refuse
 
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ _TRANSFORMERS_KEYWORDS = frozenset(
     {*TransformersKwargs.__annotations__, *_OUTPUT_KEYWORDS, "use_cache", "debug_io", "debug_io_dir", "prune_layers"}
 )
 _FITTED = ("state_mean", "state_map", "state_scale", "state_change", "state_whitening")  # of a world model's state
+_DTYPES = ("float32", "bfloat16", "float16", "float64")  # of weights
 _OPTIONAL_PARTS = re.compile(r"(target_encoder|(reward|stochastic|distance)_head)\.")  # the others work without them
 
 
@@ -76,6 +77,7 @@ class VJepa2PreTrainedModel(PreTrainedModel):
         path, allow_missing = pretrained_model_name_or_path, check_flag("allow_missing", allow_missing)
         if path is None:
             return super().from_pretrained(None, *args, **kwargs)
+        check_dtype(kwargs.get("dtype"))
         given = getattr(kwargs.get("config"), "model_type", None)
         if given == TRANSFORMERS_MODEL_TYPE:
             kwargs["config"] = cls.config_class.from_dict(kwargs["config"].to_dict())
@@ -238,6 +240,13 @@ def attention_mask(
         )
     clip, query, key = (torch.arange(size, device=device) for size in (batch_size, num_queries, num_keys))
     return attends(clip.view(-1, 1, 1, 1), query.unsqueeze(1), key)
+
+
+def check_dtype(dtype: Any) -> None:
+    """Refuses a type that models do not load in, or a name that is none, such as "bf16". `None`, "auto" and a dict by
+    parts of a model are transformers' own."""
+    if dtype not in (None, "auto") and not isinstance(dtype, dict):
+        check_known(str(dtype).removeprefix("torch."), _DTYPES, "dtype")
 
 
 def warn_if_bfloat16_is_slow(device: torch.device, dtype: torch.dtype) -> None:

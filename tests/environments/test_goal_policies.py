@@ -137,10 +137,11 @@ class TestPolicy:
         with pytest.raises(ValueError, match="continuous actions with bounds"):
             GoalPolicy.from_world_model(make_model(action_low=None, action_high=None), "there")
 
-    def test_in_closed_loop_it_acts_where_a_task_is_active(self, tmp_path):
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_in_closed_loop_it_acts_where_a_task_is_active(self, tmp_path, dtype):
         bounds = {"action_low": [-1.0] * 4, "action_high": [1.0] * 4}
         model = make_model(action_dim=4, actions_per_step=2, frame_skip=2, **bounds)
-        save_model(model, tmp_path / "model")
+        save_model(model.to(dtype), tmp_path / "model")
         GoalPolicy.from_world_model(model, str(tmp_path / "model")).save_pretrained(tmp_path / "policy")
         tasks = Tasks("vjepa2_hf/Pushing-v0", range(3))
         tasks.reached[1] = True
@@ -180,6 +181,16 @@ class TestImagination:
         actions, future = imagine(policy, model, latents, goal, steps=3)
         torch.testing.assert_close(future, model.rollout(latents.unsqueeze(1), actions))
         torch.testing.assert_close(actions[:, 1], policy(future[:, 0], goal))
+
+    def test_a_world_model_in_bfloat16_leads_to_nearly_the_same_actions(self):
+        model = make_model()
+        policy = GoalPolicy.from_world_model(model, "w", hidden_size=8)
+        latents, goal = torch.randn(2, 2, model.tokens_per_frame, model.latent_size).unbind()
+        expected, _ = imagine(policy, model, latents, goal, steps=2)
+        half = model.to(torch.bfloat16)
+        actions, future = imagine(policy, half, latents.bfloat16(), goal.bfloat16(), steps=2)
+        assert actions.dtype == torch.float32 and future.dtype == torch.bfloat16
+        torch.testing.assert_close(actions, expected, atol=0.05, rtol=0)
 
     def test_the_steps_left_count_down(self):
         model = make_model()
@@ -290,6 +301,16 @@ class TestTraining:
             train_cloning.CloningConfig(**REQUIRED, planner={"cost": "proprio"})
         with pytest.raises(ValueError, match="Unknown solver 'cme'"):
             train_cloning.CloningConfig(**REQUIRED, planner={"name": "cme"})
+        with pytest.raises(ValueError, match="planner.name is 'categorical_cem', for discrete actions.*: cem"):
+            train_cloning.CloningConfig(**REQUIRED, planner={"name": "categorical_cem"})
+
+    @pytest.mark.parametrize("script", [train_cloning, train_actor])
+    def test_a_world_model_saved_in_bfloat16_trains_in_float32(self, monkeypatch, inputs, tmp_path, script):
+        folder, short = tmp_path / "half", ["max_steps=2", "save_every=2"]
+        save_model(VJepa2WorldModel.from_pretrained(inputs[1], dtype="bfloat16"), folder)
+        half = train(monkeypatch, script, (inputs[0], folder), tmp_path / "run", *short)
+        whole = train(monkeypatch, script, inputs, tmp_path / "whole", *short)
+        assert half == pytest.approx(whole, rel=0.05)
 
     @pytest.mark.parametrize("settings", [["cost=summed"], ["cost=final"], ["objective=reward"], ["cost=l1"]])
     def test_the_imagined_cost_of_an_actor_falls(self, monkeypatch, inputs, tmp_path, settings):

@@ -74,6 +74,8 @@ class TestErrors:
         statistics = target_statistics(model, windows.split(4))
         targets = model.encode_targets(windows)
         assert torch.allclose(statistics.normalize(targets), model.normalize_targets(targets), atol=2e-3)
+        half = targets.bfloat16()  # of a model in bfloat16: they are standardized in float32
+        assert torch.equal(statistics.normalize(half), statistics.normalize(half.float()))
         with torch.no_grad(), pytest.raises(ValueError, match="calibrate on normal video first"):
             window_errors(model, windows, 3)
 

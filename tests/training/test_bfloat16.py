@@ -132,6 +132,13 @@ class TestEncoder:
         with pytest.raises(ValueError, match="dtype"):
             VJepa2FeatureExtractor(build_encoder(), processor, dtype="int8", device="cpu")
 
+    @pytest.mark.parametrize("dtype", ["bf16", "int8", "", torch.int8, 16])
+    def test_other_names_and_types_are_refused_by_name(self, dtype, tmp_path):
+        build_encoder().save_pretrained(tmp_path)
+        shown = str(dtype).removeprefix("torch.")
+        with pytest.raises(ValueError, match=f"Unknown dtype {shown!r}; (did you mean|known ones are)"):
+            VJepa2Encoder.from_pretrained(tmp_path, dtype=dtype)
+
 
 def fitted_world_model(**fields) -> VJepa2WorldModel:
     """Its latents are far from 0 and near each other."""

@@ -85,8 +85,9 @@ class GoalPolicy(nn.Module, PyTorchModelHubMixin):
         return cls(model.tokens_per_frame, model.latent_size, low, high, path, **settings)
 
     def forward(self, latents: torch.Tensor, goal: torch.Tensor, left: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, N, D), (B, N, D) -> actions (B, A) in environment units; `left` (B,) are the model steps to the goal, by
-        default `steps_left`."""
+        """(B, N, D), (B, N, D) -> actions (B, A) in environment units, of the policy's own dtype; `left` (B,) are the
+        model steps to the goal, by default `steps_left`."""
+        latents, goal = (part.to(self.middle.dtype) for part in (latents, goal))  # a world model may be in bfloat16
         parts = [self.state(part.flatten(1)) for part in (latents, goal)]
         if self.steps_left:
             left = latents.new_full((len(latents),), self.steps_left) if left is None else left.to(latents)

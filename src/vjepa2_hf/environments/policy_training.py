@@ -185,7 +185,8 @@ def train_policy(config: PolicyTrainingConfig, loss_of: Callable[..., torch.Tens
     """
     loop = TrainingLoop(config, "policy")
     accelerator, rank = loop.accelerator, loop.accelerator.process_index
-    world_model = VJepa2WorldModel.from_pretrained(config.world_model).to(accelerator.device).eval()
+    world_model = VJepa2WorldModel.from_pretrained(config.world_model, dtype=torch.float32)
+    world_model = world_model.to(accelerator.device).eval()
     world_model.requires_grad_(False)  # gradients pass through it to the policy
     training, held_out = read_pairs(config, world_model)
 

@@ -51,7 +51,8 @@ class TargetStatistics:
     std: torch.Tensor
 
     def normalize(self, targets: torch.Tensor) -> torch.Tensor:
-        """Raw targets (B, n, D), as [`VJepa2ForMaskedLatentPrediction.normalize_targets`] does."""
+        """Raw targets (B, n, D), as [`VJepa2ForMaskedLatentPrediction.normalize_targets`] does, in float32 or more."""
+        targets = targets.to(torch.promote_types(targets.dtype, torch.float32))
         centered = targets - self.mean.to(targets)
         if self.std.ndim == 1:
             centered = centered - centered.mean(dim=1, keepdim=True)

@@ -7,12 +7,11 @@ import torch
 from transformers import Pipeline
 
 from ..data.frame_source import FrameSource
-from ..modeling_base import warn_if_bfloat16_is_slow
-from ..specs import check_known, refuse
+from ..modeling_base import check_dtype, warn_if_bfloat16_is_slow
+from ..specs import refuse
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 
 
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 UPLOAD_ARGUMENTS = ("push_to_hub", "repo_id", "token", "private", "commit_message")
 
 
@@ -27,8 +26,8 @@ class VideoPipeline(Pipeline):
     _load_video_processor = True
 
     def __init__(self, model: Any, video_processor: VJepa2VideoProcessor | None, dtype: Any = None, **kwargs):
+        check_dtype(dtype)
         if dtype is not None and dtype != "auto":  # "auto": as it is
-            check_known(str(dtype).removeprefix("torch."), DTYPES, "dtype")
             model = model.to(getattr(torch, str(dtype).removeprefix("torch.")))
         super().__init__(model=model.eval(), video_processor=video_processor, **kwargs)
         warn_if_bfloat16_is_slow(self.device, self.model.dtype)
