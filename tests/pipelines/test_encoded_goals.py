@@ -1,6 +1,9 @@
 """Goals encoded once: the same plans to the bit, fewer passes of the encoder, and no goal of other weights."""
 
 import copy
+import gc
+import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -56,6 +59,44 @@ def test_batches_rows_of_them_and_processed_goals(planner):
     pixels = [planner.video_processor(x, return_tensors="pt")["pixel_values_videos"] for x in (OBSERVATION, GOAL)]
     (plan,) = planner(pixels[0], planner.encode_goal(pixels[1]))
     assert is_equal(plan, planner(OBSERVATION, GOAL))
+
+
+@pytest.mark.parametrize("rows", [0, None, slice(2), [], [3], [-4], [0.5], [True, False], np.array([True, False])])
+def test_rows_that_are_no_list_of_indices_are_refused(planner, rows):
+    goal = planner.encode_goal([GOAL, OTHER, GOAL])
+    with pytest.raises(
+        ValueError, match="the index of an encoded goal is .*; expected a list of at least one row from 0 to 2"
+    ):
+        goal[rows]
+
+
+@pytest.mark.parametrize("rows", [(0, 2), range(0, 3, 2), np.array([0, 2]), torch.tensor([0, 2]), [-3, -1]])
+def test_rows_may_be_any_sequence_of_indices(planner, rows):
+    goal = planner.encode_goal([GOAL, OTHER, OBSERVATION])
+    assert torch.equal(goal[rows].latents, goal.latents[[0, 2]]) and goal[rows].images == [GOAL, OBSERVATION]
+
+
+def test_encoded_goals_in_a_list_or_in_another_place_are_refused_by_name(planner):
+    goal = planner.encode_goal(GOAL)
+    for call in (
+        lambda: planner([OBSERVATION, OTHER], [goal, goal]),
+        lambda: planner.encode_goal(goal),
+        lambda: planner.encode_goal([goal]),
+        lambda: planner(goal, GOAL),
+    ):
+        with pytest.raises(ValueError, match="is, or holds, an encoded goal; expected images"):
+            call()
+
+
+def test_a_copy_is_of_the_same_model_and_no_weights_travel_with_a_goal(planner):
+    goal = planner.encode_goal(GOAL)
+    assert is_equal(planner(OBSERVATION, copy.deepcopy(goal)), planner(OBSERVATION, goal))
+    with pytest.raises(TypeError, match="cannot be pickled: send its `images`, and call encode_goal"):
+        pickle.dumps(goal)
+    weights = weakref.ref(next(planner.model.parameters()))
+    del planner.model
+    gc.collect()
+    assert weights() is None
 
 
 def test_goals_in_sequence(planner):

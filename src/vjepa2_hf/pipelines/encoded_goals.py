@@ -5,23 +5,27 @@ sequence.
 """
 
 import itertools
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import nn
+
+from ..specs import is_integer, refuse
 
 
 class WeightsVersion:
     """The state of a model's weights, to notice later that they are others.
 
     It notices another model, loaded weights, another device or precision, and every change that PyTorch counts. Fused
-    optimizers and changes of `.data` are not counted.
+    optimizers and changes of `.data` are not counted. It keeps no weights in memory.
     """
 
     def __init__(self, model: nn.Module):
-        self._seen = self._read(model)
+        self._seen = [(weakref.ref(each), *state) for each, *state in self._read(model)]
 
     @staticmethod
     def _read(model: nn.Module) -> list[tuple[torch.Tensor, int, int]]:
@@ -33,7 +37,16 @@ class WeightsVersion:
         now = self._read(model)
         pairs = zip(self._seen, now, strict=False)
         return len(self._seen) == len(now) and all(
-            before[0] is after[0] and before[1:] == after[1:] for before, after in pairs
+            before[0]() is after[0] and before[1:] == after[1:] for before, after in pairs
+        )
+
+    def __deepcopy__(self, memo: dict) -> "WeightsVersion":
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an encoded goal belongs to a model of its own process and cannot be pickled: send its `images`, and call "
+            "encode_goal where they are needed."
         )
 
 
@@ -41,7 +54,7 @@ class WeightsVersion:
 class EncodedGoal:
     """Result of `VJepa2Planner.encode_goal`: the goal of one problem, or of each of a batch.
 
-    `goal[[0, 2]]` are the goals of these problems of a batch.
+    `goal[[0, 2]]` are the goals of these problems of a batch. A goal is of use in its own process alone.
 
     images: as they were given.
     pixels: (B, 1, C, H, W), or (B, 1, V, C, H, W).
@@ -57,7 +70,10 @@ class EncodedGoal:
     version: WeightsVersion
 
     def __getitem__(self, rows: Sequence[int]) -> "EncodedGoal":
-        rows = list(rows)
+        given = rows.tolist() if isinstance(rows, torch.Tensor | np.ndarray) else rows
+        rows, count = list(given) if isinstance(given, list | tuple | range) else [], len(self.latents)
+        if not rows or not all(is_integer(row) and -count <= row < count for row in rows):
+            refuse("the index of an encoded goal", given, f"a list of at least one row from 0 to {count - 1}")
         images = [self.images[row] for row in rows] if isinstance(self.images, list) else self.images
         return EncodedGoal(images, self.pixels[rows], self.views, self.latents[rows], self.version)
 
@@ -65,6 +81,16 @@ class EncodedGoal:
 def images_of(goal: Any) -> Any:
     """A goal as it was given, encoded or not."""
     return goal.images if isinstance(goal, EncodedGoal) else goal
+
+
+def not_encoded(name: str, images: Any) -> Any:
+    """Images, or a list of them, as they were given; an encoded goal among them is a ValueError."""
+    if any(isinstance(each, EncodedGoal) for each in (images if isinstance(images, list) else [images])):
+        raise ValueError(
+            f"the {name} is, or holds, an encoded goal; expected images. Encode the goals of a batch in one call: "
+            "planner.encode_goal([image, image])."
+        )
+    return images
 
 
 def join_latents(goals: Sequence[Any], model: nn.Module) -> torch.Tensor | None:

@@ -27,7 +27,7 @@ from ..specs import check_count, check_number, refuse
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from . import planner_inputs
 from .base import VideoPipeline
-from .encoded_goals import EncodedGoal, WeightsVersion, images_of, join_latents
+from .encoded_goals import EncodedGoal, WeightsVersion, images_of, join_latents, not_encoded
 from .planner_settings import (
     check_samples,
     choose_cost,
@@ -337,7 +337,7 @@ class VJepa2Planner(VideoPipeline):
     def _process(self, name: str, images: Any, single: bool) -> tuple[torch.Tensor, tuple[int, ...] | None]:
         config = self.embodied_config
         processing = (self.video_processor, config.fps and config.fps / config.frame_skip)
-        return planner_inputs.process_views(config, name, images, single, *processing)
+        return planner_inputs.process_views(config, name, not_encoded(name, images), single, *processing)
 
     def preprocess(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """First step of the pipeline: images to pixels (B, T, C, H, W), numbers to tensors."""
