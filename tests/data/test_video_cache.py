@@ -187,3 +187,7 @@ class TestDamage:
 def test_a_bad_size_is_refused(shards, size):
     with pytest.raises(ValueError, match="video_cache_bytes is"):
         ClipStream(shards, 4, crop_size=8, video_cache_bytes=size)
+
+
+def test_a_cache_may_be_larger_than_two_gigabytes(shards):
+    assert ClipStream(shards, 4, crop_size=8, video_cache_bytes=64 * 2**30).video_cache_bytes == 64 * 2**30

@@ -125,7 +125,7 @@ class ClipStream(torch.utils.data.IterableDataset):
         check_count("rank", rank, 0, world_size - 1)
         check_count("seed", seed, 0, 2**64 - 1)
         check_count("shuffle_buffer", shuffle_buffer, 0)
-        check_count("video_cache_bytes", video_cache_bytes, 0)
+        check_count("video_cache_bytes", video_cache_bytes, 0, 2**63 - 1)
         has_size = transform is not None or crop_size is not None
         check(has_size, "ClipStream got neither crop_size nor transform; give one, so that clips have one size.")
         for name, value in {"transform": transform, "frame_sampler": frame_sampler}.items():
