@@ -19,6 +19,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.metadata
 import importlib.util
+import itertools
 import os
 import platform
 import re
@@ -258,8 +259,12 @@ class StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """Nothing to run."""
 
 
-def start_with_real_packages(*error: Any) -> None:
-    """Starts the program again without stand-ins: one of them did not do, as in a script that a user has changed."""
+def start_with_real_packages(kind: type[BaseException], *error: Any) -> None:
+    """Starts the program again without stand-ins: one of them did not do, as in a script that a user has changed.
+    Ctrl-C ends it."""
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, *error)
+        return
     os.environ[REAL_PACKAGES] = "1"
     os.execv(sys.executable, sys.orig_argv)
 
@@ -268,7 +273,8 @@ def asks_a_script_for_help() -> bool:
     """Whether this process is `python SCRIPT.py --help` or `python -m vjepa2_hf.MODULE --help`."""
     is_script = __name__ != "__main__" and (sys.argv[0].endswith(".py") or sys.argv[0] == "-m")
     is_fresh = "torch" not in sys.modules and REAL_PACKAGES not in os.environ
-    return is_script and is_fresh and not {"-h", "--help"}.isdisjoint(sys.argv[1:])
+    options = itertools.takewhile(lambda argument: argument != "--", sys.argv[1:])  # names follow after it
+    return is_script and is_fresh and not {"-h", "--help"}.isdisjoint(options)
 
 
 if asks_a_script_for_help():

@@ -139,6 +139,27 @@ def test_a_script_whose_help_needs_a_real_package_starts_again_with_it(tmp_path)
     assert done.stdout == "the real one\n" and "TypeError" in done.stderr and done.returncode == 1
 
 
+def run_beside(folder: Path, text: str, *arguments: str) -> subprocess.CompletedProcess:
+    """`python mine.py` next to a package h5py, which says that it is imported."""
+    (folder / "mine.py").write_text(text)
+    (folder / "h5py.py").write_text("print('the real one')")
+    environment = {**os.environ, "PYTHONPATH": str(CLI.parent)}
+    command = [sys.executable, folder / "mine.py", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_name_that_looks_like_help_gets_no_stand_ins(tmp_path):
+    text = "import vjepa2_cli\nimport h5py"
+    assert run_beside(tmp_path, text, "--", "--help").stdout == "the real one\n"
+    assert run_beside(tmp_path, text, "--help", "--").stdout == ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="exec returns to the shell")
+def test_an_interrupted_help_does_not_start_again(tmp_path):
+    done = run_beside(tmp_path, "import vjepa2_cli\nprint('once')\nraise KeyboardInterrupt", "--help")
+    assert done.stdout == "once\n" and "KeyboardInterrupt" in done.stderr and done.returncode != 0
+
+
 def test_arguments_output_and_exit_code_are_those_of_the_script(tmp_path):
     done = run_script(tmp_path, "import sys; print(sys.argv[1:]); sys.exit('it failed')", "--config", "a b", "key={}")
     assert done.stdout == "['--config', 'a b', 'key={}']\n" and done.stderr == "it failed\n" and done.returncode == 1
