@@ -168,6 +168,8 @@ class PlanConfig:
         for name in ("solver", "distance", "device", "subgoals"):
             if name in self.planner:
                 raise ValueError(f"planner.{name} is set, but {name} is a setting of its own: set {name} instead.")
+        if "solver" in self.solver:
+            raise ValueError(f"solver.solver is {self.solver['solver']!r}: give the solver's name as solver.name.")
         if self.warm_start and self.proposals:
             raise ValueError(
                 "Both warm_start and proposals are set, but a plan has one initialization: leave out one of the two."

@@ -50,6 +50,8 @@ class CloningConfig(PolicyTrainingConfig):
     def build_planner(self) -> tuple[Any, Any]:
         """Solver and cost of `planner`."""
         settings = {"name": "cem", "cost": "l2", **self.planner}
+        if "solver" in settings:
+            raise ValueError(f"planner.solver is {settings['solver']!r}: give the solver's name as planner.name.")
         cost = build_cost(settings.pop("cost"))
         if cost.needs_proprio or cost.needs_samples:
             raise ValueError(f"planner.cost is {self.planner['cost']!r}; expected terms of latents and actions alone.")

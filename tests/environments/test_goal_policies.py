@@ -301,6 +301,8 @@ class TestTraining:
             train_cloning.CloningConfig(**REQUIRED, planner={"cost": "proprio"})
         with pytest.raises(ValueError, match="Unknown solver 'cme'"):
             train_cloning.CloningConfig(**REQUIRED, planner={"name": "cme"})
+        with pytest.raises(ValueError, match="planner.solver is 'icem': give the solver's name as planner.name"):
+            train_cloning.CloningConfig(**REQUIRED, planner={"solver": "icem"})
         with pytest.raises(ValueError, match="planner.name is 'categorical_cem', for discrete actions.*: cem"):
             train_cloning.CloningConfig(**REQUIRED, planner={"name": "categorical_cem"})
 

@@ -121,6 +121,7 @@ def test_a_video_is_decoded_in_parts_to_the_same_actions(tmp_path, monkeypatch):
     [
         (["--steps", "0"], "steps must be at least 1, got 0"),
         (["--size", "40"], "size=40 is not a multiple of 16"),
+        (["--seed", str(2**64)], "seed is 18446744073709551616; expected an integer from 0 to"),
         (["--max_episodes", "0"], "max_episodes must be at least 1"),
         (["--validation_fraction", "1"], "validation_fraction=1.0 holds out every episode (2 in all)"),
         (["--symmetries", "CartPole-v1"], "declares no symmetries"),

@@ -405,6 +405,10 @@ def test_rows_compare_settings_on_one_model(model_dir, policy_dir, tmp_path):
         (None, "rows.R is None; expected settings"),
         ({"model": "CEM", "budget_ms": -1.0}, "budget_ms is -1.0"),
         ({"model": "CEM", "planner": {"subgoals": "x"}}, "planner.subgoals is set, but subgoals is a setting"),
+        (
+            {"model": "CEM", "solver": {"solver": "icem"}},
+            "solver.solver is 'icem': give the solver's name as solver.name",
+        ),
         ({"model": "CEM", "epsiodes": 3}, "Unknown setting of a row 'rows.R.epsiodes'"),
         ({"model": "CEM", "executed_actions": "2"}, "The key 'rows.R.executed_actions' must be int, got '2'"),
     ],

@@ -32,7 +32,7 @@ from ..data.shard_rows import is_empty
 from ..data.shards import ShardSource, write_shards
 from ..data.typed_fields import check_fields
 from ..modeling_learned_state import TOKEN_SIZE, conv_stem
-from ..specs import check_at_least, check_fraction, check_number
+from ..specs import check_at_least, check_count, check_fraction, check_number
 from ..video_io import ReadLimits, VideoReader, resolve_source
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from .augmentation import augment, check_symmetries
@@ -72,7 +72,8 @@ class InverseSettings:
 
     def __post_init__(self):
         check_fields(self, "")
-        check_at_least(self, "", steps=1, batch_size=1, size=16, seed=0)
+        check_at_least(self, "", steps=1, batch_size=1, size=16)
+        check_count("seed", self.seed, 0, 2**64 - 1)
         check_number("learning_rate", self.learning_rate, above=0)
         check_fraction("validation_fraction", self.validation_fraction)
         if self.size % 16:
