@@ -229,7 +229,7 @@ class VJepa2ForMaskedLatentPrediction(TargetEncoderMixin, VJepa2PreTrainedModel)
             if not self._teacher:
                 raise ValueError(
                     "target_type='teacher' needs its teacher, which is not saved with the model: after loading, call "
-                    "model.set_teacher(VJepa2Encoder.from_pretrained(folder))."
+                    "model.set_teacher(VJepa2Encoder.from_pretrained(folder)); scripts take --teacher FOLDER."
                 )
             return self._teacher[0](pixel_values_videos).last_hidden_state
         return predictor_input(self.config, self.target_encoder(pixel_values_videos))

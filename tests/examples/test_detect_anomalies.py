@@ -64,7 +64,8 @@ def test_a_distilled_model_is_given_its_teacher(tmp_path, capsys):
     arguments += ["--placements", "1", "--segment", "24", "--length", "6"]
     with pytest.raises(SystemExit):
         detect_anomalies.main(arguments)
-    assert "needs its teacher" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "needs its teacher" in error and "--teacher FOLDER" in error
     detect_anomalies.main([*arguments, "--teacher", str(tmp_path / "teacher")])
     assert (tmp_path / "out" / "anomalies.json").is_file()
 

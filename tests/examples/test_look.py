@@ -231,7 +231,8 @@ def test_a_distilled_model_is_given_its_teacher(work, tmp_path, capsys):
     arguments = ["loss", str(tmp_path), str(work / "clip.mp4"), str(tmp_path / "loss.png"), "--clips", "1"]
     with pytest.raises(SystemExit):
         look.main([*arguments, "--mask_samples", "2"])
-    assert "needs its teacher" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "needs its teacher" in error and "--teacher FOLDER" in error
     look.main([*arguments, "--mask_samples", "2", "--teacher", str(work / "encoder")])
     assert (tmp_path / "loss.png").is_file()
 
