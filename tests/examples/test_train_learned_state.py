@@ -1,6 +1,7 @@
 """train_world_model.py with a learned state: both stages, resuming in each, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,19 @@ def test_a_checkpoint_continues_in_another_folder_with_its_own_state(finished, e
     assert not (tmp_path / "other" / "state").exists()
     models = [VJepa2WorldModel.from_pretrained(each / "final") for each in (folder, tmp_path / "other")]
     assert same_weights(*(model.state_network for model in models)) and not same_weights(*models)
+
+
+@pytest.mark.parametrize("checkpoint", ["checkpoint-6", "state/checkpoint-4"])
+def test_a_checkpoint_that_was_copied_alone_is_refused_before_any_training(
+    finished, episodes, monkeypatch, capsys, tmp_path, checkpoint
+):
+    alone = tmp_path / "backup" / "mine"
+    shutil.copytree(finished[0] / checkpoint, alone)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, episodes, tmp_path / "other", f"resume={alone}")
+    assert f"resume={alone} was copied without the folder of its run" in capsys.readouterr().err
+    assert [path.name for path in alone.parent.iterdir()] == ["mine"]
+    assert not (tmp_path / "other" / "metrics.jsonl").exists()
 
 
 def test_the_first_stage_continues_in_another_folder_as_the_error_advises(

@@ -37,7 +37,7 @@ from .loop import TrainingLoop
 from .run import Run
 from .schedules import parameter_groups, set_weight_decay, slow_groups
 from .state_losses import StateLearner, encoder_tokens
-from .state_settings import StateTrainingConfig, stage_folder
+from .state_settings import StateTrainingConfig, finished_stage
 from .world_model_fields import check_windows, data_fields, embodiments_of, measure_column
 
 
@@ -45,14 +45,14 @@ def learned_network(config: Any, model: VJepa2WorldModel | None) -> VJepa2Learne
     """The network of a learned state: of a model to train further, of the model in `config.state_of`, or of the first
     stage; None for other states."""
     if model is None and config.state_type == "learned":
-        folder = config.state_of or stage_folder(config) / "final"
+        folder = config.state_of or finished_stage(config)
         return _network_of(folder, config.world_model)
     return getattr(model, "state_network", None)
 
 
 def encoder_of_stage(config: Any) -> VJepa2Encoder:
     """The encoder that the first stage of a run trained along."""
-    return VJepa2WorldModel.from_pretrained(stage_folder(config) / "final").encoder
+    return VJepa2WorldModel.from_pretrained(finished_stage(config)).encoder
 
 
 def _network_of(folder: str | Path, fields: dict[str, Any]) -> VJepa2LearnedState:

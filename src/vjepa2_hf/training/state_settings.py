@@ -169,6 +169,21 @@ def stage_folder(config: Any) -> Path:
     return (other.parent if goes_on else Path(config.output_dir)) / "state"
 
 
+def finished_stage(config: Any) -> Path:
+    """The model of the first stage that the dynamics of a run are on.
+
+    Raises:
+        FileNotFoundError: the dynamics continue a checkpoint that was copied without the folder of its run.
+    """
+    final = stage_folder(config) / "final"
+    if final.parents[1] != Path(config.output_dir) and not final.is_dir():
+        raise FileNotFoundError(
+            f"resume={config.resume} was copied without the folder of its run: a checkpoint of the dynamics needs "
+            f"{str(final)!r}, one of the first stage the config.yaml beside it. Give the one in the folder of its run."
+        )
+    return final
+
+
 def first_stage(config: Any, state: StateSettings) -> StateTrainingConfig:
     """Settings of the first stage of a run with the settings `config` of `train_world_model.py`."""
     shared = {each.name for each in dataclasses.fields(StateTrainingConfig)} & set(vars(config))
