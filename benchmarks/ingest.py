@@ -24,7 +24,7 @@ from scipy.ndimage import gaussian_filter
 from vjepa2_hf.data.clips import ClipStream
 from vjepa2_hf.data.labels import describe_files
 from vjepa2_hf.data.sampling import FrameSampler
-from vjepa2_hf.data.shards import ShardSource, find_videos, open_stream, write_parquet
+from vjepa2_hf.data.shards import ShardSource, find_videos, write_parquet
 from vjepa2_hf.data.video_shards import COLUMNS
 from vjepa2_hf.data.video_writing import encode_video, transcode_video
 from vjepa2_hf.video_io import VideoReader, torchcodec_decoder
@@ -146,7 +146,7 @@ def metadata_per_second() -> dict[str, float]:
             "labels and splits of files, from metadata.csv": (FILES, lambda: describe_files(root, names)),
             "list of files with labels (.csv)": (FILES, lambda: ShardSource(root / "list.csv")),
             "one column of a parquet shard": (ROWS, lambda: source.values_of(source.shards[0], "num_frames")),
-            "whole rows of a parquet shard, with undecoded videos of 8 kB": (ROWS, lambda: list(open_stream(source))),
+            "whole rows of a parquet shard, with undecoded videos of 8 kB": (ROWS, lambda: list(source.read_all())),
         }
         return {name: count / cpu_seconds(read) for name, (count, read) in readings.items()}
 

@@ -40,7 +40,7 @@ def resident() -> int:
 
 def measure(folder: str) -> dict[str, float]:
     """One process: opens the source of a folder and reads all its rows."""
-    from vjepa2_hf.data.shards import ShardSource, open_stream
+    from vjepa2_hf.data.shards import ShardSource
 
     started = time.perf_counter()
     source = ShardSource(folder)
@@ -48,7 +48,7 @@ def measure(folder: str) -> dict[str, float]:
     assert source.fingerprint
     found = {"shards": len(source.shards), "find_s": opened - started, "fingerprint_s": time.perf_counter() - opened}
     started, before = time.perf_counter(), 0
-    for count, _ in enumerate(open_stream(source), start=1):
+    for count, _ in enumerate(source.read_all(), start=1):
         if count == 500:
             gc.collect()
             before = resident()

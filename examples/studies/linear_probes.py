@@ -31,7 +31,7 @@ from sklearn.preprocessing import StandardScaler
 
 from vjepa2_hf import VJepa2Encoder, VJepa2VideoProcessor
 from vjepa2_hf.data.files import write_json
-from vjepa2_hf.data.shards import ShardSource, open_stream
+from vjepa2_hf.data.shards import ShardSource
 from vjepa2_hf.training.settings import exit_on_user_error
 from vjepa2_hf.video_io import VideoReader
 
@@ -44,7 +44,7 @@ PIXELS = 16  # height and width to which raw pixels are reduced, and of a raw pa
 def read_labeled_clips(data: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Frames uint8 (N, T, H, W, 3), and labels "content" and "motion", each (N,) int or (N, S) float."""
     frames, labels = [], []
-    for *_, row in open_stream(ShardSource(data), seed=None):
+    for *_, row in ShardSource(data).read_all():
         with VideoReader(row["video"]) as reader:
             frames.append(reader.frames())
         labels.append(clip_labels(row, data))

@@ -14,7 +14,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from vjepa2_hf.data.clips import ClipStream, DataSource, MaskCollator
 from vjepa2_hf.data.sampling import FrameSampler, FramesCurriculum
-from vjepa2_hf.data.shards import open_stream, write_shards
+from vjepa2_hf.data.shards import ShardSource, write_shards
 from vjepa2_hf.data.video_writing import encode_video
 from vjepa2_hf.masking import FutureMask, RandomFrameMask
 from vjepa2_hf.video_io import VideoReader
@@ -119,7 +119,7 @@ class TestClips:
         broken = sorted(folder.glob("*.parquet"))[1]
         broken.write_bytes(broken.read_bytes()[:1000])
         stream = ClipStream(folder, 4, transform=raw, epochs=1)
-        assert len(list(stream)) == 13 - 1 - len(list(open_stream(shards, seed=None, rank=1, world_size=4))) + 1
+        assert len(list(stream)) == 13 - 1 - len(list(ShardSource(shards).read_all(rank=1, world_size=4))) + 1
         assert str(broken) in stream.sources[0].skipped
         assert str(broken) in caplog.text
 

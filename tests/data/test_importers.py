@@ -12,7 +12,7 @@ from builders import numbered_frames, numbers_of
 
 from vjepa2_hf.data import importers
 from vjepa2_hf.data.episodes import EpisodeSource, read_episodes
-from vjepa2_hf.data.shards import open_stream
+from vjepa2_hf.data.shards import ShardSource
 from vjepa2_hf.training.cached_windows import as_shards
 from vjepa2_hf.video_io import VideoReader
 
@@ -457,6 +457,6 @@ class TestBrokenData:
 def test_stored_video_has_short_groups_of_pictures(source, tmp_path):
     write_npz(source / "a.npz", 1, num_actions=29, image=numbered_frames(30), proprio=np.zeros((30, 1)))
     run(source, tmp_path / "out")
-    ((*_, row),) = open_stream(tmp_path / "out")
+    ((*_, row),) = ShardSource(tmp_path / "out").read_all()
     with VideoReader(row["video"]) as reader:
         assert len(reader) == 30 and reader._is_key.sum() >= 3

@@ -20,7 +20,7 @@ from vjepa2_hf.data.clips import ClipStream
 from vjepa2_hf.data.feature_cache import data_fingerprint
 from vjepa2_hf.data.shard_files import ShardNames, files_at
 from vjepa2_hf.data.shard_rows import confined
-from vjepa2_hf.data.shards import ShardSource, open_stream
+from vjepa2_hf.data.shards import ShardSource
 from vjepa2_hf.video_io import ReadLimits
 
 
@@ -44,10 +44,10 @@ def write_tar(path: Path, *members: tuple[str, bytes], mode: str = "w") -> Path:
     return path
 
 
-def read(data, limits: ReadLimits | None = None, **options) -> tuple[list[dict], dict[str, str]]:
+def read(data, limits: ReadLimits | None = None) -> tuple[list[dict], dict[str, str]]:
     """The rows, and the reasons of the skipped ones by the end of their names."""
     source = ShardSource(data, limits)
-    rows = [row for *_, row in open_stream(source, seed=None, **options)]
+    rows = [row for *_, row in source.read_all()]
     return rows, {name.rpartition("/")[2]: reason for name, reason in source.skipped.items()}
 
 
@@ -147,13 +147,13 @@ class TestTar:
         members = [(f"{k}.{'txt' if k == 4 else 'mp4'}", video) for k in range(7)]
         tar = write_tar(tmp_path / "a.tar", *members)
         sources = [ShardSource(tar) for _ in range(world_size)]
-        rows = [row for rank, one in enumerate(sources) for *_, row in open_stream(one, rank, world_size, seed=None)]
+        rows = [row for rank, one in enumerate(sources) for *_, row in one.read_all(rank, world_size)]
         assert sorted(row["path"] for row in rows) == [f"{k}.mp4" for k in range(7) if k != 4]
         assert sum(len(one.take_skips()) for one in sources) == 1
 
     def test_resuming_inside_reads_the_rest(self, tmp_path, video):
         tar = write_tar(tmp_path / "a.tar", *((f"{k}.mp4", video) for k in range(5)))
-        assert [row["path"] for row in read(tar, first=(0, 3))[0]] == ["3.mp4", "4.mp4"]
+        assert [row["path"] for _, row in ShardSource(tar).read(0, 3)] == ["3.mp4", "4.mp4"]
 
 
 def write_parquet(path: Path, rows: list[dict], schema: pa.Schema | None = None, **options) -> Path:
@@ -200,7 +200,7 @@ class TestParquet:
         for world_size in (1, 4):
             sources = [ShardSource(path) for _ in range(world_size)]
             found = [
-                row["number"] for rank in range(world_size) for *_, row in open_stream(sources[rank], rank, world_size)
+                row["number"] for rank in range(world_size) for *_, row in sources[rank].read_all(rank, world_size)
             ]
             assert sorted(found) == [0, 1, 4, 5]
             assert sum(skip.rows for source in sources for skip in source.take_skips()) == 2
@@ -230,7 +230,7 @@ class TestParquet:
     @pytest.mark.parametrize("first", range(7))
     def test_resuming_inside_reads_the_rest(self, tmp_path, video, first):
         path = write_parquet(tmp_path / "a.parquet", [{"video": video, "n": k} for k in range(7)], row_group_size=3)
-        assert [row["n"] for row in read(path, first=(0, first))[0]] == list(range(first, 7))
+        assert [row["n"] for _, row in ShardSource(path).read(0, first)] == list(range(first, 7))
 
 
 LIMIT = 10**6
@@ -243,7 +243,7 @@ class TestBytes:
         before = pa.total_allocated_bytes()
         tracemalloc.start()
         source, count = ShardSource(tmp_path / "a.parquet", ReadLimits(max_bytes=LIMIT)), 0
-        for _ in open_stream(source, seed=None):
+        for _ in source.read_all():
             count += 1
             assert pa.total_allocated_bytes() - before < 4 * LIMIT
         assert tracemalloc.get_traced_memory()[1] < most
@@ -354,14 +354,14 @@ class TestConfinement:
         memory.pipe("/rows/b/x.parquet", buffer.getvalue())
         source = ShardSource("memory://rows/**/*.parquet")
         assert source.shards == ["memory:///rows/b/x.parquet"] and source.root == "memory:///rows"
-        assert [row["video"] for *_, row in open_stream(source)] == [
+        assert [row["video"] for *_, row in source.read_all()] == [
             "memory:///rows/b/own.mp4",
             "memory:///rows/a.mp4",
         ]
         assert len(source.skipped) == 6
         assert "d.mp4' outside of 'memory:///rows'; set limits.allow_outside" in source.skipped[source.row_name(0, 4)]
         files = ShardSource("memory://rows/b/own.mp4")
-        assert [row["video"] for *_, row in open_stream(files)] == ["memory:///rows/b/own.mp4"]
+        assert [row["video"] for *_, row in files.read_all()] == ["memory:///rows/b/own.mp4"]
         with pytest.raises(FileNotFoundError, match="no parquet file"):
             ShardSource("memory://nowhere")
 
@@ -383,7 +383,7 @@ class TestPathLists:
         path.write_text("\n".join(lines))
         source = ShardSource(path)
         assert source.kind == "videos" and len(source.shards) == 5
-        rows = [row for *_, row in open_stream(source, seed=None)]
+        rows = [row for *_, row in source.read_all()]
         assert [row["label"] for row in rows] == [3, 4, 5] and rows[1]["video"] is None and rows[1]["image"]
         assert [reason[:40] for reason in source.skipped.values()] == [
             f"line 4 of '{path}' is 'no file'"[:40], "it names the URL 'http://127.0.0.1/a.mp4"
@@ -429,7 +429,7 @@ class TestNames:
         assert len(ShardSource(folder).shards) == 2 and ShardSource(folder).root == str(folder)
         assert ShardSource(folder / "*.mp4").shards == ShardSource(folder).shards
         for name in ("[v1] run/b [x].mp4", "a::b: c?*.mp4"):
-            assert [row["video"] for *_, row in open_stream(tmp_path / name)] == [str(tmp_path / name)]
+            assert [row["video"] for *_, row in ShardSource(tmp_path / name).read_all()] == [str(tmp_path / name)]
         assert files_at(str(tmp_path / "[[]v1] run/*.mp4")) == files_at(folder / "*.mp4")
         assert len(list(ClipStream(folder / "*.mp4", 4, crop_size=8, epochs=1))) == 2
 
@@ -500,7 +500,7 @@ def test_the_memory_of_a_source_does_not_grow_with_the_shards_read(tmp_path, vid
         (tmp_path / f"shards/data-{number:05d}.parquet").write_bytes(content)
     source = ShardSource(tmp_path / "shards")
     tracemalloc.start()
-    for count, _ in enumerate(open_stream(source, seed=None)):
+    for count, _ in enumerate(source.read_all()):
         if count == 100:
             gc.collect()
             before = tracemalloc.get_traced_memory()[0]

@@ -24,7 +24,7 @@ from ..video_io import ReadLimits, VideoReader
 from .cameras import camera_names, process_frames, video_columns
 from .lerobot import BAD_EPISODE, LeRobotDataset, check_fps, describe, open_lerobot
 from .shard_rows import is_empty
-from .shards import ShardSource, open_stream
+from .shards import ShardSource
 
 
 REPLAY_COLUMNS = ("env_seed", "reset_options", "recording")  # of record_episodes.py, which explains them
@@ -226,7 +226,7 @@ def _check_sizes(episode: dict[str, Any], sizes: tuple) -> tuple:
 
 def named_rows(source: ShardSource) -> Iterator[tuple[str, dict[str, Any]]]:
     """(name, row) of all shards; the names do not change when the data is moved."""
-    for _, shard, row_number, row in open_stream(source, seed=None):
+    for shard, row_number, row in source.read_all():
         path = source.shards[shard]
         inside = os.path.relpath(path, source.data) if os.path.isdir(source.data) else os.path.basename(path)
         yield str(row.get("episode_id") or f"{inside}, row {row_number}"), row

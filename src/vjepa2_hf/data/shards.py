@@ -2,9 +2,8 @@
 
     write_shards -> parquet shards
     ShardSource  <- parquet or webdataset shards, a folder of videos or images, local or on the Hub
-    open_stream  -> the rows of one epoch for one reader
 
-The state of a stream is three numbers (epoch, position, row), so that it resumes anywhere.
+Training reads rows in another order, which resumes: `vjepa2_hf.data.shuffle`.
 """
 
 from __future__ import annotations
@@ -214,6 +213,24 @@ class ShardSource:
         _OPEN_READERS.add(rows)
         return rows
 
+    def read_all(self, rank: int = 0, world_size: int = 1) -> Iterator[tuple[int, int, dict]]:
+        """(shard, row number, row) of all shards, in the order of their names, for one of `world_size` readers.
+
+        A row is a dict whose `video`, or `image` if that is None, is bytes, a path or `{"bytes": ..., "path": ...}`.
+        Readers take shards in turn. With fewer shards than readers, every reader reads every shard and takes every
+        world_size-th row.
+        """
+        split_rows = len(self.shards) < world_size
+        first, step = (0, 1) if split_rows else (rank, world_size)
+        for shard in range(first, len(self.shards), step):
+
+            def is_mine(row: int, shard: int = shard) -> bool:
+                # The shard's index splits shards of one row, too
+                return not split_rows or (row + shard) % world_size == rank
+
+            for row_number, row in self.read(shard, is_wanted=is_mine):
+                yield shard, row_number, row
+
     def _read(
         self, shard: int, first_row: int, is_wanted: Callable[[int], bool], end: int
     ) -> Iterator[tuple[int, dict]]:
@@ -354,43 +371,6 @@ def _file_state(path: str, with_end: bool) -> bytes:
             return f"{size} ".encode() + file.read(_END_BYTES)
     except OSError:
         return b""
-
-
-def open_stream(
-    data: str | os.PathLike | ShardSource,
-    rank: int = 0,
-    world_size: int = 1,
-    seed: int | None = 0,
-    epoch: int = 0,
-    first: tuple[int, int] = (0, 0),
-) -> Iterator[tuple[int, int, int, dict]]:
-    """The undecoded rows of one epoch for one of `world_size` readers.
-
-    Shards are permuted by (seed, epoch); rows keep their order within a shard. With fewer shards than readers, every
-    reader reads every shard and takes every world_size-th row, so more shards are faster. These rows shift with the
-    epoch: in `world_size` epochs every reader sees every row once, even if there are fewer rows than readers.
-
-    Without a seed, shards keep the order of their names. `first` is the (position, row) to begin at.
-
-    Yields:
-        position in this reader's order of shards, shard (index by name), row index in the shard, row (a dict whose
-        `video`, or `image` if that is None, is bytes, a path or `{"bytes": ..., "path": ...}`).
-    """
-    source = data if isinstance(data, ShardSource) else ShardSource(data)
-    order = np.arange(len(source.shards))
-    if seed is not None:
-        order = np.random.default_rng((seed, epoch)).permutation(order)
-    split_rows = len(order) < world_size
-    mine = order if split_rows else order[rank::world_size]
-    for position in range(first[0], len(mine)):
-        shard, first_row = int(mine[position]), first[1] if position == first[0] else 0
-
-        def is_mine(row: int, shard: int = shard) -> bool:
-            # The shard's index splits shards of one row, too
-            return not split_rows or (row + shard + epoch) % world_size == rank
-
-        for row_number, row in source.read(shard, first_row, is_mine):
-            yield position, shard, row_number, row
 
 
 def find_videos(source_dir: Path) -> list[Path]:

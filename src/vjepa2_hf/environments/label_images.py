@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..data.cameras import video_columns
-from ..data.shards import ShardSource, open_stream
+from ..data.shards import ShardSource
 from ..probing.dense_clips import DenseClip
 from ..specs import check_choice, check_count
 from ..video_io import ReadLimits, VideoReader
@@ -98,7 +98,7 @@ class LabeledEpisodes:
 
     def __iter__(self) -> Iterator[DenseClip]:
         source, environments = ShardSource(self.data, self.limits), {}
-        for _, shard, number, row in open_stream(source, seed=None):
+        for shard, number, row in source.read_all():
             name = row.get("episode_id") or source.row_name(shard, number, row.get("path"))
             recording = _recording(row, self.data)
             videos = video_columns(row) or {TOP: "video"}

@@ -26,7 +26,7 @@ from ..data.feature_cache import CacheWriter, FeatureCache
 from ..data.labels import describe_files, known_splits, split_of, split_of_shard
 from ..data.sampling import FrameSampler
 from ..data.shard_files import ShardNames
-from ..data.shards import ShardSource, open_stream
+from ..data.shards import ShardSource
 from ..data.typed_fields import check_fields
 from ..specs import check_count
 from ..training.cached_windows import uncached_items
@@ -163,8 +163,8 @@ class LabeledClips(torch.utils.data.IterableDataset):
         described = ClipDescriptions(source)
         if described.problem and self.rank == number == 0:
             logger.warning(described.problem)
-        rows = open_stream(source, self.rank * workers + number, self.world_size * workers, seed=None)
-        for _, shard, row_number, row in rows:
+        rows = source.read_all(self.rank * workers + number, self.world_size * workers)
+        for shard, row_number, row in rows:
             name, split = described.name(shard, row_number), described.split(shard, row)
             if name in self.done or (self.wanted is not None and not self.wanted(name, split)):
                 continue

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.shards import ShardSource, open_stream
+from ..data.shards import ShardSource
 from ..modeling_encoder import VJepa2Encoder
 from ..specs import is_integer, refuse
 from ..video_io import IMAGE_EXTENSIONS, VideoReader, read_image
@@ -37,7 +37,7 @@ def read_clips(video: str | Path, num_frames: int, fps: float | None = None, cou
     if _is_video(video):
         return _read_clips(video, str(video), num_frames, fps, count)
     clips, problem = [], None
-    for _, _, _, row in open_stream(ShardSource(str(video)), seed=None):
+    for _, _, row in ShardSource(str(video)).read_all():
         try:
             clips += _read_clips(row["video"], f"a video of {video}", num_frames, fps, 1)
         except (ValueError, OSError) as error:
@@ -58,8 +58,8 @@ def read_clip(video: str | Path, num_frames: int, fps: float | None = None, numb
         raise ValueError(f"Clip {number} was requested; clips are counted from 0.")
     _check_numbers(num_frames, fps, 1)
     if not _is_video(video):
-        rows, position = open_stream(ShardSource(str(video)), seed=None), -1
-        for position, (_, _, _, row) in enumerate(rows):
+        rows, position = ShardSource(str(video)).read_all(), -1
+        for position, (_, _, row) in enumerate(rows):
             if position == number:
                 return _read_clips(row["video"], f"the video of row {number} of {video}", num_frames, fps, 1)[0]
         raise ValueError(f"Clip {number} was requested, but {video} has {position + 1} rows, counted from 0.")
