@@ -14,7 +14,7 @@ from vjepa2_hf import (
     VJepa2MaskedLatentPredictionConfig,
 )
 from vjepa2_hf.data.frame_source import FrameSource
-from vjepa2_hf.pipelines.anomaly_scores import prediction_errors
+from vjepa2_hf.pipelines.anomaly_scores import measure_video
 
 
 TASK = "video-anomaly-detection"
@@ -34,7 +34,7 @@ class TestDetector:
     def test_scores_each_frame_and_tubelet(self, detector, model, processor, video):
         result = detector(video)
         frames = processor(str(video), return_tensors="pt")["pixel_values_videos"][0]
-        errors = prediction_errors(model, FrameSource(frames), 6, 2)
+        errors = measure_video(model, FrameSource(frames), 6, 2)["errors"]
         assert np.allclose(result["tubelet_scores"], errors.numpy(), rtol=1e-4, equal_nan=True)
         assert result["tubelet_scores"].shape == (11, 4, 4) and result["frame_scores"].shape == (23,)
         assert np.isnan(result["frame_scores"][:6]).all() and not np.isnan(result["frame_scores"][6:]).any()

@@ -14,10 +14,9 @@ from vjepa2_hf.pipelines.anomaly_scores import (
     Calibration,
     calibrate,
     change_statistics,
-    prediction_errors,
+    measure_video,
     reversal_statistic,
     target_statistics,
-    two_way_errors,
     window_errors,
 )
 
@@ -36,6 +35,11 @@ def masks(count: int, context: int, total: int, places: int = 4) -> tuple[torch.
     return ids[:, : context * places], ids[:, context * places :]
 
 
+def errors_of(model, frames: torch.Tensor, *settings: int) -> torch.Tensor:
+    """Errors (T', H', W') of a video; settings as in `measure_video`."""
+    return measure_video(model, FrameSource(frames), *settings)["errors"]
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         "fields", [{}, {"loss_exponent": 2}, {"normalize_targets": "none"}, {"target_type": "pixels"}]
@@ -51,7 +55,7 @@ class TestErrors:
     @pytest.mark.parametrize("future", [2, 6])
     def test_of_a_video_are_means_over_the_windows_that_predicted(self, model, batch_size, future):
         frames, steps = noise_pixels(19), future // 2
-        found = prediction_errors(model, FrameSource(frames), 4, future, batch_size)
+        found = errors_of(model, frames, 4, future, batch_size)
         by_window = window_errors(model, windows_of(frames, 4 + future), 2).detach()  # (W, f, P)
         assert found.shape == (9, 2, 2) and found[:2].isnan().all() and not found[2:].isnan().any()
         for step in range(2, 9):
@@ -61,12 +65,12 @@ class TestErrors:
     def test_only_what_comes_later_can_change_them(self, model):
         changed = noise_pixels(20).clone()
         changed[12:] += 3
-        one, two = (prediction_errors(model, FrameSource(frames), 4, 2) for frames in (noise_pixels(20), changed))
+        one, two = (errors_of(model, frames, 4, 2) for frames in (noise_pixels(20), changed))
         assert torch.allclose(one[2:6], two[2:6], rtol=1e-4) and not torch.allclose(one[6], two[6], rtol=1e-2)
 
     def test_a_video_shorter_than_a_window_is_refused(self, model):
         with pytest.raises(ValueError, match="the video has 5 frames; expected at least the 6 of context and future"):
-            prediction_errors(model, FrameSource(noise_pixels(5)), 4, 2)
+            errors_of(model, noise_pixels(5), 4, 2)
 
     @pytest.mark.parametrize("normalize", ["batch", "batch_channel", "clip"])
     def test_statistics_of_a_batch_normalise_it_as_the_model_does(self, normalize):
@@ -211,7 +215,7 @@ class TestNamedScores:
     @pytest.mark.parametrize("future", [2, 4])
     def test_backward_errors_are_those_of_the_reversed_video(self, model, future):
         frames = noise_pixels(18)
-        forward, backward = two_way_errors(model, FrameSource(frames), 4, future, 3)
-        assert torch.equal(forward[2:], prediction_errors(model, FrameSource(frames), 4, future, 3)[2:])
-        of_reversed = prediction_errors(model, FrameSource(frames.flip(0)), 4, future).flip(0)
+        found = measure_video(model, FrameSource(frames), 4, future, 3, scores=("reversal",))
+        assert torch.equal(found["errors"][2:], errors_of(model, frames, 4, future, 3)[2:])
+        of_reversed, backward = errors_of(model, frames.flip(0), 4, future).flip(0), found["backward"]
         assert backward[-2:].isnan().all() and torch.allclose(backward[:-2], of_reversed[:-2], rtol=1e-4)

@@ -258,32 +258,6 @@ def measure_video(
     return {name: _by_time_step(torch.cat(parts), past, name == "backward", grid) for name, parts in found.items()}
 
 
-def prediction_errors(
-    model: VJepa2ForMaskedLatentPrediction,
-    source: FrameSource,
-    context_frames: int,
-    future_frames: int,
-    batch_size: int = 8,
-    statistics: TargetStatistics | None = None,
-) -> torch.Tensor:
-    """The "errors" of `measure_video`, (T', H', W')."""
-    return measure_video(model, source, context_frames, future_frames, batch_size, statistics)["errors"]
-
-
-def two_way_errors(
-    model: VJepa2ForMaskedLatentPrediction,
-    source: FrameSource,
-    context_frames: int,
-    future_frames: int,
-    batch_size: int = 8,
-    statistics: TargetStatistics | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The "errors" and "backward" of `measure_video`, (T', H', W') each, in one pass over the video."""
-    options = (context_frames, future_frames, batch_size, statistics)
-    found = measure_video(model, source, *options, scores=("reversal",))
-    return found["errors"], found["backward"]
-
-
 def frame_changes(windows: torch.Tensor, context_frames: int, tubelet: int, patch: int) -> torch.Tensor:
     """Mean squared change of the pixels from frame to frame, in the future of windows (B, T, C, H, W): (B, f, P)."""
     changes = windows[:, context_frames - 1 :].float().diff(dim=1).square().mean(dim=2)  # (B, future frames, H, W)
