@@ -108,7 +108,10 @@ def summarize_errors(runs: list[dict[str, Any]], metric: str) -> dict[str, dict[
 
 @study.markdown
 def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
-    yield f"{results['steps']} steps of pretraining; means over seeds (95 % interval over seeds)."
+    tables = [table for found in results["future"].values() for table in found.values()]
+    several = any(len(value["by_seed"]) > 1 for table in tables for row in table.values() for value in row.values())
+    seeds = "means over seeds (95 % interval over seeds)" if several else "1 training seed"
+    yield f"{results['steps']} steps of pretraining; {seeds}."
     for metric, title in METRICS.items():
         yield f"{title} divided by that of copying the last tubelet, by frames after the past:"
         yield (
@@ -120,9 +123,9 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
             ],
         )
     if anticipation := results["anticipation"]:
-        seeds = max(len(row["accuracy"]["by_seed"]) for row in anticipation.values())
+        seeds = study.counted(max(len(row["accuracy"]["by_seed"]) for row in anticipation.values()), "seed")
         yield (
-            f"Anticipation, {results['probe_steps']} steps of a probe on {results['clips']} clips ({seeds} seeds), "
+            f"Anticipation, {results['probe_steps']} steps of a probe on {results['clips']} clips ({seeds}), "
             f"masks: {BOTH}:"
         )
         rows = [["the same answer for all", next(iter(anticipation.values()))["same_answer_for_all"], None]]

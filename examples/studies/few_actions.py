@@ -175,9 +175,10 @@ def measured(options: argparse.Namespace, name: str, seeds: int | None = None) -
 def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
     fewest = next(iter(results["success"].values()))
     seeds = sorted({len(columns["success"]["by_seed"]) for columns in fewest.values()})
-    further = f" ({seeds[-1]} in the first two rows)" if len(seeds) > 1 else ""
+    described = study.counted(seeds[0], "training seed")
+    described += f" ({seeds[-1]} in the first two rows)" if len(seeds) > 1 else ""
     yield (
-        f"Pushing with varied appearance, {results['videos']} videos, {seeds[0]} training seed(s){further}, "
+        f"Pushing with varied appearance, {results['videos']} videos, {described}, "
         f"{results['tasks']} tasks for each: mean (95 % interval over seeds). Every state has {results['steps']} "
         f'steps, "{FURTHER}" {results["further_steps"]} more; all dynamics {results["dynamics_steps"]}. R² is of '
         "positions that a linear regression reads from the states in appearances that it was not fitted on."

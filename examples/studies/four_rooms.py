@@ -25,7 +25,7 @@ TEST_SEED = 5_000_000  # of the environment: no choice was made on these episode
 FIRST_TASK = 700_000
 STEPS = {"pretrain": 300, "world_model": 1200, "macro": 600}
 MODELS = {"world_model": "planner's model, steps of 2 frames", "world_model_macro": "second scale, steps of 8 frames"}
-HORIZON = 3  # model steps; waypoints of a graph are up to twice as far
+HORIZON = 3  # model steps of the planner
 BASE = "flat, learned distance"
 
 

@@ -208,10 +208,10 @@ def draw(results: dict[str, Any], documents: list[Path]) -> None:
 
 @study.markdown
 def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
-    seeds, tasks, steps = results["seeds"], results["tasks"], results["steps"]
+    seeds, tasks, steps = study.counted(results["seeds"], "training seed"), results["tasks"], results["steps"]
     yield (
-        f"World models of pushing, {seeds} training seed(s), {steps} steps each; {tasks} tasks per model. Means (95 % "
-        "interval over seeds); errors are over those of copying the last known latents where it says so."
+        f"World models of pushing, {seeds}, {steps} steps each; {tasks} tasks per model. "
+        "Means (95 % interval over seeds); errors are over those of copying the last known latents where it says so."
     )
     titles = ["width x blocks", "episodes", "operations", "L1 of rollouts", "over copying", "success"]
     yield (

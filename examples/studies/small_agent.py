@@ -107,8 +107,8 @@ def distance_columns(measured: list[dict]) -> dict[str, Any]:
 
 @study.markdown
 def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
-    seeds, tasks = results["seeds"], results["tasks"]
-    yield f"Two rooms, {seeds} training seed(s), {tasks} tasks; CEM with 32 candidates and 2 iterations."
+    seeds, tasks = study.counted(results["seeds"], "training seed"), results["tasks"]
+    yield f"Two rooms, {seeds}, {tasks} tasks; CEM with 32 candidates and 2 iterations."
     yield study.table("agent's radius, encoder, cost", results["success"])
     yield "Rank correlation of a distance with the length of the shortest path, on held-out frames."
     yield study.table("agent's radius, encoder", results["distances"])

@@ -249,6 +249,11 @@ def cell(value: dict[str, Any] | list[float] | float | str | None) -> str:
     return f"{value:.2f}" if isinstance(value, int | float) else value or ""
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: `1 seed`, `3 seeds`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def capitalized(name: str) -> str:
     return name.replace("_", " ").capitalize()
 

@@ -156,6 +156,9 @@ class TestSeeds:
         assert study.interval_cell(one_seed) == "one seed"
         assert study.interval_cell(difference) == "-1.00 to +1.00"
 
+    def test_one_seed_is_counted_without_a_plural(self):
+        assert [study.counted(number, "seed") for number in (1, 3)] == ["1 seed", "3 seeds"]
+
     def test_equal_differences_have_no_interval(self):
         (difference,) = study.differences(self.rows({0: 1.0, 1: 0.94}, {0: 0.96, 1: 0.90}), [("a", "b")])
         assert len(set(difference["by_seed"])) > 1, "rounding alone separates them"
