@@ -117,7 +117,7 @@ def test_the_elites_of_icem_go_on(monkeypatch):
     policy, tasks = PlannerPolicy(planner, 0, QUIET, executed_actions=2, warm_start=True), Tasks(PUSHING, range(2))
     policy(tasks)
     tasks.reached[0] = True  # the one that is left keeps its own
-    (start,) = policy._starts([], None, np.array([1]))
+    (start,) = policy._starts(np.array([1]))
     assert start.shape == (3, 3, 4) and np.array_equal(start, policy.last_starts[1])
     policy(tasks)
 
@@ -129,12 +129,23 @@ def test_a_proposal_is_what_the_policy_would_do(tmp_path, monkeypatch):
     plain = VJepa2Planner.__call__
 
     def call(self, *arguments, warm_start=None, **settings):
-        starts.extend(warm_start)
-        return plain(self, *arguments, warm_start=warm_start, **settings)
+        def noted(*latents):
+            starts.extend(warm_start(*latents))
+            return torch.stack(starts)
+
+        return plain(self, *arguments, warm_start=noted, **settings)
+
+    encode, encoded = VJepa2WorldModel.encode, []
+
+    def counted(self, pixels, *views):
+        encoded.append(len(pixels))
+        return encode(self, pixels, *views)
 
     monkeypatch.setattr(VJepa2Planner, "__call__", call)
+    monkeypatch.setattr(VJepa2WorldModel, "encode", counted)
     tasks = Tasks(PUSHING, range(2))
     policy(tasks)
+    assert encoded == [2]  # once for proposal and search
     pixels = planner.video_processor(list(tasks.render()), return_tensors="pt")["pixel_values_videos"]
     goals = planner.video_processor(list(tasks.goal_images), return_tensors="pt")["pixel_values_videos"]
     latents = [planner.model.encode(part.flatten(0, 1).unsqueeze(1))[:, 0] for part in (pixels, goals)]

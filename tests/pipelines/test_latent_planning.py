@@ -134,6 +134,24 @@ class TestPlan:
         with pytest.raises(ValueError, match=r"warm_start has shape \(1, 2, 2\), expected .* \(1, 3, 2\)"):
             planner(OBSERVATION, GOAL, warm_start=start[:2])
 
+    def test_a_function_proposes_where_the_search_starts(self):
+        planner, given = build_planner(solver=CEM(3, 4, 1, 4)), []
+        starts = torch.linspace(-0.5, 0.5, 12).reshape(2, 3, 2)
+
+        def propose(latents, goal):
+            given.append((latents, goal))
+            return starts
+
+        images, goals = [OBSERVATION, GOAL], [GOAL, OBSERVATION]
+        found, expected = (planner(images, goals, warm_start=each) for each in (propose, list(starts)))
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one["actions"], other["actions"])
+        assert (found[0]["actions"] != planner(images, goals)[0]["actions"]).any()
+        ((latents, goal),) = given
+        torch.testing.assert_close(latents, goal.flip(0))  # each image is an observation and a goal
+        with pytest.raises(ValueError, match="warm_start was given for 2 problems; expected 1"):
+            planner(OBSERVATION, GOAL, warm_start=propose)
+
 
 class TestDiscreteActions:
     def test_plans_are_one_hot_and_keep_their_settings(self, tmp_path):

@@ -3,21 +3,21 @@
 Letters: N episodes, n of them active, P model steps of a plan, A action of a model step.
 """
 
+import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..pipelines.encoded_goals import EncodedGoal
 from ..pipelines.latent_planning import VJepa2Planner
 from ..planning import shift_plan
-from ..visualization.rollout_windows import encode_frames
 from .goal_policies import count_left, imagine, load_policy
 from .kept_goals import KeptGoals
 from .tasks import TaskBatch
-from .views import Images, select_views, split_views
+from .views import select_views, split_views
 
 
 class PlannerPolicy:
@@ -78,7 +78,7 @@ class PlannerPolicy:
             )
             started, cpu_started = time.perf_counter(), time.process_time()
             goal = self.kept_goals(tasks, active, goal_images)
-            starts, seed = self._starts(images, goal, active, tasks.steps_taken), self.seed * 1000 + self.calls
+            starts, seed = self._starts(active, tasks.steps_taken), self.seed * 1000 + self.calls
             given = {"proprio_state": proprio, "seed": seed, "warm_start": starts}
             if self.budget_ms is not None:  # of all that is timed here
                 given["budget_ms"] = max(0.0, self.budget_ms - 1000 * (time.perf_counter() - started))
@@ -93,25 +93,22 @@ class PlannerPolicy:
         self.progress.update()
         return plans.reshape(len(tasks), -1, tasks.action_dim)  # k environment actions a model step
 
-    def _starts(
-        self, images: Images, goal: EncodedGoal, active: np.ndarray, taken: int = 0
-    ) -> list[np.ndarray] | None:
-        """Initial action sequences of the search, (P, A) or (E, P, A) for each active episode."""
+    def _starts(self, active: np.ndarray, taken: int = 0) -> list[np.ndarray] | Callable[..., torch.Tensor] | None:
+        """Initial action sequences of the search: (P, A) or (E, P, A) for each active episode, or what proposes them
+        after `taken` environment steps."""
         if self.proposal is not None:
-            return list(self._propose(images, goal, taken))
+            return functools.partial(self._propose, taken)
         if not self.executed_steps or not self.last_starts:
             return None
         steps = self.executed_steps - 1  # a plan's own warm start is shifted by one step already
         return [shift_plan(torch.from_numpy(self.last_starts[episode]), steps).numpy() for episode in active]
 
     @torch.no_grad()
-    def _propose(self, images: Images, goal: EncodedGoal, taken: int) -> np.ndarray:
-        """Actions of the policy in the world model after `taken` environment steps: (n, P, A)."""
-        model, processor = self.planner.model, self.planner.video_processor
-        seen = encode_frames(model, processor, images, targets=False)
+    def _propose(self, taken: int, latents: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
+        """Actions (n, P, A) of the policy in the world model, from latents (n, 1, N, D) of observations and goals."""
+        model, seen = self.planner.model, latents[:, -1]
         left = count_left(self.proposal, taken // model.config.actions_per_step, seen)
-        goals, horizon = goal.latents[:, 0], self.planner.solver.horizon
-        return imagine(self.proposal, model, seen, goals, horizon, left)[0].cpu().numpy()
+        return imagine(self.proposal, model, seen, goal[:, 0], self.planner.solver.horizon, left)[0]
 
     def timings(self) -> dict[str, Any]:
         """`plan_milliseconds` and `plan_cpu_milliseconds` (of all threads), means per plan; `call_milliseconds`,

@@ -1,4 +1,4 @@
-"""Goals that are encoded once and planned for many times.
+"""Goals that are encoded once and planned for many times, and the one of a sequence that is not reached yet.
 
 Letters: B problems, V views (cameras), C channels, H W pixels, N tokens of a frame, D width of a latent, G goals in
 sequence.
@@ -6,7 +6,7 @@ sequence.
 
 import itertools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -114,3 +114,31 @@ def join_latents(goals: Sequence[Any], model: nn.Module) -> torch.Tensor | None:
             f"the goals are of {[len(goal.latents) for goal in encoded]} problems; expected equal numbers."
         )
     return torch.cat([goal.latents for goal in encoded], dim=1)
+
+
+@torch.no_grad()
+def first_unreached(
+    between: Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None],
+    present: torch.Tensor,
+    goals: torch.Tensor,
+    index: torch.Tensor,
+    threshold: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first goal of each problem that is not reached, from the goals `index` (B,) on, and its distance from the
+    observation: (B,) each.
+
+    `present` are latents (B, N, D) of the observation, `goals` (B, G, N, D), and `between` is the distance of two
+    latents. A goal is reached at the fraction `threshold` of its distance from the next goal.
+    """
+    problems, last = torch.arange(len(present), device=goals.device), goals.shape[1] - 1
+    away = between(present.unsqueeze(1), goals)
+    if away is None:
+        raise ValueError(
+            "goals need a cost with a LatentDistance or a TemporalDistance, which decides when one is reached."
+        )
+    apart = between(goals[:, :-1], goals[:, 1:])
+    for _ in range(last):
+        following = (index + 1).clamp(max=last)
+        near = away[problems, index] <= threshold * apart[problems, index.clamp(max=last - 1)]
+        index = torch.where(near, following, index)
+    return index, away[problems, index]

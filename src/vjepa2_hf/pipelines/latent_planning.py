@@ -6,7 +6,6 @@ A action size, S proprio state, P planning horizon, E plans to start from, G goa
 
 import functools
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from ..specs import check_count, check_number, refuse
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from . import planner_inputs
 from .base import VideoPipeline
-from .encoded_goals import EncodedGoal, WeightsVersion, images_of, join_latents, not_encoded
+from .encoded_goals import EncodedGoal, WeightsVersion, first_unreached, images_of, join_latents, not_encoded
 from .planner_settings import (
     check_samples,
     choose_cost,
@@ -217,8 +216,8 @@ class VJepa2Planner(VideoPipeline):
             proprio_state: (S,) or (T, S) in environment units, if the model has proprio states; a list for a batch.
             context_actions: (T-1, A) between the frames of a clip; a list for a batch.
             seed: the same seed gives the same plan on the same machine, alone or in a batch; `None`: a random seed.
-            warm_start: (P, A) or (E, P, A), where the search starts, such as the last plan's "warm_start"; a list for
-                a batch.
+            warm_start: where the search starts, such as the last plan's "warm_start": (P, A) or (E, P, A), a list for
+                a batch; or a function of latents (B, T, N, D) of observations and (B, 1, N, D) of goals to (B, P, A).
             budget_ms: milliseconds from this call's start, including image processing and encoding. No iteration
                 starts that would end later if it took as long as the last one; one iteration always runs.
             extrinsics: (E,) or (T, E), if the model has them; a list for a batch.
@@ -359,11 +358,14 @@ class VJepa2Planner(VideoPipeline):
                 for pair in zip(observation, goal, strict=True):
                     planner_inputs.warn_of_aspect_ratio(*pair)
         batch_size, steps = frames.shape[:2]
-        given = {name: inputs["numbers"].get(name) for name in (*NUMBERS, "warm_start")}
+        given = {name: inputs["numbers"].get(name) for name in NUMBERS}
         numbers = {
             name: planner_inputs.stack_numbers(name, value, single, batch_size) for name, value in given.items()
         }
         state, extrinsics = numbers["proprio_state"], numbers["extrinsics"]
+        start = inputs["numbers"].get("warm_start")
+        if not callable(start):
+            start = planner_inputs.stack_numbers("warm_start", start, single, batch_size)
         if numbers["goal_proprio_state"] is not None and not config.proprio_dim:
             raise ValueError("goal_proprio_state was given, but the model has no proprio states.")
         return {
@@ -377,7 +379,7 @@ class VJepa2Planner(VideoPipeline):
             "proprio_states": planner_inputs.states_per_frame("proprio_state", state, steps, config.proprio_dim),
             "extrinsics": planner_inputs.states_per_frame("extrinsics", extrinsics, steps, config.extrinsics_dim),
             "context_actions": numbers["context_actions"],
-            "warm_start": numbers["warm_start"],
+            "warm_start": start,
         }
 
     def _forward(
@@ -393,6 +395,10 @@ class VJepa2Planner(VideoPipeline):
         model, config, (views, goal_views) = self.model, self.embodied_config, inputs["views"]
         latents = model.encode(inputs["frames"].to(model.dtype), views)
         goal, goal_proprio_states, progress = self._current_goal(inputs, latents, cost, goal_threshold)
+        start = inputs["warm_start"]
+        if callable(start):
+            start = planner_inputs.stack_numbers("warm_start", start(latents, goal), False, len(latents))
+            start = None if start is None else start.to(latents.device)
         if self.subgoals is not None and goal is not None:
             if views is not None or goal_views is not None:
                 raise ValueError("subgoals need an observation and a goal of every camera; got fewer: add the others.")
@@ -420,7 +426,7 @@ class VJepa2Planner(VideoPipeline):
             action_low=default_low if self.action_low is None else self.action_low,
             action_high=1.0 if self.action_high is None else self.action_high,
             generator=None if seed is None else torch.Generator().manual_seed(seed),
-            warm_start=inputs["warm_start"],
+            warm_start=start,
             **optional,
         )
         starts = getattr(result, "warm_start", None)
@@ -470,31 +476,3 @@ class VJepa2Planner(VideoPipeline):
             }
             for row in range(len(actions))
         ]
-
-
-@torch.no_grad()
-def first_unreached(
-    between: Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None],
-    present: torch.Tensor,
-    goals: torch.Tensor,
-    index: torch.Tensor,
-    threshold: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first goal of each problem that is not reached, from the goals `index` (B,) on, and its distance from the
-    observation: (B,) each.
-
-    `present` are latents (B, N, D) of the observation, `goals` (B, G, N, D), and `between` is the distance of two
-    latents. A goal is reached at the fraction `threshold` of its distance from the next goal.
-    """
-    problems, last = torch.arange(len(present), device=goals.device), goals.shape[1] - 1
-    away = between(present.unsqueeze(1), goals)
-    if away is None:
-        raise ValueError(
-            "goals need a cost with a LatentDistance or a TemporalDistance, which decides when one is reached."
-        )
-    apart = between(goals[:, :-1], goals[:, 1:])
-    for _ in range(last):
-        following = (index + 1).clamp(max=last)
-        near = away[problems, index] <= threshold * apart[problems, index.clamp(max=last - 1)]
-        index = torch.where(near, following, index)
-    return index, away[problems, index]
