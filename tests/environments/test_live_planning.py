@@ -72,6 +72,26 @@ def test_the_view_holds_what_the_model_predicts(planner, imagery):
     assert found["costs"].shape == (3, 3) and np.isfinite(found["costs"]).all()
 
 
+def test_a_goal_is_encoded_once_until_it_changes(planner, monkeypatch):
+    encode, counts = type(planner.model).encode_targets, []
+
+    def counted(self, pixels, *views):
+        counts.append(len(pixels))
+        return encode(self, pixels, *views)
+
+    monkeypatch.setattr(type(planner.model), "encode_targets", counted)
+    watched, tasks = WatchedPlanner(planner, SETTINGS), pushing_task()
+    image, goal = tasks.render()[0], tasks.goal_images[0].copy()
+    for _ in range(2):
+        watched.look(image, goal)
+    watched.landscape(image, goal, points=3)
+    assert counts == [1]
+    expected = watched.view.plan["actions"]
+    goal[:] = 0  # in place
+    watched.plans -= 1  # the same seed
+    assert (watched.look(image, goal).plan["actions"] != expected).any() and counts == [1, 1]
+
+
 def test_without_imagery_there_are_only_plans(planner):
     view = WatchedPlanner(planner, SETTINGS).look(*pushing_task().render().repeat(2, axis=0))
     assert view.images is None and view.paths is None and len(view.candidates) == SHOWN

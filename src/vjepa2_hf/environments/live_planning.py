@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..pipelines.encoded_goals import EncodedGoal
 from ..pipelines.latent_planning import VJepa2Planner
 from ..planning import SOLVERS, build_solver
 from ..planning.candidates import KeepCheapest
@@ -80,7 +81,7 @@ class PlanView:
 
 
 class WatchedPlanner:
-    """A `plan` for `closed_loop` that keeps a view of its last plan.
+    """A `plan` for `closed_loop` that keeps a view of its last plan, and its goal encoded until another one is given.
 
     Args:
         planner: whose model is used; it does not change.
@@ -102,6 +103,7 @@ class WatchedPlanner:
         self.planner = VJepa2Planner(planner.model, planner.video_processor, **given)
         self.view: PlanView | None = None
         self.plans = 0
+        self._goal: EncodedGoal | None = None
 
     def __call__(self, tasks: Tasks) -> np.ndarray:
         """Actions (1, P * k, A / k) of one task, with k environment actions in a model step."""
@@ -116,12 +118,17 @@ class WatchedPlanner:
         """Plans once for images, uint8 (H, W, 3); `given` are the planner's `proprio_state` and `extrinsics`."""
         seed = self.settings.seed * 1000 + self.plans
         with self.lock:
-            plan = self.planner(image, goal, seed=seed, budget_ms=self.settings.budget_ms, **given)
+            plan = self.planner(image, self._encode(goal), seed=seed, budget_ms=self.settings.budget_ms, **given)
             self.view = PlanView(plan, self.solver.candidates[0].cpu().numpy())
             if self.imagery is not None:
                 self._imagine(image, given)
         self.plans += 1
         return self.view
+
+    def _encode(self, goal: np.ndarray) -> EncodedGoal:
+        if self._goal is None or not np.array_equal(self._goal.images, goal):
+            self._goal = self.planner.encode_goal(goal.copy())
+        return self._goal
 
     @torch.no_grad()
     def _imagine(self, image: np.ndarray, given: dict[str, Any]) -> None:
@@ -145,7 +152,7 @@ class WatchedPlanner:
         """As `VJepa2Planner.energy_landscape`, over the first action of the last plan; images are (H, W, 3)."""
         with self.lock:
             actions = self.view.plan["actions"]
-            return self.planner.energy_landscape(image, goal, points=points, actions=actions, **given)
+            return self.planner.energy_landscape(image, self._encode(goal), points=points, actions=actions, **given)
 
 
 @dataclass
