@@ -14,6 +14,7 @@ from vjepa2_hf import (
     VJepa2VideoClassificationConfig,
     VJepa2WorldModel,
     VJepa2WorldModelConfig,
+    modeling_base,
 )
 
 
@@ -107,6 +108,18 @@ class TestKeywords:
         output = model(video, output_attentions=True, output_hidden_states=True, return_dict=True, **options)
         assert len(output.attentions) == 2 and len(output.hidden_states) == 3
         assert isinstance(model(video, return_dict=False), tuple)
+
+
+def test_an_average_in_half_precision_warns_once(caplog):
+    modeling_base._warn_of_rounded_average.cache_clear()
+    model, warning = build("masked_latent"), "most of its updates are rounded away: keep the model in float32"
+    model.update_target_encoder(0.99)
+    model.bfloat16()
+    model.update_target_encoder(0.0)  # a copy loses nothing
+    assert warning not in caplog.text
+    for _ in range(2):
+        model.update_target_encoder(0.99)
+    assert caplog.text.count(warning) == 1
 
 
 @pytest.mark.parametrize("momentum", [1.5, -0.1, float("nan")])

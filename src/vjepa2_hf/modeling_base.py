@@ -263,17 +263,27 @@ def _warn_of_slow_bfloat16() -> None:
     )
 
 
+@functools.cache
+def _warn_of_rounded_average() -> None:
+    logger.warning(
+        "the target encoder has half-precision weights, in which most of its updates are rounded away: keep the model "
+        "in float32 (model.float()) and compute in half precision by autocast (mixed_precision=bf16)"
+    )
+
+
 class TargetEncoderMixin:
     """For models with an `encoder` and an EMA copy of it, `target_encoder`."""
 
     @torch.no_grad()
     def update_target_encoder(self, momentum: float) -> None:
-        """ξ ← τ ξ + (1 − τ) θ, in place (two-phase recipe, Algorithm 1 line 13)."""
+        """ξ ← τ ξ + (1 − τ) θ, in place (two-phase recipe, Algorithm 1 line 13). Half precision rounds it away."""
         try:
             momentum = check_fraction("momentum", momentum)
         except ValueError:
             refuse("momentum", momentum, "0 (copies the encoder) to 1 (keeps the target)")
         targets, sources = list(self.target_encoder.parameters()), list(self.encoder.parameters())
+        if 0 < momentum < 1 and any(target.dtype in (torch.bfloat16, torch.float16) for target in targets):
+            _warn_of_rounded_average()
         torch._foreach_lerp_(targets, [source.detach() for source in sources], 1.0 - momentum)
 
     def _initialize_missing_keys(self, is_quantized: bool) -> None:
