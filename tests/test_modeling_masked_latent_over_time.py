@@ -48,6 +48,20 @@ class TestPositionTargets:
         torch.testing.assert_close(output.target_latents[0], expected)
         assert model(clips(batch_size=1), CONTEXT[:1], TARGET[:1]).loss.isfinite()
 
+    @pytest.mark.parametrize("target_type", ["ema", "pixels"])
+    @pytest.mark.parametrize("exponent", [1, 2])
+    def test_a_single_clip_that_never_changes_gives_a_small_loss_and_finite_gradients(self, target_type, exponent):
+        model = build(normalize_targets="position", target_type=target_type, loss_exponent=exponent).train()
+        still = clips(batch_size=1)[:, :1].expand(-1, 4, -1, -1, -1)
+        for video in (still, torch.zeros_like(still)):  # frozen, black
+            output = model(video, CONTEXT[:1], TARGET[:1])
+            if target_type == "pixels":  # tokens also hold the time
+                assert (output.target_latents[0] == 0).all()
+            model.zero_grad()
+            output.loss.backward()
+            gradients = [part.grad for part in model.parameters() if part.grad is not None]
+            assert output.loss < 10 and gradients and all(each.isfinite().all() for each in gradients)
+
     def test_the_gradient_reaches_encoder_and_predictor_alone(self):
         model = build(normalize_targets="position").train()
         model(clips(), CONTEXT, TARGET).loss.backward()
