@@ -37,6 +37,16 @@ def test_the_changelog_begins_with_this_version():
     assert heading.startswith(f"[{SETUP['metadata']['version']}] - ")
 
 
+def test_the_extras_of_make_test_app_hold_what_its_tests_import():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    extras = {name for given in re.findall(r'-e "\.\[([\w,]+)\]"', makefile) for name in given.split(",")}
+    needed = "\n".join(SETUP["options.extras_require"][name] for name in extras & {"app", "demo", "dev"})
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    for module in ("gradio", "pytest", "selenium"):
+        assert re.search(rf"^{module}>=", needed, flags=re.MULTILINE), module
+        assert re.search(rf"^{module}==", pins, flags=re.MULTILINE), module
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_a_workflow_runs_what_exists(path):
     workflow = read(path)

@@ -1,4 +1,4 @@
-"""The app in headless Chromium, by selenium; needs the extra `app`, selenium, and the programs of `PROGRAMS`.
+"""The app in headless Chromium, by selenium; needs the extras `app`, `demo` and `dev`, and the programs of `PROGRAMS`.
 
 `make test-app` names a folder for screenshots in `VJEPA2_TEST_APP`, and fails where something is missing. Without that
 variable the tests are skipped then, and screenshots go to a temporary folder.
@@ -33,7 +33,7 @@ SECONDS = 180.0  # for anything that a page shows
 
 def missing() -> list[str]:
     """What to install before these tests can run."""
-    modules = {"gradio": 'pip install -e ".[app,demo]"', "selenium": "pip install selenium"}
+    modules = {"gradio": 'pip install -e ".[app,demo]"', "selenium": 'pip install -e ".[dev]"'}
     found = [command for module, command in modules.items() if importlib.util.find_spec(module) is None]
     packages = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
     return found + ([f"apt-get install {' '.join(packages)}"] if packages else [])
