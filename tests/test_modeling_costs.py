@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from vjepa2_hf.modeling_costs import sum_over_steps
 from vjepa2_hf.planning import (
     ActionPenalty,
     Closest,
@@ -89,6 +90,31 @@ def test_closest_computes_what_it_wraps_at_every_step():
     assert cost.needs_goal and cost.needs_distance_head and not (cost.needs_samples or cost.needs_proprio)
     assert build_cost("closest") == Closest(LatentDistance() + 0.1 * TemporalDistance())  # the default
     assert Closest(Uncertainty()).needs_samples and Closest("proprio").needs_proprio
+
+
+@pytest.mark.parametrize(
+    ("cost", "compared"),
+    [
+        (TemporalDistance(), [1]),
+        (TemporalDistance() + Reward(), [1]),
+        (TemporalDistance(summed=True), [3]),
+        (Closest(TemporalDistance()), [3]),
+        (LatentDistance(), []),
+    ],
+)
+def test_only_steps_that_count_are_given_to_the_distance_head(cost, compared):
+    steps, given = torch.randn(3, 2, 6, 5, 6), []  # P of (B, J·K, N, D), with K = 2
+
+    def frames(latents):
+        given.append(latents.shape[3])
+        return latents.mean(dim=(-2, -1))
+
+    rewards = lambda pairs, actions: actions[..., 0]  # noqa: E731
+    actions, present = torch.randn(2, 3, 3, 2), torch.randn(2, 1, 5, 6)
+    total = sum_over_steps(cost, iter(steps), actions, present, 2, rewards, None, GOAL, None, frames)
+    assert given == compared
+    if cost == TemporalDistance():
+        torch.testing.assert_close(total, steps[-1].unflatten(1, (3, 2)).mean(dim=(2, 3, 4)))
 
 
 @pytest.mark.parametrize(

@@ -453,8 +453,9 @@ def sum_over_steps(
     (B, J, P, A). Steps are consumed one at a time: memory does not grow with the horizon.
 
     `predict_rewards`, of latents (..., 2, N, D) and actions (..., 1, A), is only called by costs that need rewards;
-    `temporal_distance`, of latents (B, J, K, P, N, D), only by those that need it. They keep all steps, which
-    one call then compares faster than one call per step. `whitening` is the model's `state_whitening`, if it has one.
+    `temporal_distance`, of latents (B, J, K, P, N, D), only by those that need it. Those that need it at every step
+    keep all steps, which one call then compares faster than one call per step. `whitening` is the model's
+    `state_whitening`, if it has one.
     """
     closest = [[weight, term, None] for weight, term in cost.terms() if isinstance(term, Closest)]
 
@@ -465,7 +466,7 @@ def sum_over_steps(
 
     before, total = present.unsqueeze(2), torch.zeros(actions.shape[:2], device=present.device)
     distances: Sequence[torch.Tensor | None] = [None] * actions.shape[2]
-    if cost.needs_distance_head:
+    if any(getattr(term, "summed", True) for _, term in cost.terms() if term.needs_distance_head):
         steps = list(steps)
         distances = temporal_distance(torch.stack(steps, dim=2).unflatten(1, (-1, samples))).unbind(dim=3)
     for index, latents in enumerate(steps):
@@ -475,6 +476,8 @@ def sum_over_steps(
         goals = (goal, states, goal_proprio_states)
         step_rewards = functools.partial(rewards, before, latents, action)
         is_last = index + 1 == actions.shape[2]
+        if is_last and cost.needs_distance_head and distances[index] is None:
+            distances[index] = temporal_distance(latents.unsqueeze(3)).squeeze(3)
         found = (step_rewards, distances[index], goal_tokens, whitening)
         imagined = ImaginedStep(index, is_last, latents, action, *goals, *found)
         added = cost.step(imagined)

@@ -135,7 +135,7 @@ def episode_ids(data: str | os.PathLike, camera: str | list[str] | None = None) 
     yield from (name for name, _ in named_rows(source)) if isinstance(source, ShardSource) else source.names()
 
 
-class _EnoughEpisodes(Exception):  # noqa: N818, no error
+class EnoughEpisodes(Exception):  # noqa: N818, no error
     """Ends the reading."""
 
 
@@ -171,14 +171,14 @@ class EpisodeStream(torch.utils.data.IterableDataset):
         def wanted(name: str) -> bool:
             position = next(positions)
             if position == self.max_episodes:
-                raise _EnoughEpisodes
+                raise EnoughEpisodes
             # Here too: a cache that continues would take the second one for done
             check(name not in seen, TWO_EPISODES.format(name))
             seen.add(name)
             mine = position % (self.world_size * workers) == self.rank * workers + number
             return mine and name not in self.done
 
-        with contextlib.suppress(_EnoughEpisodes):
+        with contextlib.suppress(EnoughEpisodes):
             how = {"camera": self.source.camera, "skipped": skipped, "limits": self.limits}
             how["frames_only"] = self.frames_only
             yield from map(self._cropped, read_episodes(self.source.path, wanted=wanted, **how))

@@ -23,7 +23,7 @@ from ..configuration_vjepa2 import check
 from ..pose import pose_difference
 from ..specs import check_choice, check_count
 from .cameras import camera_names, take_frames, video_features, video_row
-from .episodes import read_episodes
+from .episodes import EnoughEpisodes, read_episodes
 from .importers import shrink_frame
 from .lerobot import BAD_EPISODE, check_fps, describe
 from .shards import write_shards
@@ -112,10 +112,6 @@ def _join_actions(actions: np.ndarray, kept: np.ndarray, states: np.ndarray | No
     return (sums / np.diff(kept)[:, None] if how == "mean" else sums).astype(np.float32)
 
 
-class _EnoughEpisodes(Exception):  # noqa: N818, no error
-    """Ends the reading."""
-
-
 class _ResampledRows(IterableDataset):
     """Rows of resampled episodes; each DataLoader worker reads its own. Its last item are the `skipped` ones."""
 
@@ -130,11 +126,11 @@ class _ResampledRows(IterableDataset):
         def wanted(_: str) -> bool:
             position = next(positions)
             if position == options.max_episodes:
-                raise _EnoughEpisodes
+                raise EnoughEpisodes
             return position % workers == mine
 
         how = {"camera": options.camera, "columns": options.columns, "wanted": wanted, "skipped": skipped}
-        with contextlib.suppress(_EnoughEpisodes):
+        with contextlib.suppress(EnoughEpisodes):
             for episode in read_episodes(self.data, **how):
                 try:
                     yield _to_row(resample_episode(episode, options.fps, options.actions), options)
