@@ -31,7 +31,7 @@ LIMITS = {
     "root modules": 28,
     "lines of a file": 500,
     "lines of a function": 60,
-    "lines of an exported encoder": 3310,  # 800 of them read videos
+    "lines of an exported encoder": 3345,  # 800 of them read videos
     "lines of configs": 1496,
 }
 
