@@ -135,7 +135,7 @@ class Dynamics(nn.Module):
         return self.hidden_states_and_cache(inputs)[0]
 
     def hidden_states_and_cache(self, inputs: DynamicsInputs) -> tuple[torch.Tensor, KeyValueCache]:
-        """`hidden_states` (B, F, N, d), and the cache of the first frame of each episode, from which a rollout continues."""
+        """`hidden_states` (B, F, N, d), and the cache of the first frame of each episode, to roll out from."""
         (batch_size, frames), window = inputs.latents.shape[:2], self.config.context_frames
         if frames > window:
             inputs = inputs.map(lambda part: part.unfold(1, window, 1).movedim(-1, 2).flatten(0, 1))
