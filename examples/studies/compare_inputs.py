@@ -1,6 +1,6 @@
 """What a learned state should read under varied appearance: pixels, or tokens of a pretrained or a random encoder.
 
-    python examples/studies/compare_inputs.py [--seeds 5] [--seconds 400] [--episodes 1000] [--tasks 100] [--jobs 2]
+    python examples/studies/compare_inputs.py [--seeds 5] [--seconds 300] [--episodes 1000] [--tasks 100] [--jobs 2]
 
 All models learn from the same recorded episodes of pushing, where floor, colors, light and other objects differ from
 episode to episode. The first stage of every model has the same core time: two short runs per row measure what a step
@@ -78,6 +78,7 @@ PRETRAINING = {  # docs/pretraining.md, "Varied appearance", with the variance a
 }
 RECORD = f"{study.ENVIRONMENTS['pushing']} --varied_appearance"
 BATCH_SIZE = 128  # of the second stage: half of the config's, which leaves more of the time to the first
+FRAMES = 16  # of an episode, among which the first stage looks for one; of the config
 RECORDERS = 8  # processes at most
 SPEED_STEPS, SPEED_EPISODES = (10, 60), 40  # of the two runs that measure a step
 TRIAL_WEIGHTS = 0.01, 0.1, 1.0  # of SIGReg
@@ -267,6 +268,13 @@ def read_out_of(folder: Path, row: str) -> Path:
     return folder / f"read_out_{study.slug(row)}.json"
 
 
+def found_frames(folder: Path, row: str) -> float | None:
+    """Fraction of predictions that found their frame in the last logged batch of stage 1; rows without the contrast
+    have none."""
+    lines = (folder / study.slug(row) / "state" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return json.loads(lines[-1]).get("found_frames")
+
+
 def collect(options: argparse.Namespace) -> dict[str, Any] | None:
     """Rows over the seeds that have all of them, their paired differences, and what everything cost."""
     folders = [options.output / f"seed-{seed}" for seed in range(options.seeds)]
@@ -282,6 +290,7 @@ def collect(options: argparse.Namespace) -> dict[str, Any] | None:
         rows[row] |= {name: study.over_seeds([probe[name] for probe in probes]) for name in READ_OUT}
         rows[row] |= {"steps": steps_of(options, row), "step_seconds": seconds[row]}
         rows[row]["training_core_seconds"] = [one[row] for one in times]
+        rows[row]["found_frames"] = [found_frames(folder, row) for folder in folders]
     first = [json.loads(planned(folder, PIXELS).read_text(encoding="utf-8"))["rows"] for folder in folders]
     baselines = [{one["name"]: one["success"] for one in found if one["name"] != PIXELS} for found in first]
     trials = {}
@@ -323,6 +332,13 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
     ]
     rows += [[name, success, *[None] * (len(titles) - 2)] for name, success in results["baselines"].items()]
     yield titles, rows
+    chance = 1 / FRAMES
+    failed = {
+        name: sum(one is not None and one < chance for one in row["found_frames"])
+        for name, row in results["rows"].items()
+    }
+    failed = ", ".join(f'"{name}" {count} of {seeds}' for name, count in failed.items() if count)
+    yield f"Seeds whose stage 1 found fewer frames at its end than chance would (1 of {FRAMES}): {failed or 'none'}."
     trials = ", ".join(f"{success:.2f} with {weight}" for weight, success in results["trials"].items())
     yield (
         f"LeWM-like uses the weight {results['sigreg_weight']} of SIGReg, the best of {len(results['trials'])} trials "
@@ -339,7 +355,7 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
 
 SETTINGS = {
     "episodes": (1000, "recorded episodes"),
-    "seconds": (400, "core seconds of the first stage of every model"),
+    "seconds": (300, "core seconds of the first stage of every model"),
     "steps": (1200, "steps of the second stage"),
     "pretrain_steps": (300, "steps of pretraining"),
     "tasks": (100, "tasks of planning per seed"),

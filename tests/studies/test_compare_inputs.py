@@ -29,7 +29,7 @@ def _no_gpu(monkeypatch):
 @pytest.fixture
 def runs(monkeypatch) -> list[tuple[Path, str, str, dict[str, str]]]:
     """Folder, name, script and settings of the runs, which leave what the study reads of them."""
-    found = []
+    found, failing = [], [compare_inputs.ALONG]
 
     def run(self, name: str, result: Path, script: str, *arguments: str) -> Path:
         settings = settings_of(arguments)
@@ -45,6 +45,9 @@ def runs(monkeypatch) -> list[tuple[Path, str, str, dict[str, str]]]:
             (result.parent / "manifest.json").write_text("{}")
         else:
             result.write_text("{}")
+            (self.path / study.slug(name) / "state").mkdir(parents=True, exist_ok=True)
+            frames = {} if name == compare_inputs.LEWM else {"found_frames": 0.01 if name in failing else 0.5}
+            (self.path / study.slug(name) / "state" / "metrics.jsonl").write_text(f"{{}}\n{json.dumps(frames)}\n")
         used = 100.0 + LENGTHS.get(name.rpartition(" ")[0], 0) * int(settings.get("state.max_steps", 0))
         with self._lock:
             study.write_json(self.path / "core_times.json", self.core_times | {name: used})
@@ -70,6 +73,8 @@ def test_every_row_has_the_same_time_and_tasks_of_its_seed(runs, run_study, tmp_
     manifests = sorted(path.name for path in (tmp_path / "manifests").iterdir())
     assert manifests == ["results-seed-0.json", "results-seed-1.json"]
     assert compare_inputs.format_tables(results) in page
+    assert f'at its end than chance would (1 of 16): "{compare_inputs.ALONG}" 2 of 2.' in page
+    assert results["rows"][compare_inputs.LEWM]["found_frames"] == [None, None]
 
 
 def test_differences_are_paired_and_the_best_weight_is_used(runs, run_study, tmp_path):
