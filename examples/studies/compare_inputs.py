@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -276,22 +277,20 @@ def found_frames(folder: Path, row: str) -> float | None:
 
 
 def collect(options: argparse.Namespace) -> dict[str, Any] | None:
-    """Rows over the seeds that have all of them, their paired differences, and what everything cost."""
-    folders = [options.output / f"seed-{seed}" for seed in range(options.seeds)]
-    needed = [path for row in ROWS for path in (planned(Path(), row), read_out_of(Path(), row))]
-    folders = [folder for folder in folders if all((folder / path).exists() for path in needed)]
-    if not folders:
+    """Rows over the seeds that each has, their differences over common seeds, and what everything cost."""
+    finished = {row: finished_seeds(options, row) for row in ROWS}
+    if not all(finished.values()):
         return None
-    times, seconds, rows = [study.RunFolder(folder).core_times for folder in folders], step_seconds(options), {}
-    for row in ROWS:
+    seconds, rows = step_seconds(options), {}
+    for row, folders in finished.items():
         success = [success_of(planned(folder, row), row) for folder in folders]
         probes = study.read_results(read_out_of(folder, row) for folder in folders)
         rows[row] = {"success": study.over_seeds(success)}
         rows[row] |= {name: study.over_seeds([probe[name] for probe in probes]) for name in READ_OUT}
         rows[row] |= {"steps": steps_of(options, row), "step_seconds": seconds[row]}
-        rows[row]["training_core_seconds"] = [one[row] for one in times]
+        rows[row]["training_core_seconds"] = [study.RunFolder(folder).core_times[row] for folder in folders]
         rows[row]["found_frames"] = [found_frames(folder, row) for folder in folders]
-    first = [json.loads(planned(folder, PIXELS).read_text(encoding="utf-8"))["rows"] for folder in folders]
+    first = [json.loads(planned(folder, PIXELS).read_text(encoding="utf-8"))["rows"] for folder in finished[PIXELS]]
     baselines = [{one["name"]: one["success"] for one in found if one["name"] != PIXELS} for found in first]
     trials = {}
     for weight in TRIAL_WEIGHTS:
@@ -299,21 +298,32 @@ def collect(options: argparse.Namespace) -> dict[str, Any] | None:
         trials[weight] = success_of(results, LEWM)
     study.copy_manifests(options.output, options.results, study.slug(f"plan {PIXELS}"))
     return {
-        "seeds": len(folders),
+        "seeds": max(len(folders) for folders in finished.values()),
         "rows": rows,
         "baselines": {name: study.over_seeds([one[name] for one in baselines]) for name in baselines[0]},
         "differences": study.paired(rows, "success", PAIRS),
-        "pretraining_core_seconds": [one["pretrain"] for one in times],
+        "pretraining_core_seconds": [
+            study.RunFolder(folder).core_times["pretrain"] for folder in finished[PRETRAINED]
+        ],
         "trials": {str(weight): success for weight, success in trials.items()},
         "sigreg_weight": best_weight(trials),
     }
 
 
+def finished_seeds(options: argparse.Namespace, row: str) -> list[Path]:
+    """The folders of the seeds 0, 1, and so on up to the first that lacks this row."""
+    folders = [options.output / f"seed-{seed}" for seed in range(options.seeds)]
+    return list(takewhile(lambda one: planned(one, row).exists() and read_out_of(one, row).exists(), folders))
+
+
 @study.markdown
 def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
+    fewer = {name: len(row["found_frames"]) for name, row in results["rows"].items()}
+    fewer = ", ".join(f"{count} of {name}" for name, count in fewer.items() if count < results["seeds"])
     seeds, tasks, paid = results["seeds"], results["tasks"], results["pretraining_core_seconds"]
     yield (
-        f"Pushing with varied appearance, {results['episodes']} episodes, {seeds} training seed(s) × {tasks} tasks: "
+        f"Pushing with varied appearance, {results['episodes']} episodes, {seeds} training "
+        f"seed(s){f' ({fewer})' if fewer else ''} × {tasks} tasks: "
         "mean (95 % interval over seeds). Every first stage has the steps that fit into "
         f"{results['seconds']} core seconds, every second stage {results['steps']} steps. Pretraining is paid extra: "
         f"{results['pretrain_steps']} steps, {sum(paid) / len(paid):.0f} core seconds per seed. R² is of positions "
@@ -337,8 +347,8 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
         name: sum(one is not None and one < chance for one in row["found_frames"])
         for name, row in results["rows"].items()
     }
-    failed = ", ".join(f'"{name}" {count} of {seeds}' for name, count in failed.items() if count)
-    yield f"Seeds whose stage 1 found fewer frames at its end than chance would (1 of {FRAMES}): {failed or 'none'}."
+    failed = ", ".join(f'"{name}" {count}' for name, count in failed.items() if count)
+    yield f"Seeds whose stage 1 found fewer frames at its end than chance (1 of {FRAMES}) would: {failed or 'none'}."
     trials = ", ".join(f"{success:.2f} with {weight}" for weight, success in results["trials"].items())
     yield (
         f"LeWM-like uses the weight {results['sigreg_weight']} of SIGReg, the best of {len(results['trials'])} trials "

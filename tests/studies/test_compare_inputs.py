@@ -73,7 +73,7 @@ def test_every_row_has_the_same_time_and_tasks_of_its_seed(runs, run_study, tmp_
     manifests = sorted(path.name for path in (tmp_path / "manifests").iterdir())
     assert manifests == ["results-seed-0.json", "results-seed-1.json"]
     assert compare_inputs.format_tables(results) in page
-    assert f'at its end than chance would (1 of 16): "{compare_inputs.ALONG}" 2 of 2.' in page
+    assert f'at its end than chance (1 of 16) would: "{compare_inputs.ALONG}" 2.' in page
     assert results["rows"][compare_inputs.LEWM]["found_frames"] == [None, None]
 
 
@@ -90,6 +90,20 @@ def test_differences_are_paired_and_the_best_weight_is_used(runs, run_study, tmp
     used = [one[3] for one in runs if one[0].name.startswith("seed") and one[1] == compare_inputs.LEWM]
     assert [one["state.sigreg_weight"] for one in used] == ["1.0", "1.0"]
     assert "the best of 3 trials" in compare_inputs.format_tables(results)
+
+
+def test_a_row_that_lacks_seeds_is_compared_over_those_it_has(runs, run_study, tmp_path):
+    row = compare_inputs.LEWM
+    run_study(compare_inputs.STUDY, "--jobs", "1", "--seeds", "3")
+    (last,) = [one[0] for one in runs if one[1] == row and one[0].name == "seed-2"]
+    compare_inputs.read_out_of(last, row).unlink()
+    page = run_study(compare_inputs.STUDY, "--collect", "--seeds", "3")
+    found = json.loads((tmp_path / "results.json").read_text())
+    counts = {name: len(one["success"]["by_seed"]) for name, one in found["rows"].items()}
+    assert counts == {name: 2 if name == row else 3 for name in compare_inputs.ROWS}
+    (difference,) = [one for one in found["differences"] if one["row"] == row]
+    assert len(difference["by_seed"]) == 2 and found["seeds"] == 3
+    assert f"3 training seed(s) (2 of {row})" in page
 
 
 def test_only_the_pretrained_rows_read_the_pretrained_encoder(runs, run_only):
