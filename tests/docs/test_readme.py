@@ -116,6 +116,7 @@ def test_tables_of_readme_are_those_of_the_last_measurement():
         ("planning_evaluation", "push_t", "push_t"),
         ("planning_evaluation", "public_environments", "public_environments"),
         ("states", "few_actions", "few_actions"),
+        ("states", "compare_inputs", "compare_inputs"),
         ("states", "learned_states", "learned_states"),
         ("fine_tuning", "fine_tuning", "measure_fine_tuning"),
         ("pretraining", "pretraining", "ablate_pretraining"),
