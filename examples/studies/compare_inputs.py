@@ -322,8 +322,8 @@ def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
     fewer = ", ".join(f"{count} of {name}" for name, count in fewer.items() if count < results["seeds"])
     seeds, tasks, paid = results["seeds"], results["tasks"], results["pretraining_core_seconds"]
     yield (
-        f"Pushing with varied appearance, {results['episodes']} episodes, {seeds} training "
-        f"seed(s){f' ({fewer})' if fewer else ''} × {tasks} tasks: "
+        f"Pushing with varied appearance, {results['episodes']} episodes, "
+        f"{study.counted(seeds, 'training seed')}{f' ({fewer})' if fewer else ''} × {tasks} tasks: "
         "mean (95 % interval over seeds). Every first stage has the steps that fit into "
         f"{results['seconds']} core seconds by the step's time in two short runs, every second stage "
         f"{results['steps']} steps. The last column is what a model then took, with encoding the episodes. "

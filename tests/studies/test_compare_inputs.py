@@ -103,7 +103,7 @@ def test_a_row_that_lacks_seeds_is_compared_over_those_it_has(runs, run_study, t
     assert counts == {name: 2 if name == row else 3 for name in compare_inputs.ROWS}
     (difference,) = [one for one in found["differences"] if one["row"] == row]
     assert len(difference["by_seed"]) == 2 and found["seeds"] == 3
-    assert f"3 training seed(s) (2 of {row})" in page
+    assert f"3 training seeds (2 of {row})" in page
 
 
 def test_only_the_pretrained_rows_read_the_pretrained_encoder(runs, run_only):
