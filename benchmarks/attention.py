@@ -14,7 +14,6 @@ call changes, and what it saves to compute each frame of a training rollout once
 
 import argparse
 import gc
-import json
 import statistics
 import sys
 import time
@@ -22,13 +21,11 @@ from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from bench import describe_machine, restart_with_fixed_allocator, write_json
+from bench import describe_machine, measure_tables, parse_table_options, restart_with_fixed_allocator
 
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "costs.md"
 ACTIONS = 7
 TOLERANCE = 1e-5
 MASK, MODEL = "fused kernel with mask", "model"  # what is compared with
@@ -368,6 +365,9 @@ def plan(sizes: Sizes, horizon: int, context: int) -> dict[str, Any]:
 
 def measure(sizes: Sizes, flex: bool) -> dict[str, Any]:
     """All of it."""
+    import torch
+
+    torch.manual_seed(0)
     results: dict[str, Any] = {"machine": describe_machine(), "rounds": sizes.rounds, "step_rounds": sizes.step_rounds}
     print("calls ...", file=sys.stderr, flush=True)
     results["training"] = [
@@ -426,35 +426,15 @@ def format_tables(results: dict[str, Any]) -> str:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="as small as it goes; the numbers mean nothing")
     parser.add_argument("--flex", action="store_true", help="also FlexAttention, compiled for the CPU (needs g++)")
-    parser.add_argument("--output", type=Path, help="JSON file: attention.json beside this file, none with --tiny")
-    parser.add_argument("--table", action="store_true", help="take the results of --output, and measure nothing")
-    parser.add_argument(
-        "--publish", nargs="?", type=Path, const=PAGE, metavar="PAGE", help="write the tables: docs/costs.md"
-    )
-    return parser.parse_args(arguments)
+    return parse_table_options(parser, __file__, arguments)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Measures, writes the JSON, prints the tables and publishes them; returns the results."""
     options = parse_arguments(arguments)
-    from vjepa2_hf.visualization.tables import publish_tables
-
-    results_file = Path(__file__).with_suffix(".json")
-    output = options.output or (None if options.tiny else results_file)
-    if options.table:
-        results = json.loads((output or results_file).read_text(encoding="utf-8"))
-    else:
-        import torch
-
-        torch.set_num_threads(1)
-        torch.manual_seed(0)
-        results = measure(TINY if options.tiny else Sizes(), options.flex)
-        if output:
-            write_json(results, output)
-    publish_tables(results, format_tables(results), None, [options.publish] if options.publish else [], "attention")
-    return results
+    sizes = TINY if options.tiny else Sizes()
+    return measure_tables(options, "attention", partial(measure, sizes, options.flex), format_tables)
 
 
 if __name__ == "__main__":

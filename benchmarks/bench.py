@@ -15,6 +15,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,47 @@ def align(rows: list[list[str]]) -> list[str]:
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return [*lines, ""]
+
+
+def parse_table_options(
+    parser: argparse.ArgumentParser, script: str, arguments: list[str] | None = None
+) -> argparse.Namespace:
+    """Adds the options of a benchmark whose tables belong to docs/costs.md, and parses all. `output` is where results
+    go, or where they are with `table`: the JSON file beside the script; with `tiny` only a given one."""
+    beside, page = Path(script).with_suffix(".json"), Path(script).resolve().parents[1] / "docs" / "costs.md"
+    parser.add_argument("--tiny", action="store_true", help="as small as it goes; the numbers mean nothing")
+    parser.add_argument("--output", type=Path, help=f"JSON file: {beside.name} beside this file, none with --tiny")
+    parser.add_argument("--table", action="store_true", help="take the results of --output, and measure nothing")
+    parser.add_argument(
+        "--publish", nargs="?", type=Path, const=page, metavar="PAGE", help="write the tables: docs/costs.md"
+    )
+    options = parser.parse_args(arguments)
+    if options.output is None and (options.table or not options.tiny):
+        options.output = beside
+    return options
+
+
+def measure_tables(
+    options: argparse.Namespace,
+    name: str,
+    measure: Callable[[], dict[str, Any]],
+    format_tables: Callable[[dict[str, Any]], str],
+) -> dict[str, Any]:
+    """Measures on one thread and writes the JSON, or reads it with `table`; prints and publishes the tables between
+    the markers `name`; returns the results."""
+    from vjepa2_hf.visualization.tables import publish_tables
+
+    if options.table:
+        results = json.loads(options.output.read_text(encoding="utf-8"))
+    else:
+        import torch
+
+        torch.set_num_threads(1)
+        results = measure()
+        if options.output:
+            write_json(results, options.output)
+    publish_tables(results, format_tables(results), None, [options.publish] if options.publish else [], name)
+    return results
 
 
 def write_json(results: dict[str, Any], path: Path) -> None:

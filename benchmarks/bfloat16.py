@@ -14,7 +14,6 @@ operators. Writes `bfloat16.json` and, with `--publish`, a section of docs/costs
 
 import argparse
 import copy
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -23,11 +22,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import describe_machine, restart_with_fixed_allocator, write_json
+from bench import describe_machine, measure_tables, parse_table_options, restart_with_fixed_allocator
 
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "costs.md"
 DTYPES = ("float32", "bfloat16")
 SEEDS = (0, 1, 2)
 LAST = 10  # steps whose mean loss is compared
@@ -286,7 +284,10 @@ def measure_success(runs: Path, tasks: int) -> dict[str, Any]:
 
 def measure(sizes: Sizes, pushing: Path | None) -> dict[str, Any]:
     """All of it; `pushing` is the folder of runs of the demo."""
-    results: dict[str, Any] = {"machine": describe_machine(), "works": {}, "steps": sizes.steps}
+    from vjepa2_hf.modeling_layers import bfloat16_instructions
+
+    machine = describe_machine() | {"bfloat16": sorted(bfloat16_instructions() or [])}
+    results: dict[str, Any] = {"machine": machine, "works": {}, "steps": sizes.steps}
     for name, build in build_works(sizes).items():
         print(f"{name} ...", file=sys.stderr, flush=True)
         results["works"][name] = measure_work(build, sizes.rounds)
@@ -390,41 +391,19 @@ def group_of(operator: str) -> str:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="as small as it goes; the numbers mean nothing")
     parser.add_argument("--pushing", type=Path, help="folder of the runs of `make demo`, whose plans are tried, too")
-    parser.add_argument("--output", type=Path, help="JSON file: bfloat16.json beside this file, none with --tiny")
-    parser.add_argument("--table", action="store_true", help="take the results of --output, and measure nothing")
-    parser.add_argument(
-        "--publish", nargs="?", type=Path, const=PAGE, metavar="PAGE", help="write the tables: docs/costs.md"
-    )
-    return parser.parse_args(arguments)
+    return parse_table_options(parser, __file__, arguments)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Measures, writes the JSON, prints the tables and publishes them; returns the results."""
     options = parse_arguments(arguments)
-    from vjepa2_hf.visualization.tables import publish_tables
+    if options.pushing is not None and not options.table:
+        import planning
 
-    results_file = Path(__file__).with_suffix(".json")
-    output = options.output or (None if options.tiny else results_file)
-    if options.table:
-        results = json.loads((output or results_file).read_text(encoding="utf-8"))
-    else:
-        import torch
-
-        from vjepa2_hf.modeling_layers import bfloat16_instructions
-
-        torch.set_num_threads(1)
-        if options.pushing is not None:
-            import planning
-
-            planning.find_model(options.pushing)  # before anything is measured
-        results = measure(TINY if options.tiny else Sizes(), options.pushing)
-        results["machine"]["bfloat16"] = sorted(bfloat16_instructions() or [])
-        if output:
-            write_json(results, output)
-    publish_tables(results, format_tables(results), None, [options.publish] if options.publish else [], "bfloat16")
-    return results
+        planning.find_model(options.pushing)  # before anything is measured
+    sizes = TINY if options.tiny else Sizes()
+    return measure_tables(options, "bfloat16", partial(measure, sizes, options.pushing), format_tables)
 
 
 if __name__ == "__main__":
