@@ -14,6 +14,9 @@ trains the pretrained one along. Pretraining it, on the videos of the same episo
 it. `LeWM-like` replaces the contrast by the mean squared error of the next state and
 SIGReg (arXiv 2603.19312). The weight of SIGReg is chosen by trials on another seed and other tasks. Results go to
 `results/compare_inputs.json` and docs/states.md.
+
+With `--rows` only these rows run, all seeds of them. The others stay as they are in the results file, which also has
+the steps of the first stage and the weight of SIGReg.
 """
 
 import argparse
@@ -102,6 +105,7 @@ def run(options: argparse.Namespace) -> None:
     command = f"{RECORD} --episodes {options.episodes} --num_proc {min(options.jobs, RECORDERS)}"
     fresh = f"{RECORD} --episodes {READ_OUT_EPISODES} --num_proc 1 --seed {READ_OUT_SEED}"
     recordings = {"episodes": command, "read_out": fresh}
+    kept_results(options)  # refuses before anything runs
     records = [partial(shared.record, options.output / name, one) for name, one in recordings.items()]
     study.run_side_by_side(records, options.jobs)
     study.run_side_by_side(queue_of(options), options.jobs)
@@ -110,6 +114,10 @@ def run(options: argparse.Namespace) -> None:
 def queue_of(options: argparse.Namespace) -> list[Callable[[], Any]]:
     """All runs in an order in which those that wait come after those that they wait for: the runs that measure a step,
     then the longest ones; trials come early, the row that they decide last."""
+    if kept_results(options):
+        waits = Waits([], {}, [Future() for _ in range(options.seeds)])
+        rows = [row for row in LONGEST_FIRST if row in options.rows]
+        return [partial(run_model, options, row, seed, waits) for row in rows for seed in range(options.seeds)]
     measured = [row for row in ROWS if row != PRETRAINED]  # a step costs as much with a random encoder
     speeds = {(steps, row): Future() for steps in reversed(SPEED_STEPS) for row in measured}
     trials = {weight: Future() for weight in TRIAL_WEIGHTS}
@@ -121,6 +129,23 @@ def queue_of(options: argparse.Namespace) -> list[Callable[[], Any]]:
     queue += first
     queue += [finishing(future, partial(run_trial, options, weight, waits)) for weight, future in trials.items()]
     return queue + [one for runs in others for one in runs]
+
+
+def kept_results(options: argparse.Namespace) -> dict[str, Any] | None:
+    """The results file, whose other rows, steps and weight of SIGReg are kept, where not all rows are to run.
+
+    Raises:
+        ValueError: when there is none with the same settings and all of the other rows.
+    """
+    if set(options.rows) == set(ROWS):
+        return None
+    found = json.loads(options.results.read_text(encoding="utf-8")) if options.results.exists() else {"rows": {}}
+    missing = [row for row in ROWS if row not in found["rows"]]
+    given = {name: getattr(options, name) for name in SETTINGS}
+    if missing or any(found[name] != value for name, value in given.items()):
+        has = f"lacks rows {missing}" if missing else f"has { ({name: found[name] for name in SETTINGS}) }"
+        raise ValueError(f"{options.results} {has}, but only {options.rows} run, with {given}: run all rows.")
+    return found
 
 
 @dataclass(frozen=True)
@@ -165,6 +190,8 @@ def step_seconds(options: argparse.Namespace) -> dict[str, float]:
 
 def steps_of(options: argparse.Namespace, row: str) -> int:
     """Steps of the first stage that fit into its time."""
+    if kept := kept_results(options):
+        return kept["rows"][row]["steps"]
     return max(1, int(options.seconds / step_seconds(options)[row]))
 
 
@@ -192,16 +219,20 @@ def run_model(options: argparse.Namespace, row: str, seed: int, waits: Waits) ->
     """A model of a row: its encoder where that is pretrained for it, both stages, planning, and the read-out."""
     runs = study.RunFolder(options.output / f"seed-{seed}")
     settings = {"seed": seed, "max_steps": options.steps}
-    if row == PRETRAINED:
+    kept = kept_results(options)
+    if row == PRETRAINED or (row == ALONG and PRETRAINED not in options.rows):
         finishing(waits.encoders[seed], partial(pretrain, options, runs, seed))()
     if row in (PRETRAINED, ALONG):
         settings["encoder"] = waits.encoders[seed].result()
     if row == LEWM:
-        settings["state.sigreg_weight"] = waits.for_best_weight()
+        settings["state.sigreg_weight"] = kept["sigreg_weight"] if kept else waits.for_best_weight()
     waits.for_speeds()
     settings["state.max_steps"] = steps_of(options, row)
     model = train(options, runs, row, row, settings)
-    planning = {"seed": seed, "first_task": FIRST_TASK + 1000 * seed}
+    planning: dict[str, Any] = {"seed": seed, "first_task": FIRST_TASK + 1000 * seed}
+    manifest = study.manifest_of(options.results, seed)
+    if kept and manifest.exists():  # the tasks of the rows that are kept
+        planning["manifest"] = manifest
     plan(options, runs, row, model, planning | ({"baselines": ["data_policy", "oracle"]} if row == PIXELS else {}))
     read_out = read_out_of(runs.path, row)
     if not read_out.exists():
@@ -278,36 +309,51 @@ def found_frames(folder: Path, row: str) -> float | None:
 
 def collect(options: argparse.Namespace) -> dict[str, Any] | None:
     """Rows over the seeds that each has, their differences over common seeds, and what everything cost."""
-    finished = {row: finished_seeds(options, row) for row in ROWS}
+    kept = kept_results(options) or {}
+    finished = {row: finished_seeds(options, row) for row in options.rows}
     if not all(finished.values()):
         return None
-    seconds, rows = step_seconds(options), {}
+    seconds = {} if kept else step_seconds(options)
+    rows = dict(kept.get("rows", {}))
     for row, folders in finished.items():
         success = [success_of(planned(folder, row), row) for folder in folders]
         probes = study.read_results(read_out_of(folder, row) for folder in folders)
-        rows[row] = {"success": study.over_seeds(success)}
-        rows[row] |= {name: study.over_seeds([probe[name] for probe in probes]) for name in READ_OUT}
-        rows[row] |= {"steps": steps_of(options, row), "step_seconds": seconds[row]}
-        rows[row]["training_core_seconds"] = [study.RunFolder(folder).core_times[row] for folder in folders]
-        rows[row]["found_frames"] = [found_frames(folder, row) for folder in folders]
-    first = [json.loads(planned(folder, PIXELS).read_text(encoding="utf-8"))["rows"] for folder in finished[PIXELS]]
-    baselines = [{one["name"]: one["success"] for one in found if one["name"] != PIXELS} for found in first]
-    trials = {}
-    for weight in TRIAL_WEIGHTS:
-        results = planned(options.output / f"trial_{study.slug(str(weight))}", LEWM)
-        trials[weight] = success_of(results, LEWM)
-    study.copy_manifests(options.output, options.results, study.slug(f"plan {PIXELS}"))
-    return {
-        "seeds": max(len(folders) for folders in finished.values()),
-        "rows": rows,
-        "baselines": {name: study.over_seeds([one[name] for one in baselines]) for name in baselines[0]},
-        "differences": study.paired(rows, "success", PAIRS),
-        "pretraining_core_seconds": [
-            study.RunFolder(folder).core_times["pretrain"] for folder in finished[PRETRAINED]
-        ],
-        "trials": {str(weight): success for weight, success in trials.items()},
-        "sigreg_weight": best_weight(trials),
+        found = {"success": study.over_seeds(success)}
+        found |= {name: study.over_seeds([probe[name] for probe in probes]) for name in READ_OUT}
+        found |= {
+            "steps": steps_of(options, row),
+            "step_seconds": (kept["rows"][row]["step_seconds"] if kept else seconds[row]),
+        }
+        found["training_core_seconds"] = [study.RunFolder(folder).core_times[row] for folder in folders]
+        found["found_frames"] = [found_frames(folder, row) for folder in folders]
+        rows[row] = found
+    results = {
+        name: kept[name] for name in ("baselines", "pretraining_core_seconds", "trials", "sigreg_weight") if kept
     }
+    if PIXELS in finished:
+        results["baselines"] = collect_baselines(finished[PIXELS])
+        study.copy_manifests(options.output, options.results, study.slug(f"plan {PIXELS}"))
+    if PRETRAINED in finished:
+        cores = [study.RunFolder(folder).core_times["pretrain"] for folder in finished[PRETRAINED]]
+        results["pretraining_core_seconds"] = cores
+    if not kept:
+        results |= collect_trials(options)
+    seeds = max(len(row["success"]["by_seed"]) for row in rows.values())
+    rows = {name: rows[name] for name in ROWS}
+    return {"seeds": seeds, "rows": rows, "differences": study.paired(rows, "success", PAIRS)} | results
+
+
+def collect_baselines(folders: list[Path]) -> dict[str, Any]:
+    """Success of the methods without a world model, by name."""
+    found = [json.loads(planned(folder, PIXELS).read_text(encoding="utf-8"))["rows"] for folder in folders]
+    success = [{one["name"]: one["success"] for one in rows if one["name"] != PIXELS} for rows in found]
+    return {name: study.over_seeds([one[name] for one in success]) for name in success[0]}
+
+
+def collect_trials(options: argparse.Namespace) -> dict[str, Any]:
+    folders = {weight: options.output / f"trial_{study.slug(str(weight))}" for weight in TRIAL_WEIGHTS}
+    trials = {weight: success_of(planned(folder, LEWM), LEWM) for weight, folder in folders.items()}
+    return {"trials": {str(weight): one for weight, one in trials.items()}, "sigreg_weight": best_weight(trials)}
 
 
 def finished_seeds(options: argparse.Namespace, row: str) -> list[Path]:
@@ -380,8 +426,10 @@ SETTINGS = {
     "pretrain_steps": (300, "steps of pretraining"),
     "tasks": (100, "tasks of planning per seed"),
 }
-SEEDS = {"seeds": (5, "training seeds")}
-STUDY = study.Study("compare_inputs", __doc__, run, collect, format_tables, ["docs/states.md"], SETTINGS, SEEDS)
+SEEDS, CHOICES = {"seeds": (5, "training seeds")}, {"rows": (tuple(ROWS), tuple(ROWS))}
+STUDY = study.Study(
+    "compare_inputs", __doc__, run, collect, format_tables, ["docs/states.md"], SETTINGS, SEEDS, CHOICES
+)
 
 
 if __name__ == "__main__":

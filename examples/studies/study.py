@@ -207,10 +207,14 @@ def copy_manifests(folder: Path, results: Path, plan: str = "plan", name: str = 
     """Copies `FOLDER/seed-*/PLAN/manifest.json`, the tasks of each seed, to `manifests/` beside a results file; `name`
     is part of the names of the copies."""
     for path in sorted(folder.glob(f"seed-*/{plan}/manifest.json")):
-        seed = path.relative_to(folder).parts[0]
-        target = results.parent / "manifests" / "-".join(filter(None, (results.stem, name, f"{seed}.json")))
+        target = manifest_of(results, int(path.relative_to(folder).parts[0].removeprefix("seed-")), name)
         target.parent.mkdir(parents=True, exist_ok=True)
         write_text(target, path.read_text(encoding="utf-8"))
+
+
+def manifest_of(results: Path, seed: int, name: str = "") -> Path:
+    """Where `copy_manifests` puts the tasks of a seed."""
+    return results.parent / "manifests" / "-".join(filter(None, (results.stem, name, f"seed-{seed}.json")))
 
 
 def over_seeds(values: list[float], interval: Callable = seed_interval) -> dict[str, Any]:

@@ -106,6 +106,33 @@ def test_a_row_that_lacks_seeds_is_compared_over_those_it_has(runs, run_study, t
     assert f"3 training seeds (2 of {row})" in page
 
 
+def test_a_row_can_be_measured_again_with_the_steps_and_the_tasks_of_the_others(runs, run_study, tmp_path, capsys):
+    row, other = compare_inputs.LEWM, tmp_path / "again"
+    run_study(compare_inputs.STUDY, "--jobs", "1", "--seeds", "1", "--seconds", "40")
+    before = json.loads((tmp_path / "results.json").read_text())
+    runs.clear()
+    more = ["--jobs", "1", "--seconds", "40", "--rows", row, "--output", str(other)]
+    page = run_study(compare_inputs.STUDY, "--seeds", "3", *more)
+    assert [one[1] for one in runs] == ["record episodes", "record read_out", *[row, f"plan {row}"] * 3]
+    settings = {(one[0].name, one[1]): one[3] for one in runs}
+    for seed in range(3):
+        trained, planned = (settings[f"seed-{seed}", name] for name in (row, f"plan {row}"))
+        assert int(trained["state.max_steps"]) == before["rows"][row]["steps"]
+        assert float(trained["state.sigreg_weight"]) == before["sigreg_weight"]
+        manifest = tmp_path / "manifests" / f"results-seed-{seed}.json"
+        assert planned.get("manifest") == (str(manifest) if seed == 0 else None)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert list(found["rows"]) == list(compare_inputs.ROWS) and found["trials"] == before["trials"]
+    assert found["rows"][row]["success"]["by_seed"] == pytest.approx([0.5, 0.51, 0.52])
+    assert {k: v for k, v in found["rows"].items() if k != row} == {
+        k: v for k, v in before["rows"].items() if k != row
+    }
+    assert "3 training seeds (1 of " in page
+    with pytest.raises(SystemExit):
+        run_study(compare_inputs.STUDY, *more, "--seconds", "50", "--output", str(tmp_path / "third"))
+    assert "'seconds': 40" in (error := capsys.readouterr().err) and "'seconds': 50" in error and "all rows" in error
+
+
 def test_only_the_pretrained_rows_read_the_pretrained_encoder(runs, run_only):
     run_only(compare_inputs.STUDY, "--seeds", "1")
     trained = {one[1]: one[3] for one in runs if one[2] == "train_world_model.py" and one[0].name == "seed-0"}
