@@ -312,7 +312,9 @@ def build_cost(cost: Any) -> Cost:
     return from_spec(cost, COSTS, "cost")
 
 
-def choose_cost(cost: Any, distance: str | None, uncertainty_weight: float, has_goal: bool, has_rewards: bool) -> Cost:
+def cost_of_arguments(
+    cost: Any, distance: str | None, uncertainty_weight: float, has_goal: bool, has_rewards: bool
+) -> Cost:
     """The cost that the arguments of [`VJepa2WorldModel.score`] describe."""
     if cost is not None and distance is not None:
         raise ValueError(f"both cost and distance={distance!r} were given; the distance is a part of the cost.")

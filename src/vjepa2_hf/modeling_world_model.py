@@ -14,7 +14,7 @@ from torch import nn
 
 from .configuration_world_model import VJepa2WorldModelConfig
 from .modeling_base import TargetEncoderMixin, VJepa2PreTrainedModel
-from .modeling_costs import check_distance_head, choose_cost, fit_whitening, keep_whitening
+from .modeling_costs import check_distance_head, cost_of_arguments, fit_whitening, keep_whitening
 from .modeling_dynamics import DYNAMICS, VJepa2WorldModelOutput, init_dynamics
 from .modeling_embodiments import (
     add_embodiment,
@@ -411,7 +411,7 @@ class VJepa2WorldModel(TargetEncoderMixin, VJepa2PreTrainedModel):
             (B, J), lower is better.
         """
         check_chunk_size(candidate_chunk_size)
-        terms = choose_cost(cost, distance, uncertainty_weight, goal is not None, self.config.reward_head)
+        terms = cost_of_arguments(cost, distance, uncertainty_weight, goal is not None, self.config.reward_head)
         check_scored(observation, goal, goal_views, num_samples, generator)
         latents, views = self._as_latents(observation, views, None, "observation", "views")
         if goal is not None:

@@ -72,7 +72,10 @@ class TestDetector:
         one, two = detector(video), loaded(video)
         assert np.allclose(one["frame_scores"], two["frame_scores"], atol=1e-3, equal_nan=True)
         assert one["threshold"] == two["threshold"]
-        assert pipeline(TASK, model=str(tmp_path), device="cpu", top_fraction=0.5).calibration is None
+        other = pipeline(TASK, model=str(tmp_path), device="cpu", top_fraction=0.5)
+        assert other.calibration is None
+        other.save_pretrained(tmp_path)  # the calibration in the folder is of other settings
+        assert pipeline(TASK, model=str(tmp_path), device="cpu").calibration is None
 
     def test_named_scores_beside_the_old_ones(self, model, processor, video, tmp_path):
         names = ["change", "reversal", "error"]

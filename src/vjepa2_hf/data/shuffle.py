@@ -53,7 +53,7 @@ class Row(NamedTuple):
     """Bytes of its videos and images; 0 for paths."""
 
 
-class Run(NamedTuple):
+class RowRange(NamedTuple):
     """Rows of a shard that follow one another."""
 
     first: int
@@ -133,7 +133,7 @@ class Layout:
         team = self.team_size(readers)
         return self._orders[epoch][reader // team :: readers // team]
 
-    def runs(self, epoch: int, reader: int, readers: int, position: int) -> list[Run]:
+    def runs(self, epoch: int, reader: int, readers: int, position: int) -> list[RowRange]:
         """The runs that a reader reads of the shard at a position in its order."""
         shard, team = int(self.shards(epoch, reader, readers)[position]), self.team_size(readers)
         runs = self.shard_runs(shard)
@@ -154,18 +154,18 @@ class Layout:
         takers = _permutation(readers, self.seed, epoch // readers, shard, row // readers)
         return takers[(row + epoch) % readers] == reader
 
-    def shard_runs(self, shard: int) -> list[Run]:
+    def shard_runs(self, shard: int) -> list[RowRange]:
         """All runs of a shard."""
         metadata = self._read_metadata(shard) if self.shuffled and self.source.kind == "parquet" else None
         if metadata is None:
-            return [Run(0, None)]
+            return [RowRange(0, None)]
         runs, first = [], 0
         for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)
             least = max(BLOCK_ROWS, math.ceil(group.total_byte_size / BYTES_PER_ROW))
             parts = max(group.num_rows // least, 1)
             bounds = [group.num_rows * part // parts for part in range(parts + 1)]
-            runs += [Run(first + low, high - low) for low, high in itertools.pairwise(bounds) if high > low]
+            runs += [RowRange(first + low, high - low) for low, high in itertools.pairwise(bounds) if high > low]
             first += group.num_rows
         return runs
 
@@ -185,7 +185,7 @@ class Layout:
         self._metadata.pop(shard, None)
 
     def read_run(
-        self, shard: int, run: Run, is_wanted: Callable[[int], bool] = lambda row: True
+        self, shard: int, run: RowRange, is_wanted: Callable[[int], bool] = lambda row: True
     ) -> Iterator[tuple[int, dict]]:
         """(row number, row) of the wanted rows of a run that has a count."""
         return self.source.read(shard, run.first, is_wanted, run.first + run.count)
@@ -220,7 +220,7 @@ class RowOrder:
         self.ahead: list[Row] = []  # of the next epoch
         self._bytes = 0  # of both
         self.current: tuple[int, int] | None = None  # the row that was sampled last, (shard, row)
-        self._runs: dict[tuple, list[Run]] = {}  # of the open shards
+        self._runs: dict[tuple, list[RowRange]] = {}  # of the open shards
         self._iterators: dict[tuple, Iterator] = {}  # of the runs that are read in pieces
         self._start = state or {}
         self._first_whole = self._start.get("next_epoch", 0)
@@ -374,12 +374,12 @@ class RowOrder:
         for shard, group in itertools.groupby(sorted(pairs), lambda pair: pair[0]):
             wanted = {row for _, row in group}
             runs = self.layout.shard_runs(shard)
-            if runs[:1] == [Run(0, None)]:
-                runs = [Run(min(wanted), max(wanted) + 1 - min(wanted))]
+            if runs[:1] == [RowRange(0, None)]:
+                runs = [RowRange(min(wanted), max(wanted) + 1 - min(wanted))]
             for run in runs:
                 inside = wanted.intersection(range(run.first, run.first + run.count))
                 if inside:
-                    last = Run(min(inside), max(inside) + 1 - min(inside))
+                    last = RowRange(min(inside), max(inside) + 1 - min(inside))
                     for number, values in self.layout.read_run(shard, last, inside.__contains__):
                         found[shard, number] = values
         for pair in pairs:

@@ -16,6 +16,7 @@ from ..modeling_masked_latent import VJepa2ForMaskedLatentPrediction
 from ..specs import check_count, check_flag, check_number, is_integer, refuse
 from ..video_processing_vjepa2 import VJepa2VideoProcessor
 from .anomaly_scores import (
+    CALIBRATION_FILE,
     SCORES,
     Calibration,
     calibrate,
@@ -195,9 +196,14 @@ class VJepa2AnomalyDetector(VideoPipeline):
         return figure
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
-        """Saves model, video processor and calibration; `pipeline("video-anomaly-detection", model=…)` loads them."""
+        """Saves model, video processor and calibration; `pipeline("video-anomaly-detection", model=…)` loads them.
+
+        A detector without a calibration removes the one in the folder, which is of other weights or settings.
+        """
         super().save_pretrained(save_directory, **kwargs)
-        if self.calibration is not None:
+        if self.calibration is None:
+            (Path(save_directory) / CALIBRATION_FILE).unlink(missing_ok=True)
+        else:
             self.calibration.save(save_directory)
 
     def preprocess(self, video: Any) -> dict[str, Any]:
