@@ -15,7 +15,8 @@ on (planning_models.py); then measure on an idle machine.
 Every variant plans the tasks of `examples/plan.py` one at a time, on one thread. All variants finish a task before the
 next one begins, in an order that rotates, so that their times are of the same minute. A variant matches if its success
 rate is at least that of the default less 0.02. The cheapest that matches on the choice tasks is then measured with the
-default on other tasks. Writes `planning.json` and, with `--publish`, the tables of docs/planning.md.
+default on other tasks, and so is the one with the highest success. Writes `planning.json` and, with `--publish`, the
+tables of docs/planning.md.
 """
 
 import argparse
@@ -195,12 +196,13 @@ def measure(config: Any, names: list[str], first: int, count: int) -> dict[str, 
 
 def choose(rows: dict[str, dict[str, Any]]) -> tuple[str, list[str]]:
     """The cheapest variant that matches and needs nothing but the default's model; and the rows to report: the
-    default, this one, and the cheapest of all that match."""
+    default, this one, the cheapest of all that match, and the most successful one (of equal ones the cheapest)."""
     matching = sorted(
         (name for name in rows if rows[name]["matches"]), key=lambda name: rows[name]["cpu_milliseconds"]
     )
     best = next(name for name in matching if not VARIANTS[name].folders)  # the default itself matches
-    return best, list(dict.fromkeys([DEFAULT, best, matching[0]]))
+    highest = max(matching, key=lambda name: rows[name]["success"])
+    return best, list(dict.fromkeys([DEFAULT, best, matching[0], highest]))
 
 
 def measure_environment(environment: str, runs: Path, options: argparse.Namespace) -> dict[str, Any]:

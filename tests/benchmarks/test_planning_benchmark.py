@@ -79,11 +79,13 @@ def test_all_variants_plan_the_same_tasks_and_the_tables_are_published(planning,
 
 
 def test_a_variant_matches_within_two_points_and_the_cheapest_is_chosen(planning):
-    def row(milliseconds, matches):
-        return {"cpu_milliseconds": milliseconds, "matches": matches}
+    def row(milliseconds, matches, success=0.5):
+        return {"cpu_milliseconds": milliseconds, "matches": matches, "success": success}
 
-    rows = {"default": row(9, True), "stopping": row(5, True), "proposals": row(3, True), "cloning": row(1, False)}
+    rows = {"default": row(9, True), "stopping": row(5, True), "proposals": row(3, True), "cloning": row(1, False, 0)}
     assert planning.choose(rows) == ("stopping", ["default", "stopping", "proposals"])  # proposals need a policy
+    rows |= {"icem": row(8, True, 0.7), "actor": row(7, True, 0.7)}  # the highest success, and the cheaper of both
+    assert planning.choose(rows) == ("stopping", ["default", "stopping", "proposals", "actor"])
     rows = {"default": row(9, True), "stopping": row(5, False), "cloning": row(1, False)}
     assert planning.choose(rows) == ("default", ["default"])
 
