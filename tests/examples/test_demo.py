@@ -1,7 +1,6 @@
 """The demo: its commands run in order, in parallel where they should, and only if their result is missing."""
 
 import json
-import sys
 
 import demo
 import pytest
@@ -10,14 +9,27 @@ from plan import PlanConfig
 from vjepa2_hf.training.settings import load_config
 
 
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    monkeypatch.setattr(demo, "PRELOADED", [])
+    for name in (*demo.ALLOCATOR, "OMP_NUM_THREADS"):  # `run` sets them
+        monkeypatch.setenv(name, "1")
+
+
+def script(path, code: str, *arguments: str) -> list[str]:
+    path.write_text(code)
+    return [str(path), *arguments]
+
+
 def writes(path) -> list[str]:
-    return ["-c", f"import pathlib; pathlib.Path({str(path)!r}).write_text('x')"]
+    code = "import pathlib, sys, torch; pathlib.Path(sys.argv[1]).write_text(str(torch.get_num_threads()))"
+    return script(path.parent / f"write_{path.name}.py", code, str(path))
 
 
 def test_commands_run_in_parallel_and_finished_ones_are_skipped(tmp_path, capfd):
     commands = [(name, tmp_path / name, writes(tmp_path / name)) for name in ("a", "b")]
     demo.run(tmp_path, 2, "two commands", *commands)
-    assert (tmp_path / "a").exists() and (tmp_path / "b").exists()
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == "1"  # thread of two
     assert list(json.loads((tmp_path / "timings.json").read_text())) == ["two commands"]
     (tmp_path / "b").unlink()
     assert "done already" not in capfd.readouterr().out
@@ -29,7 +41,7 @@ def test_commands_run_in_parallel_and_finished_ones_are_skipped(tmp_path, capfd)
 def test_a_failing_command_stops_the_demo_and_its_log_is_named(tmp_path):
     commands = [
         ("fine", tmp_path / "fine", writes(tmp_path / "fine")),
-        ("broken", tmp_path / "never", ["-c", "raise SystemExit('no such thing')"]),
+        ("broken", tmp_path / "never", script(tmp_path / "broken.py", "raise SystemExit('no such thing')")),
     ]
     with pytest.raises(SystemExit, match="broken.*broken.log"):
         demo.run(tmp_path, 1, "two commands", *commands)
@@ -58,4 +70,4 @@ def test_demo_runs_every_script_in_order(tmp_path, monkeypatch):
     assert demo.DISTANCE_HEAD in commands[2] and demo.DISTANCE_HEAD in commands[3]
     plan = load_config(PlanConfig, commands[4][2], commands[4][3:])
     assert plan.planner == {"cost": "closest"} and plan.distance is None  # the planner refuses both
-    assert sys.executable not in commands[0]  # `run` adds the interpreter
+    assert plan.solver["num_candidates"] * plan.solver["num_iterations"] < 100
