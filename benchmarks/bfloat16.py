@@ -1,7 +1,7 @@
 """CPU time and results in bfloat16 next to float32: encoder, steps of pretraining and of a world model, CEM plan.
 
     python benchmarks/bfloat16.py --publish                        # minutes on 2 idle cores
-    python benchmarks/bfloat16.py --pushing runs/demo --publish    # after `make demo`: also the success of its plans
+    python benchmarks/bfloat16.py --pushing runs/demo --publish    # after `make demo`: also the success of plans
     python benchmarks/bfloat16.py --table --publish                # measures nothing: the tables of the JSON again
     python benchmarks/bfloat16.py --tiny                           # seconds; the numbers mean nothing
 
@@ -272,7 +272,7 @@ def measure_losses(build: Callable[..., Callable[[], float]], steps: int) -> lis
 
 
 def measure_success(runs: Path, tasks: int) -> dict[str, Any]:
-    """Success and CPU time of the plans of `make demo` in both types, on the same tasks."""
+    """Success and CPU time of plans with the world model of `make demo` in both types, on the same tasks."""
     sys.path.insert(0, str(ROOT / "examples"))
     import planning
 
@@ -329,7 +329,9 @@ def format_tables(results: dict[str, Any]) -> str:
             f"{one['success']:.3f} ({one['low']:.3f} to {one['high']:.3f}), {one['cpu_milliseconds']:.1f} ms per plan"
         )
         title = "bfloat16" if one["title"] == "bfloat16" else "float32"
-        agreement.append(["plans of the demo", f"success in {title}, {results['success']['tasks']} tasks", text])
+        agreement.append(
+            ["plans with the demo's model", f"success in {title}, {results['success']['tasks']} tasks", text]
+        )
     titles = ["work", "float32, ms", "bfloat16, ms", "float32 / bfloat16", "of a product", "fraction of that"]
     blocks = [
         f"{machine['processor']} ({instructions}), one thread, torch {machine['torch']}. CPU time, medians of "
@@ -391,7 +393,9 @@ def group_of(operator: str) -> str:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pushing", type=Path, help="folder of the runs of `make demo`, whose plans are tried, too")
+    parser.add_argument(
+        "--pushing", type=Path, help="folder of the runs of `make demo`, with whose model plans are tried"
+    )
     return parse_table_options(parser, __file__, arguments)
 
 

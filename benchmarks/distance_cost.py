@@ -4,7 +4,7 @@
     python benchmarks/distance_cost.py --model runs/demo/world_model_distance/final
 
 Plans in turn with `LatentDistance()` and with the default of `Closest()`, which adds the temporal distance, on one
-thread: CEM with the demo's 128 candidates, 3 iterations and 3 steps, and both images encoded. Prints the median ratio
+thread: CEM with 128 candidates, 3 iterations and 3 steps, and both images encoded. Prints the median ratio
 of paired rounds and its quartiles, and writes the section `distance_cost` of `results.json`.
 """
 

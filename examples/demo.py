@@ -7,8 +7,8 @@
     python examples/demo.py [--output runs/demo] [--config-dir examples/configs/demo]
 
 It runs the scripts that a user would run, with the settings of `configs/demo`, on the CPU and without the Hub; the two
-world models train in parallel. What the scripts import is imported once, by Python's forkserver: each of them would
-take seconds for it. A stopped demo continues where it was; a finished one is only reported again. The result is
+world models train in parallel. Python's forkserver imports PyTorch and transformers once for all scripts, because
+each import takes seconds. A stopped demo continues where it was; a finished one is only reported again. The result is
 `OUTPUT/report.html`, with an animation of the planner in `OUTPUT/demo.gif`.
 """
 
@@ -30,8 +30,8 @@ RANDOM_ENCODER = (
 )
 SHORTER = "max_steps=2400"  # the config has more steps
 DISTANCE_HEAD = "world_model.distance_head=true"  # 7 seconds more
-# The closest approach by latent and learned distance, and the small search that this allows (docs/planning.md): on 200
-# tasks that are not reported (first_task=300000, one training seed) it reached 186 goals, 128 candidates reached 185
+# The closest approach by latent and learned distance, searched with a quarter of the usual candidates. Chosen on other
+# tasks: docs/planning.md
 SEARCH = ["distance=null", "planner={cost: closest}"]
 SEARCH += ["solver={name: cem, horizon: 3, num_candidates: 32, num_iterations: 3}"]
 PRELOADED = ["datasets", "evaluate", "vjepa2_hf.environments", "vjepa2_hf.training.run"]  # what scripts import
@@ -52,8 +52,9 @@ def run(output: Path, threads: int, title: str, *commands: Command) -> None:
         return
     logs, timings_path, started = output / "logs", output / "timings.json", time.perf_counter()
     logs.mkdir(parents=True, exist_ok=True)
-    os.environ.update(ALLOCATOR, OMP_NUM_THREADS=str(threads))  # read when the forkserver starts
-    context = multiprocessing.get_context("forkserver")
+    os.environ.update(ALLOCATOR, OMP_NUM_THREADS="1")  # read when the forkserver starts; torch has threads of its own
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else None)  # not on Windows
     context.set_forkserver_preload(PRELOADED)
     processes = {}
     for number, (name, command) in enumerate(missing):
@@ -79,7 +80,7 @@ def run_script(command: list[str], threads: int, log: Path | None) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # of its own processes
+    multiprocessing.set_start_method(None, force=True)  # its own processes start as without the forkserver
     sys.argv, sys.path[0] = command, str(Path(command[0]).parent)
     runpy.run_path(command[0], run_name="__main__")
 

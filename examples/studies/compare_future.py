@@ -109,9 +109,9 @@ def summarize_errors(runs: list[dict[str, Any]], metric: str) -> dict[str, dict[
 @study.markdown
 def format_tables(results: dict[str, Any]) -> Iterator[str | tuple]:
     tables = [table for found in results["future"].values() for table in found.values()]
-    several = any(len(value["by_seed"]) > 1 for table in tables for row in table.values() for value in row.values())
-    seeds = "means over seeds (95 % interval over seeds)" if several else "1 training seed"
-    yield f"{results['steps']} steps of pretraining; {seeds}."
+    most = max((len(one["by_seed"]) for table in tables for row in table.values() for one in row.values()), default=0)
+    means = ": mean (95 % interval over seeds)" if most > 1 else ""
+    yield f"{results['steps']} steps of pretraining; {study.counted(most, 'training seed')}{means}."
     for metric, title in METRICS.items():
         yield f"{title} divided by that of copying the last tubelet, by frames after the past:"
         yield (

@@ -15,8 +15,8 @@ it. `LeWM-like` replaces the contrast by the mean squared error of the next stat
 SIGReg (arXiv 2603.19312). The weight of SIGReg is chosen by trials on another seed and other tasks. Results go to
 `results/compare_inputs.json` and docs/states.md.
 
-With `--rows` only these rows run, all seeds of them. The others stay as they are in the results file, which also has
-the steps of the first stage and the weight of SIGReg.
+`--rows` measures some rows again, with all of their seeds. The other rows stay as they are in the results file, and so
+do the steps of the first stage and the weight of SIGReg. A row is replaced once it has as many seeds as before.
 """
 
 import argparse
@@ -141,10 +141,13 @@ def kept_results(options: argparse.Namespace) -> dict[str, Any] | None:
         return None
     found = json.loads(options.results.read_text(encoding="utf-8")) if options.results.exists() else {"rows": {}}
     missing = [row for row in ROWS if row not in found["rows"]]
-    given = {name: getattr(options, name) for name in SETTINGS}
-    if missing or any(found[name] != value for name, value in given.items()):
-        has = f"lacks rows {missing}" if missing else f"has { ({name: found[name] for name in SETTINGS}) }"
-        raise ValueError(f"{options.results} {has}, but only {options.rows} run, with {given}: run all rows.")
+    if missing:
+        raise ValueError(f"{options.results} lacks the rows {missing}: first run all rows, without --rows.")
+    given, has = ({name: source[name] for name in SETTINGS} for source in (vars(options), found))
+    if given != has:
+        raise ValueError(f"{options.results} was measured with {has}, --rows with {given}: give the same settings.")
+    if ALONG in options.rows and PRETRAINED not in options.rows:
+        raise ValueError(f"{ALONG!r} starts from the encoder of {PRETRAINED!r}: give both to --rows.")
     return found
 
 
@@ -220,7 +223,7 @@ def run_model(options: argparse.Namespace, row: str, seed: int, waits: Waits) ->
     runs = study.RunFolder(options.output / f"seed-{seed}")
     settings = {"seed": seed, "max_steps": options.steps}
     kept = kept_results(options)
-    if row == PRETRAINED or (row == ALONG and PRETRAINED not in options.rows):
+    if row == PRETRAINED:
         finishing(waits.encoders[seed], partial(pretrain, options, runs, seed))()
     if row in (PRETRAINED, ALONG):
         settings["encoder"] = waits.encoders[seed].result()
@@ -310,26 +313,23 @@ def found_frames(folder: Path, row: str) -> float | None:
 def collect(options: argparse.Namespace) -> dict[str, Any] | None:
     """Rows over the seeds that each has, their differences over common seeds, and what everything cost."""
     kept = kept_results(options) or {}
-    finished = {row: finished_seeds(options, row) for row in options.rows}
-    if not all(finished.values()):
-        return None
-    seconds = {} if kept else step_seconds(options)
     rows = dict(kept.get("rows", {}))
+    seeds = {row: len(rows[row]["success"]["by_seed"]) if kept else 1 for row in options.rows}  # at least
+    finished = {row: finished_seeds(options, row) for row in options.rows}
+    finished = {row: folders for row, folders in finished.items() if len(folders) >= seeds[row]}
+    if not finished or (not kept and len(finished) < len(ROWS)):
+        return None
+    seconds = {row: one["step_seconds"] for row, one in rows.items()} if kept else step_seconds(options)
     for row, folders in finished.items():
         success = [success_of(planned(folder, row), row) for folder in folders]
         probes = study.read_results(read_out_of(folder, row) for folder in folders)
         found = {"success": study.over_seeds(success)}
         found |= {name: study.over_seeds([probe[name] for probe in probes]) for name in READ_OUT}
-        found |= {
-            "steps": steps_of(options, row),
-            "step_seconds": (kept["rows"][row]["step_seconds"] if kept else seconds[row]),
-        }
+        found |= {"steps": steps_of(options, row), "step_seconds": seconds[row]}
         found["training_core_seconds"] = [study.RunFolder(folder).core_times[row] for folder in folders]
         found["found_frames"] = [found_frames(folder, row) for folder in folders]
         rows[row] = found
-    results = {
-        name: kept[name] for name in ("baselines", "pretraining_core_seconds", "trials", "sigreg_weight") if kept
-    }
+    results = {name: value for name, value in kept.items() if name not in ("seeds", "rows", "differences", *SETTINGS)}
     if PIXELS in finished:
         results["baselines"] = collect_baselines(finished[PIXELS])
         study.copy_manifests(options.output, options.results, study.slug(f"plan {PIXELS}"))
@@ -338,9 +338,9 @@ def collect(options: argparse.Namespace) -> dict[str, Any] | None:
         results["pretraining_core_seconds"] = cores
     if not kept:
         results |= collect_trials(options)
-    seeds = max(len(row["success"]["by_seed"]) for row in rows.values())
     rows = {name: rows[name] for name in ROWS}
-    return {"seeds": seeds, "rows": rows, "differences": study.paired(rows, "success", PAIRS)} | results
+    most = max(len(row["success"]["by_seed"]) for row in rows.values())
+    return {"seeds": most, "rows": rows, "differences": study.paired(rows, "success", PAIRS)} | results
 
 
 def collect_baselines(folders: list[Path]) -> dict[str, Any]:

@@ -444,7 +444,9 @@ class Study:
         for name, (default, text) in own.items():
             parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{text} (default: {default})")
         for name, (values, default) in self.choices.items():
-            parser.add_argument(f"--{name}", nargs="+", choices=list(values), default=list(default))
+            text = "all" if tuple(default) == tuple(values) else ", ".join(map(repr, default))
+            given = {"nargs": "+", "choices": list(values), "default": list(default)}
+            parser.add_argument(f"--{name}", **given, help=f"which of them to measure (default: {text})")
         pages = [ROOT / document for document in self.documents]
         parser.add_argument("--documents", type=Path, nargs="*", default=pages, help="pages with markers")
         parser.add_argument("--collect", action="store_true", help="run nothing: publish what was measured so far")

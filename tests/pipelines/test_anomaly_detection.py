@@ -1,5 +1,7 @@
 """The anomaly detector: scores of frames and tubelets, calibration that is kept, what is refused, the picture."""
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
@@ -61,7 +63,7 @@ class TestDetector:
         detector.calibrate(video, quantile=0.5)
         assert detector(video)["is_anomaly"].sum() in range(6, 12)  # of 17 frames half, in tubelets
 
-    def test_saved_and_loaded_with_its_calibration(self, processor, video, tmp_path):
+    def test_saved_and_loaded_with_its_calibration(self, processor, video, tmp_path, monkeypatch):
         detector = VJepa2AnomalyDetector(
             build_masked_latent(normalize_targets="clip"), processor, context_frames=4, device="cpu"
         )
@@ -74,7 +76,11 @@ class TestDetector:
         assert one["threshold"] == two["threshold"]
         other = pipeline(TASK, model=str(tmp_path), device="cpu", top_fraction=0.5)
         assert other.calibration is None
-        other.save_pretrained(tmp_path)  # the calibration in the folder is of other settings
+        with pytest.raises(ValueError, match="full"), monkeypatch.context() as patch:
+            patch.setattr(type(other.model), "save_pretrained", Mock(side_effect=ValueError("full")))
+            other.save_pretrained(tmp_path)
+        assert pipeline(TASK, model=str(tmp_path), device="cpu").calibration is not None
+        other.save_pretrained(tmp_path)  # the calibration in the folder was fitted to other settings
         assert pipeline(TASK, model=str(tmp_path), device="cpu").calibration is None
 
     def test_named_scores_beside_the_old_ones(self, model, processor, video, tmp_path):

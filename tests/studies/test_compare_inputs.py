@@ -130,7 +130,13 @@ def test_a_row_can_be_measured_again_with_the_steps_and_the_tasks_of_the_others(
     assert "3 training seeds (1 of " in page
     with pytest.raises(SystemExit):
         run_study(compare_inputs.STUDY, *more, "--seconds", "50", "--output", str(tmp_path / "third"))
-    assert "'seconds': 40" in (error := capsys.readouterr().err) and "'seconds': 50" in error and "all rows" in error
+    assert "'seconds': 40" in (error := capsys.readouterr().err) and "'seconds': 50" in error and "same set" in error
+    with pytest.raises(SystemExit):  # two of three seeds: the results stay
+        run_study(compare_inputs.STUDY, *more, "--seeds", "2", "--output", str(tmp_path / "fourth"))
+    assert json.loads((tmp_path / "results.json").read_text()) == found
+    with pytest.raises(SystemExit):
+        run_study(compare_inputs.STUDY, "--seconds", "40", "--rows", compare_inputs.ALONG)
+    assert "give both" in capsys.readouterr().err
 
 
 def test_only_the_pretrained_rows_read_the_pretrained_encoder(runs, run_only):

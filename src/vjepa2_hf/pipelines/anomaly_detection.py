@@ -198,12 +198,20 @@ class VJepa2AnomalyDetector(VideoPipeline):
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
         """Saves model, video processor and calibration; `pipeline("video-anomaly-detection", model=…)` loads them.
 
-        A detector without a calibration removes the one in the folder, which is of other weights or settings.
+        The calibration of an earlier detector in the folder is removed first, for it was fitted to other weights or
+        settings. It is put back if the model cannot be saved.
         """
-        super().save_pretrained(save_directory, **kwargs)
-        if self.calibration is None:
-            (Path(save_directory) / CALIBRATION_FILE).unlink(missing_ok=True)
-        else:
+        earlier = Path(save_directory) / CALIBRATION_FILE
+        content = earlier.read_bytes() if earlier.is_file() else None
+        if content is not None:
+            earlier.unlink()
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        except BaseException:
+            if content is not None:
+                earlier.write_bytes(content)
+            raise
+        if self.calibration is not None:
             self.calibration.save(save_directory)
 
     def preprocess(self, video: Any) -> dict[str, Any]:
