@@ -30,7 +30,7 @@ help:
 	.venv/bin/python -m pip install -c constraints.txt -e ".[demo,dev]"
 	touch $@
 
-# The complete pipeline at small scale, about 4 minutes on 2 cores:         python examples/demo.py
+# The complete pipeline at small scale, about 3 minutes on 2 cores:         python examples/demo.py
 demo: $(ENVIRONMENT)
 	$(PYTHON) examples/demo.py
 

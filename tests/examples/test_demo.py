@@ -74,4 +74,4 @@ def test_demo_runs_every_script_in_order(tmp_path, monkeypatch):
     assert demo.DISTANCE_HEAD in commands[2] and demo.DISTANCE_HEAD in commands[3]
     plan = load_config(PlanConfig, commands[4][2], commands[4][3:])
     assert plan.planner == {"cost": "closest"} and plan.distance is None  # the planner refuses both
-    assert plan.solver["num_candidates"] * plan.solver["num_iterations"] < 100
+    assert plan.solver["num_candidates"] == 32 and plan.solver["stop_std"] == 0.25
