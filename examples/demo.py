@@ -81,7 +81,7 @@ def run_script(command: list[str], threads: int, log: Path | None) -> None:
 
     torch.set_num_threads(threads)
     multiprocessing.set_start_method(None, force=True)  # its own processes start as without the forkserver
-    sys.argv, sys.path[0] = command, str(Path(command[0]).parent)
+    sys.argv = command
     runpy.run_path(command[0], run_name="__main__")
 
 
