@@ -23,7 +23,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from bench import describe_machine, measure_tables, parse_table_options, restart_with_fixed_allocator
+from bench import (
+    describe_machine,
+    measure_tables,
+    parse_table_options,
+    restart_with_fixed_allocator,
+    run_with_errors,
+)
 
 
 ACTIONS = 7
@@ -440,4 +446,4 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 if __name__ == "__main__":
     parse_arguments()  # wrong arguments are reported before the restart
     restart_with_fixed_allocator()
-    main()
+    run_with_errors(main)

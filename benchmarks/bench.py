@@ -231,6 +231,13 @@ def measure_tables(
     return results
 
 
+def run_with_errors(function: Callable[[], Any]) -> None:
+    """Calls a `main`; an error of the user ends in one sentence."""
+    from vjepa2_hf.training.settings import exit_on_user_error
+
+    exit_on_user_error(function)()
+
+
 def write_json(results: dict[str, Any], path: Path) -> None:
     """Writes atomically, so that an interrupted run keeps the old results."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -25,12 +25,12 @@ import json
 import sys
 import time
 import vjepa2_cli  # noqa: F401 (a quick --help)
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import describe_machine, restart_with_fixed_allocator, write_json
+from bench import describe_machine, restart_with_fixed_allocator, run_with_errors, write_json
 from planning_models import list_commands
 
 
@@ -291,12 +291,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 def read_results(path: Path) -> dict[str, Any]:
     """What earlier runs wrote."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"environments": {}}
-
-
-def run_with_errors(function: Callable[[], Any]) -> None:
-    from vjepa2_hf.training.settings import exit_on_user_error
-
-    exit_on_user_error(function)()
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

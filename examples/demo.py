@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import time
 from functools import partial
@@ -57,14 +58,21 @@ def run(output: Path, threads: int, title: str, *commands: Command) -> None:
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else None)  # not on Windows
     context.set_forkserver_preload(PRELOADED)
     processes = {}
-    for number, (name, command) in enumerate(missing):
-        log = logs / f"{name}.log" if number else None
-        processes[name] = context.Process(target=run_script, args=(command, max(1, threads // len(missing)), log))
-        processes[name].start()
-    for process in processes.values():
-        process.join()
-    if failed := [name for name, process in processes.items() if process.exitcode]:
-        raise SystemExit(f"{failed[0]} failed; see above or {logs / failed[0]}.log.")
+    try:
+        for number, (name, command) in enumerate(missing):
+            log = logs / f"{name}.log" if number else None
+            processes[name] = context.Process(target=run_script, args=(command, max(1, threads // len(missing)), log))
+            processes[name].start()
+        for process in processes.values():
+            process.join()
+    except BaseException:  # Ctrl-C, or a signal to this process alone
+        for process in processes.values():
+            process.terminate()
+        raise
+    for number, (name, process) in enumerate(processes.items()):
+        if process.exitcode:
+            where = logs / f"{name}.log" if number else "above"
+            raise SystemExit(f"{name} failed (exit code {process.exitcode}); see {where}.")
     timings = json.loads(timings_path.read_text(encoding="utf-8")) if timings_path.exists() else {}
     timings[title] = round(time.perf_counter() - started, 1)
     timings_path.write_text(json.dumps(timings, indent=1), encoding="utf-8")
@@ -125,6 +133,7 @@ def main() -> None:
     parser.add_argument("--config-dir", type=Path, default=EXAMPLES / "configs" / "demo")
     parser.add_argument("--threads", type=int, default=2, help="torch threads, in all processes together")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the running scripts, too
     demo(arguments.output, arguments.config_dir, arguments.threads)
 
 

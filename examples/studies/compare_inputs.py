@@ -105,7 +105,6 @@ def run(options: argparse.Namespace) -> None:
     command = f"{RECORD} --episodes {options.episodes} --num_proc {min(options.jobs, RECORDERS)}"
     fresh = f"{RECORD} --episodes {READ_OUT_EPISODES} --num_proc 1 --seed {READ_OUT_SEED}"
     recordings = {"episodes": command, "read_out": fresh}
-    kept_results(options)  # refuses before anything runs
     records = [partial(shared.record, options.output / name, one) for name, one in recordings.items()]
     study.run_side_by_side(records, options.jobs)
     study.run_side_by_side(queue_of(options), options.jobs)
@@ -139,15 +138,21 @@ def kept_results(options: argparse.Namespace) -> dict[str, Any] | None:
     """
     if set(options.rows) == set(ROWS):
         return None
-    found = json.loads(options.results.read_text(encoding="utf-8")) if options.results.exists() else {"rows": {}}
-    missing = [row for row in ROWS if row not in found["rows"]]
+    found = json.loads(options.results.read_text(encoding="utf-8")) if options.results.exists() else {}
+    missing = [name for name in ("rows", "sigreg_weight", *SETTINGS) if name not in found]
+    missing += [row for row in ROWS if row not in found.get("rows", ())]
     if missing:
-        raise ValueError(f"{options.results} lacks the rows {missing}: first run all rows, without --rows.")
+        raise ValueError(f"{options.results} lacks {missing}: first measure all rows, without --rows.")
     given, has = ({name: source[name] for name in SETTINGS} for source in (vars(options), found))
     if given != has:
         raise ValueError(f"{options.results} was measured with {has}, --rows with {given}: give the same settings.")
     if ALONG in options.rows and PRETRAINED not in options.rows:
         raise ValueError(f"{ALONG!r} starts from the encoder of {PRETRAINED!r}: give both to --rows.")
+    seeds = max(len(found["rows"][row]["success"]["by_seed"]) for row in options.rows)
+    if options.seeds < seeds:
+        raise ValueError(
+            f"--seeds is {options.seeds}, but {options.rows} have {seeds} in {options.results}: give more."
+        )
     return found
 
 
@@ -428,7 +433,9 @@ SETTINGS = {
 }
 SEEDS, CHOICES = {"seeds": (5, "training seeds")}, {"rows": (tuple(ROWS), tuple(ROWS))}
 STUDY = study.Study(
-    "compare_inputs", __doc__, run, collect, format_tables, ["docs/states.md"], SETTINGS, SEEDS, CHOICES
+    *("compare_inputs", __doc__, run, collect, format_tables, ["docs/states.md"]),
+    *(SETTINGS, SEEDS, CHOICES),
+    check=kept_results,
 )
 
 

@@ -421,6 +421,7 @@ class Study:
         choices: options with a list of values: all values and the default ones.
         output: folder of another study, where the paths of runs contain the settings.
         model: the option, if any, that names a model which must exist before anything is run.
+        check: refuses options before anything is written.
     """
 
     name: str
@@ -434,6 +435,7 @@ class Study:
     choices: dict[str, tuple[Sequence[str], Sequence[str]]] = field(default_factory=dict)
     output: str | None = None
     model: str | None = None
+    check: Callable[[argparse.Namespace], Any] | None = None
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         style = argparse.RawDescriptionHelpFormatter
@@ -456,6 +458,8 @@ class Study:
     def main(self, arguments: Sequence[str] | None = None) -> None:
         """Runs what is missing, and writes results and tables."""
         options = self.parse(arguments)
+        if self.check:
+            self.check(options)
         if not options.collect:
             if self.model:
                 refuse_missing_model(getattr(options, self.model))

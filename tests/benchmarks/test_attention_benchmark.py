@@ -35,6 +35,9 @@ def test_all_ways_agree_and_the_page_gets_their_ratios(benchmark, tmp_path, caps
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     assert benchmark.main(["--table", "--output", str(output)]) == results
     assert "| frames | keys | fused kernel with mask, ms | no mask | split |" in capsys.readouterr().out
+    page.write_text("no markers\n")
+    with pytest.raises(ValueError, match=r"page.md has no lines <!-- attention:begin --> .*add them"):
+        benchmark.main(["--table", "--output", str(output), "--publish", str(page)])
 
 
 def test_a_way_that_computes_something_else_is_not_timed(benchmark, monkeypatch):

@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import os
+import time
 
 import demo
 import pytest
@@ -47,9 +49,21 @@ def test_a_failing_command_stops_the_demo_and_its_log_is_named(tmp_path):
         ("fine", tmp_path / "fine", writes(tmp_path / "fine")),
         ("broken", tmp_path / "never", script(tmp_path / "broken.py", "raise SystemExit('no such thing')")),
     ]
-    with pytest.raises(SystemExit, match="broken.*broken.log"):
+    with pytest.raises(SystemExit, match=r"broken failed \(exit code 1\); see .*broken.log"):
         demo.run(tmp_path, 1, "two commands", *commands)
     assert "no such thing" in (tmp_path / "logs" / "broken.log").read_text()
+
+
+def test_a_signal_to_the_demo_alone_ends_its_scripts(tmp_path):
+    """The first script signals the demo, and the second would run for a minute."""
+    first = script(tmp_path / "first.py", f"import os, signal; os.kill({os.getpid()}, signal.SIGINT)")
+    second = script(tmp_path / "second.py", "import time; time.sleep(60)")
+    commands = [("first", tmp_path / "never", first), ("second", tmp_path / "no", second)]
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        demo.run(tmp_path, 2, "two commands", *commands)
+    assert time.monotonic() - started < 50
+    assert not [process for process in multiprocessing.active_children() if process.join(10) or process.is_alive()]
 
 
 def test_demo_runs_every_script_in_order(tmp_path, monkeypatch):

@@ -80,6 +80,11 @@ class TestDetector:
             patch.setattr(type(other.model), "save_pretrained", Mock(side_effect=ValueError("full")))
             other.save_pretrained(tmp_path)
         assert pipeline(TASK, model=str(tmp_path), device="cpu").calibration is not None
+        with pytest.raises(OSError, match="full"), monkeypatch.context() as patch:  # the weights are new already
+            patch.setattr(type(processor), "save_pretrained", Mock(side_effect=OSError("full")))
+            detector.save_pretrained(tmp_path)
+        assert pipeline(TASK, model=str(tmp_path), device="cpu").calibration is None
+        detector.save_pretrained(tmp_path)
         other.save_pretrained(tmp_path)  # the calibration in the folder was fitted to other settings
         assert pipeline(TASK, model=str(tmp_path), device="cpu").calibration is None
 

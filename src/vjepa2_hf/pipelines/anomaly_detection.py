@@ -199,16 +199,17 @@ class VJepa2AnomalyDetector(VideoPipeline):
         """Saves model, video processor and calibration; `pipeline("video-anomaly-detection", model=…)` loads them.
 
         The calibration of an earlier detector in the folder is removed first, for it was fitted to other weights or
-        settings. It is put back if the model cannot be saved.
+        settings. It is put back if saving fails before the weights are replaced.
         """
         earlier = Path(save_directory) / CALIBRATION_FILE
-        content = earlier.read_bytes() if earlier.is_file() else None
-        if content is not None:
+        content, weights = None, _weight_times(save_directory)
+        if earlier.is_file():
+            content = earlier.read_bytes()
             earlier.unlink()
         try:
             super().save_pretrained(save_directory, **kwargs)
         except BaseException:
-            if content is not None:
+            if content is not None and _weight_times(save_directory) == weights:
                 earlier.write_bytes(content)
             raise
         if self.calibration is not None:
@@ -286,6 +287,12 @@ class _Counted:
         for pixels, known in self._source.chunks(*args, **kwargs):
             self.count += len(pixels) - known
             yield pixels, known
+
+
+def _weight_times(folder: str | Path) -> dict[str, int]:
+    """When the files of weights in a folder were written, by name."""
+    files = (file for file in Path(folder).glob("*.safetensors") if file.name != CALIBRATION_FILE)
+    return {file.name: file.stat().st_mtime_ns for file in files}
 
 
 def _settings(config: Any, calibration: Calibration | None, given: dict[str, Any]) -> dict[str, Any]:

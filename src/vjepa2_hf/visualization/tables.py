@@ -25,6 +25,9 @@ def publish_tables(
         write_json(path, results)
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     for document in documents:
-        before, rest = document.read_text(encoding="utf-8").split(begin)
-        write_text(document, f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
+        before, found, rest = document.read_text(encoding="utf-8").partition(begin)
+        _, ended, after = rest.partition(end)
+        if not (found and ended):
+            raise ValueError(f"{document} has no lines {begin} and {end}, between which the tables belong: add them.")
+        write_text(document, f"{before}{begin}\n{text}\n{end}{after}")
     print(text)  # noqa: T201
