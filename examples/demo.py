@@ -8,8 +8,8 @@
 
 It runs the scripts that a user would run, with the settings of `configs/demo`, on the CPU and without the Hub; the two
 world models train in parallel. Python's forkserver imports PyTorch and transformers once for all scripts, because
-each import takes seconds. A stopped demo continues where it was; a finished one is only reported again. The result is
-`OUTPUT/report.html`, with an animation of the planner in `OUTPUT/demo.gif`.
+each import takes seconds. A stopped demo continues from its last checkpoint; a finished one is only reported again.
+The result is `OUTPUT/report.html`, with an animation of the planner in `OUTPUT/demo.gif`.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def demo(output: Path, configs: Path, threads: int) -> None:
 
     def training(file: str, config: str, name: str, *settings: str) -> Command:
         arguments = ["--config", str(configs / config), f"output_dir={output / name}", f"data={episodes}"]
-        return script(file, name, output / name / "final", *arguments, "resume=latest", *settings)
+        return script(file, name, output / name / "final", *arguments, "resume=latest", "save_every=200", *settings)
 
     step = partial(run, output, threads)
     record = ["--env", "vjepa2_hf/Pushing-v0", "--policy", "drawn_to_block", "--episodes", "560", "--num_proc", "2"]
@@ -134,7 +134,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="torch threads, in all processes together")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the running scripts, too
-    demo(arguments.output, arguments.config_dir, arguments.threads)
+    try:
+        demo(arguments.output, arguments.config_dir, arguments.threads)
+    except KeyboardInterrupt:
+        sys.stderr.write("error: interrupted; the same command continues.\n")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
     python examples/extract_features.py MODEL SOURCE_DIR OUT_DIR [--pool clip|frame|tokens] [--batch_size 8]
     torchrun --nproc_per_node 2 examples/extract_features.py MODEL SOURCE_DIR OUT_DIR     # several processes
 
-    rows = datasets.load_dataset("OUT_DIR", split="train")
+    rows = datasets.load_dataset("parquet", data_files="OUT_DIR/*.parquet", split="train")
 
 MODEL is a folder or Hub id that holds an encoder and a processor. SOURCE_DIR is searched recursively. Each video is
 cut into consecutive clips of `--frames` frames; the last clip may be shorter. Each clip is a row with `path`, `clip`

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from vjepa2_hf import VJepa2VideoProcessor
+from vjepa2_hf.data.dataset_card import write_dataset_card
 from vjepa2_hf.data.feature_cache import FeatureCache, finish_cache
 from vjepa2_hf.probing.dense_clips import (
     DenseClip,
@@ -181,6 +182,22 @@ def test_tables_of_images_have_splits_and_name_no_file_elsewhere(tmp_path):
     assert not list(named) and "outside of" in next(iter(named.skipped.values()))
     with pytest.raises(ValueError, match="name them with image_column"):
         LabeledImages(str(tmp_path / "table"))
+
+
+def test_a_table_with_a_card_is_read_anew_when_its_files_change(tmp_path):
+    """`datasets` names the cache of such a folder after the card alone."""
+    write_images(tmp_path / "files", [np.full((8, 12), number, np.uint8) for number in range(3)])
+    columns = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    (tmp_path / "table").mkdir()
+    for numbers in ([0], [1, 2]):
+        files = [
+            [(tmp_path / "files" / part / f"{n}.png").read_bytes() for n in numbers] for part in ("images", "masks")
+        ]
+        rows = [[{"bytes": file, "path": None} for file in part] for part in files]
+        table = datasets.Dataset.from_dict(dict(zip(columns, rows, strict=True)), features=columns)
+        table.to_parquet(tmp_path / "table" / "data-00000.parquet")
+        write_dataset_card(tmp_path / "table", columns, len(numbers))
+        assert [int(clip.labels.max()) for clip in LabeledImages(str(tmp_path / "table"))] == numbers
 
 
 def test_unreadable_images_are_listed(tmp_path):

@@ -80,7 +80,9 @@ class LabeledImages:
         self._rows = _paired_files(data, masks) if masks else self._table(split)
 
     def _table(self, split: str) -> Iterable[dict[str, Any]]:
-        table = datasets.load_dataset(self.data, split=split)
+        # The cache of a folder with a README.md is named after that, and stays when its files change
+        anew = {"download_mode": "force_redownload", "verification_mode": "no_checks"}
+        table = datasets.load_dataset(self.data, split=split, **(anew if Path(self.data).is_dir() else {}))
         missing = [name for name in self.columns if name not in table.column_names]
         if missing:
             raise ValueError(
