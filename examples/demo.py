@@ -29,7 +29,7 @@ RANDOM_ENCODER = (
     "encoder_config={hidden_size: 96, num_hidden_layers: 4, num_attention_heads: 4, crop_size: 64, "
     "initializer_range: 0.1, depth_scaled_init: false}"  # the encoder of configs/demo/pretrain.yaml at step 0
 )
-SHORTER = "max_steps=2400"  # the config has more steps
+SHORTER = ["max_steps=2400", "save_every=800"]  # the config has more steps
 DISTANCE_HEAD = "world_model.distance_head=true"  # 7 seconds more
 # The closest approach by latent and learned distance; 32 candidates until elites agree, as successful as 128 × 3 for a
 # quarter of the time. Chosen on other tasks: docs/planning.md
@@ -106,19 +106,19 @@ def demo(output: Path, configs: Path, threads: int) -> None:
 
     def training(file: str, config: str, name: str, *settings: str) -> Command:
         arguments = ["--config", str(configs / config), f"output_dir={output / name}", f"data={episodes}"]
-        return script(file, name, output / name / "final", *arguments, "resume=latest", "save_every=200", *settings)
+        return script(file, name, output / name / "final", *arguments, "resume=latest", *settings)
 
     step = partial(run, output, threads)
     record = ["--env", "vjepa2_hf/Pushing-v0", "--policy", "drawn_to_block", "--episodes", "560", "--num_proc", "2"]
     recording = script("record_episodes.py", "record", episodes, *record, "--output", str(episodes))
     step("recording episodes of the pushing environment", recording)
-    pretraining = training("pretrain.py", "pretrain.yaml", "pretrain")
+    pretraining = training("pretrain.py", "pretrain.yaml", "pretrain", "save_every=300")
     step("pretraining the encoder by masked latent prediction", pretraining)
     world_model = ("train_world_model.py", "world_model.yaml")
     step(
         "training world models on the pretrained encoder and on a random one",
-        training(*world_model, "world_model", f"encoder={encoder}", SHORTER, DISTANCE_HEAD),
-        training(*world_model, "world_model_random", "encoder=random", RANDOM_ENCODER, SHORTER, DISTANCE_HEAD),
+        training(*world_model, "world_model", f"encoder={encoder}", *SHORTER, DISTANCE_HEAD),
+        training(*world_model, "world_model_random", "encoder=random", RANDOM_ENCODER, *SHORTER, DISTANCE_HEAD),
     )
     plan = ["--config", str(configs / "plan.yaml"), f"output_dir={output / 'plan'}", f"models={json.dumps(models)}"]
     planning = script("plan.py", "plan", output / "plan" / "results.json", *plan, *SEARCH, "videos=8")

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import time
 
 import demo
@@ -59,9 +60,12 @@ def test_a_signal_to_the_demo_alone_ends_its_scripts(tmp_path):
     first = script(tmp_path / "first.py", f"import os, signal; os.kill({os.getpid()}, signal.SIGINT)")
     second = script(tmp_path / "second.py", "import time; time.sleep(60)")
     commands = [("first", tmp_path / "never", first), ("second", tmp_path / "no", second)]
-    started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        demo.run(tmp_path, 2, "two commands", *commands)
+    started, handler = time.monotonic(), signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            demo.run(tmp_path, 2, "two commands", *commands)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert time.monotonic() - started < 50
     assert not [process for process in multiprocessing.active_children() if process.join(10) or process.is_alive()]
 
